@@ -9,7 +9,7 @@ JOBS   ?= auto
 # A run ends with 1 when checks on replies failed: that is a result here, not a reason to stop.
 CHECKS_FAILED := [ $$? -eq 1 ]
 
-.PHONY: help setup demo test test-arm test-ecosystem lint types contracts documents unit fix check bench gpu sweep compare gate train datasets fuzz sanitize docs wheels test-oldest clean
+.PHONY: help setup demo test test-arm test-ecosystem lint types contracts documents unit all-tests fix check bench gpu sweep compare gate train datasets fuzz sanitize docs wheels test-oldest clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,13 +58,18 @@ GENERATED := docs/commands.md docs/install.md
 documents: $(VENV)/.installed-test
 	$(BIN)/cog --check -I . $(GENERATED)
 
-PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadfile
+# Files in the order that tests/conftest.py gives them, each in one process.
+PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 unit: $(VENV)/.installed-test  ## Run the tests that take less than 5 seconds each
 	$(PYTEST) -m "not slow"
 
-test: check  ## Lint, types, import contracts, generated documents and all tests
+all-tests: $(VENV)/.installed-test
 	$(PYTEST)
+
+# The types are checked in one process that takes a minute: beside the tests, not before them.
+test: lint contracts documents  ## Lint, types, import contracts, generated documents and all tests
+	$(MAKE) --jobs=2 types all-tests
 
 test-arm: $(VENV)/.installed-test  ## Run the kernels of 64-bit ARM under emulation: the bits must be those of x86-64
 	$(BIN)/pytest tests/native/test_processors.py -rs

@@ -2,22 +2,31 @@
 
     python benchmarks/serve_soak.py --streams 256 --minutes 5
 
-Measured: throughput of `rwkvbatch run` and of the server on the same conversations; then, while clients leave at
-random, every reply that was read to its end against the one of `LLM.chat` (which is a batch of its own), and the
+Measured: throughput of `rwkvbatch run` and of the server on the same conversations, in turns; then, while clients leave
+at random, every reply that was read to its end against the one of `LLM.chat` (which is a batch of its own), and the
 server's memory, open files, threads and unfinished replies. Exit code 1 if a reply differs or something leaks.
+
+The clients share the machine with the server. They are one thread over plain sockets, which reads the responses of the
+throughput only when the time has been taken; its processor time is printed beside the result. As the usual packages do,
+they keep a connection for their next request.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import random
+import re
+import selectors
+import socket
+import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +36,18 @@ from rwkvbatch import LLM, SamplingParams
 
 MODEL = "soak"
 PARAMS: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9}
+END_OF_BODY = b"\r\n0\r\n\r\n"
 MAX_RSS_GROWTH = 64 << 20
 """Bytes between the first quarter of the soak and its end: caches fill until then."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A conversation to ask for, and its reply by the library."""
+
+    text: str
+    seed: int
+    expected: str
 
 
 @dataclass
@@ -39,8 +58,20 @@ class Counts:
     left: int = 0
     different: int = 0
     failed: int = 0
-    tokens: int = 0
     problems: list[str] = field(default_factory=list[str])
+
+    def take(self, work: Work, data: bytes) -> None:
+        """Compare a whole response with what is expected."""
+        try:
+            found = text_of(data)
+        except ValueError as error:
+            self.failed += 1
+            self.problems.append(f"{work.text!r}: {error}")
+            return
+        self.read += 1
+        if found != work.expected:
+            self.different += 1
+            self.problems.append(f"{work.text!r} seed {work.seed}: {found!r} instead of {work.expected!r}")
 
 
 @dataclass(frozen=True)
@@ -98,95 +129,149 @@ def texts_of(number: int) -> list[str]:
     ]
 
 
-async def ask(server: Server, text: str, seed: int, max_tokens: int, leave_after: int | None) -> str | None:
-    """The text of a streamed reply; None if the client left early."""
-    # HTTP/1.0: the body is not in chunks, so that its lines can be read as they are.
-    body = {"model": MODEL, "messages": [{"role": "user", "content": text}], "seed": seed, "stream": True}
+def request(work: Work, max_tokens: int) -> bytes:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": work.text}], "seed": work.seed, "stream": True}
     data = json.dumps({**body, **PARAMS, "max_tokens": max_tokens}).encode()
-    reader, writer = await asyncio.open_connection(*server.address)
-    try:
-        head = f"POST /v1/chat/completions HTTP/1.0\r\nHost: {server.address[0]}\r\nContent-Type: application/json\r\n"
-        writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
-        parts: list[str] = []
-        num_events = 0
-        if leave_after == 0:
-            return None
-        status = await reader.readline()
-        if b" 200 " not in status:
-            raise OSError(f"answered {status!r}")
-        async for line in reader:
-            if not line.startswith(b"data: "):
-                continue
-            if line.startswith(b"data: [DONE]"):
-                return "".join(parts)
-            event = json.loads(line[6:])
-            if "error" in event:
-                raise OSError(f"answered {event}")
-            parts += [choice["delta"].get("content", "") for choice in event["choices"]]
-            num_events += 1
-            if num_events == leave_after:
-                return None
-        raise OSError("the stream ended early")
-    finally:
-        writer.close()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
 
 
-async def load(
-    server: Server, work: list[tuple[str, int, str]], streams: int, max_tokens: int, leaving: float, until_s: float
-) -> Counts:
-    """Ask all of `work` once, or again and again until `until_s`, in `streams` streams at once."""
-    counts, source = Counts(), random.Random(2)
+def text_of(data: bytes) -> str:
+    """The text of a streamed response; raises `ValueError` if it is not whole or not a reply."""
+    head, _, rest = data.partition(b"\r\n\r\n")
+    if b" 200 " not in head.partition(b"\r\n")[0]:
+        raise ValueError(f"answered {data[:200]!r}")
+    body = bytearray()
+    while (size := int(rest.partition(b"\r\n")[0] or b"0", 16)) > 0:
+        begin = rest.index(b"\r\n") + 2
+        body += rest[begin : begin + size]
+        rest = rest[begin + size + 2 :]
+    events = re.findall(rb"data: (.*)\n\n", bytes(body))
+    if not events or events.pop() != b"[DONE]":
+        raise ValueError("the stream ended early")
+    parts: list[str] = []
+    for event in map(json.loads, events):
+        if "error" in event:
+            raise ValueError(f"answered {event}")
+        parts += [choice["delta"].get("content", "") for choice in event["choices"]]
+    return "".join(parts)
+
+
+@dataclass
+class Client:
+    """One stream. `leave_after`: events after which it leaves, None for never."""
+
+    connection: socket.socket
+    work: Work
+    leave_after: int | None
+    data: bytearray = field(default_factory=bytearray)
+
+
+class Load:
+    """Clients of a server, in one thread.
+
+    Args:
+        leaving: the share of those that leave before the end of their response.
+        take: is given each response that was read to its end.
+    """
+
+    def __init__(
+        self, server: Server, max_tokens: int, leaving: float, counts: Counts, take: Callable[[Work, bytes], None]
+    ) -> None:
+        self._server = server
+        self._max_tokens = max_tokens
+        self._leaving = leaving
+        self._counts = counts
+        self._take = take
+        self._source = random.Random(2)
+        self._selector = selectors.DefaultSelector()
+
+    def run(self, streams: int, next_work: Callable[[], Work | None]) -> None:
+        """Keep `streams` streams open until there is no more work and all have ended."""
+        num_open = sum(self._begin(next_work(), None) for _ in range(streams))
+        while num_open:
+            for key, _ in self._selector.select():
+                client: Client = key.data
+                if self._read(client):
+                    num_open += self._begin(next_work(), client.connection) - 1
+        self._selector.close()
+
+    def _begin(self, work: Work | None, connection: socket.socket | None) -> bool:
+        """Ask for `work` with a connection that was used before, or a new one; without work, end the connection."""
+        is_open = connection is not None and connection.fileno() >= 0
+        if work is None:
+            if connection is not None and is_open:
+                self._selector.unregister(connection)
+                connection.close()
+            return False
+        if connection is None or not is_open:
+            connection = socket.create_connection(self._server.address)
+            self._selector.register(connection, selectors.EVENT_READ)
+        leaves = self._source.random() < self._leaving
+        client = Client(connection, work, self._source.randint(0, 12) if leaves else None)
+        self._selector.modify(connection, selectors.EVENT_READ, client)
+        connection.sendall(request(work, self._max_tokens))
+        return True
+
+    def _read(self, client: Client) -> bool:
+        """Whether the client has ended; if not with a whole response, its connection is closed."""
+        try:
+            part = client.connection.recv(1 << 16) if client.leave_after != 0 else b""
+        except OSError as error:
+            part = b""
+            self._counts.problems.append(f"{client.work.text!r}: {error}")
+        client.data += part
+        leaves = client.leave_after is not None and client.data.count(b"data: ") >= client.leave_after
+        is_whole = client.data.endswith(END_OF_BODY)
+        if part and not leaves and not is_whole:
+            return False
+        if leaves or not is_whole:
+            self._selector.unregister(client.connection)
+            client.connection.close()
+        if leaves:
+            self._counts.left += 1
+        else:
+            self._take(client.work, bytes(client.data))
+        return True
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second of the server, and the processor time that its clients took a token, in seconds."""
+
+    tokens_per_s: float
+    client_s: float
+
+
+def serve_speed(server: Server, work: list[Work], tokens: int, arguments: argparse.Namespace, counts: Counts) -> Speed:
+    """Ask for all of `work` once."""
+    responses: list[tuple[Work, bytes]] = []
     queue = iter(work)
+    load = Load(server, arguments.max_tokens, 0.0, counts, lambda asked, data: responses.append((asked, data)))
+    begun_s, client_s = time.monotonic(), time.process_time()
+    load.run(arguments.streams, lambda: next(queue, None))
+    speed = Speed(tokens / (time.monotonic() - begun_s), (time.process_time() - client_s) / tokens)
+    for asked, data in responses:
+        counts.take(asked, data)
+    return speed
 
-    def next_work() -> tuple[str, int, str] | None:
-        if not until_s:
-            return next(queue, None)
+
+def soak(server: Server, work: list[Work], arguments: argparse.Namespace, counts: Counts) -> list[Usage]:
+    """The load with clients that leave; returns the server's usage over time."""
+    until_s, source = time.monotonic() + 60 * arguments.minutes, random.Random(3)
+    load = Load(server, arguments.max_tokens, arguments.leaving, counts, counts.take)
+
+    def next_work() -> Work | None:
         return source.choice(work) if time.monotonic() < until_s else None
 
-    async def client() -> None:
-        while (item := next_work()) is not None:
-            text, seed, expected = item
-            leave_after = source.randint(0, 12) if source.random() < leaving else None
-            try:
-                found = await ask(server, text, seed, max_tokens, leave_after)
-            except (OSError, ValueError) as error:
-                counts.failed += 1
-                counts.problems.append(f"{text!r}: {error}")
-                continue
-            if found is None:
-                counts.left += 1
-                continue
-            counts.read += 1
-            if found != expected:
-                counts.different += 1
-                counts.problems.append(f"{text!r} seed {seed}: {found!r} instead of {expected!r}")
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(streams):
-            group.create_task(client())
-    return counts
-
-
-async def soak(
-    server: Server, work: list[tuple[str, int, str]], arguments: argparse.Namespace
-) -> tuple[Counts, list[Usage]]:
-    """The load with clients that leave, and the server's usage over time."""
+    running = threading.Thread(target=load.run, args=(arguments.streams, next_work))
+    running.start()
     usages: list[Usage] = []
-    running = asyncio.create_task(
-        load(
-            server,
-            work,
-            arguments.streams,
-            arguments.max_tokens,
-            arguments.leaving,
-            time.monotonic() + 60 * arguments.minutes,
-        )
-    )
-    while not running.done():
-        usages.append(await asyncio.to_thread(server.usage))
+    while running.is_alive():
+        usages.append(server.usage())
         print(f"  {usages[-1]}", flush=True)
-        await asyncio.wait([running], timeout=max(1.0, 60 * arguments.minutes / 20))
-    return await running, usages
+        running.join(max(1.0, 60 * arguments.minutes / 20))
+    return usages
 
 
 def run_speed(texts: list[str], arguments: argparse.Namespace, folder: Path) -> float:
@@ -198,6 +283,7 @@ def run_speed(texts: list[str], arguments: argparse.Namespace, folder: Path) -> 
     script.write_text("\n".join(lines) + "\n")
     options = ["--temp", str(PARAMS["temperature"]), "--top-p", str(PARAMS["top_p"])]
     options += ["--max-tokens", str(arguments.max_tokens), "--batch-size", str(arguments.batch_size), "--quiet"]
+    options += ["--state-memory", arguments.state_memory]
     command = [sys.executable, "-m", "rwkvbatch", "run", str(script), "--out", str(folder / "run"), *options]
     subprocess.run(command, check=True)
     return float(json.loads((folder / "run" / "summary.json").read_text())["session"]["tokens_per_s"])
@@ -207,7 +293,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--minutes", type=float, default=5)
-    parser.add_argument("--conversations", type=int, default=1024)
+    parser.add_argument("--conversations", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=3, help="of run and serve, in turns")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--state-memory", default="128M")
@@ -219,22 +306,29 @@ def main() -> int:
     llm = LLM(max_batch=arguments.batch_size)
     outputs = llm.chat([[{"role": "user", "content": text}] for text in texts], params)
     tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
-    work = [(text, at, output.text) for at, (text, output) in enumerate(zip(texts, outputs, strict=True))]
+    work = [Work(text, at, output.text) for at, (text, output) in enumerate(zip(texts, outputs, strict=True))]
     llm.close()
-    with tempfile.TemporaryDirectory() as folder:
-        speed = run_speed(texts, arguments, Path(folder))
-    print(f"rwkvbatch run: {speed:,.0f} tokens/s", flush=True)
     # Little memory for states, so that it is full, and its pages touched, before the first figures.
     server = Server(
         ["--served-name", MODEL, "--batch-size", str(arguments.batch_size), "--state-memory", arguments.state_memory]
     )
+    counts, soaked, ratios = Counts(), Counts(), list[float]()
     try:
-        begun_s = time.monotonic()
-        counts = asyncio.run(load(server, work, arguments.streams, arguments.max_tokens, 0.0, 0.0))
-        served = tokens / (time.monotonic() - begun_s)
-        print(f"rwkvbatch serve, {arguments.streams} streams: {served:,.0f} tokens/s, {served / speed:.2f} of run's")
+        for _ in range(arguments.rounds):
+            with tempfile.TemporaryDirectory() as folder:
+                speed = run_speed(texts, arguments, Path(folder))
+            served = serve_speed(server, work, tokens, arguments, counts)
+            ratios.append(served.tokens_per_s / speed)
+            print(
+                f"rwkvbatch run: {speed:,.0f} tokens/s; serve, {arguments.streams} streams: "
+                f"{served.tokens_per_s:,.0f} tokens/s, {ratios[-1]:.2f} of it; its clients took "
+                f"{1e6 * served.client_s:.1f} us of processor time a token",
+                flush=True,
+            )
+        if ratios:
+            print(f"median: {statistics.median(ratios):.2f}")
         print(f"soak of {arguments.minutes:g} minutes, {arguments.leaving:.0%} of clients leave:", flush=True)
-        soaked, usages = asyncio.run(soak(server, work, arguments))
+        usages = soak(server, work, arguments, soaked)
         time.sleep(2)
         last = server.usage()
     finally:

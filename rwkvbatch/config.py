@@ -8,6 +8,7 @@ made from their fields. Formulas and the order of the sampling steps are those o
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -306,7 +307,8 @@ def _bytes(value: object) -> object:
     if not isinstance(value, str):
         return value
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt])i?b?", value.strip(), re.IGNORECASE)
-    return value if found is None else int(float(found[1]) * 1024 ** (1 + "kmgt".index(found[2].lower())))
+    count = math.inf if found is None else float(found[1]) * 1024 ** (1 + "kmgt".index(found[2].lower()))
+    return value if math.isinf(count) else int(count)
 
 
 ByteCount = Annotated[int, BeforeValidator(_bytes), Field(ge=1, lt=2**63)]

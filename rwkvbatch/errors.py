@@ -28,6 +28,7 @@ Every message says what was expected and what was found; `hint` says what to do.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Self
 
@@ -184,6 +185,16 @@ def in_words(error: BaseException) -> str:
     except Exception:  # `__str__` is foreign code as well
         text = "(without a text)"
     return f"{type(error).__name__}: {text}"
+
+
+def parsing_problem(error: ValueError | RecursionError) -> str:
+    """What is wrong with text that Python's parsers of JSON or TOML refused, in terms of the text."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if "set_int_max_str_digits" not in str(error):
+        return str(error)
+    # https://docs.python.org/3/library/stdtypes.html#integer-string-conversion-length-limitation
+    return f"it has an integer of more than {sys.get_int_max_str_digits():,} digits"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

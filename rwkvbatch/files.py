@@ -51,6 +51,17 @@ def _refuse_special(descriptor: int) -> int:
     raise OSError(errno.EINVAL, f"it is {kind}, not a regular file")
 
 
+def open_to_append(path: Path | str, mode: int, flags: int = 0, *, at: int | None = None) -> int:
+    """A descriptor for writing to the end of a regular file, which is created if missing; raises as `open_regular`."""
+    flags |= os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return _refuse_special(os.open(path, flags, mode, dir_fd=at))
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.EINVAL, "it is a FIFO or a socket, not a regular file") from None
+        raise
+
+
 def open_regular(path: Path | str, *, at: int | None = None) -> int:
     """A descriptor for reading a regular file; never waits, as opening a FIFO does.
 
@@ -98,14 +109,11 @@ class Files:
 
     def open_append(self, path: Path, at: int | None = None) -> int:
         """A descriptor whose writes go to the end of `path`, a regular file, which is created if missing."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            return _refuse_special(os.open(_place(path, at), flags, FILE_MODE, dir_fd=at))
+            return open_to_append(_place(path, at), FILE_MODE, os.O_NOFOLLOW, at=at)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise OSError(errno.ELOOP, "it is a symbolic link, which is not followed when writing") from None
-            if error.errno == errno.ENXIO:
-                raise OSError(errno.EINVAL, "it is a FIFO or a socket, not a regular file") from None
             raise
 
     def create(self, path: Path, mode: int = FILE_MODE, at: int | None = None) -> int:

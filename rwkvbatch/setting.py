@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from rwkvbatch.errors import UsageError
 
@@ -86,26 +86,42 @@ def setting(default: _T, help: str, metavar: str, panel: Panel | None, flag: str
     declared = Setting(help, metavar, panel, flag, **words)
     field: Any = Field(default, **more)
     field.metadata.append(declared)
+    if declared.text or metavar == "NAME":
+        field.metadata.append(AfterValidator(_encodable))
     return field
+
+
+def _encodable(value: Any) -> Any:
+    """Refuses text that no model can read: of an option or a variable that is not UTF-8, bytes become surrogates."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("must be UTF-8 text") from None
+    return value
 
 
 def allowed_values(record: type[BaseModel], key: str, message: str) -> str:
     """What the setting `key` may be: `must be a number in [0, 1]`; pydantic's `message` where no limits say it."""
     if key not in record.model_fields:
-        return message.replace("Input should", "must")
+        return _in_words(message)
     field = record.model_fields[key]
     declared = next((item.allowed for item in field.metadata if isinstance(item, Setting)), None)
     annotation: Any = field.annotation
     kinds = {int: "a whole number", float: "a number"}
     kind = next((text for number, text in kinds.items() if annotation in (number, number | None)), None)
     if declared or kind is None:
-        return declared or message.replace("Input should", "must")
+        return declared or _in_words(message)
     bounds = {limit: getattr(item, limit) for item in field.metadata for limit in _LIMITS if hasattr(item, limit)}
     low = f"[{bounds['ge']}" if "ge" in bounds else f"({bounds['gt']}" if "gt" in bounds else ""
     high = f"{bounds['le']}]" if "le" in bounds else f"{bounds['lt']})" if "lt" in bounds else ""
     if low and high:
         return f"must be {kind} in {low}, {high}"
     return f"must be {kind}" + (f", {'at least' if 'ge' in bounds else 'above'} {low[1:]}" if low else "")
+
+
+def _in_words(message: str) -> str:
+    return message.removeprefix("Value error, ").replace("Input should", "must")
 
 
 def explain(error: ValidationError, where: str, record: type[BaseModel]) -> str:

@@ -5,8 +5,10 @@ A signal stops a run after its step, unwinds a command, stops a chat's reply, or
 
 from __future__ import annotations
 
+import fcntl
 import os
 import posix
+import select
 import signal
 import sys
 import threading
@@ -26,6 +28,12 @@ _MESSAGES = {signal.SIGINT: b"rwkvbatch: interrupted\n", signal.SIGTERM: b"rwkvb
 
 end_process = os._exit
 """`os._exit` itself, for this program's own use: see `staying_alive`."""
+
+_F_SETSIG = 10
+"""The operation's number on Linux, which the module `fcntl` does not name."""
+
+before_foreign_code: Callable[[], None] | None = None
+"""Called before a plug-in is loaded. The program puts `rwkvbatch.cli.guard` here."""
 
 _ENDINGS: dict[str, Callable[..., NoReturn]] = {"_exit": os._exit, "execv": os.execv, "execve": os.execve}
 _endings_lock = threading.Lock()
@@ -197,6 +205,29 @@ def ignore() -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def end_with(lifeline: int) -> None:
+    """Let the system kill this process when the other end of the pipe `lifeline` is closed, whatever it is doing then.
+
+    Code that never returns from a C function, such as a regular expression, keeps a thread that watches the pipe from
+    running. Linux sends SIGKILL for it (`F_SETSIG` of fcntl(2)); elsewhere a thread has to do.
+    """
+    if sys.platform == "linux":
+        # A description of this process's own: the one of the parent signals the parent.
+        descriptor = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(descriptor, _F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
+        if select.select([descriptor], [], [], 0)[0]:  # closed before this process could ask for the signal
+            end_process(1)
+        return
+
+    def watch() -> None:
+        os.read(lifeline, 1)
+        end_process(1)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
 
 @contextmanager

@@ -40,8 +40,9 @@ def rwkvbatch(place: Path, *arguments: str, given: str = "") -> subprocess.Compl
 @pytest.mark.parametrize("workers", [[], ["--workers", "2"]])
 def test_a_run_warns_once_and_says_the_way_out(workers: list[str], without_kernels: Path, tmp_path: Path) -> None:
     script = tmp_path / "a.jsonl"
-    script.write_text(SCRIPT)
-    done = rwkvbatch(without_kernels, "run", str(script), "--max-tokens", "1", "--out", str(tmp_path / "r"), *workers)
+    script.write_text(SCRIPT if workers else SCRIPT.splitlines()[0])
+    options = ["--max-tokens", "1", "--threads", "1", "--out", str(tmp_path / "r")]
+    done = rwkvbatch(without_kernels, "run", str(script), *options, *workers)
     assert done.returncode == 0, done.stderr
     (said,) = [line for line in done.stderr.splitlines() if "native kernels" in line]
     assert "from a wheel" in said
@@ -50,7 +51,7 @@ def test_a_run_warns_once_and_says_the_way_out(workers: list[str], without_kerne
 
 @pytest.mark.slow
 def test_a_chat_warns_in_one_line_without_a_line_of_source(without_kernels: Path) -> None:
-    done = rwkvbatch(without_kernels, "chat", "--max-tokens", "1", "--no-transcript", given="hi\n")
+    done = rwkvbatch(without_kernels, "chat", "--max-tokens", "1", "--threads", "1", "--no-transcript", given="hi\n")
     assert done.returncode == 0, done.stderr
     (said,) = [line for line in done.stderr.splitlines() if "native kernels" in line]
     assert said.startswith("warning: ")

@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 WIDTH = 100
 
 
-def help_text(*command: str) -> str:
-    """`rwkvbatch COMMAND --help` as a Markdown block, the same on every terminal."""
+_HELP = """
+import contextlib, io, json, sys
+from rwkvbatch.cli.app import invoke
+texts = []
+for command in json.load(sys.stdin):
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        if code := invoke([*command, "--help"]):
+            sys.exit(code)
+    texts.append(text.getvalue())
+json.dump(texts, sys.stdout)
+"""
+
+
+def help_texts(commands: Sequence[Sequence[str]]) -> list[str]:
+    """`rwkvbatch COMMAND --help` as Markdown blocks, the same on every terminal. One new process prints all of them."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("RWKVBATCH_", "FORCE_COLOR"))
     }
     environment |= {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": str(WIDTH), "TERMINAL_WIDTH": str(WIDTH)}
     done = subprocess.run(
-        [sys.executable, "-m", "rwkvbatch", *command, "--help"],
-        capture_output=True,
+        [sys.executable, "-c", _HELP],
+        input=json.dumps(commands),
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
         env=environment,
     )
-    lines = [line.rstrip() for line in done.stdout.strip("\n").splitlines()]
+    return [_block(text) for text in json.loads(done.stdout)]
+
+
+def _block(text: str) -> str:
+    lines = [line.rstrip() for line in text.strip("\n").splitlines()]
     while lines and not lines[0]:
         lines.pop(0)
     return "\n```text\n" + "\n".join(lines) + "\n```\n"
@@ -36,12 +56,13 @@ def command_reference() -> str:
 
     from rwkvbatch.cli.app import COMMANDS, load_command
 
-    sections = [help_text()]
+    commands: list[list[str]] = [[]]
     for name in COMMANDS:
-        sections.append(f"\n## rwkvbatch {name}\n{help_text(name)}")
+        commands.append([name])
         if isinstance(command := load_command(name), TyperGroup):
-            sections += [help_text(name, subcommand) for subcommand in command.commands]
-    return "".join(sections)
+            commands += [[name, subcommand] for subcommand in command.commands]
+    headings = (f"\n## rwkvbatch {command[0]}\n" if len(command) == 1 else "" for command in commands)
+    return "".join(heading + text for heading, text in zip(headings, help_texts(commands), strict=True))
 
 
 def settings_table() -> str:

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.tree import read_tree, tree_values
-from rwkvbatch.errors import InputError, StorageError
+from rwkvbatch.errors import InputError, StorageError, parsing_problem
 from rwkvbatch.files import (
     OS_FILES,
     PRIVATE_DIRECTORY_MODE,
@@ -24,6 +24,7 @@ from rwkvbatch.files import (
     check_target,
     file_head,
     make_directory,
+    open_to_append,
     read_file,
     save_file,
     write_all,
@@ -55,7 +56,7 @@ def state_directory() -> Path:
 def open_private(path: Path) -> int:
     """A descriptor that appends to `path`; a new file is readable by its owner only."""
     make_directory(path.parent, PRIVATE_DIRECTORY_MODE)
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, PRIVATE_MODE)
+    return open_to_append(path, PRIVATE_MODE)
 
 
 class Transcript:
@@ -228,7 +229,7 @@ def _from_session(path: Path, content: bytes) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise InputError("is not a saved session: it is not UTF-8 text", path=path) from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"is not a saved session: {error}", path=path) from None
+        raise InputError(f"is not a saved session: {parsing_problem(error)}", path=path) from None
     if not isinstance(values, dict) or cast("dict[str, Any]", values).get("kind") != KIND:
         raise InputError("is not a saved session", path=path, hint="expected a file of /save, or a transcript")
     found = cast("dict[str, Any]", values)

@@ -27,10 +27,13 @@ def main() -> None:
     leave_at_once()
     import sys
 
+    from rwkvbatch import signals
     from rwkvbatch.cli.app import invoke
     from rwkvbatch.cli.exits import ExitCode, flush_output, prepare_streams, report
+    from rwkvbatch.cli.guard import came_to_its_end, continue_guarded
 
     prepare_streams()
+    signals.before_foreign_code = continue_guarded
     unwind()
     code = invoke(sys.argv[1:])
     leave_at_once()
@@ -39,4 +42,5 @@ def main() -> None:
     except OSError as error:
         if code <= ExitCode.FAILED:
             code = report(error, debug=False)
+    came_to_its_end()
     sys.exit(code)

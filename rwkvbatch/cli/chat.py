@@ -16,6 +16,7 @@ from rwkvbatch.cli.options import (
     command_app,
     examples,
     option,
+    read_ahead,
     with_settings,
 )
 from rwkvbatch.config import DialoguePrompt, Sampling, Stopping
@@ -84,6 +85,7 @@ def chat_command(
 
     On a terminal with an input line, colours and slash commands ([bold]/help[/]); from a pipe each line is a message.
     """
+    read_ahead(settings)
     from rwkvbatch.chat.start import ChatArguments, run_chat
 
     arguments = ChatArguments(

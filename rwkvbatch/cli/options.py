@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import tempfile
+import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +19,7 @@ from typer.core import TyperCommand, TyperOption
 
 from rwkvbatch.cli.exits import message
 from rwkvbatch.errors import UsageError
+from rwkvbatch.model import MODEL_VARIABLE, READ_SUFFIXES
 
 if TYPE_CHECKING:
     from typer._click import Context
@@ -202,6 +205,39 @@ def with_settings(
         return call
 
     return decorate
+
+
+_READ_AHEAD_BYTES = 8 << 20
+_MODEL_IS_ELSEWHERE = {"endpoint", "workers", "devices", "ray"}
+
+
+def read_ahead(settings: Mapping[str, Any]) -> threading.Thread | None:
+    """Have the system read a command's checkpoint into its page cache while the program imports its libraries.
+
+    Nothing but time depends on it. Returns the thread that asks for it; None where this process will not load a file.
+    """
+    named = settings.get("model") or os.environ.get(MODEL_VARIABLE)
+    if not isinstance(named, str) or settings.keys() & _MODEL_IS_ELSEWHERE or not hasattr(os, "posix_fadvise"):
+        return None
+    try:
+        found = (Path(f"{named}{suffix}").expanduser() for suffix in ("", *READ_SUFFIXES))
+        path = next((each for each in found if each.is_file()), None)
+    except (OSError, ValueError, RuntimeError):  # a name that is none; loading says so
+        return None
+    if path is None:
+        return None
+    thread = threading.Thread(target=_ask_for_pages, args=(path,), name="read-ahead", daemon=True)
+    thread.start()
+    return thread
+
+
+def _ask_for_pages(path: Path) -> None:
+    with suppress(OSError), path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        # What does not fit well would push out its own first pages.
+        if 2 * size <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+            for start in range(0, size, _READ_AHEAD_BYTES):
+                os.posix_fadvise(file.fileno(), start, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
 
 
 JUDGE_SETTINGS = (

@@ -22,6 +22,7 @@ from rwkvbatch.cli.options import (
     command_app,
     examples,
     option,
+    read_ahead,
     with_settings,
 )
 from rwkvbatch.errors import RunReplacedError, UsageError
@@ -99,6 +100,7 @@ def run_command(
 
             show_plan(prepare(scripts, **settings), as_json=json_output)
             return
+        read_ahead(settings)
         settings |= {"retry_errors": retry_errors, "repair": repair}
         settings |= {"verify_rows": verify_batch or 0, "metrics_port": metrics}
         result = run_with_progress(scripts, settings, out, quiet=quiet)

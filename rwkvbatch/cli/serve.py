@@ -14,6 +14,7 @@ from rwkvbatch.cli.options import (
     command_app,
     examples,
     option,
+    read_ahead,
     with_settings,
 )
 from rwkvbatch.config import DialoguePrompt, Sampling, Stopping
@@ -76,6 +77,7 @@ def serve_command(
     All requests share one batch and one prefix cache; a reply depends on its request and seed alone. If
     $RWKVBATCH_API_KEY is set, clients must send it. Ctrl-C ends the server after the replies under way.
     """
+    read_ahead(settings)
     from rwkvbatch.errors import MissingExtraError
     from rwkvbatch.replay.layers import layer_settings, naming_origins
 

@@ -379,7 +379,9 @@ def _short_names(paths: Sequence[str]) -> dict[str, str]:
     """The last component of each path where that is unique, else the whole path."""
     short = {path: _short_name(Path(path)) for path in paths}
     names = list(short.values())
-    return {path: name if names.count(name) == 1 else path for path, name in short.items()}
+    shown = {path: name if names.count(name) == 1 else path for path, name in short.items()}
+    # Of a name that is not UTF-8, Python has bytes as surrogates, which tables and reports cannot hold.
+    return {path: name.encode("utf-8", "backslashreplace").decode() for path, name in shown.items()}
 
 
 def _short_name(path: Path) -> str:

@@ -141,6 +141,8 @@ class Client:
             raise MissingExtraError(f"{named} needs the package urllib3, which is not installed", extra="endpoint")
         import urllib3
 
+        from rwkvbatch.endpoint.connections import DeadlinePoolManager
+
         self.url = url
         self.options = options or ClientOptions()
         self._names = self.options.names
@@ -152,7 +154,7 @@ class Client:
         timeout = urllib3.Timeout(
             connect=min(CONNECT_S, self.options.timeout_s), read=min(self.options.timeout_s, 2.0**20)
         )
-        self._http = urllib3.PoolManager(
+        self._http = DeadlinePoolManager(
             num_pools=1, maxsize=self.options.concurrency, retries=False, timeout=timeout, block=False
         )
 
@@ -227,9 +229,8 @@ class Client:
         ends_s = time.monotonic() + self.options.timeout_s
         response: urllib3.BaseHTTPResponse | None = None
         try:
-            response = self._http.request(
-                method, f"{self.url}/{path}", body=content, headers=headers, redirect=False, preload_content=False
-            )
+            options = {"body": content, "headers": headers, "redirect": False, "preload_content": False}
+            response = self._http.request_until(ends_s, method, f"{self.url}/{path}", **options)
             if response.status == 404 and optional:
                 return None
             self._check(response, ends_s)

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from rwkvbatch.config import NO_ADAPTER, CellSettings, EndpointApi
 from rwkvbatch.endpoint.client import Client, check_url
-from rwkvbatch.errors import EndpointError, UnreachableError, UsageError, WorkerError
+from rwkvbatch.errors import EndpointError, UnreachableError, UsageError, WorkerError, parsing_problem
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.prompt.tokenizer import MIN_VOCAB_SIZE
 from rwkvbatch.setting_names import option_name
@@ -139,7 +139,7 @@ def extra_fields(body: str, option: str = "--endpoint-body") -> dict[str, Any]:
     try:
         found: Any = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{option} is not JSON: {error}", hint=f"give an object, {example}") from None
+        raise UsageError(f"{option} is not JSON: {parsing_problem(error)}", hint=f"give an object, {example}") from None
     if not isinstance(found, dict):
         raise UsageError(f"{option} must be a JSON object, {example}")
     fields = cast("dict[str, Any]", found)

@@ -58,6 +58,7 @@ class Request:
         num_top: how many of the likeliest tokens `Reply.details` has at each position; None for no details.
         on_text: called with each new piece of text once it can be part of neither a stop text nor an incomplete
             character.
+        on_details: called with the details of each token, before the text that it completes; needs `num_top`.
     """
 
     tokens: tuple[int, ...]
@@ -71,6 +72,7 @@ class Request:
     messages: tuple[Mapping[str, str], ...] = field(default=(), compare=False)
     num_top: int | None = None
     on_text: Callable[[str], None] | None = field(default=None, compare=False)
+    on_details: Callable[[TokenDetails], None] | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         changed = [

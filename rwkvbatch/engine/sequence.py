@@ -116,6 +116,12 @@ class Generation:
             details=tuple(self.details),
         )
 
+    def add_details(self, details: TokenDetails) -> None:
+        """Add the details of the token that `take` is called with next."""
+        self.details.append(details)
+        if self.request.on_details is not None:
+            self.request.on_details(details)
+
     def _emit(self, text: str) -> None:
         if text and self.request.on_text is not None:
             self.request.on_text(text)
@@ -157,6 +163,10 @@ class Scoring:
         """Add the results of the next tokens, `given`."""
         self.logprobs.extend(logprobs)
         self.num_matched += sum(map(eq, likeliest, given))
+
+    def add_details(self, details: TokenDetails) -> None:
+        """Add the details of a token."""
+        self.details.append(details)
 
     def start_over(self) -> None:
         """Discard the results, since the text is read again from its beginning."""
@@ -233,7 +243,7 @@ class StepWork:
         tops = likeliest(logits[rows], tokens, choices.logprobs[rows].tolist(), [count or 0 for count in counts])
         for (row, job, _), token, top in zip(details, tokens, tops, strict=True):
             if token >= 0:
-                job.details.append(TokenDetails(token, float(choices.logprobs[row]), top))
+                job.add_details(TokenDetails(token, float(choices.logprobs[row]), top))
 
     def take_scores(self, choices: Choices) -> list[Scoring]:
         """Add the results of this step to the scores; returns the complete ones."""

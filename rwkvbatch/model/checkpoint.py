@@ -21,7 +21,7 @@ from rwkvbatch.model.pth import LIST_PREFIX
 from rwkvbatch.model.quantised import fit_of, rounding_of
 from rwkvbatch.model.rwkv7 import state_bytes
 from rwkvbatch.model.strategy import PRECISIONS, Precision
-from rwkvbatch.model.tensor_file import Entry, NamedTensors, check_finite
+from rwkvbatch.model.tensor_file import Entry, NamedTensors, StoredRows, check_finite
 
 NAMES_SHOWN = 4
 
@@ -268,6 +268,11 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                 hint='use --strategy "cpu bf16", "cpu fp32" or "auto"',
             )
         return rounded
+
+    def rows(self, name: str) -> StoredRows | None:
+        """Where the matrix `name` lies in a file as `self[name]` would be, not yet checked; None if it does not."""
+        entry = self.file.entries[name]
+        return entry.rows if self.dtype in (None, entry.dtype, torch.float32) else None
 
     @property
     def vocabulary(self) -> str | None:

@@ -9,30 +9,29 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
 from rwkvbatch.config import NO_ADAPTER
 from rwkvbatch.errors import CheckpointError, UsageError
+from rwkvbatch.model import MODEL_VARIABLE, READ_SUFFIXES
 from rwkvbatch.model.adapters import parse_adapter
 from rwkvbatch.model.base import Model, ModelSpec, dimensions_of, is_rwkv7
 from rwkvbatch.model.checkpoint import Checkpoint, initial_wkv, open_checkpoint
 from rwkvbatch.model.memory import refuse_too_large
-from rwkvbatch.model.ops import Operations
+from rwkvbatch.model.ops import Activation, Array, Operations
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.quantised import rounding_of
-from rwkvbatch.model.rwkv7 import Network, Rwkv7Model, Stepper, state_bytes
-from rwkvbatch.model.safetensors import SUFFIXES
+from rwkvbatch.model.rwkv7 import Network, Rwkv7Model, Stepper, WeightReader, state_bytes
 from rwkvbatch.model.strategy import DTYPES, Strategy, parse_strategy
 from rwkvbatch.model.upstream import load_upstream
 
+if TYPE_CHECKING:
+    from rwkvbatch.model.ops.cpu import CpuOps
+
 Backend = Literal["auto", "cpu", "reference", "cuda", "upstream"]
 
-READ_SUFFIXES = (*SUFFIXES, ".st", ".gguf")
-"""Endings that may be left out of a model's name, in the order in which they are tried."""
-
-MODEL_VARIABLE = "RWKVBATCH_MODEL"
 BUNDLED_MODEL = Path(__file__).parent.parent / "demo" / "rwkv7-demo.safetensors"
 
 LEAST_CAPABILITY = (8, 0)
@@ -161,7 +160,7 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
     refuse_too_large(checkpoint, strategy, ops.device, in_fp32=ops.name == "reference" and ops.device == "cpu")
     checkpoint.file.start_hashing()
     tensors = Checkpoint(checkpoint.file, architecture, strategy.dtype)
-    network = Network.build(tensors, architecture.num_layers, ops)
+    network = Network.build(tensors, architecture.num_layers, ops, _reader(tensors, ops))
     vocabulary = checkpoint.file.vocabulary_file
     spec = ModelSpec(
         **dimensions_of(architecture),
@@ -188,6 +187,31 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
 
         stepper = GraphedNetwork(network, cuda_capture())
     return Rwkv7Model(stepper, ops, spec, threads=threads, initial_wkv=initial)
+
+
+def _reader(tensors: Checkpoint, ops: Operations) -> WeightReader | None:
+    """What packs large matrices on the way from the file; None on backends without one."""
+    if ops.name != "cpu":
+        return None
+    from rwkvbatch.model.ops.cpu import CpuOps
+
+    assert isinstance(ops, CpuOps)
+    return _FileReader(tensors, ops) if ops.reads_files else None
+
+
+class _FileReader:
+    """The `WeightReader` of the native kernels. What is wrong with a matrix that it cannot read, `Checkpoint` says."""
+
+    def __init__(self, tensors: Checkpoint, ops: CpuOps) -> None:
+        self._tensors, self._ops = tensors, ops
+
+    def layer(self, name: str, activation: Activation) -> Array | None:
+        stored = self._tensors.rows(name)
+        return None if stored is None else self._ops.read_layer(stored, activation)
+
+    def table(self, name: str) -> Array | None:
+        stored = self._tensors.rows(name)
+        return None if stored is None else self._ops.read_table(stored)
 
 
 MAX_HEAD_SIZE = 256

@@ -153,7 +153,9 @@ def unpacked(contents: Contents, path: Path) -> Contents:
                 raise ValueError(f"{name[:80]!r} is no matrix of {count} inputs in {rounding}")
             shape = (stored.shape[0], count)
             decode = partial(_unpacked, rounding, count)
-            made[name] = replace(stored, dtype=torch.float32, shape=shape, strides=(count, 1), decode=decode)
+            made[name] = replace(
+                stored, dtype=torch.float32, shape=shape, strides=(count, 1), decode=decode, rounding=rounding
+            )
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(

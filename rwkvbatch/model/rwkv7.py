@@ -91,14 +91,16 @@ class Block:
     ffn: ChannelMix
 
     @classmethod
-    def build(cls, tensors: Mapping[str, Tensor], layer: int, ops: Operations) -> Block:
-        """Pack the tensors of one layer."""
+    def build(
+        cls, tensors: Mapping[str, Tensor], layer: int, ops: Operations, reader: WeightReader | None = None
+    ) -> Block:
+        """Pack the tensors of one layer; arguments as those of `Network.build`."""
 
         def norm(name: str) -> Norm:
             return packed_norm(tensors, name, ops)
 
         def large(name: str, activation: Activation = "none") -> Array:
-            return ops.linear_layer(tensors[f"{name}.weight"], activation=activation, large=True)
+            return packed_matrix(tensors, f"{name}.weight", ops, reader, activation)
 
         def low_rank(att: str, letter: str, inner: Activation, outer: Activation) -> LowRank:
             bias = tensors.get(f"{att}.{letter}0")
@@ -208,6 +210,29 @@ def packed_norm(tensors: Mapping[str, Tensor], name: str, ops: Operations) -> No
     return ops.vector(tensors[f"{name}.weight"]), ops.vector(tensors[f"{name}.bias"])
 
 
+class WeightReader(Protocol):
+    """Reads matrices from a file and packs them on the way, without the whole of one in memory.
+
+    Either method returns None for a matrix that it cannot read; packing the tensor is the reference implementation.
+    """
+
+    def layer(self, name: str, activation: Activation) -> Array | None:
+        """As `Operations.linear_layer` of the tensor `name`, which is large."""
+        ...
+
+    def table(self, name: str) -> Array | None:
+        """As `Operations.table` of the tensor `name`."""
+        ...
+
+
+def packed_matrix(
+    tensors: Mapping[str, Tensor], name: str, ops: Operations, reader: WeightReader | None, activation: Activation
+) -> Array:
+    """A large matrix, packed by `reader` where it can."""
+    found = None if reader is None else reader.layer(name, activation)
+    return ops.linear_layer(tensors[name], activation=activation, large=True) if found is None else found
+
+
 @dataclass(frozen=True)
 class Network:
     """The weights of one RWKV-7 model, packed by `Operations`."""
@@ -219,15 +244,22 @@ class Network:
     head: Array
 
     @classmethod
-    def build(cls, tensors: Mapping[str, Tensor], num_layers: int, ops: Operations) -> Network:
-        """Pack checkpoint tensors (official names, already checked) for `ops`."""
+    def build(
+        cls, tensors: Mapping[str, Tensor], num_layers: int, ops: Operations, reader: WeightReader | None = None
+    ) -> Network:
+        """Pack checkpoint tensors (official names, already checked) for `ops`.
+
+        Args:
+            reader: what packs large matrices from the file of `tensors`; None to pack these.
+        """
 
         # The largest tensors first, while little else is in memory: packing needs memory for both copies.
-        head = ops.linear_layer(tensors["head.weight"], large=True)
+        head = packed_matrix(tensors, "head.weight", ops, reader, "none")
+        table = None if reader is None else reader.table("emb.weight")
         return cls(
-            embedding=ops.table(tensors["emb.weight"]),
+            embedding=ops.table(tensors["emb.weight"]) if table is None else table,
             embedding_norm=packed_norm(tensors, "blocks.0.ln0", ops),
-            blocks=tuple(Block.build(tensors, layer, ops) for layer in range(num_layers)),
+            blocks=tuple(Block.build(tensors, layer, ops, reader) for layer in range(num_layers)),
             out_norm=packed_norm(tensors, "ln_out", ops),
             head=head,
         )

@@ -22,7 +22,7 @@ import torch
 
 from rwkvbatch.errors import CheckpointError
 
-_HASH_PIECE = 1 << 22
+_HASH_PIECE = 1 << 18
 _LARGE = 1 << 20
 
 
@@ -32,6 +32,7 @@ class StoredBytes:
 
     `negative`: the numbers stand for their negatives (torch's negative bit).
     `decode`: makes the tensor of the bytes, where they are not plain numbers.
+    `rounding`: what the rows of a matrix of a quantised file are rounded to, see `quantised`; None for plain numbers.
     """
 
     dtype: torch.dtype
@@ -41,6 +42,7 @@ class StoredBytes:
     span: int
     negative: bool = False
     decode: Callable[[torch.Tensor], torch.Tensor] | None = None
+    rounding: str | None = None
 
     @property
     def num_elements(self) -> int:
@@ -49,6 +51,12 @@ class StoredBytes:
     @property
     def num_bytes(self) -> int:
         return self.num_elements * self.dtype.itemsize
+
+    @property
+    def has_plain_rows(self) -> bool:
+        """Whether it is a matrix whose rows lie one after the other, as numbers or rounded ones."""
+        rows_follow = len(self.shape) == 2 and self.strides == (self.shape[1], 1)
+        return rows_follow and not self.negative and (self.decode is None or self.rounding is not None)
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,13 @@ class TensorFile:
         tensor = flat.view(entry.dtype).as_strided(entry.shape, entry.strides)
         return tensor.neg() if entry.negative else tensor
 
+    def rows_of(self, name: str) -> StoredRows | None:
+        """Where the rows of the matrix `name` lie; None if they do not lie one after the other."""
+        stored = self.entries[name]
+        if not stored.has_plain_rows:
+            return None
+        return StoredRows(self._descriptor, stored.start, stored.dtype, stored.rounding, *stored.shape)
+
     def is_same_file(self, other: TensorFile) -> bool:
         """Whether both are one file, by device and number."""
         return os.path.samestat(self._before, other._before)
@@ -135,11 +150,12 @@ class TensorFile:
         return self._hash.hexdigest()
 
     def _hash_all(self) -> None:
-        position = 0
+        # One buffer that stays in the processor's cache.
+        position, buffer = 0, memoryview(bytearray(_HASH_PIECE))
         try:
-            while not self._closing and (piece := os.pread(self._descriptor, _HASH_PIECE, position)):
-                self._hash.update(piece)
-                position += len(piece)
+            while not self._closing and (count := os.preadv(self._descriptor, [buffer], position)):
+                self._hash.update(buffer[:count])
+                position += count
         except OSError as error:
             self._hash_error = error
 
@@ -151,12 +167,31 @@ class TensorFile:
 
 
 @dataclass(frozen=True)
+class StoredRows:
+    """A matrix [outputs, inputs] in an open file, row after row, for a backend that reads it by itself.
+
+    `rounding`: what its rows are rounded to in a quantised file, see `quantised`; None for numbers of type `dtype`.
+    """
+
+    descriptor: int
+    start: int
+    dtype: torch.dtype
+    rounding: str | None
+    outputs: int
+    inputs: int
+
+
+@dataclass(frozen=True)
 class Entry:
-    """A tensor of a checkpoint: its type and shape, and `load`, which reads it into memory of its own."""
+    """A tensor of a checkpoint: its type and shape, and `load`, which reads it into memory of its own.
+
+    `rows`: where the same numbers lie in a file, if it is a matrix that lies there row after row.
+    """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     load: Callable[[], torch.Tensor]
+    rows: StoredRows | None = None
 
     @property
     def num_elements(self) -> int:
@@ -270,7 +305,7 @@ def named_tensors(path: Path, files: Sequence[TensorFile]) -> NamedTensors:
                 raise CheckpointError(
                     f"the tensor {name[:80]!r} is in {file.path.name!r} and in another file too", path=path
                 )
-            entries[name] = Entry(stored.dtype, stored.shape, partial(file.read, name))
+            entries[name] = Entry(stored.dtype, stored.shape, partial(file.read, name), file.rows_of(name))
     metadata = {key: text for file in files for key, text in file.metadata.items()}
     undone = tuple(dict.fromkeys(phrase for file in files for phrase in file.undone))
     return NamedTensors(path, files[0].kind, tuple(files), entries, metadata, undone=undone)

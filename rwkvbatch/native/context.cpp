@@ -35,20 +35,20 @@ constexpr float LAYER_NORM_EPS = 1e-5f;
 
 InstructionSet instruction_set(const std::string& isa) {
     std::vector<InstructionSet> found;
-    const auto add = [&](const char* name, const Kernels* kernels, const IntegerKernels* (*integer)()) {
-        if (kernels != nullptr && integer() != nullptr) found.push_back({name, kernels, integer()});
+    const auto add = [&](const char* name, const Kernels* kernels, const IntegerKernels* (*integer)(), const PackingKernels* packing) {
+        if (kernels != nullptr && integer() != nullptr) found.push_back({name, kernels, integer(), packing});
     };
 #if defined(RWKV_X86)
-    add("avx512vnni", avx512_kernels(), avx512vnni_integer_kernels);
-    add("avx512", avx512_kernels(), avx512_integer_kernels);
-    add("avxvnni", avx2_kernels(), avxvnni_integer_kernels);
-    add("avx2", avx2_kernels(), avx2_integer_kernels);
+    add("avx512vnni", avx512_kernels(), avx512vnni_integer_kernels, avx512_packing_kernels());
+    add("avx512", avx512_kernels(), avx512_integer_kernels, avx512_packing_kernels());
+    add("avxvnni", avx2_kernels(), avxvnni_integer_kernels, avx2_packing_kernels());
+    add("avx2", avx2_kernels(), avx2_integer_kernels, avx2_packing_kernels());
 #elif defined(RWKV_ARM64)
-    add("neoni8mm", neon_kernels(), neoni8mm_integer_kernels);
-    add("neondot", neon_kernels(), neondot_integer_kernels);
-    add("neon", neon_kernels(), neon_integer_kernels);
+    add("neoni8mm", neon_kernels(), neoni8mm_integer_kernels, neon_packing_kernels());
+    add("neondot", neon_kernels(), neondot_integer_kernels, neon_packing_kernels());
+    add("neon", neon_kernels(), neon_integer_kernels, neon_packing_kernels());
 #endif
-    add("portable", portable_kernels(), portable_integer_kernels);
+    add("portable", portable_kernels(), portable_integer_kernels, portable_packing_kernels());
     for (const InstructionSet& each : found)
         if (isa == "auto" || isa == each.name) return each;
     throw std::invalid_argument("instruction set '" + isa + "' is not to be had here; 'auto' and 'portable' always are");
@@ -138,29 +138,6 @@ template <class Work> void Context::run_rows(size_t rows, size_t floats_per_row,
     threads().run(parts, [&](size_t part, size_t thread) {
         work(rows * part / parts, rows * (part + 1) / parts, thread);
     });
-}
-
-LinearLayer Context::linear_layer(const StoredMatrix& stored, size_t out, size_t in, const float* bias,
-                                  Activation activation, Dtype dtype) {
-    const StandardArithmetic arithmetic;
-    PackedMatrix packed{nullptr, dtype, out, in};
-    uint8_t* const memory = store_->allocate(packed.num_bytes());
-    threads().run(packed.num_panels(), [&](size_t panel, size_t) { pack_panel(packed, stored, panel, memory); });
-    packed.data = memory;
-    return {{packed, store_}, bias != nullptr ? vector(bias, 1, out).data : nullptr, activation};
-}
-
-Vector Context::vector(const float* data, size_t rows, size_t width) {
-    uint8_t* target = store_->allocate(rows * width * sizeof(float));
-    std::memcpy(target, data, rows * width * sizeof(float));
-    return {reinterpret_cast<const float*>(target), rows, width, store_};
-}
-
-Table Context::table(const uint8_t* data, Dtype dtype, size_t vocab_size, size_t width) {
-    const size_t num_bytes = vocab_size * width * size_of(dtype);
-    uint8_t* target = store_->allocate(num_bytes);
-    std::memcpy(target, data, num_bytes);
-    return {target, dtype, vocab_size, width, store_};
 }
 
 ArrayPtr Context::array(size_t rows, size_t width) { return std::make_unique<Array>(arena_, rows, width); }
@@ -298,7 +275,8 @@ void fetch_inputs(const std::vector<LinearJob>& jobs, size_t first, size_t end) 
             fetch(job.sparse.places, job.sparse.count * sizeof(uint32_t));
             fetch_rows({job.sparse.x, job.sparse.x_stride}, job.num_rows, job.sparse.count);
         } else {
-            fetch_rows(job.x, job.num_rows, rounded ? quantized_floats(job.weight.in, job.weight.dtype) : job.weight.in);
+            fetch_rows(job.x, job.num_rows, rounded ? quantized_floats(job.weight.in) : job.weight.in);
+            if (rounded) fetch(job.groups, ceil_div(job.weight.in, scaled_inputs(job.weight.dtype)) * job.num_rows * sizeof(InputGroup));
         }
         for (const ConstRows& rows : {job.add, job.start, job.target}) fetch_rows(rows, job.num_rows, job.weight.out);
         if (job.bias != nullptr) fetch_floats(job.bias, job.weight.out);
@@ -313,11 +291,15 @@ std::vector<ArrayPtr> Context::quantize_inputs(std::vector<LinearJob>& jobs) {
     size_t width = 0, rows = 0;
     for (LinearJob& job : jobs) {
         if (!is_integer(job.weight.dtype)) continue;
-        rounded.push_back(array(job.num_rows, quantized_floats(job.weight.in, job.weight.dtype)));
-        rounding.push_back({job.x, job.weight.in, job.weight.dtype, rounded.back()->view()});
-        width += job.weight.in;
         rows = job.num_rows;
+        width += job.weight.in;
+        const size_t num_groups = ceil_div(job.weight.in, scaled_inputs(job.weight.dtype));
+        rounded.push_back(array(1, num_groups * rows * sizeof(InputGroup) / sizeof(float)));
+        auto* const groups = reinterpret_cast<InputGroup*>(rounded.back()->data);
+        rounded.push_back(array(rows, quantized_floats(job.weight.in)));
+        rounding.push_back({job.x, rows, job.weight.in, job.weight.dtype, rounded.back()->view(), groups});
         job.x = rounded.back()->view();
+        job.groups = groups;
     }
     if (!rounding.empty())
         run_rows(rows, width, [&](size_t begin, size_t end, size_t) {

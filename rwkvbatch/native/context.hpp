@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -39,6 +41,13 @@ struct Table {
     Dtype dtype;
     size_t vocab_size, width;
     std::shared_ptr<WeightStore> store;
+};
+
+// Where the rows of a matrix lie in an open file, without gaps.
+struct StoredRows {
+    int descriptor;
+    uint64_t start;
+    Dtype dtype;
 };
 
 // Activations [rows, width], fp32.
@@ -112,6 +121,7 @@ struct InstructionSet {
     const char* name;
     const Kernels* kernels;
     const IntegerKernels* integer_kernels;
+    const PackingKernels* packing_kernels;
 };
 
 class Context {
@@ -130,11 +140,15 @@ public:
     // For tests and measurements: read all weights, whatever the inputs are.
     void set_sparse(bool sparse) { sparse_ = sparse; }
 
-    // `dtype` is that of the packed weight: the stored one, or one that it is rounded to, see `pack_panel`.
+    // `dtype` is that of the packed weight: the stored one, or one that it is rounded to, see `PackingKernels`.
     LinearLayer linear_layer(const StoredMatrix& stored, size_t out, size_t in, const float* bias, Activation activation,
                              Dtype dtype);
     Vector vector(const float* data, size_t rows, size_t width);
     Table table(const uint8_t* data, Dtype dtype, size_t vocab_size, size_t width);
+    // The same from a file, a part at a time by each thread, so that nothing but the result is in memory. Nothing where the file
+    // cannot be read, is cut off, or holds NaN or infinity.
+    std::optional<LinearLayer> read_layer(const StoredRows& stored, size_t out, size_t in, Activation activation, Dtype dtype);
+    std::optional<Table> read_table(const StoredRows& stored, size_t vocab_size, size_t width);
     ArrayPtr array(size_t rows, size_t width);
 
     // A step begins: its jobs will be those of the step before, more or less.
@@ -152,6 +166,9 @@ public:
               float* logits);
 
     void choose(const SampleRow* rows, size_t count, Choice* choices);
+
+    // Held by a call that runs beside other Python threads: scratch memory and the pool's jobs are those of one call.
+    std::mutex& one_call() { return one_call_; }
 
 private:
     float* scratch(size_t thread) { return scratch_[thread].get(); }
@@ -180,6 +197,7 @@ private:
     std::vector<float> nonzero_x_;
     size_t skipped_bytes_ = 0;
     bool sparse_ = true;
+    std::mutex one_call_;
     std::unique_ptr<ThreadPool> threads_;
 };
 

@@ -22,16 +22,15 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
-// Rounds one row of inputs for weights of `dtype`: its groups' scales and starts, then its quads.
+// Rounds one row of inputs for weights of `dtype`: its groups' records, `groups_stride` apart, and its quads.
 //
 // A group's scale is max |x| / 127, its integers are round(x (1 / scale)), halves to even. A group whose inputs are all below
 // 2^-100 is zeros; one with an input that is not finite has NaN as its scale, and so has every output. `quantized` in
 // model/ops/reference.py is the reference implementation.
-inline void quantize_row(const float* x, size_t in, Dtype dtype, uint8_t* to) {
+inline void quantize_row(const float* x, size_t in, Dtype dtype, uint8_t* quads, InputGroup* groups, size_t groups_stride) {
     const size_t group = scaled_inputs(dtype);
-    uint8_t* quads = to + input_groups_bytes(in, dtype);
     const F16 magic = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer held in the low bits
-    for (size_t begin = 0; begin < in; begin += group, to += sizeof(InputGroup)) {
+    for (size_t begin = 0; begin < in; begin += group, groups += groups_stride) {
         const size_t end = std::min(begin + group, in);
         F16 largest = zero(), not_finite = zero();
         for (size_t k = begin; k < end; k += LANES) {
@@ -39,9 +38,7 @@ inline void quantize_row(const float* x, size_t in, Dtype dtype, uint8_t* to) {
             largest = greater(from_bits(bits(values) & set1(0x7fffffffu)), largest);
             not_finite = fma(values, zero(), not_finite);
         }
-        float lanes[LANES], most = 0.0f;
-        store(lanes, largest);
-        for (const float lane : lanes) most = std::max(most, lane);
+        const float most = greatest_lane(largest);
         const float nan = sum_lanes(not_finite);
         InputGroup record{most / 127.0f, 0};
         if (nan != 0.0f || most < 7.888609052210118e-31f) {  // 2^-100
@@ -60,62 +57,28 @@ inline void quantize_row(const float* x, size_t in, Dtype dtype, uint8_t* to) {
             }
             record.start = -weight_excess(dtype) * static_cast<int32_t>(sum_lanes(sum));
         }
-        std::memcpy(to, &record, sizeof record);
+        *groups = record;
     }
 }
 
 inline void quantize(const QuantizeJob& job, size_t begin, size_t end) {
     for (size_t row = begin; row < end; ++row)
         quantize_row(job.x.data + row * job.x.stride, job.width, job.dtype,
-                     reinterpret_cast<uint8_t*>(job.out.data + row * job.out.stride));
-}
-
-RWKV_INLINE F16 load_bf16(const uint8_t* from) {
-    uint16_t halves[PANEL];
-    uint32_t words[PANEL];
-    std::memcpy(halves, from, sizeof halves);
-    for (size_t i = 0; i < PANEL; ++i) words[i] = static_cast<uint32_t>(halves[i]) << 16;
-    return from_bits(load(words));
-}
-
-constexpr size_t UNPACKED_BYTES = INTEGER_BLOCK * BAND * PANEL + INTEGER_BLOCK / INT4_SCALED_INPUTS * BAND * PANEL * sizeof(float);
-
-// Some panels' INT4 weights of inputs `begin` to `end` in the layout of W8A8, with their scales in fp32.
-inline void unpack(const uint8_t* weights, size_t input_bytes, size_t panel_in_band, size_t panels, size_t begin, size_t end,
-                   uint8_t* to) {
-    const I16 low = set1(0x0f0f0f0fu);
-    const size_t band_bytes = input_bytes / unit_bytes(Dtype::INT4) * scale_bytes(Dtype::INT4);
-    for (size_t stop; begin < end; begin = stop) {
-        stop = std::min(begin + INT4_SCALED_INPUTS, end);
-        const uint8_t* scales = weights + integer_scales_after(Dtype::INT4, stop - begin, input_bytes, panel_in_band);
-        for (size_t k = begin; k < stop; k += 2 * QUAD, weights += input_bytes) {
-            for (size_t p = 0; p < panels; ++p) {
-                const I16 bytes = load(reinterpret_cast<const uint32_t*>(weights) + p * PANEL);
-                uint32_t* const first = reinterpret_cast<uint32_t*>(to) + p * PANEL;
-                store(first, bytes & low);
-                if (k + QUAD < stop) store(first + panels * PANEL, shift_right<4>(bytes) & low);
-            }
-            to += (k + QUAD < stop ? 2 : 1) * panels * PANEL * QUAD;
-        }
-        for (size_t p = 0; p < panels; ++p)
-            store(reinterpret_cast<float*>(to) + p * PANEL, load_bf16(scales + p * scale_bytes(Dtype::INT4)));
-        to += panels * PANEL * sizeof(float);
-        weights += band_bytes;
-    }
+                     reinterpret_cast<uint8_t*>(job.out.data + row * job.out.stride), job.groups + row, job.num_rows);
 }
 
 // The sums of a single row, which never leave the registers.
 template <Dtype D, size_t PANELS>
-RWKV_INLINE void sum_one_integer_row(const QuantizedRows& x, const PackedMatrix& weight, size_t first_panel, F16 (&total)[PANELS]) {
+RWKV_INLINE void sum_one_integer_row(const LinearJob& job, size_t first_panel, F16 (&total)[PANELS]) {
     constexpr size_t GROUP = scaled_inputs(D);
+    const PackedMatrix& weight = job.weight;
     const size_t input_bytes = weight.input_bytes(weight.band_width(first_panel));
     const size_t band_scales = weight.band_width(first_panel) * scale_bytes(D);
-    const uint8_t *weights = weight.at(first_panel, 0), *quads = x.quads;
-    const I16 low = set1(0x0f0f0f0fu);
+    const uint8_t *weights = weight.at(first_panel, 0), *quads = reinterpret_cast<const uint8_t*>(job.x.data);
     for (size_t p = 0; p < PANELS; ++p) total[p] = zero();
     for (size_t begin = 0, end; begin < weight.in; begin = end) {
         end = std::min(begin + GROUP, weight.in);
-        const InputGroup group = x.group(0, begin / GROUP);
+        const InputGroup group = job.groups[begin / GROUP];
         I16 sum[PANELS];
         for (size_t p = 0; p < PANELS; ++p) sum[p] = set1(static_cast<uint32_t>(group.start));
         const uint8_t* scales = weights + integer_scales_after(D, end - begin, input_bytes, first_panel % BAND);
@@ -126,41 +89,33 @@ RWKV_INLINE void sum_one_integer_row(const QuantizedRows& x, const PackedMatrix&
             quads += unit_inputs(D) / QUAD * QUAD_BYTES;
             for (size_t p = 0; p < PANELS; ++p) {
                 const I16 bytes = load(reinterpret_cast<const uint32_t*>(weights) + p * PANEL);
-                if constexpr (D == Dtype::INT4) {
-                    add_products(sum[p], split_quad<D>(bytes & low), first);
-                    add_products(sum[p], split_quad<D>(shift_right<4>(bytes) & low), second);
-                } else {
-                    add_products(sum[p], split_quad<D>(bytes), first);
-                }
+                add_products(sum[p], split_quad<D, 0>(bytes), first);
+                if constexpr (D == Dtype::INT4) add_products(sum[p], split_quad<D, 1>(bytes), second);
             }
         }
         const F16 input_scale = set1(group.scale);
-        for (size_t p = 0; p < PANELS; ++p) {
-            const F16 scale = D == Dtype::INT4 ? load_bf16(scales + p * scale_bytes(D))
-                                               : load(reinterpret_cast<const float*>(scales) + p * PANEL);
-            total[p] = fma(from_int(sum[p]), scale * input_scale, total[p]);
-        }
+        for (size_t p = 0; p < PANELS; ++p)
+            total[p] = fma(from_int(sum[p]), load_scales<D>(scales, p) * input_scale, total[p]);
         weights += band_scales;
     }
 }
 
-template <Dtype D, size_t PANELS> void finish_one_integer_row(const LinearJob& job, const QuantizedRows& x, size_t first_panel) {
+template <Dtype D, size_t PANELS> void finish_one_integer_row(const LinearJob& job, size_t first_panel) {
     F16 sum[PANELS];
-    sum_one_integer_row<D>(x, job.weight, first_panel, sum);
+    sum_one_integer_row<D>(job, first_panel, sum);
     for (size_t p = 0; p < PANELS; ++p) {
         const size_t column = (first_panel + p) * PANEL, width = std::min(PANEL, job.weight.out - column);
         store_upto(job.out.data + column, finish(job, sum[p], 0, column, width), width);
     }
 }
 
-template <Dtype D>
-void one_integer_row(const LinearJob& job, const QuantizedRows& x, size_t first_panel, size_t end_panel) {
+template <Dtype D> void one_integer_row(const LinearJob& job, size_t first_panel, size_t end_panel) {
     for (size_t panel = first_panel; panel < end_panel;) {
         switch (std::min(end_panel - panel, job.weight.band_width(panel) - panel % BAND)) {
-            case 4: finish_one_integer_row<D, 4>(job, x, panel); panel += 4; break;
+            case 4: finish_one_integer_row<D, 4>(job, panel); panel += 4; break;
             case 3:
-            case 2: finish_one_integer_row<D, 2>(job, x, panel); panel += 2; break;
-            default: finish_one_integer_row<D, 1>(job, x, panel); panel += 1;
+            case 2: finish_one_integer_row<D, 2>(job, panel); panel += 2; break;
+            default: finish_one_integer_row<D, 1>(job, panel); panel += 1;
         }
     }
 }
@@ -170,68 +125,51 @@ inline void integer_linear(const LinearJob& job, size_t task, float* sums, const
     const PackedMatrix& weight = job.weight;
     const size_t first_panel = task * job.panels_per_task;
     const size_t end_panel = std::min(first_panel + job.panels_per_task, weight.num_panels());
-    const uint8_t* const rows = reinterpret_cast<const uint8_t*>(job.x.data);
-    const QuantizedRows all{rows, rows + input_groups_bytes(weight.in, weight.dtype), job.x.stride * sizeof(float)};
     const bool int4 = weight.dtype == Dtype::INT4;
     if (job.num_rows == 1) {
-        if (int4) one_integer_row<Dtype::INT4>(job, all, first_panel, end_panel);
-        else one_integer_row<Dtype::W8A8>(job, all, first_panel, end_panel);
+        if (int4) one_integer_row<Dtype::INT4>(job, first_panel, end_panel);
+        else one_integer_row<Dtype::W8A8>(job, first_panel, end_panel);
         return;
     }
 
-    alignas(64) uint8_t unpacked[UNPACKED_BYTES];
+    const size_t group_inputs = scaled_inputs(weight.dtype);
     for (size_t first_row = 0; first_row < job.num_rows; first_row += LINEAR_ROW_BLOCK) {
         const size_t num_rows = std::min(LINEAR_ROW_BLOCK, job.num_rows - first_row);
         const size_t units = ceil_div(num_rows, ROW_UNIT), num_tiles = ceil_div(units, MAX_INTEGER_ROWS / ROW_UNIT);
-        const size_t panel_sums = num_rows * PANEL;
         for (size_t begin = 0; begin < weight.in; begin += INTEGER_BLOCK) {
             const size_t end = std::min(begin + INTEGER_BLOCK, weight.in);
-            for (size_t panel = first_panel, width; panel < end_panel; panel += width) {
+            for (size_t panel = first_panel, panels; panel < end_panel; panel += panels) {
                 const size_t band_width = weight.band_width(panel), in_band = panel % BAND;
-                width = std::min(end_panel - panel, band_width - in_band);
+                panels = INTEGER_PANELS;
+                while (panels > std::min(end_panel - panel, band_width - in_band)) panels /= 2;
                 const size_t next_band = panel - in_band + BAND;
                 const uint8_t* ahead = next_band < end_panel ? weight.at(next_band, begin)
                                        : end < weight.in     ? weight.at(first_panel, end)
                                                              : next;
-                const uint8_t* weights = weight.at(panel, begin);
-                size_t quad_bytes = weight.input_bytes(band_width);
-                if (int4) {
-                    unpack(weights, quad_bytes, in_band, width, begin, end, unpacked);
-                    weights = unpacked;
-                    quad_bytes = width * PANEL * QUAD;
-                }
-                for (size_t in_width = 0, panels; in_width < width; in_width += panels) {
-                    panels = INTEGER_PANELS;
-                    while (panels > width - in_width) panels /= 2;
-                    // Each tile asks for a part of the next weights.
-                    const size_t passes = num_tiles * (width / panels);
-                    const size_t ahead_step = ceil_div(weight.bytes_before(QUAD, width), passes * LINE) * LINE;
-                    IntegerTile tile{{all.groups + first_row * all.stride, all.quads + first_row * all.stride, all.stride},
-                                     begin, end, weights + in_width * PANEL * QUAD, quad_bytes,
-                                     sums + (panel - first_panel + in_width) * panel_sums, panel_sums, ahead, ahead_step};
-                    for (size_t t = 0, row = 0; t < num_tiles; ++t) {
-                        const size_t tile_units = units / num_tiles + (t < units % num_tiles ? 1 : 0);
-                        const size_t tile_rows = std::min(tile_units * ROW_UNIT, num_rows - row);
-                        const IntegerTileFunction advance = int4 ? integer_tile_of<Dtype::INT4>(tile_rows, panels)
-                                                                 : integer_tile_of<Dtype::W8A8>(tile_rows, panels);
-                        advance(tile);
-                        row += tile_rows;
-                        tile.x.groups += tile_rows * all.stride;
-                        tile.x.quads += tile_rows * all.stride;
-                        tile.sums += tile_rows * PANEL;
-                        tile.ahead += ahead_step * ceil_div(end - begin, QUAD);
-                    }
-                    ahead = tile.ahead;
+                ahead += in_band * weight.bytes_before(end - begin, 1);
+                // Each tile asks for a part of the next weights, the last ones for none where all are on their way.
+                const size_t ahead_bytes = weight.bytes_before(end - begin, panels);
+                const size_t tile_units = ceil_div(end - begin, unit_inputs(weight.dtype));
+                const size_t ahead_step = ceil_div(ahead_bytes, num_tiles * tile_units * LINE) * LINE;
+                const uint8_t* const ahead_end = ahead + ahead_bytes;
+                float* tile_sums = sums + (panel - first_panel) * num_rows * PANEL;
+                for (size_t t = 0, row = first_row; t < num_tiles; ++t) {
+                    const size_t row_units = units / num_tiles + (t < units % num_tiles ? 1 : 0);
+                    const size_t tile_rows = std::min(row_units * ROW_UNIT, first_row + num_rows - row);
+                    const IntegerTile tile{job.groups + begin / group_inputs * job.num_rows + row, job.num_rows,
+                                           reinterpret_cast<const uint8_t*>(job.x.data + row * job.x.stride) + begin / QUAD * QUAD_BYTES,
+                                           job.x.stride * sizeof(float), begin, end, weight.at(panel, begin), band_width, in_band,
+                                           tile_sums, ahead, ahead < ahead_end ? ahead_step : 0};
+                    if (end == weight.in) fetch_outputs(job, row, tile_rows, panel, panels);
+                    (int4 ? integer_tile_of<Dtype::INT4>(tile_rows, panels)
+                          : integer_tile_of<Dtype::W8A8>(tile_rows, panels))(tile);
+                    if (end == weight.in) finish_tile(job, row, tile_rows, panel, panels, tile_sums);
+                    ahead += ahead_step * tile_units;
+                    row += tile_rows;
+                    tile_sums += tile_rows * panels * PANEL;
                 }
             }
         }
-        for (size_t row = 0; row < num_rows; ++row)
-            for (size_t panel = first_panel; panel < end_panel; ++panel) {
-                const size_t column = panel * PANEL, width = std::min(PANEL, weight.out - column);
-                const F16 sum = load(sums + (panel - first_panel) * panel_sums + row * PANEL);
-                store_upto(job.out.data + (first_row + row) * job.out.stride + column,
-                           finish(job, sum, first_row + row, column, width), width);
-            }
     }
 }
 

@@ -14,13 +14,6 @@ namespace RWKV_ISA {
 
 static_assert(QUAD_BYTES <= MAX_QUAD_BYTES);
 
-// Of one row and group of inputs: what its integers are multiplied by, and what every sum of their products begins with.
-struct InputGroup {
-    float scale;
-    int32_t start;
-};
-static_assert(sizeof(InputGroup) == INPUT_GROUP_BYTES);
-
 #if defined(RWKV_ISA_AVX512) && defined(RWKV_VNNI)
 constexpr size_t MAX_INTEGER_ROWS = 6, INTEGER_PANELS = 4;
 #elif defined(RWKV_ISA_AVX512)
@@ -43,42 +36,60 @@ static_assert(MAX_INTEGER_ROWS % ROW_UNIT == 0);
 constexpr size_t INTEGER_BLOCK = 256;
 static_assert(INTEGER_BLOCK % SCALED_INPUTS == 0);
 
-// Rounded inputs of some rows: of the first, its records and its quads.
-struct QuantizedRows {
-    const uint8_t *groups, *quads;
-    size_t stride;  // bytes
+// One register tile's work on one block of inputs.
+struct IntegerTile {
+    const InputGroup* groups;  // of the block's first group and the tile's first row
+    size_t groups_stride;      // from one group to the next
+    const uint8_t* quads;      // of the block's first input and the tile's first row
+    size_t quads_stride;       // bytes from one row to the next
+    size_t begin, end;         // inputs
+    const uint8_t* weights;    // of the first of them and of the tile's first panel,
+    size_t band_width, panel_in_band;  // in a band of so many panels
+    float* sums;               // [row][panel][16]
+    const uint8_t* ahead;      // weights to ask the memory for meanwhile,
+    size_t ahead_step;         // bytes for each unit of inputs
+};
 
-    RWKV_INLINE InputGroup group(size_t row, size_t number) const {
-        InputGroup record;
-        std::memcpy(&record, groups + row * stride + number * sizeof record, sizeof record);
-        return record;
+// Inputs whose integers fill a cache line.
+constexpr size_t LINE_INPUTS = LINE / QUAD_BYTES * QUAD;
+
+// Weights on their way: of a tile, and of those that come later.
+struct IntegerStream {
+    const uint8_t *weights, *ahead;
+    size_t unit_step, ahead_step;
+
+    RWKV_INLINE void ask_ahead() {
+        for (size_t byte = 0; byte < ahead_step; byte += LINE) __builtin_prefetch(ahead + byte, 0, 2);
+        ahead += ahead_step;
     }
 };
 
-// One register tile's work on one block of inputs.
-struct IntegerTile {
-    QuantizedRows x;
-    size_t begin, end;       // inputs
-    const uint8_t* weights;  // of the first of them, as W8A8
-    size_t quad_bytes;       // from one quad to the next; a group's scales in fp32 follow its quads
-    float* sums;             // [panel][row][16]
-    size_t panel_sums;       // distance between panels there
-    const uint8_t* ahead;    // weights to ask the memory for meanwhile,
-    size_t ahead_step;       // bytes for each quad
-};
+RWKV_INLINE F16 load_bf16(const uint8_t* from) {
+    uint16_t halves[PANEL];
+    uint32_t words[PANEL];
+    std::memcpy(halves, from, sizeof halves);
+    for (size_t i = 0; i < PANEL; ++i) words[i] = static_cast<uint32_t>(halves[i]) << 16;
+    return from_bits(load(words));
+}
+
+// A panel's scales of a group, of those that begin at `scales`.
+template <Dtype D> RWKV_INLINE F16 load_scales(const uint8_t* scales, size_t panel) {
+    const uint8_t* const from = scales + panel * scale_bytes(D);
+    return D == Dtype::INT4 ? load_bf16(from) : load(reinterpret_cast<const float*>(from));
+}
 
 // Scale the sums of a group, sum(row, panel), and add them to the totals in memory. `scales` are the weights'.
-template <size_t ROWS, size_t PANELS, class Sum>
-RWKV_INLINE void add_to_totals(const IntegerTile& tile, size_t group, const uint8_t* scales, const Sum& sum) {
+template <Dtype D, size_t ROWS, size_t PANELS, class Sum>
+RWKV_INLINE void add_to_totals(float* totals, const InputGroup* rows, const uint8_t* scales, const Sum& sum) {
+    __asm__ volatile("" ::: "memory");  // the compiler would keep the totals, for which there are no registers, in memory of its own
     // Unrolled, or the sums would live in memory.
 #pragma GCC unroll 4
     for (size_t p = 0; p < PANELS; ++p) {
-        const F16 scale = load(reinterpret_cast<const float*>(scales) + p * PANEL);
+        const F16 scale = load_scales<D>(scales, p);
 #pragma GCC unroll 6
         for (size_t i = 0; i < ROWS; ++i) {
-            float* const total = tile.sums + p * tile.panel_sums + i * PANEL;
-            const F16 both = scale * set1(tile.x.group(i, group).scale);
-            store(total, fma(from_int(sum(i, p)), both, group == 0 ? zero() : load(total)));
+            float* const total = totals + (i * PANELS + p) * PANEL;
+            store(total, fma(from_int(sum(i, p)), scale * set1(rows[i].scale), load(total)));
         }
     }
 }
@@ -87,74 +98,100 @@ RWKV_INLINE void add_to_totals(const IntegerTile& tile, size_t group, const uint
 
 // By products of matrices: two rows by two outputs by eight inputs an instruction. What it makes of two rows and outputs lies in the
 // order of the outputs, each with the one row and the other; a row without a partner is its own.
-template <Dtype D, size_t ROWS, size_t PANELS> void integer_tile(const IntegerTile& tile) {
+template <Dtype D, size_t ROWS, size_t PANELS> struct GroupSums {
     static_assert(PANELS == 1);
-    constexpr size_t GROUP = scaled_inputs(D), PAIRS = ceil_div(ROWS, 2), STEP = 2 * QUAD;
-    static_assert(GROUP % STEP == 0);
-    const uint8_t *weights = tile.weights, *ahead = tile.ahead;
-    const size_t quad_bytes = tile.quad_bytes, stride = tile.x.stride;
-    for (size_t begin = tile.begin, end; begin < tile.end; begin = end) {
-        end = std::min(begin + GROUP, tile.end);
-        MatrixSums sum[PAIRS];
+    static constexpr size_t PAIRS = ceil_div(ROWS, 2), STEP = 2 * QUAD;
+    static_assert(scaled_inputs(D) % STEP == 0);
+    MatrixSums sum[PAIRS];
+
+    RWKV_INLINE void start(const InputGroup* rows) {
 #pragma GCC unroll 3
-        for (size_t pair = 0; pair < PAIRS; ++pair) {
-            const size_t second = std::min(2 * pair + 1, ROWS - 1);
-            sum[pair] = start_sums(tile.x.group(2 * pair, begin / GROUP).start, tile.x.group(second, begin / GROUP).start);
-        }
-        const uint8_t* x = tile.x.quads + begin;
-        const uint8_t* const scales = weights + ceil_div(end - begin, QUAD) * quad_bytes;
-        // Where a group ends with half a step, the other half's inputs are zeros, and what is read for its weights are scales.
-        for (size_t k = begin; k < end; k += STEP, weights += 2 * quad_bytes, x += STEP, ahead += 2 * tile.ahead_step) {
-            for (size_t byte = 0; byte < 2 * tile.ahead_step; byte += LINE) __builtin_prefetch(ahead + byte, 0, 2);
-            RowPair inputs[PAIRS];
+        for (size_t pair = 0; pair < PAIRS; ++pair)
+            sum[pair] = start_sums(rows[2 * pair].start, rows[std::min(2 * pair + 1, ROWS - 1)].start);
+    }
+    // Where a group ends with half a step, the other half's inputs are zeros, and what is read for its weights are scales.
+    RWKV_INLINE void add(IntegerStream& stream, const uint8_t* x, size_t stride, size_t inputs) {
+        constexpr size_t UNITS = STEP / unit_inputs(D);
+        for (size_t k = 0; k < inputs; k += STEP, stream.weights += UNITS * stream.unit_step, x += STEP) {
+            for (size_t unit = 0; unit < UNITS; ++unit) stream.ask_ahead();
+            RowPair rows[PAIRS];
             for (size_t pair = 0; pair < PAIRS; ++pair)
-                inputs[pair] = load_pair(x + 2 * pair * stride, x + std::min(2 * pair + 1, ROWS - 1) * stride);
+                rows[pair] = load_pair(x + 2 * pair * stride, x + std::min(2 * pair + 1, ROWS - 1) * stride);
             for (size_t four = 0; four < PANEL / 4; ++four) {
-                const OutputPairs outputs = load_outputs(weights + four * 4 * QUAD, weights + quad_bytes + four * 4 * QUAD);
-                for (size_t pair = 0; pair < PAIRS; ++pair) add_products(sum[pair], four, outputs, inputs[pair]);
+                const uint8_t* const unit = stream.weights + four * 4 * QUAD;
+                const OutputPairs outputs = load_outputs<D>(unit, unit + stream.unit_step);
+                for (size_t pair = 0; pair < PAIRS; ++pair) add_products(sum[pair], four, outputs, rows[pair]);
             }
         }
-        weights = scales + quad_bytes;
-        add_to_totals<ROWS, 1>(tile, begin / GROUP, scales, [&](size_t i, size_t) __attribute__((always_inline)) {
-            return sums_of_row(sum[i / 2], i % 2);
-        });
     }
-}
+    RWKV_INLINE I16 operator()(size_t i, size_t) const { return sums_of_row(sum[i / 2], i % 2); }
+};
 
 #else
 
-template <Dtype D, size_t ROWS, size_t PANELS> void integer_tile(const IntegerTile& tile) {
-    constexpr size_t GROUP = scaled_inputs(D);
-    const uint8_t *weights = tile.weights, *ahead = tile.ahead;
-    const size_t quad_bytes = tile.quad_bytes, stride = tile.x.stride;
-    for (size_t begin = tile.begin, end; begin < tile.end; begin = end) {
-        end = std::min(begin + GROUP, tile.end);
-        I16 sum[ROWS][PANELS];
+// The sums of a group of inputs, from the start of each.
+template <Dtype D, size_t ROWS, size_t PANELS> struct GroupSums {
+    I16 sum[ROWS][PANELS];
+
+    RWKV_INLINE void start(const InputGroup* rows) {
 #pragma GCC unroll 6
         for (size_t i = 0; i < ROWS; ++i) {
-            const I16 start = set1(static_cast<uint32_t>(tile.x.group(i, begin / GROUP).start));
+            const I16 first = set1(static_cast<uint32_t>(rows[i].start));
 #pragma GCC unroll 4
-            for (size_t p = 0; p < PANELS; ++p) sum[i][p] = start;
+            for (size_t p = 0; p < PANELS; ++p) sum[i][p] = first;
         }
-        const uint8_t* x = tile.x.quads + begin / QUAD * QUAD_BYTES;
-        for (size_t k = begin; k < end; k += QUAD, weights += quad_bytes, x += QUAD_BYTES, ahead += tile.ahead_step) {
-            for (size_t byte = 0; byte < tile.ahead_step; byte += LINE) __builtin_prefetch(ahead + byte, 0, 2);
+    }
+    // First of each unit the one quad, then the other: for weights of both there are too few registers.
+    RWKV_INLINE void add(IntegerStream& stream, const uint8_t* x, size_t stride, size_t inputs) {
+        const uint8_t* const weights = stream.weights;
+        add_quads<0>(stream, x, stride, inputs);
+        if constexpr (D == Dtype::INT4) {
+            stream.weights = weights;
+            add_quads<1>(stream, x + QUAD_BYTES, stride, inputs);
+        }
+    }
+    template <int NUMBER> RWKV_INLINE void add_quads(IntegerStream& stream, const uint8_t* x, size_t stride, size_t inputs) {
+        for (size_t k = 0; k < inputs; k += unit_inputs(D), x += unit_inputs(D) / QUAD * QUAD_BYTES) {
+            const uint32_t* const weights = reinterpret_cast<const uint32_t*>(stream.weights);
+            stream.weights += stream.unit_step;
+            if constexpr (NUMBER == 0) stream.ask_ahead();
             QuadWeights weight[PANELS];
             for (size_t p = 0; p < PANELS; ++p)
-                weight[p] = split_quad<D>(load(reinterpret_cast<const uint32_t*>(weights) + p * PANEL));
+                weight[p] = split_quad<D, NUMBER>(load(weights + p * PANEL));
             for (size_t i = 0; i < ROWS; ++i) {
-                const QuadInputs inputs = load_inputs(x + i * stride);
-                for (size_t p = 0; p < PANELS; ++p) add_products(sum[i][p], weight[p], inputs);
+                const QuadInputs row = load_inputs(x + i * stride);
+                for (size_t p = 0; p < PANELS; ++p) add_products(sum[i][p], weight[p], row);
             }
         }
-        add_to_totals<ROWS, PANELS>(tile, begin / GROUP, weights, [&](size_t i, size_t p) __attribute__((always_inline)) {
-            return sum[i][p];
-        });
-        weights += quad_bytes;
     }
-}
+    RWKV_INLINE I16 operator()(size_t i, size_t p) const { return sum[i][p]; }
+};
 
 #endif
+
+template <Dtype D, size_t ROWS, size_t PANELS> void integer_tile(const IntegerTile& tile) {
+    const size_t unit_step = tile.band_width * unit_bytes(D), in_band = tile.panel_in_band;
+    const size_t next_group = tile.band_width * scale_bytes(D) + in_band * (unit_bytes(D) - scale_bytes(D));
+    const size_t quads_stride = tile.quads_stride, groups_stride = tile.groups_stride, end = tile.end;
+    IntegerStream stream{tile.weights, tile.ahead, unit_step, tile.ahead_step};
+    const uint8_t* quads = tile.quads;
+    const InputGroup* rows = tile.groups;
+    float* const sums = tile.sums;
+    for (size_t i = 0; i < ROWS * PANELS && tile.begin == 0; ++i) store(sums + i * PANEL, zero());
+    for (size_t begin = tile.begin, inputs; begin < end; begin += inputs) {
+        inputs = std::min(scaled_inputs(D), end - begin);
+        const uint8_t* const scales = stream.weights + integer_scales_after(D, inputs, unit_step, in_band);
+        GroupSums<D, ROWS, PANELS> group;
+        if (D == Dtype::INT4 && begin % LINE_INPUTS == 0)
+            for (size_t i = 0; i < ROWS; ++i) __builtin_prefetch(quads + (ROWS + i) * quads_stride, 0, 3);
+        group.start(rows);
+        group.add(stream, quads, quads_stride, inputs);
+        add_to_totals<D, ROWS, PANELS>(sums, rows, scales, group);
+        stream.weights = scales + next_group;
+        quads += inputs / QUAD * QUAD_BYTES;
+        rows += groups_stride;
+    }
+}
 
 using IntegerTileFunction = void (*)(const IntegerTile&);
 

@@ -1,5 +1,5 @@
 # What the kernels are compiled from: SOURCES, which need no Python, and KERNELS, objects for each instruction set of the
-# processor that is built for. Flags for other sources: EXACT, SANITIZE.
+# processor that is built for: of an unknown one, portable ones alone. Flags for other sources: EXACT, SANITIZE.
 
 # -ffp-contract=off: a multiply and an add stay two operations unless the source says fma, on every instruction set.
 set(EXACT -ffp-contract=off -Wall -Wextra)
@@ -21,16 +21,19 @@ endfunction()
 function(rwkv_kernels isa)
   rwkv_object(kernels_${isa} kernels.cpp ${isa} ${ARGN})
   rwkv_object(integer_${isa} integer.cpp ${isa} ${ARGN})
+  rwkv_object(packing_${isa} packing.cpp ${isa} ${ARGN})
 endfunction()
 
 rwkv_kernels(portable)
-set(KERNELS $<TARGET_OBJECTS:kernels_portable> $<TARGET_OBJECTS:integer_portable>)
+set(KERNELS $<TARGET_OBJECTS:kernels_portable> $<TARGET_OBJECTS:integer_portable> $<TARGET_OBJECTS:packing_portable>)
 # On macOS the compiler may be told to build for another processor than the machine's.
 set(PROCESSOR ${CMAKE_SYSTEM_PROCESSOR})
 if(CMAKE_OSX_ARCHITECTURES)
   set(PROCESSOR ${CMAKE_OSX_ARCHITECTURES})
 endif()
+# Which kernels there are is said here alone: a compiler may have an instruction set that nothing is built for.
 if(PROCESSOR MATCHES "x86_64|AMD64|amd64")
+  add_compile_definitions(RWKV_X86)
   set(AVX2 -mavx2 -mfma -mf16c -mtune=haswell)
   set(AVX512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512
     -Wno-uninitialized -Wno-maybe-uninitialized)  # of the compiler's own intrinsics
@@ -41,10 +44,12 @@ if(PROCESSOR MATCHES "x86_64|AMD64|amd64")
   rwkv_object(integer_avx512vnni integer.cpp avx512vnni ${AVX512} -mavx512vnni)
   target_compile_definitions(integer_avxvnni PRIVATE RWKV_ISA_AVX2 RWKV_VNNI)
   target_compile_definitions(integer_avx512vnni PRIVATE RWKV_ISA_AVX512 RWKV_VNNI)
-  foreach(part kernels_avx2 integer_avx2 integer_avxvnni kernels_avx512 integer_avx512 integer_avx512vnni)
+  foreach(part kernels_avx2 integer_avx2 integer_avxvnni packing_avx2 kernels_avx512 integer_avx512 integer_avx512vnni
+      packing_avx512)
     list(APPEND KERNELS $<TARGET_OBJECTS:${part}>)
   endforeach()
 elseif(PROCESSOR MATCHES "aarch64|arm64|ARM64")
+  add_compile_definitions(RWKV_ARM64)
   # Before it assigns registers, GCC would move all loads of a tile's inputs to the front, for which there are too few.
   set(NEON $<$<CXX_COMPILER_ID:GNU>:-fno-schedule-insns>)
   rwkv_kernels(neon ${NEON})
@@ -52,10 +57,10 @@ elseif(PROCESSOR MATCHES "aarch64|arm64|ARM64")
   rwkv_object(integer_neoni8mm integer.cpp neoni8mm ${NEON} -march=armv8.2-a+dotprod+i8mm)
   target_compile_definitions(integer_neondot PRIVATE RWKV_ISA_NEON RWKV_DOT)
   target_compile_definitions(integer_neoni8mm PRIVATE RWKV_ISA_NEON RWKV_DOT RWKV_MATRIX)
-  foreach(part kernels_neon integer_neon integer_neondot integer_neoni8mm)
+  foreach(part kernels_neon integer_neon integer_neondot integer_neoni8mm packing_neon)
     list(APPEND KERNELS $<TARGET_OBJECTS:${part}>)
   endforeach()
 endif()
 
-set(SOURCES program.cpp context.cpp packed.cpp threads.cpp memory.cpp)
+set(SOURCES program.cpp context.cpp weights.cpp threads.cpp memory.cpp)
 list(TRANSFORM SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)

@@ -25,6 +25,12 @@ struct ConstRows {
     ConstRows(Rows rows) : data(rows.data), stride(rows.stride) {}
 };
 
+// Of one row and group of rounded inputs: what its integers are multiplied by, and what every sum of their products begins with.
+struct InputGroup {
+    float scale;
+    int32_t start;
+};
+
 // The inputs of a linear layer that are not zero in all of its rows, in ascending order. What the others would add is zero.
 struct SparseInputs {
     const uint32_t* places;      // of each, its distance from the first in a band, in inputs; with int8, scales count as four
@@ -49,6 +55,7 @@ struct LinearJob {
     Rows out;
     size_t panels_per_task;
     SparseInputs sparse;  // `places` is null where all inputs are to be read
+    const InputGroup* groups = nullptr;  // of integer weights, whose `x` are rounded rows, see `QuantizeJob`
 
     size_t num_tasks() const { return ceil_div(weight.num_panels(), panels_per_task); }
     const uint8_t* weights_of(size_t task) const { return weight.at(task * panels_per_task, 0); }
@@ -59,23 +66,19 @@ constexpr size_t LINEAR_ROW_BLOCK = 240;
 constexpr size_t LINEAR_MAX_PANELS_PER_TASK = 8;
 constexpr size_t LINEAR_SCRATCH = LINEAR_ROW_BLOCK * PANEL * LINEAR_MAX_PANELS_PER_TASK;
 
-// Rows rounded for integer weights: `width` inputs, `dtype` that of the weights. See `integer.hpp`; the floats of a row hold
-// the records of its groups and then its quads of integers.
+// Rows rounded for integer weights: `width` inputs, `dtype` that of the weights. See `integer.hpp`; a row of `out` holds its
+// integers, `groups` the records of its groups of inputs, [group][row].
 struct QuantizeJob {
     ConstRows x;
-    size_t width;
+    size_t num_rows, width;
     Dtype dtype;
     Rows out;
+    InputGroup* groups;
 };
 
-constexpr size_t INPUT_GROUP_BYTES = 8, MAX_QUAD_BYTES = 8;
-constexpr size_t input_groups_bytes(size_t in, Dtype dtype) {
-    return ceil_div(ceil_div(in, scaled_inputs(dtype)) * INPUT_GROUP_BYTES, 64) * 64;
-}
-// Floats that a rounded row takes.
-constexpr size_t quantized_floats(size_t in, Dtype dtype) {
-    return (input_groups_bytes(in, dtype) + ceil_div(in, PANEL) * PANEL / QUAD * MAX_QUAD_BYTES) / sizeof(float);
-}
+constexpr size_t MAX_QUAD_BYTES = 8;
+// Floats that a rounded row's integers take.
+constexpr size_t quantized_floats(size_t in) { return ceil_div(in, PANEL) * PANEL / QUAD * MAX_QUAD_BYTES / sizeof(float); }
 
 // out[i] = layer_norm(x[rows ? rows[i] : i])
 struct NormJob {
@@ -182,25 +185,36 @@ struct IntegerKernels {
     void (*linear)(const LinearJob&, size_t task, float* scratch, const uint8_t* next);  // of rows from `quantize`
 };
 
-#if defined(__x86_64__) || defined(_M_X64)
-#define RWKV_X86 1
-#elif defined(__aarch64__)
-#define RWKV_ARM64 1
-#endif
+struct PackingKernels {
+    // Write one band of `matrix` to `memory`, which will be its `data`; `rows` are the stored weight from the band's first output
+    // on. Into int8 each block of an output's weights w is rounded as scale = max |w| / 127 and round(w / scale), halves to the
+    // even integer, at most 127 either way; both divisions are fp32's. W8A8 has the same integers and scales. Into INT4 the
+    // scale is the weight of the greatest size, the first of them, / -8, rounded to bf16, and integers are -8 to 7.
+    // `rounded_to_int8` and `rounded_to_int4` in model/ops/reference.py are the reference implementations.
+    void (*pack_band)(const PackedMatrix& matrix, const StoredMatrix& rows, size_t band, uint8_t* memory);
+    // Whether no number is NaN or infinite; for rows without gaps, whether no weight is, and surely not.
+    bool (*are_finite)(const uint8_t* numbers, Dtype dtype, size_t count);
+    bool (*rows_are_finite)(const StoredMatrix& rows, size_t inputs, size_t count);
+};
 
-// What this machine has of the instruction sets that its family may have; null where it lacks one. Integer kernels are to be
-// asked for only where the kernels of the same set, or of the one that they extend, are there.
+// What this machine has of the instruction sets that are built for its family (`kernels.cmake`); null where it lacks one.
+// Integer and packing kernels are to be asked for only where the kernels of the same set, or of the one that they extend, are
+// there.
 const Kernels* portable_kernels();
+const PackingKernels* portable_packing_kernels();
 const IntegerKernels* portable_integer_kernels();
 #if defined(RWKV_X86)
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
+const PackingKernels* avx2_packing_kernels();
+const PackingKernels* avx512_packing_kernels();
 const IntegerKernels* avx2_integer_kernels();
 const IntegerKernels* avx512_integer_kernels();
 const IntegerKernels* avxvnni_integer_kernels();
 const IntegerKernels* avx512vnni_integer_kernels();
 #elif defined(RWKV_ARM64)
 const Kernels* neon_kernels();
+const PackingKernels* neon_packing_kernels();
 const IntegerKernels* neon_integer_kernels();
 const IntegerKernels* neondot_integer_kernels();
 const IntegerKernels* neoni8mm_integer_kernels();

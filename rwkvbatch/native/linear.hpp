@@ -28,11 +28,15 @@ static_assert(2 * INPUT_BLOCK % SCALED_INPUTS == 0);
 // weights faster than they come; then the processor itself looks ahead as far as it can, and more would be in its way.
 constexpr size_t AHEAD = 8192;
 
+// Out of line: each of the many places that end a layer would have exp and tanh of 16 lanes several times, which took most
+// of the time of compiling them.
+__attribute__((noinline)) inline F16 activated(F16 x, Activation activation) { return activate(x, activation); }
+
 // What a layer's end makes of the sums of one row and panel.
 RWKV_INLINE F16 finish(const LinearJob& job, F16 sum, size_t row, size_t column, size_t width) {
     const auto at = [&](ConstRows rows) { return load_upto(rows.data + row * rows.stride + column, width); };
     if (job.bias != nullptr) sum = sum + load_upto(job.bias + column, width);
-    const F16 y = activate(sum, job.activation);
+    const F16 y = job.activation == Activation::NONE ? sum : activated(sum, job.activation);
     if (job.add.data != nullptr) return at(job.add) + y;
     if (job.start.data != nullptr) {
         const F16 start = at(job.start);
@@ -40,6 +44,23 @@ RWKV_INLINE F16 finish(const LinearJob& job, F16 sum, size_t row, size_t column,
     }
     if (job.target.data != nullptr) return at(job.target) * y;
     return y;
+}
+
+// Ask for the memory that a tile's results go to: where rows are many, it is in no near cache.
+inline void fetch_outputs(const LinearJob& job, size_t first_row, size_t num_rows, size_t first_panel, size_t num_panels) {
+    for (size_t row = first_row; row < first_row + num_rows; ++row)
+        for (size_t p = 0; p < num_panels; ++p)
+            __builtin_prefetch(job.out.data + row * job.out.stride + (first_panel + p) * PANEL, 1);
+}
+
+// The layer's end for the sums of some rows by some panels, [row][panel][16].
+inline void finish_tile(const LinearJob& job, size_t first_row, size_t num_rows, size_t first_panel, size_t num_panels,
+                        const float* sums) {
+    for (size_t row = first_row; row < first_row + num_rows; ++row)
+        for (size_t panel = first_panel; panel < first_panel + num_panels; ++panel, sums += PANEL) {
+            const size_t column = panel * PANEL, width = std::min(PANEL, job.weight.out - column);
+            store_upto(job.out.data + row * job.out.stride + column, finish(job, load(sums), row, column, width), width);
+        }
 }
 
 // A block of rows in tiles of nearly the same height: 8 rows are 4 and 4, not 6 and 2.

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <mutex>
 #include <optional>
 
 #include "context.hpp"
@@ -33,6 +34,16 @@ struct Pool {
     PoolView view;
 };
 
+// Lets other Python threads run while it lives, though none of them in the same context.
+class Released {
+public:
+    explicit Released(Context& context) : alone_(context.one_call()) {}
+
+private:
+    nb::gil_scoped_release gil_;
+    std::lock_guard<std::mutex> alone_;  // ends before the thread waits for the interpreter
+};
+
 Dtype dtype_of(const std::string& name) {
     if (name == "fp32") return Dtype::FP32;
     if (name == "bf16") return Dtype::BF16;
@@ -46,6 +57,9 @@ Dtype integer_dtype(const std::string& rounding) {
     if (rounding == "int4") return Dtype::INT4;
     throw nb::value_error("a weight's rounding must be w8a8 or int4");
 }
+
+// As a weight may be in a file.
+Dtype stored_dtype(const std::string& name) { return name == "w8a8" || name == "int4" ? integer_dtype(name) : dtype_of(name); }
 
 Activation activation_of(const char* name) {
     switch (name[0]) {
@@ -65,6 +79,23 @@ const uint8_t* bytes_of(const Weight& weight, Dtype dtype) {
 StoredMatrix stored_matrix(const Weight& weight, Dtype dtype) {
     const int64_t element = static_cast<int64_t>(size_of(dtype));
     return {bytes_of(weight, dtype), dtype, weight.stride(0) * element, weight.stride(1) * element};
+}
+
+std::optional<LinearLayer> read_layer(Context& context, int descriptor, uint64_t start, const std::string& stored, size_t out,
+                                      size_t in, const char* activation, const std::string& dtype) {
+    const StoredRows rows{descriptor, start, stored_dtype(stored)};
+    const Dtype packed = dtype == "int8" ? Dtype::INT8 : stored_dtype(dtype);
+    if (scaled_inputs(packed) == 0 && packed != rows.dtype) throw nb::value_error("weights in a file are packed as they are, or rounded");
+    const Activation function = activation_of(activation);
+    nb::gil_scoped_release release;  // another thread hashes the file
+    return context.read_layer(rows, out, in, function, packed);
+}
+
+std::optional<Table> read_table(Context& context, int descriptor, uint64_t start, const std::string& stored, size_t vocab_size,
+                                size_t width) {
+    const StoredRows rows{descriptor, start, dtype_of(stored)};
+    nb::gil_scoped_release release;
+    return context.read_table(rows, vocab_size, width);
 }
 
 template <class T> std::vector<T> copied(const Input<T, 1>& values) { return {values.data(), values.data() + values.size()}; }
@@ -181,6 +212,7 @@ void choose(Context& context, Input<float, 2> logits, Input<float, 1> temperatur
         rows[i].given = given.data()[i - num_sampled];
     }
     std::vector<Choice> choices(count);
+    const Released released(context);
     context.choose(rows.data(), count, choices.data());
     for (size_t i = 0; i < count; ++i) {
         tokens.data()[i] = choices[i].token;
@@ -261,6 +293,8 @@ NB_MODULE(_native, m) {
                 throw nb::value_error("an embedding table must have no gaps");
             return c.table(bytes_of(weight, kind), kind, weight.shape(0), weight.shape(1));
         })
+        .def("read_layer", &read_layer, "descriptor"_a, "start"_a, "stored"_a, "outputs"_a, "inputs"_a, "activation"_a, "dtype"_a)
+        .def("read_table", &read_table, "descriptor"_a, "start"_a, "stored"_a, "vocab_size"_a, "width"_a)
         .def("pool", [](Context&, States<4> shifts, States<5> wkv) { return make_pool(shifts, wkv); })
         .def("begin", &begin, nb::keep_alive<0, 6>())
         .def("embed", &Context::embed)
@@ -280,6 +314,7 @@ NB_MODULE(_native, m) {
         .def("run", [](Context& c, const Program& program, Input<int64_t, 1> tokens, Input<int64_t, 1> starts,
                        Input<int64_t, 1> slots, Input<int64_t, 1> outputs, const Pool& pool, States<2> logits,
                        std::optional<Input<float, 5>> start_wkv) {
+            const Released released(c);
             Step step = begin(c, tokens, starts, slots, outputs, pool);
             check_head_logits(logits, step, program.num_logits());
             if (start_wkv) {

@@ -109,6 +109,7 @@ RWKV_INLINE float sum_lanes(F16 x) {
     const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
     return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
+RWKV_INLINE float greatest_lane(F16 x) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.a, x.b), vmaxq_f32(x.c, x.d))); }
 // bf16 weights lie in pairs: 32-bit word i holds column i below and column i + 8 above.
 RWKV_INLINE F16 widen_bf16(const uint16_t* p) {
     const uint32x4_t mask = vdupq_n_u32(0xffff0000u);

@@ -21,20 +21,24 @@ RWKV_INLINE void store_inputs(uint8_t* to, I16 integers) {
 }
 
 #if defined(RWKV_MATRIX)
-
 // Unsigned weights times signed inputs.
 constexpr int weight_excess(Dtype dtype) { return zero_weight(dtype); }
-template <Dtype> RWKV_INLINE QuadWeights split_quad(I16 bytes) { return {bytes}; }
-
+constexpr uint32_t FLIPPED_BITS = 0;
 #else
-
 // Both signed: the weights of W8A8 lose their excess by the flip of a bit, those of INT4 are small enough.
 constexpr int weight_excess(Dtype dtype) { return dtype == Dtype::W8A8 ? 0 : zero_weight(dtype); }
-template <Dtype D> RWKV_INLINE QuadWeights split_quad(I16 bytes) {
-    return {D == Dtype::W8A8 ? bytes ^ set1(0x80808080u) : bytes};
-}
-
+constexpr uint32_t FLIPPED_BITS = 0x80808080u;
 #endif
+
+template <int NUMBER> RWKV_INLINE uint8x16_t nibbles(uint8x16_t bytes) {
+    if constexpr (NUMBER == 0) return vandq_u8(bytes, vdupq_n_u8(0x0f));
+    else return vshrq_n_u8(bytes, 4);
+}
+template <Dtype D, int NUMBER> RWKV_INLINE QuadWeights split_quad(I16 bytes) {
+    if constexpr (D != Dtype::INT4) return {bytes ^ set1(FLIPPED_BITS)};
+    const auto four = [](uint32x4_t p) { return vreinterpretq_u32_u8(nibbles<NUMBER>(vreinterpretq_u8_u32(p))); };
+    return {each<I16>(four, bytes)};
+}
 
 #if defined(RWKV_DOT) || defined(RWKV_MATRIX)
 
@@ -92,10 +96,13 @@ RWKV_INLINE MatrixSums start_sums(int32_t first, int32_t second) {
 RWKV_INLINE RowPair load_pair(const uint8_t* first, const uint8_t* second) {
     return {vreinterpretq_s8_u8(vcombine_u8(vld1_u8(first), vld1_u8(second)))};
 }
-// From the two quads' weights of four outputs.
-RWKV_INLINE OutputPairs load_outputs(const uint8_t* first, const uint8_t* second) {
-    const uint32x4_t low = vreinterpretq_u32_u8(vld1q_u8(first)), high = vreinterpretq_u32_u8(vld1q_u8(second));
-    return {vreinterpretq_u8_u32(vzip1q_u32(low, high)), vreinterpretq_u8_u32(vzip2q_u32(low, high))};
+// From the two quads' weights of four outputs: those of W8A8 lie in units of their own, of which `second` is the other.
+template <Dtype D> RWKV_INLINE OutputPairs load_outputs(const uint8_t* unit, const uint8_t* second) {
+    const uint8x16_t bytes = vld1q_u8(unit);
+    const uint8x16_t low = D == Dtype::INT4 ? nibbles<0>(bytes) : bytes;
+    const uint8x16_t high = D == Dtype::INT4 ? nibbles<1>(bytes) : vld1q_u8(second);
+    const uint32x4_t a = vreinterpretq_u32_u8(low), b = vreinterpretq_u32_u8(high);
+    return {vreinterpretq_u8_u32(vzip1q_u32(a, b)), vreinterpretq_u8_u32(vzip2q_u32(a, b))};
 }
 // To the sums of outputs 4 `four` to 4 `four` + 3.
 RWKV_INLINE void add_products(MatrixSums& sums, size_t four, const OutputPairs& outputs, RowPair rows) {

@@ -1,4 +1,4 @@
-// How a linear layer's weight lies in memory, and putting it there.
+// How a linear layer's weight lies in memory, and in a file.
 #pragma once
 
 #include <algorithm>
@@ -18,6 +18,7 @@ constexpr size_t SCALED_INPUTS = 128;
 // The same for four bits, with scales in bf16.
 constexpr size_t INT4_SCALED_INPUTS = 32;
 
+// Of a weight; of W8A8 and INT4 not to be asked for.
 constexpr size_t size_of(Dtype dtype) { return dtype == Dtype::FP32 ? 4 : dtype == Dtype::INT8 ? 1 : 2; }
 constexpr size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 
@@ -47,6 +48,7 @@ struct PackedMatrix {
     size_t out, in;
 
     size_t num_panels() const { return ceil_div(out, PANEL); }
+    size_t num_bands() const { return ceil_div(num_panels(), BAND); }
     size_t panel_bytes() const { return bytes_before(in, 1); }
     size_t num_bytes() const { return num_panels() * panel_bytes(); }
     // Bytes of one unit of inputs (`unit_inputs`) in that number of panels.
@@ -81,22 +83,27 @@ constexpr size_t integer_scales_after(Dtype dtype, size_t inputs, size_t input_b
     return ceil_div(inputs, unit_inputs(dtype)) * input_bytes - panel_in_band * (unit_bytes(dtype) - scale_bytes(dtype));
 }
 
-// A weight as it is in a checkpoint. Strides count bytes.
+// A weight as it is in a checkpoint. Strides count bytes. W8A8 and INT4 are rows of a quantised file (model/quantised.py): an
+// output's integers, then its scales.
 struct StoredMatrix {
     const uint8_t* data;
-    Dtype dtype;  // a floating one
+    Dtype dtype;
     int64_t out_stride, in_stride;
 
     const uint8_t* at(size_t out, size_t in) const {
         return data + static_cast<int64_t>(out) * out_stride + static_cast<int64_t>(in) * in_stride;
     }
+    // The same without its first outputs.
+    StoredMatrix from(size_t out) const { return {at(out, 0), dtype, out_stride, in_stride}; }
 };
 
-// Write one panel of `matrix` to `memory`, which will be its `data`. Into int8 each block of an output's weights w is
-// rounded as scale = max |w| / 127 and round(w / scale), halves to the even integer, at most 127 either way; both
-// divisions are fp32's. W8A8 has the same integers and scales. Into INT4
-// the scale is the weight of the greatest size, the first of them, / -8, rounded to bf16, and integers are -8 to 7.
-// `rounded_to_int8` and `rounded_to_int4` in model/ops/reference.py are the reference implementations.
-void pack_panel(const PackedMatrix& matrix, const StoredMatrix& stored, size_t panel, uint8_t* memory);
+// Bytes of an output's integers in a quantised file.
+constexpr size_t integer_bytes(Dtype dtype, size_t in) { return dtype == Dtype::INT4 ? ceil_div(in, 2) : in; }
+
+// Bytes of an output in a file.
+constexpr size_t row_bytes(Dtype dtype, size_t in) {
+    if (!is_integer(dtype)) return in * size_of(dtype);
+    return integer_bytes(dtype, in) + ceil_div(in, scaled_inputs(dtype)) * scale_bytes(dtype) / PANEL;
+}
 
 }  // namespace rwkv

@@ -17,14 +17,18 @@ namespace RWKV_ISA {
 //
 // Weights are unsigned bytes (`zero_weight` more than they are), inputs signed: what `vpdpbusd` multiplies, without
 // saturation. The excess, zero times the sum of a group's inputs, is taken off where a sum begins. Without that instruction
-// the bytes are widened to 16 bits for `vpmaddwd`: `vpmaddubsw` would saturate.
+// the bytes are widened to 16 bits for `vpmaddwd`: `vpmaddubsw` would saturate. `split_quad` takes the quad of that number
+// from the bytes of a unit of inputs.
 #if defined(RWKV_VNNI)
 
 constexpr size_t QUAD_BYTES = 4;
 struct QuadWeights { I16 bytes; };
 struct QuadInputs { I16 bytes; };
 
-template <Dtype> RWKV_INLINE QuadWeights split_quad(I16 bytes) { return {bytes}; }
+template <Dtype D, int NUMBER> RWKV_INLINE QuadWeights split_quad(I16 bytes) {
+    if constexpr (D != Dtype::INT4) return {bytes};
+    return {(NUMBER == 0 ? bytes : shift_right<4>(bytes)) & set1(0x0f0f0f0fu)};
+}
 RWKV_INLINE QuadInputs load_inputs(const uint8_t* from) {
     uint32_t word;
     std::memcpy(&word, from, sizeof word);
@@ -56,9 +60,9 @@ constexpr size_t QUAD_BYTES = 8;
 struct QuadWeights { I16 even, odd; };
 struct QuadInputs { I16 even, odd; };
 
-template <Dtype> RWKV_INLINE QuadWeights split_quad(I16 bytes) {
-    const I16 low = set1(0x00ff00ffu);
-    return {bytes & low, shift_right<8>(bytes) & low};
+template <Dtype D, int NUMBER> RWKV_INLINE QuadWeights split_quad(I16 bytes) {
+    const I16 low = set1(D == Dtype::INT4 ? 0x000f000fu : 0x00ff00ffu);
+    return {(NUMBER == 0 ? bytes : shift_right<4>(bytes)) & low, shift_right<8 + 4 * NUMBER>(bytes) & low};
 }
 RWKV_INLINE QuadInputs load_inputs(const uint8_t* from) {
     uint32_t words[2];

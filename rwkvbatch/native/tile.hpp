@@ -9,12 +9,20 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
+#if defined(RWKV_ISA_PORTABLE)
+constexpr size_t MAX_TILE_ROWS = 2;
+#else
 constexpr size_t MAX_TILE_ROWS = 6;
+#endif
 
-// Panels at once for a tile of so many rows: enough chains to hide the latency, and all of them in registers.
+// Panels at once for a tile of so many rows: enough chains to hide the latency, and all of them in registers. Sixteen
+// numbers of the portable code are in no register, and a call of a function each where the processor has no fma: large
+// tiles gain nothing there, and unrolled they take a compiler minutes.
 constexpr size_t tile_panels([[maybe_unused]] size_t rows) {
 #if defined(RWKV_ISA_AVX512)
     return 4;
+#elif defined(RWKV_ISA_PORTABLE)
+    return 1;
 #else
     return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
 #endif
@@ -124,22 +132,27 @@ template <Dtype D, size_t ROWS, size_t PANELS> void advance_tile(const Tile& til
 
 using TileFunction = void (*)(const Tile&);
 
-template <Dtype D, size_t PANELS> TileFunction tile_of_rows(size_t rows) {
-    switch (rows) {
-        case 1: return advance_tile<D, 1, PANELS>;
-        case 2: return advance_tile<D, 2, PANELS>;
-        case 3: return advance_tile<D, 3, PANELS>;
-        case 4: return advance_tile<D, 4, PANELS>;
-        case 5: return advance_tile<D, 5, PANELS>;
-        default: return advance_tile<D, 6, PANELS>;
+// Of at most as many panels as tiles of so many rows have, and only those are compiled.
+template <Dtype D, size_t ROWS> TileFunction tile_of_panels(size_t panels) {
+    if constexpr (ROWS > MAX_TILE_ROWS) {
+        return nullptr;
+    } else {
+        if constexpr (tile_panels(ROWS) >= 4)
+            if (panels == 4) return advance_tile<D, ROWS, 4>;
+        if constexpr (tile_panels(ROWS) >= 2)
+            if (panels == 2) return advance_tile<D, ROWS, 2>;
+        return advance_tile<D, ROWS, 1>;
     }
 }
 
 template <Dtype D> TileFunction tile_function(size_t rows, size_t panels) {
-    switch (panels) {
-        case 4: return tile_of_rows<D, 4>(rows);
-        case 2: return tile_of_rows<D, 2>(rows);
-        default: return tile_of_rows<D, 1>(rows);
+    switch (rows) {
+        case 1: return tile_of_panels<D, 1>(panels);
+        case 2: return tile_of_panels<D, 2>(panels);
+        case 3: return tile_of_panels<D, 3>(panels);
+        case 4: return tile_of_panels<D, 4>(panels);
+        case 5: return tile_of_panels<D, 5>(panels);
+        default: return tile_of_panels<D, 6>(panels);
     }
 }
 

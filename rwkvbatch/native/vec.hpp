@@ -76,6 +76,7 @@ RWKV_INLINE float sum_lanes(F16 x) {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
+RWKV_INLINE float greatest_lane(F16 x) { return _mm512_reduce_max_ps(x.v); }
 // bf16 weights lie in pairs: 32-bit word i holds column i below and column i + 8 above.
 RWKV_INLINE F16 widen_bf16(const uint16_t* p) {
     const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -166,6 +167,12 @@ RWKV_INLINE float sum_lanes(F16 x) {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
+RWKV_INLINE float greatest_lane(F16 x) {
+    const __m256 eight = _mm256_max_ps(x.a, x.b);
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
 RWKV_INLINE F16 widen_bf16(const uint16_t* p) {
     const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(words, 16)),
@@ -226,6 +233,11 @@ RWKV_INLINE float sum_lanes(F16 x) {
     for (size_t half = LANES / 2; half > 0; half /= 2)
         for (size_t i = 0; i < half; ++i) x.v[i] = x.v[i] + x.v[i + half];
     return x.v[0];
+}
+RWKV_INLINE float greatest_lane(F16 x) {
+    float greatest = x.v[0];
+    RWKV_EACH greatest = x.v[i] > greatest ? x.v[i] : greatest;
+    return greatest;
 }
 RWKV_INLINE F16 widen_bf16(const uint16_t* p) {
     I16 r;

@@ -24,22 +24,32 @@ constexpr size_t WKV_BLOCKS = 2;
 constexpr float GROUP_NORM_EPS = 64e-5f;
 constexpr float NORMALIZE_EPS = 1e-12f;
 
+// Rows that are prepared before, and ended after, the state is advanced by all of them: alone, each would wait for its own
+// sums, roots and quotients.
+constexpr size_t WKV_ROWS = 8;
+
 // One row's share of a head. Lanes after the head's size are zero.
 struct HeadRow {
-    float removal_key[MAX_HEAD_SIZE];    // kk, of length one
-    float removal_value[MAX_HEAD_SIZE];  // kk * a
-    float key[MAX_HEAD_SIZE];
-    float bonus;                         // sum r * k * r_k
+    const float *r, *w, *v;
+    float *removal_key;    // kk, of length one
+    float *removal_value;  // kk * a
+    float *key;
+    float *y;
+    float bonus;           // sum r * k * r_k
 };
 
 RWKV_INLINE void prepare_row(const Wkv7Job& job, size_t row, size_t offset, HeadRow& head) {
     const size_t size = job.head_size;
     const float* k = job.k.data + row * job.k.stride + offset;
     const float* a = job.a.data + row * job.a.stride + offset;
-    const float* r = job.r.data + row * job.r.stride + offset;
+    const float* g = job.g.data + row * job.g.stride + offset;
+    head.r = job.r.data + row * job.r.stride + offset;
+    head.w = job.w.data + row * job.w.stride + offset;
+    head.v = job.v.data + row * job.v.stride + offset;
     F16 squares = zero(), bonus = zero();
     for (size_t i = 0; i < size; i += LANES) {
         const size_t n = size - i;
+        for (const float* later : {head.w, head.v, g}) __builtin_prefetch(later + i);
         const F16 key = load_upto(k + i, n);
         const F16 direction = key * load_upto(job.k_k + offset + i, n);
         store(head.removal_key + i, direction);
@@ -47,7 +57,7 @@ RWKV_INLINE void prepare_row(const Wkv7Job& job, size_t row, size_t offset, Head
         const F16 rate = load_upto(a + i, n) - set1(1.0f);
         const F16 scaled = key * fma(rate, load_upto(job.k_a + offset + i, n), set1(1.0f));
         store(head.key + i, scaled);
-        bonus = fma(load_upto(r + i, n) * scaled, load_upto(job.r_k + offset + i, n), bonus);
+        bonus = fma(load_upto(head.r + i, n) * scaled, load_upto(job.r_k + offset + i, n), bonus);
     }
     head.bonus = sum_lanes(bonus);
     const float norm = std::sqrt(sum_lanes(squares));
@@ -63,8 +73,9 @@ RWKV_INLINE void prepare_row(const Wkv7Job& job, size_t row, size_t offset, Head
 // be `state`. SIZE is the head's size where it is known to the compiler, otherwise 0; then the last block may reach beyond
 // it. The state at `ahead` is asked for.
 template <size_t BLOCKS, size_t SIZE>
-RWKV_INLINE void advance_state(float* state, const float* before, const float* ahead, size_t head_size, size_t first, const HeadRow& head,
-                               const float* w, const float* r, const float* v, float* y) {
+RWKV_INLINE void advance_state(float* state, const float* before, const float* ahead, size_t head_size, size_t first,
+                               const HeadRow& head) {
+    const float *const w = head.w, *const r = head.r, *const v = head.v;
     const size_t size = SIZE > 0 ? SIZE : head_size;
     const auto at = [&](const float* row, size_t i) { return SIZE > 0 ? load(row + i) : load_upto(row + i, size - i); };
     F16 removed[BLOCKS], value[BLOCKS], sum[BLOCKS];
@@ -92,20 +103,19 @@ RWKV_INLINE void advance_state(float* state, const float* before, const float* a
             sum[b] = fma(s, query, sum[b]);
         }
     }
-    for (size_t b = 0; b < BLOCKS; ++b) store(y + first + b * LANES, sum[b]);
+    for (size_t b = 0; b < BLOCKS; ++b) store(head.y + first + b * LANES, sum[b]);
 }
 
-RWKV_INLINE void finish_row(const Wkv7Job& job, size_t row, size_t offset, const HeadRow& head, float* y) {
+RWKV_INLINE void finish_row(const Wkv7Job& job, size_t row, size_t offset, const HeadRow& head) {
     const size_t size = job.head_size;
-    const float* v = job.v.data + row * job.v.stride + offset;
-    const float* g = job.g.data + row * job.g.stride + offset;
+    const float *const y = head.y, *const g = job.g.data + row * job.g.stride + offset;
     const float mean = row_mean(y, size);
     const float scale = 1.0f / std::sqrt(row_variance(y, mean, size) + GROUP_NORM_EPS);
     for (size_t i = 0; i < size; i += LANES) {
         const size_t n = size - i;
         const F16 normed = (load_upto(y + i, n) - set1(mean)) * set1(scale);
         F16 result = fma(normed, load_upto(job.norm_weight + offset + i, n), load_upto(job.norm_bias + offset + i, n));
-        result = fma(set1(head.bonus), load_upto(v + i, n), result);
+        result = fma(set1(head.bonus), load_upto(head.v + i, n), result);
         store_upto(job.out.data + row * job.out.stride + offset + i, result * load_upto(g + i, n), n);
     }
 }
@@ -115,24 +125,29 @@ inline void wkv7_head(const Wkv7Job& job, size_t sequence, size_t number) {
     float* const state = job.states[sequence] + offset * size;
     const float* const start = job.starting_states[sequence] + offset * size;
     const float* before = start;
-    HeadRow head;
-    float y[MAX_HEAD_SIZE + LANES];
-    const size_t last = static_cast<size_t>(job.starts[sequence + 1]) - 1;
-    for (size_t row = static_cast<size_t>(job.starts[sequence]); row <= last; ++row, before = state) {
-        prepare_row(job, row, offset, head);
-        const float* w = job.w.data + row * job.w.stride + offset;
-        const float* r = job.r.data + row * job.r.stride + offset;
-        const float* v = job.v.data + row * job.v.stride + offset;
-        // A decoded token touches each state once, so what costs is to fetch it: ask for the next head's.
-        const float* ahead = row == last ? start + size * size : state;
-        if (size == 64) {
-            for (size_t first = 0; first < size; first += WKV_BLOCKS * LANES)
-                advance_state<WKV_BLOCKS, 64>(state, before, ahead, size, first, head, w, r, v, y);
-        } else {
-            for (size_t first = 0; first < size; first += LANES)
-                advance_state<1, 0>(state, before, ahead, size, first, head, w, r, v, y);
+    const size_t padded = ceil_div(size, LANES) * LANES;
+    float memory[WKV_ROWS * 4 * MAX_HEAD_SIZE];
+    HeadRow heads[WKV_ROWS];
+    for (size_t i = 0; i < WKV_ROWS; ++i) {
+        float* const own = memory + i * 4 * padded;
+        heads[i] = {nullptr, nullptr, nullptr, own, own + padded, own + 2 * padded, own + 3 * padded, 0.0f};
+    }
+    const size_t end = static_cast<size_t>(job.starts[sequence + 1]);
+    for (size_t row = static_cast<size_t>(job.starts[sequence]), count; row < end; row += count) {
+        count = std::min(WKV_ROWS, end - row);
+        for (size_t i = 0; i < count; ++i) prepare_row(job, row + i, offset, heads[i]);
+        for (size_t i = 0; i < count; ++i, before = state) {
+            // A decoded token touches each state once, so what costs is to fetch it: ask for the next head's.
+            const float* ahead = row + i + 1 == end ? start + size * size : state;
+            if (size == 64) {
+                for (size_t first = 0; first < size; first += WKV_BLOCKS * LANES)
+                    advance_state<WKV_BLOCKS, 64>(state, before, ahead, size, first, heads[i]);
+            } else {
+                for (size_t first = 0; first < size; first += LANES)
+                    advance_state<1, 0>(state, before, ahead, size, first, heads[i]);
+            }
         }
-        finish_row(job, row, offset, head, y);
+        for (size_t i = 0; i < count; ++i) finish_row(job, row + i, offset, heads[i]);
     }
 }
 

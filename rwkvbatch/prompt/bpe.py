@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from rwkvbatch.errors import InputError, MissingExtraError
+from rwkvbatch.errors import InputError, MissingExtraError, parsing_problem
 from rwkvbatch.prompt.tokenizer import decode_utf8, refuse_surrogates
 
 END_OF_TEXT = 0
@@ -90,7 +90,7 @@ def _parsed(content: bytes, path: Path) -> dict[str, Any]:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"is not JSON: {error}", path=path) from None
+        raise InputError(f"is not JSON: {parsing_problem(error)}", path=path) from None
     if not isinstance(value, dict):
         raise InputError("is not a tokenizer.json: not a JSON object", path=path)
     return cast("dict[str, Any]", value)

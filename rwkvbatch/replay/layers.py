@@ -28,7 +28,7 @@ from rwkvbatch.config import (
     preset_settings,
     stands_for,
 )
-from rwkvbatch.errors import InputError, RwkvBatchError, UsageError
+from rwkvbatch.errors import InputError, RwkvBatchError, UsageError, parsing_problem
 from rwkvbatch.files import read_file
 from rwkvbatch.prompt.templates import MAX_PRELUDE_BYTES, read_text
 from rwkvbatch.setting import allowed_values, shown_value
@@ -216,4 +216,4 @@ def read_toml(path: Path, option: str) -> dict[str, Any]:
         where = f"not UTF-8: byte 0x{error.object[error.start]:02x} at place {error.start + 1}"
         raise UsageError(f"{option} {path}: not a TOML file: {where}", hint="save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:  # `ValueError`: an integer of thousands of digits, for one
-        raise UsageError(f"{option} {path}: not a TOML file: {error}") from None
+        raise UsageError(f"{option} {path}: not a TOML file: {parsing_problem(error)}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 
 from rwkvbatch.errors import UsageError
@@ -46,11 +48,17 @@ LOG = FileKind("a log of rwkvbatch", lambda path: file_head(path).startswith('{"
 
 
 class _LogFile(logging.FileHandler):
-    """Appends to a file. The first write error is logged and ends the file log, not the run."""
+    """Appends to a file, a pipe or a device. The first write error is logged and ends the file log, not the run.
+
+    A pipe that is not read would stop the run: without a reader it cannot be opened, and a full one is a write error.
+    """
 
     def __init__(self, path: Path) -> None:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, FILE_MODE))
         super().__init__(path, encoding="utf-8")
+
+    def _open(self) -> TextIOWrapper:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+        return open(self.baseFilename, "w", encoding="utf-8", opener=lambda path, _: os.open(path, flags, FILE_MODE))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         error = sys.exc_info()[1]
@@ -86,7 +94,8 @@ def logging_to(path: Path | None, *, verbose: bool = False, quiet: bool = False)
         try:
             file = _LogFile(path)
         except OSError as error:
-            raise UsageError(f"--log-file {path}: cannot be opened: {error.strerror}") from None
+            reason = "nothing reads this pipe" if error.errno == errno.ENXIO else error.strerror
+            raise UsageError(f"--log-file {path}: cannot be opened: {reason}") from None
         file.setFormatter(JsonFormatter())
         file.setLevel(logging.DEBUG if verbose else logging.INFO)
         handlers.append(file)

@@ -8,15 +8,12 @@ its own. Models on a GPU are loaded by the workers themselves, since CUDA contex
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import logging
 import os
-import select
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,13 +28,11 @@ from rwkvbatch.replay.models import ModelLoader, Setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Event, Joined, Left, LogEntry, Order, RestartLimit
 from rwkvbatch.replay.worker import LogCollector, Worker, collecting_logs, serve
-from rwkvbatch.signals import end_process
+from rwkvbatch.signals import end_process, end_with
 
 Channel: TypeAlias = "Connection[Any, Any]"
 MakeLoader = Callable[[], ModelLoader]
 
-_F_SETSIG = 10
-"""The operation's number on Linux, which the module `fcntl` does not name."""
 _START_TEMPLATE = "from rwkvbatch.replay.processes import template_main; template_main()"
 
 
@@ -288,29 +283,6 @@ def template_main() -> None:
     logs = LogCollector()
     with collecting_logs(logs):
         _answer_requests(Connection(int(sys.argv[1])), logs, lifeline)
-
-
-def end_with(lifeline: int) -> None:
-    """Let the system kill this process when the other end of the pipe `lifeline` is closed, whatever it is doing then.
-
-    Code that never returns from a C function, such as a regular expression, keeps a thread that watches the pipe from
-    running. Linux sends SIGKILL for it (`F_SETSIG` of fcntl(2)); elsewhere a thread has to do.
-    """
-    if sys.platform == "linux":
-        # A description of this process's own: the one of the parent signals the parent.
-        descriptor = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(descriptor, _F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
-        if select.select([descriptor], [], [], 0)[0]:  # closed before this process could ask for the signal
-            end_process(1)
-        return
-
-    def watch() -> None:
-        os.read(lifeline, 1)
-        end_process(1)
-
-    threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
 
 def _answer_requests(channel: Channel, logs: LogCollector, lifeline: int) -> None:

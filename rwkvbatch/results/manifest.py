@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rwkvbatch.config import CellSettings
-from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError, parsing_problem
 from rwkvbatch.files import MANIFEST_NAME, OS_FILES, Files, read_file, save_file
 from rwkvbatch.setting_names import identity_with_full_names
 
@@ -95,7 +95,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise RunDirectoryError(f"cannot be read: {error.strerror or error}", path=path) from None
     except (ValueError, RecursionError) as error:
-        raise RunDamagedError(f"is not JSON: {error}", path=path, hint=_REPAIR) from None
+        raise RunDamagedError(f"is not JSON: {parsing_problem(error)}", path=path, hint=_REPAIR) from None
     manifest = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
     checksum = manifest.pop(CHECKSUM, None)  # earlier versions wrote none
     if checksum is not None and checksum != _checksum(manifest):

@@ -343,9 +343,13 @@ def ignored_keys(line: Mapping[str, Any]) -> set[str]:
     known |= _OpenAiBatch.known_keys() | set(_CHANGING_FIELDS) | _WITHOUT_EFFECT
     in_messages = _OpenAiMessage.known_keys() | _ShareGptMessage.known_keys() | OF_THE_REPLY | set(_NOT_REPLAYED)
     found = {key for key in (*line, *body) if key not in known}
-    return found | {
-        f"messages[].{key}" for item in messages if is_object(item) for key in item if key not in in_messages
-    }
+    of_tools = set(_ROLE_NAMES["tool"])
+    for item in messages:
+        if is_object(item):
+            # The name of a tool says whose result it is; that of a person is not shown to the model.
+            of_role = in_messages if item.get("role") in of_tools else in_messages - {"name"}
+            found |= {f"messages[].{key}" for key in item if key not in of_role}
+    return found
 
 
 _FORMS: Sequence[tuple[Callable[[Mapping[str, Any]], bool], Callable[..., Conversation]]] = (

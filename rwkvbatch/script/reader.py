@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rwkvbatch.config import MAX_COUNT, ScriptLimits
-from rwkvbatch.errors import ScriptError, UsageError
+from rwkvbatch.errors import ScriptError, UsageError, parsing_problem
 from rwkvbatch.script.forms import ignored_keys, read_conversation
 from rwkvbatch.script.lines import STDIN, SourceLine, parse_line, refuse, shown_path
 from rwkvbatch.script.native import Additions, is_plain_text, read_defaults, read_plain_text, text_conversation
@@ -155,7 +155,7 @@ def _items(text: str, path: str, max_bytes: int) -> Iterator[_RawLine]:
                 SourceLine(path, error.lineno), f"not JSON: {error.msg}", "the file must be one JSON array", error.colno
             )
         except (ValueError, RecursionError) as error:
-            refuse(source, f"cannot be read: {error}", "remove the item")
+            refuse(source, f"cannot be read: {parsing_problem(error)}", "remove the item")
         raw = text[at:end].encode("utf-8", "surrogateescape")
         yield _RawLine(source, raw[:max_bytes], len(raw) <= max_bytes)
         at = skip(end)

@@ -31,6 +31,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rwkvbatch.errors import parsing_problem
 from rwkvbatch.script.lines import SourceLine, is_array, is_object, refuse, shown, type_name
 
 CALL_PREFIX = "```json"
@@ -179,7 +180,7 @@ def read_call(raw: Mapping[str, Any], source: SourceLine, where: str) -> Call:
         try:
             arguments = strict_json(arguments) if arguments.strip() else {}
         except ValueError as error:
-            refuse(source, f"{where}.arguments: is not JSON ({error}): {shown(arguments)}")
+            refuse(source, f"{where}.arguments: is not JSON ({parsing_problem(error)}): {shown(arguments)}")
     if not is_object(arguments):
         refuse(source, f"{where}.arguments: must be an object, or JSON of one, got {type_name(arguments)}")
     return Call(name, arguments)
@@ -222,7 +223,7 @@ def calls_in(text: str) -> tuple[Call, ...] | str:
     try:
         value = strict_json(block)
     except ValueError as error:
-        return () if fence and not label.strip() else f"not JSON ({error})"
+        return () if fence and not label.strip() else f"not JSON ({parsing_problem(error)})"
     items: list[Any] = value if is_array(value) else [value]
     calls: list[Call] = []
     for item in items:

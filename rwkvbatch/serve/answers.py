@@ -6,8 +6,8 @@ completion object". A token that is not whole characters is named `bytes:\\xe2\\
 
 from __future__ import annotations
 
+import random
 import time
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,9 @@ from rwkvbatch.prompt.tokenizer import Tokenizer, Utf8Stream
 
 END_OF_TEXT_NAME = "<|endoftext|>"
 """How token 0 is named to clients; it has no text."""
+
+_names = random.Random()
+"""Names of responses. They are no secrets, and the system's generator takes a call of the system for each."""
 
 _REASONS: dict[FinishReason, str] = {"stop": "stop", "eos": "stop", "length": "length", "time": "length"}
 
@@ -44,7 +47,7 @@ class Head:
     @classmethod
     def of(cls, kind: str, model: str, fingerprint: str) -> Head:
         prefix = "cmpl" if kind == "text_completion" else "chatcmpl"
-        return cls(kind, model, fingerprint, f"{prefix}-{uuid.uuid4().hex}", int(time.time()))
+        return cls(kind, model, fingerprint, f"{prefix}-{_names.getrandbits(128):032x}", int(time.time()))
 
     def object(self, choices: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
         return {
@@ -106,24 +109,19 @@ class TokenNames:
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
         return {"token": self.name(token), "logprob": logprob, "bytes": list(self.data(token))}
 
-    def completion_logprobs(self, details: Sequence[TokenDetails | int]) -> dict[str, Any]:
+    def completion_logprobs(self, details: Sequence[TokenDetails | int], offsets: TextOffsets) -> dict[str, Any]:
         """`logprobs` of a completion choice.
 
         Args:
             details: of each token; a number is a token whose probability is unknown, since nothing is before it.
+            offsets: of the text before these tokens; counts theirs.
         """
         tokens = [each if isinstance(each, int) else each.token for each in details]
-        offset, offsets = 0, list[int]()
-        text = Utf8Stream()
-        for token in tokens:
-            # A character counts where its last byte is.
-            offsets.append(offset)
-            offset += len(text.push(self.data(token)))
         return {
             "tokens": [self.name(token) for token in tokens],
             "token_logprobs": [None if isinstance(each, int) else each.logprob for each in details],
             "top_logprobs": [None if isinstance(each, int) else self._top(each) for each in details],
-            "text_offset": offsets,
+            "text_offset": [offsets.take(token) for token in tokens],
         }
 
     def _top(self, each: TokenDetails) -> dict[str, float]:
@@ -132,3 +130,18 @@ class TokenNames:
         for token, logprob in (*each.top, (each.token, each.logprob)):
             found.setdefault(self.name(token), logprob)
         return found
+
+
+class TextOffsets:
+    """Where the tokens of a completion begin, in characters of its text."""
+
+    def __init__(self, names: TokenNames) -> None:
+        self._names = names
+        self._text = Utf8Stream()
+        self._offset = 0
+
+    def take(self, token: int) -> int:
+        """The offset of the next token. A character counts where its last byte is."""
+        offset = self._offset
+        self._offset += len(self._text.push(self._names.data(token)))
+        return offset

@@ -5,28 +5,29 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
-from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
+from starlette.responses import Response
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rwkvbatch.engine.request import END_OF_TEXT
 from rwkvbatch.errors import RwkvBatchError, in_words
 from rwkvbatch.model.base import check_tokens
 from rwkvbatch.prepared import PromptBuilder
+from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.serve.answers import END_OF_TEXT_NAME, TokenNames
-from rwkvbatch.serve.batcher import Batcher, EngineFailedError, Flight, QueueFullError
+from rwkvbatch.serve.batcher import Batcher, ClientLeftError, EngineFailedError, Flight, QueueFullError
 from rwkvbatch.serve.metrics import ServerFigures
 from rwkvbatch.serve.protocol import SHOWN_NAME, ChatFields, CompletionFields, RequestError, unknown_field
 from rwkvbatch.serve.replies import Job, Served, prepare
+from rwkvbatch.serve.streams import ReplyStream, event
 
 _log = logging.getLogger(__name__)
 
@@ -62,8 +63,8 @@ class Service:
     def app(self) -> ASGIApp:
         """The ASGI application."""
         routes = [
-            Route("/v1/chat/completions", self._chat, methods=["POST"]),
-            Route("/v1/completions", self._complete, methods=["POST"]),
+            Route("/v1/chat/completions", _Replies(self, ChatFields), methods=["POST"]),
+            Route("/v1/completions", _Replies(self, CompletionFields), methods=["POST"]),
             Route("/v1/models", self._models, methods=["GET"]),
             Route("/v1/models/{name:path}", self._model, methods=["GET"]),
             Route("/tokenize", self._tokenize, methods=["POST"]),
@@ -72,40 +73,29 @@ class Service:
             Route("/health", self._health, methods=["GET"]),
             Route("/metrics", self._metrics, methods=["GET"]),
         ]
-        handlers: dict[Any, Any] = {HTTPException: self._http_error, RwkvBatchError: self._error}
-        app = Starlette(routes=routes, exception_handlers=handlers)
-        app.router.redirect_slashes = False
-        return _Gate(app, self._access, self.figures, {route.path for route in routes})
+        # A router alone: each event of each stream passes all layers that Starlette's applications have around it.
+        return _Gate(Router(routes, redirect_slashes=False), self._access, self.figures, {each.path for each in routes})
 
-    async def _chat(self, request: Request) -> Response:
-        return await self._reply(request, ChatFields)
-
-    async def _complete(self, request: Request) -> Response:
-        return await self._reply(request, CompletionFields)
-
-    async def _reply(self, request: Request, kind: type[ChatFields | CompletionFields]) -> Response:
+    async def reply(self, request: Request, send: Send, kind: type[ChatFields | CompletionFields]) -> None:
+        """Answer a request for replies. However it ends, the engine's requests that are left are cancelled."""
         body = await self._body(request)
         arguments = body, kind, self.served, self._builder, self._names
         is_slow = len(body) > _LARGE_BODY or b"no_penalty" in body
         job = await run_in_threadpool(prepare, *arguments) if is_slow else prepare(*arguments)
         flight = self.batcher.submit(job.works, streams=job.asked.fields.stream)
-        if job.asked.fields.stream:
-            leave = self.batcher.cancel
-            return _EventStream(self._events(job, flight), flight, leave, headers=job.headers)
+        leaving = asyncio.ensure_future(_left(request))
+        leaving.add_done_callback(lambda _: flight.leave())
         try:
-            await _until_done(request, flight)
-            return _json(job.body(flight.results), headers=job.headers)
+            if job.asked.fields.stream:
+                await _send_stream(job, flight, send)
+            else:
+                while not flight.is_done:
+                    await flight.change()
+                response = _json(job.body(flight.results), headers=job.headers)
+                await response(request.scope, request.receive, send)
         finally:
+            leaving.cancel()
             self.batcher.cancel(flight)
-
-    async def _events(self, job: Job, flight: Flight) -> AsyncGenerator[bytes]:
-        try:
-            async for event in job.events(flight):
-                yield b"data: " + orjson.dumps(event) + b"\n\n"
-        except RwkvBatchError as error:  # too late for a status
-            yield b"data: " + orjson.dumps(_error_object(error)[1]) + b"\n\n"
-        else:
-            yield b"data: [DONE]\n\n"
 
     async def _body(self, request: Request) -> bytes:
         """The request's body.
@@ -115,7 +105,8 @@ class Service:
         """
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # what a page in a browser may send elsewhere without asking is not
-            raise HTTPException(415, f"content-type must be application/json, got {kind[:80] or 'none'}", _CLOSE)
+            words = f"content-type must be application/json, got {kind[:80] or 'none'}"
+            raise HTTPException(415, f"{words}; with curl: -H 'content-type: application/json'", _CLOSE)
         too_large = HTTPException(413, f"the body may have at most {MAX_BODY_BYTES:,} bytes", _CLOSE)
         length = request.headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:20]) > MAX_BODY_BYTES:
@@ -209,15 +200,16 @@ class Service:
         del request
         return Response(self.figures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    async def _error(self, request: Request, error: Exception) -> Response:
-        del request
-        status, content, headers = _error_object(error)
-        return _json(content, status=status, headers=headers)
 
-    async def _http_error(self, request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        del request
-        return _json(_content(error.detail, error.status_code), status=error.status_code, headers=error.headers)
+class _Replies:
+    """The ASGI application of one of the two interfaces."""
+
+    def __init__(self, service: Service, kind: type[ChatFields | CompletionFields]) -> None:
+        self._service = service
+        self._kind = kind
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._service.reply(Request(scope, receive), send, self._kind)
 
 
 class _Gate:
@@ -242,16 +234,29 @@ class _Gate:
                 self._figures.answered[path, message["status"]] += 1
             await send(message)
 
+        scope["app"] = self  # has Starlette's router raise what it cannot route, instead of answering with a text
         try:
             refusal = self._refusal(scope)
             await (self._app if refusal is None else refusal)(scope, receive, counting)
-        except ClientDisconnect:
+        except (ClientDisconnect, ClientLeftError):
             pass
         except Exception as error:
-            _log.error("a request failed", exc_info=error)
             if begun:  # the connection is closed, so that the client sees that the response is not whole
+                _log.error("a response failed", exc_info=error)
                 raise
-            await _json(_content(f"internal error: {in_words(error)[:500]}", 500), 500)(scope, receive, counting)
+            if isinstance(error, HTTPException) and error.status_code in (404, 405):
+                error = self._unrouted(scope, error)
+            await _error_response(error)(scope, receive, counting)
+
+    def _unrouted(self, scope: Scope, error: HTTPException) -> HTTPException:
+        """The router's refusal in words of use to somebody who mistyped an address."""
+        asked = f"{scope['method']} {printable(scope['path'], keep_newlines=False)[:SHOWN_NAME]}"
+        if error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "").split(", ")
+            words = f"{asked}: this route takes {', '.join(sorted(allowed))}"
+        else:
+            words = f"{asked}: no such route; there are {', '.join(sorted(self._paths))}"
+        return HTTPException(error.status_code, words, error.headers)
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = dict(cast("list[tuple[bytes, bytes]]", scope["headers"]))
@@ -272,52 +277,35 @@ class _Gate:
         return None
 
 
-class _EventStream(StreamingResponse):
-    """Server-sent events. However it ends, the requests that are left are cancelled."""
+async def _left(request: Request) -> None:
+    """Wait for the end of the connection; the request's body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
-    media_type = "text/event-stream"
 
-    def __init__(
-        self,
-        content: AsyncGenerator[bytes],
-        flight: Flight,
-        leave: Callable[[Flight], None],
-        headers: Mapping[str, str],
-    ) -> None:
-        super().__init__(content, headers={"cache-control": "no-cache", **headers})
-        self._flight = flight
-        self._leave = leave
+async def _send_stream(job: Job, flight: Flight, send: Send) -> None:
+    """Send a response as server-sent events.
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    Raises:
+        RwkvBatchError: what ended the requests before something was sent; later it is the last event.
+        ClientLeftError: nobody reads it.
+    """
+    stream, has_begun, is_last = ReplyStream(job, flight), False, False
+    while not is_last:
         try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._leave(self._flight)
-
-
-async def _until_done(request: Request, flight: Flight) -> None:
-    """Wait for the results of a flight; raises `ClientDisconnect` when the client leaves, or the flight's error."""
-
-    async def finished() -> None:
-        while not flight.is_done:
             await flight.change()
-
-    async def left() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    waits: list[Awaitable[None]] = [finished(), left()]
-    done, leaving = tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not done.done():
-            raise ClientDisconnect
-        await done
-    finally:
-        done.cancel()
-        leaving.cancel()
-    if flight.error is not None:
-        raise flight.error
+            events, is_last = stream.take(), stream.is_over
+        except RwkvBatchError as error:
+            if not has_begun:
+                raise
+            events, is_last = event(_error_object(error)[1]), True
+        if events and not has_begun:
+            has_begun = True
+            headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", **job.headers}
+            raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+            await send({"type": "http.response.start", "status": 200, "headers": raw})
+        if events:
+            await send({"type": "http.response.body", "body": events, "more_body": not is_last})
 
 
 def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -331,9 +319,19 @@ def _content(message: str, status: int, code: str | None = None, param: str | No
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+def _error_response(error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return _json(_content(error.detail, error.status_code), error.status_code, error.headers)
+    status, content, headers = _error_object(error)
+    return _json(content, status, headers)
+
+
 def _error_object(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Status, body and headers of an error of this program."""
-    text = str(error) + (f"; {error.hint}" if isinstance(error, RwkvBatchError) and error.hint else "")
+    """Status, body and headers of an error."""
+    if not isinstance(error, RwkvBatchError):
+        _log.error("a request failed", exc_info=error)
+        return 500, _content(f"internal error: {in_words(error)[:500]}", 500), {}
+    text = str(error) + (f"; {error.hint}" if error.hint else "")
     match error:
         case RequestError():
             return error.status, _content(text, error.status, error.code, error.param), {}

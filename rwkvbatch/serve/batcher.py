@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rwkvbatch.engine.engine import Engine
-from rwkvbatch.engine.request import EngineStats, Reply, Request, Score
+from rwkvbatch.engine.request import EngineStats, Reply, Request, Score, TokenDetails
 from rwkvbatch.errors import RowError, RwkvBatchError, in_words
 
 _log = logging.getLogger(__name__)
@@ -36,15 +37,26 @@ class ScoreRequest:
 
 
 Work = Request | ScoreRequest
-_Update = tuple["Flight", int, "str | Reply | Score | RwkvBatchError"]
+News = str | TokenDetails | Reply | Score | RwkvBatchError
+"""Of one request: a piece of its text, a token's details, its result, or the error that ended all of its flight."""
+
+EVENTS_PER_SECOND = 2000
+"""About how many pieces of text the event loop is handed. With many streams each gets fewer and larger ones: an event
+for each token takes the processors that compute the tokens."""
+
+
+class ClientLeftError(Exception):
+    """The client of a flight has closed its connection."""
 
 
 class Flight:
-    """The requests of one HTTP request under way. Only the event loop's thread uses it.
+    """The requests of one HTTP request under way. Only the event loop's thread uses it, except where noted.
 
     Attributes:
         results: of each request; None until it ends.
         error: why all of them ended without results.
+        fresh: news that the event loop does not have yet; of the engine's thread.
+        next_s: when the event loop may have more text; of the engine's thread.
     """
 
     def __init__(self, works: Sequence[Work], *, streams: bool) -> None:
@@ -53,8 +65,12 @@ class Flight:
         self.results: list[Reply | Score | None] = [None] * len(works)
         self.error: RwkvBatchError | None = None
         self.is_cancelled = False
+        self.fresh: list[tuple[int, News]] = []
+        self.next_s = 0.0
         self._pieces: list[list[str]] = [[] for _ in works]
+        self._details: list[list[TokenDetails]] = [[] for _ in works]
         self._num_left = len(works)
+        self._client_left = False
         self._changed = asyncio.Event()
         if not works:
             self._changed.set()
@@ -64,15 +80,23 @@ class Flight:
         return self._num_left == 0 or self.error is not None
 
     async def change(self) -> None:
-        """Wait for new text or a result.
+        """Wait for news.
 
         Raises:
             RwkvBatchError: the requests ended without results.
+            ClientLeftError: nobody waits for them.
         """
         await self._changed.wait()
         self._changed.clear()
+        if self._client_left:
+            raise ClientLeftError
         if self.error is not None:
             raise self.error
+
+    def leave(self) -> None:
+        """Note that the client has left."""
+        self._client_left = True
+        self._changed.set()
 
     def take_text(self, index: int) -> str:
         """The text of request `index` since the last call."""
@@ -81,15 +105,23 @@ class Flight:
         pieces.clear()
         return text
 
-    def put(self, index: int, value: str | Reply | Score | RwkvBatchError) -> None:
-        """Add a piece of text, a result, or the error that ended all requests."""
-        if isinstance(value, str):
-            self._pieces[index].append(value)
-        elif isinstance(value, RwkvBatchError):
-            self.error = self.error or value
-        elif self.results[index] is None:
-            self.results[index] = value
-            self._num_left -= 1
+    def take_details(self, index: int) -> list[TokenDetails]:
+        """The details of the tokens of request `index` since the last call."""
+        details, self._details[index] = self._details[index], []
+        return details
+
+    def put(self, news: Sequence[tuple[int, News]]) -> None:
+        """Take news of its requests, by their index."""
+        for index, value in news:
+            if isinstance(value, str):
+                self._pieces[index].append(value)
+            elif isinstance(value, TokenDetails):
+                self._details[index].append(value)
+            elif isinstance(value, RwkvBatchError):
+                self.error = self.error or value
+            elif self.results[index] is None:
+                self.results[index] = value
+                self._num_left -= 1
         self._changed.set()
 
 
@@ -116,7 +148,7 @@ class Batcher:
         self._thread: threading.Thread | None = None
         # Of the engine's thread:
         self._running: dict[int, tuple[Flight, int]] = {}
-        self._updates: list[_Update] = []
+        self._fresh: dict[Flight, bool] = {}  # flights with news, and whether these must not wait
         # Of the event loop's thread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._flights: set[Flight] = set()
@@ -160,7 +192,7 @@ class Batcher:
         if self._thread is not None:
             self._thread.join()
         for flight in list(self._flights):
-            self._deliver([(flight, 0, EngineFailedError("the server is shutting down"))])
+            self._deliver([(flight, [(0, EngineFailedError("the server is shutting down"))])])
 
     def submit(self, works: Sequence[Work], *, streams: bool) -> Flight:
         """Queue requests of one client.
@@ -204,9 +236,9 @@ class Batcher:
             self._flights.remove(flight)
             self.num_unfinished -= len(flight.works)
 
-    def _deliver(self, updates: list[_Update]) -> None:
-        for flight, index, value in updates:
-            flight.put(index, value)
+    def _deliver(self, news: list[tuple[Flight, list[tuple[int, News]]]]) -> None:
+        for flight, of_flight in news:
+            flight.put(of_flight)
             if flight.is_done:
                 self._leave(flight)
 
@@ -235,7 +267,7 @@ class Batcher:
     def _begin(self, flight: Flight) -> None:
         engine = self._engine
         if engine is None:
-            self._updates.append((flight, 0, EngineFailedError("there is no engine")))
+            self._tell(flight, 0, EngineFailedError("there is no engine"))
             return
         try:
             for index, work in enumerate(flight.works):
@@ -243,30 +275,36 @@ class Batcher:
         except (RwkvBatchError, ValueError) as error:
             self._drop(flight)
             wrong = error if isinstance(error, RwkvBatchError) else RowError(str(error))
-            self._updates.append((flight, 0, wrong))
+            self._tell(flight, 0, wrong)
 
     def _submit(self, engine: Engine, flight: Flight, index: int, work: Work) -> int:
         if isinstance(work, ScoreRequest):
             return engine.submit_score(work.prefix, work.continuation, work.root, num_top=work.num_top)
         if flight.streams:
 
-            def on_text(text: str) -> None:
-                self._updates.append((flight, index, text))
+            def tell(value: str | TokenDetails) -> None:
+                flight.fresh.append((index, value))
+                self._fresh.setdefault(flight, False)
 
-            work = replace(work, on_text=on_text)
+            work = replace(work, on_text=tell, on_details=tell)
         return engine.submit(work)
+
+    def _tell(self, flight: Flight, index: int, value: News) -> None:
+        flight.fresh.append((index, value))
+        self._fresh[flight] = True
 
     def _drop(self, flight: Flight) -> None:
         for number in [number for number, (owner, _) in self._running.items() if owner is flight]:
             del self._running[number]
             if self._engine is not None:
                 self._engine.cancel(number)
+        self._fresh.pop(flight, None)
 
     def _take(self, finished: Sequence[tuple[int, Reply | Score]]) -> None:
         for number, result in finished:
             place = self._running.pop(number, None)
             if place is not None:
-                self._updates.append((*place, result))
+                self._tell(*place, result)
 
     def _fail(self, error: Exception) -> None:
         """End all requests: states may be ahead of their tokens. A new engine takes the next ones."""
@@ -282,14 +320,20 @@ class Batcher:
     def _end_all(self, error: EngineFailedError) -> None:
         flights = {flight for flight, _ in self._running.values()}
         self._running.clear()
-        self._updates += [(flight, 0, error) for flight in flights]
+        for flight in flights:
+            self._tell(flight, 0, error)
 
     def _hand_over(self) -> None:
-        # Text callbacks hold this list: it is emptied, not replaced.
-        updates = list(self._updates)
-        self._updates.clear()
-        if updates and self._loop is not None and not self._loop.is_closed():
-            self._call_in_loop(self._deliver, updates)
+        """Hand news to the event loop, with one call for all flights."""
+        now_s, next_s = time.monotonic(), time.monotonic() + len(self._fresh) / EVENTS_PER_SECOND
+        news: list[tuple[Flight, list[tuple[int, News]]]] = []
+        for flight, is_urgent in list(self._fresh.items()):
+            if is_urgent or now_s >= flight.next_s:
+                del self._fresh[flight]
+                news.append((flight, flight.fresh))
+                flight.fresh, flight.next_s = [], next_s
+        if news and self._loop is not None and not self._loop.is_closed():
+            self._call_in_loop(self._deliver, news)
 
     def _call_in_loop(self, function: Callable[..., Any], *arguments: Any) -> None:
         assert self._loop is not None

@@ -60,9 +60,9 @@ class RequestError(UsageError):
     def __init__(
         self, message: str, *, param: str | None = None, status: int = 400, code: str | None = None, hint: str = ""
     ) -> None:
-        # A message may quote the client, and gets into the logs of others.
+        # Both may quote the client, and get into the logs of others.
         super().__init__(printable(message, keep_newlines=False), hint=hint or None)
-        self.param = param
+        self.param = None if param is None else printable(param, keep_newlines=False)
         self.status = status
         self.code = code
 

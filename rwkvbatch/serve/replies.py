@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,10 +14,10 @@ from rwkvbatch.engine.request import END_OF_TEXT, Reply, Score, TokenDetails
 from rwkvbatch.engine.sampling import exempt_tokens
 from rwkvbatch.errors import NonFiniteLogitsError, RwkvBatchError
 from rwkvbatch.model.base import ModelSpec
-from rwkvbatch.prepared import PreparedPrompt, PromptBuilder, TextStripper
+from rwkvbatch.prepared import PreparedPrompt, PromptBuilder
 from rwkvbatch.prompt.tokenizer import Tokenizer
-from rwkvbatch.serve.answers import Head, TokenNames, finish_reason, usage
-from rwkvbatch.serve.batcher import Flight, ScoreRequest, Work
+from rwkvbatch.serve.answers import Head, TextOffsets, TokenNames, finish_reason, usage
+from rwkvbatch.serve.batcher import ScoreRequest, Work
 from rwkvbatch.serve.protocol import (
     ROOT_FIELD,
     SHOWN_NAME,
@@ -59,7 +59,7 @@ class Served:
 
 
 @dataclass(frozen=True)
-class _Choice:
+class Choice:
     """One choice of the response: where the results of its engine requests are, if it has them."""
 
     index: int
@@ -98,7 +98,7 @@ class Job:
     asked: Asked
     head: Head = field(init=False)
     works: list[Work] = field(default_factory=list[Work])
-    choices: list[_Choice] = field(default_factory=list[_Choice])
+    choices: list[Choice] = field(default_factory=list[Choice])
     num_prompt: int = 0
 
     def __post_init__(self) -> None:
@@ -130,7 +130,7 @@ class Job:
             )
         asked, score_at = self.asked, None
         self.num_prompt += len(prompt.tokens)
-        if self._echoes and asked.num_top is not None and len(prompt.tokens) > 1:
+        if self.echoes and asked.num_top is not None and len(prompt.tokens) > 1:
             score_at = len(self.works)
             self.works.append(ScoreRequest(prompt.tokens[:1], prompt.tokens[1:], root, asked.num_top))
         request = replace(prompt.request(asked.params, root), num_top=asked.num_top)
@@ -139,7 +139,7 @@ class Job:
             if asked.max_tokens:
                 reply_at = len(self.works)
                 self.works.append(replace(request, noise=replace(request.noise, repeat=repeat)))
-            self.choices.append(_Choice(len(self.choices), prompt, reply_at, score_at))
+            self.choices.append(Choice(len(self.choices), prompt, reply_at, score_at))
 
     def body(self, results: Sequence[Reply | Score | None]) -> dict[str, Any]:
         """The response that is not streamed.
@@ -151,87 +151,53 @@ class Job:
         for choice in self.choices:
             reply = choice.reply(results)
             text = "" if reply is None else choice.prompt.shown(reply.text)
-            content = self._echo(choice) + text
+            content = self.echo(choice) + text
             message = {"role": "assistant", "content": content, "refusal": None}
             part = {"message": message} if self.is_chat else {"text": content}
-            choices.append({"index": choice.index, **part, **self._end(choice, results)})
-        return self.head.object(choices, usage=self._usage(results), seed=self.asked.params.seed)
-
-    async def events(self, flight: Flight) -> AsyncGenerator[dict[str, Any]]:
-        """The objects of a streamed response. Log-probabilities come with the last one of a choice.
-
-        Raises:
-            RwkvBatchError: as `body`, or the requests ended without results.
-        """
-        # A text is cut at both ends as it comes, after the beginning that the prompt has.
-        strippers = {choice.index: TextStripper() for choice in self.choices if self.is_chat}
-        for choice in self.choices:
-            yield self._chunk(choice, self._echo(choice), begins=True)
-            form = choice.prompt.form
-            if form is not None and (begun := strippers[choice.index].push(form.begun)):
-                yield self._chunk(choice, begun)
-        unfinished = list(self.choices)
-        while unfinished:
-            # All text since the last event goes into one: a busy loop makes fewer, larger events.
-            await flight.change()
-            for choice in list(unfinished):
-                text = "" if choice.reply_at is None else flight.take_text(choice.reply_at)
-                if choice.index in strippers:
-                    text = strippers[choice.index].push(text)
-                if text:
-                    yield self._chunk(choice, text)
-                if choice.is_over(flight.results):
-                    unfinished.remove(choice)
-                    yield self._chunk(choice, "", end=self._end(choice, flight.results))
-        if self.asked.fields.stream_options.include_usage:
-            yield self.head.object([], usage=self._usage(flight.results))
+            details = [*self.prompt_details(choice, choice.score(results)), *(() if reply is None else reply.details)]
+            logprobs = self.logprobs(TextOffsets(self.names), details)
+            choices.append({"index": choice.index, **part, "logprobs": logprobs, **self.end(choice, results)})
+        return self.head.object(choices, usage=self.usage(results), seed=self.asked.params.seed)
 
     @property
-    def _echoes(self) -> bool:
+    def echoes(self) -> bool:
         return isinstance(self.asked.fields, CompletionFields) and self.asked.fields.echo
 
-    def _echo(self, choice: _Choice) -> str:
+    def echo(self, choice: Choice) -> str:
         """The prompt's text where it is wanted; token 0 has none."""
-        if not self._echoes:
+        if not self.echoes:
             return ""
         text = choice.prompt.text
         if text is not None:
             return text
         return self.served.tokenizer.decode(choice.prompt.tokens[int(choice.prompt.bos) :])
 
-    def _chunk(
-        self, choice: _Choice, text: str, *, begins: bool = False, end: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        delta: dict[str, Any] = {"role": "assistant"} if begins else {}
-        if begins or text:
-            delta["content"] = text
-        part = {"delta": delta} if self.is_chat else {"text": text}
-        return self.head.object(
-            [{"index": choice.index, **part, **(end or {"logprobs": None, "finish_reason": None})}],
-            **({"usage": None} if self.asked.fields.stream_options.include_usage else {}),
-        )
+    def logprobs(self, offsets: TextOffsets, details: Sequence[TokenDetails | int]) -> dict[str, Any] | None:
+        """Log-probabilities of some tokens, if they are wanted; `offsets` counts those of a completion."""
+        if self.asked.num_top is None:
+            return None
+        if self.is_chat:
+            return self.names.chat_logprobs([each for each in details if isinstance(each, TokenDetails)])
+        return self.names.completion_logprobs(details, offsets)
 
-    def _end(self, choice: _Choice, results: Sequence[Reply | Score | None]) -> dict[str, Any]:
-        """Log-probabilities and the reason of the end; raises `NonFiniteLogitsError`."""
-        reply, score = choice.reply(results), choice.score(results)
-        details = () if reply is None else reply.details
-        logprobs = None
-        if self.asked.num_top is not None and self.is_chat:
-            logprobs = self.names.chat_logprobs(details)
-        elif self.asked.num_top is not None:
-            known: list[TokenDetails | int] = [*self._prompt_details(choice, score), *details]
-            logprobs = self.names.completion_logprobs(known)
-        # A prompt without a reply ends where it was asked to: after 0 tokens.
-        return {"logprobs": logprobs, "finish_reason": "length" if reply is None else finish_reason(reply)}
+    def end(self, choice: Choice, results: Sequence[Reply | Score | None]) -> dict[str, Any]:
+        """Why a choice ended; raises `NonFiniteLogitsError`."""
+        reply = choice.reply(results)
+        choice.score(results)
+        if reply is None:  # a prompt without a reply ends where it was asked to: after 0 tokens
+            return {"finish_reason": "length", "stop_reason": None}
+        # The end of a chat's turn is the template's, and not a stop text of the client's.
+        stopped_by = reply.stopped_by if reply.stopped_by in self.asked.params.stop else None
+        return {"finish_reason": finish_reason(reply), "stop_reason": stopped_by}
 
-    def _prompt_details(self, choice: _Choice, score: Score | None) -> list[TokenDetails | int]:
+    def prompt_details(self, choice: Choice, score: Score | None) -> list[TokenDetails | int]:
         """Of the tokens of an echoed prompt; token 0 that was read before a text is not among them."""
-        if not self._echoes:
+        if not self.echoes:
             return []
         first: list[int] = [] if choice.prompt.bos else list(choice.prompt.tokens[:1])
         return [*first, *(() if score is None else score.details)]
 
-    def _usage(self, results: Sequence[Reply | Score | None]) -> dict[str, Any]:
+    def usage(self, results: Sequence[Reply | Score | None]) -> dict[str, Any]:
         return usage(self.num_prompt, [result for result in results if isinstance(result, Reply)])
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import ipaddress
 import logging
@@ -259,6 +260,7 @@ class Serving:
             "lifespan": "off",
             "log_config": None,
             "access_log": False,
+            "proxy_headers": False,
             "server_header": False,
             "timeout_keep_alive": KEEP_ALIVE_SECONDS,
             "timeout_graceful_shutdown": GRACE_SECONDS,
@@ -271,9 +273,11 @@ class Serving:
         """Serve; `ready` is called when requests are accepted."""
         before = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_SECONDS)
+        gc.freeze()  # the model's and the libraries' objects stay: looking through them holds up all replies
         try:
             asyncio.run(self._serve(ready))
         finally:
+            gc.unfreeze()
             sys.setswitchinterval(before)
             self._socket.close()
 

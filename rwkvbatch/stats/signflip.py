@@ -10,7 +10,7 @@ The interval is the set of differences that the same test does not reject. Its e
 conversations (Hartigan 1969, Using subsample values as typical values), made wider where few conversations happen to
 agree, and it excludes 0 exactly when the test rejects.
 
-Differences of metrics without limits (nll, token counts) can be skewed, which flipping signs does not allow for: a
+Differences that are not yes/no outcomes or averages of a few can be skewed, which flipping signs does not allow for: a
 sample may lack the long tail, and its mean is then too far on the other side. Towards the long tail the mean must
 therefore also be significant by Hall's transformation of its t statistic (`rwkvbatch.stats.spread`).
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rwkvbatch.stats.clustered import cluster_codes, clustered_mean, detectable_errors, t_quantile
 
+_FEWEST_SIZES: Final = 6
 _SMALL_SAMPLE: Final = 5.0
 _NEAREST_TO_TURN: Final = 0.96
 """Chosen by simulation, see `Spread._asymmetry` and docs/statistics.md."""
@@ -71,15 +72,18 @@ class Spread:
     Attributes:
         mean, standard_error: of all values; the error is NaN with fewer than two clusters.
         clusters: how many.
-        shrunk, shrunk_error: of the sample with two more average clusters: half of one at each end of the range and
-            one at 0 (Agresti and Min 2005, Simple improved confidence intervals for comparing matched proportions).
-            They know a spread even where all clusters agree.
+        shrunk, shrunk_error: of the sample with two more average clusters: half of one at each end of the range (of
+            the means, where they are not `discrete`) and one at 0 (Agresti and Min 2005, Simple improved confidence
+            intervals for comparing matched proportions). They know a spread even where all clusters agree.
         widest: the largest mean that is possible; infinite for metrics without limits.
-        ties: clusters can agree by chance: the metric has limits, or two clusters have equal means.
+        discrete: the clusters' means are steps between limits, as those of yes/no outcomes are: there are limits, and
+            two means other than 0 have the same size, or fewer than 6 are not 0.
+        ties: clusters can agree by chance: their means are discrete, or two are equal.
         skewness: of the clusters' deviations from the mean, with the correction for small samples (Joanes and Gill
-            1998, Comparing measures of sample skewness and kurtosis); 0 for metrics with limits and below 3 clusters.
-        gains, losses: of metrics with limits, the mean of the clusters' positive differences and that of their negative
-            ones, as shares of `widest`; else None.
+            1998, Comparing measures of sample skewness and kurtosis); 0 for discrete means and below 3 clusters.
+        gains, losses: of discrete means, the mean of the clusters' positive differences and that of their negative
+            ones, as shares of `farthest`; else None.
+        farthest: the largest size of a cluster's mean.
     """
 
     mean: float
@@ -88,10 +92,12 @@ class Spread:
     shrunk: float
     shrunk_error: float
     widest: float
+    discrete: bool
     ties: bool
     skewness: float
     gains: Share | None = None
     losses: Share | None = None
+    farthest: float = math.inf
 
     @classmethod
     def of(cls, sums: NDArray[np.float64], counts: NDArray[np.float64], widest: float) -> Spread:
@@ -102,15 +108,17 @@ class Spread:
         error, skewness = math.nan, 0.0
         if num > 1:
             error = math.sqrt(float((deviations**2 / (1 - counts / size)).sum())) / size
-        limited = math.isfinite(widest)
         means = sums / counts
+        farthest = float(np.abs(means).max())
+        steps = np.round(means / farthest, 11)
+        sizes = np.abs(steps[steps != 0])
+        discrete = math.isfinite(widest) and (sizes.size < _FEWEST_SIZES or np.unique(sizes).size < sizes.size)
         largest = float(np.abs(deviations).max())
-        if num > 2 and not limited and largest > 1e-12 * float(np.abs(sums).max()):
+        if num > 2 and not discrete and largest > 1e-12 * float(np.abs(sums).max()):
             scaled = deviations / largest
             skewness = float((scaled**3).mean() / (scaled**2).mean() ** 1.5) * math.sqrt(num * (num - 1)) / (num - 2)
-        farthest = float(np.abs(means).max())
-        ties = limited or len(set(np.round(means / farthest, 11).tolist())) < num
-        reach = widest if limited else farthest
+        ties = discrete or np.unique(steps).size < num
+        reach = widest if discrete else farthest
         average = size / num
         more = size + 2 * average
         shrunk = float(sums.sum()) / more
@@ -118,14 +126,14 @@ class Spread:
         squares += average**2 * ((reach - shrunk) ** 2 + (reach + shrunk) ** 2) / 2 + average**2 * shrunk**2
         shrunk_error = math.sqrt(squares * (num + 2) / (num + 1)) / more
         gains, losses = (
-            Share.of(np.maximum(side, 0.0) / widest, counts) if limited else None for side in (sums, -sums)
+            Share.of(np.maximum(side, 0.0) / farthest, counts) if discrete else None for side in (sums, -sums)
         )
-        return cls(mean, error, num, shrunk, shrunk_error, widest, ties, skewness, gains, losses)
+        return cls(mean, error, num, shrunk, shrunk_error, widest, discrete, ties, skewness, gains, losses, farthest)
 
     def around(self, level: float) -> tuple[float, float]:
         """The interval where clusters can agree by chance.
 
-        That of the enlarged sample; of metrics with limits at least that of gains less losses, from the score intervals
+        That of the enlarged sample; of discrete means at least that of gains less losses, from the score intervals
         of both (Newcombe 1998, Improved confidence intervals for the difference between binomial proportions based on
         paired data), which knows that a sample can lack all losses.
         """
@@ -136,7 +144,7 @@ class Spread:
         (gain_low, gain_high), (loss_low, loss_high) = self.gains.wilson(level), self.losses.wilson(level)
         gain, loss = self.gains.mean, self.losses.mean
         below, above = math.hypot(gain - gain_low, loss_high - loss), math.hypot(gain_high - gain, loss - loss_low)
-        return min(low, self.mean - self.widest * below), max(high, self.mean + self.widest * above)
+        return min(low, self.mean - self.farthest * below), max(high, self.mean + self.farthest * above)
 
     @property
     def tail_p(self) -> float:
@@ -183,4 +191,4 @@ class Spread:
         if self.clusters < 2 or not self.standard_error > 0 or not level > 0:
             return math.nan
         error = max(self.standard_error, self.shrunk_error) if self.ties else self.standard_error
-        return detectable_errors(self.clusters, level=level, limited=math.isfinite(self.widest)) * error
+        return detectable_errors(self.clusters, level=level, limited=self.discrete) * error

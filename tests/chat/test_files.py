@@ -108,6 +108,13 @@ def test_a_file_that_is_not_a_session_is_refused(tmp_path: Path, content: bytes)
         load_session(empty(), path)
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_transcript_is_a_regular_file(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "it")
+    with pytest.raises(StorageError, match=r"it: the transcript cannot be written: it is a .*, not a regular file"):
+        Transcript(tmp_path / "it")
+
+
 def test_damage_in_a_transcript_names_the_line(tmp_path: Path) -> None:
     session = filled()
     transcript = Transcript(tmp_path / "t.jsonl")

@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from tests.chat.terminal import Terminal
 ROOT = Path(__file__).parents[2]
 
 
-def chat(tmp_path: Path, typed: str, *options: str) -> subprocess.CompletedProcess[str]:
+def chat_process(tmp_path: Path, typed: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "rwkvbatch", "chat", *options],
         input=typed,
@@ -40,8 +42,32 @@ def chat(tmp_path: Path, typed: str, *options: str) -> subprocess.CompletedProce
     )
 
 
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command in this process, with `typed` as its standard input."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+    def run(typed: str, *options: str) -> Done:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed.encode())))
+        code = invoke(["chat", *options])
+        said = capsys.readouterr()
+        return Done(code, said.out, said.err)
+
+    return run
+
+
 def test_each_line_of_a_pipe_gets_a_reply(tmp_path: Path) -> None:
-    done = chat(tmp_path, "My name is Ada.\n\nWhat is my name?\n/stats\n")
+    done = chat_process(tmp_path, "My name is Ada.\n\nWhat is my name?\n/stats\n")
     assert done.returncode == 0
     replies = done.stdout.splitlines()
     assert "Ada" in replies[1]
@@ -54,9 +80,9 @@ def test_each_line_of_a_pipe_gets_a_reply(tmp_path: Path) -> None:
     assert next(event["text"] for event in events if event["event"] == "typed") == "My name is Ada."
 
 
-def test_json_output_is_one_object_per_reply(tmp_path: Path) -> None:
+def test_json_output_is_one_object_per_reply(chat: Run) -> None:
     lines = "My name is Ada.\nWhat is my name?\n/again 2\n/params\n/nothing\n"
-    done = chat(tmp_path, lines, "--json", "--quiet", "--temp", "1", "--top-p", "1", "--no-transcript")
+    done = chat(lines, "--json", "--quiet", "--temp", "1", "--top-p", "1", "--no-transcript")
     assert done.returncode == 1
     replies = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(reply["turn"], reply["prompt"], reply["seed"]) for reply in replies] == [
@@ -94,22 +120,23 @@ def exchange(reply: str) -> Exchange:
     return Exchange(0, None, 0, 0, 0, 0, "hi", (1,), (2,), (2,), reply, reply, "stop", None, {})
 
 
-def test_a_wrong_command_in_a_pipe_is_an_error_and_the_exit_code_1(tmp_path: Path) -> None:
-    done = chat(tmp_path, "/nothing\nhi\n", "--no-transcript", "--quiet")
+def test_a_wrong_command_in_a_pipe_is_an_error_and_the_exit_code_1(chat: Run, tmp_path: Path) -> None:
+    done = chat("/nothing\nhi\n", "--no-transcript", "--quiet")
     assert done.returncode == 1
     assert done.stderr.startswith("rwkvbatch: there is no command /nothing")
     assert done.stdout.strip()
     assert not list(tmp_path.iterdir())
 
 
-def test_tokens_can_be_banned_by_a_comma_list_as_in_run(tmp_path: Path) -> None:
-    done = chat(tmp_path, "/params\n", "--ban", "3,5", "--no-transcript")
+def test_tokens_can_be_banned_by_a_comma_list_as_in_run(chat: Run) -> None:
+    done = chat("/params\n", "--ban", "3,5", "--no-transcript")
     assert done.returncode == 0, done.stderr
     assert "3,5" in done.stdout + done.stderr
 
 
-def test_a_wrong_option_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
-    done = chat(tmp_path, "", "--temp", "hot")
+def test_a_wrong_option_is_refused_before_a_model_is_loaded(chat: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rwkvbatch.chat.start.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    done = chat("", "--temp", "hot")
     assert done.returncode == 2
     assert "--temp" in done.stderr
     assert "Traceback" not in done.stderr

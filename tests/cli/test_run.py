@@ -111,17 +111,14 @@ def test_too_many_failed_rows_leave_it_unfinished_with_exit_code_5(
     assert "rows failed; --retry-errors runs them again" in capsys.readouterr().err
 
 
-def test_standard_input_is_a_script(script: Path, tmp_path: Path) -> None:
+def test_standard_input_is_a_script(
+    script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
-    done = subprocess.run(
-        [sys.executable, "-m", "rwkvbatch", "run", "-", "-o", str(out), "--max-tokens", "2", "--quiet"],
-        input=script.read_bytes(),
-        cwd=ROOT,
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    with script.open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        assert invoke(["run", "-", "-o", str(out), "--max-tokens", "2", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
     assert {row.conversation for row in read_rows(out)} == {"names", "sum"}
 
 

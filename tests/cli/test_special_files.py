@@ -144,8 +144,8 @@ class TestSettingsFiles:
             (".".join(["a"] * 50_000) + " = 1", "key of more than 16 parts"),
             ("[" + ".".join(["a"] * 50_000) + "]", "key of more than 16 parts"),
             ("x = {" + ".".join(["a"] * 50_000) + " = 1}", "key of more than 16 parts"),
-            ("seed = " + "9" * 5000, "not a TOML file"),
-            ("x = " + "[" * 5000, "not a TOML file"),
+            ("seed = " + "9" * 5000, "not a TOML file: it has an integer of more than 4,300 digits"),
+            ("x = " + "[" * 5000, "not a TOML file: it is nested too deeply"),
             ("temp = nope", "not a TOML file"),
         ],
     )

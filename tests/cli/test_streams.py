@@ -52,8 +52,8 @@ def test_output_that_nobody_reads_is_no_failed_check(json: str, run: Path) -> No
 
 @pytest.mark.parametrize("to", [">&-", "2>&-", "0>&- 1>&- 2>&-"])
 def test_closed_streams_are_no_error(to: str, run: Path) -> None:
-    assert shell(f"@ show {run} {to}", run).stderr == ""
-    assert shell(f"@ show {run} {to}", run).returncode == ExitCode.DONE
+    done = shell(f"@ show {run} {to}", run)
+    assert (done.returncode, done.stderr) == (ExitCode.DONE, "")
 
 
 @pytest.mark.parametrize("to", ["2>/dev/full", "2>&-"])

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rwkvbatch.comparison.analysis import Analysis, compare
+from rwkvbatch.comparison.analysis import Analysis
+from rwkvbatch.comparison.comparing import compare
 from rwkvbatch.comparison.gates import parse_gate
 from rwkvbatch.comparison.judging import GateResult, judge
 from rwkvbatch.comparison.matching import Dropped

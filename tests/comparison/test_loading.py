@@ -42,6 +42,11 @@ def test_runs_with_the_same_last_name_keep_their_whole_paths(tmp_path: Path) -> 
     assert [run.name for run in load_runs(paths)] == paths
 
 
+def test_a_directory_whose_name_is_not_utf_8_is_named_by_escapes(tmp_path: Path) -> None:
+    paths = [str(make_run(tmp_path / name, conversations=2)) for name in ("a\udcff", "b")]
+    assert list(load(paths)["run"].unique()) == ["a\\udcff", "b"]
+
+
 def test_a_results_file_alone_is_read_with_a_note_that_its_script_is_unknown(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [make_row("x")], manifest=None)
     run = load_runs([str(tmp_path / "a" / "results.jsonl")])[0]

@@ -60,6 +60,8 @@ def event(**values: Any) -> bytes:
         (JSON + b'{"choices": [], "error": {"message": "out of \\u001b[2J memory"}}', r"out of \\x1b\[2J memory"),
         (STREAM + event(text="half"), "ended before the reply did"),
         (STREAM + b"data: {\n\n", "not JSON"),
+        (STREAM + b'data: {"choices": [{"text": "\xff"}]}\n\n', "not JSON"),
+        (JSON.replace(b"\r\n\r\n", b"\r\nContent-Length: 10000000000\r\n\r\n") + b"{}", "connection failed"),
         (STREAM + b": nothing\n\n", "ended before the reply did"),
         (OK + b"Content-Encoding: gzip\r\n\r\n\x1f\x8b", "compressed its answer"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "connection failed"),
@@ -114,6 +116,32 @@ def test_stream_that_drips_has_an_end() -> None:
     with raw_server(drip) as url:
         reply = ask(url, timeout_s=0.2)
     assert "within 0.2 s" in (reply.error or "")
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begin", "endless"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nX-Long: ", b"a"),
+        (CHUNKED + b"0\r\n", b"X: y\r\n"),
+    ],
+    ids=["interim responses", "a field", "fields after the body"],
+)
+def test_head_and_trailer_that_drip_have_an_end(begin: bytes, endless: bytes) -> None:
+    gives_up_s = time.monotonic() + 8
+
+    def drip(connection: socket.socket) -> None:
+        connection.sendall(begin)
+        while time.monotonic() < gives_up_s:
+            connection.sendall(endless)
+            time.sleep(0.01)
+
+    with raw_server(drip) as url:
+        reply = ask(url, timeout_s=0.2)
+    assert "no answer within 0.2 s" in (reply.error or "")
 
 
 def test_server_that_never_answers_has_an_end() -> None:

@@ -50,6 +50,7 @@ def plain_package(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("RWKV_JIT_ON", "0")
     monkeypatch.setenv("RWKV_CUDA_ON", "0")
     monkeypatch.setenv("RWKV_V7_ON", "0")
+    monkeypatch.setattr("gc.collect", int)  # once a layer, a third of a second each
     flags = (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
     with contextlib.redirect_stdout(io.StringIO()):
         yield importlib.import_module("rwkv.model")

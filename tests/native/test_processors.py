@@ -30,7 +30,8 @@ from tests.native.test_bits import NUM_LAYERS, SHAPES, Shape, vector_sets
 
 FIXTURE = Path(__file__).with_name("processors.json")
 REPLAY = Path(__file__).with_name("replay")
-BUILD = Path(__file__).parents[2] / "build" / "replay-aarch64"
+BUILDS = Path(__file__).parents[2] / "build"
+FOR_ARM = BUILDS / "replay-aarch64" / "replay"
 
 BATCHES = {
     "1 row": [[5]],
@@ -162,21 +163,47 @@ def test_this_processor_computes_what_x86_64_wrote(isa: Isa) -> None:
     assert digests(isa) == expected()
 
 
+def build_replay(processor: str, *options: str) -> Path:
+    """Builds `replay` for a processor; returns its file."""
+    if shutil.which("cmake") is None:
+        pytest.skip("needs cmake")
+    folder = BUILDS / f"replay-{processor}"
+    target = ["-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={processor}", *options]
+    subprocess.run(["cmake", "-S", REPLAY, "-B", folder, *target], check=True, capture_output=True)
+    jobs = ["--parallel", str(os.cpu_count() or 1)]
+    built = subprocess.run(["cmake", "--build", folder, *jobs], capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return folder / "replay"
+
+
+def replayed(command: list[str | Path], isa: str, folder: Path) -> dict[str, dict[str, str]]:
+    """As `digests`, of a program that replays recordings."""
+    found: dict[str, dict[str, str]] = {}
+    for title, batches in record(folder).items():
+        results = folder / "results"
+        subprocess.run([*command, folder / title, results, isa, "2"], check=True, timeout=300)
+        data = results.read_bytes()
+        assert len(data) == sum(sum(parts) for parts in batches.values())
+        found[title] = {}
+        for name, parts in batches.items():
+            found[title][name] = hashlib.sha256(data[: sum(parts)]).hexdigest()[:24]
+            data = data[sum(parts) :]
+    return found
+
+
+@pytest.mark.slow
+def test_a_build_for_an_unknown_processor_computes_what_x86_64_wrote(tmp_path: Path) -> None:
+    assert replayed([build_replay("unknown")], "auto", tmp_path) == expected()
+
+
 @pytest.fixture(scope="session")
-def replay() -> list[str]:
+def replay() -> list[str | Path]:
     """Builds `replay` for 64-bit ARM; the emulator's command, followed by a processor, the program, its arguments."""
-    tools = {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64": "qemu-user", "cmake": "cmake"}
+    tools = {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64": "qemu-user"}
     missing = [package for tool, package in tools.items() if shutil.which(tool) is None]
     if missing:
         pytest.skip(f"needs Debian's packages {', '.join(missing)} to build and run for ARM")
-    target = [
-        "-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
-        "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++",
-    ]  # fmt: skip
-    subprocess.run(["cmake", "-S", REPLAY, "-B", BUILD, *target], check=True, capture_output=True)
-    jobs = ["--parallel", str(os.cpu_count() or 1)]
-    built = subprocess.run(["cmake", "--build", BUILD, *jobs], capture_output=True, text=True)
-    assert built.returncode == 0, built.stdout + built.stderr
+    build_replay("aarch64", "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++")
     return ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "-cpu"]
 
 
@@ -186,19 +213,8 @@ def replay() -> list[str]:
     ("processor", "isa"),
     [("cortex-a53", "portable"), ("cortex-a53", "neon"), ("neoverse-n1", "neondot"), ("max", "neoni8mm")],
 )
-def test_arm_computes_what_x86_64_wrote(replay: list[str], tmp_path: Path, processor: str, isa: str) -> None:
-    found: dict[str, dict[str, str]] = {}
-    for title, batches in record(tmp_path).items():
-        results = tmp_path / "results"
-        command = [*replay, processor, BUILD / "replay", tmp_path / title, results, isa, "2"]
-        subprocess.run(command, check=True, timeout=300)
-        data = results.read_bytes()
-        assert len(data) == sum(sum(parts) for parts in batches.values())
-        found[title] = {}
-        for name, parts in batches.items():
-            found[title][name] = hashlib.sha256(data[: sum(parts)]).hexdigest()[:24]
-            data = data[sum(parts) :]
-    assert found == expected()
+def test_arm_computes_what_x86_64_wrote(replay: list[str | Path], tmp_path: Path, processor: str, isa: str) -> None:
+    assert replayed([*replay, processor, FOR_ARM], isa, tmp_path) == expected()
 
 
 @pytest.mark.slow
@@ -207,10 +223,10 @@ def test_arm_computes_what_x86_64_wrote(replay: list[str], tmp_path: Path, proce
     [("cortex-a53", "neondot", ""), ("neoverse-n1", "neoni8mm", ""), ("neoverse-n1", "auto", "neondot")],
 )
 def test_arm_takes_the_instructions_that_the_processor_has(
-    replay: list[str], tmp_path: Path, processor: str, isa: str, chosen: str
+    replay: list[str | Path], tmp_path: Path, processor: str, isa: str, chosen: str
 ) -> None:
     (tmp_path / "nothing").write_bytes(bytes(8))
-    command = [*replay, processor, BUILD / "replay", tmp_path / "nothing", tmp_path / "results", isa, "1"]
+    command = [*replay, processor, FOR_ARM, tmp_path / "nothing", tmp_path / "results", isa, "1"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.stdout.strip() == chosen
     assert (f"instruction set '{isa}' is not to be had here" in run.stderr) == (not chosen)

@@ -96,6 +96,31 @@ def test_a_full_disk_is_logged_once_and_stops_nothing(capsys: pytest.CaptureFixt
     ]
 
 
+def test_a_pipe_without_a_reader_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with (
+        pytest.raises(UsageError, match="pipe: cannot be opened: nothing reads this pipe"),
+        logging_to(tmp_path / "pipe"),
+    ):
+        pass
+
+
+def test_a_pipe_that_is_full_is_logged_once_and_stops_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with logging_to(tmp_path / "pipe"):
+            for _ in range(300):
+                log.info("x" * 1000)
+            assert os.read(reader, 100).startswith(b'{"time": "')
+    finally:
+        os.close(reader)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("; continuing without it")
+
+
 def test_a_mistake_in_the_program_is_not_taken_for_a_full_disk(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

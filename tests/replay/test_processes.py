@@ -259,7 +259,7 @@ def test_the_weights_are_in_memory_once(tmp_path: Path) -> None:
     import rwkvbatch
     from rwkvbatch.bench.measure import write_random
 
-    path = write_random("1x512", tmp_path)
+    path = write_random("1x256", tmp_path)
     script = tmp_path / "a.jsonl"
     script.write_text(
         "".join(json.dumps({"id": f"c{n}", "messages": [{"role": "user", "content": "hi"}]}) + "\n" for n in range(8))

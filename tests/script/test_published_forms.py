@@ -27,6 +27,13 @@ def test_unknown_keys_beside_messages_are_ignored_and_counted(tmp_path: Path) ->
     assert script.ignored == {"source": 3, "prompt_id": 3, "label": 3, "prompt": 3, "messages[].weight": 1}
 
 
+def test_the_name_of_a_person_is_counted_and_that_of_a_tool_is_read(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "function_call": {"name": "clock", "arguments": "{}"}}
+    result = {"role": "function", "name": "clock", "content": "noon"}
+    script = read(tmp_path, conversation(user(name="Ada"), call, result, source="web"))
+    assert script.ignored == {"source": 1, "messages[].name": 1}
+
+
 @pytest.mark.parametrize("key", ["message", "mesages", "tag", "param", "expects", "temprature", "max_token"])
 def test_near_misses_of_known_keys_are_errors_beside_messages(key: str, tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match=f"unknown key '{key}'"):

@@ -110,6 +110,14 @@ def test_an_unknown_format_is_refused_and_a_property_of_that_name_is_not() -> No
     assert judge({"json": named}, '{"format": "int32"}').passed
 
 
+@pytest.mark.parametrize("reply", ["7" * 5000, "[" * 20_000 + "]" * 20_000])
+def test_json_beyond_the_parser_is_neither_valid_nor_invalid(reply: str) -> None:
+    for raw in ({"json": "valid"}, {"not": {"json": "valid"}}):
+        found = judge(raw, reply)
+        assert (found.passed, found.undecided) == (False, True)
+        assert "gave up reading JSON: it " in str(found.detail)
+
+
 def test_unique_items_of_many_objects_are_judged_at_once() -> None:
     items = [{"id": number, "tags": [number, str(number)]} for number in range(6000)]
     assert judge({"json": {"uniqueItems": True}}, json.dumps(items)).passed

@@ -62,6 +62,7 @@ def problem(answer: tuple[int, Any, Any]) -> tuple[int, str, str | None]:
         ({"response_format": {"type": "json_object"}}, "response_format: this server does not support it", None),
         ({"temprature": 1}, "temprature: unknown field", "temprature"),
         ({"x" * 10**6: 1}, "x" * 80 + ": unknown field", "x" * 80),
+        ({"\x9b31m\u202e": 1}, "\\x9b31m\\u202e: unknown field", "\\x9b31m\\u202e"),
         ({"no_penalty": ["a"] * 9}, "no_penalty: must be at most 8 texts", "no_penalty"),
         ({"reply_prefix": "a" * 10_001}, "reply_prefix: must be at most 10000 characters, got 10001", "reply_prefix"),
         ({"template": "/etc/passwd"}, "template: unknown field", "template"),
@@ -153,9 +154,12 @@ def test_a_page_of_another_site_cannot_ask(server: Server) -> None:
     "path", ["/", "/v1", "/v1/chat/completions/", "/v1/models/../health", "/docs", "/%00", "/%ff", "//health"]
 )
 def test_other_paths_and_methods_are_refused_as_json(server: Server, path: str) -> None:
-    assert server.send(path, method="GET")[0] in (404, 405)
-    status, _, _ = problem(server.send("/health", CHAT))
+    status, text, _ = problem(server.send(path, method="GET"))
+    assert status == 404
+    assert "no such route; there are /detokenize, /health" in text or path.startswith("/v1/models/")
+    status, text, _ = problem(server.send("/health", CHAT))
     assert status == 405
+    assert "POST /health: this route takes GET, HEAD" in text
 
 
 def read_all(connection: socket.socket) -> bytes:
@@ -168,14 +172,33 @@ def read_all(connection: socket.socket) -> bytes:
     return data
 
 
-def test_a_huge_head_is_refused(server: Server) -> None:
+GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+POST = b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begin", "endless"),
+    {
+        "a path": (b"GET /", b"a"),
+        "a field": (GET + b"X-Long: ", b"a"),
+        "fields": (GET, b"X: y\r\n"),
+        "empty lines": (b"", b"\r\n"),
+        "no protocol": (b"", b"\x16\x03\x01"),
+        "an extension of a chunk": (CHUNKED + b"1;", b"a"),
+        "a field after the body": (CHUNKED + b"2\r\n{}\r\n0\r\nX-Long: ", b"a"),
+        "fields after the body": (CHUNKED + b"2\r\n{}\r\n0\r\n", b"X: y\r\n"),
+    }.values(),
+    ids=lambda value: value[:12],
+)
+def test_an_endless_head_ends_the_connection(server: Server, begin: bytes, endless: bytes) -> None:
+    part = endless * (65536 // len(endless))
     with socket.create_connection(server.address, 10) as connection:
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: ")
-        try:
-            for _ in range(64):
-                connection.sendall(b"a" * 65536)
-        except OSError:
-            pass
+        with suppress(OSError):
+            connection.sendall(begin)
+            for _ in range(1000):
+                connection.sendall(part)
+            pytest.fail("64 MB were taken")
         data = read_all(connection)
     assert data == b"" or data.startswith(b"HTTP/1.1 400 ")
     assert still_serves(server)
@@ -206,6 +229,15 @@ def test_slow_heads_and_bodies_end(monkeypatch: pytest.MonkeyPatch) -> None:
             assert response.read().startswith(b'{"status":"ok"')
             connection.sendall(b"GET /hea")
             assert read_all(connection) == b""
+        # A second one, begun while the first is answered: the response goes on.
+        with socket.create_connection(server.address, 10) as connection:
+            body = json.dumps({**CHAT, **ENDLESS, "max_tokens": 400, "stream": True}).encode()
+            connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n")
+            connection.sendall(b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            connection.sendall(b"GET /hea")
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            assert response.read().endswith(b"data: [DONE]\n\n")
         assert still_serves(server)
 
 
@@ -290,16 +322,34 @@ def test_an_engine_that_cannot_be_made_again_is_not_healthy(caplog: pytest.LogCa
         assert "none left" in text
 
 
-def test_errors_in_the_middle_of_a_stream_are_its_last_event(server: Server) -> None:
+def test_errors_before_the_first_text_of_a_stream_have_a_status(server: Server) -> None:
     banned = list(range(server.opened.model.spec.vocab_size))
-    status, body, _ = server.chat("hi", stream=True, banned_token_ids=banned)
+    for stream in (True, False):
+        status, text, _ = problem(server.chat("hi", stream=stream, banned_token_ids=banned))
+        assert status == 500
+        assert "every token is banned" in text
+
+
+def test_errors_in_the_middle_of_a_stream_are_its_last_event(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    step, num_steps = Engine.step, 0
+
+    def fail_later(engine: Engine) -> Any:
+        nonlocal num_steps
+        num_steps += 1
+        if num_steps == 30:
+            raise RuntimeError("device lost")
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", fail_later)
+    status, body, _ = server.chat("hi", stream=True, **ENDLESS)
     assert status == 200
-    *_, last, end = body.split("\n\n")
-    assert "every token is banned" in json.loads(last.removeprefix("data: "))["error"]["message"]
+    first, *_, last, end = body.split("\n\n")
+    assert json.loads(first.removeprefix("data: "))["choices"][0]["delta"]["role"] == "assistant"
+    assert "device lost" in json.loads(last.removeprefix("data: "))["error"]["message"]
     assert end == ""
-    status, text, _ = problem(server.chat("hi", banned_token_ids=banned))
-    assert status == 500
-    assert "every token is banned" in text
 
 
 def test_the_server_stops_while_a_stream_is_open(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,6 +185,58 @@ def test_chat_logprobs_name_tokens_and_their_bytes(client: openai.OpenAI, llm: L
     assert {len(each.top_logprobs) for each in content} == {2}
 
 
+def test_each_chunk_of_a_chat_has_the_logprobs_of_its_tokens(client: openai.OpenAI) -> None:
+    fields: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "seed": 7, "logprobs": True, "top_logprobs": 2}
+    whole = client.chat.completions.create(**fields, **SAMPLED).choices[0]
+    assert whole.logprobs is not None
+    assert whole.logprobs.content is not None
+    texts, chunks = list[str](), list[list[Any]]()
+    for chunk in client.chat.completions.create(**fields, **SAMPLED, stream=True):
+        (choice,) = chunk.choices
+        logprobs = choice.logprobs
+        texts.append(choice.delta.content or "")
+        chunks.append([] if logprobs is None else logprobs.content or [])
+    assert [each for chunk in chunks for each in chunk] == whole.logprobs.content
+    assert sum(map(bool, chunks)) > 2  # not all of them with the last chunk
+    for at in range(len(chunks)):
+        data = b"".join(bytes(each.bytes) for chunk in chunks[: at + 1] for each in chunk)
+        assert data.decode(errors="ignore").lstrip().startswith("".join(texts[: at + 1]))
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_the_logprobs_of_a_streamed_completion_join_to_those_of_the_whole(client: openai.OpenAI, echo: bool) -> None:
+    fields: dict[str, Any] = {"model": MODEL, "prompt": "Grüße, 世界", "echo": echo, "logprobs": 1, "seed": 4, "n": 2}
+    whole = client.completions.create(**fields, **SAMPLED)
+    names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+    found: list[dict[str, list[Any]]] = [{name: [] for name in names} for _ in whole.choices]
+    texts = ["" for _ in whole.choices]
+    for chunk in client.completions.create(**fields, **SAMPLED, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+            if choice.logprobs is not None:
+                for name in names:
+                    found[choice.index][name] += getattr(choice.logprobs, name)
+    assert texts == [choice.text for choice in whole.choices]
+    for choice in whole.choices:
+        assert choice.logprobs is not None
+        assert found[choice.index] == {name: getattr(choice.logprobs, name) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("stop", "max_tokens", "expected"),
+    [(["zzz", "e"], 64, "e"), (None, 4, None), (None, 400, None), (["zzz", "\n\n"], 400, "\n\n")],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop_reason_is_the_clients_stop_text_that_ended_the_reply(
+    client: openai.OpenAI, stop: list[str] | None, max_tokens: int, expected: str | None, stream: bool
+) -> None:
+    fields: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "temperature": 0, "stop": stop}
+    answer: Any = client.chat.completions.create(**fields, max_tokens=max_tokens, stream=stream)
+    choice = (list(answer)[-1] if stream else answer).choices[0]
+    assert choice.finish_reason == ("length" if max_tokens == 4 else "stop")
+    assert choice.model_extra["stop_reason"] == expected
+
+
 def test_replies_do_not_depend_on_what_else_is_served(server: Server, llm: LLM) -> None:
     texts = [f"Question {number}: what is {number} plus {number}?" for number in range(24)]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkvbatch.comparison.foreign.rows import MAX_BYTES, ForeignRun, checked, damaged, make_row, shown
-from rwkvbatch.errors import RunDirectoryError, UsageError
+from rwkvbatch.errors import RunDirectoryError, UsageError, parsing_problem
 from rwkvbatch.files import open_file
 
 # JSON values have no types.
@@ -44,7 +44,7 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     except OSError as error:
         raise RunDirectoryError(f"cannot be read: {error.strerror or error}", path=path) from None
     except (ValueError, RecursionError) as error:
-        raise damaged(path, f"is not a line of JSON: {error}", line=number) from None
+        raise damaged(path, f"is not a line of JSON: {parsing_problem(error)}", line=number) from None
 
 
 _NAME = re.compile(r"samples_(.+?)(?:_(\d{4}-\d{2}-\d{2}T[\d.:-]+))?\.jsonl")

@@ -29,7 +29,7 @@ from rwkvbatch.comparison.foreign.rows import (
     read_score,
     shown,
 )
-from rwkvbatch.errors import RunDirectoryError
+from rwkvbatch.errors import RunDirectoryError, parsing_problem
 from rwkvbatch.files import open_file
 
 # JSON values have no types.
@@ -43,7 +43,7 @@ def read_json_log(path: Path) -> ForeignRun | None:
     except OSError as error:
         raise RunDirectoryError(f"cannot be read: {error.strerror or error}", path=path) from None
     except (ValueError, RecursionError) as error:
-        raise damaged(path, f"is not JSON: {error}") from None
+        raise damaged(path, f"is not JSON: {parsing_problem(error)}") from None
     reader: Callable[[Path, Any], ForeignRun] | None = None
     match content:
         case {"eval": {}, "samples": list()}:

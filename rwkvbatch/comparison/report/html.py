@@ -46,7 +46,7 @@ from rwkvbatch.comparison.wording import (
     trend_sentence,
     verdict,
 )
-from rwkvbatch.prompt.escaping import printable_json
+from rwkvbatch.prompt.escaping import printable, printable_json
 from rwkvbatch.results.manifest import system_of
 
 # pandas has no type stubs.
@@ -175,6 +175,11 @@ class Bar:
     mean: float
 
 
+def _without_controls(value: object) -> object:
+    """A value of the template. Text of models, scripts and settings turns no line and holds no workflow command."""
+    return printable(value, log=True) if type(value) is str else value
+
+
 @without_collection()
 def as_html(analysis: Analysis) -> str:
     """The whole report as one HTML document."""
@@ -193,7 +198,12 @@ def as_html(analysis: Analysis) -> str:
     trends = [(trend, trend is not analysis.trend) for trend in analysis.trends]
     failing = most_different(analysis, MAX_FAILURE_COLUMNS)
     environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_without_controls,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     template = environment.get_template("report.html.j2")
     return template.render(

@@ -20,6 +20,7 @@ from rwkvbatch.model.base import Choices, FloatArray, ModelSpec, RaggedBatch, Sa
 from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product, Rounding, ShiftKind
 from rwkvbatch.model.ops.reference import check_state
 from rwkvbatch.model.rwkv7 import ROWS_PER_STEP, Network, Rwkv7Model, token_lists
+from rwkvbatch.model.tensor_file import StoredRows
 
 Isa = Literal["auto", "avx512vnni", "avx512", "avxvnni", "avx2", "neoni8mm", "neondot", "neon", "portable"]
 """Instruction set of the kernels; all of them give the same bits."""
@@ -182,6 +183,30 @@ class CpuOps:
     def table(self, weight: Tensor) -> _native.Table:
         self._table_bytes += weight.nbytes
         return self.native.table(*_words(weight.contiguous()))
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether the native extension, which may be of an older build, has `read_layer` and `read_table`."""
+        return hasattr(self.native, "read_layer")
+
+    def read_layer(self, stored: StoredRows, activation: Activation) -> _native.LinearLayer | None:
+        """`linear_layer` of a large matrix, read and packed band by band by all threads.
+
+        None if the kernels have no such conversion, or the file cannot be read, or a weight is NaN or infinite.
+        """
+        form = stored.rounding or _DTYPES[stored.dtype]
+        if stored.rounding is not None and self._rounding is None:
+            return None
+        place = stored.descriptor, stored.start, form, stored.outputs, stored.inputs
+        return self.native.read_layer(*place, activation, self._rounding or form)
+
+    def read_table(self, stored: StoredRows) -> _native.Table | None:
+        """`table` of a matrix in a file; None if it cannot be read, or a number is NaN or infinite."""
+        place = stored.descriptor, stored.start, _DTYPES[stored.dtype], stored.outputs, stored.inputs
+        table = None if stored.rounding is not None else self.native.read_table(*place)
+        if table is not None:
+            self._table_bytes += stored.outputs * stored.inputs * stored.dtype.itemsize
+        return table
 
     def make_pool(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> CpuPool:
         wkv = _on_huge_pages(capacity * num_layers * num_heads * head_size**2)

@@ -12,6 +12,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
+from rwkvbatch import signals
 from rwkvbatch.deadline import deadline
 from rwkvbatch.errors import MissingExtraError, RowError, RwkvBatchError, UsageError, in_words
 from rwkvbatch.script.checks import answers, instructions, judged, numbers, structured, text
@@ -242,6 +243,8 @@ def _plugins() -> Mapping[str, Any]:
 @lru_cache(maxsize=64)
 def _load_plugin(kind: str) -> text.RuleKind:
     point = _plugins()[kind]
+    if signals.before_foreign_code is not None:
+        signals.before_foreign_code()
     try:
         with staying_alive():
             found: Any = point.load()

@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, ClassVar, Self
 
 from rwkvbatch.deadline import deadline
-from rwkvbatch.errors import MissingExtraError
+from rwkvbatch.errors import MissingExtraError, parsing_problem
 from rwkvbatch.script.checks.text import answer, compile_pattern, excerpt, flag, search, text_of, verdict, wrong
 from rwkvbatch.script.choices import NORMALIZE, Normalize
 from rwkvbatch.script.lines import is_array, is_number, is_object
@@ -65,7 +65,10 @@ class JsonRule:
         try:
             value = json.loads(blocks[0] if fenced else text, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
-            return verdict(False, f"not JSON ({error}): {excerpt(text)}")
+            problem = parsing_problem(error)
+            if problem == str(error):
+                return verdict(False, f"not JSON ({problem}): {excerpt(text)}")
+            return Verdict(False, 0.0, f"gave up reading JSON: {problem}", undecided=True)
         if self.schema is None:
             return verdict(True, "")
         try:

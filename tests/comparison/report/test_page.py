@@ -51,6 +51,13 @@ def grid_page(tmp_path_factory: pytest.TempPathFactory) -> str:
     return as_html(compare([str(path)], fail_if=["score < 2"]))
 
 
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of other parts of a page: half a second less for each."""
+    for name in ("sweep_figures", "turn_figures"):
+        monkeypatch.setattr(f"rwkvbatch.comparison.report.html.{name}", lambda _: [])
+
+
 def test_the_same_runs_make_the_same_bytes(tmp_path: Path) -> None:
     paths = [str(make_run(tmp_path / name, seed=seed)) for seed, name in enumerate("ab")]
     analysis = compare(paths)
@@ -69,6 +76,7 @@ def _pairs() -> list[tuple[float, float]]:
     return [(t, f) for t in (0.3, 1.0) for f in (0.0, 0.5)]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_page_names_every_cell_under_its_standing(tmp_path: Path) -> None:
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
         row["checks"][0]["score"] = float(row["cell"] != "t=2")
@@ -214,6 +222,7 @@ def test_secondary_metrics_are_collapsed_and_never_coloured(tmp_path: Path) -> N
     assert not any("--good" in svg or "--bad" in svg for svg in svgs)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_failures_are_counted_by_tag_and_by_kind_of_check(tmp_path: Path) -> None:
     def change(row: dict[str, Any], _rng: np.random.Generator) -> None:
         number = int(row["conversation"].removeprefix("talk-"))
@@ -236,6 +245,7 @@ def test_failures_are_counted_by_tag_and_by_kind_of_check(tmp_path: Path) -> Non
     assert '25 % <span class="unit">2/8</span>' in page[page.index('id="failures"') :]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_system_messages_come_from_the_script_that_was_run_and_no_other(tmp_path: Path) -> None:
     script = tmp_path / "script.jsonl"
     user = {"role": "user", "content": "?"}
@@ -282,8 +292,10 @@ def test_hostile_text_adds_no_element(tmp_path: Path) -> None:
     assert not any(tag == "img" for tag, _ in found.tags)
     assert not any(attributes.get("onload") for _, attributes in found.tags)
     assert "49" not in re.findall(r"\{\{.*?\}\}", page)
+    assert re.findall("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", page) == []
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_dialogues_survive_the_page_letter_by_letter(tmp_path: Path) -> None:
     analysis = compare([str(hostile_run(tmp_path / "a"))])
     data = json.loads(next(text for tag, text in Elements(as_html(analysis)).raw if tag == "script"))
@@ -300,11 +312,13 @@ def test_a_large_run_keeps_the_most_changed_conversations_and_says_how_many_are_
     assert found.left_out == 7
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_one_run_alone_makes_a_page_with_its_means(tmp_path: Path) -> None:
     page = as_html(compare([str(make_run(tmp_path / "alone"))]))
     assert "<h2>Means</h2>" in page
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_settings_that_differ_between_runs_are_marked(tmp_path: Path) -> None:
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", seed=9)
     page = as_html(compare([str(a), str(b)]))
@@ -326,6 +340,7 @@ def test_no_text_ends_the_element_of_the_data_and_all_of_it_arrives(text: str) -
     assert json.loads("".join(data for _, data in page.raw)) == json.loads(json.dumps({text: [text]}))
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_bars_of_one_metric_share_a_scale(tmp_path: Path) -> None:
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
         row["checks"][0]["score"] = {"t=1": 0.9, "t=2": 0.8, "t=3": 0.1}[row["cell"]] + rng.normal(0, 0.02)
@@ -337,6 +352,7 @@ def test_bars_of_one_metric_share_a_scale(tmp_path: Path) -> None:
     assert (50 - means[1]) / (50 - means[0]) == pytest.approx(8, rel=0.2)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_negative_numbers_have_a_minus_sign(tmp_path: Path) -> None:
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
         row["checks"][0]["score"] = 0.5 - 0.2 * (row["cell"] == "t=2") + rng.normal(0, 0.01)

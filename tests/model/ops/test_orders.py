@@ -91,10 +91,10 @@ def test_each_place_gets_the_kept_token_that_its_noise_picks(name: str) -> None:
     assert draw(MAKE[name](), settings) == expected
 
 
-@pytest.mark.parametrize("name", MAKE)
+# The interpreter of the kernels takes a twentieth of a second for a row; the test above compares it place by place.
+@pytest.mark.parametrize("name", [name for name in MAKE if name != "cuda" or DEVICE != "cpu"])
 def test_tokens_are_distributed_as_defined(name: str) -> None:
-    # In one batch. The interpreter of the kernels takes a twentieth of a second for a row.
-    places = 24 if name == "cuda" and DEVICE == "cpu" else 1500
+    places = 1500  # in one batch
     settings = [
         Sampling(temperature=2.5, top_p=0.55, top_k=4, min_p=0.05, order=order)  # type: ignore[arg-type]
         for order in ORDERS

@@ -1,0 +1,75 @@
+"""Connections whose reads all end at the deadline of the request, those of heads and of trailers too.
+
+urllib3 and Python's HTTP client limit the time of one read and the length of one line. A server that sends interim
+responses, or fields after a chunked body, for ever keeps within both limits.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+_request = threading.local()
+
+
+class _Reader(io.RawIOBase):
+    def __init__(self, source: io.RawIOBase, ends_s: float) -> None:
+        self._source = source
+        self._ends_s = ends_s
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if time.monotonic() > self._ends_s:
+            raise TimeoutError("no end of the answer within the time limit")
+        return self._source.readinto(buffer)
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()
+
+
+_plain_response: Callable[..., Any] = HTTPConnection.response_class
+
+
+def _response(*arguments: Any, **named: Any) -> Any:
+    response = _plain_response(*arguments, **named)
+    response.fp = io.BufferedReader(_Reader(response.fp.detach(), _request.ends_s))
+    return response
+
+
+class _Connection(HTTPConnection):
+    response_class: Any = staticmethod(_response)
+
+
+class _SecureConnection(HTTPSConnection):
+    response_class: Any = staticmethod(_response)
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls: Any = _Connection
+
+
+class _SecurePool(HTTPSConnectionPool):
+    ConnectionCls: Any = _SecureConnection
+
+
+class DeadlinePoolManager(urllib3.PoolManager):
+    """A pool manager whose requests are all made by `request_until`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
+
+    def request_until(self, ends_s: float, method: str, url: str, **options: Any) -> urllib3.BaseHTTPResponse:
+        """`request`, with an end at `ends_s` of `time.monotonic`, for what is read of the answer later too."""
+        _request.ends_s = ends_s
+        return self.request(method, url, **options)

@@ -1,0 +1,372 @@
+// Packing weights: rows of a checkpoint into panels, and rounding them to integers. Compiled once for each instruction set.
+//
+// A panel's columns are rows of the checkpoint, so that packing transposes: blocks of 16 bytes of a few rows at a time, in
+// registers, whole cache lines on either side. Odd ends and odd strides go element by element.
+#include <algorithm>
+#include <cstring>
+
+#include "halves.hpp"
+#include "kernels.hpp"
+#include "vec.hpp"
+
+namespace rwkv {
+namespace RWKV_ISA {
+namespace {
+
+constexpr size_t LINE = 64;
+
+// 16 bytes of elements of some size.
+template <size_t SIZE> struct Elements;
+template <> struct Elements<1> { typedef uint8_t Vector __attribute__((vector_size(16))); };
+template <> struct Elements<2> { typedef uint16_t Vector __attribute__((vector_size(16))); };
+template <> struct Elements<4> { typedef uint32_t Vector __attribute__((vector_size(16))); };
+using Bytes = Elements<1>::Vector;
+using Halves = Elements<2>::Vector;
+using Words = Elements<4>::Vector;
+
+#if defined(__clang__)
+#define RWKV_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define RWKV_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(a){__VA_ARGS__})
+#endif
+
+// The elements of the first halves of two vectors in turn, and of the last halves.
+RWKV_INLINE Bytes zip_low(Bytes a, Bytes b) {
+    return RWKV_SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+RWKV_INLINE Bytes zip_high(Bytes a, Bytes b) {
+    return RWKV_SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+RWKV_INLINE Halves zip_low(Halves a, Halves b) { return RWKV_SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
+RWKV_INLINE Halves zip_high(Halves a, Halves b) { return RWKV_SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
+RWKV_INLINE Words zip_low(Words a, Words b) { return RWKV_SHUFFLE(a, b, 0, 4, 1, 5); }
+RWKV_INLINE Words zip_high(Words a, Words b) { return RWKV_SHUFFLE(a, b, 2, 6, 3, 7); }
+#undef RWKV_SHUFFLE
+
+// Columns of a square block as rows. Each round moves one bit of an element's place in its row to the row's number.
+template <size_t SIZE> RWKV_INLINE void transpose(typename Elements<SIZE>::Vector (&rows)[16 / SIZE]) {
+    constexpr size_t COUNT = 16 / SIZE;
+    typename Elements<SIZE>::Vector next[COUNT];
+    for (size_t round = 1; round < COUNT; round *= 2) {
+        for (size_t i = 0; i < COUNT / 2; ++i) {
+            next[2 * i] = zip_low(rows[i], rows[i + COUNT / 2]);
+            next[2 * i + 1] = zip_high(rows[i], rows[i + COUNT / 2]);
+        }
+        for (size_t i = 0; i < COUNT; ++i) rows[i] = next[i];
+    }
+}
+
+// The column of a panel that lies in a place.
+constexpr size_t column_in(size_t place, Dtype dtype) { return dtype == Dtype::BF16 ? place / 2 + place % 2 * 8 : place; }
+
+// Weights `begin` to `end` of the inputs of one panel, whose outputs after the first `columns` are zero, element by element.
+void copy_elements(const PackedMatrix& matrix, const StoredMatrix& rows, size_t first, size_t columns, size_t begin, size_t end,
+                   uint8_t* to, size_t input_bytes) {
+    const size_t element = size_of(matrix.dtype);
+    for (size_t place = 0; place < PANEL; ++place) {
+        const size_t column = column_in(place, matrix.dtype);
+        uint8_t* target = to + place * element + begin * input_bytes;
+        for (size_t k = begin; k < end; ++k, target += input_bytes) {
+            if (column < columns) std::memcpy(target, rows.at(first + column, k), element);
+            else std::memset(target, 0, element);
+        }
+    }
+}
+
+// Full panels of rows that lie in memory as in the file, input by input; returns up to which input.
+template <size_t SIZE>
+size_t copy_transposed(const PackedMatrix& matrix, const StoredMatrix& rows, size_t panels, uint8_t* to, size_t input_bytes) {
+    constexpr size_t COUNT = 16 / SIZE, LINE_INPUTS = LINE / SIZE;
+    const uint8_t* from[BAND * PANEL];
+    for (size_t place = 0; place < panels * PANEL; ++place)
+        from[place] = rows.at(place / PANEL * PANEL + column_in(place % PANEL, matrix.dtype), 0);
+    size_t begin = 0;
+    for (; begin + LINE_INPUTS <= matrix.in; begin += LINE_INPUTS)
+        // A whole line of each row at once: rows of a power of two would push each other's lines out of the cache.
+        for (size_t place = 0; place < panels * PANEL; place += COUNT)
+            for (size_t k = begin; k < begin + LINE_INPUTS; k += COUNT) {
+                typename Elements<SIZE>::Vector block[COUNT];
+                for (size_t i = 0; i < COUNT; ++i) std::memcpy(&block[i], from[place + i] + k * SIZE, 16);
+                transpose<SIZE>(block);
+                uint8_t* const target = to + k * input_bytes + place * SIZE;
+                for (size_t i = 0; i < COUNT; ++i) std::memcpy(target + i * input_bytes, &block[i], 16);
+            }
+    return begin;
+}
+
+// Full panels of a matrix whose outputs lie next to each other.
+void copy_columns(const PackedMatrix& matrix, const StoredMatrix& rows, size_t panels, uint8_t* to, size_t input_bytes) {
+    const size_t panel_bytes = PANEL * size_of(matrix.dtype);
+    for (size_t k = 0; k < matrix.in; ++k, to += input_bytes) {
+        const uint8_t* const from = rows.at(0, k);
+        if (matrix.dtype != Dtype::BF16) {
+            std::memcpy(to, from, panels * panel_bytes);
+            continue;
+        }
+        for (size_t p = 0; p < panels; ++p) {
+            Halves low, high;
+            std::memcpy(&low, from + p * panel_bytes, 16);
+            std::memcpy(&high, from + p * panel_bytes + 16, 16);
+            const Halves first = zip_low(low, high), last = zip_high(low, high);
+            std::memcpy(to + p * panel_bytes, &first, 16);
+            std::memcpy(to + p * panel_bytes + 16, &last, 16);
+        }
+    }
+}
+
+void copy_band(const PackedMatrix& matrix, const StoredMatrix& rows, size_t band, uint8_t* memory) {
+    const size_t element = size_of(matrix.dtype), first = band * BAND * PANEL, panels = matrix.band_width(band * BAND);
+    const size_t input_bytes = matrix.input_bytes(panels), full = std::min(panels, (matrix.out - first) / PANEL);
+    uint8_t* const to = memory + matrix.offset(band * BAND, 0);
+    size_t done = 0;
+    if (rows.in_stride == static_cast<int64_t>(element))
+        done = element == 2 ? copy_transposed<2>(matrix, rows, full, to, input_bytes)
+                            : copy_transposed<4>(matrix, rows, full, to, input_bytes);
+    else if (rows.out_stride == static_cast<int64_t>(element)) {
+        copy_columns(matrix, rows, full, to, input_bytes);
+        done = matrix.in;
+    }
+    for (size_t p = 0; p < panels; ++p)
+        copy_elements(matrix, rows, p * PANEL, std::min(PANEL, matrix.out - first - p * PANEL), p < full ? done : 0, matrix.in,
+                      to + p * PANEL * element, input_bytes);
+}
+
+// Weights of some inputs of a panel, those of its sixteen outputs next to each other.
+using Block = float[SCALED_INPUTS][PANEL];
+
+// The scale of an output in a quantised file, for all of its weights that share it with an input.
+float scale_at(const StoredMatrix& rows, size_t inputs, size_t out, size_t input) {
+    const uint8_t* const scales = rows.at(out, 0) + integer_bytes(rows.dtype, inputs);
+    const size_t number = input / scaled_inputs(rows.dtype);
+    if (rows.dtype == Dtype::INT4) {
+        uint16_t half;
+        std::memcpy(&half, scales + number * sizeof half, sizeof half);
+        return bf16_to_float(half);
+    }
+    float scale;
+    std::memcpy(&scale, scales + number * sizeof scale, sizeof scale);
+    return scale;
+}
+
+float weight_at(const StoredMatrix& rows, size_t inputs, size_t out, size_t input) {
+    if (rows.dtype == Dtype::INT4) {
+        const int integer = rows.at(out, 0)[input / 2] >> input % 2 * 4 & 15;
+        return static_cast<float>(integer - 8) * scale_at(rows, inputs, out, input);
+    }
+    if (rows.dtype == Dtype::W8A8)
+        return static_cast<float>(static_cast<int8_t>(rows.at(out, 0)[input])) * scale_at(rows, inputs, out, input);
+    if (rows.dtype == Dtype::FP32) {
+        float value;
+        std::memcpy(&value, rows.at(out, input), sizeof value);
+        return value;
+    }
+    uint16_t half;
+    std::memcpy(&half, rows.at(out, input), sizeof half);
+    return rows.dtype == Dtype::BF16 ? bf16_to_float(half) : half_to_float(half);
+}
+
+// The first `count` inputs after `begin` of a panel of a quantised file; a byte has one input, or two.
+template <size_t IN_BYTE>
+void load_integers(const StoredMatrix& rows, size_t inputs, size_t begin, size_t count, Block& block) {
+    const size_t num_bytes = ceil_div(count, IN_BYTE), group = scaled_inputs(rows.dtype);
+    float scale[PANEL] = {};
+    for (size_t first = 0; first < num_bytes; first += LANES) {
+        Bytes bytes[PANEL] = {};
+        for (size_t i = 0; i < PANEL; ++i)
+            std::memcpy(&bytes[i], rows.at(i, 0) + begin / IN_BYTE + first, std::min(LANES, num_bytes - first));
+        transpose<1>(bytes);
+        for (size_t k = first * IN_BYTE; k < std::min(count, (first + LANES) * IN_BYTE); ++k) {
+            if (k == 0 || (begin + k) % group == 0)
+                for (size_t i = 0; i < PANEL; ++i) scale[i] = scale_at(rows, inputs, i, begin + k);
+            Bytes column = bytes[k / IN_BYTE - first];
+            if constexpr (IN_BYTE == 2) column = (k % 2 == 0 ? column & 15 : column >> 4) - 8;
+            int8_t integers[PANEL];
+            std::memcpy(integers, &column, sizeof column);
+            store(block[k], widen_int8(integers) * load(scale));
+        }
+    }
+}
+
+// The same of rows that lie input by input; returns how many inputs.
+template <size_t SIZE> size_t load_transposed(const StoredMatrix& rows, size_t begin, size_t count, Block& block) {
+    constexpr size_t COUNT = 16 / SIZE, PARTS = PANEL / COUNT;
+    const size_t done = count / COUNT * COUNT;
+    for (size_t k = 0; k < done; k += COUNT) {
+        typename Elements<SIZE>::Vector parts[PARTS][COUNT];
+        for (size_t place = 0; place < PANEL; ++place)
+            std::memcpy(&parts[place / COUNT][place % COUNT], rows.at(column_in(place, rows.dtype), begin + k), 16);
+        for (auto& part : parts) transpose<SIZE>(part);
+        for (size_t i = 0; i < COUNT; ++i) {
+            uint8_t column[PANEL * SIZE];
+            for (size_t part = 0; part < PARTS; ++part) std::memcpy(column + part * 16, &parts[part][i], 16);
+            if constexpr (SIZE == sizeof(float)) {
+                std::memcpy(block[k + i], column, sizeof column);
+            } else {
+                uint16_t halves[PANEL];
+                std::memcpy(halves, column, sizeof column);
+                store(block[k + i], rows.dtype == Dtype::BF16 ? widen_bf16(halves) : widen_fp16(halves));
+            }
+        }
+    }
+    return done;
+}
+
+// The same of any rows, of which the panel has `columns`; the other weights are zero.
+void load_block(const StoredMatrix& rows, size_t inputs, size_t columns, size_t begin, size_t count, Block& block) {
+    size_t done = 0;
+    if (columns == PANEL && rows.dtype == Dtype::INT4) {
+        load_integers<2>(rows, inputs, begin, count, block);
+        done = count;
+    } else if (columns == PANEL && rows.dtype == Dtype::W8A8) {
+        load_integers<1>(rows, inputs, begin, count, block);
+        done = count;
+    } else if (columns == PANEL && rows.in_stride == static_cast<int64_t>(size_of(rows.dtype))) {
+        done = rows.dtype == Dtype::FP32 ? load_transposed<sizeof(float)>(rows, begin, count, block)
+                                         : load_transposed<sizeof(uint16_t)>(rows, begin, count, block);
+    }
+    for (size_t k = done; k < count; ++k)
+        for (size_t column = 0; column < PANEL; ++column)
+            block[k][column] = column < columns ? weight_at(rows, inputs, column, begin + k) : 0.0f;
+}
+
+RWKV_INLINE F16 magnitude(F16 x) { return from_bits(bits(x) & set1(0x7fffffffu)); }
+
+constexpr float MAGIC = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, halves to even, in the low bits
+
+// Weights of a block as integers, and `excess` more: w / scale, between two bounds, and zero where the scale is.
+struct Rounder {
+    const Block& block;
+    size_t count;
+    F16 scale, least, most;
+    uint32_t excess;
+
+    RWKV_INLINE I16 integers(size_t input) const {
+        if (input >= count) return set1(excess);
+        const F16 magic = set1(MAGIC), shifted = load(block[input]) / scale + magic;
+        // Among the smallest denormals a scale is far from exact.
+        const F16 below = select(shifted < magic + most, shifted, magic + most);
+        const F16 bounded = select(magic + least < below, below, magic + least);
+        return bits(select(zero() < magnitude(scale), bounded, magic)) + set1(excess - 0x4B400000u);
+    }
+    // Four inputs' as bytes.
+    RWKV_INLINE I16 quad(size_t input) const {
+        return integers(input) + shift_left<8>(integers(input + 1)) + shift_left<16>(integers(input + 2)) +
+               shift_left<24>(integers(input + 3));
+    }
+};
+
+void round_to_int8(Dtype dtype, const Block& block, size_t count, uint8_t* weights, size_t input_bytes, uint8_t* scales) {
+    F16 largest = zero();
+    for (size_t k = 0; k < count; ++k) largest = greater(magnitude(load(block[k])), largest);
+    const F16 scale = largest / set1(127.0f);
+    float scale_of[PANEL];
+    store(scale_of, scale);
+    std::memcpy(scales, scale_of, sizeof scale_of);
+    const uint32_t excess = dtype == Dtype::W8A8 ? zero_weight(dtype) : 0;
+    const Rounder rounder{block, count, scale, set1(-127.0f), set1(127.0f), excess};
+    if (dtype == Dtype::W8A8) {
+        for (size_t k = 0; k < count; k += QUAD, weights += input_bytes)
+            store(reinterpret_cast<uint32_t*>(weights), rounder.quad(k));
+        return;
+    }
+    for (size_t k = 0; k < count; ++k, weights += input_bytes) {
+        uint32_t words[PANEL];
+        store(words, rounder.integers(k));
+        for (size_t i = 0; i < PANEL; ++i) weights[i] = static_cast<uint8_t>(words[i]);
+    }
+}
+
+void round_to_int4(const Block& block, size_t count, uint8_t* weights, size_t input_bytes, uint8_t* scales) {
+    F16 largest = zero();
+    for (size_t k = 0; k < count; ++k) {
+        const F16 here = load(block[k]);
+        largest = select(magnitude(largest) < magnitude(here), here, largest);
+    }
+    // The nearest bf16 number, halves to the even one.
+    const I16 exact = bits(largest / set1(-8.0f)), odd = shift_right<16>(exact) & set1(1u);
+    const I16 nearest = (exact + set1(0x7fffu) + odd) & set1(0xffff0000u);
+    uint32_t words[PANEL];
+    store(words, nearest);
+    uint16_t scale_of[PANEL];
+    for (size_t i = 0; i < PANEL; ++i) scale_of[i] = static_cast<uint16_t>(words[i] >> 16);
+    std::memcpy(scales, scale_of, sizeof scale_of);
+    const Rounder rounder{block, count, from_bits(nearest), set1(-8.0f), set1(7.0f), static_cast<uint32_t>(zero_weight(Dtype::INT4))};
+    for (size_t k = 0; k < count; k += 2 * QUAD, weights += input_bytes)
+        store(reinterpret_cast<uint32_t*>(weights), rounder.quad(k) + shift_left<4>(rounder.quad(k + QUAD)));
+}
+
+void round_band(const PackedMatrix& matrix, const StoredMatrix& rows, size_t band, uint8_t* memory) {
+    const Dtype dtype = matrix.dtype;
+    const size_t first = band * BAND, panels = matrix.band_width(first), input_bytes = matrix.input_bytes(panels);
+    const size_t group = scaled_inputs(dtype);
+    alignas(64) Block block;
+    for (size_t begin = 0; begin < matrix.in; begin += group) {
+        const size_t count = std::min(group, matrix.in - begin);
+        for (size_t p = 0; p < panels; ++p) {
+            const size_t columns = std::min(PANEL, matrix.out - (first + p) * PANEL);
+            load_block(rows.from(p * PANEL), matrix.in, columns, begin, count, block);
+            uint8_t* const weights = memory + matrix.offset(first + p, begin);
+            if (dtype == Dtype::INT4)
+                round_to_int4(block, count, weights, input_bytes, weights + integer_scales_after(dtype, count, input_bytes, p));
+            else if (dtype == Dtype::W8A8)
+                round_to_int8(dtype, block, count, weights, input_bytes, weights + integer_scales_after(dtype, count, input_bytes, p));
+            else
+                round_to_int8(dtype, block, count, weights, input_bytes, weights + scales_after(count, input_bytes, p));
+        }
+    }
+}
+
+void pack_band(const PackedMatrix& matrix, const StoredMatrix& rows, size_t band, uint8_t* memory) {
+    if (scaled_inputs(matrix.dtype) != 0) round_band(matrix, rows, band, memory);
+    else copy_band(matrix, rows, band, memory);
+}
+
+template <class Word> bool none_is(const uint8_t* numbers, size_t count, Word exponent) {
+    constexpr size_t PIECE = 1024;  // few enough to be looked at before the next ones
+    Word found = 0;
+    for (size_t begin = 0; begin < count && found == 0; begin += PIECE)
+        for (size_t i = begin; i < std::min(begin + PIECE, count); ++i) {
+            Word word;
+            std::memcpy(&word, numbers + i * sizeof word, sizeof word);
+            found |= static_cast<Word>((word & exponent) == exponent);
+        }
+    return found == 0;
+}
+
+// Whether no number is NaN or infinite.
+bool are_finite(const uint8_t* numbers, Dtype dtype, size_t count) {
+    if (dtype == Dtype::FP32) return none_is<uint32_t>(numbers, count, 0x7f800000u);
+    return none_is<uint16_t>(numbers, count, dtype == Dtype::BF16 ? 0x7f80 : 0x7c00);
+}
+
+// Whether no weight of rows without gaps is, or might be.
+bool rows_are_finite(const StoredMatrix& rows, size_t inputs, size_t count) {
+    if (!is_integer(rows.dtype)) return are_finite(rows.data, rows.dtype, inputs * count);
+    const size_t element = rows.dtype == Dtype::INT4 ? sizeof(uint16_t) : sizeof(float);
+    for (size_t row = 0; row < count; ++row) {
+        const uint8_t* const scales = rows.at(row, 0) + integer_bytes(rows.dtype, inputs);
+        for (size_t g = 0; g < ceil_div(inputs, scaled_inputs(rows.dtype)); ++g) {
+            uint32_t word = 0;
+            std::memcpy(reinterpret_cast<uint8_t*>(&word) + sizeof word - element, scales + g * element, element);
+            if ((word & 0x7fffffffu) >= 0x7b800000u) return false;  // 2^120: products with integers are finite below it
+        }
+    }
+    return true;
+}
+
+constexpr PackingKernels KERNELS = {pack_band, are_finite, rows_are_finite};
+
+}  // namespace
+}  // namespace RWKV_ISA
+
+#if defined(RWKV_ISA_AVX512)
+const PackingKernels* avx512_packing_kernels() { return &avx512::KERNELS; }
+#elif defined(RWKV_ISA_AVX2)
+const PackingKernels* avx2_packing_kernels() { return &avx2::KERNELS; }
+#elif defined(RWKV_ISA_NEON)
+const PackingKernels* neon_packing_kernels() { return &neon::KERNELS; }
+#else
+const PackingKernels* portable_packing_kernels() { return &portable::KERNELS; }
+#endif
+
+}  // namespace rwkv

@@ -1,0 +1,117 @@
+"""The server-sent events of a streamed response: chunk objects of OpenAI's two interfaces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from rwkvbatch.engine.request import TokenDetails
+from rwkvbatch.prepared import TextStripper
+from rwkvbatch.serve.answers import TextOffsets
+from rwkvbatch.serve.batcher import Flight
+from rwkvbatch.serve.replies import Choice, Job
+
+END = b"data: [DONE]\n\n"
+_PLACE = "\ue000text\ue000"
+"""Where a text stands in the template of a choice's chunks."""
+
+
+def event(content: Mapping[str, Any]) -> bytes:
+    """A server-sent event of one JSON object."""
+    return b"data: " + orjson.dumps(content) + b"\n\n"
+
+
+class ReplyStream:
+    """The events of a response, as its requests get on.
+
+    Attributes:
+        is_over: whether the last event has been returned.
+    """
+
+    def __init__(self, job: Job, flight: Flight) -> None:
+        self.is_over = False
+        self._job = job
+        self._flight = flight
+        self._unfinished = [_ChoiceStream(job, choice) for choice in job.choices]
+
+    def take(self) -> bytes:
+        """The events of all news since the last call; none, if there is nothing to show yet.
+
+        Raises:
+            NonFiniteLogitsError: as `Job.body`.
+        """
+        events = [data for each in self._unfinished for data in each.take(self._flight)]
+        self._unfinished = [each for each in self._unfinished if not each.is_over]
+        if not self._unfinished:
+            self.is_over = True
+            if self._job.asked.fields.stream_options.include_usage:
+                events.append(event(self._job.head.object([], usage=self._job.usage(self._flight.results))))
+            events.append(END)
+        return b"".join(events)
+
+
+class _ChoiceStream:
+    """The events of one choice. A chunk has the log-probabilities of the tokens since the chunk before it."""
+
+    def __init__(self, job: Job, choice: Choice) -> None:
+        self.is_over = False
+        self._job = job
+        self._choice = choice
+        # A chat's text is cut at both ends as it comes, after the beginning that the prompt has.
+        self._stripper = TextStripper() if job.is_chat else None
+        self._offsets = TextOffsets(job.names)
+        self._details: list[TokenDetails | int] = []
+        self._has_begun = False
+        # All but the text of a chunk is the same each time.
+        self._before, _, self._after = event(self._chunk(_PLACE)).partition(orjson.dumps(_PLACE))
+
+    def take(self, flight: Flight) -> list[bytes]:
+        """The events of the news in `flight`."""
+        choice, results = self._choice, flight.results
+        if choice.score_at is not None and results[choice.score_at] is None:
+            return []  # an echoed prompt comes with its log-probabilities, before the reply
+        events = [] if self._has_begun else self._begin(flight)
+        if choice.reply_at is not None:
+            self._details += flight.take_details(choice.reply_at)
+            events += self._text(flight.take_text(choice.reply_at))
+        if choice.is_over(results):
+            self.is_over = True
+            events.append(event(self._chunk("", self._logprobs(), self._job.end(choice, results))))
+        return events
+
+    def _begin(self, flight: Flight) -> list[bytes]:
+        self._has_begun = True
+        self._details += self._job.prompt_details(self._choice, self._choice.score(flight.results))
+        if self._stripper is None:
+            return self._text(self._job.echo(self._choice))
+        first = event(self._chunk("", role="assistant"))
+        return [first] if self._choice.prompt.form is None else [first, *self._text(self._choice.prompt.form.begun)]
+
+    def _text(self, text: str) -> list[bytes]:
+        """The event of some text; none if nothing of it is certain to be shown."""
+        if self._stripper is not None:
+            text = self._stripper.push(text)
+        if not text:
+            return []
+        if self._job.asked.num_top is None:
+            return [self._before + orjson.dumps(text) + self._after]
+        return [event(self._chunk(text, self._logprobs()))]
+
+    def _logprobs(self) -> dict[str, Any] | None:
+        details, self._details = self._details, []
+        return self._job.logprobs(self._offsets, details)
+
+    def _chunk(
+        self,
+        text: str,
+        logprobs: Mapping[str, Any] | None = None,
+        end: Mapping[str, Any] | None = None,
+        role: str | None = None,
+    ) -> dict[str, Any]:
+        delta = {"role": role, "content": text} if role else {"content": text} if text else {}
+        part = {"delta": delta} if self._job.is_chat else {"text": text}
+        choice = {"index": self._choice.index, **part, "logprobs": logprobs, **(end or {"finish_reason": None})}
+        with_usage = {"usage": None} if self._job.asked.fields.stream_options.include_usage else {}
+        return self._job.head.object([choice], **with_usage)

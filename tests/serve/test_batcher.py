@@ -1,0 +1,84 @@
+"""How the news of many flights reach the event loop, without an engine and a loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from rwkvbatch.engine.request import Reply, ReplyTiming, Request
+from rwkvbatch.serve import batcher as batcher_module
+from rwkvbatch.serve.batcher import EVENTS_PER_SECOND, Batcher, Flight
+
+REPLY = Reply("abc", (1,), (1,), "eos", None, (0.0,), 1, 0, ReplyTiming(0, 0, 0, 0))
+
+
+class Loop:
+    """An event loop that runs what it is handed at once, and counts."""
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+
+    def is_closed(self) -> bool:
+        return False
+
+    def call_soon_threadsafe(self, function: Callable[..., None], *arguments: Any) -> None:
+        self.num_calls += 1
+        function(*arguments)
+
+
+class Steps:
+    """Steps of an engine that gives each of some flights a piece of text."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, num_flights: int) -> None:
+        self.now_s = 100.0
+        monkeypatch.setattr(batcher_module.time, "monotonic", lambda: self.now_s)
+        self.loop = Loop()
+        self.batcher = Batcher(cast("Any", None), 1000)
+        self.batcher._loop = cast("Any", self.loop)
+        self.flights = [Flight([Request((1,))], streams=True) for _ in range(num_flights)]
+
+    def step(self, text: str, ended: Flight | None = None) -> None:
+        for flight in self.flights:
+            flight.fresh.append((0, text))
+            self.batcher._fresh.setdefault(flight, False)
+        if ended is not None:
+            self.batcher._tell(ended, 0, REPLY)
+        self.batcher._hand_over()
+
+    def texts(self) -> set[str]:
+        return {flight.take_text(0) for flight in self.flights}
+
+
+def test_all_flights_get_their_news_with_one_call_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(monkeypatch, 4)
+    for number in range(3):
+        steps.step(str(number))
+        assert steps.texts() == {str(number)}
+        steps.now_s += 4 / EVENTS_PER_SECOND
+    assert steps.loop.num_calls == 3
+
+
+def test_many_streams_get_the_first_text_at_once_and_then_in_larger_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(monkeypatch, 200)
+    steps.step("a")
+    assert steps.texts() == {"a"}
+    for text in "bcd":
+        steps.now_s += 20 / EVENTS_PER_SECOND
+        steps.step(text)
+    assert steps.texts() == {""}
+    assert steps.loop.num_calls == 1
+    steps.now_s += 140 / EVENTS_PER_SECOND
+    steps.step("e")
+    assert steps.texts() == {"bcde"}
+
+
+def test_the_end_of_a_reply_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(monkeypatch, 200)
+    steps.step("a")
+    ending = steps.flights[3]
+    steps.step("b", ended=ending)
+    assert ending.is_done
+    assert ending.take_text(0) == "ab"
+    assert steps.texts() == {"a", ""}
