@@ -71,6 +71,12 @@ def cluster() -> Iterator[Any]:
     cluster.shutdown()
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine an actor may take more than a minute to start; that is not a lack of room."""
+    monkeypatch.setattr(ray_pool, "PLACEMENT_S", 240.0)
+
+
 def run(out: Path | None, plan: Plan, change: Any = None, *, make_loader: Any = None, **options: Any) -> RunResult:
     pool = partial(ray_pool.RayPool, make_loader=make_loader or partial(fake_loader, change=change))
     return execute(plan, FakeLoader(), RunOptions(out=out, pool=pool, **options))
@@ -264,7 +270,7 @@ def test_a_run_goes_on_with_fewer_workers_where_there_is_no_room(
     monkeypatch.setattr(ray_pool, "time", clock)
     holder = hold(2)
     plan = ray_plan(20, batch_size=2)
-    watcher = Watcher(rows=6, act=lambda: skipped_s.__setitem__(0, 100.0))
+    watcher = Watcher(rows=6, act=lambda: skipped_s.__setitem__(0, 1000.0))
     result = run(tmp_path / "ray", plan, Slow(0.02), observers=[watcher])
     ray.kill(holder)
     assert result.summary.complete
