@@ -1,6 +1,7 @@
 """Loads `rwkvbatch serve` with many streams whose clients leave at random, and checks every reply.
 
     python benchmarks/serve_soak.py --streams 256 --minutes 5
+    python benchmarks/serve_soak.py --model FILE --conversations 384 --max-tokens 32 --state-memory 2G --minutes 0.2
 
 Measured: throughput of `rwkvbatch run` and of the server on the same conversations, in turns; then, while clients leave
 at random, every reply that was read to its end against the one of `LLM.chat` (which is a batch of its own), and the
@@ -283,14 +284,19 @@ def run_speed(texts: list[str], arguments: argparse.Namespace, folder: Path) -> 
     script.write_text("\n".join(lines) + "\n")
     options = ["--temp", str(PARAMS["temperature"]), "--top-p", str(PARAMS["top_p"])]
     options += ["--max-tokens", str(arguments.max_tokens), "--batch-size", str(arguments.batch_size), "--quiet"]
-    options += ["--state-memory", arguments.state_memory]
+    options += ["--state-memory", arguments.state_memory, *_model_options(arguments)]
     command = [sys.executable, "-m", "rwkvbatch", "run", str(script), "--out", str(folder / "run"), *options]
     subprocess.run(command, check=True)
     return float(json.loads((folder / "run" / "summary.json").read_text())["session"]["tokens_per_s"])
 
 
+def _model_options(arguments: argparse.Namespace) -> list[str]:
+    return [] if arguments.model is None else ["--model", arguments.model]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=None, help="a checkpoint; the bundled model unless given")
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--conversations", type=int, default=4096)
@@ -303,15 +309,14 @@ def main() -> int:
     texts = texts_of(arguments.conversations)
     print("expected replies, in one batch of the library ...", flush=True)
     params = [SamplingParams(**PARAMS, max_tokens=arguments.max_tokens, seed=at) for at in range(len(texts))]
-    llm = LLM(max_batch=arguments.batch_size)
+    llm = LLM(arguments.model, max_batch=arguments.batch_size)
     outputs = llm.chat([[{"role": "user", "content": text}] for text in texts], params)
     tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
     work = [Work(text, at, output.text) for at, (text, output) in enumerate(zip(texts, outputs, strict=True))]
     llm.close()
     # Little memory for states, so that it is full, and its pages touched, before the first figures.
-    server = Server(
-        ["--served-name", MODEL, "--batch-size", str(arguments.batch_size), "--state-memory", arguments.state_memory]
-    )
+    options = ["--batch-size", str(arguments.batch_size), "--state-memory", arguments.state_memory]
+    server = Server(["--served-name", MODEL, *options, *_model_options(arguments)])
     counts, soaked, ratios = Counts(), Counts(), list[float]()
     try:
         for _ in range(arguments.rounds):
