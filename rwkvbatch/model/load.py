@@ -196,7 +196,7 @@ def _reader(tensors: Checkpoint, ops: Operations) -> WeightReader | None:
     from rwkvbatch.model.ops.cpu import CpuOps
 
     assert isinstance(ops, CpuOps)
-    return _FileReader(tensors, ops) if ops.reads_files else None
+    return _FileReader(tensors, ops)
 
 
 class _FileReader:

@@ -184,11 +184,6 @@ class CpuOps:
         self._table_bytes += weight.nbytes
         return self.native.table(*_words(weight.contiguous()))
 
-    @property
-    def reads_files(self) -> bool:
-        """Whether the native extension, which may be of an older build, has `read_layer` and `read_table`."""
-        return hasattr(self.native, "read_layer")
-
     def read_layer(self, stored: StoredRows, activation: Activation) -> _native.LinearLayer | None:
         """`linear_layer` of a large matrix, read and packed band by band by all threads.
 
