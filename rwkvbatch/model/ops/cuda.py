@@ -1,7 +1,7 @@
 """The operations on an NVIDIA GPU: cuBLAS for products of many rows, Triton kernels for everything else.
 
 docs/design/gpu-operations.md describes them. Only `choose` waits for the device, once. Importing this module needs
-Triton 3.3 or newer.
+Triton 3.4 or newer.
 """
 
 from __future__ import annotations

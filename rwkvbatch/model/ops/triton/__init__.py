@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import triton
 
-OLDEST = (3, 3)
-"""The first version whose kernels take tuples."""
+OLDEST = (3, 4)
+"""The first version that compiles kernels with tuples of constants."""
 
 if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST:
-    raise ImportError(f"Triton 3.3 or newer is needed, found {triton.__version__}")
+    raise ImportError(f"Triton 3.4 or newer is needed, found {triton.__version__}")

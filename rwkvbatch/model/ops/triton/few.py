@@ -142,7 +142,7 @@ def _linears(
             places = rows[:, None] * OUTS[p] + columns[None, :]
             if biases[p] is not None:
                 y += tl.load(biases[p] + columns, mask=within, other=0.0)[None, :]
-            y = activate(y, ACTIVATIONS[p])
+            y = activate(y, tl.constexpr(ACTIVATIONS[p]))
             if targets[p] is not None:
                 start = tl.load(starts[p] + places, mask=inside, other=0.0).to(tl.float32)
                 target = tl.load(targets[p] + places, mask=inside, other=0.0).to(tl.float32)
