@@ -29,8 +29,14 @@ static_assert(2 * INPUT_BLOCK % SCALED_INPUTS == 0);
 constexpr size_t AHEAD = 8192;
 
 // Out of line: each of the many places that end a layer would have exp and tanh of 16 lanes several times, which took most
-// of the time of compiling them.
-__attribute__((noinline)) inline F16 activated(F16 x, Activation activation) { return activate(x, activation); }
+// of the time of compiling them. Not for ARM: there GCC 12 at -O3 made wrong sums of the portable kernels of it
+// (tests/native/test_processors.py finds that), while -O2, or the same code inline, is right.
+#if defined(__aarch64__)
+RWKV_INLINE
+#else
+__attribute__((noinline)) inline
+#endif
+F16 activated(F16 x, Activation activation) { return activate(x, activation); }
 
 // What a layer's end makes of the sums of one row and panel.
 RWKV_INLINE F16 finish(const LinearJob& job, F16 sum, size_t row, size_t column, size_t width) {
