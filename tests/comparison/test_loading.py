@@ -200,6 +200,7 @@ def test_rows_have_the_numbers_of_every_metric_whatever_parts_they_have(tmp_path
 def test_the_collector_of_garbage_is_left_as_it_was(tmp_path: Path, *, collected: bool) -> None:
     path = make_run(tmp_path / "a", conversations=1)
     was_on = gc.isenabled()
+    gc.unfreeze()  # what the tests' own start has set aside
     try:
         (gc.enable if collected else gc.disable)()
         load(path)
@@ -207,6 +208,7 @@ def test_the_collector_of_garbage_is_left_as_it_was(tmp_path: Path, *, collected
         assert gc.get_freeze_count() == 0
     finally:
         (gc.enable if was_on else gc.disable)()
+        gc.freeze()
 
 
 def test_a_manifest_that_is_not_json_is_an_error(tmp_path: Path) -> None:
