@@ -44,7 +44,7 @@ struct IntegerTile {
     size_t quads_stride;       // bytes from one row to the next
     size_t begin, end;         // inputs
     const uint8_t* weights;    // of the first of them and of the tile's first panel,
-    size_t band_width, panel_in_band;  // in a band of so many panels
+    size_t band_width, panel_in_band;  // panels of a band, and the place of this one in it
     float* sums;               // [row][panel][16]
     const uint8_t* ahead;      // weights to ask the memory for meanwhile,
     size_t ahead_step;         // bytes for each unit of inputs

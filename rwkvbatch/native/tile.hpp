@@ -15,7 +15,7 @@ constexpr size_t MAX_TILE_ROWS = 2;
 constexpr size_t MAX_TILE_ROWS = 6;
 #endif
 
-// Panels at once for a tile of so many rows: enough chains to hide the latency, and all of them in registers. Sixteen
+// Panels at once for a tile of `rows` rows: enough chains to hide the latency, and all of them in registers. Sixteen
 // numbers of the portable code are in no register, and a call of a function each where the processor has no fma: large
 // tiles gain nothing there, and unrolled they take a compiler minutes.
 constexpr size_t tile_panels([[maybe_unused]] size_t rows) {
@@ -132,7 +132,7 @@ template <Dtype D, size_t ROWS, size_t PANELS> void advance_tile(const Tile& til
 
 using TileFunction = void (*)(const Tile&);
 
-// Of at most as many panels as tiles of so many rows have, and only those are compiled.
+// Tiles of ROWS rows with at most `tile_panels(ROWS)` panels; only those are compiled.
 template <Dtype D, size_t ROWS> TileFunction tile_of_panels(size_t panels) {
     if constexpr (ROWS > MAX_TILE_ROWS) {
         return nullptr;

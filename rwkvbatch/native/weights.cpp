@@ -10,7 +10,7 @@
 namespace rwkv {
 namespace {
 
-// Whether so many bytes of a file were read.
+// Whether all bytes asked for were read.
 bool read_all(int descriptor, uint64_t start, uint8_t* to, size_t num_bytes) {
     for (size_t done = 0; done < num_bytes;) {
         const ssize_t count = pread(descriptor, to + done, num_bytes - done, static_cast<off_t>(start + done));

@@ -15,7 +15,7 @@ from rwkvbatch.serve.replies import Choice, Job
 
 END = b"data: [DONE]\n\n"
 _PLACE = "\ue000text\ue000"
-"""Where a text stands in the template of a choice's chunks."""
+"""Stands for the text in the template of a choice's chunks."""
 
 
 def event(content: Mapping[str, Any]) -> bytes:
