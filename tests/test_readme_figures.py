@@ -54,9 +54,13 @@ def test_readme_and_compare_md_show_what_compare_prints_for_the_sweep(
 
 
 def test_the_readme_shows_the_tokens_of_the_demo() -> None:
-    summary = rwkvbatch.run(ROOT / "datasets/demo.jsonl").summary
+    """Those that `make demo` prints, with its settings."""
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\ndemo:")[2].partition("\n\n")[0]
+    assert "run datasets/demo.jsonl --preset greedy --out" in recipe
+    summary = rwkvbatch.run(ROOT / "datasets/demo.jsonl", preset="greedy").summary
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"{summary.reply_tokens:,} reply tokens in" in readme
+    assert f"\n{summary.reply_tokens:,} reply tokens in" in readme
+    assert f"\n{summary.prompt_tokens:,} prompt tokens: " in readme
 
 
 @pytest.mark.slow
