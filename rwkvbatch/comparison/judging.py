@@ -276,8 +276,10 @@ def are_steps(values: Floats, conversations: NDArray[np.int64], widest: float, w
     if not math.isfinite(widest) or not values.any():
         return math.isfinite(widest)
     _, codes = np.unique(conversations, return_inverse=True)
-    counts = np.bincount(codes, weights).astype(np.float64)
-    return Spread.of(np.bincount(codes, values if weights is None else weights * values), counts, widest).discrete
+    sums, counts = (
+        np.bincount(codes, of).astype(np.float64) for of in (values if weights is None else weights * values, weights)
+    )
+    return Spread.of(sums, counts, widest).discrete
 
 
 def variances(values: Floats, conversations: NDArray[np.int64], repeats: NDArray[np.int64]) -> tuple[float, float, int]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from rwkvbatch.cli.views import show_summary, summary_table, until_ci_record
+from rwkvbatch.cli.views import race_lines, show_summary, summary_table, until_ci_record
 from rwkvbatch.replay.adaptive import Reached
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.runner import RunOptions, execute
@@ -121,3 +121,15 @@ def test_what_until_ci_came_to_is_told_cell_by_cell(capsys: pytest.CaptureFixtur
     record = until_ci_record(result)
     assert record is not None
     assert [cell["width"] for cell in record["cells"]] == [None, 0.25, 0.75, None, None]
+
+
+@pytest.mark.parametrize(("draws", "said"), [(1, True), (4, True), (8, False)])
+def test_a_race_of_few_draws_says_that_they_cannot_show_a_worse_cell(draws: int, said: bool) -> None:
+    cells = [{"cell": name, "score": 1.0, "dropped_after": None} for name in ("a", "b")]
+    record = {
+        "left": ["a", "b"], "leader": "a", "cells": cells, "margin": None, "level": 0.05, "ending": "budget",
+        "draws": draws, "draws_planned": draws, "looks": 1, "rows": 2 * draws, "rows_of_grid": 2 * draws,
+    }  # fmt: skip
+    lines = race_lines(record)
+    assert "1 look and" in lines[0]
+    assert ("  so few draws cannot show that a cell is worse: --repeats gives more of them" in lines) == said
