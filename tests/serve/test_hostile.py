@@ -227,6 +227,27 @@ def test_requests_of_one_connection_are_answered_in_their_order_up_to_a_number(s
     assert still_serves(server)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"CONNECT a:1 HTTP/1.1\r\n\r\n",
+        b"GET http://[:: HTTP/1.1\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\n\r\n",
+        b"x y z\r\n\r\n",
+    ],
+    ids=range(4),
+)
+def test_what_is_no_request_is_refused(server: Server, data: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    for before in (b"", GET + b"\r\n"):
+        with socket.create_connection(server.address, 10) as connection:
+            connection.sendall(before)
+            if before:
+                assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+            connection.sendall(data)
+            assert read_all(connection).startswith(b"HTTP/1.1 400 ")
+    assert not caplog.records
+
+
 def test_slow_heads_and_bodies_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "HEAD_SECONDS", 0.2)
 
