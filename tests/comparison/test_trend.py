@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from functools import partial
@@ -10,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from rwkvbatch.comparison import compare
 from rwkvbatch.comparison.report.formats import as_json, as_markdown
 from rwkvbatch.comparison.report.html import as_html
+from rwkvbatch.comparison.report.terminal import print_analysis
 from rwkvbatch.comparison.trend import Trend, sparkline
 from rwkvbatch.errors import UsageError
 from rwkvbatch.stats.signflip import simultaneous_level
@@ -170,6 +173,10 @@ def test_every_format_has_the_trend(tmp_path: Path) -> None:
     analysis = compare(paths, over="step")
     assert [point["x"] for point in json.loads(as_json(analysis))["trend"]["points"]] == [0, 1, 2]
     assert "| step | checkpoint | mean | 95 % band |" in as_markdown(analysis)
+    assert analysis.trend is not None
+    text = io.StringIO()
+    print_analysis(analysis, Console(file=text, width=100))
+    assert f"\n{sparkline(analysis.trend, 100)}\n" in text.getvalue()
     page = as_html(analysis)
     assert page.index('class="trend-figure"') < page.index('id="verdicts"')
     assert json.loads(as_json(compare(paths)))["trend"] is None
