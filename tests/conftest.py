@@ -1,15 +1,25 @@
-"""What all tests share: nothing of the user's is read or written, and torch leaves the other core alone."""
+"""What all tests share: nothing of the user's is read or written, and libraries leave the other core alone."""
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
+import sys
 from pathlib import Path
 
-import pytest
-import torch
-from hypothesis import settings
+# For numpy, for torch, and for all programs that the tests start: threads of two test processes on two cores mostly
+# wait for each other, at full speed.
+os.environ["OMP_NUM_THREADS"] = "1"
+# An environment that forbids bytecode files makes each of these programs, and each run of the tests, compile all anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+gc.disable()  # until all is collected: the modules stay, and each look at them takes longer than the one before
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 settings.register_profile("rwkvbatch", deadline=None, max_examples=60)
 settings.load_profile("rwkvbatch")
@@ -25,11 +35,8 @@ def pytest_collection_finish() -> None:
     """Collecting garbage takes a third of a second with all modules of all tests loaded; they stay anyway."""
     gc.collect()
     gc.freeze()
-
-
-def pytest_unconfigure() -> None:
-    """Native modules report what is never collected as leaked."""
-    gc.unfreeze()
+    gc.enable()
+    atexit.register(gc.unfreeze)  # native modules report what is never collected as leaked
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -115,7 +115,7 @@ def test_nothing_is_evaluated_unpickled_or_fetched(path: Path) -> None:
 NETWORK_MODULES = {
     "ray",
     *("socket", "socketserver", "ssl", "asyncio", "http.server", "xmlrpc", "smtplib", "telnetlib", "httpx", "aiohttp"),
-    *("urllib3", "websockets", "prometheus_client", "starlette", "uvicorn", "h11"),
+    *("urllib3", "websockets", "prometheus_client", "starlette", "uvicorn", "httptools"),
 }
 MAY_TOUCH_THE_NETWORK = {
     "endpoint/client.py": {"urllib3"},
@@ -126,7 +126,7 @@ MAY_TOUCH_THE_NETWORK = {
     "serve/app.py": {"asyncio", "starlette"},
     "serve/batcher.py": {"asyncio"},
     "serve/metrics.py": {"prometheus_client"},
-    "serve/server.py": {"asyncio", "h11", "socket", "uvicorn"},
+    "serve/server.py": {"asyncio", "socket", "uvicorn"},
 }
 NAMES_THE_HOST = {"results/lock.py", "results/status.py"}
 

@@ -228,8 +228,7 @@ def _statistic(value: Value, scope: GateScope) -> float:
 def _with_sample_size(result: GateResult, scope: GateScope, interval: Interval) -> GateResult:
     """Adds the conversations that would show the condition if the variants are equal, or else if they are as found."""
     gate, form = result.gate, result.gate.form
-    if form is None:
-        raise AssertionError("a significant gate has a linear form")
+    assert form is not None, "a significant gate has a linear form"
     # Where the opposite is shown, more data would show it again.
     if not interval.reason and (interval.low > 0 if wanted_sign(gate) < 0 else interval.high < 0):
         return result

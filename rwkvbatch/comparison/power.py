@@ -71,7 +71,7 @@ def judged(conversations: Iterable[Conversation], metric: Metric) -> list[Conver
     needs = _needs(metric)
 
     def has(turn: Turn) -> bool:
-        return bool(turn.checks) if needs == "checks" else turn.reference is not None if needs == "reference" else True
+        return bool(turn.checks) if needs == "checks" else turn.reference is not None if needs == "references" else True
 
     return [conversation for conversation in conversations if any(map(has, conversation.turns))]
 
@@ -79,7 +79,7 @@ def judged(conversations: Iterable[Conversation], metric: Metric) -> list[Conver
 def _needs(metric: Metric) -> str:
     if metric.name in ("score", "passed") or metric.level == "conversation":
         return "checks"
-    return "reference" if metric.name in ("nll", "matched") else ""
+    return "references" if metric.name in ("nll", "matched") else ""
 
 
 def metric_of(conversations: Sequence[Conversation], name: str | None) -> Metric:

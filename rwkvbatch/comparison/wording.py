@@ -147,14 +147,13 @@ def question(lines: Sequence[Comparison]) -> str:
     return text + (", exploratory" if lines[0].exploratory else "")
 
 
-def extent(lines: Sequence[Comparison], repetitions: int | None = None) -> str:
+def extent(lines: Sequence[Comparison], repetitions: int) -> str:
     """The numbers of conversations, repetitions and pairs that the lines of one family have; empty for counts."""
     if lines[0].metric.level == "variant":
         return ""
-    parts = [_span([line.num_conversations for line in lines], "conversation")]
-    if repetitions is not None:
-        parts.append(_count(repetitions, "repetition"))
-    return ", ".join([*parts, _span([line.num_values for line in lines], "pair")])
+    conversations = _span([line.num_conversations for line in lines], "conversation")
+    pairs = _span([line.num_values for line in lines], "pair")
+    return f"{conversations}, {_count(repetitions, 'repetition')}, {pairs}"
 
 
 def _span(numbers: Sequence[int], noun: str) -> str:

@@ -109,6 +109,83 @@ def test_more_variants_and_more_power_take_more_conversations(
     assert sizes == sorted(set(sizes))
 
 
+def test_of_several_pairs_the_one_that_varies_most_counts(
+    script: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        score = 0.5 + (row["cell"] == "wild") * float(rng.uniform(-0.5, 0.5))
+        row["checks"][0] |= {"passed": False, "score": score}
+
+    run = str(make_run(tmp_path / "pilot", cells=("a", "calm", "wild"), change=change))
+    found = planned(capsysbinary, script, "--detect", "0.2", "--pilot", run)
+    assert found["variances"]["source"] == "pilot: of all pairs the one that varies most, wild against a"
+    assert found["variances"]["between"] + found["variances"]["within"] > 0
+
+
+def written(path: Path, *messages: dict[str, Any]) -> str:
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "Hi."}, *messages]}) + "\n")
+    return str(path)
+
+
+REPLIED: dict[str, Any] = {"role": "assistant", "content": "Hi!"}
+
+
+def test_a_script_of_references_alone_is_planned_for_their_nll(
+    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    run = str(make_run(tmp_path / "pilot", cells=("a", "b")))
+    found = planned(capsysbinary, written(tmp_path / "s.jsonl", REPLIED), "--detect", "0.2", "--pilot", run)
+    assert (found["metric"], found["judged_conversations"]) == ("nll", 1)
+
+
+@pytest.mark.parametrize(
+    ("messages", "options", "message"),
+    [
+        ((), [], "the script has neither checks (score) nor reference replies (nll)"),
+        ((), ["--metric", "nll"], "--metric nll: no conversation of the script has references to judge"),
+        (
+            (REPLIED,),
+            ["--metric", "pass_at_2"],
+            "--metric pass_at_2: no conversation of the script has checks to judge",
+        ),
+        ((REPLIED,), [], "the spread of nll cannot be guessed"),
+    ],
+)
+def test_a_script_without_what_the_metric_judges_is_refused(
+    messages: tuple[dict[str, Any], ...],
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = written(tmp_path / "s.jsonl", *messages)
+    assert invoke(["plan", script, "--detect", "0.1", *options]) == ExitCode.USAGE
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cells", "conversations", "metric", "message"),
+    [
+        (("a", "b"), 1, "score", "no pair of cells has 2 conversations with score"),
+        (("a",), 4, "all_2", "all_2 needs a pilot with two cells"),
+        (("a",), 1, "score", "this one has 1 cell, 2 repetitions and 1 of those conversations"),
+    ],
+)
+def test_a_pilot_that_is_too_small_is_refused(
+    cells: tuple[str, ...],
+    conversations: int,
+    metric: str,
+    message: str,
+    script: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = str(make_run(tmp_path / "pilot", cells=cells, conversations=conversations))
+    arguments = ["plan", script, "--detect", "0.1", "--metric", metric, "--pilot", run]
+    assert invoke(arguments) == ExitCode.USAGE
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -204,6 +204,50 @@ def test_an_endless_head_ends_the_connection(server: Server, begin: bytes, endle
     assert still_serves(server)
 
 
+def test_requests_of_one_connection_are_answered_in_their_order_up_to_a_number(server: Server) -> None:
+    get = GET + b"\r\n"
+    models = get.replace(b"/health", b"/v1/models")
+    with socket.create_connection(server.address, 10) as connection:
+        connection.sendall((get + models) * 20 + get.replace(b"Host", b"Connection: close\r\nHost"))
+        kinds = [b'"object":"list"' in part for part in read_all(connection).split(b"HTTP/1.1 200 OK")[1:]]
+    assert kinds == [False, True] * 20 + [False]
+    with socket.create_connection(server.address, 10) as connection:
+        connection.sendall(get * 10_000)
+        assert read_all(connection).startswith(b"HTTP/1.1 400 ")
+    body = json.dumps({**CHAT, **ENDLESS, "stream": True}).encode()
+    with socket.create_connection(server.address, 10) as connection:
+        connection.sendall(
+            POST.replace(b"/tokenize", b"/v1/chat/completions") + b"Content-Length: %d\r\n\r\n" % len(body)
+        )
+        connection.sendall(body)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(b"\x16\x03\x01")
+        assert b"HTTP/1.1" not in read_all(connection)
+    assert eventually(lambda: server.batcher.num_unfinished == 0)
+    assert still_serves(server)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"CONNECT a:1 HTTP/1.1\r\n\r\n",
+        b"GET http://[:: HTTP/1.1\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\n\r\n",
+        b"x y z\r\n\r\n",
+    ],
+    ids=range(4),
+)
+def test_what_is_no_request_is_refused(server: Server, data: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    for before in (b"", GET + b"\r\n"):
+        with socket.create_connection(server.address, 10) as connection:
+            connection.sendall(before)
+            if before:
+                assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+            connection.sendall(data)
+            assert read_all(connection).startswith(b"HTTP/1.1 400 ")
+    assert not caplog.records
+
+
 def test_slow_heads_and_bodies_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "HEAD_SECONDS", 0.2)
 
