@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rwkvbatch.cli.app import invoke
+from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.replay.runner import RunOptions, execute, read_rows
 from tests.replay.fakes import FakeLoader, make_plan
@@ -109,6 +110,24 @@ def test_a_merged_run_is_shown_and_compared(
     assert invoke(["show", str(tmp_path / "out"), "c1"]) == 0
     assert invoke(["compare", str(tmp_path / "out")]) == 0
     assert "temp=1" in capsys.readouterr().out
+
+
+def test_of_many_missing_parts_some_are_told_and_a_grid_is_to_be_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = [Cell(name, {}) for name in "ab"]
+    paths: list[Path] = []
+    for number in (1, 2):
+        plan = make_plan(50, cells=cells, shard=Shard(number, 2))
+        execute(plan, FakeLoader(), RunOptions(out=tmp_path / str(number), command="rwkvbatch run s.jsonl"))
+        paths.append(tmp_path / str(number))
+    assert merge(paths, tmp_path / "out") == 0
+    assert f"next: rwkvbatch compare {tmp_path / 'out'}" in capsys.readouterr().err
+    few = tmp_path / "few"
+    execute(make_plan(50, cells=cells, shard=Shard(1, 50)), FakeLoader(), RunOptions(out=few, command="rwkvbatch run"))
+    assert merge([few], tmp_path / "more") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("and ") and line.endswith(" more parts") for line in lines)
 
 
 def test_a_part_is_shown_with_a_note_that_it_is_one(parts: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,6 +131,7 @@ def test_existing_file_is_replaced_only_by_force(
         (["random", "0x64", "a.pth"], "LAYERSxWIDTH"),
         (["random", "1x100", "a.pth"], "multiple of --head-size 64"),
         (["random", "1x64", "a.txt"], "must end in .pth or .safetensors"),
+        (["convert", "b.pth", "a.pth", "--vocab", "world"], "--vocab is written into a .safetensors file"),
     ],
 )
 def test_bad_request_is_a_usage_error(
@@ -147,6 +148,8 @@ def test_bad_request_is_a_usage_error(
 
 
 def test_bad_checkpoint_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["model", "info", "--vocab", str(tmp_path / "missing.txt")]) == 3
+    assert "missing.txt: cannot be read" in capsys.readouterr().err
     (tmp_path / "a.pth").write_bytes(b"nothing of the kind")
     assert invoke(["model", "info", str(tmp_path / "a")]) == 3
     captured = capsys.readouterr()

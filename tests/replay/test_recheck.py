@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rwkvbatch.errors import RowError, RunDirectoryError, RunMismatchError
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.recheck import recheck
 from rwkvbatch.results.manifest import FORMER
+from rwkvbatch.results.row import decode_row, encode_row
 from rwkvbatch.script.checks import parse_checks
 from rwkvbatch.script.reader import read_scripts
 from tests.replay.fakes import FakeLoader, make_plan
@@ -160,3 +162,16 @@ def test_the_command_needs_no_torch_and_says_what_changed(made: Path, tmp_path: 
 def test_a_run_without_failures_ends_with_0(made: Path, tmp_path: Path) -> None:
     new = write(tmp_path / "new.jsonl", lines({"min_tokens": 1}))
     assert invoke(["check", str(made), "--script", str(new), "--quiet"]) == ExitCode.DONE
+
+
+def test_conversations_without_rows_and_rows_without_replies_are_told(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = write(tmp_path / "new.jsonl", [*lines({"min_tokens": 1}), *lines({"min_tokens": 1}, number=1, id="x")])
+    rows = [decode_row(line) for line in (made / "results.jsonl").read_bytes().splitlines(keepends=True)]
+    rows[0] = replace(rows[0], finish_reason="error", error="out of memory", checks=(), reply="", reply_ids=())
+    (made / "results.jsonl").write_bytes(b"".join(map(encode_row, rows)))
+    assert invoke(["check", str(made), "--script", str(new)]) == ExitCode.FAILED
+    said = capsys.readouterr().err
+    assert "note: the run has no rows of 1 conversations of the script" in said
+    assert "note: 1 rows ended in an error; their checks count as failed" in said
