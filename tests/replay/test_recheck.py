@@ -14,7 +14,7 @@ import pytest
 
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.exits import ExitCode
-from rwkvbatch.errors import RowError, RunDirectoryError, RunMismatchError
+from rwkvbatch.errors import RowError, RunDamagedError, RunDirectoryError, RunMismatchError
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.recheck import recheck
 from rwkvbatch.results.manifest import FORMER
@@ -175,3 +175,20 @@ def test_conversations_without_rows_and_rows_without_replies_are_told(
     said = capsys.readouterr().err
     assert "note: the run has no rows of 1 conversations of the script" in said
     assert "note: 1 rows ended in an error; their checks count as failed" in said
+
+
+def test_former_verdicts_that_chose_the_rows_are_noted_and_a_row_of_another_script_is_damage(
+    made: Path, tmp_path: Path
+) -> None:
+    path = made / "manifest.json"
+    content = json.loads(path.read_text())
+    content.pop("sha256", None)
+    content["identity"]["until_ci"] = 0.5
+    path.write_text(json.dumps(content))
+    new = write(tmp_path / "new.jsonl", lines({"min_tokens": 1}))
+    assert [note for note in recheck(made, [str(new)]).notes if "decided which rows the run has" in note]
+    rows = (made / "results.jsonl").read_bytes().splitlines(keepends=True)
+    stranger = replace(decode_row(rows[0]), conversation="c9")
+    (made / "results.jsonl").write_bytes(b"".join([encode_row(stranger), *rows[1:]]))
+    with pytest.raises(RunDamagedError, match="which the script's copy does not have"):
+        recheck(made, [])
