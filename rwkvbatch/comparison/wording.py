@@ -161,12 +161,21 @@ def _span(numbers: Sequence[int], noun: str) -> str:
     return _count(high, noun) if low == high else f"{low:,} to {_count(high, noun)}"
 
 
+def with_minus(text: str) -> str:
+    """Numbers in `text` with minus signs instead of hyphens."""
+    return text.replace("-", "\u2212")
+
+
 def correction(family: Family) -> str:
     """How the lines of a family are corrected, as a sentence."""
     if not family.metric.tested:
         return "Not tested."
     if not family.size:
         return "All pairs are equal."
+    if family.size == 1:
+        return f"{'Exploratory: one' if family.exploratory else 'One'} test, level {1 - family.level:.0%}.".replace(
+            "%", " %"
+        )
     return (
         f"{'Exploratory family' if family.exploratory else 'Family'} of {_count(family.size, 'test')}, simultaneous "
         f"level {1 - family.level:.0%}, each at {1 - family.level_each:.2%}.".replace("%", " %")

@@ -169,7 +169,9 @@ class ServerSettings:
             name: getattr(settings, name) for name in SamplingParams.model_fields if name != "seed"
         }
         replied["max_tokens"] = max_tokens
-        return settings, SamplingParams(**replied)
+        params = SamplingParams(**replied)
+        _ = params.sampling  # computed once; copies with another seed keep it
+        return settings, params
 
 
 def ask(

@@ -195,3 +195,15 @@ def test_a_run_that_only_scores_shows_what_was_scored(
         assert name not in table
     if "checks" not in there:
         assert "or score with another --model and compare" in captured.err
+
+
+@pytest.mark.parametrize(("draws", "said"), [(1, True), (4, True), (8, False)])
+def test_a_race_of_few_draws_says_that_they_cannot_show_a_worse_cell(draws: int, said: bool) -> None:
+    cells = [{"cell": name, "score": 1.0, "dropped_after": None} for name in ("a", "b")]
+    record = {
+        "left": ["a", "b"], "leader": "a", "cells": cells, "margin": None, "level": 0.05, "ending": "budget",
+        "draws": draws, "draws_planned": draws, "looks": 1, "rows": 2 * draws, "rows_of_grid": 2 * draws,
+    }  # fmt: skip
+    lines = race_lines(record)
+    assert "1 look and" in lines[0]
+    assert ("  so few draws cannot show that a cell is worse: --repeats gives more of them" in lines) == said
