@@ -148,12 +148,13 @@ def test_outside_the_main_thread_handlers_stay_as_they_are() -> None:
     def work() -> None:
         with signals.handlers_restored(), signals.stopping_on_interrupt() as noted:
             found.extend([noted, signal.getsignal(signal.SIGINT)])
+        found.append("left")
 
     before = signal.getsignal(signal.SIGINT)
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [[], before]
+    assert found == [[], before, "left"]
     with signals.stopping_on_interrupt() as noted:
         signal.raise_signal(signal.SIGINT)
     assert noted == [signal.SIGINT]
