@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -62,6 +63,12 @@ def test_info_prints_a_table(checkpoint: Path, capsys: pytest.CaptureFixture[str
     assert "blocks.*.att.receptance.weight" in output
     assert "64 x 64" in output
     assert "sha256" not in output
+
+
+def test_info_of_a_verified_checkpoint_has_its_hash(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["model", "info", str(checkpoint), "--verify"]) == 0
+    shown = "".join(capsys.readouterr().out.split())
+    assert f"{hashlib.sha256(checkpoint.read_bytes()).hexdigest()}(allvaluesarefinite)" in shown
 
 
 def test_info_of_an_older_generation_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

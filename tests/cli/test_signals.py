@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from rwkvbatch import signals
+from rwkvbatch.cli import _leave_on_signals
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.signals import leaving_at_once, stop_on_signals, unwind
 
@@ -193,6 +194,16 @@ def test_without_linuxs_signal_a_thread_watches_the_lifeline(monkeypatch: pytest
     watching.join(10)
     os.close(reading)
     assert ended == [1]
+
+
+def test_a_signal_that_was_ignored_when_the_program_began_is_not_handled_before_its_imports() -> None:
+    before = [signal.signal(number, signal.SIG_IGN) for number, *_ in SIGNALS]
+    try:
+        _leave_on_signals()
+        assert [signal.getsignal(number) for number, *_ in SIGNALS] == [signal.SIG_IGN] * 2
+    finally:
+        for (number, *_), handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
 
 
 def test_a_signal_that_was_ignored_from_the_start_stays_ignored() -> None:

@@ -178,7 +178,7 @@ def test_conversations_without_rows_and_rows_without_replies_are_told(
 
 
 def test_former_verdicts_that_chose_the_rows_are_noted_and_a_row_of_another_script_is_damage(
-    made: Path, tmp_path: Path
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = made / "manifest.json"
     content = json.loads(path.read_text())
@@ -186,7 +186,8 @@ def test_former_verdicts_that_chose_the_rows_are_noted_and_a_row_of_another_scri
     content["identity"]["until_ci"] = 0.5
     path.write_text(json.dumps(content))
     new = write(tmp_path / "new.jsonl", lines({"min_tokens": 1}))
-    assert [note for note in recheck(made, [str(new)]).notes if "decided which rows the run has" in note]
+    assert invoke(["check", str(made), "--script", str(new)]) == ExitCode.DONE
+    assert "note: the former verdicts decided which rows the run has" in capsys.readouterr().err
     rows = (made / "results.jsonl").read_bytes().splitlines(keepends=True)
     stranger = replace(decode_row(rows[0]), conversation="c9")
     (made / "results.jsonl").write_bytes(b"".join([encode_row(stranger), *rows[1:]]))
