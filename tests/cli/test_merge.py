@@ -160,6 +160,19 @@ def test_bad_input_is_one_message_and_an_exit_code(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_part_whose_rows_were_being_adapted_is_to_be_run_again(
+    parts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = parts[1] / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    path.write_text(json.dumps({**content, "former": {"identity": content["identity"]}}))
+    assert merge(parts, tmp_path / "out") == 3
+    said = capsys.readouterr().err
+    assert "a command was interrupted while it adapted the rows of this part" in said
+    assert "run the part's command again" in said
+
+
 def test_merging_loads_no_model_library(parts: list[Path], tmp_path: Path) -> None:
     code = (
         "import sys\nfrom rwkvbatch.cli.app import invoke\n"

@@ -130,6 +130,10 @@ class TestPlan:
         order = [plan.task(n).conversation.id for n in range(plan.num_tasks)]
         assert order == sorted(order)
 
+    def test_a_plan_needs_a_conversation(self) -> None:
+        with pytest.raises(UsageError, match="there is no conversation to replay"):
+            make_plan(conversations=[])
+
     def test_two_conversations_of_one_id_are_refused(self) -> None:
         with pytest.raises(UsageError, match="same id"):
             make_plan(conversations=[make_conversation("a"), make_conversation("a")])
