@@ -400,7 +400,7 @@ class _Package:
                 logits = self._logits.float().clone()
                 start = self._clock()
                 self._pipeline.sample_logits(logits, temperature=TEMPERATURE, top_p=TOP_P, top_k=0)
-            case "tokenize":
+            case _:
                 start = self._clock()
                 self._tokenizer.encode(TEXT)
         return self._clock() - start

@@ -268,6 +268,12 @@ def _primary(
     tested = [metric for metric in map(metric_named, asked or ()) if metric.tested and has_numbers(metric)]
     if tested:
         return tested[0]
+    failed = [each.label for each in variants if (rows_of(table, each, ["finish_reason"]) == "error").to_numpy().all()]
+    if failed:
+        raise UsageError(
+            f"no primary metric: every turn of {', '.join(failed)} ended in an error",
+            hint="the same `rwkvbatch run` with --retry-errors runs them again; `rwkvbatch show RUN` has the errors",
+        )
     raise UsageError(
         "no primary metric: the script has neither checks (score) nor reference replies (nll)",
         hint="choose what decides, such as --primary tokens",

@@ -231,8 +231,8 @@ class _Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("too many requests before the first is answered")
-        self._awaits_head = self._has_answered = False
         super().on_headers_complete()
+        self._awaits_head = self._has_answered = False
 
     def on_chunk_header(self) -> None:
         self._unparsed_bytes = 0
@@ -305,6 +305,7 @@ class Serving:
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that left while they were answered
         options: dict[str, Any] = {
             "http": _Protocol,
             "ws": "none",

@@ -8,7 +8,8 @@ for any dependence within a conversation.
 
 The interval is the set of differences that the same test does not reject. Its ends are means over subsets of the
 conversations (Hartigan 1969, Using subsample values as typical values), made wider where few conversations happen to
-agree, and it excludes 0 exactly when the test rejects.
+agree. Yes/no outcomes and averages of a few have an interval of their own (`Spread.around`), moved to 0 or away from it
+where the test says so. So every interval excludes 0 exactly when the test rejects.
 
 Differences that are not yes/no outcomes or averages of a few can be skewed, which flipping signs does not allow for: a
 sample may lack the long tail, and its mean is then too far on the other side. Towards the long tail the mean must
@@ -322,15 +323,16 @@ class _Sides:
     def interval(self, level: float, spread: Spread, *, significant: bool) -> tuple[float, float]:
         """The differences that the test does not reject, made wider where clusters may agree by chance.
 
-        It excludes 0 exactly if the test is `significant`.
+        It excludes 0 exactly if the test is `significant`. Of discrete means it is `Spread.around` alone: flips test a
+        difference of 0 exactly, but others not at all, since discrete means are not spread evenly around them.
         """
         skipped = math.floor(level * self.count / 2 + 1e-9) - self.num_empty
         low, high = -math.inf, math.inf
         if skipped >= 0 and level > 0:
-            skipped = min(skipped, (self.means.size - 1) // 2)
-            ends = [(float(self.means[skipped]), float(self.means[-1 - skipped])), spread.tail(level)]
-            if spread.ties:
-                ends.append(spread.around(level))
+            ends = [spread.around(level)] if spread.ties else []
+            if not spread.discrete:
+                skipped = min(skipped, (self.means.size - 1) // 2)
+                ends += [(float(self.means[skipped]), float(self.means[-1 - skipped])), spread.tail(level)]
             low, high = min(end[0] for end in ends), max(end[1] for end in ends)
         low, high = max(low, -spread.widest), min(high, spread.widest)
         if not significant:

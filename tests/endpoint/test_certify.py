@@ -119,6 +119,23 @@ def asking(path: Path, *turns: dict[str, Any]) -> Path:
     return path
 
 
+@pytest.mark.parametrize("begins", [False, True])
+def test_what_the_figures_are_of_is_told(
+    begins: bool, demo_engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replies = FakeServer.reply
+
+    def beginning(self: FakeServer, body: dict[str, Any]) -> Reply:
+        return replies(self, {**body, "prompt": [0, *body["prompt"]]} if begins else body)
+
+    monkeypatch.setattr(FakeServer, "reply", beginning)
+    with serving(FakeServer(demo_engine, style="lists" if begins else None)) as server:
+        assert invoke(["certify", server.url, "--limit", "2", "--quiet"]) == 0
+    out = capsys.readouterr().out
+    assert ("it reads token 0 before each prompt" in out) == begins
+    assert ("log-probabilities: the server gives none" in out) != begins
+
+
 def test_turns_of_choices_are_not_compared(demo_engine: Engine, tmp_path: Path) -> None:
     chosen = {"content": "Which?", "choices": ["one", "two"]}
     written = {"content": "Tell me a long story."}

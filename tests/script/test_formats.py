@@ -124,6 +124,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"conversations": [{"fron": "human", "value": "x"}]}, r"conversations\[0\].*from"),
     ({"conversations": [{"from": "gpt", "value": "x"}]}, r"conversations\[0\]: 'gpt' comes before any question"),
     ({"conversations": {}}, "conversations: must be an array"),
+    ({"custom_id": "a", "body": {**conversation(), "tags": []}}, "body.tags: belongs to the native form"),
     ({"question_id": 1}, "turns: is missing"),
     ({"question_id": True, "turns": ["a"]}, "question_id: must be a string, got True"),
     ({"turns": []}, "turns: is empty"),

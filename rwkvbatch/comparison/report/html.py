@@ -45,6 +45,7 @@ from rwkvbatch.comparison.wording import (
     rank_disagreement,
     trend_sentence,
     verdict,
+    with_minus,
 )
 from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable, printable_json
@@ -246,6 +247,7 @@ def as_html(analysis: Analysis) -> str:
         blame=analysis.blame,
         blame_title=BLAME_TITLE,
         named_dialogues=named_dialogues,
+        drift=_has_both_histories(analysis),
         turns=[vars(figure) | {"svg": Markup(figure.svg)} for figure in turn_figures(analysis)],
         others=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in others],
         asked=asked,
@@ -267,12 +269,18 @@ def as_html(analysis: Analysis) -> str:
 
 def _typeset(write: Callable[..., str]) -> Callable[..., str]:
     """`write` with minus signs instead of hyphens."""
-    return lambda *values: write(*values).replace("-", "\u2212")
+    return lambda *values: with_minus(write(*values))
 
 
 def _tone(line: Comparison) -> str:
     """The style class of a line's verdict; exploratory lines are never coloured."""
     return line.verdict if line.verdict in ("better", "worse", "differs") and not line.exploratory else "plain"
+
+
+def _has_both_histories(analysis: Analysis) -> bool:
+    """Whether some cells follow their own replies and others the script's."""
+    found = {settings.get("history") for run in analysis.runs for settings in run.facts.cells.values()}
+    return {"own", "gold"} <= found
 
 
 def _about(analysis: Analysis, lines: Sequence[Comparison]) -> list[str]:

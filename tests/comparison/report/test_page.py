@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from rwkvbatch.comparison import compare
 from rwkvbatch.comparison.failures import failures_by_check, failures_by_tag
-from rwkvbatch.comparison.report.charts import turn_figures
+from rwkvbatch.comparison.report.charts import sweep_figures, turn_figures
 from rwkvbatch.comparison.report.html import PageData, as_html, page_data
 from rwkvbatch.comparison.wording import conclusion, interval, left_out
 from rwkvbatch.script.reader import read_scripts
@@ -316,6 +316,31 @@ def test_a_large_run_keeps_the_most_changed_conversations_and_says_how_many_are_
 def test_one_run_alone_makes_a_page_with_its_means(tmp_path: Path) -> None:
     page = as_html(compare([str(make_run(tmp_path / "alone"))]))
     assert "<h2>Means</h2>" in page
+    for words in ("most changed come first", "Tests flip", "paired by"):
+        assert words not in page
+
+
+def test_charts_say_where_they_have_turns_that_the_tables_lack(tmp_path: Path) -> None:
+    a, b, c = (
+        str(make_run(tmp_path / name, conversations=3, repeats=n, seed=ord(name)))
+        for name, n in (("a", 2), ("b", 2), ("c", 3))
+    )
+    words = "Of all turns of a variant; means in tables are of those that have a counterpart."
+    for paths, said in (((a, b), False), ((a, c), True)):
+        analysis = compare(paths)
+        captions = [figure.caption for figure in (*sweep_figures(analysis)[:1], *turn_figures(analysis)[:1])]
+        assert [words in caption for caption in captions] == [said, said]
+
+
+@pytest.mark.parametrize(("histories", "said"), [(("own", "gold"), True), (("own", "own"), False)])
+def test_drift_is_named_where_both_histories_are_there(
+    histories: tuple[str, str], said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rwkvbatch.comparison.report.html.sweep_figures", lambda _: [])
+    monkeypatch.setattr("rwkvbatch.comparison.report.charts._TURN_METRICS", ())
+    settings = {f"cell {n}": {"history": history} for n, history in enumerate(histories)}
+    page = as_html(compare([str(make_run(tmp_path / "a", cells=list(settings), settings=settings, conversations=3))]))
+    assert ("gap between own and gold history is drift" in page) == said
 
 
 @pytest.mark.usefixtures("without_figures")
