@@ -10,7 +10,7 @@ import typer
 
 from rwkvbatch.cli.exits import message, print_json
 from rwkvbatch.cli.options import JsonOption, QuietOption, command_app, option
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from rwkvbatch.comparison.metrics import Metric
@@ -92,7 +92,7 @@ def plan_command(
             }
         )
         return
-    against = "1 variant" if variants == 1 else f"{variants:,} variants"
+    against = counted(variants, "variant")
     unit = f" {chosen.unit}" if chosen.unit not in ("", chosen.name) else ""
     _print(
         f"To find a difference of {detect:g}{unit} in {chosen.name} with a probability of {power:.0%} "

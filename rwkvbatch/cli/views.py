@@ -15,6 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColum
 from rich.table import Column, Table
 from rich.text import Text
 
+from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.results.row import SCORED
 from rwkvbatch.results.summary import CellSummary, Summary, worst
@@ -246,7 +247,7 @@ def _summary_lines(result: RunResult) -> list[str]:
         some, them = ("1 row", "it") if summary.errors == 1 else (f"{summary.errors:,} rows", "them")
         lines.append(f"{some} failed; --retry-errors runs {them} again")
     if summary.unjudged:
-        lines.append(f"no verdict of {summary.unjudged:,} checks: their scores are missing")
+        lines.append(f"no verdict of {counted(summary.unjudged, 'check')}: the scores are missing")
     for what, shares in (("tags", summary.failed_tags), ("checks", summary.failed_checks)):
         if some := worst(shares):
             named = ", ".join(f"{name} {share.failed:,} of {share.of:,}" for name, share in some)
@@ -298,7 +299,7 @@ def _precision_lines(result: RunResult) -> list[str]:
             found = "width unknown: one conversation only, or the same difference in all"
         else:
             found = f"width {cell.width:.3g}" + ("" if cell.width <= asked else ", wider than asked")
-        lines.append(f"  {cell.cell}: {cell.repeats:,} repeats, {found}")
+        lines.append(f"  {cell.cell}: {counted(cell.repeats, 'repeat')}, {found}")
     return lines
 
 

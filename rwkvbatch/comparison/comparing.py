@@ -35,7 +35,7 @@ from rwkvbatch.comparison.preference import (
 from rwkvbatch.comparison.ranking import Ranking, rank
 from rwkvbatch.comparison.scopes import scopes_of
 from rwkvbatch.comparison.trend import Trend, positions_over, trend_over
-from rwkvbatch.errors import RunMismatchError, UsageError
+from rwkvbatch.errors import RunMismatchError, UsageError, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -331,11 +331,12 @@ def _matching_notes(matched: MatchedRows) -> list[str]:
     notes: list[str] = []
     if matched.only_baseline or matched.only_variant:
         notes.append(
-            f"{b} against {a}: {len(matched.rows)} turns matched; left out: {matched.only_baseline} only in {a}, "
-            f"{matched.only_variant} only in {b}"
+            f"{b} against {a}: {counted(len(matched.rows), 'turn')} matched; left out: "
+            f"{matched.only_baseline} only in {a}, {matched.only_variant} only in {b}"
         )
     if matched.num_different:
         notes.append(
-            f"{b} against {a}: {matched.num_different} turns left out: their prompts, references or checks differ"
+            f"{b} against {a}: {counted(matched.num_different, 'turn')} left out: "
+            "their prompts, references or checks differ"
         )
     return notes

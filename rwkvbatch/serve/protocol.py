@@ -279,9 +279,10 @@ def _max_tokens(fields: ChatFields | CompletionFields, defaults: CellSettings, l
         name, asked = "max_completion_tokens", fields.max_completion_tokens
     if asked is None:
         return min(defaults.max_tokens, limits.max_reply_tokens)
-    least = 0 if isinstance(fields, CompletionFields) and fields.echo else 1
+    may_echo = isinstance(fields, CompletionFields)
+    least = 0 if may_echo and fields.echo else 1
     if not least <= asked <= limits.max_reply_tokens:
-        hint = "echo allows 0" if least else ""
+        hint = "echo allows 0" if may_echo and least else ""
         words = f"must be a whole number in [{least}, {limits.max_reply_tokens}]"
         raise RequestError(f"{name}: {words}, got {asked}", param=name, hint=hint)
     return asked

@@ -141,6 +141,14 @@ def test_the_command_compares_strategies_and_checkpoints(tmp_path: Path) -> None
     assert "2 documents" in shown.stdout
 
 
+def test_one_document_is_shown_without_an_interval_and_why(tmp_path: Path) -> None:
+    text = tmp_path / "t.txt"
+    text.write_text("My name is Ada.")
+    arguments = ["model", "damage", "--strategy", "cpu int4", "--against", "cpu", "--texts", str(text)]
+    shown = CliRunner().invoke(app, arguments).stdout
+    assert "(no interval: one document)" in shown
+
+
 DIALOGUES = [
     {
         "id": "a",

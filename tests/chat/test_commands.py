@@ -114,6 +114,8 @@ def chat() -> PipeChat:
         ("/top hello", "'Y'"),
         ("/stats x", "takes no argument"),
         ("/stats", "0 turns"),
+        ("/temp 0.5", "/set temp VALUE changes the setting"),
+        ("/max-tokens", "/set max-tokens VALUE changes the setting"),
         ("/s", "did you mean"),
         ("/zzzz", "/help lists the commands"),
         ("/", "there is no command"),

@@ -108,7 +108,6 @@ def changed(run: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     out = run.parent / f"changed-{len(list(run.parent.iterdir()))}"
     shutil.copytree(run, out)
     content = json.loads((out / "manifest.json").read_text())
-    content.pop("checksum", None)
     change(content)
     (out / "manifest.json").write_text(json.dumps(content))
     return out

@@ -109,6 +109,15 @@ def test_more_variants_and_more_power_take_more_conversations(
     assert sizes == sorted(set(sizes))
 
 
+def test_a_script_that_is_too_small_is_told_and_quiet_tells_nothing(
+    script: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["plan", script, "--detect", "0.01"]) == ExitCode.DONE
+    assert "the script is too small for each of these" in capsys.readouterr().err
+    assert invoke(["plan", script, "--detect", "0.01", "--quiet"]) == ExitCode.DONE
+    assert capsys.readouterr().err == ""
+
+
 def test_of_several_pairs_the_one_that_varies_most_counts(
     script: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from rwkvbatch import signals
+from rwkvbatch.cli import _leave_on_signals
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.signals import leaving_at_once, stop_on_signals, unwind
 
@@ -148,12 +149,13 @@ def test_outside_the_main_thread_handlers_stay_as_they_are() -> None:
     def work() -> None:
         with signals.handlers_restored(), signals.stopping_on_interrupt() as noted:
             found.extend([noted, signal.getsignal(signal.SIGINT)])
+        found.append("left")
 
     before = signal.getsignal(signal.SIGINT)
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [[], before]
+    assert found == [[], before, "left"]
     with signals.stopping_on_interrupt() as noted:
         signal.raise_signal(signal.SIGINT)
     assert noted == [signal.SIGINT]
@@ -192,6 +194,16 @@ def test_without_linuxs_signal_a_thread_watches_the_lifeline(monkeypatch: pytest
     watching.join(10)
     os.close(reading)
     assert ended == [1]
+
+
+def test_a_signal_that_was_ignored_when_the_program_began_is_not_handled_before_its_imports() -> None:
+    before = [signal.signal(number, signal.SIG_IGN) for number, *_ in SIGNALS]
+    try:
+        _leave_on_signals()
+        assert [signal.getsignal(number) for number, *_ in SIGNALS] == [signal.SIG_IGN] * 2
+    finally:
+        for (number, *_), handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
 
 
 def test_a_signal_that_was_ignored_from_the_start_stays_ignored() -> None:

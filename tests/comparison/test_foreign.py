@@ -326,3 +326,10 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: py
     with pytest.raises(UsageError) as caught:
         load(tmp_path / "t.parquet")
     assert "rwkvbatch[parquet]" in str(caught.value.hint)
+
+
+def test_a_single_metric_of_lm_eval_has_no_others_to_name(tmp_path: Path) -> None:
+    path = lm_eval(tmp_path / "samples_arc_2024-01-02T03-04-05.678.jsonl", [1.0, 0.0], metrics=["acc"])
+    (run,) = load_runs([path])
+    assert run.rows["score"].tolist() == [1.0, 0.0]
+    assert not any("another one is named as" in note for note in run.notes)

@@ -119,12 +119,27 @@ def asking(path: Path, *turns: dict[str, Any]) -> Path:
     return path
 
 
+@pytest.mark.parametrize("begins", [False, True])
+def test_what_the_figures_are_of_is_told(
+    begins: bool, demo_engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replies = FakeServer.reply
+
+    def beginning(self: FakeServer, body: dict[str, Any]) -> Reply:
+        return replies(self, {**body, "prompt": [0, *body["prompt"]]} if begins else body)
+
+    monkeypatch.setattr(FakeServer, "reply", beginning)
+    with serving(FakeServer(demo_engine, style="lists" if begins else None)) as server:
+        assert invoke(["certify", server.url, "--limit", "2", "--quiet"]) == 0
+    out = capsys.readouterr().out
+    assert ("it reads token 0 before each prompt" in out) == begins
+    assert ("log-probabilities: the server gives none" in out) != begins
+
+
 def test_turns_of_choices_are_not_compared(demo_engine: Engine, tmp_path: Path) -> None:
     chosen = {"content": "Which?", "choices": ["one", "two"]}
     written = {"content": "Tell me a long story."}
     script = asking(tmp_path / "s.jsonl", chosen, written, written)
-    with script.open("a") as file:  # a text of one token, which cannot be scored: an error here, not a prompt
-        file.write('{"text": "a"}\n')
     found = certified(demo_engine, script=script, max_tokens=64)
     assert (found.num_replies, found.verdict) == (2, "same")
     with pytest.raises(UsageError, match="asks for no reply that could be compared"):

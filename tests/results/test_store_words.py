@@ -20,7 +20,7 @@ from tests.replay.fakes import make_row
 from tests.replay.runs import results
 from tests.results.stores import Clock, fill, open_store
 
-HINT = "1 rows are safe; make room or repair the disk, then run the same command again to continue"
+HINT = "1 row is safe; make room or repair the disk, then run the same command again to continue"
 
 
 class TestMoments:

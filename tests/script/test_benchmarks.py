@@ -362,3 +362,14 @@ def test_the_command_imports_folders_and_reports(tmp_path: Path, capsysbinary: p
     (tmp_path / "empty").mkdir()
     assert invoke(["script", "import", "mmlu", str(tmp_path / "empty"), "-o", str(tmp_path / "two.jsonl")]) == 3
     assert b"empty: holds no file that ends in .jsonl" in capsysbinary.readouterr().err
+
+
+def test_the_command_tells_some_of_the_records_that_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = written(tmp_path / "in.jsonl", *[{"id": number} for number in range(7)], ARC)
+    arguments = ["script", "import", "arc", source, "--out", str(tmp_path / "out.jsonl"), "--skip-bad"]
+    assert invoke(arguments) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("left out: " in line and "in.jsonl:" in line for line in lines) == 5
+    assert "left out: 2 more" in lines

@@ -129,7 +129,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"question_id": True, "turns": ["a"]}, "question_id: must be a string, got True"),
     ({"turns": []}, "turns: is empty"),
     ({"turns": [3]}, r"turns\[0\]: must be a string"),
-    ({"turns": ["a"], "reference": ["a", "b"]}, "reference: has 2 texts for 1 turns"),
+    ({"turns": ["a"], "reference": ["a", "b"]}, "reference: has 2 texts for 1 turn"),
     ({"id": "x", "messages": [assistant()]}, r"messages\[0\]: an assistant message needs a user message before it"),
     ({"id": "x", "messages": [user(), assistant(), assistant()]}, r"messages\[2\]: two assistant messages in a row"),
     (

@@ -133,6 +133,12 @@ def test_a_pattern_matches_exactly_what_it_matches_in_re(pattern: str, text: str
         (r"^(a)?(?(1)b|c)$", "ac", False),
         (r"^(a)?(?(1)b)$", "", True),
         (r"a(?!)|b", "a", False),
+        (r"^(?i:a)b$", "Ab", True),
+        (r"^(?i:a)b$", "AB", False),
+        (r"(?i)^(?-i:a)b$", "aB", True),
+        (r"(?i)^(?-i:a)b$", "AB", False),
+        (r"(?s:^.$)", "\n", True),
+        (r"(?m:^b)", "a\nb", True),
         (r"(?a:\w)", "é", False),
         (r"(?a)^(?u:\w)", "é", True),
         (r"(?a)\w", "é", False),
@@ -150,7 +156,7 @@ def test_character_classes_are_those_of_re(name: str) -> None:
     assert compile_pattern(f"\\{name}").findall(text) == re.findall(f"\\{name}", text)
 
 
-@pytest.mark.parametrize("pattern", ["(?x)a", "(?ai)a", "(?a:(?i:a))", "(?x:a)", "(?L:a)"])
+@pytest.mark.parametrize("pattern", ["(?x)a", "(?ai)a", "(?a:(?i:a))", "(?x:a)", "(?-x:a)", "(?L:a)"])
 def test_flags_without_the_same_meaning_are_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="flag"):
         translate(pattern)

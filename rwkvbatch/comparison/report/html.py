@@ -44,6 +44,7 @@ from rwkvbatch.comparison.wording import (
     verdict,
     with_minus,
 )
+from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
 
 # pandas has no type stubs.
@@ -217,7 +218,7 @@ def _title(analysis: Analysis) -> str:
     names = f"{len(analysis.runs)} runs" if many else ", ".join(run.name for run in analysis.runs)
     baselines = {pair.baseline.label for pair in analysis.pairs}
     against = f" against {next(iter(baselines))}" if len(baselines) == 1 else ""
-    return f"{names}: {len(analysis.pairs)} variants{against}"
+    return f"{names}: {counted(len(analysis.pairs), 'variant')}{against}"
 
 
 def _headline_facts(analysis: Analysis) -> list[tuple[str, str]]:
