@@ -56,13 +56,15 @@ def components(means: ArrayLike, within: ArrayLike, repeats: ArrayLike) -> tuple
         repeats: `[conversations]` how many repetitions it has.
 
     Returns:
-        (between, within), neither negative; `within` is 0 where no conversation has several repetitions.
+        (between, within), neither negative; `within` is 0 where no conversation has several repetitions, `between` NaN
+        for fewer than two conversations.
     """
     mean, spread, count = (np.asarray(x, dtype=np.float64) for x in (means, within, repeats))
     known = np.isfinite(spread) & (count > 1)
     inner = float(np.average(spread[known], weights=count[known] - 1)) if known.any() else 0.0
     outer = float(mean.var(ddof=1)) if mean.size > 1 else math.nan
-    return max(0.0, outer - inner * float((1 / count).mean())), inner
+    # The maximum of Python would make 0 of NaN.
+    return float(np.maximum(0.0, outer - inner * float((1 / count).mean()))), inner
 
 
 def conversations_needed(

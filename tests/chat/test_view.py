@@ -174,6 +174,7 @@ def test_without_styles_the_parts_of_a_thinking_reply_have_marks(folded: bool) -
     assert [line for line in lines if line in marks] == ([] if folded else marks)
     if not folded:
         assert lines.index(marks[0]) < lines.index("Some thoughts.") < lines.index(marks[1]) < lines.index("An answer.")
+    view._last_frame_s = 0.0
     view.tick()  # after the end there is nothing to draw
     assert file.lines() == lines
 

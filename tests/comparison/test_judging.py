@@ -253,6 +253,14 @@ def test_non_inferiority_that_lacks_data_says_how_much_it_takes(tmp_path: Path) 
     assert more.conversations_needed is None or more.conversations_needed < 60
 
 
+def test_how_much_it_takes_is_not_told_from_one_conversation(tmp_path: Path) -> None:
+    paths = runs(tmp_path, noisy(0, 1), noisy(0, 2), conversations=1, repeats=5)
+    result = only(compare(paths, fail_unless=["score >= baseline - 0.02 significantly"]))
+    assert result.failed
+    assert result.note == "the number of conversations that it takes cannot be told from one"
+    assert result.conversations_needed is None
+
+
 def test_more_data_is_not_the_answer_where_the_opposite_is_shown(tmp_path: Path) -> None:
     paths = runs(tmp_path, noisy(0.3, 1), noisy(-0.3, 2))
     result = only(compare(paths, fail_unless=["score >= baseline - 0.02 significantly"]))

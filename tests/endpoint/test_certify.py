@@ -140,8 +140,6 @@ def test_turns_of_choices_are_not_compared(demo_engine: Engine, tmp_path: Path) 
     chosen = {"content": "Which?", "choices": ["one", "two"]}
     written = {"content": "Tell me a long story."}
     script = asking(tmp_path / "s.jsonl", chosen, written, written)
-    with script.open("a") as file:  # a text of one token, which cannot be scored: an error here, not a prompt
-        file.write('{"text": "a"}\n')
     found = certified(demo_engine, script=script, max_tokens=64)
     assert (found.num_replies, found.verdict) == (2, "same")
     with pytest.raises(UsageError, match="asks for no reply that could be compared"):

@@ -115,3 +115,11 @@ def test_a_second_result_of_a_request_changes_nothing() -> None:
     assert not flight.is_done
     flight.put([(1, REPLY)])
     assert flight.is_done
+
+
+def test_a_request_without_work_is_done_at_once_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    batcher = Steps(monkeypatch, 0).batcher
+    flight = batcher.submit([], streams=False)
+    assert flight.is_done
+    assert flight._changed.is_set()
+    assert not batcher._flights
