@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 # For numpy, for torch, and for all programs that the tests start: threads of two test processes on two cores mostly
@@ -25,10 +26,28 @@ settings.register_profile("rwkvbatch", deadline=None, max_examples=60)
 settings.load_profile("rwkvbatch")
 
 
+WAITING = [
+    Path(__file__).with_name("replay") / "test_ray.py",
+    Path(__file__).with_name("replay") / "test_ray_local.py",
+    Path(__file__).with_name("replay") / "test_endings.py",
+    Path(__file__).with_name("chat") / "test_tmux.py",
+]
+"""Files whose tests mostly wait for other processes, longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: of two processes, none is left alone with a long file at the end."""
+    """Files with slow tests come first: of two processes, none is left alone with a long file at the end.
+
+    Of these, every other one waits, as long as there are such files: the processor is for the other process then, and
+    for the type checker of `make test`.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    files = list(dict.fromkeys(item.path for item in sorted(items, key=lambda item: item.path not in slow)))
+    waiting = [path for path in WAITING if path in files]
+    others = [path for path in files if path not in waiting]
+    order = [path for pair in zip_longest(waiting, others) for path in pair if path is not None]
+    places = {path: place for place, path in enumerate(order)}
+    items.sort(key=lambda item: places[item.path])
 
 
 def pytest_collection_finish() -> None:
