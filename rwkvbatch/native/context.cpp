@@ -39,6 +39,7 @@ InstructionSet instruction_set(const std::string& isa) {
         if (kernels != nullptr && integer() != nullptr) found.push_back({name, kernels, integer(), packing});
     };
 #if defined(RWKV_X86)
+    add("avx512amx", avx512_kernels(), avx512amx_integer_kernels, avx512_packing_kernels());
     add("avx512vnni", avx512_kernels(), avx512vnni_integer_kernels, avx512_packing_kernels());
     add("avx512", avx512_kernels(), avx512_integer_kernels, avx512_packing_kernels());
     add("avxvnni", avx2_kernels(), avxvnni_integer_kernels, avx2_packing_kernels());

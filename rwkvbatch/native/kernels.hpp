@@ -212,6 +212,7 @@ const IntegerKernels* avx2_integer_kernels();
 const IntegerKernels* avx512_integer_kernels();
 const IntegerKernels* avxvnni_integer_kernels();
 const IntegerKernels* avx512vnni_integer_kernels();
+const IntegerKernels* avx512amx_integer_kernels();
 #elif defined(RWKV_ARM64)
 const Kernels* neon_kernels();
 const PackingKernels* neon_packing_kernels();

@@ -22,7 +22,9 @@ from rwkvbatch.model.ops.reference import check_state
 from rwkvbatch.model.rwkv7 import ROWS_PER_STEP, Network, Rwkv7Model, token_lists
 from rwkvbatch.model.tensor_file import StoredRows
 
-Isa = Literal["auto", "avx512vnni", "avx512", "avxvnni", "avx2", "neoni8mm", "neondot", "neon", "portable"]
+Isa = Literal[
+    "auto", "avx512amx", "avx512vnni", "avx512", "avxvnni", "avx2", "neoni8mm", "neondot", "neon", "portable"
+]
 """Instruction set of the kernels; all of them give the same bits."""
 
 HUGE_PAGE = 2 << 20
