@@ -36,7 +36,7 @@ bool has_matrices() {
 const IntegerKernels* avx512amx_integer_kernels() {
     const IntegerKernels* const others = avx512vnni_integer_kernels();
     static const bool there = others != nullptr && has_matrices();
-    static const IntegerKernels KERNELS = {there ? others->quantize : nullptr, linear};
+    static const IntegerKernels KERNELS = {there ? others->quantize : nullptr, linear, there ? others->gather : nullptr};
     return there ? &KERNELS : nullptr;
 }
 

@@ -17,10 +17,11 @@ namespace RWKV_ISA {
 
 // Fewer rows leave too much of a tile empty.
 constexpr size_t min_matrix_rows(Dtype dtype) { return dtype == Dtype::INT4 ? 24 : 8; }
-constexpr size_t MATRIX_ROWS = 16;
+constexpr size_t MATRIX_ROWS = 16, MATRIX_ROW_BLOCK = 256;
+static_assert(MATRIX_ROW_BLOCK <= LINEAR_SCRATCH_ROWS);
 
 // Inputs of a block: so many of sixteen rows and of a band's weights fit into the first cache, with the tiles of sums.
-constexpr size_t matrix_block(Dtype dtype) { return dtype == Dtype::INT4 ? 512 : 256; }
+constexpr size_t matrix_block(Dtype dtype) { return dtype == Dtype::INT4 ? 2 * INTEGER_BLOCK : INTEGER_BLOCK; }
 
 // Inputs of an instruction: at most 64, and no more than share a scale.
 constexpr size_t matrix_inputs(Dtype dtype) { return std::min<size_t>(64, scaled_inputs(dtype)); }
@@ -182,8 +183,9 @@ template <Dtype D> void matrix_linear(const LinearJob& job, size_t task, float* 
     const size_t end_panel = std::min(first_panel + job.panels_per_task, weight.num_panels());
     constexpr size_t GROUP = scaled_inputs(D), BLOCK = matrix_block(D), NUM_GROUPS = BLOCK / GROUP;
     alignas(64) uint8_t unpacked[D == Dtype::INT4 ? BAND : 1][BLOCK * PANEL];
-    for (size_t first_row = 0; first_row < job.num_rows; first_row += LINEAR_ROW_BLOCK) {
-        const size_t num_rows = std::min(LINEAR_ROW_BLOCK, job.num_rows - first_row), num_tiles = ceil_div(num_rows, MATRIX_ROWS);
+    TileWeights tile_weights(weight);
+    for (size_t first_row = 0; first_row < job.num_rows; first_row += MATRIX_ROW_BLOCK) {
+        const size_t num_rows = std::min(MATRIX_ROW_BLOCK, job.num_rows - first_row), num_tiles = ceil_div(num_rows, MATRIX_ROWS);
         const TileShapes shapes(D, num_rows % MATRIX_ROWS);
         _tile_loadconfig(&shapes);
         for (size_t begin = 0; begin < weight.in; begin += BLOCK) {
@@ -200,7 +202,7 @@ template <Dtype D> void matrix_linear(const LinearJob& job, size_t task, float* 
                 const size_t ahead_step = ceil_div(ahead_bytes, num_tiles * NUM_GROUPS * panels * LINE) * LINE;
                 const uint8_t* const ahead_end = ahead + ahead_bytes;
 
-                const uint8_t* const packed = weight.at(panel, begin);
+                const uint8_t* const packed = tile_weights.at(panel, begin, end);
                 const size_t unit_step = weight.input_bytes(band_width), group_step = weight.bytes_before(GROUP, band_width);
                 MatrixTile tile{nullptr, job.num_rows, nullptr, job.x.stride * sizeof(float), end - begin, 0, panels,
                                 packed, unit_step, group_step, unit_bytes(D), packed, unit_step, group_step, in_band,
