@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from rwkvbatch.comparison import load
 from rwkvbatch.comparison.metrics import metric_named
+from rwkvbatch.stats import signflip
 from rwkvbatch.stats.signflip import compare_family
 
 METRICS = ("score", "tokens", "logprob", "loop")
@@ -56,25 +57,40 @@ def sums_of(table: Any, metric: str) -> Sums | None:
     return Sums(sums[:, whole], counts[:, whole])
 
 
-def alarms(
-    metric: str, values: Sums, conversations: int, repeats: int, variants: int, tries: int
-) -> tuple[int, int, float]:
-    """Tries with a significant difference, tries in which anything differs, and the first interval's coverage of 0."""
+@dataclass(frozen=True)
+class Alarms:
+    """Shares of tries: with a significant difference, in which anything differs, whose first interval holds 0.
+
+    `num_differing`: conversations that differ between the baseline and the first variant, on average.
+    """
+
+    found: float
+    differing: float
+    covered: float
+    num_differing: float
+
+
+def alarms(metric: str, values: Sums, conversations: int, repeats: int, variants: int, tries: int) -> Alarms:
+    """What `tries` deals come to."""
     rng = np.random.default_rng((conversations, repeats, variants))
     widest = metric_named(metric).widest
     judged = np.flatnonzero(values.counts[:, 0])
-    found = differing = covered = 0
+    found = differing = covered = num_differing = 0
     for _ in range(tries):
         chosen = rng.permutation(judged)[:conversations]
-        dealt = rng.permutation(values.sums.shape[1])[: repeats * (variants + 1)].reshape(variants + 1, repeats)
-        sides = [values.sums[np.ix_(chosen, side)].sum(axis=1) for side in dealt]
-        counts = values.counts[np.ix_(chosen, dealt[0])].sum(axis=1)
+        # Each conversation has a deal of its own: dealt together, the repetitions that are there would bring the
+        # correlations that they happen to have into all tries.
+        order = rng.random((conversations, values.sums.shape[1])).argsort(axis=1)
+        dealt = order[:, : repeats * (variants + 1)].reshape(conversations, variants + 1, repeats)
+        sides = np.take_along_axis(values.sums[chosen][:, None], dealt, axis=2).sum(axis=2).T
+        counts = values.counts[chosen, 0] * repeats
         differences = np.stack([side - sides[0] for side in sides[1:]], axis=1)
         family = compare_family(differences, np.stack([counts] * variants, axis=1), widest=widest)
         found += any(each.significant for each in family.differences)
         differing += any(not each.identical for each in family.differences)
+        num_differing += int(np.count_nonzero(differences[:, 0]))
         covered += family.differences[0].low <= 0 <= family.differences[0].high
-    return found, differing, covered / tries
+    return Alarms(found / tries, differing / tries, covered / tries, num_differing / tries)
 
 
 def replay(directory: Path, script: Path, repeats: int, conversations: int) -> Any:
@@ -120,7 +136,10 @@ def main() -> None:
     parser.add_argument("--script", type=Path, default=Path("datasets/memory.jsonl"))
     parser.add_argument("--run", type=Path, help="where the rows are, or are to be")
     parser.add_argument("--synthetic", action="store_true", help="made-up rows instead of the bundled model")
+    parser.add_argument("--patterns", type=int, default=1998, help="sign patterns drawn beyond 13 conversations")
     chosen = parser.parse_args()
+    # A tenth of what `compare` draws: single p-values vary more, how often they are at most 5 % does not.
+    signflip.DRAWN_PATTERNS = chosen.patterns
     started_s = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         if chosen.synthetic:
@@ -128,7 +147,10 @@ def main() -> None:
         else:
             table = replay(chosen.run or Path(folder) / "run", chosen.script, chosen.repeats, chosen.conversations)
     print(f"{len(table):,} rows; {chosen.tries} tries of each design")
-    print("conversations, repetitions, variants: false alarms (of tries in which anything differs), coverage of 0")
+    print(
+        "conversations, repetitions, variants: false alarms (of tries in which anything differs), coverage of 0, "
+        "conversations that differ"
+    )
     for metric in METRICS:
         values = sums_of(table, metric)
         if values is None:
@@ -137,10 +159,10 @@ def main() -> None:
             there = int((values.counts[:, 0] > 0).sum())
             if conversations > there or own * (variants + 1) > values.sums.shape[1]:
                 continue
-            found, differing, covered = alarms(metric, values, conversations, own, variants, chosen.tries)
+            of = alarms(metric, values, conversations, own, variants, chosen.tries)
             print(
-                f"{metric:10} {conversations:3} {own:2} {variants:2}: {found / chosen.tries:6.2%} "
-                f"({found / max(1, differing):6.2%}), {covered:.3f}",
+                f"{metric:10} {conversations:3} {own:2} {variants:2}: {of.found:6.2%} "
+                f"({of.found / max(of.differing, 1 / chosen.tries):6.2%}), {of.covered:.3f}, {of.num_differing:4.1f}",
                 flush=True,
             )
     print(f"{time.perf_counter() - started_s:.0f} s")

@@ -5,7 +5,7 @@
 Conversations differ in hardness, which both runs and all repetitions and turns of a conversation share. The
 unpaired test is Welch's over all rows, as of two lists of scores: it ignores that both runs replayed the same
 conversations, which costs power, and that the rows of a conversation resemble each other, which makes false alarms
-where the runs are of different conversations. Trends are of checkpoints that do not differ.
+where the runs are of different conversations. Trends are of checkpoints that do not differ, five times as many samples.
 
 Further cases: few conversations; rows of the variant that are missing by chance, whose pairs are left out; rows that
 ended in an error, which count as failed; and nll, whose conversations have a lognormal mean and rows with heavy tails.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -96,18 +95,31 @@ def found_in(case: Case, samples: int) -> Rates:
     return Rates(paired / samples, unpaired / samples)
 
 
-def trend_alarms(conversations: int, checkpoints: int, samples: int) -> float:
-    """How often checkpoints that do not differ have a trend."""
+def trend_alarms(conversations: int, checkpoints: int, samples: int) -> tuple[float, float]:
+    """How often checkpoints that do not differ have a trend, and the mean level that the exact test can attain."""
     rng = np.random.default_rng(conversations * checkpoints)
-    alarms = 0
+    earlier, later = np.triu_indices(checkpoints, 1)
+    alarms, levels = 0, 0.0
     for _ in range(samples):
         hardness = 0.5 + HARDNESS * rng.standard_normal(conversations)
         means = np.stack([passes(rng, hardness).mean(axis=1) for _ in range(checkpoints)], axis=1)
-        signs = [np.sign(means[:, later] - means[:, earlier]) for earlier, later in combinations(range(checkpoints), 2)]
-        concordance = np.mean(signs, axis=0)[:, None]
+        signs = np.sign(means[:, later] - means[:, earlier]).sum(axis=1)
+        concordance = signs[:, None] / earlier.size
         (test,) = compare_family(concordance, np.ones_like(concordance), widest=1.0).differences
         alarms += test.p <= LEVEL
-    return alarms / samples
+        levels += attainable(np.abs(signs).astype(np.int64))
+    return alarms / samples, levels / samples
+
+
+def attainable(steps: NDArray[np.int64]) -> float:
+    """The largest p-value of a sign-flip test that is at most `LEVEL`, for differences of these whole sizes."""
+    total = int(steps.sum())
+    shares = np.zeros(2 * total + 1)
+    shares[total] = 1.0
+    for step in steps:
+        shares = (np.roll(shares, step) + np.roll(shares, -step)) / 2
+    tails = np.bincount(np.abs(np.arange(2 * total + 1) - total), shares)[::-1].cumsum()
+    return float(tails[tails <= LEVEL + 1e-12].max(initial=0.0))
 
 
 CASES = (
@@ -131,10 +143,10 @@ def main() -> None:
             f"{name:28} {case.conversations:3}, {case.effect:4.2f}: {found.paired:6.1%} {found.unpaired:6.1%}",
             flush=True,
         )
-    print("conversations, checkpoints without a difference: trends found")
-    for conversations, checkpoints in ((10, 5), (30, 5), (30, 30)):
-        alarms = trend_alarms(conversations, checkpoints, samples)
-        print(f"{conversations:3}, {checkpoints:3}: {alarms:6.1%}", flush=True)
+    print("conversations, checkpoints without a difference: trends found, level that the exact test can attain")
+    for conversations, checkpoints in ((10, 5), (30, 5), (100, 5), (30, 30)):
+        alarms, level = trend_alarms(conversations, checkpoints, 5 * samples)
+        print(f"{conversations:3}, {checkpoints:3}: {alarms:6.1%} {level:6.1%}", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ only.
 Means of single variants follow, of numbers without limits (`nll`, `tokens`, timings).
 
 Before that, by enumeration: the levels that the test can attain, which are the largest p-values that are at most 5 %,
-and the coverage of intervals of yes/no outcomes over all true shares of gains and losses.
+and the coverage of intervals of yes/no outcomes over all true shares of gains and losses, beside other intervals that
+could be made to agree with the same test.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
 from math import comb
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rwkvbatch.stats import signflip
 from rwkvbatch.stats.signflip import compare_family
-from rwkvbatch.stats.spread import unlimited_interval
+from rwkvbatch.stats.spread import Spread, unlimited_interval
 
 LEVEL = 0.05
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
@@ -36,6 +40,17 @@ def yes_no(gain: float, loss: float) -> Draw:
         return rng.choice([1.0, -1.0, 0.0], size=n, p=[gain, loss, 1 - gain - loss])
 
     return draw
+
+
+def repetitions(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+    """Mean differences of four repetitions with pass rates of 0.2 to 0.7, and 0.1 higher ones."""
+    rates = rng.uniform(0.2, 0.7, n)
+    return (rng.binomial(4, rates + 0.1) - rng.binomial(4, rates)) / 4
+
+
+def few_losses(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+    """Small gains of five repetitions, and a tenth of the conversations that fail altogether."""
+    return np.where(rng.random(n) < 0.1, -1.0, rng.binomial(5, 0.15, n) / 5)
 
 
 def normal(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
@@ -64,6 +79,8 @@ def mixture(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
 CASES: dict[str, tuple[Draw, float, float]] = {
     "yes/no, 20 % gains, 10 % losses": (yes_no(0.2, 0.1), 0.1, 1.0),
     "yes/no, 5 % gains, no losses": (yes_no(0.05, 0.0), 0.05, 1.0),
+    "4 repetitions, 10 % gains": (repetitions, 0.1, 1.0),
+    "small gains, 10 % total losses": (few_losses, 0.9 * 0.15 - 0.1, 1.0),
     "normal": (normal, 0.3, math.inf),
     "t, 3 degrees of freedom": (heavy, 0.3, math.inf),
     "exponential": (exponential, 0.0, math.inf),
@@ -107,30 +124,128 @@ def coverage_of_means(draw: Draw, truth: float, conversations: int, samples: int
     return sum(low <= truth <= high for low, high in ends) / samples
 
 
-def enumerated(conversations: int, step: float = 0.025) -> tuple[float, float, float]:
-    """Of yes/no outcomes: the mean and the least coverage over true shares, and that of gains without losses.
+Ends = tuple[float, float]
 
-    Of equal pairs, whose interval describes the sample, the bound of gates is taken.
+
+def score_interval(gains: int, losses: int, n: int) -> Ends:
+    """The differences that a score test does not reject (Tango 1998)."""
+    z = NormalDist().inv_cdf(1 - LEVEL / 2)
+
+    def score(difference: float) -> float:
+        b = -gains - losses + (2 * n - gains + losses) * difference
+        share = (math.sqrt(max(0.0, b * b + 8 * n * losses * difference * (1 - difference))) - b) / (4 * n)
+        variance = n * (2 * share + difference * (1 - difference))
+        distance = gains - losses - n * difference
+        return distance / math.sqrt(variance) if variance > 1e-15 else math.copysign(math.inf, distance)
+
+    def end(outside: float, limit: float) -> float:
+        inside = (gains - losses) / n
+        for _ in range(50):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if abs(score(middle)) <= limit else (inside, middle)
+        return outside
+
+    return end(-1.0, z), end(1.0, z)
+
+
+def flip_interval(differences: NDArray[np.float64]) -> Ends:
+    """Means over subsets of the conversations, counted by what is in a subset: any number of conversations will do."""
+    sizes = [int((differences == value).sum()) for value in (1, -1, 0)]
+    means: list[tuple[float, int]] = []
+    for gained, lost, same in np.ndindex(*(size + 1 for size in sizes)):
+        if gained + lost + same:
+            ways = math.prod(comb(size, of) for size, of in zip(sizes, (gained, lost, same), strict=True))
+            means.append(((gained - lost) / (gained + lost + same), ways))
+    skipped = math.floor(LEVEL / 2 * 2**differences.size) - 1
+
+    def end(ordered: list[tuple[float, int]]) -> float:
+        return next(
+            mean for (mean, _), below in zip(ordered, accumulate(w for _, w in ordered), strict=True) if below > skipped
+        )
+
+    return end(sorted(means)), end(sorted(means, reverse=True))
+
+
+def intervals_of(differences: NDArray[np.float64]) -> dict[str, Ends]:
+    """By name, those of `compare` and others that are moved to agree with its test."""
+    n = differences.size
+    found = compare_family(differences[:, None], np.ones((n, 1)), widest=1.0).differences[0]
+    names = ("compare", "and sign flips", "score interval", "Newcombe's alone")
+    if found.identical:
+        # Their interval describes the sample: the bound of gates is taken.
+        least = 1 - (LEVEL / 2) ** (1 / n)
+        return dict.fromkeys(names, (-least, least))
+    own = Spread.of(differences, np.ones(n), 1.0)
+    assert own.gains is not None
+    assert own.losses is not None
+    (gain_low, gain_high), (loss_low, loss_high) = own.gains.wilson(LEVEL), own.losses.wilson(LEVEL)
+    gain, loss = own.gains.mean, own.losses.mean
+    below, above = math.hypot(gain - gain_low, loss_high - loss), math.hypot(gain_high - gain, loss - loss_low)
+    flips, around = flip_interval(differences), own.around(LEVEL)
+    others = {
+        "and sign flips": (min(flips[0], around[0]), max(flips[1], around[1])),
+        "score interval": score_interval(int((differences > 0).sum()), int((differences < 0).sum()), n),
+        "Newcombe's alone": (own.mean - below, own.mean + above),
+    }
+    moved: dict[str, Ends] = {"compare": (found.low, found.high)}
+    for name, (low, high) in others.items():
+        low, high = max(low, -1.0), min(high, 1.0)
+        if not found.significant:
+            moved[name] = min(low, 0.0), max(high, 0.0)
+        elif found.mean > 0:
+            moved[name] = max(low, 1e-6), high
+        else:
+            moved[name] = low, min(high, -1e-6)
+    return moved
+
+
+@dataclass(frozen=True)
+class Enumerated:
+    """Coverage of intervals of yes/no outcomes over true shares: its mean, the least, the least without losses.
+
+    `below`: the part of the shares with a coverage below 0.94. `width`: on average.
     """
+
+    mean: float
+    least: float
+    without_losses: float
+    below: float
+    width: float
+
+
+def enumerated(conversations: int, step: float = 0.025) -> dict[str, Enumerated]:
+    """By name of the interval, over all true shares of gains and losses that are multiples of `step`."""
     outcomes = [(g, k - g) for k in range(conversations + 1) for g in range(k + 1)]
-    least = 1 - (LEVEL / 2) ** (1 / conversations)
-    ends: list[tuple[float, float]] = []
-    for gains, losses in outcomes:
-        values = np.repeat([1.0, -1.0, 0.0], [gains, losses, conversations - gains - losses])[:, None]
-        found = compare_family(values, np.ones_like(values), widest=1.0).differences[0]
-        ends.append((-least, least) if found.identical else (found.low, found.high))
-    low, high = np.array(ends).T
+    found = [
+        intervals_of(np.repeat([1.0, -1.0, 0.0], [gains, losses, conversations - gains - losses]))
+        for gains, losses in outcomes
+    ]
     ways = np.array([float(comb(conversations, g) * comb(conversations - g, k)) for g, k in outcomes])
     gained, lost = np.array(outcomes, dtype=np.float64).T
-    held: dict[tuple[float, float], float] = {}
-    for gain in np.arange(0, 1 + step / 2, step):
-        for loss in np.arange(0, 1 - gain + step / 2, step):
-            rest = max(0.0, 1 - gain - loss)
-            chance = ways * gain**gained * loss**lost * rest ** (conversations - gained - lost)
-            covered = (low <= gain - loss + 1e-9) & (gain - loss - 1e-9 <= high)
-            held[gain, loss] = float(chance[covered].sum())
-    shares = np.array(list(held.values()))
-    return float(shares.mean()), float(shares.min()), min(of for (_, loss), of in held.items() if loss == 0)
+    shares = [
+        (gain, loss) for gain in np.arange(0, 1 + step / 2, step) for loss in np.arange(0, 1 - gain + step / 2, step)
+    ]
+    chances = [
+        ways * gain**gained * loss**lost * max(0.0, 1 - gain - loss) ** (conversations - gained - lost)
+        for gain, loss in shares
+    ]
+    result: dict[str, Enumerated] = {}
+    for name in found[0]:
+        low, high = np.array([ends[name] for ends in found]).T
+        held = np.array(
+            [
+                float(chance[(low <= gain - loss + 1e-9) & (gain - loss - 1e-9 <= high)].sum())
+                for chance, (gain, loss) in zip(chances, shares, strict=True)
+            ]
+        )
+        result[name] = Enumerated(
+            float(held.mean()),
+            float(held.min()),
+            min(of for of, (_, loss) in zip(held.tolist(), shares, strict=True) if loss == 0),
+            float((held < 0.94).mean()),
+            float(np.mean([(chance * (high - low)).sum() for chance in chances])),
+        )
+    return result
 
 
 def main() -> None:
@@ -146,9 +261,11 @@ def main() -> None:
     print(f"{'conversations':14}", *(f"{n:5}" for n in numbers))
     print(f"{'yes/no':14}", *(f"{100 * attainable(n):5.2f}" for n in numbers))
     print(f"{'no ties':14}", *(f"{100 * attainable_of_numbers(n):5.2f}" for n in numbers))
-    print("\ncoverage of yes/no outcomes over all true shares: mean, least, least without losses")
+    print("\ncoverage of yes/no outcomes over all true shares: mean, least, least without losses, below 0.94; width")
     for n in (8, 12, 20, 30):
-        print(f"{n:3}", *(f"{share:.3f}" for share in enumerated(n)), flush=True)
+        for name, of in enumerated(n).items():
+            shares = (f"{share:.3f}" for share in (of.mean, of.least, of.without_losses, of.below))
+            print(f"{n:3} {name:18}", *shares, f"{of.width:.2f}", flush=True)
     print()
     print(f"{'differences':34}", *(f"{n:>6}" for n in given.conversations))
     for name, (draw, truth, widest) in CASES.items():

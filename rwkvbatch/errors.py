@@ -178,6 +178,11 @@ class RunReplacedError(StorageError):
     """A run's directory or rows were moved, replaced or edited by another program while the run wrote to them."""
 
 
+def counted(number: int, noun: str) -> str:
+    """The number and the noun, in the plural unless the number is 1: `1 row`, `2,000 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def in_words(error: BaseException) -> str:
     """The type and text of an exception that may be of foreign code, whose text may fail too."""
     try:

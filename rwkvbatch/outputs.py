@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rwkvbatch.engine.request import SHOWN_CHARACTERS, FinishReason, Reply, ReplyTiming, Score
-from rwkvbatch.errors import NonFiniteLogitsError
+from rwkvbatch.errors import NonFiniteLogitsError, counted
 from rwkvbatch.prepared import PreparedPrompt
 
 
@@ -42,7 +42,7 @@ class CompletionOutput:
         return math.fsum(self.logprobs)
 
     def __repr__(self) -> str:
-        return f"<CompletionOutput {_shown(self.text)}: {len(self.token_ids)} tokens, {self.finish_reason}>"
+        return f"<CompletionOutput {_shown(self.text)}: {counted(len(self.token_ids), 'token')}, {self.finish_reason}>"
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class RequestOutput:
 
     def __repr__(self) -> str:
         more = f" and {len(self.outputs) - 1} more" if len(self.outputs) > 1 else ""
-        return f"<RequestOutput {_shown(self.text)}{more}, after {self.num_prompt_tokens} tokens>"
+        return f"<RequestOutput {_shown(self.text)}{more}, after {counted(self.num_prompt_tokens, 'token')}>"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ class ScoreOutput(Score):
         return self.num_matched == len(self.token_ids)
 
     def __repr__(self) -> str:
-        return f"<ScoreOutput: {len(self.token_ids)} tokens, logprob {self.logprob:.4f}, {self.num_matched} matched>"
+        size = counted(len(self.token_ids), "token")
+        return f"<ScoreOutput: {size}, logprob {self.logprob:.4f}, {self.num_matched} matched>"
 
 
 def output_of(prompt: PreparedPrompt, replies: Iterable[Reply]) -> RequestOutput:

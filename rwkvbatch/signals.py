@@ -117,7 +117,7 @@ class StopRequest(_Arrivals):
                 # Written rows are whole lines already: they need no orderly end.
                 cursor = _SHOW_CURSOR if sys.stderr.isatty() else b""
                 _exit(number, cursor + b"stopped at once; finished rows are safe\n")
-            case "duplicate":
+            case _:
                 pass
 
 
@@ -189,7 +189,7 @@ def calling(stop: Callable[[], None]) -> Generator[None]:
                 stop()
             case "later":
                 _leave(number, frame)
-            case "duplicate":
+            case _:
                 pass
 
     with handlers_restored():

@@ -1,35 +1,61 @@
-"""What all tests share: nothing of the user's is read or written, and torch leaves the other core alone."""
+"""What all tests share: nothing of the user's is read or written, and libraries leave the other core alone."""
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
+import sys
+from itertools import zip_longest
 from pathlib import Path
 
-import pytest
-import torch
-from hypothesis import settings
+# For numpy, for torch, and for all programs that the tests start: threads of two test processes on two cores mostly
+# wait for each other, at full speed.
+os.environ["OMP_NUM_THREADS"] = "1"
+# An environment that forbids bytecode files makes each of these programs, and each run of the tests, compile all anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+gc.disable()  # until all is collected: the modules stay, and each look at them takes longer than the one before
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 settings.register_profile("rwkvbatch", deadline=None, max_examples=60)
 settings.load_profile("rwkvbatch")
 
 
+WAITING = [
+    Path(__file__).with_name("replay") / "test_ray.py",
+    Path(__file__).with_name("replay") / "test_ray_local.py",
+    Path(__file__).with_name("replay") / "test_endings.py",
+    Path(__file__).with_name("chat") / "test_tmux.py",
+]
+"""Files whose tests mostly wait for other processes, longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: of two processes, none is left alone with a long file at the end."""
+    """Files with slow tests come first: of two processes, none is left alone with a long file at the end.
+
+    Of these, every other one waits, as long as there are such files: the processor is for the other process then, and
+    for the type checker of `make test`.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    files = list(dict.fromkeys(item.path for item in sorted(items, key=lambda item: item.path not in slow)))
+    waiting = [path for path in WAITING if path in files]
+    others = [path for path in files if path not in waiting]
+    order = [path for pair in zip_longest(waiting, others) for path in pair if path is not None]
+    places = {path: place for place, path in enumerate(order)}
+    items.sort(key=lambda item: places[item.path])
 
 
 def pytest_collection_finish() -> None:
     """Collecting garbage takes a third of a second with all modules of all tests loaded; they stay anyway."""
     gc.collect()
     gc.freeze()
-
-
-def pytest_unconfigure() -> None:
-    """Native modules report what is never collected as leaked."""
-    gc.unfreeze()
+    gc.enable()
+    atexit.register(gc.unfreeze)  # native modules report what is never collected as leaked
 
 
 @pytest.fixture(scope="session", autouse=True)

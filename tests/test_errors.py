@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rwkvbatch.errors import is_out_of_memory
+from rwkvbatch.errors import counted, is_out_of_memory
 
 
 def test_torch_s_failed_allocation_on_the_cpu_is_told_as_such() -> None:
@@ -25,3 +25,8 @@ def test_torch_s_failed_allocation_on_the_cpu_is_told_as_such() -> None:
 )
 def test_other_errors(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (1001, "1,001 rows")])
+def test_one_of_a_kind_is_in_the_singular(number: int, text: str) -> None:
+    assert counted(number, "row") == text

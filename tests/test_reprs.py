@@ -11,6 +11,7 @@ import rwkvbatch
 from rwkvbatch.config import Sampling
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import Reply, ReplyTiming, Request, Score
+from rwkvbatch.errors import counted
 from rwkvbatch.model.base import Model, State
 
 LONGEST = 250
@@ -28,7 +29,7 @@ def test_a_state_shows_its_sizes_and_no_tensors(model: Model) -> None:
 
 @pytest.mark.parametrize("tensors", [{}, {"wkv": torch.zeros(3)}, {"x": torch.zeros(2, 5)}])
 def test_a_state_of_another_kind_shows_what_there_is(tensors: dict[str, torch.Tensor]) -> None:
-    assert f"{len(tensors)} tensors" in repr(State(tensors))
+    assert counted(len(tensors), "tensor") in repr(State(tensors))
 
 
 def test_a_model_an_engine_and_its_tokenizer_say_what_they_are(model: Model) -> None:
@@ -55,7 +56,7 @@ def test_a_reply_shows_its_text_shortened_and_how_it_ended() -> None:
     assert repr(reply).endswith("…': 99 tokens, ended by stop '\\n\\n', after 900 tokens (400 cached)>")
     assert len(repr(reply)) < LONGEST
     failed = Reply("", (), (), "error", None, (), 1, 0, timing, "no logits")
-    assert "ended by error, after 1 tokens (0 cached), error 'no logits'" in repr(failed)
+    assert "ended by error, after 1 token (0 cached), error 'no logits'" in repr(failed)
 
 
 def test_a_score_shows_its_mean() -> None:

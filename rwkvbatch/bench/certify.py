@@ -28,7 +28,7 @@ from rwkvbatch.endpoint.engine import EndpointEngine
 from rwkvbatch.endpoint.served import Endpoint, ServedSpec, served_spec
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import END_OF_TEXT, Reply, Request
-from rwkvbatch.errors import RowError, UsageError
+from rwkvbatch.errors import RowError, UsageError, counted
 from rwkvbatch.model.load import load_model
 from rwkvbatch.prompt.vocabulary import tokenizer_of
 from rwkvbatch.replay.api import run
@@ -211,7 +211,7 @@ def _compared(
             worst = max(own), f"token {place + 1} of a reply, {token!r}: {theirs:.3f} there, {ours:.3f} here"
     if num_tokens < MIN_TOKENS:
         raise UsageError(
-            f"the server's replies have {num_tokens} tokens, and a verdict takes at least {MIN_TOKENS}",
+            f"the server's replies have {counted(num_tokens, 'token')}, and a verdict takes at least {MIN_TOKENS}",
             hint="give a longer --script, or more --max-tokens",
         )
     agreement = num_matched / num_tokens

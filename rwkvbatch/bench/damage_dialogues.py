@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rwkvbatch.bench.damage import Say, ScoredPart, ScoredText
 from rwkvbatch.engine.engine import Engine
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.replay.conversation import ConversationReplay
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.prompts import PromptEncoder
@@ -36,7 +36,7 @@ def texts_of_dialogues(engine: Engine, plan: Plan, weights_sha256: str, say: Say
             parts[number] += [ScoredPart(tuple(before), tuple(scored)) for before, scored in given if before and scored]
         waiting = [number for number in waiting if _goes_on(replays[number])]
         if waiting:
-            say(f"replies to {len(waiting):,} turns without a reference")
+            say(f"replies to {counted(len(waiting), 'turn')} without a reference")
             replies = engine.generate([replays[number].request() for number in waiting])
             for number, reply in zip(waiting, replies, strict=True):
                 replays[number].take_reply(reply)

@@ -17,6 +17,7 @@ from itertools import groupby, pairwise
 import numpy as np
 import torch
 
+from rwkvbatch.errors import counted
 from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch
 from rwkvbatch.model.load import load_model
 
@@ -201,7 +202,7 @@ def plan(vocab_size: int) -> list[Step]:
     texts = RaggedBatch.of([draw(length) for length in LENGTHS], together, every_token=True)
     steps.append(Step(f"{len(LENGTHS)} texts together", texts, source=in_pieces))
     for rows in DECODE_ROWS:
-        name = f"decode, {rows} row{'s' if rows > 1 else ''}"
+        name = f"decode, {counted(rows, 'row')}"
         steps += [Step(name, RaggedBatch.of([draw(1) for _ in range(rows)], range(rows))) for _ in range(DECODE_STEPS)]
     return steps
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from rwkvbatch.errors import RwkvBatchError, UsageError
+from rwkvbatch.errors import RwkvBatchError, UsageError, counted
 from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch, SampleBatch
 from rwkvbatch.model.rwkv7 import Rwkv7Model
 from rwkvbatch.model.strategy import DTYPES
@@ -91,7 +91,7 @@ def decode(model: Model, rows: int, clock: Clock = WALL, weight_bytes: float = 0
         batch = RaggedBatch.of([[int(token)] for token in tokens], range(rows))
         return timed(clock, model.step, batch, pool)
 
-    name = f"decode, {rows} row{'s' if rows > 1 else ''}"
+    name = f"decode, {counted(rows, 'row')}"
     if (ops := native_ops(model)) is not None:
         weight_bytes -= _skipped_bytes(ops, once)
     products = _products(spec)
@@ -400,7 +400,7 @@ class _Package:
                 logits = self._logits.float().clone()
                 start = self._clock()
                 self._pipeline.sample_logits(logits, temperature=TEMPERATURE, top_p=TOP_P, top_k=0)
-            case "tokenize":
+            case _:
                 start = self._clock()
                 self._tokenizer.encode(TEXT)
         return self._clock() - start

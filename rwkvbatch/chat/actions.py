@@ -20,10 +20,10 @@ from rwkvbatch.chat.app import Chat, OutputFile
 from rwkvbatch.chat.runs import export
 from rwkvbatch.chat.session import TURN_SETTINGS
 from rwkvbatch.chat.storage import load_session, save_session
-from rwkvbatch.chat.tables import counted, params, plain, short
+from rwkvbatch.chat.tables import params, plain, short
 from rwkvbatch.config import NO_ADAPTER, ORDERS, ThinkMode, TurnEnd, preset_settings
 from rwkvbatch.endpoint.served import ServedSpec
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.files import check_target, read_file
 from rwkvbatch.model.safetensors import STATE
 from rwkvbatch.model.states import save_state
@@ -68,10 +68,15 @@ def set_value(chat: Chat, argument: str) -> None:
         _change(chat, values)
 
 
+def is_setting(name: str) -> bool:
+    """Whether `/set` changes it."""
+    return full_name(name.lstrip("-")) in (*TURN_SETTINGS, "seed")
+
+
 def _parse_setting(name: str, text: str) -> dict[str, Any]:
     """The validated setting of `/set NAME TEXT`, by its full name."""
     full = full_name(name.lstrip("-"))
-    if full not in (*TURN_SETTINGS, "seed"):
+    if not is_setting(name):
         raise UsageError(f"/set: expected one of {', '.join(SETTABLE)}, seed; got {name[:60]!r}")
     value: Any = text
     if full in ("banned_token_ids", "stop", "no_penalty"):
@@ -290,7 +295,9 @@ def state(chat: Chat, argument: tuple[str, OutputFile]) -> None:
         save_state(path, current, spec, tokens=known, replace=replace, private=True)
 
     chat.write(target, write)
-    chat.view.note(f"saved {path}: the state after {len(tokens)} tokens; rwkvbatch chat --state {path} starts with it")
+    chat.view.note(
+        f"saved {path}: the state after {counted(len(tokens), 'token')}; rwkvbatch chat --state {path} starts with it"
+    )
 
 
 def export_script(chat: Chat, target: OutputFile) -> None:

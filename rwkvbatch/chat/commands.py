@@ -214,6 +214,8 @@ def _find(line: str) -> tuple[Command, str]:
     matches = [name] if name in COMMANDS else [known for known in COMMANDS if name and known.startswith(name)]
     if len(matches) == 1:
         return COMMANDS[matches[0]], argument.strip()
+    if not matches and actions.is_setting(name):
+        raise UsageError(f"there is no command /{name}", hint=f"/set {name} VALUE changes the setting")
     close = matches or difflib.get_close_matches(name, COMMANDS, n=3)
     hint = f"did you mean {' or '.join('/' + match for match in close)}?" if close else "/help lists the commands"
     raise UsageError(f"there is no command /{name[:60]}", hint=f"{hint} (start a message that begins with / with //)")

@@ -27,7 +27,7 @@ from rwkvbatch.errors import UsageError
 from rwkvbatch.model.load import load_model, resolve_model_path
 from rwkvbatch.prompt.templates import load_prelude
 from rwkvbatch.prompt.vocabulary import tokenizer_of
-from rwkvbatch.replay.layers import layer_settings, naming_origins
+from rwkvbatch.replay.layers import Layered, layer_settings, naming_origins
 
 NO_PRELUDE = "none"
 DEFAULT_PRELUDE = "api-demo-chat"
@@ -45,6 +45,7 @@ class ChatArguments:
     Attributes:
         values: the settings that were given, by name.
         transcript: a file; None for one in the user's state directory.
+        layered: `values` over the environment's and the settings file's; None for the environment's alone.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -54,7 +55,7 @@ class ChatArguments:
     from_run: str | None = None
     cell: str | None = None
     repeat: int = 0
-    config: Path | None = None
+    layered: Layered | None = None
     raw: bool = False
     json: bool = False
     quiet: bool = False
@@ -101,7 +102,7 @@ def open_chat(arguments: ChatArguments, view: View, *, is_terminal: bool) -> Cha
     point = None
     if arguments.from_run is not None:
         point = read_point(arguments.from_run, arguments.cell, arguments.repeat)
-    layered = layer_settings(arguments.values, environment=os.environ, config=arguments.config)
+    layered = arguments.layered or layer_settings(arguments.values, environment=os.environ)
     with naming_origins(layered.origins):
         return _open_chat(arguments, layered.settings, point, view, is_terminal=is_terminal)
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from rwkvbatch.chat.app import Chat
 from rwkvbatch.config import PRESETS, Sampling
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.setting_names import SHORT_NAMES
 
@@ -57,7 +57,7 @@ def stats(chat: Chat, _argument: None) -> None:
     exchanges, last = session.tree.exchanges, session.tree.last
     if last is not None:
         figures = [
-            f"{len(last.ids)} tokens, {last.tokens_per_s:.1f} tokens/s",
+            f"{counted(len(last.ids), 'token')}, {last.tokens_per_s:.1f} tokens/s",
             f"first token after {last.first_token_s:.3f} s",
             f"{last.num_read} prompt tokens read, {last.num_cached} cached",
         ]
@@ -70,8 +70,8 @@ def stats(chat: Chat, _argument: None) -> None:
     size = engine.num_cached_states * engine.model.spec.state_bytes / 2**20
     _add_rows(
         table,
-        branch=f"{counted(session.tree.num_turns(), 'turn')}, {len(session.tree.history())} tokens",
-        session=f"{replies}, {generated} tokens in {seconds:.1f} s",
+        branch=f"{counted(session.tree.num_turns(), 'turn')}, {counted(len(session.tree.history()), 'token')}",
+        session=f"{replies}, {counted(generated, 'token')} in {seconds:.1f} s",
         engine=f"{engine.stats.num_prompt_read} prompt tokens read, {engine.stats.num_prompt_cached} cached",
         states=f"{engine.num_cached_states} cached, {size:.1f} MiB",
     )
@@ -136,10 +136,6 @@ def plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(repr, cast("Sequence[Any]", value))) or "none"
     return "none" if value is None or value == "" else str(value)
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def short(text: str, length: int = 50) -> str:

@@ -27,7 +27,7 @@ from rwkvbatch.chat.commands import COMMANDS, handle_line
 from rwkvbatch.chat.live import MARKDOWN, THINKING, ChatMarkdown, LiveText, split_thinking, thinking_text
 from rwkvbatch.chat.storage import open_private
 from rwkvbatch.chat.tree import Exchange
-from rwkvbatch.errors import RwkvBatchError
+from rwkvbatch.errors import RwkvBatchError, counted
 from rwkvbatch.prompt.escaping import CONTEXT, printable
 
 FRAME_S = 1 / 30
@@ -137,7 +137,7 @@ class TerminalView:
     def alternatives(self, exchanges: Sequence[Exchange]) -> None:
         cells: list[RenderableType] = []
         for number, exchange in enumerate(exchanges, start=1):
-            figures = f"  {len(exchange.ids)} tokens · {exchange.tokens_per_s:.0f}/s · seed {exchange.seed}"
+            figures = f"  {counted(len(exchange.ids), 'token')} · {exchange.tokens_per_s:.0f}/s · seed {exchange.seed}"
             cells.append(Group(Text.assemble((str(number), "bold cyan"), (figures, "dim")), self._reply(exchange)))
         if self.console.width // max(len(cells), 1) < MIN_COLUMN_WIDTH:
             for cell in cells:
@@ -201,7 +201,7 @@ class TerminalView:
             return Text(f"working · {seconds:.1f} s · Ctrl-C stops", style="dim")
         doing = "thinking" if self._answer is None and self._thinking is not None else "writing"
         speed = f" · {self._num_tokens / seconds:.0f}/s" if seconds > 0.2 else ""
-        return Text(f"{doing} · {self._num_tokens} tokens{speed} · Ctrl-C stops", style="dim")
+        return Text(f"{doing} · {counted(self._num_tokens, 'token')}{speed} · Ctrl-C stops", style="dim")
 
 
 def terminal_console() -> Console:
@@ -291,7 +291,7 @@ def status_line(chat: Chat, columns: int) -> str:
     parts = [session.tree.current, f"turn {session.tree.num_turns() + 1}"]
     if last is not None:
         speed = [f"{last.tokens_per_s:.0f}/s"] if last.tokens_per_s else []
-        parts += [f"{len(last.ids)} tokens", *speed, f"first {last.first_token_s * 1000:.0f} ms"]
+        parts += [counted(len(last.ids), "token"), *speed, f"first {last.first_token_s * 1000:.0f} ms"]
     parts.append("greedy" if settings.sampling.greedy else f"temp {settings.temperature:g} top_p {settings.top_p:g}")
     if settings.think != "off":
         parts.append(f"think {settings.think}")

@@ -18,7 +18,7 @@ from rwkvbatch.cli.options import (
     option,
     with_settings,
 )
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,13 +53,14 @@ def bench_command(
     **settings: Any,
 ) -> None:
     """Measure decoding, prefill, sampling, tokenizing, loading, and the machine's own limits."""
-    from rwkvbatch.bench.measure import Plan, run_benchmark
     from rwkvbatch.config import RunSettings
     from rwkvbatch.replay.layers import checked_values
 
     given = RunSettings(**checked_values(settings))
     if cpu_time and given.threads not in (None, 1):
         raise UsageError(f"--cpu-time is the time of one thread, got --threads {given.threads}")
+    from rwkvbatch.bench.measure import Plan, run_benchmark
+
     plan = Plan(against_package=against is not None, processor_time=cpu_time)
     if quick:
         plan = replace(plan, rows=(1, 8, 64), rounds=3)
@@ -82,7 +83,7 @@ def _show(report: Report) -> None:
     from rwkvbatch.cli.views import console, facts_table
 
     out = console()
-    threads = f"{report.threads} thread{'s' if report.threads > 1 else ''}"
+    threads = f"{counted(report.threads, 'thread')}"
     facts = {
         "model": f"{report.model}, {report.parameters:,} parameters, {report.dtype}",
         "backend": f"{report.backend}, {threads}, {report.rounds} rounds, {report.clock} time",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,6 +87,9 @@ def chat_command(
     On a terminal with an input line, colours and slash commands ([bold]/help[/]); from a pipe each line is a message.
     """
     read_ahead(settings)
+    from rwkvbatch.replay.layers import layer_settings
+
+    layered = layer_settings(settings, environment=os.environ, config=config)
     from rwkvbatch.chat.start import ChatArguments, run_chat
 
     arguments = ChatArguments(
@@ -96,7 +100,7 @@ def chat_command(
         from_run=from_run,
         cell=cell,
         repeat=repeat,
-        config=config,
+        layered=layered,
         raw=raw,
         json=json_output,
         quiet=quiet,

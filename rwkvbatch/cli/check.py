@@ -21,6 +21,7 @@ from rwkvbatch.cli.options import (
     option,
     with_settings,
 )
+from rwkvbatch.errors import counted
 
 app = command_app()
 
@@ -73,9 +74,9 @@ def check_command(
         message(f"note: {note}", quiet=quiet)
     summary = result.summary
     if result.left_out:
-        message(f"note: the run has no rows of {result.left_out:,} conversations of the script", quiet=quiet)
+        message(f"note: the run has no rows of {counted(result.left_out, 'conversation')} of the script", quiet=quiet)
     if result.unjudged:
-        message(f"note: {result.unjudged:,} rows ended in an error; their checks count as failed", quiet=quiet)
+        message(f"note: {counted(result.unjudged, 'row')} ended in an error; their checks count as failed", quiet=quiet)
     message(
         f"{run}: {result.judged:,} of {result.rows:,} rows judged again, {result.changed:,} changed: "
         f"{result.now_pass:,} pass now and {result.now_fail:,} fail now",

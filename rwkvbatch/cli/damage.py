@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rwkvbatch.cli.exits import message, print_json
 from rwkvbatch.cli.options import JsonOption, ModelArgument, QuietOption, option, thread_count, with_settings
-from rwkvbatch.errors import InputError, UsageError
+from rwkvbatch.errors import InputError, UsageError, counted
 
 if TYPE_CHECKING:
     from rwkvbatch.bench.damage import Damage, Estimate, ScoredText
@@ -151,7 +151,7 @@ def _show(found: Damage, unit: str) -> None:
     facts = {
         "model": printable(found.other),
         "against": printable(found.reference),
-        "texts": f"{found.num_documents:,} {unit}s, {found.num_tokens:,} tokens",
+        "texts": f"{counted(found.num_documents, unit)}, {counted(found.num_tokens, 'token')}",
         "KL, nats a token": interval(found.divergence, ".5f"),
         "KL, 99 %": f"{found.divergence_tail:.5f}",
         "KL, worst": f"{worst.divergence:.3f} (token {worst.position:,} of {printable(worst.document)})",

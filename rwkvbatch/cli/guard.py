@@ -18,10 +18,13 @@ from rwkvbatch.signals import SIGNALS, end_with, leave_at_once
 _report: int | None = None
 """The end of a pipe on which the guarded program says that it came to its end."""
 
+_foreign_code = False
+
 
 def continue_guarded() -> None:
     """Return in a child process whose end this one waits for; once. A process with threads goes on as it is."""
-    global _report
+    global _foreign_code, _report
+    _foreign_code = True
     if _report is not None or threading.active_count() > 1:
         return
     ours, _report = os.pipe()
@@ -37,6 +40,11 @@ def continue_guarded() -> None:
     os.close(_report)
     os.close(lifeline)
     _wait_for(child, ours)
+
+
+def has_foreign_code() -> bool:
+    """Whether this process has loaded a plug-in."""
+    return _foreign_code
 
 
 def came_to_its_end() -> None:

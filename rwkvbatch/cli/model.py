@@ -27,7 +27,7 @@ from rwkvbatch.cli.options import (
     with_settings,
 )
 from rwkvbatch.cli.quantize import QUANTIZE_EPILOG, quantize_command, written_bar
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from rwkvbatch.bench.verify import Verification
@@ -164,7 +164,7 @@ def convert_command(
         with written_bar(output, tensors, quiet=quiet) as on_written:
             save_entries(output, tensors, metadata=metadata, replace=force, on_written=on_written)
         undone = "".join(f"; undone: {phrase}" for phrase in checkpoint.file.undone)
-    message(f"wrote {output}, {len(tensors)} tensors{undone}", quiet=quiet)
+    message(f"wrote {output}, {counted(len(tensors), 'tensor')}{undone}", quiet=quiet)
 
 
 app.command("quantize", cls=Command, epilog=QUANTIZE_EPILOG)(quantize_command)
@@ -180,12 +180,13 @@ def verify_command(
     **settings: Any,
 ) -> None:
     """Compare a backend's logits with those of the reference operations (fp32 on the CPU), on this machine."""
-    from rwkvbatch.bench.verify import verify_model
     from rwkvbatch.config import CellSettings
     from rwkvbatch.replay.layers import checked_values
 
     threads = thread_count(settings.pop("threads", None))
     given = CellSettings(**checked_values(settings))
+    from rwkvbatch.bench.verify import verify_model
+
     with model_path(model, random, named="MODEL", quiet=quiet) as path:
         say = partial(message, quiet=quiet)
         found = verify_model(path, strategy=given.strategy, backend=given.backend, threads=threads, say=say)

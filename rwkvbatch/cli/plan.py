@@ -10,9 +10,10 @@ import typer
 
 from rwkvbatch.cli.exits import message, print_json
 from rwkvbatch.cli.options import JsonOption, QuietOption, command_app, option
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import UsageError, counted
 
 if TYPE_CHECKING:
+    from rwkvbatch.comparison.metrics import Metric
     from rwkvbatch.comparison.power import Design, Spread
 
 MAX_VARIANTS = 10_000
@@ -63,7 +64,7 @@ def plan_command(
         raise UsageError(f"--detect must be at least {SMALLEST_DIFFERENCE:g}; got {detect:g}")
     if baseline is not None and pilot is None:
         raise UsageError("--baseline names a cell of the pilot: it needs --pilot RUN")
-    from rwkvbatch.comparison.power import designs, judged, metric_of, of_pilot, without_pilot
+    from rwkvbatch.comparison.power import designs, judged, metric_of, of_pilot, repetitions_of, without_pilot
     from rwkvbatch.script.reader import read_scripts
 
     conversations = read_scripts(scripts).conversations
@@ -72,7 +73,8 @@ def plan_command(
         raise UsageError(f"--detect must be at most {chosen.widest:g}, the range of {chosen.name}; got {detect:g}")
     used = judged(conversations, chosen)
     spread = without_pilot(chosen) if pilot is None else of_pilot(pilot, chosen, baseline)
-    found = designs(used, spread, detect, power=power, num_variants=variants, limited=math.isfinite(chosen.widest))
+    repetitions = repetitions_of(chosen, spread)
+    found = designs(used, spread, detect, power=power, num_variants=variants, repetitions=repetitions)
     if json_output:
         print_json(
             {
@@ -90,8 +92,8 @@ def plan_command(
             }
         )
         return
-    against = "1 variant" if variants == 1 else f"{variants:,} variants"
-    unit = f" {chosen.unit}" if chosen.unit else ""
+    against = counted(variants, "variant")
+    unit = f" {chosen.unit}" if chosen.unit not in ("", chosen.name) else ""
     _print(
         f"To find a difference of {detect:g}{unit} in {chosen.name} with a probability of {power:.0%} "
         f"(level 5 %, {against} against a baseline):",
@@ -101,7 +103,7 @@ def plan_command(
     if not quiet:
         if len(used) < len(conversations):
             message(f"{len(used):,} of {len(conversations):,} conversations of the script have {chosen.name}")
-        for line in _remarks(spread, found):
+        for line in _remarks(spread, found, chosen):
             message(line)
 
 
@@ -113,7 +115,12 @@ def _print(title: str, found: list[Design], *, num_conversations: int) -> None:
 
     own = f"{num_conversations:,} conversation{'' if num_conversations == 1 else 's'}"
     table = Table(box=None, pad_edge=False)
-    for name in ("repetitions", "conversations", "turns per cell", f"the script's {own} find"):
+    for name in (
+        "repetitions",
+        "conversations",
+        "turns per cell",
+        f"the script's {own} {'finds' if num_conversations == 1 else 'find'}",
+    ):
         table.add_column(name, justify="right")
     for design in found:
         finds = "nothing" if math.isnan(design.detectable) else f"{design.detectable:.3g}"
@@ -124,11 +131,12 @@ def _print(title: str, found: list[Design], *, num_conversations: int) -> None:
     output.print(table)
 
 
-def _remarks(spread: Spread, found: list[Design]) -> list[str]:
+def _remarks(spread: Spread, found: list[Design], metric: Metric) -> list[str]:
     lines = [spread.source]
     if spread.num_conversations:
+        one = "" if metric.level == "conversation" else f", of one repetition {spread.within:.3g}"
         lines.append(
-            f"variance between conversations {spread.between:.3g}, of one repetition {spread.within:.3g}, from "
+            f"variance between conversations {spread.between:.3g}{one}, from "
             f"{spread.num_conversations:,} conversations of {spread.repetitions} "
             f"repetition{'' if spread.repetitions == 1 else 's'}"
         )

@@ -100,7 +100,6 @@ def run_command(
 
             show_plan(prepare(scripts, **settings), as_json=json_output)
             return
-        read_ahead(settings)
         settings |= {"retry_errors": retry_errors, "repair": repair}
         settings |= {"verify_rows": verify_batch or 0, "metrics_port": metrics}
         result = run_with_progress(scripts, settings, out, quiet=quiet)
@@ -152,6 +151,7 @@ def _how_to_continue(error: BaseException, command: str) -> str:
 
 def run_with_progress(scripts: list[str], options: dict[str, Any], out: Path | None, *, quiet: bool) -> RunResult:
     """Call `rwkvbatch.run` with progress on standard error, until it ends or a signal stops it."""
+    read_ahead(options)
     import warnings
 
     from rich.console import Console

@@ -17,7 +17,6 @@ from rwkvbatch.cli.options import (
     command_app,
     examples,
     option,
-    read_ahead,
     with_settings,
 )
 from rwkvbatch.cli.run import RUN_PANEL, SCRIPT_PANEL, run_with_progress, show_result
@@ -67,6 +66,5 @@ def score_command(
     settings |= {"config": config, "environment": os.environ, "skip_bad": skip_bad, "shard": None, "documents": True}
     settings |= {"retry_errors": retry_errors}
     with leaving_at_once(), logging_to(None, verbose=verbose, quiet=quiet):
-        read_ahead(settings)
         result = run_with_progress(files, settings, out, quiet=quiet)
     show_result(result, json_output=json_output, quiet=quiet)

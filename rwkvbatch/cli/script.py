@@ -9,6 +9,7 @@ import typer
 
 from rwkvbatch.cli.exits import message, print_json
 from rwkvbatch.cli.options import Command, JsonOption, QuietOption, command_app, examples, option
+from rwkvbatch.errors import counted
 
 MAX_SHOWN = 5
 
@@ -83,6 +84,8 @@ def import_command(
         message(f"left out: {problem}", quiet=quiet)
     if len(result.left_out) > MAX_SHOWN:
         message(f"left out: {len(result.left_out) - MAX_SHOWN:,} more", quiet=quiet)
-    message(f"wrote {out}: {result.conversations:,} conversations of {benchmark} ({result.style})", quiet=quiet)
+    message(
+        f"wrote {out}: {counted(result.conversations, 'conversation')} of {benchmark} ({result.style})", quiet=quiet
+    )
     if json_output:
         print_json(vars(result) | {"out": str(out)})

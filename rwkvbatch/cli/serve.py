@@ -81,13 +81,13 @@ def serve_command(
     from rwkvbatch.errors import MissingExtraError
     from rwkvbatch.replay.layers import layer_settings, naming_origins
 
+    layered = layer_settings(settings, environment=os.environ, config=config)
     try:
         from rwkvbatch.serve.server import Opened, ServeArguments, Serving, key_from_environment, named_states
     except ModuleNotFoundError as error:
         text = f"rwkvbatch serve needs the package {error.name}, which is not installed"
         raise MissingExtraError(text, extra="serve") from None
 
-    layered = layer_settings(settings, environment=os.environ, config=config)
     with naming_origins(layered.origins):
         chosen = layered.settings
         opened = Opened(

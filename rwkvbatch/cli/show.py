@@ -11,7 +11,7 @@ import typer
 
 from rwkvbatch.cli.exits import message
 from rwkvbatch.cli.options import Command, JsonOption, QuietOption, command_app, examples, option
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.prompt.escaping import printable_json
 
 app = command_app()
@@ -72,7 +72,7 @@ def show_command(
     notes = [] if race is None else race_lines(race)
     notes += [f"note: {note}" for note in data.notes]
     if more := len(found) - len(shown):
-        notes.append(f"{more} more dialogue{'s' if more > 1 else ''}")
+        notes.append(f"{counted(more, 'more dialogue')}")
     if not found:
         notes.append("no dialogue has an error or a failed check")
     for note in notes:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColum
 from rich.table import Column, Table
 from rich.text import Text
 
+from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.results.row import SCORED
 from rwkvbatch.results.summary import CellSummary, Summary, worst
@@ -246,7 +247,7 @@ def _summary_lines(result: RunResult) -> list[str]:
         some, them = ("1 row", "it") if summary.errors == 1 else (f"{summary.errors:,} rows", "them")
         lines.append(f"{some} failed; --retry-errors runs {them} again")
     if summary.unjudged:
-        lines.append(f"no verdict of {summary.unjudged:,} checks: their scores are missing")
+        lines.append(f"no verdict of {counted(summary.unjudged, 'check')}: the scores are missing")
     for what, shares in (("tags", summary.failed_tags), ("checks", summary.failed_checks)):
         if some := worst(shares):
             named = ", ".join(f"{name} {share.failed:,} of {share.of:,}" for name, share in some)
@@ -298,12 +299,14 @@ def _precision_lines(result: RunResult) -> list[str]:
             found = "width unknown: one conversation only, or the same difference in all"
         else:
             found = f"width {cell.width:.3g}" + ("" if cell.width <= asked else ", wider than asked")
-        lines.append(f"  {cell.cell}: {cell.repeats:,} repeats, {found}")
+        lines.append(f"  {cell.cell}: {counted(cell.repeats, 'repeat')}, {found}")
     return lines
 
 
 def race_lines(record: Mapping[str, Any]) -> list[str]:
     """A race's result, as `summary.json` has it, in a few lines, however many cells there are."""
+    from rwkvbatch.replay.race import can_drop
+
     left, cells = record["left"], {cell["cell"]: cell for cell in record["cells"]}
     scored = [name for name in left if cells[name]["score"] is not None]
     if not scored:
@@ -315,10 +318,11 @@ def race_lines(record: Mapping[str, Any]) -> list[str]:
         "budget": "the budget is used up",
         "interrupted": "interrupted",
     }
+    looks = f"{record['looks']:,} look{'' if record['looks'] == 1 else 's'}"
     share = f"{record['rows'] / record['rows_of_grid']:.0%}" if record["rows_of_grid"] else "-"
     lines = [
         f"race: {endings[record['ending']]}, after {record['draws']:,} of {record['draws_planned']:,} draws, "
-        f"{record['looks']} looks and {record['rows']:,} rows, {share} of the full grid's {record['rows_of_grid']:,}",
+        f"{looks} and {record['rows']:,} rows, {share} of the full grid's {record['rows_of_grid']:,}",
         f"  leader: {record['leader']}, score {cells[record['leader']]['score']:.3f}",
     ]
     others = [name for name in ranked if name != record["leader"]]
@@ -334,6 +338,8 @@ def race_lines(record: Mapping[str, Any]) -> list[str]:
             f"  dropped: {len(dropped)} of {len(cells)} cells, after {dropped[-1]['dropped_after']:,} to "
             f"{dropped[0]['dropped_after']:,} draws; the last one: {dropped[0]['cell']}"
         )
+    elif len(cells) > 1 and not can_drop(len(cells), record["draws_planned"], record["level"]):
+        lines.append("  so few draws cannot show that a cell is worse: --repeats gives more of them")
     lines.append(f"  a truly best cell is dropped with a probability of at most {record['level']:g}")
     return lines
 

@@ -18,6 +18,7 @@ from rwkvbatch.comparison.preference import Preferences
 from rwkvbatch.comparison.ranking import Ranking, VariantMean, variant_means
 from rwkvbatch.comparison.trend import Trend
 from rwkvbatch.comparison.wording import conclusion, heading, interval, number, standing, summary
+from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ class Analysis:
         lines = [conclusion(self.comparisons), *lines, *(standing(ranking, max_named=5) for ranking in self.rankings)]
         lines += [gate.line for gate in self.gates]
         variants = f"{len(self.variants)} variant{'' if len(self.variants) == 1 else 's'}"
-        return f"<Analysis: {variants}, {len(self.table):,} rows>\n" + "\n".join(
+        return f"<Analysis: {variants}, {counted(len(self.table), 'row')}>\n" + "\n".join(
             f"  {printable(line, keep_newlines=False)[:160]}" for line in lines
         )
 

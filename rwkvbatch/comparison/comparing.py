@@ -35,7 +35,7 @@ from rwkvbatch.comparison.preference import (
 from rwkvbatch.comparison.ranking import Ranking, rank
 from rwkvbatch.comparison.scopes import scopes_of
 from rwkvbatch.comparison.trend import Trend, positions_over, trend_over
-from rwkvbatch.errors import RunMismatchError, UsageError
+from rwkvbatch.errors import RunMismatchError, UsageError, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -268,6 +268,12 @@ def _primary(
     tested = [metric for metric in map(metric_named, asked or ()) if metric.tested and has_numbers(metric)]
     if tested:
         return tested[0]
+    failed = [each.label for each in variants if (rows_of(table, each, ["finish_reason"]) == "error").to_numpy().all()]
+    if failed:
+        raise UsageError(
+            f"no primary metric: every turn of {', '.join(failed)} ended in an error",
+            hint="the same `rwkvbatch run` with --retry-errors runs them again; `rwkvbatch show RUN` has the errors",
+        )
     raise UsageError(
         "no primary metric: the script has neither checks (score) nor reference replies (nll)",
         hint="choose what decides, such as --primary tokens",
@@ -325,11 +331,12 @@ def _matching_notes(matched: MatchedRows) -> list[str]:
     notes: list[str] = []
     if matched.only_baseline or matched.only_variant:
         notes.append(
-            f"{b} against {a}: {len(matched.rows)} turns matched; left out: {matched.only_baseline} only in {a}, "
-            f"{matched.only_variant} only in {b}"
+            f"{b} against {a}: {counted(len(matched.rows), 'turn')} matched; left out: "
+            f"{matched.only_baseline} only in {a}, {matched.only_variant} only in {b}"
         )
     if matched.num_different:
         notes.append(
-            f"{b} against {a}: {matched.num_different} turns left out: their prompts, references or checks differ"
+            f"{b} against {a}: {counted(matched.num_different, 'turn')} left out: "
+            "their prompts, references or checks differ"
         )
     return notes

@@ -53,8 +53,7 @@ class Numbers:
 def gate_intervals(gate: Gate, scopes: Sequence[GateScope]) -> list[Interval]:
     """Simultaneous intervals of `left - right`."""
     form = gate.form
-    if form is None:
-        raise AssertionError("a significant gate has a linear form")
+    assert form is not None, "a significant gate has a linear form"
     numbers = [None if _unjudged(form, scope) else numbers_of(form, scope) for scope in scopes]
     if any(value.of_baseline for value in form.weights):
         return _paired_intervals(gate, form, numbers)

@@ -21,6 +21,7 @@ from rwkvbatch.comparison.preference import PREFERENCE
 from rwkvbatch.comparison.scopes import GateScope
 from rwkvbatch.errors import UsageError
 from rwkvbatch.stats.bounded import components, conversations_needed
+from rwkvbatch.stats.spread import Spread
 
 POWER: Final = 0.8
 """The probability with which the sample size that is printed shows what the gate asks for."""
@@ -227,8 +228,7 @@ def _statistic(value: Value, scope: GateScope) -> float:
 def _with_sample_size(result: GateResult, scope: GateScope, interval: Interval) -> GateResult:
     """Adds the conversations that would show the condition if the variants are equal, or else if they are as found."""
     gate, form = result.gate, result.gate.form
-    if form is None:
-        raise AssertionError("a significant gate has a linear form")
+    assert form is not None, "a significant gate has a linear form"
     # Where the opposite is shown, more data would show it again.
     if not interval.reason and (interval.low > 0 if wanted_sign(gate) < 0 else interval.high < 0):
         return result
@@ -239,13 +239,13 @@ def _with_sample_size(result: GateResult, scope: GateScope, interval: Interval) 
     if not distance > _SMALLEST_DISTANCE:
         return result
     found = numbers_of(form, scope)
-    between, within, repeats = variances(found.values, found.conversations, found.repeats)
+    between, within, repeats = variances(as_counted(found.values, found.weights), found.conversations, found.repeats)
     if math.isnan(between):
         return replace(result, note="the number of conversations that it takes cannot be told from one")
     if between + within > 0:
         needed = conversations_needed(
             distance, between, within, repeats, power=POWER, level=interval.level_each,
-            limited=math.isfinite(form.reach),
+            limited=are_steps(found.values, found.conversations, form.reach, found.weights),
         )  # fmt: skip
     elif distance < form.reach < math.inf:
         needed = math.ceil(math.log(interval.level_each / 2) / math.log1p(-distance / form.reach))
@@ -256,6 +256,29 @@ def _with_sample_size(result: GateResult, scope: GateScope, interval: Interval) 
     chance = f" with a probability of {POWER:.0%}" if between + within > 0 else ""
     note = f"about {needed:,} conversations{each} show it{chance}, {given}"
     return replace(result, conversations_needed=needed, note=note)
+
+
+def as_counted(values: Floats, weights: Floats | None) -> Floats:
+    """`values` `[n]` as deviations that vary as much as their weighted mean does; without weights as they are.
+
+    Args:
+        weights: `[n]`, 1 on average.
+    """
+    return values if weights is None else weights * (values - np.average(values, weights=weights))
+
+
+def are_steps(values: Floats, conversations: NDArray[np.int64], widest: float, weights: Floats | None = None) -> bool:
+    """Whether the test takes the conversations' means of `values` `[n]` as steps between limits (`stats.spread`).
+
+    Also where all are 0: nothing speaks for another kind of numbers then.
+    """
+    if not math.isfinite(widest):
+        return False
+    _, codes = np.unique(conversations, return_inverse=True)
+    sums, counts = (
+        np.bincount(codes, of).astype(np.float64) for of in (values if weights is None else weights * values, weights)
+    )
+    return not sums.any() or Spread.of(sums, counts, widest).discrete
 
 
 def variances(values: Floats, conversations: NDArray[np.int64], repeats: NDArray[np.int64]) -> tuple[float, float, int]:

@@ -311,7 +311,7 @@ def _tasks_not_begun(rows: pd.DataFrame, facts: RunFacts) -> dict[str, int]:
 
 def _raced(name: str, where: str) -> str:
     return (
-        f"{name} is a race: cells that scored worse were dropped early, so cells have different numbers of rows; "
+        f"{name} is a race: how many rows a cell has depends on the scores; "
         f"intervals and p-values here do not allow for that, {where} has the race's own result"
     )
 

@@ -94,8 +94,7 @@ def _keys(owners: Integers, ids: Integers) -> Integers:
 
 def _level(positions: Integers, keys: Integers, size: int) -> _Level:
     """Those of `positions` whose keys repeat, with a class for each such key."""
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
+    ordered, order = _sorted(keys)
     as_before = np.zeros(order.size, dtype=bool)
     as_before[1:] = ordered[1:] == ordered[:-1]
     again = as_before.copy()
@@ -105,6 +104,17 @@ def _level(positions: Integers, keys: Integers, size: int) -> _Level:
     found = positions[order[again]]
     classes[found] = np.cumsum(first[again]) - 1
     return _Level(found, classes, positions[order[first]])
+
+
+def _sorted(keys: Integers) -> tuple[Integers, Integers]:
+    """`keys`, not negative, in ascending order, and their places."""
+    bits = keys.size.bit_length()
+    if not keys.size or int(keys.max()) >> (63 - bits):
+        order = np.argsort(keys)
+        return keys[order], order
+    # Numbers sort faster than places: each place is written behind its key.
+    both = np.sort((keys << bits) | np.arange(keys.size))
+    return both >> bits, both & ((1 << bits) - 1)
 
 
 def _doubled(level: _Level, n: int, owners: Integers) -> _Level:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from rwkvbatch.comparison.judging import variances
+from rwkvbatch.comparison.judging import are_steps, as_counted, variances
 from rwkvbatch.comparison.loading import Source, load_runs
-from rwkvbatch.comparison.matching import comparable_rows, match, rows_of
+from rwkvbatch.comparison.matching import comparable_rows, match, rows_of, weights_of
 from rwkvbatch.comparison.metrics import Metric, metric_named
 from rwkvbatch.comparison.paired import LEVEL
 from rwkvbatch.comparison.pairing import pair_up, variants_of
@@ -38,6 +38,7 @@ class Spread:
         between: variance of the conversations' true differences. within: of one repetition around them.
         source: where they come from and what was assumed, as a sentence.
         num_conversations, repetitions: of the pilot; 0 without one.
+        steps: the differences are steps between limits, of which the test has more power (`stats.spread`).
     """
 
     between: float
@@ -45,6 +46,7 @@ class Spread:
     source: str
     num_conversations: int = 0
     repetitions: int = 0
+    steps: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def judged(conversations: Iterable[Conversation], metric: Metric) -> list[Conver
     needs = _needs(metric)
 
     def has(turn: Turn) -> bool:
-        return bool(turn.checks) if needs == "checks" else turn.reference is not None if needs == "reference" else True
+        return bool(turn.checks) if needs == "checks" else turn.reference is not None if needs == "references" else True
 
     return [conversation for conversation in conversations if any(map(has, conversation.turns))]
 
@@ -77,7 +79,7 @@ def judged(conversations: Iterable[Conversation], metric: Metric) -> list[Conver
 def _needs(metric: Metric) -> str:
     if metric.name in ("score", "passed") or metric.level == "conversation":
         return "checks"
-    return "reference" if metric.name in ("nll", "matched") else ""
+    return "references" if metric.name in ("nll", "matched") else ""
 
 
 def metric_of(conversations: Sequence[Conversation], name: str | None) -> Metric:
@@ -99,6 +101,13 @@ def metric_of(conversations: Sequence[Conversation], name: str | None) -> Metric
     raise UsageError(
         "the script has neither checks (score) nor reference replies (nll)", hint="choose --metric, such as tokens"
     )
+
+
+def repetitions_of(metric: Metric, spread: Spread) -> Sequence[int]:
+    """The numbers of repetitions to plan for: of pass@k and the like the pilot's, or k; others are not known."""
+    if metric.level != "conversation":
+        return REPETITIONS
+    return (max(spread.repetitions, int(metric.name.rpartition("_")[2])),)
 
 
 def without_pilot(metric: Metric) -> Spread:
@@ -137,16 +146,24 @@ def of_pilot(pilot: Source, metric: Metric, baseline: str | None = None) -> Spre
         values = matched.values(metric)
         if np.unique(values.conversations).size < 2:
             continue
-        repeats = np.zeros(values.conversations.size, dtype=np.int64)
+        rows = matched.rows
+        differences = as_counted(values.variant - values.baseline, values.weights)
         if metric.level == "turn":
-            known = ~(matched.rows[f"{metric.column}_a"].isna() | matched.rows[f"{metric.column}_b"].isna())
-            repeats = matched.rows.loc[known, "repeat"].to_numpy(dtype=np.int64)
-        between, within, repetitions = variances(values.variant - values.baseline, values.conversations, repeats)
-        note = "" if repetitions > 1 else "; it has one repetition, so what repetitions save is unknown and left out"
-        source = f"pilot: {pair.variant.label} against {pair.baseline.label}{note}"
+            known = ~(rows[f"{metric.column}_a"].isna() | rows[f"{metric.column}_b"].isna())
+            repeats = rows.loc[known, "repeat"].to_numpy(dtype=np.int64)
+            between, within, repetitions = variances(differences, values.conversations, repeats)
+            note = (
+                "" if repetitions > 1 else "; it has one repetition, so what repetitions save is unknown and left out"
+            )
+        else:
+            between, within, _ = variances(differences, values.conversations, np.zeros(differences.size, np.int64))
+            repetitions, note = 1 + int(rows["repeat"].to_numpy().max()), ""
+        source = f"pilot: {pair.variant.label} against {pair.baseline.label}{note}{_errors_in(rows, metric)}"
         if len(pairs) > 1:
             source = source.replace("pilot:", "pilot: of all pairs the one that varies most,")
-        found.append(Spread(between, within, source, int(np.unique(values.conversations).size), repetitions))
+        steps = are_steps(values.variant - values.baseline, values.conversations, metric.widest, values.weights)
+        number = int(np.unique(values.conversations).size)
+        found.append(Spread(between, within, source, number, repetitions, steps))
     if found:
         return _at_least(max(found, key=lambda spread: spread.between + spread.within), metric)
     if pairs:
@@ -154,14 +171,25 @@ def of_pilot(pilot: Source, metric: Metric, baseline: str | None = None) -> Spre
     return _of_one_cell(pilot, metric, rows_of(table, variants[0]))
 
 
+def _errors_in(rows: pd.DataFrame, metric: Metric) -> str:
+    """What became of matched turns of the pilot that ended in an error."""
+    errors = sum(np.count_nonzero(rows[f"finish_reason{side}"] == "error") for side in ("_a", "_b"))
+    if not errors:
+        return ""
+    counted = metric.level == "conversation" or metric.name in ("score", "passed", "failed")
+    return f"; {errors:,} of its turns ended in an error and {'count as failed' if counted else 'are left out'}"
+
+
 def _of_one_cell(pilot: Source, metric: Metric, rows: pd.DataFrame) -> Spread:
     if metric.level != "turn":
         raise UsageError(f"--pilot {pilot}: {metric.name} needs a pilot with two cells")
     known = rows.loc[rows[metric.column].notna()]
     codes = known["conversation_code"].to_numpy(dtype=np.int64)
-    between, within, repetitions = variances(
-        known[metric.column].to_numpy(dtype=np.float64), codes, known["repeat"].to_numpy(dtype=np.int64)
-    )
+    values, repeats = known[metric.column].to_numpy(dtype=np.float64), known["repeat"].to_numpy(dtype=np.int64)
+    weights = weights_of(known, metric)
+    if weights is not None:
+        weights = weights / weights.mean()
+    between, within, repetitions = variances(as_counted(values, weights), codes, repeats)
     conversations = int(np.unique(codes).size)
     if conversations < 2 or repetitions < 2:
         raise UsageError(
@@ -178,6 +206,8 @@ def _of_one_cell(pilot: Source, metric: Metric, rows: pd.DataFrame) -> Spread:
         "assumed, which a pilot with two cells measures",
         conversations,
         repetitions,
+        # Two repetitions differ in the manner of two variants.
+        are_steps(np.where(repeats == 0, -values, values)[repeats < 2], codes[repeats < 2], metric.widest),
     )
     return _at_least(spread, metric)
 
@@ -207,21 +237,21 @@ def designs(
     power: float = 0.8,
     num_variants: int = 1,
     repetitions: Sequence[int] = REPETITIONS,
-    limited: bool = True,
 ) -> list[Design]:
     """What it takes to find a difference of `detect`, by the number of repetitions.
 
     Args:
         conversations: those of the script that the metric judges.
         num_variants: compared with one baseline; the level is divided by it, which is enough for any dependence.
-        limited: the metric has limits.
     """
     level = LEVEL / num_variants
     turns = sum(len(conversation.turns) for conversation in conversations) / len(conversations)
     found: list[Design] = []
     for number in repetitions:
         variances_of = (spread.between, spread.within, number)
-        needed = conversations_needed(detect, *variances_of, power=power, level=level, limited=limited)
-        detectable = smallest_detectable(len(conversations), *variances_of, power=power, level=level, limited=limited)
+        needed = conversations_needed(detect, *variances_of, power=power, level=level, limited=spread.steps)
+        detectable = smallest_detectable(
+            len(conversations), *variances_of, power=power, level=level, limited=spread.steps
+        )
         found.append(Design(number, needed, round(needed * number * turns), detectable, len(conversations) >= needed))
     return found

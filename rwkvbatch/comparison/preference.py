@@ -20,7 +20,7 @@ from rwkvbatch.comparison.loading import RunData
 from rwkvbatch.comparison.matching import MatchedRows, rows_of
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.pairing import Pair, Variant
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.judges.pairs import PairOutcome, SidesOf
 from rwkvbatch.judges.questions import Exchange, Side
 from rwkvbatch.results.row import SCORED
@@ -82,7 +82,7 @@ class Preferences:
         """The counts and the position bias, in words."""
         text = (
             f"{self.variant} against {self.baseline}, judged by {self.judge}: {self.wins:,} wins, {self.ties:,} ties "
-            f"({self.equal:,} equal replies), {self.losses:,} losses of {self.pairs:,} pairs"
+            f"({self.equal:,} equal replies), {self.losses:,} losses of {counted(self.pairs, 'pair')}"
         )
         if self.judged:
             share, second = self.disagreements / self.judged, self.disagreements - self.first

@@ -147,19 +147,23 @@ def question(lines: Sequence[Comparison]) -> str:
     return text + (", exploratory" if lines[0].exploratory else "")
 
 
-def extent(lines: Sequence[Comparison], repetitions: int | None = None) -> str:
+def extent(lines: Sequence[Comparison], repetitions: int) -> str:
     """The numbers of conversations, repetitions and pairs that the lines of one family have; empty for counts."""
     if lines[0].metric.level == "variant":
         return ""
-    parts = [_span([line.num_conversations for line in lines], "conversation")]
-    if repetitions is not None:
-        parts.append(_count(repetitions, "repetition"))
-    return ", ".join([*parts, _span([line.num_values for line in lines], "pair")])
+    conversations = _span([line.num_conversations for line in lines], "conversation")
+    pairs = _span([line.num_values for line in lines], "pair")
+    return f"{conversations}, {_count(repetitions, 'repetition')}, {pairs}"
 
 
 def _span(numbers: Sequence[int], noun: str) -> str:
     low, high = min(numbers), max(numbers)
     return _count(high, noun) if low == high else f"{low:,} to {_count(high, noun)}"
+
+
+def with_minus(text: str) -> str:
+    """Numbers in `text` with minus signs instead of hyphens."""
+    return text.replace("-", "\u2212")
 
 
 def correction(family: Family) -> str:
@@ -168,6 +172,10 @@ def correction(family: Family) -> str:
         return "Not tested."
     if not family.size:
         return "All pairs are equal."
+    if family.size == 1:
+        return f"{'Exploratory: one' if family.exploratory else 'One'} test, level {1 - family.level:.0%}.".replace(
+            "%", " %"
+        )
     return (
         f"{'Exploratory family' if family.exploratory else 'Family'} of {_count(family.size, 'test')}, simultaneous "
         f"level {1 - family.level:.0%}, each at {1 - family.level_each:.2%}.".replace("%", " %")

@@ -190,7 +190,8 @@ class Client:
         """
         cancelled = cancelled or threading.Event()
         content = None if body is None else json.dumps(body, ensure_ascii=True, allow_nan=False).encode("ascii")
-        for attempt in range(self.options.retries + 1):
+        attempt = 0
+        while True:
             self._budget.spend()
             try:
                 return self._attempt(method, path, content, read, max_bytes, cancelled, optional=optional)
@@ -206,7 +207,7 @@ class Client:
                 wait_s += min(MAX_RETRY_AFTER_S, error.after_s or 0.0)
                 if cancelled.wait(wait_s):
                     return None
-        raise AssertionError
+                attempt += 1
 
     def _attempt(
         self,

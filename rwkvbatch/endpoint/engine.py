@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rwkvbatch.endpoint.client import Client, Json
-from rwkvbatch.endpoint.protocol import STANDARD, Answer, ServedToken, read_answer, reply_body, score_body
+from rwkvbatch.endpoint.protocol import EXTENSIONS, Answer, ServedToken, read_answer, reply_body, score_body
 from rwkvbatch.endpoint.served import ServedModel, ServedSpec
 from rwkvbatch.endpoint.tokens import TokenReader, stop_among, within
 from rwkvbatch.engine.request import (
@@ -268,7 +268,7 @@ class EndpointEngine:
         try:
             prompt = "" if self._spec.api == "chat" else self._prompt(request.tokens)
             body = reply_body(request, prompt, model=self._spec.name, api=self._spec.api, logprobs=self.asks_logprobs)
-            self._warn_of_extensions(body, request)
+            self._warn_of_extensions(body)
             answer = self._ask(job, body, request)
             if answer is None:
                 return None
@@ -320,10 +320,8 @@ class EndpointEngine:
         self._warn("logprobs", "the server refuses log-probabilities; the rows have none")
         return True
 
-    def _warn_of_extensions(self, body: Json, request: Request) -> None:
-        del request
-        names = sorted(set(body) & {"top_k", "min_p", "order", "penalty_decay", "no_penalty"} - STANDARD)
-        for name in names:
+    def _warn_of_extensions(self, body: Json) -> None:
+        for name in sorted(set(body) & EXTENSIONS):
             self._warn(
                 name, f"{name}: no field of OpenAI's API; a server that does not know it ignores it without a word"
             )

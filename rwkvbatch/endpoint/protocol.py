@@ -2,8 +2,8 @@
 
 OpenAI's API reference defines both interfaces. What differs between servers:
 
-- Log-probabilities of a completion: lists `tokens`, `token_logprobs`, `top_logprobs` and `text_offset` (OpenAI, vLLM,
-  SGLang), or `content`, as in a chat (llama.cpp's server, `to_json_oaicompat`); there with `id` and `bytes`.
+- Log-probabilities of a completion: lists `tokens`, `token_logprobs` and `top_logprobs` (OpenAI, vLLM, SGLang),
+  or `content`, as in a chat (llama.cpp's server, `to_json_oaicompat`); there with `id` and `bytes`.
 - Log-probabilities of a given text: `echo` with `logprobs` and one token more, as lm-evaluation-harness's
   `local-completions` asks for them (`lm_eval/models/openai_completions.py`); llama.cpp's server has no `echo`.
 - vLLM says in `stop_reason` which stop text ended a reply, or null for end of text; others do not say it.
@@ -24,8 +24,8 @@ from rwkvbatch.endpoint.client import Json, incomplete
 from rwkvbatch.engine.request import FinishReason, NoiseKey, Request
 from rwkvbatch.errors import EndpointError
 
-STANDARD = frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias"})
-"""Fields about sampling that OpenAI's API has; others are extensions of servers, which may ignore them."""
+EXTENSIONS = frozenset({"top_k", "min_p", "order", "penalty_decay", "no_penalty"})
+"""Fields about sampling that OpenAI's API lacks: servers that do not know them may ignore them."""
 
 REPLACEMENT = "\ufffd"
 
@@ -96,7 +96,6 @@ class ServedToken:
     id: int | None = None
     data: bytes | None = None
     best: float | None = None
-    offset: int | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -216,16 +215,15 @@ def _tokens(logprobs: Any) -> list[ServedToken]:
     if isinstance(found.get("content"), list):
         return [_token_of_chat(cast("dict[str, Any]", each)) for each in found["content"] if isinstance(each, dict)]
     texts, values = _list(found, "tokens"), _list(found, "token_logprobs")
-    tops, offsets = _list(found, "top_logprobs"), _list(found, "text_offset")
+    tops = _list(found, "top_logprobs")
     if len(texts) != len(values):
         raise EndpointError(f"the answer has {len(texts)} tokens and {len(values)} log-probabilities")
     result: list[ServedToken] = []
     for place, (text, value) in enumerate(zip(texts, values, strict=True)):
         top: Any = tops[place] if place < len(tops) else None
         best = [_number(each) for each in cast("dict[str, Any]", top).values()] if isinstance(top, dict) else []
-        offset = offsets[place] if place < len(offsets) and type(offsets[place]) is int else None
         known = max((each for each in best if each is not None), default=None)
-        result.append(ServedToken(str(text), _number(value), best=known, offset=offset))
+        result.append(ServedToken(str(text), _number(value), best=known))
     return result
 
 

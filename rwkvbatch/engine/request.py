@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from rwkvbatch.config import Sampling
+from rwkvbatch.errors import counted
 
 if TYPE_CHECKING:
     from rwkvbatch.prompt.tokenizer import Tokenizer
@@ -150,8 +151,9 @@ class Reply:
         text = self.text if len(self.text) <= SHOWN_CHARACTERS else f"{self.text[:SHOWN_CHARACTERS]}…"
         end = f"{self.finish_reason} {self.stopped_by!r}" if self.stopped_by is not None else self.finish_reason
         return (
-            f"<Reply {text!r}: {len(self.ids)} tokens, ended by {end}, after {self.num_prompt} tokens "
-            f"({self.num_cached} cached){f', error {self.error!r}' if self.error else ''}>"
+            f"<Reply {text!r}: {counted(len(self.ids), 'token')}, ended by {end}, "
+            f"after {counted(self.num_prompt, 'token')} ({self.num_cached} cached)"
+            f"{f', error {self.error!r}' if self.error else ''}>"
         )
 
 
@@ -173,7 +175,7 @@ class Score:
     details: tuple[TokenDetails, ...] = field(default=(), kw_only=True)
 
     def __repr__(self) -> str:
-        return f"<Score of {len(self.logprobs)} tokens: nll {self.nll:.4f}, {self.num_matched} matched>"
+        return f"<Score of {counted(len(self.logprobs), 'token')}: nll {self.nll:.4f}, {self.num_matched} matched>"
 
     @property
     def nll(self) -> float:

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rwkvbatch.errors import counted
+
 
 @contextmanager
 def num_threads(count: int | None) -> Iterator[None]:
@@ -136,8 +138,8 @@ class ModelSpec(Dimensions):
     def in_words(self) -> str:
         """The model's name and sizes."""
         return (
-            f"{PurePath(self.path).name}: RWKV-{self.generation}, {self.num_layers} layers, width {self.width}, "
-            f"{self.num_parameters:,} parameters, {self.backend} {self.dtype}"
+            f"{PurePath(self.path).name}: RWKV-{self.generation}, {counted(self.num_layers, 'layer')}, "
+            f"width {self.width}, {self.num_parameters:,} parameters, {self.backend} {self.dtype}"
             + (f", adapter {self.adapter}" if self.adapter else "")
         )
 
@@ -158,12 +160,12 @@ class State:
         count = self.batch_size if self.tensors else 0
         matrices = self.tensors.get("wkv")
         if matrices is None or matrices.ndim != 5:
-            sizes = f"{len(self.tensors)} tensors"
+            sizes = counted(len(self.tensors), "tensor")
         else:
             _, layers, heads, size, _ = matrices.shape
-            sizes = f"{layers} layers, width {heads * size}, {heads} heads"
+            sizes = f"{counted(layers, 'layer')}, width {heads * size}, {counted(heads, 'head')}"
         num_bytes = sum(tensor.nbytes for tensor in self.tensors.values())
-        return f"<State of {count} sequence{'' if count == 1 else 's'}: {sizes}, {num_bytes:,} bytes>"
+        return f"<State of {counted(count, 'sequence')}: {sizes}, {num_bytes:,} bytes>"
 
     @property
     def batch_size(self) -> int:

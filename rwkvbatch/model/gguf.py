@@ -221,7 +221,8 @@ def _stored(shape: tuple[int, ...], kind: str, start: int, formats: Any) -> Stor
 
 
 def _decoded(formats: Any, quantization: Any, byte_shape: tuple[int, ...], data: Tensor) -> Tensor:
-    numbers = formats.quants.dequantize(data.numpy().reshape(byte_shape), quantization)
+    with np.errstate(all="ignore"):  # a scale may be NaN or infinite; whoever takes the tensor refuses such numbers
+        numbers = formats.quants.dequantize(data.numpy().reshape(byte_shape), quantization)
     return torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.float32))
 
 

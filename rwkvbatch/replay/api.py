@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 from rwkvbatch.config import GRID_SETTINGS, TEXTS, EndpointApi, HistoryMode, Order, Switch, ThinkMode, TurnEnd
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.judges.source import JudgeSource, judge_source
 from rwkvbatch.replay.consistency import check_plan, log_left_out, log_lint, refuse_contradictions, with_endpoint
 from rwkvbatch.replay.grid import PATHS, GridFile, make_cells
@@ -190,7 +190,7 @@ def run(
         result = execute(plan, loader, options)
     if skipped and result.directory is not None:
         count, path = len(skipped), result.directory / SKIPPED_NAME
-        notify(f"{count} bad line{'s' if count > 1 else ''} set aside in {path}")
+        notify(f"{counted(count, 'bad line')} set aside in {path}")
     return result
 
 

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rwkvbatch.errors import RwkvBatchError
+from rwkvbatch.errors import RwkvBatchError, counted
 from rwkvbatch.replay.dispatch import MAX_ATTEMPTS, MAX_HANGS, Dispatcher
 from rwkvbatch.replay.failed import error_row, not_reached, was_reached
 from rwkvbatch.replay.models import ModelLoader, Setup
@@ -104,7 +104,8 @@ class RowRecorder:
             _log.warning("more turns fail; the log file and `rwkvbatch show DIR --failed` list them")
         if reached and allowed is not None and failed > allowed:
             raise TooManyFailuresError(
-                f"{failed} turns failed, --max-failures allows {allowed}; the last one, {key.in_words()}: {error}",
+                f"{counted(failed, 'turn')} failed, --max-failures allows {allowed}; "
+                f"the last one, {key.in_words()}: {error}",
                 hint="all rows so far are kept; --retry-errors runs the failed ones again",
             )
 

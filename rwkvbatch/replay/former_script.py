@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from rwkvbatch.errors import RunMismatchError, RwkvBatchError
+from rwkvbatch.errors import RunMismatchError, RwkvBatchError, counted
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.script_copy import read_script, script_sha256
@@ -56,7 +56,7 @@ class FormerScript:
             "holds another run:\n"
             f"    script: existing run: {count} conversations of {', '.join(names) or 'an unknown file'}, of which the "
             f"version of rwkvbatch that made the run kept no copy; this command: "
-            f"{len(self._plan.conversations)} conversations, other ones or changed",
+            f"{counted(len(self._plan.conversations), 'conversation')}, other ones or changed",
             path=self._path,
             hint="give the script as it was, with new conversations in one place, or another directory with --out",
         )

@@ -234,19 +234,25 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def make_about(plan: Plan, specs: Mapping[Setup, Spec], scripts: list[str], command: str) -> dict[str, Any]:
-    """How the run was started: versions, machine, paths, and settings that do not change replies."""
-    settings = plan.settings
+@cache
+def _versions() -> Mapping[str, str]:
+    """Of Python and the packages that replies may depend on."""
     versions = {"python": platform.python_version()}
     for package in ("torch", "rwkv", "numpy"):
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
+    return versions
+
+
+def make_about(plan: Plan, specs: Mapping[Setup, Spec], scripts: list[str], command: str) -> dict[str, Any]:
+    """How the run was started: versions, machine, paths, and settings that do not change replies."""
+    settings = plan.settings
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command,
         "rwkvbatch": __version__,
         "code_sha256": code_sha256(),
-        "versions": versions,
+        "versions": dict(_versions()),
         "machine": {"system": platform.platform(), "processor": platform.machine()},
         "scripts": scripts,
         "files": {

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from rwkvbatch.config import RunSettings
 from rwkvbatch.engine.request import NO_READING, Reading
-from rwkvbatch.errors import MissingExtraError, RwkvBatchError, UsageError, WorkerError
+from rwkvbatch.errors import MissingExtraError, RwkvBatchError, UsageError, WorkerError, counted
 from rwkvbatch.replay.models import ModelLoader, Setup, forkable_loader
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.results.row import EncodedRow, Row
@@ -147,7 +147,7 @@ def pool_for(settings: RunSettings, *, model_given: bool = False) -> MakePool | 
         raise UsageError("a model that is loaded already cannot be given to other processes", hint=hint)
     count = settings.workers or len(settings.devices)
     if settings.devices and count < len(settings.devices):
-        message = f"--devices names {len(settings.devices)} devices for {count} worker{'s' if count > 1 else ''}"
+        message = f"--devices names {counted(len(settings.devices), 'device')} for {counted(count, 'worker')}"
         raise UsageError(message, hint="give at least as many workers, or leave --workers out")
     if settings.ray is not None:
         check_ray(settings.ray, settings.devices)

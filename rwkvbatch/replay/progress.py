@@ -17,7 +17,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from rwkvbatch.engine.request import NO_READING, Reading
-from rwkvbatch.errors import MissingExtraError, UsageError
+from rwkvbatch.errors import MissingExtraError, UsageError, counted
 from rwkvbatch.prompt.escaping import printable
 
 if TYPE_CHECKING:
@@ -211,8 +211,8 @@ def figures(progress: Progress) -> str:
         f"judge: {progress.questions_done:,} of {progress.questions:,} questions" if progress.questions else "",
         f"{duration(left_s)} left" if left_s is not None else "",
         f"{progress.failures:,} failed" if progress.failures else "",
-        f"{checks:,} check{'s' if checks > 1 else ''} not passed" if checks else "",
-        f"{lost} worker{'s' if lost > 1 else ''} lost" if lost else "",
+        f"{counted(checks, 'check')} not passed" if checks else "",
+        f"{counted(lost, 'worker')} lost" if lost else "",
     )
     return ", ".join(filter(None, parts))
 
@@ -277,7 +277,7 @@ def workers_table(progress: Progress) -> Table:
         workers.append(WorkerProgress(f"{len(rest)} more", *sums))
     for worker in workers:
         rate = worker.reply_tokens / progress.elapsed_s if progress.elapsed_s > 0 else 0.0
-        figures = (f"{worker.active} active", f"{worker.rows:,} rows", f"{rate:,.0f} tokens/s")
+        figures = (f"{worker.active} active", f"{counted(worker.rows, 'row')}", f"{rate:,.0f} tokens/s")
         table.add_row(printable(worker.name), *figures)
     return table
 

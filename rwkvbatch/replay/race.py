@@ -190,6 +190,18 @@ class Race:
         return stop
 
 
+def can_drop(num_cells: int, num_draws: int, level: float) -> bool:
+    """Whether a race of `num_draws` draws drops a cell where it is clearest: one cell always scores 1, all others 0."""
+    from rwkvbatch.stats.sequential import Elimination
+
+    state = Elimination(num_cells, level)
+    for _ in range(num_draws):
+        state.add([1.0] + [0.0] * (num_cells - 1))
+        if state.drop():
+            return True
+    return False
+
+
 @dataclass(frozen=True)
 class Played:
     """Tasks of a race: each cell plays the first `draws[cell]` draws."""

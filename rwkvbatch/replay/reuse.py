@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from rwkvbatch.errors import RunDamagedError, RunMismatchError
+from rwkvbatch.errors import RunDamagedError, RunMismatchError, counted
 from rwkvbatch.files import read_spans
 from rwkvbatch.replay.former_script import FormerScript
 from rwkvbatch.replay.identity import RowDigests
@@ -56,7 +56,7 @@ class Reuse:
 
     def in_words(self, directory: Path) -> str:
         text = (
-            f"{directory}: {self.to_generate:,} rows to generate, {self.judged_again:,} judged again, "
+            f"{directory}: {counted(self.to_generate, 'row')} to generate, {self.judged_again:,} judged again, "
             f"{self.kept:,} kept"
         )
         if self.taken_back:

@@ -9,6 +9,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from rwkvbatch.engine.request import Reply, Score
+from rwkvbatch.errors import counted
 from rwkvbatch.replay.conversation import ConversationReplay, TurnResults
 from rwkvbatch.replay.models import ModelLoader, Setup
 from rwkvbatch.replay.plan import Plan
@@ -64,11 +65,13 @@ def verdict(num_rows: int, differences: Sequence[Difference]) -> dict[str, Any]:
     """The content of `verify.json`; a `gap` is None where a log-probability is not a number."""
     tokens_differ = [d for d in differences if d.first_token is not None]
     if not differences:
-        held = f"bitwise: tokens and log-probabilities of {num_rows} rows, alone and shuffled"
+        held = f"bitwise: tokens and log-probabilities of {counted(num_rows, 'row')}, alone and shuffled"
     elif not tokens_differ and (gap := max(d.gap for d in differences)) > 0:
-        held = f"tokens of {num_rows} rows; log-probabilities differ by up to {gap:.3g}"
+        held = f"tokens of {counted(num_rows, 'row')}; log-probabilities differ by up to {gap:.3g}"
     elif not tokens_differ:
-        held = f"tokens and log-probabilities of {num_rows} rows; other tokens of a reference are the likeliest"
+        held = (
+            f"tokens and log-probabilities of {counted(num_rows, 'row')}; other tokens of a reference are the likeliest"
+        )
     else:
         first = tokens_differ[0]
         held = (

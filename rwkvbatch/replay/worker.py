@@ -279,7 +279,7 @@ def _carry_out_orders(channel: Channel, worker: Worker, orders: _Orders, logs: L
                 case Leave():
                     worker.drop()
                     leaving = True
-                case None:
+                case _:
                     raise EOFError
         step, entries, now = worker.step(), logs.take(), time.monotonic()
         if step.rows or step.finished or entries or not worker.num_held or now - sent_s >= HEARTBEAT_S:

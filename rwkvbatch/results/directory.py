@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunReplacedError, StorageError
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunReplacedError, StorageError, UsageError
 from rwkvbatch.files import OS_FILES, Files, in_blocks, make_directory, open_file, save_file, write_all
 from rwkvbatch.prompt.escaping import file_name
 from rwkvbatch.results.lock import LOCK_NAME, DirectoryLock
@@ -54,6 +54,7 @@ class RunDirectory:
         damage: what is wrong with the manifest; None where nothing is.
 
     Raises:
+        UsageError: the path, or a part of it, is no directory.
         RunDirectoryError: it cannot be made or written, holds other files, or results without a manifest.
         RunLockedError: another process holds it.
         RunDamagedError: the manifest is damaged.
@@ -66,6 +67,11 @@ class RunDirectory:
         self._is_new = not path.exists()
         try:
             make_directory(path)
+        except FileExistsError as error:
+            raise UsageError(
+                f"--out {path}: a run is a directory, and {error.filename} is not one",
+                hint="give another directory with --out",
+            ) from None
         except OSError as error:
             raise RunDirectoryError(
                 f"cannot be made: {error.strerror}", path=path, hint="give another directory with --out"

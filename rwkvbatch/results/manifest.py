@@ -216,9 +216,10 @@ def _complete_cells(cells: Any) -> dict[str, Any]:
 
 def _nearest(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
     """The first old cell, and the new one with the fewest differences."""
-    for name, values in old.items():
-        return {name: min(new, key=lambda other: len(_differences("", values, new[other])))} if new else {}
-    return {}
+    if not old or not new:
+        return {}
+    name, values = next(iter(old.items()))
+    return {name: min(new, key=lambda other: len(_differences("", values, new[other])))}
 
 
 _FILES = {

@@ -274,12 +274,9 @@ def _line(values: Mapping[str, Any]) -> bytes:
 def _parsed(data: bytes) -> Mapping[str, Any] | None:
     """The values of a line; None where it is none of this file."""
     try:
-        values: Any = json.loads(content_of_line(data))
+        found = cast("dict[str, Any]", json.loads(content_of_line(data)))  # it ends in a brace: no other JSON does
     except (BadLineError, ValueError, RecursionError):
         return None
-    if not isinstance(values, dict):
-        return None
-    found = cast("dict[str, Any]", values)
     if _judge_of(found) is not None:
         return found
     by, key = found.get("by"), found.get("key")

@@ -151,8 +151,9 @@ def read_lines(reader: BinaryIO, *, skip_long: bool = False) -> Iterator[StoredL
     A longer line is the last one, and has no known end: a file may be larger than can be read. With `skip_long` it is
     read to its end, and others follow.
     """
-    start = 0
-    for number in itertools.count(1):
+    start = number = 0
+    while True:
+        number += 1
         data = reader.readline(MAX_LINE_BYTES)
         if not data:
             return

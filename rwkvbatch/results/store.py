@@ -378,10 +378,10 @@ class RowStore:
 
     def _break(self, error: OSError, action: str) -> StorageError:
         self._broken = error
+        safe = "1 row is" if self.num_durable == 1 else f"{self.num_durable:,} rows are"
         return StorageError(
             f"{self._path}: {action} failed: {error.strerror or error}",
-            hint=f"{self.num_durable} rows are safe; make room or repair the disk, then run the same command again "
-            "to continue",
+            hint=f"{safe} safe; make room or repair the disk, then run the same command again to continue",
         )
 
 

@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, NoReturn
 
 from pydantic import BeforeValidator, Field
 
+from rwkvbatch.errors import counted
 from rwkvbatch.script.lines import SourceLine, is_array, is_object, refuse, shown, type_name
 from rwkvbatch.script.messages import OF_THE_REPLY, Message, Role, to_turns
 from rwkvbatch.script.native import is_plain_text, read_native, read_plain_text, read_tooling
@@ -162,7 +163,7 @@ def _read_mt_bench(line: Mapping[str, Any], source: SourceLine, default_id: str)
     if not raw.turns:
         refuse(source, "turns: is empty, so there is nothing to reply to")
     if len(references) > len(raw.turns):
-        refuse(source, f"reference: has {len(references)} texts for {len(raw.turns)} turns")
+        refuse(source, f"reference: has {counted(len(references), 'text')} for {counted(len(raw.turns), 'turn')}")
     turns = tuple(Turn(user, reference or None) for user, reference in zip_longest(raw.turns, references))
     tags = read_tags([raw.category], source) if raw.category else ()
     # The question's own temperature, as FastChat's gen_model_answer.py uses it.

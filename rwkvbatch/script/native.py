@@ -125,7 +125,7 @@ def read_native(line: Mapping[str, Any], source: SourceLine, default_id: str) ->
         where = f"messages[{at}]"
         one = _Message.read(item, source, where)
         if one.content is None and (one.tool_calls is None or "content" not in item):
-            refuse(source, f"{where}.content: {'must be a string, got None' if 'content' in item else 'is missing'}")
+            refuse(source, f"{where}.content: {'must be a string, got null' if 'content' in item else 'is missing'}")
         if one.role != "tool" and (key := next((k for k in ("tool_call_id", "name") if k in item), None)):
             refuse(source, f"{where}.{key}: belongs to tool messages", "remove it")
         own = (one.expect, one.params, one.reply_prefix, one.choices, one.generate, one.probes)

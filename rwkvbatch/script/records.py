@@ -296,12 +296,8 @@ def _choosing(turn: Turn) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """`value` as JSON values."""
-    if isinstance(value, Check):
-        return value.as_dict()
     if is_dataclass(value) and not isinstance(value, type):
         return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in cast("Iterable[Any]", value)]
     return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -83,7 +84,7 @@ class _Fields(BaseModel):
     n: int = Field(1, ge=1, le=MAX_REPLIES)
     seed: int | None = Field(None, ge=0, lt=2**63)
     stream: bool = False
-    stream_options: _StreamOptions = _StreamOptions()
+    stream_options: _StreamOptions = Field(default_factory=_StreamOptions)
     stop: str | list[str] = []
     max_tokens: int | None = None
     initial_state: str | None = None
@@ -132,8 +133,49 @@ class Asked:
     num_top: int | None
 
 
+_Given = tuple[str, str, Any]
+"""Name, type and value of a setting: 1, 1.0 and true would be one key without their types."""
+
+
+class ServerSettings:
+    """The settings of requests that do not give their own, and those of requests laid over them.
+
+    Args:
+        defaults: the server's.
+    """
+
+    def __init__(self, defaults: CellSettings) -> None:
+        self.defaults = defaults
+        # Most clients send the same few numbers again and again, and checking them takes longer than reading the rest.
+        self._known = lru_cache(maxsize=256)(self._checked)
+
+    def with_values(self, given: Mapping[str, Any], max_tokens: int) -> tuple[CellSettings, SamplingParams]:
+        """The settings with those `given` in their place, and what of them a reply takes, without a seed.
+
+        Raises:
+            UsageError: a setting is out of range.
+        """
+        is_small = all(
+            isinstance(value, int | float) or (isinstance(value, str) and len(value) < 64) for value in given.values()
+        )
+        values: tuple[_Given, ...] = tuple((name, type(value).__name__, value) for name, value in given.items())
+        return self._known(values, max_tokens) if is_small else self._checked(values, max_tokens)
+
+    def _checked(self, given: tuple[_Given, ...], max_tokens: int) -> tuple[CellSettings, SamplingParams]:
+        checked = CellSettings.parse({name: value for name, _, value in given})
+        settings = self.defaults.replace(**{name: getattr(checked, name) for name, _, _ in given})
+        settings.check_reply_prefix()
+        replied: dict[str, Any] = {
+            name: getattr(settings, name) for name in SamplingParams.model_fields if name != "seed"
+        }
+        replied["max_tokens"] = max_tokens
+        params = SamplingParams(**replied)
+        _ = params.sampling  # computed once; copies with another seed keep it
+        return settings, params
+
+
 def ask(
-    body: object, kind: type[ChatFields | CompletionFields], defaults: CellSettings, seed: int | None, limits: Limits
+    body: object, kind: type[ChatFields | CompletionFields], server: ServerSettings, seed: int | None, limits: Limits
 ) -> Asked:
     """The request in a decoded JSON body, laid over the server's settings.
 
@@ -154,25 +196,19 @@ def ask(
     own = {name: values.pop(name) for name in OWN_FIELDS if name in values and _is_setting(name, kind)}
     fields = _fields(values, kind)
     stops = _stops(fields.stop)
-    max_tokens = _max_tokens(fields, defaults, limits)
+    max_tokens = _max_tokens(fields, server.defaults, limits)
     for name, value in own.items():
         _check_number(name, value)
     _check_sizes(own)
     # Only what the client sent is shown in errors.
     given: dict[str, Any] = {**own, **({"stop": stops} if "stop" in fields.model_fields_set else {})}
     try:
-        checked = CellSettings.parse(given)
-        settings = defaults.replace(**{name: getattr(checked, name) for name in given})
-        settings.check_reply_prefix()
-        replied: dict[str, Any] = {
-            name: getattr(settings, name) for name in SamplingParams.model_fields if name != "seed"
-        }
-        replied["max_tokens"] = max(max_tokens, 1)
-        chosen = fields.seed if fields.seed is not None else seed
-        params = SamplingParams(**replied, seed=secrets.randbelow(2**32) if chosen is None else chosen)
+        settings, params = server.with_values(given, max(max_tokens, 1))
     except UsageError as error:
         param = next((name for name in given if error.message.startswith(name)), None)
         raise RequestError(error.message, param=param) from None
+    chosen = fields.seed if fields.seed is not None else seed
+    params = params.model_copy(update={"seed": secrets.randbelow(2**32) if chosen is None else chosen})
     return Asked(fields, settings, params, max_tokens, _num_top(fields))
 
 
@@ -198,10 +234,15 @@ def _fields(values: Mapping[str, Any], kind: type[ChatFields | CompletionFields]
 
 def _check_number(name: str, value: object) -> None:
     """Refuse texts and true or false for a number, which the settings would convert."""
-    words = allowed_values(CellSettings, name, "")
+    words = _allowed(name)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if words.startswith(("must be a number", "must be a whole number")) and not is_number:
         raise RequestError(f"{name}: {words}, got {shown_value(value)}", param=name)
+
+
+@cache
+def _allowed(name: str) -> str:
+    return allowed_values(CellSettings, name, "")
 
 
 def _check_sizes(values: Mapping[str, Any]) -> None:
@@ -238,9 +279,10 @@ def _max_tokens(fields: ChatFields | CompletionFields, defaults: CellSettings, l
         name, asked = "max_completion_tokens", fields.max_completion_tokens
     if asked is None:
         return min(defaults.max_tokens, limits.max_reply_tokens)
-    least = 0 if isinstance(fields, CompletionFields) and fields.echo else 1
+    may_echo = isinstance(fields, CompletionFields)
+    least = 0 if may_echo and fields.echo else 1
     if not least <= asked <= limits.max_reply_tokens:
-        hint = "echo allows 0" if least else ""
+        hint = "echo allows 0" if may_echo and least else ""
         words = f"must be a whole number in [{least}, {limits.max_reply_tokens}]"
         raise RequestError(f"{name}: {words}, got {asked}", param=name, hint=hint)
     return asked

@@ -9,7 +9,6 @@ from typing import Any
 
 import orjson
 
-from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.request import END_OF_TEXT, Reply, Score, TokenDetails
 from rwkvbatch.engine.sampling import exempt_tokens
 from rwkvbatch.errors import NonFiniteLogitsError, RwkvBatchError
@@ -26,6 +25,7 @@ from rwkvbatch.serve.protocol import (
     CompletionFields,
     Limits,
     RequestError,
+    ServerSettings,
     ask,
     messages_of,
     prompts_of,
@@ -38,7 +38,7 @@ class Served:
 
     Attributes:
         name: the model's, for clients. created: when it was loaded, seconds since 1970.
-        defaults: settings of requests that do not give their own. prelude: text before the first message.
+        settings: of requests. prelude: text before the first message.
         roots: the engine's root of each initial state, by name; `none` is the zero state.
         root: of requests that name no initial state.
         seed: for requests without one; None draws one for each.
@@ -49,7 +49,7 @@ class Served:
     tokenizer: Tokenizer
     name: str
     created: int
-    defaults: CellSettings
+    settings: ServerSettings
     prelude: str | None
     roots: Mapping[str, int]
     root: int
@@ -213,7 +213,7 @@ def prepare(
         decoded: object = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise RequestError(f"the body is not JSON: {error}") from None
-    asked = ask(decoded, kind, served.defaults, served.seed, served.limits)
+    asked = ask(decoded, kind, served.settings, served.seed, served.limits)
     fields, settings = asked.fields, asked.settings
     if fields.model != served.name:
         problem = f"model: {fields.model[:SHOWN_NAME]!r} is not served here, {served.name!r} is"

@@ -22,9 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rwkvbatch import __version__
 from rwkvbatch.config import CellSettings, RunSettings
@@ -38,7 +37,7 @@ from rwkvbatch.prompt.tokenizer import Tokenizer
 from rwkvbatch.prompt.vocabulary import tokenizer_of
 from rwkvbatch.serve.app import Access, Service
 from rwkvbatch.serve.batcher import Batcher
-from rwkvbatch.serve.protocol import Limits
+from rwkvbatch.serve.protocol import Limits, ServerSettings
 from rwkvbatch.serve.replies import Served
 from rwkvbatch.signals import calling
 
@@ -51,6 +50,8 @@ DEFAULT_STATE = "default"
 
 DEFAULT_MAX_PROMPT_TOKENS = 65_536
 MAX_HEAD_BYTES = 65_536
+MAX_PIPELINED = 64
+"""Requests of a connection that wait for the response to one before them."""
 HEAD_SECONDS = 30.0
 """For the head of a request to arrive."""
 WRITE_SECONDS = 60.0
@@ -126,7 +127,7 @@ class Opened:
             tokenizer=tokenizer,
             name=arguments.served_name or (BUNDLED_NAME if resolved.bundled else Path(model.spec.path).stem),
             created=int(time.time()),
-            defaults=defaults,
+            settings=ServerSettings(defaults),
             prelude=None if settings.prelude is None else load_prelude(settings.prelude),
             roots={NO_STATE: 0, **{name: number for number, name in enumerate(states, start=1)}},
             root=0 if settings.state is None else 1,
@@ -174,31 +175,86 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-class _Protocol(H11Protocol):
-    """uvicorn's HTTP/1.1 connection, with ends for clients that send a head or read a response too slowly."""
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 connection, with ends for clients that send too much of a head, or send or read too slowly."""
 
     _head_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
+    _awaits_head = True
+    _has_answered = True
+    _head_bytes = 0
+    """Of the path and the fields of the request, those after its body included."""
+    _unparsed_bytes = 0
+    """Received since the parser last found a part of a request."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
         self._head_timer = self.loop.call_later(HEAD_SECONDS, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timers()
+        self._head_timer = _stopped(self._head_timer)
+        self._write_timer = _stopped(self._write_timer)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._unparsed_bytes += len(data)
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
+        if self.transport.is_closing():
+            return
+        if self._unparsed_bytes > MAX_HEAD_BYTES:
+            self.send_400_response(f"The head of a request may have at most {MAX_HEAD_BYTES} bytes.")
+        elif not (self._awaits_head and self._has_answered):
             self._head_timer = _stopped(self._head_timer)
-        elif self._head_timer is None and not self.transport.is_closing():
+        elif self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def send_400_response(self, msg: str) -> None:
+        if self._has_answered or not self.cycle.response_started:
+            super().send_400_response(msg)
+        else:  # it would get into the response before it
+            self.transport.abort()
+
+    # The parser's calls; an exception has the request refused.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise ValueError("too many requests before the first is answered")
+        super().on_headers_complete()
+        self._awaits_head = self._has_answered = False
+
+    def on_chunk_header(self) -> None:
+        self._unparsed_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        self._unparsed_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unparsed_bytes, self._awaits_head = 0, True
+        super().on_message_complete()
+
+    def _count(self, size: int) -> None:
+        self._unparsed_bytes = 0
+        self._head_bytes += size
+        if self._head_bytes > MAX_HEAD_BYTES:
+            raise ValueError("the head is too long")
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._head_timer = _stopped(self._head_timer)
-        if self.conn.their_state is h11.SEND_BODY:  # a body that nobody wanted
+        self._has_answered = self.cycle.response_complete  # of the latest request
+        if self._has_answered and self.cycle.more_body:  # a body that nobody wanted
             self.transport.close()
 
     def pause_writing(self) -> None:
@@ -208,10 +264,6 @@ class _Protocol(H11Protocol):
     def resume_writing(self) -> None:
         self._write_timer = _stopped(self._write_timer)
         super().resume_writing()
-
-    def _stop_timers(self) -> None:
-        self._head_timer = _stopped(self._head_timer)
-        self._write_timer = _stopped(self._write_timer)
 
 
 def _stopped(timer: asyncio.TimerHandle | None) -> None:
@@ -253,6 +305,7 @@ class Serving:
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that left while they were answered
         options: dict[str, Any] = {
             "http": _Protocol,
             "ws": "none",
@@ -264,7 +317,6 @@ class Serving:
             "server_header": False,
             "timeout_keep_alive": KEEP_ALIVE_SECONDS,
             "timeout_graceful_shutdown": GRACE_SECONDS,
-            "h11_max_incomplete_event_size": MAX_HEAD_BYTES,
             "limit_concurrency": max(16, min(8192, files - 128)),
         }
         self._server = _Server(uvicorn.Config(self.service.app(), **options))

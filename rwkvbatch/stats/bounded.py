@@ -56,13 +56,15 @@ def components(means: ArrayLike, within: ArrayLike, repeats: ArrayLike) -> tuple
         repeats: `[conversations]` how many repetitions it has.
 
     Returns:
-        (between, within), neither negative; `within` is 0 where no conversation has several repetitions.
+        (between, within), neither negative; `within` is 0 where no conversation has several repetitions, `between` NaN
+        for fewer than two conversations.
     """
     mean, spread, count = (np.asarray(x, dtype=np.float64) for x in (means, within, repeats))
     known = np.isfinite(spread) & (count > 1)
     inner = float(np.average(spread[known], weights=count[known] - 1)) if known.any() else 0.0
     outer = float(mean.var(ddof=1)) if mean.size > 1 else math.nan
-    return max(0.0, outer - inner * float((1 / count).mean())), inner
+    # The maximum of Python would make 0 of NaN.
+    return float(np.maximum(0.0, outer - inner * float((1 / count).mean()))), inner
 
 
 def conversations_needed(
@@ -80,15 +82,19 @@ def conversations_needed(
     if not difference > 0 or not 0 < power < 1 or not 0 < level < 1:
         raise ValueError("the difference must be positive, power and level between 0 and 1")
     variance = between + within / repeats
-    # The exact test cannot find anything with fewer.
-    needed = max(2, math.ceil(1 - math.log2(level)))
-    while True:
-        factor = detectable_errors(needed, level=level, power=power, limited=limited)
-        wanted = max(needed, math.ceil(variance * (factor / difference) ** 2))
-        if wanted <= needed:
-            return needed
-        # The quantiles shrink as degrees grow: step up slowly near the answer.
-        needed = wanted if wanted - needed < 2 else needed + max(1, (wanted - needed) // 2)
+
+    def finds(number: int) -> bool:
+        factor = detectable_errors(number, level=level, power=power, limited=limited)
+        return number >= variance * (factor / difference) ** 2
+
+    # The exact test cannot find anything with fewer. More conversations find whatever fewer ones do.
+    low = high = max(2, math.ceil(1 - math.log2(level)))
+    while not finds(high):
+        low, high = high, 2 * high
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if finds(middle) else (middle + 1, high)
+    return high
 
 
 def smallest_detectable(

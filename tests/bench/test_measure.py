@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
-from rwkvbatch.bench import measure
+from rwkvbatch.bench import measure, workloads
 from rwkvbatch.bench.measure import Figure, Plan, figure_of, run_benchmark, write_random
 from rwkvbatch.bench.workloads import Rates, Workload, rwkv_package
 from rwkvbatch.errors import CheckpointError, RwkvBatchError, UsageError
@@ -133,3 +134,28 @@ def test_native_kernels_are_held_against_the_machine_and_the_package(model_file:
     assert report.limits.fma_gflop_s > 0
     assert all(figure.ratio is not None and figure.ratio > 0 for figure in report.figures)
     assert [figure.limit is None for figure in report.figures] == [False, False, True, True]
+
+
+@pytest.mark.parametrize(("skipped", "mean"), [([0, 0, 0], 0.0), ([100, 40, 60], 50.0)])
+def test_weights_that_a_step_skips_are_counted_after_its_first_one(
+    skipped: list[int], mean: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native, steps = SimpleNamespace(skipped_bytes=7), iter(skipped)
+    monkeypatch.setattr(workloads, "_SKIPPING_STEPS", 2)
+
+    def once() -> float:
+        native.skipped_bytes += next(steps)
+        return 0.0
+
+    assert workloads._skipped_bytes(cast("Any", SimpleNamespace(native=native)), once) == mean
+
+
+@pytest.mark.parametrize(("device", "waited"), [("cpu", []), ("cuda:1", ["cuda:1"]), ("mps", ["mps"])])
+def test_the_clock_waits_for_the_work_of_a_device(
+    device: str, waited: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+    monkeypatch.setattr("torch.cuda.synchronize", found.append)
+    monkeypatch.setattr("torch.mps.synchronize", lambda: found.append("mps"))
+    workloads._time_when_done(device)
+    assert found == waited

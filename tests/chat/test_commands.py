@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,7 @@ def chat() -> PipeChat:
         ("/fold maybe", "/fold [on|off]: expected one of on, off; got 'maybe'"),
         ("/fold", "hidden"),
         ("/fold off", "shown"),
+        ("/seed", "seed 0"),
         ("/seed -1", "must be in 0"),
         ("/seed x", "whole number"),
         ("/undo", "/undo"),
@@ -98,6 +100,8 @@ def chat() -> PipeChat:
         ("/branches", "(empty)"),
         ("/switch nowhere", "one of main; got 'nowhere'"),
         ("/system", "(no system message)"),
+        ("/system User: x", "role-line"),
+        ("/stats!", "/stats takes no `!`: it replaces no file"),
         ("/save", "/save FILE: the file name is missing"),
         ("/load /nonexistent", "cannot be read"),
         ("/state", "expected save or load"),
@@ -110,6 +114,8 @@ def chat() -> PipeChat:
         ("/top hello", "'Y'"),
         ("/stats x", "takes no argument"),
         ("/stats", "0 turns"),
+        ("/temp 0.5", "/set temp VALUE changes the setting"),
+        ("/max-tokens", "/set max-tokens VALUE changes the setting"),
         ("/s", "did you mean"),
         ("/zzzz", "/help lists the commands"),
         ("/", "there is no command"),
@@ -192,6 +198,50 @@ def test_a_state_is_saved_and_begins_a_conversation(chat: PipeChat, tmp_path: Pa
         assert "tokens" not in file.metadata
 
 
+@pytest.mark.parametrize("agreed", [False, True])
+def test_what_would_be_lost_on_a_terminal_is_asked_about_first(
+    agreed: bool, chat: PipeChat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def confirm(question: str) -> bool:
+        asked.append(question)
+        return agreed
+
+    chat.chat.is_terminal = True
+    monkeypatch.setattr(chat.chat.view, "confirm", confirm)
+    chat.send("hello")
+    path = tmp_path / "s.json"
+    chat.send(f"/save {path}")
+    before = path.read_bytes()
+    chat.send("more")
+    assert ("already exists" in chat.send(f"/save {path}")) != agreed
+    assert (path.read_bytes() != before) == agreed
+    said = chat.send(f"/load {path}")
+    assert ("not loaded; /save FILE saves this session" in said) != agreed
+    assert [question.split(". ")[-1] for question in asked] == ["Replace it?", "Load another one?"]
+    assert "loaded" in chat.send(f"/load! {path}")
+    assert len(asked) == 2
+
+
+def test_an_export_lists_the_replies_that_it_does_not_repeat(chat: PipeChat, tmp_path: Path) -> None:
+    chat.send("hello")
+    chat.send("more")
+    tree = chat.chat.session.tree
+    tree.exchanges[1] = replace(tree.exchanges[1], finish_reason="cancelled")
+    said = chat.send(f"/export {tmp_path / 'e.jsonl'}")
+    assert "It does not make all of the same replies:\n  the reply of turn 2 was stopped" in said
+    assert "makes the same replies" not in said
+
+
+def test_an_empty_reply_is_no_reference_of_an_export(chat: PipeChat, tmp_path: Path) -> None:
+    chat.send("/set stop You")
+    chat.send("hello")
+    chat.send(f"/export {tmp_path / 'e.jsonl'}")
+    record = json.loads((tmp_path / "e.jsonl").read_text())
+    assert [message["role"] for message in record["messages"]] == ["user"]
+
+
 def test_another_system_message_begins_a_conversation(chat: PipeChat) -> None:
     chat.send("hello")
     assert "on branch branch-2; /switch main goes back" in chat.send("/system Be brief.")
@@ -236,9 +286,15 @@ def test_an_unwritable_file_is_an_error_and_an_unwritable_transcript_ends_the_ch
         def full(_descriptor: int, _data: bytes) -> int:
             raise OSError(28, "No space left on device")
 
-        patch.setattr("rwkvbatch.chat.storage.os.write", full)
-        with pytest.raises(StorageError, match="transcript cannot be written: No space left"):
-            chat.send("more")
+        write = os.write
+
+        def nearly_full(descriptor: int, data: bytes) -> int:
+            return write(descriptor, data) if b'"typed"' in data else full(descriptor, data)
+
+        for place in (full, nearly_full):  # before the message is sent, and after its reply
+            patch.setattr("rwkvbatch.chat.storage.os.write", place)
+            with pytest.raises(StorageError, match="transcript cannot be written: No space left"):
+                chat.send("more")
     chat.chat.transcript.close()
 
 

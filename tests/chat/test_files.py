@@ -170,6 +170,9 @@ def test_a_transcript_that_a_crash_cut_off_inside_a_character_loads_up_to_there(
         (lambda tree: tree["exchanges"][0].update(seed="x"), "seed must be an integer"),
         (lambda tree: tree["exchanges"][0].update(opening=1.5), "opening must be an integer"),
         (lambda tree: tree["exchanges"][1].update(parent=9), "out of order"),
+        (lambda tree: tree["exchanges"][0].update(stopped_by=3), "stopped_by must be a string or null, got 3"),
+        (lambda tree: tree["openings"][0].update(number=1), "opening 0 has the number 1"),
+        (lambda tree: tree["branches"]["main"].update(opening=9), "an opening must be in 0 to 0, got 9"),
     ],
 )
 def test_a_session_whose_checksum_is_right_and_whose_values_are_not_is_bad_input(
@@ -183,6 +186,27 @@ def test_a_session_whose_checksum_is_right_and_whose_values_are_not_is_bad_input
     (tmp_path / "s.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match=said):
         load_session(empty(), tmp_path / "s.json")
+
+
+def test_a_session_of_an_older_version_has_its_former_names_and_what_its_template_meant(tmp_path: Path) -> None:
+    """Without `turn_end`, a template's file alone said what ends a reply; `finish` was `finish_reason`."""
+    session, path = filled(), tmp_path / "s.json"
+    save_session(session, path)
+    values = json.loads(path.read_text())
+    del values["sha256"]
+    template = Path(__file__).parents[1] / "prompt" / "chatml.jinja"
+    values["template"] = str(template)
+    for each in (values, *values["dialogue"]["exchanges"]):
+        each["settings"].pop("turn_end", None)
+    for exchange in values["dialogue"]["exchanges"]:
+        exchange["finish"] = exchange.pop("finish_reason")
+    values["sha256"] = storage._checksum(values)  # pyright: ignore[reportPrivateUsage]
+    path.write_text(json.dumps(values))
+    other = empty()
+    load_session(other, path)
+    assert other.settings.turn_end == "next-role"
+    for mine, theirs in zip(session.tree.exchanges, other.tree.exchanges, strict=True):
+        assert (mine.finish_reason, theirs.settings["turn_end"]) == (theirs.finish_reason, "next-role")
 
 
 def test_the_chat_s_directory_is_its_owner_s_alone_whatever_the_umask(tmp_path: Path) -> None:

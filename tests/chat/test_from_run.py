@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rwkvbatch.chat.runs import export, read_point, replay, settings_of
+from rwkvbatch.chat.runs import export, read_point, refuse_other_files, replay, settings_of
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.config import CellSettings
@@ -99,6 +101,53 @@ def test_turns_of_a_run_over_references_follow_those(tmp_path: Path) -> None:
     assert session.ask("And what is 1 plus 2?").ids == rows(out, 0)[2].reply_ids
     (caveat,) = export(session, tmp_path / "e.jsonl").caveats
     assert "turn 1 is the run's reference" in caveat
+
+
+def changed(run: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of a run whose manifest is another one, as an older version would have written it."""
+    out = run.parent / f"changed-{len(list(run.parent.iterdir()))}"
+    shutil.copytree(run, out)
+    content = json.loads((out / "manifest.json").read_text())
+    change(content)
+    (out / "manifest.json").write_text(json.dumps(content))
+    return out
+
+
+def test_a_run_without_a_copy_of_its_script_takes_the_system_message_from_the_script(run: Path, tmp_path: Path) -> None:
+    script = tmp_path / "s.jsonl"
+    other = {"id": "other", "messages": [{"role": "user", "content": "Hi."}]}
+    script.write_text(json.dumps(other) + "\n" + (run.parent / "s.jsonl").read_text())
+    out = changed(run, lambda content: content["about"].update(scripts=[str(script)]))
+    (copy,) = out.glob("script*")
+    copy.unlink()
+    assert read_point(f"{out}:c:1:0").system == "Be brief."
+    for content, names in ((json.dumps(other), str(script)), ("{", str(script))):
+        script.write_text(content + "\n")
+        with pytest.raises(RunDirectoryError, match=rf"conversation 'c:1' is unknown: .* \({names}\)"):
+            read_point(f"{out}:c:1:0")
+    (out / "manifest.json").write_text((out / "manifest.json").read_text().replace(str(script), "-"))
+    with pytest.raises(RunDirectoryError, match=r"conversation 'c:1' is unknown: .* \(-\)"):
+        read_point(f"{out}:c:1:0")
+
+
+def test_another_vocabulary_than_the_runs_is_refused(run: Path) -> None:
+    cell = read_point(f"{run}:c:1:0").cell
+    point = replace(read_point(f"{run}:c:1:0"), cell={**cell, "tokenizer_sha256": "ab" * 32})
+    session = Session(Engine(load_model()), CellSettings(**settings_of(point)))
+    session.begin(system=point.system)
+    with pytest.raises(UsageError, match="has another vocabulary: expected SHA-256 abababababab, found"):
+        replay(session, point)
+
+
+def test_files_that_the_run_did_not_begin_with_or_does_not_name_are_refused(run: Path, tmp_path: Path) -> None:
+    point = read_point(f"{run}:c:1:0")
+    refuse_other_files(point, CellSettings())
+    prelude = tmp_path / "prelude.txt"
+    prelude.write_text("User: hi\n\nAssistant: Hi.\n")
+    with pytest.raises(UsageError, match="began without a prelude, got --prelude"):
+        refuse_other_files(point, CellSettings(prelude=str(prelude)))
+    with pytest.raises(UsageError, match="began with a prelude that its manifest does not name"):
+        refuse_other_files(replace(point, cell={**point.cell, "prelude_sha256": "ab" * 32}), CellSettings())
 
 
 def test_a_run_is_continued_where_its_script_is_not(run: Path, tmp_path: Path) -> None:

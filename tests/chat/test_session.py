@@ -236,8 +236,13 @@ def test_a_failed_reply_is_an_error_and_leaves_the_tree_unchanged() -> None:
 
 @pytest.mark.parametrize("text", ["", "  ", "\n\t"])
 def test_an_empty_message_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="empty"):
-        new_session().ask(text)
+    session = new_session()
+    with pytest.raises(UsageError, match="the message is empty"):
+        session.ask(text)
+    (kept,) = (session.ask("hello"),)
+    with pytest.raises(UsageError, match="the message is empty"):
+        session.edit(text)
+    assert session.tree.path() == [kept]
 
 
 def test_a_reply_after_an_initial_state_is_the_engines(tmp_path: Path) -> None:

@@ -9,13 +9,16 @@ from dataclasses import replace
 import pytest
 from rich.text import Text
 
-from rwkvbatch.chat.app import View, unechoed_input
+from rwkvbatch.chat.app import Chat, View, unechoed_input
+from rwkvbatch.chat.commands import handle_line
 from rwkvbatch.chat.pipe import PlainView
+from rwkvbatch.chat.storage import Transcript
 from rwkvbatch.chat.terminal import TerminalView
 from rwkvbatch.chat.tree import Exchange
 from rwkvbatch.errors import UsageError
 from rwkvbatch.signals import stopping_on_interrupt
 from tests.chat.screen import ScreenFile
+from tests.chat.test_session import new_session
 
 PLAIN = Exchange(0, None, 0, 0, 0, 0, "hi", (1,), (2, 3), (2, 3), "A *reply*.", "A *reply*.", "stop", None, {})
 THINKING = replace(PLAIN, reply="<think>\nSome thoughts.\n</think>\nAn answer.")
@@ -158,3 +161,39 @@ def test_interrupts_are_the_main_threads() -> None:
     thread.start()
     thread.join()
     assert noted == [[]]
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_without_styles_the_parts_of_a_thinking_reply_have_marks(folded: bool) -> None:
+    view, file = terminal()
+    view.console.no_color = True
+    view.folded = folded
+    pieces = ["<think>\nSome", " thoughts.\n", "</think>\nAn", " answer."]
+    marks = ["[thinking]", "[answer]"]
+    lines = shown(view, file, pieces, THINKING)
+    assert [line for line in lines if line in marks] == ([] if folded else marks)
+    if not folded:
+        assert lines.index(marks[0]) < lines.index("Some thoughts.") < lines.index(marks[1]) < lines.index("An answer.")
+    view._last_frame_s = 0.0
+    view.tick()  # after the end there is nothing to draw
+    assert file.lines() == lines
+
+
+def test_figures_of_a_reply_without_log_probabilities_have_no_perplexity() -> None:
+    session = new_session()
+    view, file = terminal(100)
+    chat = Chat(session, view, Transcript(None), lambda _: session.engine)
+    kept = session.ask("a")
+    assert "nats per token" in _shown_by(chat, file, "/stats")
+    session.tree.exchanges[-1] = replace(kept, logprobs=())
+    found = _shown_by(chat, file, "/stats")
+    assert "prompt tokens read" in found
+    assert "nats per token" not in found
+    session.tree.exchanges[-1] = replace(kept, ids=(0, 65))
+    assert "(end of text)" in _shown_by(chat, file, "/tokens")
+
+
+def _shown_by(chat: Chat, file: ScreenFile, line: str) -> str:
+    before = len(file.lines())
+    assert handle_line(chat, line)
+    return "\n".join(file.lines()[before:])

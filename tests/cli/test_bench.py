@@ -70,7 +70,12 @@ def test_a_model_and_a_random_one_exclude_each_other(capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [(["--random", "1x64", "--sparsity", "1"], "[0, 1), got 1"), (["--sparsity", "0.5"], "--random LAYERSxWIDTH")],
+    [
+        (["--random", "1x64", "--sparsity", "1"], "[0, 1), got 1"),
+        (["--random", "1x64", "--sparsity", "-0.5"], "[0, 1), got -0.5"),
+        (["--sparsity", "0.5"], "--random LAYERSxWIDTH"),
+        (["--cpu-time", "--threads", "2"], "--cpu-time is the time of one thread, got --threads 2"),
+    ],
 )
 def test_a_sparsity_that_cannot_be_is_a_usage_error(
     options: list[str], named: str, capsys: pytest.CaptureFixture[str]

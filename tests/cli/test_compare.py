@@ -249,3 +249,12 @@ def test_an_unfinished_run_fails_and_partial_judges_it(tmp_path: Path, capsys: p
     assert invoke(["compare", str(run), *gate]) == ExitCode.FAILED
     assert "is not finished: 112 planned turns are not there" in " ".join(capsys.readouterr().out.split())
     assert invoke(["compare", str(run), *gate, "--partial"]) == ExitCode.DONE
+
+
+def test_a_step_summary_that_is_no_file_is_noted_and_the_comparison_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path))
+    run = make_run(tmp_path / "run")
+    assert invoke(["compare", str(run)]) == ExitCode.DONE
+    assert f"$GITHUB_STEP_SUMMARY was not written: {tmp_path} is not a regular file" in capsys.readouterr().err

@@ -18,6 +18,8 @@ PLUGIN = """
 import ctypes, os, pathlib, sys, time
 from rwkvbatch.script.checks import Verdict
 
+log = open(os.environ["WAITING"] + ".log", "w")  # never closed
+
 class Leaves:
     options = frozenset()
 
@@ -31,6 +33,7 @@ class Leaves:
         return cls(expected)
 
     def judge(self, facts):
+        log.write("judged")
         if self.where == "judge":
             ctypes.CDLL(None)._exit(self.code)
         if self.where == "wait":
@@ -91,6 +94,7 @@ def test_a_command_that_comes_to_its_end_keeps_its_exit_code(
     found = run([*command_with([where, 0], tmp_path), "--json"], environment)
     assert found.returncode == code
     assert json.loads(found.stdout)["rows"] == 2
+    assert Path(environment["WAITING"] + ".log").read_text() == "judged"  # the interpreter has closed the file
 
 
 def started(tmp_path: Path, environment: dict[str, str]) -> subprocess.Popen[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rwkvbatch.cli.app import invoke
+from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.replay.runner import RunOptions, execute, read_rows
 from tests.replay.fakes import FakeLoader, make_plan
@@ -111,6 +112,24 @@ def test_a_merged_run_is_shown_and_compared(
     assert "temp=1" in capsys.readouterr().out
 
 
+def test_of_many_missing_parts_some_are_told_and_a_grid_is_to_be_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = [Cell(name, {}) for name in "ab"]
+    paths: list[Path] = []
+    for number in (1, 2):
+        plan = make_plan(50, cells=cells, shard=Shard(number, 2))
+        execute(plan, FakeLoader(), RunOptions(out=tmp_path / str(number), command="rwkvbatch run s.jsonl"))
+        paths.append(tmp_path / str(number))
+    assert merge(paths, tmp_path / "out") == 0
+    assert f"next: rwkvbatch compare {tmp_path / 'out'}" in capsys.readouterr().err
+    few = tmp_path / "few"
+    execute(make_plan(50, cells=cells, shard=Shard(1, 50)), FakeLoader(), RunOptions(out=few, command="rwkvbatch run"))
+    assert merge([few], tmp_path / "more") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("and ") and line.endswith(" more parts") for line in lines)
+
+
 def test_a_part_is_shown_with_a_note_that_it_is_one(parts: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["show", str(parts[0])]) == 0
     assert "is one part of a run; `rwkvbatch merge`" in capsys.readouterr().err
@@ -139,6 +158,19 @@ def test_bad_input_is_one_message_and_an_exit_code(
     assert message in error
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_whose_rows_were_being_adapted_is_to_be_run_again(
+    parts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = parts[1] / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    path.write_text(json.dumps({**content, "former": {"identity": content["identity"]}}))
+    assert merge(parts, tmp_path / "out") == 3
+    said = capsys.readouterr().err
+    assert "a command was interrupted while it adapted the rows of this part" in said
+    assert "run the part's command again" in said
 
 
 def test_merging_loads_no_model_library(parts: list[Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -62,6 +63,12 @@ def test_info_prints_a_table(checkpoint: Path, capsys: pytest.CaptureFixture[str
     assert "blocks.*.att.receptance.weight" in output
     assert "64 x 64" in output
     assert "sha256" not in output
+
+
+def test_info_of_a_verified_checkpoint_has_its_hash(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["model", "info", str(checkpoint), "--verify"]) == 0
+    shown = "".join(capsys.readouterr().out.split())
+    assert f"{hashlib.sha256(checkpoint.read_bytes()).hexdigest()}(allvaluesarefinite)" in shown
 
 
 def test_info_of_an_older_generation_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,6 +138,7 @@ def test_existing_file_is_replaced_only_by_force(
         (["random", "0x64", "a.pth"], "LAYERSxWIDTH"),
         (["random", "1x100", "a.pth"], "multiple of --head-size 64"),
         (["random", "1x64", "a.txt"], "must end in .pth or .safetensors"),
+        (["convert", "b.pth", "a.pth", "--vocab", "world"], "--vocab is written into a .safetensors file"),
     ],
 )
 def test_bad_request_is_a_usage_error(
@@ -147,6 +155,8 @@ def test_bad_request_is_a_usage_error(
 
 
 def test_bad_checkpoint_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["model", "info", "--vocab", str(tmp_path / "missing.txt")]) == 3
+    assert "missing.txt: cannot be read" in capsys.readouterr().err
     (tmp_path / "a.pth").write_bytes(b"nothing of the kind")
     assert invoke(["model", "info", str(tmp_path / "a")]) == 3
     captured = capsys.readouterr()

@@ -22,6 +22,14 @@ def test_a_width_that_cannot_be_used_is_80_columns(columns: str, monkeypatch: py
     assert os.environ["COLUMNS"] == columns
 
 
+def test_a_terminal_without_a_width_leaves_no_variable_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda _: os.terminal_size((1, 1)))
+    with _usable_width():
+        assert os.environ["COLUMNS"] == "80"
+    assert "COLUMNS" not in os.environ
+
+
 def test_a_usable_width_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "47")
     with _usable_width():

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from rwkvbatch.cli.app import COMMANDS, load_command
-from rwkvbatch.cli.options import read_ahead
+from rwkvbatch.cli.options import read_ahead, thread_count
 from rwkvbatch.config import LISTS, SETTINGS, TEXTS, CellSettings, RunSettings
+from rwkvbatch.errors import UsageError
 from rwkvbatch.setting import Setting
 from rwkvbatch.setting_names import option_name
 
@@ -84,3 +85,11 @@ class TestReadAhead:
         monkeypatch.chdir(tmp_path)
         monkeypatch.delenv("RWKVBATCH_MODEL", raising=False)
         assert read_ahead(settings) is None
+
+
+@pytest.mark.parametrize("given", ["two", "-1", "1.5", ""])
+def test_threads_must_be_a_number(given: str) -> None:
+    assert thread_count("3") == thread_count(3) == 3
+    assert thread_count(None) is None
+    with pytest.raises(UsageError, match=f"--threads must be a number, got '{given}'"):
+        thread_count(given)

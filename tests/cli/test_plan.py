@@ -13,7 +13,7 @@ import pytest
 
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.exits import ExitCode
-from rwkvbatch.comparison.judging import variances
+from rwkvbatch.comparison.judging import are_steps, variances
 from rwkvbatch.stats.bounded import conversations_needed, smallest_detectable
 from rwkvbatch.stats.signflip import compare_family
 from tests.comparison.make_run import make_run
@@ -109,6 +109,92 @@ def test_more_variants_and_more_power_take_more_conversations(
     assert sizes == sorted(set(sizes))
 
 
+def test_a_script_that_is_too_small_is_told_and_quiet_tells_nothing(
+    script: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["plan", script, "--detect", "0.01"]) == ExitCode.DONE
+    assert "the script is too small for each of these" in capsys.readouterr().err
+    assert invoke(["plan", script, "--detect", "0.01", "--quiet"]) == ExitCode.DONE
+    assert capsys.readouterr().err == ""
+
+
+def test_of_several_pairs_the_one_that_varies_most_counts(
+    script: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        score = 0.5 + (row["cell"] == "wild") * float(rng.uniform(-0.5, 0.5))
+        row["checks"][0] |= {"passed": False, "score": score}
+
+    run = str(make_run(tmp_path / "pilot", cells=("a", "calm", "wild"), change=change))
+    found = planned(capsysbinary, script, "--detect", "0.2", "--pilot", run)
+    assert found["variances"]["source"] == "pilot: of all pairs the one that varies most, wild against a"
+    assert found["variances"]["between"] + found["variances"]["within"] > 0
+
+
+def written(path: Path, *messages: dict[str, Any]) -> str:
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "Hi."}, *messages]}) + "\n")
+    return str(path)
+
+
+REPLIED: dict[str, Any] = {"role": "assistant", "content": "Hi!"}
+
+
+def test_a_script_of_references_alone_is_planned_for_their_nll(
+    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    run = str(make_run(tmp_path / "pilot", cells=("a", "b")))
+    found = planned(capsysbinary, written(tmp_path / "s.jsonl", REPLIED), "--detect", "0.2", "--pilot", run)
+    assert (found["metric"], found["judged_conversations"]) == ("nll", 1)
+
+
+@pytest.mark.parametrize(
+    ("messages", "options", "message"),
+    [
+        ((), [], "the script has neither checks (score) nor reference replies (nll)"),
+        ((), ["--metric", "nll"], "--metric nll: no conversation of the script has references to judge"),
+        (
+            (REPLIED,),
+            ["--metric", "pass_at_2"],
+            "--metric pass_at_2: no conversation of the script has checks to judge",
+        ),
+        ((REPLIED,), [], "the spread of nll cannot be guessed"),
+    ],
+)
+def test_a_script_without_what_the_metric_judges_is_refused(
+    messages: tuple[dict[str, Any], ...],
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = written(tmp_path / "s.jsonl", *messages)
+    assert invoke(["plan", script, "--detect", "0.1", *options]) == ExitCode.USAGE
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cells", "conversations", "metric", "message"),
+    [
+        (("a", "b"), 1, "score", "no pair of cells has 2 conversations with score"),
+        (("a",), 4, "all_2", "all_2 needs a pilot with two cells"),
+        (("a",), 1, "score", "this one has 1 cell, 2 repetitions and 1 of those conversations"),
+    ],
+)
+def test_a_pilot_that_is_too_small_is_refused(
+    cells: tuple[str, ...],
+    conversations: int,
+    metric: str,
+    message: str,
+    script: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = str(make_run(tmp_path / "pilot", cells=cells, conversations=conversations))
+    arguments = ["plan", script, "--detect", "0.1", "--metric", metric, "--pilot", run]
+    assert invoke(arguments) == ExitCode.USAGE
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -132,13 +218,16 @@ def test_a_pilot_that_is_not_there_is_bad_input(script: str) -> None:
     assert invoke(["plan", script, "--detect", "0.1", "--pilot", "nowhere"]) == ExitCode.BAD_INPUT
 
 
-def test_the_size_and_the_detectable_difference_are_inverse() -> None:
-    size = conversations_needed(0.05, 0.04, 0.3, 3, power=0.9)
-    assert (
-        smallest_detectable(size, 0.04, 0.3, 3, power=0.9)
-        <= 0.05
-        < smallest_detectable(size - 1, 0.04, 0.3, 3, power=0.9)
-    )
+@pytest.mark.parametrize("limited", [True, False])
+@pytest.mark.parametrize(("difference", "power"), [(0.05, 0.9), (0.1, 0.8), (0.3, 0.8), (0.6, 0.8)])
+def test_the_size_and_the_detectable_difference_are_inverse(difference: float, power: float, limited: bool) -> None:
+    size = conversations_needed(difference, 0.04, 0.3, 3, power=power, limited=limited)
+    found, not_found = (smallest_detectable(n, 0.04, 0.3, 3, power=power, limited=limited) for n in (size, size - 1))
+    assert found <= difference
+    assert math.isnan(not_found) or not_found > difference
+
+
+def test_five_conversations_find_nothing() -> None:
     assert math.isnan(smallest_detectable(5, 0.04, 0.3, 3))
 
 
@@ -178,3 +267,82 @@ def test_a_pilot_without_a_difference_does_not_promise_that_a_handful_is_enough(
     assert found["designs"][0]["conversations"] > 200
     assert "all equal" in found["variances"]["source"]
     assert invoke(["plan", script, "--metric", "nll", "--detect", "0.05", "--pilot", run]) == ExitCode.USAGE
+
+
+def numbers(row: dict[str, Any], rng: np.random.Generator) -> None:
+    """Scores without steps."""
+    row["checks"][0]["score"] = float(rng.uniform(0.2, 0.8))
+
+
+@pytest.mark.parametrize("cells", [("a", "b"), ("a",)])
+def test_scores_without_steps_take_as_many_conversations_as_numbers_without_limits(
+    cells: Sequence[str], script: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """`compare` corrects their skewness, which costs power where conversations are few; not that of yes/no outcomes."""
+    shape: dict[str, Any] = {"conversations": 12, "repeats": 2, "turns": 1, "cells": cells}
+    for name, change, steps in (("numbers", numbers, False), ("steps", None, True)):
+        run = str(make_run(tmp_path / name, change=change, **shape))
+        found = planned(capsysbinary, script, "--detect", "0.3", "--pilot", run)
+        between, within = (found["variances"][part] for part in ("between", "within"))
+        assert found["variances"]["steps"] == steps
+        sizes = [design["conversations"] for design in found["designs"]]
+        assert sizes == [conversations_needed(0.3, between, within, n, limited=steps) for n in (1, 2, 3, 5, 10)]
+    few = found["designs"][-1]["conversations"]
+    assert few < conversations_needed(0.3, between, within, 10, limited=False)
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0, 0.0, 0.0], [0.5, -0.5, 0.25, -0.25]])
+def test_differences_that_cancel_are_steps(values: list[float]) -> None:
+    with np.errstate(all="raise"):
+        assert are_steps(np.array(values), np.array([0, 0, 1, 1]), 1.0)
+        assert not are_steps(np.array(values), np.array([0, 0, 1, 1]), math.inf)
+
+
+def test_a_planned_number_of_conversations_finds_a_difference_in_nll_4_times_in_5() -> None:
+    size = conversations_needed(1.0, 1.0, 0.0, 1, limited=False)
+    rng = np.random.default_rng(2)
+    samples = rng.normal(1.0, 1.0, (400, size, 1))
+    found = [compare_family(sums, np.ones_like(sums)).differences[0].significant for sums in samples]
+    assert 0.74 <= np.mean(found) <= 0.88
+
+
+def test_long_texts_count_as_much_in_the_variance_as_in_the_mean(
+    script: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """nll is over all tokens: with texts of 1 and of 99 tokens, half as many conversations decide as there are."""
+
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        tokens = 99 if int(row["conversation"].removeprefix("talk-")) % 2 else 1
+        row["reference"] |= {"nll": float(rng.normal(5, 1)), "bytes": 4 * tokens, "tokens": tokens, "logprob": -5.0}
+
+    run = str(make_run(tmp_path / "texts", cells=("a", "b"), conversations=400, repeats=1, turns=1, change=change))
+    found = planned(capsysbinary, script, "--detect", "1", "--metric", "nll", "--pilot", run)
+    assert found["variances"]["between"] == pytest.approx(2 * 2, rel=0.2)
+
+
+def test_of_pass_at_k_the_pilots_repetitions_are_planned_for(
+    script: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    run = pilot(tmp_path / "pilot", ("a", "b"), repeats=4)
+    found = planned(capsysbinary, script, "--detect", "0.2", "--metric", "pass_at_3", "--pilot", run)
+    assert [design["repetitions"] for design in found["designs"]] == [4]
+    assert found["variances"]["repetitions"] == 4
+    assert "one repetition" not in found["variances"]["source"]
+    alone = planned(capsysbinary, script, "--detect", "0.2", "--metric", "pass_at_3")
+    assert [design["repetitions"] for design in alone["designs"]] == [3]
+
+
+def test_turns_of_the_pilot_that_ended_in_an_error_are_named(
+    script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(row: dict[str, Any], _: np.random.Generator) -> None:
+        if row["conversation"] == "talk-3":
+            row.update(error="out of memory", finish_reason="error", checks=[], reference=None, reply="", reply_ids=[])
+
+    run = str(make_run(tmp_path / "pilot", cells=("a", "b"), conversations=8, turns=1, change=change))
+    assert invoke(["plan", script, "--detect", "0.2", "--pilot", run]) == ExitCode.DONE
+    assert "4 of its turns ended in an error and count as failed" in capsys.readouterr().err
+    assert invoke(["plan", script, "--detect", "2", "--metric", "tokens", "--pilot", run]) == ExitCode.DONE
+    out, err = capsys.readouterr()
+    assert "4 of its turns ended in an error and are left out" in err
+    assert "a difference of 2 in tokens" in out

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from rwkvbatch.cli.views import show_summary, summary_table, until_ci_record
+from rwkvbatch.cli.app import invoke
+from rwkvbatch.cli.views import MAX_WARNINGS, race_lines, show_summary, summary_table, until_ci_record
 from rwkvbatch.replay.adaptive import Reached
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.runner import RunOptions, execute
@@ -121,3 +124,86 @@ def test_what_until_ci_came_to_is_told_cell_by_cell(capsys: pytest.CaptureFixtur
     record = until_ci_record(result)
     assert record is not None
     assert [cell["width"] for cell in record["cells"]] == [None, 0.25, 0.75, None, None]
+
+
+def cell(name: str, score: float | None, dropped_after: int | None = None) -> dict[str, object]:
+    return {"cell": name, "score": score, "dropped_after": dropped_after}
+
+
+def race(left: list[str], cells: list[dict[str, object]], **changes: object) -> dict[str, object]:
+    record = {"left": left, "cells": cells, "leader": left[0], "ending": "budget", "draws": 20, "draws_planned": 60}
+    return {**record, "looks": 2, "rows": 30, "rows_of_grid": 120, "margin": None, "level": 0.05, **changes}
+
+
+def test_a_race_is_told_in_a_few_lines() -> None:
+    many = [cell(f"c{n:02}", 0.5 + n / 100) for n in range(20)]
+    lines = race_lines(race(["c19", *(str(each["cell"]) for each in many[:-1])], many, rows_of_grid=0))
+    assert lines[0].startswith("race: the budget is used up, after 20 of 60 draws, 2 looks and 30 rows, - of the full")
+    assert lines[1] == "  leader: c19, score 0.690"
+    shown = len(lines[2].split(";")) - 1
+    assert lines[2].startswith("  not shown to be worse: c18 0.680; c17 0.670; ")
+    assert lines[2].endswith(f"; and {19 - shown} more")
+    assert lines[3:] == ["  a truly best cell is dropped with a probability of at most 0.05"]
+    cells = [cell("a", 0.9), cell("b", 0.4, 12), cell("c", None, 8)]
+    lines = race_lines(race(["a"], cells, ending="one cell left"))
+    assert "one cell is left" in lines[0]
+    assert "30 rows, 25% of the full grid's 120" in lines[0]
+    assert lines[2] == "  dropped: 2 of 3 cells, after 8 to 12 draws; the last one: b"
+    assert race_lines(race(["a"], [cell("a", None)])) == ["race: no look yet"]
+
+
+def test_of_many_warnings_the_first_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s.jsonl"
+    lines = [{"id": f"c{n}", "messages": [{"role": "user", "content": " Hi"}]} for n in range(MAX_WARNINGS + 3)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert invoke(["run", str(path), "--dry-run"]) == 0
+    shown = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(shown) == MAX_WARNINGS + 1
+    assert "outer-space" in shown[0]
+    assert shown[-1] == "and 3 more warnings"
+
+
+SCORED: list[tuple[list[dict[str, object]], list[str], list[str]]] = [
+    ([{"text": "Once upon a time."}], ["scored", "bits per"], ["accuracy", "checks", "reply"]),
+    ([{"prompt": "Once upon", "continuation": " a time"}], ["accuracy", "of texts"], ["reply", "checks"]),
+    (
+        [{"messages": [{"role": "user", "content": "Sky?", "choices": ["a", "b"], "expect": {"choice": "a"}}]}],
+        ["checks"],
+        ["first token", "bits per", "accuracy"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("content", "there", "absent"), SCORED)
+def test_a_run_that_only_scores_shows_what_was_scored(
+    content: list[dict[str, object]],
+    there: list[str],
+    absent: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    path = tmp_path / "s.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in content))
+    assert invoke(["run", str(path), "--out", str(tmp_path / "run")]) in (0, 1)
+    captured = capsys.readouterr()
+    table = captured.out + captured.err
+    for name in there:
+        assert name in table
+    for name in absent:
+        assert name not in table
+    if "checks" not in there:
+        assert "or score with another --model and compare" in captured.err
+
+
+@pytest.mark.parametrize(("draws", "said"), [(1, True), (4, True), (8, False)])
+def test_a_race_of_few_draws_says_that_they_cannot_show_a_worse_cell(draws: int, said: bool) -> None:
+    cells = [{"cell": name, "score": 1.0, "dropped_after": None} for name in ("a", "b")]
+    record = {
+        "left": ["a", "b"], "leader": "a", "cells": cells, "margin": None, "level": 0.05, "ending": "budget",
+        "draws": draws, "draws_planned": draws, "looks": 1, "rows": 2 * draws, "rows_of_grid": 2 * draws,
+    }  # fmt: skip
+    lines = race_lines(record)
+    assert "1 look and" in lines[0]
+    assert ("  so few draws cannot show that a cell is worse: --repeats gives more of them" in lines) == said

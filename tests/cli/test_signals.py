@@ -7,13 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from rwkvbatch import signals
+from rwkvbatch.cli import _leave_on_signals
 from rwkvbatch.cli.app import invoke
-from rwkvbatch.signals import leaving_at_once, unwind
+from rwkvbatch.signals import leaving_at_once, stop_on_signals, unwind
 
 SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 
@@ -91,6 +94,116 @@ def test_of_two_signals_at_the_same_time_one_is_raised_and_a_later_one_leaves(mo
         with pytest.raises(KeyboardInterrupt):  # `_leave` does not come back, but for this test
             signal.raise_signal(signal.SIGINT)
     assert left == [signal.SIGINT]
+
+
+class Ended(BaseException):
+    """In place of the end of the process, whose exit code it holds."""
+
+
+@pytest.fixture
+def ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    monkeypatch.setattr(signals, "end_process", end)
+
+
+@pytest.mark.usefixtures("ending")
+@pytest.mark.parametrize(("number", "code", "word"), SIGNALS)
+def test_of_a_runs_signals_the_first_is_told_its_duplicate_is_not_and_a_later_one_stops_at_once(
+    number: signal.Signals, code: int, word: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+    with stop_on_signals(told.append) as stop:
+        assert not stop()
+        for _ in range(2):
+            signal.raise_signal(number)
+        assert stop()
+        monkeypatch.setattr(signals, "TOGETHER_S", 0.0)
+        with pytest.raises(Ended, match=str(code)):
+            signal.raise_signal(number)
+    assert told == ["stopping after this step; a second signal stops at once"]
+    assert capfd.readouterr().err == "stopped at once; finished rows are safe\n"
+
+
+@pytest.mark.usefixtures("ending")
+@pytest.mark.parametrize(("number", "code", "word"), SIGNALS)
+def test_what_a_signal_calls_is_called_once_and_a_later_one_ends_the_process(
+    number: signal.Signals, code: int, word: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stops: list[str] = []
+    with signals.calling(lambda: stops.append("stop")):
+        for _ in range(2):
+            signal.raise_signal(number)
+        assert stops == ["stop"]
+        monkeypatch.setattr(signals, "TOGETHER_S", 0.0)
+        with pytest.raises(Ended, match=str(code)):
+            signal.raise_signal(number)
+    assert stops == ["stop"]
+    assert capfd.readouterr().err == f"rwkvbatch: {word}\n"
+
+
+def test_outside_the_main_thread_handlers_stay_as_they_are() -> None:
+    found: list[object] = []
+
+    def work() -> None:
+        with signals.handlers_restored(), signals.stopping_on_interrupt() as noted:
+            found.extend([noted, signal.getsignal(signal.SIGINT)])
+        found.append("left")
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [[], before, "left"]
+    with signals.stopping_on_interrupt() as noted:
+        signal.raise_signal(signal.SIGINT)
+    assert noted == [signal.SIGINT]
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_the_process_may_end_again_after_the_last_of_several_blocks() -> None:
+    with signals.staying_alive():
+        with signals.staying_alive():
+            pass
+        with pytest.raises(signals.ProcessEndedError, match=r"os\._exit\(3\)"):
+            os._exit(3)
+    assert os._exit is signals._ENDINGS["_exit"]
+
+
+@pytest.mark.parametrize(("closing", "code"), [("before", 1), ("after", -signal.SIGKILL), ("never", 0)])
+def test_a_process_ends_with_its_lifeline(closing: str, code: int) -> None:
+    program = (
+        "import os, time; from rwkvbatch.signals import end_with\n"
+        "reading, writing = os.pipe()\n"
+        f"if {closing == 'before'}: os.close(writing)\n"
+        "end_with(reading)\n"
+        f"if {closing != 'never'}: {'' if closing == 'before' else 'os.close(writing); '}time.sleep(30)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == code
+
+
+def test_without_linuxs_signal_a_thread_watches_the_lifeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(signals, "end_process", ended.append)
+    monkeypatch.setattr(sys, "platform", "other")
+    reading, writing = os.pipe()
+    signals.end_with(reading)
+    (watching,) = [thread for thread in threading.enumerate() if thread.name == "lifeline"]
+    os.close(writing)
+    watching.join(10)
+    os.close(reading)
+    assert ended == [1]
+
+
+def test_a_signal_that_was_ignored_when_the_program_began_is_not_handled_before_its_imports() -> None:
+    before = [signal.signal(number, signal.SIG_IGN) for number, *_ in SIGNALS]
+    try:
+        _leave_on_signals()
+        assert [signal.getsignal(number) for number, *_ in SIGNALS] == [signal.SIG_IGN] * 2
+    finally:
+        for (number, *_), handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
 
 
 def test_a_signal_that_was_ignored_from_the_start_stays_ignored() -> None:

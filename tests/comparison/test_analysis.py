@@ -131,7 +131,7 @@ def test_without_checks_and_references_a_primary_metric_must_be_chosen(tmp_path:
         row.update(checks=[], reference=None)
 
     path = str(make_run(tmp_path / "a", cells=("t=1", "t=2"), change=change))
-    with pytest.raises(UsageError, match="no primary metric"):
+    with pytest.raises(UsageError, match="neither checks"):
         compare([path])
     assert compare([path], primary="tokens").comparisons[0].verdict in ("no difference found", "unclear", "differs")
     with pytest.raises(UsageError, match="--primary nll"):
@@ -166,3 +166,12 @@ def test_the_secondary_metrics_are_compared_on_demand(tmp_path: Path) -> None:
     assert {"nll", "tokens", "pass_at_2"} <= {line.metric.name for line in analysis.secondary}
     assert all(line.exploratory for line in analysis.secondary)
     assert analysis.secondary_families[0].name == "nll"
+
+
+def test_where_every_turn_ended_in_an_error_the_message_says_so(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], _: np.random.Generator) -> None:
+        row.update(error="out of memory", finish_reason="error", checks=[], reference=None, reply="", reply_ids=[])
+
+    paths = [str(make_run(tmp_path / name, seed=seed, change=change)) for seed, name in enumerate("ab")]
+    with pytest.raises(UsageError, match="every turn of a, b ended in an error"):
+        compare(paths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -276,7 +277,10 @@ def test_a_wrong_table_is_one_clear_error(tmp_path: Path, change: dict[str, Any]
         ("t.json", '{"eval": {}, "status": "started"}'),
         ("t.json", '{"eval": {}, "samples": [{"id": 1, "epoch": 0}]}'),
         ("t.json", '{"eval": {}, "samples": [{"id": 1, "scores": {"m": {"value": "maybe"}}}]}'),
+        ("t.json", '{"eval": {}, "samples": [{"id": 1, "scores": [1]}]}'),
         ("t.json", '{"results": {"results": [{}]}}'),
+        ("t.json", '{"results": {"results": [{"score": 1, "provider": "a", "testIdx": "x"}]}}'),
+        ("t.txt", "id,score\na,1\n"),
         ("t.json", '{"results": {"results": [{"score": 7}]}}'),
         ("t.jsonl", '{"doc_id": 1, "metrics": ["p"], "p": -3.5}\n'),
         ("t.jsonl", '{"doc_id": 1}\n[]\n'),
@@ -292,6 +296,24 @@ def test_hostile_files_are_refused_by_name(tmp_path: Path, name: str, content: s
     assert not isinstance(caught.value, UsageError) or "[0, 1]" in str(caught.value)
 
 
+def test_an_inspect_log_that_was_cancelled_is_noted_and_a_score_without_a_value_is_missing(tmp_path: Path) -> None:
+    path = inspect(tmp_path / "log.json", [1, None, 0, math.nan], status="cancelled")
+    (run,) = load_runs([path])
+    assert run.rows["score"].isna().tolist() == [False, True, False, True]
+    assert f"{path} is not finished: its status is 'cancelled'" in run.notes
+
+
+def test_empty_lines_of_lm_eval_are_passed_over_and_long_names_are_cut(tmp_path: Path) -> None:
+    path = lm_eval(tmp_path / "samples_arc_2024-01-02T03-04-05.678.jsonl", [1.0, 0.0])
+    path.write_text(path.read_text().replace("\n", "\n\n"))
+    assert load(path)["score"].tolist() == [1.0, 0.0]
+    long = "q" * 3000
+    frame = load(table(tmp_path / "t.csv", [{"id": f"{long}{n}", "score": n} for n in (0, 1)]))
+    names = frame["conversation"].tolist()
+    assert names[0] != names[1]
+    assert all(name.startswith("qqq") and len(name) < 300 for name in names)
+
+
 def test_an_empty_score_is_a_missing_one(tmp_path: Path) -> None:
     (run,) = load_runs([table(tmp_path / "t.csv", records(score=""))])
     assert run.rows["score"].isna().all()
@@ -304,3 +326,10 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: py
     with pytest.raises(UsageError) as caught:
         load(tmp_path / "t.parquet")
     assert "rwkvbatch[parquet]" in str(caught.value.hint)
+
+
+def test_a_single_metric_of_lm_eval_has_no_others_to_name(tmp_path: Path) -> None:
+    path = lm_eval(tmp_path / "samples_arc_2024-01-02T03-04-05.678.jsonl", [1.0, 0.0], metrics=["acc"])
+    (run,) = load_runs([path])
+    assert run.rows["score"].tolist() == [1.0, 0.0]
+    assert not any("another one is named as" in note for note in run.notes)

@@ -219,3 +219,54 @@ def test_only_plain_numbers_in_range_are_numbers(number: str) -> None:
 
 def test_a_perplexity_beyond_all_numbers_is_infinite() -> None:
     assert outcome("perplexity > 10", {"perplexity": [800.0]}).failed
+
+
+MANY = 40
+
+
+@pytest.mark.parametrize(
+    ("text", "failed"),
+    [
+        ("baseline.score > 0.3 significantly", True),
+        ("baseline.score > 0.6 significantly", False),
+        ("(score - baseline) / 2 > 0.1 significantly", True),
+        ("(score - baseline) / 2 > 0.19 significantly", False),
+        ("score - baseline.score + matched - baseline.matched > 0.1 significantly", True),
+    ],
+)
+def test_any_linear_form_can_be_significant(text: str, failed: bool) -> None:
+    variant = {"score": [0.9] * MANY, "matched": [0.5] * MANY}
+    baseline = {"score": [0.5] * MANY, "matched": [0.5] * MANY}
+    result = outcome(text, variant, baseline)
+    assert (result.failed, result.reason) == (failed, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "with_baseline", "reason"),
+    [
+        ("score < 0.5 significantly", False, "new has no score"),
+        ("score < baseline significantly", True, "no pair of new and old has score"),
+        ("preference < 0.5", False, "preference is of a variant and its baseline, and there is no baseline"),
+    ],
+)
+def test_a_significant_gate_without_numbers_fails_with_the_reason(text: str, with_baseline: bool, reason: str) -> None:
+    numbers = {"nll": [1.0] * MANY}
+    result = outcome(text, numbers, numbers if with_baseline else None)
+    assert (result.failed, result.reason) == (True, f"cannot be judged: {reason}")
+
+
+@pytest.mark.parametrize(("limit", "failed"), [(1.4, True), (1.6, False)])
+def test_a_metric_without_limits_has_an_interval_of_its_own(limit: float, failed: bool) -> None:
+    values = [1.5 + 0.001 * (number % 5) for number in range(MANY)]
+    assert outcome(f"nll > {limit} significantly", {"nll": values}).failed == failed
+    few = outcome("nll > 1.4 significantly", {"nll": values[:1]})
+    assert (few.failed, few.reason) == (True, "cannot be judged: 1 conversation cannot show it, whatever the outcome")
+
+
+def test_a_variant_without_a_baseline_does_not_keep_others_from_being_judged() -> None:
+    numbers = {"score": [0.9] * MANY}
+    alone, paired = judge(
+        [parse_gate("score < baseline - 0.5 significantly")], [scope(numbers), scope(numbers, numbers)]
+    )
+    assert (alone.failed, alone.reason) == (True, "cannot be judged: there is no baseline")
+    assert (paired.failed, paired.reason) == (False, "")

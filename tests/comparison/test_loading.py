@@ -11,7 +11,7 @@ import pytest
 
 from rwkvbatch.comparison import load
 from rwkvbatch.comparison import table as results
-from rwkvbatch.comparison.loading import load_runs
+from rwkvbatch.comparison.loading import _unfinished, load_runs
 from rwkvbatch.comparison.metrics import TURN_METRICS
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, UsageError
 from rwkvbatch.results.row import Row
@@ -262,3 +262,32 @@ def test_a_run_given_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is given twice"):
         load_runs([str(path), f"{path}/"])
     assert len(load_runs([f"{path}::t=1", f"{path}::t=2"])) == 1
+
+
+def test_empty_lines_are_passed_over_and_an_adaptation_that_was_interrupted_is_noted(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", conversations=2)
+    results, manifest = path / "results.jsonl", path / "manifest.json"
+    results.write_bytes(results.read_bytes().replace(b"\n", b"\n\n"))
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "former": {"identity": content["identity"]}}))
+    (run,) = load_runs([str(path)])
+    assert len(run.rows) == 8
+    assert any("a command was interrupted while it adapted the rows; run it again" in note for note in run.notes)
+
+
+@pytest.mark.parametrize(
+    ("planned", "cells", "missing"),
+    [
+        (None, "ab", {}),
+        (8, "ab", {}),
+        (16, "ab", {"b": 8}),  # 8 of each
+        (20, "ab", {"a": 2, "b": 10}),
+        (9, "ab", {"a": 1, "b": 1}),  # cells of different sizes: each may lack the row
+        (12, "abc", {"a": 4, "b": 4, "c": 4}),  # `a` has more than its even share
+    ],
+)
+def test_rows_that_are_missing_are_counted_by_cell_where_that_is_known(
+    planned: int | None, cells: str, missing: dict[str, int], tmp_path: Path
+) -> None:
+    (run,) = load_runs([str(make_run(tmp_path / "a", cells=("a",), conversations=2))])
+    assert _unfinished(run.rows, planned, list(cells)) == missing

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rwkvbatch.comparison import compare
 from rwkvbatch.comparison.loading import RunData, load_runs
 from rwkvbatch.comparison.pairing import pair_up, variants_of
-from rwkvbatch.errors import UsageError
-from tests.comparison.make_run import make_run
+from rwkvbatch.errors import RunMismatchError, UsageError
+from tests.comparison.make_run import make_run, write_run
 
 
 def runs(tmp_path: Path, **cells: tuple[str, ...]) -> list[RunData]:
@@ -63,3 +66,34 @@ def test_an_unknown_baseline_lists_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'t=7'") as caught:
         paired(loaded, "t=7")
     assert "t=1, t=2" in (caught.value.hint or "")
+
+
+def facts(path: Path, **changes: Any) -> Path:
+    """Changes of `about` and of the manifest itself."""
+    content = json.loads((path / "manifest.json").read_text())
+    content["about"].update(changes.pop("about", {}))
+    (path / "manifest.json").write_text(json.dumps({**content, **changes}))
+    return path
+
+
+def test_runs_of_other_versions_and_parts_of_runs_are_noted(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a")
+    b = facts(make_run(tmp_path / "b"), about={"rwkvbatch": "0.2.0"}, shard={"part": 1, "parts": 2})
+    notes = compare([str(a), str(b)]).notes
+    assert "different versions of rwkvbatch (a 0.1.0, b 0.2.0)" in notes
+    assert f"{b} is one part of a run; `rwkvbatch merge` combines the parts" in notes
+
+
+@pytest.mark.parametrize(
+    ("seed", "message"),
+    [(1, "is part 2/2 of the same run: parts have no"), (2, "is part 2/2 of another: they have no conversation")],
+)
+def test_parts_without_a_common_conversation_are_not_compared(tmp_path: Path, seed: int, message: str) -> None:
+    a = facts(make_run(tmp_path / "a", conversations=2), shard={"part": 1, "parts": 2})
+    b = facts(make_run(tmp_path / "b", conversations=2, seed=seed), shard={"part": 2, "parts": 2})
+    lines = [line.replace(b"talk-", b"other-") for line in (b / "results.jsonl").read_bytes().splitlines(keepends=True)]
+    rows = [json.loads(line) for line in lines]
+    write_run(b, [{k: v for k, v in row.items() if k != "crc"} for row in rows], None)
+    with pytest.raises(RunMismatchError, match=message) as caught:
+        compare([str(a), str(b)], force=True)
+    assert "rwkvbatch merge" in str(caught.value.hint)

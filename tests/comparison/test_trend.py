@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from rwkvbatch.comparison import compare
 from rwkvbatch.comparison.report.formats import as_json, as_markdown
 from rwkvbatch.comparison.report.html import as_html
-from rwkvbatch.comparison.trend import Trend
+from rwkvbatch.comparison.report.terminal import print_analysis
+from rwkvbatch.comparison.trend import Trend, sparkline
 from rwkvbatch.errors import UsageError
 from rwkvbatch.stats.signflip import simultaneous_level
 from tests.comparison.make_run import make_run
@@ -102,6 +106,52 @@ def test_a_list_gives_the_positions(tmp_path: Path) -> None:
     assert [point.variant.label for point in trend.points] == ["step-100", "step-200", "step-1000", "step-3000"]
 
 
+@pytest.mark.parametrize(("slope", "verdict"), [(5, "rises"), (-5, "falls")])
+def test_a_metric_without_a_better_side_rises_or_falls(tmp_path: Path, slope: int, verdict: str) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator, place: int) -> None:
+        row["tokens"]["reply"] = 40 + slope * place + int(rng.integers(3))
+
+    paths = [str(make_run(tmp_path / f"step-{n}", seed=n, change=partial(change, place=n))) for n in range(3)]
+    analysis = compare(paths, over="step", primary="tokens")
+    assert analysis.trend is not None
+    assert (analysis.trend.metric.name, analysis.trend.verdict) == ("tokens", verdict)
+
+
+def test_the_trend_of_passing_k_times_is_of_whole_conversations(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], _: np.random.Generator, place: int) -> None:
+        passed = int(row["conversation"].removeprefix("talk-")) < 4 * place
+        row["checks"][0] |= {"passed": passed, "score": float(passed)}
+
+    paths = [str(make_run(tmp_path / f"step-{n}", change=partial(change, place=n))) for n in range(4)]
+    trend = compare(paths, over="step", primary="all_2").trend
+    assert trend is not None
+    assert [point.mean for point in trend.points] == [0, 4 / 12, 8 / 12, 1]
+    assert (trend.num_values, trend.num_conversations, trend.verdict) == (12, 12, "improves")
+
+
+def test_a_setting_of_the_cells_may_be_the_axis(tmp_path: Path) -> None:
+    settings = {name: {"temperature": value} for name, value in (("a", 0.5), ("b", 2), ("c", 1.0))}
+    trend = compare(
+        [str(make_run(tmp_path / "run", cells=list(settings), settings=settings))], over="temperature"
+    ).trend
+    assert trend is not None
+    assert [(point.variant.cell, point.x) for point in trend.points] == [("a", 0.5), ("c", 1.0), ("b", 2.0)]
+
+
+def test_two_checkpoints_have_no_trend(tmp_path: Path) -> None:
+    paths = [str(make_run(tmp_path / f"step-{n}")) for n in range(2)]
+    with pytest.raises(UsageError, match="--over needs at least 3 checkpoints, got 2"):
+        compare(paths, over="step")
+
+
+def test_bars_are_as_high_as_the_means_and_at_most_as_many_as_fit(tmp_path: Path) -> None:
+    trend = trend_of(tmp_path / "a", 0.1)
+    points = [replace(trend.points[0], mean=mean) for mean in (0.0, 0.5, 0.25, 1.0)]
+    assert sparkline(replace(trend, points=tuple(points)), 80) == "▁▅▃█"
+    assert sparkline(replace(trend, points=tuple(points)), 2) == "▁█"
+    assert sparkline(replace(trend, points=tuple(points[:1] * 3)), 80) == "▅▅▅"
+
+
 @pytest.mark.parametrize(
     ("over", "message"),
     [("epoch", "no number after 'epoch'"), ("1,2,3", "one number for each of the 4"), ("1,2,2,3", "are both at 2")],
@@ -123,6 +173,10 @@ def test_every_format_has_the_trend(tmp_path: Path) -> None:
     analysis = compare(paths, over="step")
     assert [point["x"] for point in json.loads(as_json(analysis))["trend"]["points"]] == [0, 1, 2]
     assert "| step | checkpoint | mean | 95 % band |" in as_markdown(analysis)
+    assert analysis.trend is not None
+    text = io.StringIO()
+    print_analysis(analysis, Console(file=text, width=100))
+    assert f"\n{sparkline(analysis.trend, 100)}\n" in text.getvalue()
     page = as_html(analysis)
     assert page.index('class="trend-figure"') < page.index('id="verdicts"')
     assert json.loads(as_json(compare(paths)))["trend"] is None

@@ -14,7 +14,7 @@ from rwkvbatch.bench.certify import Certificate, CertifyOptions, certify
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import Reply
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import RowError, UsageError
 from rwkvbatch.model.load import load_model, resolve_model_path
 from tests.endpoint.server import FakeServer, serving
 
@@ -84,6 +84,72 @@ def test_the_command_says_it_and_damage_is_exit_code_1(
     monkeypatch.setattr("rwkvbatch.bench.certify.ROUNDED_GAP", -1.0)
     assert invoke([*arguments, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["verdict"] == "damaged"
+
+
+def test_a_server_that_reads_token_0_first_is_compared_with_the_network_after_token_0(
+    demo_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replies = FakeServer.reply
+
+    def beginning(self: FakeServer, body: dict[str, Any]) -> Reply:
+        return replies(self, {**body, "prompt": [0, *body["prompt"]]})
+
+    monkeypatch.setattr(FakeServer, "reply", beginning)
+    found = certified(demo_engine, limit=2)
+    assert (found.begins_with_0, found.verdict, found.largest_gap) == (True, "same", 0.0)
+
+
+def test_replies_without_a_token_are_not_scored(demo_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    replies = FakeServer.reply
+
+    def silent(self: FakeServer, body: dict[str, Any]) -> Reply:
+        found = replies(self, body)
+        is_silent = "France" in self.engine.tokenizer.decode(body["prompt"])
+        return replace(found, text="", ids=(), logprobs=(), stopped_by=None) if is_silent else found
+
+    monkeypatch.setattr(FakeServer, "reply", silent)
+    found = certified(demo_engine, limit=3)
+    assert (found.same_replies, found.num_replies) == (4, 5)
+    assert (found.verdict, found.largest_gap) == ("same", 0.0)
+
+
+def asking(path: Path, *turns: dict[str, Any]) -> Path:
+    messages = [{"role": "user", **turn} for turn in turns]
+    path.write_text(json.dumps({"id": "a", "messages": messages}) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_what_the_figures_are_of_is_told(
+    begins: bool, demo_engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replies = FakeServer.reply
+
+    def beginning(self: FakeServer, body: dict[str, Any]) -> Reply:
+        return replies(self, {**body, "prompt": [0, *body["prompt"]]} if begins else body)
+
+    monkeypatch.setattr(FakeServer, "reply", beginning)
+    with serving(FakeServer(demo_engine, style="lists" if begins else None)) as server:
+        assert invoke(["certify", server.url, "--limit", "2", "--quiet"]) == 0
+    out = capsys.readouterr().out
+    assert ("it reads token 0 before each prompt" in out) == begins
+    assert ("log-probabilities: the server gives none" in out) != begins
+
+
+def test_turns_of_choices_are_not_compared(demo_engine: Engine, tmp_path: Path) -> None:
+    chosen = {"content": "Which?", "choices": ["one", "two"]}
+    written = {"content": "Tell me a long story."}
+    script = asking(tmp_path / "s.jsonl", chosen, written, written)
+    found = certified(demo_engine, script=script, max_tokens=64)
+    assert (found.num_replies, found.verdict) == (2, "same")
+    with pytest.raises(UsageError, match="asks for no reply that could be compared"):
+        certified(demo_engine, script=asking(tmp_path / "t.jsonl", chosen))
+
+
+def test_a_prompt_that_is_not_answered_is_an_error(server: FakeServer) -> None:
+    server.statuses, server.refusal = [400] * 99, "too odd"
+    with pytest.raises(RowError, match=r"did not answer a prompt: the server refuses .* too odd"):
+        certify(server.url, OPTIONS)
 
 
 def test_too_few_tokens_decide_nothing(demo_engine: Engine) -> None:

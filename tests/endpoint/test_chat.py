@@ -47,9 +47,13 @@ def test_chat_interface_sends_the_dialogue(
     roles = [[message["role"] for message in body["messages"]] for body in server.bodies]
     assert roles == [["system", "user"], ["system", "user", "assistant", "user"]]
     assert server.bodies[1]["messages"][2]["content"] in out
+    assert chat(monkeypatch, capsys, "hi\n", *options)[0] == "0"
+    assert [message["role"] for message in server.bodies[2]["messages"]] == ["user"]
 
 
-@pytest.mark.parametrize("command", ["/top", "/model x.pth", "/save-state s.pth", "/state save s.pth"])
+@pytest.mark.parametrize(
+    "command", ["/top", "/model x.pth", "/save-state s.pth", "/state save s.pth", f"/state load {__file__}"]
+)
 def test_what_needs_the_inside_of_an_engine_is_refused(
     command: str, server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -227,6 +227,12 @@ def test_a_step_interrupted_while_its_progress_is_recorded_is_done_again(monkeyp
     assert contents(engine.generate(requests[:1])[0]) == contents(Engine(HashModel()).generate(requests[:1])[0])
 
 
+@pytest.mark.parametrize(("max_batch", "step_rows"), [(0, 8), (8, 0)])
+def test_an_engine_has_room_for_a_row(max_batch: int, step_rows: int) -> None:
+    with pytest.raises(UsageError, match=f"must be at least 1, got {max_batch} and {step_rows}"):
+        Engine(HashModel(), max_batch=max_batch, step_rows=step_rows)
+
+
 def test_too_little_memory_for_states_is_said() -> None:
     with pytest.raises(UsageError, match="two of 1,024 bytes"):
         Engine(HashModel(), state_memory=1500)

@@ -71,3 +71,9 @@ def test_the_tokens_that_are_likeliest_count_as_matched() -> None:
     other = (reply.ids[-1] + 1) % 300
     score = Engine(HashModel(), step_rows=2).score([5, 6, 7], [*reply.ids[:3], other])
     assert (len(reply.ids), score.num_matched) == (4, 3)
+
+
+@pytest.mark.parametrize(("prefix", "continuation"), [([], [1]), ([1], [])])
+def test_scoring_takes_a_token_on_both_sides(prefix: list[int], continuation: list[int]) -> None:
+    with pytest.raises(ValueError, match="at least one token in the prefix and one in the continuation"):
+        Engine(HashModel()).submit_score(prefix, continuation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -272,3 +273,58 @@ def test_a_run_asks_the_server_and_a_spent_budget_is_a_missing_score(tmp_path: P
         assert [row.checks[0].passed for row in second.rows()] == [False, True, False]
     assert len(bodies) == 3
     assert second.summary.unjudged == 0
+
+
+def test_alternatives_that_are_none_or_come_twice_are_passed_over() -> None:
+    """The first of two of one text counts; what is no alternative does not."""
+    tops = [
+        {"token": "Yes", "logprob": math.log(0.6)},
+        {"token": "Yes", "logprob": math.log(0.3)},
+        {"token": "No", "logprob": math.log(0.2)},
+        {"token": 7, "logprob": -1.0},
+        {"token": "no", "logprob": True},
+        "x",
+    ]
+    assert read_probability([{"token": "Yes", "top_logprobs": tops}], WORDS) == pytest.approx(0.75)
+    status, content = chat("Yes", {"Yes": math.log(0.6), "No": math.log(0.2)})
+    content["choices"][0]["logprobs"]["content"].insert(0, {"token": "Yes", "logprob": -0.1})  # without alternatives
+    found, _ = one(lambda _: (status, content))
+    assert found.probability == pytest.approx(0.75)
+
+
+def test_a_server_without_probabilities_is_asked_for_votes_alone_the_next_time() -> None:
+    with serving(lambda _: chat("Yes")) as (url, bodies):
+        judge = judge_at(url)
+        asked(judge, ask(3, "one"))
+        num_first = len(bodies)
+        seeds = [seed for seed in ask(3).seeds if seed is not None]
+        assert asked(judge, ask(3, "two"))["two"].votes == dict.fromkeys(seeds, True)
+    assert (num_first, len(bodies) - num_first) == (len(seeds) + 1, len(seeds))
+
+
+def test_a_vote_that_is_neither_word_keeps_the_votes_before_it() -> None:
+    number = 0
+
+    def answers(body: dict[str, Any]) -> tuple[int, Any]:
+        nonlocal number
+        number += 1
+        return chat("Perhaps" if number == 3 else "Yes")
+
+    found, _ = one(answers, votes=3)
+    assert "is neither Yes nor No: 'Perhaps'" in str(found.problem)
+    assert list(found.votes.values()) == [True]
+
+
+def test_a_fault_of_the_program_is_raised_where_the_answers_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Opinion:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(ServedJudge, "_opinion", broken)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        asked(judge_at("http://127.0.0.1:9/v1"), ask())
+
+
+def test_an_answer_that_nobody_waits_for_is_no_opinion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ServedJudge, "_call", lambda *_, **__: None)
+    found = asked(judge_at("http://127.0.0.1:9/v1"), ask())["q"]
+    assert found.problem == "the judge was stopped before it answered"

@@ -121,3 +121,19 @@ def test_the_world_vocabulary_is_declared_by_llama_cpps_name_for_it(tiny_tensors
         assert checkpoint.vocabulary == "world"
     with open_checkpoint(write_gguf(tmp_path / "none.gguf", tiny_tensors)) as checkpoint:
         assert checkpoint.vocabulary is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_infinite_scale_is_refused_without_a_warning_of_the_gguf_package(
+    tiny_tensors: Tensors, tmp_path: Path
+) -> None:
+    path = write_gguf(tmp_path / "model.gguf", tiny_tensors, matrices="Q8_0")
+    data = bytearray(path.read_bytes())
+    (place,) = [
+        each.data_offset for each in gguf.GGUFReader(path).tensors if each.name == "blk.0.channel_mix_key.weight"
+    ]
+    data[place : place + 2] = b"\0\x7c"  # the first block's scale: infinite
+    data[place + 2] = 0
+    path.write_bytes(data)
+    with open_checkpoint(path) as checkpoint, pytest.raises(CheckpointError, match="NaN or infinity"):
+        dict(checkpoint)

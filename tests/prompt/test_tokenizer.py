@@ -113,21 +113,27 @@ def test_words_that_end_in_any_way_get_the_packages_ids(
         assert world.encode(again) == package_tokenizer.encode(again)
 
 
+@pytest.fixture(scope="module")
+def forgetful() -> WorldTokenizer:
+    """One that remembers nothing at first; for all examples, so that they meet what others left behind."""
+    return WorldTokenizer(load_entries(), 65536)
+
+
 @settings(max_examples=20)
 @given(texts=st.lists(TEXTS, min_size=3))
-def test_what_is_remembered_and_forgotten_changes_nothing(texts: list[str], package_tokenizer: TRIE_TOKENIZER) -> None:
+def test_what_is_remembered_and_forgotten_changes_nothing(
+    texts: list[str], package_tokenizer: TRIE_TOKENIZER, forgetful: WorldTokenizer
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizer_module, "MAX_CACHED", 5)
-        tokenizer = WorldTokenizer(load_entries(), 65536)
         for text in [*texts, *texts]:
-            assert tokenizer.encode(text) == package_tokenizer.encode(text)
-            assert max(map(len, (tokenizer._pieces, tokenizer._beginnings))) <= 5
+            assert forgetful.encode(text) == package_tokenizer.encode(text)
+            assert max(map(len, (forgetful._pieces, forgetful._beginnings))) <= 5
 
 
-def test_long_pieces_are_not_remembered() -> None:
-    tokenizer = WorldTokenizer(load_entries(), 65536)
-    tokenizer.encode("你" * 1000 + " " * 1000 + "x" * 1000)
-    assert all(len(piece) <= tokenizer_module.MAX_PIECE_BYTES for piece in tokenizer._pieces)
+def test_long_pieces_are_not_remembered(forgetful: WorldTokenizer) -> None:
+    forgetful.encode("你" * 1000 + " " * 1000 + "x" * 1000)
+    assert all(len(piece) <= tokenizer_module.MAX_PIECE_BYTES for piece in forgetful._pieces)
 
 
 @given(text=TEXTS)

@@ -269,3 +269,13 @@ def test_every_task_ends_and_only_fatal_ones_are_given_up(data: st.DataObject) -
     assert not ended & given_up
     assert given_up <= {task for task, times in losses.items() if times >= MAX_ATTEMPTS}
     assert fatal <= given_up
+
+
+def test_nothing_is_run_again_before_it_is_known_how_long_a_task_takes() -> None:
+    clock = Clock()
+    found = dispatcher(1, clock=clock)
+    found.joined(0, 1)
+    found.joined(1, 1)
+    assert assigned(found) == {0: [0]}
+    clock.now = 100 * STRAGGLER_S
+    assert assigned(found) == {}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import rwkvbatch
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.logs import logging_to
 
@@ -143,3 +144,17 @@ def test_a_file_that_cannot_be_opened_is_a_usage_error(tmp_path: Path) -> None:
         logging_to(tmp_path / "none" / "log"),
     ):
         pass
+
+
+def test_keys_that_are_not_read_and_probable_mistakes_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "s.jsonl"
+    line = {"messages": [{"role": "user", "content": " Hi", "name": "Ada"}]}
+    path.write_text(json.dumps(line) + "\n")
+    with caplog.at_level(logging.WARNING):
+        rwkvbatch.run(path, system="Be brief.\nUser: x", max_tokens=1)
+    said = [record.getMessage() for record in caplog.records]
+    assert "keys that are not read, with their numbers of lines: messages[].name (1)" in said
+    assert any(text.startswith("--system: role-line: ") for text in said)
+    assert any("which change replies or scores: 1 outer-space; --dry-run lists them" in text for text in said)

@@ -64,6 +64,12 @@ class TestGrid:
         cells = make_cells({"model": ["/models/rwkv7 1.5b.pth", "b.safetensors"], "ban": [[], [0, 1]]})
         assert names(cells)[:2] == ["model=rwkv7_1.5b,ban=none", "model=rwkv7_1.5b,ban=0+1"]
 
+    def test_files_of_one_name_are_told_apart_by_as_many_folders_as_it_takes(self) -> None:
+        paths = ["/m/one/last/x.pth", "/m/two/last/x.pth", "x.pth", "/m/two/y.pth"]
+        assert names(make_cells({"model": paths})) == [
+            "model=one_last_x", "model=two_last_x", "model=x", "model=y",
+        ]  # fmt: skip
+
     @pytest.mark.parametrize(
         ("lists", "tables", "message"),
         [
@@ -123,6 +129,10 @@ class TestPlan:
         plan = make_plan(3, repeats=2)
         order = [plan.task(n).conversation.id for n in range(plan.num_tasks)]
         assert order == sorted(order)
+
+    def test_a_plan_needs_a_conversation(self) -> None:
+        with pytest.raises(UsageError, match="there is no conversation to replay"):
+            make_plan(conversations=[])
 
     def test_two_conversations_of_one_id_are_refused(self) -> None:
         with pytest.raises(UsageError, match="same id"):

@@ -19,8 +19,8 @@ from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.errors import CheckpointError, UsageError, WorkerError
 from rwkvbatch.replay.models import Setup, setups_of
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import Joined, pool_for
-from rwkvbatch.replay.processes import ProcessPool
+from rwkvbatch.replay.pool import Joined, Leave, pool_for
+from rwkvbatch.replay.processes import ProcessPool, _describe, _wants_gpu
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from tests.replay.fakes import Deadly, FakeLoader, Slow, make_conversation, make_plan
@@ -324,3 +324,30 @@ def test_a_worker_is_coming_until_it_has_joined() -> None:
             assert pool.num_starting == 2 - num_joined
     finally:
         pool.close()
+
+
+def test_orders_to_a_worker_that_is_gone_go_nowhere() -> None:
+    plan = make_plan(2)
+    pool = ProcessPool(plan, partial(FakeLoader), 1)
+    pool.send(7, Leave())
+    pool.kill(7)
+    assert list(pool.receive(0.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "text"), [(None, "ended"), (3 << 8, "ended with exit code 3"), (9, "was ended by SIGKILL")]
+)
+def test_how_a_process_ended_is_told(status: int | None, text: str) -> None:
+    assert _describe(status) == text
+
+
+@pytest.mark.parametrize(
+    ("strategy", "there", "wants"),
+    [("auto", True, True), ("auto", False, False), ("cuda fp16", False, True), ("cpu", True, False)],
+)
+def test_a_gpu_is_wanted_by_name_or_where_there_is_one(
+    strategy: str, there: bool, wants: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    (setup,) = setups_of(make_plan(1, strategy=strategy))
+    assert _wants_gpu(setup) == wants

@@ -21,7 +21,7 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.preview import preview
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.prompts import PromptEncoder
-from rwkvbatch.replay.race import Draws, Played, Race
+from rwkvbatch.replay.race import Draws, Played, Race, can_drop
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.script.records import Check, ReplyFacts, Verdict
 from tests.replay.fakes import ByteTokenizer, FakeLoader, make_conversation, make_plan
@@ -122,6 +122,19 @@ class TestPlanning:
     def test_several_models_are_looked_at_less_often(self) -> None:
         looks, _ = self.looks(lambda draw, cell: 0.5, pace=2)
         assert [look[0] for look in looks] == [8, 12, 18, 27, 40, 60]
+
+
+@pytest.mark.parametrize("cells", [2, 3, 12])
+@pytest.mark.parametrize("level", [0.05, 0.2])
+def test_a_race_with_too_few_draws_for_its_level_can_drop_no_cell(cells: int, level: float) -> None:
+    fewest = next(draws for draws in range(1, 30) if can_drop(cells, draws, level))
+    ended: dict[int, Race] = {}
+    for draws in (fewest - 1, max(8, fewest)):
+        ended[draws] = Race(
+            Draws(0, range(5), draws), [1] * draws, cells, lambda draw, cell: float(cell == 0), level=level
+        )
+        list(ended[draws].looks())
+    assert [bool(race.dropped_after) for race in ended.values()] == [False, True]
 
 
 @pytest.mark.parametrize("kind", ["all_equal", "greedy", "rare_loss", "at_the_margin"])

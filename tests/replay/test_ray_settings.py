@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,10 @@ from rwkvbatch.replay.pool import check_ray, pool_for
 
 pytest.importorskip("ray", reason="Ray is not installed")
 
-from rwkvbatch.replay.ray_pool import connect, reservations
+from rwkvbatch.replay import ray_pool
+from rwkvbatch.replay.pool import Leave
+from rwkvbatch.replay.ray_pool import RayPool, RayWorker, _Actor, connect, reservations, versions
+from tests.replay.fakes import FakeLoader, make_plan
 
 SMALL, BIG = {"5" * 56: {"CPU": 4.0}}, {"b" * 56: {"CPU": 8.0, "memory": 1e9}}
 GPUS = {"1" * 56: {"CPU": 16.0, "GPU": 2.0}, "2" * 56: {"CPU": 16.0, "GPU": 2.0}}
@@ -112,3 +116,31 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(MissingExtraError) as error:
         pool_for(RunSettings(ray="auto"))
     assert "pip install 'rwkvbatch[ray]'" in str(error.value.hint)
+
+
+def test_a_cluster_without_processors_has_no_worker() -> None:
+    with pytest.raises(WorkerError, match="the cluster offers no processors"):
+        reserved({"5" * 56: {"memory": 1e9}})
+
+
+def test_a_node_with_another_version_says_so_before_it_changes_anything(tmp_path: Path) -> None:
+    before = Path.cwd()
+    expected = {**versions(), "rwkvbatch": "9.9", "python": "2.7"}
+    with pytest.raises(WorkerError, match=r"runs .*rwkvbatch .+, not 9\.9") as caught:
+        RayWorker(0, expected, str(tmp_path), {}, [])
+    assert "python" in str(caught.value)
+    assert Path.cwd() == before
+
+
+def test_orders_to_an_actor_that_is_gone_go_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[Any] = []
+    monkeypatch.setattr(ray_pool._ray, "kill", lambda handle, no_restart: killed.append((handle, no_restart)))
+    pool = RayPool(make_plan(1), lambda _: FakeLoader())
+    pool.send(3, Leave())
+    pool.kill(3)
+    assert killed == []
+    assert list(pool.receive(0.0)) == []
+    pool._actors[3] = _Actor(3, "handle", "1 processor")
+    pool.send(3, Leave())  # it does not serve yet
+    pool.kill(3)
+    assert killed == [("handle", False)]

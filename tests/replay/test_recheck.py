@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import pytest
 
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.exits import ExitCode
-from rwkvbatch.errors import RowError, RunDirectoryError, RunMismatchError
+from rwkvbatch.errors import RowError, RunDamagedError, RunDirectoryError, RunMismatchError
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.recheck import recheck
 from rwkvbatch.results.manifest import FORMER
+from rwkvbatch.results.row import decode_row, encode_row
 from rwkvbatch.script.checks import parse_checks
 from rwkvbatch.script.reader import read_scripts
 from tests.replay.fakes import FakeLoader, make_plan
@@ -160,3 +162,34 @@ def test_the_command_needs_no_torch_and_says_what_changed(made: Path, tmp_path: 
 def test_a_run_without_failures_ends_with_0(made: Path, tmp_path: Path) -> None:
     new = write(tmp_path / "new.jsonl", lines({"min_tokens": 1}))
     assert invoke(["check", str(made), "--script", str(new), "--quiet"]) == ExitCode.DONE
+
+
+def test_conversations_without_rows_and_rows_without_replies_are_told(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = write(tmp_path / "new.jsonl", [*lines({"min_tokens": 1}), *lines({"min_tokens": 1}, number=1, id="x")])
+    rows = [decode_row(line) for line in (made / "results.jsonl").read_bytes().splitlines(keepends=True)]
+    rows[0] = replace(rows[0], finish_reason="error", error="out of memory", checks=(), reply="", reply_ids=())
+    (made / "results.jsonl").write_bytes(b"".join(map(encode_row, rows)))
+    assert invoke(["check", str(made), "--script", str(new)]) == ExitCode.FAILED
+    said = capsys.readouterr().err
+    assert "note: the run has no rows of 1 conversation of the script" in said
+    assert "note: 1 row ended in an error; their checks count as failed" in said
+
+
+def test_former_verdicts_that_chose_the_rows_are_noted_and_a_row_of_another_script_is_damage(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = made / "manifest.json"
+    content = json.loads(path.read_text())
+    content.pop("sha256", None)
+    content["identity"]["until_ci"] = 0.5
+    path.write_text(json.dumps(content))
+    new = write(tmp_path / "new.jsonl", lines({"min_tokens": 1}))
+    assert invoke(["check", str(made), "--script", str(new)]) == ExitCode.DONE
+    assert "note: the former verdicts decided which rows the run has" in capsys.readouterr().err
+    rows = (made / "results.jsonl").read_bytes().splitlines(keepends=True)
+    stranger = replace(decode_row(rows[0]), conversation="c9")
+    (made / "results.jsonl").write_bytes(b"".join([encode_row(stranger), *rows[1:]]))
+    with pytest.raises(RunDamagedError, match="which the script's copy does not have"):
+        recheck(made, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Callable
 from typing import get_args
@@ -41,6 +42,26 @@ class TestLines:
         check_values(values)
         with pytest.raises(TypeError, match=f"^{name} must be"):
             check_values({**values, name: value})
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"finish_reason": "tired"}, "finish_reason must be one of "),
+            ({"tokens": []}, "tokens must be an object, got []"),
+            ({"checks": {}}, "checks must be an array, got {}"),
+            ({"checks": ["x"]}, 'checks must contain objects, got "x"'),
+            ({"checks": [{"kind": "k", "passed": True, "score": None}]}, "must have both `passed` and `score`"),
+            ({"tags": [3]}, "tags must contain strings, got 3"),
+            ({"reply_ids": [1, -2]}, "reply_ids must contain token ids, got -2"),
+            ({"reply_ids": [1, 2**31]}, "reply_ids must contain token ids, got 2147483648"),
+            ({"reply_ids": [1, True]}, "reply_ids must contain token ids, got true"),
+            ({"reply_ids": [1.0]}, "reply_ids must contain token ids, got 1.0"),
+        ],
+    )
+    def test_a_wrong_part_is_named_with_what_it_must_be(self, change: dict[str, object], said: str) -> None:
+        values = json.loads(json.dumps(make_row("1").as_dict()))
+        with pytest.raises((TypeError, ValueError), match=re.escape(said)):
+            check_values({**values, **change})
 
     def test_a_lone_surrogate_is_kept(self) -> None:
         row = make_row("1", prompt="\ud800 and 树")

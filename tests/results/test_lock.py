@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -27,3 +30,24 @@ class TestLock:
         (tmp_path / "file").touch()
         with pytest.raises(RunDirectoryError, match="cannot be written to"):
             DirectoryLock(tmp_path / "file")
+
+    @pytest.mark.parametrize("of_directory", [True, False])
+    def test_a_file_system_may_lack_locks_of_directories_but_not_of_files(
+        self, of_directory: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        flock = fcntl.flock
+
+        def lacking(descriptor: int, operation: int) -> None:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode) == of_directory:
+                raise OSError(errno.ENOLCK, "No locks available")
+            flock(descriptor, operation)
+
+        monkeypatch.setattr(fcntl, "flock", lacking)
+        if of_directory:
+            lock = DirectoryLock(tmp_path)
+            with pytest.raises(RunLockedError):
+                DirectoryLock(tmp_path)
+            lock.release()
+        else:
+            with pytest.raises(RunDirectoryError, match="cannot be written to: No locks available"):
+                DirectoryLock(tmp_path)

@@ -11,7 +11,7 @@ import pytest
 from rwkvbatch.errors import RunDirectoryError, StorageError
 from rwkvbatch.files import Files
 from rwkvbatch.judges.opinions import Opinion
-from rwkvbatch.results.opinions import MAX_LINE_BYTES, VERDICTS_NAME, OpinionStore
+from rwkvbatch.results.opinions import MAX_LINE_BYTES, VERDICTS_NAME, OpinionStore, read_lines_of
 from rwkvbatch.results.row import with_checksum
 from tests.judges.fakes import FakeJudge
 
@@ -68,6 +68,16 @@ def test_a_torn_line_is_asked_again_and_does_not_spoil_the_next_one(tmp_path: Pa
         store.use(FakeJudge())
         store.add(KEYS[2], Opinion(0.75))
     assert found(tmp_path) == [0.25, 0.25, 0.75]
+
+
+def test_the_lines_of_a_file_are_those_that_are_whole_and_ours(tmp_path: Path) -> None:
+    filled(tmp_path, 2)
+    path = tmp_path / VERDICTS_NAME
+    lines = path.read_bytes().splitlines(keepends=True)
+    foreign = [b"no line\n", with_checksum(b'{"a":1}'), line(judge="x", filler="x" * MAX_LINE_BYTES)]
+    path.write_bytes(b"".join([lines[0], *foreign, *lines[1:]]) + lines[1][:-3])
+    assert list(read_lines_of(tmp_path)) == lines
+    assert list(read_lines_of(tmp_path / "nowhere")) == []
 
 
 def hostile(digest: str) -> list[bytes]:

@@ -6,6 +6,7 @@ import errno
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -83,6 +84,56 @@ def test_another_run_is_told_by_its_settings_before_where_they_came_from(
     with pytest.raises(RunMismatchError) as caught:
         refuse_other_run(Path("runs/x"), there, wanted)
     assert str(caught.value).splitlines()[1:] == said
+
+
+def told(there: dict[str, Any], wanted: dict[str, Any], **options: Any) -> list[str]:
+    with pytest.raises(RunMismatchError) as caught:
+        refuse_other_run(Path("runs/x"), there, wanted, **options)
+    return [line.strip() for line in str(caught.value).splitlines()[1:]]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ({}, {}, "cells.a.weights_sha256 (model): existing run: 1; this command: 2"),
+        (
+            {"files": {"a": {"model": "old.pth"}}},
+            {"files": {"a": {"model": "new.pth"}}},
+            "cells.a.weights_sha256 (model): existing run: old.pth (1); this command: new.pth (2)",
+        ),
+        (
+            {"models": ["?", {"path": "b.pth", "cells": ["b"]}, {"path": "old.pth", "cells": ["a"]}]},
+            {"files": {"a": {}}},
+            "cells.a.weights_sha256 (model): existing run: old.pth (1); this command: 2",
+        ),
+        (
+            {"models": [{"path": "b.pth", "cells": ["b"]}]},
+            {"files": {"b": {"model": "b.pth"}}},
+            "cells.a.weights_sha256 (model): existing run: 1; this command: 2",
+        ),
+    ],
+)
+def test_another_file_is_told_by_its_name_where_the_manifests_have_it(
+    before: dict[str, Any], now: dict[str, Any], said: str
+) -> None:
+    sides = [{"cells": {"a": {"weights_sha256": number}}} for number in (1, 2)]
+    assert told({"identity": sides[0], "about": before}, sides[1], about=now) == [said]
+
+
+def test_of_many_differences_the_first_are_told() -> None:
+    sides = [{f"setting-{number:02}": side for number in range(30)} for side in (1, 2)]
+    lines = told({"identity": sides[0]}, sides[1])
+    assert lines[0] == "setting-00: existing run: 1; this command: 2"
+    assert lines[-1] == f"and {30 - (len(lines) - 1)} more"
+
+
+def test_an_extended_run_has_a_cell_in_common_or_is_told_the_nearest() -> None:
+    old = {"cells": {"a": {"temperature": 1.0, "top_p": 0.5}}, "repeats": 1}
+    refuse_other_run(Path("runs/x"), {"identity": old}, {**old, "repeats": 3}, extend=True)
+    new = {"cells": {"b": {"temperature": 2.0, "top_p": 0.9}, "c": {"temperature": 2.0, "top_p": 0.5}}}
+    lines = told({"identity": old}, new, extend=True)
+    assert lines == ["cells.a (this command: c).temperature: existing run: 1.0; this command: 2.0"]
+    refuse_other_run(Path("runs/x"), {"identity": {}}, {}, extend=True)
 
 
 def test_a_disk_without_room_for_the_lock_s_courtesy_is_told_with_the_run_s_own_file(

@@ -66,3 +66,19 @@ def test_a_file_that_is_none_says_nothing(content: str, tmp_path: Path) -> None:
     (tmp_path / STATUS_NAME).write_text(content)
     assert why_unfinished(tmp_path, 7) is None
     assert why_unfinished(tmp_path / "nowhere", 7) is None
+
+
+def test_a_status_with_another_name_is_not_written_over_where_it_cannot_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / STATUS_NAME
+    StatusFile(tmp_path).update(PROGRESS.as_dict(), "running", None)
+    monkeypatch.setattr("rwkvbatch.results.status.replace_file", full)
+    StatusFile(tmp_path).update(PROGRESS.as_dict(), "done", None)
+    assert json.loads(path.read_text())["state"] == "done"  # in place: a full disk takes no other file
+    (tmp_path / "backup").hardlink_to(path)
+    StatusFile(tmp_path).update(PROGRESS.as_dict(), "running", None)
+    assert json.loads((tmp_path / "backup").read_text())["state"] == "done"

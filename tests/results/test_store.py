@@ -193,3 +193,13 @@ def test_rows_that_come_together_put_no_more_at_risk_than_allowed(tmp_path: Path
     store.append_encoded(group(5))
     assert (store.num_rows, store.num_durable) == (10, 5)
     store.close()
+
+
+def test_no_rows_are_no_write(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.append({})
+    store.append({1: make_row("1")})
+    before = (tmp_path / "results.jsonl").read_bytes()
+    store.append({})
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+    store.close()

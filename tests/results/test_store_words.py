@@ -20,7 +20,7 @@ from tests.replay.fakes import make_row
 from tests.replay.runs import results
 from tests.results.stores import Clock, fill, open_store
 
-HINT = "1 rows are safe; make room or repair the disk, then run the same command again to continue"
+HINT = "1 row is safe; make room or repair the disk, then run the same command again to continue"
 
 
 class TestMoments:
@@ -263,5 +263,10 @@ def test_of_a_line_without_an_end_only_the_beginning_is_kept_in_memory(
         kept = [len(line.data) for line in scan.read_lines(reader)]
     assert [line.end - line.start for line in lines] == [end, 5 * end]
     assert kept == [end, 64]
+    with (tmp_path / "results.jsonl").open("ab") as file:
+        file.write(b"\n" + (results(tmp_path)[:end]))
+    with (tmp_path / "results.jsonl").open("rb") as reader:
+        lines = list(scan.scan_lines(reader, lambda key: 0, skip_long=True))
+    assert [line.end - line.start for line in lines] == [end, 5 * end + 1, end]
     with pytest.raises(RunDamagedError, match="it is longer than"):
         list(read_results(tmp_path / "results.jsonl"))

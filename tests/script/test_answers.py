@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import random
+import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rwkvbatch.errors import MissingExtraError, ScriptError
-from rwkvbatch.script.checks import Verdict, answers, judge_all, mathematics, parse_checks
+from rwkvbatch.script.checks import Verdict, answers, instructions, judge_all, mathematics, parse_checks
 from rwkvbatch.script.records import ReplyFacts
 from tests.script.writing import HERE
 
@@ -99,6 +106,9 @@ def test_wrong_letters_are_errors(letters: Any) -> None:
         (r"\boxed{\frac{1}{2}", False),
         (r"\frac{1}{2}", False),
         (r"<think>\boxed{\frac{1}{2}}</think>\boxed{2}", False),
+        (r"so \boxed \frac{1}{2}", True),
+        (r"so \boxed \frac{1}{2}$. Done", True),
+        (r"so \boxed 2", False),
     ],
 )
 def test_the_last_whole_box_is_compared(reply: str, passed: bool) -> None:
@@ -149,6 +159,128 @@ def test_without_math_verify_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(MissingExtraError, match="math-verify") as caught:
         parse_checks({"math": "1"}, HERE)
     assert "rwkvbatch[math]" in str(caught.value.hint)
+
+
+def test_a_comparison_whose_process_does_not_start_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mathematics, "START_DEADLINE_S", 0.0)
+    monkeypatch.setattr(mathematics, "_child", None)
+    assert mathematics.compare("7", "7 - started late") == mathematics.Equality.GAVE_UP
+    assert mathematics._child is None
+    mathematics.compare.cache_clear()
+
+
+def test_a_forked_process_leaves_the_comparing_one_to_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    mathematics.compare("1", "1.0")
+    child = mathematics._child
+    assert child is not None
+    with monkeypatch.context() as forked:
+        forked.setattr("os.getpid", lambda: child.owner + 1)
+        child.end()
+    assert child._process.poll() is None
+
+
+class Library:
+    """In place of math-verify: texts are equal or not."""
+
+    @staticmethod
+    def parse(text: str, parsing_timeout: None) -> list[str]:
+        if "huge" in text:
+            raise MemoryError
+        if "wrong" in text:
+            raise RuntimeError("a bug in the parser")
+        return [] if "nothing" in text else [text]
+
+    @staticmethod
+    def verify(wanted: list[str], found: list[str], timeout_seconds: None) -> bool:
+        return wanted == found
+
+
+def test_the_comparing_process_answers_each_line_with_one(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = [("x", "x", True), ("x", "y", True), ("x", r"\(x\)", True), ("x", "$x$", False), ("x", "nothing", True)]
+    asked += [("x", "huge", True), ("x", "wrong", True), ("nothing", "x", True)]
+    lines = [json.dumps({"expected": a, "text": b, "whole": whole}) for a, b, whole in asked]
+    monkeypatch.setattr(mathematics, "import_module", lambda _: Library)
+    monkeypatch.setattr(mathematics.resource, "setrlimit", lambda *_: None)
+    monkeypatch.setattr(mathematics.logging, "disable", lambda _: None)
+    monkeypatch.setattr(mathematics.os, "dup2", lambda *_: None)
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    mathematics.serve()
+    answers = ["ready", "equal", "different", "different", "equal", *["unreadable"], "gave up", *["unreadable"] * 2]
+    assert capfd.readouterr().out.split("\n")[:-1] == answers
+
+
+class Commas:
+    """An instruction as lm-evaluation-harness has them: built from its arguments, then asked about a text."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def build_description(self, *, most: int = 0) -> None:
+        self.most = most
+        random.random()  # as those do that choose what their arguments leave open
+
+    def check_following(self, text: str) -> bool:
+        return text.count(",") <= self.most
+
+
+@pytest.fixture
+def instructions_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    names = {"punctuation:commas": Commas, "length_constraints:number_sentences": Commas}
+    for name in ("lm_eval", "lm_eval.tasks", "lm_eval.tasks.ifeval"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    registry: Any = ModuleType("registry")
+    registry.INSTRUCTION_DICT = names
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks.ifeval.instructions_registry", registry)
+    detecting: Any = ModuleType("langdetect")
+    detecting.DetectorFactory = type("DetectorFactory", (), {"seed": None})
+    monkeypatch.setitem(sys.modules, "langdetect", detecting)
+
+    def find(_: str) -> None:
+        raise LookupError
+
+    counting: Any = ModuleType("nltk")
+    counting.data = SimpleNamespace(find=find)
+    monkeypatch.setitem(sys.modules, "nltk", counting)
+    instructions._registry.cache_clear()
+    yield
+    instructions._registry.cache_clear()
+
+
+@pytest.mark.usefixtures("instructions_there")
+@pytest.mark.parametrize("rank", [None, "7"])
+def test_instructions_are_judged_each_and_nothing_else_of_the_process_changes(
+    rank: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if rank is None:
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+    else:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    random.seed(5)
+    before = random.getstate()
+    entries = [{"id": "punctuation:commas"}, {"id": "punctuation:commas", "most": 2}]
+    assert judged({"ifeval": entries}, "One two.") == Verdict(True, 1.0)
+    assert judged({"ifeval": entries}, "One, two.") == Verdict(False, 0.5, "ifeval: does not follow punctuation:commas")
+    assert judged({"ifeval": entries}, "a, b,\nc.").score == 0.5
+    assert judged({"ifeval": entries, "loose": True}, "a, b,\nc.").passed  # its last line alone has none
+    assert not judged({"ifeval": entries}, " ").passed
+    assert os.environ.get("LOCAL_RANK") == rank
+    assert random.getstate() == before
+
+
+@pytest.mark.usefixtures("instructions_there")
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"id": "punctuation:no_comma"}, "must name instructions of IFEval, got 'punctuation:no_comma'"),
+        ({"id": "punctuation:commas", "least": 2}, "the instruction punctuation:commas does not take .*'least'"),
+        ({"id": "length_constraints:number_sentences"}, "needs nltk's data set punkt_tab"),
+    ],
+)
+def test_instructions_that_cannot_be_checked_are_refused(entry: dict[str, Any], message: str) -> None:
+    with pytest.raises((ScriptError, MissingExtraError), match=message):
+        parse_checks({"ifeval": [entry]}, HERE)
 
 
 @pytest.mark.skipif(find_spec("lm_eval") is not None, reason="lm-evaluation-harness is installed")

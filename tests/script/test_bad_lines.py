@@ -49,6 +49,7 @@ BAD_LINES: list[tuple[bytes, str]] = [
     (b'{"messages": []}', r"2: has no user message"),
     (b'{"messages": [3]}', r"2: messages\[0\]: must be an object, got a number"),
     (b'{"messages": [{"role": "user"}], "id": "x"}', r"2: messages\[0\]\.content: is missing"),
+    (b'{"messages": [{"role": "user", "content": null}], "tags": []}', r"2: messages\[0\]\.content: .*, got null"),
     (b'{"messages": [{"role": "user", "content": 3}], "id": "x"}', r"2: messages\[0\]\.content: must be a string"),
     (b'{"messages": [{"role": "usr", "content": ""}], "id": "x"}', r"2: messages\[0\]\.role: .*got 'usr'"),
     (b'{"messages": [{"role": "user", "expct": 1}], "id": "x"}', r"2: messages\[0\]: unknown key 'expct'"),

@@ -16,9 +16,10 @@ from rwkvbatch.cli.app import invoke
 from rwkvbatch.errors import MissingExtraError, RwkvBatchError, ScriptError, UsageError
 from rwkvbatch.script import tables
 from rwkvbatch.script.benchmark_import import import_benchmark
-from rwkvbatch.script.benchmarks import BENCHMARKS
+from rwkvbatch.script.benchmarks import BENCHMARKS, BadRecordError
 from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Conversation
+from tests.script.writing import HERE
 
 LAMBADA = {"text": "He gave her the book, and she read the\nbook"}
 MMLU = {"question": "What is 1 + 1?", "subject": "abstract_algebra", "choices": ["1", "2", "3", "4"], "answer": 1}
@@ -106,6 +107,45 @@ def test_mmlu_is_read_from_csv_files_without_a_header(tmp_path: Path) -> None:
     assert "D. NA" in first.turns[0].user
     assert first.turns[0].checks[0].expected == "D"
     assert second.turns[0].checks[0].expected == "A"
+
+
+def test_a_table_with_a_header_is_read_by_its_names_and_without_empty_lines(tmp_path: Path) -> None:
+    path = tmp_path / "gsm8k.csv"
+    path.write_text('answer,question,more\n\n"2 + 3 = <<2+3=5>>5\n#### 5",How many are 2 and 3?,x\n')
+    import_benchmark("gsm8k", [str(path)], tmp_path / "out.jsonl")
+    (found,) = read_scripts([str(tmp_path / "out.jsonl")]).conversations
+    assert "How many are 2 and 3?" in found.turns[0].user
+    path.write_text("question,answer\nonly one\n")
+    with pytest.raises(ScriptError, match=r"gsm8k\.csv:2: has 1 columns, and the first line has 2"):
+        import_benchmark("gsm8k", [str(path)], tmp_path / "two.jsonl")
+
+
+def test_an_answer_may_be_a_number_in_a_text_and_empty_lines_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(f"\n{json.dumps(MMLU | {'answer': '1'})}\n  \n")
+    import_benchmark("mmlu", [str(path)], tmp_path / "out.jsonl")
+    (found,) = read_scripts([str(tmp_path / "out.jsonl")]).conversations
+    assert found.turns[0].checks[0].expected == "B"
+
+
+def test_records_of_the_same_id_are_refused_or_set_aside(tmp_path: Path) -> None:
+    with pytest.raises(ScriptError, match=r"in\.jsonl:2: the id 'Mercury_1' was already used at .*in\.jsonl:1"):
+        imported("arc", tmp_path, ARC, ARC)
+    assert len(imported("arc", tmp_path, ARC, ARC, skip_bad=True)) == 1
+
+
+def test_a_file_without_a_question_that_can_be_used_says_the_first_problem(tmp_path: Path) -> None:
+    with pytest.raises(ScriptError, match=r"holds no question that can be used; the first problem: .*in\.jsonl:1: "):
+        imported("arc", tmp_path, {"id": 1}, skip_bad=True)
+
+
+def test_a_question_of_ifeval_has_arguments_for_each_instruction() -> None:
+    values = {"key": 7, "prompt": "Write.", "instruction_id_list": ["a:b"], "kwargs": [{}]}
+    read = BENCHMARKS["ifeval"].read
+    assert read(tables.Record(values, 1, HERE)).name == "ifeval-7"
+    for change in ({"kwargs": []}, {"kwargs": {}}, {"instruction_id_list": [], "kwargs": []}):
+        with pytest.raises(BadRecordError, match="must be lists of the same length"):
+            read(tables.Record(values | change, 1, HERE))
 
 
 @pytest.mark.parametrize("record", [ARC, ARC_AI2])
@@ -212,6 +252,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("mmlu", MMLU | {"answer": "E"}, "its answer must be one of A, B, C, D"),
     ("mmlu", MMLU | {"choices": "['1' '2']"}, "choices must be a list"),
     ("mmlu", MMLU | {"choices": ["1", ""]}, "all must be texts"),
+    ("mmlu", MMLU | {"answer": "4"}, "its answer must be one of A, B, C, D or 0 to 3, got 4"),
     ("arc", ARC | {"answerKey": "A"}, "answerKey must be one of 1, 2, 3"),
     ("arc", ARC | {"choices": None}, "take the .jsonl file beside it"),
     ("hellaswag", HELLASWAG | {"label": ""}, "take the validation file"),
@@ -316,3 +357,19 @@ def test_the_command_imports_folders_and_reports(tmp_path: Path, capsysbinary: p
     assert invoke(["script", "import", "mmlu", str(tmp_path / "test"), "-o", str(out), "--force", "-q"]) == 0
     assert invoke(["script", "import", "arc", str(tmp_path / "test"), "-o", str(tmp_path / "arc.jsonl")]) == 3
     assert b"anatomy.jsonl:1: is no record of arc" in capsysbinary.readouterr().err
+    one = str(tmp_path / "test" / "anatomy.jsonl")
+    assert invoke(["script", "import", "mmlu", one, "-o", str(tmp_path / "one.jsonl"), "-q"]) == 0
+    (tmp_path / "empty").mkdir()
+    assert invoke(["script", "import", "mmlu", str(tmp_path / "empty"), "-o", str(tmp_path / "two.jsonl")]) == 3
+    assert b"empty: holds no file that ends in .jsonl" in capsysbinary.readouterr().err
+
+
+def test_the_command_tells_some_of_the_records_that_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = written(tmp_path / "in.jsonl", *[{"id": number} for number in range(7)], ARC)
+    arguments = ["script", "import", "arc", source, "--out", str(tmp_path / "out.jsonl"), "--skip-bad"]
+    assert invoke(arguments) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("left out: " in line and "in.jsonl:" in line for line in lines) == 5
+    assert "left out: 2 more" in lines

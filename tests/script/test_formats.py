@@ -124,11 +124,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"conversations": [{"fron": "human", "value": "x"}]}, r"conversations\[0\].*from"),
     ({"conversations": [{"from": "gpt", "value": "x"}]}, r"conversations\[0\]: 'gpt' comes before any question"),
     ({"conversations": {}}, "conversations: must be an array"),
+    ({"custom_id": "a", "body": {**conversation(), "tags": []}}, "body.tags: belongs to the native form"),
     ({"question_id": 1}, "turns: is missing"),
     ({"question_id": True, "turns": ["a"]}, "question_id: must be a string, got True"),
     ({"turns": []}, "turns: is empty"),
     ({"turns": [3]}, r"turns\[0\]: must be a string"),
-    ({"turns": ["a"], "reference": ["a", "b"]}, "reference: has 2 texts for 1 turns"),
+    ({"turns": ["a"], "reference": ["a", "b"]}, "reference: has 2 texts for 1 turn"),
     ({"id": "x", "messages": [assistant()]}, r"messages\[0\]: an assistant message needs a user message before it"),
     ({"id": "x", "messages": [user(), assistant(), assistant()]}, r"messages\[2\]: two assistant messages in a row"),
     (

@@ -115,6 +115,33 @@ def test_a_pattern_matches_exactly_what_it_matches_in_re(pattern: str, text: str
         (r"^\w$", "\u0301", False),  # a combining mark is a word character for the regex library
         (r"^\s$", "\x1c", True),
         ("^[[:alpha:]]$", "l]", True),
+        ("^[b-d]+$", "bcd", True),
+        ("^[b-d]+$", "abc", False),
+        (r"^[^\W1]$", "a", True),
+        (r"^[^\W1]$", "1", False),
+        (r"^(?>a+)ab$", "aab", False),  # what an atomic group took it keeps
+        (r"^a++ab$", "aab", False),
+        (r"^a+?b$", "aab", True),
+        (r"a(?=b)", "ab", True),
+        (r"a(?!b)", "ab", False),
+        (r"(?<=a)b", "ab", True),
+        (r"(?<!a)b", "ab", False),
+        (r"^(a|b)\1$", "bb", True),
+        (r"^(a|b)\1$", "ab", False),
+        (r"^(?P<n>a)(?P=n)$", "aa", True),
+        (r"^(a)?(?(1)b|c)$", "ab", True),
+        (r"^(a)?(?(1)b|c)$", "ac", False),
+        (r"^(a)?(?(1)b)$", "", True),
+        (r"a(?!)|b", "a", False),
+        (r"^(?i:a)b$", "Ab", True),
+        (r"^(?i:a)b$", "AB", False),
+        (r"(?i)^(?-i:a)b$", "aB", True),
+        (r"(?i)^(?-i:a)b$", "AB", False),
+        (r"(?s:^.$)", "\n", True),
+        (r"(?m:^b)", "a\nb", True),
+        (r"(?a:\w)", "é", False),
+        (r"(?a)^(?u:\w)", "é", True),
+        (r"(?a)\w", "é", False),
     ],
 )
 def test_braces_and_classes_have_the_meaning_that_re_gives_them(pattern: str, text: str, matches: bool) -> None:
@@ -129,7 +156,7 @@ def test_character_classes_are_those_of_re(name: str) -> None:
     assert compile_pattern(f"\\{name}").findall(text) == re.findall(f"\\{name}", text)
 
 
-@pytest.mark.parametrize("pattern", ["(?x)a", "(?ai)a", "(?a:(?i:a))", "(?x:a)"])
+@pytest.mark.parametrize("pattern", ["(?x)a", "(?ai)a", "(?a:(?i:a))", "(?x:a)", "(?-x:a)", "(?L:a)"])
 def test_flags_without_the_same_meaning_are_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="flag"):
         translate(pattern)

@@ -131,15 +131,21 @@ def test_a_plug_in_that_cannot_read_its_value_is_told_with_the_place() -> None:
         parse_checks({"words": "x"}, HERE)
 
 
+class Uncallable:
+    parse = "by nothing"
+    options = frozenset[str]()
+
+
 @pytest.fixture
 def broken_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     points = {"broken": EntryPoint("broken", "no_such_module:Thing", checks.ENTRY_POINTS)}
     points["odd"] = EntryPoint("odd", "json:dumps", checks.ENTRY_POINTS)
+    points["uncallable"] = EntryPoint("uncallable", f"{__name__}:Uncallable", checks.ENTRY_POINTS)
     monkeypatch.setattr(checks, "_plugins", lambda: points)
 
 
 @pytest.mark.usefixtures("broken_plugin")
-@pytest.mark.parametrize("kind", ["broken", "odd"])
+@pytest.mark.parametrize("kind", ["broken", "odd", "uncallable"])
 def test_a_plug_in_that_cannot_be_loaded_is_named_with_the_way_out(kind: str) -> None:
     with pytest.raises(UsageError, match=f"the check '{kind}' is a plug-in that cannot be loaded") as caught:
         parse_checks({kind: 1}, HERE)

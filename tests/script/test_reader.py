@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rwkvbatch.errors import ScriptError, UsageError
+from rwkvbatch.script.documents import read_documents
 from rwkvbatch.script.lines import SourceLine
 from rwkvbatch.script.reader import read_scripts
 from tests.script.writing import assistant, conversation, read, user, write
@@ -138,3 +139,31 @@ def test_the_hash_of_a_script_is_that_of_what_it_says(tmp_path: Path) -> None:
     assert read(tmp_path, b"", *(dict(reversed(line.items())) for line in lines)).sha256 == plain
     assert read(tmp_path, *reversed(lines)).sha256 != plain
     assert read(tmp_path, conversation(user("A"), id="a"), lines[1]).sha256 != plain
+
+
+def test_a_json_file_may_hold_lines_and_has_a_limit_as_one_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "demo.json", b"# a comment", conversation())
+    with pytest.raises(ScriptError, match=r"demo\.json:1:1: not JSON"):
+        read_scripts([path])
+    monkeypatch.setattr("rwkvbatch.script.reader.MAX_ARRAY_BYTES", 100)
+    path = write(tmp_path / "demo.json", [conversation(id=str(number)) for number in range(9)])
+    with pytest.raises(ScriptError, match=r"is larger than 100 bytes, the most for a \.json file") as caught:
+        read_scripts([path])
+    assert "jq -c '.[]'" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [([], "no file is given"), (["a.txt", ""], "the name of a file is empty"), (["-", "-"], "can be read only once")],
+)
+def test_documents_need_names_that_can_be_read(paths: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_documents(paths)
+
+
+def test_a_document_may_have_any_further_key(tmp_path: Path) -> None:
+    path = write(tmp_path / "texts.jsonl", {"text": "Once upon a time.", "body": "x", "meta": {"lang": "en"}})
+    (found,) = read_documents([path]).conversations
+    assert found.turns[0].reference == "Once upon a time."

@@ -134,3 +134,15 @@ def test_a_schema_past_its_deadline_has_failed_whatever_stands_around_it(monkeyp
         found = check.judge(ReplyFacts(json.dumps([1] * 1000), "stop", 1))
         assert not found.passed
         assert str(found.detail).removeprefix("json: ").startswith("gave up validating by")
+
+
+@pytest.mark.parametrize(
+    ("entry", "detail", "undecided"),
+    [
+        ({"similarity": 0.5}, "similarity: the turn has no reference reply", True),
+        ({"choice": "A"}, "choice: the turn has no choices", False),
+    ],
+)
+def test_a_check_without_what_it_compares_with_has_failed(entry: dict[str, Any], detail: str, undecided: bool) -> None:
+    found = judge(entry, "A")
+    assert (found.passed, found.detail, found.undecided) == (False, detail, undecided)

@@ -171,6 +171,24 @@ def test_a_result_may_follow_the_models_own_call_and_have_checks(tmp_path: Path)
         (conversation(ASKED, CALLS, {**RESULT, "tool_call_id": "c9"}), "'c9' is of no call before it"),
         (conversation(ASKED, {"role": "tool", "content": "", "expect": []}, RESULT), "another tool message follows"),
         (conversation({**ASKED, "name": "Bob"}, tags=[]), r"messages\[0\].name: belongs to tool messages"),
+        (conversation(ASKED, tools=[SLOTS] * 1001), "tools: must be at most 1,000 tools, got 1,001"),
+        (conversation(ASKED, tools=["f"]), r"tools\[0\]: must be an object, got a string"),
+        (conversation(ASKED, tools=[{"function": "f"}]), r"tools\[0\].function: must be an object, got a string"),
+        (conversation(ASKED, tools=[{"name": "f", "description": 3}]), r"description: must be a string, got a number"),
+        (
+            conversation(ASKED, {**CALLS, "tool_calls": {}}, tags=[]),
+            "tool_calls: must be an array of calls, got an obj",
+        ),
+        (conversation(ASKED, {**CALLS, "tool_calls": []}, tags=[]), "tool_calls: must be an array of calls, got none"),
+        (conversation(ASKED, {**CALLS, "tool_calls": ["f"]}), r"tool_calls\[0\]: must be an object with a `function`"),
+        (
+            conversation(ASKED, {**CALLS, "tool_calls": [{**CALL, "type": "x"}]}),
+            r'\[0\].type: must be "function", got \'x',
+        ),
+        (conversation(ASKED, {**CALLS, "tool_calls": [{"name": ""}]}), "name: must be the function's name, got ''"),
+        (conversation(ASKED, {**CALLS, "function_call": CALL["function"]}), "is the former name of tool_calls"),
+        (conversation(ASKED, {**RESULT, "tool_call_id": 3}, tools=TOOLS), "tool_call_id: must be a string, got a num"),
+        (conversation(ASKED, tools=TOOLS, functions=[SLOTS]), "functions: is the former name of tools"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_its_place(line: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -195,6 +213,8 @@ CHECKED: list[tuple[Any, str, bool]] = [
     ("f", '{"name": "f", "name": "g"}', False),
     ("f", '{"name": "f", "arguments": "{}"}', False),
     ("f", '{"name": "f", "arguments": {}, "id": 1}', False),
+    ("f", '{"arguments": {}}', False),
+    ("f", "[1]", False),
     ({"name": "f", "arguments": {"n": 1}}, fenced("f", {"n": 1.0}), True),
     ({"name": "f", "arguments": {"n": 1}}, fenced("f", {"n": True}), False),
     ({"name": "f", "arguments": {"n": 1}}, fenced("f", {"n": "1"}), False),
@@ -224,6 +244,18 @@ def test_true_expects_the_calls_of_the_reference(reply: str, passes: bool) -> No
     assert check.judge(ReplyFacts(reply, "stop", 5, fenced("f", {"a": 1}))).passed == passes
     assert check.judge(ReplyFacts(reply, "stop", 5, "In words.")).passed == (reply == "No.")
     assert check.judge(ReplyFacts(reply, "stop", 5)).undecided
+    wrong = check.judge(ReplyFacts(reply, "stop", 5, "[1]"))
+    assert wrong.undecided
+    assert str(wrong.detail).startswith("the reference is no call")
+
+
+def test_a_reference_may_give_arguments_as_an_object(tmp_path: Path) -> None:
+    """OpenAI's API has a string of JSON there; others write the object itself."""
+    call = {"function": {"name": "find_free_slots", "arguments": ARGUMENTS}}
+    found = one(
+        tmp_path, conversation(ASKED, {**CALLS, "tool_calls": [call]}, RESULT | {"tool_call_id": None}, tools=TOOLS)
+    )
+    assert prompt(found) == EXAMPLE
 
 
 def test_further_arguments_may_be_allowed() -> None:

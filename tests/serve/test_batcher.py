@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from rwkvbatch.engine.request import Reply, ReplyTiming, Request
+from rwkvbatch.engine.request import EngineStats, Reply, ReplyTiming, Request
 from rwkvbatch.serve import batcher as batcher_module
 from rwkvbatch.serve.batcher import EVENTS_PER_SECOND, Batcher, Flight
 
@@ -82,3 +82,44 @@ def test_the_end_of_a_reply_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> No
     assert ending.is_done
     assert ending.take_text(0) == "ab"
     assert steps.texts() == {"a", ""}
+
+
+def test_without_an_engine_requests_end_with_an_error_and_figures_are_those_so_far(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = Steps(monkeypatch, 1)
+    (flight,) = steps.flights
+    steps.batcher._begin(flight)
+    steps.batcher._hand_over()
+    assert flight.is_done
+    assert str(flight.error) == "there is no engine"
+    assert steps.batcher.stats == EngineStats()
+    assert (steps.batcher.num_cached_states, steps.batcher.num_waiting) == (0, 0)
+
+
+def test_the_end_of_the_server_ends_what_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    batcher = Steps(monkeypatch, 0).batcher
+    flight = batcher.submit([Request((1,)), Request((2,))], streams=False)
+    assert batcher.num_unfinished == 2
+    batcher._running[5] = flight, 0
+    batcher._drop(flight)  # as when its client has left, while there is no engine
+    assert not batcher._running
+    batcher.close()
+    assert str(flight.error) == "the server is shutting down"
+    assert batcher.num_unfinished == 0
+
+
+def test_a_second_result_of_a_request_changes_nothing() -> None:
+    flight = Flight([Request((1,)), Request((2,))], streams=False)
+    flight.put([(0, REPLY), (0, REPLY)])
+    assert not flight.is_done
+    flight.put([(1, REPLY)])
+    assert flight.is_done
+
+
+def test_a_request_without_work_is_done_at_once_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    batcher = Steps(monkeypatch, 0).batcher
+    flight = batcher.submit([], streams=False)
+    assert flight.is_done
+    assert flight._changed.is_set()
+    assert not batcher._flights

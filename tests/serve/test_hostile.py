@@ -70,6 +70,8 @@ def problem(answer: tuple[int, Any, Any]) -> tuple[int, str, str | None]:
         ({"initial_state": "poet"}, "initial_state: must be one of none; got 'poet'", "initial_state"),
         ({"top_logprobs": 2}, "top_logprobs: needs logprobs to be true", "top_logprobs"),
         ({"think": "on", "reply_prefix": "x"}, "--think on the reply begins with thinking", None),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens and max_completion_tokens differ", None),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content: must be text, got 3", "messages"),
         ({"messages": []}, "messages: List should have at least 1 item", "messages"),
         ({"messages": [{"role": "user"}, {"role": "user"}]}, "user and assistant messages must take turns", None),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role: must be system, developer", "messages"),
@@ -122,6 +124,29 @@ def test_completions_that_cannot_be_served_are_refused(server: Server, fields: d
 def test_bodies_that_are_no_requests_are_refused(server: Server, body: bytes) -> None:
     for path in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"):
         assert server.send(path, body, method="POST")[0] == 400
+    assert still_serves(server)
+
+
+def test_a_chat_is_not_told_of_the_echo_that_only_completions_have(server: Server) -> None:
+    status, text, _ = problem(server.send("/v1/chat/completions", {**CHAT, "max_tokens": 0}))
+    assert (status, text) == (400, "max_tokens: must be a whole number in [1, 4096], got 0")
+
+
+def test_an_unknown_field_of_another_route_is_named(server: Server) -> None:
+    for path, fields in (("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [65]})):
+        assert problem(server.send(path, {**fields, "speed": 1}))[:2] == (400, "speed: unknown field")
+
+
+def test_a_fault_of_the_program_is_status_500_and_logged(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("rwkvbatch.serve.app.check_tokens", broken)
+    status, text, _ = problem(server.send("/detokenize", {"tokens": [65]}))
+    assert (status, text) == (500, "internal error: ZeroDivisionError: a bug")
+    assert "a request failed" in caplog.text
     assert still_serves(server)
 
 
@@ -202,6 +227,53 @@ def test_an_endless_head_ends_the_connection(server: Server, begin: bytes, endle
         data = read_all(connection)
     assert data == b"" or data.startswith(b"HTTP/1.1 400 ")
     assert still_serves(server)
+
+
+def test_requests_of_one_connection_are_answered_in_their_order_up_to_a_number(server: Server) -> None:
+    get = GET + b"\r\n"
+    models = get.replace(b"/health", b"/v1/models")
+    with socket.create_connection(server.address, 10) as connection:
+        connection.sendall((get + models) * 20 + get.replace(b"Host", b"Connection: close\r\nHost"))
+        kinds = [b'"object":"list"' in part for part in read_all(connection).split(b"HTTP/1.1 200 OK")[1:]]
+    assert kinds == [False, True] * 20 + [False]
+    with socket.create_connection(server.address, 10) as connection:
+        connection.sendall(get * 10_000)
+        assert read_all(connection).startswith(b"HTTP/1.1 400 ")
+    body = json.dumps({**CHAT, **ENDLESS, "stream": True}).encode()
+    with socket.create_connection(server.address, 10) as connection:
+        connection.sendall(
+            POST.replace(b"/tokenize", b"/v1/chat/completions") + b"Content-Length: %d\r\n\r\n" % len(body)
+        )
+        connection.sendall(body)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(b"\x16\x03\x01")
+        assert b"HTTP/1.1" not in read_all(connection)
+    assert eventually(lambda: server.batcher.num_unfinished == 0)
+    assert still_serves(server)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"CONNECT a:1 HTTP/1.1\r\n\r\n",
+        b"GET http://[:: HTTP/1.1\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\n\r\n",
+        b"x y z\r\n\r\n",
+    ],
+    ids=range(4),
+)
+def test_what_is_no_request_is_refused(server: Server, data: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    for before in (b"", GET + b"\r\n"):
+        with socket.create_connection(server.address, 10) as connection:
+            connection.sendall(before)
+            if before:
+                answer = b""
+                while not answer.endswith(b"}"):  # head and body may come apart
+                    answer += connection.recv(65536)
+                assert answer.startswith(b"HTTP/1.1 200 ")
+            connection.sendall(data)
+            assert read_all(connection).startswith(b"HTTP/1.1 400 ")
+    assert not caplog.records
 
 
 def test_slow_heads_and_bodies_end(monkeypatch: pytest.MonkeyPatch) -> None:

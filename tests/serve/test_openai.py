@@ -292,3 +292,31 @@ def test_models_are_listed(server: Server, client: openai.OpenAI) -> None:
         client.models.retrieve("gpt-4")
     with pytest.raises(openai.NotFoundError, match="'gpt-4' is not served here"):
         client.chat.completions.create(model="gpt-4", messages=MESSAGES)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_echo_without_a_reply_is_the_prompt(client: openai.OpenAI, stream: bool) -> None:
+    given: dict[str, Any] = {"model": MODEL, "prompt": ["one", "two"], "echo": True, "max_tokens": 0}
+    if stream:
+        texts = ["", ""]
+        for chunk in client.completions.create(**given, stream=True):
+            for choice in chunk.choices:
+                texts[choice.index] += choice.text
+    else:
+        texts = [choice.text for choice in client.completions.create(**given).choices]
+    assert texts == ["one", "two"]
+
+
+def test_fields_that_change_nothing_here_are_taken(client: openai.OpenAI) -> None:
+    plain = client.chat.completions.create(model=MODEL, messages=MESSAGES, seed=7, max_tokens=8, temperature=0)
+    parts = [{**message, "content": [{"type": "text", "text": part} for part in _halves(message["content"])]}
+             for message in MESSAGES]  # fmt: skip
+    more = {"user": "me", "max_completion_tokens": 8, "logit_bias": {}, "metadata": {"a": "b"}}
+    same = client.chat.completions.create(
+        model=MODEL, messages=parts, seed=7, max_tokens=8, temperature=0, extra_body=more
+    )
+    assert same.choices[0].message.content == plain.choices[0].message.content
+
+
+def _halves(text: str) -> tuple[str, str]:
+    return text[: len(text) // 2], text[len(text) // 2 :]

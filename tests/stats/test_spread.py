@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binom, skew, t
+from scipy.stats import binom, multinomial, skew, t
 
 from rwkvbatch.stats.clustered import clustered_mean, detectable_errors
 from rwkvbatch.stats.signflip import Difference, compare_family
@@ -88,7 +88,7 @@ def test_means_that_repeat_or_are_few_are_steps(values: list[float], discrete: b
 
 @pytest.mark.parametrize("of", ["normal", "exponential"])
 def test_intervals_of_small_differences_of_a_metric_with_limits_hold_the_mean_and_are_short(of: str) -> None:
-    """As steps between limits they would be 0.3 wide, and hold 0.998 of normal means and 0.905 of exponential ones."""
+    """As steps between limits they would be 0.3 wide, and hold 0.955 of normal means and 0.902 of exponential ones."""
     rng = np.random.default_rng(3)
     draws = rng.normal(0.0, 0.05, (12, 400)) if of == "normal" else rng.exponential(0.05, (12, 400)) - 0.05
     found = [
@@ -181,6 +181,36 @@ def enumerated_coverage(conversations: int, gain: float) -> float:
 @pytest.mark.parametrize(("conversations", "gain"), [(12, 0.3), (20, 0.19)])
 def test_a_sample_without_losses_does_not_rule_them_out(conversations: int, gain: float) -> None:
     assert enumerated_coverage(conversations, gain) >= 0.95
+
+
+@pytest.mark.parametrize(("gains", "losses"), [(3, 1), (4, 1), (5, 2)])
+def test_the_interval_of_steps_is_that_of_their_spread(gains: int, losses: int) -> None:
+    """Ends of sign flips would be farther out: 1 for four gains and a loss of eight conversations."""
+    values = np.array([1.0] * gains + [-1.0] * losses + [0.0] * (8 - gains - losses))
+    low, high = spread(values, widest=1.0).around(0.05)
+    found = one(values, widest=1.0)
+    assert (found.low_alone, found.high_alone) == (min(low, 0.0), min(high, 1.0))
+    assert high < 1
+
+
+def test_intervals_of_yes_no_outcomes_hold_the_truth_over_all_shares() -> None:
+    """Of eight conversations, enumerated: as an exact test allows, 0.981 on average; with ends of flips 0.986."""
+    outcomes = [(gains, losses) for gains in range(9) for losses in range(9 - gains)]
+    ends: list[tuple[float, float]] = []
+    for gains, losses in outcomes:
+        found = one(np.array([1.0] * gains + [-1.0] * losses + [0.0] * (8 - gains - losses)), widest=1.0)
+        bound = 1 - 0.025 ** (1 / 8)
+        ends.append((-bound, bound) if found.identical else (found.low, found.high))
+    held: list[float] = []
+    for gain in np.arange(0, 1.01, 0.05):
+        for loss in np.arange(0, 1.01 - gain, 0.05):
+            chances = multinomial.pmf(
+                [(g, k, 8 - g - k) for g, k in outcomes], 8, [gain, loss, max(0, 1 - gain - loss)]
+            )
+            covered = [low - 1e-9 <= gain - loss <= high + 1e-9 for low, high in ends]
+            held.append(float(chances[covered].sum()))
+    assert min(held) > 0.93
+    assert np.mean(held) == pytest.approx(0.981, abs=0.002)
 
 
 def test_gains_less_losses_have_newcombes_interval() -> None:

@@ -33,7 +33,7 @@ from rwkvbatch.comparison.report.svg import (
 )
 from rwkvbatch.comparison.table import PROBE_COLUMNS
 from rwkvbatch.comparison.trend import Trend
-from rwkvbatch.comparison.wording import TREND_NOTE, interval, metric_title, number, trend_title
+from rwkvbatch.comparison.wording import TREND_NOTE, interval, metric_title, number, trend_title, with_minus
 from rwkvbatch.prompt.escaping import printable
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ class _Point:
     def tip(self) -> str:
         ends = "" if math.isnan(self.mean.low) else f" {interval(self.mean)}"
         verdict = f"; {self.verdict} than the baseline" if self.verdict in _COLOURS else ""
-        return printable(f"{self.variant.label}: {number(self.mean.mean, self.mean.metric.digits)}{ends}{verdict}")
+        mean = with_minus(f"{number(self.mean.mean, self.mean.metric.digits)}{ends}")
+        return printable(f"{self.variant.label}: {mean}{verdict}")
 
 
 def sweep_figures(analysis: Analysis) -> list[Figure]:
@@ -97,8 +98,16 @@ def sweep_figures(analysis: Analysis) -> list[Figure]:
             ]
             if len({point.mean.mean for point in points}) > 1:
                 figure = _sweep_figure(metric, points, axes, settings, baselines)
-                figures.append(replace(figure, exploratory=metric != analysis.primary))
+                caption = figure.caption + _of_all_turns(analysis)
+                figures.append(replace(figure, caption=caption, exploratory=metric != analysis.primary))
     return figures
+
+
+def _of_all_turns(analysis: Analysis) -> str:
+    """A sentence for captions where the tables lack turns that charts have."""
+    if not any(each.missing or each.different for each in analysis.dropped):
+        return ""
+    return " Of all turns of a variant; means in tables are of those that have a counterpart."
 
 
 def _primary_first(analysis: Analysis, metrics: Iterable[Metric]) -> list[Metric]:
@@ -221,7 +230,9 @@ def trend_figure(trend: Trend, *, exploratory: bool = False) -> Figure:
         plot.plot(x, [point.mean for point in trend.points], color=ACCENT, linewidth=1.8)
         for i, point in enumerate(trend.points):
             plot.plot([point.x], [point.mean], "o", markersize=6, color=ACCENT, markeredgecolor=PAPER, gid=f"tip-{i}")
-            mean, low, high = (number(value, trend.metric.digits) for value in (point.mean, point.low, point.high))
+            mean, low, high = (
+                with_minus(number(value, trend.metric.digits)) for value in (point.mean, point.low, point.high)
+            )
             figure_tips[f"tip-{i}"] = printable(f"{point.variant.label}: {mean} [{low}, {high}]")
         if min(x) > 0 and max(x) / min(x) > _LOG_AXIS:
             plot.set_xscale("log")
@@ -249,6 +260,7 @@ def turn_figures(analysis: Analysis) -> list[Figure]:
     if len(variants) < len(analysis.variants):
         by = "" if analysis.primary is None else f" in {analysis.primary.name}"
         caption += f" The baseline and the variants that differ most{by}: {len(variants)} of {len(analysis.variants)}."
+    caption += _of_all_turns(analysis)
     shown = [metric for metric in TURN_METRICS if metric.name in _TURN_METRICS or metric == analysis.primary]
     with report_style():
         return [
@@ -311,7 +323,7 @@ def _lines(
                 plot.plot([x[-1]] * 2, [estimate.low, estimate.high], color=colour, linewidth=1.6, alpha=0.45)
             gid = f"tip-{i}-{place}"
             plot.plot([x[-1]], [y[-1]], "o", markersize=6.5, color=colour, markeredgecolor=PAPER, gid=gid)
-            tips[gid] = printable(f"{variant.label}, {name}: {number(estimate.mean, metric.digits)}")
+            tips[gid] = printable(f"{variant.label}, {name}: {with_minus(number(estimate.mean, metric.digits))}")
         plot.plot(x, y, color=colour, linewidth=1.6, label=label_of(variant.label), zorder=1.5)
     if ticks:
         plot.set_xticks(list(ticks))

@@ -36,6 +36,9 @@ _VARIABLES: Final[Mapping[str, str]] = {
     PAPER: "--paper", **{colour: f"--series-{i}" for i, colour in enumerate(SERIES)},
 }  # fmt: skip
 _PIXELS_PER_POINT = 4 / 3
+_DPI = 72
+"""Of SVG: a unit is a point."""
+_MARGIN_INCHES = 0.06
 _SMALL_PX = 520
 """Figures narrower than this shrink on a small screen; wider ones scroll."""
 _SVG = "http://www.w3.org/2000/svg"
@@ -120,7 +123,7 @@ def inline_svg(figure: Any, *, label: str, tips: Mapping[str, str], prefix: str)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # glyphs missing from matplotlib's font: the browser uses its own
         figure.savefig(
-            buffer, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.06,
+            buffer, format="svg", transparent=True, bbox_inches=_tight_box(figure),
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )  # fmt: skip
     root = ET.fromstring(buffer.getvalue())
@@ -142,6 +145,19 @@ def inline_svg(figure: Any, *, label: str, tips: Mapping[str, str], prefix: str)
     root.set("aria-label", label)
     ET.register_namespace("", _SVG)
     return ET.tostring(root, encoding="unicode")
+
+
+def _tight_box(figure: Any) -> Any:
+    """The box, in inches, of all that `figure` shows, and a margin.
+
+    That of `bbox_inches="tight"`, which draws the figure once more to find it: labels and legends here are placed
+    without a drawing.
+    """
+    from matplotlib.backends.backend_svg import RendererSVG
+
+    figure.dpi = _DPI
+    width, height = figure.get_size_inches() * _DPI
+    return figure.get_tightbbox(RendererSVG(width, height, io.StringIO(), image_dpi=_DPI)).padded(_MARGIN_INCHES)
 
 
 def _plain_attributes(element: ET.Element) -> None:

@@ -220,7 +220,7 @@ class Mathematics:
                 return verdict(False, f"got {excerpt(compared)}")
             case Equality.UNREADABLE:
                 return Verdict(False, 0.0, f"holds no expression that can be read; got {excerpt(text)}")
-            case Equality.GAVE_UP:
+            case _:
                 return Verdict(False, 0.0, "gave up: comparing took too long or too much memory", undecided=True)
 
 

@@ -112,9 +112,9 @@ class _Child:
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+            assert pipe is not None
+            with contextlib.suppress(OSError):
+                pipe.close()
 
 
 def serve() -> None:

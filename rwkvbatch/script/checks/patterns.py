@@ -133,9 +133,6 @@ def _item(name: str, value: Any, flags: re.RegexFlag) -> str:
             return "(?s:.)" if flags & re.DOTALL else r"[^\n]"
         case "IN":
             return _class(value, flags)
-        case "CATEGORY":
-            contents, complement = _category(str(value), flags)
-            return f"[{'^' if complement else ''}{contents}]"
         case "AT":
             return _place(str(value), flags)
         case "BRANCH":

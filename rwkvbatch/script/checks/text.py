@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NoReturn, Protocol, Self
 
 import regex
 
+from rwkvbatch.errors import counted
 from rwkvbatch.script.checks.patterns import compiled_size, translate
 from rwkvbatch.script.lines import is_array
 from rwkvbatch.script.records import ReplyFacts, Rule, Verdict
@@ -183,7 +184,7 @@ class _TokenLimit:
         return cls(expected)
 
     def judge(self, facts: ReplyFacts) -> Verdict:
-        return verdict(type(self).holds(facts.num_tokens, self.limit), f"has {facts.num_tokens} tokens")
+        return verdict(type(self).holds(facts.num_tokens, self.limit), f"has {counted(facts.num_tokens, 'token')}")
 
 
 class MaxTokens(_TokenLimit):

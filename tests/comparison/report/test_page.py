@@ -17,9 +17,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rwkvbatch.comparison import compare
+from rwkvbatch.comparison.dialogues import turn_record
 from rwkvbatch.comparison.failures import failures_by_check, failures_by_tag
-from rwkvbatch.comparison.report.charts import turn_figures
-from rwkvbatch.comparison.report.html import PageData, as_html, page_data
+from rwkvbatch.comparison.report.charts import sweep_figures, turn_figures
+from rwkvbatch.comparison.report.html import as_html
+from rwkvbatch.comparison.report.page_data import PageData, page_data
 from rwkvbatch.comparison.wording import conclusion, interval, left_out
 from rwkvbatch.script.reader import read_scripts
 from tests.comparison.hostile import hostile_run
@@ -305,6 +307,28 @@ def test_the_dialogues_survive_the_page_letter_by_letter(tmp_path: Path) -> None
     assert replies == set(analysis.table["reply"])
 
 
+def test_the_page_has_the_records_of_its_turns(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], _: np.random.Generator) -> None:
+        if row["conversation"] == "talk-1" and row["turn"] == 1:
+            row.update(error="out of memory", finish_reason="error", checks=[], reference=None, reply="", reply_ids=[])
+
+    analysis = compare([str(make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=3, change=change))])
+    content = page_data(analysis).content
+    names = [metric["name"] for metric in content["metrics"]]
+    for variant, cell in enumerate(("t=1", "t=2")):
+        own = analysis.table.loc[analysis.table["cell"] == cell]
+        shown = {name: iter(talk["rows"][str(variant)]) for name, talk in content["conversations"].items()}
+        for row in own.to_dict("records"):
+            record, found = turn_record(row), next(shown[row["conversation"]])
+            numbers = [None if name not in record["metrics"] else round(record["metrics"][name], 6) for name in names]
+            assert found["numbers"] == numbers
+            assert {key: found[key] for key in ("turn", "reply", "finish_reason", "error")} == {
+                key: record[key] for key in ("turn", "reply", "finish_reason", "error")
+            }
+            assert [check[0] for check in found["checks"]] == [check["kind"] for check in record["checks"]]
+        assert all(next(rest, None) is None for rest in shown.values())
+
+
 def test_a_large_run_keeps_the_most_changed_conversations_and_says_how_many_are_left_out(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=10, repeats=1, turns=2)
     found = page_data(compare([str(path)]), max_turns=12)
@@ -316,6 +340,31 @@ def test_a_large_run_keeps_the_most_changed_conversations_and_says_how_many_are_
 def test_one_run_alone_makes_a_page_with_its_means(tmp_path: Path) -> None:
     page = as_html(compare([str(make_run(tmp_path / "alone"))]))
     assert "<h2>Means</h2>" in page
+    for words in ("most changed come first", "Tests flip", "paired by"):
+        assert words not in page
+
+
+def test_charts_say_where_they_have_turns_that_the_tables_lack(tmp_path: Path) -> None:
+    a, b, c = (
+        str(make_run(tmp_path / name, conversations=3, repeats=n, seed=ord(name)))
+        for name, n in (("a", 2), ("b", 2), ("c", 3))
+    )
+    words = "Of all turns of a variant; means in tables are of those that have a counterpart."
+    for paths, said in (((a, b), False), ((a, c), True)):
+        analysis = compare(paths)
+        captions = [figure.caption for figure in (*sweep_figures(analysis)[:1], *turn_figures(analysis)[:1])]
+        assert [words in caption for caption in captions] == [said, said]
+
+
+@pytest.mark.parametrize(("histories", "said"), [(("own", "gold"), True), (("own", "own"), False)])
+def test_drift_is_named_where_both_histories_are_there(
+    histories: tuple[str, str], said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rwkvbatch.comparison.report.html.sweep_figures", lambda _: [])
+    monkeypatch.setattr("rwkvbatch.comparison.report.charts._TURN_METRICS", ())
+    settings = {f"cell {n}": {"history": history} for n, history in enumerate(histories)}
+    page = as_html(compare([str(make_run(tmp_path / "a", cells=list(settings), settings=settings, conversations=3))]))
+    assert ("gap between own and gold history is drift" in page) == said
 
 
 @pytest.mark.usefixtures("without_figures")

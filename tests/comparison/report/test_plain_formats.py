@@ -160,7 +160,7 @@ def test_markdown_has_the_numbers_of_turns_and_conversations(analysis: Analysis)
     assert f"\n\n{first.num_conversations} conversations, 2 repetitions, {first.num_values} pairs" in as_markdown(
         analysis
     )
-    assert "Family of 1 test, simultaneous level 95 %, each at 95.00 %.\n\n| variant" in as_markdown(analysis)
+    assert "One test, level 95 %.\n\n| variant" in as_markdown(analysis)
 
 
 def test_every_format_names_the_families(tmp_path: Path) -> None:

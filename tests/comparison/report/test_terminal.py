@@ -162,3 +162,22 @@ def test_one_conversation_side_by_side_has_both_replies(pair: Analysis) -> None:
 def test_an_unknown_conversation_is_a_usage_error(pair: Analysis) -> None:
     with pytest.raises(UsageError, match="'nobody'"):
         printed(pair, show="nobody")
+
+
+def test_a_signed_rank_test_that_does_not_agree_is_told(tmp_path: Path) -> None:
+    """Nearly all conversations are a little worse, and two are so much better that the mean shows nothing."""
+
+    def change(row: dict[str, Any], _: np.random.Generator) -> None:
+        number = int(row["conversation"].removeprefix("talk-"))
+        worse = -9.0 if number < 2 else 0.1 + 0.001 * number
+        row["reference"]["nll"] = 10.0 + worse * (row["cell"] == "t=2")
+
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=40, repeats=1, turns=1, change=change)
+    analysis = compare([str(path)], primary="nll")
+    assert "nll: the signed-rank test does not agree for t=2 (p < 0.001)" in printed(analysis, num_changes=0)
+
+
+def test_metrics_that_were_chosen_have_no_hint_at_others(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2"))
+    assert "--all shows" in printed(compare([str(path)]))
+    assert "--all shows" not in printed(compare([str(path)], metrics=["nll"]))

@@ -3,9 +3,9 @@
     python -m tests.replay.crash_harness DIRECTORY KIND [SEED] [--kills N]
 
 `every-point` kills a run at every call that changes the disk, `random` at random times, `extend` kills commands that
-extend and change a run, `check` kills `rwkvbatch check`. Any other kind is one of `commands`: the whole program with a
-model, killed at random moments; `commands` is all of these. Prints a JSON object: how many processes were killed, and a
-list of what went wrong (empty when all is well).
+extend and change a run, `check` kills `rwkvbatch check`. Any other kind is one of `commands`, or a comma list of these:
+the whole program with a model, killed at random moments; `commands` is all of them. Prints a JSON object: how many
+processes were killed, and a list of what went wrong (empty when all is well).
 """
 
 from __future__ import annotations

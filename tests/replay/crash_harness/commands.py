@@ -27,13 +27,13 @@ MAX_ATTEMPTS = 300
 
 
 def kill_kinds(root: Path, name: str, seed: int, kills: int) -> dict[str, Any]:
-    """`kills` processes of the kind `name` are killed, or of each kind for the name `commands`.
+    """`kills` processes of each kind in the comma list `name` are killed, or of all kinds for `commands`.
 
     Raises:
         KeyError: there is no such kind.
     """
     import_everything()
-    names = list(KINDS) if name == "commands" else [name]
+    names = list(KINDS) if name == "commands" else name.split(",")
     counts, problems = dict[str, int](), list[str]()
     for each in names:
         folder = root / each

@@ -183,21 +183,23 @@ def extend_at_every_point(root: Path) -> dict[str, Any]:
         for moment in ("half", "after"):
             if moment == "half" and name != "write":
                 continue
+            killed = root / f"{at}-{moment}"
+            shutil.copytree(root / "first", killed)
+            for point in (at, (at * 7 + 3) % len(counted.calls)):
+                status = in_child(lambda d=killed, p=point, m=moment: extending(d, extended_plan(), KillingFiles(p, m)))
+                kills += status == -signal.SIGKILL
+                if status not in (0, -signal.SIGKILL):
+                    problems.append(f"{killed}: ended with {status}")
+            problems += lost_replies(killed, root / "first")
             for then in (("extended",), ("first", "extended")):
                 directory = root / f"{at}-{moment}-{len(then)}"
-                shutil.copytree(root / "first", directory)
-                for point in (at, (at * 7 + 3) % len(counted.calls)):
-                    files = KillingFiles(point, moment)
-                    status = in_child(lambda d=directory, f=files: extending(d, extended_plan(), f))
-                    kills += status == -signal.SIGKILL
-                    if status not in (0, -signal.SIGKILL):
-                        problems.append(f"{directory}: ended with {status}")
-                problems += lost_replies(directory, root / "first")
+                shutil.copytree(killed, directory)
                 for wanted in then:
                     if in_child(lambda d=directory, p=plans[wanted]: extending(d, p())) != 0:
                         problems.append(f"{directory}: {wanted} could not be continued")
                     problems += compare(directory, expected[wanted])
                 shutil.rmtree(directory)
+            shutil.rmtree(killed)
     return {"points": len(counted.calls), "kills": kills, "problems": problems}
 
 
@@ -230,22 +232,25 @@ def check_at_every_point(root: Path) -> dict[str, Any]:
         for moment in ("half", "after"):
             if moment == "half" and call != "write":
                 continue
+            killed = root / f"check-{at}-{moment}"
+            shutil.copytree(root / "old", killed)
+            files = KillingFiles(at, moment)
+            status = in_child(lambda d=killed, f=files: recheck(d, [str(made["new"])], files=f) and None)
+            kills += status == -signal.SIGKILL
+            if status not in (0, -signal.SIGKILL):
+                problems.append(f"{killed}: ended with {status}")
+            if (killed / "results.jsonl").read_bytes() not in results.values():
+                problems.append(f"{killed}: half of the verdicts are new")
             for then in ("check", "old", "new"):
                 directory = root / f"check-{at}-{moment}-{then}"
-                shutil.copytree(root / "old", directory)
-                files = KillingFiles(at, moment)
-                status = in_child(lambda d=directory, f=files: recheck(d, [str(made["new"])], files=f) and None)
-                kills += status == -signal.SIGKILL
-                if status not in (0, -signal.SIGKILL):
-                    problems.append(f"{directory}: ended with {status}")
-                if (directory / "results.jsonl").read_bytes() not in results.values():
-                    problems.append(f"{directory}: half of the verdicts are new")
+                shutil.copytree(killed, directory)
                 if then == "check":
                     recheck(directory, [str(made["new"])])
                 else:
                     extending(directory, checked_plan(made[then]))
                 problems += compare(directory, results["old" if then == "old" else "new"])
                 shutil.rmtree(directory)
+            shutil.rmtree(killed)
     return {"points": len(counted.calls), "kills": kills, "problems": problems}
 
 
