@@ -72,10 +72,16 @@ class RecipeOps(CpuOps):
         self._names, self._recipe = names, recipe
 
     def linear_layer(
-        self, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", *, large: bool = False
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        activation: Activation = "none",
+        *,
+        large: bool = False,
+        sparse_inputs: bool = False,
     ) -> _native.LinearLayer:
         self._rounding = self._recipe(self._names[weight.data_ptr()])
-        return super().linear_layer(weight, bias, activation, large=True)
+        return super().linear_layer(weight, bias, activation, large=True, sparse_inputs=sparse_inputs)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,18 @@ def try_kernels() -> str:
     source = np.random.default_rng(1)
     weight = source.integers(-8, 9, (80, 96)).astype(np.float32)
     found: list[str] = []
-    for isa in ("auto", "avx512vnni", "avx512", "avxvnni", "avx2", "neoni8mm", "neondot", "neon", "portable"):
+    for isa in (
+        "auto",
+        "avx512amx",
+        "avx512vnni",
+        "avx512",
+        "avxvnni",
+        "avx2",
+        "neoni8mm",
+        "neondot",
+        "neon",
+        "portable",
+    ):
         try:
             context = _native.Context(2, isa)
         except ValueError:

@@ -27,8 +27,6 @@ SHOWN_METRICS = ("score", "nll", "tokens", "logprob", "loop", "first_token_s")
 """The metrics under each reply of a printed dialogue."""
 
 _TURN_TEXTS = ("prompt", "reply", "finish_reason", "error", "reference", "checks")
-TURN_COLUMNS = ("turn", *_TURN_TEXTS, *(metric.name for metric in TURN_METRICS))
-"""The columns of a table of rows that `turn_record` reads."""
 _WORDS = re.compile(r"\w+|\s+|[^\w\s]")
 _MAX_WORDS = 4000
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -45,14 +45,9 @@ def failures_by_tag(table: pd.DataFrame, variants: Sequence[Variant]) -> list[Fa
     for variant in variants:
         rows = rows_of(table, variant, ["tags", "passed"])
         passed = rows["passed"].to_numpy(dtype=np.float64)
-        found.append(
-            _counted(
-                (tag, value < 1.0)
-                for tags, value in zip(rows["tags"], passed, strict=True)
-                if not np.isnan(value)
-                for tag in tags
-            )
-        )
+        judged = ~np.isnan(passed)
+        pairs = zip(rows["tags"].to_numpy()[judged], (passed[judged] < 1.0).tolist(), strict=True)
+        found.append(_counted(Counter((tag, failed) for tags, failed in pairs for tag in tags)))
     return _by_name(found)
 
 
@@ -69,25 +64,23 @@ def failures_by_check(table: pd.DataFrame, variants: Sequence[Variant]) -> list[
     found: list[dict[str, tuple[int, int]]] = []
     for variant in variants:
         rows = rows_of(table, variant, _JUDGED)
-        counts: Counter[tuple[str, bool]] = Counter()
-        for *key, checks, reason in zip(*(rows[name] for name in _JUDGED), strict=True):
-            if reason == "error":
-                counts.update((kind, True) for kind in kinds.get(tuple(key), ()))
-            else:
-                for check in checks:
-                    if check["passed"] is not None:
-                        counts[check["kind"], not check["passed"]] += 1
-        names = dict.fromkeys(name for name, _ in counts)
-        found.append({name: (counts[name, True], counts[name, True] + counts[name, False]) for name in names})
+        errors = (rows["finish_reason"] == "error").to_numpy(dtype=bool)
+        counts = Counter(
+            (check["kind"], not check["passed"])
+            for checks in rows["checks"].to_numpy()[~errors]
+            for check in checks
+            if check["passed"] is not None
+        )
+        for *key, _, _ in zip(*(rows.loc[errors, name] for name in _JUDGED), strict=True):
+            counts.update((kind, True) for kind in kinds.get(tuple(key), ()))
+        found.append(_counted(counts))
     return _by_name(found)
 
 
-def _counted(outcomes: Iterable[tuple[str, bool]]) -> dict[str, tuple[int, int]]:
-    counts: dict[str, tuple[int, int]] = {}
-    for name, failed in outcomes:
-        num_failed, num = counts.get(name, (0, 0))
-        counts[name] = (num_failed + bool(failed), num + 1)
-    return counts
+def _counted(counts: Counter[tuple[str, bool]]) -> dict[str, tuple[int, int]]:
+    """By name, the failures and all, of numbers by name and whether it failed."""
+    names = dict.fromkeys(name for name, _ in counts)
+    return {name: (counts[name, True], counts[name, True] + counts[name, False]) for name in names}
 
 
 def _by_name(found: Sequence[dict[str, tuple[int, int]]]) -> list[FailureCount]:

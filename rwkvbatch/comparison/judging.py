@@ -272,13 +272,13 @@ def are_steps(values: Floats, conversations: NDArray[np.int64], widest: float, w
 
     Also where all are 0: nothing speaks for another kind of numbers then.
     """
-    if not math.isfinite(widest) or not values.any():
-        return math.isfinite(widest)
+    if not math.isfinite(widest):
+        return False
     _, codes = np.unique(conversations, return_inverse=True)
     sums, counts = (
         np.bincount(codes, of).astype(np.float64) for of in (values if weights is None else weights * values, weights)
     )
-    return Spread.of(sums, counts, widest).discrete
+    return not sums.any() or Spread.of(sums, counts, widest).discrete
 
 
 def variances(values: Floats, conversations: NDArray[np.int64], repeats: NDArray[np.int64]) -> tuple[float, float, int]:

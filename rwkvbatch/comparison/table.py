@@ -213,6 +213,10 @@ def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
             raise TypeError(f"{name} is not an integer")
     prompt, reference = row["prompt"], row["reference"]
     text = None if reference is None else reference["text"]
+    unjudged, judge = False, None
+    for check in row["checks"]:
+        unjudged |= check["passed"] is None
+        judge = judge or check.get("judge")
     return (
         row["conversation"],
         row["cell"],
@@ -226,8 +230,8 @@ def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
         tuple(row["tags"]),
         None if text is None else shared.setdefault(text, text),
         row["checks"],
-        any(check["passed"] is None for check in row["checks"]),
-        next((check["judge"] for check in row["checks"] if check.get("judge")), None),
+        unjudged,
+        judge or None,
         *_distances(row.get("probe")),
     )
 

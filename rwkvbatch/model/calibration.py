@@ -151,7 +151,13 @@ class _MomentOps(ReferenceOps):
         self.moments: list[Tensor] = []
 
     def linear_layer(
-        self, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", *, large: bool = False
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        activation: Activation = "none",
+        *,
+        large: bool = False,
+        sparse_inputs: bool = False,
     ) -> TorchLinear:
         made = super().linear_layer(weight, bias, activation)
         if not large:

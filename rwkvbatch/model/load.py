@@ -205,9 +205,9 @@ class _FileReader:
     def __init__(self, tensors: Checkpoint, ops: CpuOps) -> None:
         self._tensors, self._ops = tensors, ops
 
-    def layer(self, name: str, activation: Activation) -> Array | None:
+    def layer(self, name: str, activation: Activation, *, sparse_inputs: bool = False) -> Array | None:
         stored = self._tensors.rows(name)
-        return None if stored is None else self._ops.read_layer(stored, activation)
+        return None if stored is None else self._ops.read_layer(stored, activation, sparse_inputs=sparse_inputs)
 
     def table(self, name: str) -> Array | None:
         stored = self._tensors.rows(name)

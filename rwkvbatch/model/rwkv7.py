@@ -99,8 +99,8 @@ class Block:
         def norm(name: str) -> Norm:
             return packed_norm(tensors, name, ops)
 
-        def large(name: str, activation: Activation = "none") -> Array:
-            return packed_matrix(tensors, f"{name}.weight", ops, reader, activation)
+        def large(name: str, activation: Activation = "none", *, sparse_inputs: bool = False) -> Array:
+            return packed_matrix(tensors, f"{name}.weight", ops, reader, activation, sparse_inputs=sparse_inputs)
 
         def low_rank(att: str, letter: str, inner: Activation, outer: Activation) -> LowRank:
             bias = tensors.get(f"{att}.{letter}0")
@@ -146,7 +146,7 @@ class Block:
                 norm=norm(f"blocks.{layer}.ln2"),
                 mix=ops.vector(mix if deep is None else torch.cat([mix, torch.zeros_like(mix)])),
                 key=large(f"{ffn}.key", "relu_squared"),
-                value=large(f"{ffn}.value"),
+                value=large(f"{ffn}.value", sparse_inputs=True),
                 deep_embed=deep,
             )
 
@@ -216,7 +216,7 @@ class WeightReader(Protocol):
     Either method returns None for a matrix that it cannot read; packing the tensor is the reference implementation.
     """
 
-    def layer(self, name: str, activation: Activation) -> Array | None:
+    def layer(self, name: str, activation: Activation, *, sparse_inputs: bool = False) -> Array | None:
         """As `Operations.linear_layer` of the tensor `name`, which is large."""
         ...
 
@@ -226,11 +226,19 @@ class WeightReader(Protocol):
 
 
 def packed_matrix(
-    tensors: Mapping[str, Tensor], name: str, ops: Operations, reader: WeightReader | None, activation: Activation
+    tensors: Mapping[str, Tensor],
+    name: str,
+    ops: Operations,
+    reader: WeightReader | None,
+    activation: Activation,
+    *,
+    sparse_inputs: bool = False,
 ) -> Array:
     """A large matrix, packed by `reader` where it can."""
-    found = None if reader is None else reader.layer(name, activation)
-    return ops.linear_layer(tensors[name], activation=activation, large=True) if found is None else found
+    found = None if reader is None else reader.layer(name, activation, sparse_inputs=sparse_inputs)
+    if found is not None:
+        return found
+    return ops.linear_layer(tensors[name], activation=activation, large=True, sparse_inputs=sparse_inputs)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ InstructionSet instruction_set(const std::string& isa) {
         if (kernels != nullptr && integer() != nullptr) found.push_back({name, kernels, integer(), packing});
     };
 #if defined(RWKV_X86)
+    add("avx512amx", avx512_kernels(), avx512amx_integer_kernels, avx512_packing_kernels());
     add("avx512vnni", avx512_kernels(), avx512vnni_integer_kernels, avx512_packing_kernels());
     add("avx512", avx512_kernels(), avx512_integer_kernels, avx512_packing_kernels());
     add("avxvnni", avx2_kernels(), avxvnni_integer_kernels, avx2_packing_kernels());
@@ -246,7 +247,8 @@ size_t panels_per_task(const LinearJob& job, size_t num_threads) {
     // A few tasks for each thread, so that one that is late can be helped, in whole register tiles.
     const size_t per_task = panels / (num_threads * 4);
     if (per_task >= LINEAR_MAX_PANELS_PER_TASK) return LINEAR_MAX_PANELS_PER_TASK;
-    return std::min<size_t>(ceil_div(panels, num_threads), BAND);
+    // Bands that lie by input are not divided.
+    return job.weight.by_input ? BAND : std::min<size_t>(ceil_div(panels, num_threads), BAND);
 }
 
 // A task of a group of layers.
@@ -271,7 +273,11 @@ void fetch_inputs(const std::vector<LinearJob>& jobs, size_t first, size_t end) 
         next += job.num_tasks();
         if (begin >= end || next <= first) continue;
         const bool rounded = is_integer(job.weight.dtype);
-        if (job.sparse.places != nullptr) {
+        if (job.sparse.places != nullptr && rounded) {
+            fetch(job.sparse.places, job.sparse.count * sizeof(uint32_t));
+            fetch_rows(job.x, job.num_rows, job.sparse.count * MAX_QUAD_BYTES / QUAD / sizeof(float));
+            fetch(job.groups, ceil_div(job.weight.in, scaled_inputs(job.weight.dtype)) * job.num_rows * sizeof(InputGroup));
+        } else if (job.sparse.places != nullptr) {
             fetch(job.sparse.places, job.sparse.count * sizeof(uint32_t));
             fetch_rows({job.sparse.x, job.sparse.x_stride}, job.num_rows, job.sparse.count);
         } else {
@@ -340,8 +346,25 @@ void Context::skip_zeros(LinearJob& job) {
     job.sparse = {places_.data(), block_ends_.data(), count, nonzero_x_.data(), stride};
 }
 
+ArrayPtr Context::gather_inputs(LinearJob& job) {
+    const PackedMatrix& weight = job.weight;
+    const size_t num_groups = ceil_div(weight.in, SCALED_INPUTS), most = weight.in + num_groups * (QUAD - 1);
+    places_.resize(most + MAX_SPARSE_AHEAD);
+    block_ends_.resize(num_groups);
+    ArrayPtr gathered = array(job.num_rows, quantized_floats(most));
+    const QuantizedRows rows{reinterpret_cast<const uint8_t*>(job.x.data), job.num_rows, weight.in, job.x.stride * sizeof(float)};
+    const SparseQuads to{places_.data(), block_ends_.data(), reinterpret_cast<uint8_t*>(gathered->data),
+                         gathered->stride * sizeof(float)};
+    const size_t count = isa_.integer_kernels->gather(rows, !sparse_, to);
+    skipped_bytes_ += (weight.in - count) * INPUT_LINE * weight.num_bands();
+    job.x = gathered->view();
+    job.sparse = {places_.data(), block_ends_.data(), block_ends_.back() * QUAD, nullptr, 0};
+    return gathered;
+}
+
 void Context::run_linears(std::vector<LinearJob>& jobs) {
-    const std::vector<ArrayPtr> rounded = quantize_inputs(jobs);
+    std::vector<ArrayPtr> rounded = quantize_inputs(jobs);
+    if (jobs.size() == 1 && jobs[0].weight.by_input && jobs[0].num_rows <= MAX_SPARSE_ROWS) rounded.push_back(gather_inputs(jobs[0]));
     size_t num_tasks = 0, products = 0;
     for (LinearJob& job : jobs) {
         job.panels_per_task = panels_per_task(job, threads_->size());

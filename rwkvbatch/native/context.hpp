@@ -141,13 +141,15 @@ public:
     void set_sparse(bool sparse) { sparse_ = sparse; }
 
     // `dtype` is that of the packed weight: the stored one, or one that it is rounded to, see `PackingKernels`.
+    // `sparse_inputs`: the inputs are mostly zero, so W8A8 weights lie by input where their shape allows it.
     LinearLayer linear_layer(const StoredMatrix& stored, size_t out, size_t in, const float* bias, Activation activation,
-                             Dtype dtype);
+                             Dtype dtype, bool sparse_inputs);
     Vector vector(const float* data, size_t rows, size_t width);
     Table table(const uint8_t* data, Dtype dtype, size_t vocab_size, size_t width);
     // The same from a file, a part at a time by each thread, so that nothing but the result is in memory. Nothing where the file
     // cannot be read, is cut off, or holds NaN or infinity.
-    std::optional<LinearLayer> read_layer(const StoredRows& stored, size_t out, size_t in, Activation activation, Dtype dtype);
+    std::optional<LinearLayer> read_layer(const StoredRows& stored, size_t out, size_t in, Activation activation, Dtype dtype,
+                                          bool sparse_inputs);
     std::optional<Table> read_table(const StoredRows& stored, size_t vocab_size, size_t width);
     ArrayPtr array(size_t rows, size_t width);
 
@@ -179,6 +181,8 @@ private:
     std::vector<ArrayPtr> quantize_inputs(std::vector<LinearJob>& jobs);
     // Have `job` read only the weights whose inputs are not zero, where that pays.
     void skip_zeros(LinearJob& job);
+    // The same for a job of few rounded rows with weights that lie by input, where it always pays; what is returned holds the rows.
+    ArrayPtr gather_inputs(LinearJob& job);
     // Note what each thread reads first in the step's next job, and have it expect what it read first in the job after
     // that in the step before.
     template <class FirstRead> void note_job(const FirstRead& first_read);
@@ -193,7 +197,7 @@ private:
     size_t scratch_size_ = 0;
     std::vector<std::vector<Range>> first_reads_;  // of each job of a step, by each thread
     size_t next_job_ = 0;
-    std::vector<uint32_t> places_, block_ends_;  // of the inputs that are not zero
+    std::vector<uint32_t> places_, block_ends_;  // of the inputs that are to be read
     std::vector<float> nonzero_x_;
     size_t skipped_bytes_ = 0;
     bool sparse_ = true;

@@ -13,7 +13,7 @@
 namespace rwkv {
 namespace {
 
-constexpr IntegerKernels KERNELS = {RWKV_ISA::quantize, RWKV_ISA::integer_linear};
+constexpr IntegerKernels KERNELS = {RWKV_ISA::quantize, RWKV_ISA::integer_linear, RWKV_ISA::gather};
 
 #if defined(RWKV_DOT) && defined(__APPLE__)
 bool has_feature(const char* name) {

@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "by_input.hpp"
 #include "integer_tile.hpp"
 #include "kernels.hpp"
 #include "linear.hpp"
@@ -126,13 +127,15 @@ inline void integer_linear(const LinearJob& job, size_t task, float* sums, const
     const size_t first_panel = task * job.panels_per_task;
     const size_t end_panel = std::min(first_panel + job.panels_per_task, weight.num_panels());
     const bool int4 = weight.dtype == Dtype::INT4;
-    if (job.num_rows == 1) {
+    if (job.sparse.places != nullptr) return linear_by_input(job, first_panel, end_panel, sums);
+    if (job.num_rows == 1 && !weight.by_input) {
         if (int4) one_integer_row<Dtype::INT4>(job, first_panel, end_panel);
         else one_integer_row<Dtype::W8A8>(job, first_panel, end_panel);
         return;
     }
 
     const size_t group_inputs = scaled_inputs(weight.dtype);
+    TileWeights tile_weights(weight);
     for (size_t first_row = 0; first_row < job.num_rows; first_row += LINEAR_ROW_BLOCK) {
         const size_t num_rows = std::min(LINEAR_ROW_BLOCK, job.num_rows - first_row);
         const size_t units = ceil_div(num_rows, ROW_UNIT), num_tiles = ceil_div(units, MAX_INTEGER_ROWS / ROW_UNIT);
@@ -143,6 +146,7 @@ inline void integer_linear(const LinearJob& job, size_t task, float* sums, const
                 panels = INTEGER_PANELS;
                 while (panels > std::min(end_panel - panel, band_width - in_band)) panels /= 2;
                 const size_t next_band = panel - in_band + BAND;
+                const uint8_t* const weights = tile_weights.at(panel, begin, end);
                 const uint8_t* ahead = next_band < end_panel ? weight.at(next_band, begin)
                                        : end < weight.in     ? weight.at(first_panel, end)
                                                              : next;
@@ -158,7 +162,7 @@ inline void integer_linear(const LinearJob& job, size_t task, float* sums, const
                     const size_t tile_rows = std::min(row_units * ROW_UNIT, first_row + num_rows - row);
                     const IntegerTile tile{job.groups + begin / group_inputs * job.num_rows + row, job.num_rows,
                                            reinterpret_cast<const uint8_t*>(job.x.data + row * job.x.stride) + begin / QUAD * QUAD_BYTES,
-                                           job.x.stride * sizeof(float), begin, end, weight.at(panel, begin), band_width, in_band,
+                                           job.x.stride * sizeof(float), begin, end, weights, band_width, in_band,
                                            tile_sums, ahead, ahead < ahead_end ? ahead_step : 0};
                     if (end == weight.in) fetch_outputs(job, row, tile_rows, panel, panels);
                     (int4 ? integer_tile_of<Dtype::INT4>(tile_rows, panels)

@@ -44,8 +44,11 @@ if(PROCESSOR MATCHES "x86_64|AMD64|amd64")
   rwkv_object(integer_avx512vnni integer.cpp avx512vnni ${AVX512} -mavx512vnni)
   target_compile_definitions(integer_avxvnni PRIVATE RWKV_ISA_AVX2 RWKV_VNNI)
   target_compile_definitions(integer_avx512vnni PRIVATE RWKV_ISA_AVX512 RWKV_VNNI)
+  # Products of matrices of bytes, for many rows only.
+  rwkv_object(amx_avx512amx amx.cpp avx512amx ${AVX512} -mavx512vnni -mamx-tile -mamx-int8)
+  target_compile_definitions(amx_avx512amx PRIVATE RWKV_ISA_AVX512 RWKV_VNNI)
   foreach(part kernels_avx2 integer_avx2 integer_avxvnni packing_avx2 kernels_avx512 integer_avx512 integer_avx512vnni
-      packing_avx512)
+      amx_avx512amx packing_avx512)
     list(APPEND KERNELS $<TARGET_OBJECTS:${part}>)
   endforeach()
 elseif(PROCESSOR MATCHES "aarch64|arm64|ARM64")

@@ -32,6 +32,8 @@ struct InputGroup {
 };
 
 // The inputs of a linear layer that are not zero in all of its rows, in ascending order. What the others would add is zero.
+// With integer weights: `places` are lines of the first band, four for each quad of a group, `block_ends` the quads up to the end
+// of each group, and the rows' quads are the layer's `x`.
 struct SparseInputs {
     const uint32_t* places;      // of each, its distance from the first in a band, in inputs; with int8, scales count as four
     const uint32_t* block_ends;  // with int8: how many there are to the end of each block that shares a scale
@@ -62,9 +64,9 @@ struct LinearJob {
 };
 
 // Floats of scratch memory that a thread needs for `linear`.
-constexpr size_t LINEAR_ROW_BLOCK = 240;
+constexpr size_t LINEAR_ROW_BLOCK = 240, LINEAR_SCRATCH_ROWS = 256;
 constexpr size_t LINEAR_MAX_PANELS_PER_TASK = 8;
-constexpr size_t LINEAR_SCRATCH = LINEAR_ROW_BLOCK * PANEL * LINEAR_MAX_PANELS_PER_TASK;
+constexpr size_t LINEAR_SCRATCH = LINEAR_SCRATCH_ROWS * PANEL * LINEAR_MAX_PANELS_PER_TASK;
 
 // Rows rounded for integer weights: `width` inputs, `dtype` that of the weights. See `integer.hpp`; a row of `out` holds its
 // integers, `groups` the records of its groups of inputs, [group][row].
@@ -74,6 +76,19 @@ struct QuantizeJob {
     Dtype dtype;
     Rows out;
     InputGroup* groups;
+};
+
+// Rows that `QuantizeJob` wrote; `stride` counts bytes.
+struct QuantizedRows {
+    const uint8_t* quads;
+    size_t num_rows, in, stride;
+};
+
+// Where gathered inputs go, see `SparseInputs`: as many lines as a layer has inputs with three more a group and MAX_SPARSE_AHEAD.
+struct SparseQuads {
+    uint32_t *lines, *group_ends;
+    uint8_t* quads;
+    size_t stride;  // bytes from one row to the next
 };
 
 constexpr size_t MAX_QUAD_BYTES = 8;
@@ -183,6 +198,7 @@ struct Kernels {
 struct IntegerKernels {
     void (*quantize)(const QuantizeJob&, size_t begin, size_t end);
     void (*linear)(const LinearJob&, size_t task, float* scratch, const uint8_t* next);  // of rows from `quantize`
+    size_t (*gather)(const QuantizedRows&, bool all, const SparseQuads&);  // returns the number of inputs to be read
 };
 
 struct PackingKernels {
@@ -212,6 +228,7 @@ const IntegerKernels* avx2_integer_kernels();
 const IntegerKernels* avx512_integer_kernels();
 const IntegerKernels* avxvnni_integer_kernels();
 const IntegerKernels* avx512vnni_integer_kernels();
+const IntegerKernels* avx512amx_integer_kernels();
 #elif defined(RWKV_ARM64)
 const Kernels* neon_kernels();
 const PackingKernels* neon_packing_kernels();

@@ -82,13 +82,13 @@ StoredMatrix stored_matrix(const Weight& weight, Dtype dtype) {
 }
 
 std::optional<LinearLayer> read_layer(Context& context, int descriptor, uint64_t start, const std::string& stored, size_t out,
-                                      size_t in, const char* activation, const std::string& dtype) {
+                                      size_t in, const char* activation, const std::string& dtype, bool sparse_inputs) {
     const StoredRows rows{descriptor, start, stored_dtype(stored)};
     const Dtype packed = dtype == "int8" ? Dtype::INT8 : stored_dtype(dtype);
     if (scaled_inputs(packed) == 0 && packed != rows.dtype) throw nb::value_error("weights in a file are packed as they are, or rounded");
     const Activation function = activation_of(activation);
     nb::gil_scoped_release release;  // another thread hashes the file
-    return context.read_layer(rows, out, in, function, packed);
+    return context.read_layer(rows, out, in, function, packed, sparse_inputs);
 }
 
 std::optional<Table> read_table(Context& context, int descriptor, uint64_t start, const std::string& stored, size_t vocab_size,
@@ -276,14 +276,15 @@ NB_MODULE(_native, m) {
             if (bias && bias->size() != weight.shape(0)) throw nb::value_error("a linear layer needs one bias for each output");
             const Dtype stored = dtype_of(dtype);
             return c.linear_layer(stored_matrix(weight, stored), weight.shape(0), weight.shape(1),
-                                  bias ? bias->data() : nullptr, activation_of(activation), as_int8 ? Dtype::INT8 : stored);
+                                  bias ? bias->data() : nullptr, activation_of(activation), as_int8 ? Dtype::INT8 : stored, false);
         }, "weight"_a, "dtype"_a, "bias"_a.none(), "activation"_a, "as_int8"_a)
         .def("integer_layer", [](Context& c, const Weight& weight, const std::string& dtype,
-                                 std::optional<Input<float, 1>> bias, const char* activation, const std::string& rounding) {
+                                 std::optional<Input<float, 1>> bias, const char* activation, const std::string& rounding,
+                                 bool sparse_inputs) {
             if (bias && bias->size() != weight.shape(0)) throw nb::value_error("a linear layer needs one bias for each output");
             return c.linear_layer(stored_matrix(weight, dtype_of(dtype)), weight.shape(0), weight.shape(1),
-                                  bias ? bias->data() : nullptr, activation_of(activation), integer_dtype(rounding));
-        }, "weight"_a, "dtype"_a, "bias"_a.none(), "activation"_a, "rounding"_a)
+                                  bias ? bias->data() : nullptr, activation_of(activation), integer_dtype(rounding), sparse_inputs);
+        }, "weight"_a, "dtype"_a, "bias"_a.none(), "activation"_a, "rounding"_a, "sparse_inputs"_a)
         .def("vector", [](Context& c, Input<float, 2> weight) {
             return c.vector(weight.data(), weight.shape(0), weight.shape(1));
         })
@@ -293,7 +294,8 @@ NB_MODULE(_native, m) {
                 throw nb::value_error("an embedding table must have no gaps");
             return c.table(bytes_of(weight, kind), kind, weight.shape(0), weight.shape(1));
         })
-        .def("read_layer", &read_layer, "descriptor"_a, "start"_a, "stored"_a, "outputs"_a, "inputs"_a, "activation"_a, "dtype"_a)
+        .def("read_layer", &read_layer, "descriptor"_a, "start"_a, "stored"_a, "outputs"_a, "inputs"_a, "activation"_a, "dtype"_a,
+             "sparse_inputs"_a)
         .def("read_table", &read_table, "descriptor"_a, "start"_a, "stored"_a, "vocab_size"_a, "width"_a)
         .def("pool", [](Context&, States<4> shifts, States<5> wkv) { return make_pool(shifts, wkv); })
         .def("begin", &begin, nb::keep_alive<0, 6>())

@@ -95,6 +95,15 @@ RWKV_INLINE void store(uint32_t* p, I16 x) { store(reinterpret_cast<float*>(p), 
 RWKV_INLINE F16 from_int(I16 x) {
     return each<F16>(RWKV_OPERATION((uint32x4_t p), vcvtq_f32_s32(vreinterpretq_s32_u32(p))), x);
 }
+// Bytes of two vectors in turn, of the low and of the high halves of each 16 bytes.
+RWKV_INLINE I16 zip_low(I16 x, I16 y) {
+    return each<I16>(RWKV_OPERATION((uint32x4_t p, uint32x4_t q),
+        vreinterpretq_u32_u8(vzip1q_u8(vreinterpretq_u8_u32(p), vreinterpretq_u8_u32(q)))), x, y);
+}
+RWKV_INLINE I16 zip_high(I16 x, I16 y) {
+    return each<I16>(RWKV_OPERATION((uint32x4_t p, uint32x4_t q),
+        vreinterpretq_u32_u8(vzip2q_u8(vreinterpretq_u8_u32(p), vreinterpretq_u8_u32(q)))), x, y);
+}
 // Both halves of the 64-bit products of sixteen 32-bit pairs.
 RWKV_INLINE void multiply_wide(I16 x, I16 y, I16& high, I16& low) {
     const auto even = RWKV_OPERATION((uint32x4_t p, uint32x4_t q), vreinterpretq_u32_u64(vmull_u32(vget_low_u32(p), vget_low_u32(q))));

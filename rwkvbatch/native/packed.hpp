@@ -42,10 +42,16 @@ constexpr size_t scale_bytes(Dtype dtype) { return PANEL * (dtype == Dtype::INT4
 // columns are zero. W8A8: four inputs in turn, for each output its four weights as bytes, 128 more than they are. INT4: eight
 // inputs in turn, for each output four bytes, which hold the weights of the first four inputs below and of the others
 // above, 8 more than they are.
+//
+// W8A8 weights whose inputs are mostly zero lie `by_input`, where their numbers of outputs and inputs allow it
+// (`fits_by_input`): of each input in turn a cache line with its weights for the 64 outputs of a band. Byte 16 l + 4 p + j is of
+// output 4 l + j of panel p, so that two rounds of `zip_low` and `zip_high` make the quads of four panels of the lines of four
+// inputs. Scales follow as ever.
 struct PackedMatrix {
     const uint8_t* data;
     Dtype dtype;
     size_t out, in;
+    bool by_input = false;
 
     size_t num_panels() const { return ceil_div(out, PANEL); }
     size_t num_bands() const { return ceil_div(num_panels(), BAND); }
@@ -66,12 +72,19 @@ struct PackedMatrix {
         return group == 0 ? input : input / group * group;
     }
     // Where a panel's weights of one input lie, which must be the first of a block; those of the block's next unit are
-    // `input_bytes(band_width(panel))` on.
+    // `input_bytes(band_width(panel))` on. By input only the first panel of a band has such a place.
     size_t offset(size_t panel, size_t input) const {
         return panel / BAND * BAND * panel_bytes() + bytes_before(input, band_width(panel)) + input_bytes(panel % BAND);
     }
     const uint8_t* at(size_t panel, size_t input) const { return data + offset(panel, input); }
 };
+
+// Of a band that lies by input, bytes of an input's weights, and of the scales behind a group of inputs.
+constexpr size_t INPUT_LINE = BAND * PANEL, BAND_SCALES = BAND * scale_bytes(Dtype::W8A8);
+
+constexpr bool fits_by_input(Dtype dtype, size_t out, size_t in) {
+    return dtype == Dtype::W8A8 && out % INPUT_LINE == 0 && in % QUAD == 0;
+}
 
 // From where a panel's weights of a block begin to where its scales do: behind the block's weights in all panels.
 constexpr size_t scales_after(size_t inputs, size_t input_bytes, size_t panel_in_band) {

@@ -295,6 +295,42 @@ void round_to_int4(const Block& block, size_t count, uint8_t* weights, size_t in
         store(reinterpret_cast<uint32_t*>(weights), rounder.quad(k) + shift_left<4>(rounder.quad(k + QUAD)));
 }
 
+// The lines of four inputs from the quads of four panels: two more rounds turn them into quads again.
+void lines_of(Bytes (&quads)[BAND], uint8_t* lines) {
+    Bytes next[BAND];
+    for (size_t round = 0; round < 4; ++round) {
+        for (size_t i = 0; i < BAND / 2; ++i) {
+            next[2 * i] = zip_low(quads[i], quads[i + BAND / 2]);
+            next[2 * i + 1] = zip_high(quads[i], quads[i + BAND / 2]);
+        }
+        for (size_t i = 0; i < BAND; ++i) quads[i] = next[i];
+    }
+    for (size_t i = 0; i < QUAD; ++i) std::memcpy(lines + i * INPUT_LINE, &quads[i], sizeof quads[i]);
+}
+
+// A band that lies by input.
+void round_by_input(const PackedMatrix& matrix, const StoredMatrix& rows, size_t band, uint8_t* memory) {
+    constexpr Dtype DTYPE = Dtype::W8A8;
+    alignas(64) Block block;
+    alignas(64) uint8_t units[BAND][SCALED_INPUTS * PANEL];
+    uint8_t* to = memory + matrix.offset(band * BAND, 0);
+    for (size_t begin = 0; begin < matrix.in; begin += SCALED_INPUTS) {
+        const size_t count = std::min(SCALED_INPUTS, matrix.in - begin);
+        uint8_t* const scales = to + count * INPUT_LINE;
+        for (size_t p = 0; p < BAND; ++p) {
+            load_block(rows.from(p * PANEL), matrix.in, PANEL, begin, count, block);
+            round_to_int8(DTYPE, block, count, units[p], unit_bytes(DTYPE), scales + p * scale_bytes(DTYPE));
+        }
+        for (size_t k = 0; k < count; k += QUAD)
+            for (size_t lane = 0; lane < INPUT_LINE; lane += sizeof(Bytes)) {
+                Bytes quads[BAND];
+                for (size_t p = 0; p < BAND; ++p) std::memcpy(&quads[p], units[p] + k * PANEL + lane, sizeof(Bytes));
+                lines_of(quads, to + k * INPUT_LINE + lane);
+            }
+        to = scales + BAND_SCALES;
+    }
+}
+
 void round_band(const PackedMatrix& matrix, const StoredMatrix& rows, size_t band, uint8_t* memory) {
     const Dtype dtype = matrix.dtype;
     const size_t first = band * BAND, panels = matrix.band_width(first), input_bytes = matrix.input_bytes(panels);
@@ -317,7 +353,8 @@ void round_band(const PackedMatrix& matrix, const StoredMatrix& rows, size_t ban
 }
 
 void pack_band(const PackedMatrix& matrix, const StoredMatrix& rows, size_t band, uint8_t* memory) {
-    if (scaled_inputs(matrix.dtype) != 0) round_band(matrix, rows, band, memory);
+    if (matrix.by_input) round_by_input(matrix, rows, band, memory);
+    else if (scaled_inputs(matrix.dtype) != 0) round_band(matrix, rows, band, memory);
     else copy_band(matrix, rows, band, memory);
 }
 

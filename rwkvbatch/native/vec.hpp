@@ -62,6 +62,9 @@ template <int N> RWKV_INLINE I16 shift_right(I16 x) { return {_mm512_srli_epi32(
 RWKV_INLINE I16 load(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
 RWKV_INLINE void store(uint32_t* p, I16 x) { _mm512_storeu_si512(p, x.v); }
 RWKV_INLINE F16 from_int(I16 x) { return {_mm512_cvtepi32_ps(x.v)}; }
+// Bytes of two vectors in turn, of the low and of the high halves of each 16 bytes.
+RWKV_INLINE I16 zip_low(I16 a, I16 b) { return {_mm512_unpacklo_epi8(a.v, b.v)}; }
+RWKV_INLINE I16 zip_high(I16 a, I16 b) { return {_mm512_unpackhi_epi8(a.v, b.v)}; }
 // Both halves of the 64-bit products of sixteen 32-bit pairs.
 RWKV_INLINE void multiply_wide(I16 a, I16 b, I16& high, I16& low) {
     const __m512i even = _mm512_mul_epu32(a.v, b.v);
@@ -151,6 +154,8 @@ RWKV_INLINE void store(uint32_t* p, I16 x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), x.b);
 }
 RWKV_INLINE F16 from_int(I16 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+RWKV_INLINE I16 zip_low(I16 x, I16 y) { return {_mm256_unpacklo_epi8(x.a, y.a), _mm256_unpacklo_epi8(x.b, y.b)}; }
+RWKV_INLINE I16 zip_high(I16 x, I16 y) { return {_mm256_unpackhi_epi8(x.a, y.a), _mm256_unpackhi_epi8(x.b, y.b)}; }
 RWKV_INLINE void multiply_wide(__m256i a, __m256i b, __m256i& high, __m256i& low) {
     const __m256i even = _mm256_mul_epu32(a, b);
     const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32));
@@ -222,6 +227,17 @@ template <int N> RWKV_INLINE I16 shift_right(I16 x) { I16 r; RWKV_EACH r.v[i] = 
 RWKV_INLINE I16 load(const uint32_t* p) { I16 r; std::memcpy(r.v, p, sizeof r.v); return r; }
 RWKV_INLINE void store(uint32_t* p, I16 x) { std::memcpy(p, x.v, sizeof x.v); }
 RWKV_INLINE F16 from_int(I16 x) { F16 r; RWKV_EACH r.v[i] = static_cast<float>(static_cast<int32_t>(x.v[i])); return r; }
+template <size_t FIRST> RWKV_INLINE I16 zip(I16 a, I16 b) {
+    uint8_t of_a[LANES * 4], of_b[LANES * 4], bytes[LANES * 4];
+    std::memcpy(of_a, a.v, sizeof of_a);
+    std::memcpy(of_b, b.v, sizeof of_b);
+    for (size_t i = 0; i < LANES * 4; ++i) bytes[i] = (i % 2 == 0 ? of_a : of_b)[i / 16 * 16 + FIRST + i % 16 / 2];
+    I16 r;
+    std::memcpy(r.v, bytes, sizeof bytes);
+    return r;
+}
+RWKV_INLINE I16 zip_low(I16 a, I16 b) { return zip<0>(a, b); }
+RWKV_INLINE I16 zip_high(I16 a, I16 b) { return zip<8>(a, b); }
 RWKV_INLINE void multiply_wide(I16 a, I16 b, I16& high, I16& low) {
     RWKV_EACH {
         const uint64_t product = uint64_t(a.v[i]) * b.v[i];

@@ -23,9 +23,9 @@ bool read_all(int descriptor, uint64_t start, uint8_t* to, size_t num_bytes) {
 }  // namespace
 
 LinearLayer Context::linear_layer(const StoredMatrix& stored, size_t out, size_t in, const float* bias,
-                                  Activation activation, Dtype dtype) {
+                                  Activation activation, Dtype dtype, bool sparse_inputs) {
     const StandardArithmetic arithmetic;
-    PackedMatrix packed{nullptr, dtype, out, in};
+    PackedMatrix packed{nullptr, dtype, out, in, sparse_inputs && fits_by_input(dtype, out, in)};
     uint8_t* const memory = store_->allocate(packed.num_bytes());
     threads().run(packed.num_bands(), [&](size_t band, size_t) {
         isa_.packing_kernels->pack_band(packed, stored.from(band * BAND * PANEL), band, memory);
@@ -34,11 +34,12 @@ LinearLayer Context::linear_layer(const StoredMatrix& stored, size_t out, size_t
     return {{packed, store_}, bias != nullptr ? vector(bias, 1, out).data : nullptr, activation};
 }
 
-std::optional<LinearLayer> Context::read_layer(const StoredRows& stored, size_t out, size_t in, Activation activation, Dtype dtype) {
+std::optional<LinearLayer> Context::read_layer(const StoredRows& stored, size_t out, size_t in, Activation activation, Dtype dtype,
+                                               bool sparse_inputs) {
     constexpr size_t ROWS = BAND * PANEL;
     const StandardArithmetic arithmetic;
     const size_t row = row_bytes(stored.dtype, in);
-    PackedMatrix packed{nullptr, dtype, out, in};
+    PackedMatrix packed{nullptr, dtype, out, in, sparse_inputs && fits_by_input(dtype, out, in)};
     uint8_t* const memory = store_->allocate(packed.num_bytes());
     need_scratch(ceil_div(ROWS * row, sizeof(float)));
     std::atomic<bool> failed{false};

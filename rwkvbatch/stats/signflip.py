@@ -6,18 +6,15 @@ conversations gives the distribution of the mean difference under that hypothesi
 Experiments, section 21). Nothing else is assumed: the test is exact for yes/no outcomes, for few conversations and
 for any dependence within a conversation.
 
-The interval is the set of differences that the same test does not reject. Its ends are means over subsets of the
-conversations (Hartigan 1969, Using subsample values as typical values), made wider where few conversations happen to
-agree. Yes/no outcomes and averages of a few have an interval of their own (`Spread.around`), moved to 0 or away from it
-where the test says so. So every interval excludes 0 exactly when the test rejects.
-
-Differences that are not yes/no outcomes or averages of a few can be skewed, which flipping signs does not allow for: a
-sample may lack the long tail, and its mean is then too far on the other side. Towards the long tail the mean must
-therefore also be significant by Hall's transformation of its t statistic (`rwkvbatch.stats.spread`).
+The interval is the set of differences that the same test does not reject: its ends are means over subsets of the
+conversations (Hartigan 1969, Using subsample values as typical values). Such differences can be skewed, which flipping
+signs does not allow for: towards the long tail they must also be significant by Hall's transformation. Yes/no outcomes
+and averages of a few have an interval of their own, moved to 0 or away from it where the test says so. Both are in
+`rwkvbatch.stats.spread`; every interval excludes 0 exactly when the test rejects.
 
 A family is corrected by the smallest p-value under common flips (Westfall and Young 1993, Resampling-based multiple
-testing). `Family.level_each` is the level at which each single test keeps the chance of any false alarm at the
-family's level. Adjusted p-values and simultaneous intervals both follow from it, so they cannot contradict each other.
+testing). Adjusted p-values and simultaneous intervals both follow from `Family.level_each`, so they cannot contradict
+each other.
 """
 
 from __future__ import annotations
@@ -41,6 +38,7 @@ MAX_STEPS = 20_000
 """How many steps a distribution that is added up exactly may have."""
 _SEED = 0x5F1A65
 _CHUNK = 1024
+_SMALL_PRODUCT = 2**19  # multiplications that BLAS leaves to one thread, of matrices that fit into the cache
 _BLOCK = 64
 
 
@@ -304,9 +302,12 @@ class _Flips:
     def subset_sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """`[patterns, columns]`: sums over the flipped clusters, those of the opposite patterns behind the others."""
         total = values.sum(axis=0, keepdims=True)
+        # Small products take a fifth of the processor time; of many columns too few rows would be left for them.
+        rows = _SMALL_PRODUCT // max(1, values.size)
+        rows = rows if rows >= 32 else _CHUNK
         parts = [
-            self.flipped[start : start + _CHUNK].astype(np.float64) @ values
-            for start in range(0, self.flipped.shape[0], _CHUNK)
+            self.flipped[start : start + rows].astype(np.float64) @ values
+            for start in range(0, self.flipped.shape[0], rows)
         ]
         half = np.concatenate(parts)
         return np.concatenate([half, total - half]) if self.count > 1 else half
@@ -323,8 +324,8 @@ class _Sides:
     def interval(self, level: float, spread: Spread, *, significant: bool) -> tuple[float, float]:
         """The differences that the test does not reject, made wider where clusters may agree by chance.
 
-        It excludes 0 exactly if the test is `significant`. Of discrete means it is `Spread.around` alone: flips test a
-        difference of 0 exactly, but others not at all, since discrete means are not spread evenly around them.
+        It excludes 0 exactly if the test is `significant`. Of discrete means it is `Spread.around` alone: they are not
+        spread evenly around a difference other than 0, which flips therefore do not test.
         """
         skipped = math.floor(level * self.count / 2 + 1e-9) - self.num_empty
         low, high = -math.inf, math.inf

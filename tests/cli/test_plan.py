@@ -13,7 +13,7 @@ import pytest
 
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.exits import ExitCode
-from rwkvbatch.comparison.judging import variances
+from rwkvbatch.comparison.judging import are_steps, variances
 from rwkvbatch.stats.bounded import conversations_needed, smallest_detectable
 from rwkvbatch.stats.signflip import compare_family
 from tests.comparison.make_run import make_run
@@ -289,6 +289,13 @@ def test_scores_without_steps_take_as_many_conversations_as_numbers_without_limi
         assert sizes == [conversations_needed(0.3, between, within, n, limited=steps) for n in (1, 2, 3, 5, 10)]
     few = found["designs"][-1]["conversations"]
     assert few < conversations_needed(0.3, between, within, 10, limited=False)
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0, 0.0, 0.0], [0.5, -0.5, 0.25, -0.25]])
+def test_differences_that_cancel_are_steps(values: list[float]) -> None:
+    with np.errstate(all="raise"):
+        assert are_steps(np.array(values), np.array([0, 0, 1, 1]), 1.0)
+        assert not are_steps(np.array(values), np.array([0, 0, 1, 1]), math.inf)
 
 
 def test_a_planned_number_of_conversations_finds_a_difference_in_nll_4_times_in_5() -> None:

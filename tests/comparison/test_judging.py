@@ -14,10 +14,11 @@ import pytest
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.comparing import compare
 from rwkvbatch.comparison.gates import parse_gate
-from rwkvbatch.comparison.judging import GateResult, judge
+from rwkvbatch.comparison.judging import GateResult, judge, variances
 from rwkvbatch.comparison.matching import Dropped
 from rwkvbatch.comparison.scopes import Column, GateScope
 from rwkvbatch.errors import UsageError
+from rwkvbatch.stats.bounded import conversations_needed
 from tests.comparison.make_run import encode, make_row, make_run
 
 Change = Callable[[dict[str, Any], np.random.Generator], None]
@@ -322,6 +323,20 @@ def test_a_variant_at_the_margin_passes_a_non_inferiority_gate_in_at_most_5_of_1
         variant = (rng.random((12, 2)) < 0.3).astype(float)
         passed += not judge([gate], [scope_of(variant, baseline)])[0].failed
     assert passed <= 9
+
+
+@pytest.mark.parametrize(("metric", "steps"), [("score", False), ("score", True), ("nll", False)])
+def test_how_much_it_takes_allows_for_what_the_correction_of_skewness_costs(metric: str, steps: bool) -> None:
+    """It is made for numbers that are no steps."""
+    rng = np.random.default_rng(3)
+    baseline, variant = (np.round(rng.random((8, 2))) if steps else rng.random((8, 2)) for _ in range(2))
+    gate = parse_gate(f"{metric} >= baseline - 0.35 significantly", "--fail-unless")
+    (result,) = judge([gate], [scope_of(variant, baseline)])
+    conversations, repeats = (axis.ravel() for axis in np.indices(variant.shape))
+    between, within, _ = variances((variant - baseline).ravel(), conversations, repeats)
+    limited, unlimited = (conversations_needed(0.35, between, within, 2, limited=of) for of in (True, False))
+    assert result.conversations_needed == (limited if steps else unlimited)
+    assert limited < unlimited
 
 
 @pytest.mark.parametrize(("conversations", "failed"), [(38, True), (182, True), (183, False)])

@@ -58,12 +58,19 @@ class Recorder:
         return self._weight(VECTOR, *rows.shape, rows.numpy())
 
     def linear_layer(
-        self, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", *, large: bool = False
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        activation: Activation = "none",
+        *,
+        large: bool = False,
+        sparse_inputs: bool = False,
     ) -> int:
         stored = DTYPES[weight.dtype]
         packed = stored if self._rounding is None or not large else ROUNDINGS[self._rounding]
         values = np.empty(0, np.float32) if bias is None else bias.float().numpy()
-        return self._weight(LAYER, stored, packed, ACTIVATIONS.index(activation), *weight.shape, words(weight), values)
+        shape = int(sparse_inputs), *weight.shape
+        return self._weight(LAYER, stored, packed, ACTIVATIONS.index(activation), *shape, words(weight), values)
 
     def table(self, weight: Tensor) -> int:
         return self._weight(TABLE, DTYPES[weight.dtype], *weight.shape, words(weight))

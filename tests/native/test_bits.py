@@ -52,10 +52,12 @@ SHAPES = {
     "DeepEmbed, bf16": Shape(96, 32, 67, torch.bfloat16, deep_embed=20),
     # Few rows read only the weights whose inputs are not zero.
     "mostly zeros, bf16": Shape(128, 64, 67, torch.bfloat16, sparsity=0.85),
+    # The channel mix's last matrix lies by input.
+    "mostly zeros, w8a8": Shape(64, 32, 67, torch.bfloat16, rounding="w8a8", sparsity=0.85),
 }
 MAX_BATCH = 130
-SIZES = (*range(1, 42), 63, 64, 65, *range(118, 123), MAX_BATCH)
-"""Up to seven tiles of rows each size, and those where the 240 rows of a block are full: of two tokens a prompt."""
+SIZES = (*range(1, 42), 63, 64, 65, *range(118, 123), *range(126, 131))
+"""Up to seven tiles of rows each size, and those where a block's 240 or 256 rows are full: of two tokens a prompt."""
 
 
 @cache

@@ -18,12 +18,18 @@ INPUTS, OUTPUTS = 300, 203
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
 
 
-def channel_mix(ops: CpuOps, hidden: Tensor, weight: Tensor, *, sparse: bool, add: Tensor | None = None) -> Tensor:
-    """add + relu(hidden)^2 W^T by the kernels, with all weights read or only those that are needed."""
+def channel_mix(
+    ops: CpuOps, hidden: Tensor, weight: Tensor, *, sparse: bool, add: Tensor | None = None, by_input: bool = True
+) -> Tensor:
+    """add + relu(hidden)^2 W^T by the kernels, with all weights read or only those that are needed.
+
+    Args:
+        by_input: w8a8 weights may lie input by input.
+    """
     ops.native.set_guard(True)
     ops.native.set_sparse(sparse)
     inner = ops.linear_layer(torch.eye(hidden.shape[1]), activation="relu_squared")
-    value = ops.linear_layer(weight, large=True)
+    value = ops.linear_layer(weight, large=True, sparse_inputs=by_input)
     (squares,) = ops.linears([Product(ops.array(hidden), inner)])
     (found,) = ops.linears([Product(squares, value, add=None if add is None else ops.array(add))])
     values = ops.values(found)
@@ -39,8 +45,8 @@ def hidden_rows(rows: int, zeros: float, seed: int = 0) -> Tensor:
     return torch.where(torch.rand(rows, INPUTS, generator=generator) < zeros, -sizes, sizes)
 
 
-def random_weight(dtype: torch.dtype) -> Tensor:
-    return torch.randn(OUTPUTS, INPUTS, generator=torch.Generator().manual_seed(5)).to(dtype)
+def random_weight(dtype: torch.dtype, outputs: int = OUTPUTS) -> Tensor:
+    return torch.randn(outputs, INPUTS, generator=torch.Generator().manual_seed(5)).to(dtype)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -137,3 +143,73 @@ def test_a_row_has_the_bits_of_a_larger_batch(precision: str) -> None:
     for row in range(9):
         assert_same_bits(channel_mix(ops, hidden[row : row + 1], weight, sparse=True), expected[row : row + 1])
     assert ops.native.skipped_bytes > 0
+
+
+BAND_OUTPUTS = 192
+"""Of w8a8: outputs in whole bands of 64, or weights do not lie by input."""
+
+
+@pytest.mark.parametrize("isa", ["portable", *vector_sets()])
+def test_the_bits_of_w8a8_are_those_of_reading_all_weights_and_of_the_other_layout(isa: Isa) -> None:
+    weight = random_weight(torch.bfloat16, BAND_OUTPUTS)
+    for threads in (1, 2):
+        ops = CpuOps(threads, isa, rounding="w8a8")
+        for rows in (1, 2, 3, 4, 18):
+            for zeros in (0.0, 0.75, 1.0):
+                hidden = hidden_rows(rows, zeros)
+                add = torch.randn(rows, BAND_OUTPUTS, generator=torch.Generator().manual_seed(rows))
+                expected = channel_mix(ops, hidden, weight, sparse=False, add=add, by_input=False)
+                assert_same_bits(channel_mix(ops, hidden, weight, sparse=False, add=add), expected)
+                assert_same_bits(channel_mix(ops, hidden, weight, sparse=True, add=add), expected)
+
+
+def test_of_w8a8_the_inputs_that_are_rounded_to_zero_are_skipped() -> None:
+    ops = CpuOps(1, rounding="w8a8")
+    weight = random_weight(torch.bfloat16, BAND_OUTPUTS)
+    hidden = torch.full((1, INPUTS), 1.0)
+    hidden[0, 5:25] = 0.06  # whose squares are below half of 1 / 127
+    hidden[0, 140:150] = -1.0
+    for rows, skipped in ((1, 30), (3, 30), (4, 0)):
+        before = ops.native.skipped_bytes
+        channel_mix(ops, hidden.expand(rows, -1), weight, sparse=True)
+        assert ops.native.skipped_bytes - before == skipped * BAND_OUTPUTS
+    before = ops.native.skipped_bytes
+    channel_mix(
+        ops, torch.cat([hidden, hidden.roll(10)]), weight, sparse=True
+    )  # ten are zero in both, and none of the others
+    assert ops.native.skipped_bytes - before == 10 * BAND_OUTPUTS
+    channel_mix(ops, hidden, weight, sparse=False)
+    channel_mix(ops, hidden, weight, sparse=True, by_input=False)
+    channel_mix(ops, hidden, random_weight(torch.bfloat16), sparse=True)  # 203 outputs
+    assert ops.native.skipped_bytes - before == 10 * BAND_OUTPUTS
+
+
+@pytest.mark.parametrize("isa", ["portable", *vector_sets()])
+def test_of_w8a8_a_single_input_of_one_unit_that_is_missed_is_noticed(isa: Isa) -> None:
+    weight = random_weight(torch.bfloat16, BAND_OUTPUTS)
+    hidden = hidden_rows(1, 0.75)
+    hidden[0, 130] = 1.2
+    hidden[0, 200] = 0.1  # its square is rounded to 1 in units of 1.44 / 127
+    without = hidden.clone()
+    without[0, 200] = -1.0
+    ops = CpuOps(1, isa, rounding="w8a8")
+    expected = channel_mix(ops, hidden, weight, sparse=False)
+    assert_same_bits(channel_mix(ops, hidden, weight, sparse=True), expected)
+    with pytest.raises(AssertionError):
+        assert_same_bits(channel_mix(ops, without, weight, sparse=True), expected)
+
+
+@pytest.mark.parametrize("isa", ["portable", *vector_sets()])
+def test_of_w8a8_a_row_has_the_bits_of_a_larger_batch(isa: Isa) -> None:
+    ops = CpuOps(2, isa, rounding="w8a8")
+    weight = random_weight(torch.bfloat16, BAND_OUTPUTS)
+    hidden = hidden_rows(33, 0.8)
+    hidden[4] = torch.nan
+    hidden[5, 7] = 1e30  # its square overflows
+    expected = channel_mix(ops, hidden, weight, sparse=True)
+    assert torch.isnan(expected[4:6]).all()
+    for row in (0, 3, 6, 31):
+        assert torch.isfinite(expected[row]).all()
+        assert_same_bits(channel_mix(ops, hidden[row : row + 1], weight, sparse=True), expected[row : row + 1])
+    assert ops.native.skipped_bytes > 0
+    assert torch.isnan(channel_mix(ops, hidden[4:6], weight, sparse=True)).all()

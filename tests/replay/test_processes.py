@@ -20,7 +20,7 @@ from rwkvbatch.errors import CheckpointError, UsageError, WorkerError
 from rwkvbatch.replay.models import Setup, setups_of
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Joined, Leave, pool_for
-from rwkvbatch.replay.processes import ProcessPool, _describe, _Load, _load_spec, _wants_gpu
+from rwkvbatch.replay.processes import ProcessPool, _describe, _wants_gpu
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from tests.replay.fakes import Deadly, FakeLoader, Slow, make_conversation, make_plan
@@ -351,23 +351,3 @@ def test_a_gpu_is_wanted_by_name_or_where_there_is_one(
     monkeypatch.setattr("torch.cuda.is_available", lambda: there)
     (setup,) = setups_of(make_plan(1, strategy=strategy))
     assert _wants_gpu(setup) == wants
-
-
-def load(here: bool, loader: Any) -> Any:
-    plan = make_plan(1)
-    (setup,) = setups_of(plan)
-    return _load_spec(loader, _Load(plan, FakeLoader, setup, here))
-
-
-class EndsWhileLoading(FakeLoader):
-    def specs(self, setups: Any) -> Any:
-        os._exit(5)
-
-
-def test_a_model_is_described_by_a_process_of_its_own_where_the_gpu_must_stay_untouched() -> None:
-    assert load(False, FakeLoader()) == load(True, FakeLoader())
-    for here in (False, True):
-        found = load(here, NoModel())
-        assert isinstance(found, CheckpointError)
-        assert (found.message, found.hint) == ("weights.pth: the file is damaged", "get it again")
-    assert str(load(False, EndsWhileLoading())) == "the process that loaded the model ended early"

@@ -173,8 +173,8 @@ def test_conversations_without_rows_and_rows_without_replies_are_told(
     (made / "results.jsonl").write_bytes(b"".join(map(encode_row, rows)))
     assert invoke(["check", str(made), "--script", str(new)]) == ExitCode.FAILED
     said = capsys.readouterr().err
-    assert "note: the run has no rows of 1 conversations of the script" in said
-    assert "note: 1 rows ended in an error; their checks count as failed" in said
+    assert "note: the run has no rows of 1 conversation of the script" in said
+    assert "note: 1 row ended in an error; their checks count as failed" in said
 
 
 def test_former_verdicts_that_chose_the_rows_are_noted_and_a_row_of_another_script_is_damage(

@@ -12,7 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
-from rwkvbatch.stats.signflip import Difference, compare_family, largest_mean_p
+from rwkvbatch.stats.signflip import (
+    Difference,
+    _Flips,  # pyright: ignore[reportPrivateUsage]
+    compare_family,
+    largest_mean_p,
+)
 
 
 def one(differences: list[float], **options: float) -> Difference:
@@ -198,3 +203,18 @@ def test_variants_that_seldom_differ_are_not_too_little_data() -> None:
         assert not found.significant
         assert -0.3 < found.low < found.mean < 0 <= found.high < 0.1
     assert family.level_each >= 0.025
+
+
+@pytest.mark.parametrize("clusters", [9, 40, 700])
+def test_sums_of_flips_do_not_depend_on_how_the_patterns_are_cut(
+    clusters: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rwkvbatch.stats.signflip.DRAWN_PATTERNS", 1998)
+    values = np.random.default_rng(clusters).normal(size=(clusters, 3))
+    flips = _Flips(clusters)
+    half = flips.flipped.astype(float) @ values
+    for product in (0, 2**15, 2**19):
+        monkeypatch.setattr("rwkvbatch.stats.signflip._SMALL_PRODUCT", product)
+        sums = flips.subset_sums(values)
+        assert sums[: len(half)] == pytest.approx(half, abs=1e-11)
+        assert sums[len(half) :] == pytest.approx(values.sum(axis=0) - half, abs=1e-11)

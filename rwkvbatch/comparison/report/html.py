@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,12 @@ from typing import Any, Final, cast
 
 from rwkvbatch import __version__
 from rwkvbatch.comparison.analysis import Analysis
-from rwkvbatch.comparison.dialogues import SHOWN_METRICS, TURN_COLUMNS, most_changed, turn_record
 from rwkvbatch.comparison.failures import FailureCount, failures_by_check, failures_by_tag
-from rwkvbatch.comparison.loading import system_messages, varied_settings
-from rwkvbatch.comparison.matching import rows_of
-from rwkvbatch.comparison.metrics import TURN_METRICS
+from rwkvbatch.comparison.loading import varied_settings
 from rwkvbatch.comparison.paired import Comparison
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.report.charts import memory_figures, most_different, sweep_figures, trend_figure, turn_figures
+from rwkvbatch.comparison.report.page_data import page_data
 from rwkvbatch.comparison.table import without_collection
 from rwkvbatch.comparison.wording import (
     BLAME_TITLE,
@@ -48,124 +45,19 @@ from rwkvbatch.comparison.wording import (
     with_minus,
 )
 from rwkvbatch.errors import counted
-from rwkvbatch.prompt.escaping import printable, printable_json
-from rwkvbatch.results.manifest import system_of
+from rwkvbatch.prompt.escaping import printable
 
 # pandas has no type stubs.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
 
-MAX_TURNS: Final = 20_000
-"""The most turns in a report; the most changed conversations come first."""
 MAX_FAILURE_COLUMNS: Final = 6
 """The most variants in the tables of failures; those that differ most are shown."""
 MAX_FAILURE_ROWS: Final = 30
 _HERE = Path(__file__).parent
-_ROW_COLUMNS: Final = ("conversation", "repeat", "tags", *TURN_COLUMNS)
 _MAX_NAMED_RUNS = 3
 _MAX_VALUE = 400
 """The most characters of a value in the table of settings."""
-
-
-@dataclass(frozen=True)
-class PageData:
-    """The dialogues for the page's script, and the number of conversations left out.
-
-    `unknown_systems`: the scripts are gone or have changed, so whether there are system messages is unknown.
-    """
-
-    content: dict[str, Any]
-    left_out: int
-    unknown_systems: bool = False
-
-    def as_script(self) -> str:
-        """JSON without characters that could end its element or begin a comment."""
-        import orjson
-
-        try:
-            text = orjson.dumps(self.content).decode()
-        except TypeError:  # a lone surrogate, or an integer above 64 bits
-            text = json.dumps(self.content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        text = printable_json(text, log=True)
-        for character in "<>&\u2028\u2029":
-            text = text.replace(character, f"\\u{ord(character):04x}")
-        return text
-
-
-def page_data(analysis: Analysis, *, max_turns: int = MAX_TURNS) -> PageData:
-    """The dialogues of all variants, the most changed conversations first, up to `max_turns` turns."""
-    pairs: list[dict[str, Any]] = [
-        {
-            "baseline": analysis.variants.index(matched.pair.baseline),
-            "variant": analysis.variants.index(matched.pair.variant),
-            "changes": {
-                change.conversation: [_number(change.score), _number(change.nll), change.replies_changed]
-                for change in most_changed(matched)
-            },
-        }
-        for matched in analysis.matched
-    ]
-    sizes = {str(name): int(size) for name, size in analysis.table["conversation"].value_counts(sort=False).items()}
-    order = dict.fromkeys(name for pair in pairs for name in pair["changes"]) | dict.fromkeys(sizes)
-    conversations: dict[str, dict[str, Any]] = {}
-    num_turns = 0
-    for name in order:
-        num_turns += sizes[name]
-        if num_turns > max_turns and conversations:
-            break
-        conversations[name] = {"tags": [], "asked": {}, "rows": {}}
-    for pair in pairs:
-        pair["changes"] = {name: change for name, change in pair["changes"].items() if name in conversations}
-    metrics = [metric for metric in TURN_METRICS if bool(analysis.table[metric.name].notna().any())]
-    for index, variant in enumerate(analysis.variants):
-        rows = rows_of(analysis.table, variant, _ROW_COLUMNS)
-        for row in rows.loc[rows["conversation"].isin(list(conversations))].to_dict("records"):
-            _add(conversations[row["conversation"]], index, row, [metric.name for metric in metrics])
-    systems: dict[str, str] = {}
-    unknown_systems = False
-    for run in analysis.runs:
-        known = system_messages(run)
-        unknown_systems |= known is None
-        for name in conversations:
-            found = {system_of(settings, (known or {}).get(name)) for settings in run.facts.cells.values() or [{}]}
-            # One that differs between cells is a setting of theirs, which the labels name.
-            if len(found) == 1 and (text := found.pop()) is not None:
-                systems[name] = text
-    content = {
-        "variants": [variant.label for variant in analysis.variants],
-        "metrics": [
-            {"name": m.name, "title": m.title, "unit": m.unit, "digits": m.digits, "better": m.better} for m in metrics
-        ],
-        "shown": SHOWN_METRICS,
-        "pairs": pairs,
-        "conversations": conversations,
-        "systems": systems,
-        "blame": [
-            [analysis.variants.index(found.own), each.conversation, each.repeat, each.turn]
-            for found in analysis.blame
-            for each in found.dialogues
-            if each.turn is not None and each.conversation in conversations
-        ],
-    }
-    return PageData(content, len(order) - len(conversations), unknown_systems and not systems)
-
-
-def _add(conversation: dict[str, Any], variant: int, row: Mapping[Any, Any], metrics: Sequence[str]) -> None:
-    record = turn_record(row)
-    conversation["tags"] = list(row["tags"])
-    conversation["asked"].setdefault(str(record["turn"]), [record["prompt"], record["reference"]])
-    conversation["rows"].setdefault(str(variant), []).append(
-        {
-            "repeat": row["repeat"],
-            **{name: record[name] for name in ("turn", "reply", "finish_reason", "error")},
-            "numbers": [_number(record["metrics"].get(name, math.nan)) for name in metrics],
-            "checks": [[check["kind"], check["passed"], check.get("detail")] for check in record["checks"]],
-        }
-    )
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else round(float(value), 6)
 
 
 @dataclass(frozen=True)

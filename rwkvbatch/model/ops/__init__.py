@@ -154,12 +154,19 @@ class Operations(StepOperations, Protocol):
         ...
 
     def linear_layer(
-        self, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", *, large: bool = False
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        activation: Activation = "none",
+        *,
+        large: bool = False,
+        sparse_inputs: bool = False,
     ) -> Array:
         """Pack a linear layer: weight [out, in], bias and activation.
 
         `large` marks the matrices that hold nearly all weights; those are rounded with the strategies `cpu int8`,
-        `cpu w8a8` and `cpu int4` (`reference.ROUNDINGS`).
+        `cpu w8a8` and `cpu int4` (`reference.ROUNDINGS`). `sparse_inputs` marks those whose inputs are mostly zero,
+        as after relu squared: their weights may be packed so that those of zeros are not read.
         """
         ...
 

@@ -22,7 +22,7 @@ from rwkvbatch.model.ops.reference import check_state
 from rwkvbatch.model.rwkv7 import ROWS_PER_STEP, Network, Rwkv7Model, token_lists
 from rwkvbatch.model.tensor_file import StoredRows
 
-Isa = Literal["auto", "avx512vnni", "avx512", "avxvnni", "avx2", "neoni8mm", "neondot", "neon", "portable"]
+Isa = Literal["auto", "avx512amx", "avx512vnni", "avx512", "avxvnni", "avx2", "neoni8mm", "neondot", "neon", "portable"]
 """Instruction set of the kernels; all of them give the same bits."""
 
 HUGE_PAGE = 2 << 20
@@ -172,19 +172,27 @@ class CpuOps:
         return self.native.vector(rows.reshape(-1, rows.shape[-1]).numpy())
 
     def linear_layer(
-        self, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", *, large: bool = False
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        activation: Activation = "none",
+        *,
+        large: bool = False,
+        sparse_inputs: bool = False,
     ) -> _native.LinearLayer:
         bias_values = None if bias is None else _plain(bias)
         rounding = self._rounding if large else None
         if rounding is None or rounding == "int8":
             return self.native.linear_layer(*_words(weight), bias_values, activation, rounding == "int8")
-        return self.native.integer_layer(*_words(weight), bias_values, activation, rounding)
+        return self.native.integer_layer(*_words(weight), bias_values, activation, rounding, sparse_inputs)
 
     def table(self, weight: Tensor) -> _native.Table:
         self._table_bytes += weight.nbytes
         return self.native.table(*_words(weight.contiguous()))
 
-    def read_layer(self, stored: StoredRows, activation: Activation) -> _native.LinearLayer | None:
+    def read_layer(
+        self, stored: StoredRows, activation: Activation, *, sparse_inputs: bool = False
+    ) -> _native.LinearLayer | None:
         """`linear_layer` of a large matrix, read and packed band by band by all threads.
 
         None if the kernels have no such conversion, or the file cannot be read, or a weight is NaN or infinite.
@@ -193,7 +201,7 @@ class CpuOps:
         if stored.rounding is not None and self._rounding is None:
             return None
         place = stored.descriptor, stored.start, form, stored.outputs, stored.inputs
-        return self.native.read_layer(*place, activation, self._rounding or form)
+        return self.native.read_layer(*place, activation, self._rounding or form, sparse_inputs)
 
     def read_table(self, stored: StoredRows) -> _native.Table | None:
         """`table` of a matrix in a file; None if it cannot be read, or a number is NaN or infinite."""

@@ -164,7 +164,13 @@ class CudaOps:
         return weight.to(self.device, torch.float32).contiguous()
 
     def linear_layer(
-        self, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", *, large: bool = False
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        activation: Activation = "none",
+        *,
+        large: bool = False,
+        sparse_inputs: bool = False,
     ) -> TorchLinear:
         kept = weight.to(self.device, self.dtype).contiguous()
         return TorchLinear(kept, None if bias is None else self.vector(bias), activation)

@@ -256,7 +256,13 @@ class ReferenceOps:
         return self._rounded(weight).to(self.device, torch.float32)
 
     def linear_layer(
-        self, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", *, large: bool = False
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        activation: Activation = "none",
+        *,
+        large: bool = False,
+        sparse_inputs: bool = False,
     ) -> TorchLinear:
         rule = self._rule if large else None
         rounded = self._rounded(weight) if rule is None else rule.weights(weight)

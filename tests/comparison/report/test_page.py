@@ -17,9 +17,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rwkvbatch.comparison import compare
+from rwkvbatch.comparison.dialogues import turn_record
 from rwkvbatch.comparison.failures import failures_by_check, failures_by_tag
 from rwkvbatch.comparison.report.charts import sweep_figures, turn_figures
-from rwkvbatch.comparison.report.html import PageData, as_html, page_data
+from rwkvbatch.comparison.report.html import as_html
+from rwkvbatch.comparison.report.page_data import PageData, page_data
 from rwkvbatch.comparison.wording import conclusion, interval, left_out
 from rwkvbatch.script.reader import read_scripts
 from tests.comparison.hostile import hostile_run
@@ -303,6 +305,28 @@ def test_the_dialogues_survive_the_page_letter_by_letter(tmp_path: Path) -> None
         row["reply"] for talk in data["conversations"].values() for rows in talk["rows"].values() for row in rows
     }
     assert replies == set(analysis.table["reply"])
+
+
+def test_the_page_has_the_records_of_its_turns(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], _: np.random.Generator) -> None:
+        if row["conversation"] == "talk-1" and row["turn"] == 1:
+            row.update(error="out of memory", finish_reason="error", checks=[], reference=None, reply="", reply_ids=[])
+
+    analysis = compare([str(make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=3, change=change))])
+    content = page_data(analysis).content
+    names = [metric["name"] for metric in content["metrics"]]
+    for variant, cell in enumerate(("t=1", "t=2")):
+        own = analysis.table.loc[analysis.table["cell"] == cell]
+        shown = {name: iter(talk["rows"][str(variant)]) for name, talk in content["conversations"].items()}
+        for row in own.to_dict("records"):
+            record, found = turn_record(row), next(shown[row["conversation"]])
+            numbers = [None if name not in record["metrics"] else round(record["metrics"][name], 6) for name in names]
+            assert found["numbers"] == numbers
+            assert {key: found[key] for key in ("turn", "reply", "finish_reason", "error")} == {
+                key: record[key] for key in ("turn", "reply", "finish_reason", "error")
+            }
+            assert [check[0] for check in found["checks"]] == [check["kind"] for check in record["checks"]]
+        assert all(next(rest, None) is None for rest in shown.values())
 
 
 def test_a_large_run_keeps_the_most_changed_conversations_and_says_how_many_are_left_out(tmp_path: Path) -> None:

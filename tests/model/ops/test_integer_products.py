@@ -114,7 +114,9 @@ def exact_product(x: torch.Tensor, weight: torch.Tensor, rounding: Rounding) -> 
 
 
 class TestNative:
-    @pytest.fixture(params=["portable", "avx2", "avxvnni", "avx512", "avx512vnni", "neon", "neondot", "neoni8mm"])
+    @pytest.fixture(
+        params=["portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512amx", "neon", "neondot", "neoni8mm"]
+    )
     def make(self, request: pytest.FixtureRequest):
         cpu = pytest.importorskip("rwkvbatch.model.ops.cpu")
         made = []
@@ -147,9 +149,9 @@ class TestNative:
         ops = make(rounding)
         weight = torch.full((32, 256), 127.0 if rounding == "w8a8" else 8.0)
         weight[16:] *= -1
-        for rows in (1, 5):
+        for rows in (1, 5, 30):
             x = torch.full((rows, 256), 127.0)
-            x[:, 1::2] *= -1 if rows == 5 else 1
+            x[:, 1::2] *= -1 if rows > 1 else 1
             (found,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, large=True))])
             assert torch.equal(ops.values(found), x @ weight.t())
 

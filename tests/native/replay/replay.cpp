@@ -120,13 +120,14 @@ private:
     void read_layer() {
         const Dtype stored = static_cast<Dtype>(in_.number()), packed = static_cast<Dtype>(in_.number());
         const Activation activation = static_cast<Activation>(in_.number());
+        const bool sparse_inputs = in_.number() != 0;
         const size_t out = in_.index(), width = in_.index();
         const std::vector<uint8_t> words = in_.array<uint8_t>();
         const std::vector<float> bias = in_.array<float>();
         const int64_t element = static_cast<int64_t>(size_of(stored));
         const StoredMatrix matrix{words.data(), stored, static_cast<int64_t>(width) * element, element};
-        layers_.push_back(
-            context_.linear_layer(matrix, out, width, bias.empty() ? nullptr : bias.data(), activation, packed));
+        layers_.push_back(context_.linear_layer(matrix, out, width, bias.empty() ? nullptr : bias.data(), activation, packed,
+                                                sparse_inputs));
     }
 
     void read_linears() {

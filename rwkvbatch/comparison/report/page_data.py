@@ -1,0 +1,133 @@
+"""The dialogues of a report, as the page's script reads them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from rwkvbatch.comparison.analysis import Analysis
+from rwkvbatch.comparison.dialogues import SHOWN_METRICS, most_changed
+from rwkvbatch.comparison.loading import system_messages
+from rwkvbatch.comparison.matching import rows_of
+from rwkvbatch.comparison.metrics import TURN_METRICS
+from rwkvbatch.prompt.escaping import printable_json
+from rwkvbatch.results.manifest import system_of
+
+# pandas has no type stubs.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
+MAX_TURNS: Final = 20_000
+"""The most turns in a report; the most changed conversations come first."""
+_ROW_COLUMNS: Final = (
+    "conversation", "repeat", "tags", "turn", "prompt", "reference", "reply", "finish_reason", "error", "checks",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PageData:
+    """The dialogues for the page's script, and the number of conversations left out.
+
+    `unknown_systems`: the scripts are gone or have changed, so whether there are system messages is unknown.
+    """
+
+    content: dict[str, Any]
+    left_out: int
+    unknown_systems: bool = False
+
+    def as_script(self) -> str:
+        """JSON without characters that could end its element or begin a comment."""
+        import orjson
+
+        try:
+            text = orjson.dumps(self.content).decode()
+        except TypeError:  # a lone surrogate, or an integer above 64 bits
+            text = json.dumps(self.content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text = printable_json(text, log=True)
+        for character in "<>&\u2028\u2029":
+            text = text.replace(character, f"\\u{ord(character):04x}")
+        return text
+
+
+def page_data(analysis: Analysis, *, max_turns: int = MAX_TURNS) -> PageData:
+    """The dialogues of all variants, the most changed conversations first, up to `max_turns` turns."""
+    pairs: list[dict[str, Any]] = [
+        {
+            "baseline": analysis.variants.index(matched.pair.baseline),
+            "variant": analysis.variants.index(matched.pair.variant),
+            "changes": {
+                change.conversation: [_number(change.score), _number(change.nll), change.replies_changed]
+                for change in most_changed(matched)
+            },
+        }
+        for matched in analysis.matched
+    ]
+    sizes = {str(name): int(size) for name, size in analysis.table["conversation"].value_counts(sort=False).items()}
+    order = dict.fromkeys(name for pair in pairs for name in pair["changes"]) | dict.fromkeys(sizes)
+    conversations: dict[str, dict[str, Any]] = {}
+    num_turns = 0
+    for name in order:
+        num_turns += sizes[name]
+        if num_turns > max_turns and conversations:
+            break
+        conversations[name] = {"tags": [], "asked": {}, "rows": {}}
+    for pair in pairs:
+        pair["changes"] = {name: change for name, change in pair["changes"].items() if name in conversations}
+    metrics = [metric for metric in TURN_METRICS if bool(analysis.table[metric.name].notna().any())]
+    for index, variant in enumerate(analysis.variants):
+        rows = rows_of(analysis.table, variant, [*_ROW_COLUMNS, *(metric.name for metric in metrics)])
+        rows = rows.loc[rows["conversation"].isin(list(conversations))]
+        numbers = rows[[metric.name for metric in metrics]].to_numpy(dtype=np.float64).tolist()
+        for own, *row in zip(numbers, *(rows[name] for name in _ROW_COLUMNS), strict=True):
+            _add(conversations, str(index), dict(zip(_ROW_COLUMNS, row, strict=True)), own)
+    systems: dict[str, str] = {}
+    unknown_systems = False
+    for run in analysis.runs:
+        known = system_messages(run)
+        unknown_systems |= known is None
+        for name in conversations:
+            found = {system_of(settings, (known or {}).get(name)) for settings in run.facts.cells.values() or [{}]}
+            # One that differs between cells is a setting of theirs, which the labels name.
+            if len(found) == 1 and (text := found.pop()) is not None:
+                systems[name] = text
+    content = {
+        "variants": [variant.label for variant in analysis.variants],
+        "metrics": [
+            {"name": m.name, "title": m.title, "unit": m.unit, "digits": m.digits, "better": m.better} for m in metrics
+        ],
+        "shown": SHOWN_METRICS,
+        "pairs": pairs,
+        "conversations": conversations,
+        "systems": systems,
+        "blame": [
+            [analysis.variants.index(found.own), each.conversation, each.repeat, each.turn]
+            for found in analysis.blame
+            for each in found.dialogues
+            if each.turn is not None and each.conversation in conversations
+        ],
+    }
+    return PageData(content, len(order) - len(conversations), unknown_systems and not systems)
+
+
+def _add(
+    conversations: Mapping[str, dict[str, Any]], variant: str, row: Mapping[str, Any], numbers: Sequence[float]
+) -> None:
+    conversation = conversations[row["conversation"]]
+    conversation["tags"] = list(row["tags"])
+    conversation["asked"].setdefault(str(row["turn"]), [row["prompt"], row["reference"]])
+    conversation["rows"].setdefault(variant, []).append(
+        {
+            **{name: row[name] for name in ("repeat", "turn", "reply", "finish_reason", "error")},
+            "numbers": [None if value != value else round(value, 6) for value in numbers],
+            "checks": [[check["kind"], check["passed"], check.get("detail")] for check in row["checks"]],
+        }
+    )
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(float(value), 6)
