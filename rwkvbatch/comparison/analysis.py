@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from rwkvbatch.comparison.blame import Blame
 from rwkvbatch.comparison.judging import GateResult
 from rwkvbatch.comparison.loading import RunData
@@ -101,9 +103,15 @@ class Analysis:
         return tuple(available_metrics(self.matched, self.ks))
 
     @property
-    def repetitions(self) -> int:
-        """The number of repetitions that a pair has in common; 0 without pairs."""
-        return max((int(each.rows["repeat"].to_numpy().max()) + 1 for each in self.matched), default=0)
+    def repetitions(self) -> tuple[int, int]:
+        """The fewest and the most repetitions of a conversation that a pair has in common; 0 without pairs."""
+        numbers: list[int] = []
+        for each in self.matched:
+            conversations, repeats = (each.rows[name].to_numpy(np.int64) for name in ("conversation_code", "repeat"))
+            size = int(repeats.max(initial=0)) + 1
+            found = np.unique(conversations * size + repeats) // size
+            numbers += np.unique(found, return_counts=True)[1].tolist()
+        return min(numbers, default=0), max(numbers, default=0)
 
     @cached_property
     def secondary(self) -> tuple[Comparison, ...]:

@@ -147,13 +147,17 @@ def question(lines: Sequence[Comparison]) -> str:
     return text + (", exploratory" if lines[0].exploratory else "")
 
 
-def extent(lines: Sequence[Comparison], repetitions: int) -> str:
-    """The numbers of conversations, repetitions and pairs that the lines of one family have; empty for counts."""
+def extent(lines: Sequence[Comparison], repetitions: tuple[int, int]) -> str:
+    """The numbers of conversations, repetitions and pairs that the lines of one family have; empty for counts.
+
+    Args:
+        repetitions: the fewest and the most of a conversation.
+    """
     if lines[0].metric.level == "variant":
         return ""
     conversations = _span([line.num_conversations for line in lines], "conversation")
     pairs = _span([line.num_values for line in lines], "pair")
-    return f"{conversations}, {_count(repetitions, 'repetition')}, {pairs}"
+    return f"{conversations}, {_span(repetitions, 'repetition')}, {pairs}"
 
 
 def _span(numbers: Sequence[int], noun: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from rwkvbatch.comparison import compare
+from rwkvbatch.comparison.report.formats import as_markdown
 from rwkvbatch.comparison.wording import left_out
 from rwkvbatch.errors import RunMismatchError, UsageError
 from tests.comparison.make_run import RowChange, make_row, make_run, write_run
@@ -175,3 +177,18 @@ def test_where_every_turn_ended_in_an_error_the_message_says_so(tmp_path: Path) 
     paths = [str(make_run(tmp_path / name, seed=seed, change=change)) for seed, name in enumerate("ab")]
     with pytest.raises(UsageError, match="every turn of a, b ended in an error"):
         compare(paths)
+
+
+def test_repetitions_that_differ_between_conversations_are_a_range(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=6, repeats=4, turns=2)
+    lines = (run / "results.jsonl").read_bytes().splitlines(keepends=True)
+    rows = [json.loads(line) for line in lines]
+    kept = [
+        line
+        for line, row in zip(lines, rows, strict=True)
+        if row["repeat"] <= int(row["conversation"].removeprefix("talk-"))
+    ]
+    (run / "results.jsonl").write_bytes(b"".join(kept))
+    analysis = compare([str(run)])
+    assert analysis.repetitions == (1, 4)
+    assert "6 conversations, 1 to 4 repetitions, 36 pairs" in as_markdown(analysis)

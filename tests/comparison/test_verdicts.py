@@ -230,7 +230,7 @@ def test_turns_with_errors_fail_checks_and_have_no_number_of_other_metrics(metri
 
 def test_counts_of_whole_variants_are_of_no_conversations() -> None:
     counts = line(metric=metric_named("errors"), num_conversations=1, num_values=1)
-    assert (extent([counts], 2), directions(counts)) == ("", "—")
+    assert (extent([counts], (2, 2)), directions(counts)) == ("", "—")
 
 
 def test_a_signed_rank_test_that_disagrees_is_noticed_for_heavy_tails_only() -> None:
