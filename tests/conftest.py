@@ -50,6 +50,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places[item.path])
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """A process of pytest-xdist does not take apart all modules, which takes it two seconds in which others wait."""
+    if hasattr(config, "workerinput"):
+        atexit.register(os._exit, 0)
+
+
 def pytest_collection_finish() -> None:
     """Collecting garbage takes a third of a second with all modules of all tests loaded; they stay anyway."""
     gc.collect()
