@@ -225,12 +225,12 @@ def served() -> Any:
     from rwkvbatch.prepared import PromptBuilder
     from rwkvbatch.prompt.tokenizer import world_tokenizer
     from rwkvbatch.serve.answers import TokenNames
-    from rwkvbatch.serve.protocol import Limits
+    from rwkvbatch.serve.protocol import Limits, ServerSettings
     from rwkvbatch.serve.replies import Served
     from tests.hostile.weights import VOCAB_SIZE, tiny_spec
 
     tokenizer, limits = world_tokenizer(VOCAB_SIZE), Limits(1000, 1000)
-    facts = Served(tiny_spec(), tokenizer, "m", 0, CellSettings(), None, {"none": 0}, 0, 1, limits, "f")
+    facts = Served(tiny_spec(), tokenizer, "m", 0, ServerSettings(CellSettings()), None, {"none": 0}, 0, 1, limits, "f")
     return facts, PromptBuilder(tiny_spec(), tokenizer), TokenNames(tokenizer)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rwkvbatch.errors import RunDirectoryError, RunLockedError, RunMismatchError, StorageError
+from rwkvbatch.errors import RunDirectoryError, RunLockedError, RunMismatchError, StorageError, UsageError
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.runner import read_rows
 from rwkvbatch.results.lock import DirectoryLock
@@ -118,7 +118,7 @@ class TestContinuing:
     def test_a_file_in_place_of_the_directory_is_one_clear_error(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         for path in (tmp_path / "file", tmp_path / "file" / "run"):
-            with pytest.raises(RunDirectoryError, match="file"):
+            with pytest.raises(UsageError, match=r"a run is a directory, and .*file is not one"):
                 run(path)
 
     def test_a_directory_made_for_nothing_goes_away(self, tmp_path: Path) -> None:
