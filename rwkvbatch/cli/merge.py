@@ -9,6 +9,7 @@ import typer
 
 from rwkvbatch.cli.exits import ExitCode, message, print_json
 from rwkvbatch.cli.options import Command, JsonOption, QuietOption, command_app, examples, option
+from rwkvbatch.errors import counted
 
 if TYPE_CHECKING:
     from rwkvbatch.replay.merge import Merged, Missing
@@ -91,8 +92,8 @@ def _lines(merged: Merged, *, with_notes: bool) -> list[str]:
 
 
 def _missing_line(part: Missing) -> str:
-    if part.first is None:
+    if part.first is None or part.rows is None:
         return f"part {part.shard} was not given; run it with --shard {part.shard}"
     rest = "" if part.command is None else f"; to continue: {part.command}"
     first = part.first.in_words()
-    return f"part {part.shard} ({part.path}): {part.rows:,} rows are missing, the first of them {first}{rest}"
+    return f"part {part.shard} ({part.path}): without {counted(part.rows, 'row')}, the first of them {first}{rest}"

@@ -19,7 +19,7 @@ from rwkvbatch.comparison.gates import COMPARATORS, OPERATORS, PERCENTILE, STATI
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.preference import PREFERENCE
 from rwkvbatch.comparison.scopes import GateScope
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.stats.bounded import components, conversations_needed
 from rwkvbatch.stats.spread import Spread
 
@@ -134,7 +134,9 @@ def _incomplete(gate: Gate, scope: GateScope, *, allow_missing: bool, partial: b
     if "failed" in named:
         named |= {"errors", "unreached"}
     if PREFERENCE in named and scope.unpreferred:
-        problems.append(f"{scope.unpreferred:,} pairs have no verdict of the judge (--allow-missing judges the rest)")
+        problems.append(
+            f"{counted(scope.unpreferred, 'pair')} without a verdict of the judge (--allow-missing judges the rest)"
+        )
     labels = (scope.label, scope.baseline_label)
     found: list[str] = []
     for label, dropped in zip(labels, scope.dropped, strict=False):

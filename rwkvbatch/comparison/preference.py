@@ -91,7 +91,7 @@ class Preferences:
                 f"{self.first:,} times for the reply shown first, {second:,} for the second"
             )
         if self.missing:
-            text += f"; {self.missing:,} pairs have no verdict, the first because: {self.reason}"
+            text += f"; {counted(self.missing, 'pair')} without a verdict, the first because: {self.reason}"
         return text
 
     def as_dict(self) -> dict[str, Any]:

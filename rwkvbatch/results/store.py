@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunReplacedError, StorageError
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunReplacedError, StorageError, counted
 from rwkvbatch.files import OS_FILES, RESULTS_NAME, Files, in_blocks, open_file, replace_file, write_all
 from rwkvbatch.results.recovery import DAMAGED_NAME, TORN_NAME, LineIndex, keep_bytes, keep_damaged_lines, look_through
 from rwkvbatch.results.row import (
@@ -369,8 +369,8 @@ class RowStore:
         for path, at in ((aside, self._at), (directory.with_name(f"{directory.name}.{ASIDE_NAME}"), None)):
             with contextlib.suppress(OSError):
                 kept = keep_bytes(self._files, self._open_reader, span, path, at)
-                return f"its {self.num_rows:,} rows are kept in {kept}"
-        return f"its {self.num_rows:,} rows cannot be kept"
+                return f"its {counted(self.num_rows, 'row')} can be found in {kept}"
+        return f"its {counted(self.num_rows, 'row')} cannot be kept"
 
     def _refuse_if_broken(self) -> None:
         if self._broken is not None:
@@ -378,7 +378,7 @@ class RowStore:
 
     def _break(self, error: OSError, action: str) -> StorageError:
         self._broken = error
-        safe = "1 row is" if self.num_durable == 1 else f"{self.num_durable:,} rows are"
+        safe = f"{counted(self.num_durable, 'row')} {'is' if self.num_durable == 1 else 'are'}"
         return StorageError(
             f"{self._path}: {action} failed: {error.strerror or error}",
             hint=f"{safe} safe; make room or repair the disk, then run the same command again to continue",

@@ -99,7 +99,7 @@ def test_a_missing_verdict_is_neither_and_fails_a_gate(tmp_path: Path) -> None:
     (found,), (line,), (gate,) = analysis.preferences, analysis.comparisons, analysis.gates
     assert (found.missing, found.reason, found.pairs, line.num_values) == (2, "down", 48, 46)
     assert gate.failed
-    assert "2 pairs have no verdict of the judge" in gate.reason
+    assert "2 pairs without a verdict of the judge" in gate.reason
     assert not compare(runs(tmp_path / "again"), allow_missing=True, **gates).gates[0].failed
     # Other metrics do not need it.
     assert not compare(runs(tmp_path / "more"), fail_if=["score < 0"], judge=judge).gates[0].failed

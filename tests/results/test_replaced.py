@@ -85,7 +85,7 @@ class TestMoved:
     def test_rows_of_a_directory_that_was_removed_are_kept_beside_it(self, tmp_path: Path) -> None:
         directory, store = writing(tmp_path / "x", range(8))
         shutil.rmtree(tmp_path / "x")
-        with pytest.raises(RunReplacedError, match=r"its 8 rows are kept in .*x\.results\.aside-1"):
+        with pytest.raises(RunReplacedError, match=r"its 8 rows can be found in .*x\.results\.aside-1"):
             store.append({9: make_row("9")})
         store.close()
         directory.close()
@@ -97,7 +97,7 @@ class TestEdited:
         directory, store = writing(tmp_path, range(8))
         swapped(tmp_path / "results.jsonl")
         edited = results(tmp_path)
-        with pytest.raises(RunReplacedError, match=r"replaced by another file.*its 8 rows are kept"):
+        with pytest.raises(RunReplacedError, match=r"replaced by another file.*its 8 rows can be found"):
             store.append({9: make_row("9")})
         with pytest.raises(StorageError):  # and so does all that follows
             store.finalize()
