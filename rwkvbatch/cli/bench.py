@@ -83,7 +83,7 @@ def _show(report: Report) -> None:
     from rwkvbatch.cli.views import console, facts_table
 
     out = console()
-    threads = f"{counted(report.threads, 'thread')}"
+    threads = counted(report.threads, "thread")
     facts = {
         "model": f"{report.model}, {report.parameters:,} parameters, {report.dtype}",
         "backend": f"{report.backend}, {threads}, {report.rounds} rounds, {report.clock} time",

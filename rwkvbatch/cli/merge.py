@@ -96,4 +96,4 @@ def _missing_line(part: Missing) -> str:
         return f"part {part.shard} was not given; run it with --shard {part.shard}"
     rest = "" if part.command is None else f"; to continue: {part.command}"
     first = part.first.in_words()
-    return f"part {part.shard} ({part.path}): without {counted(part.rows, 'row')}, the first of them {first}{rest}"
+    return f"part {part.shard} ({part.path}): {counted(part.rows, 'row')} missing, the first of them {first}{rest}"

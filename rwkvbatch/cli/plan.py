@@ -113,7 +113,7 @@ def _print(title: str, found: list[Design], *, num_conversations: int) -> None:
 
     from rwkvbatch.cli.views import console
 
-    own = f"{num_conversations:,} conversation{'' if num_conversations == 1 else 's'}"
+    own = counted(num_conversations, "conversation")
     table = Table(box=None, pad_edge=False)
     for name in (
         "repetitions",
@@ -137,8 +137,7 @@ def _remarks(spread: Spread, found: list[Design], metric: Metric) -> list[str]:
         one = "" if metric.level == "conversation" else f", of one repetition {spread.within:.3g}"
         lines.append(
             f"variance between conversations {spread.between:.3g}{one}, from "
-            f"{spread.num_conversations:,} conversations of {spread.repetitions} "
-            f"repetition{'' if spread.repetitions == 1 else 's'}"
+            f"{counted(spread.num_conversations, 'conversation')} of {counted(spread.repetitions, 'repetition')}"
         )
     enough = next((design for design in found if design.enough), None)
     if enough is None:

@@ -20,7 +20,7 @@ constexpr size_t min_matrix_rows(Dtype dtype) { return dtype == Dtype::INT4 ? 24
 constexpr size_t MATRIX_ROWS = 16, MATRIX_ROW_BLOCK = 256;
 static_assert(MATRIX_ROW_BLOCK <= LINEAR_SCRATCH_ROWS);
 
-// Inputs of a block: so many of sixteen rows and of a band's weights fit into the first cache, with the tiles of sums.
+// Inputs of a block: those of sixteen rows, a band's weights of them and the tiles of sums fit into the first cache.
 constexpr size_t matrix_block(Dtype dtype) { return dtype == Dtype::INT4 ? 2 * INTEGER_BLOCK : INTEGER_BLOCK; }
 
 // Inputs of an instruction: at most 64, and no more than share a scale.
@@ -68,8 +68,8 @@ struct MatrixTile {
     float* sums;               // [panel][row][16]
     size_t panel_sums;         // floats from one panel to the next
     bool first;                // of the blocks: sums begin with zero
-    const uint8_t* ahead;      // weights to ask the memory for meanwhile, so many bytes for each group and panel
-    size_t ahead_step;
+    const uint8_t* ahead;      // weights to prefetch meanwhile
+    size_t ahead_step;         // bytes of them for each group and panel
 };
 
 // Before tiles are loaded from what was written here: GCC 12 does not know that they read memory.

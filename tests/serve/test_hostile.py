@@ -150,6 +150,11 @@ def test_a_fault_of_the_program_is_status_500_and_logged(
     assert still_serves(server)
 
 
+def test_a_setting_is_refused_whatever_equals_it_was_accepted(server: Server) -> None:
+    for bos, status in ((True, 200), (1, 400), (1.0, 400), (True, 200)):
+        assert server.chat("hi", max_tokens=1, bos=bos)[0] == status
+
+
 def test_bodies_that_are_too_large_are_refused_without_being_read(server: Server) -> None:
     with socket.create_connection(server.address, 10) as connection:
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
