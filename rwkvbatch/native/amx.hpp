@@ -98,7 +98,7 @@ __attribute__((noinline)) void multiply_few(const uint8_t* inputs, size_t inputs
     alignas(64) uint8_t padded_inputs[MATRIX_ROWS * STEP] = {}, padded_weights[STEP / QUAD * LINE] = {};
     const size_t quads = ceil_div(count, QUAD);
     for (size_t row = 0; row < num_rows; ++row)
-        std::memcpy(padded_inputs + row * STEP, inputs + row * inputs_stride, quads * QUAD_BYTES);
+        std::memcpy(padded_inputs + row * STEP, inputs + row * inputs_stride, quads * QUAD_BYTES<D>);
     for (size_t quad = 0; quad < quads; ++quad) std::memcpy(padded_weights + quad * LINE, weights + quad * quad_step, LINE);
     written_for_tiles();
     multiply_matrices<D, LAST>(padded_inputs, STEP, padded_weights, LINE);
@@ -219,7 +219,7 @@ template <Dtype D> void matrix_linear(const LinearJob& job, size_t task, float* 
                 for (size_t row = first_row; row < first_row + num_rows; row += MATRIX_ROWS) {
                     tile.num_rows = std::min(MATRIX_ROWS, first_row + num_rows - row);
                     tile.groups = job.groups + begin / GROUP * job.num_rows + row;
-                    tile.inputs = reinterpret_cast<const uint8_t*>(job.x.data + row * job.x.stride) + begin / QUAD * QUAD_BYTES;
+                    tile.inputs = reinterpret_cast<const uint8_t*>(job.x.data + row * job.x.stride) + begin / QUAD * QUAD_BYTES<D>;
                     tile.sums = sums + (panel - first_panel) * tile.panel_sums + (row - first_row) * PANEL;
                     if (end == weight.in) fetch_outputs(job, row, tile.num_rows, panel, panels);
                     (tile.num_rows == MATRIX_ROWS ? matrix_tile<D, false> : matrix_tile<D, true>)(tile);

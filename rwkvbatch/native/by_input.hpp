@@ -69,13 +69,13 @@ private:
 
 // The place of an input in a quad, as `store_inputs` lays it down.
 [[maybe_unused]] RWKV_INLINE int32_t input_at(const uint8_t* quads, size_t k) {
-    if constexpr (QUAD_BYTES == QUAD) return static_cast<int8_t>(quads[k]);
+    if constexpr (QUAD_BYTES<Dtype::W8A8> == QUAD) return static_cast<int8_t>(quads[k]);
     int16_t input;
     std::memcpy(&input, quads + (k / QUAD * QUAD + (0x3120u >> k % QUAD * 4 & 15u)) * sizeof input, sizeof input);
     return input;
 }
 RWKV_INLINE void put_input(uint8_t* quads, size_t k, int32_t value) {
-    if constexpr (QUAD_BYTES == QUAD) {
+    if constexpr (QUAD_BYTES<Dtype::W8A8> == QUAD) {
         quads[k] = static_cast<uint8_t>(value);
     } else {
         const int16_t input = static_cast<int16_t>(value);
@@ -102,7 +102,7 @@ inline size_t gather(const QuantizedRows& rows, bool all, const SparseQuads& to)
             const __m512i lines = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(line + k - begin)), numbers);
             _mm512_storeu_si512(to.lines + number, _mm512_maskz_compress_epi32(needed, lines));
             for (size_t row = 0; row < rows.num_rows; ++row)
-                store_inputs(to.quads + row * to.stride + number, {_mm512_maskz_compress_epi32(needed, _mm512_cvtepi8_epi32(inputs[row]))});
+                store_inputs<Dtype::W8A8>(to.quads + row * to.stride + number, {_mm512_maskz_compress_epi32(needed, _mm512_cvtepi8_epi32(inputs[row]))});
             number += static_cast<size_t>(__builtin_popcount(needed));
         }
         line += end - begin;
@@ -146,7 +146,7 @@ template <size_t ROWS> void linear_by_input(const LinearJob& job, size_t first_p
             scales += std::min(SCALED_INPUTS, weight.in - begin) * INPUT_LINE;
             I16 sum[ROWS][BAND];
             for (size_t i = 0; i < ROWS; ++i)
-                for (size_t p = 0; p < BAND; ++p) sum[i][p] = set1(static_cast<uint32_t>(rows[i].start));
+                for (size_t p = 0; p < BAND; ++p) sum[i][p] = start_sum<DTYPE>(rows[i].start);
             for (const size_t end = group_ends[begin / SCALED_INPUTS]; quad < end; ++quad) {
                 I16 quads[QUAD];
                 for (size_t i = 0; i < QUAD; ++i) {
@@ -155,11 +155,11 @@ template <size_t ROWS> void linear_by_input(const LinearJob& job, size_t first_p
                 }
                 quads_of(quads);
                 for (size_t i = 0; i < ROWS; ++i) {
-                    const QuadInputs row = load_inputs(x + i * stride + quad * QUAD_BYTES);
+                    const QuadInputs row = load_inputs<DTYPE>(x + i * stride + quad * QUAD_BYTES<DTYPE>);
                     for (size_t p = 0; p < BAND; ++p) add_products(sum[i][p], split_quad<DTYPE, 0>(quads[p]), row);
                 }
             }
-            add_to_totals<DTYPE, ROWS, BAND>(sums, rows, scales, [&](size_t i, size_t p) __attribute__((always_inline)) { return sum[i][p]; });
+            add_to_totals<DTYPE, ROWS, BAND>(sums, rows, scales, [&](size_t i, size_t p) __attribute__((always_inline)) { return finish_sum<DTYPE>(sum[i][p], rows[i].start); });
             scales += BAND_SCALES;
         }
         finish_tile(job, 0, ROWS, panel, BAND, sums);

@@ -23,13 +23,13 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
-// Rounds one row of inputs for weights of `dtype`: its groups' records, `groups_stride` apart, and its quads.
+// Rounds one row of inputs for weights of D: its groups' records, `groups_stride` apart, and its quads.
 //
 // A group's scale is max |x| / 127, its integers are round(x (1 / scale)), halves to even. A group whose inputs are all below
 // 2^-100 is zeros; one with an input that is not finite has NaN as its scale, and so has every output. `quantized` in
 // model/ops/reference.py is the reference implementation.
-inline void quantize_row(const float* x, size_t in, Dtype dtype, uint8_t* quads, InputGroup* groups, size_t groups_stride) {
-    const size_t group = scaled_inputs(dtype);
+template <Dtype D> void quantize_row(const float* x, size_t in, uint8_t* quads, InputGroup* groups, size_t groups_stride) {
+    constexpr size_t group = scaled_inputs(D), step = LANES / QUAD * QUAD_BYTES<D>;
     const F16 magic = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer held in the low bits
     for (size_t begin = 0; begin < in; begin += group, groups += groups_stride) {
         const size_t end = std::min(begin + group, in);
@@ -44,8 +44,8 @@ inline void quantize_row(const float* x, size_t in, Dtype dtype, uint8_t* quads,
         InputGroup record{most / 127.0f, 0};
         if (nan != 0.0f || most < 7.888609052210118e-31f) {  // 2^-100
             record.scale = nan;  // or zero
-            std::memset(quads, 0, ceil_div(end - begin, LANES) * LANES / QUAD * QUAD_BYTES);
-            quads += ceil_div(end - begin, LANES) * LANES / QUAD * QUAD_BYTES;
+            std::memset(quads, 0, ceil_div(end - begin, LANES) * step);
+            quads += ceil_div(end - begin, LANES) * step;
         } else {
             const F16 inverse = set1(1.0f / record.scale);
             F16 sum = zero();
@@ -53,19 +53,20 @@ inline void quantize_row(const float* x, size_t in, Dtype dtype, uint8_t* quads,
                 const F16 shifted = load_upto(x + k, end - k) * inverse + magic;
                 sum = sum + (shifted - magic);
                 // The low bits hold the integer in two's complement: as 32 bits, with the sign carried up.
-                store_inputs(quads, bits(shifted) + set1(0u - 0x4B400000u));
-                quads += LANES / QUAD * QUAD_BYTES;
+                store_inputs<D>(quads, bits(shifted) + set1(0u - 0x4B400000u));
+                quads += step;
             }
-            record.start = -weight_excess(dtype) * static_cast<int32_t>(sum_lanes(sum));
+            record.start = -weight_excess(D) * static_cast<int32_t>(sum_lanes(sum));
         }
         *groups = record;
     }
 }
 
 inline void quantize(const QuantizeJob& job, size_t begin, size_t end) {
+    const auto rounds = job.dtype == Dtype::INT4 ? quantize_row<Dtype::INT4> : quantize_row<Dtype::W8A8>;
     for (size_t row = begin; row < end; ++row)
-        quantize_row(job.x.data + row * job.x.stride, job.width, job.dtype,
-                     reinterpret_cast<uint8_t*>(job.out.data + row * job.out.stride), job.groups + row, job.num_rows);
+        rounds(job.x.data + row * job.x.stride, job.width, reinterpret_cast<uint8_t*>(job.out.data + row * job.out.stride),
+               job.groups + row, job.num_rows);
 }
 
 // The sums of a single row, which never leave the registers.
@@ -81,13 +82,13 @@ RWKV_INLINE void sum_one_integer_row(const LinearJob& job, size_t first_panel, F
         end = std::min(begin + GROUP, weight.in);
         const InputGroup group = job.groups[begin / GROUP];
         I16 sum[PANELS];
-        for (size_t p = 0; p < PANELS; ++p) sum[p] = set1(static_cast<uint32_t>(group.start));
+        for (size_t p = 0; p < PANELS; ++p) sum[p] = start_sum<D>(group.start);
         const uint8_t* scales = weights + integer_scales_after(D, end - begin, input_bytes, first_panel % BAND);
         for (size_t k = begin; k < end; k += unit_inputs(D), weights += input_bytes) {
-            const QuadInputs first = load_inputs(quads);
-            QuadInputs second = first;
-            if constexpr (D == Dtype::INT4) second = load_inputs(quads + QUAD_BYTES);
-            quads += unit_inputs(D) / QUAD * QUAD_BYTES;
+            const QuadInputs<D> first = load_inputs<D>(quads);
+            QuadInputs<D> second = first;
+            if constexpr (D == Dtype::INT4) second = load_inputs<D>(quads + QUAD_BYTES<D>);
+            quads += unit_inputs(D) / QUAD * QUAD_BYTES<D>;
             for (size_t p = 0; p < PANELS; ++p) {
                 const I16 bytes = load(reinterpret_cast<const uint32_t*>(weights) + p * PANEL);
                 add_products(sum[p], split_quad<D, 0>(bytes), first);
@@ -96,7 +97,7 @@ RWKV_INLINE void sum_one_integer_row(const LinearJob& job, size_t first_panel, F
         }
         const F16 input_scale = set1(group.scale);
         for (size_t p = 0; p < PANELS; ++p)
-            total[p] = fma(from_int(sum[p]), load_scales<D>(scales, p) * input_scale, total[p]);
+            total[p] = fma(from_int(finish_sum<D>(sum[p], group.start)), load_scales<D>(scales, p) * input_scale, total[p]);
         weights += band_scales;
     }
 }
@@ -127,6 +128,7 @@ inline void integer_linear(const LinearJob& job, size_t task, float* sums, const
     const size_t first_panel = task * job.panels_per_task;
     const size_t end_panel = std::min(first_panel + job.panels_per_task, weight.num_panels());
     const bool int4 = weight.dtype == Dtype::INT4;
+    const size_t quad_bytes = int4 ? QUAD_BYTES<Dtype::INT4> : QUAD_BYTES<Dtype::W8A8>;
     if (job.sparse.places != nullptr) return linear_by_input(job, first_panel, end_panel, sums);
     if (job.num_rows == 1 && !weight.by_input) {
         if (int4) one_integer_row<Dtype::INT4>(job, first_panel, end_panel);
@@ -161,7 +163,7 @@ inline void integer_linear(const LinearJob& job, size_t task, float* sums, const
                     const size_t row_units = units / num_tiles + (t < units % num_tiles ? 1 : 0);
                     const size_t tile_rows = std::min(row_units * ROW_UNIT, first_row + num_rows - row);
                     const IntegerTile tile{job.groups + begin / group_inputs * job.num_rows + row, job.num_rows,
-                                           reinterpret_cast<const uint8_t*>(job.x.data + row * job.x.stride) + begin / QUAD * QUAD_BYTES,
+                                           reinterpret_cast<const uint8_t*>(job.x.data + row * job.x.stride) + begin / QUAD * quad_bytes,
                                            job.x.stride * sizeof(float), begin, end, weights, band_width, in_band,
                                            tile_sums, ahead, ahead < ahead_end ? ahead_step : 0};
                     if (end == weight.in) fetch_outputs(job, row, tile_rows, panel, panels);

@@ -12,7 +12,7 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
-static_assert(QUAD_BYTES <= MAX_QUAD_BYTES);
+static_assert(QUAD_BYTES<Dtype::W8A8> <= MAX_QUAD_BYTES && QUAD_BYTES<Dtype::INT4> <= MAX_QUAD_BYTES);
 
 #if defined(RWKV_ISA_AVX512) && defined(RWKV_VNNI)
 constexpr size_t MAX_INTEGER_ROWS = 6, INTEGER_PANELS = 4;
@@ -51,7 +51,7 @@ struct IntegerTile {
 };
 
 // Inputs whose integers fill a cache line.
-constexpr size_t LINE_INPUTS = LINE / QUAD_BYTES * QUAD;
+template <Dtype D> constexpr size_t LINE_INPUTS = LINE / QUAD_BYTES<D> * QUAD;
 
 // Weights on their way: of a tile, and of those that come later.
 struct IntegerStream {
@@ -132,11 +132,13 @@ template <Dtype D, size_t ROWS, size_t PANELS> struct GroupSums {
 // The sums of a group of inputs, from the start of each.
 template <Dtype D, size_t ROWS, size_t PANELS> struct GroupSums {
     I16 sum[ROWS][PANELS];
+    const InputGroup* rows;
 
-    RWKV_INLINE void start(const InputGroup* rows) {
+    RWKV_INLINE void start(const InputGroup* of) {
+        rows = of;
 #pragma GCC unroll 6
         for (size_t i = 0; i < ROWS; ++i) {
-            const I16 first = set1(static_cast<uint32_t>(rows[i].start));
+            const I16 first = start_sum<D>(rows[i].start);
 #pragma GCC unroll 4
             for (size_t p = 0; p < PANELS; ++p) sum[i][p] = first;
         }
@@ -147,24 +149,24 @@ template <Dtype D, size_t ROWS, size_t PANELS> struct GroupSums {
         add_quads<0>(stream, x, stride, inputs);
         if constexpr (D == Dtype::INT4) {
             stream.weights = weights;
-            add_quads<1>(stream, x + QUAD_BYTES, stride, inputs);
+            add_quads<1>(stream, x + QUAD_BYTES<D>, stride, inputs);
         }
     }
     template <int NUMBER> RWKV_INLINE void add_quads(IntegerStream& stream, const uint8_t* x, size_t stride, size_t inputs) {
-        for (size_t k = 0; k < inputs; k += unit_inputs(D), x += unit_inputs(D) / QUAD * QUAD_BYTES) {
+        for (size_t k = 0; k < inputs; k += unit_inputs(D), x += unit_inputs(D) / QUAD * QUAD_BYTES<D>) {
             const uint32_t* const weights = reinterpret_cast<const uint32_t*>(stream.weights);
             stream.weights += stream.unit_step;
             if constexpr (NUMBER == 0) stream.ask_ahead();
-            QuadWeights weight[PANELS];
+            QuadWeights<D> weight[PANELS];
             for (size_t p = 0; p < PANELS; ++p)
                 weight[p] = split_quad<D, NUMBER>(load(weights + p * PANEL));
             for (size_t i = 0; i < ROWS; ++i) {
-                const QuadInputs row = load_inputs(x + i * stride);
+                const QuadInputs<D> row = load_inputs<D>(x + i * stride);
                 for (size_t p = 0; p < PANELS; ++p) add_products(sum[i][p], weight[p], row);
             }
         }
     }
-    RWKV_INLINE I16 operator()(size_t i, size_t p) const { return sum[i][p]; }
+    RWKV_INLINE I16 operator()(size_t i, size_t p) const { return finish_sum<D>(sum[i][p], rows[i].start); }
 };
 
 #endif
@@ -182,13 +184,13 @@ template <Dtype D, size_t ROWS, size_t PANELS> void integer_tile(const IntegerTi
         inputs = std::min(scaled_inputs(D), end - begin);
         const uint8_t* const scales = stream.weights + integer_scales_after(D, inputs, unit_step, in_band);
         GroupSums<D, ROWS, PANELS> group;
-        if (D == Dtype::INT4 && begin % LINE_INPUTS == 0)
+        if (D == Dtype::INT4 && begin % LINE_INPUTS<D> == 0)
             for (size_t i = 0; i < ROWS; ++i) __builtin_prefetch(quads + (ROWS + i) * quads_stride, 0, 3);
         group.start(rows);
         group.add(stream, quads, quads_stride, inputs);
         add_to_totals<D, ROWS, PANELS>(sums, rows, scales, group);
         stream.weights = scales + next_group;
-        quads += inputs / QUAD * QUAD_BYTES;
+        quads += inputs / QUAD * QUAD_BYTES<D>;
         rows += groups_stride;
     }
 }
