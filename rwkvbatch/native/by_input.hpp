@@ -146,7 +146,7 @@ template <size_t ROWS> void linear_by_input(const LinearJob& job, size_t first_p
             scales += std::min(SCALED_INPUTS, weight.in - begin) * INPUT_LINE;
             I16 sum[ROWS][BAND];
             for (size_t i = 0; i < ROWS; ++i)
-                for (size_t p = 0; p < BAND; ++p) sum[i][p] = start_sum<DTYPE>(rows[i].start);
+                for (size_t p = 0; p < BAND; ++p) sum[i][p] = set1(static_cast<uint32_t>(rows[i].start));
             for (const size_t end = group_ends[begin / SCALED_INPUTS]; quad < end; ++quad) {
                 I16 quads[QUAD];
                 for (size_t i = 0; i < QUAD; ++i) {
@@ -155,11 +155,11 @@ template <size_t ROWS> void linear_by_input(const LinearJob& job, size_t first_p
                 }
                 quads_of(quads);
                 for (size_t i = 0; i < ROWS; ++i) {
-                    const QuadInputs row = load_inputs<DTYPE>(x + i * stride + quad * QUAD_BYTES<DTYPE>);
-                    for (size_t p = 0; p < BAND; ++p) add_products(sum[i][p], split_quad<DTYPE, 0>(quads[p]), row);
+                    const UnitInputs<DTYPE> row(x + i * stride + quad * QUAD_BYTES<DTYPE>);
+                    for (size_t p = 0; p < BAND; ++p) row.add_products_to(sum[i][p], quads[p]);
                 }
             }
-            add_to_totals<DTYPE, ROWS, BAND>(sums, rows, scales, [&](size_t i, size_t p) __attribute__((always_inline)) { return finish_sum<DTYPE>(sum[i][p], rows[i].start); });
+            add_to_totals<DTYPE, ROWS, BAND>(sums, rows, scales, [&](size_t i, size_t p) __attribute__((always_inline)) { return sum[i][p]; });
             scales += BAND_SCALES;
         }
         finish_tile(job, 0, ROWS, panel, BAND, sums);

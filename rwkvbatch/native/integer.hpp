@@ -48,15 +48,15 @@ template <Dtype D> void quantize_row(const float* x, size_t in, uint8_t* quads, 
             quads += ceil_div(end - begin, LANES) * step;
         } else {
             const F16 inverse = set1(1.0f / record.scale);
-            F16 sum = zero();
+            StartOfSum<D> start;
             for (size_t k = begin; k < end; k += LANES) {
                 const F16 shifted = load_upto(x + k, end - k) * inverse + magic;
-                sum = sum + (shifted - magic);
+                start.inputs = start.inputs + (shifted - magic);
                 // The low bits hold the integer in two's complement: as 32 bits, with the sign carried up.
                 store_inputs<D>(quads, bits(shifted) + set1(0u - 0x4B400000u));
                 quads += step;
             }
-            record.start = -weight_excess(D) * static_cast<int32_t>(sum_lanes(sum));
+            record.start = start.value();
         }
         *groups = record;
     }
@@ -82,22 +82,17 @@ RWKV_INLINE void sum_one_integer_row(const LinearJob& job, size_t first_panel, F
         end = std::min(begin + GROUP, weight.in);
         const InputGroup group = job.groups[begin / GROUP];
         I16 sum[PANELS];
-        for (size_t p = 0; p < PANELS; ++p) sum[p] = start_sum<D>(group.start);
+        for (size_t p = 0; p < PANELS; ++p) sum[p] = set1(static_cast<uint32_t>(group.start));
         const uint8_t* scales = weights + integer_scales_after(D, end - begin, input_bytes, first_panel % BAND);
         for (size_t k = begin; k < end; k += unit_inputs(D), weights += input_bytes) {
-            const QuadInputs<D> first = load_inputs<D>(quads);
-            QuadInputs<D> second = first;
-            if constexpr (D == Dtype::INT4) second = load_inputs<D>(quads + QUAD_BYTES<D>);
-            quads += unit_inputs(D) / QUAD * QUAD_BYTES<D>;
-            for (size_t p = 0; p < PANELS; ++p) {
-                const I16 bytes = load(reinterpret_cast<const uint32_t*>(weights) + p * PANEL);
-                add_products(sum[p], split_quad<D, 0>(bytes), first);
-                if constexpr (D == Dtype::INT4) add_products(sum[p], split_quad<D, 1>(bytes), second);
-            }
+            const UnitInputs<D> row(quads);
+            quads += UNIT_INPUT_BYTES<D>;
+            for (size_t p = 0; p < PANELS; ++p)
+                row.add_products_to(sum[p], load(reinterpret_cast<const uint32_t*>(weights) + p * PANEL));
         }
         const F16 input_scale = set1(group.scale);
         for (size_t p = 0; p < PANELS; ++p)
-            total[p] = fma(from_int(finish_sum<D>(sum[p], group.start)), load_scales<D>(scales, p) * input_scale, total[p]);
+            total[p] = fma(from_int(finish_sum<D>(sum[p])), load_scales<D>(scales, p) * input_scale, total[p]);
         weights += band_scales;
     }
 }
@@ -129,6 +124,7 @@ inline void integer_linear(const LinearJob& job, size_t task, float* sums, const
     const size_t end_panel = std::min(first_panel + job.panels_per_task, weight.num_panels());
     const bool int4 = weight.dtype == Dtype::INT4;
     const size_t quad_bytes = int4 ? QUAD_BYTES<Dtype::INT4> : QUAD_BYTES<Dtype::W8A8>;
+    const size_t most_rows = max_integer_rows(weight.dtype);
     if (job.sparse.places != nullptr) return linear_by_input(job, first_panel, end_panel, sums);
     if (job.num_rows == 1 && !weight.by_input) {
         if (int4) one_integer_row<Dtype::INT4>(job, first_panel, end_panel);
@@ -140,7 +136,7 @@ inline void integer_linear(const LinearJob& job, size_t task, float* sums, const
     TileWeights tile_weights(weight);
     for (size_t first_row = 0; first_row < job.num_rows; first_row += LINEAR_ROW_BLOCK) {
         const size_t num_rows = std::min(LINEAR_ROW_BLOCK, job.num_rows - first_row);
-        const size_t units = ceil_div(num_rows, ROW_UNIT), num_tiles = ceil_div(units, MAX_INTEGER_ROWS / ROW_UNIT);
+        const size_t units = ceil_div(num_rows, ROW_UNIT), num_tiles = ceil_div(units, most_rows / ROW_UNIT);
         for (size_t begin = 0; begin < weight.in; begin += INTEGER_BLOCK) {
             const size_t end = std::min(begin + INTEGER_BLOCK, weight.in);
             for (size_t panel = first_panel, panels; panel < end_panel; panel += panels) {

@@ -14,14 +14,16 @@ namespace RWKV_ISA {
 
 static_assert(QUAD_BYTES<Dtype::W8A8> <= MAX_QUAD_BYTES && QUAD_BYTES<Dtype::INT4> <= MAX_QUAD_BYTES);
 
-#if defined(RWKV_ISA_AVX512) && defined(RWKV_VNNI)
-constexpr size_t MAX_INTEGER_ROWS = 6, INTEGER_PANELS = 4;
-#elif defined(RWKV_ISA_AVX512)
-constexpr size_t MAX_INTEGER_ROWS = 4, INTEGER_PANELS = 4;
-#elif defined(RWKV_VNNI) || defined(RWKV_DOT)
-constexpr size_t MAX_INTEGER_ROWS = 6, INTEGER_PANELS = 1;
+// What fits into the registers: the sums, and of each part of a unit its weights and inputs.
+#if defined(RWKV_ISA_AVX512)
+constexpr size_t INTEGER_PANELS = 4;
 #else
-constexpr size_t MAX_INTEGER_ROWS = 4, INTEGER_PANELS = 1;
+constexpr size_t INTEGER_PANELS = 1;
+#endif
+#if defined(RWKV_ISA_PORTABLE) || (defined(RWKV_ISA_NEON) && !defined(RWKV_DOT))
+constexpr size_t max_integer_rows(Dtype) { return 4; }
+#else
+constexpr size_t max_integer_rows(Dtype) { return 6; }
 #endif
 
 // Rows are divided among tiles in multiples of this number.
@@ -30,7 +32,7 @@ constexpr size_t ROW_UNIT = 2;
 #else
 constexpr size_t ROW_UNIT = 1;
 #endif
-static_assert(MAX_INTEGER_ROWS % ROW_UNIT == 0);
+static_assert(max_integer_rows(Dtype::W8A8) % ROW_UNIT == 0 && max_integer_rows(Dtype::INT4) % ROW_UNIT == 0);
 
 // Inputs in a block that several tiles share.
 constexpr size_t INTEGER_BLOCK = 256;
@@ -58,9 +60,10 @@ struct IntegerStream {
     const uint8_t *weights, *ahead;
     size_t unit_step, ahead_step;
 
-    RWKV_INLINE void ask_ahead() {
-        for (size_t byte = 0; byte < ahead_step; byte += LINE) __builtin_prefetch(ahead + byte, 0, 2);
-        ahead += ahead_step;
+    // As much as belongs to so many units.
+    RWKV_INLINE void ask_ahead(size_t units) {
+        const uint8_t* const end = ahead + units * ahead_step;
+        for (; ahead < end; ahead += LINE) __builtin_prefetch(ahead, 0, 2);
     }
 };
 
@@ -113,7 +116,7 @@ template <Dtype D, size_t ROWS, size_t PANELS> struct GroupSums {
     RWKV_INLINE void add(IntegerStream& stream, const uint8_t* x, size_t stride, size_t inputs) {
         constexpr size_t UNITS = STEP / unit_inputs(D);
         for (size_t k = 0; k < inputs; k += STEP, stream.weights += UNITS * stream.unit_step, x += STEP) {
-            for (size_t unit = 0; unit < UNITS; ++unit) stream.ask_ahead();
+            stream.ask_ahead(UNITS);
             RowPair rows[PAIRS];
             for (size_t pair = 0; pair < PAIRS; ++pair)
                 rows[pair] = load_pair(x + 2 * pair * stride, x + std::min(2 * pair + 1, ROWS - 1) * stride);
@@ -129,44 +132,62 @@ template <Dtype D, size_t ROWS, size_t PANELS> struct GroupSums {
 
 #else
 
+// Units of inputs that are added without a look at the loop's end and at the weights to come: with small registers the number
+// of instructions is a limit. 0: there is no such number.
+#if defined(RWKV_ISA_AVX2)
+constexpr size_t UNITS_AT_ONCE = 4;
+#else
+constexpr size_t UNITS_AT_ONCE = 0;
+#endif
+constexpr size_t HALF = 3;  // rows that are addressed from one pointer
+
 // The sums of a group of inputs, from the start of each.
 template <Dtype D, size_t ROWS, size_t PANELS> struct GroupSums {
     I16 sum[ROWS][PANELS];
-    const InputGroup* rows;
 
-    RWKV_INLINE void start(const InputGroup* of) {
-        rows = of;
+    RWKV_INLINE void start(const InputGroup* rows) {
 #pragma GCC unroll 6
         for (size_t i = 0; i < ROWS; ++i) {
-            const I16 first = start_sum<D>(rows[i].start);
+            const I16 first = set1(static_cast<uint32_t>(rows[i].start));
 #pragma GCC unroll 4
             for (size_t p = 0; p < PANELS; ++p) sum[i][p] = first;
         }
     }
-    // First of each unit the one quad, then the other: for weights of both there are too few registers.
     RWKV_INLINE void add(IntegerStream& stream, const uint8_t* x, size_t stride, size_t inputs) {
-        const uint8_t* const weights = stream.weights;
-        add_quads<0>(stream, x, stride, inputs);
-        if constexpr (D == Dtype::INT4) {
-            stream.weights = weights;
-            add_quads<1>(stream, x + QUAD_BYTES<D>, stride, inputs);
-        }
+        size_t units = ceil_div(inputs, unit_inputs(D));
+        for (; UNITS_AT_ONCE > 0 && units >= UNITS_AT_ONCE; units -= UNITS_AT_ONCE, x += UNITS_AT_ONCE * UNIT_INPUT_BYTES<D>)
+            add_units(stream, x, stride, UNITS_AT_ONCE);
+        add_units(stream, x, stride, units);
     }
-    template <int NUMBER> RWKV_INLINE void add_quads(IntegerStream& stream, const uint8_t* x, size_t stride, size_t inputs) {
-        for (size_t k = 0; k < inputs; k += unit_inputs(D), x += unit_inputs(D) / QUAD * QUAD_BYTES<D>) {
-            const uint32_t* const weights = reinterpret_cast<const uint32_t*>(stream.weights);
-            stream.weights += stream.unit_step;
-            if constexpr (NUMBER == 0) stream.ask_ahead();
-            QuadWeights<D> weight[PANELS];
+    // First one part of all these units, then the next: for the weights of all parts there are too few registers.
+    template <size_t PART = 0> RWKV_INLINE void add_units(IntegerStream& stream, const uint8_t* x, size_t stride, size_t units) {
+        const uint8_t *first = x + PART * WORD, *second = first + HALF * stride, *weights = stream.weights;
+        if constexpr (PART == 0 && UNITS_AT_ONCE > 0) stream.ask_ahead(units);
+        // Or the weights of all parts would be taken from one load, and kept in memory.
+        if constexpr (PART > 0 && UNITS_AT_ONCE > 0) __asm__ volatile("" ::: "memory");
+#if defined(RWKV_ISA_AVX2)
+#pragma GCC unroll 4
+#else
+#pragma GCC unroll 1
+#endif
+        for (size_t unit = 0; unit < units; ++unit, weights += stream.unit_step) {
+            if constexpr (PART == 0 && UNITS_AT_ONCE == 0) stream.ask_ahead(1);
+            I16 weight[PANELS];
             for (size_t p = 0; p < PANELS; ++p)
-                weight[p] = split_quad<D, NUMBER>(load(weights + p * PANEL));
+                weight[p] = part_of<D, PART>(load(reinterpret_cast<const uint32_t*>(weights) + p * PANEL));
             for (size_t i = 0; i < ROWS; ++i) {
-                const QuadInputs<D> row = load_inputs<D>(x + i * stride);
-                for (size_t p = 0; p < PANELS; ++p) add_products(sum[i][p], weight[p], row);
+                const auto row = load_inputs<D>(i < HALF ? first + i * stride : second + (i - HALF) * stride);
+                for (size_t p = 0; p < PANELS; ++p) add_products<D>(sum[i][p], weight[p], row);
             }
+            first += UNIT_INPUT_BYTES<D>;
+            second += UNIT_INPUT_BYTES<D>;
+            // Or a distance for each row and unit would be kept in memory.
+            if constexpr (UNITS_AT_ONCE > 0) __asm__("" : "+r"(first), "+r"(second), "+r"(weights));
         }
+        if constexpr (PART + 1 < NUM_PARTS<D>) add_units<PART + 1>(stream, x, stride, units);
+        else stream.weights = weights;
     }
-    RWKV_INLINE I16 operator()(size_t i, size_t p) const { return finish_sum<D>(sum[i][p], rows[i].start); }
+    RWKV_INLINE I16 operator()(size_t i, size_t p) const { return finish_sum<D>(sum[i][p]); }
 };
 
 #endif
@@ -202,8 +223,8 @@ template <Dtype D, size_t PANELS> IntegerTileFunction integer_tile_of(size_t row
         case 1: return integer_tile<D, 1, PANELS>;
         case 2: return integer_tile<D, 2, PANELS>;
         case 3: return integer_tile<D, 3, PANELS>;
-        case 5: if constexpr (MAX_INTEGER_ROWS >= 5) return integer_tile<D, 5, PANELS>; [[fallthrough]];
-        case 6: if constexpr (MAX_INTEGER_ROWS >= 6) return integer_tile<D, 6, PANELS>; [[fallthrough]];
+        case 5: if constexpr (max_integer_rows(D) >= 5) return integer_tile<D, 5, PANELS>; [[fallthrough]];
+        case 6: if constexpr (max_integer_rows(D) >= 6) return integer_tile<D, 6, PANELS>; [[fallthrough]];
         default: return integer_tile<D, 4, PANELS>;
     }
 }

@@ -11,8 +11,8 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
-template <Dtype> constexpr size_t QUAD_BYTES = 4;
-template <Dtype> struct QuadWeights { I16 bytes; };
+constexpr size_t WORD = 4;
+template <Dtype D> constexpr size_t NUM_PARTS = D == Dtype::INT4 ? 2 : 1;
 
 template <Dtype> RWKV_INLINE void store_inputs(uint8_t* to, I16 integers) {
     const uint16x8_t first = vcombine_u16(vmovn_u32(integers.a), vmovn_u32(integers.b));
@@ -30,27 +30,27 @@ constexpr int weight_excess(Dtype dtype) { return dtype == Dtype::W8A8 ? 0 : zer
 constexpr uint32_t FLIPPED_BITS = 0x80808080u;
 #endif
 
-template <int NUMBER> RWKV_INLINE uint8x16_t nibbles(uint8x16_t bytes) {
-    if constexpr (NUMBER == 0) return vandq_u8(bytes, vdupq_n_u8(0x0f));
+template <size_t PART> RWKV_INLINE uint8x16_t nibbles(uint8x16_t bytes) {
+    if constexpr (PART == 0) return vandq_u8(bytes, vdupq_n_u8(0x0f));
     else return vshrq_n_u8(bytes, 4);
 }
-template <Dtype D, int NUMBER> RWKV_INLINE QuadWeights<D> split_quad(I16 bytes) {
-    if constexpr (D != Dtype::INT4) return {bytes ^ set1(FLIPPED_BITS)};
-    const auto four = [](uint32x4_t p) { return vreinterpretq_u32_u8(nibbles<NUMBER>(vreinterpretq_u8_u32(p))); };
-    return {each<I16>(four, bytes)};
+template <Dtype D, size_t PART> RWKV_INLINE I16 part_of(I16 bytes) {
+    if constexpr (D != Dtype::INT4) return bytes ^ set1(FLIPPED_BITS);
+    const auto four = [](uint32x4_t p) { return vreinterpretq_u32_u8(nibbles<PART>(vreinterpretq_u8_u32(p))); };
+    return each<I16>(four, bytes);
 }
 
 #if defined(RWKV_DOT) || defined(RWKV_MATRIX)
 
-template <Dtype> struct QuadInputs { int8x8_t bytes; };  // in the first lane
+struct QuadInputs { int8x8_t bytes; };  // in the first lane
 
-template <Dtype D> RWKV_INLINE QuadInputs<D> load_inputs(const uint8_t* from) {
+template <Dtype> RWKV_INLINE QuadInputs load_inputs(const uint8_t* from) {
     uint32_t word;
     std::memcpy(&word, from, sizeof word);
     return {vcreate_s8(word)};
 }
 // As assembly, since GCC 12 copies the sums of a tile around the intrinsics.
-template <Dtype D> RWKV_INLINE uint32x4_t add_products(uint32x4_t sum, uint32x4_t w, QuadInputs<D> x) {
+RWKV_INLINE uint32x4_t add_products(uint32x4_t sum, uint32x4_t w, QuadInputs x) {
 #if defined(RWKV_MATRIX)
     __asm__("usdot %0.4s, %1.16b, %2.4b[0]" : "+w"(sum) : "w"(w), "w"(x.bytes));
 #else
@@ -61,15 +61,15 @@ template <Dtype D> RWKV_INLINE uint32x4_t add_products(uint32x4_t sum, uint32x4_
 
 #else
 
-template <Dtype> struct QuadInputs { int8x16_t bytes; };
+struct QuadInputs { int8x16_t bytes; };
 
-template <Dtype D> RWKV_INLINE QuadInputs<D> load_inputs(const uint8_t* from) {
+template <Dtype> RWKV_INLINE QuadInputs load_inputs(const uint8_t* from) {
     uint32_t word;
     std::memcpy(&word, from, sizeof word);
     return {vreinterpretq_s8_u32(vdupq_n_u32(word))};
 }
 // The products of two inputs fit into 16 bits: 2 x 127 x 127.
-template <Dtype D> RWKV_INLINE uint32x4_t add_products(uint32x4_t sum, uint32x4_t w, QuadInputs<D> x) {
+RWKV_INLINE uint32x4_t add_products(uint32x4_t sum, uint32x4_t w, QuadInputs x) {
     const int8x16_t weights = vreinterpretq_s8_u32(w);
     const int16x8_t low = vmull_s8(vget_low_s8(weights), vget_low_s8(x.bytes)), high = vmull_high_s8(weights, x.bytes);
     return vreinterpretq_u32_s32(vpadalq_s16(vreinterpretq_s32_u32(sum), vpaddq_s16(low, high)));
@@ -77,9 +77,9 @@ template <Dtype D> RWKV_INLINE uint32x4_t add_products(uint32x4_t sum, uint32x4_
 
 #endif
 
-template <Dtype D> RWKV_INLINE void add_products(I16& sum, QuadWeights<D> w, QuadInputs<D> x) {
+template <Dtype> RWKV_INLINE void add_products(I16& sum, I16 w, QuadInputs x) {
     const auto add = [&](uint32x4_t p, uint32x4_t q) __attribute__((always_inline)) { return add_products(p, q, x); };
-    sum = each<I16>(add, sum, w.bytes);
+    sum = each<I16>(add, sum, w);
 }
 
 #if defined(RWKV_MATRIX)

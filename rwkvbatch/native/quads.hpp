@@ -1,4 +1,4 @@
-// Quads: four inputs at once of a product of integers.
+// Quads: four inputs at once of a product of integers, and how an instruction set multiplies them.
 #pragma once
 
 #include <cstdint>
@@ -14,170 +14,116 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
-// Four bytes, sixteen times. Two words that were copied together, GCC 12 would load as one and take apart.
-RWKV_INLINE I16 word_at(const uint8_t* from) {
+// The weights of a unit of inputs for 16 outputs are multiplied in parts (`NUM_PARTS`): of each output four bytes, which go
+// with four bytes of each row's inputs. A row's integers lie in the order of the parts, `WORD` bytes each (`store_inputs`).
+//
+// Weights are unsigned (`zero_weight` more than they are), inputs signed: what `vpdpbusd` multiplies, without saturation. The
+// excess, times the sum of a group's inputs, is taken off where a sum begins (`StartOfSum`). Without `vpdpbusd` there are two
+// ways. `vpmaddubsw` multiplies bytes and adds two products in 16 bits: with weights of 4 bits the products of a whole group
+// fit there, so that each output has two sums of 16 bits until `finish_sum`. Weights of 8 bits would saturate: they and
+// their inputs are widened for `vpmaddwd`, the first and the third of a quad in one part, the other two in the next.
+constexpr size_t WORD = 4;
+
+// By how much weights are more than they are where they are multiplied.
+constexpr int weight_excess(Dtype dtype) { return zero_weight(dtype); }
+
+// A word of inputs, for each output. (Two words that are copied together, GCC 12 loads as one and takes apart.)
+template <Dtype> RWKV_INLINE I16 load_inputs(const uint8_t* from) {
     uint32_t word;
     std::memcpy(&word, from, sizeof word);
     return set1(word);
 }
 
-// A quad: four inputs. Its weights for 16 outputs, its inputs of a row, and the sum of their products.
-//
-// Weights are unsigned bytes (`zero_weight` more than they are), inputs signed: what `vpdpbusd` multiplies, without
-// saturation. The excess, zero times the sum of a group's inputs, is the start of each sum (`InputGroup`). `split_quad` takes the
-// quad of that number from the bytes of a unit of inputs. A sum goes through `start_sum`, `add_products` and `finish_sum`.
-//
-// Without `vpdpbusd` there are two ways. `vpmaddubsw` multiplies bytes and adds two products in 16 bits: with weights of 4 bits, a
-// whole group's fit (`SUMS_OF_WORDS`). Those of 8 bits would saturate, so they and their inputs are widened for `vpmaddwd`.
+#if defined(RWKV_VNNI) || defined(RWKV_ISA_AVX2) || defined(RWKV_ISA_AVX512)
 #if defined(RWKV_VNNI)
-
-template <Dtype D> constexpr size_t QUAD_BYTES = 4;
-template <Dtype D> struct QuadWeights { I16 bytes; };
-template <Dtype D> struct QuadInputs { I16 bytes; };
-
-template <Dtype D, int NUMBER> RWKV_INLINE QuadWeights<D> split_quad(I16 bytes) {
-    if constexpr (D != Dtype::INT4) return {bytes};
-    return {(NUMBER == 0 ? bytes : shift_right<4>(bytes)) & set1(0x0f0f0f0fu)};
-}
-template <Dtype D> RWKV_INLINE QuadInputs<D> load_inputs(const uint8_t* from) {
-    return {word_at(from)};
-}
-template <Dtype D> RWKV_INLINE void add_products(I16& sum, QuadWeights<D> w, QuadInputs<D> x) {
-#if defined(RWKV_ISA_AVX512)
-    // As assembly, since GCC 12 copies the sums of a tile around the intrinsic.
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(w.bytes.v), "v"(x.bytes.v));
+constexpr bool as_bytes(Dtype) { return true; }
 #else
-    sum = {_mm256_dpbusd_avx_epi32(sum.a, w.bytes.a, x.bytes.a), _mm256_dpbusd_avx_epi32(sum.b, w.bytes.b, x.bytes.b)};
+constexpr bool as_bytes(Dtype dtype) { return dtype == Dtype::INT4; }
+#endif
+
+template <Dtype D> constexpr size_t NUM_PARTS = D == Dtype::INT4 || !as_bytes(D) ? 2 : 1;
+
+template <Dtype D, size_t PART> RWKV_INLINE I16 part_of(I16 bytes) {
+    if constexpr (NUM_PARTS<D> == 1) return bytes;
+    if constexpr (D == Dtype::INT4) return (PART == 0 ? bytes : shift_right<4>(bytes)) & set1(0x0f0f0f0fu);
+    if constexpr (PART == 0) return bytes & set1(0x00ff00ffu);
+#if defined(RWKV_ISA_AVX512)
+    return {_mm512_srli_epi16(bytes.v, 8)};
+#else
+    return {_mm256_srli_epi16(bytes.a, 8), _mm256_srli_epi16(bytes.b, 8)};
 #endif
 }
 
-#elif defined(RWKV_ISA_AVX512) || defined(RWKV_ISA_AVX2)
-
-#define RWKV_SUMS_OF_WORDS
-// How the sums of a group are kept: as two of 16 bits for each output, or as one of 32.
-constexpr bool sums_of_words(Dtype dtype) { return dtype == Dtype::INT4; }
-static_assert(2 * 15 * 127 * (INT4_SCALED_INPUTS / QUAD) <= INT16_MAX);
-
-// Inputs as 16 bits lie in the order 0, 2, 1, 3, the even ones and the odd ones together.
-template <Dtype D> constexpr size_t QUAD_BYTES = sums_of_words(D) ? 4 : 8;
-template <Dtype D> struct QuadWeights { I16 even, odd; };
-template <> struct QuadWeights<Dtype::INT4> { I16 bytes; };
-template <Dtype D> struct QuadInputs { I16 even, odd; };
-template <> struct QuadInputs<Dtype::INT4> { I16 bytes; };
-
-template <Dtype D, int NUMBER> RWKV_INLINE QuadWeights<D> split_quad(I16 bytes) {
-    if constexpr (D == Dtype::INT4) {
-        return {(NUMBER == 0 ? bytes : shift_right<4>(bytes)) & set1(0x0f0f0f0fu)};
-    } else {
-        const I16 low = set1(0x00ff00ffu);
-        return {bytes & low, shift_right<8>(bytes) & low};
-    }
-}
-template <Dtype D> RWKV_INLINE QuadInputs<D> load_inputs(const uint8_t* from) {
-    if constexpr (D == Dtype::INT4) return {word_at(from)};
-    else return {word_at(from), word_at(from + sizeof(uint32_t))};
-}
-// sum += products of pairs, as assembly: GCC 12 copies the sums of a tile around the intrinsics, and keeps some of them in memory.
+// A row's integers: as bytes, or as 16 bits in the order 0, 2, 1, 3.
+template <Dtype D> RWKV_INLINE void store_inputs(uint8_t* to, I16 integers) {
 #if defined(RWKV_ISA_AVX512)
-RWKV_INLINE void add_pairs_of_words(I16& sum, I16 w, I16 x) {
-    __m512i products;
-    __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+v"(sum.v), "=&v"(products) : "v"(w.v), "v"(x.v));
-}
-RWKV_INLINE void add_pairs_of_bytes(I16& sum, I16 w, I16 x) {
-    __m512i products;
-    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+v"(sum.v), "=&v"(products) : "v"(w.v), "v"(x.v));
-}
-RWKV_INLINE I16 sums_of_pairs(I16 words) { return {_mm512_madd_epi16(words.v, _mm512_set1_epi16(1))}; }
+    if constexpr (as_bytes(D)) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(integers.v));
+        return;
+    }
+    const __m256i words = _mm512_cvtepi32_epi16(integers.v);
 #else
-RWKV_INLINE void add_pairs_of_words(__m256i& sum, __m256i w, __m256i x) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(integers.a, integers.b), 0xD8);
+    if constexpr (as_bytes(D)) {
+        const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(words, words), 0xD8);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(bytes));
+        return;
+    }
+#endif
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xD8), 0xD8));
+}
+
+// sum += products of a part. As assembly, since GCC 12 copies the sums of a tile around the intrinsics or keeps them in memory.
+#if defined(RWKV_ISA_AVX512)
+template <Dtype D> RWKV_INLINE void add_products(I16& sum, I16 w, I16 x) {
+#if defined(RWKV_VNNI)
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(w.v), "v"(x.v));
+#else
+    __m512i products;
+    if constexpr (as_bytes(D))
+        __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+v"(sum.v), "=&v"(products) : "v"(w.v), "v"(x.v));
+    else __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+v"(sum.v), "=&v"(products) : "v"(w.v), "v"(x.v));
+#endif
+}
+#else
+template <Dtype D> RWKV_INLINE void add_products(__m256i& sum, __m256i w, __m256i x) {
+#if defined(RWKV_VNNI)
+    sum = _mm256_dpbusd_avx_epi32(sum, w, x);
+#else
     __m256i products;
-    __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(products) : "x"(w), "x"(x));
+    if constexpr (as_bytes(D))
+        __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(sum), "=&x"(products) : "x"(w), "x"(x));
+    else __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(products) : "x"(w), "x"(x));
+#endif
 }
-RWKV_INLINE void add_pairs_of_bytes(__m256i& sum, __m256i w, __m256i x) {
-    __m256i products;
-    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(sum), "=&x"(products) : "x"(w), "x"(x));
-}
-RWKV_INLINE void add_pairs_of_words(I16& sum, I16 w, I16 x) {
-    add_pairs_of_words(sum.a, w.a, x.a);
-    add_pairs_of_words(sum.b, w.b, x.b);
-}
-RWKV_INLINE void add_pairs_of_bytes(I16& sum, I16 w, I16 x) {
-    add_pairs_of_bytes(sum.a, w.a, x.a);
-    add_pairs_of_bytes(sum.b, w.b, x.b);
-}
-RWKV_INLINE I16 sums_of_pairs(I16 words) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    return {_mm256_madd_epi16(words.a, ones), _mm256_madd_epi16(words.b, ones)};
+template <Dtype D> RWKV_INLINE void add_products(I16& sum, I16 w, I16 x) {
+    add_products<D>(sum.a, w.a, x.a);
+    add_products<D>(sum.b, w.b, x.b);
 }
 #endif
-template <Dtype D> RWKV_INLINE void add_products(I16& sum, QuadWeights<D> w, QuadInputs<D> x) {
-    if constexpr (D == Dtype::INT4) {
-        add_pairs_of_bytes(sum, w.bytes, x.bytes);
-    } else {
-        add_pairs_of_words(sum, w.even, x.even);
-        add_pairs_of_words(sum, w.odd, x.odd);
-    }
-}
 
 #else
 
-template <Dtype D> constexpr size_t QUAD_BYTES = 8;
-template <Dtype D> struct QuadWeights { I16 even, odd; };
-template <Dtype D> struct QuadInputs { I16 even, odd; };
+template <Dtype D> constexpr size_t NUM_PARTS = D == Dtype::INT4 ? 4 : 2;
 
-template <Dtype D, int NUMBER> RWKV_INLINE QuadWeights<D> split_quad(I16 bytes) {
-    const I16 low = set1(D == Dtype::INT4 ? 0x000f000fu : 0x00ff00ffu);
-    return {(NUMBER == 0 ? bytes : shift_right<4>(bytes)) & low, shift_right<8 + 4 * NUMBER>(bytes) & low};
+template <Dtype D, size_t PART> RWKV_INLINE I16 part_of(I16 bytes) {
+    return shift_right<8 * (PART % 2) + 4 * (PART / 2)>(bytes) & set1(D == Dtype::INT4 ? 0x000f000fu : 0x00ff00ffu);
 }
-template <Dtype D> RWKV_INLINE QuadInputs<D> load_inputs(const uint8_t* from) {
-    return {word_at(from), word_at(from + sizeof(uint32_t))};
-}
-RWKV_INLINE I16 pairs(I16 w, I16 x) {
-    I16 r;
+template <Dtype> RWKV_INLINE void add_products(I16& sum, I16 w, I16 x) {
     for (size_t i = 0; i < LANES; ++i) {
         const int32_t low = static_cast<int16_t>(w.v[i] & 0xffffu) * static_cast<int16_t>(x.v[i] & 0xffffu);
         const int32_t high = static_cast<int16_t>(w.v[i] >> 16) * static_cast<int16_t>(x.v[i] >> 16);
-        r.v[i] = static_cast<uint32_t>(low + high);
-    }
-    return r;
-}
-template <Dtype D> RWKV_INLINE void add_products(I16& sum, QuadWeights<D> w, QuadInputs<D> x) {
-    sum = sum + pairs(w.even, x.even) + pairs(w.odd, x.odd);
-}
-
-#endif
-
-// Inputs of a quad as `load_inputs` takes them, of 16 integers.
-#if defined(RWKV_ISA_AVX512)
-template <Dtype D> RWKV_INLINE void store_inputs(uint8_t* to, I16 integers) {
-    if constexpr (QUAD_BYTES<D> == QUAD) {
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(integers.v));
-    } else {
-        const __m256i words = _mm512_cvtepi32_epi16(integers.v);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xD8), 0xD8));
+        sum.v[i] += static_cast<uint32_t>(low + high);
     }
 }
-#elif defined(RWKV_ISA_AVX2)
-template <Dtype D> RWKV_INLINE void store_inputs(uint8_t* to, I16 integers) {
-    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(integers.a, integers.b), 0xD8);
-    if constexpr (QUAD_BYTES<D> == QUAD) {
-        const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(words, words), 0xD8);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(bytes));
-    } else {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xD8), 0xD8));
-    }
-}
-#else
-template <Dtype D> RWKV_INLINE void store_inputs(uint8_t* to, I16 integers) {
+template <Dtype> RWKV_INLINE void store_inputs(uint8_t* to, I16 integers) {
     int16_t words[LANES];
     constexpr size_t ORDER[QUAD] = {0, 2, 1, 3};
     for (size_t i = 0; i < LANES; ++i) words[i] = static_cast<int16_t>(integers.v[i / QUAD * QUAD + ORDER[i % QUAD]]);
     std::memcpy(to, words, sizeof words);
 }
-#endif
 
-// By how much weights are more than they are where they are multiplied.
-constexpr int weight_excess(Dtype dtype) { return zero_weight(dtype); }
+#endif
 
 }  // namespace RWKV_ISA
 }  // namespace rwkv
@@ -187,15 +133,61 @@ constexpr int weight_excess(Dtype dtype) { return zero_weight(dtype); }
 namespace rwkv {
 namespace RWKV_ISA {
 
-// A group's sums of 16 outputs: what they begin with, and what they are at the end, given the start of the row's group.
-#if defined(RWKV_SUMS_OF_WORDS)
-template <Dtype D> RWKV_INLINE I16 start_sum(int32_t start) { return set1(sums_of_words(D) ? 0u : static_cast<uint32_t>(start)); }
-template <Dtype D> RWKV_INLINE I16 finish_sum(I16 sum, int32_t start) {
-    return sums_of_words(D) ? sums_of_pairs(sum) + set1(static_cast<uint32_t>(start)) : sum;
-}
+// Bytes of a row's integers of a unit of inputs, and of a quad.
+template <Dtype D> constexpr size_t UNIT_INPUT_BYTES = NUM_PARTS<D> * WORD;
+template <Dtype D> constexpr size_t QUAD_BYTES = UNIT_INPUT_BYTES<D> * QUAD / unit_inputs(D);
+
+// A row's inputs of a unit, or a quad's where these are the same, and their products with its weights.
+template <Dtype D> struct UnitInputs {
+    decltype(load_inputs<D>(nullptr)) parts[NUM_PARTS<D>];
+
+    RWKV_INLINE explicit UnitInputs(const uint8_t* from) {
+        for (size_t part = 0; part < NUM_PARTS<D>; ++part) parts[part] = load_inputs<D>(from + part * WORD);
+    }
+    template <size_t PART = 0> RWKV_INLINE void add_products_to(I16& sum, I16 bytes) const {
+        add_products<D>(sum, part_of<D, PART>(bytes), parts[PART]);
+        if constexpr (PART + 1 < NUM_PARTS<D>) add_products_to<PART + 1>(sum, bytes);
+    }
+};
+
+// What the sum of a group of inputs begins with: its weights' excess, negative.
+template <Dtype D> struct StartOfSum {
+    F16 inputs = zero();
+    RWKV_INLINE int32_t value() const { return -weight_excess(D) * static_cast<int32_t>(sum_lanes(inputs)); }
+};
+
+// The sums of a group as 32 bits.
+template <Dtype> RWKV_INLINE I16 finish_sum(I16 sum) { return sum; }
+
+#if (defined(RWKV_ISA_AVX2) || defined(RWKV_ISA_AVX512)) && !defined(RWKV_VNNI)
+
+static_assert(2 * 15 * 127 * (INT4_SCALED_INPUTS / QUAD) <= INT16_MAX);
+
+// Two halves: what the first two inputs of each quad add to, and the others above.
+template <> struct StartOfSum<Dtype::INT4> {
+    F16 inputs = zero();
+    RWKV_INLINE int32_t value() const {
+#if defined(RWKV_ISA_AVX512)
+        const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(inputs.v), _mm512_extractf32x8_ps(inputs.v, 1));
 #else
-template <Dtype> RWKV_INLINE I16 start_sum(int32_t start) { return set1(static_cast<uint32_t>(start)); }
-template <Dtype> RWKV_INLINE I16 finish_sum(I16 sum, int32_t) { return sum; }
+        const __m256 eight = _mm256_add_ps(inputs.a, inputs.b);
+#endif
+        const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+        const __m128 halves = _mm_mul_ps(_mm_hadd_ps(four, four), _mm_set1_ps(-weight_excess(Dtype::INT4)));
+        const __m128i integers = _mm_cvtps_epi32(halves);
+        return _mm_cvtsi128_si32(_mm_packs_epi32(integers, integers));
+    }
+};
+
+template <> RWKV_INLINE I16 finish_sum<Dtype::INT4>(I16 sum) {
+#if defined(RWKV_ISA_AVX512)
+    return {_mm512_madd_epi16(sum.v, _mm512_set1_epi16(1))};
+#else
+    const __m256i ones = _mm256_set1_epi16(1);
+    return {_mm256_madd_epi16(sum.a, ones), _mm256_madd_epi16(sum.b, ones)};
+#endif
+}
+
 #endif
 
 }  // namespace RWKV_ISA
