@@ -155,6 +155,21 @@ class TestNative:
             (found,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, large=True))])
             assert torch.equal(ops.values(found), x @ weight.t())
 
+    def test_the_largest_stored_weights_of_four_bits_do_not_overflow(self, make) -> None:
+        """Sums of 16 bits: of each group all weights but one are stored as 15, the largest, or as 0."""
+        ops = make("int4")
+        weight = torch.full((48, 256), 7.0)
+        weight[:, ::32] = -8
+        weight[16:32] *= -1  # the scale turns the sign: the same integers
+        weight[32:, ::32] = 8
+        weight[32:, 1::32] = -8  # integers of 1 and -7 between the ends
+        for rows in (1, 3, 6, 30):
+            for sign in (1, -1):
+                x = torch.full((rows, 256), 127.0 * sign)
+                x[rows // 2, 2::4] *= -1
+                (found,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, large=True))])
+                assert torch.equal(ops.values(found), x @ rounded_to_int4(weight).t())
+
     @pytest.mark.parametrize("rounding", ROUNDED)
     def test_zeros_tiny_and_non_finite_inputs_are_those_of_the_reference(self, make, rounding: Rounding) -> None:
         ops, reference, weight = make(rounding), ReferenceOps(rounding=rounding), random_weight(40, 300)
