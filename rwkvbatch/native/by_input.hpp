@@ -86,7 +86,7 @@ RWKV_INLINE void put_input(uint8_t* quads, size_t k, int32_t value) {
 // The inputs of rounded rows that are not zero in all of them, or all: see `SparseQuads`. Returns their number.
 inline size_t gather(const QuantizedRows& rows, bool all, const SparseQuads& to) {
     size_t number = 0, count = 0;
-    for (size_t begin = 0, line = 0; begin < rows.in; begin += SCALED_INPUTS, line += BAND_SCALES / INPUT_LINE) {
+    for (size_t begin = 0, offset = 0; begin < rows.in; begin += SCALED_INPUTS, offset += BAND_SCALES) {
         const size_t before = number;
 #if defined(RWKV_ISA_AVX512) && defined(RWKV_VNNI)
         const size_t end = std::min(begin + SCALED_INPUTS, rows.in);
@@ -99,37 +99,126 @@ inline size_t gather(const QuantizedRows& rows, bool all, const SparseQuads& to)
                 needed |= _mm_test_epi8_mask(inputs[row], inputs[row]);
             }
             const __m512i numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-            const __m512i lines = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(line + k - begin)), numbers);
-            _mm512_storeu_si512(to.lines + number, _mm512_maskz_compress_epi32(needed, lines));
+            const __m512i offsets = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(offset + (k - begin) * INPUT_LINE)),
+                                                     _mm512_mullo_epi32(numbers, _mm512_set1_epi32(INPUT_LINE)));
+            _mm512_storeu_si512(to.offsets + number, _mm512_maskz_compress_epi32(needed, offsets));
             for (size_t row = 0; row < rows.num_rows; ++row)
                 store_inputs<Dtype::W8A8>(to.quads + row * to.stride + number, {_mm512_maskz_compress_epi32(needed, _mm512_cvtepi8_epi32(inputs[row]))});
             number += static_cast<size_t>(__builtin_popcount(needed));
         }
-        line += end - begin;
+        offset += (end - begin) * INPUT_LINE;
 #else
-        for (size_t k = begin; k < std::min(begin + SCALED_INPUTS, rows.in); ++k, ++line) {
+        for (size_t k = begin; k < std::min(begin + SCALED_INPUTS, rows.in); ++k, offset += INPUT_LINE) {
             bool needed = all;
             for (size_t row = 0; row < rows.num_rows; ++row) {
                 const int32_t input = input_at(rows.quads + row * rows.stride, k);
                 put_input(to.quads + row * to.stride, number, input);
                 needed |= input != 0;
             }
-            to.lines[number] = static_cast<uint32_t>(line);
+            to.offsets[number] = static_cast<uint32_t>(offset);
             number += needed;
         }
 #endif
         count += number - before;
         for (; number % QUAD != 0; ++number) {
-            to.lines[number] = to.lines[number - 1];
+            to.offsets[number] = to.offsets[number - 1];
             for (size_t row = 0; row < rows.num_rows; ++row) put_input(to.quads + row * to.stride, number, 0);
         }
         to.group_ends[begin / SCALED_INPUTS] = static_cast<uint32_t>(number / QUAD);
     }
     // Behind the last come those of the next band.
-    const size_t band = rows.in + ceil_div(rows.in, SCALED_INPUTS) * BAND_SCALES / INPUT_LINE;
-    for (size_t i = 0; i < MAX_SPARSE_AHEAD; ++i) to.lines[number + i] = static_cast<uint32_t>(band + (i < number ? to.lines[i] : 0));
+    const size_t band = rows.in * INPUT_LINE + ceil_div(rows.in, SCALED_INPUTS) * BAND_SCALES;
+    for (size_t i = 0; i < MAX_SPARSE_AHEAD; ++i)
+        to.offsets[number + i] = static_cast<uint32_t>(band + (i < number ? to.offsets[i] : 0));
     return count;
 }
+
+// A group's sums of a few rows by the panels of a band. `add` takes as many quads of weights, whose inputs' lines are `offsets` bytes
+// behind the band's beginning, and the rows' gathered inputs.
+#if defined(RWKV_ISA_AVX2) && !defined(RWKV_VNNI)
+
+// One half of the lines after the other where there are more rows than one: sums of whole lines would need more registers than there
+// are. A product takes two of four inputs, the first and the third or the other two: they are interleaved, and then with zeros.
+template <size_t ROWS> struct BandSums {
+    static constexpr size_t AT_ONCE = ROWS == 1 ? 2 : 1, HALF_LINE = INPUT_LINE / 2;
+    __m256i sum[ROWS][BAND][2];
+
+    RWKV_INLINE void start(const InputGroup* rows) {
+        for (size_t i = 0; i < ROWS; ++i)
+            for (size_t p = 0; p < BAND; ++p) sum[i][p][0] = sum[i][p][1] = _mm256_set1_epi32(rows[i].start);
+    }
+    RWKV_INLINE void add(const uint8_t* weights, const uint32_t* offsets, const uint8_t* x, size_t stride, size_t quads) {
+        add_halves<0>(weights, offsets, x, stride, quads);
+        if constexpr (AT_ONCE == 1) add_halves<1>(weights, offsets, x, stride, quads);
+    }
+    RWKV_INLINE I16 operator()(size_t i, size_t p) const { return {sum[i][p][0], sum[i][p][1]}; }
+
+private:
+    template <size_t FIRST>
+    RWKV_INLINE void add_halves(const uint8_t* weights, const uint32_t* offsets, const uint8_t* x, size_t stride, size_t quads) {
+        __m256i sums[ROWS][BAND][AT_ONCE];
+        each_sum([&](size_t i, size_t p, size_t h) __attribute__((always_inline)) { sums[i][p][h] = sum[i][p][FIRST + h]; });
+        for (size_t quad = 0; quad < quads; ++quad, offsets += QUAD, x += QUAD_BYTES<Dtype::W8A8>) {
+            if constexpr (FIRST == 0)
+                for (size_t i = 0; i < QUAD; ++i) __builtin_prefetch(weights + offsets[i + LINES_AHEAD], 0, 2);
+#pragma GCC unroll 2
+            for (size_t part = 0; part < NUM_PARTS<Dtype::W8A8>; ++part)
+#pragma GCC unroll 2
+                for (size_t h = 0; h < AT_ONCE; ++h) {
+                    const auto half_line = [&](size_t i) __attribute__((always_inline)) {
+                        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights + offsets[i] + (FIRST + h) * HALF_LINE));
+                    };
+                    const __m256i first = half_line(part), second = half_line(part + 2), none = _mm256_setzero_si256();
+                    const __m256i low = _mm256_unpacklo_epi8(first, second), high = _mm256_unpackhi_epi8(first, second);
+                    const __m256i pairs[BAND] = {_mm256_unpacklo_epi8(low, none), _mm256_unpackhi_epi8(low, none),
+                                                 _mm256_unpacklo_epi8(high, none), _mm256_unpackhi_epi8(high, none)};
+#pragma GCC unroll 3
+                    for (size_t i = 0; i < ROWS; ++i) {
+                        const I16 row = load_inputs<Dtype::W8A8>(x + i * stride + part * WORD);
+#pragma GCC unroll 4
+                        for (size_t p = 0; p < BAND; ++p) add_products<Dtype::W8A8>(sums[i][p][h], pairs[p], row.a);
+                    }
+                }
+        }
+        each_sum([&](size_t i, size_t p, size_t h) __attribute__((always_inline)) { sum[i][p][FIRST + h] = sums[i][p][h]; });
+    }
+    template <class Do> RWKV_INLINE static void each_sum(const Do& with) {
+#pragma GCC unroll 3
+        for (size_t i = 0; i < ROWS; ++i)
+#pragma GCC unroll 4
+            for (size_t p = 0; p < BAND; ++p)
+#pragma GCC unroll 2
+                for (size_t h = 0; h < AT_ONCE; ++h) with(i, p, h);
+    }
+};
+
+#else
+
+template <size_t ROWS> struct BandSums {
+    I16 sum[ROWS][BAND];
+
+    RWKV_INLINE void start(const InputGroup* rows) {
+        for (size_t i = 0; i < ROWS; ++i)
+            for (size_t p = 0; p < BAND; ++p) sum[i][p] = set1(static_cast<uint32_t>(rows[i].start));
+    }
+    RWKV_INLINE void add(const uint8_t* weights, const uint32_t* offsets, const uint8_t* x, size_t stride, size_t quads) {
+        for (size_t quad = 0; quad < quads; ++quad, offsets += QUAD, x += QUAD_BYTES<Dtype::W8A8>) {
+            I16 lines[QUAD];
+            for (size_t i = 0; i < QUAD; ++i) {
+                __builtin_prefetch(weights + offsets[i + LINES_AHEAD], 0, 2);
+                lines[i] = load_line(weights + offsets[i]);
+            }
+            quads_of(lines);
+            for (size_t i = 0; i < ROWS; ++i) {
+                const UnitInputs<Dtype::W8A8> row(x + i * stride);
+                for (size_t p = 0; p < BAND; ++p) row.add_products_to(sum[i][p], lines[p]);
+            }
+        }
+    }
+    RWKV_INLINE I16 operator()(size_t i, size_t p) const { return sum[i][p]; }
+};
+
+#endif
 
 // Bands of a few rows, whose gathered inputs are `job.sparse`.
 template <size_t ROWS> void linear_by_input(const LinearJob& job, size_t first_panel, size_t end_panel, float* sums) {
@@ -137,30 +226,20 @@ template <size_t ROWS> void linear_by_input(const LinearJob& job, size_t first_p
     const PackedMatrix& weight = job.weight;
     const uint8_t* const x = reinterpret_cast<const uint8_t*>(job.x.data);
     const size_t stride = job.x.stride * sizeof(float);
-    const uint32_t *const lines = job.sparse.places, *const group_ends = job.sparse.block_ends;
+    const uint32_t *const offsets = job.sparse.places, *const group_ends = job.sparse.block_ends;
     for (size_t panel = first_panel; panel < end_panel; panel += BAND) {
         const uint8_t *const weights = weight.at(panel, 0), *scales = weights;
         for (size_t i = 0; i < ROWS * BAND; ++i) store(sums + i * PANEL, zero());
         for (size_t begin = 0, quad = 0; begin < weight.in; begin += SCALED_INPUTS) {
             const InputGroup* const rows = job.groups + begin / SCALED_INPUTS * job.num_rows;
+            const size_t end = group_ends[begin / SCALED_INPUTS];
             scales += std::min(SCALED_INPUTS, weight.in - begin) * INPUT_LINE;
-            I16 sum[ROWS][BAND];
-            for (size_t i = 0; i < ROWS; ++i)
-                for (size_t p = 0; p < BAND; ++p) sum[i][p] = set1(static_cast<uint32_t>(rows[i].start));
-            for (const size_t end = group_ends[begin / SCALED_INPUTS]; quad < end; ++quad) {
-                I16 quads[QUAD];
-                for (size_t i = 0; i < QUAD; ++i) {
-                    __builtin_prefetch(weights + lines[quad * QUAD + i + LINES_AHEAD] * INPUT_LINE, 0, 2);
-                    quads[i] = load_line(weights + lines[quad * QUAD + i] * INPUT_LINE);
-                }
-                quads_of(quads);
-                for (size_t i = 0; i < ROWS; ++i) {
-                    const UnitInputs<DTYPE> row(x + i * stride + quad * QUAD_BYTES<DTYPE>);
-                    for (size_t p = 0; p < BAND; ++p) row.add_products_to(sum[i][p], quads[p]);
-                }
-            }
-            add_to_totals<DTYPE, ROWS, BAND>(sums, rows, scales, [&](size_t i, size_t p) __attribute__((always_inline)) { return sum[i][p]; });
+            BandSums<ROWS> group;
+            group.start(rows);
+            group.add(weights, offsets + quad * QUAD, x + quad * QUAD_BYTES<DTYPE>, stride, end - quad);
+            add_to_totals<DTYPE, ROWS, BAND>(sums, rows, scales, group);
             scales += BAND_SCALES;
+            quad = end;
         }
         finish_tile(job, 0, ROWS, panel, BAND, sums);
     }

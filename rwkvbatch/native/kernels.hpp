@@ -32,8 +32,8 @@ struct InputGroup {
 };
 
 // The inputs of a linear layer that are not zero in all of its rows, in ascending order. What the others would add is zero.
-// With integer weights: `places` are lines of the first band, four for each quad of a group, `block_ends` the quads up to the end
-// of each group, and the rows' quads are the layer's `x`.
+// With integer weights: `places` are distances in bytes from the beginning of a band, four for each quad of a group, `block_ends` the
+// quads up to the end of each group, and the rows' quads are the layer's `x`.
 struct SparseInputs {
     const uint32_t* places;      // of each, its distance from the first in a band, in inputs; with int8, scales count as four
     const uint32_t* block_ends;  // with int8: how many there are to the end of each block that shares a scale
@@ -84,9 +84,9 @@ struct QuantizedRows {
     size_t num_rows, in, stride;
 };
 
-// Where gathered inputs go, see `SparseInputs`: as many lines as a layer has inputs with three more a group and MAX_SPARSE_AHEAD.
+// Where gathered inputs go, see `SparseInputs`: as many places as a layer has inputs with three more a group and MAX_SPARSE_AHEAD.
 struct SparseQuads {
-    uint32_t *lines, *group_ends;
+    uint32_t *offsets, *group_ends;
     uint8_t* quads;
     size_t stride;  // bytes from one row to the next
 };
