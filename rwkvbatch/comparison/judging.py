@@ -249,15 +249,24 @@ def _with_sample_size(result: GateResult, scope: GateScope, interval: Interval) 
             distance, between, within, repeats, power=POWER, level=interval.level_each,
             limited=are_steps(found.values, found.conversations, form.reach, found.weights),
         )  # fmt: skip
-    elif distance < form.reach < math.inf:
-        needed = math.ceil(math.log(interval.level_each / 2) / math.log1p(-distance / form.reach))
-        given = "if all pairs are equal there too"
+    elif distance < (reach := _reach(form, result, wanted_sign(gate))) < math.inf:
+        needed = math.ceil(math.log(interval.level_each / 2) / math.log1p(-distance / reach))
+        given = f"if all {'conversations' if form.one_sided else 'pairs'} are equal there too"
     else:
         return result
     each = f" of {repeats} repetitions" if repeats > 1 else ""
     chance = f" with a probability of {POWER:.0%}" if between + within > 0 else ""
     note = f"about {needed:,} conversations{each} show it{chance}, {given}"
     return replace(result, conversations_needed=needed, note=note)
+
+
+def _reach(form: LinearForm, result: GateResult, sign: int) -> float:
+    """How far below (for `sign` -1 above) what was found other conversations can be."""
+    if form.difference:
+        return form.reach
+    low, high = form.limits
+    found = result.left - result.right
+    return found - low if sign > 0 else high - found
 
 
 def as_counted(values: Floats, weights: Floats | None) -> Floats:

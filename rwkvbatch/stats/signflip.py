@@ -339,10 +339,9 @@ class _Sides:
         if not significant:
             return min(low, 0.0), max(high, 0.0)
         # The wider interval can reach 0 where the test is sure of the sign.
-        nearest = float(np.abs(self.means[np.sign(self.means) == math.copysign(1, spread.mean)]).min())
         if spread.mean > 0:
-            return (low if low > 0 else nearest), high
-        return low, (high if high < 0 else -nearest)
+            return (low if low > 0 else spread.least), high
+        return low, (high if high < 0 else -spread.least)
 
 
 def _two_sided(sums: NDArray[np.float64]) -> NDArray[np.float64]:
