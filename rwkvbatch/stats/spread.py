@@ -13,8 +13,8 @@ from rwkvbatch.stats.bounded import unseen_share
 from rwkvbatch.stats.clustered import cluster_codes, clustered_mean, detectable_errors, t_quantile
 
 _FEWEST_SIZES: Final = 6
-_SMALL_SAMPLE: Final = 5.0
-_NEAREST_TO_TURN: Final = 0.96
+_SMALL_SAMPLE: Final = 140.0
+_SKEWNESS_OF_NOISE: Final = 0.5
 """Chosen by simulation, see `Spread._asymmetry` and docs/statistics.md."""
 _ABSENT: Final = 4.0
 """Chosen by simulation, see `Spread.around` and docs/statistics.md."""
@@ -75,9 +75,10 @@ class Spread:
     Attributes:
         mean, standard_error: of all values; the error is NaN with fewer than two clusters.
         clusters: how many.
-        shrunk, shrunk_error: of the sample with two more average clusters: half of one at each end of the range of the
-            means and one at 0 (Agresti and Min 2005, Simple improved confidence intervals for comparing matched
-            proportions). They know a spread even where all clusters agree.
+        shrunk, shrunk_error: of the sample with two more average clusters: half of one at the usual size of those that
+            are not 0 (their root mean square), half of one at its opposite, and one at 0 (Agresti and Min 2005, Simple
+            improved confidence intervals for comparing matched proportions). They know a spread even where all
+            clusters agree.
         widest: the largest mean that is possible; infinite for metrics without limits.
         discrete: the clusters' means are steps between limits, as those of yes/no outcomes are: there are limits, and
             two means other than 0 have the same size, or fewer than 6 are not 0.
@@ -127,7 +128,8 @@ class Spread:
         more = size + 2 * average
         shrunk = float(sums.sum()) / more
         squares = float(((sums - shrunk * counts) ** 2).sum())
-        squares += average**2 * ((farthest - shrunk) ** 2 + (farthest + shrunk) ** 2) / 2 + average**2 * shrunk**2
+        usual = farthest * math.sqrt(float((sizes**2).mean()))
+        squares += average**2 * ((usual - shrunk) ** 2 + (usual + shrunk) ** 2) / 2 + average**2 * shrunk**2
         shrunk_error = math.sqrt(squares * (num + 2) / (num + 1)) / more
         gains, losses = (
             Share.of(np.maximum(side, 0.0) / farthest, counts) if discrete else None for side in (sums, -sums)
@@ -192,11 +194,14 @@ class Spread:
 
         g(t) = t + a t^2 / 3 + a^2 t^3 / 27 + a / 6 = ((1 + a t / 3)^3 - 1) / a + a / 6, which is monotonic.
 
-        Small samples of skewed populations show too little of the skewness: it is multiplied by 1 + 5 / n. The cubic
-        flattens at t = -3 / a and its inverse jumps near a = 1 / t, so a stays below 0.96 / t at a level of 5 %.
+        A skewness of up to about 0.5 is mostly noise: it is multiplied by the share of its square in itself and 0.25.
+        Small samples of skewed populations show too little of the skewness: it is multiplied by 1 + 140 / n^2. The
+        cubic flattens at t = -3 / a and its inverse jumps near a = 1 / t, so a stays below 0.96 / t at a level of 5 %,
+        and below (0.9 + 0.75 / n) / t, which is enough for more than 12 clusters.
         """
-        a = self.skewness * (1 + _SMALL_SAMPLE / self.clusters) / math.sqrt(self.clusters)
-        most = _NEAREST_TO_TURN / t_quantile(0.975, self.clusters - 1)
+        n, square = self.clusters, self.skewness**2
+        a = self.skewness * square / (square + _SKEWNESS_OF_NOISE**2) * (1 + _SMALL_SAMPLE / n**2) / math.sqrt(n)
+        most = min(0.96, 0.9 + 0.75 / n) / t_quantile(0.975, n - 1)
         return min(most, max(-most, a))
 
     def detectable(self, level: float) -> float:
