@@ -147,8 +147,8 @@ class Analysis:
     def records(self) -> list[dict[str, Any]]:
         """The table, a record per comparison with the keys of `COLUMNS`.
 
-        Without comparisons (a single variant), a record per mean: `low` and `high`, and the same ends as `low_alone` and
-        `high_alone` since nothing is corrected, are of the mean; what needs a baseline is None.
+        Without comparisons (a single variant), a record per mean, with its interval as `low` and `high`, and as
+        `low_alone` and `high_alone` since nothing is corrected; what needs a baseline is None.
         """
         if self.comparisons:
             return [{name: of(line) for name, of in COLUMNS.items()} for line in self.comparisons]

@@ -106,13 +106,13 @@ def _paired_intervals(gate: Gate, form: LinearForm, numbers: Sequence[Numbers | 
     family = compare_family(sums, counts, level=LEVEL, widest=widest)
     judged = sum(found is not None and found.values.size > 0 for found in numbers)
 
-    def ends(test: Difference, level: float) -> list[float]:
+    def ends(test: Difference, level: float) -> tuple[float, float]:
         low, high = sorted((scale * test.low + shift, scale * test.high + shift))
         if not difference and math.isfinite(widest):
             unseen = unseen_share(test.clusters, level)
             others = [test.mean + unseen * (limit - test.mean) for limit in form.limits]
             low, high = min(low, others[0]), max(high, others[1])
-        return [low, high]
+        return low, high
 
     intervals: list[Interval] = []
     for column, (found, test) in enumerate(zip(numbers, family.differences, strict=True)):
@@ -120,7 +120,8 @@ def _paired_intervals(gate: Gate, form: LinearForm, numbers: Sequence[Numbers | 
             intervals.append(_NOTHING)
             continue
         p = test.p_adjusted if difference and shift == 0 else math.nan
-        interval = Interval(*ends(test, family.level_each), p, exact=test.identical, level_each=family.level_each)
+        low, high = ends(test, family.level_each)
+        interval = Interval(low, high, p, exact=test.identical, level_each=family.level_each)
         if test.identical and math.isfinite(widest):
             most = form.reach * unseen_share(test.clusters, family.level_each)
             interval = replace(interval, low=shift - most, high=shift + most, exact=False)

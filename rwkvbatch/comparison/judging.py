@@ -15,7 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvbatch.comparison.gate_intervals import Interval, gate_intervals, numbers_of, wanted_sign
-from rwkvbatch.comparison.gates import COMPARATORS, OPERATORS, PERCENTILE, STATISTICS, Floats, Gate, Value, evaluated
+from rwkvbatch.comparison.gates import (
+    COMPARATORS,
+    OPERATORS,
+    PERCENTILE,
+    STATISTICS,
+    Floats,
+    Gate,
+    LinearForm,
+    Value,
+    evaluated,
+)
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.preference import PREFERENCE
 from rwkvbatch.comparison.scopes import GateScope

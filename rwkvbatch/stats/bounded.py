@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike
 
 from rwkvbatch.stats.clustered import clustered_mean, detectable_errors, t_quantile
 
-
 _LARGEST_SIZE: Final = 1e9
 """An effective number whose interval is far shorter than that of the unseen share for any number of clusters."""
 

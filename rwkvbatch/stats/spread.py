@@ -16,8 +16,10 @@ _FEWEST_SIZES: Final = 6
 _SMALL_SAMPLE: Final = 140.0
 _SKEWNESS_OF_NOISE: Final = 0.5
 """Chosen by simulation, see `Spread._asymmetry` and docs/statistics.md."""
-_ABSENT: Final = 4.0
-"""Chosen by simulation, see `Spread.around` and docs/statistics.md."""
+ABSENT = 4.0
+"""Clusters at the ends of the range may be absent from a sample with a probability of `level` / 2 times this number.
+
+Chosen by simulation, see docs/statistics.md."""
 
 
 def unlimited_interval(
@@ -155,7 +157,7 @@ class Spread:
         (gain_low, gain_high), (loss_low, loss_high) = self.gains.wilson(level), self.losses.wilson(level)
         gain, loss = self.gains.mean, self.losses.mean
         below, above = math.hypot(gain - gain_low, loss_high - loss), math.hypot(gain_high - gain, loss - loss_low)
-        absent = unseen_share(self.clusters, _ABSENT * level)
+        absent = unseen_share(self.clusters, ABSENT * level)
         return (
             min(low, self.mean - self.farthest * below, self.mean - absent * (self.widest + self.mean)),
             max(high, self.mean + self.farthest * above, self.mean + absent * (self.widest - self.mean)),

@@ -223,6 +223,38 @@ def test_gains_less_losses_have_newcombes_interval() -> None:
     assert found.around(0.05)[1] == pytest.approx(high)
 
 
+@pytest.mark.parametrize("level", [0.05, 0.0125])
+def test_small_gains_do_not_rule_out_conversations_that_fail_altogether(level: float) -> None:
+    """A share of total losses that a sample lacks with a probability of twice the level."""
+    values = np.array([0.2, 0.4, 0.2, 0.0, 0.2, 0.2, 0.4, 0.0])
+    share = 1 - (2 * level) ** (1 / values.size)
+    low, high = spread(values, widest=1.0).around(level)
+    assert low == pytest.approx((1 - share) * values.mean() - share)
+    assert high == pytest.approx((1 - share) * values.mean() + share)
+    assert spread(-values, widest=1.0).around(level) == pytest.approx((-high, -low))
+
+
+def test_averages_of_repetitions_have_shorter_intervals_than_yes_no_outcomes() -> None:
+    """The enlarged sample has half a conversation of the usual size of the differences on either side, and one at 0."""
+    values = np.array([0.25, -0.25, 0.5, 0.0, 0.25, -0.5, 0.25, 0.0, 0.5, 0.25] * 6)
+    found, usual = spread(values, widest=1.0), math.sqrt((5 * 0.25**2 + 3 * 0.5**2) / 8)
+    enlarged = np.append(values, [0.0, usual, -usual])
+    center = values.sum() / 62
+    variance = (((enlarged - center) ** 2) @ [*[1.0] * 61, 0.5, 0.5]) / 61 / 62
+    assert (found.shrunk, found.shrunk_error) == (pytest.approx(center), pytest.approx(math.sqrt(variance)))
+    low, high = found.around(0.05)
+    assert high - low < 1.05 * 2 * t.ppf(0.975, 59) * found.standard_error
+
+
+def test_a_significant_interval_begins_at_the_least_that_a_conversation_can_change() -> None:
+    """Where the interval of the spread reaches 0. The smallest mean of a subset, here 0.2, may be too far."""
+    values = np.array([0.2, 0.2, 0.2, 0.2, 0.2, 0.2, 0.4, 0.0])
+    found = one(values, widest=1.0)
+    assert found.p == pytest.approx(2 / 2**7)
+    assert (found.low_alone, found.low) == (pytest.approx(0.2 / 8), pytest.approx(0.2 / 8))
+    assert one(-values, widest=1.0).high == pytest.approx(-0.2 / 8)
+
+
 def proportion_interval(successes: float, size: float) -> tuple[float, float]:
     """Wilson's, as the roots of (share - p)^2 = z^2 p (1 - p) / size."""
     z2, share = 3.841458820694124, successes / size
