@@ -81,6 +81,8 @@ class Spread:
             are not 0 (their root mean square), half of one at its opposite, and one at 0 (Agresti and Min 2005, Simple
             improved confidence intervals for comparing matched proportions). They know a spread even where all
             clusters agree.
+        cautious_error: as `shrunk_error`, with clusters at the ends of the range (of the means, where they are not
+            `discrete`) instead of the usual size: a difference is not detectable because few clusters differ so far.
         widest: the largest mean that is possible; infinite for metrics without limits.
         discrete: the clusters' means are steps between limits, as those of yes/no outcomes are: there are limits, and
             two means other than 0 have the same size, or fewer than 6 are not 0.
@@ -98,6 +100,7 @@ class Spread:
     clusters: int
     shrunk: float
     shrunk_error: float
+    cautious_error: float
     widest: float
     discrete: bool
     ties: bool
@@ -130,16 +133,18 @@ class Spread:
         more = size + 2 * average
         shrunk = float(sums.sum()) / more
         squares = float(((sums - shrunk * counts) ** 2).sum())
-        usual = farthest * math.sqrt(float((sizes**2).mean()))
-        squares += average**2 * ((usual - shrunk) ** 2 + (usual + shrunk) ** 2) / 2 + average**2 * shrunk**2
-        shrunk_error = math.sqrt(squares * (num + 2) / (num + 1)) / more
+        shrunk_error, cautious_error = (
+            math.sqrt((squares + average**2 * (reach**2 + 2 * shrunk**2)) * (num + 2) / (num + 1)) / more
+            for reach in (farthest * math.sqrt(float((sizes**2).mean())), widest if discrete else farthest)
+        )
         gains, losses = (
             Share.of(np.maximum(side, 0.0) / farthest, counts) if discrete else None for side in (sums, -sums)
         )
         least = min(abs(mean), float(np.abs(sums[steps != 0]).min()) / size)
         return cls(
-            mean, error, num, shrunk, shrunk_error, widest, discrete, ties, skewness, gains, losses, farthest, least
-        )
+            mean, error, num, shrunk, shrunk_error, cautious_error, widest, discrete, ties, skewness, gains, losses,
+            farthest, least,
+        )  # fmt: skip
 
     def around(self, level: float) -> tuple[float, float]:
         """The interval where clusters can agree by chance.
@@ -207,8 +212,8 @@ class Spread:
         return min(most, max(-most, a))
 
     def detectable(self, level: float) -> float:
-        """A true mean that is found 4 times in 5 (Bloom 1995), at least: with the error that the interval uses."""
+        """A true mean that is found 4 times in 5 (Bloom 1995), at least: with the larger one of two errors."""
         if self.clusters < 2 or not self.standard_error > 0 or not level > 0:
             return math.nan
-        error = max(self.standard_error, self.shrunk_error) if self.ties else self.standard_error
+        error = max(self.standard_error, self.cautious_error) if self.ties else self.standard_error
         return detectable_errors(self.clusters, level=level, limited=self.discrete) * error

@@ -148,6 +148,13 @@ def test_the_detectable_difference_is_in_the_standard_errors_of_the_sample() -> 
     assert math.isnan(one(SKEWED[:5]).detectable)
 
 
+def test_a_difference_is_not_detectable_because_few_conversations_differ_a_little() -> None:
+    """Three of 100 that differ by 0.2 cannot be significant; a difference as small as theirs would not be found."""
+    found = one(np.array([0.2, -0.2, 0.2] + [0.0] * 97), widest=1.0)
+    assert (found.decidable, found.significant) == (True, False)
+    assert found.detectable > 0.025
+
+
 def test_the_interval_of_a_single_mean_is_that_of_t_where_nothing_is_skewed() -> None:
     values, labels = np.array([-2.0, -1.0, -0.5, 0.5, 1.0, 2.0]), np.arange(6)
     assert unlimited_interval(values, labels) == pytest.approx(clustered_mean(values, labels).interval())
