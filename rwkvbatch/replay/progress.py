@@ -42,10 +42,14 @@ class WorkerProgress:
     active: int = 0
     rows: int = 0
     reply_tokens: int = 0
+    scored_tokens: int = 0
     reading: Reading = NO_READING
 
-    def after(self, active: int, rows: int, reply_tokens: int, reading: Reading = NO_READING) -> WorkerProgress:
-        return WorkerProgress(self.name, active, self.rows + rows, self.reply_tokens + reply_tokens, reading)
+    def after(
+        self, active: int, rows: int, *, reply_tokens: int, scored_tokens: int = 0, reading: Reading = NO_READING
+    ) -> WorkerProgress:
+        reply_tokens, scored_tokens = self.reply_tokens + reply_tokens, self.scored_tokens + scored_tokens
+        return WorkerProgress(self.name, active, self.rows + rows, reply_tokens, scored_tokens, reading)
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as `status.json` has them."""
@@ -60,7 +64,8 @@ class Progress:
         rows_done: durable rows, those of earlier sessions included. rows_total: rows the run will have.
         failures: rows that failed in this session. failed_checks: checks that failed in this session.
         active: conversations under way.
-        reply_tokens: generated in this session. elapsed_s: length of this session.
+        reply_tokens: generated in this session. scored_tokens: of texts and choices of turns in which nothing was
+            generated. elapsed_s: length of this session.
         seconds_left: estimated; None before this session's first durable row, or tokens of a long text.
         workers: those running. lost_workers: workers that crashed in this session.
         cells_left, cells: of a race, in which `rows_total` is that of the next look; None for other runs.
@@ -83,15 +88,22 @@ class Progress:
     questions_done: int = 0
     questions: int = 0
     reading: Reading = NO_READING
+    scored_tokens: int = 0
 
     @property
     def tokens_per_s(self) -> float:
-        return self.reply_tokens / self.elapsed_s if self.elapsed_s > 0 else 0.0
+        """Of generated and scored tokens together."""
+        tokens = self.reply_tokens + self.scored_tokens
+        return tokens / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     def session(self) -> dict[str, Any]:
         """This session's speed, as `summary.json` has it."""
-        speed = round(self.tokens_per_s, 3)
-        return {"wall_s": round(self.elapsed_s, 3), "reply_tokens": self.reply_tokens, "tokens_per_s": speed}
+        return {
+            "wall_s": round(self.elapsed_s, 3),
+            "reply_tokens": self.reply_tokens,
+            "scored_tokens": self.scored_tokens,
+            "tokens_per_s": round(self.tokens_per_s, 3),
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as `status.json` has them."""
@@ -121,6 +133,7 @@ class Counts:
     failed_turns: int = 0
     failed_checks: int = 0
     reply_tokens: int = 0
+    scored_tokens: int = 0
     lost_workers: int = 0
     workers: dict[int, WorkerProgress] = field(default_factory=dict[int, WorkerProgress])
     cells_left: int | None = None
@@ -157,6 +170,7 @@ class Counts:
             questions_done=self.questions_done,
             questions=self.questions,
             reading=reading,
+            scored_tokens=self.scored_tokens,
         )
 
 
@@ -203,7 +217,7 @@ def figures(progress: Progress) -> str:
     """Speed, long texts under way, cells left in a race, time left and failures."""
     left_s = progress.seconds_left if progress.rows_done < progress.rows_total else None
     checks, lost = progress.failed_checks, progress.lost_workers
-    only_reads = progress.reading.num_texts > 0 and not progress.reply_tokens
+    only_reads = progress.reading.num_texts > 0 and not progress.reply_tokens + progress.scored_tokens
     parts = (
         "" if only_reads else f"{progress.tokens_per_s:,.0f} tokens/s",
         _reading_in_words(progress.reading),
@@ -273,10 +287,18 @@ def workers_table(progress: Progress) -> Table:
         table.add_column(justify=justify, no_wrap=True, style="dim")
     workers = list(progress.workers[:MAX_WORKERS_SHOWN])
     if rest := progress.workers[MAX_WORKERS_SHOWN:]:
-        sums = (sum(w.active for w in rest), sum(w.rows for w in rest), sum(w.reply_tokens for w in rest))
-        workers.append(WorkerProgress(f"{len(rest)} more", *sums))
+        sums = WorkerProgress(f"{len(rest)} more")
+        for worker in rest:
+            sums = sums.after(
+                sums.active + worker.active,
+                worker.rows,
+                reply_tokens=worker.reply_tokens,
+                scored_tokens=worker.scored_tokens,
+            )
+        workers.append(sums)
     for worker in workers:
-        rate = worker.reply_tokens / progress.elapsed_s if progress.elapsed_s > 0 else 0.0
+        tokens = worker.reply_tokens + worker.scored_tokens
+        rate = tokens / progress.elapsed_s if progress.elapsed_s > 0 else 0.0
         figures = (f"{worker.active} active", f"{counted(worker.rows, 'row')}", f"{rate:,.0f} tokens/s")
         table.add_row(printable(worker.name), *figures)
     return table
@@ -332,6 +354,7 @@ _METRICS: tuple[tuple[str, str, str, Callable[[Progress], float | None]], ...] =
     ("counter", "failed_rows", "Rows that failed in this process", lambda p: p.failures),
     ("counter", "failed_checks", "Checks that failed in this process", lambda p: p.failed_checks),
     ("counter", "reply_tokens", "Tokens generated in this process", lambda p: p.reply_tokens),
+    ("counter", "scored_tokens", "Tokens of scored texts and choices in this process", lambda p: p.scored_tokens),
 )
 
 

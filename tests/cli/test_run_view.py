@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from rwkvbatch.cli.app import invoke
-from rwkvbatch.cli.views import MAX_WARNINGS, race_lines, show_summary, summary_table, until_ci_record
+from rwkvbatch.cli.summaries import race_lines, show_summary, summary_table, until_ci_record
+from rwkvbatch.cli.views import MAX_WARNINGS
 from rwkvbatch.replay.adaptive import Reached
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.runner import RunOptions, execute
@@ -207,3 +208,8 @@ def test_a_race_of_few_draws_says_that_they_cannot_show_a_worse_cell(draws: int,
     lines = race_lines(record)
     assert "1 look and" in lines[0]
     assert ("  so few draws cannot show that a cell is worse: --repeats gives more of them" in lines) == said
+
+
+def test_cells_that_were_dropped_at_one_look_have_one_number_of_draws() -> None:
+    cells = [cell("a", 0.9), cell("b", 0.1, 8), cell("c", 0.2, 8)]
+    assert any("2 of 3 cells, after 8 draws;" in line for line in race_lines(race(["a"], cells)))

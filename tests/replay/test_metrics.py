@@ -63,6 +63,7 @@ def test_the_figures_are_those_of_the_latest_moment(served: MetricsObserver) -> 
         "rwkvbatch_failed_rows_total": 2,
         "rwkvbatch_failed_checks_total": 3,
         "rwkvbatch_reply_tokens_total": 5000,
+        "rwkvbatch_scored_tokens_total": 0,
     }
 
 

@@ -55,7 +55,9 @@ class TestCounts:
     def test_a_long_text_under_way_counts_by_the_share_that_was_read(self) -> None:
         clock = Clock()
         counts = Counts(clock=clock)
-        counts.workers = {n: WorkerProgress("w").after(1, 0, 0, Reading(1, 25, 100)) for n in range(2)}
+        counts.workers = {
+            n: WorkerProgress("w").after(1, 0, reply_tokens=0, reading=Reading(1, 25, 100)) for n in range(2)
+        }
         clock.now += 10
         progress = counts.progress(rows_done=0, rows_total=2)
         assert progress.reading == Reading(2, 50, 200)
@@ -143,7 +145,13 @@ class TestWorkers:
     def test_they_are_in_the_status_file(self, tmp_path: Path) -> None:
         StatusFile(tmp_path).update(with_workers(2).as_dict())
         content = json.loads((tmp_path / "status.json").read_text())
-        assert content["workers"][1] == {"name": "worker 1", "active": 2, "rows": 10, "reply_tokens": 100}
+        assert content["workers"][1] == {
+            "name": "worker 1",
+            "active": 2,
+            "rows": 10,
+            "reply_tokens": 100,
+            "scored_tokens": 0,
+        }
         assert content["lost_workers"] == 1
 
 
