@@ -36,7 +36,7 @@ def all_commands() -> list[Any]:
 @pytest.mark.parametrize("command", all_commands(), ids=lambda command: command.name)
 def test_every_command_refuses_options_given_twice_and_fills_its_help(command: Any) -> None:
     assert isinstance(command, Command)
-    assert all("\n" not in paragraph for paragraph in command.help.split("\n\n"))
+    assert all("\n" not in paragraph for paragraph in (command.help or "").split("\n\n"))
     one_value = next(
         (
             option
