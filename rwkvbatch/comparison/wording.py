@@ -304,13 +304,16 @@ def standing(ranking: Ranking, *, max_named: int | None = None) -> str:
 
 
 def common_rows(ranking: Ranking) -> str:
-    """The numbers of turns and conversations that a ranking uses, and of those that it leaves out."""
+    """The numbers of turns and conversations that all variants of a ranking have, and of those that only some have."""
     by_turn = ranking.metric.level == "turn"
     rows = f"{_count(ranking.num_values, 'turn')} of " if by_turn else ""
-    text = f"over {rows}{_count(ranking.num_conversations, 'conversation')}"
-    if ranking.num_left_out:
-        text += f"; {_count(ranking.num_left_out, ranking.metric.level)} not in all variants left out"
-    return text
+    common = f"{rows}{_count(ranking.num_conversations, 'conversation')}"
+    if not ranking.num_left_out:
+        return f"over {common}"
+    return (
+        f"{common} in all variants, {_count(ranking.num_left_out, ranking.metric.level)} in some only; means relative to "
+        f"the baseline's, over what each shares with it"
+    )
 
 
 def trend_title(trend: Trend, *, exploratory: bool = False) -> str:
