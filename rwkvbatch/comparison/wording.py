@@ -310,10 +310,8 @@ def common_rows(ranking: Ranking) -> str:
     common = f"{rows}{_count(ranking.num_conversations, 'conversation')}"
     if not ranking.num_left_out:
         return f"over {common}"
-    return (
-        f"{common} in all variants, {_count(ranking.num_left_out, ranking.metric.level)} in some only; means relative to "
-        f"the baseline's, over what each shares with it"
-    )
+    some = _count(ranking.num_left_out, ranking.metric.level)
+    return f"{common} in all variants, {some} in some only; means relative to the baseline's, over what each shares with it"
 
 
 def trend_title(trend: Trend, *, exploratory: bool = False) -> str:
