@@ -311,7 +311,8 @@ def common_rows(ranking: Ranking) -> str:
     if not ranking.num_left_out:
         return f"over {common}"
     some = _count(ranking.num_left_out, ranking.metric.level)
-    return f"{common} in all variants, {some} in some only; means relative to the baseline's, over what each shares with it"
+    how = "means relative to the baseline's, over what each shares with it"
+    return f"{common} in all variants, {some} in some only; {how}"
 
 
 def trend_title(trend: Trend, *, exploratory: bool = False) -> str:
