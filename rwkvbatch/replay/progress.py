@@ -234,8 +234,10 @@ def _reading_in_words(reading: Reading) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`4.2 s`, `42 s`, `3 min 5 s`, `2 h 10 min`."""
+    """`25 ms`, `4.2 s`, `42 s`, `3 min 5 s`, `2 h 10 min`."""
     whole = round(seconds)
+    if 0 < seconds < 0.0995:
+        return f"{seconds * 1000:.2g} ms"
     if 0 < seconds < 9.95:
         return f"{seconds:.1f} s"
     if whole < 60:

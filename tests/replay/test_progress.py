@@ -77,7 +77,19 @@ class TestCounts:
 class TestLines:
     @pytest.mark.parametrize(
         ("seconds", "text"),
-        [(0.4, "0.4 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59, "59 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")],
+        [
+            (0.0, "0 s"),
+            (0.0004, "0.4 ms"),
+            (0.0251, "25 ms"),
+            (0.099, "99 ms"),
+            (0.0996, "0.1 s"),
+            (0.4, "0.4 s"),
+            (9.94, "9.9 s"),
+            (9.96, "10 s"),
+            (59, "59 s"),
+            (185, "3 min 5 s"),
+            (7800, "2 h 10 min"),
+        ],
     )
     def test_durations(self, seconds: float, text: str) -> None:
         assert duration(seconds) == text
