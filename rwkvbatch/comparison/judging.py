@@ -245,10 +245,12 @@ def _with_sample_size(result: GateResult, scope: GateScope, interval: Interval) 
     if math.isnan(between):
         return replace(result, note="the number of conversations that it takes cannot be told from one")
     if between + within > 0:
+        steps, reach = ties_of(found.values, found.conversations, form.reach, found.weights)
+        # The interval of a variant alone is not that of an enlarged sample.
+        reach = reach if scope.baseline_label is not None else 0.0
         needed = conversations_needed(
-            distance, between, within, repeats, power=POWER, level=interval.level_each,
-            limited=are_steps(found.values, found.conversations, form.reach, found.weights),
-        )  # fmt: skip
+            distance, between, within, repeats, power=POWER, level=interval.level_each, limited=steps, reach=reach
+        )
     elif distance < form.reach < math.inf:
         needed = math.ceil(math.log(interval.level_each / 2) / math.log1p(-distance / form.reach))
         given = "if all pairs are equal there too"
@@ -269,18 +271,23 @@ def as_counted(values: Floats, weights: Floats | None) -> Floats:
     return values if weights is None else weights * (values - np.average(values, weights=weights))
 
 
-def are_steps(values: Floats, conversations: NDArray[np.int64], widest: float, weights: Floats | None = None) -> bool:
-    """Whether the test takes the conversations' means of `values` `[n]` as steps between limits (`stats.spread`).
+def ties_of(
+    values: Floats, conversations: NDArray[np.int64], widest: float, weights: Floats | None = None
+) -> tuple[bool, float]:
+    """How the test takes the conversations' means of `values` `[n]` (`stats.spread`).
 
-    Also where all are 0: nothing speaks for another kind of numbers then.
+    Returns:
+        Whether they are steps between limits, and `Spread.reach`. Where all are 0 they are, if there are limits:
+        nothing speaks for another kind of numbers then.
     """
-    if not math.isfinite(widest):
-        return False
     _, codes = np.unique(conversations, return_inverse=True)
     sums, counts = (
         np.bincount(codes, of).astype(np.float64) for of in (values if weights is None else weights * values, weights)
     )
-    return not sums.any() or Spread.of(sums, counts, widest).discrete
+    if not sums.any():
+        return math.isfinite(widest), widest if math.isfinite(widest) else 0.0
+    spread = Spread.of(sums, counts, widest)
+    return spread.discrete, spread.reach
 
 
 def variances(values: Floats, conversations: NDArray[np.int64], repeats: NDArray[np.int64]) -> tuple[float, float, int]:

@@ -130,6 +130,11 @@ class Spread:
         )
         return cls(mean, error, num, shrunk, shrunk_error, widest, discrete, ties, skewness, gains, losses, farthest)
 
+    @property
+    def reach(self) -> float:
+        """The ends of the range that the enlarged sample has; 0 where clusters cannot agree by chance."""
+        return 0.0 if not self.ties else self.widest if self.discrete else self.farthest
+
     def around(self, level: float) -> tuple[float, float]:
         """The interval where clusters can agree by chance.
 
