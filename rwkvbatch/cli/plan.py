@@ -95,7 +95,7 @@ def plan_command(
     against = counted(variants, "variant")
     unit = f" {chosen.unit}" if chosen.unit not in ("", chosen.name) else ""
     _print(
-        f"To find a difference of {detect:g}{unit} in {chosen.name} with a probability of {power:.0%} "
+        f"To find a difference of {detect:g}{unit} in {chosen.name} with a probability of {power * 100:.6g} % "
         f"(level 5 %, {against} against a baseline):",
         found,
         num_conversations=len(used),

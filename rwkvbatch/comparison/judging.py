@@ -257,7 +257,7 @@ def _with_sample_size(result: GateResult, scope: GateScope, interval: Interval) 
     else:
         return result
     each = f" of {repeats} repetitions" if repeats > 1 else ""
-    chance = f" with a probability of {POWER:.0%}" if between + within > 0 else ""
+    chance = f" with a probability of {POWER * 100:.0f} %" if between + within > 0 else ""
     note = f"about {needed:,} conversations{each} show it{chance}, {given}"
     return replace(result, conversations_needed=needed, note=note)
 

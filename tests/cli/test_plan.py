@@ -53,7 +53,7 @@ def test_the_table_says_what_the_script_finds_and_whether_that_is_enough(
 ) -> None:
     assert invoke(["plan", script, "--detect", "0.5"]) == ExitCode.DONE
     out, err = capsys.readouterr()
-    assert "To find a difference of 0.5 in score with a probability of 80%" in out
+    assert "To find a difference of 0.5 in score with a probability of 80 %" in out
     assert "the script's 50 conversations find" in " ".join(out.split())
     assert "50 of 51 conversations of the script have score" in err
     assert "the script is large enough with --repeats 1" in err
