@@ -50,7 +50,10 @@ def summary_table(summary: Summary, width: int = 100) -> Table:
         header="cell",
         least_name=min(24, longest),
         folded=["ended by"],
-        less_wanted=["first token\np50 / p95", "reply\ntokens", "ended by", "tokens\nscored", "perplexity\nof texts"],
+        less_wanted=[
+            *("first token\np50 / p95", "reply\ntokens", "ended by", "tokens\nscored", "perplexity\nof texts"),
+            *("perplexity", "bits per\nbyte", "accuracy", "ref.\nnll"),
+        ],
         box=SIMPLE_HEAD,
     )
 

@@ -62,6 +62,21 @@ def test_a_narrow_terminal_has_fewer_columns_and_none_cut_off(width: int) -> Non
         assert "1.250" in text
 
 
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_narrow_terminal_shows_the_likelihood_of_texts_without_breaking_numbers(width: int) -> None:
+    text = Reference("r", 7.5139, 0.5, 4, logprob=-30.0, bytes=5)
+    rows = [make_row("c", 0), make_row("t", 0, finish_reason="scored", prompt="p", reference=text)]
+    rows.append(make_row("r", 0, reference=Reference("r", 8.706, 0.5, 4)))
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(summary_table(summarize(rows, ["base"], 3), width))
+    shown = stream.getvalue()
+    assert max(map(len, shown.splitlines())) <= width
+    assert len(shown.strip().splitlines()) <= 6
+    assert "7.5000" in shown
+    assert ("1,808.042" in shown) == (width == 80)
+    assert "8.706" in shown
+
+
 def test_several_endings_are_counted() -> None:
     rows = [make_row("c", 0), make_row("c", 1, finish_reason="length"), make_row("c", 2)]
     stream = io.StringIO()
