@@ -363,7 +363,8 @@ def _load_run(source: str, name: str) -> RunData:
     if manifest is not None and planned is None:
         unfinished = _tasks_not_begun(rows, facts)
     if unfinished and not any("is not finished" in note for note in notes):
-        notes.append(f"{source} is not finished: {len(rows):,} of the planned rows are there")
+        of = "the planned" if planned is None else f"{planned:,} planned"
+        notes.append(f"{source} is not finished: {len(rows):,} of {of} rows are there")
     return RunData(name, source, facts, manifest or {}, rows, tuple(notes), unfinished)
 
 

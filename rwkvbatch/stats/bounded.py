@@ -80,12 +80,15 @@ def components(means: ArrayLike, within: ArrayLike, repeats: ArrayLike) -> tuple
 
 def conversations_needed(
     difference: float, between: float, within: float, repeats: int, *, power: float = 0.8, level: float = 0.05,
-    limited: bool = True,
+    limited: bool = True, reach: float = 0.0,
 ) -> int:  # fmt: skip
     """How many conversations find a true mean difference with probability `power`.
 
-    The usual sample size of a paired t test, with the variance `between + within / repeats` of one conversation.
-    `limited`: see `detectable_errors`.
+    The usual sample size of a paired t test, with the variance `between + within / repeats` of one conversation, and
+    with the error that the detectable difference of such a sample has (`standard_error`).
+
+    Args:
+        limited: see `detectable_errors`. reach: see `standard_error`.
 
     Raises:
         ValueError: the difference is not positive, or a share is not between 0 and 1.
@@ -96,7 +99,7 @@ def conversations_needed(
 
     def finds(number: int) -> bool:
         factor = detectable_errors(number, level=level, power=power, limited=limited)
-        return number >= variance * (factor / difference) ** 2
+        return factor * standard_error(number, variance, reach) <= difference
 
     # The exact test cannot find anything with fewer. More conversations find whatever fewer ones do.
     low = high = max(2, math.ceil(1 - math.log2(level)))
@@ -110,7 +113,7 @@ def conversations_needed(
 
 def smallest_detectable(
     conversations: int, between: float, within: float, repeats: int, *, power: float = 0.8, level: float = 0.05,
-    limited: bool = True,
+    limited: bool = True, reach: float = 0.0,
 ) -> float:  # fmt: skip
     """The smallest true mean difference that `conversations` find with probability `power`; see `conversations_needed`.
 
@@ -119,4 +122,18 @@ def smallest_detectable(
     if conversations < max(2, math.ceil(1 - math.log2(level))):
         return math.nan
     factor = detectable_errors(conversations, level=level, power=power, limited=limited)
-    return factor * math.sqrt((between + within / repeats) / conversations)
+    return factor * standard_error(conversations, between + within / repeats, reach)
+
+
+def standard_error(number: int, variance: float, reach: float) -> float:
+    """The error that a detectable mean difference has, expected of `number` conversations of this variance.
+
+    That of their mean, or where conversations can agree by chance that of the enlarged sample (`spread.Spread`, for a
+    mean of 0), if it is larger: few conversations that agree do not show that others do.
+
+    Args:
+        reach: `spread.Spread.reach`; 0 where conversations cannot agree by chance.
+    """
+    alone = variance / number
+    enlarged = (number * variance + reach**2) / ((number + 1) * (number + 2)) if reach else 0.0
+    return math.sqrt(max(alone, enlarged))

@@ -146,6 +146,11 @@ class Spread:
             farthest, least,
         )  # fmt: skip
 
+    @property
+    def reach(self) -> float:
+        """The ends of the range that the sample of `cautious_error` has; 0 where clusters cannot agree by chance."""
+        return 0.0 if not self.ties else self.widest if self.discrete else self.farthest
+
     def around(self, level: float) -> tuple[float, float]:
         """The interval where clusters can agree by chance.
 

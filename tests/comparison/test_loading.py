@@ -76,6 +76,12 @@ def test_a_run_that_is_not_finished_comes_with_a_note(tmp_path: Path) -> None:
     )
 
 
+def test_rows_that_a_finished_run_lost_are_counted_in_a_note(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", conversations=2)
+    (path / "status.json").write_text('{"state": "done", "rows_total": 3000, "pid": 1, "host": "h", "updated": "now"}')
+    assert load_runs([str(path)])[0].notes == (f"{path} is not finished: 8 of 3,000 planned rows are there",)
+
+
 def test_an_unknown_cell_names_those_there_are(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=2)
     with pytest.raises(RunDirectoryError, match="no cell 't=3'") as caught:
