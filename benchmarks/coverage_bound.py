@@ -169,7 +169,7 @@ def most_skewed(found: Mapping[str, Outcomes], *, only_sane: bool = False) -> Ru
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=20_000)
-    parser.add_argument("--conversations", type=int, nargs="+", default=[8, 12, 20, 40, 100])
+    parser.add_argument("--conversations", type=int, nargs="+", default=[8, 12, 20, 40])
     given = parser.parse_args()
     for n in given.conversations:
         found, fresh = (
