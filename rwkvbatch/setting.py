@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rwkvbatch.errors import UsageError
 
@@ -88,7 +88,16 @@ def setting(default: _T, help: str, metavar: str, panel: Panel | None, flag: str
     field.metadata.append(declared)
     if declared.text or metavar == "NAME":
         field.metadata.append(AfterValidator(_encodable))
+    if not isinstance(default, bool):
+        field.metadata.append(BeforeValidator(_no_boolean))
     return field
+
+
+def _no_boolean(value: Any) -> Any:
+    """Refuses true and false, which pydantic takes for 1 and 0."""
+    if any(isinstance(item, bool) for item in (value if isinstance(value, list | tuple) else (value,))):
+        raise ValueError("must not be true or false")
+    return value
 
 
 def _encodable(value: Any) -> Any:

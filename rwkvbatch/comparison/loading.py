@@ -193,6 +193,8 @@ def load_runs(sources: Source | Iterable[Source]) -> list[RunData]:
         UsageError, RunDirectoryError, RunDamagedError: as `load`.
     """
     given = [sources] if isinstance(sources, str | os.PathLike | ResultInMemory) else list(sources)
+    if not given:
+        raise UsageError("no run is given", hint="name a run directory, or give the result of `rwkvbatch.run`")
     cells_of: dict[str, list[str]] = {}
     whole: set[str] = set()
     seen: set[object] = set()
