@@ -5,9 +5,9 @@ The records are frozen, refuse unknown keys and values out of range, and `replac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, cast, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -93,9 +93,10 @@ def setting(default: _T, help: str, metavar: str, panel: Panel | None, flag: str
     return field
 
 
-def _no_boolean(value: Any) -> Any:
+def _no_boolean(value: object) -> object:
     """Refuses true and false, which pydantic takes for 1 and 0."""
-    if any(isinstance(item, bool) for item in (value if isinstance(value, list | tuple) else (value,))):
+    items = cast("Sequence[object]", value) if isinstance(value, list | tuple) else (value,)
+    if any(isinstance(item, bool) for item in items):
         raise ValueError("must not be true or false")
     return value
 
