@@ -93,9 +93,10 @@ def setting(default: _T, help: str, metavar: str, panel: Panel | None, flag: str
     return field
 
 
-def _no_boolean(value: object) -> object:
+def _no_boolean(value: Any) -> Any:
     """Refuses true and false, which pydantic takes for 1 and 0."""
-    items = cast("Sequence[object]", value) if isinstance(value, list | tuple) else (value,)
+    given: object = value
+    items = cast("Sequence[object]", given) if isinstance(given, list | tuple) else (given,)
     if any(isinstance(item, bool) for item in items):
         raise ValueError("must not be true or false")
     return value
