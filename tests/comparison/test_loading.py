@@ -13,7 +13,7 @@ from rwkvbatch.comparison import load
 from rwkvbatch.comparison import table as results
 from rwkvbatch.comparison.loading import _unfinished, load_runs
 from rwkvbatch.comparison.metrics import TURN_METRICS
-from rwkvbatch.errors import RunDamagedError, RunDirectoryError, UsageError
+from rwkvbatch.errors import InputError, RunDamagedError, RunDirectoryError, UsageError
 from rwkvbatch.results.row import Row
 from tests.comparison.make_run import encode, make_row, make_run, write_run
 
@@ -297,3 +297,17 @@ def test_rows_that_are_missing_are_counted_by_cell_where_that_is_known(
 ) -> None:
     (run,) = load_runs([str(make_run(tmp_path / "a", cells=("a",), conversations=2))])
     assert _unfinished(run.rows, planned, list(cells)) == missing
+
+
+@pytest.mark.parametrize("content", [b"hello world", b"hello\n", b"{}\n", b"\0\1", b""])
+def test_a_file_that_is_no_result_leads_to_what_is(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_runs([str(tmp_path / "x.txt")])
+    assert "docs/compare.md" in (caught.value.hint or "")
+    run = make_run(tmp_path / "run", conversations=1)
+    (run / "results.jsonl").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_runs([str(run)])
+    assert "run" in (caught.value.hint or "")
+    assert "docs/compare.md" not in (caught.value.hint or "")

@@ -26,7 +26,7 @@ from rwkvbatch.replay.models import ModelLoader
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.row import SHORT_TEXT, Row, decode_row, encode_row
-from rwkvbatch.script.documents import read_documents
+from rwkvbatch.script.documents import LeftOutWarning, read_documents
 from tests.replay.fakes import make_plan
 from tests.replay.runs import StopAfter, Watcher, results, run
 
@@ -208,7 +208,12 @@ def test_documents_are_files_lines_and_folders(tmp_path: Path) -> None:
     (folder / "picture.png").write_bytes(b"\x89PNG\0\0")
     (folder / ".hidden").write_text("no")
     write_lines(folder / "d.jsonl", [{"text": "Fourth.", "meta": {"source": "web"}}])
-    found = read_documents([str(folder)]).conversations
+    (folder / "empty.txt").touch()
+    (folder / "latin.txt").write_bytes("größe".encode("latin-1"))
+    with pytest.warns(
+        LeftOutWarning, match=r"^3 files of folders left out, without text in UTF-8: .*empty.txt, .*latin"
+    ):
+        found = read_documents([str(folder)]).conversations
     assert [one.turns[0].reference for one in found] == [
         "First.\r\n\r\nKept as it is. ",
         "Second.",
