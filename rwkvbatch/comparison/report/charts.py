@@ -248,7 +248,7 @@ def _ordered(values: set[Any]) -> list[Any]:
 
 
 def turn_figures(analysis: Analysis) -> list[Figure]:
-    """One figure per metric: its mean at each turn, a line per variant; none for single-turn scripts.
+    """One figure per metric that has numbers at several turns of dialogues: its mean at each turn, a line per variant.
 
     Of more variants than there are colours, the baselines and those that differ most are shown.
     """
@@ -269,7 +269,7 @@ def turn_figures(analysis: Analysis) -> list[Figure]:
                 exploratory=metric != analysis.primary,
             )
             for metric in _primary_first(analysis, shown)
-            if metric.level == "turn" and bool(analysis.table[metric.column].notna().any())
+            if metric.level == "turn" and dialogue.loc[dialogue[metric.column].notna(), "turn"].nunique() > 1
         ]  # fmt: skip
 
 
