@@ -96,7 +96,9 @@ def sweep_figures(analysis: Analysis) -> list[Figure]:
                 for v in analysis.variants
                 if metric.name in means[v]
             ]
-            if len({point.mean.mean for point in points}) > 1:
+            # Of other metrics, equal means are not worth a chart.
+            is_primary = metric == analysis.primary and len(points) > 1
+            if is_primary or len({point.mean.mean for point in points}) > 1:
                 figure = _sweep_figure(metric, points, axes, settings, baselines)
                 caption = figure.caption + _of_all_turns(analysis)
                 figures.append(replace(figure, caption=caption, exploratory=metric != analysis.primary))

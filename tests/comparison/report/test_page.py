@@ -159,6 +159,18 @@ def test_intervals_by_turn_end_at_what_a_metric_can_be(tmp_path: Path) -> None:
     assert max(labels) <= 1
 
 
+@pytest.mark.parametrize("cells", [("a", "b"), ("t=1,p=1", "t=1,p=2", "t=2,p=1", "t=2,p=2")])
+def test_the_primary_metric_has_the_first_chart_where_all_means_are_equal_too(
+    tmp_path: Path, cells: tuple[str, ...]
+) -> None:
+    def equal(row: dict[str, Any], _rng: np.random.Generator) -> None:
+        row["checks"] = [{"kind": "contains", "expected": "boat", "passed": True, "score": 1.0}]
+
+    figures = sweep_figures(compare([str(make_run(tmp_path / "a", cells=cells, change=equal))]))
+    assert [figure.exploratory for figure in figures][:2] == [False, True]
+    assert figures[0].name == "score"
+
+
 def test_a_metric_of_a_single_turn_has_no_chart_of_turns(tmp_path: Path) -> None:
     def only_first(row: dict[str, Any], _rng: np.random.Generator) -> None:
         row["checks"] = row["checks"] if row["turn"] == 0 else []
