@@ -15,7 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvbatch.comparison.gate_intervals import Interval, gate_intervals, numbers_of, wanted_sign
-from rwkvbatch.comparison.gates import COMPARATORS, OPERATORS, PERCENTILE, STATISTICS, Floats, Gate, Value, evaluated
+from rwkvbatch.comparison.gates import (
+    COMPARATORS,
+    OPERATORS,
+    PERCENTILE,
+    STATISTICS,
+    Floats,
+    Gate,
+    LinearForm,
+    Value,
+    evaluated,
+)
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.preference import PREFERENCE
 from rwkvbatch.comparison.scopes import GateScope
@@ -246,20 +256,29 @@ def _with_sample_size(result: GateResult, scope: GateScope, interval: Interval) 
         return replace(result, note="the number of conversations that it takes cannot be told from one")
     if between + within > 0:
         steps, reach = ties_of(found.values, found.conversations, form.reach, found.weights)
-        # The interval of a variant alone is not that of an enlarged sample.
-        reach = reach if scope.baseline_label is not None else 0.0
+        # The interval of one side alone is not that of an enlarged sample.
+        reach = 0.0 if form.one_sided else reach
         needed = conversations_needed(
             distance, between, within, repeats, power=POWER, level=interval.level_each, limited=steps, reach=reach
         )
-    elif distance < form.reach < math.inf:
-        needed = math.ceil(math.log(interval.level_each / 2) / math.log1p(-distance / form.reach))
-        given = "if all pairs are equal there too"
+    elif distance < (room := _room(form, result, wanted_sign(gate))) < math.inf:
+        needed = math.ceil(math.log(interval.level_each / 2) / math.log1p(-distance / room))
+        given = f"if all {'conversations' if form.one_sided else 'pairs'} are equal there too"
     else:
         return result
     each = f" of {repeats} repetitions" if repeats > 1 else ""
     chance = f" with a probability of {POWER * 100:.0f} %" if between + within > 0 else ""
     note = f"about {needed:,} conversations{each} show it{chance}, {given}"
     return replace(result, conversations_needed=needed, note=note)
+
+
+def _room(form: LinearForm, result: GateResult, sign: int) -> float:
+    """How far below (for `sign` -1 above) what was found other conversations can be."""
+    if form.difference:
+        return form.reach
+    low, high = form.limits
+    found = result.left - result.right
+    return found - low if sign > 0 else high - found
 
 
 def as_counted(values: Floats, weights: Floats | None) -> Floats:
