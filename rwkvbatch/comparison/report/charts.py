@@ -73,7 +73,7 @@ class _Point:
 
 
 def sweep_figures(analysis: Analysis) -> list[Figure]:
-    """One figure per metric whose mean differs between variants, the primary metric's first.
+    """One figure per metric whose mean differs between variants, after that of the primary metric.
 
     Only differences in the primary metric are coloured by their verdicts.
     """
