@@ -7,7 +7,9 @@ loss; exponential and lognormal differences (less their mean) are skewed, and th
 heavy tails. Samples in which all pairs are equal are left out: their interval, [0, 0], describes these conversations
 only.
 
-Means of single variants follow, of numbers without limits (`nll`, `tokens`, timings).
+Distributions follow that the constants of the interval were not chosen with, and means of single variants: of numbers
+without limits (`nll`, `tokens`, timings), and of numbers from 0 to 1. The mean width stands behind the coverage of
+numbers with limits.
 
 Before that, by enumeration: the levels that the test can attain, which are the largest p-values that are at most 5 %,
 and the coverage of intervals of yes/no outcomes over all true shares of gains and losses, beside other intervals that
@@ -28,11 +30,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvbatch.stats import signflip
+from rwkvbatch.stats.bounded import bounded_interval
 from rwkvbatch.stats.signflip import compare_family
 from rwkvbatch.stats.spread import Spread, unlimited_interval
 
 LEVEL = 0.05
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
+Ends = tuple[float, float]
+Interval = Callable[[NDArray[np.float64], NDArray[np.int64]], Ends]
 
 
 def yes_no(gain: float, loss: float) -> Draw:
@@ -48,9 +53,13 @@ def repetitions(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
     return (rng.binomial(4, rates + 0.1) - rng.binomial(4, rates)) / 4
 
 
-def few_losses(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
-    """Small gains of five repetitions, and a tenth of the conversations that fail altogether."""
-    return np.where(rng.random(n) < 0.1, -1.0, rng.binomial(5, 0.15, n) / 5)
+def losses(share: float, gain: float = 0.15) -> Draw:
+    """Gains of five repetitions, each with the chance `gain`, and a share of the conversations that fail altogether."""
+
+    def draw(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+        return np.where(rng.random(n) < share, -1.0, rng.binomial(5, gain, n) / 5)
+
+    return draw
 
 
 def normal(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
@@ -72,21 +81,62 @@ def lognormal(sigma: float) -> Draw:
     return draw
 
 
-def mixture(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
-    return rng.normal(-0.5, 1.0, n) + 5.0 * (rng.random(n) < 0.1)
+def mixture(share: float) -> Draw:
+    """Normal, and a share moved by 5; the mean is 0."""
+
+    def draw(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+        return rng.normal(-5 * share, 1.0, n) + 5.0 * (rng.random(n) < share)
+
+    return draw
 
 
 CASES: dict[str, tuple[Draw, float, float]] = {
     "yes/no, 20 % gains, 10 % losses": (yes_no(0.2, 0.1), 0.1, 1.0),
     "yes/no, 5 % gains, no losses": (yes_no(0.05, 0.0), 0.05, 1.0),
     "4 repetitions, 10 % gains": (repetitions, 0.1, 1.0),
-    "small gains, 10 % total losses": (few_losses, 0.9 * 0.15 - 0.1, 1.0),
+    "small gains, 5 % total losses": (losses(0.05), 0.95 * 0.15 - 0.05, 1.0),
+    "small gains, 10 % total losses": (losses(0.1), 0.9 * 0.15 - 0.1, 1.0),
+    "small gains, 20 % total losses": (losses(0.2), 0.8 * 0.15 - 0.2, 1.0),
     "normal": (normal, 0.3, math.inf),
     "t, 3 degrees of freedom": (heavy, 0.3, math.inf),
     "exponential": (exponential, 0.0, math.inf),
     "lognormal, sigma 0.5": (lognormal(0.5), 0.0, math.inf),
     "lognormal, sigma 1": (lognormal(1.0), 0.0, math.inf),
-    "normal, a tenth moved by 5": (mixture, 0.0, math.inf),
+    "normal, a tenth moved by 5": (mixture(0.1), 0.0, math.inf),
+}
+OTHERS: dict[str, tuple[Draw, float, float]] = {
+    "uniform": (lambda rng, n: rng.uniform(-1, 1, n), 0.0, math.inf),
+    "Laplace": (lambda rng, n: rng.laplace(0, 1, n), 0.0, math.inf),
+    "gamma, shape 2": (lambda rng, n: rng.gamma(2, 1, n), 2.0, math.inf),
+    "gamma, shape 0.5": (lambda rng, n: rng.gamma(0.5, 1, n), 0.5, math.inf),
+    "Weibull, shape 0.7": (lambda rng, n: rng.weibull(0.7, n), math.gamma(1 + 1 / 0.7), math.inf),
+    "lognormal, sigma 0.75": (lognormal(0.75), 0.0, math.inf),
+    "normal, 5 % moved by 5": (mixture(0.05), 0.0, math.inf),
+    "normal, 20 % moved by 5": (mixture(0.2), 0.0, math.inf),
+}
+"""Distributions that the constants of `Spread` were not chosen with."""
+
+
+def averages(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+    """Pass rates of four repetitions."""
+    return rng.binomial(4, rng.beta(2, 2, n)) / 4
+
+
+def failing(share: float) -> Draw:
+    """Scores around 0.8, of which a share is 0."""
+
+    def draw(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+        return np.where(rng.random(n) < share, 0.0, rng.beta(40, 10, n))
+
+    return draw
+
+
+WITH_LIMITS: dict[str, tuple[Draw, float]] = {
+    "yes/no, 50 %": (lambda rng, n: rng.binomial(1, 0.5, n).astype(np.float64), 0.5),
+    "yes/no, 90 %": (lambda rng, n: rng.binomial(1, 0.9, n).astype(np.float64), 0.9),
+    "averages of 4 repetitions": (averages, 0.5),
+    "scores of 0.8 +- 0.06": (failing(0.0), 0.8),
+    "a tenth of them 0": (failing(0.1), 0.72),
 }
 UNLIMITED = [name for name, (_, _, widest) in CASES.items() if math.isinf(widest)]
 
@@ -104,27 +154,28 @@ def attainable_of_numbers(conversations: int) -> float:
     return 2 * math.floor(LEVEL * 2**conversations / 2) / 2**conversations
 
 
-def coverage(draw: Draw, truth: float, widest: float, conversations: int, samples: int) -> float:
-    """The share of samples whose 95 % interval holds `truth`."""
+def coverage(draw: Draw, truth: float, widest: float, conversations: int, samples: int) -> tuple[float, float]:
+    """The share of samples whose 95 % interval holds `truth`, and the mean width."""
     rng = np.random.default_rng(conversations)
-    held = kept = 0
+    ends: list[Ends] = []
     for _ in range(samples):
         values = draw(rng, conversations)[:, None]
         found = compare_family(values, np.ones_like(values), widest=widest).differences[0]
-        kept += not found.identical
-        held += not found.identical and found.low <= truth <= found.high
-    return held / kept if kept else math.nan
+        if not found.identical:
+            ends.append((found.low, found.high))
+    return held(ends, truth)
 
 
-def coverage_of_means(draw: Draw, truth: float, conversations: int, samples: int) -> float:
-    """The share of samples whose interval of the mean by itself holds `truth`."""
+def coverage_of_means(draw: Draw, truth: float, conversations: int, samples: int, interval: Interval) -> Ends:
+    """The share of samples whose interval of the mean by itself holds `truth`, and the mean width."""
     rng = np.random.default_rng(conversations)
     labels = np.arange(conversations)
-    ends = [unlimited_interval(draw(rng, conversations), labels) for _ in range(samples)]
-    return sum(low <= truth <= high for low, high in ends) / samples
+    return held([interval(draw(rng, conversations), labels) for _ in range(samples)], truth)
 
 
-Ends = tuple[float, float]
+def held(ends: list[Ends], truth: float) -> tuple[float, float]:
+    low, high = np.array(ends).T
+    return float(((low <= truth + 1e-9) & (truth <= high + 1e-9)).mean()), float((high - low).mean())
 
 
 def score_interval(gains: int, losses: int, n: int) -> Ends:
@@ -268,14 +319,24 @@ def main() -> None:
             print(f"{n:3} {name:18}", *shares, f"{of.width:.2f}", flush=True)
     print()
     print(f"{'differences':34}", *(f"{n:>6}" for n in given.conversations))
-    for name, (draw, truth, widest) in CASES.items():
-        shares = (coverage(draw, truth, widest, n, given.samples) for n in given.conversations)
-        print(f"{name:34}", *(f"{share:6.3f}" for share in shares), flush=True)
+    for title, cases in (("", CASES), ("other distributions", OTHERS)):
+        print(title)
+        for name, (draw, truth, widest) in cases.items():
+            found = [coverage(draw, truth, widest, n, given.samples) for n in given.conversations]
+            show(name, found, widths=math.isfinite(widest))
     print("means by themselves")
+    several = 5 * given.samples
     for name in UNLIMITED:
         draw, truth, _ = CASES[name]
-        shares = (coverage_of_means(draw, truth, n, 5 * given.samples) for n in given.conversations)
-        print(f"{name:34}", *(f"{share:6.3f}" for share in shares), flush=True)
+        show(name, [coverage_of_means(draw, truth, n, several, unlimited_interval) for n in given.conversations])
+    for name, (draw, truth) in WITH_LIMITS.items():
+        found = [coverage_of_means(draw, truth, n, several, bounded_interval) for n in given.conversations]
+        show(name, found, widths=True)
+
+
+def show(name: str, found: list[Ends], *, widths: bool = False) -> None:
+    texts = [f"{share:6.3f}" + (f" ({width:.2f})" if widths else "") for share, width in found]
+    print(f"{name:34}", *texts, flush=True)
 
 
 if __name__ == "__main__":

@@ -192,7 +192,11 @@ class Stopping(Settings):
         None, "Seconds for a reply, at most. Such an end is not reproducible.", "X", "End of a reply", gt=0, le=10**9
     )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = setting(
-        (), "Text that ends a reply; may be repeated.", "TEXT", "End of a reply", allowed="must be non-empty text"
+        (),
+        "Text that ends a reply; may be repeated.",
+        "TEXT",
+        "End of a reply",
+        allowed="must be texts, none of them empty",
     )
 
 

@@ -5,11 +5,11 @@ The records are frozen, refuse unknown keys and values out of range, and `replac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, cast, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rwkvbatch.errors import UsageError
 
@@ -88,7 +88,18 @@ def setting(default: _T, help: str, metavar: str, panel: Panel | None, flag: str
     field.metadata.append(declared)
     if declared.text or metavar == "NAME":
         field.metadata.append(AfterValidator(_encodable))
+    if not isinstance(default, bool):
+        field.metadata.append(BeforeValidator(_no_boolean))
     return field
+
+
+def _no_boolean(value: Any) -> Any:
+    """Refuses true and false, which pydantic takes for 1 and 0."""
+    given: object = value
+    items = cast("Sequence[object]", given) if isinstance(given, list | tuple) else (given,)
+    if any(isinstance(item, bool) for item in items):
+        raise ValueError("must not be true or false")
+    return value
 
 
 def _encodable(value: Any) -> Any:

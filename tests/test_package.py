@@ -143,7 +143,7 @@ MAY_TOUCH_THE_NETWORK = {
     "endpoint/client.py": {"urllib3"},
     "endpoint/connections.py": {"urllib3", "urllib3.connection", "urllib3.connectionpool"},
     "integrations/inspect_provider.py": {"asyncio"},
-    "replay/progress.py": {"prometheus_client"},
+    "replay/metrics.py": {"prometheus_client"},
     "replay/ray_pool.py": {"ray", "socket"},
     "serve/app.py": {"asyncio", "starlette"},
     "serve/batcher.py": {"asyncio"},

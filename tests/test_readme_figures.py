@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -53,14 +54,26 @@ def test_readme_and_compare_md_show_what_compare_prints_for_the_sweep(
     assert indented in (ROOT / "docs/compare.md").read_text(encoding="utf-8")
 
 
-def test_the_readme_shows_the_tokens_of_the_demo() -> None:
-    """Those that `make demo` prints, with its settings."""
+def test_the_readme_shows_what_the_demo_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `make demo` prints, with its settings, but for times."""
     recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\ndemo:")[2].partition("\n\n")[0]
     assert "run datasets/demo.jsonl --preset greedy --out" in recipe
-    summary = rwkvbatch.run(ROOT / "datasets/demo.jsonl", preset="greedy").summary
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(ROOT / "datasets/demo.jsonl"), "--preset", "greedy", "--out", "runs/demo"]
+    assert invoke(["run", *arguments]) == 1
+    said = capsys.readouterr().err
+    assert invoke(["show", "runs/demo", "--limit", "1"]) == 0
+    said = said.partition("\n\n")[2] + "\n" + capsys.readouterr().out
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"\n{summary.reply_tokens:,} reply tokens in" in readme
-    assert f"\n{summary.prompt_tokens:,} prompt tokens: " in readme
+    shown = readme.partition("`make demo` ends with\n\n```text\n")[2].partition("\n...\n")[0]
+    times = re.compile(r"[\d,.]+(?: / [\d.]+)?(?= +ms\b| tokens/s| s,)|first_token_s [\d.]+|\d+ read, [\d,]+")
+    printed = [" ".join(times.sub("T", line).split()) for line in said.splitlines()]
+    expected = [" ".join(times.sub("T", line).split()) for line in shown.splitlines()]
+    assert len(expected) > 15
+    assert printed[: len(expected)] == expected
 
 
 @pytest.mark.slow

@@ -225,7 +225,10 @@ def _show_model(chat: Chat, *, bundled: bool) -> None:
     name = "the bundled demo model" if bundled else Path(spec.path).name
     chat.view.note(f"{name} · RWKV-{spec.generation}, {size} parameters, {spec.backend} {spec.dtype}")
     if bundled:
-        chat.view.note("greedy, without penalties and initial exchange; use another model with --model FILE")
+        sampling, opening = chat.session.settings.sampling, chat.session.tree.opening
+        own = sampling.greedy and not (sampling.presence_penalty or sampling.frequency_penalty or opening.prelude)
+        how = "greedy, without penalties and initial exchange; " if own else ""
+        chat.view.note(f"{how}use another model with --model FILE")
     _show_keys(chat)
 
 

@@ -13,6 +13,7 @@ from rwkvbatch.chat.app import Chat
 from rwkvbatch.config import PRESETS, Sampling
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.prompt.escaping import printable
+from rwkvbatch.replay.progress import duration
 from rwkvbatch.setting_names import SHORT_NAMES
 
 NUM_CANDIDATES = 10
@@ -71,7 +72,7 @@ def stats(chat: Chat, _argument: None) -> None:
     _add_rows(
         table,
         branch=f"{counted(session.tree.num_turns(), 'turn')}, {counted(len(session.tree.history()), 'token')}",
-        session=f"{replies}, {counted(generated, 'token')} in {seconds:.1f} s",
+        session=f"{replies}, {counted(generated, 'token')} in {duration(seconds)}",
         engine=f"{engine.stats.num_prompt_read} prompt tokens read, {engine.stats.num_prompt_cached} cached",
         states=f"{engine.num_cached_states} cached, {size:.1f} MiB",
     )

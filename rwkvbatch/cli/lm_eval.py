@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import typer
 
-from rwkvbatch.cli.options import command_app, examples
+from rwkvbatch.cli.options import Command, command_app, examples
 
 app = command_app()
 
 
 @app.command(
     "lm-eval",
+    cls=Command,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     epilog=examples(
         "rwkvbatch lm-eval --tasks arc_easy,hellaswag --model_args pretrained=rwkv7-g1k-1.5b.pth",

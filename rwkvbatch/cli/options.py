@@ -28,7 +28,15 @@ OUTPUT_PANEL = "Output"
 
 
 class Command(TyperCommand):
-    """A command that refuses an option of one value that is given twice, instead of taking the last value."""
+    """A command that refuses an option of one value that is given twice, instead of taking the last value.
+
+    The paragraphs of its help are filled to the width of the terminal: Typer keeps the line ends of the docstring.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        paragraphs = inspect.cleandoc(self.help or "").split("\n\n")
+        self.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs) or None
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """As Typer's.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rwkvbatch.cli.exits import message, print_json
-from rwkvbatch.cli.options import JsonOption, QuietOption, command_app, option
+from rwkvbatch.cli.options import Command, JsonOption, QuietOption, command_app, option
 from rwkvbatch.errors import UsageError, counted
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ EPILOG = """[bold]Examples[/]
 app = command_app()
 
 
-@app.command("plan", epilog=EPILOG)
+@app.command("plan", cls=Command, epilog=EPILOG)
 def plan_command(
     scripts: Annotated[
         list[str], typer.Argument(metavar="SCRIPT...", help="The scripts to be replayed.", show_default=False)
@@ -95,7 +95,7 @@ def plan_command(
     against = counted(variants, "variant")
     unit = f" {chosen.unit}" if chosen.unit not in ("", chosen.name) else ""
     _print(
-        f"To find a difference of {detect:g}{unit} in {chosen.name} with a probability of {power:.0%} "
+        f"To find a difference of {detect:g}{unit} in {chosen.name} with a probability of {power * 100:.6g} % "
         f"(level 5 %, {against} against a baseline):",
         found,
         num_conversations=len(used),

@@ -78,8 +78,9 @@ def quantize_command(
         if not is_rwkv7(checkpoint.architecture):
             raise UsageError(f"{source} is RWKV-{checkpoint.architecture.generation}; only RWKV-7 is quantised")
         before = rounding_of(checkpoint.file.metadata)
-        if before is not None and (before != to or calibrate):
-            again = "fitting it" if before == to else f"rounding it again to {to}"
+        if before is not None and (before != to or calibrate or checkpoint.adapter is not None):
+            again = "rounding it again with an adapter" if checkpoint.adapter is not None else "fitting it"
+            again = again if before == to else f"rounding it again to {to}"
             raise UsageError(
                 f"{source} is quantised already, to {before}; {again} would add to the loss",
                 hint="give the unquantised checkpoint",

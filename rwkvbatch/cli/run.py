@@ -108,7 +108,7 @@ def run_command(
 
 def show_result(result: RunResult, *, json_output: bool, quiet: bool) -> None:
     """Print the summary; leaves with exit code 1 if a row failed or a check did not pass."""
-    from rwkvbatch.cli.views import show_summary, until_ci_record
+    from rwkvbatch.cli.summaries import show_summary, until_ci_record
 
     if not quiet:
         show_summary(result)

@@ -63,7 +63,8 @@ def show_command(
         with jsonlines.Writer(sys.stdout.buffer, dumps=dumps) as writer:  # pyright: ignore[reportCallIssue]
             writer.write_all(dialogue.as_record() for dialogue in shown)
         return
-    from rwkvbatch.cli.views import console, race_lines
+    from rwkvbatch.cli.summaries import race_lines
+    from rwkvbatch.cli.views import console
 
     print_dialogues(
         shown, console(), many_cells=len(data.cells) > 1, many_repeats=len({dialogue.repeat for dialogue in found}) > 1

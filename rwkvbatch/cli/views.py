@@ -1,28 +1,23 @@
-"""Tables on the terminal: the summary of a run, the plan of `--dry-run`, and columns that fit."""
+"""Consoles, tables whose columns fit, progress bars, and the plan of `--dry-run` on the terminal."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD, Box
+from rich.box import Box
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
-from rwkvbatch.results.row import SCORED
-from rwkvbatch.results.summary import CellSummary, Summary, worst
 
 if TYPE_CHECKING:
     from rwkvbatch.replay.api import Prepared
-    from rwkvbatch.replay.runner import RunResult
 
 
 class TrimmedConsole(Console):
@@ -140,214 +135,7 @@ def _lines(column: Column) -> list[str]:
     return [line for cell in (column.header, *column.cells) for line in str(cell).split("\n")]
 
 
-FIXED_COLUMNS = 66
-"""Width of the table without the names of the cells."""
-
-
-def show_summary(result: RunResult) -> None:
-    """Print the table by cell, the totals, and the next command."""
-    err = console(stderr=True)
-    err.print(summary_table(result.summary, err.width))
-    for line in _summary_lines(result):
-        err.print(Text(printable(line)), soft_wrap=True)
-
-
-def summary_table(summary: Summary, width: int = 100) -> Table:
-    """One row for each cell.
-
-    If `width` is too small for the names of cells, each of their settings gets a line of its own; if that does not fit
-    either, columns are left out.
-    """
-    names = [printable(cell.name) for cell in summary.cells]
-    if max(map(len, names), default=0) > width - FIXED_COLUMNS:
-        names = [name.replace(",", ",\n") for name in names]
-    longest = max((len(line) for name in names for line in name.split("\n")), default=0)
-    return fitted_table(
-        names,
-        _columns(summary),
-        width,
-        header="cell",
-        least_name=min(24, longest),
-        folded=["ended by"],
-        less_wanted=["first token\np50 / p95", "reply\ntokens", "ended by", "tokens\nscored", "perplexity\nof texts"],
-        box=SIMPLE_HEAD,
-    )
-
-
-def _columns(summary: Summary) -> dict[str, list[str]]:
-    """The columns besides the cells' names, by header."""
-    cells = summary.cells
-    columns = {
-        "rows": [f"{cell.rows:,}" for cell in cells],
-        "checks\npassed": [
-            f"{cell.checks_passed}/{judged} {cell.checks_passed / judged:.0%}"
-            if (judged := cell.checks - cell.unjudged)
-            else "-"
-            for cell in cells
-        ],
-        "reply\ntokens": [f"{cell.reply_tokens:,}" for cell in cells],
-        "ended by": [_ends(cell) for cell in cells],
-        "first token\np50 / p95": [_waits(cell.first_token_p50_s, cell.first_token_p95_s) for cell in cells],
-    }
-    if all(set(cell.finish_reasons) <= {SCORED, "error"} and cell.rows for cell in cells):
-        for name in ("reply\ntokens", "first token\np50 / p95"):
-            del columns[name]
-        if not any(cell.checks for cell in cells):
-            del columns["checks\npassed"]
-    if any(cell.plain_text is not None for cell in cells):
-        texts = [cell.plain_text for cell in cells]
-        columns |= {
-            "tokens\nscored": ["-" if text is None else f"{text.tokens:,}" for text in texts],
-            "nll": ["-" if text is None else f"{text.nll:.4f}" for text in texts],
-            "perplexity": [_number(text and text.perplexity) for text in texts],
-            "bits per\nbyte": ["-" if text is None else f"{text.bits_per_byte:.4f}" for text in texts],
-        }
-        if any(text is not None and text.accuracy is not None for text in texts):
-            columns["perplexity\nof texts"] = [_number(text and text.text_perplexity) for text in texts]
-            columns["accuracy"] = [
-                "-" if text is None or text.accuracy is None else f"{text.accuracy:.2%}" for text in texts
-            ]
-    if any(cell.reference_nll is not None for cell in cells):
-        columns["ref.\nnll"] = ["-" if cell.reference_nll is None else f"{cell.reference_nll:.3f}" for cell in cells]
-    return columns
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.3f}" if value < 1e6 else f"{value:.4g}"
-
-
-def _ends(cell: CellSummary) -> str:
-    ends = sorted(cell.finish_reasons.items(), key=lambda item: -item[1])
-    return ends[0][0] if len(ends) == 1 else "\n".join(f"{name} {count:,}" for name, count in ends)
-
-
-def _waits(median: float | None, high: float | None) -> str:
-    if median is None or high is None:
-        return "-"
-    return f"{median * 1000:.0f} / {high * 1000:.0f} ms" if high < 1 else f"{median:.2f} / {high:.2f} s"
-
-
-def _summary_lines(result: RunResult) -> list[str]:
-    import shlex
-
-    from rwkvbatch.replay.progress import duration
-
-    summary, progress = result.summary, result.progress
-    read = summary.prompt_tokens - summary.cached_tokens
-    only_scored = all(set(cell.finish_reasons) <= {SCORED, "error"} and cell.rows for cell in summary.cells)
-    done = "no reply was generated" if progress.failures else "all rows were there already"
-    if progress.reply_tokens:
-        tokens, elapsed = progress.reply_tokens, duration(progress.elapsed_s)
-        kind = "scored" if only_scored else "reply"
-        done = f"{tokens:,} {kind} tokens in {elapsed}, {progress.tokens_per_s:,.0f} tokens/s"
-    lines = [done]
-    if not only_scored:
-        lines.append(f"{summary.prompt_tokens:,} prompt tokens: {read:,} read, {summary.cached_tokens:,} reused")
-    if summary.errors:
-        some, them = ("1 row", "it") if summary.errors == 1 else (f"{summary.errors:,} rows", "them")
-        lines.append(f"{some} failed; --retry-errors runs {them} again")
-    if summary.unjudged:
-        lines.append(f"no verdict of {counted(summary.unjudged, 'check')}: the scores are missing")
-    for what, shares in (("tags", summary.failed_tags), ("checks", summary.failed_checks)):
-        if some := worst(shares):
-            named = ", ".join(f"{name} {share.failed:,} of {share.of:,}" for name, share in some)
-            lines.append(f"{what} that failed most: {named}")
-    lines += _precision_lines(result)
-    if result.race is not None:
-        lines += race_lines(result.race.as_dict())
-    if result.verified is not None:
-        lines.append(f"verified: {result.verified['held']}")
-    directory = shlex.quote(str(result.directory))
-    lines.append(f"rows are in {directory}")
-    if (shard := result.plan.shard) is not None:
-        lines.append(f"next, when all {shard.parts} parts are done: rwkvbatch merge PART... --out DIR")
-    elif len(summary.cells) > 1:
-        lines.append(f"next: rwkvbatch compare {directory}")
-    elif summary.errors or any(cell.checks_passed < cell.checks for cell in summary.cells):
-        lines.append(f"next: rwkvbatch show {directory} --failed")
-    elif only_scored:
-        lines.append(f"next: rwkvbatch show {directory}, or score with another --model and compare")
-    else:
-        lines.append(f"next: rwkvbatch show {directory}, or run again with --temp 0.3,1.0 and compare")
-    return lines
-
-
-def until_ci_record(result: RunResult) -> dict[str, Any] | None:
-    """Result of `--until-ci` for `--json`; the width is null where it is unknown or there is nothing to compare."""
-    if not result.reached:
-        return None
-    cells = [
-        {**vars(cell), "width": None if cell.width is None or math.isinf(cell.width) else cell.width}
-        for cell in result.reached
-    ]
-    return {"asked": result.plan.settings.until_ci, "cells": cells}
-
-
-def _precision_lines(result: RunResult) -> list[str]:
-    """Repeats of each cell, and the width of its interval against the first cell."""
-    if not result.reached:
-        return []
-    asked = result.plan.settings.until_ci
-    assert asked is not None
-    lines = [f"--until-ci {asked:g}: width of the score's interval against {result.reached[0].cell}"]
-    for cell in result.reached:
-        if cell is result.reached[0]:
-            found = "the first cell"
-        elif cell.width is None:
-            found = "nothing to compare"
-        elif math.isinf(cell.width):
-            found = "width unknown: one conversation only, or the same difference in all"
-        else:
-            found = f"width {cell.width:.3g}" + ("" if cell.width <= asked else ", wider than asked")
-        lines.append(f"  {cell.cell}: {counted(cell.repeats, 'repeat')}, {found}")
-    return lines
-
-
-def race_lines(record: Mapping[str, Any]) -> list[str]:
-    """A race's result, as `summary.json` has it, in a few lines, however many cells there are."""
-    from rwkvbatch.replay.race import can_drop
-
-    left, cells = record["left"], {cell["cell"]: cell for cell in record["cells"]}
-    scored = [name for name in left if cells[name]["score"] is not None]
-    if not scored:
-        return ["race: no look yet"]
-    ranked = sorted(scored, key=lambda name: -cells[name]["score"])
-    endings = {
-        "one cell left": "one cell is left",
-        "within the margin": f"the leader is less than {record['margin'] or 0:g} worse than any cell left",
-        "budget": "the budget is used up",
-        "interrupted": "interrupted",
-    }
-    looks = f"{record['looks']:,} look{'' if record['looks'] == 1 else 's'}"
-    share = f"{record['rows'] / record['rows_of_grid']:.0%}" if record["rows_of_grid"] else "-"
-    lines = [
-        f"race: {endings[record['ending']]}, after {record['draws']:,} of {record['draws_planned']:,} draws, "
-        f"{looks} and {record['rows']:,} rows, {share} of the full grid's {record['rows_of_grid']:,}",
-        f"  leader: {record['leader']}, score {cells[record['leader']]['score']:.3f}",
-    ]
-    others = [name for name in ranked if name != record["leader"]]
-    if others:
-        shown = "; ".join(f"{name} {cells[name]['score']:.3f}" for name in others[:RACE_CELLS_SHOWN])
-        more = f"; and {len(others) - RACE_CELLS_SHOWN} more" if len(others) > RACE_CELLS_SHOWN else ""
-        lines.append(f"  not shown to be worse: {shown}{more}")
-    dropped = sorted(
-        (cell for cell in record["cells"] if cell["dropped_after"] is not None), key=lambda cell: -cell["dropped_after"]
-    )
-    if dropped:
-        lines.append(
-            f"  dropped: {len(dropped)} of {len(cells)} cells, after {dropped[-1]['dropped_after']:,} to "
-            f"{dropped[0]['dropped_after']:,} draws; the last one: {dropped[0]['cell']}"
-        )
-    elif len(cells) > 1 and not can_drop(len(cells), record["draws_planned"], record["level"]):
-        lines.append("  so few draws cannot show that a cell is worse: --repeats gives more of them")
-    lines.append(f"  a truly best cell is dropped with a probability of at most {record['level']:g}")
-    return lines
-
-
 MAX_WARNINGS = 50
-
-RACE_CELLS_SHOWN = 4
-"""Cells in the race that are named beside the leader."""
 
 
 def show_plan(prepared: Prepared, *, as_json: bool) -> None:

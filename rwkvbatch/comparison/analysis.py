@@ -147,7 +147,8 @@ class Analysis:
     def records(self) -> list[dict[str, Any]]:
         """The table, a record per comparison with the keys of `COLUMNS`.
 
-        Without comparisons (a single variant), a record per mean: what needs a baseline is None.
+        Without comparisons (a single variant), a record per mean, with its interval as `low` and `high`, and as
+        `low_alone` and `high_alone` since nothing is corrected; what needs a baseline is None.
         """
         if self.comparisons:
             return [{name: of(line) for name, of in COLUMNS.items()} for line in self.comparisons]
@@ -155,6 +156,7 @@ class Analysis:
             dict.fromkeys(COLUMNS)
             | {"variant": variant.label, "group": mean.group, "metric": mean.metric.name, "unit": mean.metric.unit}
             | {"better": mean.metric.better, "variant_mean": mean.mean, "num_values": mean.num_values}
+            | {"low": mean.low, "high": mean.high, "low_alone": mean.low, "high_alone": mean.high}
             for variant in self.variants
             for mean in self.means(variant)
         ]

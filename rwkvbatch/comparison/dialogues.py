@@ -101,7 +101,8 @@ def _only(rows: pd.DataFrame, column: str, wanted: int) -> pd.DataFrame:
     found = rows.loc[rows[column] == wanted]
     if len(rows) and not len(found):
         last = max(rows[column].tolist())
-        raise UsageError(f"--{column} must be in 0 to {last} for this selection, got {wanted}")
+        allowed = f"in 0 to {last}" if last else "0"
+        raise UsageError(f"--{column} must be {allowed} for this selection, got {wanted}")
     return found
 
 

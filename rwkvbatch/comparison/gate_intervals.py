@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from rwkvbatch.comparison.gates import COMPARATORS, Floats, Gate, LinearForm
 from rwkvbatch.comparison.paired import LEVEL
 from rwkvbatch.comparison.scopes import GateScope
-from rwkvbatch.stats.bounded import bounded_interval
-from rwkvbatch.stats.signflip import compare_family
+from rwkvbatch.stats.bounded import bounded_interval, unseen_share
+from rwkvbatch.stats.signflip import Difference, compare_family
 from rwkvbatch.stats.spread import unlimited_interval
 
 
@@ -55,10 +55,10 @@ def gate_intervals(gate: Gate, scopes: Sequence[GateScope]) -> list[Interval]:
     form = gate.form
     assert form is not None, "a significant gate has a linear form"
     numbers = [None if _unjudged(form, scope) else numbers_of(form, scope) for scope in scopes]
-    if any(value.of_baseline for value in form.weights):
-        return _paired_intervals(gate, form, numbers)
-    some = sum(found is not None and found.values.size > 0 for found in numbers)
-    return [_alone_interval(gate, form, found, LEVEL / max(1, some)) for found in numbers]
+    if form.one_sided:
+        some = sum(found is not None and found.values.size > 0 for found in numbers)
+        return [_alone_interval(gate, form, found, LEVEL / max(1, some)) for found in numbers]
+    return _paired_intervals(gate, form, numbers)
 
 
 def _unjudged(form: LinearForm, scope: GateScope) -> bool:
@@ -86,7 +86,8 @@ def _paired_intervals(gate: Gate, form: LinearForm, numbers: Sequence[Numbers | 
     """By sign flips. For a difference of means they are the table's intervals, moved by the margin.
 
     Where all pairs are equal, the table has the interval [0, 0] of the sample. A gate asks about other conversations
-    too: if none of n differs, at most a share 1 - (level / 2)^(1 / n) of all may (Clopper and Pearson 1934).
+    too, a share of which may differ as far as the metric allows (`unseen_share`); so may they where the form is no
+    difference, of which flips test 0 and no other number.
     """
     difference = form.difference
     # Of a difference, the constant is a margin around the table's interval; of other forms, a part of the values.
@@ -104,16 +105,25 @@ def _paired_intervals(gate: Gate, form: LinearForm, numbers: Sequence[Numbers | 
             counts[:, column] = np.bincount(found.conversations, found.weights, minlength=size)
     family = compare_family(sums, counts, level=LEVEL, widest=widest)
     judged = sum(found is not None and found.values.size > 0 for found in numbers)
+
+    def ends(test: Difference, level: float) -> tuple[float, float]:
+        low, high = sorted((scale * test.low + shift, scale * test.high + shift))
+        if not difference and math.isfinite(widest):
+            unseen = unseen_share(test.clusters, level)
+            others = [test.mean + unseen * (limit - test.mean) for limit in form.limits]
+            low, high = min(low, others[0]), max(high, others[1])
+        return low, high
+
     intervals: list[Interval] = []
     for column, (found, test) in enumerate(zip(numbers, family.differences, strict=True)):
         if found is None or not found.values.size:
             intervals.append(_NOTHING)
             continue
-        ends = sorted((scale * test.low + shift, scale * test.high + shift))
         p = test.p_adjusted if difference and shift == 0 else math.nan
-        interval = Interval(ends[0], ends[1], p, exact=test.identical, level_each=family.level_each)
+        low, high = ends(test, family.level_each)
+        interval = Interval(low, high, p, exact=test.identical, level_each=family.level_each)
         if test.identical and math.isfinite(widest):
-            most = form.reach * (1 - (family.level_each / 2) ** (1 / test.clusters))
+            most = form.reach * unseen_share(test.clusters, family.level_each)
             interval = replace(interval, low=shift - most, high=shift + most, exact=False)
         if not test.decidable:
             interval = replace(interval, reason=_too_few(found))
@@ -122,14 +132,14 @@ def _paired_intervals(gate: Gate, form: LinearForm, numbers: Sequence[Numbers | 
             own = counts[:, column : column + 1]
             # At the level that holds for any data, so that it does not depend on the data what can be judged.
             extreme = compare_family(best * own, own, level=LEVEL / judged, widest=widest).differences[0]
-            limits = sorted((scale * extreme.low + shift, scale * extreme.high + shift))
+            limits = ends(extreme, LEVEL / judged)
             interval = replace(interval, reason=_undecidable(gate, scale * best + shift, limits, found))
         intervals.append(interval)
     return intervals
 
 
 def _alone_interval(gate: Gate, form: LinearForm, found: Numbers | None, level: float) -> Interval:
-    """Of a variant's own means against a number, without a pairing."""
+    """Of a variant's own means, or its baseline's, against a number, without a pairing."""
     if found is None or not found.values.size:
         return _NOTHING
     if found.num_conversations < 2:
@@ -137,7 +147,7 @@ def _alone_interval(gate: Gate, form: LinearForm, found: Numbers | None, level: 
     lowest, highest = replace(form, constant=0.0).limits
     if not math.isfinite(highest - lowest):
         low, high = unlimited_interval(found.values, found.conversations, found.weights, level=1 - level)
-        reason = _too_few(found) if math.isnan(low) else ""
+        reason = "all conversations have the same value, which does not show how others vary" if math.isnan(low) else ""
         return Interval(low + form.constant, high + form.constant, reason=reason, level_each=level)
 
     def ends(of: Floats) -> tuple[float, float]:

@@ -87,6 +87,11 @@ class LinearForm:
         return None
 
     @property
+    def one_sided(self) -> bool:
+        """Whether all values are of the variant, or all of the baseline."""
+        return len({value.of_baseline for value in self.weights}) == 1
+
+    @property
     def limits(self) -> tuple[float, float]:
         """The lowest and the highest value that the metrics allow."""
         low = high = self.constant

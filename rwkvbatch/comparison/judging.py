@@ -15,7 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvbatch.comparison.gate_intervals import Interval, gate_intervals, numbers_of, wanted_sign
-from rwkvbatch.comparison.gates import COMPARATORS, OPERATORS, PERCENTILE, STATISTICS, Floats, Gate, Value, evaluated
+from rwkvbatch.comparison.gates import (
+    COMPARATORS,
+    OPERATORS,
+    PERCENTILE,
+    STATISTICS,
+    Floats,
+    Gate,
+    LinearForm,
+    Value,
+    evaluated,
+)
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.preference import PREFERENCE
 from rwkvbatch.comparison.scopes import GateScope
@@ -245,19 +255,30 @@ def _with_sample_size(result: GateResult, scope: GateScope, interval: Interval) 
     if math.isnan(between):
         return replace(result, note="the number of conversations that it takes cannot be told from one")
     if between + within > 0:
+        steps, reach = ties_of(found.values, found.conversations, form.reach, found.weights)
+        # The interval of one side alone is not that of an enlarged sample.
+        reach = 0.0 if form.one_sided else reach
         needed = conversations_needed(
-            distance, between, within, repeats, power=POWER, level=interval.level_each,
-            limited=are_steps(found.values, found.conversations, form.reach, found.weights),
-        )  # fmt: skip
-    elif distance < form.reach < math.inf:
-        needed = math.ceil(math.log(interval.level_each / 2) / math.log1p(-distance / form.reach))
-        given = "if all pairs are equal there too"
+            distance, between, within, repeats, power=POWER, level=interval.level_each, limited=steps, reach=reach
+        )
+    elif distance < (room := _room(form, result, wanted_sign(gate))) < math.inf:
+        needed = math.ceil(math.log(interval.level_each / 2) / math.log1p(-distance / room))
+        given = f"if all {'conversations' if form.one_sided else 'pairs'} are equal there too"
     else:
         return result
     each = f" of {repeats} repetitions" if repeats > 1 else ""
-    chance = f" with a probability of {POWER:.0%}" if between + within > 0 else ""
+    chance = f" with a probability of {POWER * 100:.0f} %" if between + within > 0 else ""
     note = f"about {needed:,} conversations{each} show it{chance}, {given}"
     return replace(result, conversations_needed=needed, note=note)
+
+
+def _room(form: LinearForm, result: GateResult, sign: int) -> float:
+    """How far below (for `sign` -1 above) what was found other conversations can be."""
+    if form.difference:
+        return form.reach
+    low, high = form.limits
+    found = result.left - result.right
+    return found - low if sign > 0 else high - found
 
 
 def as_counted(values: Floats, weights: Floats | None) -> Floats:
@@ -269,18 +290,23 @@ def as_counted(values: Floats, weights: Floats | None) -> Floats:
     return values if weights is None else weights * (values - np.average(values, weights=weights))
 
 
-def are_steps(values: Floats, conversations: NDArray[np.int64], widest: float, weights: Floats | None = None) -> bool:
-    """Whether the test takes the conversations' means of `values` `[n]` as steps between limits (`stats.spread`).
+def ties_of(
+    values: Floats, conversations: NDArray[np.int64], widest: float, weights: Floats | None = None
+) -> tuple[bool, float]:
+    """How the test takes the conversations' means of `values` `[n]` (`stats.spread`).
 
-    Also where all are 0: nothing speaks for another kind of numbers then.
+    Returns:
+        Whether they are steps between limits, and `Spread.reach`. Where all are 0 they are, if there are limits:
+        nothing speaks for another kind of numbers then.
     """
-    if not math.isfinite(widest):
-        return False
     _, codes = np.unique(conversations, return_inverse=True)
     sums, counts = (
         np.bincount(codes, of).astype(np.float64) for of in (values if weights is None else weights * values, weights)
     )
-    return not sums.any() or Spread.of(sums, counts, widest).discrete
+    if not sums.any():
+        return math.isfinite(widest), widest if math.isfinite(widest) else 0.0
+    spread = Spread.of(sums, counts, widest)
+    return spread.discrete, spread.reach
 
 
 def variances(values: Floats, conversations: NDArray[np.int64], repeats: NDArray[np.int64]) -> tuple[float, float, int]:

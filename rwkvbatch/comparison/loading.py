@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
 
 from rwkvbatch import __version__
 from rwkvbatch.comparison.foreign import read_foreign
-from rwkvbatch.comparison.table import read_results, tabulate
+from rwkvbatch.comparison.table import NO_RESULTS, read_results, tabulate
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
 from rwkvbatch.results.manifest import FORMER, read_manifest, shard_text
 from rwkvbatch.results.status import planned_rows, why_unfinished
@@ -193,6 +193,8 @@ def load_runs(sources: Source | Iterable[Source]) -> list[RunData]:
         UsageError, RunDirectoryError, RunDamagedError: as `load`.
     """
     given = [sources] if isinstance(sources, str | os.PathLike | ResultInMemory) else list(sources)
+    if not given:
+        raise UsageError("no run is given", hint="name a run directory, or give the result of `rwkvbatch.run`")
     cells_of: dict[str, list[str]] = {}
     whole: set[str] = set()
     seen: set[object] = set()
@@ -354,16 +356,16 @@ def _load_run(source: str, name: str) -> RunData:
     if manifest is not None and (reason := why_unfinished(results.parent, len(rows))) is not None:
         notes.append(f"{source} is not finished: {reason}")
     if not len(rows):
-        raise RunDirectoryError(
-            "it holds no finished turn", path=results, hint="continue the run with the same command"
-        )
+        hint = "continue the run with the same command" if manifest is not None else NO_RESULTS
+        raise RunDirectoryError("it holds no finished turn", path=results, hint=hint)
     facts = RunFacts.of(manifest or {})
     planned = None if manifest is None else planned_rows(results.parent)
     unfinished = _unfinished(rows, planned, list(facts.cells))
     if manifest is not None and planned is None:
         unfinished = _tasks_not_begun(rows, facts)
     if unfinished and not any("is not finished" in note for note in notes):
-        notes.append(f"{source} is not finished: {len(rows):,} of the planned rows are there")
+        of = "the planned" if planned is None else f"{planned:,} planned"
+        notes.append(f"{source} is not finished: {len(rows):,} of {of} rows are there")
     return RunData(name, source, facts, manifest or {}, rows, tuple(notes), unfinished)
 
 

@@ -12,17 +12,9 @@ from numpy.typing import NDArray
 
 from rwkvbatch.comparison.distance import distance_groups
 from rwkvbatch.comparison.loading import RunData, joined
-from rwkvbatch.comparison.metrics import (
-    PAIR_METRICS,
-    TURN_METRICS,
-    Metric,
-    is_majority,
-    majority_at_k,
-    metric_named,
-    pass_value,
-    vote_of,
-)
+from rwkvbatch.comparison.metrics import PAIR_METRICS, TURN_METRICS, Metric, is_majority, metric_named, pass_value
 from rwkvbatch.comparison.pairing import Pair, Variant
+from rwkvbatch.comparison.votes import majority_at_k, vote_of
 from rwkvbatch.results.row import NOT_REACHED
 
 if TYPE_CHECKING:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import comb
@@ -345,43 +344,6 @@ def pass_value(metric: str, outcomes: Sequence[bool]) -> float:
 def is_majority(metric: Metric) -> bool:
     """Whether it is `majority_at_K`."""
     return metric.name.startswith("majority_at_")
-
-
-def majority_at_k(votes: Sequence[tuple[Hashable, bool]], k: int) -> float:
-    """The share of votes of `k` repeats each whose most frequent answer passes (self-consistency, Wang et al. 2023).
-
-    The repeats are cut into votes of `k` in their order; a rest is left out. Of equally frequent answers each counts
-    with its share.
-
-    Args:
-        votes: the answer of each repeat, and whether it passed; all answers that pass are one answer.
-
-    Raises:
-        ValueError: not 1 <= k <= the number of repeats.
-    """
-    _check_counts(len(votes), 0, k)
-    results: list[float] = []
-    for start in range(0, len(votes) - k + 1, k):
-        counts = Counter(None if passed else (answer,) for answer, passed in votes[start : start + k])
-        most = max(counts.values())
-        results.append((counts[None] == most) / sum(count == most for count in counts.values()))
-    return sum(results) / len(results)
-
-
-def vote_of(reply: str, checks: Sequence[Mapping[str, Any]]) -> str:
-    """The answer that a reply votes for: its last number where a check asks for one, else its text without thinking.
-
-    Case, outer white space and a final stop are ignored.
-    """
-    text = reply.rpartition("</think>")[2].strip().casefold().removesuffix(".")
-    for check in checks:
-        if check.get("kind") in ("number", "boxed", "math"):
-            numbers = _NUMBERS.findall(text)
-            return numbers[-1].replace(",", "") if numbers else text
-    return text
-
-
-_NUMBERS: Final = re.compile(r"[-−]?\d[\d,]*(?:\.\d+)?")
 
 
 def pass_at_k(num_repeats: int, num_passed: int, k: int) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from rwkvbatch.comparison.judging import are_steps, as_counted, variances
+from rwkvbatch.comparison.judging import as_counted, ties_of, variances
 from rwkvbatch.comparison.loading import Source, load_runs
 from rwkvbatch.comparison.matching import comparable_rows, match, rows_of, weights_of
 from rwkvbatch.comparison.metrics import Metric, metric_named
@@ -39,6 +39,7 @@ class Spread:
         source: where they come from and what was assumed, as a sentence.
         num_conversations, repetitions: of the pilot; 0 without one.
         steps: the differences are steps between limits, of which the test has more power (`stats.spread`).
+        reach: how far conversations that the pilot lacks may differ (`stats.spread.Spread.reach`).
     """
 
     between: float
@@ -47,6 +48,7 @@ class Spread:
     num_conversations: int = 0
     repetitions: int = 0
     steps: bool = True
+    reach: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,9 @@ def of_pilot(pilot: Source, metric: Metric, baseline: str | None = None) -> Spre
         source = f"pilot: {pair.variant.label} against {pair.baseline.label}{note}{_errors_in(rows, metric)}"
         if len(pairs) > 1:
             source = source.replace("pilot:", "pilot: of all pairs the one that varies most,")
-        steps = are_steps(values.variant - values.baseline, values.conversations, metric.widest, values.weights)
+        steps, reach = ties_of(values.variant - values.baseline, values.conversations, metric.widest, values.weights)
         number = int(np.unique(values.conversations).size)
-        found.append(Spread(between, within, source, number, repetitions, steps))
+        found.append(Spread(between, within, source, number, repetitions, steps, reach))
     if found:
         return _at_least(max(found, key=lambda spread: spread.between + spread.within), metric)
     if pairs:
@@ -199,6 +201,9 @@ def _of_one_cell(pilot: Source, metric: Metric, rows: pd.DataFrame) -> Spread:
             hint=_NEEDS_PILOT,
         )
     # Var(variant - baseline) of two variants alike: twice that of one, less twice their covariance.
+    # Two repetitions differ in the manner of two variants.
+    signed, first = np.where(repeats == 0, -values, values), repeats < 2
+    steps, reach = ties_of(signed[first], codes[first], metric.widest)
     spread = Spread(
         between,
         2 * within,
@@ -206,8 +211,8 @@ def _of_one_cell(pilot: Source, metric: Metric, rows: pd.DataFrame) -> Spread:
         "assumed, which a pilot with two cells measures",
         conversations,
         repetitions,
-        # Two repetitions differ in the manner of two variants.
-        are_steps(np.where(repeats == 0, -values, values)[repeats < 2], codes[repeats < 2], metric.widest),
+        steps,
+        reach,
     )
     return _at_least(spread, metric)
 
@@ -249,9 +254,11 @@ def designs(
     found: list[Design] = []
     for number in repetitions:
         variances_of = (spread.between, spread.within, number)
-        needed = conversations_needed(detect, *variances_of, power=power, level=level, limited=spread.steps)
+        needed = conversations_needed(
+            detect, *variances_of, power=power, level=level, limited=spread.steps, reach=spread.reach
+        )
         detectable = smallest_detectable(
-            len(conversations), *variances_of, power=power, level=level, limited=spread.steps
+            len(conversations), *variances_of, power=power, level=level, limited=spread.steps, reach=spread.reach
         )
         found.append(Design(number, needed, round(needed * number * turns), detectable, len(conversations) >= needed))
     return found

@@ -138,6 +138,10 @@ def tabulate(rows: Iterable[Row]) -> pd.DataFrame:
     return columns.frame()
 
 
+NO_RESULTS: Final = "name a run directory, its results.jsonl, or a file of results that docs/compare.md lists"
+"""The hint for files that belong to no run and hold no results."""
+
+
 def read_results(path: Path, notes: list[str], *, needs_checksum: bool = True) -> pd.DataFrame:
     """All turns in the file at `path`. Appends to `notes` what was left out.
 
@@ -168,7 +172,9 @@ def read_results(path: Path, notes: list[str], *, needs_checksum: bool = True) -
                         f"is not a row of a run: {_reason(error)}",
                         path=path,
                         line=number,
-                        hint="`rwkvbatch run` into the same directory reports which rows can be recovered",
+                        hint="`rwkvbatch run` into the same directory reports which rows can be recovered"
+                        if needs_checksum
+                        else NO_RESULTS,
                     ) from None
     except OSError as error:
         raise RunDirectoryError(f"cannot be read: {error.strerror}", path=path) from None

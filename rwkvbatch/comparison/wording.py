@@ -64,6 +64,12 @@ def _of_verdict(line: Comparison, value: float) -> str:
     return f"{value:+.1g}" if line.significant and value and float(text) == 0 else text
 
 
+def detectable(value: float, digits: int) -> str:
+    """A detectable difference; a small one is not written as 0."""
+    text = number(value, digits)
+    return f"{value:.1g}" if value > 0 and float(text) == 0 else text
+
+
 def p_value(p: float) -> str:
     """A p-value with two significant digits, never 0."""
     if math.isnan(p):
@@ -89,7 +95,7 @@ COLUMNS: Final = (
     TableColumn("difference", lambda line: difference(line), short="diff"),
     TableColumn("95 % interval", interval, left=True),
     TableColumn("W/T/L", lambda line: directions(line)),
-    TableColumn("detectable", lambda line: number(line.detectable, line.metric.digits)),
+    TableColumn("detectable", lambda line: detectable(line.detectable, line.metric.digits)),
     TableColumn("p", lambda line: p_value(line.p_adjusted)),
     TableColumn("verdict", lambda line: verdict(line), left=True),
 )
@@ -194,7 +200,7 @@ def power(lines: Iterable[Comparison]) -> str:
     if not some:
         return ""
     digits = some[0].metric.digits
-    low, high = (number(end(line.detectable for line in some), digits) for end in (min, max))
+    low, high = (detectable(end(line.detectable for line in some), digits) for end in (min, max))
     return f"detectable: {low}" + (f" to {high}" if high != low else "")
 
 
@@ -204,7 +210,9 @@ def rank_disagreement(lines: Iterable[Comparison]) -> str:
     if not found:
         return ""
     named = [f"{variant_label(line)} (p {p_value(line.p_rank)})".replace("p <", "p < ") for line in found]
-    return f"{found[0].metric.name}: the signed-rank test does not agree for {', '.join(named)}"
+    each = {f"{line.level_each:.2g}" for line in found if line.level_each < line.level}
+    level = f"; each test is at {' or '.join(sorted(each))}" if each else ""
+    return f"{found[0].metric.name}: the signed-rank test does not agree for {', '.join(named)}{level}"
 
 
 def variant_label(line: Comparison) -> str:
@@ -296,13 +304,15 @@ def standing(ranking: Ranking, *, max_named: int | None = None) -> str:
 
 
 def common_rows(ranking: Ranking) -> str:
-    """The numbers of turns and conversations that a ranking uses, and of those that it leaves out."""
+    """The numbers of turns and conversations that all variants of a ranking have, and of those that only some have."""
     by_turn = ranking.metric.level == "turn"
     rows = f"{_count(ranking.num_values, 'turn')} of " if by_turn else ""
-    text = f"over {rows}{_count(ranking.num_conversations, 'conversation')}"
-    if ranking.num_left_out:
-        text += f"; {_count(ranking.num_left_out, ranking.metric.level)} not in all variants left out"
-    return text
+    common = f"{rows}{_count(ranking.num_conversations, 'conversation')}"
+    if not ranking.num_left_out:
+        return f"over {common}"
+    some = _count(ranking.num_left_out, ranking.metric.level)
+    how = "means relative to the baseline's, over what each shares with it"
+    return f"{common} in all variants, {some} in some only; {how}"
 
 
 def trend_title(trend: Trend, *, exploratory: bool = False) -> str:

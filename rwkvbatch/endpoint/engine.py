@@ -348,7 +348,7 @@ class EndpointEngine:
                 "the server reads one token more than the prompt has, as it would with a token 0 before it; "
                 "--endpoint-api completions-ids sends what a model in this process reads",
             )
-        kept = within(tokens, len((text + (stop or "")).encode()))
+        kept = within(tokens, text + (stop or ""))
         ids = self._reader.ids(text, stop, kept)
         values = [token.logprob for token in kept if token.logprob is not None]
         closed = closed_history(self.tokenizer, request.tokens, ids, finish, stop, request.closing)

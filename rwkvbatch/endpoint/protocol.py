@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -28,6 +29,7 @@ EXTENSIONS = frozenset({"top_k", "min_p", "order", "penalty_decay", "no_penalty"
 """Fields about sampling that OpenAI's API lacks: servers that do not know them may ignore them."""
 
 REPLACEMENT = "\ufffd"
+_NAMED_BYTES = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")
 
 
 def sampling_fields(sampling: Sampling) -> dict[str, Any]:
@@ -86,7 +88,8 @@ class ServedToken:
     """A token as the server names it.
 
     Attributes:
-        text: its text; may hold U+FFFD for a part of a character. data: its bytes, where the server gives them.
+        text: its text; may hold U+FFFD for a part of a character. data: its bytes, where the server gives them, also
+            by a name such as `bytes:\\xe4`, as OpenAI's and `rwkvbatch serve` name a part of a character.
         id: where the server gives it. logprob: natural log; None where the server has none (the first token).
         best: the highest log-probability of any token at its place, where the server says so.
     """
@@ -98,8 +101,11 @@ class ServedToken:
     best: float | None = None
 
     @property
-    def num_bytes(self) -> int:
-        return len(self.text.encode("utf-8", "replace") if self.data is None else self.data)
+    def known_bytes(self) -> bytes | None:
+        """Its bytes; None for a part of a character that the server does not say."""
+        if self.data is not None:
+            return self.data
+        return None if REPLACEMENT in self.text else self.text.encode("utf-8", "replace")
 
 
 @dataclass
@@ -223,7 +229,9 @@ def _tokens(logprobs: Any) -> list[ServedToken]:
         top: Any = tops[place] if place < len(tops) else None
         best = [_number(each) for each in cast("dict[str, Any]", top).values()] if isinstance(top, dict) else []
         known = max((each for each in best if each is not None), default=None)
-        result.append(ServedToken(str(text), _number(value), best=known))
+        named = _NAMED_BYTES.fullmatch(str(text))
+        data = None if named is None else bytes.fromhex(named[1].replace("\\x", ""))
+        result.append(ServedToken(str(text), _number(value), data=data, best=known))
     return result
 
 

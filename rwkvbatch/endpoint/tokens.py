@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
+from functools import cached_property
 
 from rwkvbatch.endpoint.protocol import REPLACEMENT, ServedToken
 from rwkvbatch.errors import EndpointError
@@ -44,10 +44,16 @@ class TokenReader:
         """A token's id: as the server gives it, or by its text."""
         if token.id is not None:
             return token.id if 0 < token.id < self._tokenizer.vocab_size else None
+        if token.data is not None:
+            return self._id_of_bytes.get(token.data) if token.data else None
         if REPLACEMENT in token.text:
             return None
         ids = self._tokenizer.encode(token.text)
         return ids[0] if len(ids) == 1 else None
+
+    @cached_property
+    def _id_of_bytes(self) -> dict[bytes, int]:
+        return {self._tokenizer.token_bytes(token): token for token in range(1, self._tokenizer.vocab_size)}
 
     def continued(
         self, tokens: Sequence[ServedToken], prefix: Sequence[int], continuation: Sequence[int], *, by_ids: bool
@@ -59,8 +65,7 @@ class TokenReader:
             if not stop <= len(tokens) <= stop + 1:
                 raise EndpointError(f"the server counts {len(tokens)} tokens where {stop} ids and one were sent")
         else:
-            ends = list(accumulate(token.num_bytes for token in tokens))
-            places = {0: 0, **{end: place + 1 for place, end in enumerate(ends)}}
+            places = {0: 0, **{end: place + 1 for place, end in enumerate(_ends(tokens, before + text))}}
             if len(before) not in places or len(before) + len(text) not in places:
                 raise EndpointError(
                     "no token of the server begins where the scored text does: use --endpoint-api completions-ids, "
@@ -68,22 +73,45 @@ class TokenReader:
                 )
             start, stop = places[len(before)], places[len(before) + len(text)]
         found = tokens[start:stop]
-        shown = "".join(token.text for token in found)
-        if REPLACEMENT not in shown and shown.encode("utf-8", "replace") != text:
+        shown = [token.known_bytes for token in found]
+        if b"".join(data for data in shown if data is not None) != text and None not in shown:
             raise EndpointError(
                 "the server's tokens are not those of the scored text: has its model another vocabulary?"
             )
         return found
 
 
-def within(tokens: Sequence[ServedToken], num_bytes: int) -> Sequence[ServedToken]:
-    """The tokens of the first `num_bytes` of text: without end of text, and what a stop text cut off."""
-    size = 0
-    for place, token in enumerate(tokens):
-        if size >= num_bytes:
-            return tokens[:place]
-        size += token.num_bytes
-    return tokens
+def within(tokens: Sequence[ServedToken], text: str) -> Sequence[ServedToken]:
+    """The tokens of a text at their beginning: without end of text, and what a stop text cut off."""
+    return tokens[: len(_ends(tokens, text.encode("utf-8", "replace")))]
+
+
+def _ends(tokens: Sequence[ServedToken], data: bytes) -> list[int]:
+    """Where in `data` its tokens end; -1 inside a character of whose parts the server does not say the bytes.
+
+    Such a character ends where the next token is found. It has at least one byte for each of its tokens.
+    """
+    ends: list[int] = []
+    place = unknown = 0
+    for token in tokens:
+        if place + unknown >= len(data):
+            break
+        known = token.known_bytes
+        if known is None:
+            unknown += 1
+            ends.append(-1)
+            continue
+        if unknown:
+            found = data.find(known, place + unknown)
+            if found < 0:
+                break
+            ends[-1] = place = found
+            unknown = 0
+        place += len(known)
+        ends.append(place)
+    if unknown:
+        ends[-1] = len(data)
+    return ends
 
 
 def stop_among(tokens: Sequence[ServedToken], text: str, stops: Sequence[str]) -> str | None:

@@ -38,6 +38,10 @@ LEAST_CAPABILITY = (8, 0)
 """The lowest compute capability that Triton supports."""
 
 
+class RoundedAgainWarning(UserWarning):
+    """Matrices of a quantised file were changed by an adapter and are rounded anew."""
+
+
 class SlowBackendWarning(UserWarning):
     """The kernels for the device are not available; the much slower reference operations are used."""
 
@@ -155,6 +159,14 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
     stored = rounding_of(checkpoint.file.metadata)
     if strategy.precision is None and not strategy.on_gpu and stored is not None:
         strategy = replace(strategy, precision=stored)  # as the file is
+    if stored is not None and checkpoint.adapter is not None and strategy.rounding is not None:
+        warnings.warn(
+            f"{checkpoint.file.path} is quantised to {stored}: matrices that the adapter changes are rounded again, "
+            f"to {strategy.precision}, which takes away a part of what it does; give the unquantised checkpoint, or "
+            f'--strategy "{strategy.device} fp32"',
+            RoundedAgainWarning,
+            stacklevel=2,
+        )
     name, ops = _operations(checkpoint, strategy, backend, threads)
     _refuse_unrunnable(checkpoint, ops)
     refuse_too_large(checkpoint, strategy, ops.device, in_fp32=ops.name == "reference" and ops.device == "cpu")

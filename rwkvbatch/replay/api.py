@@ -16,10 +16,11 @@ from rwkvbatch.replay.consistency import check_plan, log_left_out, log_lint, ref
 from rwkvbatch.replay.grid import PATHS, GridFile, make_cells
 from rwkvbatch.replay.jury import turns_with_rubrics
 from rwkvbatch.replay.layers import CHECKPOINT_ENDINGS, layer_settings, naming_origins, read_toml
+from rwkvbatch.replay.metrics import serving_metrics
 from rwkvbatch.replay.models import ModelLoader
 from rwkvbatch.replay.plan import Plan, select
 from rwkvbatch.replay.pool import pool_for
-from rwkvbatch.replay.progress import Observer, serving_metrics
+from rwkvbatch.replay.progress import Observer
 from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.results.directory import SKIPPED_NAME

@@ -64,7 +64,7 @@ class RowRecorder:
         if rows:
             self.rows.append(rows)
         for number, row in rows.items():
-            self._count(number, row.error, row.failed_checks, row.num_tokens)
+            self._count(number, row.error, row.failed_checks, row.tokens.reply, row.scored_tokens)
 
     def add_encoded(self, rows: Sequence[EncodedRow]) -> None:
         """Write rows, as `add` does. Two workers may send a row, with the same content: the first one counts."""
@@ -75,7 +75,7 @@ class RowRecorder:
         if new:
             self.rows.append_encoded(list(new.values()))
         for row in new.values():
-            self._count(row.number, row.error, row.failed_checks, row.reply_tokens)
+            self._count(row.number, row.error, row.failed_checks, row.reply_tokens, row.scored_tokens)
 
     def add_lost(self, task: int, message: str) -> None:
         """Write error rows for all missing rows of a task whose workers crashed."""
@@ -88,10 +88,11 @@ class RowRecorder:
                 message = not_reached(min(lost) - first)
         self.add(lost)
 
-    def _count(self, number: int, error: str | None, failed_checks: int, reply_tokens: int) -> None:
+    def _count(self, number: int, error: str | None, failed_checks: int, reply_tokens: int, scored_tokens: int) -> None:
         self.counts.rows += 1
         self.counts.failed_checks += failed_checks
         self.counts.reply_tokens += reply_tokens
+        self.counts.scored_tokens += scored_tokens
         if error is None:
             return
         reached = was_reached(error)
@@ -141,8 +142,13 @@ class LocalDriver:
                 worker.add(task, recorder.rows_of(task))
                 task = next(todo, None)
             step = worker.step()
-            tokens = sum(row.tokens.reply for row in step.rows.values())
-            counts.workers[0] = progress = progress.after(step.active, len(step.rows), tokens, step.reading)
+            counts.workers[0] = progress = progress.after(
+                step.active,
+                len(step.rows),
+                reply_tokens=sum(row.tokens.reply for row in step.rows.values()),
+                scored_tokens=sum(row.scored_tokens for row in step.rows.values()),
+                reading=step.reading,
+            )
             recorder.add(step.rows)
             recorder.rows.tick()
             self.after_step()
@@ -224,8 +230,13 @@ class PoolDriver:
                     finished += [(worker, task) for task in event.finished]
                     self._dispatcher.reported(worker, event.active)
                     if (progress := self._workers.get(worker)) is not None:  # else it failed before it joined
-                        tokens = sum(row.reply_tokens for row in event.rows)
-                        self._workers[worker] = progress.after(event.active, len(event.rows), tokens, event.reading)
+                        self._workers[worker] = progress.after(
+                            event.active,
+                            len(event.rows),
+                            reply_tokens=sum(row.reply_tokens for row in event.rows),
+                            scored_tokens=sum(row.scored_tokens for row in event.rows),
+                            reading=event.reading,
+                        )
                 case Left(reason, error):
                     # Record what was reported before, so that its tasks are not assigned again.
                     self._record(rows, finished)

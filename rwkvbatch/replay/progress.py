@@ -1,4 +1,4 @@
-"""Progress of a run: counts, and their display as a bar, log lines, and Prometheus metrics."""
+"""Progress of a run: counts, and their display as a bar and as log lines."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TextColumn
@@ -17,18 +16,14 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from rwkvbatch.engine.request import NO_READING, Reading
-from rwkvbatch.errors import MissingExtraError, UsageError, counted
+from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
-
-if TYPE_CHECKING:
-    from prometheus_client.core import Metric
 
 _log = logging.getLogger(__name__)
 
 LINE_EVERY_S = 60.0
 LOG_EVERY_S = 10.0
 MAX_WORKERS_SHOWN = 8
-LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -42,10 +37,14 @@ class WorkerProgress:
     active: int = 0
     rows: int = 0
     reply_tokens: int = 0
+    scored_tokens: int = 0
     reading: Reading = NO_READING
 
-    def after(self, active: int, rows: int, reply_tokens: int, reading: Reading = NO_READING) -> WorkerProgress:
-        return WorkerProgress(self.name, active, self.rows + rows, self.reply_tokens + reply_tokens, reading)
+    def after(
+        self, active: int, rows: int, *, reply_tokens: int, scored_tokens: int = 0, reading: Reading = NO_READING
+    ) -> WorkerProgress:
+        reply_tokens, scored_tokens = self.reply_tokens + reply_tokens, self.scored_tokens + scored_tokens
+        return WorkerProgress(self.name, active, self.rows + rows, reply_tokens, scored_tokens, reading)
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as `status.json` has them."""
@@ -60,7 +59,8 @@ class Progress:
         rows_done: durable rows, those of earlier sessions included. rows_total: rows the run will have.
         failures: rows that failed in this session. failed_checks: checks that failed in this session.
         active: conversations under way.
-        reply_tokens: generated in this session. elapsed_s: length of this session.
+        reply_tokens: generated in this session. scored_tokens: of texts and choices of turns in which nothing was
+            generated. elapsed_s: length of this session.
         seconds_left: estimated; None before this session's first durable row, or tokens of a long text.
         workers: those running. lost_workers: workers that crashed in this session.
         cells_left, cells: of a race, in which `rows_total` is that of the next look; None for other runs.
@@ -83,15 +83,22 @@ class Progress:
     questions_done: int = 0
     questions: int = 0
     reading: Reading = NO_READING
+    scored_tokens: int = 0
 
     @property
     def tokens_per_s(self) -> float:
-        return self.reply_tokens / self.elapsed_s if self.elapsed_s > 0 else 0.0
+        """Of generated and scored tokens together."""
+        tokens = self.reply_tokens + self.scored_tokens
+        return tokens / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     def session(self) -> dict[str, Any]:
         """This session's speed, as `summary.json` has it."""
-        speed = round(self.tokens_per_s, 3)
-        return {"wall_s": round(self.elapsed_s, 3), "reply_tokens": self.reply_tokens, "tokens_per_s": speed}
+        return {
+            "wall_s": round(self.elapsed_s, 3),
+            "reply_tokens": self.reply_tokens,
+            "scored_tokens": self.scored_tokens,
+            "tokens_per_s": round(self.tokens_per_s, 3),
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as `status.json` has them."""
@@ -121,6 +128,7 @@ class Counts:
     failed_turns: int = 0
     failed_checks: int = 0
     reply_tokens: int = 0
+    scored_tokens: int = 0
     lost_workers: int = 0
     workers: dict[int, WorkerProgress] = field(default_factory=dict[int, WorkerProgress])
     cells_left: int | None = None
@@ -157,6 +165,7 @@ class Counts:
             questions_done=self.questions_done,
             questions=self.questions,
             reading=reading,
+            scored_tokens=self.scored_tokens,
         )
 
 
@@ -203,7 +212,7 @@ def figures(progress: Progress) -> str:
     """Speed, long texts under way, cells left in a race, time left and failures."""
     left_s = progress.seconds_left if progress.rows_done < progress.rows_total else None
     checks, lost = progress.failed_checks, progress.lost_workers
-    only_reads = progress.reading.num_texts > 0 and not progress.reply_tokens
+    only_reads = progress.reading.num_texts > 0 and not progress.reply_tokens + progress.scored_tokens
     parts = (
         "" if only_reads else f"{progress.tokens_per_s:,.0f} tokens/s",
         _reading_in_words(progress.reading),
@@ -225,8 +234,10 @@ def _reading_in_words(reading: Reading) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`4.2 s`, `42 s`, `3 min 5 s`, `2 h 10 min`."""
+    """`25 ms`, `4.2 s`, `42 s`, `3 min 5 s`, `2 h 10 min`."""
     whole = round(seconds)
+    if 0 < seconds < 0.0995:
+        return f"{seconds * 1000:.2g} ms"
     if 0 < seconds < 9.95:
         return f"{seconds:.1f} s"
     if whole < 60:
@@ -273,10 +284,18 @@ def workers_table(progress: Progress) -> Table:
         table.add_column(justify=justify, no_wrap=True, style="dim")
     workers = list(progress.workers[:MAX_WORKERS_SHOWN])
     if rest := progress.workers[MAX_WORKERS_SHOWN:]:
-        sums = (sum(w.active for w in rest), sum(w.rows for w in rest), sum(w.reply_tokens for w in rest))
-        workers.append(WorkerProgress(f"{len(rest)} more", *sums))
+        sums = WorkerProgress(f"{len(rest)} more")
+        for worker in rest:
+            sums = sums.after(
+                sums.active + worker.active,
+                worker.rows,
+                reply_tokens=worker.reply_tokens,
+                scored_tokens=worker.scored_tokens,
+            )
+        workers.append(sums)
     for worker in workers:
-        rate = worker.reply_tokens / progress.elapsed_s if progress.elapsed_s > 0 else 0.0
+        tokens = worker.reply_tokens + worker.scored_tokens
+        rate = tokens / progress.elapsed_s if progress.elapsed_s > 0 else 0.0
         figures = (f"{worker.active} active", f"{counted(worker.rows, 'row')}", f"{rate:,.0f} tokens/s")
         table.add_row(printable(worker.name), *figures)
     return table
@@ -319,81 +338,3 @@ def peak_memory_bytes() -> int:
     """Peak resident memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-_METRICS: tuple[tuple[str, str, str, Callable[[Progress], float | None]], ...] = (
-    ("gauge", "rows_done", "Durable rows", lambda p: p.rows_done),
-    ("gauge", "rows_wanted", "Rows that the run will have", lambda p: p.rows_total),
-    ("gauge", "active_dialogues", "Conversations under way", lambda p: p.active),
-    ("gauge", "workers", "Workers running", lambda p: len(p.workers)),
-    ("counter", "lost_workers", "Workers that crashed", lambda p: p.lost_workers),
-    ("gauge", "elapsed_seconds", "Time since this process started the run", lambda p: p.elapsed_s),
-    ("gauge", "left_seconds", "Estimated remaining time", lambda p: p.seconds_left),
-    ("counter", "failed_rows", "Rows that failed in this process", lambda p: p.failures),
-    ("counter", "failed_checks", "Checks that failed in this process", lambda p: p.failed_checks),
-    ("counter", "reply_tokens", "Tokens generated in this process", lambda p: p.reply_tokens),
-)
-
-
-class MetricsObserver:
-    """Keeps a run's latest progress for the Prometheus client library; `url` is where it is served."""
-
-    def __init__(self, url: str = "") -> None:
-        self.url = url
-        self._latest: Progress | None = None
-        self._is_running = False
-
-    def started(self, progress: Progress) -> None:
-        self._latest, self._is_running = progress, True
-
-    def moved(self, progress: Progress) -> None:
-        self._latest = progress
-
-    def ended(self, progress: Progress) -> None:
-        self._latest, self._is_running = progress, False
-
-    def collect(self) -> Iterator[Metric]:
-        """The metric families; called by the client library in its own thread at each request."""
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-        memory_help = "Peak resident memory of this process"
-        yield GaugeMetricFamily("rwkvbatch_running", "1 during the run", float(self._is_running))
-        yield GaugeMetricFamily("rwkvbatch_peak_memory_bytes", memory_help, peak_memory_bytes())
-        if (progress := self._latest) is None:
-            return
-        for kind, name, help_text, figure in _METRICS:
-            if (value := figure(progress)) is not None:
-                family = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
-                yield family(f"rwkvbatch_{name}", help_text, value)
-
-
-@contextmanager
-def serving_metrics(port: int) -> Generator[MetricsObserver]:
-    """Serve the observer's figures for Prometheus over HTTP on a port of the loopback address; 0 takes a free one.
-
-    Raises:
-        UsageError: the port is invalid or in use.
-        MissingExtraError: the client library is not installed.
-    """
-    if not 0 <= port <= 65535:
-        raise UsageError(f"--metrics must be a port from 0 to 65535, got {port}")
-    try:
-        from prometheus_client import CollectorRegistry, start_http_server
-    except ImportError:
-        message = "--metrics needs the Prometheus client library, which is not installed"
-        raise MissingExtraError(message, extra="prometheus") from None
-    observer = MetricsObserver()
-    registry = CollectorRegistry()
-    registry.register(observer)
-    try:
-        server, thread = start_http_server(port, addr=LOOPBACK, registry=registry)
-    except OSError as error:
-        message = f"--metrics {port}: cannot listen there: {error.strerror}"
-        raise UsageError(message, hint="give another port, or 0 for any") from None
-    observer.url = f"http://{LOOPBACK}:{server.server_port}/metrics"
-    try:
-        yield observer
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

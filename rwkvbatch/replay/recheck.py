@@ -28,7 +28,15 @@ from rwkvbatch.results.row import BadLineError, Row, RowDigest, RowKey, decode_r
 from rwkvbatch.results.script_copy import read_script, script_sha256
 from rwkvbatch.results.status import planned_rows
 from rwkvbatch.results.store import RESULTS_NAME
-from rwkvbatch.results.summary import MAX_SUMMARY_BYTES, SUMMARY_NAME, Summary, Tallies, write_summary
+from rwkvbatch.results.summary import (
+    FORMER_VERDICTS,
+    MAX_SUMMARY_BYTES,
+    SUMMARY_NAME,
+    Summary,
+    Tallies,
+    read_race,
+    write_summary,
+)
 from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Conversation
 
@@ -129,6 +137,7 @@ class _Recheck:
             self._num_left_out = len(given) - len(replayed)
         self._by_id = {each.id: each for each in self._conversations}
         self._digests: dict[tuple[str, int], str] = {}
+        self._rescored = False
         self._turns = turns_with_rubrics(self._conversations)
         self._jury = Jury(None, None, lambda row, turn: None, self._is_gold)
 
@@ -178,8 +187,6 @@ class _Recheck:
         notes: list[str] = []
         identity = json.loads(json.dumps(manifest["identity"]))
         identity["script"] = {**identity.get("script", {}), "sha256": script_sha256(self._conversations)}
-        if identity.get("race") is not None or identity.get("until_ci") is not None:
-            notes.append("the former verdicts decided which rows the run has; run its command again to decide anew")
         about, shard = manifest.get("about", {}), manifest.get("shard")
         counts = {"rows": 0, "judged": 0, "changed": 0, "now_pass": 0, "now_fail": 0, "unjudged": 0}
         tallies = Tallies(identity.get("cells", {}))
@@ -195,8 +202,11 @@ class _Recheck:
                 raise
         directory.write_script(self._conversations)
         summary = tallies.summary(counts["rows"] if planned is None else max(planned, counts["rows"]))
-        session = _session(directory.path)
-        write_summary(directory.path, summary, session, files=self._files, at=directory.at)
+        race = read_race(directory.path)
+        if self._rescored and (identity.get("race") is not None or identity.get("until_ci") is not None):
+            notes.append("the former verdicts decided which rows the run has; run its command again to decide anew")
+            race = None if race is None else {**race, FORMER_VERDICTS: True}
+        write_summary(directory.path, summary, _session(directory.path), race, files=self._files, at=directory.at)
         directory.end_change(identity, about, shard)
         return Rechecked(directory.path, **counts, summary=summary, left_out=self._num_left_out, notes=tuple(notes))
 
@@ -259,6 +269,7 @@ class _Recheck:
         counts["judged"] += bool(new.checks) and new.error is None
         counts["unjudged"] += bool(new.checks) and new.error is not None
         counts["changed"] += (new.checks, new.tags) != (row.checks, row.tags)
+        self._rescored |= new.score != row.score
         if row.checks and new.checks and row.error is None and not row.unjudged_checks and not new.unjudged_checks:
             counts["now_pass"] += bool(row.failed_checks) and not new.failed_checks
             counts["now_fail"] += not row.failed_checks and bool(new.failed_checks)

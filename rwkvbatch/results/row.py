@@ -197,10 +197,10 @@ class Row:
         return sum(check.passed is None for check in self.checks)
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens that the row took: generated ones, or where there are none those of the scored texts."""
+    def scored_tokens(self) -> int:
+        """Tokens of the texts and choices of a turn in which nothing was generated; 0 in other rows."""
         if self.finish_reason != SCORED:
-            return self.tokens.reply
+            return 0
         choices = 0 if self.choices is None else sum(score.tokens for score in self.choices.scores)
         return choices + (0 if self.reference is None else self.reference.tokens)
 
@@ -304,10 +304,11 @@ class EncodedRow:
     error: str | None = None
     failed_checks: int = 0
     reply_tokens: int = 0
+    scored_tokens: int = 0
 
     @classmethod
     def of(cls, number: int, row: Row) -> Self:
-        return cls(number, encode_row(row), row.error, row.failed_checks, row.num_tokens)
+        return cls(number, encode_row(row), row.error, row.failed_checks, row.tokens.reply, row.scored_tokens)
 
 
 def encode_row(row: Row) -> bytes:

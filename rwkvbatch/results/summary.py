@@ -17,6 +17,8 @@ from rwkvbatch.results.row import SCORED, Row
 
 SUMMARY_NAME = "summary.json"
 MAX_SUMMARY_BYTES = 256 * 2**20
+FORMER_VERDICTS = "former_verdicts"
+"""The key of a race's result that says that its rows have been judged again since, with other verdicts."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class CellSummary:
         finish_reasons: number of rows by why the reply ended.
         first_token_p50_s, first_token_p95_s: from a request's submission to its first token.
         prompt_tokens: of the prompts with their whole histories. cached_tokens: those taken from the prefix cache.
+        scored_prompt_tokens: of `prompt_tokens` those before texts and choices of turns in which nothing was generated;
+            rows do not say how many of them came from the cache.
         logprob_mean: mean per reply token, in nats. reference_nll: mean per token of the reference replies, in nats.
         plain_text: None without plain texts.
     """
@@ -85,6 +89,7 @@ class CellSummary:
     reference_nll: float | None
     plain_text: TextSummary | None = None
     unjudged: int = 0
+    scored_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,7 @@ class Summary:
     failed_tags: Mapping[str, FailureShare] = field(default_factory=dict[str, FailureShare])
     failed_checks: Mapping[str, FailureShare] = field(default_factory=dict[str, FailureShare])
     unjudged: int = 0
+    scored_prompt_tokens: int = 0
 
     @property
     def complete(self) -> bool:
@@ -124,7 +130,10 @@ class Summary:
         return asdict(self)
 
 
-_TOTALS = ("rows", "errors", "checks", "checks_passed", "unjudged", "reply_tokens", "prompt_tokens", "cached_tokens")
+_TOTALS = (
+    *("rows", "errors", "checks", "checks_passed", "unjudged"),
+    *("reply_tokens", "prompt_tokens", "cached_tokens", "scored_prompt_tokens"),
+)
 
 
 class _Tally:
@@ -146,6 +155,7 @@ class _Tally:
         counts["reply_tokens"] += row.tokens.reply
         counts["prompt_tokens"] += row.tokens.prompt
         counts["cached_tokens"] += row.timing.cached_tokens
+        counts["scored_prompt_tokens"] += row.tokens.prompt * (row.finish_reason == SCORED)
         # The checks of a turn that ended in an error count as failed.
         counts["checks"] += len(row.checks)
         counts["checks_passed"] += sum(bool(check.passed) for check in row.checks)

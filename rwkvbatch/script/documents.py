@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rwkvbatch.config import ScriptLimits
-from rwkvbatch.errors import ScriptError, UsageError
+from rwkvbatch.errors import ScriptError, UsageError, counted
 from rwkvbatch.files import open_file
 from rwkvbatch.script.lines import STDIN
 from rwkvbatch.script.reader import Reading, Script
 from rwkvbatch.script.shape import MAX_ID_LENGTH
 
 JSON_ENDINGS = frozenset({".jsonl", ".ndjson"})
+FILES_SHOWN = 3
+"""Files left out that a warning names."""
 _CHUNK_BYTES = 1 << 16
+
+
+class LeftOutWarning(UserWarning):
+    """Files of a folder are no text in UTF-8, or empty, and were left out."""
 
 
 def read_documents(paths: Sequence[str], *, limits: ScriptLimits | None = None, skip_bad: bool = False) -> Script:
@@ -26,7 +33,7 @@ def read_documents(paths: Sequence[str], *, limits: ScriptLimits | None = None, 
 
     Files that end in `.jsonl` or `.ndjson` have one document a line (`text`, or `prompt` and `continuation`; further
     keys are ignored). Every other file is one document of UTF-8 text. A folder stands for all files in it and in its
-    folders, by name, without hidden ones; there, files that are not text are left out.
+    folders, by name, without hidden ones; there, files that are not text are left out with a `LeftOutWarning`.
 
     Args:
         skip_bad: set lines and files that cannot be used aside instead of raising.
@@ -43,13 +50,23 @@ def read_documents(paths: Sequence[str], *, limits: ScriptLimits | None = None, 
         raise UsageError("standard input (-) can be read only once", hint="give - once")
     files = [(path, found) for path in paths for found in _files(path)]
     reading = Reading(limits or ScriptLimits(), skip_bad, several=len(files) > 1, documents=True)
+    left_out: list[str] = []
     for path, file in files:
         if file == STDIN or Path(file).suffix.lower() in JSON_ENDINGS:
             reading.read_file(file)
         elif file == path or _is_text(file):
             reading.add_text(file, _name(file))
+        else:
+            left_out.append(file)
     if not reading.conversations:
         raise UsageError("holds no document: " + ", ".join(paths), hint="name text files, .jsonl files or folders")
+    if left_out:
+        shown = ", ".join(left_out[:FILES_SHOWN])
+        more = f" and {len(left_out) - FILES_SHOWN:,} more" if len(left_out) > FILES_SHOWN else ""
+        count = counted(len(left_out), "file")
+        warnings.warn(
+            f"{count} of folders left out, without text in UTF-8: {shown}{more}", LeftOutWarning, stacklevel=2
+        )
     digest = hashlib.sha256("".join(found.sha256 for found in reading.conversations).encode("ascii")).hexdigest()
     return Script(tuple(reading.conversations), digest, tuple(reading.skipped))
 

@@ -6,8 +6,9 @@ program (`top_k`, `min_p`, `think`, ...) are further fields of the same object, 
 
 from __future__ import annotations
 
+import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, cast
@@ -15,9 +16,10 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, SamplingParams
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import RwkvBatchError, UsageError
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.setting import allowed_values, shown_value
+from rwkvbatch.setting_names import full_name
 
 MAX_STOPS = 32
 MAX_STOP_CHARACTERS = 256
@@ -205,11 +207,21 @@ def ask(
     try:
         settings, params = server.with_values(given, max(max_tokens, 1))
     except UsageError as error:
-        param = next((name for name in given if error.message.startswith(name)), None)
-        raise RequestError(error.message, param=param) from None
+        raise in_fields(error, given) from None
     chosen = fields.seed if fields.seed is not None else seed
     params = params.model_copy(update={"seed": secrets.randbelow(2**32) if chosen is None else chosen})
     return Asked(fields, settings, params, max_tokens, _num_top(fields))
+
+
+def in_fields(error: RwkvBatchError, given: Iterable[str]) -> RequestError:
+    """An error of the library for a client: options are called by their fields, and hints for others are left out.
+
+    Args:
+        given: the fields that may be the error's `param`: the first one that the message begins with or names.
+    """
+    message = re.sub(r"--([a-z][a-z-]*)", lambda found: full_name(found[1]), error.message)
+    named = re.findall(r"[a-z_]+", message)
+    return RequestError(message, param=next((name for name in named if name in set(given)), None))
 
 
 def _is_setting(name: str, kind: type[ChatFields | CompletionFields]) -> bool:

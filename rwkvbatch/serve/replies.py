@@ -18,6 +18,7 @@ from rwkvbatch.prompt.tokenizer import Tokenizer
 from rwkvbatch.serve.answers import Head, TextOffsets, TokenNames, finish_reason, usage
 from rwkvbatch.serve.batcher import ScoreRequest, Work
 from rwkvbatch.serve.protocol import (
+    OWN_FIELDS,
     ROOT_FIELD,
     SHOWN_NAME,
     Asked,
@@ -27,6 +28,7 @@ from rwkvbatch.serve.protocol import (
     RequestError,
     ServerSettings,
     ask,
+    in_fields,
     messages_of,
     prompts_of,
 )
@@ -237,7 +239,7 @@ def prepare(
     except RequestError:
         raise
     except RwkvBatchError as error:
-        raise RequestError(error.message, hint=error.hint or "") from None
+        raise in_fields(error, (*fields.model_fields_set, *OWN_FIELDS)) from None
     return job
 
 

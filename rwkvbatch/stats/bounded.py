@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from rwkvbatch.stats.clustered import clustered_mean, detectable_errors, t_quantile
+
+_LARGEST_SIZE: Final = 1e9
+"""An effective number whose interval is far shorter than that of the unseen share for any number of clusters."""
 
 
 def bounded_interval(
@@ -15,9 +19,10 @@ def bounded_interval(
 ) -> tuple[float, float]:
     """The interval of Clopper and Pearson with an effective number of values (Korn and Graubard 1998).
 
-    The effective number is that of independent yes/no values whose mean would be as precise as this one; it is the
-    number of clusters where all values are at one limit, or where there is only one cluster. So a mean of 0 and a mean
-    of 1 get intervals that mirror each other, and none leaves the limits.
+    The effective number is that of independent yes/no values whose mean would be as precise as this one, which is
+    large where all values are near their mean. Other clusters than these may be at a limit, at most `unseen_share` of
+    all: the interval reaches as far as the mean would move, and no farther where all clusters agree. So a mean of 0 and
+    a mean of 1 get intervals that mirror each other, and none leaves the limits.
 
     Args:
         values: `[n]` numbers in [lowest, highest].
@@ -32,19 +37,25 @@ def bounded_interval(
     if numbers.size and not (numbers.min() >= -1e-9 and numbers.max() <= 1 + 1e-9):
         raise ValueError(f"values must be in [{lowest:g}, {highest:g}]")
     estimate = clustered_mean(numbers, clusters)
-    mean, size = min(1.0, max(0.0, estimate.mean)), float(estimate.num_values)
+    mean = min(1.0, max(0.0, estimate.mean))
     variance = estimate.standard_error**2 if estimate.num_clusters > 1 else 0.0
+    unseen = unseen_share(estimate.num_clusters, 1 - level)
+    low, high = mean - unseen * mean, mean + unseen * (1 - mean)
     if variance > 0 and 0 < mean < 1:
-        size = min(size, mean * (1 - mean) / variance)
-        if estimate.num_values > 1:
-            adjustment = t_quantile(0.975, estimate.num_values - 1) / t_quantile(0.975, estimate.degrees)
-            size = min(float(estimate.num_values), size * adjustment**2)
-    else:
-        size = float(estimate.num_clusters)
-    passed, tail = mean * size, (1 - level) / 2
-    low = float(betaincinv(passed, size - passed + 1, tail)) if passed > 0 else 0.0
-    high = float(betaincinv(passed + 1, size - passed, 1 - tail)) if passed < size else 1.0
+        adjustment = t_quantile(0.975, estimate.num_values - 1) / t_quantile(0.975, estimate.degrees)
+        size = min(_LARGEST_SIZE, mean * (1 - mean) / variance * adjustment**2)
+        passed, tail = mean * size, (1 - level) / 2
+        low = min(low, float(betaincinv(passed, size - passed + 1, tail)))
+        high = max(high, float(betaincinv(passed + 1, max(size - passed, 1e-300), 1 - tail)))
     return lowest + (highest - lowest) * low, lowest + (highest - lowest) * high
+
+
+def unseen_share(clusters: int, level: float) -> float:
+    """The largest share of clusters of some kind that `clusters` without one do not rule out, at `level` / 2.
+
+    Clopper and Pearson (1934, The use of confidence or fiducial limits illustrated in the case of the binomial).
+    """
+    return 1 - min(1.0, level / 2) ** (1 / clusters)
 
 
 def components(means: ArrayLike, within: ArrayLike, repeats: ArrayLike) -> tuple[float, float]:
@@ -69,12 +80,15 @@ def components(means: ArrayLike, within: ArrayLike, repeats: ArrayLike) -> tuple
 
 def conversations_needed(
     difference: float, between: float, within: float, repeats: int, *, power: float = 0.8, level: float = 0.05,
-    limited: bool = True,
+    limited: bool = True, reach: float = 0.0,
 ) -> int:  # fmt: skip
     """How many conversations find a true mean difference with probability `power`.
 
-    The usual sample size of a paired t test, with the variance `between + within / repeats` of one conversation.
-    `limited`: see `detectable_errors`.
+    The usual sample size of a paired t test, with the variance `between + within / repeats` of one conversation, and
+    with the error that the detectable difference of such a sample has (`standard_error`).
+
+    Args:
+        limited: see `detectable_errors`. reach: see `standard_error`.
 
     Raises:
         ValueError: the difference is not positive, or a share is not between 0 and 1.
@@ -85,7 +99,7 @@ def conversations_needed(
 
     def finds(number: int) -> bool:
         factor = detectable_errors(number, level=level, power=power, limited=limited)
-        return number >= variance * (factor / difference) ** 2
+        return factor * standard_error(number, variance, reach) <= difference
 
     # The exact test cannot find anything with fewer. More conversations find whatever fewer ones do.
     low = high = max(2, math.ceil(1 - math.log2(level)))
@@ -99,7 +113,7 @@ def conversations_needed(
 
 def smallest_detectable(
     conversations: int, between: float, within: float, repeats: int, *, power: float = 0.8, level: float = 0.05,
-    limited: bool = True,
+    limited: bool = True, reach: float = 0.0,
 ) -> float:  # fmt: skip
     """The smallest true mean difference that `conversations` find with probability `power`; see `conversations_needed`.
 
@@ -108,4 +122,18 @@ def smallest_detectable(
     if conversations < max(2, math.ceil(1 - math.log2(level))):
         return math.nan
     factor = detectable_errors(conversations, level=level, power=power, limited=limited)
-    return factor * math.sqrt((between + within / repeats) / conversations)
+    return factor * standard_error(conversations, between + within / repeats, reach)
+
+
+def standard_error(number: int, variance: float, reach: float) -> float:
+    """The error that a detectable mean difference has, expected of `number` conversations of this variance.
+
+    That of their mean, or where conversations can agree by chance that of the enlarged sample (`spread.Spread`, for a
+    mean of 0), if it is larger: few conversations that agree do not show that others do.
+
+    Args:
+        reach: `spread.Spread.reach`; 0 where conversations cannot agree by chance.
+    """
+    alone = variance / number
+    enlarged = (number * variance + reach**2) / ((number + 1) * (number + 2)) if reach else 0.0
+    return math.sqrt(max(alone, enlarged))

@@ -168,8 +168,7 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
             # The level of each test is known after all blocks: their sums are made again rather than kept.
             subsets = flips.subset_sums(np.concatenate([s[:, block], n[:, block], ranks[:, block]], axis=1))
         for place, column in enumerate(block):
-            own = n[:, column] > 0
-            clusters = int(own.sum())
+            clusters = int((n[:, column] > 0).sum())
             total, size = subsets[:, place], subsets[:, width + place]
             some = size > 0.5
             # As in the test: a subset whose differences cancel has mean 0 exactly.
@@ -324,8 +323,8 @@ class _Sides:
     def interval(self, level: float, spread: Spread, *, significant: bool) -> tuple[float, float]:
         """The differences that the test does not reject, made wider where clusters may agree by chance.
 
-        It excludes 0 exactly if the test is `significant`. Of discrete means it is `Spread.around` alone: they are not
-        spread evenly around a difference other than 0, which flips therefore do not test.
+        It excludes 0 exactly if the test is `significant`. Of discrete means it is `Spread.around` alone: they are
+        not spread evenly around other differences than 0.
         """
         skipped = math.floor(level * self.count / 2 + 1e-9) - self.num_empty
         low, high = -math.inf, math.inf
@@ -339,10 +338,9 @@ class _Sides:
         if not significant:
             return min(low, 0.0), max(high, 0.0)
         # The wider interval can reach 0 where the test is sure of the sign.
-        nearest = float(np.abs(self.means[np.sign(self.means) == math.copysign(1, spread.mean)]).min())
         if spread.mean > 0:
-            return (low if low > 0 else nearest), high
-        return low, (high if high < 0 else -nearest)
+            return (low if low > 0 else spread.least), high
+        return low, (high if high < 0 else -spread.least)
 
 
 def _two_sided(sums: NDArray[np.float64]) -> NDArray[np.float64]:

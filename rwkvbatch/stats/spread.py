@@ -9,12 +9,17 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rwkvbatch.stats.bounded import unseen_share
 from rwkvbatch.stats.clustered import cluster_codes, clustered_mean, detectable_errors, t_quantile
 
 _FEWEST_SIZES: Final = 6
-_SMALL_SAMPLE: Final = 5.0
-_NEAREST_TO_TURN: Final = 0.96
+_SMALL_SAMPLE: Final = 140.0
+_SKEWNESS_OF_NOISE: Final = 0.5
 """Chosen by simulation, see `Spread._asymmetry` and docs/statistics.md."""
+ABSENT = 4.0
+"""Clusters at the ends of the range may be absent from a sample with a probability of `level` / 2 times this number.
+
+Chosen by simulation, see docs/statistics.md."""
 
 
 def unlimited_interval(
@@ -26,12 +31,12 @@ def unlimited_interval(
         values, clusters, weights: as in `clustered_mean`.
 
     Returns:
-        The ends; NaNs where the spread is unknown (`MeanEstimate.spread_known`).
+        The ends; NaNs where the spread is unknown: of one cluster, and where all are equal.
     """
     estimate = clustered_mean(values, clusters, weights)
-    low, high = estimate.interval(level)
     if not estimate.standard_error > 0:
-        return low, high
+        return math.nan, math.nan
+    low, high = estimate.interval(level)
     codes = cluster_codes(np.asarray(clusters))
     numbers = np.asarray(values, dtype=np.float64)
     each = np.ones(numbers.size) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -72,9 +77,12 @@ class Spread:
     Attributes:
         mean, standard_error: of all values; the error is NaN with fewer than two clusters.
         clusters: how many.
-        shrunk, shrunk_error: of the sample with two more average clusters: half of one at each end of the range (of
-            the means, where they are not `discrete`) and one at 0 (Agresti and Min 2005, Simple improved confidence
-            intervals for comparing matched proportions). They know a spread even where all clusters agree.
+        shrunk, shrunk_error: of the sample with two more average clusters: half of one at the usual size of those that
+            are not 0 (their root mean square), half of one at its opposite, and one at 0 (Agresti and Min 2005, Simple
+            improved confidence intervals for comparing matched proportions). They know a spread even where all
+            clusters agree.
+        cautious_error: as `shrunk_error`, with clusters at the ends of the range (of the means, where they are not
+            `discrete`) instead of the usual size: a difference is not detectable because few clusters differ so far.
         widest: the largest mean that is possible; infinite for metrics without limits.
         discrete: the clusters' means are steps between limits, as those of yes/no outcomes are: there are limits, and
             two means other than 0 have the same size, or fewer than 6 are not 0.
@@ -84,6 +92,7 @@ class Spread:
         gains, losses: of discrete means, the mean of the clusters' positive differences and that of their negative
             ones, as shares of `farthest`; else None.
         farthest: the largest size of a cluster's mean.
+        least: the smallest mean, in size, that the sample would have if only one of the clusters differed.
     """
 
     mean: float
@@ -91,6 +100,7 @@ class Spread:
     clusters: int
     shrunk: float
     shrunk_error: float
+    cautious_error: float
     widest: float
     discrete: bool
     ties: bool
@@ -98,6 +108,7 @@ class Spread:
     gains: Share | None = None
     losses: Share | None = None
     farthest: float = math.inf
+    least: float = 0.0
 
     @classmethod
     def of(cls, sums: NDArray[np.float64], counts: NDArray[np.float64], widest: float) -> Spread:
@@ -118,24 +129,36 @@ class Spread:
             scaled = deviations / largest
             skewness = float((scaled**3).mean() / (scaled**2).mean() ** 1.5) * math.sqrt(num * (num - 1)) / (num - 2)
         ties = discrete or np.unique(steps).size < num
-        reach = widest if discrete else farthest
         average = size / num
         more = size + 2 * average
         shrunk = float(sums.sum()) / more
         squares = float(((sums - shrunk * counts) ** 2).sum())
-        squares += average**2 * ((reach - shrunk) ** 2 + (reach + shrunk) ** 2) / 2 + average**2 * shrunk**2
-        shrunk_error = math.sqrt(squares * (num + 2) / (num + 1)) / more
+        shrunk_error, cautious_error = (
+            math.sqrt((squares + average**2 * (reach**2 + 2 * shrunk**2)) * (num + 2) / (num + 1)) / more
+            for reach in (farthest * math.sqrt(float((sizes**2).mean())), widest if discrete else farthest)
+        )
         gains, losses = (
             Share.of(np.maximum(side, 0.0) / farthest, counts) if discrete else None for side in (sums, -sums)
         )
-        return cls(mean, error, num, shrunk, shrunk_error, widest, discrete, ties, skewness, gains, losses, farthest)
+        least = min(abs(mean), float(np.abs(sums[steps != 0]).min()) / size)
+        return cls(
+            mean, error, num, shrunk, shrunk_error, cautious_error, widest, discrete, ties, skewness, gains, losses,
+            farthest, least,
+        )  # fmt: skip
+
+    @property
+    def reach(self) -> float:
+        """The ends of the range that the sample of `cautious_error` has; 0 where clusters cannot agree by chance."""
+        return 0.0 if not self.ties else self.widest if self.discrete else self.farthest
 
     def around(self, level: float) -> tuple[float, float]:
         """The interval where clusters can agree by chance.
 
         That of the enlarged sample; of discrete means at least that of gains less losses, from the score intervals
         of both (Newcombe 1998, Improved confidence intervals for the difference between binomial proportions based on
-        paired data), which knows that a sample can lack all losses.
+        paired data), which knows that a sample can lack all losses. Clusters at the ends of the metric's range can be
+        absent altogether: the interval reaches as far as they move the mean where their share is such that a sample
+        has none of them with a probability of 2 `level`.
         """
         half = t_quantile(1 - level / 2, self.clusters + 1) * self.shrunk_error
         low, high = self.shrunk - half, self.shrunk + half
@@ -144,7 +167,11 @@ class Spread:
         (gain_low, gain_high), (loss_low, loss_high) = self.gains.wilson(level), self.losses.wilson(level)
         gain, loss = self.gains.mean, self.losses.mean
         below, above = math.hypot(gain - gain_low, loss_high - loss), math.hypot(gain_high - gain, loss - loss_low)
-        return min(low, self.mean - self.farthest * below), max(high, self.mean + self.farthest * above)
+        absent = unseen_share(self.clusters, ABSENT * level)
+        return (
+            min(low, self.mean - self.farthest * below, self.mean - absent * (self.widest + self.mean)),
+            max(high, self.mean + self.farthest * above, self.mean + absent * (self.widest - self.mean)),
+        )
 
     @property
     def tail_p(self) -> float:
@@ -179,16 +206,19 @@ class Spread:
 
         g(t) = t + a t^2 / 3 + a^2 t^3 / 27 + a / 6 = ((1 + a t / 3)^3 - 1) / a + a / 6, which is monotonic.
 
-        Small samples of skewed populations show too little of the skewness: it is multiplied by 1 + 5 / n. The cubic
-        flattens at t = -3 / a and its inverse jumps near a = 1 / t, so a stays below 0.96 / t at a level of 5 %.
+        A skewness of up to about 0.5 is mostly noise: it is multiplied by the share of its square in itself and 0.25.
+        Small samples of skewed populations show too little of the skewness: it is multiplied by 1 + 140 / n^2. The
+        cubic flattens at t = -3 / a and its inverse jumps near a = 1 / t, so a stays below 0.96 / t at a level of 5 %,
+        and below (0.9 + 0.75 / n) / t, which is enough for more than 12 clusters.
         """
-        a = self.skewness * (1 + _SMALL_SAMPLE / self.clusters) / math.sqrt(self.clusters)
-        most = _NEAREST_TO_TURN / t_quantile(0.975, self.clusters - 1)
+        n, square = self.clusters, self.skewness**2
+        a = self.skewness * square / (square + _SKEWNESS_OF_NOISE**2) * (1 + _SMALL_SAMPLE / n**2) / math.sqrt(n)
+        most = min(0.96, 0.9 + 0.75 / n) / t_quantile(0.975, n - 1)
         return min(most, max(-most, a))
 
     def detectable(self, level: float) -> float:
-        """A true mean that is found 4 times in 5 (Bloom 1995), at least: with the error that the interval uses."""
+        """A true mean that is found 4 times in 5 (Bloom 1995), at least: with the larger one of two errors."""
         if self.clusters < 2 or not self.standard_error > 0 or not level > 0:
             return math.nan
-        error = max(self.standard_error, self.shrunk_error) if self.ties else self.standard_error
+        error = max(self.standard_error, self.cautious_error) if self.ties else self.standard_error
         return detectable_errors(self.clusters, level=level, limited=self.discrete) * error

@@ -238,3 +238,19 @@ def test_the_whole_program_on_a_terminal(tmp_path: Path) -> None:
         terminal.send("\x04")
         assert terminal.wait_for_end() == 0
     assert (tmp_path / "rwkvbatch" / "chat-history").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("options", "greedy"),
+    [
+        ((), True),
+        (("--top-k", "1", "--temp", "1"), True),
+        (("--temp", "1.5"), False),
+        (("--presence", "0.5"), False),
+        (("--prelude", "api-demo-chat"), False),
+    ],
+)
+def test_the_bundled_model_is_called_greedy_where_it_is(chat: Run, options: tuple[str, ...], greedy: bool) -> None:
+    done = chat("", *options, "--no-transcript")
+    assert ("greedy, without penalties and initial exchange" in done.stderr) == greedy
+    assert "use another model with --model FILE" in done.stderr

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.core import TyperOption
 
 from rwkvbatch.cli.app import COMMANDS, load_command
-from rwkvbatch.cli.options import read_ahead, thread_count
+from rwkvbatch.cli.options import Command, read_ahead, thread_count
 from rwkvbatch.config import LISTS, SETTINGS, TEXTS, CellSettings, RunSettings
 from rwkvbatch.errors import UsageError
 from rwkvbatch.setting import Setting
@@ -24,6 +25,30 @@ def options_of(command: str) -> dict[str, Any]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_commands_help_begins_with_what_the_list_of_commands_says(command: str) -> None:
     assert " ".join(load_command(command).help.split("\n\n")[0].split()) == COMMANDS[command]
+
+
+def all_commands() -> list[Any]:
+    """All commands, those of groups in place of the groups."""
+    found = [load_command(name) for name in COMMANDS]
+    return [each for command in found for each in getattr(command, "commands", {"": command}).values()]
+
+
+@pytest.mark.parametrize("command", all_commands(), ids=lambda command: command.name)
+def test_every_command_refuses_options_given_twice_and_fills_its_help(command: Any) -> None:
+    assert isinstance(command, Command)
+    assert all("\n" not in paragraph for paragraph in (command.help or "").split("\n\n"))
+    one_value = next(
+        (
+            option
+            for option in command.params
+            if isinstance(option, TyperOption) and not (option.multiple or option.is_flag or option.count)
+        ),
+        None,
+    )
+    if one_value is not None:
+        name = one_value.opts[0]
+        with pytest.raises(UsageError, match=f"{name} is given twice"):
+            command.make_context(command.name, [name, "1", name, "2"])
 
 
 def test_every_setting_is_declared_once() -> None:

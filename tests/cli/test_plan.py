@@ -13,7 +13,8 @@ import pytest
 
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.exits import ExitCode
-from rwkvbatch.comparison.judging import are_steps, variances
+from rwkvbatch.comparison import compare
+from rwkvbatch.comparison.judging import ties_of, variances
 from rwkvbatch.stats.bounded import conversations_needed, smallest_detectable
 from rwkvbatch.stats.signflip import compare_family
 from tests.comparison.make_run import make_run
@@ -52,7 +53,7 @@ def test_the_table_says_what_the_script_finds_and_whether_that_is_enough(
 ) -> None:
     assert invoke(["plan", script, "--detect", "0.5"]) == ExitCode.DONE
     out, err = capsys.readouterr()
-    assert "To find a difference of 0.5 in score with a probability of 80%" in out
+    assert "To find a difference of 0.5 in score with a probability of 80 %" in out
     assert "the script's 50 conversations find" in " ".join(out.split())
     assert "50 of 51 conversations of the script have score" in err
     assert "the script is large enough with --repeats 1" in err
@@ -269,6 +270,40 @@ def test_a_pilot_without_a_difference_does_not_promise_that_a_handful_is_enough(
     assert invoke(["plan", script, "--metric", "nll", "--detect", "0.05", "--pilot", run]) == ExitCode.USAGE
 
 
+def test_a_pilot_with_few_differences_does_not_promise_that_a_handful_is_enough(
+    script: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Differences of one conversation in twenty by 0.2: samples of a handful have none, and so prove nothing."""
+
+    def few(row: dict[str, Any], _: np.random.Generator) -> None:
+        row["checks"][0]["score"] = 0.8 if row["conversation"] == "talk-0" and row["cell"] == "b" else 1.0
+
+    shape: dict[str, Any] = {"conversations": 20, "repeats": 1, "turns": 1, "cells": ("a", "b")}
+    run = str(make_run(tmp_path / "pilot", change=few, **shape))
+    found = planned(capsysbinary, script, "--detect", "0.05", "--pilot", run)
+    size = found["designs"][0]["conversations"]
+    assert size == conversations_needed(0.05, found["variances"]["between"], 0.0, 1, reach=1.0)
+    assert 5 * conversations_needed(0.05, found["variances"]["between"], 0.0, 1) < size < 80
+    # What the table of this pilot calls detectable is what the plan says that its number of conversations finds.
+    (line,) = compare([run]).comparisons
+    assert line.detectable == pytest.approx(
+        smallest_detectable(20, line.standard_error**2 * 20, 0.0, 1, reach=1.0), 0.1
+    )
+
+
+@pytest.mark.parametrize(("share", "size", "margin"), [(0.05, 0.2, 0.05), (0.1, 0.3, 0.1), (0.3, 1.0, 0.2)])
+def test_the_planned_number_of_conversations_shows_that_a_score_is_no_lower(
+    share: float, size: float, margin: float
+) -> None:
+    """Of equal variants whose conversations differ seldom: the interval is below -`margin` in at most one in four."""
+    number = conversations_needed(margin, share * size**2, 0.0, 1, reach=1.0)
+    rng = np.random.default_rng(0)
+    samples = size * rng.choice([-1.0, 0.0, 1.0], p=[share / 2, 1 - share, share / 2], size=(60, number, 1))
+    samples = samples[samples.any(axis=(1, 2))]
+    low = [compare_family(sums, np.ones_like(sums), widest=1.0).differences[0].low for sums in samples]
+    assert np.mean(np.array(low) > -margin) > 0.7
+
+
 def numbers(row: dict[str, Any], rng: np.random.Generator) -> None:
     """Scores without steps."""
     row["checks"][0]["score"] = float(rng.uniform(0.2, 0.8))
@@ -286,16 +321,17 @@ def test_scores_without_steps_take_as_many_conversations_as_numbers_without_limi
         between, within = (found["variances"][part] for part in ("between", "within"))
         assert found["variances"]["steps"] == steps
         sizes = [design["conversations"] for design in found["designs"]]
-        assert sizes == [conversations_needed(0.3, between, within, n, limited=steps) for n in (1, 2, 3, 5, 10)]
+        how: dict[str, Any] = {"limited": steps, "reach": float(steps)}
+        assert sizes == [conversations_needed(0.3, between, within, n, **how) for n in (1, 2, 3, 5, 10)]
     few = found["designs"][-1]["conversations"]
-    assert few < conversations_needed(0.3, between, within, 10, limited=False)
+    assert few < conversations_needed(0.3, between, within, 10, limited=False, reach=1.0)
 
 
 @pytest.mark.parametrize("values", [[0.0, 0.0, 0.0, 0.0], [0.5, -0.5, 0.25, -0.25]])
 def test_differences_that_cancel_are_steps(values: list[float]) -> None:
     with np.errstate(all="raise"):
-        assert are_steps(np.array(values), np.array([0, 0, 1, 1]), 1.0)
-        assert not are_steps(np.array(values), np.array([0, 0, 1, 1]), math.inf)
+        assert ties_of(np.array(values), np.array([0, 0, 1, 1]), 1.0) == (True, 1.0)
+        assert ties_of(np.array(values), np.array([0, 0, 1, 1]), math.inf) == (False, 0.0)
 
 
 def test_a_planned_number_of_conversations_finds_a_difference_in_nll_4_times_in_5() -> None:

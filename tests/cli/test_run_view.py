@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from rwkvbatch.cli.app import invoke
-from rwkvbatch.cli.views import MAX_WARNINGS, race_lines, show_summary, summary_table, until_ci_record
+from rwkvbatch.cli.summaries import race_lines, show_summary, summary_table, until_ci_record
+from rwkvbatch.cli.views import MAX_WARNINGS
 from rwkvbatch.replay.adaptive import Reached
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.runner import RunOptions, execute
@@ -59,6 +60,21 @@ def test_a_narrow_terminal_has_fewer_columns_and_none_cut_off(width: int) -> Non
     if width >= 40:
         assert "3/3 100%" in text
         assert "1.250" in text
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_narrow_terminal_shows_the_likelihood_of_texts_without_breaking_numbers(width: int) -> None:
+    text = Reference("r", 7.5139, 0.5, 4, logprob=-30.0, bytes=5)
+    rows = [make_row("c", 0), make_row("t", 0, finish_reason="scored", prompt="p", reference=text)]
+    rows.append(make_row("r", 0, reference=Reference("r", 8.706, 0.5, 4)))
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(summary_table(summarize(rows, ["base"], 3), width))
+    shown = stream.getvalue()
+    assert max(map(len, shown.splitlines())) <= width
+    assert len(shown.strip().splitlines()) <= 6
+    assert "7.5000" in shown
+    assert ("1,808.042" in shown) == (width == 80)
+    assert ("8.706" in shown) == (width >= 60)
 
 
 def test_several_endings_are_counted() -> None:
@@ -207,3 +223,8 @@ def test_a_race_of_few_draws_says_that_they_cannot_show_a_worse_cell(draws: int,
     lines = race_lines(record)
     assert "1 look and" in lines[0]
     assert ("  so few draws cannot show that a cell is worse: --repeats gives more of them" in lines) == said
+
+
+def test_cells_that_were_dropped_at_one_look_have_one_number_of_draws() -> None:
+    cells = [cell("a", 0.9), cell("b", 0.1, 8), cell("c", 0.2, 8)]
+    assert any("2 of 3 cells, after 8 draws;" in line for line in race_lines(race(["a"], cells)))

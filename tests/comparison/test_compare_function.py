@@ -101,6 +101,8 @@ def test_a_result_without_rows_and_one_given_twice_are_refused() -> None:
     result = in_memory(rows_of())
     with pytest.raises(UsageError, match="given twice"):
         compare([result, result])
+    with pytest.raises(UsageError, match="no run is given"):
+        compare([])
 
 
 def test_a_path_called_like_a_result_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,18 @@ def test_the_report_draws_the_curve(tmp_path: Path) -> None:
     assert all("turn 4" not in figure.svg for figure in turn_figures(analysis))
 
 
+def test_metrics_of_probes_alone_have_no_chart_of_turns(tmp_path: Path) -> None:
+    script = tmp_path / "s.jsonl"
+    turns = [{"role": "user", "content": text} for text in ("My name is Ada.", "Hi.")]
+    ask = {"content": "What is my name?", "expect": {"contains": "Ada"}}
+    script.write_text(json.dumps({"probes": [ask], "messages": turns}) + "\n")
+    rwkvbatch.run(script, out=tmp_path / "run", temperature=[0.0, 1.0], max_tokens=8)
+    analysis = rwkvbatch.compare(tmp_path / "run")
+    assert analysis.primary is not None
+    assert analysis.primary.name == "score"
+    assert {"score", "tokens"} & {figure.name for figure in turn_figures(analysis)} == {"tokens"}
+
+
 def test_without_probes_there_is_no_distance(tmp_path: Path) -> None:
     script = tmp_path / "s.jsonl"
     script.write_text('{"messages": [{"role": "user", "content": "Hi", "expect": {"contains": "a"}}]}\n')

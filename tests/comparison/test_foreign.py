@@ -146,7 +146,7 @@ def test_inspect_s_letters_errors_and_epochs(tmp_path: Path) -> None:
     (run,) = load_runs([path])
     assert run.rows["score"].isna().tolist() == [True, *[False] * 5]
     assert run.rows["error"][0] == "out of time"
-    assert any("1 results ended in an error" in note for note in run.notes)
+    assert any("1 result ended in an error" in note for note in run.notes)
 
 
 def test_promptfoo_s_providers_are_cells_and_repeated_tests_repeats(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_empty_lines_of_lm_eval_are_passed_over_and_long_names_are_cut(tmp_path:
 def test_an_empty_score_is_a_missing_one(tmp_path: Path) -> None:
     (run,) = load_runs([table(tmp_path / "t.csv", records(score=""))])
     assert run.rows["score"].isna().all()
-    assert any("6 results have no score" in note for note in run.notes)
+    assert any("6 results without a score" in note for note in run.notes)
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

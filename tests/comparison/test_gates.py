@@ -241,6 +241,63 @@ def test_any_linear_form_can_be_significant(text: str, failed: bool) -> None:
     assert (result.failed, result.reason) == (failed, "")
 
 
+@pytest.mark.parametrize("conversations", [6, 12, MANY])
+@pytest.mark.parametrize("metric", ["score", "nll"])
+def test_a_gate_on_the_baseline_alone_is_that_on_the_same_numbers_of_a_variant(metric: str, conversations: int) -> None:
+    """By sign flips, six conversations that all score 0.5 would show a mean above 0.49."""
+    rng = np.random.default_rng(conversations)
+    for values in ([0.5] * conversations, list(rng.uniform(0.4, 0.8, conversations))):
+        for limit in (0.1, 0.49, 0.55):
+            baseline = outcome(
+                f"baseline.{metric} > {limit} significantly", {metric: [1.0] * conversations}, {metric: values}
+            )
+            alone = outcome(f"{metric} > {limit} significantly", {metric: values})
+            assert (baseline.failed, baseline.reason) == (alone.failed, alone.reason)
+            assert (baseline.low, baseline.high) == pytest.approx((alone.low, alone.high), nan_ok=True)
+    assert not outcome("baseline.score > 0.49 significantly", {"score": [1.0] * MANY}, {"score": [0.5] * MANY}).failed
+
+
+@pytest.mark.parametrize("text", ["nll > 0.49", "nll < 9", "baseline.nll > 0.49", "baseline.nll < 9"])
+@pytest.mark.parametrize("nll", [0.0, 0.5])
+def test_equal_numbers_without_limits_cannot_be_judged(text: str, nll: float) -> None:
+    numbers = {"nll": [nll] * MANY}
+    result = outcome(f"{text} significantly", numbers, numbers if "baseline" in text else None)
+    assert result.failed
+    assert "all conversations have the same value" in result.reason
+
+
+@pytest.mark.parametrize(("conversations", "failed"), [(6, True), (MANY, True), (200, False)])
+def test_a_share_of_an_equal_baseline_is_shown_by_as_many_conversations_as_a_margin(
+    conversations: int, failed: bool
+) -> None:
+    """If all pass on both sides, of 40 conversations a share of 9 % may still fail; of 200 at most 1.8 %."""
+    numbers = {"score": [1.0] * conversations}
+    for condition in ("0.95 * baseline", "baseline - 0.05"):
+        (result,) = judge(
+            [parse_gate(f"score >= {condition} significantly", "--fail-unless")], [scope(numbers, numbers)]
+        )
+        assert result.failed == failed, result.line
+        assert not failed or "equal there too" in result.note or conversations == 6
+
+
+def test_equal_gains_do_not_show_that_they_are_the_least() -> None:
+    """Six gains of 0.2: there is a gain, and it may be smaller on average."""
+    variant, baseline = {"score": [0.7] * 6}, {"score": [0.5] * 6}
+    assert outcome("score > baseline significantly", variant, baseline).failed
+    assert not outcome("score > baseline + 0.1 significantly", variant, baseline).failed
+
+
+def test_the_conversations_that_equal_scores_need_are_enough() -> None:
+    (result,) = judge([parse_gate("score > 0.4 significantly", "--fail-unless")], [scope({"score": [0.5] * 8})])
+    needed = result.conversations_needed
+    assert needed is not None
+    assert "if all conversations are equal there too" in result.note
+    enough, fewer = (
+        outcome("score > 0.4 significantly", {"score": [0.5] * number}).failed for number in (needed, needed - 1)
+    )
+    assert (enough, fewer) == (True, False)
+
+
 @pytest.mark.parametrize(
     ("text", "with_baseline", "reason"),
     [

@@ -13,7 +13,7 @@ from rwkvbatch.comparison import load
 from rwkvbatch.comparison import table as results
 from rwkvbatch.comparison.loading import _unfinished, load_runs
 from rwkvbatch.comparison.metrics import TURN_METRICS
-from rwkvbatch.errors import RunDamagedError, RunDirectoryError, UsageError
+from rwkvbatch.errors import InputError, RunDamagedError, RunDirectoryError, UsageError
 from rwkvbatch.results.row import Row
 from tests.comparison.make_run import encode, make_row, make_run, write_run
 
@@ -74,6 +74,12 @@ def test_a_run_that_is_not_finished_comes_with_a_note(tmp_path: Path) -> None:
     assert load_runs([str(path)])[0].notes == (
         f"{path} is not finished: it has 8 of 3,000 rows; it was interrupted; run the same command again to continue",
     )
+
+
+def test_rows_that_a_finished_run_lost_are_counted_in_a_note(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", conversations=2)
+    (path / "status.json").write_text('{"state": "done", "rows_total": 3000, "pid": 1, "host": "h", "updated": "now"}')
+    assert load_runs([str(path)])[0].notes == (f"{path} is not finished: 8 of 3,000 planned rows are there",)
 
 
 def test_an_unknown_cell_names_those_there_are(tmp_path: Path) -> None:
@@ -291,3 +297,17 @@ def test_rows_that_are_missing_are_counted_by_cell_where_that_is_known(
 ) -> None:
     (run,) = load_runs([str(make_run(tmp_path / "a", cells=("a",), conversations=2))])
     assert _unfinished(run.rows, planned, list(cells)) == missing
+
+
+@pytest.mark.parametrize("content", [b"hello world", b"hello\n", b"{}\n", b"\0\1", b""])
+def test_a_file_that_is_no_result_leads_to_what_is(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_runs([str(tmp_path / "x.txt")])
+    assert "docs/compare.md" in (caught.value.hint or "")
+    run = make_run(tmp_path / "run", conversations=1)
+    (run / "results.jsonl").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_runs([str(run)])
+    assert "run" in (caught.value.hint or "")
+    assert "docs/compare.md" not in (caught.value.hint or "")

@@ -61,6 +61,26 @@ def test_what_cannot_be_known_stays_unknown(tmp_path: Path) -> None:
     assert math.isnan(found.high)
 
 
+@pytest.mark.parametrize("nll", [0.0, 1.5])
+def test_equal_numbers_without_limits_do_not_show_how_others_vary(tmp_path: Path, nll: float) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        row["reference"]["nll"] = nll
+
+    found = means_of(make_run(tmp_path / "a", conversations=9, change=change))
+    for name in ("nll", "perplexity"):
+        assert (math.isnan(found[name].low), math.isnan(found[name].high)) == (True, True)
+    assert found["nll"].mean == nll
+
+
+@pytest.mark.parametrize("score", [0.0, 0.25, 0.5, 1.0])
+def test_equal_scores_leave_room_for_conversations_of_another_kind(tmp_path: Path, score: float) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        row["checks"][0].update(passed=score == 1, score=score)
+
+    found, others = means_of(make_run(tmp_path / "a", conversations=9, change=change))["score"], 1 - 0.025 ** (1 / 9)
+    assert (found.low, found.high) == pytest.approx((score * (1 - others), score + (1 - score) * others))
+
+
 @pytest.mark.parametrize("metric", TURN_METRICS, ids=lambda metric: metric.name)
 def test_no_metric_goes_beyond_its_bounds(metric: Any, tmp_path: Path) -> None:
     table = compare([str(make_run(tmp_path / "a", conversations=6))]).table

@@ -124,7 +124,8 @@ def test_means_are_relative_to_the_rows_shared_with_the_baseline(tmp_path: Path)
         write_run(tmp_path / name, rows, manifest={})
     ranking = only_ranking(*(tmp_path / name for name in "abc"), metrics=["nll"])
     assert [candidate.mean for candidate in ranking.candidates] == [1.0, 2.0, 3.0]
-    assert common_rows(ranking) == "over 2 turns of 2 conversations; 3 turns not in all variants left out"
+    said = "2 turns of 2 conversations in all variants, 3 turns in some only; means relative to the baseline's, "
+    assert common_rows(ranking) == said + "over what each shares with it"
 
 
 def test_a_variant_without_a_turn_of_the_baseline_leaves_no_ranking(tmp_path: Path) -> None:

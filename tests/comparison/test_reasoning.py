@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from rwkvbatch.comparison.matching import conversation_values
-from rwkvbatch.comparison.metrics import majority_at_k, metric_named, vote_of
+from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.table import tabulate
+from rwkvbatch.comparison.votes import majority_at_k, vote_of
 from rwkvbatch.errors import UsageError
 from rwkvbatch.results.row import CheckResult, TokenCounts, decode_row, encode_row
 from tests.replay.fakes import make_row
@@ -64,9 +65,35 @@ def test_majority_needs_as_many_repeats() -> None:
 
 def test_a_vote_is_the_last_number_or_the_text() -> None:
     number = [{"kind": "number"}]
-    assert vote_of("<think>7</think> It is 1,234 or 5.0.", number) == "5.0"
+    assert vote_of("<think>7</think> It is 1,234 or 5.0.", number) == vote_of("5", number) == "5"
+    assert vote_of("So 1/4.", number) != vote_of("So 3/4.", number) == vote_of("It is 0.75", number)
+    assert vote_of("−5", number) == vote_of("= -5.00", number) != vote_of("5", number)
+    assert vote_of("12 345", number) == "12 345"
     assert vote_of(" Paris. ", []) == vote_of("paris", [])
     assert vote_of("nothing", number) == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("kind", "replies", "other"),
+    [
+        (
+            "letter",
+            ["The bird flies, so the answer is B.", "(B)", "<think>A</think> I say: **B**", "\\boxed{B}"],
+            "Answer: C",
+        ),
+        ("boxed", ["so \\boxed{\\frac{1}{2}}", "\\boxed{ \\dfrac12 }", "\\boxed{0.5}"], "\\boxed{\\frac{3}{2}}"),
+        ("math", ["\\boxed{x + 1}", "then \\boxed{x+1}"], "\\boxed{y+1}"),
+        ("math", ["It is 7", "7.0"], "8"),
+    ],
+)
+def test_a_vote_is_what_the_check_reads(kind: str, replies: list[str], other: str) -> None:
+    (vote,) = {vote_of(reply, [{"kind": "contains"}, {"kind": kind}]) for reply in replies}
+    assert vote_of(other, [{"kind": kind}]) != vote
+
+
+def test_an_unclear_answer_votes_for_its_text() -> None:
+    assert vote_of("A or B", [{"kind": "letter"}]) == "a or b"
+    assert vote_of("\\boxed{1,2}", [{"kind": "boxed"}]) == "1,2"
 
 
 def test_the_majority_of_a_conversation() -> None:

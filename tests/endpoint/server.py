@@ -23,8 +23,9 @@ class FakeServer:
     Attributes:
         bodies: of all requests so far. headers: theirs. most_at_once: the most that ran at a time.
         statuses: given to the next requests, one each, instead of an answer. delay_s: before each answer.
-        style: of log-probabilities: `lists` (vLLM), `content` (llama.cpp), `held` (llama.cpp, which does not say what
-            stopped a reply, and names tokens of a stop text by the empty text sent with them), or none.
+        style: of log-probabilities: `lists` (vLLM), `named` (OpenAI and `rwkvbatch serve`, which name parts of
+            characters by their bytes), `content` (llama.cpp), `held` (llama.cpp, which does not say what stopped a
+            reply, and names tokens of a stop text by the empty text sent with them), or none.
         echo: whether prompts are scored.
     """
 
@@ -81,22 +82,33 @@ class FakeServer:
         ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         with self._engine_lock:
             score = self.engine.score(ids[:1], ids[1:])
-            tops = [float(self.engine.next_logits(ids[:n]).logits.log_softmax(0).max()) for n in range(1, len(ids))]
-        texts = [tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids]
+            logits = [self.engine.next_logits(ids[:n]).logits.log_softmax(0) for n in range(1, len(ids))]
+        # A likeliest token has one log-probability, whose last bits depend on how it is computed.
+        likeliest = zip(logits, ids[1:], score.logprobs, strict=True)
+        tops = [own if int(each.argmax()) == token else float(each.max()) for each, token, own in likeliest]
+        texts = list(map(self.name, ids))
         return {
             "tokens": [*texts, "!"],
             "token_logprobs": [None, *score.logprobs, -1.0],
             "top_logprobs": [None, *({"x": top} for top in tops), {"!": -1.0}],
         }
 
+    def name(self, token: int) -> str:
+        data = self.engine.tokenizer.token_bytes(token)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            named = "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+            return named if self.style == "named" else data.decode("utf-8", "replace")
+
     def logprobs(self, reply: Reply) -> dict[str, Any] | None:
         data = [self.engine.tokenizer.token_bytes(token) for token in reply.ids]
-        texts = [each.decode("utf-8", "replace") for each in data]
+        texts = list(map(self.name, reply.ids))
         if self.style == "held":
             num_shown = len(self.engine.tokenizer.encode(reply.text))
             data = [*data[:num_shown], *[b""] * (len(data) - num_shown)]
             texts = [each.decode("utf-8", "replace") for each in data]
-        if self.style == "lists":
+        if self.style in ("lists", "named"):
             return {"tokens": texts, "token_logprobs": list(reply.logprobs)}
         if self.style in ("content", "held"):
             each = zip(texts, reply.logprobs, reply.ids, data, strict=True)

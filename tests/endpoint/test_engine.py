@@ -235,6 +235,27 @@ def test_scoring_takes_a_token_on_both_sides(prefix: list[int], continuation: li
         engine_of(Scripted()).submit_score(prefix, continuation)
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_reply_has_all_tokens_of_characters_of_several_tokens(told: bool) -> None:
+    text = "a你👍é!"
+    data = [bytes([byte]) for byte in text.encode()]
+    names = [f"bytes:\\x{byte.hex()}" if byte > b"\x7f" and told else byte.decode("utf-8", "replace") for byte in data]
+    logprobs = {"tokens": [*names, "<|endoftext|>"], "token_logprobs": [*[-1.0] * len(data), -9.0]}
+    event = choice(text, "stop", usage={"prompt_tokens": 3})
+    event["choices"][0] |= {"logprobs": logprobs, "stop_reason": None}
+    engine = engine_of(Scripted(event))
+    (reply,) = engine.generate([request(max_tokens=99)])
+    assert reply.text == text
+    assert reply.logprobs == (-1.0,) * len(data)
+    assert reply.ids == tuple(TOKENIZER.encode(text))
+
+
+def test_a_token_is_known_by_the_name_of_its_bytes() -> None:
+    """Also where the text's own tokens are others."""
+    halves = [ServedToken("bytes:\\xc3", -1.0, data=b"\xc3"), ServedToken("bytes:\\xa9", -1.0, data=b"\xa9")]
+    assert TokenReader(TOKENIZER).ids("é", None, halves) == (0xC3 + 1, 0xA9 + 1)
+
+
 def test_ids_are_the_texts_own_where_the_server_names_half_a_character() -> None:
     halves = [ServedToken("\ufffd", -1.0), ServedToken("\ufffd", -1.0)]
     assert TokenReader(TOKENIZER).ids("é", None, halves) == tuple(TOKENIZER.encode("é"))

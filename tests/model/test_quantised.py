@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from rwkvbatch.cli.app import app
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model.checkpoint import open_checkpoint
-from rwkvbatch.model.load import load_model
+from rwkvbatch.model.load import RoundedAgainWarning, load_model
 from rwkvbatch.model.ops.reference import ROUNDINGS
 from rwkvbatch.model.quantised import METADATA_KEY, settled
 from rwkvbatch.model.random_checkpoint import random_tensors
@@ -123,3 +123,38 @@ def test_a_damaged_description_is_refused(description: str, original: Path, tmp_
     save_tensors(tmp_path / "bad.safetensors", tensors, metadata={METADATA_KEY: description})
     with pytest.raises(CheckpointError, match="rwkvbatch_quantised"):
         load_model(tmp_path / "bad")
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> str:
+    torch.manual_seed(0)
+    name = "blocks.0.att.key"
+    torch.save(
+        {f"{name}.lora_A": torch.randn(4, 192), f"{name}.lora_B": torch.randn(192, 4) * 0.01}, tmp_path / "lora.pth"
+    )
+    return f"{tmp_path / 'lora.pth'} alpha=8"
+
+
+def test_an_adapter_over_a_quantised_file_is_rounded_only_with_a_warning(
+    original: Path, tmp_path: Path, adapter: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    quantize(original, tmp_path / "q.safetensors")
+    load_model(original, "cpu int4", adapter=adapter)
+    load_model(tmp_path / "q.safetensors", "cpu int4")
+    load_model(tmp_path / "q.safetensors", "cpu fp32", adapter=adapter)
+    assert not [each for each in recwarn if each.category is RoundedAgainWarning]
+    for strategy in ("auto", "cpu int4", "cpu w8a8"):
+        with pytest.warns(RoundedAgainWarning, match=r'quantised to int4: .* rounded again, .* --strategy "cpu fp32"'):
+            load_model(tmp_path / "q.safetensors", strategy, adapter=adapter)
+
+
+def test_an_adapter_cannot_be_merged_into_a_quantised_file_that_stays_quantised(
+    original: Path, tmp_path: Path, adapter: str
+) -> None:
+    quantize(original, tmp_path / "q.safetensors")
+    names = [str(tmp_path / "q"), str(tmp_path / "r.safetensors")]
+    result = CliRunner().invoke(app, ["model", "quantize", *names, "--adapter", adapter])
+    assert isinstance(result.exception, UsageError)
+    assert "rounding it again with an adapter would add to the loss" in result.exception.message
+    assert not (tmp_path / "r.safetensors").exists()
+    quantize(original, tmp_path / "r.safetensors", "--adapter", adapter)

@@ -16,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.errors import MissingExtraError, UsageError
-from rwkvbatch.replay.progress import MetricsObserver, Progress, WorkerProgress, serving_metrics
+from rwkvbatch.replay.metrics import MetricsObserver, serving_metrics
+from rwkvbatch.replay.progress import Progress, WorkerProgress
 from tests.replay.fakes import make_plan
 from tests.replay.runs import run
 
@@ -63,6 +64,7 @@ def test_the_figures_are_those_of_the_latest_moment(served: MetricsObserver) -> 
         "rwkvbatch_failed_rows_total": 2,
         "rwkvbatch_failed_checks_total": 3,
         "rwkvbatch_reply_tokens_total": 5000,
+        "rwkvbatch_scored_tokens_total": 0,
     }
 
 

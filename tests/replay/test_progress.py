@@ -55,7 +55,9 @@ class TestCounts:
     def test_a_long_text_under_way_counts_by_the_share_that_was_read(self) -> None:
         clock = Clock()
         counts = Counts(clock=clock)
-        counts.workers = {n: WorkerProgress("w").after(1, 0, 0, Reading(1, 25, 100)) for n in range(2)}
+        counts.workers = {
+            n: WorkerProgress("w").after(1, 0, reply_tokens=0, reading=Reading(1, 25, 100)) for n in range(2)
+        }
         clock.now += 10
         progress = counts.progress(rows_done=0, rows_total=2)
         assert progress.reading == Reading(2, 50, 200)
@@ -75,7 +77,19 @@ class TestCounts:
 class TestLines:
     @pytest.mark.parametrize(
         ("seconds", "text"),
-        [(0.4, "0.4 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59, "59 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")],
+        [
+            (0.0, "0 s"),
+            (0.0004, "0.4 ms"),
+            (0.0251, "25 ms"),
+            (0.099, "99 ms"),
+            (0.0996, "0.1 s"),
+            (0.4, "0.4 s"),
+            (9.94, "9.9 s"),
+            (9.96, "10 s"),
+            (59, "59 s"),
+            (185, "3 min 5 s"),
+            (7800, "2 h 10 min"),
+        ],
     )
     def test_durations(self, seconds: float, text: str) -> None:
         assert duration(seconds) == text
@@ -143,7 +157,13 @@ class TestWorkers:
     def test_they_are_in_the_status_file(self, tmp_path: Path) -> None:
         StatusFile(tmp_path).update(with_workers(2).as_dict())
         content = json.loads((tmp_path / "status.json").read_text())
-        assert content["workers"][1] == {"name": "worker 1", "active": 2, "rows": 10, "reply_tokens": 100}
+        assert content["workers"][1] == {
+            "name": "worker 1",
+            "active": 2,
+            "rows": 10,
+            "reply_tokens": 100,
+            "scored_tokens": 0,
+        }
         assert content["lost_workers"] == 1
 
 

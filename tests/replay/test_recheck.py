@@ -19,6 +19,7 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.recheck import recheck
 from rwkvbatch.results.manifest import FORMER
 from rwkvbatch.results.row import decode_row, encode_row
+from rwkvbatch.results.summary import read_race
 from rwkvbatch.script.checks import parse_checks
 from rwkvbatch.script.reader import read_scripts
 from tests.replay.fakes import FakeLoader, make_plan
@@ -193,3 +194,23 @@ def test_former_verdicts_that_chose_the_rows_are_noted_and_a_row_of_another_scri
     (made / "results.jsonl").write_bytes(b"".join([encode_row(stranger), *rows[1:]]))
     with pytest.raises(RunDamagedError, match="which the script's copy does not have"):
         recheck(made, [])
+
+
+def test_the_result_of_a_race_stays_and_says_when_it_is_of_former_verdicts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, other = tmp_path / "old.jsonl", tmp_path / "other.jsonl"
+    conversations = read_scripts([str(write(script, lines({"contains": "a"})))]).conversations
+    ended = run(tmp_path / "run", make_plan(conversations=conversations, repeats=4, race=True))
+    assert ended.race is not None
+
+    recheck(tmp_path / "run", [str(write(other, lines({"contains": "a"}, tags=("t",))))])
+    assert read_race(tmp_path / "run") == json.loads(json.dumps(ended.race.as_dict()))
+
+    assert not any("former verdicts" in note for note in recheck(tmp_path / "run").notes)
+    result = recheck(tmp_path / "run", [str(write(other, lines({"not": {"contains": "a"}})))])
+    assert any("former verdicts" in note for note in result.notes)
+    assert invoke(["show", str(tmp_path / "run")]) == ExitCode.DONE
+    told = capsys.readouterr().err
+    assert f"leader: {ended.race.leader}," in told
+    assert "by the verdicts before `rwkvbatch check`" in told

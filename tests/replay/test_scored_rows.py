@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import rwkvbatch
+from rwkvbatch.cli.summaries import show_summary
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import LONG_TEXT_TOKENS
 from rwkvbatch.errors import ScriptError, UsageError
@@ -25,7 +26,7 @@ from rwkvbatch.replay.models import ModelLoader
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.row import SHORT_TEXT, Row, decode_row, encode_row
-from rwkvbatch.script.documents import read_documents
+from rwkvbatch.script.documents import LeftOutWarning, read_documents
 from tests.replay.fakes import make_plan
 from tests.replay.runs import StopAfter, Watcher, results, run
 
@@ -207,7 +208,12 @@ def test_documents_are_files_lines_and_folders(tmp_path: Path) -> None:
     (folder / "picture.png").write_bytes(b"\x89PNG\0\0")
     (folder / ".hidden").write_text("no")
     write_lines(folder / "d.jsonl", [{"text": "Fourth.", "meta": {"source": "web"}}])
-    found = read_documents([str(folder)]).conversations
+    (folder / "empty.txt").touch()
+    (folder / "latin.txt").write_bytes("größe".encode("latin-1"))
+    with pytest.warns(
+        LeftOutWarning, match=r"^3 files of folders left out, without text in UTF-8: .*empty.txt, .*latin"
+    ):
+        found = read_documents([str(folder)]).conversations
     assert [one.turns[0].reference for one in found] == [
         "First.\r\n\r\nKept as it is. ",
         "Second.",
@@ -235,3 +241,29 @@ def test_documents_that_cannot_be_scored_are_refused_by_name(tmp_path: Path) -> 
         read_documents([str(tmp_path / "none")])
     found = read_documents([str(tmp_path / "empty.txt"), str(script(tmp_path / "s.jsonl"))], skip_bad=True)
     assert (len(found.conversations), len(found.skipped)) == (6, 1)
+
+
+def test_a_run_counts_generated_and_scored_tokens_apart(
+    tmp_path: Path, model: Model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choices = {"prompt": "2 + 2 =", "choices": [" 4", " 5"]}
+    talk = {"messages": [{"role": "user", "content": "My name is Ada."}]}
+    path = write_lines(tmp_path / "s.jsonl", [{"text": TEXTS[0]}, choices, talk])
+    result = rwkvbatch.run(path, model=model)
+    rows = {row.conversation: row for row in result.rows()}
+    text, chosen, reply = (rows[f"line-{number}"] for number in (1, 2, 3))
+    assert text.reference is not None
+    assert chosen.choices is not None
+    scored = text.reference.tokens + sum(score.tokens for score in chosen.choices.scores)
+    progress, summary = result.progress, result.summary
+    assert (progress.reply_tokens, progress.scored_tokens) == (len(reply.reply_ids), scored)
+    assert progress.tokens_per_s == pytest.approx((progress.reply_tokens + scored) / progress.elapsed_s)
+    assert progress.session()["reply_tokens"] == summary.reply_tokens == len(reply.reply_ids)
+    (worker,) = progress.workers
+    assert (worker.reply_tokens, worker.scored_tokens) == (len(reply.reply_ids), scored)
+    assert summary.scored_prompt_tokens == text.tokens.prompt + chosen.tokens.prompt
+
+    show_summary(result)
+    said = capsys.readouterr().err
+    assert f"{len(reply.reply_ids)} reply and {scored} scored tokens in " in said
+    assert f"{reply.tokens.prompt} prompt tokens of replies: {reply.tokens.prompt} read, 0 reused" in said

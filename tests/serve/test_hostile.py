@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import re
 import socket
 import time
 from collections.abc import Generator
@@ -47,7 +48,7 @@ def problem(answer: tuple[int, Any, Any]) -> tuple[int, str, str | None]:
         ({"top_k": "5"}, "top_k: must be a whole number in [0, 2147483647], got '5'", "top_k"),
         ({"top_k": -1}, "top_k: must be a whole number in [0, 2147483647], got -1", "top_k"),
         ({"order": "none"}, "order: must be 'top-p-first'", "order"),
-        ({"banned_token_ids": [10**6]}, "token ids, 0 to ", None),
+        ({"banned_token_ids": [10**6]}, "token ids, 0 to ", "banned_token_ids"),
         ({"max_tokens": 0}, "max_tokens: must be a whole number in [1, 4096], got 0", "max_tokens"),
         ({"max_tokens": 10**9}, "max_tokens: must be a whole number in [1, 4096], got 1000000000", "max_tokens"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens and max_completion_tokens differ", None),
@@ -69,11 +70,11 @@ def problem(answer: tuple[int, Any, Any]) -> tuple[int, str, str | None]:
         ({"state": "/etc/passwd"}, "state: unknown field", "state"),
         ({"initial_state": "poet"}, "initial_state: must be one of none; got 'poet'", "initial_state"),
         ({"top_logprobs": 2}, "top_logprobs: needs logprobs to be true", "top_logprobs"),
-        ({"think": "on", "reply_prefix": "x"}, "--think on the reply begins with thinking", None),
+        ({"think": "on", "reply_prefix": "x"}, "reply_prefix begins the answer, and with think on", "reply_prefix"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens and max_completion_tokens differ", None),
         ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content: must be text, got 3", "messages"),
         ({"messages": []}, "messages: List should have at least 1 item", "messages"),
-        ({"messages": [{"role": "user"}, {"role": "user"}]}, "user and assistant messages must take turns", None),
+        ({"messages": [{"role": "user"}, {"role": "user"}]}, "assistant messages must take turns", "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role: must be system, developer", "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "only text parts", "messages"),
         ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages.0.name: this server", "messages"),
@@ -87,6 +88,8 @@ def test_what_cannot_be_served_is_refused_by_name(
     assert status == 400
     assert message in text
     assert param in (None, found)
+    # Neither options nor arguments of the library are a client's.
+    assert not re.search(r"--[a-z]|[a-z]=(?!=)", text)
 
 
 @pytest.mark.parametrize(
@@ -389,10 +392,13 @@ def test_an_engine_that_fails_ends_its_replies_and_is_made_again(
 
 
 def test_an_engine_that_cannot_be_made_again_is_not_healthy(caplog: pytest.LogCaptureFixture) -> None:
+    def fails() -> None:
+        raise ZeroDivisionError
+
     caplog.set_level(logging.CRITICAL)
     with running() as server:
         server.batcher._make_engine = lambda: (_ for _ in ()).throw(MemoryError("none left"))
-        server.batcher._command(lambda: 1 / 0)
+        server.batcher._command(fails)
         assert eventually(lambda: server.send("/health")[0] == 503)
         status, text, _ = problem(server.chat("hi"))
         assert status == 503

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rwkvbatch.errors import RunDamagedError, RunDirectoryError
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError, counted
 from rwkvbatch.results.row import SCORED, CheckResult, Logprob, Row, RowTiming, TokenCounts
 
 MAX_BYTES = 2**31
@@ -112,7 +112,7 @@ def checked(run: ForeignRun, path: Path) -> ForeignRun:
     if count > 1:
         raise damaged(path, f"{count} results have the same place: {key.in_words()}; number them by `repeat`")
     if errors := sum(row.error is not None for row in run.rows):
-        run.notes.append(f"{path}: {errors:,} results ended in an error and have no score")
+        run.notes.append(f"{path}: {counted(errors, 'result')} ended in an error, without a score")
     if unscored := sum(row.error is None and not row.checks for row in run.rows):
-        run.notes.append(f"{path}: {unscored:,} results have no score")
+        run.notes.append(f"{path}: {counted(unscored, 'result')} without a score")
     return run

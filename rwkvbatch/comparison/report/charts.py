@@ -73,7 +73,7 @@ class _Point:
 
 
 def sweep_figures(analysis: Analysis) -> list[Figure]:
-    """One figure per metric whose mean differs between variants, the primary metric's first.
+    """One figure per metric whose mean differs between variants, after that of the primary metric.
 
     Only differences in the primary metric are coloured by their verdicts.
     """
@@ -96,7 +96,9 @@ def sweep_figures(analysis: Analysis) -> list[Figure]:
                 for v in analysis.variants
                 if metric.name in means[v]
             ]
-            if len({point.mean.mean for point in points}) > 1:
+            # Of other metrics, equal means are not worth a chart.
+            is_primary = metric == analysis.primary and len(points) > 1
+            if is_primary or len({point.mean.mean for point in points}) > 1:
                 figure = _sweep_figure(metric, points, axes, settings, baselines)
                 caption = figure.caption + _of_all_turns(analysis)
                 figures.append(replace(figure, caption=caption, exploratory=metric != analysis.primary))
@@ -248,7 +250,7 @@ def _ordered(values: set[Any]) -> list[Any]:
 
 
 def turn_figures(analysis: Analysis) -> list[Figure]:
-    """One figure per metric: its mean at each turn, a line per variant; none for single-turn scripts.
+    """One figure per metric that has numbers at several turns of dialogues: its mean at each turn, a line per variant.
 
     Of more variants than there are colours, the baselines and those that differ most are shown.
     """
@@ -269,7 +271,7 @@ def turn_figures(analysis: Analysis) -> list[Figure]:
                 exploratory=metric != analysis.primary,
             )
             for metric in _primary_first(analysis, shown)
-            if metric.level == "turn" and bool(analysis.table[metric.column].notna().any())
+            if metric.level == "turn" and dialogue.loc[dialogue[metric.column].notna(), "turn"].nunique() > 1
         ]  # fmt: skip
 
 

@@ -253,7 +253,9 @@ def _turn(record: Mapping[str, Any]) -> Table:
 def _numbers(record: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
     for name in names:
         if name in record["metrics"]:
-            yield f"{name} {number(record['metrics'][name], min(metric_named(name).digits, 2))}"
+            metric, value = metric_named(name), record["metrics"][name]
+            # A turn has a whole number of tokens; only means have decimals.
+            yield f"{name} {number(value, 0 if metric.unit == 'tokens' else min(metric.digits, 2))}"
 
 
 @dataclass(frozen=True)

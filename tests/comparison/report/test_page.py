@@ -159,6 +159,26 @@ def test_intervals_by_turn_end_at_what_a_metric_can_be(tmp_path: Path) -> None:
     assert max(labels) <= 1
 
 
+@pytest.mark.parametrize("cells", [("a", "b"), ("t=1,p=1", "t=1,p=2", "t=2,p=1", "t=2,p=2")])
+def test_the_primary_metric_has_the_first_chart_where_all_means_are_equal_too(
+    tmp_path: Path, cells: tuple[str, ...]
+) -> None:
+    def equal(row: dict[str, Any], _rng: np.random.Generator) -> None:
+        row["checks"] = [{"kind": "contains", "expected": "boat", "passed": True, "score": 1.0}]
+
+    figures = sweep_figures(compare([str(make_run(tmp_path / "a", cells=cells, change=equal))]))
+    assert [figure.exploratory for figure in figures][:2] == [False, True]
+    assert figures[0].name == "score"
+
+
+def test_a_metric_of_a_single_turn_has_no_chart_of_turns(tmp_path: Path) -> None:
+    def only_first(row: dict[str, Any], _rng: np.random.Generator) -> None:
+        row["checks"] = row["checks"] if row["turn"] == 0 else []
+
+    figures = turn_figures(compare([str(make_run(tmp_path / "a", turns=2, change=only_first))]))
+    assert {"score", "tokens"} & {figure.name for figure in figures} == {"tokens"}
+
+
 def test_of_many_variants_turn_figures_show_the_baseline_and_the_most_different(tmp_path: Path) -> None:
     def change(row: dict[str, Any], _rng: np.random.Generator) -> None:
         row["checks"][0]["score"] = 0.1 if row["cell"] in ("temp=9", "temp=11") else 0.5 + 0.01 * (row["turn"] == 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -92,6 +93,20 @@ def test_csv_has_a_line_a_comparison_with_full_precision(analysis: Analysis) -> 
     rows = list(csv.DictReader(io.StringIO(as_csv(analysis))))
     assert list(rows[0]) == list(COLUMNS)
     assert [float(row["difference"]) for row in rows] == [c.difference for c in analysis.comparisons]
+
+
+def test_csv_of_a_single_run_has_the_intervals_of_its_means(tmp_path: Path) -> None:
+    single = compare([str(make_run(tmp_path / "a", conversations=12))])
+    means = {mean.metric.name: mean for mean in single.means(single.variants[0])}
+    rows = list(csv.DictReader(io.StringIO(as_csv(single))))
+    assert list(rows[0]) == list(COLUMNS)
+    assert {row["metric"] for row in rows} == means.keys()
+    for row in rows:
+        mean = means[row["metric"]]
+        expected = [f"{end}" if math.isfinite(end) else "" for end in (mean.low, mean.high)]
+        assert [row["low"], row["high"]] == [row["low_alone"], row["high_alone"]] == expected
+        assert (row["baseline"], row["p"], row["difference"]) == ("", "", "")
+    assert float(next(row for row in rows if row["metric"] == "score")["low"]) > 0
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =1", "\r=1", "＝1"])

@@ -131,7 +131,7 @@ def test_the_ranking_counts_what_it_leaves_out(tmp_path: Path) -> None:
     for name in "abc":
         write_run(tmp_path / name, [make_row(talk) for talk in ("x", "y", name)], manifest={})
     text = printed(compare([str(tmp_path / name) for name in "abc"]))
-    assert "3 turns not in all variants left out" in " ".join(text.split())
+    assert "3 turns in some only; means relative to the baseline's" in " ".join(text.split())
 
 
 def test_one_run_alone_shows_its_means(tmp_path: Path) -> None:
@@ -175,6 +175,30 @@ def test_a_signed_rank_test_that_does_not_agree_is_told(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=40, repeats=1, turns=1, change=change)
     analysis = compare([str(path)], primary="nll")
     assert "nll: the signed-rank test does not agree for t=2 (p < 0.001)" in printed(analysis, num_changes=0)
+
+
+def test_the_level_of_a_signed_rank_test_among_several_is_told(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], _: np.random.Generator) -> None:
+        number, cell = int(row["conversation"].removeprefix("talk-")), float(row["cell"].removeprefix("t="))
+        worse = -9.0 if number < 2 else 0.1 + 0.001 * number * cell
+        row["reference"]["nll"] = 10.0 + worse * (cell > 1)
+
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"), conversations=40, repeats=1, turns=1, change=change)
+    analysis = compare([str(path)], primary="nll")
+    (level,) = {line.level_each for line in analysis.comparisons}
+    told = " ".join(printed(analysis, num_changes=0).split())
+    assert f"t=2 (p < 0.001), t=3 (p < 0.001); each test is at {level:.2g}" in told
+
+
+def test_a_small_detectable_difference_is_not_written_as_0(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], noise: np.random.Generator) -> None:
+        row["reference"]["nll"] = 1.0 + (row["cell"] == "t=2") * noise.normal() * 1e-5
+
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=40, repeats=1, turns=1, change=change)
+    analysis = compare([str(path)], primary="nll")
+    (line,) = analysis.comparisons
+    assert 0 < line.detectable < 0.0005
+    assert f"detectable: {line.detectable:.1g}" in printed(analysis, num_changes=0)
 
 
 def test_metrics_that_were_chosen_have_no_hint_at_others(tmp_path: Path) -> None:
