@@ -60,7 +60,7 @@ struct IntegerStream {
     const uint8_t *weights, *ahead;
     size_t unit_step, ahead_step;
 
-    // As much as belongs to so many units.
+    // Ask for what comes later while `units` units are multiplied.
     RWKV_INLINE void ask_ahead(size_t units) {
         const uint8_t* const end = ahead + units * ahead_step;
         for (; ahead < end; ahead += LINE) __builtin_prefetch(ahead, 0, 2);
