@@ -30,7 +30,7 @@ from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.preference import PREFERENCE
 from rwkvbatch.comparison.scopes import GateScope
 from rwkvbatch.errors import UsageError, counted
-from rwkvbatch.stats.bounded import components, conversations_needed
+from rwkvbatch.stats.sample_size import components, conversations_needed
 from rwkvbatch.stats.spread import Spread
 
 POWER: Final = 0.8

@@ -64,17 +64,6 @@ def t_quantile(probability: float, degrees: float) -> float:
     return float(stdtrit(degrees, probability))
 
 
-def detectable_errors(clusters: int, *, level: float = 0.05, power: float = 0.8, limited: bool = True) -> float:
-    """A true mean that is found with probability `power`, in its standard errors (Bloom 1995).
-
-    Args:
-        limited: the numbers are steps between limits (`stats.spread`); of others, the correction for skewness makes the
-            test less powerful, as if the mean were smaller by 1 + 21 / n^2 (by simulation, docs/statistics.md).
-    """
-    errors = t_quantile(1 - level / 2, clusters - 1) + t_quantile(power, clusters - 1)
-    return errors if limited else errors * (1 + 21 / clusters**2)
-
-
 def clustered_mean(values: ArrayLike, clusters: ArrayLike, weights: ArrayLike | None = None) -> MeanEstimate:
     """The mean of `values` with a standard error (CR2) that is robust to dependence within clusters.
 

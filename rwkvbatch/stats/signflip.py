@@ -114,86 +114,169 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
     Raises:
         ValueError: the shapes differ, a count is negative, or a sum is not finite.
     """
-    s, n = np.atleast_2d(np.asarray(sums, dtype=np.float64)), np.atleast_2d(np.asarray(counts, dtype=np.float64))
-    if s.shape != n.shape or s.ndim != 2:
-        raise ValueError(f"sums and counts must have one shape, [clusters, variants]; got {s.shape} and {n.shape}")
-    if not np.isfinite(s).all() or not (n >= 0).all():
+    paired_sums, num_pairs = _used_clusters(sums, counts)
+    scale = np.abs(paired_sums).sum(axis=0)
+    tested = np.flatnonzero(scale > 0)
+    variants = _Variants.of(paired_sums[:, tested], num_pairs[:, tested], widest)
+    tests = variants.test(_flips(paired_sums.shape[0]), level)
+    differences = dict(zip(tested.tolist(), variants.differences(tests), strict=True))
+    for column in np.flatnonzero(scale == 0).tolist():
+        differences[column] = _equal_pairs(num_pairs[:, column], level, widest)
+    return Family(
+        level, tests.level_each, tests.flips.exact, tuple(differences[column] for column in range(scale.size))
+    )
+
+
+def _used_clusters(sums: ArrayLike, counts: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Checked sums and counts, `[clusters, variants]`, of the clusters that have pairs of any variant."""
+    paired_sums = np.atleast_2d(np.asarray(sums, dtype=np.float64))
+    num_pairs = np.atleast_2d(np.asarray(counts, dtype=np.float64))
+    if paired_sums.shape != num_pairs.shape or paired_sums.ndim != 2:
+        raise ValueError(
+            f"sums and counts must have one shape, [clusters, variants]; got {paired_sums.shape} and {num_pairs.shape}"
+        )
+    if not np.isfinite(paired_sums).all() or not (num_pairs >= 0).all():
         raise ValueError("sums must be finite, and counts must not be negative")
-    used = (n > 0).any(axis=1)
-    s, n = np.where(n > 0, s, 0.0)[used], n[used]
-    num_variants = s.shape[1]
-    scale = np.abs(s).sum(axis=0)
-    identical = scale == 0
-    s = s / np.where(identical, 1.0, scale)
-    ranks = _signed_ranks(s, n)
-    flips = _flips(s.shape[0])
-    tested = np.flatnonzero(~identical)
-    p, drawn = np.ones(num_variants), np.ones(num_variants)
-    smallest = np.ones(flips.count)
-    blocks = _blocks(tested)
-    subsets = np.empty(0)
-    spreads = {
-        int(column): Spread.of(s[own, column] * scale[column], n[own, column], widest)
-        for column in tested
-        for own in (n[:, column] > 0,)
-    }
-    for block in blocks:
-        width = len(block)
-        subsets = flips.subset_sums(np.concatenate([s[:, block], n[:, block], ranks[:, block]], axis=1))
-        for place, column in enumerate(block):
-            tails = _two_sided(_flipped_sums(s[:, column], subsets[:, place]))
-            exact = None if flips.exact else _exact_tail(s[:, column])
-            drawn[column] = tails[0]
-            p[column] = max(tails[0] if exact is None else exact, spreads[int(column)].tail_p)
-            np.minimum(smallest, tails, out=smallest)
-    smallest.sort()
-    level_each = _level_each(smallest, level) if tested.size > 1 else level
-    adjusted = p
-    if tested.size > 1:
-        # The drawn p-value is of the same patterns as `smallest`; the larger of the two keeps the level in both views.
-        adjusted = np.maximum(p, np.searchsorted(smallest, np.maximum(p, drawn), side="right") / flips.count)
-    found: dict[int, Difference] = {}
-    for column in np.flatnonzero(identical):
-        clusters, pairs = int((n[:, column] > 0).sum()), round(float(n[:, column].sum()))
-        decidable, end = clusters > 0 and 2.0 ** (1 - clusters) <= level, 0.0 if clusters else math.nan
-        far = 0.0 if decidable else widest if clusters else math.nan
-        found[int(column)] = Difference(
-            mean=end, low=0.0 - far, high=far, low_alone=0.0 - far, high_alone=far, p=1.0, p_adjusted=1.0, p_rank=1.0,
-            clusters=clusters, pairs=pairs, standard_error=end, detectable=math.nan, decidable=decidable,
-            identical=clusters > 0,
-        )  # fmt: skip
-    for block in blocks:
-        width = len(block)
-        if len(blocks) > 1:
-            # The level of each test is known after all blocks: their sums are made again rather than kept.
-            subsets = flips.subset_sums(np.concatenate([s[:, block], n[:, block], ranks[:, block]], axis=1))
-        for place, column in enumerate(block):
-            clusters = int((n[:, column] > 0).sum())
-            total, size = subsets[:, place], subsets[:, width + place]
-            some = size > 0.5
-            # As in the test: a subset whose differences cancel has mean 0 exactly.
-            means = np.sort(np.where(np.abs(total) < 0.6e-11, 0.0, total)[some] / size[some]) * scale[column]
-            sides = _Sides(means, flips.count - means.size, flips.count)
-            spread = spreads[int(column)]
-            alone = sides.interval(level, spread, significant=bool(p[column] <= level))
-            together = sides.interval(level_each, spread, significant=bool(adjusted[column] <= level))
-            rank_sums = np.round(ranks[:, column].sum() - 2 * subsets[:, 2 * width + place], 6)
-            found[int(column)] = Difference(
-                spread.mean,
-                min(together[0], alone[0]),
-                max(together[1], alone[1]),
-                *alone,
-                float(p[column]),
-                float(adjusted[column]),
-                float(_two_sided(rank_sums)[0]),
-                clusters,
-                round(float(n[:, column].sum())),
-                spread.standard_error,
-                spread.detectable(level_each) if 2.0 ** (1 - clusters) <= level_each else math.nan,
-                2.0 ** (1 - clusters) <= level_each,
-                False,
-            )
-    return Family(level, level_each, flips.exact, tuple(found[column] for column in range(num_variants)))
+    used = (num_pairs > 0).any(axis=1)
+    return np.where(num_pairs > 0, paired_sums, 0.0)[used], num_pairs[used]
+
+
+def _equal_pairs(num_pairs: NDArray[np.float64], level: float, widest: float) -> Difference:
+    """The difference of a variant all of whose pairs are equal, or that has none."""
+    clusters = int((num_pairs > 0).sum())
+    decidable = clusters > 0 and _smallest_p(clusters) <= level
+    mean = 0.0 if clusters else math.nan
+    end = 0.0 if decidable else widest if clusters else math.nan
+    return Difference(
+        mean=mean, low=0.0 - end, high=end, low_alone=0.0 - end, high_alone=end, p=1.0, p_adjusted=1.0, p_rank=1.0,
+        clusters=clusters, pairs=round(float(num_pairs.sum())), standard_error=mean, detectable=math.nan,
+        decidable=decidable, identical=clusters > 0,
+    )  # fmt: skip
+
+
+def _smallest_p(clusters: int) -> float:
+    """The two-sided p-value of the clearest outcome: all differences have one sign."""
+    return 2.0 ** (1 - clusters)
+
+
+@dataclass(frozen=True)
+class _Tests:
+    """The tests of a family.
+
+    Attributes:
+        p: `[variants]` of each variant by itself.
+        p_adjusted: `[variants]` corrected for the family.
+        subsets: the sums of all variants, if there are few; else None, because they take too much memory to be kept.
+    """
+
+    flips: _Flips
+    level: float
+    level_each: float
+    p: NDArray[np.float64]
+    p_adjusted: NDArray[np.float64]
+    subsets: _SubsetSums | None
+
+
+@dataclass(frozen=True)
+class _Variants:
+    """Variants that have pairs that differ.
+
+    Attributes:
+        scaled: `[clusters, variants]` paired differences of each cluster, as shares of `scale`: sums of any metric are
+            then rounded alike.
+        counts: `[clusters, variants]` pairs of each cluster.
+        scale: `[variants]` the sum of the absolute differences.
+        ranks: `[clusters, variants]` signed ranks of the clusters' means.
+        spreads: of each variant.
+    """
+
+    scaled: NDArray[np.float64]
+    counts: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    ranks: NDArray[np.float64]
+    spreads: tuple[Spread, ...]
+
+    @classmethod
+    def of(cls, sums: NDArray[np.float64], counts: NDArray[np.float64], widest: float) -> _Variants:
+        scale = np.abs(sums).sum(axis=0)
+        scaled = sums / scale
+        spreads: list[Spread] = []
+        for column in range(scale.size):
+            has_pairs = counts[:, column] > 0
+            spreads.append(Spread.of(scaled[has_pairs, column] * scale[column], counts[has_pairs, column], widest))
+        return cls(scaled, counts, scale, _signed_ranks(scaled, counts), tuple(spreads))
+
+    @property
+    def blocks(self) -> list[NDArray[np.intp]]:
+        return _blocks(np.arange(self.scale.size))
+
+    def subset_sums(self, flips: _Flips, block: NDArray[np.intp]) -> _SubsetSums:
+        columns = np.concatenate([self.scaled[:, block], self.counts[:, block], self.ranks[:, block]], axis=1)
+        return _SubsetSums(*np.split(flips.subset_sums(columns), 3, axis=1))
+
+    def test(self, flips: _Flips, level: float) -> _Tests:
+        p, p_of_patterns = np.ones(self.scale.size), np.ones(self.scale.size)
+        smallest = np.ones(flips.count)
+        subsets = None
+        for block in self.blocks:
+            subsets = self.subset_sums(flips, block)
+            for place, column in enumerate(block):
+                tails = _two_sided(_flipped_sums(self.scaled[:, column], subsets.differences[:, place]))
+                exact = None if flips.exact else _exact_tail(self.scaled[:, column])
+                p_of_patterns[column] = tails[0]
+                p[column] = max(tails[0] if exact is None else exact, self.spreads[column].skewed.p_value)
+                np.minimum(smallest, tails, out=smallest)
+        kept = subsets if len(self.blocks) == 1 else None
+        if self.scale.size < 2:
+            return _Tests(flips, level, level, p, p, kept)
+        smallest.sort()
+        # `smallest` is of the drawn patterns. Adjusting the larger one of both p-values keeps the level for either.
+        found = np.searchsorted(smallest, np.maximum(p, p_of_patterns), side="right")
+        return _Tests(flips, level, _level_each(smallest, level), p, np.maximum(p, found / flips.count), kept)
+
+    def differences(self, tests: _Tests) -> list[Difference]:
+        """The differences, with intervals that agree with the tests."""
+        found: list[Difference] = []
+        for block in self.blocks:
+            subsets = tests.subsets or self.subset_sums(tests.flips, block)
+            found += [self._difference(column, tests, subsets.of(place)) for place, column in enumerate(block.tolist())]
+        return found
+
+    def _difference(self, column: int, tests: _Tests, subsets: _SubsetSums) -> Difference:
+        spread, p, p_adjusted = self.spreads[column], float(tests.p[column]), float(tests.p_adjusted[column])
+        means = _SubsetMeans.of(subsets, float(self.scale[column]))
+        alone = means.interval(tests.level, spread, significant=p <= tests.level)
+        together = means.interval(tests.level_each, spread, significant=p_adjusted <= tests.level)
+        rank_sums = np.round(self.ranks[:, column].sum() - 2 * subsets.ranks, 6)
+        decidable = _smallest_p(spread.clusters) <= tests.level_each
+        return Difference(
+            mean=spread.mean,
+            low=min(together[0], alone[0]),
+            high=max(together[1], alone[1]),
+            low_alone=alone[0],
+            high_alone=alone[1],
+            p=p,
+            p_adjusted=p_adjusted,
+            p_rank=float(_two_sided(rank_sums)[0]),
+            clusters=spread.clusters,
+            pairs=round(float(self.counts[:, column].sum())),
+            standard_error=spread.standard_error,
+            detectable=spread.detectable(tests.level_each) if decidable else math.nan,
+            decidable=decidable,
+            identical=False,
+        )
+
+
+@dataclass(frozen=True)
+class _SubsetSums:
+    """Sums over the flipped clusters, `[patterns, variants]`: of scaled differences, of pairs and of signed ranks."""
+
+    differences: NDArray[np.float64]
+    pairs: NDArray[np.float64]
+    ranks: NDArray[np.float64]
+
+    def of(self, variant: int) -> _SubsetSums:
+        return _SubsetSums(self.differences[:, variant], self.pairs[:, variant], self.ranks[:, variant])
 
 
 def largest_mean_p(sums: ArrayLike) -> tuple[float, int]:
@@ -313,34 +396,49 @@ class _Flips:
 
 
 @dataclass(frozen=True)
-class _Sides:
-    """Means over subsets of the clusters, ascending; `num_empty` subsets hold no pairs; `count` patterns in all."""
+class _SubsetMeans:
+    """Mean differences of the flipped clusters of each pattern, ascending.
+
+    Attributes:
+        num_empty: patterns whose flipped clusters have no pairs, and so no mean.
+        count: of all patterns.
+    """
 
     means: NDArray[np.float64]
     num_empty: int
     count: int
 
-    def interval(self, level: float, spread: Spread, *, significant: bool) -> tuple[float, float]:
-        """The differences that the test does not reject, made wider where clusters may agree by chance.
+    @classmethod
+    def of(cls, subsets: _SubsetSums, scale: float) -> _SubsetMeans:
+        has_pairs = subsets.pairs > 0.5
+        # As in the test, the mean of differences that cancel is 0 exactly.
+        sums = np.where(np.abs(subsets.differences) < 0.6e-11, 0.0, subsets.differences)[has_pairs]
+        means = np.sort(sums / subsets.pairs[has_pairs]) * scale
+        return cls(means, has_pairs.size - means.size, has_pairs.size)
 
-        It excludes 0 exactly if the test is `significant`. Of discrete means it is `Spread.around` alone: they are
-        not spread evenly around other differences than 0.
+    def interval(self, level: float, spread: Spread, *, significant: bool) -> tuple[float, float]:
+        """The interval that agrees with a test at `level`: it excludes 0 exactly if the test is `significant`.
+
+        Its ends are those of the differences that sign flips do not reject, moved out to those of
+        `Spread.tie_interval` and of the correction for skewness. Discrete means have the first of these alone: they are
+        not spread evenly around a difference other than 0.
         """
-        skipped = math.floor(level * self.count / 2 + 1e-9) - self.num_empty
+        num_outside = math.floor(level * self.count / 2 + 1e-9) - self.num_empty
         low, high = -math.inf, math.inf
-        if skipped >= 0 and level > 0:
-            ends = [spread.around(level)] if spread.ties else []
+        if num_outside >= 0 and level > 0:
+            ends = [spread.tie_interval(level)] if spread.ties else []
             if not spread.discrete:
-                skipped = min(skipped, (self.means.size - 1) // 2)
-                ends += [(float(self.means[skipped]), float(self.means[-1 - skipped])), spread.tail(level)]
+                num_outside = min(num_outside, (self.means.size - 1) // 2)
+                ends.append((float(self.means[num_outside]), float(self.means[-1 - num_outside])))
+                ends.append(spread.skewed.interval(level))
             low, high = min(end[0] for end in ends), max(end[1] for end in ends)
         low, high = max(low, -spread.widest), min(high, spread.widest)
         if not significant:
             return min(low, 0.0), max(high, 0.0)
-        # The wider interval can reach 0 where the test is sure of the sign.
+        # An interval that is wider than that of the test can contain 0 although the test is significant.
         if spread.mean > 0:
-            return (low if low > 0 else spread.least), high
-        return low, (high if high < 0 else -spread.least)
+            return (low if low > 0 else spread.smallest_step), high
+        return low, (high if high < 0 else -spread.smallest_step)
 
 
 def _two_sided(sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -382,7 +480,7 @@ def _level_each(ascending: NDArray[np.float64], level: float) -> float:
         ascending: the smallest p-value of each pattern.
     """
     allowed = math.floor(level * ascending.size + 1e-9)
-    # Below that p-value by more than the rounding that `_Sides.interval` allows for.
+    # Below that p-value by more than the rounding that `_SubsetMeans.interval` allows for.
     return float(min(level, (1 - 1e-6) * ascending[allowed]))
 
 
