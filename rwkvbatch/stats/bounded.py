@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from rwkvbatch.stats.clustered import clustered_mean, t_quantile
 
 _LARGEST_SIZE: Final = 1e9
-"""An effective number whose interval is far shorter than that of the unseen share for any number of clusters."""
+"""A larger effective number would not change the interval: the unseen share decides it long before."""
 
 
 def bounded_interval(
@@ -18,17 +18,19 @@ def bounded_interval(
 ) -> tuple[float, float]:
     """The interval of Clopper and Pearson with an effective number of values (Korn and Graubard 1998).
 
-    The effective number is that of independent yes/no values whose mean would be as precise as this one, which is
-    large where all values are near their mean. Other clusters than these may be at a limit, at most `unseen_share` of
-    all: the interval reaches as far as the mean would move, and no farther where all clusters agree. So a mean of 0 and
-    a mean of 1 get intervals that mirror each other, and none leaves the limits.
+    The effective number is that of independent yes/no values whose mean would be as precise as this one. It is large
+    if all values are near their mean. A share of the population that the sample lacks, at most `unseen_share`, may be
+    at a limit: the interval contains the means that such clusters could make. If all clusters agree, it is exactly
+    that. The intervals of a mean of 0 and of a mean of 1 mirror each other, and no interval leaves the limits.
 
     Args:
         values: `[n]` numbers in [lowest, highest].
         clusters: `[n]` labels; equal ones belong together.
+        lowest, highest: the limits of a value.
+        level: of confidence.
 
     Raises:
-        ValueError: a value is outside of the limits, there is none, or not one label for each.
+        ValueError: a value is outside of the limits, there is no value, or the arguments differ in length.
     """
     from scipy.special import betaincinv  # pyright: ignore[reportMissingTypeStubs]
 
@@ -50,7 +52,9 @@ def bounded_interval(
 
 
 def unseen_share(clusters: int, level: float) -> float:
-    """The largest share of clusters of some kind that `clusters` without one do not rule out, at `level` / 2.
+    """The largest population share of a kind of cluster that a sample of `clusters` without one does not rule out.
+
+    The sample lacks the kind with a probability of `level` / 2.
 
     Clopper and Pearson (1934, The use of confidence or fiducial limits illustrated in the case of the binomial).
     """

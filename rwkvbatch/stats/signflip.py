@@ -6,11 +6,11 @@ conversations gives the distribution of the mean difference under that hypothesi
 Experiments, section 21). Nothing else is assumed: the test is exact for yes/no outcomes, for few conversations and
 for any dependence within a conversation.
 
-The interval is the set of differences that the same test does not reject: its ends are means over subsets of the
-conversations (Hartigan 1969, Using subsample values as typical values). Such differences can be skewed, which flipping
-signs does not allow for: towards the long tail they must also be significant by Hall's transformation. Yes/no outcomes
-and averages of a few have an interval of their own, moved to 0 or away from it where the test says so. Both are in
-`rwkvbatch.stats.spread`; every interval excludes 0 exactly when the test rejects.
+The interval is the set of differences that the same test does not reject. Its ends are means over subsets of the
+conversations (Hartigan 1969, Using subsample values as typical values). Sign flips assume that differences are
+symmetric. On the side of a long tail the difference must therefore also be significant by Hall's transformation
+(`stats.skewness`). Yes/no outcomes and averages of a few have an interval of their own (`stats.spread`). Every
+interval excludes 0 exactly when its test rejects: where necessary an end moves to 0, or to the other side of 0.
 
 A family is corrected by the smallest p-value under common flips (Westfall and Young 1993, Resampling-based multiple
 testing). Adjusted p-values and simultaneous intervals both follow from `Family.level_each`, so they cannot contradict
@@ -35,11 +35,14 @@ EXACT_CLUSTERS = 13
 """Up to this many clusters all 2^n sign patterns are enumerated; beyond, `DRAWN_PATTERNS` are drawn."""
 DRAWN_PATTERNS = 19_998
 MAX_STEPS = 20_000
-"""How many steps a distribution that is added up exactly may have."""
+"""The largest number of steps of a distribution that is computed exactly."""
 _SEED = 0x5F1A65
 _CHUNK = 1024
-_SMALL_PRODUCT = 2**19  # multiplications that BLAS leaves to one thread, of matrices that fit into the cache
+"""Sign patterns that are multiplied at once with many columns."""
+_SMALL_PRODUCT = 2**19
+"""Multiplications of a matrix product that fits into the cache and that BLAS computes in one thread."""
 _BLOCK = 64
+"""Variants whose subset sums are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,18 @@ class Difference:
 
     Attributes:
         mean: of the paired differences, each pair counting once; NaN without pairs.
-        low, high: the simultaneous interval within the family; infinite where no outcome could be excluded.
-        low_alone, high_alone: the interval of this comparison by itself, without correction.
-        p: two-sided p-value by itself: of the flips, or where it is larger that of Hall's transformation.
-        p_adjusted: corrected within the family.
-        p_rank: two-sided p-value of the signed-rank test (Wilcoxon 1945) by the same flips, by itself; a few extreme
-            conversations do not move it.
-        clusters: conversations with pairs. pairs: matched pairs.
-        standard_error: of the mean, from the spread of the clusters around it; NaN with fewer than two.
-        detectable: the smallest true difference that this design finds at the family's level 4 times in 5; NaN where
-            unknown, and where nothing can be found.
-        decidable: False where too few conversations are there for any outcome to be significant in this family.
+        low, high: the simultaneous interval within the family; infinite if the test cannot exclude any difference.
+        low_alone, high_alone: the interval of this comparison alone, without correction.
+        p: two-sided p-value of this comparison alone, the larger one of sign flips and Hall's transformation.
+        p_adjusted: `p` corrected for the family.
+        p_rank: two-sided p-value of the signed-rank test (Wilcoxon 1945) by the same flips, without correction. It
+            does not depend on how extreme single conversations are.
+        clusters: conversations with pairs.
+        pairs: matched pairs.
+        standard_error: of the mean, from the spread of the clusters; NaN with fewer than two clusters.
+        detectable: the smallest true difference that this design finds at the family's level 4 times in 5; NaN if it is
+            unknown or if no outcome is significant.
+        decidable: False if there are too few conversations for any outcome to be significant in this family.
         identical: every pair is equal.
     """
 
@@ -79,7 +83,7 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """The simultaneous interval excludes 0; the same as `p_adjusted` at most the family's level."""
+        """Whether the simultaneous interval excludes 0, which is equivalent to `p_adjusted` <= the family's level."""
         return self.low > 0 or self.high < 0
 
 
@@ -88,9 +92,9 @@ class Family:
     """Comparisons that are corrected together.
 
     Attributes:
-        level: chance of any false alarm among them.
-        level_each: level of each single test that keeps it: `level` for one comparison, and never below `level`
-            divided by the number of comparisons that differ at all.
+        level: the probability of any false alarm among them.
+        level_each: the level of a single test that keeps `level`. It is `level` for one comparison, and at least
+            `level` divided by the number of comparisons with pairs that differ.
         exact: whether all sign patterns were enumerated.
     """
 
@@ -104,12 +108,12 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
     """Compare variants with their baselines, corrected as one family.
 
     Args:
-        sums: `[clusters, variants]` the paired differences of each conversation, added up; 0 where it has no pairs.
-        counts: `[clusters, variants]` how many pairs each conversation has.
+        sums: `[clusters, variants]` the sum of the paired differences of each conversation; 0 without pairs.
+        counts: `[clusters, variants]` the number of pairs of each conversation.
         level: of the family.
         widest: the largest difference that the metric allows (1 for scores in [0, 1]); no interval exceeds it.
 
-    Variants whose pairs are all equal cannot differ: they are reported, and do not count in the correction.
+    Variants whose pairs are all equal are reported, but do not count in the correction.
 
     Raises:
         ValueError: the shapes differ, a count is negative, or a sum is not finite.
@@ -286,39 +290,39 @@ def largest_mean_p(sums: ArrayLike) -> tuple[float, int]:
     changes), under common flips (Westfall and Young 1993, max T).
 
     Args:
-        sums: `[clusters, columns]` the paired differences of each conversation, added up; 0 where it has no pairs.
+        sums: `[clusters, columns]` the sum of the paired differences of each conversation; 0 without pairs.
 
     Raises:
         ValueError: there is no column, or a sum is not finite.
     """
-    s = np.asarray(sums, dtype=np.float64)
-    if s.ndim != 2 or not s.shape[1]:
-        raise ValueError(f"sums must be [clusters, columns] with a column or more; got shape {s.shape}")
-    if not np.isfinite(s).all():
+    columns = np.asarray(sums, dtype=np.float64)
+    if columns.ndim != 2 or not columns.shape[1]:
+        raise ValueError(f"sums must be [clusters, columns] with a column or more; got shape {columns.shape}")
+    if not np.isfinite(columns).all():
         raise ValueError("sums must be finite")
-    s = s[(s != 0).any(axis=1)]
-    size = np.sqrt((s**2).sum(axis=0))
-    some = np.flatnonzero(size > 0)
-    if not some.size:
+    columns = columns[(columns != 0).any(axis=1)]
+    root_of_squares = np.sqrt((columns**2).sum(axis=0))
+    nonzero = np.flatnonzero(root_of_squares > 0)
+    if not nonzero.size:
         return 1.0, 0
-    s = s[:, some] / size[some]
-    flips = _flips(s.shape[0])
+    standardized = columns[:, nonzero] / root_of_squares[nonzero]
+    flips = _flips(standardized.shape[0])
     largest = np.full(flips.count, -np.inf)
-    for block in _blocks(np.arange(some.size)):
-        flipped = _flipped_sums(s[:, block], flips.subset_sums(s[:, block]))
+    for block in _blocks(np.arange(nonzero.size)):
+        flipped = _flipped_sums(standardized[:, block], flips.subset_sums(standardized[:, block]))
         np.maximum(largest, flipped.max(axis=1), out=largest)
-    best = int(some[s.sum(axis=0).argmax()])
+    best = int(nonzero[standardized.sum(axis=0).argmax()])
     return float((largest >= largest[0]).mean()), best
 
 
 def simultaneous_level(deviations: ArrayLike, *, level: float = 0.05) -> float:
     """The level of each of several intervals at which all of them hold together with probability `1 - level`.
 
-    From the smallest p-value of the columns under common sign flips of the clusters, which keeps the dependence
-    between columns; never below Bonferroni's `level / columns`.
+    It follows from the smallest p-value of the columns under common sign flips of the clusters, which allows for the
+    dependence between columns. It is at least Bonferroni's `level / columns`.
 
     Args:
-        deviations: `[clusters, columns]` what each cluster adds to the deviation of a mean from its expectation.
+        deviations: `[clusters, columns]` the contribution of each cluster to the deviation of a mean.
 
     Raises:
         ValueError: the shape is not `[clusters, columns]` with a column or more, or a number is not finite.
@@ -327,18 +331,18 @@ def simultaneous_level(deviations: ArrayLike, *, level: float = 0.05) -> float:
     if values.ndim != 2 or not values.shape[1] or not np.isfinite(values).all():
         raise ValueError(f"deviations must be finite, [clusters, columns] with a column or more; got {values.shape}")
     scale = np.abs(values).sum(axis=0)
-    some = np.flatnonzero(scale > 0)
-    if some.size < 2:
+    nonzero = np.flatnonzero(scale > 0)
+    if nonzero.size < 2:
         return level
-    values = values[:, some] / scale[some]
+    values = values[:, nonzero] / scale[nonzero]
     flips = _flips(values.shape[0])
     smallest = np.ones(flips.count)
-    for block in _blocks(np.arange(some.size)):
+    for block in _blocks(np.arange(nonzero.size)):
         flipped = _flipped_sums(values[:, block], flips.subset_sums(values[:, block]))
         for column in range(flipped.shape[1]):
             np.minimum(smallest, _two_sided(flipped[:, column]), out=smallest)
     smallest.sort()
-    return max(level / some.size, _level_each(smallest, level))
+    return max(level / nonzero.size, _level_each(smallest, level))
 
 
 def _blocks(columns: NDArray[np.intp]) -> list[NDArray[np.intp]]:
@@ -349,7 +353,7 @@ def _blocks(columns: NDArray[np.intp]) -> list[NDArray[np.intp]]:
 def _flipped_sums(values: NDArray[np.float64], subsets: NDArray[np.float64]) -> NDArray[np.float64]:
     """`[patterns, ...]`: sums of `values` `[clusters, ...]` with the signs of the flipped clusters changed.
 
-    Equal sums in another order must be equal numbers: ties decide where conversations are few.
+    Sums of the same values in another order must be equal numbers, because ties decide with few conversations.
 
     Args:
         subsets: `[patterns, ...]` the sums over the flipped clusters.
@@ -366,7 +370,7 @@ def _flips(clusters: int) -> _Flips:
 class _Flips:
     """Sign patterns of clusters, each with its opposite; the first one flips nothing.
 
-    Patterns are the same for every variant and every call with as many clusters: results are reproducible.
+    Every variant and every call with this number of clusters has the same patterns, so results are reproducible.
     """
 
     def __init__(self, clusters: int) -> None:
@@ -382,9 +386,9 @@ class _Flips:
         self.count: int = 2 * half.shape[0] if clusters else 1
 
     def subset_sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """`[patterns, columns]`: sums over the flipped clusters, those of the opposite patterns behind the others."""
+        """`[patterns, columns]`: sums over the flipped clusters; the opposite patterns are the second half."""
         total = values.sum(axis=0, keepdims=True)
-        # Small products take a fifth of the processor time; of many columns too few rows would be left for them.
+        # Small products take a fifth of the processor time. With many columns they would have too few rows.
         rows = _SMALL_PRODUCT // max(1, values.size)
         rows = rows if rows >= 32 else _CHUNK
         parts = [
@@ -450,7 +454,7 @@ def _two_sided(sums: NDArray[np.float64]) -> NDArray[np.float64]:
 def _exact_tail(values: NDArray[np.float64]) -> float | None:
     """The share of all sign patterns with a sum at least as far from 0, for values that are multiples of one unit.
 
-    By adding up the distribution cluster by cluster; None where the values have no common unit or too many steps.
+    The distribution is built up cluster by cluster. None if the values have no common unit or too many steps.
     """
     sizes = np.abs(values[values != 0])
     if not sizes.size:
@@ -474,13 +478,13 @@ def _exact_tail(values: NDArray[np.float64]) -> float | None:
 
 
 def _level_each(ascending: NDArray[np.float64], level: float) -> float:
-    """The level of a single test at which a share of at most `level` of the patterns has a smaller p-value.
+    """The level of a single test for which at most a share `level` of the patterns has a smaller p-value.
 
     Args:
         ascending: the smallest p-value of each pattern.
     """
     allowed = math.floor(level * ascending.size + 1e-9)
-    # Below that p-value by more than the rounding that `_SubsetMeans.interval` allows for.
+    # The margin is larger than the rounding that `_SubsetMeans.interval` allows for.
     return float(min(level, (1 - 1e-6) * ascending[allowed]))
 
 
