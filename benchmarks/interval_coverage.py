@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from rwkvbatch.stats import signflip
 from rwkvbatch.stats.bounded import bounded_interval
-from rwkvbatch.stats.signflip import compare_family
+from rwkvbatch.stats.family import compare_family
 from rwkvbatch.stats.spread import Spread, unlimited_interval
 
 LEVEL = 0.05

@@ -14,7 +14,7 @@ from rwkvbatch.comparison.gates import COMPARATORS, Floats, Gate, LinearForm
 from rwkvbatch.comparison.paired import LEVEL
 from rwkvbatch.comparison.scopes import GateScope
 from rwkvbatch.stats.bounded import bounded_interval, unseen_share
-from rwkvbatch.stats.signflip import Difference, compare_family
+from rwkvbatch.stats.family import Difference, compare_family
 from rwkvbatch.stats.spread import unlimited_interval
 
 

@@ -13,7 +13,7 @@ from scipy import stats
 from rwkvbatch.comparison import compare, load
 from rwkvbatch.comparison.paired import Comparison
 from rwkvbatch.errors import RunMismatchError, UsageError
-from rwkvbatch.stats.signflip import compare_family
+from rwkvbatch.stats.family import compare_family
 from tests.comparison.make_run import make_row, make_run, write_run
 
 

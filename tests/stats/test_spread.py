@@ -9,8 +9,8 @@ import pytest
 from scipy.stats import binom, multinomial, skew, t
 
 from rwkvbatch.stats.clustered import clustered_mean
+from rwkvbatch.stats.family import Difference, compare_family
 from rwkvbatch.stats.sample_size import detectable_errors
-from rwkvbatch.stats.signflip import Difference, compare_family
 from rwkvbatch.stats.spread import Spread, unlimited_interval
 
 SKEWED = np.array([-0.9, -0.7, -0.65, -0.6, -0.5, -0.4, -0.35, -0.2, 0.1, 2.4])
