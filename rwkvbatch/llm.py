@@ -203,6 +203,9 @@ class LLM:
             self._builder.template(think, turn_end, reply_prefix, template),
             None if prelude is None else load_prelude(prelude),
         )
+        if isinstance(messages, str):
+            hint = '[{"role": "user", "content": TEXT}]; generate continues a text as it is'
+            raise UsageError(f"messages must be a list of messages, got {messages!r:.80}", hint=hint)
         given, is_single = _as_list(messages)
         prepared = [
             self._builder.conversation(item, form, opening, f"conversation {at}", bos) for at, item in enumerate(given)
@@ -245,7 +248,7 @@ class LLM:
             prepared = self._builder.prompt(cast("Prompt", messages), "the prompt", bos)
         with self._lock:
             shared, root = self._with_root(initial_state)
-        request = prepared.request(params or SamplingParams(), root)
+        request = prepared.request(SamplingParams() if params is None else _checked_params(params), root)
         request.sampling.check_vocabulary(self.spec.vocab_size)
         return self._stream(shared, request, prepared)
 
@@ -288,7 +291,7 @@ class LLM:
         """
         prepared = [
             (self._builder.prompt(prompt, f"prompt {at}", bos).tokens, continuation, f"continuation {at}")
-            for at, (prompt, continuation) in enumerate(pairs)
+            for at, (prompt, continuation) in enumerate(map(_checked_pair, pairs))
         ]
         return self._scores(prepared, initial_state)
 
@@ -332,6 +335,9 @@ class LLM:
         shared = self._open()
         if state is None:
             return shared, 0
+        if not isinstance(state, State):
+            hint = "load_state(FILE, llm.spec) reads one from a file, llm.state(PROMPT) makes one"
+            raise UsageError(f"initial_state must be a State, got {state!r:.80}", hint=hint)
         try:
             return shared, shared.root(state)
         except UsageError:  # no room for another state beside those of earlier calls
@@ -341,9 +347,12 @@ class LLM:
     def _outputs(
         self, prompts: Sequence[PreparedPrompt], params: _Params, n: int, initial_state: State | None
     ) -> list[RequestOutput]:
-        if n < 1:
-            raise UsageError(f"n must be at least 1, got {n}")
-        each = [params or SamplingParams()] * len(prompts) if isinstance(params, SamplingParams | None) else params
+        if not isinstance(n, int) or n < 1:
+            raise UsageError(f"n must be a whole number, at least 1, got {n!r}")
+        if isinstance(params, SamplingParams | None):
+            each = [params or SamplingParams()] * len(prompts)
+        else:
+            each = list(map(_checked_params, [params] if isinstance(params, Mapping) else params))
         if len(each) != len(prompts):
             raise UsageError(f"params: expected one, or one for each of {len(prompts)} prompts; got {len(each)}")
         with self._lock:
@@ -387,9 +396,26 @@ def _as_list(given: Any) -> tuple[list[Any], bool]:
     """Prompts or conversations as a list, and whether a single one was given."""
     if isinstance(given, str):
         return [given], True
-    items = list(given)
+    if isinstance(given, bytes | bytearray) or not isinstance(given, Iterable):
+        raise UsageError(f"expected text, token ids, messages, or a list of them, got {given!r:.80}")
+    items: list[Any] = list(cast("Iterable[Any]", given))
     first = items[0] if items else None
     # A token id may be a number of numpy or torch, whose arrays have `__index__` too.
     is_token = hasattr(first, "__index__") and getattr(first, "ndim", 0) == 0
     is_single = is_token or isinstance(first, Mapping)
     return ([items], True) if is_single else (items, False)
+
+
+def _checked_params(params: Any) -> SamplingParams:
+    if not isinstance(params, SamplingParams):
+        raise UsageError(
+            f"params must be SamplingParams, got {params!r:.80}", hint="SamplingParams(max_tokens=64, ...)"
+        )
+    return params
+
+
+def _checked_pair(pair: Any) -> tuple[Prompt, Prompt]:
+    if not isinstance(pair, tuple | list) or len(cast("Sequence[Any]", pair)) != 2:
+        raise UsageError(f"pairs: each must be a prompt and its continuation, got {pair!r:.80}")
+    prompt, continuation = cast("Sequence[Prompt]", pair)
+    return prompt, continuation
