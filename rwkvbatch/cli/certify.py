@@ -64,7 +64,7 @@ def certify_command(
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _show(certificate: Certificate) -> None:
+def _show(result: Certificate) -> None:
     from rwkvbatch.prompt.escaping import printable
 
     def line(text: str) -> None:
@@ -75,22 +75,19 @@ def _show(certificate: Certificate) -> None:
         "rounded": "the same network, ROUNDED",
         "damaged": "DAMAGED: not the network in the file",
     }
-    line(f"here    {certificate.model}")
-    line(f"there   {certificate.server}")
-    if certificate.begins_with_0:
+    line(f"here    {result.model}")
+    line(f"there   {result.server}")
+    if result.begins_with_0:
         line("        it reads token 0 before each prompt, which was done here too")
-    if certificate.mean_gap is None:
+    if result.mean_gap is None:
         line("log-probabilities: the server gives none; the verdict is by the tokens alone, and coarse")
     else:
-        line(
-            f"log-probabilities of {certificate.num_scored:,} of {certificate.num_tokens:,} tokens differ by {certificate.mean_gap:.2g} "
-            f"on average, {certificate.largest_gap:.2g} at most"
-        )
-        line(f"        the most at {certificate.worst}")
-    line(f"greedy tokens of the server that are greedy here too: {certificate.agreement:.1%}")
-    line(f"replies: {certificate.same_replies} of {certificate.num_replies} are the same text as here")
-    line(f"asked twice: {certificate.repeated} of {certificate.num_replies} answers are the same")
-    line(
-        f"under load, {certificate.at_once} at a time: {certificate.under_load} of {certificate.num_replies} are as alone"
-    )
-    line(f"verdict: {words[certificate.verdict]}")
+        scored = f"{result.num_scored:,} of {result.num_tokens:,} tokens"
+        gaps = f"{result.mean_gap:.2g} on average, {result.largest_gap:.2g} at most"
+        line(f"log-probabilities of {scored} differ by {gaps}")
+        line(f"        the most at {result.worst}")
+    line(f"greedy tokens of the server that are greedy here too: {result.agreement:.1%}")
+    line(f"replies: {result.same_replies} of {result.num_replies} are the same text as here")
+    line(f"asked twice: {result.repeated} of {result.num_replies} answers are the same")
+    line(f"under load, {result.at_once} at a time: {result.under_load} of {result.num_replies} are as alone")
+    line(f"verdict: {words[result.verdict]}")
