@@ -41,10 +41,10 @@ class Steps:
 
     def step(self, text: str, ended: Flight | None = None) -> None:
         for flight in self.flights:
-            flight.fresh.append((0, text))
-            self.batcher._fresh.setdefault(flight, False)
+            flight.undelivered.append((0, text))
+            self.batcher._updated.setdefault(flight, False)
         if ended is not None:
-            self.batcher._tell(ended, 0, REPLY)
+            self.batcher._notify(ended, 0, REPLY)
         self.batcher._hand_over()
 
     def texts(self) -> set[str]:
