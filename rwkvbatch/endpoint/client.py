@@ -320,7 +320,7 @@ def _reason(error: Exception, timeout_s: float) -> str:
     """The message about an exception of urllib3."""
     import urllib3
 
-    if isinstance(error, urllib3.exceptions.NewConnectionError):  # before the next one, which may be its base class
+    if isinstance(error, urllib3.exceptions.NewConnectionError):  # a subclass of ConnectTimeoutError
         return f"cannot be reached: {printable(str(error).rpartition(':')[2].strip())[:MAX_SHOWN]}"
     if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
         return "cannot be reached: no connection within the time limit"
