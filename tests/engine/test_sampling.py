@@ -164,7 +164,7 @@ def test_the_arrays_have_the_types_that_every_implementation_expects() -> None:
             "turns": "int64",
             "steps": "int64",
             "least_scores": "float64",
-            "given": "int64",
+            "target_ids": "int64",
         }
         assert (batch.num_sampled, batch.num_rows) == (len(rows), len(rows) + 2)
         assert batch.penalty_starts.tolist() == [2 * at for at in range(len(rows) + 1)]

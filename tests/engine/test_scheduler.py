@@ -24,7 +24,7 @@ def read_all(made: Scheduler, *, limit: int = 1000) -> list[list[tuple[int, int,
         made.advance(chunks)
         steps.append([(chunk.sequence.id, chunk.start, chunk.stop) for chunk in chunks])
         for chunk in chunks:
-            if chunk.ends:
+            if chunk.reaches_end:
                 made.finish(chunk.sequence, cache=True)
         assert len(steps) < limit
     return steps
@@ -68,7 +68,7 @@ def test_a_short_prompt_is_not_starved_by_a_long_one() -> None:
         steps += 1
         chunks = made.plan()
         made.advance(chunks)
-        if any(chunk.sequence.id == 1 and chunk.ends for chunk in chunks):
+        if any(chunk.sequence.id == 1 and chunk.reaches_end for chunk in chunks):
             break
     assert steps <= 2
 

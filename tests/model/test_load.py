@@ -277,7 +277,7 @@ def test_loading_frees_the_file(tiny_file: Path, tmp_path: Path) -> None:
 def test_heads_that_the_kernels_do_not_run_are_refused_with_the_backend_that_does(tmp_path: Path) -> None:
     torch.save(random_tensors(1, 512, 20, head_size=512), tmp_path / "a.pth")
     for backend in ("auto", "cpu"):
-        with pytest.raises(CheckpointError, match=r"it has heads of size 512; .* run heads up to 256") as caught:
+        with pytest.raises(CheckpointError, match=r"it has heads of size 512; .* support at most 256") as caught:
             load_model(tmp_path / "a.pth", "cpu", backend)
         assert "--backend reference" in str(caught.value.hint)
     assert load_model(tmp_path / "a.pth", "cpu", "reference").forward([[1]])[0].shape == (1, 20)
