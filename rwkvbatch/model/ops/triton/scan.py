@@ -208,7 +208,7 @@ def scan(rows: HeadRows, weights: HeadWeights, sequences: Sequences, carried: Te
     """`Operations.wkv7` of `sequences` into their rows of `out` [R, C].
 
     Args:
-        carried: the states of this layer [capacity, H, N, N] fp32, values before keys; changed in offsets.
+        carried: the states of this layer [capacity, H, N, N] fp32, values before keys; changed in place.
     """
     num_heads, size = carried.shape[1:3]
     constants = {"HEADS": num_heads, "SIZE": size, "BLOCK": triton.next_power_of_2(size)}
