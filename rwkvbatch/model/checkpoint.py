@@ -229,7 +229,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     Args:
         architecture: the result of `inspect`.
         dtype: the type to which tensors are rounded; None does not round them.
-        adapter: the merged adapter, as in `load_model`, for error messages.
+        adapter: the merged adapter, as in `load_model`; None without one.
     """
 
     def __init__(

@@ -99,8 +99,8 @@ def _common_prefix(names: list[str]) -> str:
 
 # Other programs' names. Sources (all on github.com):
 #   fla-org/flash-linear-attention, utils/convert_from_rwkv7.py, fla/layers/rwkv7.py, fla/models/rwkv7 (the older `x_x`)
-#   huggingface/transformers, src/transformers/models/rwkv/convert_rwkv_checkpoint_to_hf.py (RWKV-4; the code that
-#     Hugging Face repositories of RWKV-5 and 6 has the same names)
+#   huggingface/transformers, src/transformers/models/rwkv/convert_rwkv_checkpoint_to_hf.py (RWKV-4; the code in
+#     Hugging Face repositories of RWKV-5 and 6 uses the same names)
 #   rwkv-rs/vllm-rwkv, vllm/transformers_utils/configs/rwkv7.py (`model.embeddings`, low-rank matrices as linear layers)
 #   rwkv-rs's transformers, convert_rwkv7_checkpoint_to_hf.py of 2026 (`linear_attn`), as in the release rwkv7-g1-st
 
