@@ -247,8 +247,8 @@ def compare_counts(metric: Metric, pairs: Sequence[Pair], dropped: Sequence[Drop
 
 
 def _signs(values: PairedValues) -> tuple[int, int, int]:
-    """The numbers of conversations whose mean difference is positive, zero and negative."""
-    differences = values.differences
+    """The numbers of conversations whose weighted mean difference is positive, zero and negative."""
+    differences = values.weighted(values.differences)
     if not differences.size:
         return 0, 0, 0
     sums = np.bincount(values.conversations, weights=differences)[np.unique(values.conversations)]
