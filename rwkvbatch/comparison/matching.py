@@ -273,14 +273,20 @@ def paired_values(rows: pd.DataFrame, metric: Metric) -> PairedValues:
         conversations = np.array([codes[name] for name in baseline_series.index], dtype=np.int64)
         baseline, variant = (series.to_numpy(dtype=np.float64) for series in (baseline_series, variant_series))
         return PairedValues(baseline, variant, conversations)
-    baseline, variant = (rows[f"{metric.column}{side}"].to_numpy(dtype=np.float64) for side in ("_a", "_b"))
-    known = ~(np.isnan(baseline) | np.isnan(variant))
+    known = has_both_values(rows, metric)
+    baseline, variant = (rows[f"{metric.column}{side}"].to_numpy(dtype=np.float64)[known] for side in ("_a", "_b"))
     weights = weights_of(rows, metric, ("_a", "_b"))
     if weights is not None:
-        known &= ~np.isnan(weights)
         weights = weights[known]
         weights = weights / weights.mean() if weights.size else weights
-    return PairedValues(baseline[known], variant[known], rows["conversation_code"].to_numpy()[known], weights)
+    return PairedValues(baseline, variant, rows["conversation_code"].to_numpy()[known], weights)
+
+
+def has_both_values(rows: pd.DataFrame, metric: Metric) -> NDArray[np.bool_]:
+    """`[rows]` whether both sides of a matched row have a value of a metric of turns, and of equal weight."""
+    known = rows[f"{metric.column}_a"].notna().to_numpy() & rows[f"{metric.column}_b"].notna().to_numpy()
+    weights = weights_of(rows, metric, ("_a", "_b"))
+    return known if weights is None else known & ~np.isnan(weights)
 
 
 def weights_of(rows: pd.DataFrame, metric: Metric, sides: Sequence[str] = ("",)) -> NDArray[np.float64] | None:
