@@ -44,7 +44,7 @@ _TYPES: Final[Mapping[str, Any]] = {
     **dict.fromkeys((*PROBE_COLUMNS, "probe_after"), "float64"),
     "unjudged": "bool",
 }
-_NGRAM_METRICS: Final = [metric for metric in TURN_METRICS if metric.of_ngrams is not None]
+_NGRAM_METRICS: Final = [metric for metric in TURN_METRICS if metric.ngram_values is not None]
 _WEIGHTED_METRICS: Final = [metric for metric in TURN_METRICS if metric.weight is not None and not metric.log_of]
 
 _MAX_VALUE: Final = 1e100
@@ -59,7 +59,7 @@ class _PartColumns:
 
     def __init__(self, part: Part) -> None:
         metrics = [metric for metric in TURN_METRICS if metric.part == part]
-        values = [(metric.name, metric.of) for metric in metrics if metric.of and not metric.of_ngrams]
+        values = [(metric.name, metric.value) for metric in metrics if metric.value and not metric.ngram_values]
         weights = [
             (metric.weight_column, metric.weight) for metric in metrics if metric in _WEIGHTED_METRICS and metric.weight
         ]
@@ -112,7 +112,7 @@ class _Columns:
 
     def _count_batch(self) -> None:
         counts = count_ngrams(self._replies)
-        batch = [metric.of_ngrams(counts) for metric in _NGRAM_METRICS]  # pyright: ignore[reportOptionalCall]
+        batch = [metric.ngram_values(counts) for metric in _NGRAM_METRICS]  # pyright: ignore[reportOptionalCall]
         self._ngram_batches.append(batch)
         self._replies, self._num_tokens = [], 0
 

@@ -18,8 +18,8 @@ from tests.replay.fakes import make_row
 
 def value(name: str, **changes: Any) -> float | None:
     metric = metric_named(name)
-    assert metric.of is not None
-    return metric.of(make_row("c", **changes).as_dict())
+    assert metric.value is not None
+    return metric.value(make_row("c", **changes).as_dict())
 
 
 def test_truncated_and_closed() -> None:
