@@ -175,7 +175,7 @@ def _nll_weight(row: RawRow) -> float | None:
 
 
 def _accuracy(row: RawRow) -> float | None:
-    """Whether greedy decoding writes the whole continuation; None for texts without a prompt, which it never would."""
+    """Whether greedy decoding writes the whole continuation of a prompt; None for texts without a prompt."""
     text = _plain_text(row)
     return float(text["matched"] == 1) if text is not None and row["prompt"] else None
 
