@@ -54,7 +54,7 @@ def failures_by_tag(table: pd.DataFrame, variants: Sequence[Variant]) -> list[Fa
 def failures_by_check(table: pd.DataFrame, variants: Sequence[Variant]) -> list[FailureCount]:
     """Failed checks by kind, sorted by the worst share, without kinds that never fail.
 
-    A turn that ended in an error has no checks; all checks of the same turn in another row count as failed for it.
+    In a turn that ended in an error, all checks that the turn has in any row count as failed.
     """
     kinds: dict[tuple[Any, ...], list[str]] = {}
     if bool((table["finish_reason"] == "error").any()):

@@ -157,7 +157,7 @@ class Row:
         reply_ids: the generated tokens, including those of a stop text. Together with `finish_reason` and `stopped_by`
             they determine the history of the next turn (`docs/design/durability.md`).
         finish_reason: `stop`, `eos`, `length`, `time`, `error` or `scored`. After `error`, the field `error` has its
-            text. After `scored`, no reply was generated, and `reply` is the likeliest choice if the turn has choices.
+            text. After `scored`, no reply was generated, and `reply` is the text of the model's choice, if any.
         stopped_by: the stop text that ended the reply, if `finish_reason` is `stop`.
         choices: likelihoods of the turn's choices; None without choices. probe: the position of a probe; None in other
             rows.

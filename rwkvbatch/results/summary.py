@@ -160,7 +160,7 @@ class _Tally:
         counts["prompt_tokens"] += row.tokens.prompt
         counts["cached_tokens"] += row.timing.cached_tokens
         counts["scored_prompt_tokens"] += row.tokens.prompt * (row.finish_reason == SCORED)
-        # Checks of a turn that ended in an error have no `passed`, so they count as failed.
+        # The checks of a turn that ended in an error count as failed: their `passed` is False.
         counts["checks"] += len(row.checks)
         counts["checks_passed"] += sum(bool(check.passed) for check in row.checks)
         counts["unjudged"] += row.unjudged_checks
