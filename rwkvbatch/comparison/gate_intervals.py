@@ -15,7 +15,7 @@ from rwkvbatch.comparison.paired import LEVEL
 from rwkvbatch.comparison.scopes import GateScope
 from rwkvbatch.errors import counted
 from rwkvbatch.stats.bounded import bounded_interval, unseen_share
-from rwkvbatch.stats.signflip import Difference, compare_family
+from rwkvbatch.stats.family import Difference, compare_family
 from rwkvbatch.stats.spread import unlimited_interval
 
 

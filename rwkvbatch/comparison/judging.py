@@ -29,7 +29,7 @@ from rwkvbatch.comparison.preference import PREFERENCE
 from rwkvbatch.comparison.scopes import GateScope
 from rwkvbatch.comparison.variances import discreteness, variances, weighted_deviations
 from rwkvbatch.errors import UsageError, counted
-from rwkvbatch.stats.bounded import conversations_needed
+from rwkvbatch.stats.sample_size import conversations_needed
 
 POWER: Final = 0.8
 """The probability with which a sample of the printed size shows that the condition holds."""

@@ -14,7 +14,7 @@ from rwkvbatch.comparison.matching import Breakdown, Dropped, MatchedRows, Paire
 from rwkvbatch.comparison.metrics import Metric
 from rwkvbatch.comparison.pairing import Pair
 from rwkvbatch.stats.clustered import clustered_mean
-from rwkvbatch.stats.signflip import Difference, compare_family
+from rwkvbatch.stats.family import Difference, compare_family
 
 Verdict = Literal[
     "better", "worse", "differs", "equivalent", "no difference found", "unclear", "too little data", "identical",

@@ -17,7 +17,7 @@ from rwkvbatch.comparison.pairing import Pair, pair_up, variants_of
 from rwkvbatch.comparison.variances import discreteness, variances, weighted_deviations
 from rwkvbatch.errors import UsageError
 from rwkvbatch.script.records import Conversation, Turn
-from rwkvbatch.stats.bounded import conversations_needed, smallest_detectable
+from rwkvbatch.stats.sample_size import conversations_needed, smallest_detectable
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,7 +18,8 @@ from rwkvbatch.comparison.paired import LEVEL
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.ranking import common_weights, ends_of_mean, side_by_side
 from rwkvbatch.errors import RunMismatchError, UsageError
-from rwkvbatch.stats.signflip import compare_family, simultaneous_level
+from rwkvbatch.stats.family import compare_family
+from rwkvbatch.stats.signflip import simultaneous_level
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvbatch.comparison.gates import Floats
-from rwkvbatch.stats.bounded import components
+from rwkvbatch.stats.sample_size import components
 from rwkvbatch.stats.spread import Spread
 
 

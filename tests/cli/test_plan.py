@@ -15,8 +15,8 @@ from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.exits import ExitCode
 from rwkvbatch.comparison import compare
 from rwkvbatch.comparison.variances import discreteness, variances
-from rwkvbatch.stats.bounded import conversations_needed, smallest_detectable
-from rwkvbatch.stats.signflip import compare_family
+from rwkvbatch.stats.family import compare_family
+from rwkvbatch.stats.sample_size import conversations_needed, smallest_detectable
 from tests.comparison.make_run import make_run
 
 

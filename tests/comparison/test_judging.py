@@ -19,7 +19,7 @@ from rwkvbatch.comparison.matching import Dropped
 from rwkvbatch.comparison.scopes import Column, GateScope
 from rwkvbatch.comparison.variances import variances
 from rwkvbatch.errors import UsageError
-from rwkvbatch.stats.bounded import conversations_needed
+from rwkvbatch.stats.sample_size import conversations_needed
 from tests.comparison.make_run import encode, make_row, make_run
 
 Change = Callable[[dict[str, Any], np.random.Generator], None]

@@ -17,7 +17,7 @@ from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.paired import Comparison, compare_metric
 from rwkvbatch.comparison.pairing import Pair, Variant
 from rwkvbatch.errors import RunMismatchError, UsageError
-from rwkvbatch.stats.signflip import compare_family
+from rwkvbatch.stats.family import compare_family
 from tests.comparison.make_run import make_row, make_run, write_run
 
 
