@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from rwkvbatch.comparison import load
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.stats import signflip
-from rwkvbatch.stats.signflip import compare_family
+from rwkvbatch.stats.family import compare_family
 
 METRICS = ("score", "tokens", "logprob", "loop")
 DESIGNS = ((8, 1, 1), (12, 1, 1), (30, 1, 1), (30, 4, 1), (30, 1, 4))

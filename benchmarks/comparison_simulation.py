@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.stats.signflip import compare_family
+from rwkvbatch.stats.family import compare_family
 
 LEVEL = 0.05
 ROWS = 8

@@ -95,7 +95,7 @@ def outcomes(draw: Draw, truth: float, conversations: int, num_samples: int, see
             length = np.maximum(end, least * error)
             missed[:, place] += np.bincount(of, needed > length, minlength=len(missed)) / num_samples
             reach[:, place] += np.bincount(of, length, minlength=len(missed)) / num_samples
-    tails = np.array([Spread.of(sample, np.ones(conversations), math.inf).tail(0.05) for sample in samples])
+    tails = np.array([Spread.of(sample, np.ones(conversations), math.inf).skewed.interval(0.05) for sample in samples])
     width = float((np.maximum(high, tails[:, 1]) - np.minimum(low, tails[:, 0])).mean())
     return Outcomes(missed, reach, width)
 

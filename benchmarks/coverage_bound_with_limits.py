@@ -114,13 +114,13 @@ def by_absence(draw: Draw, truth: float, conversations: int, num_samples: int) -
         own = Spread.of(sample, counts, 1.0)
         for place, absence in enumerate(ABSENCES):
             spread.ABSENT = 2 * absence / LEVEL
-            low, high = own.around(LEVEL)
+            low, high = own.tie_interval(LEVEL)
             if not significant:
                 low, high = min(low, 0.0), max(high, 0.0)
             elif own.mean > 0:
-                low = low if low > 0 else own.least
+                low = low if low > 0 else own.smallest_step
             else:
-                high = high if high < 0 else -own.least
+                high = high if high < 0 else -own.smallest_step
             held[place] += low <= truth + 1e-9 and truth <= high + 1e-9
         kept += 1
     spread.ABSENT = chosen

@@ -20,7 +20,7 @@ from rwkvbatch.comparison.gates import Gate, parse_gate
 from rwkvbatch.comparison.judging import judge
 from rwkvbatch.comparison.matching import Dropped
 from rwkvbatch.comparison.scopes import Column, GateScope
-from rwkvbatch.stats.bounded import conversations_needed
+from rwkvbatch.stats.sample_size import conversations_needed
 
 Numbers = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int, int], list[Numbers]]

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from rwkvbatch.stats import signflip
 from rwkvbatch.stats.bounded import bounded_interval
-from rwkvbatch.stats.signflip import compare_family
+from rwkvbatch.stats.family import compare_family
 from rwkvbatch.stats.spread import Spread, unlimited_interval
 
 LEVEL = 0.05
@@ -232,7 +232,7 @@ def intervals_of(differences: NDArray[np.float64]) -> dict[str, Ends]:
     (gain_low, gain_high), (loss_low, loss_high) = own.gains.wilson(LEVEL), own.losses.wilson(LEVEL)
     gain, loss = own.gains.mean, own.losses.mean
     below, above = math.hypot(gain - gain_low, loss_high - loss), math.hypot(gain_high - gain, loss - loss_low)
-    flips, around = flip_interval(differences), own.around(LEVEL)
+    flips, around = flip_interval(differences), own.tie_interval(LEVEL)
     others = {
         "and sign flips": (min(flips[0], around[0]), max(flips[1], around[1])),
         "score interval": score_interval(int((differences > 0).sum()), int((differences < 0).sum()), n),

@@ -57,7 +57,7 @@ def test_readme_and_compare_md_show_what_compare_prints_for_the_sweep(
 def test_the_readme_shows_what_the_demo_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What `make demo` prints, with its settings, but for times."""
+    """What `make demo` prints, with its settings, except times and the width of their column."""
     recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\ndemo:")[2].partition("\n\n")[0]
     assert "run datasets/demo.jsonl --preset greedy --out" in recipe
     monkeypatch.setenv("COLUMNS", "80")
@@ -69,7 +69,7 @@ def test_the_readme_shows_what_the_demo_prints(
     said = said.partition("\n\n")[2] + "\n" + capsys.readouterr().out
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = readme.partition("`make demo` ends with\n\n```text\n")[2].partition("\n...\n")[0]
-    times = re.compile(r"[\d,.]+(?: / [\d.]+)?(?= +ms\b| tokens/s| s,)|first_token_s [\d.]+|\d+ read, [\d,]+")
+    times = re.compile(r"[\d,.]+(?: / [\d.]+)? +m?s\b|[\d,.]+(?= tokens/s)|first_token_s [\d.]+|\d+ read, [\d,]+|─+")
     printed = [" ".join(times.sub("T", line).split()) for line in said.splitlines()]
     expected = [" ".join(times.sub("T", line).split()) for line in shown.splitlines()]
     assert len(expected) > 15

@@ -51,7 +51,7 @@ LIMITS = {
     "w8a8": Limit(rms=0.3, largest=3.0),
     "int4": Limit(rms=1.0, largest=8.0),
 }
-"""By precision, finest first; docs/models.md has the measured differences."""
+"""By precision, finest first; docs/strategies.md has the measured differences."""
 
 
 @dataclass(frozen=True)

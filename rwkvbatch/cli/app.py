@@ -22,10 +22,10 @@ from rwkvbatch.prompt.escaping import output_as_log
 COMMANDS: Mapping[str, str] = {
     "run": "Replay scripted conversations, turn by turn, many at once.",
     "score": "Measure perplexity, bits per byte and accuracy on texts.",
-    "script": "Make scripts of the files of published benchmarks.",
+    "script": "Make scripts from the files of published benchmarks.",
     "lm-eval": "Run lm-evaluation-harness on a model, batched.",
     "plan": "Say how many conversations and repetitions it takes to find a difference.",
-    "merge": "Put the parts of a run together.",
+    "merge": "Merge the parts of a run.",
     "chat": "Talk to a model.",
     "serve": "Serve a model over HTTP with OpenAI's interface.",
     "check": "Judge the replies of a run again, without generating any.",

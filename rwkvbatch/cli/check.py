@@ -48,9 +48,10 @@ def check_command(
 ) -> None:
     """Judge the replies of a run again, without generating any.
 
-    Without [bold]--script[/] by the checks that the run was made with, such as after an upgrade. Checks [bold]judge[/]
-    keep their verdicts; with [bold]--judge[/] or [bold]--judge-url[/] a model gives those that are missing, changed, or
-    of another judge. The old verdicts are kept until all new ones are written. The exit code is 1 when a check fails.
+    Without [bold]--script[/] the checks are those of the run, which is useful after an upgrade. Checks [bold]judge[/]
+    keep their verdicts. With [bold]--judge[/] or [bold]--judge-url[/] a model gives verdicts that are missing, of
+    changed checks, or of another judge. The old verdicts are kept until all new ones are written. The exit code is 1
+    when a check fails.
     """
     from rwkvbatch.cli.views import progress_bars
     from rwkvbatch.judges.source import judge_source

@@ -26,7 +26,7 @@ DAMAGE_EPILOG = """[bold]Examples[/]
 
   rwkvbatch model damage step-2000.pth --against step-1000.pth --texts wiki.jsonl
 
-Nll alone does not clear a rounding: long reasoning suffers first. Replay scripts with both too, and compare the runs.
+Do not judge a rounding by nll alone: long reasoning suffers first. Replay scripts with both too, and compare the runs.
 """
 
 DIALOGUE_SETTINGS = (

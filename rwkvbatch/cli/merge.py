@@ -32,19 +32,19 @@ def merge_command(
         list[Path], typer.Argument(metavar="PART...", help="Run directories made with --shard.", show_default=False)
     ],
     out: Annotated[
-        Path, option("--out", "Where the whole run goes: a new directory.", "DIR", flag="-o", show_default=False)
+        Path, option("--out", "Run directory to write: new, or an earlier merge.", "DIR", flag="-o", show_default=False)
     ],
     allow_missing: Annotated[
-        bool, option("--allow-missing", "Write what is there; rwkvbatch run can do the rest.")
+        bool, option("--allow-missing", "Write the rows that exist; rwkvbatch run can generate the rest.")
     ] = False,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Put the parts of a run together.
+    """Merge the parts of a run.
 
     The result equals what [bold]rwkvbatch run[/] writes without [bold]--shard[/], timings aside.
 
-    When rows are missing, nothing is written and the exit code is 1. Failed checks do not change it here.
+    When rows are missing, nothing is written and the exit code is 1. Failed checks do not change the exit code.
     """
     from rwkvbatch.replay.logs import command_line
     from rwkvbatch.replay.merge import merge

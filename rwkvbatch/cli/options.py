@@ -126,7 +126,7 @@ ModelArgument = Annotated[
         "[dim]Default: $RWKVBATCH_MODEL, else the bundled one.[/]",
     ),
 ]
-Force = Annotated[bool, option("--force", "Replace the file if it is there.")]
+Force = Annotated[bool, option("--force", "Replace the file if it exists.")]
 AdapterOption = Annotated[
     str,
     option("--adapter", "Adapter to merge: 'FILE alpha=NUMBER' (LoRA), 'FILE init=FILE' (PiSSA), FILE, none.", "TEXT"),

@@ -53,9 +53,9 @@ def quantize_command(
 ) -> None:
     """Write a checkpoint whose large matrices are rounded to 8 or 4 bits; it loads without the original.
 
-    Its strategy on the CPU is the same without --strategy: what the file is rounded to. With --calibrate the errors of
-    rounding are fed back to weights that are not rounded yet, by the second moments of the inputs that texts give
-    (GPTQ). Take texts of the kind that the model is for, and others for model damage.
+    Without --strategy the CPU uses the precision of the file. With --calibrate the errors of rounding are fed back to
+    weights that are not rounded yet, by the second moments of the inputs that texts give (GPTQ). Calibrate with texts
+    of the kind that the model is for, and measure with others (model damage).
     """
     from rwkvbatch.model.adapters import parse_adapter
     from rwkvbatch.model.base import is_rwkv7

@@ -55,11 +55,11 @@ def score_command(
 ) -> None:
     """Measure perplexity, bits per byte and accuracy on texts.
 
-    Texts need no script. A text file is one document. A line of a [bold].jsonl[/] file is one: [bold]text[/], scored
-    whole, or [bold]prompt[/] and [bold]continuation[/], of which the continuation is scored.
+    Texts need no script. A text file is one document. So is each line of a [bold].jsonl[/] file: a line with
+    [bold]text[/] is scored whole; with [bold]prompt[/] and [bold]continuation[/] the continuation is scored.
 
-    The result is a run directory, a row a document: [bold]rwkvbatch compare[/] compares it, and the same command with
-    its [bold]--out[/] continues it.
+    The result is a run directory with a row for each document. [bold]rwkvbatch compare[/] reads it; the same command
+    with its [bold]--out[/] continues it.
     """
     from rwkvbatch.replay.logs import logging_to
 

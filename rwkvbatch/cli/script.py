@@ -13,7 +13,7 @@ from rwkvbatch.errors import counted
 
 MAX_SHOWN = 5
 
-app = command_app(help="Make scripts of the files of published benchmarks.", no_args_is_help=True)
+app = command_app(help="Make scripts from the files of published benchmarks.", no_args_is_help=True)
 
 
 @app.callback()
@@ -51,18 +51,18 @@ def import_command(
     out: Annotated[Path, option("--out", "Script to write.", "FILE", flag="-o", show_default=False)],
     style: Annotated[
         str | None,
-        option("--style", "How it is asked: rwkv, plain, chat. [dim]Default: rwkv or plain, else chat[/]", "NAME"),
+        option("--style", "Prompt style: rwkv, plain, chat. [dim]Default: rwkv or plain, else chat[/]", "NAME"),
     ] = None,
     shots: Annotated[int, option("--shots", "Examples before each question.", "N")] = 0,
     dev: Annotated[
         list[str] | None, option("--dev", "File or folder that the examples come from; may be repeated.", "FILE")
     ] = None,
-    skip_bad: Annotated[bool, option("--skip-bad", "Leave records out that cannot be used.")] = False,
-    force: Annotated[bool, option("--force", "Replace the script if it is there.")] = False,
+    skip_bad: Annotated[bool, option("--skip-bad", "Leave out records that cannot be used.")] = False,
+    force: Annotated[bool, option("--force", "Replace the script if it exists.")] = False,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write a script of a benchmark's own files, with the prompts of its source and the checks that it needs.
+    """Write a script from a benchmark's own files, with the prompts of its source and the checks that it needs.
 
     Nothing is downloaded. [bold]docs/scripts.md[/] says what the files are and where the prompts come from. Examples
     are the first ones of the dev files, for mmlu those of the same subject.

@@ -38,7 +38,7 @@ app = command_app()
     *("model", "adapter", "strategy", "backend", "state", "threads", "batch_size", "state_memory", "vocab"),
     *("preset", *Sampling.model_fields, "seed", *Stopping.model_fields),
     *(*DialoguePrompt.model_fields, "template", "prelude", "max_prompt_tokens"),
-    seed="Of requests that give none. [dim]Default: another one for each, which the response names[/]",
+    seed="Seed of requests without one. [dim]Default: a new seed for each, named in the response[/]",
     batch_size="Replies generated at the same time. Changes no reply. [dim]Default: 32[/]",
     bos="Token 0 before the first token: on, off; auto is off.",
     max_prompt_tokens="A request with a longer prompt is refused. [dim]Default: 65536[/]",
@@ -75,7 +75,7 @@ def serve_command(
 
     Routes: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health and /metrics.
     All requests share one batch and one prefix cache; a reply depends on its request and seed alone. If
-    $RWKVBATCH_API_KEY is set, clients must send it. Ctrl-C ends the server after the replies under way.
+    $RWKVBATCH_API_KEY is set, clients must send it. Ctrl-C ends the server after the unfinished replies.
     """
     read_ahead(settings)
     from rwkvbatch.errors import MissingExtraError

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rwkvbatch.stats.clustered import clustered_mean, detectable_errors, t_quantile
+from rwkvbatch.stats.clustered import clustered_mean, t_quantile
 
 _LARGEST_SIZE: Final = 1e9
-"""An effective number whose interval is far shorter than that of the unseen share for any number of clusters."""
+"""A larger effective number would not change the interval: the unseen share decides it long before."""
 
 
 def bounded_interval(
@@ -19,17 +18,19 @@ def bounded_interval(
 ) -> tuple[float, float]:
     """The interval of Clopper and Pearson with an effective number of values (Korn and Graubard 1998).
 
-    The effective number is that of independent yes/no values whose mean would be as precise as this one, which is
-    large where all values are near their mean. Other clusters than these may be at a limit, at most `unseen_share` of
-    all: the interval reaches as far as the mean would move, and no farther where all clusters agree. So a mean of 0 and
-    a mean of 1 get intervals that mirror each other, and none leaves the limits.
+    The effective number is that of independent yes/no values whose mean would be as precise as this one. It is large
+    if all values are near their mean. A share of the population that the sample lacks, at most `unseen_share`, may be
+    at a limit: the interval contains the means that such clusters could make. If all clusters agree, it is exactly
+    that. The intervals of a mean of 0 and of a mean of 1 mirror each other, and no interval leaves the limits.
 
     Args:
         values: `[n]` numbers in [lowest, highest].
         clusters: `[n]` labels; equal ones belong together.
+        lowest, highest: the limits of a value.
+        level: of confidence.
 
     Raises:
-        ValueError: a value is outside of the limits, there is none, or not one label for each.
+        ValueError: a value is outside of the limits, there is no value, or the arguments differ in length.
     """
     from scipy.special import betaincinv  # pyright: ignore[reportMissingTypeStubs]
 
@@ -51,89 +52,10 @@ def bounded_interval(
 
 
 def unseen_share(clusters: int, level: float) -> float:
-    """The largest share of clusters of some kind that `clusters` without one do not rule out, at `level` / 2.
+    """The largest population share of a kind of cluster that a sample of `clusters` without one does not rule out.
+
+    The sample lacks the kind with a probability of `level` / 2.
 
     Clopper and Pearson (1934, The use of confidence or fiducial limits illustrated in the case of the binomial).
     """
     return 1 - min(1.0, level / 2) ** (1 / clusters)
-
-
-def components(means: ArrayLike, within: ArrayLike, repeats: ArrayLike) -> tuple[float, float]:
-    """Variance of conversations' true differences, and of one repetition around them (analysis of variance).
-
-    Args:
-        means: `[conversations]` the mean difference of each.
-        within: `[conversations]` the variance between its repetitions; NaN where there is only one.
-        repeats: `[conversations]` how many repetitions it has.
-
-    Returns:
-        (between, within), neither negative; `within` is 0 where no conversation has several repetitions, `between` NaN
-        for fewer than two conversations.
-    """
-    mean, spread, count = (np.asarray(x, dtype=np.float64) for x in (means, within, repeats))
-    known = np.isfinite(spread) & (count > 1)
-    inner = float(np.average(spread[known], weights=count[known] - 1)) if known.any() else 0.0
-    outer = float(mean.var(ddof=1)) if mean.size > 1 else math.nan
-    # The maximum of Python would make 0 of NaN.
-    return float(np.maximum(0.0, outer - inner * float((1 / count).mean()))), inner
-
-
-def conversations_needed(
-    difference: float, between: float, within: float, repeats: int, *, power: float = 0.8, level: float = 0.05,
-    limited: bool = True, reach: float = 0.0,
-) -> int:  # fmt: skip
-    """How many conversations find a true mean difference with probability `power`.
-
-    The usual sample size of a paired t test, with the variance `between + within / repeats` of one conversation, and
-    with the error that the detectable difference of such a sample has (`standard_error`).
-
-    Args:
-        limited: see `detectable_errors`. reach: see `standard_error`.
-
-    Raises:
-        ValueError: the difference is not positive, or a share is not between 0 and 1.
-    """
-    if not difference > 0 or not 0 < power < 1 or not 0 < level < 1:
-        raise ValueError("the difference must be positive, power and level between 0 and 1")
-    variance = between + within / repeats
-
-    def finds(number: int) -> bool:
-        factor = detectable_errors(number, level=level, power=power, limited=limited)
-        return factor * standard_error(number, variance, reach) <= difference
-
-    # The exact test cannot find anything with fewer. More conversations find whatever fewer ones do.
-    low = high = max(2, math.ceil(1 - math.log2(level)))
-    while not finds(high):
-        low, high = high, 2 * high
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if finds(middle) else (middle + 1, high)
-    return high
-
-
-def smallest_detectable(
-    conversations: int, between: float, within: float, repeats: int, *, power: float = 0.8, level: float = 0.05,
-    limited: bool = True, reach: float = 0.0,
-) -> float:  # fmt: skip
-    """The smallest true mean difference that `conversations` find with probability `power`; see `conversations_needed`.
-
-    NaN where so few conversations cannot find any.
-    """
-    if conversations < max(2, math.ceil(1 - math.log2(level))):
-        return math.nan
-    factor = detectable_errors(conversations, level=level, power=power, limited=limited)
-    return factor * standard_error(conversations, between + within / repeats, reach)
-
-
-def standard_error(number: int, variance: float, reach: float) -> float:
-    """The error that a detectable mean difference has, expected of `number` conversations of this variance.
-
-    That of their mean, or where conversations can agree by chance that of the enlarged sample (`spread.Spread`, for a
-    mean of 0), if it is larger: few conversations that agree do not show that others do.
-
-    Args:
-        reach: `spread.Spread.reach`; 0 where conversations cannot agree by chance.
-    """
-    alone = variance / number
-    enlarged = (number * variance + reach**2) / ((number + 1) * (number + 2)) if reach else 0.0
-    return math.sqrt(max(alone, enlarged))

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 class MeanEstimate:
     """A mean, its standard error and the degrees of freedom of its t distribution.
 
-    `standard_error` and `degrees` are NaN when fewer than two clusters leave nothing to estimate them from.
+    `standard_error` and `degrees` are NaN with fewer than two clusters.
     """
 
     mean: float
@@ -64,28 +64,17 @@ def t_quantile(probability: float, degrees: float) -> float:
     return float(stdtrit(degrees, probability))
 
 
-def detectable_errors(clusters: int, *, level: float = 0.05, power: float = 0.8, limited: bool = True) -> float:
-    """A true mean that is found with probability `power`, in its standard errors (Bloom 1995).
-
-    Args:
-        limited: the numbers are steps between limits (`stats.spread`); of others, the correction for skewness makes the
-            test less powerful, as if the mean were smaller by 1 + 21 / n^2 (by simulation, docs/statistics.md).
-    """
-    errors = t_quantile(1 - level / 2, clusters - 1) + t_quantile(power, clusters - 1)
-    return errors if limited else errors * (1 + 21 / clusters**2)
-
-
 def clustered_mean(values: ArrayLike, clusters: ArrayLike, weights: ArrayLike | None = None) -> MeanEstimate:
     """The mean of `values` with a standard error (CR2) that is robust to dependence within clusters.
 
     Args:
         values: `[n]` finite numbers.
         clusters: `[n]` labels or codes; equal ones belong together.
-        weights: `[n]` positive numbers, such as the tokens of each text; None for equal ones. The mean is then a ratio
-            of two sums, and the error that of its linearisation (Cochran 1977, section 6.3).
+        weights: `[n]` positive numbers, such as the tokens of each text; None for equal weights. A weighted mean is a
+            ratio of two sums; its error is that of the linearised ratio (Cochran 1977, section 6.3).
 
     Raises:
-        ValueError: they differ in length, or `values` is empty.
+        ValueError: the arguments differ in length, or `values` is empty.
     """
     numbers = np.asarray(values, dtype=np.float64)
     labels = np.asarray(clusters)
@@ -94,30 +83,30 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike, weights: ArrayLike | 
     if numbers.size == 0:
         raise ValueError("no values")
     codes = cluster_codes(labels)
-    each = np.ones(numbers.size) if weights is None else np.asarray(weights, dtype=np.float64)
-    if each.shape != numbers.shape:
-        raise ValueError(f"values and weights must be of equal length; got {numbers.shape} and {each.shape}")
-    total = float(each.sum())
-    sizes = np.bincount(codes, weights=each)
-    mean = float(numbers.mean()) if weights is None else float((each * numbers).sum()) / total
+    value_weights = np.ones(numbers.size) if weights is None else np.asarray(weights, dtype=np.float64)
+    if value_weights.shape != numbers.shape:
+        raise ValueError(f"values and weights must be of equal length; got {numbers.shape} and {value_weights.shape}")
+    total = float(value_weights.sum())
+    sizes = np.bincount(codes, weights=value_weights)
+    mean = float(numbers.mean()) if weights is None else float((value_weights * numbers).sum()) / total
     if sizes.size < 2:
         return MeanEstimate(mean, math.nan, math.nan, numbers.size, int(sizes.size))
-    residual_sums = np.bincount(codes, weights=each * (numbers - mean))
+    residual_sums = np.bincount(codes, weights=value_weights * (numbers - mean))
     share = sizes / total
     variance = float((residual_sums**2 / (1 - share)).sum()) / total**2
     standard_error = math.sqrt(variance)
-    # Rounding of equal numbers is not a spread.
+    # The rounding errors of equal numbers are not a spread.
     if standard_error < 1e-12 * max(1e-300, float(np.abs(numbers).max())):
         standard_error = 0.0
     return MeanEstimate(mean, standard_error, _satterthwaite(share), numbers.size, int(sizes.size))
 
 
 def cluster_codes(labels: NDArray[Any]) -> NDArray[np.int64]:
-    """Numbers from 0 for different labels, in the order of the labels."""
+    """Numbers each distinct label from 0, in the order of the labels."""
     if labels.dtype.kind == "i" and labels.min() >= 0 and labels.max() <= 4 * labels.size:
-        # As `np.unique` does, without sorting.
-        there = np.bincount(labels) > 0
-        return (np.cumsum(there) - 1)[labels]
+        # The result of `np.unique`, without sorting.
+        is_used = np.bincount(labels) > 0
+        return (np.cumsum(is_used) - 1)[labels]
     return np.unique(labels, return_inverse=True)[1]
 
 
@@ -125,7 +114,7 @@ def _satterthwaite(share: NDArray[np.float64]) -> float:
     """Degrees of freedom of the CR2 variance of a mean, for perfect correlation within each cluster.
 
     trace(M)^2 / trace(M M), with M[g, h] = b_g b_h ([g = h] - s_g - s_h + sum s^2) and b_g^2 = s_g^2 / (1 - s_g),
-    where s is each cluster's share of the values. Expanded into sums: M is never built.
+    where s is each cluster's share of the values. Both traces are computed as sums, without the matrix M.
     """
     b2 = share**2 / (1 - share)
     q = float((share**2).sum())

@@ -1,4 +1,4 @@
-"""Fixed-width stopping for adaptive repetitions: decides by an interval's width, never by its position."""
+"""Fixed-width stopping for adaptive repetitions. Decisions depend on an interval's width, never on its position."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def planning_width(differences: ArrayLike, conversations: ArrayLike, *, level: f
     """Width (high minus low) of the confidence interval of a mean paired difference, for stopping decisions.
 
     The larger of the clustered interval's width and of the unclustered one's with the same degrees of freedom;
-    infinite where the clustered interval is unknown.
+    infinite if the clustered interval is unknown.
 
     Args:
         differences: `[n]` cell minus baseline, one per matched (conversation, turn, repeat).
@@ -31,15 +31,19 @@ def planning_width(differences: ArrayLike, conversations: ArrayLike, *, level: f
     low, high = estimate.interval(level)
     if math.isnan(low):
         return math.inf
-    single = float(numbers.std(ddof=1)) / math.sqrt(numbers.size)
-    return max(high - low, 2 * t_quantile(0.5 + level / 2, estimate.degrees) * single)
+    unclustered_error = float(numbers.std(ddof=1)) / math.sqrt(numbers.size)
+    return max(high - low, 2 * t_quantile(0.5 + level / 2, estimate.degrees) * unclustered_error)
 
 
 def needs_more_repeats(differences: ArrayLike, conversations: ArrayLike, *, width: float, level: float = LEVEL) -> bool:
-    """Whether `planning_width` exceeds `width`: that of `--until-ci`, in the metric's unit, from end to end.
+    """Whether `planning_width` exceeds `width`.
+
+    Args:
+        differences, conversations: as in `planning_width`.
+        width: of `--until-ci`: high minus low, in the metric's unit.
 
     Raises:
-        ValueError: `width` is not positive, or as `planning_width`.
+        ValueError: `width` is not positive, or `planning_width` raises it.
     """
     if not width > 0:
         raise ValueError(f"the width of an interval must be positive; got {width}")

@@ -61,13 +61,14 @@ class Elimination:
     1 - `level`, no truly best cell is dropped at any look, however many looks there are and however many are best.
 
     Args:
-        num_cells: at least 2. level: probability that a truly best cell is ever dropped, at most.
+        num_cells: at least 2.
+        level: the largest probability that a truly best cell is ever dropped.
 
     Attributes:
-        left: numbers of the cells in the race, ascending.
+        left: numbers of the cells that are still in the race, ascending.
         num_draws: draws so far.
-        log_wealth: `[cells]` of each cell; that of a dropped one stays.
-        played: `[cells]` draws that the cell took part in.
+        log_wealth: `[cells]` of each cell; a dropped cell keeps its last one.
+        played: `[cells]` number of draws that the cell took part in.
     """
 
     def __init__(self, num_cells: int, level: float) -> None:
@@ -88,7 +89,7 @@ class Elimination:
 
     @property
     def leader(self) -> int:
-        """The cell in the race with the highest mean; the first one of equal ones."""
+        """The cell in the race with the highest mean; of several with the same mean, the first."""
         return int(self.left[np.argmax(self._totals[self.left])])
 
     def mean_behind(self, leader: int, cell: int) -> float:
@@ -97,7 +98,7 @@ class Elimination:
         return float((played[:, leader] - played[:, cell]).mean())
 
     def add(self, scores: ArrayLike) -> None:
-        """One draw.
+        """Adds one draw.
 
         Args:
             scores: `[cells in the race]`, each in [0, 1], in the order of `left`.
@@ -105,26 +106,26 @@ class Elimination:
         Raises:
             ValueError: a score is missing, not in [0, 1], or not a number.
         """
-        found = np.asarray(scores, dtype=np.float64)
-        if found.shape != self.left.shape or not ((found >= 0) & (found <= 1)).all():
+        draw = np.asarray(scores, dtype=np.float64)
+        if draw.shape != self.left.shape or not ((draw >= 0) & (draw <= 1)).all():
             raise ValueError("a draw needs one score in [0, 1] for each cell in the race")
         if self.left.size > 1:
-            bets = _score_of_leaders(self._totals[self.left], found) - found
+            bets = _score_of_leaders(self._totals[self.left], draw) - draw
             self._logs[self.left] += np.log1p(_SHARES[None, :] * bets[:, None])
-        self._totals[self.left] += found
+        self._totals[self.left] += draw
         self.played[self.left] += 1
         self.num_draws += 1
-        whole = np.full(self.played.size, np.nan)
-        whole[self.left] = found
-        self._scores.append(whole)
+        scores_of_all = np.full(self.played.size, np.nan)
+        scores_of_all[self.left] = draw
+        self._scores.append(scores_of_all)
 
     def drop(self) -> tuple[int, ...]:
-        """Drop the cells that the draws so far show to be worse than another one; returns their numbers."""
+        """Drops the cells that the draws so far show to be worse than another one, and returns their numbers."""
         self.log_wealth[self.left] = _log_mean(self._logs[self.left])
         wealth = np.exp(np.minimum(self.log_wealth[self.left], 700.0))
         lacking = np.maximum(0.0, 1 / self.level - wealth)
         worse = wealth >= 1 / self.level + (lacking.sum() - lacking)
-        # Not all can be worse than another: where all are named, the draws are one of the `level` cases.
+        # Not every cell can be worse than another one. The evidence against the leader is false here.
         if worse.all():
             worse[np.argmax(self._totals[self.left])] = False
         dropped = self.left[worse]

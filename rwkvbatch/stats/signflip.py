@@ -1,32 +1,17 @@
-"""Paired comparisons by sign flips: exact tests, intervals that agree with them, corrected within a family.
+"""Sign flips of whole clusters: patterns, p-values, and the level of a single test of a family.
 
-Several variants are compared with one baseline on the same conversations. If a variant does not differ from the
-baseline, each conversation's difference is as likely to have one sign as the other, so flipping the signs of whole
-conversations gives the distribution of the mean difference under that hypothesis (Fisher 1935, The Design of
-Experiments, section 21). Nothing else is assumed: the test is exact for yes/no outcomes, for few conversations and
-for any dependence within a conversation.
-
-The interval is the set of differences that the same test does not reject: its ends are means over subsets of the
-conversations (Hartigan 1969, Using subsample values as typical values). Such differences can be skewed, which flipping
-signs does not allow for: towards the long tail they must also be significant by Hall's transformation. Yes/no outcomes
-and averages of a few have an interval of their own, moved to 0 or away from it where the test says so. Both are in
-`rwkvbatch.stats.spread`; every interval excludes 0 exactly when the test rejects.
-
-A family is corrected by the smallest p-value under common flips (Westfall and Young 1993, Resampling-based multiple
-testing). Adjusted p-values and simultaneous intervals both follow from `Family.level_each`, so they cannot contradict
-each other.
+If there is no difference, each cluster's difference is as likely to have one sign as the other (Fisher 1935, The
+Design of Experiments, section 21). The p-value of a sum is the share of the sign patterns whose sum is at least as far
+from 0.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from rwkvbatch.stats.spread import Spread
 
 # The stubs of numpy do not know the types of rounded and divided arrays.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
@@ -35,255 +20,25 @@ EXACT_CLUSTERS = 13
 """Up to this many clusters all 2^n sign patterns are enumerated; beyond, `DRAWN_PATTERNS` are drawn."""
 DRAWN_PATTERNS = 19_998
 MAX_STEPS = 20_000
-"""How many steps a distribution that is added up exactly may have."""
+"""The largest number of steps of a distribution that is computed exactly."""
 _SEED = 0x5F1A65
 _CHUNK = 1024
-_SMALL_PRODUCT = 2**19  # multiplications that BLAS leaves to one thread, of matrices that fit into the cache
+"""Sign patterns that are multiplied at once with many columns."""
+_SMALL_PRODUCT = 2**19
+"""Multiplications of a matrix product that fits into the cache and that BLAS computes in one thread."""
 _BLOCK = 64
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One variant against the baseline.
-
-    Attributes:
-        mean: of the paired differences, each pair counting once; NaN without pairs.
-        low, high: the simultaneous interval within the family; infinite where no outcome could be excluded.
-        low_alone, high_alone: the interval of this comparison by itself, without correction.
-        p: two-sided p-value by itself: of the flips, or where it is larger that of Hall's transformation.
-        p_adjusted: corrected within the family.
-        p_rank: two-sided p-value of the signed-rank test (Wilcoxon 1945) by the same flips, by itself; a few extreme
-            conversations do not move it.
-        clusters: conversations with pairs. pairs: matched pairs.
-        standard_error: of the mean, from the spread of the clusters around it; NaN with fewer than two.
-        detectable: the smallest true difference that this design finds at the family's level 4 times in 5; NaN where
-            unknown, and where nothing can be found.
-        decidable: False where too few conversations are there for any outcome to be significant in this family.
-        identical: every pair is equal.
-    """
-
-    mean: float
-    low: float
-    high: float
-    low_alone: float
-    high_alone: float
-    p: float
-    p_adjusted: float
-    p_rank: float
-    clusters: int
-    pairs: int
-    standard_error: float
-    detectable: float
-    decidable: bool
-    identical: bool
-
-    @property
-    def significant(self) -> bool:
-        """The simultaneous interval excludes 0; the same as `p_adjusted` at most the family's level."""
-        return self.low > 0 or self.high < 0
-
-
-@dataclass(frozen=True)
-class Family:
-    """Comparisons that are corrected together.
-
-    Attributes:
-        level: chance of any false alarm among them.
-        level_each: level of each single test that keeps it: `level` for one comparison, and never below `level`
-            divided by the number of comparisons that differ at all.
-        exact: whether all sign patterns were enumerated.
-    """
-
-    level: float
-    level_each: float
-    exact: bool
-    differences: tuple[Difference, ...]
-
-
-def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, widest: float = math.inf) -> Family:
-    """Compare variants with their baselines, corrected as one family.
-
-    Args:
-        sums: `[clusters, variants]` the paired differences of each conversation, added up; 0 where it has no pairs.
-        counts: `[clusters, variants]` how many pairs each conversation has.
-        level: of the family.
-        widest: the largest difference that the metric allows (1 for scores in [0, 1]); no interval exceeds it.
-
-    Variants whose pairs are all equal cannot differ: they are reported, and do not count in the correction.
-
-    Raises:
-        ValueError: the shapes differ, a count is negative, or a sum is not finite.
-    """
-    s, n = np.atleast_2d(np.asarray(sums, dtype=np.float64)), np.atleast_2d(np.asarray(counts, dtype=np.float64))
-    if s.shape != n.shape or s.ndim != 2:
-        raise ValueError(f"sums and counts must have one shape, [clusters, variants]; got {s.shape} and {n.shape}")
-    if not np.isfinite(s).all() or not (n >= 0).all():
-        raise ValueError("sums must be finite, and counts must not be negative")
-    used = (n > 0).any(axis=1)
-    s, n = np.where(n > 0, s, 0.0)[used], n[used]
-    num_variants = s.shape[1]
-    scale = np.abs(s).sum(axis=0)
-    identical = scale == 0
-    s = s / np.where(identical, 1.0, scale)
-    ranks = _signed_ranks(s, n)
-    flips = _flips(s.shape[0])
-    tested = np.flatnonzero(~identical)
-    p, drawn = np.ones(num_variants), np.ones(num_variants)
-    smallest = np.ones(flips.count)
-    blocks = _blocks(tested)
-    subsets = np.empty(0)
-    spreads = {
-        int(column): Spread.of(s[own, column] * scale[column], n[own, column], widest)
-        for column in tested
-        for own in (n[:, column] > 0,)
-    }
-    for block in blocks:
-        width = len(block)
-        subsets = flips.subset_sums(np.concatenate([s[:, block], n[:, block], ranks[:, block]], axis=1))
-        for place, column in enumerate(block):
-            tails = _two_sided(_flipped_sums(s[:, column], subsets[:, place]))
-            exact = None if flips.exact else _exact_tail(s[:, column])
-            drawn[column] = tails[0]
-            p[column] = max(tails[0] if exact is None else exact, spreads[int(column)].tail_p)
-            np.minimum(smallest, tails, out=smallest)
-    smallest.sort()
-    level_each = _level_each(smallest, level) if tested.size > 1 else level
-    adjusted = p
-    if tested.size > 1:
-        # The drawn p-value is of the same patterns as `smallest`; the larger of the two keeps the level in both views.
-        adjusted = np.maximum(p, np.searchsorted(smallest, np.maximum(p, drawn), side="right") / flips.count)
-    found: dict[int, Difference] = {}
-    for column in np.flatnonzero(identical):
-        clusters, pairs = int((n[:, column] > 0).sum()), round(float(n[:, column].sum()))
-        decidable, end = clusters > 0 and 2.0 ** (1 - clusters) <= level, 0.0 if clusters else math.nan
-        far = 0.0 if decidable else widest if clusters else math.nan
-        found[int(column)] = Difference(
-            mean=end, low=0.0 - far, high=far, low_alone=0.0 - far, high_alone=far, p=1.0, p_adjusted=1.0, p_rank=1.0,
-            clusters=clusters, pairs=pairs, standard_error=end, detectable=math.nan, decidable=decidable,
-            identical=clusters > 0,
-        )  # fmt: skip
-    for block in blocks:
-        width = len(block)
-        if len(blocks) > 1:
-            # The level of each test is known after all blocks: their sums are made again rather than kept.
-            subsets = flips.subset_sums(np.concatenate([s[:, block], n[:, block], ranks[:, block]], axis=1))
-        for place, column in enumerate(block):
-            clusters = int((n[:, column] > 0).sum())
-            total, size = subsets[:, place], subsets[:, width + place]
-            some = size > 0.5
-            # As in the test: a subset whose differences cancel has mean 0 exactly.
-            means = np.sort(np.where(np.abs(total) < 0.6e-11, 0.0, total)[some] / size[some]) * scale[column]
-            sides = _Sides(means, flips.count - means.size, flips.count)
-            spread = spreads[int(column)]
-            alone = sides.interval(level, spread, significant=bool(p[column] <= level))
-            together = sides.interval(level_each, spread, significant=bool(adjusted[column] <= level))
-            rank_sums = np.round(ranks[:, column].sum() - 2 * subsets[:, 2 * width + place], 6)
-            found[int(column)] = Difference(
-                spread.mean,
-                min(together[0], alone[0]),
-                max(together[1], alone[1]),
-                *alone,
-                float(p[column]),
-                float(adjusted[column]),
-                float(_two_sided(rank_sums)[0]),
-                clusters,
-                round(float(n[:, column].sum())),
-                spread.standard_error,
-                spread.detectable(level_each) if 2.0 ** (1 - clusters) <= level_each else math.nan,
-                2.0 ** (1 - clusters) <= level_each,
-                False,
-            )
-    return Family(level, level_each, flips.exact, tuple(found[column] for column in range(num_variants)))
-
-
-def largest_mean_p(sums: ArrayLike) -> tuple[float, int]:
-    """One-sided p-value of "no column has a mean above 0", and the column with the largest standardized sum.
-
-    The statistic is the largest of the columns' sums, each divided by the root of its sum of squares (which no flip
-    changes), under common flips (Westfall and Young 1993, max T).
-
-    Args:
-        sums: `[clusters, columns]` the paired differences of each conversation, added up; 0 where it has no pairs.
-
-    Raises:
-        ValueError: there is no column, or a sum is not finite.
-    """
-    s = np.asarray(sums, dtype=np.float64)
-    if s.ndim != 2 or not s.shape[1]:
-        raise ValueError(f"sums must be [clusters, columns] with a column or more; got shape {s.shape}")
-    if not np.isfinite(s).all():
-        raise ValueError("sums must be finite")
-    s = s[(s != 0).any(axis=1)]
-    size = np.sqrt((s**2).sum(axis=0))
-    some = np.flatnonzero(size > 0)
-    if not some.size:
-        return 1.0, 0
-    s = s[:, some] / size[some]
-    flips = _flips(s.shape[0])
-    largest = np.full(flips.count, -np.inf)
-    for block in _blocks(np.arange(some.size)):
-        flipped = _flipped_sums(s[:, block], flips.subset_sums(s[:, block]))
-        np.maximum(largest, flipped.max(axis=1), out=largest)
-    best = int(some[s.sum(axis=0).argmax()])
-    return float((largest >= largest[0]).mean()), best
-
-
-def simultaneous_level(deviations: ArrayLike, *, level: float = 0.05) -> float:
-    """The level of each of several intervals at which all of them hold together with probability `1 - level`.
-
-    From the smallest p-value of the columns under common sign flips of the clusters, which keeps the dependence
-    between columns; never below Bonferroni's `level / columns`.
-
-    Args:
-        deviations: `[clusters, columns]` what each cluster adds to the deviation of a mean from its expectation.
-
-    Raises:
-        ValueError: the shape is not `[clusters, columns]` with a column or more, or a number is not finite.
-    """
-    values = np.asarray(deviations, dtype=np.float64)
-    if values.ndim != 2 or not values.shape[1] or not np.isfinite(values).all():
-        raise ValueError(f"deviations must be finite, [clusters, columns] with a column or more; got {values.shape}")
-    scale = np.abs(values).sum(axis=0)
-    some = np.flatnonzero(scale > 0)
-    if some.size < 2:
-        return level
-    values = values[:, some] / scale[some]
-    flips = _flips(values.shape[0])
-    smallest = np.ones(flips.count)
-    for block in _blocks(np.arange(some.size)):
-        flipped = _flipped_sums(values[:, block], flips.subset_sums(values[:, block]))
-        for column in range(flipped.shape[1]):
-            np.minimum(smallest, _two_sided(flipped[:, column]), out=smallest)
-    smallest.sort()
-    return max(level / some.size, _level_each(smallest, level))
-
-
-def _blocks(columns: NDArray[np.intp]) -> list[NDArray[np.intp]]:
-    """`columns` in blocks whose sign patterns fit into memory."""
-    return np.array_split(columns, math.ceil(columns.size / _BLOCK)) if columns.size else []
-
-
-def _flipped_sums(values: NDArray[np.float64], subsets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`[patterns, ...]`: sums of `values` `[clusters, ...]` with the signs of the flipped clusters changed.
-
-    Equal sums in another order must be equal numbers: ties decide where conversations are few.
-
-    Args:
-        subsets: `[patterns, ...]` the sums over the flipped clusters.
-    """
-    flipped: NDArray[np.float64] = np.round(values.sum(axis=0) - 2 * subsets, 11)
-    return flipped
+"""Variants whose subset sums are in memory at once."""
 
 
 @lru_cache(maxsize=8)
-def _flips(clusters: int) -> _Flips:
-    return _Flips(clusters)
+def sign_flips(clusters: int) -> SignFlips:
+    return SignFlips(clusters)
 
 
-class _Flips:
+class SignFlips:
     """Sign patterns of clusters, each with its opposite; the first one flips nothing.
 
-    Patterns are the same for every variant and every call with as many clusters: results are reproducible.
+    Every variant and every call with this number of clusters has the same patterns, so results are reproducible.
     """
 
     def __init__(self, clusters: int) -> None:
@@ -299,9 +54,9 @@ class _Flips:
         self.count: int = 2 * half.shape[0] if clusters else 1
 
     def subset_sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """`[patterns, columns]`: sums over the flipped clusters, those of the opposite patterns behind the others."""
+        """`[patterns, columns]`: sums over the flipped clusters; the opposite patterns are the second half."""
         total = values.sum(axis=0, keepdims=True)
-        # Small products take a fifth of the processor time; of many columns too few rows would be left for them.
+        # Small products take a fifth of the processor time. With many columns they would have too few rows.
         rows = _SMALL_PRODUCT // max(1, values.size)
         rows = rows if rows >= 32 else _CHUNK
         parts = [
@@ -312,47 +67,28 @@ class _Flips:
         return np.concatenate([half, total - half]) if self.count > 1 else half
 
 
-@dataclass(frozen=True)
-class _Sides:
-    """Means over subsets of the clusters, ascending; `num_empty` subsets hold no pairs; `count` patterns in all."""
+def flipped_sums(values: NDArray[np.float64], subsets: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`[patterns, ...]`: sums of `values` `[clusters, ...]` with the signs of the flipped clusters changed.
 
-    means: NDArray[np.float64]
-    num_empty: int
-    count: int
+    Sums of the same values in another order must be equal numbers, because ties decide with few conversations.
 
-    def interval(self, level: float, spread: Spread, *, significant: bool) -> tuple[float, float]:
-        """The differences that the test does not reject, made wider where clusters may agree by chance.
-
-        It excludes 0 exactly if the test is `significant`. Of discrete means it is `Spread.around` alone: they are
-        not spread evenly around other differences than 0.
-        """
-        skipped = math.floor(level * self.count / 2 + 1e-9) - self.num_empty
-        low, high = -math.inf, math.inf
-        if skipped >= 0 and level > 0:
-            ends = [spread.around(level)] if spread.ties else []
-            if not spread.discrete:
-                skipped = min(skipped, (self.means.size - 1) // 2)
-                ends += [(float(self.means[skipped]), float(self.means[-1 - skipped])), spread.tail(level)]
-            low, high = min(end[0] for end in ends), max(end[1] for end in ends)
-        low, high = max(low, -spread.widest), min(high, spread.widest)
-        if not significant:
-            return min(low, 0.0), max(high, 0.0)
-        # The wider interval can reach 0 where the test is sure of the sign.
-        if spread.mean > 0:
-            return (low if low > 0 else spread.least), high
-        return low, (high if high < 0 else -spread.least)
+    Args:
+        subsets: `[patterns, ...]` the sums over the flipped clusters.
+    """
+    flipped: NDArray[np.float64] = np.round(values.sum(axis=0) - 2 * subsets, 11)
+    return flipped
 
 
-def _two_sided(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+def two_sided_p(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """For each pattern, the share of patterns with a sum at least as far from 0."""
     size = np.abs(sums)
     return (size.size - np.searchsorted(np.sort(size), size, side="left")) / size.size
 
 
-def _exact_tail(values: NDArray[np.float64]) -> float | None:
+def exact_p(values: NDArray[np.float64]) -> float | None:
     """The share of all sign patterns with a sum at least as far from 0, for values that are multiples of one unit.
 
-    By adding up the distribution cluster by cluster; None where the values have no common unit or too many steps.
+    The distribution is built up cluster by cluster. None if the values have no common unit or too many steps.
     """
     sizes = np.abs(values[values != 0])
     if not sizes.size:
@@ -375,26 +111,79 @@ def _exact_tail(values: NDArray[np.float64]) -> float | None:
     return float(min(1.0, shares[np.abs(np.arange(2 * total + 1) - total) >= observed].sum()))
 
 
-def _level_each(ascending: NDArray[np.float64], level: float) -> float:
-    """The level of a single test at which a share of at most `level` of the patterns has a smaller p-value.
+def level_each(ascending: NDArray[np.float64], level: float) -> float:
+    """The level of a single test for which at most a share `level` of the patterns has a smaller p-value.
 
     Args:
         ascending: the smallest p-value of each pattern.
     """
     allowed = math.floor(level * ascending.size + 1e-9)
-    # Below that p-value by more than the rounding that `_Sides.interval` allows for.
+    # The margin is larger than the rounding that the interval allows for.
     return float(min(level, (1 - 1e-6) * ascending[allowed]))
 
 
-def _signed_ranks(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`[clusters, variants]`: ranks of the sizes of the clusters' means, with their signs; 0 for no difference.
+def blocks(columns: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    """`columns` in blocks whose sign patterns fit into memory."""
+    return np.array_split(columns, math.ceil(columns.size / _BLOCK)) if columns.size else []
 
-    Equal sizes share the mean of their ranks.
+
+def largest_mean_p(sums: ArrayLike) -> tuple[float, int]:
+    """One-sided p-value of "no column has a mean above 0", and the column with the largest standardized sum.
+
+    The statistic is the largest of the columns' sums, each divided by the root of its sum of squares (which no flip
+    changes), under common flips (Westfall and Young 1993, max T).
+
+    Args:
+        sums: `[clusters, columns]` the sum of the paired differences of each conversation; 0 without pairs.
+
+    Raises:
+        ValueError: there is no column, or a sum is not finite.
     """
-    means = np.round(np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0), 12)
-    ranks = np.zeros_like(means)
-    for column in range(means.shape[1]):
-        some = means[:, column] != 0
-        _, place, same = np.unique(np.abs(means[some, column]), return_inverse=True, return_counts=True)
-        ranks[some, column] = (np.cumsum(same) - (same - 1) / 2)[place] * np.sign(means[some, column])
-    return np.asarray(ranks, dtype=np.float64)
+    columns = np.asarray(sums, dtype=np.float64)
+    if columns.ndim != 2 or not columns.shape[1]:
+        raise ValueError(f"sums must be [clusters, columns] with a column or more; got shape {columns.shape}")
+    if not np.isfinite(columns).all():
+        raise ValueError("sums must be finite")
+    columns = columns[(columns != 0).any(axis=1)]
+    root_of_squares = np.sqrt((columns**2).sum(axis=0))
+    nonzero = np.flatnonzero(root_of_squares > 0)
+    if not nonzero.size:
+        return 1.0, 0
+    standardized = columns[:, nonzero] / root_of_squares[nonzero]
+    flips = sign_flips(standardized.shape[0])
+    largest = np.full(flips.count, -np.inf)
+    for block in blocks(np.arange(nonzero.size)):
+        flipped = flipped_sums(standardized[:, block], flips.subset_sums(standardized[:, block]))
+        np.maximum(largest, flipped.max(axis=1), out=largest)
+    best = int(nonzero[standardized.sum(axis=0).argmax()])
+    return float((largest >= largest[0]).mean()), best
+
+
+def simultaneous_level(deviations: ArrayLike, *, level: float = 0.05) -> float:
+    """The level of each of several intervals at which all of them hold together with probability `1 - level`.
+
+    It follows from the smallest p-value of the columns under common sign flips of the clusters, which allows for the
+    dependence between columns. It is at least Bonferroni's `level / columns`.
+
+    Args:
+        deviations: `[clusters, columns]` the contribution of each cluster to the deviation of a mean.
+
+    Raises:
+        ValueError: the shape is not `[clusters, columns]` with a column or more, or a number is not finite.
+    """
+    values = np.asarray(deviations, dtype=np.float64)
+    if values.ndim != 2 or not values.shape[1] or not np.isfinite(values).all():
+        raise ValueError(f"deviations must be finite, [clusters, columns] with a column or more; got {values.shape}")
+    scale = np.abs(values).sum(axis=0)
+    nonzero = np.flatnonzero(scale > 0)
+    if nonzero.size < 2:
+        return level
+    values = values[:, nonzero] / scale[nonzero]
+    flips = sign_flips(values.shape[0])
+    smallest = np.ones(flips.count)
+    for block in blocks(np.arange(nonzero.size)):
+        flipped = flipped_sums(values[:, block], flips.subset_sums(values[:, block]))
+        for column in range(flipped.shape[1]):
+            np.minimum(smallest, two_sided_p(flipped[:, column]), out=smallest)
+    smallest.sort()
+    return max(level / nonzero.size, level_each(smallest, level))

@@ -14,11 +14,12 @@ import pytest
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.comparing import compare
 from rwkvbatch.comparison.gates import parse_gate
-from rwkvbatch.comparison.judging import GateResult, judge, variances
+from rwkvbatch.comparison.judging import GateResult, judge
 from rwkvbatch.comparison.matching import Dropped
 from rwkvbatch.comparison.scopes import Column, GateScope
+from rwkvbatch.comparison.variances import variances
 from rwkvbatch.errors import UsageError
-from rwkvbatch.stats.bounded import conversations_needed
+from rwkvbatch.stats.sample_size import conversations_needed
 from tests.comparison.make_run import encode, make_row, make_run
 
 Change = Callable[[dict[str, Any], np.random.Generator], None]

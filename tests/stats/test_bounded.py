@@ -1,4 +1,4 @@
-"""Intervals of bounded means, sample sizes, and evidence over many looks."""
+"""Intervals of means between two limits."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from rwkvbatch.stats.bounded import bounded_interval, components, conversations_needed
-from rwkvbatch.stats.sequential import log_evidence, mean_exceeds
+from rwkvbatch.stats.bounded import bounded_interval
 
 
 @pytest.mark.parametrize("passed", [0, 10])
@@ -83,44 +82,3 @@ def test_coverage_of_a_pass_rate_near_one() -> None:
 def test_values_outside_of_the_limits_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         bounded_interval([0.5, 1.5], [0, 1])
-
-
-def test_variance_components_are_those_of_the_simulation() -> None:
-    rng = np.random.default_rng(6)
-    true = rng.normal(0, 0.3, size=4000)
-    drawn = true[:, None] + rng.normal(0, 0.6, size=(4000, 5))
-    between, within = components(drawn.mean(axis=1), drawn.var(axis=1, ddof=1), np.full(4000, 5))
-    assert between == pytest.approx(0.09, rel=0.1)
-    assert within == pytest.approx(0.36, rel=0.05)
-
-
-def test_the_sample_size_has_the_power_that_was_asked_for() -> None:
-    needed = conversations_needed(0.2, 0.05, 0.2, 2, power=0.8)
-    rng = np.random.default_rng(7)
-    means = rng.normal(0.2, np.sqrt(0.05 + 0.1), size=(4000, needed))
-    t = means.mean(axis=1) / (means.std(axis=1, ddof=1) / np.sqrt(needed))
-    assert float((t > 2.05).mean()) == pytest.approx(0.8, abs=0.05)
-    assert conversations_needed(0.5, 0.0, 0.0, 1) == 6
-
-
-def test_evidence_does_not_depend_on_the_order_and_grows_with_the_difference() -> None:
-    draws = np.array([1.0, 0.0, 0.5, -1.0, 1.0, 1.0, 0.0, 1.0])
-    assert log_evidence(draws) == pytest.approx(log_evidence(draws[::-1]))
-    assert log_evidence(np.minimum(1, draws + 0.3)) > log_evidence(draws)
-    assert log_evidence([]) == 0.0
-
-
-def test_many_looks_raise_no_more_false_alarms_than_the_level() -> None:
-    rng = np.random.default_rng(8)
-    alarms = 0
-    for _ in range(400):
-        draws = rng.choice([-1.0, 0.0, 1.0], p=[0.25, 0.5, 0.25], size=200)
-        alarms += any(mean_exceeds(draws[:n], 0.05) for n in range(5, 200, 5))
-    assert alarms <= 0.05 * 400
-
-
-def test_a_margin_is_reached_where_the_difference_is_surely_smaller() -> None:
-    rng = np.random.default_rng(9)
-    draws = rng.choice([-1.0, 0.0, 1.0], p=[0.02, 0.96, 0.02], size=400)
-    assert mean_exceeds(-draws, 0.05, above=-0.1)
-    assert not mean_exceeds(-draws, 0.05, above=0.0)

@@ -1,4 +1,4 @@
-"""The elimination of cells: its rule, and how rarely it drops a truly best cell."""
+"""Evidence over many looks, and the elimination of cells: its rule, and how rarely it drops a truly best cell."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from rwkvbatch.stats.sequential import Elimination
+from rwkvbatch.stats.sequential import Elimination, log_evidence, mean_exceeds
 
 
 def elimination_with(wealths: list[float], level: float = 0.05) -> Elimination:
@@ -94,3 +94,26 @@ def test_wealth_against_a_best_cell_does_not_grow_on_average() -> None:
         race.drop()
         wealths += list(np.exp(race.log_wealth))
     assert np.mean(wealths) == pytest.approx(1.0, abs=0.05)
+
+
+def test_evidence_does_not_depend_on_the_order_and_grows_with_the_difference() -> None:
+    draws = np.array([1.0, 0.0, 0.5, -1.0, 1.0, 1.0, 0.0, 1.0])
+    assert log_evidence(draws) == pytest.approx(log_evidence(draws[::-1]))
+    assert log_evidence(np.minimum(1, draws + 0.3)) > log_evidence(draws)
+    assert log_evidence([]) == 0.0
+
+
+def test_many_looks_raise_no_more_false_alarms_than_the_level() -> None:
+    rng = np.random.default_rng(8)
+    alarms = 0
+    for _ in range(400):
+        draws = rng.choice([-1.0, 0.0, 1.0], p=[0.25, 0.5, 0.25], size=200)
+        alarms += any(mean_exceeds(draws[:n], 0.05) for n in range(5, 200, 5))
+    assert alarms <= 0.05 * 400
+
+
+def test_a_margin_is_reached_where_the_difference_is_surely_smaller() -> None:
+    rng = np.random.default_rng(9)
+    draws = rng.choice([-1.0, 0.0, 1.0], p=[0.02, 0.96, 0.02], size=400)
+    assert mean_exceeds(-draws, 0.05, above=-0.1)
+    assert not mean_exceeds(-draws, 0.05, above=0.0)

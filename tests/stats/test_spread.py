@@ -1,4 +1,4 @@
-"""Skewed differences: Hall's transformation at the end of the long tail."""
+"""Intervals of means of clusters: discrete ones, and skewed ones with Hall's transformation."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom, multinomial, skew, t
 
-from rwkvbatch.stats.clustered import clustered_mean, detectable_errors
-from rwkvbatch.stats.signflip import Difference, compare_family
+from rwkvbatch.stats.clustered import clustered_mean
+from rwkvbatch.stats.family import Difference, compare_family
+from rwkvbatch.stats.sample_size import detectable_errors
 from rwkvbatch.stats.spread import Spread, unlimited_interval
 
 SKEWED = np.array([-0.9, -0.7, -0.65, -0.6, -0.5, -0.4, -0.35, -0.2, 0.1, 2.4])
@@ -35,16 +36,16 @@ def test_the_p_value_is_that_of_halls_formula() -> None:
         statistic + gamma * statistic**2 / (3 * math.sqrt(n)) + gamma**2 * statistic**3 / (27 * n)
         + gamma / (6 * math.sqrt(n))
     )  # fmt: skip
-    assert found.tail_p == pytest.approx(2 * t.cdf(transformed, n - 1))
+    assert found.skewed.p_value == pytest.approx(2 * t.cdf(transformed, n - 1))
 
 
 @pytest.mark.parametrize("level", [0.01, 0.05, 0.2])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_end_of_the_long_tail_is_the_mean_that_has_just_this_p_value(level: float, sign: int) -> None:
-    low, high = spread(sign * SKEWED).tail(level)
+    low, high = spread(sign * SKEWED).skewed.interval(level)
     end = high if sign > 0 else low
     assert (low if sign > 0 else high) == pytest.approx(sign * SKEWED.mean())
-    assert spread(sign * SKEWED - end).tail_p == pytest.approx(level)
+    assert spread(sign * SKEWED - end).skewed.p_value == pytest.approx(level)
 
 
 def test_only_the_end_of_the_long_tail_moves_out() -> None:
@@ -58,7 +59,7 @@ def test_only_the_end_of_the_long_tail_moves_out() -> None:
 
 def test_an_extreme_conversation_on_the_side_of_the_mean_does_not_hide_a_difference() -> None:
     values = np.array([0.1, 0.11, 0.12, 0.13, 0.14, 40.0])
-    assert spread(values).tail_p == 0.0
+    assert spread(values).skewed.p_value == 0.0
     assert one(values).p == pytest.approx(2 / 64)
 
 
@@ -67,7 +68,7 @@ STEPS = np.array([-1.0, -1.0, -0.5, -0.5, -0.5, 0.0, 0.5, -0.5, 0.0, 1.0])
 
 def test_steps_between_limits_keep_the_exact_test() -> None:
     found = spread(STEPS, widest=1.0)
-    assert (found.discrete, found.skewness, found.tail_p) == (True, 0.0, 0.0)
+    assert (found.discrete, found.skewness, found.skewed.p_value) == (True, 0.0, 0.0)
     assert spread(STEPS).skewness > 0
 
 
@@ -102,7 +103,7 @@ def test_intervals_of_small_differences_of_a_metric_with_limits_hold_the_mean_an
 
 def test_equal_clusters_have_no_skewness() -> None:
     found = spread(np.full(9, 0.3))
-    assert (found.skewness, found.ties, found.tail(0.05)) == (0.0, True, (found.mean, found.mean))
+    assert (found.skewness, found.ties, found.skewed.interval(0.05)) == (0.0, True, (found.mean, found.mean))
 
 
 def test_more_skewness_than_the_transformation_bears_counts_as_the_most_that_it_does() -> None:
@@ -111,7 +112,7 @@ def test_more_skewness_than_the_transformation_bears_counts_as_the_most_that_it_
     a = 0.96 / t.ppf(0.975, degrees)  # less than 0.9 + 0.75 / 12
     for found in (far, farther):
         end = found.mean + 3 / a * (math.cbrt(a * (t.ppf(0.975, degrees) + a / 6) - 1) + 1) * found.standard_error
-        assert found.tail(0.05) == (found.mean, pytest.approx(end))
+        assert found.skewed.interval(0.05) == (found.mean, pytest.approx(end))
 
 
 def coverage_of_skewed_means(conversations: int) -> tuple[float, float]:
@@ -164,7 +165,7 @@ def test_the_interval_of_a_single_mean_reaches_out_at_the_long_tail_only() -> No
     low, high = unlimited_interval(SKEWED, np.arange(SKEWED.size))
     plain = clustered_mean(SKEWED, np.arange(SKEWED.size)).interval()
     assert low == plain[0]
-    assert high == pytest.approx(spread(SKEWED).tail(0.05)[1])
+    assert high == pytest.approx(spread(SKEWED).skewed.interval(0.05)[1])
     assert high > plain[1] + 0.5
 
 
@@ -195,7 +196,7 @@ def test_a_sample_without_losses_does_not_rule_them_out(conversations: int, gain
 def test_the_interval_of_steps_is_that_of_their_spread(gains: int, losses: int) -> None:
     """Ends of sign flips would be farther out: 1 for four gains and a loss of eight conversations."""
     values = np.array([1.0] * gains + [-1.0] * losses + [0.0] * (8 - gains - losses))
-    low, high = spread(values, widest=1.0).around(0.05)
+    low, high = spread(values, widest=1.0).tie_interval(0.05)
     found = one(values, widest=1.0)
     assert (found.low_alone, found.high_alone) == (min(low, 0.0), min(high, 1.0))
     assert high < 1
@@ -221,13 +222,15 @@ def test_intervals_of_yes_no_outcomes_hold_the_truth_over_all_shares() -> None:
     assert np.mean(held) == pytest.approx(0.981, abs=0.002)
 
 
-def test_gains_less_losses_have_newcombes_interval() -> None:
+def test_an_end_is_half_way_to_newcombes_where_that_is_farther_out() -> None:
     found = spread(np.array([1.0] * 2 + [0.0] * 18), widest=1.0)
     assert found.gains is not None
     assert found.losses is not None
     assert (found.gains.size, found.losses.size) == (pytest.approx(19), 20)
-    high = proportion_interval(found.gains.mean * 19, 19)[1]
-    assert found.around(0.05)[1] == pytest.approx(high)
+    newcombe = proportion_interval(found.gains.mean * 19, 19)[1]
+    adjusted = found.adjusted_mean + t.ppf(0.975, 21) * found.adjusted_error
+    assert newcombe > adjusted + 0.05
+    assert found.tie_interval(0.05)[1] == pytest.approx((adjusted + newcombe) / 2)
 
 
 @pytest.mark.parametrize("level", [0.05, 0.0125])
@@ -235,10 +238,10 @@ def test_small_gains_do_not_rule_out_conversations_that_fail_altogether(level: f
     """A share of total losses that a sample lacks with a probability of twice the level."""
     values = np.array([0.2, 0.4, 0.2, 0.0, 0.2, 0.2, 0.4, 0.0])
     share = 1 - (2 * level) ** (1 / values.size)
-    low, high = spread(values, widest=1.0).around(level)
+    low, high = spread(values, widest=1.0).tie_interval(level)
     assert low == pytest.approx((1 - share) * values.mean() - share)
     assert high == pytest.approx((1 - share) * values.mean() + share)
-    assert spread(-values, widest=1.0).around(level) == pytest.approx((-high, -low))
+    assert spread(-values, widest=1.0).tie_interval(level) == pytest.approx((-high, -low))
 
 
 def test_averages_of_repetitions_have_shorter_intervals_than_yes_no_outcomes() -> None:
@@ -248,8 +251,8 @@ def test_averages_of_repetitions_have_shorter_intervals_than_yes_no_outcomes() -
     enlarged = np.append(values, [0.0, usual, -usual])
     center = values.sum() / 62
     variance = (((enlarged - center) ** 2) @ [*[1.0] * 61, 0.5, 0.5]) / 61 / 62
-    assert (found.shrunk, found.shrunk_error) == (pytest.approx(center), pytest.approx(math.sqrt(variance)))
-    low, high = found.around(0.05)
+    assert (found.adjusted_mean, found.adjusted_error) == (pytest.approx(center), pytest.approx(math.sqrt(variance)))
+    low, high = found.tie_interval(0.05)
     assert high - low < 1.05 * 2 * t.ppf(0.975, 59) * found.standard_error
 
 
@@ -272,4 +275,4 @@ def proportion_interval(successes: float, size: float) -> tuple[float, float]:
 def test_clusters_that_cannot_agree_by_chance_have_the_interval_of_the_flips_alone() -> None:
     values = np.array([-0.5, -0.31, -0.1, -0.02, 0.04, 0.13, 0.29, 0.47])
     assert one(values).high == one(values, widest=1.0).high
-    assert one(np.append(values, 0.47)).high >= spread(np.append(values, 0.47)).around(0.05)[1]
+    assert one(np.append(values, 0.47)).high >= spread(np.append(values, 0.47)).tie_interval(0.05)[1]

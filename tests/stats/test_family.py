@@ -12,12 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
-from rwkvbatch.stats.signflip import (
-    Difference,
-    _Flips,  # pyright: ignore[reportPrivateUsage]
-    compare_family,
-    largest_mean_p,
-)
+from rwkvbatch.stats.family import Difference, compare_family
+from rwkvbatch.stats.signflip import SignFlips, largest_mean_p
 
 
 def one(differences: list[float], **options: float) -> Difference:
@@ -211,7 +207,7 @@ def test_sums_of_flips_do_not_depend_on_how_the_patterns_are_cut(
 ) -> None:
     monkeypatch.setattr("rwkvbatch.stats.signflip.DRAWN_PATTERNS", 1998)
     values = np.random.default_rng(clusters).normal(size=(clusters, 3))
-    flips = _Flips(clusters)
+    flips = SignFlips(clusters)
     half = flips.flipped.astype(float) @ values
     for product in (0, 2**15, 2**19):
         monkeypatch.setattr("rwkvbatch.stats.signflip._SMALL_PRODUCT", product)

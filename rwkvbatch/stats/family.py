@@ -1,0 +1,330 @@
+"""Variants against a baseline: paired differences, tested by sign flips and corrected as a family.
+
+Several variants are compared with one baseline on the same conversations. If a variant does not differ from the
+baseline, each conversation's difference is as likely to have one sign as the other, so flipping the signs of whole
+conversations gives the distribution of the mean difference under that hypothesis (Fisher 1935, The Design of
+Experiments, section 21). Nothing else is assumed: the test is exact for yes/no outcomes, for few conversations and
+for any dependence within a conversation.
+
+The interval is the set of differences that the same test does not reject. Its ends are means over subsets of the
+conversations (Hartigan 1969, Using subsample values as typical values). Sign flips assume that differences are
+symmetric. On the side of a long tail the difference must therefore also be significant by Hall's transformation
+(`stats.skewness`). Yes/no outcomes and averages of a few have an interval of their own (`stats.spread`). Every
+interval excludes 0 exactly when its test rejects: where necessary an end moves to 0, or to the other side of 0.
+
+A family is corrected by the smallest p-value under common flips (Westfall and Young 1993, Resampling-based multiple
+testing). Adjusted p-values and simultaneous intervals both follow from `Family.level_each`, so they cannot contradict
+each other.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rwkvbatch.stats.signflip import SignFlips, blocks, exact_p, flipped_sums, level_each, sign_flips, two_sided_p
+from rwkvbatch.stats.spread import Spread
+
+# The stubs of numpy do not know the types of rounded and divided arrays.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One variant against the baseline.
+
+    Attributes:
+        mean: of the paired differences, each pair counting once; NaN without pairs.
+        low, high: the simultaneous interval within the family; infinite if the test cannot exclude any difference.
+        low_alone, high_alone: the interval of this comparison alone, without correction.
+        p: two-sided p-value of this comparison alone, the larger one of sign flips and Hall's transformation.
+        p_adjusted: `p` corrected for the family.
+        p_rank: two-sided p-value of the signed-rank test (Wilcoxon 1945) by the same flips, without correction. It
+            does not depend on how extreme single conversations are.
+        clusters: conversations with pairs.
+        pairs: matched pairs.
+        standard_error: of the mean, from the spread of the clusters; NaN with fewer than two clusters.
+        detectable: the smallest true difference that this design finds at the family's level 4 times in 5; NaN if it is
+            unknown or if no outcome is significant.
+        decidable: False if there are too few conversations for any outcome to be significant in this family.
+        identical: every pair is equal.
+    """
+
+    mean: float
+    low: float
+    high: float
+    low_alone: float
+    high_alone: float
+    p: float
+    p_adjusted: float
+    p_rank: float
+    clusters: int
+    pairs: int
+    standard_error: float
+    detectable: float
+    decidable: bool
+    identical: bool
+
+    @property
+    def significant(self) -> bool:
+        """Whether the simultaneous interval excludes 0, which is equivalent to `p_adjusted` <= the family's level."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Family:
+    """Comparisons that are corrected together.
+
+    Attributes:
+        level: the probability of any false alarm among them.
+        level_each: the level of a single test that keeps `level`. It is `level` for one comparison, and at least
+            `level` divided by the number of comparisons with pairs that differ.
+        exact: whether all sign patterns were enumerated.
+    """
+
+    level: float
+    level_each: float
+    exact: bool
+    differences: tuple[Difference, ...]
+
+
+def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, widest: float = math.inf) -> Family:
+    """Compare variants with their baselines, corrected as one family.
+
+    Args:
+        sums: `[clusters, variants]` the sum of the paired differences of each conversation; 0 without pairs.
+        counts: `[clusters, variants]` the number of pairs of each conversation.
+        level: of the family.
+        widest: the largest difference that the metric allows (1 for scores in [0, 1]); no interval exceeds it.
+
+    Variants whose pairs are all equal are reported, but do not count in the correction.
+
+    Raises:
+        ValueError: the shapes differ, a count is negative, or a sum is not finite.
+    """
+    paired_sums, num_pairs = _used_clusters(sums, counts)
+    scale = np.abs(paired_sums).sum(axis=0)
+    tested = np.flatnonzero(scale > 0)
+    variants = _Variants.of(paired_sums[:, tested], num_pairs[:, tested], widest)
+    tests = variants.test(sign_flips(paired_sums.shape[0]), level)
+    differences = dict(zip(tested.tolist(), variants.differences(tests), strict=True))
+    for column in np.flatnonzero(scale == 0).tolist():
+        differences[column] = _equal_pairs(num_pairs[:, column], level, widest)
+    return Family(
+        level, tests.level_each, tests.flips.exact, tuple(differences[column] for column in range(scale.size))
+    )
+
+
+def _used_clusters(sums: ArrayLike, counts: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Checked sums and counts, `[clusters, variants]`, of the clusters that have pairs of any variant."""
+    paired_sums = np.atleast_2d(np.asarray(sums, dtype=np.float64))
+    num_pairs = np.atleast_2d(np.asarray(counts, dtype=np.float64))
+    if paired_sums.shape != num_pairs.shape or paired_sums.ndim != 2:
+        raise ValueError(
+            f"sums and counts must have one shape, [clusters, variants]; got {paired_sums.shape} and {num_pairs.shape}"
+        )
+    if not np.isfinite(paired_sums).all() or not (num_pairs >= 0).all():
+        raise ValueError("sums must be finite, and counts must not be negative")
+    used = (num_pairs > 0).any(axis=1)
+    return np.where(num_pairs > 0, paired_sums, 0.0)[used], num_pairs[used]
+
+
+def _equal_pairs(num_pairs: NDArray[np.float64], level: float, widest: float) -> Difference:
+    """The difference of a variant all of whose pairs are equal, or that has none."""
+    clusters = int((num_pairs > 0).sum())
+    decidable = clusters > 0 and _smallest_p(clusters) <= level
+    mean = 0.0 if clusters else math.nan
+    end = 0.0 if decidable else widest if clusters else math.nan
+    return Difference(
+        mean=mean, low=0.0 - end, high=end, low_alone=0.0 - end, high_alone=end, p=1.0, p_adjusted=1.0, p_rank=1.0,
+        clusters=clusters, pairs=round(float(num_pairs.sum())), standard_error=mean, detectable=math.nan,
+        decidable=decidable, identical=clusters > 0,
+    )  # fmt: skip
+
+
+def _smallest_p(clusters: int) -> float:
+    """The two-sided p-value of the clearest outcome: all differences have one sign."""
+    return 2.0 ** (1 - clusters)
+
+
+@dataclass(frozen=True)
+class _Tests:
+    """The tests of a family.
+
+    Attributes:
+        p: `[variants]` of each variant by itself.
+        p_adjusted: `[variants]` corrected for the family.
+        subsets: the sums of all variants, if there are few; else None, because they take too much memory to be kept.
+    """
+
+    flips: SignFlips
+    level: float
+    level_each: float
+    p: NDArray[np.float64]
+    p_adjusted: NDArray[np.float64]
+    subsets: _SubsetSums | None
+
+
+@dataclass(frozen=True)
+class _Variants:
+    """Variants that have pairs that differ.
+
+    Attributes:
+        scaled: `[clusters, variants]` paired differences of each cluster, as shares of `scale`: sums of any metric are
+            then rounded alike.
+        counts: `[clusters, variants]` pairs of each cluster.
+        scale: `[variants]` the sum of the absolute differences.
+        ranks: `[clusters, variants]` signed ranks of the clusters' means.
+        spreads: of each variant.
+    """
+
+    scaled: NDArray[np.float64]
+    counts: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    ranks: NDArray[np.float64]
+    spreads: tuple[Spread, ...]
+
+    @classmethod
+    def of(cls, sums: NDArray[np.float64], counts: NDArray[np.float64], widest: float) -> _Variants:
+        scale = np.abs(sums).sum(axis=0)
+        scaled = sums / scale
+        spreads: list[Spread] = []
+        for column in range(scale.size):
+            has_pairs = counts[:, column] > 0
+            spreads.append(Spread.of(scaled[has_pairs, column] * scale[column], counts[has_pairs, column], widest))
+        return cls(scaled, counts, scale, _signed_ranks(scaled, counts), tuple(spreads))
+
+    @property
+    def blocks(self) -> list[NDArray[np.intp]]:
+        return blocks(np.arange(self.scale.size))
+
+    def subset_sums(self, flips: SignFlips, block: NDArray[np.intp]) -> _SubsetSums:
+        columns = np.concatenate([self.scaled[:, block], self.counts[:, block], self.ranks[:, block]], axis=1)
+        return _SubsetSums(*np.split(flips.subset_sums(columns), 3, axis=1))
+
+    def test(self, flips: SignFlips, level: float) -> _Tests:
+        p, p_of_patterns = np.ones(self.scale.size), np.ones(self.scale.size)
+        smallest = np.ones(flips.count)
+        subsets = None
+        for block in self.blocks:
+            subsets = self.subset_sums(flips, block)
+            for place, column in enumerate(block):
+                tails = two_sided_p(flipped_sums(self.scaled[:, column], subsets.differences[:, place]))
+                exact = None if flips.exact else exact_p(self.scaled[:, column])
+                p_of_patterns[column] = tails[0]
+                p[column] = max(tails[0] if exact is None else exact, self.spreads[column].skewed.p_value)
+                np.minimum(smallest, tails, out=smallest)
+        kept = subsets if len(self.blocks) == 1 else None
+        if self.scale.size < 2:
+            return _Tests(flips, level, level, p, p, kept)
+        smallest.sort()
+        # `smallest` is of the drawn patterns. Adjusting the larger one of both p-values keeps the level for either.
+        found = np.searchsorted(smallest, np.maximum(p, p_of_patterns), side="right")
+        return _Tests(flips, level, level_each(smallest, level), p, np.maximum(p, found / flips.count), kept)
+
+    def differences(self, tests: _Tests) -> list[Difference]:
+        """The differences, with intervals that agree with the tests."""
+        found: list[Difference] = []
+        for block in self.blocks:
+            subsets = tests.subsets or self.subset_sums(tests.flips, block)
+            found += [self._difference(column, tests, subsets.of(place)) for place, column in enumerate(block.tolist())]
+        return found
+
+    def _difference(self, column: int, tests: _Tests, subsets: _SubsetSums) -> Difference:
+        spread, p, p_adjusted = self.spreads[column], float(tests.p[column]), float(tests.p_adjusted[column])
+        means = _SubsetMeans.of(subsets, float(self.scale[column]))
+        alone = means.interval(tests.level, spread, significant=p <= tests.level)
+        together = means.interval(tests.level_each, spread, significant=p_adjusted <= tests.level)
+        rank_sums = np.round(self.ranks[:, column].sum() - 2 * subsets.ranks, 6)
+        decidable = _smallest_p(spread.clusters) <= tests.level_each
+        return Difference(
+            mean=spread.mean,
+            low=min(together[0], alone[0]),
+            high=max(together[1], alone[1]),
+            low_alone=alone[0],
+            high_alone=alone[1],
+            p=p,
+            p_adjusted=p_adjusted,
+            p_rank=float(two_sided_p(rank_sums)[0]),
+            clusters=spread.clusters,
+            pairs=round(float(self.counts[:, column].sum())),
+            standard_error=spread.standard_error,
+            detectable=spread.detectable(tests.level_each) if decidable else math.nan,
+            decidable=decidable,
+            identical=False,
+        )
+
+
+@dataclass(frozen=True)
+class _SubsetSums:
+    """Sums over the flipped clusters, `[patterns, variants]`: of scaled differences, of pairs and of signed ranks."""
+
+    differences: NDArray[np.float64]
+    pairs: NDArray[np.float64]
+    ranks: NDArray[np.float64]
+
+    def of(self, variant: int) -> _SubsetSums:
+        return _SubsetSums(self.differences[:, variant], self.pairs[:, variant], self.ranks[:, variant])
+
+
+@dataclass(frozen=True)
+class _SubsetMeans:
+    """Mean differences of the flipped clusters of each pattern, ascending.
+
+    Attributes:
+        num_empty: patterns whose flipped clusters have no pairs, and so no mean.
+        count: of all patterns.
+    """
+
+    means: NDArray[np.float64]
+    num_empty: int
+    count: int
+
+    @classmethod
+    def of(cls, subsets: _SubsetSums, scale: float) -> _SubsetMeans:
+        has_pairs = subsets.pairs > 0.5
+        # As in the test, the mean of differences that cancel is 0 exactly.
+        sums = np.where(np.abs(subsets.differences) < 0.6e-11, 0.0, subsets.differences)[has_pairs]
+        means = np.sort(sums / subsets.pairs[has_pairs]) * scale
+        return cls(means, has_pairs.size - means.size, has_pairs.size)
+
+    def interval(self, level: float, spread: Spread, *, significant: bool) -> tuple[float, float]:
+        """The interval that agrees with a test at `level`: it excludes 0 exactly if the test is `significant`.
+
+        Its ends are those of the differences that sign flips do not reject, moved out to those of
+        `Spread.tie_interval` and of the correction for skewness. Discrete means have the first of these alone: they are
+        not spread evenly around a difference other than 0.
+        """
+        num_outside = math.floor(level * self.count / 2 + 1e-9) - self.num_empty
+        low, high = -math.inf, math.inf
+        if num_outside >= 0 and level > 0:
+            ends = [spread.tie_interval(level)] if spread.ties else []
+            if not spread.discrete:
+                num_outside = min(num_outside, (self.means.size - 1) // 2)
+                ends.append((float(self.means[num_outside]), float(self.means[-1 - num_outside])))
+                ends.append(spread.skewed.interval(level))
+            low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+        low, high = max(low, -spread.widest), min(high, spread.widest)
+        if not significant:
+            return min(low, 0.0), max(high, 0.0)
+        # An interval that is wider than that of the test can contain 0 although the test is significant.
+        if spread.mean > 0:
+            return (low if low > 0 else spread.smallest_step), high
+        return low, (high if high < 0 else -spread.smallest_step)
+
+
+def _signed_ranks(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`[clusters, variants]`: ranks of the sizes of the clusters' means, with their signs; 0 for no difference.
+
+    Equal sizes share the mean of their ranks.
+    """
+    means = np.round(np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0), 12)
+    ranks = np.zeros_like(means)
+    for column in range(means.shape[1]):
+        some = means[:, column] != 0
+        _, place, same = np.unique(np.abs(means[some, column]), return_inverse=True, return_counts=True)
+        ranks[some, column] = (np.cumsum(same) - (same - 1) / 2)[place] * np.sign(means[some, column])
+    return np.asarray(ranks, dtype=np.float64)
