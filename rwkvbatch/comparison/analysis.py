@@ -1,4 +1,4 @@
-"""`Analysis`: the comparison that every output format is written from."""
+"""`Analysis`: a finished comparison, from which every output format is written."""
 
 from __future__ import annotations
 
@@ -56,20 +56,21 @@ class Analysis:
     """A finished comparison.
 
     Attributes:
-        runs: the runs. variants: all their cells. pairs: each variant with its baseline.
+        runs: the compared runs. variants: all their cells. pairs: each variant with its baseline.
         matched: the joined rows of each pair that has any.
-        primary: the metric that decides; None where nothing is compared.
-        comparisons: the lines that are shown: the primary metric's, and others that were asked for; each metric's over
-            all rows before its groups'. families: how they are corrected, in the same order.
-        gates: the outcome of every gate on every variant that is not a baseline.
-        notes: warnings: what did not match, and what makes the comparison less reliable.
-        table: all rows of all runs (`comparable_rows`). metrics: names of the requested metrics, None for none.
-        rankings: of three or more variants, by the primary metric first, then by those that were asked for.
-        dropped: what each variant lacks.
+        primary: the metric that decides; None if nothing is compared.
+        comparisons: the lines of the table: those of the primary metric and of other requested metrics. Each metric's
+            lines over all rows come before those of its groups. families: their corrections, in the same order.
+        gates: the result of every gate on every variant that is not a baseline.
+        notes: warnings about rows that did not match, and about anything that makes the comparison less reliable.
+        table: all rows of all runs (`comparable_rows`). metrics: names of the requested metrics; None if none were
+            requested.
+        rankings: rankings of three or more variants by the primary metric, then by the requested metrics.
+        dropped: the rows that each variant lacks.
         by, ks, margin: as given to `compare`.
-        trends: with `over`, of the primary metric over checkpoints, then of those of `metrics`, which are exploratory.
-        blame: the turns at which dialogues went wrong, with `blame`; else empty.
-        preferences: with `judge`, what it said about each pair's replies; else empty.
+        trends: with `over`, the trend of the primary metric over checkpoints, then the exploratory trends of `metrics`.
+        blame: with `blame`, the turns at which dialogues went wrong; else empty.
+        preferences: with `judge`, the counts of its verdicts on each pair's replies; else empty.
     """
 
     runs: tuple[RunData, ...]
@@ -94,28 +95,30 @@ class Analysis:
 
     @property
     def trend(self) -> Trend | None:
-        """Of the primary metric; None without `over`."""
+        """The trend of the primary metric; None without `over`."""
         return next(iter(self.trends), None)
 
     @property
     def available(self) -> tuple[Metric, ...]:
-        """The metrics that can be compared: those that both sides of a pair have numbers of."""
+        """The metrics that can be compared: those of which both sides of a pair have values."""
         return tuple(available_metrics(self.matched, self.ks))
 
     @property
     def repetitions(self) -> tuple[int, int]:
         """The fewest and the most repetitions of a conversation that a pair has in common; 0 without pairs."""
-        numbers: list[int] = []
-        for each in self.matched:
-            conversations, repeats = (each.rows[name].to_numpy(np.int64) for name in ("conversation_code", "repeat"))
-            size = int(repeats.max(initial=0)) + 1
-            found = np.unique(conversations * size + repeats) // size
-            numbers += np.unique(found, return_counts=True)[1].tolist()
-        return min(numbers, default=0), max(numbers, default=0)
+        counts: list[int] = []
+        for pair_rows in self.matched:
+            conversations, repeats = (
+                pair_rows.rows[name].to_numpy(np.int64) for name in ("conversation_code", "repeat")
+            )
+            num_repeats = int(repeats.max(initial=0)) + 1
+            repeated_conversations = np.unique(conversations * num_repeats + repeats) // num_repeats
+            counts += np.unique(repeated_conversations, return_counts=True)[1].tolist()
+        return min(counts, default=0), max(counts, default=0)
 
     @cached_property
     def secondary(self) -> tuple[Comparison, ...]:
-        """The comparisons by all other metrics over all rows, each metric a family of its own; computed on demand."""
+        """The comparisons by all other metrics over all rows, one family per metric; computed on first use."""
         return tuple(line for lines, _ in self._secondary for line in lines)
 
     @cached_property
@@ -133,9 +136,9 @@ class Analysis:
         ]
 
     def means(self, variant: Variant, *, turns_only: bool = False) -> list[VariantMean]:
-        """The means of one variant by itself, in the requested metrics (all where none was), by `by`.
+        """The means of one variant in the requested metrics, or in all metrics if none were requested.
 
-        `turns_only`: without the metrics of conversations.
+        Without pairs, the means are those of the groups of `by`. `turns_only` leaves out the metrics of conversations.
         """
         ks, by = () if turns_only else self.ks, self.by if not self.pairs else None
         return [
@@ -145,13 +148,13 @@ class Analysis:
         ]
 
     def records(self) -> list[dict[str, Any]]:
-        """The table, a record per comparison with the keys of `COLUMNS`.
+        """The table: one record per comparison with the keys of `COLUMNS`.
 
-        Without comparisons (a single variant), a record per mean, with its interval as `low` and `high`, and as
-        `low_alone` and `high_alone` since nothing is corrected; what needs a baseline is None.
+        Without comparisons (a single variant), there is one record per mean. Its interval is in `low` and `high` and,
+        because nothing is corrected, also in `low_alone` and `high_alone`; values that need a baseline are None.
         """
         if self.comparisons:
-            return [{name: of(line) for name, of in COLUMNS.items()} for line in self.comparisons]
+            return [{name: value_of(line) for name, value_of in COLUMNS.items()} for line in self.comparisons]
         return [
             dict.fromkeys(COLUMNS)
             | {"variant": variant.label, "group": mean.group, "metric": mean.metric.name, "unit": mean.metric.unit}
@@ -162,14 +165,14 @@ class Analysis:
         ]
 
     def to_pandas(self) -> pd.DataFrame:
-        """The table as a `DataFrame`, a row per comparison (or per mean, see `records`)."""
+        """The table as a `DataFrame` with one row per comparison (or per mean, see `records`)."""
         import pandas as pd
 
         return pd.DataFrame(self.records(), columns=list(COLUMNS))
 
     @property
     def failed(self) -> bool:
-        """Whether a gate failed."""
+        """Whether any gate failed."""
         return any(result.failed for result in self.gates)
 
     def __repr__(self) -> str:
@@ -189,9 +192,9 @@ class Analysis:
 
 
 def available_metrics(matched: Sequence[MatchedRows], ks: Sequence[int] | None) -> list[Metric]:
-    """The metrics that both sides of a pair have numbers of, in the order of the table of metrics."""
-    found: dict[str, Metric] = {}
-    for each in matched:
-        found |= {metric.name: metric for metric in metrics_of(each.rows, ("_a", "_b"), ks)}
-    order = {name: place for place, name in enumerate(KNOWN_NAMES.split(", "))}
-    return sorted(found.values(), key=lambda metric: order.get(metric.name, len(order)))
+    """The metrics of which both sides of a pair have values, in the order of `KNOWN_NAMES`."""
+    available: dict[str, Metric] = {}
+    for pair_rows in matched:
+        available |= {metric.name: metric for metric in metrics_of(pair_rows.rows, ("_a", "_b"), ks)}
+    order = {name: index for index, name in enumerate(KNOWN_NAMES.split(", "))}
+    return sorted(available.values(), key=lambda metric: order.get(metric.name, len(order)))

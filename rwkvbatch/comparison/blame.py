@@ -1,8 +1,8 @@
-"""At which turn a dialogue went wrong: the first that fails after the model's own history and not after the gold one.
+"""The turn at which a dialogue went wrong: the first that fails after the model's own history but not after gold.
 
-Every turn is there twice, in a cell with `--history own` and in one with `--history gold` whose other settings are the
-same. A turn that fails after both is too hard by itself; one that fails only after the own history fails because of
-what the model said before.
+Two cells replay every turn: one with `--history own`, and one with `--history gold` whose other settings are the same.
+A turn that fails after both histories is too hard by itself. A turn that fails only after the model's own history fails
+because of the model's earlier replies.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ CAUSES: Mapping[Cause, str] = {
 
 @dataclass(frozen=True)
 class BlamedDialogue:
-    """A dialogue that failed after its own history.
+    """A dialogue that failed after the model's own history.
 
     Attributes:
-        failed: its first turn of which a check failed. cause: of the dialogue's failure.
-        turn: the first turn that fails after the own history and passes after the gold one; None without such a turn.
-        num_failed: its failed turns. after_gold: those of them that fail after the gold history too.
+        failed: the first turn with a failed check. cause: why the dialogue failed.
+        turn: the first turn that fails after the own history and passes after gold; None if there is none.
+        num_failed: number of failed turns. after_gold: number of those that fail after the gold history too.
     """
 
     conversation: str
@@ -55,10 +55,10 @@ class BlamedDialogue:
 
 @dataclass(frozen=True)
 class Blame:
-    """The failed dialogues of a cell with `--history own`, held against its counterpart with `--history gold`.
+    """The failed dialogues of a cell with `--history own`, compared with its counterpart with `--history gold`.
 
     Attributes:
-        num_dialogues: conversations and repeats with checks that both cells have. dialogues: those that failed.
+        num_dialogues: number of repeats of conversations with checks that both cells have. dialogues: the failed ones.
     """
 
     own: Variant
@@ -69,12 +69,13 @@ class Blame:
     @property
     def by_turn(self) -> dict[int, int]:
         """The number of dialogues that went wrong at each turn, ascending."""
-        return dict(sorted(Counter(each.turn for each in self.dialogues if each.turn is not None).items()))
+        turns = Counter(dialogue.turn for dialogue in self.dialogues if dialogue.turn is not None)
+        return dict(sorted(turns.items()))
 
     @property
     def sentence(self) -> str:
-        """What became of the failed dialogues, by cause."""
-        causes = Counter(each.cause for each in self.dialogues)
+        """The number of failed dialogues by cause."""
+        causes = Counter(dialogue.cause for dialogue in self.dialogues)
         parts = [f"{causes[cause]:,} {words}" for cause, words in CAUSES.items() if causes[cause]]
         head = f"{self.own.label}: {len(self.dialogues):,} of {self.num_dialogues:,} dialogues failed"
         return head + (f": {'; '.join(parts)}" if parts else "")
@@ -85,26 +86,28 @@ class Blame:
             "gold": self.gold.label,
             "num_dialogues": self.num_dialogues,
             "by_turn": [{"turn": turn, "dialogues": count} for turn, count in self.by_turn.items()],
-            "dialogues": [vars(each) for each in self.dialogues],
+            "dialogues": [vars(dialogue) for dialogue in self.dialogues],
         }
 
 
 def blame(variants: Sequence[Variant], runs: Sequence[RunData], table: pd.DataFrame) -> tuple[Blame, ...]:
-    """Hold every cell with `--history own` against its counterpart with `--history gold`.
+    """Compare every cell with `--history own` with its counterpart with `--history gold`.
 
     Args:
         table: all rows of all runs (`comparable_rows`).
 
     Raises:
-        UsageError: no cell has a counterpart, or none of them has checks.
+        UsageError: no cell has a counterpart, or no such pair of cells has turns with checks in common.
     """
-    settings = {run.name: run.facts.cells for run in runs}
-    cells = {variant: settings[variant.run].get(variant.cell, {}) for variant in variants}
-    gold = {_others(values): variant for variant, values in cells.items() if values.get("history") == "gold"}
+    cells_of = {run.name: run.facts.cells for run in runs}
+    settings = {variant: cells_of[variant.run].get(variant.cell, {}) for variant in variants}
+    gold = {
+        _without_history(values): variant for variant, values in settings.items() if values.get("history") == "gold"
+    }
     pairs = [
-        (variant, gold[_others(values)])
-        for variant, values in cells.items()
-        if values.get("history") == "own" and _others(values) in gold
+        (variant, gold[_without_history(values)])
+        for variant, values in settings.items()
+        if values.get("history") == "own" and _without_history(values) in gold
     ]
     if not pairs:
         raise UsageError(
@@ -113,42 +116,41 @@ def blame(variants: Sequence[Variant], runs: Sequence[RunData], table: pd.DataFr
             hint="give the run's command again with `--history own,gold`, which keeps the rows that are there; or give "
             "a run with each",
         )
-    found = tuple(_blame(own, other, table) for own, other in pairs)
-    if not any(each.num_dialogues for each in found):
+    blames = tuple(_blame(own_cell, gold_cell, table) for own_cell, gold_cell in pairs)
+    if not any(pair_blame.num_dialogues for pair_blame in blames):
         raise UsageError("--blame needs turns with checks that both histories have, and there are none")
-    return found
+    return blames
 
 
-def _others(values: Mapping[str, Any]) -> str:
-    return json.dumps({key: value for key, value in values.items() if key != "history"}, sort_keys=True, default=str)
+def _without_history(settings: Mapping[str, Any]) -> str:
+    """A key that is equal for cells that differ only in `history`."""
+    return json.dumps({key: value for key, value in settings.items() if key != "history"}, sort_keys=True, default=str)
 
 
 def _blame(own: Variant, gold: Variant, table: pd.DataFrame) -> Blame:
-    ours, theirs = _passed(own, table), _passed(gold, table)
+    passed_own, passed_gold = _passed(own, table), _passed(gold, table)
     dialogues: dict[tuple[str, int], dict[int, bool]] = {}
-    for (conversation, repeat, turn), passed in ours.items():
+    for (conversation, repeat, turn), passed in passed_own.items():
         dialogues.setdefault((conversation, repeat), {})[turn] = passed
-    both = {(conversation, repeat) for conversation, repeat, _ in theirs}
-    found: list[BlamedDialogue] = []
+    in_gold = {(conversation, repeat) for conversation, repeat, _ in passed_gold}
+    blamed: list[BlamedDialogue] = []
     for (conversation, repeat), turns in dialogues.items():
         failed = sorted(turn for turn, passed in turns.items() if not passed)
-        if not failed or (conversation, repeat) not in both:
+        if not failed or (conversation, repeat) not in in_gold:
             continue
-        there = [theirs.get((conversation, repeat, turn)) for turn in failed]
-        turn = next((turn for turn, passed in zip(failed, there, strict=True) if passed), None)
-        # Before the blamed turn, or without one, a turn that the gold history lacks could be the one.
-        doubtful = None in (there if turn is None else there[: failed.index(turn)])
-        cause: Cause = "unknown" if doubtful else "turn" if turn is None else "history"
-        found.append(
-            BlamedDialogue(
-                conversation, repeat, failed[0], None if doubtful else turn, cause, len(failed), there.count(False)
-            )
-        )
-    return Blame(own, gold, len(dialogues.keys() & both), tuple(found))
+        gold_results = [passed_gold.get((conversation, repeat, turn)) for turn in failed]
+        turn = next((turn for turn, passed in zip(failed, gold_results, strict=True) if passed), None)
+        # A failed turn before `turn` that has no result after the gold history could be the true one.
+        cause: Cause = "turn" if turn is None else "history"
+        if None in (gold_results if turn is None else gold_results[: failed.index(turn)]):
+            cause, turn = "unknown", None
+        num_failed_after_gold = gold_results.count(False)
+        blamed.append(BlamedDialogue(conversation, repeat, failed[0], turn, cause, len(failed), num_failed_after_gold))
+    return Blame(own, gold, len(dialogues.keys() & in_gold), tuple(blamed))
 
 
 def _passed(variant: Variant, table: pd.DataFrame) -> dict[tuple[str, int, int], bool]:
-    """Whether each turn with checks passed all of them; probes, which later turns do not see, are left out."""
+    """Whether each turn with checks passed all of them; without probes, because later turns do not see them."""
     rows = rows_of(table, variant)
     rows = rows.loc[rows["probe_turns"].isna()]
     columns = (rows[name].tolist() for name in ("conversation", "repeat", "turn", "passed"))

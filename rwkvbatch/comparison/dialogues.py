@@ -1,4 +1,4 @@
-"""Dialogues of a run, and how dialogues differ between a baseline and a variant."""
+"""Selection of a run's dialogues, and the changes of dialogues between a baseline and a variant."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # pyright: reportMissingTypeStubs=false
 
 SHOWN_METRICS = ("score", "nll", "tokens", "logprob", "loop", "first_token_s")
-"""The metrics under each reply of a printed dialogue."""
+"""The metrics that are printed under each reply of a dialogue."""
 
 _TURN_TEXTS = ("prompt", "reply", "finish_reason", "error", "reference", "checks")
 _WORDS = re.compile(r"\w+|\s+|[^\w\s]")
@@ -35,7 +35,7 @@ _MAX_WORDS = 4000
 class Dialogue:
     """One conversation in one cell and repeat, with its turns as records (see `turn_record`).
 
-    `system` is None without a system message, and where the run does not have it.
+    `system` is None if there is no system message, or if the run does not contain it.
     """
 
     conversation: str
@@ -58,65 +58,69 @@ def dialogues(
     turn: int | None = None,
     failed_only: bool = False,
 ) -> list[Dialogue]:
-    """Selects dialogues of `run`, in the order of the cells, then of the rows.
+    """The selected dialogues of `run`, in the order of the cells, then of the rows.
 
     Args:
         conversations: ids or tags, or patterns of them with `*` and `?`; empty for all. cells: the same for cells.
-        failed_only: only dialogues with an error or a failed check.
+        failed_only: select only dialogues with an error or a failed check.
 
     Raises:
         UsageError: the run has no such conversation, tag, cell, repeat or turn.
     """
-    tags: dict[str, list[str]] = {}
-    for name, own in zip(run.rows["conversation"], run.rows["tags"], strict=True) if conversations else ():
-        for tag in own:
-            tags.setdefault(tag, []).append(name)
-    names = _chosen("conversation", conversations, run.conversations, tags)
-    wanted_cells = _chosen("--cell", cells, [*run.facts.cells, *run.cells])
-    rows = run.rows.loc[run.rows["conversation"].isin(names) & run.rows["cell"].isin(wanted_cells)]
-    for name, wanted in (("repeat", repeat), ("turn", turn)):
-        if wanted is not None:
-            rows = _only(rows, name, wanted)
+    names_by_tag: dict[str, list[str]] = {}
+    for name, tags in zip(run.rows["conversation"], run.rows["tags"], strict=True) if conversations else ():
+        for tag in tags:
+            names_by_tag.setdefault(tag, []).append(name)
+    selected_names = _selected("conversation", conversations, run.conversations, names_by_tag)
+    selected_cells = _selected("--cell", cells, [*run.facts.cells, *run.cells])
+    rows = run.rows.loc[run.rows["conversation"].isin(selected_names) & run.rows["cell"].isin(selected_cells)]
+    for column, number in (("repeat", repeat), ("turn", turn)):
+        if number is not None:
+            rows = _rows_with(rows, column, number)
     groups: dict[tuple[str, str, int], list[dict[Any, Any]]] = {}
     for row in rows.sort_values("turn", kind="stable").to_dict("records"):
         groups.setdefault((row["conversation"], row["cell"], row["repeat"]), []).append(row)
     systems, settings = system_messages(run) or {}, run.facts.cells
-    found = [
+    selected = [
         Dialogue(
             name,
             cell,
             number,
-            tuple(own[0]["tags"]),
-            tuple(map(turn_record, own)),
-            system_of(settings.get(cell, {}), systems.get(name)),
+            tags=tuple(turns[0]["tags"]),
+            turns=tuple(map(turn_record, turns)),
+            system=system_of(settings.get(cell, {}), systems.get(name)),
         )
-        for (name, cell, number), own in groups.items()
-        if not failed_only or any(_failed(row) for row in own)
+        for (name, cell, number), turns in groups.items()
+        if not failed_only or any(map(_failed, turns))
     ]
-    order = {name: position for position, name in enumerate(names)}
-    return sorted(found, key=lambda d: (wanted_cells.index(d.cell), order[d.conversation], d.repeat))
+    order = {name: position for position, name in enumerate(selected_names)}
+    return sorted(
+        selected,
+        key=lambda dialogue: (selected_cells.index(dialogue.cell), order[dialogue.conversation], dialogue.repeat),
+    )
 
 
-def _only(rows: pd.DataFrame, column: str, wanted: int) -> pd.DataFrame:
-    found = rows.loc[rows[column] == wanted]
-    if len(rows) and not len(found):
+def _rows_with(rows: pd.DataFrame, column: str, number: int) -> pd.DataFrame:
+    """The rows with `number` in `column`; raises `UsageError` if there is none."""
+    selected = rows.loc[rows[column] == number]
+    if len(rows) and not len(selected):
         last = max(rows[column].tolist())
         allowed = f"in 0 to {last}" if last else "0"
-        raise UsageError(f"--{column} must be {allowed} for this selection, got {wanted}")
-    return found
+        raise UsageError(f"--{column} must be {allowed} for this selection, got {number}")
+    return selected
 
 
 def turn_record(row: Mapping[Any, Any], side: str = "") -> dict[str, Any]:
-    """One turn as JSON values; `metrics` has only those that are known.
+    """One turn as JSON values; `metrics` has only those with a value.
 
     Args:
-        side: the suffix of the columns of one side of matched rows.
+        side: suffix of the columns of one side of matched rows.
     """
-    numbers = {metric.name: row[f"{metric.name}{side}"] for metric in TURN_METRICS}
+    values = {metric.name: row[f"{metric.name}{side}"] for metric in TURN_METRICS}
     return {
         "turn": row["turn"],
         **{name: row[f"{name}{side}"] for name in _TURN_TEXTS},
-        "metrics": {name: value for name, value in numbers.items() if not math.isnan(value)},
+        "metrics": {name: value for name, value in values.items() if not math.isnan(value)},
     }
 
 
@@ -124,37 +128,45 @@ def _failed(row: dict[Any, Any]) -> bool:
     return row["finish_reason"] == "error" or any(check["passed"] is False for check in row["checks"])
 
 
-def _chosen(
-    what: str, patterns: Sequence[str], known: Sequence[str], tags: Mapping[str, Sequence[str]] | None = None
+def _selected(
+    option: str, patterns: Sequence[str], known: Sequence[str], names_by_tag: Mapping[str, Sequence[str]] | None = None
 ) -> list[str]:
-    """The names that match; a pattern of none of them may match a tag, and stands for the names that have it."""
+    """The known names that match a pattern, all of them without patterns.
+
+    A pattern that matches no name selects the names with a tag that matches it.
+
+    Raises:
+        UsageError: a pattern matches neither a name nor a tag.
+    """
     names = list(dict.fromkeys(known))
     if not patterns:
         return names
-    chosen: list[str] = []
+    selected: list[str] = []
     for pattern in patterns:
-        found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
-        if not found:
-            found = [
-                name for tag in tags or () if tag == pattern or fnmatchcase(tag, pattern) for name in (tags or {})[tag]
-            ]
-        if not found:
-            some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-            raise UsageError(f"{what}: the run has none called {pattern!r}", hint=f"known: {some}")
-        chosen.extend(found)
-    return list(dict.fromkeys(chosen))
+        matches = [name for name in names if _matches(name, pattern)] or [
+            name for tag, tagged in (names_by_tag or {}).items() if _matches(tag, pattern) for name in tagged
+        ]
+        if not matches:
+            examples = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            raise UsageError(f"{option}: the run has none called {pattern!r}", hint=f"known: {examples}")
+        selected.extend(matches)
+    return list(dict.fromkeys(selected))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A span of text: in both texts (`same`), only in the first (`gone`) or only in the second (`new`)."""
+    """A span of a diff that is in both texts (`same`), only in the first (`gone`) or only in the second (`new`)."""
 
     kind: Literal["same", "gone", "new"]
     text: str
 
 
 def word_diff(before: str, after: str) -> list[Piece]:
-    """The word diff of two texts: `same` and `gone` pieces make `before`, `same` and `new` ones make `after`.
+    """The word diff of two texts: the `same` and `gone` pieces spell `before`, the `same` and `new` pieces `after`.
 
     Texts of more than 4,000 words are not aligned: the diff is one `gone` and one `new` piece.
     """
@@ -178,7 +190,7 @@ def _pieces(first: list[str], second: list[str]) -> Iterator[Piece]:
 
 
 def _joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """Makes white space between two changes a part of them."""
+    """Merge two changes that only white space separates."""
     gone, new = "", ""
     for piece in pieces:
         if piece.kind == "gone":
@@ -219,7 +231,7 @@ class TurnChange:
 
     @property
     def score(self) -> float:
-        """The size of the difference in score; 0 where a side has none."""
+        """The absolute difference in score; 0 if a side has no score."""
         return _size(self.variant["metrics"].get("score", math.nan) - self.baseline["metrics"].get("score", math.nan))
 
 
@@ -227,8 +239,8 @@ class TurnChange:
 class ConversationChange:
     """The changes of a conversation over all its matched turns and repeats.
 
-    `score` and `nll` are mean differences (NaN where unknown), `replies_changed` is the share of replies whose text
-    differs.
+    Attributes:
+        score, nll: mean differences, NaN where unknown. replies_changed: share of replies whose text differs.
     """
 
     conversation: str
@@ -239,7 +251,7 @@ class ConversationChange:
 
 
 def most_changed(matched: MatchedRows) -> list[ConversationChange]:
-    """All conversations of a pair, by the size of the difference in score, then in nll, then by changed replies."""
+    """All conversations of a pair, sorted by the absolute difference in score, then in nll, then by changed replies."""
     rows = matched.rows
     if not len(rows):
         return []
@@ -267,14 +279,15 @@ def most_changed(matched: MatchedRows) -> list[ConversationChange]:
 def turn_changes(matched: MatchedRows, conversation: str) -> list[TurnChange]:
     """The matched turns of one conversation, by repeat and turn."""
     rows = matched.rows
-    own = rows.loc[rows["conversation"] == conversation].sort_values(["repeat", "turn"])
+    rows = rows.loc[rows["conversation"] == conversation].sort_values(["repeat", "turn"])
     return [
-        TurnChange(int(row["repeat"]), turn_record(row, "_a"), turn_record(row, "_b")) for row in own.to_dict("records")
+        TurnChange(int(row["repeat"]), turn_record(row, "_a"), turn_record(row, "_b"))
+        for row in rows.to_dict("records")
     ]
 
 
 def most_changed_turn(turns: Sequence[TurnChange]) -> TurnChange | None:
-    """The turn with the largest difference in score among those whose replies differ; the first of equals."""
+    """The first turn with the largest difference in score among those whose replies differ."""
     differing = [turn for turn in turns if turn.baseline["reply"] != turn.variant["reply"]]
     return max(differing, key=lambda turn: turn.score, default=None)
 

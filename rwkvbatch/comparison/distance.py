@@ -1,4 +1,4 @@
-"""Probes by distance: how long ago, in turns and in tokens, the fact that they ask about was said."""
+"""Groups of probes by their distance, in turns and in tokens, from the message that they ask about."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 Unit = Literal["turns", "tokens"]
 UNITS: Final[tuple[Unit, ...]] = ("turns", "tokens")
 MAX_SINGLE: Final = 12
-"""The most different distances in turns that have a group each; more are grouped by powers of two, as tokens are."""
+"""The most distances in turns that each have their own group; more are grouped by powers of two, like tokens."""
 
 
 @dataclass(frozen=True)
 class DistanceGroup:
-    """Probes whose distance is from `low` to `high` of a unit; `rows` `[n]` marks them, `middle` is their mean."""
+    """Probes at a distance from `low` to `high`, both included.
+
+    Attributes:
+        middle: the mean distance. rows: `[n]` whether each row of the table is in the group.
+    """
 
     unit: Unit
     low: int
@@ -33,34 +37,34 @@ class DistanceGroup:
 
     @property
     def label(self) -> str:
-        """Its name in tables."""
+        """The group's name in tables."""
         if self.low == self.high:
             return f"{self.low} {self.unit[:-1] if self.low == 1 else self.unit}"
         return f"{self.low}-{self.high} {self.unit}"
 
 
 def distance_groups(rows: pd.DataFrame, side: str = "") -> list[DistanceGroup]:
-    """The groups of the probes among `rows`: by turns, then by tokens, each from near to far.
+    """The groups of the probes among `rows`: by turns, then by tokens, each in ascending order of distance.
 
     Args:
-        side: the suffix of the columns; of matched rows the baseline's distances count.
+        side: suffix of the columns; `_a` in matched rows, which takes the baseline's distances.
     """
-    found: list[DistanceGroup] = []
+    groups: list[DistanceGroup] = []
     for unit in UNITS:
         distances = rows[f"probe_{unit}{side}"].to_numpy(dtype=np.float64)
-        known = np.unique(distances[~np.isnan(distances)])
-        if unit == "turns" and known.size <= MAX_SINGLE:
-            ends = [(int(value), int(value)) for value in known]
+        distinct = np.unique(distances[~np.isnan(distances)])
+        if unit == "turns" and distinct.size <= MAX_SINGLE:
+            ranges = [(int(value), int(value)) for value in distinct]
         else:
-            ends = list(dict.fromkeys(_power(int(value)) for value in known))
-        for low, high in ends:
-            within = (distances >= low) & (distances <= high)
-            found.append(DistanceGroup(unit, low, high, float(distances[within].mean()), within))
-    return found
+            ranges = list(dict.fromkeys(_power_of_two_range(int(value)) for value in distinct))
+        for low, high in ranges:
+            in_group = (distances >= low) & (distances <= high)
+            groups.append(DistanceGroup(unit, low, high, float(distances[in_group].mean()), in_group))
+    return groups
 
 
-def _power(distance: int) -> tuple[int, int]:
-    """The group of a distance: 0, 1, 2-3, 4-7, 8-15 and so on."""
+def _power_of_two_range(distance: int) -> tuple[int, int]:
+    """The range that contains `distance`: 0, 1, 2-3, 4-7, 8-15 and so on."""
     if distance < 1:
         return 0, 0
     low = 1 << (distance.bit_length() - 1)

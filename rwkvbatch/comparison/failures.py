@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,44 +24,44 @@ _JUDGED: Final = ["conversation", "turn", "question", "checks", "finish_reason"]
 
 @dataclass(frozen=True)
 class FailureCount:
-    """How often one tag or kind of check failed: for each variant, the failures and the number of which they are."""
+    """Failures of one tag or kind of check: `counts` has the number of failures and the total for each variant."""
 
     name: str
     counts: tuple[tuple[int, int], ...]
 
     @property
     def worst_share(self) -> float:
-        """The largest share of failures of a variant."""
-        return max((failed / of for failed, of in self.counts if of), default=0.0)
+        """The largest share of failures of any variant."""
+        return max((failed / total for failed, total in self.counts if total), default=0.0)
 
 
 def failures_by_tag(table: pd.DataFrame, variants: Sequence[Variant]) -> list[FailureCount]:
-    """Turns of which a check failed, by tag, the largest share first; tags without a failure are left out.
+    """Turns with a failed check by tag, sorted by the worst share, without tags that never fail.
 
     Args:
         table: see `comparable_rows`; turns that ended in an error count as failed there.
     """
-    found: list[dict[str, tuple[int, int]]] = []
+    totals: list[_Totals] = []
     for variant in variants:
         rows = rows_of(table, variant, ["tags", "passed"])
         passed = rows["passed"].to_numpy(dtype=np.float64)
         judged = ~np.isnan(passed)
-        pairs = zip(rows["tags"].to_numpy()[judged], (passed[judged] < 1.0).tolist(), strict=True)
-        found.append(_counted(Counter((tag, failed) for tags, failed in pairs for tag in tags)))
-    return _by_name(found)
+        outcomes = zip(rows["tags"].to_numpy()[judged], (passed[judged] < 1.0).tolist(), strict=True)
+        totals.append(_totals(Counter((tag, failed) for tags, failed in outcomes for tag in tags)))
+    return _failure_counts(totals)
 
 
 def failures_by_check(table: pd.DataFrame, variants: Sequence[Variant]) -> list[FailureCount]:
-    """Failed checks by kind, the largest share first; kinds without a failure are left out.
+    """Failed checks by kind, sorted by the worst share, without kinds that never fail.
 
-    A turn that ended in an error counts with all checks of the same turn elsewhere, as failed.
+    In a turn that ended in an error, all checks that the turn has in any row count as failed.
     """
     kinds: dict[tuple[Any, ...], list[str]] = {}
     if bool((table["finish_reason"] == "error").any()):
         for *key, checks, _ in zip(*(table[name] for name in _JUDGED), strict=True):
             if len(checks):
                 kinds.setdefault(tuple(key), [check["kind"] for check in checks])
-    found: list[dict[str, tuple[int, int]]] = []
+    totals: list[_Totals] = []
     for variant in variants:
         rows = rows_of(table, variant, _JUDGED)
         errors = (rows["finish_reason"] == "error").to_numpy(dtype=bool)
@@ -73,17 +73,25 @@ def failures_by_check(table: pd.DataFrame, variants: Sequence[Variant]) -> list[
         )
         for *key, _, _ in zip(*(rows.loc[errors, name] for name in _JUDGED), strict=True):
             counts.update((kind, True) for kind in kinds.get(tuple(key), ()))
-        found.append(_counted(counts))
-    return _by_name(found)
+        totals.append(_totals(counts))
+    return _failure_counts(totals)
 
 
-def _counted(counts: Counter[tuple[str, bool]]) -> dict[str, tuple[int, int]]:
-    """By name, the failures and all, of numbers by name and whether it failed."""
+_Totals = Mapping[str, tuple[int, int]]
+"""One variant's number of failures and total for each name."""
+
+
+def _totals(counts: Counter[tuple[str, bool]]) -> _Totals:
+    """The totals from counts of (name, whether it failed)."""
     names = dict.fromkeys(name for name, _ in counts)
     return {name: (counts[name, True], counts[name, True] + counts[name, False]) for name in names}
 
 
-def _by_name(found: Sequence[dict[str, tuple[int, int]]]) -> list[FailureCount]:
-    names = dict.fromkeys(name for own in found for name in own)
-    counts = [FailureCount(name, tuple(own.get(name, (0, 0)) for own in found)) for name in names]
-    return sorted((each for each in counts if each.worst_share > 0), key=lambda each: (-each.worst_share, each.name))
+def _failure_counts(totals: Sequence[_Totals]) -> list[FailureCount]:
+    names = dict.fromkeys(name for variant_totals in totals for name in variant_totals)
+    counts = [
+        FailureCount(name, tuple(variant_totals.get(name, (0, 0)) for variant_totals in totals)) for name in names
+    ]
+    return sorted(
+        (count for count in counts if count.worst_share > 0), key=lambda count: (-count.worst_share, count.name)
+    )

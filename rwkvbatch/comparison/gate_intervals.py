@@ -1,4 +1,4 @@
-"""Simultaneous intervals of what significant gates compare."""
+"""Simultaneous intervals of the differences that gates with `significantly` test."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rwkvbatch.comparison.gates import COMPARATORS, Floats, Gate, LinearForm
 from rwkvbatch.comparison.paired import LEVEL
 from rwkvbatch.comparison.scopes import GateScope
+from rwkvbatch.errors import counted
 from rwkvbatch.stats.bounded import bounded_interval, unseen_share
 from rwkvbatch.stats.family import Difference, compare_family
 from rwkvbatch.stats.spread import unlimited_interval
@@ -20,9 +21,14 @@ from rwkvbatch.stats.spread import unlimited_interval
 
 @dataclass(frozen=True)
 class Interval:
-    """Simultaneous ends of a linear form, and its p-value. `reason`: why no data of this extent could decide.
+    """The simultaneous interval of a linear form on one scope.
 
-    `exact`: all pairs are equal and the metric has no limits, so that the ends are those of the sample.
+    Attributes:
+        low, high: its ends; NaN if there is no interval.
+        p: adjusted p-value of "variant and baseline are equal"; NaN if the gate tests another hypothesis.
+        reason: why no data of this size could decide the gate; empty otherwise.
+        exact: whether all pairs are equal and the metric has no limits, so that the ends are those of the sample.
+        level_each: level of this interval within the family.
     """
 
     low: float = math.nan
@@ -33,12 +39,17 @@ class Interval:
     level_each: float = LEVEL
 
 
-_NOTHING: Final = Interval(reason="no pair has all metrics of the gate")
+_NO_PAIRS: Final = Interval(reason="no pair has all metrics of the gate")
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """A linear form without its constant on `n` pairs."""
+class FormValues:
+    """The values of a linear form without its constant.
+
+    Attributes:
+        values: `[n]`. conversations, repeats: `[n]` integer codes.
+        weights: `[n]`, 1 on average; None for equal weights.
+    """
 
     values: Floats
     conversations: NDArray[np.int64]
@@ -51,128 +62,155 @@ class Numbers:
 
 
 def gate_intervals(gate: Gate, scopes: Sequence[GateScope]) -> list[Interval]:
-    """Simultaneous intervals of `left - right`."""
+    """The simultaneous interval of `left - right` on each scope."""
     form = gate.form
     assert form is not None, "a significant gate has a linear form"
-    numbers = [None if _unjudged(form, scope) else numbers_of(form, scope) for scope in scopes]
+    samples = [None if _has_no_values(form, scope) else form_values(form, scope) for scope in scopes]
     if form.one_sided:
-        some = sum(found is not None and found.values.size > 0 for found in numbers)
-        return [_alone_interval(gate, form, found, LEVEL / max(1, some)) for found in numbers]
-    return _paired_intervals(gate, form, numbers)
+        num_judged = sum(sample is not None and sample.values.size > 0 for sample in samples)
+        return [_unpaired_interval(gate, form, sample, LEVEL / max(1, num_judged)) for sample in samples]
+    return _paired_intervals(gate, form, samples)
 
 
-def _unjudged(form: LinearForm, scope: GateScope) -> bool:
-    """Whether `_statistic` says why there is nothing to judge."""
+def _has_no_values(form: LinearForm, scope: GateScope) -> bool:
+    """Whether the scope lacks pairs or a baseline that the form needs; `judging` gives the reason."""
     return bool(scope.unpaired) or (scope.baseline_label is None and any(value.of_baseline for value in form.weights))
 
 
-def numbers_of(form: LinearForm, scope: GateScope) -> Numbers:
-    """The form on the pairs that have all of its metrics on both sides, as the table has them."""
+def form_values(form: LinearForm, scope: GateScope) -> FormValues:
+    """The form's values on the pairs that have all of its metrics on both sides, which are the table's pairs."""
     first = next(iter(form.weights))
     column = scope.column(first.metric, first.of_baseline)
     total = np.zeros(column.values.size)
     for value, weight in form.weights.items():
         total = total + weight * scope.column(value.metric, value.of_baseline).values
         if scope.baseline_label is not None:
+            # Adding 0 times the other side makes the total NaN where that side has no value.
             total = total + 0.0 * scope.column(value.metric, not value.of_baseline).values
     known = ~np.isnan(total)
     weights = column.weights
     if weights is not None:
         weights = weights[known] / weights[known].mean() if known.any() else weights[known]
-    return Numbers(total[known], column.conversations[known], column.repeats[known], weights)
+    return FormValues(total[known], column.conversations[known], column.repeats[known], weights)
 
 
-def _paired_intervals(gate: Gate, form: LinearForm, numbers: Sequence[Numbers | None]) -> list[Interval]:
-    """By sign flips. For a difference of means they are the table's intervals, moved by the margin.
+@dataclass(frozen=True)
+class _FlipTest:
+    """The sign-flip test of a linear form.
 
-    Where all pairs are equal, the table has the interval [0, 0] of the sample. A gate asks about other conversations
-    too, a share of which may differ as far as the metric allows (`unseen_share`); so may they where the form is no
-    difference, of which flips test 0 and no other number.
+    It tests `(values + offset) / scale`, and turns an end of the test's interval into `scale * end + shift`. The
+    constant of a difference of means is a margin, which shifts the table's interval; the constant of another form is
+    part of the values.
     """
-    difference = form.difference
-    # Of a difference, the constant is a margin around the table's interval; of other forms, a part of the values.
-    shift, inside = (form.constant, 0.0) if difference else (0.0, form.constant)
-    scale = difference[1] if difference else 1.0
-    widest = form.reach / abs(scale)
-    size = 1 + max((int(found.conversations.max(initial=-1)) for found in numbers if found), default=-1)
-    sums, counts = np.zeros((size, len(numbers))), np.zeros((size, len(numbers)))
-    for column, found in enumerate(numbers):
-        if found is not None:
-            values = (found.values + inside) / scale
-            if found.weights is not None:
-                values = values * found.weights
-            sums[:, column] = np.bincount(found.conversations, values, minlength=size)
-            counts[:, column] = np.bincount(found.conversations, found.weights, minlength=size)
-    family = compare_family(sums, counts, level=LEVEL, widest=widest)
-    judged = sum(found is not None and found.values.size > 0 for found in numbers)
 
-    def ends(test: Difference, level: float) -> tuple[float, float]:
-        low, high = sorted((scale * test.low + shift, scale * test.high + shift))
-        if not difference and math.isfinite(widest):
+    form: LinearForm
+    scale: float
+    offset: float
+    shift: float
+
+    @classmethod
+    def of(cls, form: LinearForm) -> _FlipTest:
+        if form.difference is None:
+            return cls(form, scale=1.0, offset=form.constant, shift=0.0)
+        return cls(form, scale=form.difference[1], offset=0.0, shift=form.constant)
+
+    @property
+    def widest(self) -> float:
+        """The largest absolute value that the metrics allow for what is tested."""
+        return self.form.reach / abs(self.scale)
+
+    def interval(self, test: Difference, level: float) -> tuple[float, float]:
+        """The form's interval; `level` is that of the test.
+
+        Flips test the hypothesis 0 alone, which says nothing about other values of a form that is no difference. Its
+        interval therefore also contains the means that an unseen share of conversations at the limits would give.
+        """
+        low, high = sorted((self.scale * test.low + self.shift, self.scale * test.high + self.shift))
+        if self.form.difference is None and math.isfinite(self.widest):
             unseen = unseen_share(test.clusters, level)
-            others = [test.mean + unseen * (limit - test.mean) for limit in form.limits]
-            low, high = min(low, others[0]), max(high, others[1])
+            lowest, highest = (test.mean + unseen * (limit - test.mean) for limit in self.form.limits)
+            low, high = min(low, lowest), max(high, highest)
         return low, high
 
+
+def _paired_intervals(gate: Gate, form: LinearForm, samples: Sequence[FormValues | None]) -> list[Interval]:
+    """Intervals by sign flips; for a difference of means they are the table's, shifted by the margin.
+
+    If all pairs are equal, the table shows the interval [0, 0] of the sample. A gate is about other conversations too,
+    an unseen share of which may differ as far as the metric allows (`unseen_share`), so its interval is wider.
+    """
+    flip_test = _FlipTest.of(form)
+    widest = flip_test.widest
+    size = 1 + max((int(sample.conversations.max(initial=-1)) for sample in samples if sample), default=-1)
+    sums, counts = np.zeros((size, len(samples))), np.zeros((size, len(samples)))
+    for column, sample in enumerate(samples):
+        if sample is not None:
+            values = (sample.values + flip_test.offset) / flip_test.scale
+            if sample.weights is not None:
+                values = values * sample.weights
+            sums[:, column] = np.bincount(sample.conversations, values, minlength=size)
+            counts[:, column] = np.bincount(sample.conversations, sample.weights, minlength=size)
+    family = compare_family(sums, counts, level=LEVEL, widest=widest)
+    num_judged = sum(sample is not None and sample.values.size > 0 for sample in samples)
     intervals: list[Interval] = []
-    for column, (found, test) in enumerate(zip(numbers, family.differences, strict=True)):
-        if found is None or not found.values.size:
-            intervals.append(_NOTHING)
+    for column, (sample, test) in enumerate(zip(samples, family.differences, strict=True)):
+        if sample is None or not sample.values.size:
+            intervals.append(_NO_PAIRS)
             continue
-        p = test.p_adjusted if difference and shift == 0 else math.nan
-        low, high = ends(test, family.level_each)
+        p = test.p_adjusted if form.difference and flip_test.shift == 0 else math.nan
+        low, high = flip_test.interval(test, family.level_each)
         interval = Interval(low, high, p, exact=test.identical, level_each=family.level_each)
         if test.identical and math.isfinite(widest):
-            most = form.reach * unseen_share(test.clusters, family.level_each)
-            interval = replace(interval, low=shift - most, high=shift + most, exact=False)
+            unseen = form.reach * unseen_share(test.clusters, family.level_each)
+            interval = replace(interval, low=flip_test.shift - unseen, high=flip_test.shift + unseen, exact=False)
         if not test.decidable:
-            interval = replace(interval, reason=_too_few(found))
+            interval = replace(interval, reason=_too_few(sample))
         elif math.isfinite(widest):
-            best = widest * math.copysign(1.0, wanted_sign(gate) * scale)
-            own = counts[:, column : column + 1]
-            # At the level that holds for any data, so that it does not depend on the data what can be judged.
-            extreme = compare_family(best * own, own, level=LEVEL / judged, widest=widest).differences[0]
-            limits = ends(extreme, LEVEL / judged)
-            interval = replace(interval, reason=_undecidable(gate, scale * best + shift, limits, found))
+            best = widest * math.copysign(1.0, wanted_sign(gate) * flip_test.scale)
+            sample_counts = counts[:, column : column + 1]
+            # Whether a gate can be judged must not depend on the data: this level holds for any data.
+            level = LEVEL / num_judged
+            extreme = compare_family(best * sample_counts, sample_counts, level=level, widest=widest).differences[0]
+            ends, mean = flip_test.interval(extreme, level), flip_test.scale * best + flip_test.shift
+            interval = replace(interval, reason=_undecidable(gate, mean, ends, sample))
         intervals.append(interval)
     return intervals
 
 
-def _alone_interval(gate: Gate, form: LinearForm, found: Numbers | None, level: float) -> Interval:
-    """Of a variant's own means, or its baseline's, against a number, without a pairing."""
-    if found is None or not found.values.size:
-        return _NOTHING
-    if found.num_conversations < 2:
-        return Interval(reason=_too_few(found), level_each=level)
+def _unpaired_interval(gate: Gate, form: LinearForm, sample: FormValues | None, level: float) -> Interval:
+    """The interval of a form of one side alone (variant or baseline), which needs no pairing."""
+    if sample is None or not sample.values.size:
+        return _NO_PAIRS
+    if sample.num_conversations < 2:
+        return Interval(reason=_too_few(sample), level_each=level)
     lowest, highest = replace(form, constant=0.0).limits
     if not math.isfinite(highest - lowest):
-        low, high = unlimited_interval(found.values, found.conversations, found.weights, level=1 - level)
+        low, high = unlimited_interval(sample.values, sample.conversations, sample.weights, level=1 - level)
         reason = "all conversations have the same value, which does not show how others vary" if math.isnan(low) else ""
         return Interval(low + form.constant, high + form.constant, reason=reason, level_each=level)
 
-    def ends(of: Floats) -> tuple[float, float]:
-        low, high = bounded_interval(of, found.conversations, lowest=lowest, highest=highest, level=1 - level)
+    def ends(values: Floats) -> tuple[float, float]:
+        low, high = bounded_interval(values, sample.conversations, lowest=lowest, highest=highest, level=1 - level)
         return low + form.constant, high + form.constant
 
     best = highest if wanted_sign(gate) > 0 else lowest
-    reason = _undecidable(gate, best + form.constant, ends(np.full(found.values.size, best)), found)
-    return Interval(*ends(np.clip(found.values, lowest, highest)), reason=reason, level_each=level)
+    reason = _undecidable(gate, best + form.constant, ends(np.full(sample.values.size, best)), sample)
+    return Interval(*ends(np.clip(sample.values, lowest, highest)), reason=reason, level_each=level)
 
 
 def wanted_sign(gate: Gate) -> int:
-    """The sign of `left - right` where the condition holds."""
+    """The sign of `left - right` if the condition holds."""
     return -1 if gate.comparator in ("<", "<=") else 1
 
 
-def _undecidable(gate: Gate, best: float, ends: Sequence[float], found: Numbers) -> str:
-    """Why not even the most extreme outcome, with the mean `best` and the interval `ends`, would show the condition.
+def _undecidable(gate: Gate, best: float, ends: Sequence[float], sample: FormValues) -> str:
+    """Why even the most extreme outcome, with the mean `best` and the interval `ends`, would not show the condition.
 
-    Empty where it would, and where it is not on the condition's side: then the condition can never hold.
+    Empty if it would, or if `best` itself does not meet the condition, which then can never hold.
     """
     shown = ends[1] < 0 if wanted_sign(gate) < 0 else ends[0] > 0
-    return "" if shown or not COMPARATORS[gate.comparator](best, 0.0) or best == 0 else _too_few(found)
+    return "" if shown or not COMPARATORS[gate.comparator](best, 0.0) or best == 0 else _too_few(sample)
 
 
-def _too_few(found: Numbers) -> str:
-    number = found.num_conversations
-    return f"{number} conversation{'' if number == 1 else 's'} cannot show it, whatever the outcome"
+def _too_few(sample: FormValues) -> str:
+    return f"{counted(sample.num_conversations, 'conversation')} cannot show it, whatever the outcome"

@@ -8,8 +8,8 @@
               | statistic "(" "baseline." metric ")"
     statistic = "mean" | "median" | "min" | "max" | "p" number     (p95: the 95th percentile)
 
-A metric alone is its mean. `baseline` alone is the same statistic of the only metric in the gate. `judging` evaluates
-gates on the pairs of a comparison.
+A metric without a statistic means its mean. `baseline` without a metric means the same statistic of the only metric in
+the gate. `judging` evaluates gates on the pairs of a comparison.
 """
 
 from __future__ import annotations
@@ -72,18 +72,20 @@ _BARE_BASELINE = Value("", "", of_baseline=True)
 
 @dataclass(frozen=True)
 class LinearForm:
-    """A weighted sum of means, all of turns or all of conversations: `constant` plus `weights` times the values."""
+    """`constant` plus a weighted sum of means, which are all of turns or all of conversations."""
 
     constant: float
     weights: Mapping[Value, float]
 
     @property
     def difference(self) -> tuple[Metric, float] | None:
-        """The metric and its weight, where the form is a multiple of variant minus baseline; else None."""
+        """The metric and its weight, if the form is a multiple of variant minus baseline; else None."""
         if len(self.weights) == 2:
-            (one, weight), (other, opposite) = sorted(self.weights.items(), key=lambda item: item[0].of_baseline)
-            if one.metric == other.metric and not one.of_baseline and other.of_baseline and weight == -opposite:
-                return metric_named(one.metric), weight
+            items = sorted(self.weights.items(), key=lambda item: item[0].of_baseline)
+            (variant, weight), (baseline, baseline_weight) = items
+            is_pair = variant.metric == baseline.metric and not variant.of_baseline and baseline.of_baseline
+            if is_pair and weight == -baseline_weight:
+                return metric_named(variant.metric), weight
         return None
 
     @property
@@ -93,7 +95,7 @@ class LinearForm:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The lowest and the highest value that the metrics allow."""
+        """The lowest and the highest value of the form that the metrics' ranges allow."""
         low = high = self.constant
         for value, weight in self.weights.items():
             metric = metric_named(value.metric)
@@ -103,7 +105,7 @@ class LinearForm:
 
     @property
     def reach(self) -> float:
-        """The largest distance from 0, or for differences from the constant, that the metrics allow."""
+        """The largest distance from 0 (from the constant, for a difference) that the metrics' ranges allow."""
         if self.difference:
             metric, weight = self.difference
             return abs(weight) * metric.widest
@@ -112,9 +114,9 @@ class LinearForm:
 
 @dataclass(frozen=True)
 class Gate:
-    """A parsed gate: `left comparator right`, shown significantly where `significantly` is set.
+    """A parsed gate with the condition `left comparator right`, which must be significant if `significantly` is set.
 
-    With `--fail-if` it fails where that holds, with `--fail-unless` where it does not.
+    With `--fail-if` it fails if the condition holds, with `--fail-unless` if it does not.
     """
 
     text: str
@@ -128,7 +130,7 @@ class Gate:
 
     @cached_property
     def form(self) -> LinearForm | None:
-        """`left - right`, or None where that has no test: percentiles, products, timings, counts."""
+        """`left - right`; None if it has no test, because of percentiles, products, timings or counts."""
         form = _linear(Binary("-", self.left, self.right))
         if form is None or not form.weights:
             return None
@@ -141,18 +143,18 @@ def parse_gate(text: str, option: GateOption = "--fail-if", *, significantly: bo
     """Parse one expression.
 
     Args:
-        significantly: add `significantly` where the text does not have it.
+        significantly: add `significantly` if the text does not have it.
 
     Raises:
-        UsageError: a syntax error, an unknown name (the message marks its position), or `significantly` where there is
-            no test.
+        UsageError: a syntax error, an unknown name (the message marks its position), or `significantly` in a gate that
+            has no test.
     """
     if len(text) > MAX_LENGTH:
         raise UsageError(f"{option}: an expression has at most {MAX_LENGTH} characters, got {len(text)}")
     parser = _Parser(text, option)
     gate = parser.gate()
-    if parser.bare is not None:
-        gate = _Parser(text, option, parser.meaning_of_bare(parser.bare)).gate()
+    if parser.bare_baseline is not None:
+        gate = _Parser(text, option, parser.value_of_bare(parser.bare_baseline)).gate()
     if significantly:
         gate = replace(gate, significantly=True)
     if gate.significantly and gate.form is None:
@@ -164,7 +166,7 @@ def parse_gate(text: str, option: GateOption = "--fail-if", *, significantly: bo
 
 
 def evaluated(node: Expression, of_value: Callable[[Value], Any], combined: Callable[[str, Any, Any], Any]) -> Any:
-    """The result of an expression, from those of its statistics and operators."""
+    """The result of an expression: `of_value` gives that of a statistic, `combined` that of an operator."""
     match node:
         case Value():
             return of_value(node)
@@ -176,34 +178,37 @@ def evaluated(node: Expression, of_value: Callable[[Value], Any], combined: Call
 
 
 def _linear(node: Expression) -> LinearForm | None:
+    """The expression as a linear form; None if it is not linear in means."""
+
     def of_value(value: Value) -> LinearForm | None:
-        plain = value.statistic == "mean" and not metric_named(value.metric).log_of
-        return LinearForm(0.0, {value: 1.0}) if plain else None
+        is_mean = value.statistic == "mean" and not metric_named(value.metric).log_of
+        return LinearForm(0.0, {value: 1.0}) if is_mean else None
 
     def combined(sign: str, a: LinearForm | float | None, b: LinearForm | float | None) -> LinearForm | None:
         if a is None or b is None:
             return None
-        one, other = (side if isinstance(side, LinearForm) else LinearForm(side, {}) for side in (a, b))
+        left, right = (side if isinstance(side, LinearForm) else LinearForm(side, {}) for side in (a, b))
         if sign in "+-":
-            return _added(one, other, 1.0 if sign == "+" else -1.0)
-        if sign == "*" and not (one.weights and other.weights):
-            return _scaled(one, other.constant) if one.weights else _scaled(other, one.constant)
-        if sign == "/" and not other.weights and other.constant != 0:
-            return _scaled(one, 1 / other.constant)
+            return _added(left, right, 1.0 if sign == "+" else -1.0)
+        if sign == "*" and not (left.weights and right.weights):
+            return _scaled(left, right.constant) if left.weights else _scaled(right, left.constant)
+        if sign == "/" and not right.weights and right.constant != 0:
+            return _scaled(left, 1 / right.constant)
         return None
 
     form = evaluated(node, of_value, combined)
-    # Sums of squares of larger numbers overflow.
+    # Sums of squares of numbers above the limit overflow.
     if form is None or not all(abs(number) < _MAX_NUMBER for number in (form.constant, *form.weights.values())):
         return None
     return LinearForm(form.constant, {value: weight for value, weight in form.weights.items() if weight != 0})
 
 
-def _added(one: LinearForm, other: LinearForm, factor: float) -> LinearForm:
-    weights = dict(one.weights)
-    for value, weight in other.weights.items():
+def _added(left: LinearForm, right: LinearForm, factor: float) -> LinearForm:
+    """`left + factor * right`."""
+    weights = dict(left.weights)
+    for value, weight in right.weights.items():
         weights[value] = weights.get(value, 0.0) + factor * weight
-    return LinearForm(one.constant + factor * other.constant, weights)
+    return LinearForm(left.constant + factor * right.constant, weights)
 
 
 def _scaled(form: LinearForm, factor: float) -> LinearForm:
@@ -218,20 +223,24 @@ class _Token:
 
 
 class _Parser:
-    """Parses one expression.
+    """Parses one expression by recursive descent.
 
     Args:
-        meaning: the value of `baseline` alone, known after a first pass.
+        bare_value: the value that `baseline` without a metric stands for; the first pass finds it.
+
+    Attributes:
+        next: index of the next token. values: the statistics parsed so far. nesting: depth of signs and parentheses.
+        bare_baseline: the last token `baseline` without a metric; None if there is none.
     """
 
-    def __init__(self, text: str, option: GateOption, meaning: Value = _BARE_BASELINE) -> None:
+    def __init__(self, text: str, option: GateOption, bare_value: Value = _BARE_BASELINE) -> None:
         self.text = text
         self.option: GateOption = option
-        self.meaning = meaning
+        self.bare_value = bare_value
         self.tokens = list(self._tokens())
         self.next = 0
         self.values: list[Value] = []
-        self.bare: _Token | None = None
+        self.bare_baseline: _Token | None = None
         self.nesting = 0
 
     def gate(self) -> Gate:
@@ -249,15 +258,15 @@ class _Parser:
             raise self._error("a gate must name a metric", self.tokens[0])
         return Gate(self.text.strip(), self.option, left, token.text, right, significantly, tuple(self.values))
 
-    def meaning_of_bare(self, token: _Token) -> Value:
-        """The baseline's value of the only metric in the gate; `token` is the bare `baseline`."""
-        named = list(dict.fromkeys(value for value in self.values if not value.of_baseline))
-        if len(named) != 1:
-            found = " and ".join(value.metric for value in named) or "no metric"
+    def value_of_bare(self, token: _Token) -> Value:
+        """The baseline's statistic of the only metric in the gate; `token` is the `baseline` without a metric."""
+        variant_values = list(dict.fromkeys(value for value in self.values if not value.of_baseline))
+        if len(variant_values) != 1:
+            names = " and ".join(value.metric for value in variant_values) or "no metric"
             raise self._error(
-                f"`baseline` alone needs exactly one metric in the gate, found {found}; write baseline.METRIC", token
+                f"`baseline` alone needs exactly one metric in the gate, found {names}; write baseline.METRIC", token
             )
-        return replace(named[0], of_baseline=True)
+        return replace(variant_values[0], of_baseline=True)
 
     def _sum(self) -> Expression:
         return self._chain("+-", self._product)
@@ -309,8 +318,8 @@ class _Parser:
                 self._take()
                 token = self._take()
             elif allow_bare:
-                self.bare = token
-                return self.meaning
+                self.bare_baseline = token
+                return self.bare_value
             else:
                 raise self._error(f"write {statistic}(baseline.METRIC)", token)
         try:
@@ -336,13 +345,13 @@ class _Parser:
         position = 0
         end = len(self.text.rstrip())
         while position < end:
-            found = _TOKEN.match(self.text, position)
-            if found is None:
+            match = _TOKEN.match(self.text, position)
+            if match is None:
                 start = end - len(self.text[position:end].lstrip())
                 raise self._error(f"unexpected character {self.text[start]!r}", _Token("?", self.text[start], start))
-            kind = found.lastgroup or ""
-            yield _Token(kind, found[kind], found.start(kind))
-            position = found.end()
+            kind = match.lastgroup or ""
+            yield _Token(kind, match[kind], match.start(kind))
+            position = match.end()
         yield _Token("end", "", end)
 
     def _error(self, problem: str, token: _Token) -> UsageError:

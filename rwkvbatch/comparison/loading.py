@@ -1,4 +1,4 @@
-"""Loads run directories, results files and in-memory results as tables: one row per turn."""
+"""Loads run directories, results files and results in memory as tables with one row per turn."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class ResultInMemory(Protocol):
-    """What `compare` uses of the result of `rwkvbatch.run`; `directory` is None where the rows are in memory."""
+    """The part of a result of `rwkvbatch.run` that `compare` uses; `directory` is None if the rows are in memory."""
 
     @property
     def directory(self) -> Path | None: ...
@@ -46,12 +46,12 @@ class ResultInMemory(Protocol):
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What was run, from the manifest; None or empty where it does not say.
+    """What was run, according to the manifest; fields that it lacks are None or empty.
 
     Attributes:
-        script_sha256: hash of the conversations. seed: the run seed. version: of rwkvbatch. created: a date.
+        script_sha256: hash of the conversations. seed: the run seed. version: version of rwkvbatch. created: a date.
         scripts: paths. cells: settings by the cell's name, in the plan's order. models: one record per checkpoint.
-        identity: all that the replies depend on. part: such as `2/8`, of a part of a run (`--shard`).
+        identity: everything that the replies depend on. part: which part of a run this is (`--shard`), such as `2/8`.
     """
 
     script_sha256: str | None = None
@@ -66,7 +66,7 @@ class RunFacts:
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> RunFacts:
-        """The facts in the content of a `manifest.json`; an empty one gives empty facts."""
+        """The facts from the content of a `manifest.json`; empty facts from an empty one."""
         identity, about = _record(manifest.get("identity")), _record(manifest.get("about"))
         script = _record(identity.get("script"))
         return cls(
@@ -83,7 +83,7 @@ class RunFacts:
 
     @classmethod
     def of_plan(cls, plan: Any) -> RunFacts:
-        """The facts of a run in memory. Without hashes of the weights there is no identity."""
+        """The facts of a run in memory. They have no identity, because the weights are not hashed."""
         hashes = "".join(conversation.sha256 for conversation in plan.conversations)
         cells = zip(plan.cells, plan.cell_settings, strict=True)
         return cls(
@@ -97,7 +97,7 @@ class RunFacts:
 def varied_settings(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The settings that differ between cells, each with its values in order of appearance."""
     varied: dict[str, list[Any]] = {}
-    keys = dict.fromkeys(key for settings in cells.values() for key in settings)
+    keys = dict.fromkeys(name for settings in cells.values() for name in settings)
     for key in keys:
         values: list[Any] = []
         for settings in cells.values():
@@ -130,18 +130,18 @@ class RunData:
     """One run as a table.
 
     Attributes:
-        name: short and unique among the runs loaded together.
+        name: a short name, unique among the runs loaded together.
         source: the path as given, or the name of a result in memory.
         facts: what was run; empty without a manifest.
-        manifest: the content of `manifest.json`; empty where there is none.
+        manifest: the content of `manifest.json`; empty without one.
         rows: one row per turn; the columns are `conversation, cell, repeat, turn, seed, finish_reason, error, prompt,
             reply, tags, reference, checks, unjudged, judge, probe_turns, probe_tokens, probe_after`, one per metric,
-            and one per weight (NaN where a turn has no number).
+            and one per weight (NaN if a turn has no value).
         notes: warnings for readers of a comparison.
-        unfinished: by cell, the number of planned rows that are not there (yet); empty for a finished run, or where
-            nothing says how many were planned. Of runs whose cells have different numbers of rows only the total is
-            known: each cell then has it.
-        systems: the system messages by conversation; None where the run does not hold them (see `system_messages`).
+        unfinished: number of planned rows that do not exist (yet), by cell; empty if the run is finished, or if the
+            number of planned rows is unknown. If the cells have different numbers of rows, only the total is known,
+            and each cell has it.
+        systems: system messages by conversation; None if they must be read from elsewhere (see `system_messages`).
     """
 
     name: str
@@ -169,7 +169,7 @@ Source = str | os.PathLike[str] | ResultInMemory
 
 
 def load(runs: Source | Iterable[Source]) -> pd.DataFrame:
-    """All turns of `runs` as one table: the columns of `RunData.rows`, and `run` with the name of the run.
+    """All turns of `runs` as one table with the columns of `RunData.rows` and `run`, the name of the run.
 
     Raises:
         UsageError: a run is given twice.
@@ -187,20 +187,20 @@ def joined(runs: Sequence[RunData]) -> pd.DataFrame:
 
 
 def load_runs(sources: Source | Iterable[Source]) -> list[RunData]:
-    """The runs of `sources`, in order. Several `PATH::CELL` of one path make one run.
+    """The runs of `sources`, in order. Several `PATH::CELL` of the same path are one run.
 
     Raises:
         UsageError, RunDirectoryError, RunDamagedError: as `load`.
     """
-    given = [sources] if isinstance(sources, str | os.PathLike | ResultInMemory) else list(sources)
-    if not given:
+    source_list = [sources] if isinstance(sources, str | os.PathLike | ResultInMemory) else list(sources)
+    if not source_list:
         raise UsageError("no run is given", hint="name a run directory, or give the result of `rwkvbatch.run`")
-    cells_of: dict[str, list[str]] = {}
-    whole: set[str] = set()
+    cells_by_path: dict[str, list[str]] = {}
+    whole_runs: set[str] = set()  # paths that are given without a cell
     seen: set[object] = set()
     on_disk: set[str] = set()
     in_memory: dict[str, ResultInMemory] = {}
-    for number, source in enumerate(given, start=1):
+    for number, source in enumerate(source_list, start=1):
         if isinstance(source, ResultInMemory) and source.directory is None:
             path, separator, key = f"result-{number}", "", id(source)
             in_memory[path] = source
@@ -210,24 +210,24 @@ def load_runs(sources: Source | Iterable[Source]) -> list[RunData]:
             key = (Path(path), cell)
             on_disk.add(path)
             if separator:
-                cells_of.setdefault(path, []).append(cell)
+                cells_by_path.setdefault(path, []).append(cell)
         if key in seen:
             raise UsageError(f"{source} is given twice", hint="name each run or cell once")
         seen.add(key)
-        cells_of.setdefault(path, [])
+        cells_by_path.setdefault(path, [])
         if not separator:
-            whole.add(path)
+            whole_runs.add(path)
     for name in in_memory.keys() & on_disk:
         raise UsageError(f"{name} is the name of a result in memory", hint=f"write the path as ./{name}")
-    names = _short_names(list(cells_of))
+    names = _short_names(list(cells_by_path))
     runs: list[RunData] = []
-    for path, cells in cells_of.items():
+    for path, cells in cells_by_path.items():
         if path in in_memory:
             runs.append(_in_memory(path, in_memory[path]))
             continue
         run = _load_foreign(path, names[path], cells) or _load_run(path, names[path])
         _check_cells(run, cells)
-        if path not in whole:
+        if path not in whole_runs:
             rows = run.rows.loc[run.rows["cell"].isin(cells)].reset_index(drop=True)
             unfinished = {cell: count for cell, count in run.unfinished.items() if cell in cells}
             run = replace(run, rows=rows, unfinished=unfinished)
@@ -242,10 +242,14 @@ def _in_memory(name: str, result: ResultInMemory) -> RunData:
     done, planned = len(table), int(result.summary.planned)
     notes = (f"{name} is not finished: {done:,} of {planned:,} rows are there",) if done < planned else ()
     if getattr(result, "race", None) is not None:
-        notes += (_raced(name, "`result.race`"),)
+        notes += (_race_note(name, "`result.race`"),)
     facts = RunFacts.of_plan(result.plan)
-    systems = {each.id: each.system for each in result.plan.conversations if each.system}
+    systems = _systems_of(result.plan.conversations)
     return RunData(name, name, facts, {}, table, notes, _unfinished(table, planned, list(facts.cells)), systems)
+
+
+def _systems_of(conversations: Iterable[Any]) -> dict[str, str]:
+    return {conversation.id: conversation.system for conversation in conversations if conversation.system}
 
 
 MAX_SCRIPT_BYTES: Final = 1 << 28
@@ -253,10 +257,10 @@ MAX_SCRIPT_BYTES: Final = 1 << 28
 
 
 def system_messages(run: RunData) -> Mapping[str, str] | None:
-    """The system messages by conversation; None where the run does not have them.
+    """The system messages by conversation; None if the run does not have them.
 
-    Rows do not hold them; the script's copy does. Of runs of earlier versions, which have none, the script is read
-    again, whose hash must be that of the run.
+    They are in the run's copy of the script, not in its rows. Runs of earlier versions have no copy; for these the
+    original script is read again, and used if its hash is that of the run.
     """
     if run.systems is not None:
         return run.systems
@@ -267,80 +271,85 @@ def system_messages(run: RunData) -> Mapping[str, str] | None:
     with suppress(RwkvBatchError):  # damaged, or a check's extra is not installed here
         copy = read_script(source if source.is_dir() else source.parent, run.manifest) if run.manifest else None
         if copy is not None:
-            return {each.id: each.system for each in copy if each.system}
+            return _systems_of(copy)
     paths = [Path(path) for path in run.facts.scripts]
-    expected, number = run.facts.script_sha256, _record(run.facts.identity.get("script")).get("conversations")
+    limit = _record(run.facts.identity.get("script")).get("conversations")
     try:
         if not paths or sum(path.stat().st_size if path.is_file() else math.inf for path in paths) > MAX_SCRIPT_BYTES:
             return None
-        found = read_scripts([str(path) for path in paths], skip_bad=True).conversations[:number]
+        conversations = read_scripts([str(path) for path in paths], skip_bad=True).conversations[:limit]
     except (OSError, ValueError, TypeError, RwkvBatchError):
         return None
-    if sha256("".join(each.sha256 for each in found).encode()).hexdigest() != expected:
+    hashes = "".join(conversation.sha256 for conversation in conversations)
+    if sha256(hashes.encode()).hexdigest() != run.facts.script_sha256:
         return None
-    return {each.id: each.system for each in found if each.system}
+    return _systems_of(conversations)
 
 
 def _unfinished(rows: pd.DataFrame, planned: int | None, cells: Sequence[str]) -> dict[str, int]:
-    """By cell, the number of planned rows that are not in `rows`; empty where none is missing.
+    """The number of planned rows that are not in `rows`, by cell; empty if none is missing.
 
     Args:
-        planned: rows of the whole run; None where unknown. cells: those of the plan.
+        planned: number of rows of the whole run; None if unknown. cells: the plan's cells.
     """
     if planned is None or len(rows) >= planned:
         return {}
-    there = {str(cell): int(count) for cell, count in rows["cell"].value_counts().items()}
-    names = list(dict.fromkeys((*cells, *there)))
-    each, rest = divmod(planned, len(names))
-    if rest or max(there.values(), default=0) > each:
+    done = {str(cell): int(count) for cell, count in rows["cell"].value_counts().items()}
+    names = list(dict.fromkeys((*cells, *done)))
+    planned_per_cell, remainder = divmod(planned, len(names))
+    if remainder or max(done.values(), default=0) > planned_per_cell:
         return dict.fromkeys(names, planned - len(rows))
-    return {name: each - there.get(name, 0) for name in names if there.get(name, 0) < each}
+    missing = {name: planned_per_cell - done.get(name, 0) for name in names}
+    return {name: count for name, count in missing.items() if count > 0}
 
 
 def _tasks_not_begun(rows: pd.DataFrame, facts: RunFacts) -> dict[str, int]:
-    """By cell, the number of conversations and repetitions in the manifest without any row; not of a part of a run.
+    """The number of repeats of conversations without any row, by cell; empty for a part of a run.
 
-    For directories without `status.json` and `summary.json`. Each stands for at least one planned row.
+    Used for directories without `status.json` and `summary.json`. Each such repeat stands for at least one planned row.
     """
     script, repeats = _record(facts.identity.get("script")), _integer(facts.identity.get("repeats"))
     conversations = _integer(script.get("conversations"))
     if facts.part is not None or conversations is None or repeats is None:
         return {}
-    tasks = Counter(cell for cell, *_ in set(zip(rows["cell"], rows["conversation"], rows["repeat"], strict=True)))
-    there = {name: conversations * repeats - tasks[name] for name in facts.cells}
-    return {name: count for name, count in there.items() if count > 0}
+    begun = Counter(cell for cell, *_ in set(zip(rows["cell"], rows["conversation"], rows["repeat"], strict=True)))
+    not_begun = {name: conversations * repeats - begun[name] for name in facts.cells}
+    return {name: count for name, count in not_begun.items() if count > 0}
 
 
-def _raced(name: str, where: str) -> str:
+def _race_note(name: str, source_of_result: str) -> str:
     return (
         f"{name} is a race: how many rows a cell has depends on the scores; "
-        f"intervals and p-values here do not allow for that, {where} has the race's own result"
+        f"intervals and p-values here do not allow for that, {source_of_result} has the race's own result"
     )
 
 
 def _load_foreign(source: str, name: str, cells: Sequence[str]) -> RunData | None:
-    """The results of another program, in which `cells` are chosen; None for a run of this one."""
+    """The results of another program; None if `source` is a run of this one.
+
+    If the cells are metrics of the program, only the first is loaded unless `cells` names some.
+    """
     path = Path(source)
-    if (path / RESULTS_NAME).is_file() or (found := read_foreign(path)) is None:
+    if (path / RESULTS_NAME).is_file() or (results := read_foreign(path)) is None:
         return None
-    rows, notes = found.rows, found.notes
-    names = list(dict.fromkeys(row.cell for row in rows))
-    if found.is_metric and not cells:
-        rows = [row for row in found.rows if row.cell == names[0]]
-        without = {tag for row in found.rows for tag in row.tags} - {tag for row in rows for tag in row.tags}
-        if without:
-            notes.append(f"{source}: tasks without {names[0]} are left out: {', '.join(sorted(without))}")
-        if others := ", ".join(names[1:]):
-            notes.append(f"{source}: the score is {names[0]}; another one is named as {source}::METRIC: {others}")
-    notes = [f"{source} is of {found.program}: that both sides had the same prompts cannot be checked", *notes]
+    rows, notes = results.rows, results.notes
+    metrics = list(dict.fromkeys(row.cell for row in rows))
+    if results.is_metric and not cells:
+        rows = [row for row in results.rows if row.cell == metrics[0]]
+        left_out = {tag for row in results.rows for tag in row.tags} - {tag for row in rows for tag in row.tags}
+        if left_out:
+            notes.append(f"{source}: tasks without {metrics[0]} are left out: {', '.join(sorted(left_out))}")
+        if others := ", ".join(metrics[1:]):
+            notes.append(f"{source}: the score is {metrics[0]}; another one is named as {source}::METRIC: {others}")
+    notes = [f"{source} is of {results.program}: that both sides had the same prompts cannot be checked", *notes]
     return RunData(name, source, RunFacts(), {}, tabulate(rows), tuple(notes))
 
 
 def _load_run(source: str, name: str) -> RunData:
-    given = Path(source)
-    results = given / RESULTS_NAME if given.is_dir() else given
+    path = Path(source)
+    results = path / RESULTS_NAME if path.is_dir() else path
     if not results.is_file():
-        problem = "there is no results.jsonl in it" if given.is_dir() else "there is no such run"
+        problem = "there is no results.jsonl in it" if path.is_dir() else "there is no such run"
         raise RunDirectoryError(problem, path=source, hint="make one with `rwkvbatch run SCRIPT --out DIR`")
     notes: list[str] = []
     manifest = read_manifest(results.parent)
@@ -349,7 +358,7 @@ def _load_run(source: str, name: str) -> RunData:
     elif "shard" in manifest:
         notes.append(f"{source} is one part of a run; `rwkvbatch merge` combines the parts")
     if manifest is not None and manifest["identity"].get("race") is not None:
-        notes.append(_raced(source, f"`rwkvbatch show {source}`"))
+        notes.append(_race_note(source, f"`rwkvbatch show {source}`"))
     if manifest is not None and FORMER in manifest:
         notes.append(f"{source}: a command was interrupted while it adapted the rows; run it again to finish")
     rows = read_results(results, notes, needs_checksum=manifest is not None)
@@ -364,8 +373,8 @@ def _load_run(source: str, name: str) -> RunData:
     if manifest is not None and planned is None:
         unfinished = _tasks_not_begun(rows, facts)
     if unfinished and not any("is not finished" in note for note in notes):
-        of = "the planned" if planned is None else f"{planned:,} planned"
-        notes.append(f"{source} is not finished: {len(rows):,} of {of} rows are there")
+        total = "the planned" if planned is None else f"{planned:,} planned"
+        notes.append(f"{source} is not finished: {len(rows):,} of {total} rows are there")
     return RunData(name, source, facts, manifest or {}, rows, tuple(notes), unfinished)
 
 
@@ -378,12 +387,12 @@ def _check_cells(run: RunData, cells: Sequence[str]) -> None:
 
 
 def _short_names(paths: Sequence[str]) -> dict[str, str]:
-    """The last component of each path where that is unique, else the whole path."""
+    """The last component of each path if that is unique, else the whole path."""
     short = {path: _short_name(Path(path)) for path in paths}
     names = list(short.values())
-    shown = {path: name if names.count(name) == 1 else path for path, name in short.items()}
-    # Of a name that is not UTF-8, Python has bytes as surrogates, which tables and reports cannot hold.
-    return {path: name.encode("utf-8", "backslashreplace").decode() for path, name in shown.items()}
+    unique = {path: name if names.count(name) == 1 else path for path, name in short.items()}
+    # Python represents bytes that are not UTF-8 as surrogates, which tables and reports cannot encode.
+    return {path: name.encode("utf-8", "backslashreplace").decode() for path, name in unique.items()}
 
 
 def _short_name(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Rows that two variants have in common, and the numbers of a metric on them."""
+"""Matching of the rows of two variants, and the values of a metric in matched rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Breakdown = Literal["turn", "tag", "distance"]
 
 
 KEYS: Final = ("conversation", "conversation_code", "turn", "repeat")
-"""The columns that a row and its counterpart have in common."""
+"""The columns on which rows of two variants are matched."""
 
 
 PASS_COLUMNS: Final = ("score", "passed")
@@ -40,9 +40,9 @@ class MatchedRows:
     """The rows of a pair with equal (conversation, turn, repeat) and equal questions, side by side.
 
     Attributes:
-        rows: the columns of both, with the suffixes `_a` (baseline) and `_b` (variant).
-        only_baseline, only_variant: the number of rows without a counterpart.
-        num_different: the number of rows that were left out because the two sides were not asked the same.
+        rows: the columns of the baseline with the suffix `_a`, and of the variant with the suffix `_b`.
+        only_baseline, only_variant: number of rows without a counterpart.
+        num_different: number of rows left out because the two sides were asked different questions.
     """
 
     pair: Pair
@@ -51,22 +51,30 @@ class MatchedRows:
     only_variant: int
     num_different: int
 
-    def values(self, metric: Metric) -> Paired:
-        """The numbers of a metric of turns or conversations, where both sides have one."""
+    def values(self, metric: Metric) -> PairedValues:
+        """See `paired_values`."""
         return paired_values(self.rows, metric)
 
 
 @dataclass(frozen=True)
-class Paired:
-    """Matched numbers: `baseline` and `variant` `[n]`, `conversations` `[n]` integer codes.
+class PairedValues:
+    """Matched values of a metric.
 
-    `weights` `[n]` say how much a pair counts in the means, 1 on average; None where all count equally.
+    Attributes:
+        baseline, variant: `[n]` the values of both sides.
+        conversations: `[n]` integer codes of the conversations.
+        weights: `[n]` weights of the pairs in means, 1 on average; None where all weights are equal.
     """
 
     baseline: NDArray[np.float64]
     variant: NDArray[np.float64]
     conversations: NDArray[np.int64]
     weights: NDArray[np.float64] | None = None
+
+    @property
+    def differences(self) -> NDArray[np.float64]:
+        """`[n]` variant minus baseline."""
+        return self.variant - self.baseline
 
     def weighted(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """`values` `[n]` times the weights."""
@@ -75,15 +83,15 @@ class Paired:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Rows of one variant that are not what was planned.
+    """Numbers of rows that one variant lacks, or that do not count like the others.
 
     Attributes:
-        errors: rows that ended in an error. unreached: rows after one of those in their conversation. Both count as
+        errors: rows that ended in an error. unreached: rows after an error in the same conversation. Both count as
             failed in `score`, `passed` and pass@k, and are left out of all other means.
-        missing: rows without a counterpart here: those of the baseline, or for a baseline those of its variants.
-        different: rows left out because the baseline was asked something else.
-        unfinished: planned rows that are not there (yet).
-        unjudged: rows of which a judge gave no verdict; they have no `score` and are neither passed nor failed.
+        missing: rows of the baseline that this variant lacks; for a baseline, the most that it lacks of one variant.
+        different: rows left out because the baseline was asked a different question.
+        unfinished: planned rows that do not exist (yet).
+        unjudged: rows for which a judge gave no verdict; they have no `score` and are neither passed nor failed.
     """
 
     label: str
@@ -96,15 +104,16 @@ class Dropped:
 
     @property
     def any(self) -> bool:
+        """Whether any of the numbers is above 0."""
         return any(count for name, count in vars(self).items() if name != "label")
 
 
 def comparable_rows(runs: Sequence[RunData]) -> pd.DataFrame:
-    """The rows of all runs with the columns `run`, `conversation_code` and `question`.
+    """The rows of all runs with the additional columns `run`, `conversation_code` and `question`.
 
-    Rows are comparable where `question` is equal: all users' texts up to the turn, its reference and its checks (and
-    with gold history all references before it). Ids that were made from line numbers therefore never pair different
-    questions. Errors count as failed in `PASS_COLUMNS` where the turn has checks.
+    Rows are comparable if their `question` is equal. It stands for all user messages up to the turn, the turn's
+    reference and checks and, with gold history, all earlier references. Conversation ids made from line numbers
+    therefore never pair different questions. Errors count as failed in `PASS_COLUMNS` in turns that have checks.
     """
     table = joined(runs)
     table["conversation_code"] = table["conversation"].factorize()[0]
@@ -113,13 +122,13 @@ def comparable_rows(runs: Sequence[RunData]) -> pd.DataFrame:
     if bool(failed.any()):
         turns = [table["conversation_code"], table["turn"], table["question"]]
         for name in PASS_COLUMNS:
-            judged = table[name].notna().groupby(turns).transform("any")
-            table.loc[failed & judged & table[name].isna(), name] = 0.0
+            has_checks = table[name].notna().groupby(turns).transform("any")
+            table.loc[failed & has_checks & table[name].isna(), name] = 0.0
     return table
 
 
 def _questions(runs: Sequence[RunData]) -> NDArray[np.int64]:
-    """`[rows]` codes; 0 for all where the runs are known to have replayed the same script."""
+    """`[rows]` a code for each question; 0 in all rows if the runs are known to have replayed the same script."""
     scripts = {run.facts.script_sha256 for run in runs}
     if len(runs) == 1 or (len(scripts) == 1 and None not in scripts):
         return np.zeros(sum(len(run.rows) for run in runs), dtype=np.int64)
@@ -128,81 +137,92 @@ def _questions(runs: Sequence[RunData]) -> NDArray[np.int64]:
 
 
 def _questions_of(run: RunData, codes: dict[Any, int]) -> NDArray[np.int64]:
+    """`[rows]` a code for each question of one run; `codes` maps what identifies a question to its code."""
     gold = any(settings.get("history") == "gold" for settings in run.facts.cells.values())
     rows = run.rows
-    asked: dict[str, dict[int, list[Any]]] = {}
+    questions: dict[str, dict[int, list[Any]]] = {}  # by conversation and turn: prompt, reference, checks
     for conversation, turn, prompt, reference, checks in zip(
         rows["conversation"], rows["turn"], rows["prompt"], rows["reference"], rows["checks"], strict=True
     ):
-        known = asked.setdefault(conversation, {}).setdefault(int(turn), [prompt, None, ()])
-        # A row that ended in an error may have neither.
-        known[1] = reference if known[1] is None else known[1]
-        known[2] = known[2] or tuple((c.get("kind"), repr(c.get("expected")), c.get("weight", 1.0)) for c in checks)
+        question = questions.setdefault(conversation, {}).setdefault(int(turn), [prompt, None, ()])
+        # A row that ended in an error may have no reference and no checks; another repeat of the turn has them.
+        question[1] = reference if question[1] is None else question[1]
+        question[2] = question[2] or tuple(
+            (check.get("kind"), repr(check.get("expected")), check.get("weight", 1.0)) for check in checks
+        )
     code_of: dict[tuple[str, int], int] = {}
-    for conversation, turns in asked.items():
+    for conversation, turns in questions.items():
         history = -1
         for turn, (prompt, reference, checks) in sorted(turns.items()):
             code_of[conversation, turn] = codes.setdefault((history, turn, prompt, reference, checks), len(codes))
             history = codes.setdefault((history, turn, prompt, reference if gold else None), len(codes))
-    pairs = zip(rows["conversation"], rows["turn"], strict=True)
-    return np.array([code_of[conversation, int(turn)] for conversation, turn in pairs], dtype=np.int64)
+    keys = zip(rows["conversation"], rows["turn"], strict=True)
+    return np.array([code_of[conversation, int(turn)] for conversation, turn in keys], dtype=np.int64)
 
 
 def rows_of(table: pd.DataFrame, variant: Variant, columns: Iterable[str] | None = None) -> pd.DataFrame:
-    """The rows of one cell of one run, with some `columns` or (slower) with all."""
-    own = (table["run"] == variant.run) & (table["cell"] == variant.cell)
-    return (table if columns is None else table[list(columns)]).loc[own]
+    """The rows of one cell of one run, with the given `columns` or (slower) with all."""
+    is_variant = (table["run"] == variant.run) & (table["cell"] == variant.cell)
+    return (table if columns is None else table[list(columns)]).loc[is_variant]
 
 
 def match(pair: Pair, table: pd.DataFrame) -> MatchedRows:
-    """Join both cells of `pair` on `KEYS`, where the questions are equal. `table`: see `comparable_rows`."""
-    sides = [rows_of(table, side) for side in (pair.baseline, pair.variant)]
-    both = sides[0].merge(sides[1], on=list(KEYS), how="inner", suffixes=("_a", "_b"))
-    same = both["question_a"] == both["question_b"]
-    found = both.loc[same].reset_index(drop=True)
+    """Join both cells of `pair` on `KEYS`, and keep the rows with equal questions. `table`: see `comparable_rows`."""
+    baseline, variant = (rows_of(table, side) for side in (pair.baseline, pair.variant))
+    joined_rows = baseline.merge(variant, on=list(KEYS), how="inner", suffixes=("_a", "_b"))
+    matched = joined_rows.loc[joined_rows["question_a"] == joined_rows["question_b"]].reset_index(drop=True)
     return MatchedRows(
-        pair, found, len(sides[0]) - len(both), len(sides[1]) - len(both), num_different=len(both) - len(found)
+        pair,
+        matched,
+        only_baseline=len(baseline) - len(joined_rows),
+        only_variant=len(variant) - len(joined_rows),
+        num_different=len(joined_rows) - len(matched),
     )
 
 
 def count_dropped(
     variants: Sequence[Variant], matched: Sequence[MatchedRows], table: pd.DataFrame, runs: Sequence[RunData]
 ) -> tuple[Dropped, ...]:
-    """What each variant lacks; planned cells without any row come last, under the names that they would have."""
+    """The rows that each variant lacks; planned cells without any row come last, labelled as if they had rows."""
     missing: dict[Variant, int] = {}
     different: dict[Variant, int] = {}
-    for each in matched:
-        missing[each.pair.variant] = each.only_baseline
-        different[each.pair.variant] = each.num_different
-        missing[each.pair.baseline] = max(missing.get(each.pair.baseline, 0), each.only_variant)
+    for pair_rows in matched:
+        baseline, variant = pair_rows.pair.baseline, pair_rows.pair.variant
+        missing[variant] = pair_rows.only_baseline
+        different[variant] = pair_rows.num_different
+        missing[baseline] = max(missing.get(baseline, 0), pair_rows.only_variant)
     unfinished = {(run.name, cell): count for run in runs for cell, count in run.unfinished.items()}
-    found: list[Dropped] = []
+    dropped: list[Dropped] = []
     for variant in variants:
         rows = rows_of(table, variant, ["finish_reason", "error", "unjudged"])
         errors = rows.loc[rows["finish_reason"] == "error", "error"]
-        unjudged = int(np.count_nonzero(rows["unjudged"]))
         unreached = sum(str(text).startswith(NOT_REACHED) for text in errors)
-        found.append(
+        dropped.append(
             Dropped(
-                variant.label, len(errors) - unreached, unreached, missing.get(variant, 0), different.get(variant, 0),
-                unfinished.pop((variant.run, variant.cell), 0), unjudged,
+                variant.label,
+                errors=len(errors) - unreached,
+                unreached=unreached,
+                missing=missing.get(variant, 0),
+                different=different.get(variant, 0),
+                unfinished=unfinished.pop((variant.run, variant.cell), 0),
+                unjudged=int(np.count_nonzero(rows["unjudged"])),
             )
-        )  # fmt: skip
-    several = len(runs) > 1
+        )
     for (run, cell), count in unfinished.items():
-        found.append(Dropped(f"{run}::{cell}" if several else cell, unfinished=count))
-    return tuple(found)
+        dropped.append(Dropped(f"{run}::{cell}" if len(runs) > 1 else cell, unfinished=count))
+    return tuple(dropped)
 
 
 def metrics_of(rows: pd.DataFrame, sides: Sequence[str] = ("",), ks: Sequence[int] | None = None) -> list[Metric]:
-    """The metrics that `rows` have numbers of, less those that repeat another: `TURN_METRICS`, pass@k and all-k.
+    """The metrics of which `rows` have values: `TURN_METRICS` without redundant ones, pass@k, all-k and majority@k.
 
     Args:
-        sides: the suffixes of the columns; all must have numbers.
-        ks: the k of pass@k and all-k; None for the smallest number of repeats of a conversation, if at least 2.
+        sides: suffixes of the columns; each side must have values.
+        ks: the k of pass@k, all-k and majority@k; None for the smallest number of repeats of a conversation, if that
+            is at least 2.
     """
     columns = {metric.name: [rows[f"{metric.column}{side}"].to_numpy() for side in sides] for metric in TURN_METRICS}
-    found = [
+    metrics = [
         metric
         for metric in TURN_METRICS
         if all(not np.isnan(column).all() for column in columns[metric.name]) and not _redundant(metric, columns)
@@ -210,16 +230,14 @@ def metrics_of(rows: pd.DataFrame, sides: Sequence[str] = ("",), ks: Sequence[in
     if ks is None:
         fewest = min((len(passed) for side in sides for passed in _outcomes(rows, side).values()), default=0)
         ks = [fewest] if fewest > 1 else []
-    found += [metric for metric in PAIR_METRICS if all(f"{metric.column}{side}" in rows for side in sides)]
-    return found + [metric_named(f"{name}_{k}") for k in ks for name in ("pass_at", "all", "majority_at")]
+    metrics += [metric for metric in PAIR_METRICS if all(f"{metric.column}{side}" in rows for side in sides)]
+    return metrics + [metric_named(f"{name}_{k}") for k in ks for name in ("pass_at", "all", "majority_at")]
 
 
 def _redundant(metric: Metric, columns: Mapping[str, Sequence[NDArray[np.float64]]]) -> bool:
-    """`passed` where it equals `score` in all rows, and `failed` where nothing failed."""
-    if metric.name == "failed":
-        return not any(np.nan_to_num(column).any() for column in columns["failed"])
-    if metric.name == "truncated":
-        return not any(np.nan_to_num(column).any() for column in columns["truncated"])
+    """Whether `metric` adds nothing: `passed` equal to `score` in all rows, `failed` or `truncated` 0 in all rows."""
+    if metric.name in ("failed", "truncated"):
+        return not any(np.nan_to_num(column).any() for column in columns[metric.name])
     if metric.name == "passed":
         pairs = zip(columns["passed"], columns["score"], strict=True)
         return all(np.array_equal(passed, score, equal_nan=True) for passed, score in pairs)
@@ -227,9 +245,10 @@ def _redundant(metric: Metric, columns: Mapping[str, Sequence[NDArray[np.float64
 
 
 def groups_of(rows: pd.DataFrame, by: Breakdown | None, side: str = "") -> Iterator[tuple[str | None, pd.DataFrame]]:
-    """Rows by turn, tag or distance of probes, each with its name; all of them for None.
+    """The groups of `rows` by turn, tag or distance of probes, each with its name; all rows for `by=None`.
 
-    `side`: the suffix of the columns, of matched rows `_a` or `_b`.
+    Args:
+        side: suffix of the columns: `_a` or `_b` in matched rows.
     """
     if by is None:
         yield None, rows
@@ -245,33 +264,39 @@ def groups_of(rows: pd.DataFrame, by: Breakdown | None, side: str = "") -> Itera
             yield tag, rows.loc[[tag in tags for tags in rows[f"tags{side}"]]]
 
 
-def paired_values(rows: pd.DataFrame, metric: Metric) -> Paired:
-    """The numbers of `metric` in matched rows (or conversations), where both sides have one."""
+def paired_values(rows: pd.DataFrame, metric: Metric) -> PairedValues:
+    """The values of a metric of turns or conversations in matched rows, where both sides have one."""
     if metric.level == "conversation":
         sides = (conversation_values(rows, metric, "_a"), conversation_values(rows, metric, "_b"))
-        a, b = sides[0].align(sides[1], join="inner")
+        baseline_series, variant_series = sides[0].align(sides[1], join="inner")
         codes = dict(zip(rows["conversation"], rows["conversation_code"], strict=True))
-        conversations = np.array([codes[name] for name in a.index], dtype=np.int64)
-        return Paired(a.to_numpy(dtype=np.float64), b.to_numpy(dtype=np.float64), conversations)
-    a = rows[f"{metric.column}_a"].to_numpy(dtype=np.float64)
-    b = rows[f"{metric.column}_b"].to_numpy(dtype=np.float64)
-    known = ~(np.isnan(a) | np.isnan(b))
+        conversations = np.array([codes[name] for name in baseline_series.index], dtype=np.int64)
+        baseline, variant = (series.to_numpy(dtype=np.float64) for series in (baseline_series, variant_series))
+        return PairedValues(baseline, variant, conversations)
+    known = has_both_values(rows, metric)
+    baseline, variant = (rows[f"{metric.column}{side}"].to_numpy(dtype=np.float64)[known] for side in ("_a", "_b"))
     weights = weights_of(rows, metric, ("_a", "_b"))
     if weights is not None:
-        known &= ~np.isnan(weights)
         weights = weights[known]
         weights = weights / weights.mean() if weights.size else weights
-    return Paired(a[known], b[known], rows["conversation_code"].to_numpy()[known], weights)
+    return PairedValues(baseline, variant, rows["conversation_code"].to_numpy()[known], weights)
+
+
+def has_both_values(rows: pd.DataFrame, metric: Metric) -> NDArray[np.bool_]:
+    """`[rows]` whether both sides of a matched row have a value of a metric of turns, and of equal weight."""
+    known = rows[f"{metric.column}_a"].notna().to_numpy() & rows[f"{metric.column}_b"].notna().to_numpy()
+    weights = weights_of(rows, metric, ("_a", "_b"))
+    return known if weights is None else known & ~np.isnan(weights)
 
 
 def weights_of(rows: pd.DataFrame, metric: Metric, sides: Sequence[str] = ("",)) -> NDArray[np.float64] | None:
-    """`[rows]` the weights of a metric; None where all rows count equally.
+    """`[rows]` the weights of a metric; None if all rows have equal weight.
 
-    NaN where a row has none, and where the two sides of matched rows differ: two vocabularies make different numbers of
-    tokens of a text, and numbers by token cannot be compared then.
+    NaN in rows without a weight, and in matched rows whose two sides have different weights: two vocabularies split a
+    text into different numbers of tokens, so values per token are not comparable.
     """
     if metric.weight_column is None or f"{metric.weight_column}{sides[0]}" not in rows:
-        return None  # tables of other origin hold no weights
+        return None  # tables from other programs have no weights
     first, *others = [rows[f"{metric.weight_column}{side}"].to_numpy(dtype=np.float64) for side in sides]
     for other in others:
         first = np.where(first == other, first, np.nan)
@@ -279,17 +304,18 @@ def weights_of(rows: pd.DataFrame, metric: Metric, sides: Sequence[str] = ("",))
 
 
 def conversation_values(rows: pd.DataFrame, metric: Metric, side: str = "") -> pd.Series:
-    """A metric of conversations (`pass_at_K`, `all_K`), indexed by conversation; only known values.
+    """A metric of conversations (`pass_at_K`, `all_K`, `majority_at_K`), indexed by conversation, without NaNs.
 
     Args:
-        side: the suffix of the columns of one side of matched rows.
+        side: suffix of the columns of one side of matched rows.
     """
     import pandas as pd
 
     if is_majority(metric):
         k = int(metric.name.rpartition("_")[2])
-        votes = _votes(rows, side)
-        values = {name: majority_at_k(own, k) if len(own) >= k else math.nan for name, own in votes.items()}
+        values = {
+            name: majority_at_k(votes, k) if len(votes) >= k else math.nan for name, votes in _votes(rows, side).items()
+        }
     else:
         values = {name: pass_value(metric.name, passed) for name, passed in _outcomes(rows, side).items()}
     return pd.Series(values, dtype=np.float64).rename_axis("conversation").dropna()
@@ -301,11 +327,10 @@ def most_repeats(rows: pd.DataFrame, side: str = "") -> int:
 
 
 def _outcomes(rows: pd.DataFrame, side: str) -> dict[str, list[bool]]:
-    """By conversation with checks, whether all checks of all turns passed in each repeat."""
-    passed = rows[f"passed{side}"].to_numpy(dtype=np.float64)
+    """For each conversation with checks, whether all checks of all turns passed, one bool per repeat."""
     judged = _judged(rows, side)
     repeats = _repeats_of(rows, judged)
-    failed = np.bincount(repeats.codes, weights=passed[judged] < 1.0, minlength=repeats.firsts.size) > 0
+    failed = _failed_repeats(rows, side, judged, repeats)
     outcomes: dict[str, list[bool]] = {}
     for name, has_failed in zip(rows["conversation"].to_numpy()[repeats.firsts], failed.tolist(), strict=True):
         outcomes.setdefault(name, []).append(not has_failed)
@@ -313,7 +338,7 @@ def _outcomes(rows: pd.DataFrame, side: str) -> dict[str, list[bool]]:
 
 
 def _judged(rows: pd.DataFrame, side: str) -> NDArray[np.int64]:
-    """The positions of rows with a verdict, of the repeats of conversations in which no judge's verdict is missing."""
+    """Positions of the rows with a verdict, without repeats of conversations that have an unjudged row."""
     judged = np.flatnonzero(~np.isnan(rows[f"passed{side}"].to_numpy(dtype=np.float64)))
     unjudged = np.flatnonzero(rows[f"unjudged{side}"].to_numpy(dtype=bool))
     if not unjudged.size:
@@ -324,41 +349,54 @@ def _judged(rows: pd.DataFrame, side: str) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class _Repeats:
-    """`codes` `[n]`: a number for each (conversation, repeat), from 0, in the order of their `firsts` in the table."""
+    """The repeats of conversations that some rows belong to, in the order of their first rows.
+
+    Attributes:
+        codes: `[rows]` the number of each row's repeat, from 0.
+        firsts: `[repeats]` the position in the table of each repeat's first row.
+    """
 
     codes: NDArray[np.int64]
     firsts: NDArray[np.int64]
 
 
-def _repeats_of(rows: pd.DataFrame, chosen: NDArray[np.int64]) -> _Repeats:
-    """The repeats that the rows at the positions `chosen` `[n]` are of."""
+def _repeats_of(rows: pd.DataFrame, positions: NDArray[np.int64]) -> _Repeats:
+    """The repeats of the rows at `positions` `[n]`."""
     import pandas as pd
 
-    conversations = pd.factorize(rows["conversation"].to_numpy()[chosen])[0].astype(np.int64)
-    numbers, names = pd.factorize(rows["repeat"].to_numpy()[chosen])
-    codes, found = pd.factorize(conversations * max(1, len(names)) + numbers)
-    firsts = np.full(len(found), chosen.size, dtype=np.int64)
-    np.minimum.at(firsts, codes, np.arange(chosen.size))
-    return _Repeats(codes.astype(np.int64), chosen[firsts])
+    conversations = pd.factorize(rows["conversation"].to_numpy()[positions])[0].astype(np.int64)
+    repeat_codes, distinct_repeats = pd.factorize(rows["repeat"].to_numpy()[positions])
+    codes, distinct_codes = pd.factorize(conversations * max(1, len(distinct_repeats)) + repeat_codes)
+    firsts = np.full(len(distinct_codes), positions.size, dtype=np.int64)
+    np.minimum.at(firsts, codes, np.arange(positions.size))
+    return _Repeats(codes.astype(np.int64), positions[firsts])
+
+
+def _failed_repeats(
+    rows: pd.DataFrame, side: str, positions: NDArray[np.int64], repeats: _Repeats
+) -> NDArray[np.bool_]:
+    """`[repeats]` whether a check failed in any of the rows at `positions`, whose repeats are `repeats`."""
+    failed_rows = rows[f"passed{side}"].to_numpy(dtype=np.float64)[positions] < 1.0
+    return np.bincount(repeats.codes, weights=failed_rows, minlength=repeats.firsts.size) > 0
 
 
 def _votes(rows: pd.DataFrame, side: str) -> dict[str, list[tuple[tuple[str, ...], bool]]]:
-    """By conversation with checks, the answers to all its turns with checks in each repeat, and whether all passed.
+    """For each conversation with checks, one vote per repeat in their order: its answers, and whether all passed.
 
-    The repeats of a conversation are in their order. Those that passed have no answers: all answers that pass are one.
+    A repeat's answers are those to all its turns with checks. Repeats that passed have no answers, because all passing
+    answers count as the same answer.
     """
-    passed = rows[f"passed{side}"].to_numpy(dtype=np.float64)
     judged = _judged(rows, side)
     judged = judged[np.lexsort((rows["turn"].to_numpy()[judged], rows["repeat"].to_numpy()[judged]))]
     repeats = _repeats_of(rows, judged)
-    failed = np.bincount(repeats.codes, weights=passed[judged] < 1.0, minlength=repeats.firsts.size) > 0
+    failed = _failed_repeats(rows, side, judged, repeats)
     answers: list[list[str]] = [[] for _ in repeats.firsts]
-    asked = failed[repeats.codes]
-    replies, checks = (rows[f"{name}{side}"].to_numpy()[judged[asked]] for name in ("reply", "checks"))
-    for code, reply, own in zip(repeats.codes[asked].tolist(), replies, checks, strict=True):
-        answers[code].append(vote_of(reply, own))
+    in_failed = failed[repeats.codes]
+    replies, row_checks = (rows[f"{name}{side}"].to_numpy()[judged[in_failed]] for name in ("reply", "checks"))
+    for code, reply, checks in zip(repeats.codes[in_failed].tolist(), replies, row_checks, strict=True):
+        answers[code].append(vote_of(reply, checks))
     votes: dict[str, list[tuple[tuple[str, ...], bool]]] = {}
     names = rows["conversation"].to_numpy()[repeats.firsts]
-    for name, own, has_failed in zip(names, answers, failed.tolist(), strict=True):
-        votes.setdefault(name, []).append((tuple(own), not has_failed))
+    for name, repeat_answers, has_failed in zip(names, answers, failed.tolist(), strict=True):
+        votes.setdefault(name, []).append((tuple(repeat_answers), not has_failed))
     return votes

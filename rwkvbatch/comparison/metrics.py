@@ -1,4 +1,4 @@
-"""The metrics of turns and conversations, in the order in which tables show them."""
+"""The metrics of turns, pairs, conversations and variants, in the order in which tables show them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RawRow = Mapping[str, Any]
 Better = Literal["higher", "lower", "none"]
 Level = Literal["turn", "pair", "conversation", "variant"]
 Part = Literal["any", "text", "choices", "thinking"]
-"""A part that not every row has: a plain text that was scored, the likelihoods of choices, or a thinking part."""
+"""Parts of a row: a plain text that was scored, likelihoods of choices, or a thinking part. All rows have `any`."""
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
 
 
@@ -46,20 +46,22 @@ class Metric:
 
     Attributes:
         name: the column's name, and the name in tables, options and gates.
-        title: the name in charts; also accepted by options.
-        better: the better direction; `none` where neither is.
-        unit: of the number; empty for shares and scores.
-        digits: decimals shown.
-        of: the number of one row, None where the row has none. Metrics of conversations and variants have no `of`.
-        part: rows without it have no number: `of` is not called for them.
-        of_ngrams: a batched equivalent of `of` for many replies, with NaN for None.
+        title: the name in charts; options accept it too.
+        better: the better direction; `none` if neither is.
+        unit: unit of the values; empty for shares and scores.
+        digits: number of decimals shown.
+        value: computes the value of one row, None if the row has none. Metrics of pairs, conversations and variants
+            have no `value`.
+        ngram_values: a batched equivalent of `value` for many replies, with NaN for None.
+        part: the part that a row needs for a value; `value` is not called for rows without it.
         tested: whether differences get an interval and a p-value. False for timings, whose noise (the machine's load)
-            is not independent between conversations, for restatements, and for counts of a whole variant.
-        log_of: the metric whose mean's exponential this one's mean is (perplexity: of nll).
-        heavy_tailed: a few extreme values can decide the mean; the signed-rank test is shown where it disagrees.
-        lowest, highest: the range of the number (of `log_of`'s, where that is set); no interval leaves it.
-        weight: how much a row counts in a mean, where rows do not count equally: a perplexity is of all tokens of a
-            variant, whatever texts they are in.
+            is not independent between conversations, for restatements of another metric, and for counts of a whole
+            variant.
+        log_of: the metric of which this one is the exponential: the mean of perplexity is exp(mean of nll).
+        heavy_tailed: whether a few extreme values can decide the mean; tables then show a disagreeing signed-rank test.
+        lowest, highest: range of the values (of those of `log_of`, if set); no interval exceeds it.
+        weight: computes the weight of one row in means; None if all rows have equal weight. A perplexity, for example,
+            is a mean over all tokens of a variant, so a row counts with its number of tokens.
     """
 
     name: str
@@ -67,8 +69,8 @@ class Metric:
     better: Better
     unit: str = ""
     digits: int = 3
-    of: Callable[[RawRow], float | None] | None = None
-    of_ngrams: Callable[[NgramCounts], NDArray[np.float64]] | None = None
+    value: Callable[[RawRow], float | None] | None = None
+    ngram_values: Callable[[NgramCounts], NDArray[np.float64]] | None = None
     level: Level = "turn"
     tested: bool = True
     log_of: str | None = None
@@ -80,12 +82,12 @@ class Metric:
 
     @property
     def weight_column(self) -> str | None:
-        """The column of the table of rows that has the weights; None where all rows count equally."""
+        """The column of the table of rows with the weights; None if all rows have equal weight."""
         return None if self.weight is None else f"{self.column}_weight"
 
     @property
     def column(self) -> str:
-        """The column of the table of rows that means are taken of."""
+        """The column of the table of rows whose mean is taken."""
         return self.log_of or self.name
 
     @property
@@ -95,7 +97,7 @@ class Metric:
 
     @property
     def ranked(self) -> bool:
-        """Whether variants can be ranked by it: it is tested, has a better direction, and is not of pairs."""
+        """Whether variants can be ranked by the metric: it is tested, has a better direction, and is not of pairs."""
         return self.tested and self.better != "none" and self.level != "pair"
 
     def shown(self, mean: float) -> float:
@@ -132,7 +134,7 @@ def _score(row: RawRow) -> float | None:
 
 
 def _passed(row: RawRow) -> float | None:
-    """None also where a judge gave no verdict, whatever the other checks say: failures alone would be counted."""
+    """1 or 0; None without checks, and None if a judge gave no verdict: then only failures could be counted."""
     checks = row["checks"]
     if not checks or any(check["passed"] is None for check in checks):
         return None
@@ -140,7 +142,7 @@ def _passed(row: RawRow) -> float | None:
 
 
 def _of_reply(value: Callable[[RawRow], float | None]) -> Callable[[RawRow], float | None]:
-    """`value` of rows that have a reply: not of turns that ended in an error, or in which texts were only scored."""
+    """`value`, but None for rows without a reply: those that ended in an error, or in which texts were only scored."""
     return lambda row: None if row["finish_reason"] in ("error", SCORED) else value(row)
 
 
@@ -148,148 +150,158 @@ def _of_reference(name: str) -> Callable[[RawRow], float | None]:
     return lambda row: None if row["reference"] is None else row["reference"][name]
 
 
-def _plain(row: RawRow) -> Mapping[str, Any] | None:
+def _plain_text(row: RawRow) -> Mapping[str, Any] | None:
     """The likelihood of a row's plain text (`text`, or `prompt` and `continuation`); None in other rows."""
     reference = row["reference"]
     return None if reference is None or reference.get("bytes") is None else reference
 
 
-def _of_plain(value: Callable[[Mapping[str, Any]], float]) -> Callable[[RawRow], float | None]:
-    def of(row: RawRow) -> float | None:
-        text = _plain(row)
+def _of_plain_text(value: Callable[[Mapping[str, Any]], float]) -> Callable[[RawRow], float | None]:
+    """`value` of a row's plain text; None in other rows."""
+
+    def row_value(row: RawRow) -> float | None:
+        text = _plain_text(row)
         return None if text is None else value(text)
 
-    return of
+    return row_value
 
 
 def _nll_weight(row: RawRow) -> float | None:
-    """Tokens of a plain text. The reference replies of a dialogue count equally."""
-    text = _plain(row)
-    return (None if row["reference"] is None else 1.0) if text is None else float(text["tokens"])
+    """The number of tokens of a plain text; 1 for a reference reply of a dialogue; None without either."""
+    text = _plain_text(row)
+    if text is not None:
+        return float(text["tokens"])
+    return None if row["reference"] is None else 1.0
 
 
 def _accuracy(row: RawRow) -> float | None:
-    """Whether greedy decoding writes the whole continuation of a prompt; of whole texts nobody would ask it."""
-    text = _plain(row)
+    """Whether greedy decoding writes the whole continuation of a prompt; None for texts without a prompt."""
+    text = _plain_text(row)
     return float(text["matched"] == 1) if text is not None and row["prompt"] else None
 
 
 def _probability(row: RawRow) -> float | None:
-    """The probability of the right choice, named by the row's check `choice`, if the reply is one of the choices."""
+    """The probability of the right choice among the choices; the row's check `choice` names the right one."""
     scores, checks = row.get("choices"), [check for check in row["checks"] if check["kind"] == "choice"]
     if scores is None or not checks:
         return None
     names, logprobs = ([score[key] for score in scores["scores"]] for key in ("name", "logprob"))
     try:
         return probability_among(logprobs, find_choice(names, checks[0]["expected"]))
-    except KeyError:  # judged against other choices since
+    except KeyError:  # the check was judged again, against other choices
         return None
 
 
 def _perplexity(row: RawRow) -> float | None:
-    """exp(nll); None also where that is no number to calculate with (an nll of more than 200 nats per token)."""
+    """exp(nll); None without an nll, and above 200 nats per token, where means of perplexities would overflow."""
     nll = None if row["reference"] is None else row["reference"]["nll"]
     return None if nll is None or nll > _MAX_NLL else exponential(nll)
 
 
-def _thinking(row: RawRow) -> float | None:
-    part = row["tokens"].get("thinking")
-    return None if part is None else float(part)
+def _thinking_tokens(row: RawRow) -> float | None:
+    tokens = row["tokens"].get("thinking")
+    return None if tokens is None else float(tokens)
 
 
-def _share(count: Callable[[Sequence[int]], int], of: int = 0) -> Callable[[RawRow], float | None]:
-    """`count` of the reply's tokens over the number of tokens less `of`."""
+def _answer_tokens(row: RawRow) -> float | None:
+    thinking = _thinking_tokens(row)
+    return None if thinking is None else row["tokens"]["reply"] - thinking
+
+
+def _share(count: Callable[[Sequence[int]], int], n: int = 1) -> Callable[[RawRow], float | None]:
+    """`count` of the reply's tokens, divided by the number of n-grams in the reply; None without any n-gram."""
 
     def share(row: RawRow) -> float | None:
         ids: Sequence[int] = row["reply_ids"]
-        return count(ids) / (len(ids) - of) if len(ids) > of else None
+        return count(ids) / (len(ids) - n + 1) if len(ids) >= n else None
 
     return share
 
 
 TURN_METRICS: Final[tuple[Metric, ...]] = (
-    Metric("score", "score", "higher", of=_score, highest=1.0),
-    Metric("passed", "all checks passed", "higher", of=_passed, highest=1.0),
+    Metric("score", "score", "higher", value=_score, highest=1.0),
+    Metric("passed", "all checks passed", "higher", value=_passed, highest=1.0),
     Metric(
-        "nll", "reference nll", "lower", unit="nats/token", of=_of_reference("nll"), heavy_tailed=True,
+        "nll", "reference nll", "lower", unit="nats/token", value=_of_reference("nll"), heavy_tailed=True,
         weight=_nll_weight,
     ),
     Metric(
-        "perplexity", "reference perplexity", "lower", of=_perplexity, tested=False, log_of="nll", weight=_nll_weight
+        "perplexity", "reference perplexity", "lower", value=_perplexity, tested=False, log_of="nll", weight=_nll_weight
     ),
     Metric(
         "bits_per_byte", "bits per byte", "lower", unit="bits/byte", heavy_tailed=True,
-        of=_of_plain(lambda text: -text["logprob"] / text["bytes"] / math.log(2)),
-        weight=_of_plain(lambda text: float(text["bytes"])), part="text",
+        value=_of_plain_text(lambda text: -text["logprob"] / text["bytes"] / math.log(2)),
+        weight=_of_plain_text(lambda text: float(text["bytes"])), part="text",
     ),
     Metric(
-        "probability", "probability of the right choice", "higher", of=_probability, highest=1.0, part="choices"
+        "probability", "probability of the right choice", "higher", value=_probability, highest=1.0, part="choices"
     ),
-    Metric("accuracy", "continuation is greedy", "higher", of=_accuracy, highest=1.0, part="text"),
+    Metric("accuracy", "continuation is greedy", "higher", value=_accuracy, highest=1.0, part="text"),
     Metric(
-        "text_nll", "nll of a whole text", "lower", unit="nats/text", of=_of_plain(lambda text: -text["logprob"]),
-        heavy_tailed=True, part="text",
+        "text_nll", "nll of a whole text", "lower", unit="nats/text", heavy_tailed=True,
+        value=_of_plain_text(lambda text: -text["logprob"]), part="text",
     ),
     Metric(
         "text_perplexity", "perplexity of whole texts", "lower", tested=False, log_of="text_nll",
-        of=_of_plain(lambda text: exponential(min(-text["logprob"], _MAX_NLL))), part="text",
+        value=_of_plain_text(lambda text: exponential(min(-text["logprob"], _MAX_NLL))), part="text",
     ),
-    Metric("matched", "reference tokens matched", "higher", of=_of_reference("matched"), highest=1.0),
+    Metric("matched", "reference tokens matched", "higher", value=_of_reference("matched"), highest=1.0),
     Metric(
         "stopped", "ended by itself", "higher",
-        of=_of_reply(lambda row: float(row["finish_reason"] in ("stop", "eos"))), highest=1.0,
+        value=_of_reply(lambda row: float(row["finish_reason"] in ("stop", "eos"))), highest=1.0,
     ),
     Metric(
-        "truncated", "ended by its length", "lower", of=_of_reply(lambda row: float(row["finish_reason"] == "length")),
-        highest=1.0,
+        "truncated", "ended by its length", "lower", highest=1.0,
+        value=_of_reply(lambda row: float(row["finish_reason"] == "length")),
     ),
     Metric(
         "think_closed", "thinking has an end", "higher", highest=1.0, part="thinking",
-        of=_of_reply(lambda row: float("</think>" in row["reply"]) if row["reply"].startswith("<think") else None),
+        value=_of_reply(lambda row: float("</think>" in row["reply"]) if row["reply"].startswith("<think") else None),
     ),
     Metric(
         "think_tokens", "length of the thinking part", "none", unit="tokens", digits=1,
-        of=_of_reply(lambda row: _thinking(row)), part="thinking",
+        value=_of_reply(_thinking_tokens), part="thinking",
     ),
     Metric(
         "answer_tokens", "length of the answer", "none", unit="tokens", digits=1,
-        of=_of_reply(lambda row: None if (part := _thinking(row)) is None else row["tokens"]["reply"] - part),
-        part="thinking",
+        value=_of_reply(_answer_tokens), part="thinking",
     ),
-    Metric("failed", "ended in an error", "lower", of=lambda row: float(row["finish_reason"] == "error"), highest=1.0),
+    Metric(
+        "failed", "ended in an error", "lower", highest=1.0, value=lambda row: float(row["finish_reason"] == "error")
+    ),
     Metric(
         "tokens", "reply length", "none", unit="tokens", digits=1,
-        of=_of_reply(lambda row: float(row["tokens"]["reply"])),
+        value=_of_reply(lambda row: float(row["tokens"]["reply"])),
     ),
     Metric(
         "logprob", "own log-probability", "none", unit="nats/token",
-        of=_of_reply(lambda row: row["logprob"]["mean"]), lowest=-math.inf, highest=0.0,
+        value=_of_reply(lambda row: row["logprob"]["mean"]), lowest=-math.inf, highest=0.0,
     ),
     Metric(
-        "distinct1", "distinct-1", "none", of=_share(lambda ids: len(set(ids))),
-        of_ngrams=lambda counts: shares(counts.distinct_1, counts.tokens), highest=1.0,
+        "distinct1", "distinct-1", "none", value=_share(lambda ids: len(set(ids))),
+        ngram_values=lambda counts: shares(counts.distinct_1, counts.tokens), highest=1.0,
     ),
     Metric(
-        "distinct2", "distinct-2", "none", of=_share(lambda ids: len(set(pairwise(ids))), of=1),
-        of_ngrams=lambda counts: shares(counts.distinct_2, counts.tokens - 1), highest=1.0,
+        "distinct2", "distinct-2", "none", value=_share(lambda ids: len(set(pairwise(ids))), n=2),
+        ngram_values=lambda counts: shares(counts.distinct_2, counts.tokens - 1), highest=1.0,
     ),
     Metric(
-        "loop", "longest repeat", "lower", of=_share(longest_repeat),
-        of_ngrams=lambda counts: shares(counts.longest_repeat, counts.tokens), highest=1.0,
+        "loop", "longest repeat", "lower", value=_share(longest_repeat),
+        ngram_values=lambda counts: shares(counts.longest_repeat, counts.tokens), highest=1.0,
     ),
     Metric(
         "first_token_s", "time to first token", "lower", unit="s",
-        of=_of_reply(lambda row: row["timing"]["first_token_s"]), tested=False, heavy_tailed=True,
+        value=_of_reply(lambda row: row["timing"]["first_token_s"]), tested=False, heavy_tailed=True,
     ),
     Metric(
         "tokens_per_s", "speed", "higher", unit="tokens/s", digits=1,
-        of=_of_reply(lambda row: row["timing"]["tokens_per_s"]), tested=False, heavy_tailed=True,
+        value=_of_reply(lambda row: row["timing"]["tokens_per_s"]), tested=False, heavy_tailed=True,
     ),
 )  # fmt: skip
 """The metrics of single turns."""
 
 PAIR_METRICS: Final = (Metric("preference", "preferred by the judge", "higher", level="pair", highest=1.0),)
-"""The metrics of matched turns, which a variant by itself does not have."""
+"""The metrics of matched turns; a single variant has none of them."""
 
 VARIANT_METRICS: Final[tuple[Metric, ...]] = tuple(
     Metric(name, title, "lower", digits=0, level="variant", tested=False)
@@ -301,7 +313,7 @@ VARIANT_METRICS: Final[tuple[Metric, ...]] = tuple(
         ("unfinished", "planned turns not there yet"),
     )
 )
-"""Counts of a whole variant: the fields of `rwkvbatch.comparison.paired.Dropped`."""
+"""Counts of a whole variant: fields of `rwkvbatch.comparison.matching.Dropped`."""
 
 KNOWN_NAMES: Final = ", ".join(
     (
@@ -311,45 +323,48 @@ KNOWN_NAMES: Final = ", ".join(
 )
 _BY_NAME: Final = {metric.name: metric for metric in (*TURN_METRICS, *PAIR_METRICS, *VARIANT_METRICS)}
 ALIASES: Final = {metric.title: metric.name for metric in (*TURN_METRICS, *PAIR_METRICS) if metric.title != metric.name}
-"""Names that are accepted in place of a metric's own."""
-_OF_REPEATS: Final = re.compile(
+"""Accepted titles of metrics, with their names."""
+_REPEAT_METRIC: Final = re.compile(
     r"(?:(pass_at_|pass@|majority_at_|majority@)|all_|all )([1-9][0-9]{0,5})(?(1)|(?: pass)?)"
 )
 
 
 def metric_named(name: str) -> Metric:
-    """The metric of a name or alias; `pass_at_K`, `majority_at_K` (or `pass@K`, `majority@K`) and `all_K`, K a number.
+    """The metric with a name or title.
+
+    Names with a number K are `pass_at_K` or `pass@K`, `majority_at_K` or `majority@K`, and `all_K` or `all K pass`.
 
     Raises:
         UsageError: no metric has that name.
     """
-    known = _BY_NAME.get(ALIASES.get(name, name))
-    if known is not None:
-        return known
-    if found := _OF_REPEATS.fullmatch(name):
-        passes, k = found.groups()
-        family = passes.partition("_")[0].rstrip("@") if passes else ""
-        own, title = (f"{family}_at_{k}", f"{family}@{k}") if passes else (f"all_{k}", f"all {k} pass")
-        return Metric(own, title, "higher", level="conversation", highest=1.0)
+    metric = _BY_NAME.get(ALIASES.get(name, name))
+    if metric is not None:
+        return metric
+    if match := _REPEAT_METRIC.fullmatch(name):
+        prefix, k = match.groups()
+        if prefix is None:
+            return Metric(f"all_{k}", f"all {k} pass", "higher", level="conversation", highest=1.0)
+        kind = prefix.partition("_")[0].rstrip("@")
+        return Metric(f"{kind}_at_{k}", f"{kind}@{k}", "higher", level="conversation", highest=1.0)
     raise UsageError(f"--metric must be one of {KNOWN_NAMES}; got {name!r}")
 
 
 def pass_value(metric: str, outcomes: Sequence[bool]) -> float:
-    """`pass_at_K` or `all_K` of a conversation that passed in each repeat or not; NaN with fewer than K repeats."""
-    family, _, k = metric.rpartition("_")
-    estimate = pass_at_k if family == "pass_at" else all_k_pass
+    """`pass_at_K` or `all_K` of a conversation from its `outcomes`, one per repeat; NaN with fewer than K repeats."""
+    kind, _, k = metric.rpartition("_")
+    estimate = pass_at_k if kind == "pass_at" else all_k_pass
     return estimate(len(outcomes), sum(outcomes), int(k)) if len(outcomes) >= int(k) else math.nan
 
 
 def is_majority(metric: Metric) -> bool:
-    """Whether it is `majority_at_K`."""
+    """Whether `metric` is a `majority_at_K`."""
     return metric.name.startswith("majority_at_")
 
 
 def pass_at_k(num_repeats: int, num_passed: int, k: int) -> float:
     """The estimated probability that at least one of `k` repeats passes: 1 - C(n-c, k) / C(n, k).
 
-    Unbiased over all choices of k out of n repeats, of which c passed (Chen et al. 2021, section 2.1).
+    Here c of n repeats passed. The estimate is unbiased (Chen et al. 2021, section 2.1).
 
     Raises:
         ValueError: not 1 <= k <= num_repeats, or not 0 <= num_passed <= num_repeats.

@@ -1,13 +1,13 @@
-"""Token n-grams of many replies at once, in arrays.
+"""Batched counts of token n-grams in replies.
 
 A batched equivalent of the `of` functions in `metrics`, which build sets of tuples and would dominate the run time of
 a comparison; `tests/comparison/test_metrics.py` compares the two.
 
-An n-gram that repeats within its reply gets a *class*: a number shared by equal n-grams of the same reply. An n-gram
-that does not repeat has none, and neither does any longer one that begins with it, so only the first sort covers all
-tokens. Two equal n-grams followed by two equal n-grams make two equal 2n-grams, so lengths are doubled (Karp, Miller &
-Rosenberg 1972). If an n-gram repeats, so does one of every smaller n: the longest repeat is assembled like a binary
-number from lengths 2^j, the largest first.
+All n-grams of a reply that are equal share a number, their *class*. An n-gram that occurs once has no class, and
+neither has any longer n-gram that begins with it, so only the first sort covers all tokens. Two equal n-grams that are
+followed by two equal n-grams make two equal 2n-grams, so each step doubles the length (Karp, Miller & Rosenberg 1972).
+If an n-gram repeats, one of every smaller length repeats too. The length of the longest repeat is therefore found like
+the digits of a binary number: from lengths 2^j, the largest first.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class NgramCounts:
     """Counts by reply, each `[replies]`.
 
     Attributes:
-        tokens: the length of the reply.
-        distinct_1, distinct_2: numbers of different tokens and different pairs of adjacent tokens.
-        longest_repeat: the length of the longest n-gram that occurs twice.
+        tokens: length of the reply.
+        distinct_1, distinct_2: number of different tokens, and of different pairs of adjacent tokens.
+        longest_repeat: length of the longest n-gram that occurs twice.
     """
 
     tokens: Integers
@@ -40,9 +40,11 @@ class NgramCounts:
 
 @dataclass(frozen=True)
 class _Level:
-    """The repeating n-grams of one length: their positions, their classes by position (-1 elsewhere).
+    """The repeating n-grams of one length.
 
-    `firsts` holds one position of each class.
+    Attributes:
+        positions: start positions of the n-grams. classes: `[tokens]` the class of the n-gram at each position, -1
+            without one. firsts: one position of each class.
     """
 
     positions: Integers
@@ -51,7 +53,7 @@ class _Level:
 
 
 def count_ngrams(replies: Sequence[array[int]]) -> NgramCounts:
-    """Counts the n-grams of each reply. `replies` are token ids as arrays of type code `q`."""
+    """Count the n-grams of each reply. `replies` are token ids as arrays of type code `q`."""
     tokens = np.array([len(ids) for ids in replies], dtype=np.int64)
     ids = np.frombuffer(b"".join(replies), dtype=np.int64)
     owners = np.repeat(np.arange(len(replies)), tokens)
@@ -69,11 +71,11 @@ def count_ngrams(replies: Sequence[array[int]]) -> NgramCounts:
 
 
 def _distinct(totals: Integers, level: _Level | None, owners: Integers) -> Integers:
-    """By reply, the number of different ones among its `totals` n-grams. `level` None: none repeats."""
+    """`[replies]` the number of different n-grams among `totals` `[replies]`; `level` is None if none repeats."""
     if level is None:
         return totals
-    again = np.bincount(owners[level.positions], minlength=totals.size)
-    return totals - again + np.bincount(owners[level.firsts], minlength=totals.size)
+    repeating = np.bincount(owners[level.positions], minlength=totals.size)
+    return totals - repeating + np.bincount(owners[level.firsts], minlength=totals.size)
 
 
 def shares(counts: Integers, totals: Integers) -> NDArray[np.float64]:
@@ -82,7 +84,7 @@ def shares(counts: Integers, totals: Integers) -> NDArray[np.float64]:
 
 
 def _keys(owners: Integers, ids: Integers) -> Integers:
-    """A number per token, equal for equal ids of the same reply."""
+    """`[tokens]` a key for each token, equal for equal ids of the same reply."""
     if not ids.size:
         return ids
     low, high = int(ids.min()), int(ids.max())
@@ -93,55 +95,56 @@ def _keys(owners: Integers, ids: Integers) -> Integers:
 
 
 def _level(positions: Integers, keys: Integers, size: int) -> _Level:
-    """Those of `positions` whose keys repeat, with a class for each such key."""
+    """The n-grams at `positions` whose `keys` repeat, with a class for each such key; `size` is that of all tokens."""
     ordered, order = _sorted(keys)
-    as_before = np.zeros(order.size, dtype=bool)
-    as_before[1:] = ordered[1:] == ordered[:-1]
-    again = as_before.copy()
-    again[:-1] |= as_before[1:]
-    first = again & ~as_before
+    equals_previous = np.zeros(order.size, dtype=bool)
+    equals_previous[1:] = ordered[1:] == ordered[:-1]
+    repeats = equals_previous.copy()
+    repeats[:-1] |= equals_previous[1:]
+    is_first = repeats & ~equals_previous
     classes = np.full(size, -1)
-    found = positions[order[again]]
-    classes[found] = np.cumsum(first[again]) - 1
-    return _Level(found, classes, positions[order[first]])
+    repeating_positions = positions[order[repeats]]
+    classes[repeating_positions] = np.cumsum(is_first[repeats]) - 1
+    return _Level(repeating_positions, classes, positions[order[is_first]])
 
 
 def _sorted(keys: Integers) -> tuple[Integers, Integers]:
-    """`keys`, not negative, in ascending order, and their places."""
+    """The non-negative `keys` in ascending order, and their indices as of `argsort`."""
     bits = keys.size.bit_length()
     if not keys.size or int(keys.max()) >> (63 - bits):
         order = np.argsort(keys)
         return keys[order], order
-    # Numbers sort faster than places: each place is written behind its key.
-    both = np.sort((keys << bits) | np.arange(keys.size))
-    return both >> bits, both & ((1 << bits) - 1)
+    # Sorting values is faster than sorting indices, so each index is packed into the low bits of its key.
+    packed = np.sort((keys << bits) | np.arange(keys.size))
+    return packed >> bits, packed & ((1 << bits) - 1)
 
 
 def _doubled(level: _Level, n: int, owners: Integers) -> _Level:
-    """From n-grams to 2n-grams."""
+    """The repeating 2n-grams, from the repeating n-grams."""
     starts = level.positions[level.positions + n < owners.size]
-    follows = level.classes[starts + n]
-    # Keys of 2n-grams that span the end of a reply are unique.
-    fits = follows >= 0
-    starts, follows = starts[fits], follows[fits]
-    return _level(starts, level.classes[starts] * owners.size + follows, owners.size)
+    second_classes = level.classes[starts + n]
+    # A 2n-gram whose halves lie in two replies has a unique key: only one pair of halves meets at a boundary.
+    repeats = second_classes >= 0
+    starts, second_classes = starts[repeats], second_classes[repeats]
+    return _level(starts, level.classes[starts] * owners.size + second_classes, owners.size)
 
 
 def _longest_repeats(levels: Sequence[_Level], owners: Integers, num_replies: int) -> Integers:
-    """By reply, the length of its longest n-gram that occurs twice."""
+    """`[replies]` the length of the longest n-gram that occurs twice."""
     lengths = np.zeros(num_replies, dtype=np.int64)
-    # Classes of the n-grams of `lengths[reply]` tokens: at first of 0 tokens, all equal. Those below the reply's
-    # floor belong to a shorter length and do not repeat at the current one.
+    # `classes` are those of the n-grams of `lengths[reply]` tokens, at first of 0 tokens, which are all equal. A class
+    # below its reply's floor belongs to a shorter length: the n-gram at the current length does not repeat.
     classes, floors, next_class = owners.copy(), np.zeros(num_replies, dtype=np.int64), num_replies
     for j in reversed(range(len(levels))):
-        follows = levels[j].positions
-        replies = owners[follows]
-        starts = follows - lengths[replies]
+        # Extend the n-grams that end where a repeating 2^j-gram begins.
+        extensions = levels[j].positions
+        replies = owners[extensions]
+        starts = extensions - lengths[replies]
         fits = starts >= 0
         fits[fits] = owners[starts[fits]] == replies[fits]
         fits[fits] = classes[starts[fits]] >= floors[replies[fits]]
-        starts, follows = starts[fits], follows[fits]
-        longer = _level(starts, classes[starts] * owners.size + levels[j].classes[follows], owners.size)
+        starts, extensions = starts[fits], extensions[fits]
+        longer = _level(starts, classes[starts] * owners.size + levels[j].classes[extensions], owners.size)
         classes[longer.positions] = longer.classes[longer.positions] + next_class
         gained = np.flatnonzero(np.bincount(owners[longer.positions], minlength=num_replies))
         lengths[gained] += 1 << j

@@ -1,4 +1,4 @@
-"""Tests of the differences between a baseline and its variants, corrected in families."""
+"""Tests of the differences between variants and their baselines, corrected within families of tests."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rwkvbatch.comparison.matching import Breakdown, Dropped, MatchedRows, Paired, groups_of, paired_values
+from rwkvbatch.comparison.matching import Breakdown, Dropped, MatchedRows, PairedValues, groups_of, paired_values
 from rwkvbatch.comparison.metrics import Metric
 from rwkvbatch.comparison.pairing import Pair
 from rwkvbatch.stats.clustered import clustered_mean
@@ -20,7 +21,7 @@ Verdict = Literal[
     "untested",
 ]  # fmt: skip
 LEVEL: Final = 0.05
-"""The chance of any false alarm in a family of tests."""
+"""The family-wise error rate: the probability of at least one false alarm in a family of tests."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ class Family:
     """Tests of one metric that are corrected together.
 
     Attributes:
-        name: the metric's name, with ` by tag` or ` by turn` for groups.
-        exploratory: not of the primary metric over all rows: a lead to follow up, not a finding.
-        size: tests that count in the correction: those whose pairs are not all equal.
-        level: the chance of any false alarm among them. level_each: the level of a single test that keeps it.
+        name: the metric's name, followed by ` by tag`, ` by turn` or ` by distance` for groups.
+        exploratory: False only for the primary metric over all rows; an exploratory result is a lead, not a finding.
+        size: number of tests that the correction counts: those whose pairs are not all equal.
+        level: family-wise error rate. level_each: level of each single test that keeps it.
         exact: whether all sign patterns were enumerated.
     """
 
@@ -50,19 +51,22 @@ class Comparison:
     """One metric of one pair, over all matched rows or those of one `group`. Unknown numbers are NaN.
 
     Attributes:
-        family: the name of the family that it is corrected in.
-        difference: the mean of variant minus baseline over matched rows. standard_error: by conversation.
-        low, high: the simultaneous interval within the family. low_alone, high_alone: without correction.
-        p, p_adjusted: the two-sided p-value by itself and corrected within the family.
-        p_rank: of the signed-rank test, by itself.
-        wins, ties, losses: conversations whose mean difference is better, zero or worse (of metrics without a better
-            direction: positive, zero, negative).
+        family: the name of the `Family` that corrects this test.
+        difference: mean of variant minus baseline over matched rows. standard_error: its error, clustered by
+            conversation.
+        low, high: simultaneous interval of the difference within the family. low_alone, high_alone: the interval
+            without correction.
+        p, p_adjusted: two-sided p-value without and with the family's correction.
+        p_rank: p-value of the signed-rank test, without correction.
+        wins, ties, losses: number of conversations whose mean difference is better, zero or worse (positive, zero or
+            negative for metrics without a better direction).
         detectable: the smallest true difference that this design finds 4 times in 5.
-        num_values: matched pairs. num_conversations: conversations with pairs.
-        decidable: whether any outcome of so few conversations could be significant in the family. identical: all pairs
-            are equal.
-        level: of the family. level_each: of this test within it. margin: differences up to this size are equivalent.
-        exploratory: not of the primary metric over all rows.
+        num_values: number of matched pairs. num_conversations: number of conversations with pairs.
+        decidable: whether this number of conversations can give a significant result in the family at all.
+        identical: all pairs are equal.
+        level: the family's level. level_each: this test's level within the family.
+        margin: differences up to this size are equivalent.
+        exploratory: see `Family`.
     """
 
     pair: Pair
@@ -95,7 +99,7 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """The conclusion; it follows from the intervals alone."""
+        """The conclusion, from the intervals alone."""
         if not self.metric.tested:
             return "untested"
         if not self.decidable:
@@ -114,17 +118,17 @@ class Comparison:
 
     @property
     def significant(self) -> bool:
-        """The simultaneous interval excludes 0; the same as `p_adjusted` at most `level`."""
+        """Whether the simultaneous interval excludes 0, which is equivalent to `p_adjusted <= level`."""
         return self.low > 0 or self.high < 0
 
     @property
     def within_margin(self) -> bool:
-        """The whole interval is within the margin, whether or not it excludes 0."""
+        """Whether the whole simultaneous interval is within the margin; it may exclude 0."""
         return self.margin is not None and -self.margin <= self.low and self.high <= self.margin
 
     @property
     def rank_disagrees(self) -> bool:
-        """The metric has heavy tails, and the signed-rank test at the same level comes to another conclusion."""
+        """Whether the metric has heavy tails and the signed-rank test at the same level concludes otherwise."""
         if not self.metric.heavy_tailed or math.isnan(self.p_rank) or not self.decidable or self.identical:
             return False
         return (self.p_rank <= self.level_each) != self.significant
@@ -139,82 +143,115 @@ def compare_metric(
     margin: float | None = None,
     exploratory: bool = False,
 ) -> tuple[list[Comparison], Family]:
-    """One metric of all pairs, and of all groups with `by`, corrected together as one family."""
+    """Compare one metric in all pairs (in all groups of all pairs with `by`), corrected together as one family."""
     name = f"{metric.name} by {by}" if by else metric.name
-    lines: list[tuple[Pair, str | None, Paired]] = []
-    for each in matched:
-        for group, rows in groups_of(each.rows, by, "_a"):
-            values = paired_values(rows, metric)
-            if values.baseline.size or by is None:
-                lines.append((each.pair, group, values))
-    size = 1 + max((int(values.conversations.max(initial=-1)) for *_, values in lines), default=-1)
-    sums, counts = np.zeros((size, len(lines))), np.zeros((size, len(lines)))
-    for column, (_, _, values) in enumerate(lines):
-        differences = values.variant - values.baseline
-        sums[:, column] = np.bincount(values.conversations, values.weighted(differences), minlength=size)
-        counts[:, column] = np.bincount(values.conversations, values.weights, minlength=size)
-    if not metric.tested:
-        found = [_line(metric, name, *line, None, level, level, margin, exploratory) for line in lines]
-        return found, Family(name, metric, by, exploratory, 0, level, level, exact=False)
-    tests = compare_family(sums, counts, level=level, widest=metric.widest)
-    found = [
-        _line(metric, name, *line, test, level, tests.level_each, margin, exploratory)
-        for line, test in zip(lines, tests.differences, strict=True)
+    samples = [
+        sample
+        for pair_rows in matched
+        for group, rows in groups_of(pair_rows.rows, by, "_a")
+        if (sample := _Sample(pair_rows.pair, group, paired_values(rows, metric))).size or by is None
     ]
-    counted = sum(bool(test.pairs) and not test.identical for test in tests.differences)
-    return found, Family(name, metric, by, exploratory, counted, level, tests.level_each, tests.exact)
+    if not metric.tested:
+        family = Family(name, metric, by, exploratory, 0, level, level, exact=False)
+        return [_untested(sample, family, margin) for sample in samples], family
+    tests = compare_family(*_sums_and_counts(samples), level=level, widest=metric.widest)
+    size = sum(bool(test.pairs) and not test.identical for test in tests.differences)
+    family = Family(name, metric, by, exploratory, size, level, tests.level_each, tests.exact)
+    comparisons = [
+        _comparison(sample, family, test, margin) for sample, test in zip(samples, tests.differences, strict=True)
+    ]
+    return comparisons, family
 
 
-def _line(
-    metric: Metric, family: str, pair: Pair, group: str | None, values: Paired, test: Difference | None,
-    level: float, level_each: float, margin: float | None, exploratory: bool,
-) -> Comparison:  # fmt: skip
-    """One line of the table; without a `test`, only what needs none."""
-    unknown = math.nan
-    num_values, conversations = values.baseline.size, int(np.unique(values.conversations).size)
-    baseline = metric.shown(float(values.weighted(values.baseline).mean())) if num_values else unknown
-    variant = metric.shown(float(values.weighted(values.variant).mean())) if num_values else unknown
-    up, same, down = _directions(values)
-    wins, losses = (down, up) if metric.better == "lower" else (up, down)
-    if test is None:
-        error = unknown
-        if num_values and not metric.log_of:
-            error = clustered_mean(
-                values.variant - values.baseline, values.conversations, values.weights
-            ).standard_error
-        test = Difference(
-            mean=variant - baseline, low=unknown, high=unknown, low_alone=unknown, high_alone=unknown, p=unknown,
-            p_adjusted=unknown, p_rank=unknown, clusters=conversations, pairs=num_values, standard_error=error,
-            detectable=unknown, decidable=False,
-            identical=bool(num_values) and np.array_equal(values.baseline, values.variant),
-        )  # fmt: skip
+@dataclass(frozen=True)
+class _Sample:
+    """The data of one test: the matched values of one pair, over all rows or those of one `group`."""
+
+    pair: Pair
+    group: str | None
+    values: PairedValues
+
+    @property
+    def size(self) -> int:
+        """Number of matched pairs."""
+        return self.values.baseline.size
+
+    @property
+    def num_conversations(self) -> int:
+        return int(np.unique(self.values.conversations).size)
+
+
+def _sums_and_counts(samples: Sequence[_Sample]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`[conversations, samples]` weighted sums of the differences, and sums of the weights."""
+    size = 1 + max((int(sample.values.conversations.max(initial=-1)) for sample in samples), default=-1)
+    sums, counts = np.zeros((size, len(samples))), np.zeros((size, len(samples)))
+    for column, sample in enumerate(samples):
+        values = sample.values
+        sums[:, column] = np.bincount(values.conversations, values.weighted(values.differences), minlength=size)
+        counts[:, column] = np.bincount(values.conversations, values.weights, minlength=size)
+    return sums, counts
+
+
+def _untested(sample: _Sample, family: Family, margin: float | None) -> Comparison:
+    """The means, their difference and its standard error; everything that needs a test is NaN."""
+    values, nan = sample.values, math.nan
+    difference = standard_error = nan
+    if sample.size:
+        baseline_mean, variant_mean = _means(family.metric, values)
+        difference = variant_mean - baseline_mean
+        if not family.metric.log_of:
+            standard_error = clustered_mean(values.differences, values.conversations, values.weights).standard_error
+    test = Difference(
+        mean=difference, low=nan, high=nan, low_alone=nan, high_alone=nan, p=nan, p_adjusted=nan, p_rank=nan,
+        clusters=sample.num_conversations, pairs=sample.size, standard_error=standard_error, detectable=nan,
+        decidable=False, identical=bool(sample.size) and np.array_equal(values.baseline, values.variant),
+    )  # fmt: skip
+    return _comparison(sample, family, test, margin)
+
+
+def _comparison(sample: _Sample, family: Family, test: Difference, margin: float | None) -> Comparison:
+    metric = family.metric
+    baseline_mean, variant_mean = _means(metric, sample.values)
+    positive, zero, negative = _signs(sample.values)
+    wins, losses = (negative, positive) if metric.better == "lower" else (positive, negative)
     return Comparison(
-        pair=pair, metric=metric, group=group, family=family, baseline_mean=baseline, variant_mean=variant,
-        difference=test.mean, standard_error=test.standard_error, low=test.low, high=test.high,
-        low_alone=test.low_alone, high_alone=test.high_alone, p=test.p, p_adjusted=test.p_adjusted,
-        p_rank=test.p_rank, wins=wins, ties=same, losses=losses, detectable=test.detectable, num_values=num_values,
-        num_conversations=conversations, decidable=test.decidable, identical=test.identical, level=level,
-        level_each=level_each, margin=margin, exploratory=exploratory,
+        pair=sample.pair, metric=metric, group=sample.group, family=family.name, baseline_mean=baseline_mean,
+        variant_mean=variant_mean, difference=test.mean, standard_error=test.standard_error, low=test.low,
+        high=test.high, low_alone=test.low_alone, high_alone=test.high_alone, p=test.p, p_adjusted=test.p_adjusted,
+        p_rank=test.p_rank, wins=wins, ties=zero, losses=losses, detectable=test.detectable, num_values=sample.size,
+        num_conversations=sample.num_conversations, decidable=test.decidable, identical=test.identical,
+        level=family.level, level_each=family.level_each, margin=margin, exploratory=family.exploratory,
     )  # fmt: skip
 
 
+def _means(metric: Metric, values: PairedValues) -> tuple[float, float]:
+    """The means of baseline and variant as the metric shows them; NaN without values."""
+    if not values.baseline.size:
+        return math.nan, math.nan
+    baseline_mean, variant_mean = (
+        metric.shown(float(values.weighted(side).mean())) for side in (values.baseline, values.variant)
+    )
+    return baseline_mean, variant_mean
+
+
 def compare_counts(metric: Metric, pairs: Sequence[Pair], dropped: Sequence[Dropped]) -> list[Comparison]:
-    """A metric of whole variants (`VARIANT_METRICS`), of each pair; untested."""
-    counts = {each.label: float(getattr(each, metric.name)) for each in dropped}
-    lines: list[Comparison] = []
+    """Compare a metric of whole variants (`VARIANT_METRICS`) in each pair, untested."""
+    counts = {variant_dropped.label: float(getattr(variant_dropped, metric.name)) for variant_dropped in dropped}
+    family = Family(metric.name, metric, None, exploratory=True, size=0, level=LEVEL, level_each=LEVEL, exact=False)
+    comparisons: list[Comparison] = []
     for pair in pairs:
-        a, b = (np.array([counts[side.label]]) for side in (pair.baseline, pair.variant))
-        values = Paired(a, b, np.zeros(1, dtype=np.int64))
-        lines.append(_line(metric, metric.name, pair, None, values, None, LEVEL, LEVEL, None, exploratory=True))
-    return lines
+        baseline, variant = (np.array([counts[side.label]]) for side in (pair.baseline, pair.variant))
+        values = PairedValues(baseline, variant, np.zeros(1, dtype=np.int64))
+        comparisons.append(_untested(_Sample(pair, None, values), family, margin=None))
+    return comparisons
 
 
-def _directions(values: Paired) -> tuple[int, int, int]:
-    """The numbers of conversations whose mean difference is positive, zero and negative."""
-    differences = values.variant - values.baseline
+def _signs(values: PairedValues) -> tuple[int, int, int]:
+    """The numbers of conversations whose weighted mean difference is positive, zero and negative."""
+    differences = values.weighted(values.differences)
     if not differences.size:
         return 0, 0, 0
     sums = np.bincount(values.conversations, weights=differences)[np.unique(values.conversations)]
-    scale = float(np.abs(differences).max(initial=0.0))
-    up, down = int((sums > 1e-9 * scale).sum()), int((sums < -1e-9 * scale).sum())
-    return up, int(sums.size) - up - down, down
+    tolerance = 1e-9 * float(np.abs(differences).max(initial=0.0))
+    positive, negative = int((sums > tolerance).sum()), int((sums < -tolerance).sum())
+    return positive, int(sums.size) - positive - negative, negative

@@ -1,4 +1,4 @@
-"""Variants, their baselines, and warnings about runs that are not alike."""
+"""Variants, their pairing with baselines, and warnings about runs that are not comparable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rwkvbatch.errors import RunMismatchError, UsageError
 
 @dataclass(frozen=True)
 class Variant:
-    """One cell of one run; `label` is the shortest name that is unique in the comparison."""
+    """One cell of one run; `label` names it uniquely within the comparison."""
 
     run: str
     cell: str
@@ -28,27 +28,30 @@ class Pair:
 
 
 def variants_of(runs: Sequence[RunData]) -> list[Variant]:
-    """All cells of all runs: in the manifest's order, then in the order of their first rows."""
-    several = len(runs) > 1
-    short = all(len(run.cells) == 1 for run in runs)
+    """All cells of all runs that have rows, in the manifest's order, then in the order of their first rows.
+
+    The label is the run if each run has one cell, the cell if there is one run, and `RUN::CELL` otherwise.
+    """
+    one_cell_each = all(len(run.cells) == 1 for run in runs)
     variants: list[Variant] = []
     for run in runs:
-        present = run.cells
-        for cell in dict.fromkeys((*(name for name in run.facts.cells if name in present), *present)):
-            label = run.name if short else f"{run.name}::{cell}" if several else cell
-            variants.append(Variant(run.name, cell, label))
+        with_rows = run.cells
+        for cell in dict.fromkeys((*(name for name in run.facts.cells if name in with_rows), *with_rows)):
+            cell_label = cell if len(runs) == 1 else f"{run.name}::{cell}"
+            variants.append(Variant(run.name, cell, label=run.name if one_cell_each else cell_label))
     return variants
 
 
 def pair_up(runs: Sequence[RunData], variants: Sequence[Variant], baseline: str | None) -> tuple[list[Pair], list[str]]:
-    """Every variant that is not a baseline with its baseline; and notes on those without one.
+    """Pairs of each variant with its baseline, and notes on variants without one.
 
     Args:
         baseline: a variant's label, a run (its path or name) or a cell; None for the first run, or the first cell of a
-            single run. A run with several cells is the baseline cell by cell; a cell is the baseline within each run.
+            single run. If a run has several cells, its cells are the baselines of equally named cells of other runs.
+            If a cell is given, it is the baseline of the other cells of its own run.
 
     Raises:
-        UsageError: nothing is called `baseline`.
+        UsageError: no variant, run or cell is called `baseline`.
     """
     if not variants:
         return [], []
@@ -67,8 +70,8 @@ def pair_up(runs: Sequence[RunData], variants: Sequence[Variant], baseline: str 
         baselines = {variant.run: variant for variant in variants if variant.cell == baseline}
         others = [variant for variant in variants if variant.cell != baseline]
         pairs = [Pair(baselines[variant.run], variant) for variant in others if variant.run in baselines]
-        alone = [variant.label for variant in others if variant.run not in baselines]
-        return pairs, [f"{', '.join(alone)}: not compared, the run has no cell {baseline}"] if alone else []
+        unpaired = [variant.label for variant in others if variant.run not in baselines]
+        return pairs, [f"{', '.join(unpaired)}: not compared, the run has no cell {baseline}"] if unpaired else []
     raise UsageError(
         f"--baseline must be one of the compared runs or cells; got {baseline!r}",
         hint=f"they are: {', '.join(variant.label for variant in variants)}",
@@ -80,44 +83,45 @@ def _against_one(variants: Sequence[Variant], baseline: Variant) -> list[Pair]:
 
 
 def _against_run(variants: Sequence[Variant], run: str) -> tuple[list[Pair], list[str]]:
-    own = {variant.cell: variant for variant in variants if variant.run == run}
+    """Pairs with the cells of `run` as baselines, and notes on variants without one."""
+    baselines = {variant.cell: variant for variant in variants if variant.run == run}
     others = [variant for variant in variants if variant.run != run]
-    if len(own) == 1 or not others:
-        return _against_one(variants, next(iter(own.values()))), []
-    pairs = [Pair(own[variant.cell], variant) for variant in others if variant.cell in own]
-    alone = [variant.label for variant in others if variant.cell not in own]
-    return pairs, [f"{', '.join(alone)}: not compared, the baseline {run} has no such cell"] if alone else []
+    if len(baselines) == 1 or not others:
+        return _against_one(variants, next(iter(baselines.values()))), []
+    pairs = [Pair(baselines[variant.cell], variant) for variant in others if variant.cell in baselines]
+    unpaired = [variant.label for variant in others if variant.cell not in baselines]
+    return pairs, [f"{', '.join(unpaired)}: not compared, the baseline {run} has no such cell"] if unpaired else []
 
 
 def check_runs(runs: Sequence[RunData], *, force: bool) -> list[str]:
-    """Notes on differences between runs other than those that are compared.
+    """Notes of the runs, and on differences between them that make the comparison less reliable.
 
     Raises:
         RunMismatchError: two runs replayed different scripts, and `force` is false.
     """
     notes = [note for run in runs for note in run.notes]
-    known = [run for run in runs if run.facts != RunFacts()]
-    for run in known[1:]:
-        first = known[0]
-        expected, found = first.facts, run.facts
-        if expected.script_sha256 and found.script_sha256 and expected.script_sha256 != found.script_sha256:
+    with_facts = [run for run in runs if run.facts != RunFacts()]
+    for run in with_facts[1:]:
+        first = with_facts[0]
+        expected, facts = first.facts, run.facts
+        if expected.script_sha256 and facts.script_sha256 and expected.script_sha256 != facts.script_sha256:
             problem = f"{run.source} and {first.source} replayed different scripts"
             if not force:
                 raise RunMismatchError(
-                    f"{problem} (hash {found.script_sha256[:12]}, expected {expected.script_sha256[:12]})",
+                    f"{problem} (hash {facts.script_sha256[:12]}, expected {expected.script_sha256[:12]})",
                     hint="--force compares the turns that have the same conversation id, turn and repeat",
                 )
             notes.append(problem)
-        if expected.seed != found.seed:
+        if expected.seed != facts.seed:
             notes.append(
-                f"different seeds ({first.name} {expected.seed}, {run.name} {found.seed}): the runs do not use common "
+                f"different seeds ({first.name} {expected.seed}, {run.name} {facts.seed}): the runs do not use common "
                 "random numbers, so differences are noisier than with equal seeds"
             )
-        if expected.version != found.version:
+        if expected.version != facts.version:
             notes.append(
-                f"different versions of rwkvbatch ({first.name} {expected.version}, {run.name} {found.version})"
+                f"different versions of rwkvbatch ({first.name} {expected.version}, {run.name} {facts.version})"
             )
-        if expected.identity and expected.identity == found.identity:
+        if expected.identity and expected.identity == facts.identity:
             notes.append(
                 f"{first.name} and {run.name} have the same weights, script, settings and seed: a difference in "
                 "anything but timings is a fault of the program"
@@ -137,39 +141,39 @@ _PROMPT_SETTINGS = (
 
 
 def check_pairs(pairs: Sequence[Pair], runs: Sequence[RunData]) -> list[str]:
-    """Notes on pairs whose prompts were made in different ways."""
+    """Notes on pairs with different settings of the prompt."""
     cells = {run.name: run.facts.cells for run in runs}
     notes: list[str] = []
     for pair in pairs:
-        a, b = (cells[side.run].get(side.cell, {}) for side in (pair.baseline, pair.variant))
+        baseline, variant = (cells[side.run].get(side.cell, {}) for side in (pair.baseline, pair.variant))
         notes.extend(
-            f"{warning} ({pair.baseline.label}: {str(a[key])[:24]}, {pair.variant.label}: {str(b[key])[:24]})"
+            f"{warning} ({pair.baseline.label}: {str(baseline[key])[:24]}, "
+            f"{pair.variant.label}: {str(variant[key])[:24]})"
             for key, warning in _PROMPT_SETTINGS
-            if key in a and key in b and a[key] != b[key]
+            if key in baseline and key in variant and baseline[key] != variant[key]
         )
     return notes
 
 
 def refuse_parts(pair: Pair, runs: Sequence[RunData]) -> None:
-    """Explain why a pair has no common turn, if its runs are parts (`--shard`).
+    """Raise an error that explains why a pair has no common turn, if its runs are different parts (`--shard`).
 
     Raises:
-        RunMismatchError: both are parts of a run, and not the same part.
+        RunMismatchError: both sides are parts of a run, and not the same part.
     """
-    named = {run.name: run for run in runs}
-    sides = [named[side.run] for side in (pair.baseline, pair.variant)]
-    parts = [run.facts.part for run in sides]
-    if None in parts or parts[0] == parts[1]:
+    run_of = {run.name: run for run in runs}
+    baseline, variant = run_of[pair.baseline.run], run_of[pair.variant.run]
+    if None in (baseline.facts.part, variant.facts.part) or baseline.facts.part == variant.facts.part:
         return
-    one, other = (f"{run.source} is part {part}" for run, part in zip(sides, parts, strict=True))
-    identity = sides[0].facts.identity
-    if identity != sides[1].facts.identity:
+    baseline_part, variant_part = (f"{run.source} is part {run.facts.part}" for run in (baseline, variant))
+    identity = baseline.facts.identity
+    if identity != variant.facts.identity:
         raise RunMismatchError(
-            f"{one} of a run and {other} of another: they have no conversation in common",
+            f"{baseline_part} of a run and {variant_part} of another: they have no conversation in common",
             hint="merge the parts of each run with `rwkvbatch merge PART... --out DIR`, and compare those",
         )
-    of_same = [run.source for run in runs if run.facts.part is not None and run.facts.identity == identity]
+    parts = [run.source for run in runs if run.facts.part is not None and run.facts.identity == identity]
     raise RunMismatchError(
-        f"{one} and {other} of the same run: parts have no conversation in common",
-        hint=f"merge all parts first: rwkvbatch merge {shlex.join(of_same)} --out DIR",
+        f"{baseline_part} and {variant_part} of the same run: parts have no conversation in common",
+        hint=f"merge all parts first: rwkvbatch merge {shlex.join(parts)} --out DIR",
     )

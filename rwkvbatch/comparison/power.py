@@ -1,20 +1,20 @@
-"""Sample sizes before a run: how many conversations and repetitions find a difference, from a pilot run's variances."""
+"""Sample sizes for planned runs: the conversations and repetitions that find a difference, from a pilot's variances."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from rwkvbatch.comparison.judging import as_counted, ties_of, variances
 from rwkvbatch.comparison.loading import Source, load_runs
-from rwkvbatch.comparison.matching import comparable_rows, match, rows_of, weights_of
+from rwkvbatch.comparison.matching import comparable_rows, has_both_values, match, rows_of, weights_of
 from rwkvbatch.comparison.metrics import Metric, metric_named
 from rwkvbatch.comparison.paired import LEVEL
-from rwkvbatch.comparison.pairing import pair_up, variants_of
+from rwkvbatch.comparison.pairing import Pair, pair_up, variants_of
+from rwkvbatch.comparison.variances import discreteness, variances, weighted_deviations
 from rwkvbatch.errors import UsageError
 from rwkvbatch.script.records import Conversation, Turn
 from rwkvbatch.stats.sample_size import conversations_needed, smallest_detectable
@@ -32,13 +32,13 @@ _NEEDS_PILOT: Final = "make one with `rwkvbatch run SCRIPT --repeats 2 --limit 2
 
 @dataclass(frozen=True)
 class Spread:
-    """How much the paired differences of a metric vary.
+    """Variances of the paired differences of a metric.
 
     Attributes:
-        between: variance of the conversations' true differences. within: of one repetition around them.
-        source: where they come from and what was assumed, as a sentence.
-        num_conversations, repetitions: of the pilot; 0 without one.
-        steps: the differences are steps between limits, of which the test has more power (`stats.spread`).
+        between: variance of the conversations' true differences. within: variance of one repetition around them.
+        source: a sentence on the origin of the variances and on what was assumed.
+        num_conversations, repetitions: size of the pilot; 0 without one.
+        steps: whether the differences are discrete, which gives the test more power (`stats.spread.Spread.discrete`).
         reach: how far conversations that the pilot lacks may differ (`stats.spread.Spread.reach`).
     """
 
@@ -53,12 +53,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Design:
-    """A number of repetitions, and what it takes with it.
+    """The sample size for one number of repetitions.
 
     Attributes:
-        conversations: that find the difference with the wanted probability. turns: that a cell then has to replay.
-        detectable: the smallest difference that the script's own conversations find; NaN where they are too few.
-        enough: whether the script has as many conversations.
+        conversations: number that finds the difference with the required probability. turns: number that each cell
+            then replays.
+        detectable: the smallest difference that the script's conversations find; NaN if they are too few for any.
+        enough: whether the script has at least `conversations`.
     """
 
     repetitions: int
@@ -69,26 +70,29 @@ class Design:
 
 
 def judged(conversations: Iterable[Conversation], metric: Metric) -> list[Conversation]:
-    """The conversations that can have a number of `metric`: with checks, with references, or all."""
+    """The conversations with a turn that can have a value of `metric`."""
     needs = _needs(metric)
 
-    def has(turn: Turn) -> bool:
-        return bool(turn.checks) if needs == "checks" else turn.reference is not None if needs == "references" else True
+    def can_have_value(turn: Turn) -> bool:
+        if needs == "checks":
+            return bool(turn.checks)
+        return needs != "references" or turn.reference is not None
 
-    return [conversation for conversation in conversations if any(map(has, conversation.turns))]
+    return [conversation for conversation in conversations if any(map(can_have_value, conversation.turns))]
 
 
-def _needs(metric: Metric) -> str:
+def _needs(metric: Metric) -> Literal["checks", "references", ""]:
+    """What a turn must have for a value of `metric`; empty for nothing."""
     if metric.name in ("score", "passed") or metric.level == "conversation":
         return "checks"
     return "references" if metric.name in ("nll", "matched") else ""
 
 
 def metric_of(conversations: Sequence[Conversation], name: str | None) -> Metric:
-    """The metric called `name`; for None the primary one of the script.
+    """The metric called `name`; for None the script's primary metric.
 
     Raises:
-        UsageError: it is not tested, or the script has nothing that it judges.
+        UsageError: the metric is not tested, or no turn of the script can have a value of it.
     """
     if name is not None:
         metric = metric_named(name)
@@ -106,7 +110,11 @@ def metric_of(conversations: Sequence[Conversation], name: str | None) -> Metric
 
 
 def repetitions_of(metric: Metric, spread: Spread) -> Sequence[int]:
-    """The numbers of repetitions to plan for: of pass@k and the like the pilot's, or k; others are not known."""
+    """The numbers of repetitions to plan for.
+
+    A metric of conversations, such as pass@k, has only the pilot's number (at least k): its variance for other numbers
+    is unknown.
+    """
     if metric.level != "conversation":
         return REPETITIONS
     return (max(spread.repetitions, int(metric.name.rpartition("_")[2])),)
@@ -132,7 +140,7 @@ def without_pilot(metric: Metric) -> Spread:
 
 
 def of_pilot(pilot: Source, metric: Metric, baseline: str | None = None) -> Spread:
-    """The variances of the pair of cells that varies most; of the repetitions of a single cell.
+    """The variances of the pilot's pair of cells that varies most, or of the repetitions of its only cell.
 
     Raises:
         UsageError: the pilot has a single cell with one repetition, or fewer than two conversations with the metric.
@@ -142,56 +150,59 @@ def of_pilot(pilot: Source, metric: Metric, baseline: str | None = None) -> Spre
     table = comparable_rows(runs)
     variants = variants_of(runs)
     pairs, _ = pair_up(runs, variants, baseline)
-    found: list[Spread] = []
-    for pair in pairs:
-        matched = match(pair, table)
-        values = matched.values(metric)
-        if np.unique(values.conversations).size < 2:
-            continue
-        rows = matched.rows
-        differences = as_counted(values.variant - values.baseline, values.weights)
-        if metric.level == "turn":
-            known = ~(rows[f"{metric.column}_a"].isna() | rows[f"{metric.column}_b"].isna())
-            repeats = rows.loc[known, "repeat"].to_numpy(dtype=np.int64)
-            between, within, repetitions = variances(differences, values.conversations, repeats)
-            note = (
-                "" if repetitions > 1 else "; it has one repetition, so what repetitions save is unknown and left out"
-            )
-        else:
-            between, within, _ = variances(differences, values.conversations, np.zeros(differences.size, np.int64))
-            repetitions, note = 1 + int(rows["repeat"].to_numpy().max()), ""
-        source = f"pilot: {pair.variant.label} against {pair.baseline.label}{note}{_errors_in(rows, metric)}"
-        if len(pairs) > 1:
-            source = source.replace("pilot:", "pilot: of all pairs the one that varies most,")
-        steps, reach = ties_of(values.variant - values.baseline, values.conversations, metric.widest, values.weights)
-        number = int(np.unique(values.conversations).size)
-        found.append(Spread(between, within, source, number, repetitions, steps, reach))
-    if found:
-        return _at_least(max(found, key=lambda spread: spread.between + spread.within), metric)
-    if pairs:
+    if not pairs:
+        return _of_one_cell(pilot, metric, rows_of(table, variants[0]))
+    spreads = [spread for pair in pairs if (spread := _of_pair(pair, metric, table)) is not None]
+    if not spreads:
         raise UsageError(f"--pilot {pilot}: no pair of cells has 2 conversations with {metric.name}")
-    return _of_one_cell(pilot, metric, rows_of(table, variants[0]))
+    widest = max(spreads, key=lambda spread: spread.between + spread.within)
+    if len(pairs) > 1:
+        widest = replace(
+            widest, source=widest.source.replace("pilot:", "pilot: of all pairs the one that varies most,")
+        )
+    return _at_least(widest, metric)
+
+
+def _of_pair(pair: Pair, metric: Metric, table: pd.DataFrame) -> Spread | None:
+    """The variances of the differences in one pair; None with fewer than two conversations."""
+    matched = match(pair, table)
+    rows, values = matched.rows, matched.values(metric)
+    num_conversations = int(np.unique(values.conversations).size)
+    if num_conversations < 2:
+        return None
+    deviations = weighted_deviations(values.differences, values.weights)
+    if metric.level == "turn":
+        repeats = rows.loc[has_both_values(rows, metric), "repeat"].to_numpy(dtype=np.int64)
+        between, within, repetitions = variances(deviations, values.conversations, repeats)
+        note = "" if repetitions > 1 else "; it has one repetition, so what repetitions save is unknown and left out"
+    else:
+        between, within, _ = variances(deviations, values.conversations, np.zeros(deviations.size, np.int64))
+        repetitions, note = 1 + int(rows["repeat"].to_numpy().max()), ""
+    source = f"pilot: {pair.variant.label} against {pair.baseline.label}{note}{_errors_in(rows, metric)}"
+    discrete, reach = discreteness(values.differences, values.conversations, metric.widest, values.weights)
+    return Spread(between, within, source, num_conversations, repetitions, steps=discrete, reach=reach)
 
 
 def _errors_in(rows: pd.DataFrame, metric: Metric) -> str:
-    """What became of matched turns of the pilot that ended in an error."""
+    """A clause on matched turns of the pilot that ended in an error; empty without any."""
     errors = sum(np.count_nonzero(rows[f"finish_reason{side}"] == "error") for side in ("_a", "_b"))
     if not errors:
         return ""
-    counted = metric.level == "conversation" or metric.name in ("score", "passed", "failed")
-    return f"; {errors:,} of its turns ended in an error and {'count as failed' if counted else 'are left out'}"
+    count_as_failed = metric.level == "conversation" or metric.name in ("score", "passed", "failed")
+    return f"; {errors:,} of its turns ended in an error and {'count as failed' if count_as_failed else 'are left out'}"
 
 
 def _of_one_cell(pilot: Source, metric: Metric, rows: pd.DataFrame) -> Spread:
+    """The variances of the differences of two variants that each vary as the repetitions of one cell do."""
     if metric.level != "turn":
         raise UsageError(f"--pilot {pilot}: {metric.name} needs a pilot with two cells")
-    known = rows.loc[rows[metric.column].notna()]
-    codes = known["conversation_code"].to_numpy(dtype=np.int64)
-    values, repeats = known[metric.column].to_numpy(dtype=np.float64), known["repeat"].to_numpy(dtype=np.int64)
-    weights = weights_of(known, metric)
+    rows = rows.loc[rows[metric.column].notna()]
+    codes = rows["conversation_code"].to_numpy(dtype=np.int64)
+    values, repeats = rows[metric.column].to_numpy(dtype=np.float64), rows["repeat"].to_numpy(dtype=np.int64)
+    weights = weights_of(rows, metric)
     if weights is not None:
         weights = weights / weights.mean()
-    between, within, repetitions = variances(as_counted(values, weights), codes, repeats)
+    between, within, repetitions = variances(weighted_deviations(values, weights), codes, repeats)
     conversations = int(np.unique(codes).size)
     if conversations < 2 or repetitions < 2:
         raise UsageError(
@@ -200,10 +211,11 @@ def _of_one_cell(pilot: Source, metric: Metric, rows: pd.DataFrame) -> Spread:
             f"{conversations} of those conversations",
             hint=_NEEDS_PILOT,
         )
-    # Var(variant - baseline) of two variants alike: twice that of one, less twice their covariance.
-    # Two repetitions differ in the manner of two variants.
-    signed, first = np.where(repeats == 0, -values, values), repeats < 2
-    steps, reach = ties_of(signed[first], codes[first], metric.widest)
+    # Var(variant - baseline) = 2 Var - 2 Cov for equal variances. With a correlation of 0.5 between conversations the
+    # component between conversations stays as it is, and the component within them doubles.
+    # Two repetitions stand for two variants: the differences of repetition 1 minus repetition 0.
+    signed, is_first_two = np.where(repeats == 0, -values, values), repeats < 2
+    discrete, reach = discreteness(signed[is_first_two], codes[is_first_two], metric.widest)
     spread = Spread(
         between,
         2 * within,
@@ -211,19 +223,20 @@ def _of_one_cell(pilot: Source, metric: Metric, rows: pd.DataFrame) -> Spread:
         "assumed, which a pilot with two cells measures",
         conversations,
         repetitions,
-        steps,
-        reach,
+        steps=discrete,
+        reach=reach,
     )
     return _at_least(spread, metric)
 
 
 def _at_least(spread: Spread, metric: Metric) -> Spread:
-    """`spread`; where it is 0, the largest that is likely: a pilot without a difference does not mean that none exists.
+    """`spread`, or its upper confidence limit if it is 0: a pilot without differences does not prove that none exist.
 
-    If none of n conversations differs, at most a share 1 - 0.05^(1 / n) of all does (Clopper and Pearson 1934).
+    If none of n conversations differs, at most a share 1 - 0.05^(1 / n) of all conversations does, at 95 % confidence
+    (Clopper and Pearson 1934).
 
     Raises:
-        UsageError: the metric has no limits, so that nothing is known.
+        UsageError: the spread is 0 and the metric has no limits, so that the share gives no variance.
     """
     if spread.between + spread.within > 0:
         return spread
@@ -243,22 +256,24 @@ def designs(
     num_variants: int = 1,
     repetitions: Sequence[int] = REPETITIONS,
 ) -> list[Design]:
-    """What it takes to find a difference of `detect`, by the number of repetitions.
+    """The sample sizes that find a difference of `detect` with probability `power`, for each number of repetitions.
 
     Args:
-        conversations: those of the script that the metric judges.
-        num_variants: compared with one baseline; the level is divided by it, which is enough for any dependence.
+        conversations: those of the script that can have a value of the metric.
+        num_variants: number of variants compared with one baseline. The level is divided by it, which controls the
+            family-wise error rate under any dependence (Bonferroni).
     """
     level = LEVEL / num_variants
-    turns = sum(len(conversation.turns) for conversation in conversations) / len(conversations)
-    found: list[Design] = []
+    mean_turns = sum(len(conversation.turns) for conversation in conversations) / len(conversations)
+    sizes: list[Design] = []
     for number in repetitions:
-        variances_of = (spread.between, spread.within, number)
+        components = (spread.between, spread.within, number)
         needed = conversations_needed(
-            detect, *variances_of, power=power, level=level, limited=spread.steps, reach=spread.reach
+            detect, *components, power=power, level=level, limited=spread.steps, reach=spread.reach
         )
         detectable = smallest_detectable(
-            len(conversations), *variances_of, power=power, level=level, limited=spread.steps, reach=spread.reach
+            len(conversations), *components, power=power, level=level, limited=spread.steps, reach=spread.reach
         )
-        found.append(Design(number, needed, round(needed * number * turns), detectable, len(conversations) >= needed))
-    return found
+        turns = round(needed * number * mean_turns)
+        sizes.append(Design(number, needed, turns, detectable, enough=len(conversations) >= needed))
+    return sizes

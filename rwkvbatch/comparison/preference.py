@@ -1,8 +1,8 @@
-"""`preference`: which of two matched replies a judge finds better, as a metric of pairs.
+"""The metric `preference`: which of two matched replies a judge prefers.
 
-Each pair of replies is shown in both orders. A win counts 1, a tie one half and a loss 0, so the mean of a variant is
-its share of wins with ties as halves, and the difference to its baseline is wins minus losses over all pairs. It is
-tested as the other metrics are, by conversation.
+The judge sees each pair of replies in both orders. A win counts 1, a tie 0.5 and a loss 0, so the mean of a variant is
+its share of wins plus half its share of ties, and the difference from its baseline is the share of wins minus that of
+losses. The difference is tested by conversation, like those of other metrics.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -38,7 +38,7 @@ PREFERENCE = "preference"
 
 
 class JudgesPairs(Protocol):
-    """Says which of two replies is better, see `judges.pairs.PairJudge`."""
+    """A judge of pairs of replies, see `judges.pairs.PairJudge`."""
 
     @property
     def name(self) -> str: ...
@@ -50,15 +50,15 @@ class JudgesPairs(Protocol):
 
 @dataclass(frozen=True)
 class Preferences:
-    """What a judge said about the replies of a variant and its baseline.
+    """Counts of a judge's verdicts on the replies of a variant and its baseline.
 
     Attributes:
-        pairs: matched turns with a reply or an error. wins, ties, losses: of the variant, over turns.
-        equal: of the ties, pairs of equal replies, which nobody was asked about.
-        errors: pairs in which a side ended in an error: it loses to a reply, and two errors tie.
-        judged: pairs that were answered in both orders. disagreements: of these, other winners in the two orders.
-        first: of the disagreements, those in which the reply shown first won both times.
-        missing: pairs without an answer in both orders. reason: of the first of them.
+        pairs: matched turns in which each side has a reply or an error. wins, ties, losses: the variant's outcomes.
+        equal: ties because the replies are equal; the judge is not asked about these.
+        errors: pairs in which a side ended in an error. An error loses to a reply; two errors tie.
+        judged: pairs with a verdict in both orders. disagreements: judged pairs whose two orders have different
+            winners. first: disagreements in which the reply shown first won both times.
+        missing: pairs that lack a verdict in one of the orders. reason: why the first of them lacks it.
     """
 
     baseline: str
@@ -79,7 +79,7 @@ class Preferences:
 
     @property
     def sentence(self) -> str:
-        """The counts and the position bias, in words."""
+        """The counts and the position bias as a sentence."""
         text = (
             f"{self.variant} against {self.baseline}, judged by {self.judge}: {self.wins:,} wins, {self.ties:,} ties "
             f"({self.equal:,} equal replies), {self.losses:,} losses of {counted(self.pairs, 'pair')}"
@@ -104,47 +104,53 @@ def with_preference(
     """The matched rows with the columns `preference_a` and `preference_b`, and the counts of each pair.
 
     Args:
-        table: all rows of all runs (`comparable_rows`), for the dialogues before the replies.
+        table: all rows of all runs (`comparable_rows`); it has the dialogues before the replies.
     """
     gold = {(run.name, name) for run in runs for name, cell in run.facts.cells.items() if cell.get("history") == "gold"}
     dialogues: dict[Variant, _Dialogues] = {}
-    for each in matched:
-        for side in (each.pair.baseline, each.pair.variant):
+    for pair_rows in matched:
+        for side in (pair_rows.pair.baseline, pair_rows.pair.variant):
             if side not in dialogues:
                 dialogues[side] = _Dialogues(rows_of(table, side), is_gold=(side.run, side.cell) in gold)
 
-    def sides() -> Iterator[tuple[Side, Side]]:
-        for each in matched:
-            for entry in _entries(each, dialogues):
+    def replies_to_judge() -> Iterator[tuple[Side, Side]]:
+        for pair_rows in matched:
+            for entry in _entries(pair_rows, dialogues):
                 if isinstance(entry, tuple):
                     yield entry
 
-    judge.settle(sides)
-    found = [_judged(each, list(_entries(each, dialogues)), judge) for each in matched]
-    return [rows for rows, _ in found], [counts for _, counts in found]
+    judge.settle(replies_to_judge)
+    judged = [_judged(pair_rows, list(_entries(pair_rows, dialogues)), judge) for pair_rows in matched]
+    return [pair_rows for pair_rows, _ in judged], [counts for _, counts in judged]
 
 
 def _entries(matched: MatchedRows, dialogues: Mapping[Variant, _Dialogues]) -> Iterator[tuple[Side, Side] | float]:
-    """What to compare in each matched row; a value where that is known without a judge, NaN where there is no reply."""
+    """For each matched row, the two replies to judge, or the variant's value if no judge is needed.
+
+    The value is NaN in a row of which a side has no reply because texts were only scored.
+    """
     columns = ("conversation", "repeat", "turn", "finish_reason_a", "finish_reason_b")
-    a, b = dialogues[matched.pair.baseline], dialogues[matched.pair.variant]
-    for *place, one, other in zip(*(matched.rows[name].tolist() for name in columns), strict=True):
-        if SCORED in (one, other):
+    baseline, variant = dialogues[matched.pair.baseline], dialogues[matched.pair.variant]
+    for conversation, repeat, turn, baseline_reason, variant_reason in zip(
+        *(matched.rows[name].tolist() for name in columns), strict=True
+    ):
+        reasons = (baseline_reason, variant_reason)
+        if SCORED in reasons:
             yield math.nan
-        elif "error" in (one, other):
-            yield 0.5 if one == other else float(one == "error")
+        elif "error" in reasons:
+            yield 0.5 if baseline_reason == variant_reason else float(baseline_reason == "error")
         else:
-            conversation, repeat, turn = place
-            yield a.side(conversation, repeat, turn), b.side(conversation, repeat, turn)
+            yield baseline.side(conversation, repeat, turn), variant.side(conversation, repeat, turn)
 
 
 def _judged(
     matched: MatchedRows, entries: Sequence[tuple[Side, Side] | float], judge: JudgesPairs
 ) -> tuple[MatchedRows, Preferences]:
+    """The rows of one pair with its preferences, and the counts."""
     values = np.full(len(entries), math.nan)
     counts: Counter[str] = Counter()
     reason = ""
-    for place, entry in enumerate(entries):
+    for index, entry in enumerate(entries):
         if isinstance(entry, tuple):
             outcome = judge.outcome(*entry)
             counts["equal"] += not outcome.asked
@@ -157,48 +163,75 @@ def _judged(
         counts["disagreements"] += outcome.disagrees
         counts["first"] += outcome.disagrees and outcome.first
         if outcome.value is not None:
-            values[place] = outcome.value
+            values[index] = outcome.value
             counts[{1.0: "wins", 0.5: "ties", 0.0: "losses"}[outcome.value]] += 1
     pair: Pair = matched.pair
     names = ("wins", "ties", "losses", "equal", "errors", "judged", "disagreements", "first", "missing")
     rows = matched.rows.assign(**{f"{PREFERENCE}_a": 1.0 - values, f"{PREFERENCE}_b": values})
-    pairs = int(np.count_nonzero(~np.isnan(values))) + counts["missing"]
-    numbers = {name: counts[name] for name in names}
-    found = Preferences(
-        pair.baseline.label, pair.variant.label, judge.name, judge.criterion, pairs, reason=reason, **numbers
+    num_pairs = int(np.count_nonzero(~np.isnan(values))) + counts["missing"]
+    preferences = Preferences(
+        pair.baseline.label,
+        pair.variant.label,
+        judge.name,
+        judge.criterion,
+        num_pairs,
+        reason=reason,
+        **{name: counts[name] for name in names},
     )
-    return replace(matched, rows=rows), found
+    return replace(matched, rows=rows), preferences
+
+
+class _Turn(NamedTuple):
+    """A turn as the table has it; `probe_after` is NaN unless the turn is a probe."""
+
+    prompt: str
+    reply: str
+    finish_reason: str
+    reference: str | None
+    probe_after: float
+
+    @property
+    def is_probe(self) -> bool:
+        return not math.isnan(self.probe_after)
+
+    @property
+    def answer(self) -> str:
+        """The reply without its thinking part."""
+        return answer(ReplyFacts(self.reply, self.finish_reason, 0))
 
 
 class _Dialogues:
-    """The turns of one variant, with the dialogue that its model saw before each."""
+    """The turns of one variant, with the dialogue that the model saw before each of them.
+
+    Args:
+        is_gold: whether later turns follow the script's references (`--history gold`) instead of the model's replies.
+    """
 
     def __init__(self, rows: pd.DataFrame, *, is_gold: bool) -> None:
-        columns = ("conversation", "repeat", "turn", "prompt", "reply", "finish_reason", "reference", "probe_after")
         self._is_gold = is_gold
-        self._turns: dict[tuple[str, int], dict[int, tuple[Any, ...]]] = {}
-        for conversation, repeat, turn, *rest in zip(*(rows[name].tolist() for name in columns), strict=True):
-            self._turns.setdefault((conversation, repeat), {})[turn] = tuple(rest)
+        self._turns: dict[tuple[str, int], dict[int, _Turn]] = {}
+        columns = ("conversation", "repeat", "turn", *_Turn._fields)
+        for conversation, repeat, turn, *values in zip(*(rows[name].tolist() for name in columns), strict=True):
+            self._turns.setdefault((conversation, repeat), {})[turn] = _Turn(*values)
 
     def side(self, conversation: str, repeat: int, turn: int) -> Side:
+        """A turn's reply, with its prompt and the dialogue before it."""
         turns = self._turns[conversation, repeat]
-        prompt, reply, reason, _, after = turns[turn]
-        last = turn if math.isnan(after) else int(after) + 1
-        before: list[Exchange] = []
-        for number in sorted(turns):
-            user, said, ended, reference, probe = turns[number]
-            if number < last and math.isnan(probe):
-                given = reference if self._is_gold and reference is not None else _answer(said, ended)
-                before.append(Exchange(user, given))
-        return Side(tuple(before), prompt, _answer(reply, reason))
+        judged = turns[turn]
+        history_end = int(judged.probe_after) + 1 if judged.is_probe else turn
+        history = [
+            Exchange(earlier.prompt, self._reply_in_history(earlier))
+            for number, earlier in sorted(turns.items())
+            if number < history_end and not earlier.is_probe
+        ]
+        return Side(tuple(history), judged.prompt, judged.answer)
 
-
-def _answer(reply: str, reason: str) -> str:
-    return answer(ReplyFacts(reply, reason, 0))
+    def _reply_in_history(self, turn: _Turn) -> str:
+        return turn.reference if self._is_gold and turn.reference is not None else turn.answer
 
 
 def missing_in(rows: pd.DataFrame) -> int:
-    """The matched replies of which the judge gave no verdict; 0 where it was not asked."""
+    """The number of matched replies without a verdict of the judge; 0 if no judge was asked."""
     if f"{PREFERENCE}_b" not in rows:
         return 0
     scored = (rows["finish_reason_a"] == SCORED) | (rows["finish_reason_b"] == SCORED)
@@ -206,9 +239,9 @@ def missing_in(rows: pd.DataFrame) -> int:
 
 
 def refuse_without_judge(names: Iterable[str | None], gates: Sequence[Gate]) -> None:
-    """Raise `UsageError` where a metric of a judge is named, and there is none."""
-    named = [name for name in names if name is not None] + [value.metric for gate in gates for value in gate.values]
-    if any(metric_named(name).level == "pair" for name in named):
+    """Raise `UsageError` if a metric or a gate needs a judge, for a comparison without one."""
+    metrics = [name for name in names if name is not None] + [value.metric for gate in gates for value in gate.values]
+    if any(metric_named(name).level == "pair" for name in metrics):
         raise UsageError(
             f"{PREFERENCE} is what a judge says about pairs of replies, and none is given",
             hint="add --judge FILE, or --judge-url URL",
@@ -216,7 +249,7 @@ def refuse_without_judge(names: Iterable[str | None], gates: Sequence[Gate]) -> 
 
 
 def judge_notes(pairs: Sequence[Pair], table: pd.DataFrame) -> list[str]:
-    """Notes on variants whose checks were judged by other judges than those of their baselines."""
+    """Notes on pairs whose two sides have checks of different judges."""
     if not bool(table["judge"].notna().any()):
         return []
     judges = {
@@ -226,10 +259,12 @@ def judge_notes(pairs: Sequence[Pair], table: pd.DataFrame) -> list[str]:
     }
     notes: list[str] = []
     for pair in pairs:
-        a, b = judges[pair.baseline], judges[pair.variant]
-        if a and b and (a != b or len(a) > 1):
+        baseline_judges, variant_judges = judges[pair.baseline], judges[pair.variant]
+        if not baseline_judges or not variant_judges:
+            continue
+        if baseline_judges != variant_judges or len(baseline_judges) > 1:
             notes.append(
-                f"checks were judged by different judges ({pair.baseline.label}: {', '.join(a)}; "
-                f"{pair.variant.label}: {', '.join(b)}): `rwkvbatch check RUN --judge` asks one for both"
+                f"checks were judged by different judges ({pair.baseline.label}: {', '.join(baseline_judges)}; "
+                f"{pair.variant.label}: {', '.join(variant_judges)}): `rwkvbatch check RUN --judge` asks one for both"
             )
     return notes

@@ -1,9 +1,9 @@
-"""Means of single variants, and rankings of three or more: which is best, and which others could be."""
+"""Means of single variants, and rankings of three or more variants with the candidates for the best."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 # pyright: reportMissingTypeStubs=false, reportUnknownParameterType=false
 
 MIN_VARIANTS: Final = 3
-"""Two variants have one comparison, which needs no ranking."""
+"""The fewest variants that are ranked; the comparison of two says which is better."""
 
 
 @dataclass(frozen=True)
 class VariantMean:
     """A metric's mean over a variant's rows (of one `group`), with its 95 % interval within the metric's range.
 
-    The interval is NaN where the spread is unknown.
+    The interval is NaN if the spread between conversations is unknown.
     """
 
     metric: Metric
@@ -48,9 +48,9 @@ class VariantMean:
 def variant_means(
     table: pd.DataFrame, variant: Variant, *, by: Breakdown | None = None, ks: Sequence[int] | None = None
 ) -> list[VariantMean]:
-    """The means of all metrics that `variant` has numbers for, of all its rows or group by group.
+    """The means of all metrics of which `variant` has values, over all its rows or (with `by`) those of each group.
 
-    `ks`: of pass@k and all-k, see `metrics_of`.
+    `ks`: the k of pass@k, all-k and majority@k, see `metrics_of`.
     """
     means: list[VariantMean] = []
     for group, rows in groups_of(rows_of(table, variant), by):
@@ -70,19 +70,25 @@ def mean_of(
     metric: Metric, values: NDArray[np.float64], conversations: NDArray[Any], group: str | None = None,
     weights: NDArray[np.float64] | None = None,
 ) -> VariantMean:  # fmt: skip
-    """The mean of `values` `[n]` of `metric.column`, of which at least one is not NaN; `conversations` `[n]`."""
+    """The mean of `values` with its interval.
+
+    Args:
+        values: `[n]` values of `metric.column`; NaNs are left out, and at least one is not NaN.
+        conversations: `[n]` labels. weights: `[n]`; None for equal weights.
+    """
     known = ~np.isnan(values)
-    numbers, labels = values[known], conversations[known]
-    each = None if weights is None else weights[known]
-    mean, (low, high) = clustered_mean(numbers, labels, each).mean, ends_of_mean(metric, numbers, labels, each)
-    return VariantMean(metric, metric.shown(mean), metric.shown(low), metric.shown(high), numbers.size, group)
+    values, conversations = values[known], conversations[known]
+    weights = None if weights is None else weights[known]
+    mean = clustered_mean(values, conversations, weights).mean
+    low, high = ends_of_mean(metric, values, conversations, weights)
+    return VariantMean(metric, metric.shown(mean), metric.shown(low), metric.shown(high), values.size, group)
 
 
 def ends_of_mean(
     metric: Metric, values: NDArray[np.float64], conversations: NDArray[Any],
     weights: NDArray[np.float64] | None = None, level: float = LEVEL,
 ) -> tuple[float, float]:  # fmt: skip
-    """The interval of the mean of `values` `[n]` of `metric.column` within the metric's range, of 1 - `level`."""
+    """The `1 - level` interval of the mean of `values` `[n]` of `metric.column`, clipped to the metric's range."""
     if math.isfinite(metric.widest) and not metric.log_of:
         return bounded_interval(values, conversations, lowest=metric.lowest, highest=metric.highest, level=1 - level)
     low, high = unlimited_interval(values, conversations, weights, level=1 - level)
@@ -94,9 +100,8 @@ class Candidate:
     """A variant in a ranking.
 
     Attributes:
-        mean: over the rows that it shares with the first baseline, and there relative to it.
-        could_be_best: no other variant is significantly better.
-        beaten_by: the label of one that is.
+        mean: the baseline's mean plus the mean difference over the rows that both have.
+        beaten_by: label of a variant that is significantly better; None if there is none.
     """
 
     variant: Variant
@@ -105,6 +110,7 @@ class Candidate:
 
     @property
     def could_be_best(self) -> bool:
+        """Whether no other variant is significantly better."""
         return self.beaten_by is None
 
 
@@ -113,11 +119,12 @@ class Ranking:
     """The variants by one metric.
 
     Attributes:
-        candidates: first those that could be best, then the others, each by mean, the best first; ties in the order of
-            the variants.
-        num_values: rows (of `metric.level`) that all candidates have. num_left_out: rows that only some have; a test
-            of two candidates uses all rows that both have.
-        level: the chance that a truly best variant is not among those that could be best, at most.
+        candidates: those that could be best, then the others, each sorted from the best mean to the worst; candidates
+            with equal means are in the order of the variants.
+        num_values: number of rows (of `metric.level`) that all candidates have. num_conversations: their conversations.
+        num_left_out: number of rows that only some candidates have. A test of two candidates uses all rows that both
+            have.
+        level: upper bound on the probability that a truly best variant is not among those that could be best.
     """
 
     metric: Metric
@@ -139,7 +146,7 @@ class Ranking:
 
     @property
     def worse(self) -> tuple[Candidate, ...]:
-        """The candidates that another one is significantly better than."""
+        """The candidates that cannot be best, because another one is significantly better."""
         return tuple(candidate for candidate in self.candidates if not candidate.could_be_best)
 
 
@@ -149,82 +156,103 @@ def rank(
     """The ranking by `metric`, or a note on why there is none. Fewer than three variants have neither.
 
     Args:
-        table: see `comparable_rows`. comparisons: those of `metric` over all rows.
+        table: see `comparable_rows`. comparisons: the comparisons by `metric`; those of groups are ignored.
     """
     if len(variants) < MIN_VARIANTS or not metric.ranked or is_majority(metric):
         return None, None
-    lines = [line for line in comparisons if line.group is None]
-    return rank_values(variants, Values.of(variants, metric, table), lines)
+    ungrouped = [comparison for comparison in comparisons if comparison.group is None]
+    return rank_values(variants, VariantValues.of(variants, metric, table), ungrouped)
 
 
 def rank_values(
-    variants: Sequence[Variant], values: Values, lines: Sequence[Comparison], *, level: float = LEVEL
+    variants: Sequence[Variant], values: VariantValues, comparisons: Sequence[Comparison], *, level: float = LEVEL
 ) -> tuple[Ranking | None, str | None]:
-    """As `rank`, of numbers.
+    """The ranking of `values`, or a note on why there is none.
 
-    A variant could not be best where the table calls it worse than its baseline (or one of its variants better than
-    it), or where the others, tested together at half the level, hold one that is better (Hsu 1984). What the table
-    has tested is not tested again, so the two cannot disagree.
+    A variant cannot be best if `comparisons` call it worse than its baseline (or one of its own variants better), or
+    if a test of all other variants together at half the level finds a better one (Hsu 1984). That test leaves out the
+    pairs in `comparisons`, so the ranking and the table cannot disagree.
     """
     metric = values.metric
-    reference = variants.index(lines[0].pair.baseline) if lines else 0
-    size = [values.difference(reference, place) for place in range(len(variants))]
-    if any(math.isnan(one) for one in size):
-        return None, (
-            f"no ranking by {metric.name}: {variants[[math.isnan(one) for one in size].index(True)].label} has no "
-            f"{metric.level} in common with {variants[reference].label}"
-        )
-    beaten = _beaten_in(lines)
-    tested = {frozenset((line.pair.baseline, line.pair.variant)) for line in lines}
-    for place, variant in enumerate(variants):
-        others = [
-            other
-            for other, rival in enumerate(variants)
-            if other != place and frozenset((variant, rival)) not in tested
-        ]
-        if variant in beaten or not others:
-            continue
-        sums = np.stack([values.sums(place, other) for other in others], axis=1)
-        p, best = largest_mean_p(sums * (-1 if metric.better == "lower" else 1))
-        if p <= level / 2:
-            beaten[variant] = variants[others[best]].label
-    base = values.mean(reference)
-    # The same number as in the table, to the last bit, where both are of the same rows.
-    shown = {
-        line.pair.variant: line.variant_mean
-        for line in lines
-        if line.pair.baseline == variants[reference] and math.isclose(line.baseline_mean, base, rel_tol=1e-12)
+    baseline = variants.index(comparisons[0].pair.baseline) if comparisons else 0
+    differences = [values.difference(baseline, index) for index in range(len(variants))]
+    for variant, difference in zip(variants, differences, strict=True):
+        if math.isnan(difference):
+            return None, (
+                f"no ranking by {metric.name}: {variant.label} has no "
+                f"{metric.level} in common with {variants[baseline].label}"
+            )
+    beaten = _beaten_in(comparisons)
+    beaten |= _beaten_by_others(variants, values, comparisons, already_beaten=beaten.keys(), level=level / 2)
+    baseline_mean = values.mean(baseline)
+    # If the table has the mean of the same rows, the ranking shows the table's number to the last bit.
+    table_means = {
+        comparison.pair.variant: comparison.variant_mean
+        for comparison in comparisons
+        if comparison.pair.baseline == variants[baseline]
+        and math.isclose(comparison.baseline_mean, baseline_mean, rel_tol=1e-12)
     }
     candidates = [
-        Candidate(variant, shown.get(variant, base + difference), beaten.get(variant))
-        for variant, difference in zip(variants, size, strict=True)
+        Candidate(variant, table_means.get(variant, baseline_mean + difference), beaten.get(variant))
+        for variant, difference in zip(variants, differences, strict=True)
     ]
     if not any(candidate.could_be_best for candidate in candidates):
         return None, f"no ranking by {metric.name}: on the rows that they share, each variant is worse than another"
     sign = -1 if metric.better == "higher" else 1
     candidates.sort(key=lambda candidate: (not candidate.could_be_best, sign * candidate.mean))
-    common, conversations, left_out = values.extent()
-    return Ranking(metric, tuple(candidates), common, conversations, left_out, level), None
+    num_values, num_conversations, num_left_out = values.extent()
+    return Ranking(metric, tuple(candidates), num_values, num_conversations, num_left_out, level), None
 
 
-def _beaten_in(lines: Iterable[Comparison]) -> dict[Variant, str]:
-    """Variants that the table calls worse than another, with its label."""
+def _beaten_in(comparisons: Iterable[Comparison]) -> dict[Variant, str]:
+    """The variants that a comparison calls worse than another, each with the other's label."""
     beaten: dict[Variant, str] = {}
-    for line in lines:
-        pair = line.pair
-        if line.verdict == "worse":
+    for comparison in comparisons:
+        pair = comparison.pair
+        if comparison.verdict == "worse":
             beaten.setdefault(pair.variant, pair.baseline.label)
-        elif line.verdict == "better":
+        elif comparison.verdict == "better":
             beaten.setdefault(pair.baseline, pair.variant.label)
     return beaten
 
 
-@dataclass(frozen=True)
-class Values:
-    """One metric of all variants: `rows` `[n, variants]` with NaN for unknown, of `n` (conversation, turn, repeat).
+def _beaten_by_others(
+    variants: Sequence[Variant],
+    values: VariantValues,
+    comparisons: Iterable[Comparison],
+    *,
+    already_beaten: Collection[Variant],
+    level: float,
+) -> dict[Variant, str]:
+    """The variants that one of all others, tested together, is significantly better than, with that one's label."""
+    beaten: dict[Variant, str] = {}
+    tested_pairs = {frozenset((comparison.pair.baseline, comparison.pair.variant)) for comparison in comparisons}
+    sign = -1 if values.metric.better == "lower" else 1
+    for index, variant in enumerate(variants):
+        rivals = [
+            other
+            for other, rival in enumerate(variants)
+            if other != index and frozenset((variant, rival)) not in tested_pairs
+        ]
+        if variant in already_beaten or not rivals:
+            continue
+        sums = np.stack([values.sums(index, rival) for rival in rivals], axis=1)
+        p, best = largest_mean_p(sums * sign)
+        if p <= level:
+            beaten[variant] = variants[rivals[best]].label
+    return beaten
 
-    For metrics of conversations, `rows` says whether the turn passed. `weights` `[n]` say how much a row counts; NaN
-    where the variants differ in it, None where all count equally.
+
+@dataclass(frozen=True)
+class VariantValues:
+    """The values of one metric of all variants in the same rows.
+
+    Attributes:
+        rows: `[n, variants]` values of `n` (conversation, turn, repeat), NaN where unknown; for a metric of
+            conversations, whether the turn passed.
+        conversations, repeats: `[n]` integer codes.
+        num_conversations: the largest code of a conversation plus 1.
+        weights: `[n]` weights of the rows, NaN where the variants differ in them; None for equal weights.
     """
 
     metric: Metric
@@ -235,46 +263,39 @@ class Values:
     weights: NDArray[np.float64] | None = None
 
     @classmethod
-    def of(cls, variants: Sequence[Variant], metric: Metric, table: pd.DataFrame) -> Values:
-        import pandas as pd
-
-        column = "passed" if metric.level == "conversation" else metric.column
-        keys = ["conversation_code", "turn", "repeat", "question"]
-        columns = [rows_of(table, variant, [*keys, column]).set_index(keys)[column] for variant in variants]
-        wide = pd.concat(columns, axis=1, join="outer", keys=range(len(columns)))
-        wide = wide.loc[wide.notna().any(axis=1)]
-        codes = wide.index.get_level_values("conversation_code").to_numpy(dtype=np.int64)
-        repeats = wide.index.get_level_values("repeat").to_numpy(dtype=np.int64)
-        rows, weights = wide.to_numpy(dtype=np.float64), None
-        if (weight := metric.weight_column) is not None and weight in table:
-            each = [rows_of(table, variant, [*keys, weight]).set_index(keys)[weight] for variant in variants]
-            all_weights = pd.concat(each, axis=1, join="outer").loc[wide.index].to_numpy(dtype=np.float64)
-            weights = np.nanmax(all_weights, axis=1)
-            weights[np.nanmin(all_weights, axis=1) != weights] = np.nan
+    def of(cls, variants: Sequence[Variant], metric: Metric, table: pd.DataFrame) -> VariantValues:
+        """The values in all rows of `table` that have one in any variant. `table`: see `comparable_rows`."""
+        values = side_by_side(variants, "passed" if metric.level == "conversation" else metric.column, table)
+        values = values.loc[values.notna().any(axis=1)]
+        codes = values.index.get_level_values("conversation_code").to_numpy(dtype=np.int64)
+        repeats = values.index.get_level_values("repeat").to_numpy(dtype=np.int64)
+        rows, weights = values.to_numpy(dtype=np.float64), None
+        if (weight_column := metric.weight_column) is not None and weight_column in table:
+            weights = common_weights(side_by_side(variants, weight_column, table).loc[values.index])
             rows = np.where(np.isnan(weights)[:, None], np.nan, rows)
         return cls(metric, rows, codes, repeats, int(codes.max(initial=-1)) + 1, weights)
 
-    def sums(self, one: int, other: int) -> NDArray[np.float64]:
-        """`[conversations]` the differences of `other` minus `one`, added up."""
-        differences, conversations, weights = self._differences(one, other)
+    def sums(self, baseline: int, variant: int) -> NDArray[np.float64]:
+        """`[num_conversations]` each conversation's weighted sum of the differences `variant` minus `baseline`."""
+        differences, conversations, weights = self._differences(baseline, variant)
         if weights is not None:
             differences = differences * weights
         sums = np.bincount(conversations, differences, minlength=self.num_conversations)
         return sums.astype(np.float64)
 
-    def difference(self, one: int, other: int) -> float:
-        """The mean of `other` minus `one`; NaN without common rows."""
-        differences, _, weights = self._differences(one, other)
+    def difference(self, baseline: int, variant: int) -> float:
+        """The mean difference `variant` minus `baseline` over the rows that both have; NaN without such rows."""
+        differences, _, weights = self._differences(baseline, variant)
         return float(np.average(differences, weights=weights)) if differences.size else math.nan
 
-    def mean(self, one: int) -> float:
+    def mean(self, variant: int) -> float:
         """The mean of one variant over all its rows."""
-        known = ~np.isnan(self.rows[:, one])
+        known = ~np.isnan(self.rows[:, variant])
         weights = None if self.weights is None else self.weights[known]
-        return float(np.average(self._of(self.rows[:, one], known)[0], weights=weights))
+        return float(np.average(self._values(variant, known)[0], weights=weights))
 
     def extent(self) -> tuple[int, int, int]:
-        """Rows (or conversations) that all have, conversations of these, and rows that only some have."""
+        """The numbers of rows (or conversations) that all variants have, their conversations, and all other rows."""
         known = ~np.isnan(self.rows).any(axis=1)
         conversations = int(np.unique(self.conversations[known]).size)
         if self.metric.level == "conversation":
@@ -282,24 +303,54 @@ class Values:
         return int(known.sum()), conversations, int((~known).sum())
 
     def _differences(
-        self, one: int, other: int
+        self, baseline: int, variant: int
     ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64] | None]:
-        a, b = self.rows[:, one], self.rows[:, other]
-        known = ~(np.isnan(a) | np.isnan(b))
-        first, conversations = self._of(a, known)
-        return self._of(b, known)[0] - first, conversations, None if self.weights is None else self.weights[known]
+        """The differences `variant` minus `baseline`, their conversations and their weights."""
+        known = ~(np.isnan(self.rows[:, baseline]) | np.isnan(self.rows[:, variant]))
+        baseline_values, conversations = self._values(baseline, known)
+        differences = self._values(variant, known)[0] - baseline_values
+        return differences, conversations, None if self.weights is None else self.weights[known]
 
-    def _of(self, column: NDArray[np.float64], known: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[Any]]:
-        """The known numbers and their conversations: of turns, or made of them conversation by conversation."""
-        conversations = self.conversations[known]
+    def _values(self, variant: int, known: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[Any]]:
+        """The metric's values and their conversations, from the `known` `[n]` rows of a variant.
+
+        A metric of turns has one value per row, a metric of conversations one per conversation with enough repeats.
+        """
+        column, conversations = self.rows[known, variant], self.conversations[known]
         if self.metric.level == "turn":
-            return column[known], conversations
-        outcomes: dict[int, dict[int, bool]] = {}
-        for code, repeat, passed in zip(conversations, self.repeats[known], column[known], strict=True):
-            own = outcomes.setdefault(int(code), {})
-            own[int(repeat)] = own.get(int(repeat), True) and passed == 1.0
-        values: Mapping[int, float] = {
-            code: pass_value(self.metric.name, list(own.values())) for code, own in outcomes.items()
+            return column, conversations
+        outcomes: dict[int, dict[int, bool]] = {}  # by conversation and repeat, whether all turns passed
+        for code, repeat, passed in zip(conversations, self.repeats[known], column, strict=True):
+            by_repeat = outcomes.setdefault(int(code), {})
+            by_repeat[int(repeat)] = by_repeat.get(int(repeat), True) and passed == 1.0
+        values = {
+            code: value
+            for code, by_repeat in outcomes.items()
+            if not math.isnan(value := pass_value(self.metric.name, list(by_repeat.values())))
         }
-        some = {code: value for code, value in values.items() if not math.isnan(value)}
-        return np.array(list(some.values()), dtype=np.float64), np.array(list(some), dtype=np.int64)
+        return np.array(list(values.values()), dtype=np.float64), np.array(list(values), dtype=np.int64)
+
+
+def side_by_side(
+    variants: Sequence[Variant], column: str, table: pd.DataFrame, conversation: str = "conversation_code"
+) -> pd.DataFrame:
+    """One `column` of all variants, a column each in their order, indexed by conversation, turn, repeat and question.
+
+    NaN where a variant lacks a row that another one has.
+
+    Args:
+        table: see `comparable_rows`. conversation: its column that the index has for conversations.
+    """
+    import pandas as pd
+
+    keys = [conversation, "turn", "repeat", "question"]
+    columns = [rows_of(table, variant, [*keys, column]).set_index(keys)[column] for variant in variants]
+    return pd.concat(columns, axis=1, join="outer", keys=range(len(columns)))
+
+
+def common_weights(weights: pd.DataFrame) -> NDArray[np.float64]:
+    """`[rows]` the weight that all variants give a row; NaN where they differ. `weights`: see `side_by_side`."""
+    values = weights.to_numpy(dtype=np.float64)
+    common = np.nanmax(values, axis=1)
+    common[np.nanmin(values, axis=1) != common] = np.nan
+    return common

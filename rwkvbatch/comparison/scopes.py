@@ -1,10 +1,10 @@
-"""What gates are judged on: the pairs of a comparison, and variants without one."""
+"""The scopes that gates are judged on: each pair of a comparison, and each variant outside all pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial as bound
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Column:
-    """One metric of one side: `values` `[n]`, NaN where unknown; `conversations` and `repeats` `[n]` integer codes.
+    """One metric of one side.
 
-    `weights` `[n]`: how much each counts in the mean; None where all count equally.
+    Attributes:
+        values: `[n]`, NaN where unknown. conversations, repeats: `[n]` integer codes.
+        weights: `[n]` weights of the values in the mean; None for equal weights.
     """
 
     values: Floats
@@ -40,15 +42,17 @@ class Column:
 
 @dataclass(frozen=True)
 class GateScope:
-    """A variant that gates are judged on.
+    """A variant that gates are judged on, with its baseline if it has one.
 
     Attributes:
         baseline_label: None for a variant without a baseline.
-        column: the numbers of a metric, of the variant or of the baseline; both have the same pairs in the same order.
-        dropped: what variant and baseline lack; `missing` is what this side lacks of the other.
-        unfinished: a sentence on each run that is not finished.
-        unpaired: why there is no pair to judge, else empty.
-        unpreferred: pairs of replies of which the judge gave no verdict.
+        column: maps a metric's name and `of_baseline` to the values of that side; both sides have the same pairs in the
+            same order.
+        dropped: the rows that the variant, and then the baseline, lacks; `missing` counts rows that only the other
+            side of the pair has.
+        unfinished: a sentence on each unfinished run.
+        unpaired: why there is no pair to judge; empty otherwise.
+        unpreferred: number of pairs of replies without a verdict of the judge.
     """
 
     label: str
@@ -71,55 +75,58 @@ def scopes_of(
     dropped: Sequence[Dropped],
     runs: Sequence[RunData],
 ) -> list[GateScope]:
-    """Every pair, and every variant without one."""
-    lacks = {each.label: each for each in dropped}
-    unfinished = {
-        run.name: f"{run.source} is not finished: {'' if len(run.unfinished) == 1 else 'at least '}"
-        f"{max(run.unfinished.values()):,} planned turns are not there"
-        for run in runs
-        if run.unfinished
-    }
+    """A scope for every pair, then one for every variant outside all pairs."""
+    dropped_of = {variant_dropped.label: variant_dropped for variant_dropped in dropped}
+    sentences = {run.name: _unfinished_sentence(run) for run in runs if run.unfinished}
 
-    def sentences(*sides: Variant) -> tuple[str, ...]:
-        return tuple(unfinished[name] for name in dict.fromkeys(side.run for side in sides) if name in unfinished)
+    def unfinished(*sides: Variant) -> tuple[str, ...]:
+        return tuple(sentences[name] for name in dict.fromkeys(side.run for side in sides) if name in sentences)
 
     scopes: list[GateScope] = []
-    for each in matched:
-        baseline, variant = each.pair.baseline, each.pair.variant
+    for pair_rows in matched:
+        rows, baseline, variant = pair_rows.rows, pair_rows.pair.baseline, pair_rows.pair.variant
         scopes.append(
             GateScope(
                 variant.label,
                 baseline.label,
-                bound(_column, each.rows, ("_b", "_a")),
-                (
-                    replace(lacks[variant.label], missing=each.only_baseline, different=each.num_different),
-                    replace(lacks[baseline.label], missing=each.only_variant, different=0),
+                partial(_column, rows, ("_b", "_a")),
+                dropped=(
+                    replace(
+                        dropped_of[variant.label], missing=pair_rows.only_baseline, different=pair_rows.num_different
+                    ),
+                    replace(dropped_of[baseline.label], missing=pair_rows.only_variant, different=0),
                 ),
-                sentences(baseline, variant),
-                "" if len(each.rows) else f"{variant.label} and {baseline.label} have no turn in common",
-                missing_in(each.rows),
+                unfinished=unfinished(baseline, variant),
+                unpaired="" if len(rows) else f"{variant.label} and {baseline.label} have no turn in common",
+                unpreferred=missing_in(rows),
             )
         )
-    paired = {side for each in matched for side in (each.pair.baseline, each.pair.variant)}
+    paired = {side for pair_rows in matched for side in (pair_rows.pair.baseline, pair_rows.pair.variant)}
     for variant in variants:
         if variant not in paired:
-            alone = bound(_column, rows_of(table, variant), ("", ""))
-            scopes.append(GateScope(variant.label, None, alone, (lacks[variant.label],), sentences(variant)))
+            column = partial(_column, rows_of(table, variant), ("", ""))
+            dropped_rows = (dropped_of[variant.label],)
+            scopes.append(GateScope(variant.label, None, column, dropped_rows, unfinished(variant)))
     return scopes
 
 
+def _unfinished_sentence(run: RunData) -> str:
+    at_least = "" if len(run.unfinished) == 1 else "at least "
+    return f"{run.source} is not finished: {at_least}{max(run.unfinished.values()):,} planned turns are not there"
+
+
 def _column(rows: pd.DataFrame, sides: tuple[str, str], name: str, of_baseline: bool) -> Column:
-    """The numbers of a metric by row, or by conversation; `sides` are the suffixes of variant and baseline."""
+    """The values of a metric, by row or by conversation; `sides` are the column suffixes of variant and baseline."""
     metric, side = metric_named(name), sides[of_baseline]
     if metric.level == "conversation":
-        codes = dict(zip(rows["conversation"], rows["conversation_code"], strict=True))
-        values = conversation_values(rows, metric, side).reindex(list(codes))
-        numbers = np.array(list(codes.values()), dtype=np.int64)
-        return Column(values.to_numpy(dtype=np.float64), numbers, np.zeros_like(numbers))
-    numbers = rows[f"{metric.column}{side}"].to_numpy(dtype=np.float64)
+        code_of = dict(zip(rows["conversation"], rows["conversation_code"], strict=True))
+        series = conversation_values(rows, metric, side).reindex(list(code_of))
+        codes = np.array(list(code_of.values()), dtype=np.int64)
+        return Column(series.to_numpy(dtype=np.float64), codes, np.zeros_like(codes))
+    values = rows[f"{metric.column}{side}"].to_numpy(dtype=np.float64)
     weights = weights_of(rows, metric, tuple(dict.fromkeys(sides)))
     return Column(
-        numbers if weights is None else np.where(np.isnan(weights), np.nan, numbers),
+        values if weights is None else np.where(np.isnan(weights), np.nan, values),
         rows["conversation_code"].to_numpy(dtype=np.int64),
         rows["repeat"].to_numpy(dtype=np.int64),
         weights,

@@ -1,4 +1,4 @@
-"""Rows of a run as a table: one row per turn, the metrics as columns."""
+"""The table of a run's rows: one row per turn, with the metrics as columns."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 PROBE_COLUMNS: Final = ("probe_turns", "probe_tokens")
-"""Distances of probes from what they ask about; NaN in other rows."""
+"""Distances of probes from the message that they ask about; NaN in other rows."""
 _CONTENT: Final = (
     "conversation", "cell", "repeat", "turn", "seed", "finish_reason", "error", "prompt", "reply", "tags", "reference",
     "checks", "unjudged", "judge", *PROBE_COLUMNS, "probe_after",
@@ -44,8 +44,8 @@ _TYPES: Final[Mapping[str, Any]] = {
     **dict.fromkeys((*PROBE_COLUMNS, "probe_after"), "float64"),
     "unjudged": "bool",
 }
-_BY_NGRAMS: Final = [metric for metric in TURN_METRICS if metric.of_ngrams is not None]
-_WEIGHTS: Final = [metric for metric in TURN_METRICS if metric.weight is not None and not metric.log_of]
+_NGRAM_METRICS: Final = [metric for metric in TURN_METRICS if metric.ngram_values is not None]
+_WEIGHTED_METRICS: Final = [metric for metric in TURN_METRICS if metric.weight is not None and not metric.log_of]
 
 _MAX_VALUE: Final = 1e100
 
@@ -54,34 +54,36 @@ _BATCH_REPLIES: Final = 512
 _BATCH_TOKENS: Final = 2**17
 
 
-class _Numbers:
-    """The metrics and weights of rows that have a `part`."""
+class _PartColumns:
+    """Collects the metrics and weights of the rows that have a `part`."""
 
     def __init__(self, part: Part) -> None:
         metrics = [metric for metric in TURN_METRICS if metric.part == part]
-        by_row = [(metric.name, metric.of) for metric in metrics if metric.of and not metric.of_ngrams]
-        weights = [(metric.weight_column, metric.weight) for metric in metrics if metric in _WEIGHTS and metric.weight]
-        self._names = [str(name) for name, _ in (*by_row, *weights)]
-        self._of = [of for _, of in by_row]
-        self._weights = [weight for _, weight in weights]
-        self._rows = array("q")
+        values = [(metric.name, metric.value) for metric in metrics if metric.value and not metric.ngram_values]
+        weights = [
+            (metric.weight_column, metric.weight) for metric in metrics if metric in _WEIGHTED_METRICS and metric.weight
+        ]
+        self._names = [str(name) for name, _ in (*values, *weights)]
+        self._value_functions = [value_of for _, value_of in values]
+        self._weight_functions = [weight_of for _, weight_of in weights]
+        self._row_indices = array("q")
         self._values: list[list[float | None]] = []
 
-    def add(self, number: int, row: dict[str, Any]) -> None:
-        """Row `number` of the table; raises as `_Columns.add`."""
-        numbers = [of(row) for of in self._of]
-        # Raises where one is not a number; a sum of squares of larger ones would overflow.
-        if not abs(math.fsum(filter(None, numbers))) < _MAX_VALUE:
+    def add(self, index: int, row: dict[str, Any]) -> None:
+        """Add row `index` of the table; raises as `_Columns.add`."""
+        values = [value_of(row) for value_of in self._value_functions]
+        # The sum raises an error if a value is not a number. Sums of squares of larger numbers would overflow.
+        if not abs(math.fsum(filter(None, values))) < _MAX_VALUE:
             raise ValueError(f"it has a number beyond {_MAX_VALUE:g}")
-        self._rows.append(number)
-        self._values.append(numbers + [weight(row) for weight in self._weights])
+        self._row_indices.append(index)
+        self._values.append(values + [weight_of(row) for weight_of in self._weight_functions])
 
-    def columns(self, size: int) -> dict[str, NDArray[np.float64]]:
-        """By name, `[size]` numbers; NaN where a row has none."""
-        found = np.full((size, len(self._names)), np.nan)
-        if self._rows:
-            found[np.array(self._rows)] = self._values
-        return {name: found[:, column] for column, name in enumerate(self._names)}
+    def columns(self, num_rows: int) -> dict[str, NDArray[np.float64]]:
+        """The columns `[num_rows]` by name; NaN in rows without a value."""
+        values = np.full((num_rows, len(self._names)), np.nan)
+        if self._row_indices:
+            values[np.array(self._row_indices)] = self._values
+        return {name: values[:, column] for column, name in enumerate(self._names)}
 
 
 class _Columns:
@@ -89,49 +91,51 @@ class _Columns:
 
     def __init__(self) -> None:
         self.contents: list[tuple[Any, ...]] = []
-        self._numbers: dict[Part, _Numbers] = {part: _Numbers(part) for part in PARTS}
-        self._by_ngrams: list[list[NDArray[np.float64]]] = []
-        self._replies: list[array[int]] = []
+        self._parts: dict[Part, _PartColumns] = {part: _PartColumns(part) for part in PARTS}
+        self._ngram_batches: list[list[NDArray[np.float64]]] = []  # by batch, then by metric
+        self._replies: list[array[int]] = []  # token ids of the batch that is not counted yet
         self._num_tokens = 0
-        # Prompts and references repeat in every cell and repeat: one copy of each is kept.
+        # Prompts and references occur in every cell and repeat; all rows share one copy of each.
         self._shared: dict[str, str] = {}
 
     def add(self, row: dict[str, Any]) -> None:
-        """Raises ValueError, KeyError, TypeError, AttributeError or OverflowError where `row` is not a row."""
+        """Add a row; raises ValueError, KeyError, TypeError, AttributeError or OverflowError if `row` is not a row."""
         content = _content(row, self._shared)
         reply = array("q", row["reply_ids"])
         for part in parts_of(row):
-            self._numbers[part].add(len(self.contents), row)
+            self._parts[part].add(len(self.contents), row)
         self.contents.append(content)
         self._replies.append(reply)
         self._num_tokens += len(reply)
         if len(self._replies) == _BATCH_REPLIES or self._num_tokens >= _BATCH_TOKENS:
-            self._count()
+            self._count_batch()
 
-    def _count(self) -> None:
+    def _count_batch(self) -> None:
         counts = count_ngrams(self._replies)
-        self._by_ngrams.append([metric.of_ngrams(counts) for metric in _BY_NGRAMS])  # pyright: ignore[reportOptionalCall]
+        batch = [metric.ngram_values(counts) for metric in _NGRAM_METRICS]  # pyright: ignore[reportOptionalCall]
+        self._ngram_batches.append(batch)
         self._replies, self._num_tokens = [], 0
 
     def frame(self) -> pd.DataFrame:
-        """The table: the columns of `_CONTENT`, of `TURN_METRICS` and of their weights, NaN where a row has none."""
+        """The table: the columns of `_CONTENT`, `TURN_METRICS` and their weights, NaN in rows without a value."""
         import pandas as pd
 
-        self._count()
-        size = len(self.contents)
-        metrics = {name: column for part in self._numbers.values() for name, column in part.columns(size).items()}
-        for metric, parts in zip(_BY_NGRAMS, zip(*self._by_ngrams, strict=True), strict=True):
-            metrics[metric.name] = np.concatenate(parts)
+        self._count_batch()
+        num_rows = len(self.contents)
+        metrics = {name: column for part in self._parts.values() for name, column in part.columns(num_rows).items()}
+        for metric, batches in zip(_NGRAM_METRICS, zip(*self._ngram_batches, strict=True), strict=True):
+            metrics[metric.name] = np.concatenate(batches)
         content: dict[str, Any] = {
             name: pd.Series(values, dtype=_TYPES.get(name, "object"))
             for name, values in zip(_CONTENT, zip(*self.contents, strict=True), strict=False)
         }
-        names = [*(metric.name for metric in TURN_METRICS), *(str(metric.weight_column) for metric in _WEIGHTS)]
+        weight_names = [str(metric.weight_column) for metric in _WEIGHTED_METRICS]
+        names = [*(metric.name for metric in TURN_METRICS), *weight_names]
         return pd.DataFrame(content | {name: metrics[name] for name in names})
 
 
 def tabulate(rows: Iterable[Row]) -> pd.DataFrame:
-    """Rows in memory as a table with the columns of `read_results`."""
+    """The table of rows in memory, with the same columns as that of `read_results`."""
     columns = _Columns()
     for row in rows:
         columns.add(row.as_dict())
@@ -139,11 +143,11 @@ def tabulate(rows: Iterable[Row]) -> pd.DataFrame:
 
 
 NO_RESULTS: Final = "name a run directory, its results.jsonl, or a file of results that docs/compare.md lists"
-"""The hint for files that belong to no run and hold no results."""
+"""The hint for files that belong to no run and contain no results."""
 
 
 def read_results(path: Path, notes: list[str], *, needs_checksum: bool = True) -> pd.DataFrame:
-    """All turns in the file at `path`. Appends to `notes` what was left out.
+    """The table of all turns in the file at `path`; appends notes on left-out lines to `notes`.
 
     Args:
         needs_checksum: refuse lines without a checksum, see `results.row.decode_values`.
@@ -182,10 +186,10 @@ def read_results(path: Path, notes: list[str], *, needs_checksum: bool = True) -
     if not len(frame):
         return frame
     key = ["conversation", "cell", "repeat", "turn"]
-    twice = frame.duplicated(key, keep="last")
-    if twice.any():
-        notes.append(f"{path}: {int(twice.sum())} turns occur more than once; the last one is used")
-        frame = frame.loc[~twice].reset_index(drop=True)
+    superseded = frame.duplicated(key, keep="last")
+    if superseded.any():
+        notes.append(f"{path}: {int(superseded.sum())} turns occur more than once; the last one is used")
+        frame = frame.loc[~superseded].reset_index(drop=True)
     return frame
 
 
@@ -195,22 +199,22 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def without_collection() -> Generator[None]:
-    """Pauses garbage collection: rows hold no cycles, and searching the growing heap takes a fifth of the time."""
-    was_on = gc.isenabled()
+    """Pauses garbage collection: rows have no reference cycles, and scanning the growing heap takes 20 % of a load."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was_on:
+        if was_enabled:
             if gc.get_freeze_count() == 0:
-                # Freezing and unfreezing moves objects to the oldest generation, which is rarely collected.
+                # Freezing and unfreezing moves all objects to the oldest generation, which is rarely collected.
                 gc.freeze()
                 gc.unfreeze()
             gc.enable()
 
 
 def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
-    """The columns of `_CONTENT`; `shared` holds one copy of each text of the script."""
+    """The values of `_CONTENT` of a row; `shared` has one copy of each text of the script."""
     for name in _TEXTS:
         if not isinstance(row[name], str):
             raise TypeError(f"{name} is not a string")
@@ -218,7 +222,7 @@ def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
         if not (isinstance(row[name], int) and -(2**63) <= row[name] < 2**63):
             raise TypeError(f"{name} is not an integer")
     prompt, reference = row["prompt"], row["reference"]
-    text = None if reference is None else reference["text"]
+    reference_text = None if reference is None else reference["text"]
     unjudged, judge = False, None
     for check in row["checks"]:
         unjudged |= check["passed"] is None
@@ -234,7 +238,7 @@ def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
         shared.setdefault(prompt, prompt),
         row["reply"],
         tuple(row["tags"]),
-        None if text is None else shared.setdefault(text, text),
+        None if reference_text is None else shared.setdefault(reference_text, reference_text),
         row["checks"],
         unjudged,
         judge or None,
@@ -243,7 +247,7 @@ def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
 
 
 def _distances(probe: Any) -> tuple[float, float, float]:
-    """The columns of `PROBE_COLUMNS`, and the turn after which the probe was asked."""
+    """The values of `PROBE_COLUMNS`, and the turn after which the probe was asked; NaNs for None."""
     if probe is None:
         return math.nan, math.nan, math.nan
     tokens = math.nan if probe["tokens"] is None else float(probe["tokens"])

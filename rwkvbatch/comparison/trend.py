@@ -16,7 +16,7 @@ from rwkvbatch.comparison.matching import conversation_values, rows_of
 from rwkvbatch.comparison.metrics import Metric
 from rwkvbatch.comparison.paired import LEVEL
 from rwkvbatch.comparison.pairing import Variant
-from rwkvbatch.comparison.ranking import ends_of_mean
+from rwkvbatch.comparison.ranking import common_weights, ends_of_mean, side_by_side
 from rwkvbatch.errors import RunMismatchError, UsageError
 from rwkvbatch.stats.family import compare_family
 from rwkvbatch.stats.signflip import simultaneous_level
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # pyright: reportMissingTypeStubs=false
 
 MIN_CHECKPOINTS: Final = 3
-"""Two checkpoints have a difference, not a trend."""
+"""The fewest checkpoints that have a trend; two have a difference."""
 _FACTORS: Final = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9}
 
 TrendVerdict = Literal["improves", "worsens", "rises", "falls", "no trend found", "no change", "too little data"]
@@ -37,7 +37,7 @@ TrendVerdict = Literal["improves", "worsens", "rises", "falls", "no trend found"
 
 @dataclass(frozen=True)
 class TrendPoint:
-    """One checkpoint: its position, and the mean with the band's ends there."""
+    """One checkpoint: its position `x` on the axis, and its mean with the ends of the simultaneous band."""
 
     variant: Variant
     x: float
@@ -48,15 +48,19 @@ class TrendPoint:
 
 @dataclass(frozen=True)
 class Trend:
-    """The primary metric over checkpoints, of the rows that all of them have.
+    """A metric over checkpoints, in the rows that all of them have.
 
     Attributes:
-        over: the name of the axis. points: in its order.
-        level: the band holds all true means together with probability `1 - level`. level_each: of each interval in it.
-        concordance: mean over conversations of (pairs of checkpoints whose later one is higher, minus those whose later
-            one is lower) over all pairs; from -1 to 1 (Kendall 1938 within each conversation). low, high: its
-            95 % interval. p: of the hypothesis that it is 0, by sign flips of whole conversations.
-        num_values: rows (of `metric.level`) of each checkpoint that count. num_left_out: rows that only some have.
+        over: the name of the axis. points: the checkpoints, in the axis's order.
+        level: the band contains all true means together with probability `1 - level`. level_each: the level of each
+            checkpoint's interval that achieves this.
+        concordance: mean over conversations of Kendall's tau (1938) of their means and the checkpoints' order: the
+            share of pairs of checkpoints whose later one is higher, minus the share whose later one is lower.
+        low, high: 95 % interval of `concordance`. p: p-value of the hypothesis that it is 0, by sign flips of whole
+            conversations.
+        decidable: whether this number of conversations can give a significant result at all.
+        num_values: number of rows (of `metric.level`) that each checkpoint contributes. num_conversations: their
+            conversations. num_left_out: number of rows that only some checkpoints have.
     """
 
     over: str
@@ -75,7 +79,7 @@ class Trend:
 
     @property
     def verdict(self) -> TrendVerdict:
-        """The conclusion; it follows from the interval of the concordance alone."""
+        """The conclusion, from the interval of the concordance alone."""
         if not self.decidable:
             return "too little data"
         if self.low == self.high == 0:
@@ -102,11 +106,12 @@ def positions_over(over: str, variants: Sequence[Variant], runs: Sequence[RunDat
 
     Args:
         over: numbers separated by commas, one for each variant in their order; or the word before the number in the
-            variants' names (`step` for `rwkv7-step-1000.pth`; `k`, `m` and `b` after it are thousand, million and
-            billion). Names are, in this order, those of the cell, of its checkpoint, of the run, and the run's path.
+            variants' names (`step` for `rwkv7-step-1000.pth`). A suffix `k`, `m`, `b` or `g` of the number multiplies
+            it by a thousand, a million or a billion. The names are, in order of precedence: the cell, its checkpoint,
+            the run, and the run's path.
 
     Raises:
-        UsageError: there are fewer than three variants, not one number for each, or two have the same.
+        UsageError: there are fewer than three variants, a variant has no number, or two have the same number.
     """
     if len(variants) < MIN_CHECKPOINTS:
         raise UsageError(f"--over needs at least {MIN_CHECKPOINTS} checkpoints, got {len(variants)}")
@@ -120,18 +125,18 @@ def positions_over(over: str, variants: Sequence[Variant], runs: Sequence[RunDat
             )
         positions = dict(zip(variants, (number for number in numbers if number is not None), strict=True))
     else:
-        found = {variant: _in_names(over, variant, runs) for variant in variants}
-        lacking = [variant.label for variant, number in found.items() if number is None]
-        if lacking:
+        numbers_in_names = {variant: _in_names(over, variant, runs) for variant in variants}
+        without_number = [variant.label for variant, number in numbers_in_names.items() if number is None]
+        if without_number:
             raise UsageError(
-                f"--over {over}: no number after {over!r} in the names of {', '.join(lacking[:5])}"
-                + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""),
+                f"--over {over}: no number after {over!r} in the names of {', '.join(without_number[:5])}"
+                + (f" and {len(without_number) - 5} more" if len(without_number) > 5 else ""),
                 hint=f"give the numbers, such as --over 100,200,400, in this order: {labels}",
             )
-        positions = {variant: number for variant, number in found.items() if number is not None}
-    of: dict[float, Variant] = {}
+        positions = {variant: number for variant, number in numbers_in_names.items() if number is not None}
+    variant_at: dict[float, Variant] = {}
     for variant, number in positions.items():
-        if (other := of.setdefault(number, variant)) != variant:
+        if (other := variant_at.setdefault(number, variant)) != variant:
             raise UsageError(
                 f"--over {over}: {other.label} and {variant.label} are both at {number:g}",
                 hint="compare one cell of each checkpoint, such as RUN::CELL",
@@ -145,28 +150,29 @@ def _number(text: str) -> float | None:
 
 
 def _in_names(word: str, variant: Variant, runs: Sequence[RunData]) -> float | None:
+    """The variant's setting called `word`, or the last number after `word` in one of its names; None without any."""
     run = next(run for run in runs if run.name == variant.run)
-    models = [m for m in run.facts.models if variant.cell in (m.get("cells") or [variant.cell])]
+    models = [model for model in run.facts.models if variant.cell in (model.get("cells") or [variant.cell])]
     settings = run.facts.cells.get(variant.cell, {})
-    own = settings.get(word)
-    if isinstance(own, int | float) and not isinstance(own, bool):
-        return float(own)
-    names = [variant.cell, str(settings.get("model") or ""), *(str(m.get("path") or "") for m in models)]
+    setting = settings.get(word)
+    if isinstance(setting, int | float) and not isinstance(setting, bool):
+        return float(setting)
+    names = [variant.cell, str(settings.get("model") or ""), *(str(model.get("path") or "") for model in models)]
     pattern = re.compile(
         rf"(?<![^\W\d_]){re.escape(word)}s?[\s=:_.-]*(\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?:([kmbg])(?![^\W\d_]))?",
         re.IGNORECASE,
     )
     for name in (*names, run.name, run.source):
-        if found := list(pattern.finditer(name)):
-            return float(found[-1][1]) * _FACTORS[(found[-1][2] or "").lower()]
+        if matches := list(pattern.finditer(name)):
+            return float(matches[-1][1]) * _FACTORS[(matches[-1][2] or "").lower()]
     return None
 
 
 def trend_over(over: str, positions: Mapping[Variant, float], metric: Metric, table: pd.DataFrame) -> Trend:
     """The trend of `metric` over the variants at `positions`, tested over conversations.
 
-    The test treats conversations as the sample: it is about these checkpoints and other conversations of this kind,
-    not about another training run.
+    The test treats conversations as the sample: its conclusion holds for these checkpoints and other conversations of
+    this kind, not for another training run.
 
     Args:
         table: see `comparable_rows`.
@@ -175,32 +181,43 @@ def trend_over(over: str, positions: Mapping[Variant, float], metric: Metric, ta
         RunMismatchError: no row is in all variants.
     """
     variants = sorted(positions, key=positions.__getitem__)
-    values, conversations, num_left_out, weights = _common(variants, metric, table)
+    common = _CommonRows.of(variants, metric, table)
+    values, weights = common.values, common.weights
     if not len(values):
         raise RunMismatchError(
             f"--over: no {metric.level} with a number of {metric.name} is in all {len(variants)} checkpoints",
             hint="compare finished runs of the same script",
         )
-    codes, labels = np.unique(conversations, return_inverse=True)
-    counts = np.bincount(labels, weights)
-    sums = np.stack([np.bincount(labels, column * weights) for column in values.T], axis=1)
-    each, ends = band(metric, values, labels, weights)
+    names, codes = np.unique(common.conversations, return_inverse=True)
+    level_each, intervals = band(metric, values, codes, weights)
     points = [
-        TrendPoint(variant, positions[variant], float(np.average(column, weights=weights)), *own)
-        for variant, column, own in zip(variants, values.T, ends, strict=True)
+        TrendPoint(variant, positions[variant], float(np.average(column, weights=weights)), *interval)
+        for variant, column, interval in zip(variants, values.T, intervals, strict=True)
     ]
-    means = sums / counts[:, None]
-    # Means that differ only by rounding are equal.
-    scale = max(float(np.abs(means).max()), 1e-300)
-    pairs = list(combinations(range(len(variants)), 2))
-    signs = [np.sign(np.round((means[:, later] - means[:, earlier]) / scale, 10)) for earlier, later in pairs]
-    concordance = np.sum(signs, axis=0) / len(pairs)
-    (test,) = compare_family(concordance[:, None], np.ones((len(codes), 1)), level=LEVEL, widest=1.0).differences
+    means = _conversation_sums(values, codes, weights) / np.bincount(codes, weights)[:, None]
+    taus = _kendall_taus(means)
+    (test,) = compare_family(taus[:, None], np.ones((len(names), 1)), level=LEVEL, widest=1.0).differences
     return Trend(
-        over="position" if "," in over else over, metric=metric, points=tuple(points), level=LEVEL, level_each=each,
-        concordance=test.mean, low=test.low, high=test.high, p=test.p, decidable=test.decidable,
-        num_values=len(values), num_conversations=len(codes), num_left_out=num_left_out,
+        over="position" if "," in over else over, metric=metric, points=tuple(points), level=LEVEL,
+        level_each=level_each, concordance=test.mean, low=test.low, high=test.high, p=test.p,
+        decidable=test.decidable, num_values=len(values), num_conversations=len(names),
+        num_left_out=common.num_left_out,
     )  # fmt: skip
+
+
+def _kendall_taus(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`[conversations]` Kendall's tau of each row of `means` `[conversations, checkpoints]` with the columns' order."""
+    scale = max(float(np.abs(means).max()), 1e-300)  # means that differ only by rounding count as equal
+    pairs = list(combinations(range(means.shape[1]), 2))
+    signs = [np.sign(np.round((means[:, later] - means[:, earlier]) / scale, 10)) for earlier, later in pairs]
+    return np.sum(signs, axis=0) / len(pairs)
+
+
+def _conversation_sums(
+    values: NDArray[np.float64], codes: NDArray[np.int64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """`[conversations, checkpoints]` weighted sums of `values` `[rows, checkpoints]`."""
+    return np.stack([np.bincount(codes, column * weights) for column in values.T], axis=1).astype(np.float64)
 
 
 def band(
@@ -209,61 +226,70 @@ def band(
     conversations: NDArray[np.int64],
     weights: NDArray[np.float64] | None = None,
 ) -> tuple[float, list[tuple[float, float]]]:
-    """The level of each interval of a band that holds all means together, and the intervals.
+    """A simultaneous band: intervals that contain all means together with probability `1 - LEVEL`.
 
     Args:
-        values: `[rows, checkpoints]`. conversations: `[rows]` codes from 0 up. weights: `[rows]`, how much a row
-            counts; None where all count equally.
+        values: `[rows, checkpoints]`. conversations: `[rows]` codes from 0 up. weights: `[rows]`; None for equal
+            weights.
+
+    Returns:
+        The level of each interval, and the intervals, one for each checkpoint.
     """
     weights = np.ones(len(values)) if weights is None else weights
-    sums = np.stack([np.bincount(conversations, column * weights) for column in values.T], axis=1)
+    sums = _conversation_sums(values, conversations, weights)
     means = np.average(values, axis=0, weights=weights)
     deviations = sums - np.bincount(conversations, weights)[:, None] * means
-    each = simultaneous_level(deviations, level=LEVEL) if len(sums) > 1 else LEVEL / values.shape[1]
-    return each, [ends_of_mean(metric, column, conversations, weights, each) for column in values.T]
+    level_each = simultaneous_level(deviations, level=LEVEL) if len(sums) > 1 else LEVEL / values.shape[1]
+    return level_each, [ends_of_mean(metric, column, conversations, weights, level_each) for column in values.T]
 
 
-def _common(
-    variants: Sequence[Variant], metric: Metric, table: pd.DataFrame
-) -> tuple[NDArray[np.float64], NDArray[Any], int, NDArray[np.float64]]:
-    """`[rows, variants]` values of the rows that all variants have, their conversations, the number of other rows, and
-    `[rows]` how much each counts."""
-    import pandas as pd
+@dataclass(frozen=True)
+class _CommonRows:
+    """The rows that all variants have.
 
-    if metric.level == "conversation":
-        columns = [conversation_values(rows_of(table, variant), metric) for variant in variants]
-    else:
-        keys = ["conversation", "turn", "repeat", "question"]
-        columns = [
-            rows_of(table, variant, [*keys, metric.column]).set_index(keys)[metric.column] for variant in variants
-        ]
-    wide = pd.concat(columns, axis=1, join="outer", keys=range(len(columns)))
-    wide = wide.loc[wide.notna().any(axis=1)]
-    found = wide.dropna()
-    weights = np.ones(len(found))
-    if metric.weight_column in table:
-        keys = ["conversation", "turn", "repeat", "question"]
-        each = [rows_of(table, variant).set_index(keys)[metric.weight_column] for variant in variants]
-        all_weights = pd.concat(each, axis=1, join="outer").loc[found.index].to_numpy(dtype=np.float64)
-        same = all_weights.min(axis=1) == all_weights.max(axis=1)
-        found, weights = found.loc[same], all_weights[same, 0]
-    return (
-        found.to_numpy(dtype=np.float64),
-        found.index.get_level_values(0).to_numpy(),
-        len(wide) - len(found),
-        weights,
-    )
+    Attributes:
+        values: `[rows, variants]`. conversations: `[rows]` names. weights: `[rows]`.
+        num_left_out: number of rows that only some variants have, or whose weights differ between them.
+    """
+
+    values: NDArray[np.float64]
+    conversations: NDArray[Any]
+    weights: NDArray[np.float64]
+    num_left_out: int
+
+    @classmethod
+    def of(cls, variants: Sequence[Variant], metric: Metric, table: pd.DataFrame) -> _CommonRows:
+        import pandas as pd
+
+        if metric.level == "conversation":
+            columns = [conversation_values(rows_of(table, variant), metric) for variant in variants]
+            values = pd.concat(columns, axis=1, join="outer", keys=range(len(columns)))
+        else:
+            values = side_by_side(variants, metric.column, table, "conversation")
+        values = values.loc[values.notna().any(axis=1)]
+        common = values.dropna()
+        weights = np.ones(len(common))
+        if (weight_column := metric.weight_column) is not None and weight_column in table:
+            variant_weights = side_by_side(variants, weight_column, table, "conversation").loc[common.index]
+            weights = common_weights(variant_weights)
+            common, weights = common.loc[~np.isnan(weights)], weights[~np.isnan(weights)]
+        return cls(
+            common.to_numpy(dtype=np.float64),
+            common.index.get_level_values(0).to_numpy(),
+            weights,
+            num_left_out=len(values) - len(common),
+        )
 
 
-_LEVELS: Final = "▁▂▃▄▅▆▇█"
+_BARS: Final = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(trend: Trend, width: int) -> str:
-    """The means as bars of block characters, one for each checkpoint; of more than `width`, evenly spaced ones."""
+    """The means of the checkpoints (of `width` evenly spaced ones, if there are more) as block characters."""
     means = [point.mean for point in trend.points]
     if len(means) > width:
-        means = [means[round(place)] for place in np.linspace(0, len(means) - 1, width)]
+        means = [means[round(index)] for index in np.linspace(0, len(means) - 1, width)]
     low, span = min(means), max(means) - min(means)
     if not span:
-        return _LEVELS[len(_LEVELS) // 2] * len(means)
-    return "".join(_LEVELS[round((mean - low) / span * (len(_LEVELS) - 1))] for mean in means)
+        return _BARS[len(_BARS) // 2] * len(means)
+    return "".join(_BARS[round((mean - low) / span * (len(_BARS) - 1))] for mean in means)

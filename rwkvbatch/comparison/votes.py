@@ -1,4 +1,4 @@
-"""Majority voting: what a reply votes for, and how often the most frequent answer of several repeats passes."""
+"""Majority voting over repeats: the answer that a reply votes for, and how often the most frequent answer passes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from rwkvbatch.script.checks.answers import MAX_CHARACTERS, find_letter, last_bo
 from rwkvbatch.script.checks.numbers import UnclearNumberError, last_number
 
 _LETTERS: Final = "ABCDEFGHIJ"
-"""Those of a check `letter` that does not say its own; rows do not have them."""
+"""The default letters of a check `letter`; rows do not record a check's letters."""
 
 
 def majority_at_k(votes: Sequence[tuple[Hashable, bool]], k: int) -> float:
-    """The share of votes of `k` repeats each whose most frequent answer passes (self-consistency, Wang et al. 2023).
+    """The share of groups of `k` repeats whose most frequent answer passes (self-consistency, Wang et al. 2023).
 
-    The repeats are cut into votes of `k` in their order; a rest is left out. Of equally frequent answers each counts
-    with its share.
+    The repeats are split into groups of `k` in their order; a last incomplete group is left out. If n answers are
+    equally frequent, each counts 1 / n.
 
     Args:
-        votes: the answer of each repeat, and whether it passed; all answers that pass are one answer.
+        votes: the answer of each repeat, and whether it passed; all answers that pass count as the same answer.
 
     Raises:
         ValueError: not 1 <= k <= the number of repeats.
@@ -30,22 +30,22 @@ def majority_at_k(votes: Sequence[tuple[Hashable, bool]], k: int) -> float:
     results: list[float] = []
     for start in range(0, len(votes) - k + 1, k):
         counts = Counter(None if passed else (answer,) for answer, passed in votes[start : start + k])
-        most = max(counts.values())
-        results.append((counts[None] == most) / sum(count == most for count in counts.values()))
+        highest = max(counts.values())
+        results.append((counts[None] == highest) / sum(count == highest for count in counts.values()))
     return sum(results) / len(results)
 
 
 def vote_of(reply: str, checks: Sequence[Mapping[str, Any]]) -> str:
-    """The answer that a reply votes for: what the first check of a final answer reads in it, else its text.
+    """The answer that a reply votes for: the one that the first check of a final answer reads, or the reply's text.
 
-    That is the last number (`number`), the letter of an option (`letter`), or the content of the last box (`boxed`,
-    `math`; without a box the last number). What such a check cannot read is the text without its thinking part; of
-    that, case, outer white space and a final stop are ignored.
+    A check `number` reads the last number, `letter` the letter of an option, and `boxed` and `math` the content of the
+    last box (the last number, if there is no box). Without such a check, or if it reads nothing, the vote is the text
+    without its thinking part, ignoring case, outer white space and a final full stop.
     """
     text = reply.rpartition("</think>")[2].strip()
     read = next((reader for check in checks if (reader := _READERS.get(str(check.get("kind")))) is not None), None)
-    found = None if read is None else read(text[-MAX_CHARACTERS:])
-    return text.casefold().removesuffix(".") if found is None else found
+    answer = None if read is None else read(text[-MAX_CHARACTERS:])
+    return text.casefold().removesuffix(".") if answer is None else answer
 
 
 def _number(text: str) -> str | None:
@@ -65,7 +65,7 @@ def _boxed(text: str) -> str | None:
 
 
 def _is_number(text: str) -> bool:
-    """Whether a text is one number: `1/2` is 0.5, and `x + 1` is not 1."""
+    """Whether a text is a number by itself: `1/2` is, `x + 1` is not."""
     return not any(letter.isalpha() or letter in "()=^" for letter in plain_latex(text).replace("\\frac", ""))
 
 

@@ -22,11 +22,11 @@ RANKING_NOTE: Final = (
 )
 _HUGE = 1e9
 _MAX_LABELS = 2
-"""How many variants a sentence on dropped rows names."""
+"""The most variants that a sentence on dropped rows names."""
 
 
 def number(value: float, digits: int) -> str:
-    """A number with a fixed number of decimals and no negative zero; a dash for NaN, a power of ten for huge ones."""
+    """A value with `digits` decimals and no negative zero; a dash for NaN, a power of ten from 10^9."""
     if math.isnan(value):
         return MISSING
     if abs(value) >= _HUGE:
@@ -36,42 +36,42 @@ def number(value: float, digits: int) -> str:
 
 
 def signed(value: float, digits: int) -> str:
-    """A number as `number` writes it, with a plus sign where it is positive."""
+    """As `number`, with a plus sign for positive values."""
     text = number(value, digits)
     return text if text == MISSING or text.startswith("-") or float(text) == 0 else f"+{text}"
 
 
 def interval(line: Comparison | VariantMean) -> str:
-    """The 95 % interval, of a difference with signs; a dash where nothing is known.
+    """The 95 % interval, with signs for a difference; a dash if it is unknown or unlimited.
 
-    An end that is not 0 is not written as 0 where that would contradict the verdict.
+    If the difference is significant, an end that would round to 0 keeps one significant digit.
     """
     low, high, digits = line.low, line.high, line.metric.digits
     if math.isnan(low) or (math.isinf(low) and math.isinf(high)):
         return MISSING
     if isinstance(line, VariantMean):
         return f"[{number(low, digits)}, {number(high, digits)}]"
-    return f"[{_of_verdict(line, low)}, {_of_verdict(line, high)}]"
+    return f"[{_signed_end(line, low)}, {_signed_end(line, high)}]"
 
 
 def difference(line: Comparison) -> str:
-    """The difference with its sign; not 0 where it is significant."""
-    return _of_verdict(line, line.difference)
+    """The difference with its sign; a significant one that would round to 0 keeps one significant digit."""
+    return _signed_end(line, line.difference)
 
 
-def _of_verdict(line: Comparison, value: float) -> str:
+def _signed_end(line: Comparison, value: float) -> str:
     text = signed(value, line.metric.digits)
     return f"{value:+.1g}" if line.significant and value and float(text) == 0 else text
 
 
 def detectable(value: float, digits: int) -> str:
-    """A detectable difference; a small one is not written as 0."""
+    """A detectable difference; one that would round to 0 keeps one significant digit."""
     text = number(value, digits)
     return f"{value:.1g}" if value > 0 and float(text) == 0 else text
 
 
 def p_value(p: float) -> str:
-    """A p-value with two significant digits, never 0."""
+    """A p-value with 2 or 3 decimals; `<0.001` below 0.001."""
     if math.isnan(p):
         return MISSING
     if p < 0.001:
@@ -81,7 +81,7 @@ def p_value(p: float) -> str:
 
 @dataclass(frozen=True)
 class TableColumn:
-    """A column of the table of comparisons; `short` is its heading where space is limited."""
+    """A column of the table of comparisons; `short` is its heading in narrow tables."""
 
     name: str
     text: Callable[[Comparison], str]
@@ -102,12 +102,12 @@ COLUMNS: Final = (
 
 
 def directions(line: Comparison) -> str:
-    """Conversations that the variant won, tied and lost; a dash for counts of whole variants."""
+    """The numbers of conversations that the variant won, tied and lost; a dash for counts of whole variants."""
     return MISSING if line.metric.level == "variant" else f"{line.wins}/{line.ties}/{line.losses}"
 
 
 def verdict(line: Comparison) -> str:
-    """The verdict, with the margin that the whole interval is within; nothing for untested metrics."""
+    """The verdict, with the margin if the whole interval is within it; empty for untested metrics."""
     if line.margin is not None and line.within_margin and line.verdict in ("equivalent", "better", "worse", "differs"):
         return f"{line.verdict}{',' if line.significant else ''} within {line.margin:g}"
     return "" if line.verdict == "untested" else line.verdict
@@ -125,7 +125,7 @@ def heading(line: Comparison) -> str:
 
 
 def by_heading(lines: Iterable[Comparison]) -> dict[str, list[Comparison]]:
-    """The lines of the table by `heading`."""
+    """The lines of the table, grouped by `heading`."""
     groups: dict[str, list[Comparison]] = {}
     for line in lines:
         groups.setdefault(heading(line), []).append(line)
@@ -141,7 +141,7 @@ def by_family(lines: Iterable[Comparison]) -> dict[str, list[Comparison]]:
 
 
 def question(lines: Sequence[Comparison]) -> str:
-    """What the lines of one family compare: the metric, and the baseline with its mean if there is one for all."""
+    """The title of a family's lines: the metric, and the baseline with its mean if all lines share them."""
     metric = lines[0].metric
     baselines = list(dict.fromkeys(line.pair.baseline.label for line in lines))
     text = metric_title(metric)
@@ -154,10 +154,10 @@ def question(lines: Sequence[Comparison]) -> str:
 
 
 def extent(lines: Sequence[Comparison], repetitions: tuple[int, int]) -> str:
-    """The numbers of conversations, repetitions and pairs that the lines of one family have; empty for counts.
+    """The numbers of conversations, repetitions and pairs of a family's lines; empty for counts of whole variants.
 
     Args:
-        repetitions: the fewest and the most of a conversation.
+        repetitions: the fewest and the most repetitions of a conversation.
     """
     if lines[0].metric.level == "variant":
         return ""
@@ -172,12 +172,12 @@ def _span(numbers: Sequence[int], noun: str) -> str:
 
 
 def with_minus(text: str) -> str:
-    """Numbers in `text` with minus signs instead of hyphens."""
+    """`text` with minus signs instead of hyphens."""
     return text.replace("-", "\u2212")
 
 
 def correction(family: Family) -> str:
-    """How the lines of a family are corrected, as a sentence."""
+    """A sentence on the correction of a family's lines."""
     if not family.metric.tested:
         return "Not tested."
     if not family.size:
@@ -193,26 +193,26 @@ def correction(family: Family) -> str:
 
 
 def power(lines: Iterable[Comparison]) -> str:
-    """The detectable differences of the lines without a found one; empty where there is none."""
-    some = [
+    """The range of detectable differences of the lines without a significant one; empty if there are none."""
+    undecided = [
         line for line in lines if line.verdict in ("no difference found", "unclear") and not math.isnan(line.detectable)
     ]
-    if not some:
+    if not undecided:
         return ""
-    digits = some[0].metric.digits
-    low, high = (detectable(end(line.detectable for line in some), digits) for end in (min, max))
+    digits = undecided[0].metric.digits
+    low, high = (detectable(extreme(line.detectable for line in undecided), digits) for extreme in (min, max))
     return f"detectable: {low}" + (f" to {high}" if high != low else "")
 
 
 def rank_disagreement(lines: Iterable[Comparison]) -> str:
-    """The lines where the signed-rank test comes to another conclusion than the mean; empty where there is none."""
-    found = [line for line in lines if line.rank_disagrees]
-    if not found:
+    """The lines for which the signed-rank test disagrees with the test of the mean; empty if there are none."""
+    disagreeing = [line for line in lines if line.rank_disagrees]
+    if not disagreeing:
         return ""
-    named = [f"{variant_label(line)} (p {p_value(line.p_rank)})".replace("p <", "p < ") for line in found]
-    each = {f"{line.level_each:.2g}" for line in found if line.level_each < line.level}
-    level = f"; each test is at {' or '.join(sorted(each))}" if each else ""
-    return f"{found[0].metric.name}: the signed-rank test does not agree for {', '.join(named)}{level}"
+    named = [f"{variant_label(line)} (p {p_value(line.p_rank)})".replace("p <", "p < ") for line in disagreeing]
+    corrected_levels = {f"{line.level_each:.2g}" for line in disagreeing if line.level_each < line.level}
+    level = f"; each test is at {' or '.join(sorted(corrected_levels))}" if corrected_levels else ""
+    return f"{disagreeing[0].metric.name}: the signed-rank test does not agree for {', '.join(named)}{level}"
 
 
 def variant_label(line: Comparison) -> str:
@@ -221,30 +221,29 @@ def variant_label(line: Comparison) -> str:
 
 
 def left_out(dropped: Iterable[Dropped], metric: Metric | None = None, *, named: bool = True) -> str:
-    """The rows that are not what was planned and what becomes of them; empty where there are none.
+    """A sentence on rows that are missing or do not count like the others; empty if there are none.
 
     Args:
-        metric: the primary one: turns with an error fail its checks, or have no number of it. None for several metrics.
-        named: with the labels of up to two variants.
+        metric: the primary metric, which decides whether turns with an error count as failed or are left out; None for
+            several metrics.
+        named: name the variants, if there are at most two.
     """
-    every = list(dropped)
+    variants = list(dropped)
     parts: list[str] = []
-    scored = metric is None or metric.level == "conversation" or metric.name in (*PASS_COLUMNS, "failed")
-    failed = "failed" if scored else "left out"
+    errors_fail = metric is None or metric.level == "conversation" or metric.name in (*PASS_COLUMNS, "failed")
+    error_outcome = "failed" if errors_fail else "left out"
     for name, noun, outcome in (
-        ("errors", "turn with an error", failed),
-        ("unreached", "turn not reached", failed),
+        ("errors", "turn with an error", error_outcome),
+        ("unreached", "turn not reached", error_outcome),
         ("missing", "turn without a counterpart", "left out"),
         ("different", "turn not asked the same", "left out"),
         ("unfinished", "turn not there yet", ""),
         ("unjudged", "turn without a judge's verdict", "left out"),
     ):
-        own = [(each.label, getattr(each, name)) for each in every if getattr(each, name)]
-        if own:
-            few = named and len(own) <= _MAX_LABELS
-            where = " and ".join(label for label, _ in own) if few else _count(len(own), "variant")
-            text = _count(sum(count for _, count in own), noun)
-            parts.append(f"{text} in {where}{f' ({outcome})' if outcome else ''}")
+        counts = {variant.label: getattr(variant, name) for variant in variants if getattr(variant, name)}
+        if counts:
+            labels = " and ".join(counts) if named and len(counts) <= _MAX_LABELS else _count(len(counts), "variant")
+            parts.append(f"{_count(sum(counts.values()), noun)} in {labels}{f' ({outcome})' if outcome else ''}")
     return f"Not as planned: {'; '.join(parts)}." if parts else ""
 
 
@@ -282,41 +281,42 @@ def conclusion(comparisons: Sequence[Comparison]) -> str:
     counts: dict[str, int] = {}
     for line in lines:
         counts[verdict(line) or "not tested"] = counts.get(verdict(line) or "not tested", 0) + 1
-    return f"{name}: {', '.join(f'{count} {what}' for what, count in counts.items())}"
+    return f"{name}: {', '.join(f'{count} {text}' for text, count in counts.items())}"
 
 
 def standing(ranking: Ranking, *, max_named: int | None = None) -> str:
     """The best variant by a metric, those not distinguishable from it, and the number of worse ones.
 
     Args:
-        max_named: how many of the indistinguishable variants are named, None for all.
+        max_named: the most indistinguishable variants that are named; None for all.
     """
     parts = [f"{ranking.metric.name}: best {_with_mean(ranking.best, ranking)}"]
-    also, worse = ranking.indistinguishable, ranking.worse
-    if also:
-        named = [_with_mean(candidate, ranking) for candidate in also[:max_named]]
-        more = [f"{len(also) - len(named)} more"] if len(named) < len(also) else []
-        parts.append(f"not distinguishable: {', '.join(named + more)}")
+    indistinguishable, worse = ranking.indistinguishable, ranking.worse
+    if indistinguishable:
+        named = [_with_mean(candidate, ranking) for candidate in indistinguishable[:max_named]]
+        num_unnamed = len(indistinguishable) - len(named)
+        parts.append(f"not distinguishable: {', '.join(named + ([f'{num_unnamed} more'] if num_unnamed else []))}")
     if worse:
-        what = _count(len(worse), "other") if also or len(worse) == 1 else f"all {len(worse)} others"
-        parts.append(f"worse than another: {what}")
+        all_worse = not indistinguishable and len(worse) > 1
+        count = f"all {len(worse)} others" if all_worse else _count(len(worse), "other")
+        parts.append(f"worse than another: {count}")
     return "; ".join(parts)
 
 
 def common_rows(ranking: Ranking) -> str:
-    """The numbers of turns and conversations that all variants of a ranking have, and of those that only some have."""
+    """The numbers of turns and conversations that all variants of a ranking have, and that only some have."""
     by_turn = ranking.metric.level == "turn"
     rows = f"{_count(ranking.num_values, 'turn')} of " if by_turn else ""
     common = f"{rows}{_count(ranking.num_conversations, 'conversation')}"
     if not ranking.num_left_out:
         return f"over {common}"
-    some = _count(ranking.num_left_out, ranking.metric.level)
-    how = "means relative to the baseline's, over what each shares with it"
-    return f"{common} in all variants, {some} in some only; {how}"
+    in_some = _count(ranking.num_left_out, ranking.metric.level)
+    means = "means relative to the baseline's, over what each shares with it"
+    return f"{common} in all variants, {in_some} in some only; {means}"
 
 
 def trend_title(trend: Trend, *, exploratory: bool = False) -> str:
-    """What a trend is of: the metric, the axis, and the numbers of checkpoints and conversations."""
+    """The title of a trend: the metric, the axis, and the numbers of checkpoints and conversations."""
     rows = f", {_count(trend.num_values, 'turn')} each" if trend.metric.level == "turn" else ""
     left = (
         f"; {_count(trend.num_left_out, trend.metric.level)} not in all of them left out" if trend.num_left_out else ""
@@ -329,7 +329,7 @@ def trend_title(trend: Trend, *, exploratory: bool = False) -> str:
 
 
 def trend_sentence(trend: Trend) -> str:
-    """The verdict on a trend, the means at both ends, and the test."""
+    """A sentence on a trend: the verdict, the means at both ends, and the test."""
     first, last, digits = trend.points[0], trend.points[-1], trend.metric.digits
     ends = f"{number(first.mean, digits)} at {first.x:,g} to {number(last.mean, digits)} at {last.x:,g}"
     sentence = f"{trend.verdict}, {ends}"
@@ -351,16 +351,20 @@ def _with_mean(candidate: Candidate, ranking: Ranking) -> str:
 
 
 def _count(number: int, noun: str) -> str:
-    first, separator, rest = noun.partition(" ")
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {first}s{separator}{rest}"
+    """A count with its noun phrase, whose first word takes the plural: `2 turns with an error`."""
+    first_word, separator, other_words = noun.partition(" ")
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {first_word}s{separator}{other_words}"
 
 
 BLAME_TITLE: Final = "The first turn that fails after the model's own history and passes after the script's replies"
 
 
 def named_dialogues(blame: Blame, turn: int, most: int = 5) -> str:
-    """The conversations that went wrong at a turn, with their repeats where there are several."""
-    found = [each for each in blame.dialogues if each.turn == turn]
-    several = any(each.repeat for each in blame.dialogues)
-    names = [f"{each.conversation}, repeat {each.repeat}" if several else each.conversation for each in found[:most]]
-    return "; ".join(names) + ("; ..." if len(found) > most else "")
+    """At most `most` conversations that went wrong at a turn, with their repeats if the run has several."""
+    dialogues = [dialogue for dialogue in blame.dialogues if dialogue.turn == turn]
+    has_repeats = any(dialogue.repeat for dialogue in blame.dialogues)
+    names = [
+        f"{dialogue.conversation}, repeat {dialogue.repeat}" if has_repeats else dialogue.conversation
+        for dialogue in dialogues[:most]
+    ]
+    return "; ".join(names) + ("; ..." if len(dialogues) > most else "")

@@ -1,7 +1,7 @@
-"""A checkpoint as a judge: the likelihoods of the two words after the question, all questions in one batch.
+"""A local checkpoint as a judge, which compares the likelihoods of the two words after the question.
 
-Nothing is generated and no free text is read: the probability of the first word is its share of both, as of the choices
-of a script's turn.
+It generates no text. The probability of the first word is its share of the likelihoods of both words, as for the
+choices of a script's turn.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCH = 32
 QUESTIONS_PER_ROW = 2
-"""Questions held for each row of the batch, so that those which begin alike are read together."""
+"""Questions in the engine for each row of the batch, so that questions with a common prefix are prefilled together."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Open:
-    """A question whose words are being scored."""
+class _Scoring:
+    """A question whose words are being scored; `scores` are by the word's index."""
 
     ask: Ask
     scores: dict[int, Score] = field(default_factory=dict[int, Score])
@@ -45,8 +45,9 @@ class LocalJudge:
     """Judges with a model in this process; see `opinions.Judge`.
 
     Args:
-        model: of any backend. tokenizer: its own. batch: the most texts that are read at a time. Changes no answer, as
-            far as the model's backend promises it for replies.
+        model: a model of any backend. tokenizer: the model's tokenizer.
+        batch: the largest number of texts in a batch. It changes no answer, if the model's backend guarantees that for
+            replies.
     """
 
     def __init__(self, model: Model, tokenizer: Tokenizer, batch: int = DEFAULT_BATCH) -> None:
@@ -66,16 +67,14 @@ class LocalJudge:
         self._template = load_template(with_turn_end(Prompting(), spec.weights_sha256))
 
     def answers(self, asks: Iterator[Ask]) -> Iterator[tuple[Ask, Opinion] | None]:
-        """The opinions on all `asks`, as of `opinions.Judge`."""
+        """See `opinions.Judge.answers`."""
         engine = self._engine()
-        waiting: deque[Ask] = deque()
-        active: dict[int, tuple[_Open, int]] = {}
-        exhausted = False
+        retries: deque[Ask] = deque()  # questions to ask again after running out of memory
+        active: dict[int, tuple[_Scoring, int]] = {}  # by request number: the question, and the index of its word
         while True:
             while len(active) < 2 * QUESTIONS_PER_ROW * self._batch:
-                ask = waiting.popleft() if waiting else None if exhausted else next(asks, None)
+                ask = retries.popleft() if retries else next(asks, None)
                 if ask is None:
-                    exhausted = True
                     break
                 try:
                     active |= self._submit(engine, ask)
@@ -85,10 +84,10 @@ class LocalJudge:
                 return
             try:
                 results = engine.step()
-            except Exception as error:  # out of memory comes as different types
+            except Exception as error:  # running out of memory raises different types
                 if not is_out_of_memory(error):
                     raise
-                unfinished = list({id(held): held.ask for held, _ in active.values()}.values())
+                unfinished = list({id(scoring): scoring.ask for scoring, _ in active.values()}.values())
                 active = {}
                 if self._batch == 1:
                     for ask in unfinished:
@@ -96,15 +95,15 @@ class LocalJudge:
                 else:
                     self._batch = max(1, self._batch // 2)
                     _log.warning("the judge ran out of memory; it continues with a batch of %d", self._batch)
-                    waiting.extendleft(reversed(unfinished))
+                    retries.extendleft(reversed(unfinished))
                 engine = self._engine()
                 continue
             for number, result in results:
-                held, word = active.pop(number)
+                scoring, word_index = active.pop(number)
                 assert isinstance(result, Score)
-                held.scores[word] = result
-                if len(held.scores) == len(held.ask.question.words):
-                    yield held.ask, _opinion(held)
+                scoring.scores[word_index] = result
+                if len(scoring.scores) == len(scoring.ask.question.words):
+                    yield scoring.ask, _opinion(scoring)
             yield None
 
     def _engine(self) -> Engine:
@@ -112,18 +111,19 @@ class LocalJudge:
 
         return Engine(self._model, tokenizer=self._tokenizer, max_batch=self._batch)
 
-    def _submit(self, engine: Engine, ask: Ask) -> dict[int, tuple[_Open, int]]:
+    def _submit(self, engine: Engine, ask: Ask) -> dict[int, tuple[_Scoring, int]]:
+        """Submit one request for each word of a question; returns entries of `active` in `answers`."""
         encode, template = self._tokenizer.encode, self._template
         prompt = encode(template.past_turn(ask.question.text))
-        held, submitted = _Open(ask), dict[int, tuple[_Open, int]]()
-        for place, word in enumerate(ask.question.words):
+        scoring, submitted = _Scoring(ask), dict[int, tuple[_Scoring, int]]()
+        for word_index, word in enumerate(ask.question.words):
             text = template.reply(word).removesuffix(template.closing)
-            submitted[engine.submit_score(prompt, encode(text), cache=False)] = held, place
+            submitted[engine.submit_score(prompt, encode(text), cache=False)] = scoring, word_index
         return submitted
 
 
-def _opinion(held: _Open) -> Opinion:
-    sums = [math.fsum(held.scores[word].logprobs) for word in sorted(held.scores)]
-    if not all(map(math.isfinite, sums)):
+def _opinion(scoring: _Scoring) -> Opinion:
+    logprobs = [math.fsum(scoring.scores[word_index].logprobs) for word_index in sorted(scoring.scores)]
+    if not all(map(math.isfinite, logprobs)):
         return Opinion(problem="the judge's logits hold NaN or infinity")
-    return Opinion(probability_among(sums, 0))
+    return Opinion(probability_among(logprobs, 0))

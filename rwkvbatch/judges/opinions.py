@@ -1,4 +1,4 @@
-"""A judge's opinions: what it says to a question, how votes come of it, and the questions that it has answered."""
+"""A judge's opinions on questions, the votes that follow from them, and the record of answered questions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ STOPPED = "the judge was stopped before it answered"
 
 @dataclass(frozen=True)
 class Opinion:
-    """An answer.
+    """A judge's answer to a question.
 
     Attributes:
-        probability: of the first word, of the two; None where the judge gives none.
+        probability: probability of the first of the two words; None if the judge gives no probability.
         votes: without a probability, whether the answer was the first word, by the vote's seed.
-        problem: why there is no answer, or not to every vote.
+        problem: why there is no answer, or no answer for some votes.
     """
 
     probability: float | None = None
@@ -33,7 +33,7 @@ class Opinion:
 
 @dataclass(frozen=True)
 class Votes:
-    """The votes on a question: `first` of `number` for the first word."""
+    """The votes on a question: `first` of `number` votes are for the first word."""
 
     first: int
     number: int
@@ -45,7 +45,7 @@ class Votes:
 
 
 class Judge(Protocol):
-    """Answers questions; `identity` is all that its answers depend on, as JSON values."""
+    """Answers questions; `identity` is everything that the answers depend on, as JSON values."""
 
     @property
     def name(self) -> str: ...
@@ -53,12 +53,15 @@ class Judge(Protocol):
     def identity(self) -> Mapping[str, Any]: ...
 
     def answers(self, asks: Iterator[Ask]) -> Iterator[tuple[Ask, Opinion] | None]:
-        """The opinions on all `asks`, in any order; None from time to time while it works. It never raises for one."""
+        """The opinions on all `asks`, in any order.
+
+        Yields None from time to time while it works. A question that fails gets an opinion with a `problem`.
+        """
         ...
 
 
 class OpinionRecord(Protocol):
-    """Where opinions are kept, see `results.opinions.OpinionStore`."""
+    """Storage of opinions, see `results.opinions.OpinionStore`."""
 
     def probability(self, key: str) -> float | None: ...
     def vote(self, key: str, seed: Seed) -> bool | None: ...
@@ -94,14 +97,14 @@ def digest_of(identity: Mapping[str, Any]) -> str:
 
 
 class Opinions:
-    """A judge's answers to questions, of which each is asked once.
+    """A judge's answers to questions, each of which is asked once.
 
     Args:
-        judge: None for the answers of before alone. digest: of its identity. record: where answers are kept.
+        judge: None to use recorded answers only. digest: digest of the judge's identity. record: stores the answers.
 
     Attributes:
-        used: the keys of the questions that were looked up, which the record must keep.
-        num_asked: questions that the judge was asked. num_missing: of those, without an answer.
+        used: keys of the questions that were looked up, which the record must keep.
+        num_asked: number of questions that the judge was asked. num_missing: number of those without an answer.
     """
 
     def __init__(self, judge: Judge | None, digest: str, record: OpinionRecord) -> None:
@@ -123,9 +126,8 @@ class Opinions:
         if probability is not None:
             drawn = [probability > 0.5 if seed is None else _uniform(seed) < probability for seed in ask.seeds]
             return Votes(sum(drawn), len(drawn), probability)
-        found = [self._record.vote(key, seed) for seed in ask.seeds]
-        votes = [vote for vote in found if vote is not None]
-        if len(votes) == len(found):
+        votes = [vote for seed in ask.seeds if (vote := self._record.vote(key, seed)) is not None]
+        if len(votes) == len(ask.seeds):
             return Votes(sum(votes), len(votes), None)
         return self._problems.get(key, "the judge was not asked")
 
@@ -135,32 +137,32 @@ class Opinions:
         progress: Callable[[int, int], None] = lambda done, total: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Ask the judge what it was not asked before; False when it was stopped before the end.
+        """Ask the judge all questions without a recorded answer; False if it was stopped before the end.
 
         Args:
-            asks: gives all questions, each time it is called. progress: called with answers and questions in all.
+            asks: returns all questions in every call. progress: called with the numbers of answers and of questions.
         """
         if self._judge is None:
             return True
-        # The votes that a question lacks: by its key, as cells may have other repeats of the same question.
-        lacking: dict[str, dict[Seed, None]] = {}
+        # Missing votes by question, because several cells may ask the same question with different seeds.
+        missing: dict[str, dict[Seed, None]] = {}
         for ask in asks():
             if isinstance(self.votes(ask), str):
-                lacking.setdefault(self.key(ask.question), {}).update(
+                missing.setdefault(self.key(ask.question), {}).update(
                     (seed, None) for seed in ask.seeds if self._record.vote(self.key(ask.question), seed) is None
                 )
-        if not lacking:
+        if not missing:
             return True
-        total, done, stopped = len(lacking), 0, False
+        total, done, stopped = len(missing), 0, False
 
-        def outstanding() -> Iterator[Ask]:
+        def unanswered() -> Iterator[Ask]:
             for ask in asks():
-                if (seeds := lacking.pop(self.key(ask.question), None)) is not None:
+                if (seeds := missing.pop(self.key(ask.question), None)) is not None:
                     yield Ask(ask.question, tuple(seeds))
 
         progress(0, total)
         shown_s = time.monotonic()
-        for answer in self._judge.answers(outstanding()):
+        for answer in self._judge.answers(unanswered()):
             if answer is not None:
                 ask, opinion = answer
                 key = self.key(ask.question)
@@ -182,6 +184,6 @@ class Opinions:
 
 
 def _uniform(seed: int) -> float:
-    """A number in [0, 1) of a seed, by hash."""
+    """A number in [0, 1) that is determined by a seed."""
     digest = hashlib.blake2b(b"vote %d" % seed, digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) / 2**53

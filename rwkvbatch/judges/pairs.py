@@ -1,4 +1,4 @@
-"""A judge of pairs of replies: both orders are asked, and what they disagree about is a tie."""
+"""A judge of pairs of replies, which asks about both orders and counts a disagreement between them as a tie."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ SidesOf = Callable[[], Iterable[tuple[Side, Side]]]
 
 @dataclass(frozen=True)
 class PairOutcome:
-    """What a judge says about two replies.
+    """A judge's verdict on two replies.
 
     Attributes:
-        value: of the second one: 1 better, 0 worse, 0.5 a tie; None without an answer in both orders.
-        disagrees: the two orders have different winners, which is a tie.
-        first: of those, the reply that was shown first won both times (else the one shown second).
-        asked: the replies are not equal, so that the judge was needed.
-        reason: why there is no answer.
+        value: 1 if the second reply is better, 0 if it is worse, 0.5 for a tie; None without an answer in both orders.
+        disagrees: whether the two orders have different winners, which makes a tie.
+        first: whether, in such a tie, the reply shown first won both times (otherwise the one shown second did).
+        asked: whether the replies differ, so that the judge was asked.
+        reason: why there is no answer; empty otherwise.
     """
 
     value: float | None
@@ -35,9 +35,9 @@ class PairJudge:
     """Compares replies.
 
     Attributes:
-        name: the judge's, and its digest. criterion: what makes a reply the better one.
-        progress: called with answers, and questions in all that were not asked before.
-        should_stop: true ends the asking; pairs without an answer have no verdict then.
+        name: the judge's name and digest. criterion: what makes a reply the better one.
+        progress: called with the number of answers so far, and of all questions that have to be asked.
+        should_stop: if it returns True, no more questions are asked; pairs without an answer then have no verdict.
     """
 
     opinions: Opinions
@@ -47,7 +47,7 @@ class PairJudge:
     should_stop: Callable[[], bool] = lambda: False
 
     def settle(self, sides: SidesOf) -> bool:
-        """Ask about all pairs of replies in both orders; False when it was stopped before the end."""
+        """Ask about all pairs of replies in both orders; False if it was stopped before the end."""
 
         def asks() -> Iterator[Ask]:
             for one, other in sides():
@@ -58,7 +58,7 @@ class PairJudge:
         return self.opinions.settle(asks, self.progress, self.should_stop)
 
     def outcome(self, one: Side, other: Side) -> PairOutcome:
-        """Which reply is better; equal ones are a tie that nobody is asked about."""
+        """The verdict on two replies; equal replies are a tie, without asking the judge."""
         if one == other:
             return PairOutcome(0.5, asked=False)
         votes = [self.opinions.votes(self._ask(*order)) for order in ((one, other), (other, one))]

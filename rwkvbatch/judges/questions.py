@@ -1,12 +1,11 @@
-"""What a judge is asked: about one reply by a rubric, or which of two replies is better.
+"""Questions for a judge: whether a reply meets a rubric, and which of two replies is better.
 
-A question is one text that ends by asking for one of two words. The rubric comes first, so that the questions about
-many replies share their beginning, and the words are asked for last, as a recurrent model needs it. Texts of scripts
-and models stand between markers, and cannot contain these.
+A question is a text that ends with a request for one of two words. The rubric comes first, so that the questions about
+many replies share a prefix; the request comes last, where a recurrent model needs it. Texts of scripts and models are
+enclosed in markers, and cannot contain these.
 
-The two orders of a pair, and what their disagreement means, are those of the MT-bench paper (Zheng et al. 2023,
-"Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", arXiv:2306.05685, section 3.4): a win counts only where both
-orders say so; else the pair is a tie.
+Pairs are shown in both orders, as in the MT-bench paper (Zheng et al. 2023, "Judging LLM-as-a-Judge with MT-Bench and
+Chatbot Arena", arXiv:2306.05685, section 3.4): a reply wins only if it wins in both orders; otherwise it is a tie.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,7 +20,7 @@ from rwkvbatch.errors import UsageError
 from rwkvbatch.script.checks.judged import MAX_RUBRIC
 
 JUDGE_RULES = 1
-"""Raised whenever a question, or how an answer is read, changes: opinions of before are then not used any more."""
+"""Version of the questions and of the reading of answers; opinions of other versions are not used."""
 
 DEFAULT_CRITERION = (
     "The better reply follows the user's instructions, is correct, and is helpful. The length of a reply and the order "
@@ -42,28 +40,26 @@ class Exchange(NamedTuple):
     reply: str
 
 
-Dialogue = Sequence[Exchange]
-
-
 @dataclass(frozen=True)
 class Question:
-    """A text that asks for one of two words; the first of `words` means a pass, or the reply that is shown first."""
+    """A text that asks for one of two words; the first word means that the reply passes, or that the first one wins."""
 
     text: str
     words: tuple[str, str]
 
     def key(self, judge: str) -> str:
-        """32 hex digits that identify the question to the judge with that digest."""
+        """32 hex digits that identify the question to the judge with the digest `judge`."""
         content = json.dumps([JUDGE_RULES, judge, self.text, self.words])
         return hashlib.blake2b(content.encode("ascii"), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A question and how often it is asked.
+    """A question and its votes.
 
     Attributes:
-        seeds: one of each vote, for judges that sample their answers; (None,) for one vote, the likeliest answer.
+        seeds: one seed for each vote, for judges that sample their answers; (None,) for a single vote, which is the
+            likeliest answer.
     """
 
     question: Question
@@ -80,11 +76,11 @@ class Side:
 
 
 def about_reply(rubric: str, side: Side, reference: str | None = None) -> Question:
-    """Whether a reply meets a rubric: `Yes` or `No`."""
+    """The question whether a reply meets a rubric: `Yes` or `No`."""
     parts = [
         f"Judge whether an assistant's reply meets a requirement. {_MATERIAL}",
         _marked("requirement", rubric),
-        _marked("conversation", _written(side.dialogue, side.user)),
+        _marked("conversation", _transcript(side)),
     ]
     if reference is not None:
         parts.append(_marked("reference", reference))
@@ -93,45 +89,48 @@ def about_reply(rubric: str, side: Side, reference: str | None = None) -> Questi
 
 
 def about_pair(first: Side, second: Side, criterion: str = DEFAULT_CRITERION) -> Question:
-    """Which of two replies to the same message is better: `A`, the first, or `B`."""
+    """The question which of two replies to the same message is better: `A`, the first, or `B`."""
     parts = [
         f"Compare the replies of two assistants, A and B, by a criterion. {_MATERIAL}",
         _marked("criterion", criterion),
     ]
-    written = [_written(side.dialogue, side.user) for side in (first, second)]
-    if written[0] == written[1]:
-        parts.append(_marked("conversation", written[0]))
+    transcripts = [_transcript(side) for side in (first, second)]
+    if transcripts[0] == transcripts[1]:
+        parts.append(_marked("conversation", transcripts[0]))
     else:
-        parts += [_marked(f"conversation_{name}", text) for name, text in zip("ab", written, strict=True)]
+        parts += [_marked(f"conversation_{name}", text) for name, text in zip("ab", transcripts, strict=True)]
     parts += [_marked(f"reply_{name}", side.reply) for name, side in zip("ab", (first, second), strict=True)]
     parts.append("Which reply is better? Answer with one letter, A or B.")
     return Question("\n".join(parts), ("A", "B"))
 
 
 def check_criterion(text: str, option: str = "--judge-criterion") -> str:
-    """The criterion of pairs, stripped; raises `UsageError` for none, or too long a one."""
+    """The criterion for pairs without outer white space; raises `UsageError` if it is empty or too long."""
     if not text.strip() or len(text) > MAX_RUBRIC:
         raise UsageError(f"{option} must be text of 1 to {MAX_RUBRIC:,} characters, got {len(text):,}")
     return text.strip()
 
 
 def _marked(name: str, text: str) -> str:
+    """The text between markers; markers inside it lose their bracket."""
     return f"<{name}>\n{_MARKER.sub('‹', text.strip())}\n</{name}>"
 
 
-def _written(dialogue: Dialogue, user: str) -> str:
-    lines = [f"User: {said.user.strip()}\nAssistant: {said.reply.strip()}" for said in dialogue]
-    return "\n".join([*lines, f"User: {user.strip()}"])
+def _transcript(side: Side) -> str:
+    """The dialogue before the reply, and the user's last message."""
+    exchanges = [f"User: {exchange.user.strip()}\nAssistant: {exchange.reply.strip()}" for exchange in side.dialogue]
+    return "\n".join([*exchanges, f"User: {side.user.strip()}"])
 
 
-def seeds_of(votes: int, *place: object) -> tuple[int | None, ...]:
-    """The seeds of votes on the reply at a place of a run, in [0, 2^31); (None,) for one vote.
+def seeds_of(num_votes: int, *key: object) -> tuple[int | None, ...]:
+    """The seeds of the votes on a reply, in [0, 2^31); (None,) for one vote.
 
-    The grid's cell is not part of `place`: the same replies in two cells get the same votes.
+    Args:
+        key: identifies the reply in its run, without the cell, so that equal replies in two cells get equal votes.
     """
-    if votes == 1:
+    if num_votes == 1:
         return (None,)
-    content = [
-        hashlib.blake2b(json.dumps([vote, *place]).encode("ascii"), digest_size=4).digest() for vote in range(votes)
+    digests = [
+        hashlib.blake2b(json.dumps([vote, *key]).encode("ascii"), digest_size=4).digest() for vote in range(num_votes)
     ]
-    return tuple(int.from_bytes(digest, "little") >> 1 for digest in content)
+    return tuple(int.from_bytes(digest, "little") >> 1 for digest in digests)

@@ -1,8 +1,9 @@
-"""A served model as a judge: chat completions of an OpenAI-compatible server, and how its answers are read.
+"""A served model as a judge, which answers in chat completions of an OpenAI-compatible server.
 
-With log-probabilities (`logprobs`, `top_logprobs`) the probability of the first word is its share of both among the
-alternatives of the answer's first token, if they have at least half of its probability. Without them the answer's text
-must be one of the two words, apart from case, quotation marks and a stop; any other text is no answer.
+With log-probabilities (`logprobs`, `top_logprobs`), the two words are looked up among the alternatives of the answer's
+first token. If both together have at least half of its probability, the probability of the first word is its share of
+theirs. Without log-probabilities, the answer's text must be one of the two words, ignoring case, quotation marks and a
+full stop; any other text is no answer.
 """
 
 from __future__ import annotations
@@ -20,25 +21,25 @@ from rwkvbatch.judges.opinions import Opinion, Seed
 from rwkvbatch.judges.questions import Ask, Question
 
 MAX_TOKENS = 16
-"""Tokens of an answer, at most; a field of `--judge-body` takes its place, for models that think first."""
+"""The most tokens of an answer; a field of `--judge-body` overrides it, for models that think first."""
 NUM_TOP = 20
 MAX_ANSWER_BYTES = 2**22
 LEAST_MASS = 0.5
-"""Of the two words among the alternatives of a token, for a probability to be read there."""
+"""The smallest probability of both words together, among a token's alternatives, from which a share is computed."""
 TOLERANCE = 0.01
-"""Of a probability near one half: the answer may then be the other word, as servers round."""
+"""If the probability is this close to 0.5, the answer may be the less likely word, because servers round."""
 HEARTBEAT_S = 0.1
 
-_AROUND = " \t\r\n.!*_`\"'“”‘’「」[](){}"
+_IGNORED_AROUND_WORD = " \t\r\n.!*_`\"'“”‘’「」[](){}"
 _FATAL = (UsageError, WorkerError, RequestsSpentError)
-"""After these no further request can succeed either."""
+"""Errors after which no further request can succeed."""
 
 
 class ServedJudge:
     """Judges with the model of a server; see `opinions.Judge`.
 
     Args:
-        client: of the server. model: its name there. extra: further fields of each request.
+        client: the server's client. model: the model's name on the server. extra: additional fields of each request.
     """
 
     def __init__(self, client: Client, model: str, extra: Json | None = None) -> None:
@@ -58,14 +59,14 @@ class ServedJudge:
         self._cancelled = threading.Event()
 
     def answers(self, asks: Iterator[Ask]) -> Iterator[tuple[Ask, Opinion] | None]:
-        """The opinions on all `asks`, as of `opinions.Judge`; a few at a time are under way, in threads."""
+        """See `opinions.Judge.answers`; threads answer several questions concurrently."""
         todo: queue.SimpleQueue[Ask | None] = queue.SimpleQueue()
         done: queue.SimpleQueue[tuple[Ask, Opinion] | BaseException] = queue.SimpleQueue()
-        most, active, threads, exhausted = self._client.options.concurrency, 0, 0, False
+        concurrency, num_active, num_threads, exhausted = self._client.options.concurrency, 0, 0, False
         self._cancelled = threading.Event()
         try:
             while True:
-                while active < 2 * most and not exhausted:
+                while num_active < 2 * concurrency and not exhausted:
                     ask = next(asks, None)
                     if ask is None:
                         exhausted = True
@@ -73,25 +74,25 @@ class ServedJudge:
                         yield ask, Opinion(problem=self._fatal)
                     else:
                         todo.put(ask)
-                        active += 1
-                        if threads < min(most, active):
-                            threads += 1
-                            # Daemons: a request that hangs does not keep the process.
+                        num_active += 1
+                        if num_threads < min(concurrency, num_active):
+                            num_threads += 1
+                            # A daemon thread does not keep the process alive if its request hangs.
                             threading.Thread(target=self._work, args=(todo, done), name="judge", daemon=True).start()
-                if not active:
+                if not num_active:
                     return
                 try:
                     result = done.get(timeout=HEARTBEAT_S)
                 except queue.Empty:
                     yield None
                     continue
-                active -= 1
+                num_active -= 1
                 if isinstance(result, BaseException):
                     raise result
                 yield result
         finally:
             self._cancelled.set()
-            for _ in range(threads):
+            for _ in range(num_threads):
                 todo.put(None)
 
     def _work(
@@ -100,24 +101,24 @@ class ServedJudge:
         while (ask := todo.get()) is not None:
             try:
                 done.put((ask, self._opinion(ask)))
-            except BaseException as error:  # raised again by `answers`, in the caller's thread
+            except BaseException as error:  # `answers` raises it again in the caller's thread
                 done.put(error)
 
     def _opinion(self, ask: Ask) -> Opinion:
         votes: dict[Seed, bool] = {}
         try:
-            sampled = [seed for seed in ask.seeds if seed is not None]
-            if not sampled or self._gives_probabilities is not False:
-                found = self._asked(ask.question, None)
-                if isinstance(found, Opinion):
-                    return found
-                if not sampled:
-                    return Opinion(votes={None: found})
-            for seed in sampled:
-                found = self._asked(ask.question, seed)
-                if isinstance(found, Opinion):
-                    return Opinion(votes=votes, problem=found.problem)
-                votes[seed] = found
+            seeds = [seed for seed in ask.seeds if seed is not None]
+            if not seeds or self._gives_probabilities is not False:
+                result = self._ask_once(ask.question, None)
+                if isinstance(result, Opinion):
+                    return result
+                if not seeds:
+                    return Opinion(votes={None: result})
+            for seed in seeds:
+                result = self._ask_once(ask.question, seed)
+                if isinstance(result, Opinion):
+                    return Opinion(votes=votes, problem=result.problem)
+                votes[seed] = result
         except _FATAL as error:
             self._fatal = self._client.words(error.message)
             return Opinion(votes=votes, problem=self._fatal)
@@ -125,8 +126,12 @@ class ServedJudge:
             return Opinion(votes=votes, problem=self._client.words(error.message))
         return Opinion(votes=votes)
 
-    def _asked(self, question: Question, seed: Seed) -> bool | Opinion:
-        """The word that the server answers with, or without a seed its probability; an opinion with a problem."""
+    def _ask_once(self, question: Question, seed: Seed) -> bool | Opinion:
+        """Ask a question once, with a sampled answer under a seed, or the likeliest answer for None.
+
+        Returns:
+            Whether the answer is the first word; or an opinion with a probability (only without a seed), or a problem.
+        """
         if self._fatal is not None:
             return Opinion(problem=self._fatal)
         wants_logprobs = seed is None and self._asks_logprobs
@@ -139,16 +144,16 @@ class ServedJudge:
             answer = self._call(question, seed, wants_logprobs=False)
         if answer is None:
             return Opinion(problem="the judge was stopped before it answered")
-        text, tops = answer
-        word = read_word(text, question.words)
-        if word is None:
+        text, tokens = answer
+        is_first = read_word(text, question.words)
+        if is_first is None:
             return Opinion(problem=f"the judge's answer is neither {' nor '.join(question.words)}: {_short(text)}")
-        probability = read_probability(tops, question.words) if seed is None and "</think>" not in text else None
+        probability = read_probability(tokens, question.words) if seed is None and "</think>" not in text else None
         if seed is None:
             self._gives_probabilities = probability is not None
         if probability is None:
-            return word
-        if word != (probability > 0.5) and abs(probability - 0.5) > TOLERANCE:
+            return is_first
+        if is_first != (probability > 0.5) and abs(probability - 0.5) > TOLERANCE:
             return Opinion(
                 problem=f"the judge's answer {_short(text)} is not the likelier word by its log-probabilities"
             )
@@ -157,25 +162,26 @@ class ServedJudge:
     def _call(
         self, question: Question, seed: Seed, *, wants_logprobs: bool
     ) -> tuple[str, Sequence[Mapping[str, Any]]] | None:
-        sampled = {"temperature": 0.0} if seed is None else {"temperature": 1.0, "top_p": 1.0, "seed": seed}
+        """The answer's text, and its tokens with alternatives; None if the judge was stopped."""
+        sampling = {"temperature": 0.0} if seed is None else {"temperature": 1.0, "top_p": 1.0, "seed": seed}
         body: dict[str, Any] = {
             "model": self._model,
             "messages": [{"role": "user", "content": question.text}],
             "max_tokens": MAX_TOKENS,
-            **sampled,
+            **sampling,
             **({"logprobs": True, "top_logprobs": NUM_TOP} if wants_logprobs else {}),
             **self._extra,
         }
 
         def read(events: Iterator[Json]) -> tuple[str, Sequence[Mapping[str, Any]]]:
-            answer, tops = Answer(), list[Mapping[str, Any]]()
+            answer, tokens = Answer(), list[Mapping[str, Any]]()
             for event in events:
                 answer.take(event)
-                tops += _tops(event)
+                tokens += _tokens_with_alternatives(event)
             reason, _ = answer.end(())
             if reason == "length" and read_word(answer.text, question.words) is None:
                 raise EndpointError(f"the judge's answer was cut off at its limit of tokens: {_short(answer.text)}")
-            return answer.text, tops
+            return answer.text, tokens
 
         return self._client.call(
             "POST", "chat/completions", body, read, max_bytes=MAX_ANSWER_BYTES, cancelled=self._cancelled
@@ -183,60 +189,61 @@ class ServedJudge:
 
 
 def read_word(text: str, words: tuple[str, str]) -> bool | None:
-    """Whether a text, without its thinking part, is the first of two words or the second; None if it is neither.
+    """Whether a text, without its thinking part, is the first of two words; None if it is neither of them.
 
     >>> read_word("**Yes.**", ("Yes", "No"))
     True
     >>> read_word("Not at all", ("Yes", "No")) is None
     True
     """
-    said = text.rpartition("</think>")[2].strip(_AROUND).casefold()
+    answer = text.rpartition("</think>")[2].strip(_IGNORED_AROUND_WORD).casefold()
     first, second = (word.casefold() for word in words)
-    return True if said == first else False if said == second else None
+    if answer not in (first, second):
+        return None
+    return answer == first
 
 
-def read_probability(tops: Sequence[Mapping[str, Any]], words: tuple[str, str]) -> float | None:
-    """The share of the first word among the alternatives of an answer's first token that is not blank.
+def read_probability(tokens: Sequence[Mapping[str, Any]], words: tuple[str, str]) -> float | None:
+    """The first word's share of the probability of both words, among the alternatives of the first non-blank token.
 
     Args:
-        tops: of each token its `token` and `top_logprobs`, as OpenAI's API has them.
+        tokens: each token of the answer with its `token` and `top_logprobs`, as in OpenAI's API.
 
     Returns:
-        None where there are no alternatives, or the two words have less than `LEAST_MASS` together.
+        None if there are no alternatives, or if the two words together have less than `LEAST_MASS`.
     """
-    first = next((each for each in tops if str(each.get("token", "")).strip(_AROUND)), None)
+    first = next((token for token in tokens if str(token.get("token", "")).strip(_IGNORED_AROUND_WORD)), None)
     if first is None:
         return None
     masses = [0.0, 0.0]
-    named = [word.casefold() for word in words]
+    folded_words = [word.casefold() for word in words]
     seen = set[str]()
-    for each in cast("list[Any]", first["top_logprobs"]):
-        match each:
-            case {"token": str(token), "logprob": int() | float() as logprob} if token not in seen:
-                seen.add(token)
-                word = token.strip(_AROUND).casefold()
-                if word in named and not isinstance(logprob, bool) and logprob <= 1e-3:
-                    masses[named.index(word)] += math.exp(max(logprob, -700.0))
+    for alternative in cast("list[Any]", first["top_logprobs"]):
+        match alternative:
+            case {"token": str(text), "logprob": int() | float() as logprob} if text not in seen:
+                seen.add(text)
+                word = text.strip(_IGNORED_AROUND_WORD).casefold()
+                if word in folded_words and not isinstance(logprob, bool) and logprob <= 1e-3:
+                    masses[folded_words.index(word)] += math.exp(max(logprob, -700.0))
             case _:
                 pass
     total = sum(masses)
     return masses[0] / total if LEAST_MASS <= total <= 1.01 else None
 
 
-def _tops(event: Json) -> list[Mapping[str, Any]]:
-    """The tokens of an event that have alternatives."""
-    found: list[Mapping[str, Any]] = []
+def _tokens_with_alternatives(event: Json) -> list[Mapping[str, Any]]:
+    tokens: list[Mapping[str, Any]] = []
     match event:
         case {"choices": [{"logprobs": {"content": [*content]}}, *_]}:
-            for each in content:
-                match each:
+            for token in content:
+                match token:
                     case {"token": str(), "top_logprobs": [*_]}:
-                        found.append(cast("dict[str, Any]", each))
+                        tokens.append(cast("dict[str, Any]", token))
                     case _:
                         pass
         case _:
             pass
-    return found
+    return tokens
 
 
 def _short(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The judge that settings name: checked before a run, opened when it is asked."""
+"""Construction of the judge that settings name: checked before a run, opened on first use."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rwkvbatch.judges.opinions import Judge
 from rwkvbatch.judges.served import ServedJudge
 
 BUNDLED = "bundled"
-"""What `--judge` calls the bundled model."""
+"""The name of the bundled model for `--judge`."""
 
 
 class JudgeSource:
-    """A judge that may not be opened yet.
+    """Checks and opens a judge.
 
     Attributes:
-        is_local: whether it takes memory of this machine when it is open.
+        is_local: whether the open judge is a model in this process, which needs memory.
     """
 
     def __init__(self, settings: RunSettings, budget: Budget | None = None) -> None:
@@ -28,14 +28,14 @@ class JudgeSource:
         self.is_local = settings.judge_url is None
 
     def check(self) -> None:
-        """Raise for a judge that cannot be opened, as far as that shows without loading a model.
+        """Check that the judge can be opened, without loading a model.
 
-        A server is asked for its models where none is named.
+        If no model of a server is named, the server is asked for its models.
 
         Raises:
-            UsageError: contradicting settings, a wrong URL, or a refused key.
-            CheckpointError: there is no such file, or it is no checkpoint.
-            WorkerError, EndpointError: the server cannot be reached, or answers nonsense.
+            UsageError: contradicting settings, an invalid URL, or a refused key.
+            CheckpointError: the file does not exist, or is not a checkpoint.
+            WorkerError, EndpointError: the server cannot be reached, or sends an invalid answer.
         """
         if self.is_local:
             from rwkvbatch.model.checkpoint import describe, open_checkpoint
@@ -45,12 +45,12 @@ class JudgeSource:
             with open_checkpoint(resolve_model_path(self._path()).path) as checkpoint:
                 tokenizer_of(describe(checkpoint), self._settings.judge_vocab)
         else:
-            self._serving()
+            self._served_judge()
 
     def open(self) -> Judge:
         """The judge, with its model loaded; raises as `check`."""
         if not self.is_local:
-            return self._serving()
+            return self._served_judge()
         from rwkvbatch.model.load import load_model
         from rwkvbatch.prompt.vocabulary import tokenizer_of
 
@@ -61,11 +61,11 @@ class JudgeSource:
     def _path(self) -> str:
         from rwkvbatch.model.load import BUNDLED_MODEL
 
-        named = self._settings.judge
-        assert named is not None
-        return str(BUNDLED_MODEL) if named == BUNDLED else named
+        name = self._settings.judge
+        assert name is not None
+        return str(BUNDLED_MODEL) if name == BUNDLED else name
 
-    def _serving(self) -> ServedJudge:
+    def _served_judge(self) -> ServedJudge:
         if self._served is None:
             settings = self._settings
             assert settings.judge_url is not None
@@ -80,10 +80,11 @@ class JudgeSource:
 
 
 def judge_source(settings: RunSettings, budget: Budget | None = None) -> JudgeSource | None:
-    """The judge that settings name; None where they name none.
+    """The judge that settings name; None if they name none.
 
     Args:
-        budget: counts the requests to a server, with those of others; None for one of `settings.max_requests`.
+        budget: limits the requests to a server together with other requests; None for a budget of
+            `settings.max_requests` for the judge alone.
 
     Raises:
         UsageError: settings contradict each other.
@@ -92,12 +93,15 @@ def judge_source(settings: RunSettings, budget: Budget | None = None) -> JudgeSo
         raise UsageError(
             "--judge and --judge-url are both given", hint="--judge-model names the model of the server; leave one out"
         )
-    of_server = {"judge_model": "--judge-model", "judge_body": "--judge-body"}
-    of_file = {"judge_strategy": "--judge-strategy", "judge_vocab": "--judge-vocab"}
-    for names, owner, given in ((of_server, "--judge-url", settings.judge_url), (of_file, "--judge", settings.judge)):
-        for name, option in names.items():
-            if given is None and getattr(settings, name) != RunSettings.model_fields[name].default:
-                raise UsageError(f"{option} belongs to {owner}, which is not given")
+    server_options = {"judge_model": "--judge-model", "judge_body": "--judge-body"}
+    file_options = {"judge_strategy": "--judge-strategy", "judge_vocab": "--judge-vocab"}
+    for options, main_option, main_value in (
+        (server_options, "--judge-url", settings.judge_url),
+        (file_options, "--judge", settings.judge),
+    ):
+        for name, option in options.items():
+            if main_value is None and getattr(settings, name) != RunSettings.model_fields[name].default:
+                raise UsageError(f"{option} belongs to {main_option}, which is not given")
     if settings.judge is None and settings.judge_url is None:
         return None
     return JudgeSource(settings, Budget(settings.max_requests) if budget is None else budget)

@@ -1,4 +1,4 @@
-"""A run directory: made or continued, locked, refused when it holds another run or other files."""
+"""Run directories: creation, locking, continuation, and refusal of directories with another run or other files."""
 
 from __future__ import annotations
 
@@ -36,27 +36,28 @@ from rwkvbatch.script.records import Conversation
 
 SKIPPED_NAME = "skipped.jsonl"
 KEPT_NAME = "kept.jsonl"
-"""Rows of earlier commands in a directory that the present command does not have; one that has them takes them back."""
+"""Rows of earlier commands that are not in the present command's plan; a later command that plans them reuses them."""
 
 _log = logging.getLogger(__name__)
 
 
 class RunDirectory:
-    """Holds the lock on a directory from construction to `close`.
+    """A run directory, locked from construction to `close`.
 
     Args:
-        path: made if missing; may only hold a run, or nothing.
-        command: shown to other processes that want the directory.
-        repair: accept a damaged manifest; `set_manifest_aside` follows.
+        path: created if it does not exist; must be empty or contain a run.
+        command: shown to other processes that try to lock the directory.
+        repair: accept a damaged manifest; the caller then calls `set_manifest_aside`.
 
     Attributes:
-        manifest: of the run that the directory held before; None for a new run, and where it is damaged.
-        damage: what is wrong with the manifest; None where nothing is.
+        manifest: manifest of the run that the directory already contains; None for a new run, or if it is damaged.
+        damage: what is wrong with the manifest; None if nothing is.
 
     Raises:
-        UsageError: the path, or a part of it, is no directory.
-        RunDirectoryError: it cannot be made or written, holds other files, or results without a manifest.
-        RunLockedError: another process holds it.
+        UsageError: the path, or a part of it, is not a directory.
+        RunDirectoryError: the directory cannot be created or written, or contains other files, or contains results
+            without a manifest.
+        RunLockedError: another process holds the lock.
         RunDamagedError: the manifest is damaged.
     """
 
@@ -87,41 +88,41 @@ class RunDirectory:
                 self.manifest, self.damage = None, error
             if self.manifest is None and self.damage is None:
                 self._refuse_other_files()
-        except BaseException:  # Ctrl-C too: nobody can close an object whose construction failed
+        except BaseException:  # KeyboardInterrupt too: no caller can close an object whose construction failed
             self._lock.release()
             raise
 
     @property
     def files(self) -> Files:
-        """The system calls that it is written with."""
+        """The system calls that write the directory's files."""
         return self._files
 
     @property
     def at(self) -> int:
-        """The open directory, to write in wherever its path leads to now."""
+        """Descriptor of the open directory, which stays valid if the directory is moved."""
         return self._lock.handle
 
     def may_write(self) -> bool:
-        """Whether no other process can have taken the directory over."""
+        """Whether the lock still excludes other processes."""
         return self._lock.is_ours
 
     def check(self) -> None:
-        """Raises `RunReplacedError` when the path no longer leads to the directory, or its lock was removed."""
+        """Raise `RunReplacedError` if the path no longer leads to the directory, or if its lock was removed."""
         if (problem := self._lock.lost()) is not None:
             raise RunReplacedError(f"{self.path}: {problem}", hint="run the command again with another --out")
 
     @property
     def continued(self) -> bool:
-        """Whether the directory held a run before."""
+        """Whether the directory already contained a run."""
         return self.manifest is not None
 
     def claim(
         self, identity: JsonObject, make_about: Callable[[], JsonObject], shard: JsonObject | None = None
     ) -> None:
-        """Compare the manifest with this run (or this part of it), or write it where the directory has no rows yet.
+        """Check that the manifest is that of this run (or of this part of it), or write it if there are no rows yet.
 
         Raises:
-            RunMismatchError: it is another run's; lists the differences.
+            RunMismatchError: it is the manifest of another run; the message lists the differences.
             StorageError: the manifest could not be written.
         """
         if self.manifest is not None and self._files.size(self.path / RESULTS_NAME, self.at):
@@ -144,7 +145,7 @@ class RunDirectory:
 
     @property
     def holds_rows(self) -> bool:
-        """Whether rows of an earlier command may be in the directory, the kept ones included."""
+        """Whether the directory may have rows of an earlier command, including those in `kept.jsonl`."""
         if self.manifest is None:
             return False
         names = (RESULTS_NAME, KEPT_NAME)
@@ -153,10 +154,11 @@ class RunDirectory:
     def begin_change(
         self, identity: JsonObject, about: JsonObject, shard: JsonObject | None = None, *, by: str = "run"
     ) -> None:
-        """Write the manifest of another command before the rows are adapted to it; `end_change` follows.
+        """Write the manifest of another command before the rows are adapted to it; the caller then calls `end_change`.
 
-        In between the manifest has the identity that rows without digests were made under as its `former`. Whoever
-        finds it there adapts the rows again, which changes nothing where it was done. `by` is the command that does it.
+        Until then, the manifest has a key `former` with the identity under which rows without digests were made. A
+        command that finds this key adapts the rows again, which does not change rows that are already adapted. `by` is
+        the command that adapts the rows.
 
         Raises:
             StorageError: the manifest could not be written.
@@ -167,7 +169,7 @@ class RunDirectory:
         write_manifest(self.path, identity, about, shard, former=former, files=self._files, at=self.at)
 
     def end_change(self, identity: JsonObject, about: JsonObject, shard: JsonObject | None = None) -> None:
-        """Write the manifest of a command whose rows are adapted; raises `StorageError`."""
+        """Write the manifest of a command after its rows were adapted; raises `StorageError`."""
         write_manifest(self.path, identity, about, shard, files=self._files, at=self.at)
 
     def write_script(self, conversations: Sequence[Conversation]) -> None:
@@ -176,7 +178,7 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Generator[BinaryIO]:
-        """A file of the directory; empty where there is none. Raises `RunDirectoryError`."""
+        """A context with an open file of the directory, empty if it does not exist; raises `RunDirectoryError`."""
         path = self.path / name
         try:
             with open_file(path, at=self.at) if self._files.size(path, self.at) else io.BytesIO() as file:
@@ -185,7 +187,7 @@ class RunDirectory:
             raise RunDirectoryError(f"cannot be read: {error.strerror or error}", path=path) from None
 
     def replace_rows(self, lines: Iterable[bytes]) -> None:
-        """Replace `results.jsonl`, at once; raises `StorageError`."""
+        """Replace `results.jsonl` atomically; raises `StorageError`."""
         save_file(self.path / RESULTS_NAME, in_blocks(lines), files=self._files, at=self.at, check=self.check)
 
     def set_aside(self, lines: Iterable[bytes]) -> None:
@@ -197,7 +199,7 @@ class RunDirectory:
                 if (size := files.size(path, self.at)) > 0:
                     with open_file(path, at=self.at) as file:
                         file.seek(size - 1)
-                        if file.read(1) != b"\n":  # a crash cut the last line off
+                        if file.read(1) != b"\n":  # the last write was torn by a crash
                             write_all(files, descriptor, b"\n")
                 for block in in_blocks(lines):
                     write_all(files, descriptor, block)
@@ -211,17 +213,17 @@ class RunDirectory:
     def open_rows(
         self,
         num_rows: int,
-        place: Callable[[RowKey], int | None],
+        index_of: Callable[[RowKey], int | None],
         *,
         digest: Callable[[int], RowDigest] | None = None,
         repair: bool = False,
         vocab_size: Callable[[str], int | None] = lambda cell: None,
     ) -> RowStore:
-        """The rows so far, see `RowStore`."""
+        """Open the rows of the directory, see `RowStore`."""
         return RowStore(
             self.path,
             num_rows,
-            place,
+            index_of,
             digest=digest,
             repair=repair,
             vocab_size=vocab_size,
@@ -231,7 +233,7 @@ class RunDirectory:
         )
 
     def keep_skipped(self, lines: Iterable[bytes]) -> None:
-        """Keep the script's bad lines, as they were, in `skipped.jsonl`.
+        """Write the script's skipped lines, unchanged, to `skipped.jsonl`.
 
         Raises:
             StorageError: the file could not be written.
@@ -239,7 +241,7 @@ class RunDirectory:
         save_file(self.path / SKIPPED_NAME, (line + b"\n" for line in lines), files=self._files, at=self.at)
 
     def close(self) -> None:
-        """Release the lock; a directory that was made and not claimed is removed."""
+        """Release the lock; remove a directory that was created and never claimed."""
         if self._is_new and self._lock.lost() is None:
             with contextlib.suppress(OSError):
                 os.unlink(LOCK_NAME, dir_fd=self.at)
@@ -247,9 +249,9 @@ class RunDirectory:
         self._lock.release()
 
     def _remove_leftovers(self) -> None:
-        """Remove the temporary files of a process that was killed while it replaced one."""
-        written = (MANIFEST_NAME, RESULTS_NAME, SCRIPT_NAME, COMPRESSED_NAME, SUMMARY_NAME, STATUS_NAME, VERDICTS_NAME)
-        for name in written:
+        """Remove temporary files that a killed process left."""
+        names = (MANIFEST_NAME, RESULTS_NAME, SCRIPT_NAME, COMPRESSED_NAME, SUMMARY_NAME, STATUS_NAME, VERDICTS_NAME)
+        for name in names:
             with contextlib.suppress(OSError):
                 os.unlink(f"{name}.tmp", dir_fd=self.at)
 
@@ -271,10 +273,10 @@ class RunDirectory:
 
 
 def default_directory(scripts: Sequence[str], parent: Path = Path("runs"), *, part: str = "") -> Path:
-    """`runs/NAME` from the first script's name and the time; never one that exists.
+    """A path `runs/NAME` that does not exist, named after the first script and the time.
 
     Args:
-        part: such as `2/8`, of a part of a run.
+        part: which part of a run it is for, such as `2/8`; empty for a whole run.
     """
     stem = "stdin" if scripts[0] == "-" else file_name(Path(scripts[0]).stem)
     suffix = part and "-part-" + part.replace("/", "-of-")

@@ -1,4 +1,4 @@
-"""The lock on a run directory, and whether the directory at its path is still the locked one."""
+"""The lock on a run directory, and the check that the directory at its path is still the locked one."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ LOCK_NAME = ".lock"
 
 
 class DirectoryLock:
-    """Held from construction to `release`. The empty file stays: removing it would let two processes in.
+    """An exclusive lock on a directory, held from construction to `release`.
 
-    The directory itself is locked too, where its file system allows that, so that removing the file lets nobody in.
+    The lock file is not removed at the end, because two processes could then lock two files of this name. The directory
+    itself is locked too if its file system allows that, so that a removed lock file lets no other process in.
 
     Args:
         directory: an existing directory.
-        command: shown to other processes that want the directory.
+        command: shown to other processes that try to lock the directory.
 
     Attributes:
-        handle: the open directory.
+        handle: descriptor of the open directory.
 
     Raises:
-        RunLockedError: another process holds it; names the process.
-        RunDirectoryError: the lock file cannot be made, or is a link or a special file.
+        RunLockedError: another process holds the lock; the message names the process.
+        RunDirectoryError: the lock file cannot be created, or is a link or a special file.
     """
 
     def __init__(self, directory: Path, command: str = "") -> None:
@@ -48,13 +49,13 @@ class DirectoryLock:
                 path=directory / name,
                 hint="give another directory with --out",
             ) from None
-        except BaseException:  # Ctrl-C too: nobody can release an object whose construction failed
+        except BaseException:  # KeyboardInterrupt too: no caller can release an object whose construction failed
             self.release()
             raise
-        about = {"pid": os.getpid(), "host": socket.gethostname(), "command": command}
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "command": command}
         os.ftruncate(self._descriptor, 0)
-        with contextlib.suppress(OSError):  # the lock holds without it; on a full disk the run's own files fail
-            os.write(self._descriptor, json.dumps(about).encode())
+        with contextlib.suppress(OSError):  # the text is only for messages; a full disk is reported by later writes
+            os.write(self._descriptor, json.dumps(holder).encode())
 
     def _lock(self) -> None:
         for descriptor in (self._descriptor, self.handle):
@@ -69,9 +70,8 @@ class DirectoryLock:
             except OSError:
                 if descriptor == self._descriptor:
                     raise
-        if os.fstat(self._descriptor).st_nlink > 1:  # writing to it would change its other names
-            own = OS_FILES.create(self._path / LOCK_NAME, at=self.handle)
-            os.close(own)
+        if os.fstat(self._descriptor).st_nlink > 1:  # writing would also change the file's other hard links
+            os.close(OS_FILES.create(self._path / LOCK_NAME, at=self.handle))
             os.close(self._descriptor)
             self._descriptor = OS_FILES.open_append(self._path / LOCK_NAME, self.handle)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,31 +80,31 @@ class DirectoryLock:
     def is_ours(self) -> bool:
         """Whether the lock file in the directory is still the one that this process holds."""
         try:
-            found = os.stat(LOCK_NAME, dir_fd=self.handle, follow_symlinks=False)
+            lock_file = os.stat(LOCK_NAME, dir_fd=self.handle, follow_symlinks=False)
         except OSError:
             return False
-        return os.path.samestat(found, os.fstat(self._descriptor))
+        return os.path.samestat(lock_file, os.fstat(self._descriptor))
 
     def lost(self) -> str | None:
-        """Why the directory is not this process's any more; None while it is."""
+        """Why the directory at the path is no longer the locked one; None while it is."""
         try:
-            is_there = os.path.samestat(self._path.stat(), os.fstat(self.handle))
+            is_same = os.path.samestat(self._path.stat(), os.fstat(self.handle))
         except OSError:
-            is_there = False
-        if not is_there:
-            return f"the directory was moved, removed or replaced during the run{self._whereabouts()}"
+            is_same = False
+        if not is_same:
+            return f"the directory was moved, removed or replaced during the run{self._new_location()}"
         return None if self.is_ours else f"{LOCK_NAME} was removed or replaced during the run"
 
-    def _whereabouts(self) -> str:
-        """Where a moved directory is now, on systems that tell."""
+    def _new_location(self) -> str:
+        """A clause on the new path of a moved directory; empty on systems that do not tell it."""
         try:
-            where = Path(f"/proc/self/fd/{self.handle}").readlink()
+            path = Path(f"/proc/self/fd/{self.handle}").readlink()
         except OSError:
             return ""
-        return f" (it is now {where})" if where.is_dir() else ""
+        return f" (it is now {path})" if path.is_dir() else ""
 
     def release(self) -> None:
-        """Release the lock; may be called again."""
+        """Release the lock; further calls do nothing."""
         if self._descriptor >= 0:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, 0)

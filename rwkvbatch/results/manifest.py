@@ -1,10 +1,13 @@
-"""`manifest.json`: what was run, written before the first row, and replaced when another command extends the run.
+"""`manifest.json`: a record of what was run, written before the first row and replaced when a command extends the run.
 
-`identity` holds all that replies depend on, and which rows there are. A command continues a directory if the settings
-of the whole run and of the cells that both have are the same; its script, cells and repeats may be others
-(`refuse_other_run`). `shard` is present when the run is a part of a whole (`--shard`), and then only the same part
-continues it. `about` says how and where the run was started; nothing compares it. `former` is present while rows are
-adapted to another command, see `RunDirectory.begin_change`.
+Its keys:
+
+- `identity`: everything that the replies depend on, and which rows the run has. A command continues a directory if the
+  settings of the whole run, and of the cells that both have, are the same. Its script, cells and repeats may differ
+  (`refuse_other_run`).
+- `shard`: which part of a whole run this is (`--shard`); only a command for the same part continues it.
+- `about`: how and where the run was started. It is not compared.
+- `former`: present while rows are adapted to another command, see `RunDirectory.begin_change`.
 """
 
 from __future__ import annotations
@@ -27,26 +30,26 @@ FORMAT = 1
 MAX_MANIFEST_BYTES = 64 * 2**20
 
 GIVEN_FOR_ALL = "given_for_all"
-"""Key of the identity: names of the settings that take the place of a conversation's own params."""
+"""Key of the identity: names of the settings that override the params of a conversation."""
 
 FILLS_IN_SYSTEM = "system_only_where_script_has_none"
-"""Key of a cell whose `system` leaves the system messages of the script as they are."""
+"""Key of a cell whose `system` applies only to conversations without a system message in the script."""
 
 FORMER = "former"
-"""Key of the manifest while rows are adapted: `identity` and `about` of the command before."""
+"""Key of the manifest while rows are adapted: `identity` and `about` of the previous command."""
 
 EXTENDABLE = frozenset({"script", "repeats", "max_repeats", "until_ci", "race", GIVEN_FOR_ALL, "cells"})
-"""Keys of the identity that say which rows a run has; a row depends on the settings of its own cell only."""
+"""Keys of the identity that determine which rows a run has, not their content: a row depends only on its own cell."""
 
 FIRST_SETTINGS = frozenset(
     {"temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "penalty_decay", "order",
      "banned_token_ids", "max_tokens", "max_seconds", "stop", "think", "history", "model", "strategy", "backend",
      "state", "template", "prelude"}
 )  # fmt: skip
-"""Settings of a cell that the first version had. Every later one has a default that leaves replies as they were."""
+"""Settings of a cell in the first version. The default of every later setting leaves replies unchanged."""
 
 CHECKSUM = "sha256"
-"""Key of the manifest: the hash of its other keys but `about`, as sorted JSON without spaces."""
+"""Key of the manifest: the hash of all other keys except `about`, as sorted JSON without spaces."""
 
 DAMAGED_MANIFEST_NAME = "manifest.damaged"
 
@@ -64,28 +67,29 @@ def write_manifest(
     files: Files = OS_FILES,
     at: int | None = None,
 ) -> None:
-    """Write the manifest atomically; `former` is that of the command before, while rows are adapted.
+    """Write the manifest atomically.
 
     Args:
-        at: the open directory; `directory` is opened without it.
+        former: the value of the key `FORMER`, while rows are adapted.
+        at: descriptor of the open directory; without it, `directory` is opened.
 
     Raises:
         StorageError: it could not be written.
     """
-    part = {} if shard is None else {"shard": shard}
-    before = {} if former is None else {FORMER: former}
-    content: dict[str, Any] = {"format": FORMAT, "identity": identity, **part, "about": about, **before}
+    shard_item = {} if shard is None else {"shard": shard}
+    former_item = {} if former is None else {FORMER: former}
+    content: dict[str, Any] = {"format": FORMAT, "identity": identity, **shard_item, "about": about, **former_item}
     content[CHECKSUM] = _checksum(json.loads(json.dumps(content)))
     text = json.dumps(content, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
     save_file(directory / MANIFEST_NAME, [text, b"\n"], files=files, at=at)
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """The manifest of a run directory, None when it has none.
+    """The manifest of a run directory; None if it has none.
 
     Raises:
-        RunDirectoryError: it cannot be read, or is of another format.
-        RunDamagedError: it is no manifest.
+        RunDirectoryError: the file cannot be read, or has another format.
+        RunDamagedError: the file is damaged, or is not a manifest.
     """
     path = directory / MANIFEST_NAME
     try:
@@ -134,49 +138,57 @@ def refuse_other_run(
     sides: tuple[str, str] = ("existing run", "this command"),
     hint: str = "give the settings that the run was started with, or another directory with --out",
 ) -> None:
-    """Compare the run that a directory holds with the one that is wanted.
+    """Refuse to continue a directory that contains another run than the requested one.
 
     Args:
-        existing: a manifest.
-        identity, shard, about: what it should hold; `about` names the files of differing hashes.
-        extend: accept another script, other repeats and other cells, if at least one cell is in both: by its name, and
-            then with the same settings, or by its settings.
-        sides: what a message calls the existing and the wanted run.
+        existing: the directory's manifest.
+        identity, shard, about: those of the requested run; `about` names the files of differing hashes.
+        extend: accept another script, other repeats and other cells, if the runs have a cell in common. Cells with the
+            same name must have the same settings; without such cells, one with the same settings is enough.
+        sides: what the message calls the existing and the requested run.
 
     Raises:
-        RunMismatchError: they differ; lists the differences.
+        RunMismatchError: the runs differ; the message lists the differences.
     """
-    wanted = json.loads(json.dumps({**_shard_name(shard), **identity}))
-    found = {**_shard_name(existing.get("shard")), **existing["identity"]}
-    before, now = found.pop(GIVEN_FOR_ALL, []), wanted.pop(GIVEN_FOR_ALL, [])
-    old_cells, new_cells = _complete_cells(found.get("cells")), _complete_cells(wanted.get("cells"))
-    found, wanted = {**found, "cells": old_cells}, {**wanted, "cells": new_cells}
+    requested = json.loads(json.dumps({**_shard_name(shard), **identity}))
+    stored = {**_shard_name(existing.get("shard")), **existing["identity"]}
+    old_given, new_given = stored.pop(GIVEN_FOR_ALL, []), requested.pop(GIVEN_FOR_ALL, [])
+    old_cells, new_cells = _complete_cells(stored.get("cells")), _complete_cells(requested.get("cells"))
+    stored, requested = {**stored, "cells": old_cells}, {**requested, "cells": new_cells}
     if extend:
-        found, wanted = ({k: v for k, v in side.items() if k not in EXTENDABLE} for side in (found, wanted))
-        same = equal_cells(old_cells, new_cells)
-        both = [name for name in old_cells if name in new_cells]
-        pairs = {name: name for name in both} if both or same else _nearest(old_cells, new_cells)
+        stored, requested = (
+            {key: value for key, value in side.items() if key not in EXTENDABLE} for side in (stored, requested)
+        )
+        common = [name for name in old_cells if name in new_cells]
+        if common or equal_cells(old_cells, new_cells):
+            pairs = {name: name for name in common}
+        else:
+            pairs = _nearest(old_cells, new_cells)
         for old, new in pairs.items():
             name = f"cells.{old}" if old == new else f"cells.{old} (this command: {new})"
-            found[name], wanted[name] = old_cells[old], new_cells[new]
-    differences = _differences("", found, wanted)
-    if before != now and not differences and not extend:
+            stored[name], requested[name] = old_cells[old], new_cells[new]
+    differences = _differences("", stored, requested)
+    if old_given != new_given and not differences and not extend:
         name = "settings given for all conversations, which override a script's `params`"
-        differences = [(name, ", ".join(before) or "none", ", ".join(now) or "none")]
+        differences = [(name, ", ".join(old_given) or "none", ", ".join(new_given) or "none")]
     if differences:
-        named = [_with_files(each, existing.get("about"), about) for each in differences[:_MAX_SHOWN]]
+        named = [_with_files(difference, existing.get("about"), about) for difference in differences[:_MAX_SHOWN]]
         lines = [f"    {name}: {sides[0]}: {old}; {sides[1]}: {new}" for name, old, new in named]
         if len(differences) > _MAX_SHOWN:
             lines.append(f"    and {len(differences) - _MAX_SHOWN} more")
         raise RunMismatchError("\n".join(["holds another run:", *lines]), path=directory, hint=hint)
 
 
-def system_of(cell: Mapping[str, Any], own: str | None) -> str | None:
-    """The system message of a conversation in a cell, None for none, given the conversation's `own`."""
-    given = cell.get("system")
-    if not isinstance(given, str) or (own is not None and cell.get(FILLS_IN_SYSTEM)):
-        return own
-    return given or None
+def system_of(cell: Mapping[str, Any], in_script: str | None) -> str | None:
+    """The system message of a conversation in a cell; None for none.
+
+    Args:
+        cell: the cell's settings. in_script: the conversation's system message in the script.
+    """
+    setting = cell.get("system")
+    if not isinstance(setting, str) or (in_script is not None and cell.get(FILLS_IN_SYSTEM)):
+        return in_script
+    return setting or None
 
 
 @cache
@@ -186,7 +198,7 @@ def default_settings() -> dict[str, Any]:
 
 
 def is_same_run(existing: JsonObject, identity: JsonObject, shard: JsonObject | None = None) -> bool:
-    """Whether a manifest is of the very run, or part of it, that is wanted."""
+    """Whether a manifest is exactly that of the requested run, or part of a run."""
     sides = [
         {**_shard_name(part), **json.loads(json.dumps(values)), "cells": _complete_cells(values.get("cells"))}
         for part, values in ((existing.get("shard"), existing["identity"]), (shard, identity))
@@ -195,31 +207,31 @@ def is_same_run(existing: JsonObject, identity: JsonObject, shard: JsonObject | 
 
 
 def equal_cells(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """By name of each old cell, the new cell of the same settings, if any; the one of the same name if it is one."""
+    """Maps old cells to new cells with the same settings, preferring the same name; without cells that have none."""
     old, new = _complete_cells(old), _complete_cells(new)
-    by_settings: dict[str, str] = {}
+    new_by_settings: dict[str, str] = {}
     for name, values in new.items():
-        by_settings.setdefault(json.dumps(values, sort_keys=True), name)
+        new_by_settings.setdefault(json.dumps(values, sort_keys=True), name)
     return {
-        name: name if new.get(name) == values else same
+        name: name if new.get(name) == values else equal
         for name, values in old.items()
-        if (same := by_settings.get(json.dumps(values, sort_keys=True))) is not None
+        if (equal := new_by_settings.get(json.dumps(values, sort_keys=True))) is not None
     }
 
 
 def _complete_cells(cells: Any) -> dict[str, Any]:
-    """Cells with the settings that later versions added, at their defaults, which earlier versions acted by."""
-    found = cast("dict[str, Any]", json.loads(json.dumps(cells)) if isinstance(cells, dict) else {})
+    """`cells` with the defaults of settings that later versions added, which are the behaviour of earlier versions."""
+    copies = cast("dict[str, Any]", json.loads(json.dumps(cells)) if isinstance(cells, dict) else {})
     later = {name: value for name, value in default_settings().items() if name not in FIRST_SETTINGS}
-    return {name: {**later, **values} if isinstance(values, dict) else values for name, values in found.items()}
+    return {name: {**later, **values} if isinstance(values, dict) else values for name, values in copies.items()}
 
 
 def _nearest(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """The first old cell, and the new one with the fewest differences."""
+    """Maps the first old cell to the new cell with the fewest differences; empty without cells."""
     if not old or not new:
         return {}
-    name, values = next(iter(old.items()))
-    return {name: min(new, key=lambda other: len(_differences("", values, new[other])))}
+    first, settings = next(iter(old.items()))
+    return {first: min(new, key=lambda name: len(_differences("", settings, new[name])))}
 
 
 _FILES = {
@@ -229,28 +241,28 @@ _FILES = {
     "template_sha256": "template",
     "prelude_sha256": "prelude",
 }
-"""The hashes of a cell, and what of `about.files` they are of."""
+"""The hashes of a cell, and the keys of the hashed files in `about.files`."""
 
 
-def _with_files(difference: tuple[str, str, str], old: Any, new: Any) -> tuple[str, str, str]:
-    """A difference of two hashes with the names of the files."""
+def _with_files(difference: tuple[str, str, str], old_about: Any, new_about: Any) -> tuple[str, str, str]:
+    """A difference between two hashes with the names of the hashed files; other differences unchanged."""
     name, *values = difference
     cell, _, key = name.removeprefix("cells.").rpartition(".")
     if key not in _FILES:
         return difference
     old_cell, _, new_cell = cell.removesuffix(")").partition(" (this command: ")
-    files = [_file_of(about, cell, key) for about, cell in ((old, old_cell), (new, new_cell or old_cell))]
-    shown = [f"{file} ({value})" if file else value for file, value in zip(files, values, strict=True)]
-    return f"{name} ({_FILES[key]})", shown[0], shown[1]
+    files = [_file_of(old_about, old_cell, key), _file_of(new_about, new_cell or old_cell, key)]
+    old, new = (f"{file} ({value})" if file else value for file, value in zip(files, values, strict=True))
+    return f"{name} ({_FILES[key]})", old, new
 
 
 def _file_of(about: Any, cell: str, key: str) -> str | None:
-    """The file that a cell's hash is of, from a manifest's `about`; None where it does not say."""
+    """The file with a cell's hash, from a manifest's `about`; None if that does not name it."""
     match about:
-        case {"files": {**cells}} if isinstance(named := cells.get(cell), dict):
-            file = cast("dict[str, Any]", named).get(_FILES[key])
+        case {"files": {**cells}} if isinstance(cell_files := cells.get(cell), dict):
+            file = cast("dict[str, Any]", cell_files).get(_FILES[key])
             return None if file is None else str(file)
-        case {"models": [*models]} if key == "weights_sha256":  # earlier versions named only these
+        case {"models": [*models]} if key == "weights_sha256":  # earlier versions named only the models
             for model in models:
                 if isinstance(model, dict) and cell in cast("dict[str, Any]", model).get("cells", ()):
                     return str(cast("dict[str, Any]", model).get("path"))
@@ -260,7 +272,7 @@ def _file_of(about: Any, cell: str, key: str) -> str | None:
 
 
 def shard_text(shard: Any) -> str | None:
-    """A manifest's `shard` as `2/8`; None for a whole run, and for what is not a shard."""
+    """A manifest's `shard` as text such as `2/8`; None for a whole run, and for an invalid value."""
     match shard:
         case {"part": int(part), "parts": int(parts)}:
             return f"{part}/{parts}"
@@ -272,16 +284,16 @@ def _shard_name(shard: Any) -> dict[str, str]:
     return {} if shard is None else {"shard": shard_text(shard) or "unreadable"}
 
 
-def _differences(name: str, existing: Any, wanted: Any) -> list[tuple[str, str, str]]:
-    """Name, existing value and wanted value of all that differs."""
-    if isinstance(existing, dict) and isinstance(wanted, dict):
-        old, new = cast("dict[str, Any]", existing), cast("dict[str, Any]", wanted)
-        found: list[tuple[str, str, str]] = []
-        for key in dict.fromkeys([*old, *new]):
+def _differences(name: str, old: Any, new: Any) -> list[tuple[str, str, str]]:
+    """Dotted name, old value and new value of all differences, at any depth."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        old_values, new_values = cast("dict[str, Any]", old), cast("dict[str, Any]", new)
+        differences: list[tuple[str, str, str]] = []
+        for key in dict.fromkeys([*old_values, *new_values]):
             inner = f"{name}.{key}" if name else key
-            found += _differences(inner, old.get(key, "nothing"), new.get(key, "nothing"))
-        return found
-    return [] if existing == wanted else [(name, _short(existing), _short(wanted))]
+            differences += _differences(inner, old_values.get(key, "nothing"), new_values.get(key, "nothing"))
+        return differences
+    return [] if old == new else [(name, _short(old), _short(new))]
 
 
 def _short(value: Any) -> str:

@@ -1,13 +1,13 @@
-"""`verdicts.jsonl`, a judge's answers, kept so that no question is asked twice; `preferences.jsonl`, those on pairs.
+"""Files of a judge's answers, so that no question is asked twice: `verdicts.jsonl`, and `preferences.jsonl` for pairs.
 
-A line is JSON with a checksum as its last key, as in `results.jsonl`, and is of one of three kinds:
+A line is JSON with a checksum as its last key, as in `results.jsonl`. There are three kinds of lines:
 
-    {"judge": DIGEST, "name": ..., "identity": {...}}       a judge; the last such line is of the present one
+    {"judge": DIGEST, "name": ..., "identity": {...}}       a judge; the last such line is the present judge
     {"by": DIGEST, "key": KEY, "probability": 0.93}         its probability that the answer is the first word
-    {"by": DIGEST, "key": KEY, "seed": 7, "vote": true}     its answer under a seed, where it gives no probability
+    {"by": DIGEST, "key": KEY, "seed": 7, "vote": true}     its answer under a seed, if it gives no probability
 
-Lines are appended and flushed as rows are. A damaged or torn line is left out, and its question is asked again. Lines
-that are not used any more, such as those of other judges, are kept up to `MAX_UNUSED`; then the oldest are dropped.
+Lines are appended and flushed like rows. A damaged or torn line is ignored, and its question is asked again. Unused
+lines, such as those of other judges, are kept; when there are more than twice `MAX_UNUSED`, the oldest are dropped.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ PREFERENCES_NAME = "preferences.jsonl"
 MAX_FILE_BYTES = 2**30
 MAX_LINE_BYTES = 2**16
 MAX_NAME = 200
-"""Characters of a judge's name."""
+"""The most characters of a judge's name."""
 MAX_UNUSED = 20_000
-"""Lines of questions that are not asked any more, and of other judges, that a file keeps."""
+"""The number of lines of other judges, and of questions that are no longer asked, that remain after dropping some."""
 FLUSH_LINES, FLUSH_SECONDS = 64, 2.0
 
 _DIGEST, _KEY = re.compile(r"[0-9a-f]{16}"), re.compile(r"[0-9a-f]{32}")
@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 
 class NamedJudge(Protocol):
-    """What a file records of a judge."""
+    """The attributes of a judge that a file records."""
 
     @property
     def name(self) -> str: ...
@@ -64,14 +64,16 @@ class OpinionStore:
     """The answers of one judge in a file of a run directory.
 
     Args:
-        directory: of the run. name: of the file. at: the open directory; `directory` is opened without it.
-        alone: the file is locked, for a directory that this process did not lock.
+        directory: the run directory. name: the file's name.
+        at: descriptor of the open directory; without it, `directory` is opened.
+        alone: lock the file; for a directory that this process has not locked.
+        check: called before every write; raises an error if the directory no longer belongs to the run.
 
     Attributes:
-        judge: the one that answered last, None for a new file; then that of `use`.
+        judge: the judge that answered last, None for a new file; after `use`, the judge in use.
 
     Raises:
-        RunDirectoryError: the file cannot be read or written, is of another kind, or is locked.
+        RunDirectoryError: the file cannot be read or written, is not a regular file, or is locked.
     """
 
     def __init__(
@@ -97,8 +99,8 @@ class OpinionStore:
                 self._open()
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for values in self._read():
-                if (found := _judge_of(values)) is not None:
-                    self.judge = found
+                if (judge := _judge_of(values)) is not None:
+                    self.judge = judge
         except BlockingIOError:
             self.close()
             raise RunDirectoryError("another process is writing it", path=self._path) from None
@@ -107,7 +109,7 @@ class OpinionStore:
             raise RunDirectoryError(f"cannot be used: {error.strerror or error}", path=self._path) from None
 
     def use(self, judge: NamedJudge | None) -> str | None:
-        """Take the answers of a judge, or without one of the judge that answered last; returns its digest.
+        """Load the answers of a judge, or of the judge that answered last for None; returns its digest.
 
         Raises:
             StorageError: the judge could not be recorded.
@@ -121,7 +123,7 @@ class OpinionStore:
             return None
         for values in self._read():
             if values.get("by") == self.judge.digest:
-                self._take(values)
+                self._remember(values)
         return self.judge.digest
 
     def probability(self, key: str) -> float | None:
@@ -135,12 +137,12 @@ class OpinionStore:
     def add(self, key: str, opinion: Opinion) -> None:
         """Append an answer; raises `StorageError`. It is durable when `flush` returns."""
         assert self.judge is not None
-        head: dict[str, Any] = {"by": self.judge.digest, "key": key}
-        lines = [{**head, "seed": seed, "vote": vote} for seed, vote in opinion.votes.items()]
+        question: dict[str, Any] = {"by": self.judge.digest, "key": key}
+        lines = [{**question, "seed": seed, "vote": vote} for seed, vote in opinion.votes.items()]
         if opinion.probability is not None:
-            lines.append({**head, "probability": opinion.probability})
+            lines.append({**question, "probability": opinion.probability})
         for values in lines:
-            self._take(values)
+            self._remember(values)
             self._append(values)
 
     def flush(self) -> None:
@@ -153,9 +155,13 @@ class OpinionStore:
             self._num_pending = 0
 
     def drop_unused(self, used: Collection[str], most: int = MAX_UNUSED) -> None:
-        """Drop answers beyond `most` that are not to the questions `used`; raises `StorageError`.
+        """Drop the oldest unused answers if there are more than `2 * most`, so that `most` remain.
 
-        The file is replaced at once.
+        Answers by other judges, and to questions whose keys are not in `used`, are unused. The file is replaced
+        atomically.
+
+        Raises:
+            StorageError: the file could not be written.
         """
         self.flush()
         digest = None if self.judge is None else self.judge.digest
@@ -173,23 +179,22 @@ class OpinionStore:
             raise self._failed(error) from error
         self.close()
 
-    def _kept_lines(self, left: int, is_used: Callable[[Mapping[str, Any]], bool]) -> Iterator[bytes]:
-        """The lines but the first `left` unused ones, and of judges only those with answers that are kept."""
-        later: dict[str, None] = {}
-        unused = 0
-        for values in self._read():
-            if "judge" not in values:
-                unused += not is_used(values)
-                if is_used(values) or unused > left:
-                    later[str(values["by"])] = None
-        unused = 0
-        for values in self._read():
-            if "judge" in values:
-                is_kept = values["judge"] in later or (self.judge is not None and values["judge"] == self.judge.digest)
-            else:
-                unused += not is_used(values)
-                is_kept = is_used(values) or unused > left
-            if is_kept:
+    def _kept_lines(self, num_dropped: int, is_used: Callable[[Mapping[str, Any]], bool]) -> Iterator[bytes]:
+        """The lines without the first `num_dropped` unused ones, and without judges of which no answer is kept."""
+
+        def with_decision() -> Iterator[tuple[Mapping[str, Any], bool]]:
+            """The lines, and whether each is kept, which is False for judges."""
+            num_unused = 0
+            for values in self._read():
+                is_answer = "judge" not in values
+                num_unused += is_answer and not is_used(values)
+                yield values, is_answer and (is_used(values) or num_unused > num_dropped)
+
+        kept_judges = {values["by"] for values, is_kept in with_decision() if is_kept}
+        if self.judge is not None:
+            kept_judges.add(self.judge.digest)
+        for values, is_kept in with_decision():
+            if is_kept or values.get("judge") in kept_judges:
                 yield _line(values)
 
     def close(self) -> None:
@@ -208,14 +213,14 @@ class OpinionStore:
         with suppress(StorageError):
             self.close()
 
-    def _take(self, values: Mapping[str, Any]) -> None:
+    def _remember(self, values: Mapping[str, Any]) -> None:
         if "probability" in values:
             self._probabilities[values["key"]] = float(values["probability"])
         else:
             self._votes[values["key"], values["seed"]] = values["vote"]
 
     def _open(self) -> None:
-        """Open the file for appending; a line that a crash cut off is ended."""
+        """Open the file for appending, and end a torn last line."""
         self._descriptor = self._files.open_append(self._path, self._at)
         if (size := self._files.size(self._path, self._at)) > 0:
             with open_file(self._path, at=self._at) as file:
@@ -244,23 +249,23 @@ class OpinionStore:
         return StorageError(f"{self._path}: write failed: {error.strerror or error}")
 
     def _read(self) -> Iterator[Mapping[str, Any]]:
-        """The lines that are whole and of one of the three kinds; raises `OSError`."""
+        """The valid lines; raises `OSError`."""
         if not self._files.size(self._path, self._at):
             return
-        num_wrong = 0
+        num_invalid = 0
         with open_file(self._path, MAX_FILE_BYTES, at=self._at) as file:
             for line in read_lines(file):
                 values = None if line.is_long or len(line.data) > MAX_LINE_BYTES else _parsed(line.data)
                 if values is None:
-                    num_wrong += bool(line.data.strip())
+                    num_invalid += bool(line.data.strip())
                 else:
                     yield values
-        if num_wrong:
-            _log.info("%s: %d damaged lines are not used", self._path, num_wrong)
+        if num_invalid:
+            _log.info("%s: %d damaged lines are not used", self._path, num_invalid)
 
 
 def read_lines_of(directory: Path, name: str = VERDICTS_NAME) -> Iterator[bytes]:
-    """The whole lines of a file of answers; none where there is no file, or none that can be read."""
+    """The valid lines of a file of answers; none if the file does not exist or cannot be read."""
     with suppress(OSError), open_file(directory / name, MAX_FILE_BYTES) as file:
         for line in read_lines(file):
             if len(line.data) <= MAX_LINE_BYTES and _parsed(line.data) is not None:
@@ -272,27 +277,28 @@ def _line(values: Mapping[str, Any]) -> bytes:
 
 
 def _parsed(data: bytes) -> Mapping[str, Any] | None:
-    """The values of a line; None where it is none of this file."""
+    """The values of a line; None if it is invalid or of none of the three kinds."""
     try:
-        found = cast("dict[str, Any]", json.loads(content_of_line(data)))  # it ends in a brace: no other JSON does
+        # The content ends in a brace, so it is an object.
+        values = cast("dict[str, Any]", json.loads(content_of_line(data)))
     except (BadLineError, ValueError, RecursionError):
         return None
-    if _judge_of(found) is not None:
-        return found
-    by, key = found.get("by"), found.get("key")
+    if _judge_of(values) is not None:
+        return values
+    by, key = values.get("by"), values.get("key")
     if not (isinstance(by, str) and _DIGEST.fullmatch(by) and isinstance(key, str) and _KEY.fullmatch(key)):
         return None
-    match found:
-        case {"probability": int() | float() as share, **rest} if not isinstance(share, bool) and 0 <= share <= 1:
-            return None if rest.keys() & {"seed", "vote"} else found
+    match values:
+        case {"probability": int() | float() as share, **others} if not isinstance(share, bool) and 0 <= share <= 1:
+            return None if others.keys() & {"seed", "vote"} else values
         case {"seed": int() | None as seed, "vote": bool()} if seed is None or 0 <= seed < 2**31:
-            return None if isinstance(seed, bool) else found
+            return None if isinstance(seed, bool) else values
         case _:
             return None
 
 
 def _judge_of(values: Mapping[str, Any]) -> JudgeLine | None:
-    """The judge of a line, whose digest must be of its identity; None for another line."""
+    """The judge of a line, if its digest is that of its identity; None for another line."""
     match values:
         case {"judge": str(digest), "name": str(name), "identity": {**identity}} if len(name) <= MAX_NAME:
             return JudgeLine(digest, name) if digest == digest_of(identity) else None

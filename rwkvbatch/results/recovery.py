@@ -1,4 +1,4 @@
-"""Reads `results.jsonl`, finds torn and damaged lines in it, and sets them aside byte for byte."""
+"""Reading of `results.jsonl`, detection of torn and damaged lines, and copies of these byte for byte."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _TOO_LONG = f"it is longer than {MAX_LINE_BYTES:,} bytes"
 
 
 class LineIndex:
-    """Position of each row of a run in its file, and whether it is an error row: 13 bytes a row.
+    """The position of each row in the file, and whether it is an error row; 13 bytes per row.
 
     Attributes:
-        num_there: how many rows were added.
+        num_there: number of rows added.
     """
 
     def __init__(self, num_rows: int) -> None:
@@ -33,7 +33,7 @@ class LineIndex:
         self.num_there = 0
 
     def add(self, row: int, offset: int, length: int, *, failed: bool) -> None:
-        """Add row `row`: `length` bytes from `offset` on."""
+        """Add row number `row`, which has `length` bytes from `offset` on."""
         self._offsets[row] = offset
         self._lengths[row] = length
         self._failed[row] = failed
@@ -46,7 +46,7 @@ class LineIndex:
         return bool(self._failed[row])
 
     def span(self, row: int) -> tuple[int, int]:
-        """The row's first byte, and the one after its last."""
+        """The offsets of the row's first byte, and of the byte after its last."""
         return self._offsets[row], self._offsets[row] + self._lengths[row]
 
     def read(self, row: int, file: BinaryIO) -> bytes:
@@ -57,22 +57,22 @@ class LineIndex:
     def line_number(self, row: int, file: BinaryIO) -> int:
         """The row's line number in `file`, from 1; for messages."""
         file.seek(0)
-        left, count = self._offsets[row], 1
-        while left > 0 and (block := file.read(min(left, _BUFFER_BYTES))):
-            count += block.count(b"\n")
-            left -= len(block)
-        return count
+        remaining, line_number = self._offsets[row], 1
+        while remaining > 0 and (block := file.read(min(remaining, _BUFFER_BYTES))):
+            line_number += block.count(b"\n")
+            remaining -= len(block)
+        return line_number
 
     def rows(self) -> array[int]:
         """The added rows in the plan's order."""
         return array("q", (row for row in range(len(self._offsets)) if self._offsets[row] >= 0))
 
     def rows_in_file_order(self) -> array[int]:
-        """The added rows in the order of their file."""
+        """The added rows in the file's order."""
         return array("q", sorted(self.rows(), key=self._offsets.__getitem__))
 
     def emptied(self) -> LineIndex:
-        """The index of an empty file of the same run."""
+        """An index without rows, for another file of the same run."""
         return LineIndex(len(self._offsets))
 
 
@@ -81,11 +81,11 @@ class ScannedLine:
     """One line of a results file.
 
     Attributes:
-        start, end: its first byte, and the one after its last. line: its number, from 1.
-        number: of the row in the plan; -1 with a `problem`.
-        failed: it is an error row.
-        problem: why it is not a row of the plan.
-        whole: it is a row with the right checksum, so it is not the rest of a write that a crash cut off.
+        start, end: offsets of its first byte, and of the byte after its last. line: its line number, from 1.
+        number: the row's number in the plan; -1 with a `problem`.
+        failed: whether it is an error row.
+        problem: why it is not a row of the plan; None if it is.
+        whole: whether its checksum matches, so that it is not a torn write.
     """
 
     start: int
@@ -99,7 +99,7 @@ class ScannedLine:
 
 def scan_lines(
     reader: BinaryIO,
-    place: Callable[[RowKey], int | None],
+    index_of: Callable[[RowKey], int | None],
     decode: Callable[[bytes], Row | RowHead] = decode_row,
     *,
     skip_long: bool = False,
@@ -107,9 +107,9 @@ def scan_lines(
     """The lines of a results file.
 
     Args:
-        place: a row's number in the plan; None for a row that is not in it.
-        decode: `decode_head` where the rest of the row need not be checked.
-        skip_long: as of `read_lines`; without it, a line that is too long counts as damage, not as a torn write.
+        index_of: maps a key to the row's number in the plan, or to None if the plan does not have the row.
+        decode: `decode_head` checks less of a row than `decode_row`.
+        skip_long: see `read_lines`; without it, a line that is too long counts as damaged, not as a torn write.
     """
     seen: set[int] = set()
     for line in read_lines(reader, skip_long=skip_long):
@@ -121,21 +121,24 @@ def scan_lines(
             if line.is_long:
                 problem, whole = _TOO_LONG, not skip_long
         else:
-            found = place(row.key)
-            if found is None:
+            index = index_of(row.key)
+            if index is None:
                 problem = "its conversation, cell, repeat or turn is not in this run"
-            elif found in seen:
+            elif index in seen:
                 problem = "an earlier line has the same turn"
             else:
-                number, failed = found, row.finish_reason == "error"
-                seen.add(found)
+                number, failed = index, row.finish_reason == "error"
+                seen.add(index)
         yield ScannedLine(line.start, line.end, line.number, number, failed, problem, whole)
 
 
 class StoredLine(NamedTuple):
-    """A line of a file with its line end, its number from 1, its first byte, and the one after its last.
+    """A line of a file.
 
-    `data` of a line longer than `MAX_LINE_BYTES` (`is_long`) is only its beginning, which is not a row.
+    Attributes:
+        number: its line number, from 1. start, end: offsets of its first byte, and of the byte after its last.
+        data: the line with its line end; only its beginning if `is_long`, so that it is not a row.
+        is_long: whether it is longer than `MAX_LINE_BYTES`.
     """
 
     number: int
@@ -148,8 +151,8 @@ class StoredLine(NamedTuple):
 def read_lines(reader: BinaryIO, *, skip_long: bool = False) -> Iterator[StoredLine]:
     """The lines of an open file, with at most `MAX_LINE_BYTES` of a line in memory.
 
-    A longer line is the last one, and has no known end: a file may be larger than can be read. With `skip_long` it is
-    read to its end, and others follow.
+    Reading stops after a longer line, whose `end` is then not its true end: the file may be too large to read. With
+    `skip_long`, the line is read to its end, and reading continues.
     """
     start = number = 0
     while True:
@@ -161,9 +164,9 @@ def read_lines(reader: BinaryIO, *, skip_long: bool = False) -> Iterator[StoredL
         is_long = len(data) == MAX_LINE_BYTES and not data.endswith(b"\n")
         if is_long:
             data = data[:_KEPT_BYTES]
-            while skip_long and (rest := reader.readline(BLOCK_BYTES)):
-                end += len(rest)
-                if rest.endswith(b"\n"):
+            while skip_long and (continuation := reader.readline(BLOCK_BYTES)):
+                end += len(continuation)
+                if continuation.endswith(b"\n"):
                     break
         yield StoredLine(number, start, end, data, is_long)
         if is_long and not skip_long:
@@ -172,11 +175,11 @@ def read_lines(reader: BinaryIO, *, skip_long: bool = False) -> Iterator[StoredL
 
 
 def read_results(path: Path) -> Iterator[Row]:
-    """The rows of a results file in its order; a torn tail, which a run under way may have, is skipped.
+    """The rows of a results file in the file's order, without a torn tail, which the file of a running run may have.
 
     Raises:
         RunDirectoryError: the file cannot be read.
-        RunDamagedError: a row before the last whole one is damaged.
+        RunDamagedError: a row before the last complete one is damaged.
     """
     damage: RunDamagedError | None = None
     try:
@@ -204,12 +207,12 @@ TORN_NAME = "results.torn"
 
 @dataclass(frozen=True)
 class Findings:
-    """What is in a results file.
+    """The result of scanning a results file.
 
     Attributes:
-        damaged: lines before the last whole row that are not rows of the plan.
-        end_of_rows: the byte after the last whole row; the rest of the file is a torn tail.
-        end: the size of the file.
+        damaged: lines before the last complete row that are not rows of the plan.
+        end_of_rows: offset after the last complete row; what follows is a torn tail.
+        end: size of the file.
     """
 
     damaged: tuple[ScannedLine, ...]
@@ -217,15 +220,21 @@ class Findings:
     end: int
 
 
-def look_through(
+def index_rows(
     reader: BinaryIO,
-    place: Callable[[RowKey], int | None],
+    index_of: Callable[[RowKey], int | None],
     index: LineIndex,
     vocab_size: Callable[[str], int | None] = lambda cell: None,
     *,
     skip_long: bool = False,
 ) -> Findings:
-    """Scan an open file and add its rows to `index`; `vocab_size` is that of a cell's model, where it is known."""
+    """Scan an open file and add its rows to `index`.
+
+    Args:
+        index_of, skip_long: see `scan_lines`.
+        vocab_size: maps a cell to the vocabulary size of its model, or to None if it is unknown; a row with a larger
+            token id counts as damaged.
+    """
 
     def decode(line: bytes) -> Row:
         row = decode_row(line)
@@ -234,33 +243,37 @@ def look_through(
             raise WrongValuesError(f"its token id {largest} is not in the model's vocabulary, which ends at {size - 1}")
         return row
 
-    bad: list[ScannedLine] = []
+    invalid: list[ScannedLine] = []
     end_of_rows = end = 0
-    for line in scan_lines(reader, place, decode, skip_long=skip_long):
+    for line in scan_lines(reader, index_of, decode, skip_long=skip_long):
         end = line.end
         if line.whole:
             end_of_rows = line.end
         if line.problem is None:
             index.add(line.number, line.start, line.end - line.start, failed=line.failed)
         else:
-            bad.append(line)
-    return Findings(tuple(line for line in bad if line.start < end_of_rows), end_of_rows, end)
+            invalid.append(line)
+    return Findings(tuple(line for line in invalid if line.start < end_of_rows), end_of_rows, end)
 
 
 def keep_bytes(files: Files, reader: BinaryIO, span: tuple[int, int], path: Path, at: int | None = None) -> Path:
-    """Copy a span of an open file to a new file `path-N`, in the open directory `at` if there is one. Returns it."""
+    """Copy a span of an open file to a new file `path-N`, and return its path.
+
+    Args:
+        at: descriptor of the open directory; without it, the parent of `path` is opened.
+    """
     taken = set(os.listdir(path.parent if at is None else at))  # noqa: PTH208 (a descriptor)
-    kept = next(
+    copy = next(
         name for count in itertools.count(1) if (name := path.with_name(f"{path.name}-{count}")).name not in taken
     )
-    replace_file(files, kept, read_spans(reader, [span]), at=at)
-    return kept
+    replace_file(files, copy, read_spans(reader, [span]), at=at)
+    return copy
 
 
 def keep_damaged_lines(
     files: Files, reader: BinaryIO, path: Path, damaged: Sequence[ScannedLine], at: int | None = None
 ) -> None:
-    """Append the lines of an open file to the file at `path`."""
+    """Append the lines `damaged` of an open file to the file at `path`."""
     descriptor = files.open_append(path, at)
     try:
         for piece in read_spans(reader, [(line.start, line.end) for line in damaged]):

@@ -1,4 +1,4 @@
-"""A row, its score, and its form as one line of `results.jsonl`: JSON with a checksum as its last key."""
+"""A row of results, its score, and its encoding as one line of `results.jsonl`: JSON whose last key is a checksum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rwkvbatch.results.row_values import FINISH_REASONS, SCORED, check_values
 from rwkvbatch.script.choices import ChoiceScores
 
 NOT_REACHED = "not reached:"
-"""How the error of a turn begins that was not run because an earlier one of its conversation failed."""
+"""The beginning of the error of a turn that was not run because an earlier turn of its conversation failed."""
 
 
 @dataclass(frozen=True, order=True)
@@ -33,9 +33,11 @@ class RowKey:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """`prompt` counts the whole history that the reply followed, `reply` the tokens generated.
+    """Numbers of tokens.
 
-    `thinking` of the latter belong to the thinking part, its end included; None in replies without one.
+    Attributes:
+        prompt: the prompt with its whole history. reply: generated tokens.
+        thinking: generated tokens of the thinking part, its end included; None in replies without one.
     """
 
     prompt: int
@@ -43,7 +45,7 @@ class TokenCounts:
     thinking: int | None = None
 
     def as_dict(self) -> dict[str, int]:
-        """JSON values; `thinking` only where there is any."""
+        """JSON values; `thinking` is left out if it is None."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
@@ -57,13 +59,13 @@ class Logprob:
 
 @dataclass(frozen=True)
 class Reference:
-    """The script's reply, or its plain text, and the likelihood under the model.
+    """The script's reference reply or plain text, and its likelihood under the model.
 
     Attributes:
-        text: as in the script; a long plain text as `short_text` gives it.
+        text: as in the script; a long plain text is shortened by `short_text`.
         nll: mean negative log-likelihood per token, in nats.
-        matched: share of the tokens that the model found likeliest; 1 if greedy decoding would write the text.
-        logprob, bytes: of plain text only: the sum of its log-probabilities, in nats, and its UTF-8 bytes.
+        matched: share of the tokens that have the highest probability; 1 if greedy decoding would write the text.
+        logprob, bytes: sum of the log-probabilities of a plain text, in nats, and its UTF-8 bytes; None for a reply.
     """
 
     text: str
@@ -74,18 +76,18 @@ class Reference:
     bytes: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values; those of plain text only where it is one."""
+        """JSON values; without `logprob` and `bytes` for a reply."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class ProbePlace:
-    """Where a probe was asked.
+    """The position of a probe, and its distance from the user message that it asks about.
 
     Attributes:
-        after: the turn after which it was asked. number: its number among the probes of that turn.
-        turns, tokens: distance from the user message that says what it asks about to the end of the dialogue so far:
-            turns after that one, and tokens after the end of that message; `tokens` is None in a row of an error.
+        after: the turn after which the probe was asked. number: its number among the probes of that turn.
+        turns: number of turns after that of the user message. tokens: number of tokens from the end of the user message
+            to the end of the dialogue so far; None in an error row.
     """
 
     after: int
@@ -95,11 +97,11 @@ class ProbePlace:
 
 
 SHORT_TEXT = 2_000
-"""The most characters of a plain text that its row holds."""
+"""The most characters of a plain text that are stored in its row."""
 
 
 def short_text(text: str) -> str:
-    """A plain text as its row holds it: beyond `SHORT_TEXT` characters its beginning, its size and its SHA-256."""
+    """A plain text as stored in its row: above `SHORT_TEXT` characters only its beginning, size and SHA-256."""
     if len(text) <= SHORT_TEXT:
         return text
     data = text.encode("utf-8", "surrogatepass")
@@ -108,10 +110,12 @@ def short_text(text: str) -> str:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check's verdict; `score` is in [0, 1], `detail` says what was found.
+    """The verdict of one check.
 
-    Where a judge gave no verdict, `passed` and `score` are both None, and `detail` says why. `judge` is the name and
-    the digest of the judge that gave it, if one did.
+    Attributes:
+        passed, score: the verdict, and a score in [0, 1]; both None if a judge gave no verdict.
+        detail: what the check found, or why there is no verdict.
+        judge: name and digest of the judge that gave the verdict; None for checks without a judge.
     """
 
     kind: str
@@ -123,7 +127,7 @@ class CheckResult:
     judge: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values; `judge` only where there is one."""
+        """JSON values; `judge` is left out if it is None."""
         values = vars(self)
         return values if self.judge is not None else {name: values[name] for name in values if name != "judge"}
 
@@ -132,8 +136,8 @@ class CheckResult:
 class RowTiming:
     """Seconds, reply tokens per second, and the number of prompt tokens whose state came from the prefix cache.
 
-    `cached_tokens` is here and not in `TokenCounts` because it depends on what else was running and on whether the
-    run was interrupted, which nothing outside `timing` may.
+    `cached_tokens` is not in `TokenCounts`, because it depends on concurrent requests and on interruptions of the run.
+    Only values in `timing` may depend on these.
     """
 
     queued_s: float
@@ -149,13 +153,14 @@ class Row:
     """One turn.
 
     Attributes:
-        prompt: the user's text. reply: the model's, as the template shows it.
-        reply_ids: the tokens as generated, including those of a stop text; with `finish_reason` and `stopped_by`
+        prompt: the user's text. reply: the model's text, as the template shows it.
+        reply_ids: the generated tokens, including those of a stop text. Together with `finish_reason` and `stopped_by`
             they determine the history of the next turn (`docs/design/durability.md`).
-        finish_reason: `stop`, `eos`, `length`, `time`, `error` or `scored`; with `error` the text of the error is in
-            `error`; with `scored` no reply was generated, and `reply` is the chosen text where the turn has choices.
-        stopped_by: the stop text that ended the reply, when `finish_reason` is `stop`.
-        choices: the likelihoods of the turn's choices, where it has any. probe: where a probe was asked.
+        finish_reason: `stop`, `eos`, `length`, `time`, `error` or `scored`. After `error`, the field `error` has its
+            text. After `scored`, no reply was generated, and `reply` is the text of the model's choice, if any.
+        stopped_by: the stop text that ended the reply, if `finish_reason` is `stop`.
+        choices: likelihoods of the turn's choices; None without choices. probe: the position of a probe; None in other
+            rows.
     """
 
     conversation: str
@@ -205,7 +210,7 @@ class Row:
         return choices + (0 if self.reference is None else self.reference.tokens)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values in the order of the fields; `asdict` would copy every token id."""
+        """JSON values in the order of the fields (`asdict` would copy every token id)."""
         values = {
             **vars(self),
             "tokens": self.tokens.as_dict(),
@@ -220,36 +225,36 @@ class Row:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The opposite of `as_dict`; unknown keys are ignored.
+        """The inverse of `as_dict`; unknown keys are ignored.
 
         Raises:
-            KeyError, TypeError, ValueError: `values` is not a row's.
+            KeyError, TypeError, ValueError: `values` are not those of a row.
         """
-        plain: dict[str, Any] = {name: values[name] for name in _ROW_FIELDS}
+        arguments: dict[str, Any] = {name: values[name] for name in _ROW_FIELDS}
         reference = values["reference"]
-        plain["tags"] = tuple(values["tags"])
-        plain["reply_ids"] = tuple(values["reply_ids"])
-        plain["tokens"] = TokenCounts(**values["tokens"])
-        plain["logprob"] = Logprob(**values["logprob"])
-        plain["reference"] = None if reference is None else Reference(**reference)
-        plain["checks"] = tuple(CheckResult(**check) for check in values["checks"])
-        plain["timing"] = RowTiming(**values["timing"])
+        arguments["tags"] = tuple(values["tags"])
+        arguments["reply_ids"] = tuple(values["reply_ids"])
+        arguments["tokens"] = TokenCounts(**values["tokens"])
+        arguments["logprob"] = Logprob(**values["logprob"])
+        arguments["reference"] = None if reference is None else Reference(**reference)
+        arguments["checks"] = tuple(CheckResult(**check) for check in values["checks"])
+        arguments["timing"] = RowTiming(**values["timing"])
         if (choices := values.get("choices")) is not None:
-            plain["choices"] = ChoiceScores.from_dict(choices)
+            arguments["choices"] = ChoiceScores.from_dict(choices)
         if (probe := values.get("probe")) is not None:
-            plain["probe"] = ProbePlace(**probe)
-        return cls(**plain)
+            arguments["probe"] = ProbePlace(**probe)
+        return cls(**arguments)
 
 
 _OPTIONAL = frozenset({"choices", "probe"})
-"""Fields that only the rows of some turns have; earlier versions wrote none of them."""
+"""Fields that only some rows have; the first version wrote none of them."""
 _ROW_FIELDS = tuple(field.name for field in fields(Row) if field.name not in _OPTIONAL)
 
 
 def weighted_score(checks: Sequence[tuple[float | None, float]]) -> float | None:
-    """A row's score: the mean of its checks' scores by their weights, in [0, 1].
+    """A row's score in [0, 1]: the weighted mean of its checks' scores.
 
-    None if the weights sum to zero, or a score is missing: the mean of the others would be another measure.
+    None if the weights sum to 0, and if a score is missing: a mean over the other checks would be another measure.
 
     Args:
         checks: score and weight of each check.
@@ -264,31 +269,31 @@ def weighted_score(checks: Sequence[tuple[float | None, float]]) -> float | None
 
 
 MAX_LINE_BYTES = 64 * 2**20
-"""The longest line that is read into memory; a longer one is damage."""
+"""The longest line that is read into memory; a longer line counts as damaged."""
 
 _KEY = b',"crc":"'
 _TAIL_BYTES = len(_KEY) + 8 + len(b'"}')
 
-# Built once: `json.dumps` with options makes a new encoder at every call.
+# Built once, because `json.dumps` with options builds a new encoder in every call.
 _ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 _ENCODE_ASCII = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 class BadLineError(ValueError):
-    """A line is not a whole row with the right checksum; the text says what is wrong with it."""
+    """A line is not a complete row with a matching checksum; the text says what is wrong with it."""
 
 
 class WrongValuesError(BadLineError):
-    """A line has the right checksum, so it is not torn, and is not a row."""
+    """A line has a matching checksum, so it is not torn, but it is not a valid row."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowDigest:
-    """Hex digests of what a row was made from; a line has them, a `Row` does not.
+    """Hex digests of a row's inputs. They are part of a line, but not of a `Row`.
 
     Attributes:
-        content: of all that the reply and its numbers depend on, but the repeat: rows with equal digests and repeats
-            are equal. judging: of the checks and tags.
+        content: digest of everything that the reply and its numbers depend on except the repeat, so that rows with
+            equal digests and repeats are equal. judging: digest of the checks and tags.
     """
 
     content: str
@@ -297,7 +302,7 @@ class RowDigest:
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """Row `number` of the plan as a line of the file, and what a run counts of it without decoding the line."""
+    """Row `number` of the plan as a line of the file, with the figures that a run adds up without decoding the line."""
 
     number: int
     line: bytes
@@ -312,9 +317,9 @@ class EncodedRow:
 
 
 def encode_row(row: Row) -> bytes:
-    """One line of UTF-8 with its line end.
+    """The row as one line of UTF-8 with its line end.
 
-    The key `crc` is the CRC-32, as 8 hexadecimal digits, of the line without that key (`{...}`, no line end).
+    The value of the key `crc` is the CRC-32 of the line without that key and without the line end, as 8 hex digits.
 
     Raises:
         ValueError: a number of the row is NaN or infinite.
@@ -323,18 +328,18 @@ def encode_row(row: Row) -> bytes:
     values = row.as_dict()
     try:
         body = one_line(_ENCODE(values)).encode()
-    except UnicodeEncodeError:  # lone surrogates: UTF-8 has no bytes for them, JSON has escapes
+    except UnicodeEncodeError:  # lone surrogates, which UTF-8 cannot encode and JSON can escape
         body = _ENCODE_ASCII(values).encode()
     return with_checksum(body)
 
 
 def with_checksum(body: bytes) -> bytes:
-    """A JSON object as a line with the key `crc`, which `content_of_line` checks."""
+    """A JSON object as a line with the additional key `crc`, which `content_of_line` checks."""
     return b'%s,"crc":"%08x"}\n' % (body[:-1], crc32(body))
 
 
 def with_digest(line: bytes, digest: RowDigest) -> bytes:
-    """A line of `encode_row` with its digests, under the keys `content` and `judging` before the checksum."""
+    """A line of `encode_row` with the additional keys `content` and `judging` before the checksum."""
     keys = f',"content":"{digest.content}","judging":"{digest.judging}"}}'.encode()
     return with_checksum(line[: -_TAIL_BYTES - 1] + keys)
 
@@ -343,24 +348,24 @@ _DIGEST = re.compile(rb',"content":"([0-9a-f]+)","judging":"([0-9a-f]+)","crc":"
 
 
 def digest_of(line: bytes) -> RowDigest | None:
-    """The digests in a line; None where it has none, as lines of earlier versions."""
-    found = _DIGEST.search(line, max(0, len(line) - 300))
-    return None if found is None else RowDigest(found[1].decode(), found[2].decode())
+    """The digests in a line; None if it has none, like lines of earlier versions."""
+    match = _DIGEST.search(line, max(0, len(line) - 300))
+    return None if match is None else RowDigest(match[1].decode(), match[2].decode())
 
 
 @dataclass(frozen=True)
 class RowHead:
-    """Which row it is, and how the reply ended."""
+    """The key of a row, and why its reply ended."""
 
     key: RowKey
     finish_reason: str
 
 
 def decode_row(line: bytes) -> Row:
-    """The row in `line`, which ends in its line end.
+    """The row in `line`, which includes its line end.
 
     Raises:
-        BadLineError: it is cut short, was altered, or is not a row.
+        BadLineError: the line is incomplete, was altered, or is not a row.
     """
     content = content_of_line(line)
     try:
@@ -374,7 +379,7 @@ def decode_row(line: bytes) -> Row:
 
 
 def decode_head(line: bytes) -> RowHead:
-    """As `decode_row`, four times as fast, for callers that do not need the rest of the row."""
+    """The key and finish reason of a row; four times as fast as `decode_row`, and raises the same errors."""
     match decode_values(line):
         case {
             "conversation": str(conversation),
@@ -389,21 +394,21 @@ def decode_head(line: bytes) -> RowHead:
 
 
 def decode_values(line: bytes, *, needs_checksum: bool = True) -> dict[str, Any]:
-    """The JSON object in `line`, under the keys of `Row.as_dict`; the caller checks the values that it uses.
+    """The JSON object in `line` with the keys of `Row.as_dict`; the caller checks the values that it uses.
 
     Args:
-        needs_checksum: refuse a line without a checksum, as in a run directory; rows that were made by hand or by
-            another program have none.
+        needs_checksum: refuse a line without a checksum. True for run directories; rows written by hand or by another
+            program have no checksum.
 
     Raises:
-        BadLineError: it is cut short, was altered, or is not a JSON object.
+        BadLineError: the line is incomplete, was altered, or is not a JSON object.
     """
     import orjson
 
     content = content_of_line(line, needs_checksum=needs_checksum)
     try:
         values = orjson.loads(content)
-    except orjson.JSONDecodeError:  # half a surrogate pair, say: the standard library reads it
+    except orjson.JSONDecodeError:  # for example half a surrogate pair, which the standard library accepts
         try:
             values = json.loads(content)
         except (ValueError, RecursionError):
@@ -412,7 +417,7 @@ def decode_values(line: bytes, *, needs_checksum: bool = True) -> dict[str, Any]
 
 
 def content_of_line(line: bytes, *, needs_checksum: bool = True) -> bytes:
-    """The line's JSON without its checksum, which was right; raises `BadLineError` otherwise."""
+    """The line's JSON without its checksum; raises `BadLineError` if the checksum does not match."""
     body = line[:-1] if needs_checksum else line.rstrip()
     tail = body[-_TAIL_BYTES:]
     if not tail.startswith(_KEY) and not needs_checksum:
@@ -426,7 +431,7 @@ def content_of_line(line: bytes, *, needs_checksum: bool = True) -> bytes:
 
 
 def _current(values: Any) -> dict[str, Any]:
-    """A row's JSON object under the keys of this version: earlier ones wrote `finish` for `finish_reason`."""
+    """A row's JSON object with the keys of this version; earlier versions wrote `finish` for `finish_reason`."""
     if not isinstance(values, dict):
         raise BadLineError("it is not a JSON object")
     record = cast("dict[str, Any]", values)

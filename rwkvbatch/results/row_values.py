@@ -1,4 +1,4 @@
-"""Types and ranges of the JSON values of a row."""
+"""Validation of the types and ranges of a row's JSON values."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
 SCORED = "scored"
-"""The `finish_reason` of a row whose texts were scored and no reply was generated."""
+"""The `finish_reason` of a row in which texts were scored and no reply was generated."""
 FINISH_REASONS = frozenset({"stop", "eos", "length", "time", "error", SCORED})
 MAX_COUNT = 2**31 - 1
 """The largest token id, turn and number of tokens."""
 
 
 class _Kind(NamedTuple):
-    """What a value may be: its types, its range where it is a number, and both in words."""
+    """The allowed types and range of a value; `expected` describes both in messages."""
 
     types: frozenset[type]
     expected: str
@@ -25,23 +25,23 @@ class _Kind(NamedTuple):
 
 
 class _Record:
-    """What the values of an object may be, by key.
+    """The allowed values of an object, by key.
 
-    Where the types of all values are those of an object that was right, only their ranges are looked at: rows have few
-    combinations of types, and a comparison reads 100,000 of them.
+    If the types of all values are a combination that was accepted before, only the ranges are checked. Rows have few
+    such combinations, and a comparison reads 100,000 rows.
 
     Args:
-        prefix: before the keys in messages. optional: the values of keys that may be absent.
+        prefix: precedes the keys in messages. optional: default values of keys that may be absent.
     """
 
     def __init__(self, prefix: str, kinds: Mapping[str, _Kind], optional: Mapping[str, Any] | None = None) -> None:
         self._prefix, self._kinds, self._optional = prefix, kinds, optional or {}
         self._values = itemgetter(*kinds)
         self._ranges = [(name, kind.lowest, kind.highest) for name, kind in kinds.items() if kind.lowest is not None]
-        self._right: set[tuple[type, ...]] = set()
+        self._accepted_types: set[tuple[type, ...]] = set()
 
     def check(self, values: Mapping[str, Any]) -> None:
-        """Raises KeyError or TypeError: a key is missing, or a value is wrong."""
+        """Raises KeyError for a missing key, and TypeError for a wrong value."""
         try:
             types = tuple(map(type, self._values(values)))
         except KeyError:
@@ -49,7 +49,7 @@ class _Record:
                 raise
             values = {**self._optional, **values}
             types = tuple(map(type, self._values(values)))
-        if types in self._right:
+        if types in self._accepted_types:
             for name, lowest, highest in self._ranges:
                 value = values[name]
                 if value is not None and not lowest <= value <= highest:
@@ -60,7 +60,7 @@ class _Record:
             value = values[name]
             if type(value) not in allowed or not (lowest is None or value is None or lowest <= value <= highest):
                 raise TypeError(f"{self._prefix}{name} must be {expected}, got {_shown(value)}")
-        self._right.add(types)
+        self._accepted_types.add(types)
 
 
 _NULL = type(None)
@@ -110,10 +110,10 @@ _JUDGE = _Record("checks.", {"judge": _TEXT})
 
 
 def check_values(values: Mapping[str, Any]) -> None:
-    """Raise unless the JSON values of a row have the types and ranges of `Row`: a checksum only says who wrote them.
+    """Check that the JSON values of a row have the types and ranges of `Row`; a checksum does not ensure that.
 
     Raises:
-        KeyError, TypeError, ValueError: which key has what, and what was expected.
+        KeyError, TypeError, ValueError: a key is missing or has another value than expected.
     """
     _ROW.check(values)
     if values["finish_reason"] not in FINISH_REASONS:
@@ -126,26 +126,27 @@ def check_values(values: Mapping[str, Any]) -> None:
         if type(part) is not dict:
             raise TypeError(f"{name} must be an object, got {_shown(part)}")
         record.check(cast("dict[str, Any]", part))
-    for check in _listed(values, "checks"):
+    for check in _array(values, "checks"):
         if type(check) is not dict:
             raise TypeError(f"checks must contain objects, got {_shown(check)}")
-        own = cast("dict[str, Any]", check)
-        _CHECK.check(own)
-        if (own["passed"] is None) != (own["score"] is None):
+        fields = cast("dict[str, Any]", check)
+        _CHECK.check(fields)
+        if (fields["passed"] is None) != (fields["score"] is None):
             raise TypeError("checks must have both `passed` and `score`, or null for both")
-        if "judge" in own:
-            _JUDGE.check(own)
-    for tag in _listed(values, "tags"):
+        if "judge" in fields:
+            _JUDGE.check(fields)
+    for tag in _array(values, "tags"):
         if not isinstance(tag, str):
             raise TypeError(f"tags must contain strings, got {_shown(tag)}")
-    ids = _listed(values, "reply_ids")
-    # Written as JSON, non-negative integers have digits alone: one pass in C over thousands of ids.
-    if ids and (_written(ids).translate(None, b"0123456789,") != b"[]" or max(ids) > MAX_COUNT):
+    ids = _array(values, "reply_ids")
+    # The JSON of non-negative integers consists of digits and commas, so thousands of ids are checked in one pass of C.
+    if ids and (_json(ids).translate(None, b"0123456789,") != b"[]" or max(ids) > MAX_COUNT):
         wrong = next(value for value in ids if type(value) is not int or not 0 <= value <= MAX_COUNT)
         raise ValueError(f"reply_ids must contain token ids, got {_shown(wrong)}")
 
 
-def _written(ids: list[Any]) -> bytes:
+def _json(ids: list[Any]) -> bytes:
+    """The ids as JSON; empty if one cannot be encoded."""
     import orjson
 
     try:
@@ -154,11 +155,11 @@ def _written(ids: list[Any]) -> bytes:
         return b""
 
 
-def _listed(values: Mapping[str, Any], name: str) -> list[Any]:
-    found = values[name]
-    if type(found) is not list:
-        raise TypeError(f"{name} must be an array, got {_shown(found)}")
-    return cast("list[Any]", found)
+def _array(values: Mapping[str, Any], name: str) -> list[Any]:
+    value = values[name]
+    if type(value) is not list:
+        raise TypeError(f"{name} must be an array, got {_shown(value)}")
+    return cast("list[Any]", value)
 
 
 def _shown(value: Any) -> str:

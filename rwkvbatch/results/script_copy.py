@@ -1,7 +1,7 @@
-"""The script's copy in a run directory: the conversations as replayed, in the plan's order and the native form.
+"""The copy of the script in a run directory: the replayed conversations, in the plan's order and the native form.
 
-`script.jsonl`, or `script.jsonl.gz` when it is large. What `--only`, `--limit` and `--skip-bad` left out is not in it.
-It can be replayed itself: `rwkvbatch run RUN/script.jsonl`.
+Its name is `script.jsonl`, or `script.jsonl.gz` above 1 MiB. It lacks the conversations that `--only`, `--limit` and
+`--skip-bad` left out. It can be replayed like any script: `rwkvbatch run RUN/script.jsonl`.
 """
 
 from __future__ import annotations
@@ -31,46 +31,50 @@ _HINT = "the command that made the run, given again, writes it anew"
 
 
 def script_sha256(conversations: Iterable[Conversation]) -> str:
-    """The hash of a script in the manifest: of its conversations' own hashes, in order."""
-    return hashlib.sha256("".join(each.sha256 for each in conversations).encode("ascii")).hexdigest()
+    """The hash of a script in the manifest: the SHA-256 of its conversations' hashes, in order."""
+    return hashlib.sha256("".join(conversation.sha256 for conversation in conversations).encode("ascii")).hexdigest()
 
 
 def write_script(
     directory: Path, conversations: Sequence[Conversation], *, files: Files = OS_FILES, at: int | None = None
 ) -> None:
-    """Replace the copy atomically; `at` is the open directory, which is opened without it.
+    """Replace the copy atomically.
+
+    Args:
+        at: descriptor of the open directory; without it, `directory` is opened.
 
     Raises:
         StorageError: it could not be written.
     """
     lines = map(_line, conversations)
-    held: list[bytes] = []
+    buffered: list[bytes] = []
     num_bytes = 0
     for line in lines:
-        held.append(line)
+        buffered.append(line)
         num_bytes += len(line)
         if num_bytes > COMPRESSED_FROM_BYTES:
-            save_file(directory / COMPRESSED_NAME, _compressed(in_blocks(_chained(held, lines))), files=files, at=at)
-            other = SCRIPT_NAME
+            blocks = in_blocks(_chained(buffered, lines))
+            save_file(directory / COMPRESSED_NAME, _compressed(blocks), files=files, at=at)
+            obsolete = SCRIPT_NAME
             break
     else:
-        save_file(directory / SCRIPT_NAME, held, files=files, at=at)
-        other = COMPRESSED_NAME
-    with suppress(OSError):  # of a script that was larger, or smaller; the reader takes the one that is right
-        os.unlink(directory / other if at is None else other, dir_fd=at)
+        save_file(directory / SCRIPT_NAME, buffered, files=files, at=at)
+        obsolete = COMPRESSED_NAME
+    with suppress(OSError):  # if the file stays, the reader recognises the right one by its hash
+        os.unlink(directory / obsolete if at is None else obsolete, dir_fd=at)
 
 
 def has_script(directory: Path) -> bool:
-    """Whether there is a copy. Directories of earlier versions have none."""
+    """Whether there is a copy; directories of earlier versions have none."""
     return any((directory / name).is_file() for name in (SCRIPT_NAME, COMPRESSED_NAME))
 
 
 def read_script(directory: Path, manifest: Mapping[str, Any]) -> tuple[Conversation, ...] | None:
-    """The conversations as replayed, in the plan's order; None where there is no copy.
+    """The replayed conversations in the plan's order; None if there is no copy.
 
     Raises:
-        RunDamagedError: the copy is damaged, or is not of the run that the manifest describes.
-        RunDirectoryError: it cannot be read.
+        RunDamagedError: the copy is damaged, or is not that of the run that the manifest describes.
+        RunDirectoryError: the copy cannot be read.
         MissingExtraError: a check needs an optional dependency that is not installed.
     """
     expected = {_hash_in(manifest), _hash_in(manifest.get(FORMER) or manifest)}
@@ -80,7 +84,7 @@ def read_script(directory: Path, manifest: Mapping[str, Any]) -> tuple[Conversat
         try:
             with open_file(path) as file:
                 lines = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
-                found = read_copy(cast("BinaryIO", lines), str(path))
+                conversations = read_copy(cast("BinaryIO", lines), str(path))
         except FileNotFoundError:
             continue
         except (OSError, EOFError, zlib.error) as error:
@@ -89,8 +93,8 @@ def read_script(directory: Path, manifest: Mapping[str, Any]) -> tuple[Conversat
         except ScriptError as error:
             problems.append(RunDamagedError(f"is damaged: {error.message}", path=path, line=error.line, hint=_HINT))
         else:
-            if script_sha256(found) in expected:
-                return found
+            if script_sha256(conversations) in expected:
+                return conversations
             problems.append(RunDamagedError("is not the script of this run: it was changed", path=path, hint=_HINT))
     if problems:
         raise problems[0]
@@ -110,16 +114,17 @@ def _line(conversation: Conversation) -> bytes:
         return json.dumps(record, separators=(",", ":")).encode() + b"\n"
 
 
-def _chained(held: list[bytes], lines: Iterator[bytes]) -> Iterator[bytes]:
-    yield from held
-    held.clear()
+def _chained(buffered: list[bytes], lines: Iterator[bytes]) -> Iterator[bytes]:
+    """The buffered lines, then the other lines; frees the buffer in between."""
+    yield from buffered
+    buffered.clear()
     yield from lines
 
 
 def _compressed(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """A gzip file without a time, so that the same script gives the same bytes."""
-    packer = zlib.compressobj(6, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+    """A gzip file without a time stamp, so that the same script gives the same bytes."""
+    compressor = zlib.compressobj(6, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
     for block in blocks:
-        if packed := packer.compress(block):
-            yield packed
-    yield packer.flush()
+        if compressed := compressor.compress(block):
+            yield compressed
+    yield compressor.flush()

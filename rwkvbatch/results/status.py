@@ -1,4 +1,4 @@
-"""`status.json`: how far a run is, for readers in other processes, and why a run is unfinished."""
+"""`status.json`: the progress of a run for other processes, and the reason why a run is unfinished."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ class StatusFile:
     """Replaces `status.json` at most every two seconds. A failure to write it does not stop the run.
 
     Args:
-        at: the open directory. may_write: whether it is still this process's.
-        clock: monotonic seconds. wall_clock: seconds since 1970, shown and not compared.
+        at: descriptor of the open directory; without it, `directory` is opened.
+        may_write: whether the directory still belongs to this process.
+        clock: monotonic seconds. wall_clock: seconds since 1970, which are only displayed.
     """
 
     directory: Path
@@ -47,10 +48,10 @@ class StatusFile:
         self._written_s: float | None = None
 
     def update(self, figures: JsonObject, state: State = "running", error: str | None = None) -> None:
-        """Write the run's figures, at most every `STATUS_EVERY_S` while it is running.
+        """Write the run's figures; while it is running, at most every `STATUS_EVERY_S` seconds.
 
         Args:
-            figures: JSON values; `rows_total` among them.
+            figures: JSON values, including `rows_total`.
         """
         now = self.clock()
         if state == "running" and self._written_s is not None and 0 <= now - self._written_s < STATUS_EVERY_S:
@@ -65,7 +66,7 @@ class StatusFile:
             "updated": _iso(self.wall_clock()),
             **figures,
         }
-        # Padded, so that on a full disk, which has no room for a new file, it can be overwritten.
+        # The padding leaves room to overwrite the file in place on a full disk, where no new file can be written.
         text = json.dumps(content, indent=2).encode() + b"\n"
         data = text.ljust(-(-len(text) // STATUS_BYTES) * STATUS_BYTES)
         path = self.directory / STATUS_NAME
@@ -78,22 +79,22 @@ class StatusFile:
                 self._overwrite(path, text)
 
     def _overwrite(self, path: Path, text: bytes) -> None:
-        """Write over the existing file; a reader may see half of it."""
+        """Overwrite the existing file in place; a reader may see part of the new content."""
         descriptor = os.open(
             path if self.at is None else path.name,
             os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
             dir_fd=self.at,
         )
         try:
-            found = os.fstat(descriptor)
-            if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size >= len(text):
-                os.pwrite(descriptor, text.ljust(found.st_size), 0)
+            existing = os.fstat(descriptor)
+            if stat.S_ISREG(existing.st_mode) and existing.st_nlink == 1 and existing.st_size >= len(text):
+                os.pwrite(descriptor, text.ljust(existing.st_size), 0)
         finally:
             os.close(descriptor)
 
 
 def planned_rows(directory: Path) -> int | None:
-    """The number of rows that the run is to have, from `status.json` or `summary.json`; None if neither says so."""
+    """The number of rows of the finished run, from `status.json` or `summary.json`; None if neither has it."""
     for name, key in ((STATUS_NAME, "rows_total"), (SUMMARY_NAME, "planned")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             return int(json.loads(read_file(directory / name, MAX_SUMMARY_BYTES))[key])
@@ -101,12 +102,13 @@ def planned_rows(directory: Path) -> int | None:
 
 
 def why_unfinished(directory: Path, num_rows: int) -> str | None:
-    """Why a run does not have all of its rows; None where it has, or where the file does not say.
+    """Why a run does not have all of its rows; None if it has, or if the file does not say.
 
-    A killed process cannot write that it was: `running` without such a process on this machine means that.
+    A killed process leaves the state `running`. That state without such a process on this machine means that it ended
+    early.
 
     Args:
-        num_rows: rows in the directory now; the file may be older.
+        num_rows: the present number of rows in the directory; the file may be older.
     """
     try:
         status: Any = json.loads(read_file(directory / STATUS_NAME, MAX_STATUS_BYTES))

@@ -1,4 +1,4 @@
-"""The rows of a run: in its directory, durable and recovered after crashes, or in memory."""
+"""Storage of a run's rows: in its directory, durable and recovered after crashes, or in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunReplacedError, StorageError, counted
 from rwkvbatch.files import OS_FILES, RESULTS_NAME, Files, in_blocks, open_file, replace_file, write_all
-from rwkvbatch.results.recovery import DAMAGED_NAME, TORN_NAME, LineIndex, keep_bytes, keep_damaged_lines, look_through
+from rwkvbatch.results.recovery import DAMAGED_NAME, TORN_NAME, LineIndex, index_rows, keep_bytes, keep_damaged_lines
 from rwkvbatch.results.row import (
     BadLineError,
     EncodedRow,
@@ -35,30 +35,33 @@ _log = logging.getLogger(__name__)
 
 
 class RowStore:
-    """The rows of one run by their numbers in its plan, in `results.jsonl`. The caller holds the directory's lock.
+    """The rows of one run in `results.jsonl`, by their numbers in the plan. The caller holds the directory's lock.
 
-    All that writes raises `StorageError` when a write, a flush or the replacement of the file fails, and from then on:
-    a flush is not repeated, because the kernel may have dropped the data. It raises `RunReplacedError` when the file at
-    the path is no longer the one that was opened, or has other bytes than were written: nothing is replaced then, and
-    rows that no file of the directory has any more are kept in `results.aside-N`.
+    If a write, a flush or the replacement of the file fails, the writing methods raise `StorageError`, and every later
+    call raises it again: a failed flush is not repeated, because the kernel may have dropped the data. If the file at
+    the path is no longer the opened one, or its size is not that of the bytes written, they raise `RunReplacedError`.
+    The file at the path is then left as it is, and rows that no file of the directory has any more are copied to
+    `results.aside-N`.
 
     Args:
         directory: the run directory.
-        at: the open directory; `directory` is opened without it.
-        lost: why the directory is not the run's any more; None while it is.
-        num_rows: rows in the plan.
-        place: a row's number in the plan; None for a row that is not in it.
-        digest: of a row by its number, to be written with it; None writes rows without digests.
+        num_rows: number of rows in the plan.
+        index_of: maps a key to the row's number in the plan, or to None if the plan does not have the row.
+        digest: maps a row's number to the digests that are written with it; None writes rows without digests.
         repair: set damaged lines aside in `results.damaged` instead of refusing them.
-        vocab_size: of a cell's model, where it is known; a row with a larger token id is damaged.
-        flush_rows, flush_seconds: at most this much is lost in a power cut; a killed process loses nothing.
+        vocab_size: maps a cell to the vocabulary size of its model, or to None if it is unknown; a row with a larger
+            token id counts as damaged.
+        at: descriptor of the open directory; without it, `directory` is opened.
+        lost: returns why the directory no longer belongs to the run; None while it does.
+        flush_rows, flush_seconds: rows are flushed after this many, or this long. A power cut loses at most the rows
+            since the last flush; a killed process loses none.
         clock: monotonic seconds.
 
     Attributes:
-        num_durable: rows that may be reported as done, because a power cut cannot lose them.
+        num_durable: number of rows that a power cut cannot lose, and that may be reported as done.
 
     Raises:
-        RunDamagedError: a line before the last whole one is damaged, and `repair` is off.
+        RunDamagedError: a line before the last complete row is damaged, and `repair` is off.
         RunDirectoryError: the file cannot be read or created.
         StorageError: a torn tail or damaged line could not be set aside.
     """
@@ -67,7 +70,7 @@ class RowStore:
         self,
         directory: Path,
         num_rows: int,
-        place: Callable[[RowKey], int | None],
+        index_of: Callable[[RowKey], int | None],
         *,
         digest: Callable[[int], RowDigest] | None = None,
         repair: bool = False,
@@ -83,7 +86,7 @@ class RowStore:
         self._files = files
         self._at = at
         self._lost = lost
-        self._place = place
+        self._index_of = index_of
         self._digest = digest
         self._flush_rows = flush_rows
         self._flush_seconds = flush_seconds
@@ -92,20 +95,20 @@ class RowStore:
         self.num_durable = 0
         self._size = 0
         self._oldest_pending: float | None = None
-        self._last_look = clock()
-        self._longest_wait = 0.0
-        self._broken: OSError | None = None
-        self._reader: BinaryIO | None = None  # of the same open file as `_descriptor`
+        self._last_tick = clock()
+        self._longest_tick_interval = 0.0
+        self._first_error: OSError | None = None
+        self._reader: BinaryIO | None = None  # of the same file as `_descriptor`
         self._descriptor = -1
         try:
             self._open(repair, vocab_size)
-        except BaseException:  # Ctrl-C too: nobody can close an object whose construction failed
+        except BaseException:  # KeyboardInterrupt too: no caller can close an object whose construction failed
             self._release()
             raise
 
     @property
     def num_rows(self) -> int:
-        """Rows written, durable or not."""
+        """Number of rows written, durable or not."""
         return self._index.num_there
 
     def has(self, number: int) -> bool:
@@ -121,7 +124,7 @@ class RowStore:
 
         Raises:
             KeyError: it was not written.
-            RunDamagedError: it changed on the disk since.
+            RunDamagedError: it was changed on the disk after it was written.
         """
         try:
             return decode_row(self.read_line(number))
@@ -143,12 +146,12 @@ class RowStore:
         self.append_encoded([EncodedRow.of(number, row) for number, row in rows.items()])
 
     def append_encoded(self, rows: Sequence[EncodedRow]) -> None:
-        """Write rows with one system call. They are at risk until `num_durable` counts them.
+        """Write rows with one system call. A power cut can lose them until `num_durable` counts them.
 
         Raises:
-            ValueError: a row exists already, or is twice among `rows`.
+            ValueError: a row exists already, or occurs twice in `rows`.
         """
-        self._refuse_if_broken()
+        self._refuse_after_error()
         if not rows:
             return
         numbers: set[int] = set()
@@ -164,12 +167,12 @@ class RowStore:
         try:
             write_all(self._files, self._descriptor, b"".join([row.line for row in rows]))
         except OSError as error:
-            # Half a line must not stay between rows; if truncating fails too, the next opening cuts the tail off.
+            # No partial line may stay between rows. If truncating fails too, the next opening removes the torn tail.
             with contextlib.suppress(OSError):
                 self._files.truncate(self._descriptor, self._size)
             with contextlib.suppress(StorageError):
                 self.flush()
-            raise self._break(error, "write") from error
+            raise self._fail(error, "write") from error
         for row in rows:
             self._index.add(row.number, self._size, len(row.line), failed=row.error is not None)
             self._size += len(row.line)
@@ -179,51 +182,53 @@ class RowStore:
             self.flush()
 
     def tick(self) -> None:
-        """Flush rows that would otherwise wait too long for the next call; called between the engine's steps."""
+        """Flush rows that would be older than `flush_seconds` at the next call; called between the engine's steps."""
         now = self._clock()
-        self._longest_wait = max(self._longest_wait, now - self._last_look)
-        self._last_look = now
+        self._longest_tick_interval = max(self._longest_tick_interval, now - self._last_tick)
+        self._last_tick = now
         if self._oldest_pending is None:
             return
         age = now - self._oldest_pending
-        if age < 0 or age + min(self._longest_wait, self._flush_seconds) >= self._flush_seconds:
+        if age < 0 or age + min(self._longest_tick_interval, self._flush_seconds) >= self._flush_seconds:
             self.flush()
 
     def flush(self) -> None:
         """Wait until every written row is on the disk."""
-        self._refuse_if_broken()
+        self._refuse_after_error()
         if self.num_durable < self.num_rows:
             try:
                 self._files.sync(self._descriptor)
             except OSError as error:
-                raise self._break(error, "flush") from error
-            self._check_file()  # rows in a file that the path does not lead to are not safe
+                raise self._fail(error, "flush") from error
+            self._check_file()  # rows are durable only in the file at the path
         self.num_durable = self.num_rows
         self._oldest_pending = None
 
     def discard(self, numbers: Iterable[int]) -> None:
-        """Remove rows, to be run again."""
-        gone = set(numbers)
-        if gone:
-            self._rewrite([n for n in self._index.rows_in_file_order() if n not in gone])
+        """Remove rows, which can then be written again."""
+        discarded = set(numbers)
+        if discarded:
+            self._rewrite([number for number in self._index.rows_in_file_order() if number not in discarded])
 
     def renew(self, numbers: Iterable[int], row_of: Callable[[int], Row]) -> None:
-        """Replace rows by others of the same numbers, in a file that takes the place of this one at once."""
-        changed = set(numbers)
-        if changed:
-            self._rewrite(self._index.rows_in_file_order(), lambda n: row_of(n) if n in changed else None)
+        """Replace the rows `numbers` by those that `row_of` returns, in one atomic replacement of the file."""
+        renewed = set(numbers)
+        if renewed:
+            self._rewrite(
+                self._index.rows_in_file_order(), lambda number: row_of(number) if number in renewed else None
+            )
 
     def finalize(self) -> None:
-        """Sort the rows into the plan's order, which does not depend on how the run went."""
+        """Sort the rows into the plan's order, so that the file does not depend on the order of their completion."""
         self.flush()
-        ordered = self._index.rows()
-        if ordered != self._index.rows_in_file_order():
-            self._rewrite(ordered)
+        in_plan_order = self._index.rows()
+        if in_plan_order != self._index.rows_in_file_order():
+            self._rewrite(in_plan_order)
 
     def close(self) -> None:
         """Flush, unless an earlier write failed, and release the file."""
         try:
-            if self._descriptor >= 0 and self._broken is None:
+            if self._descriptor >= 0 and self._first_error is None:
                 self.flush()
         finally:
             self._release()
@@ -237,7 +242,7 @@ class RowStore:
             self._descriptor = -1
 
     def _open_file(self) -> None:
-        """Open the file at the path twice: to append, and to read with a position of its own."""
+        """Open the file at the path twice: to append, and to read at another position."""
         self._descriptor = self._files.open_append(self._path, self._at)
         self._reader = open_file(self._path, at=self._at)
         if not os.path.samestat(os.fstat(self._descriptor), os.fstat(self._reader.fileno())):
@@ -249,52 +254,57 @@ class RowStore:
         return self._reader
 
     def _open(self, repair: bool, vocab_size: Callable[[str], int | None]) -> None:
+        """Open the file, index its rows, and set a torn tail and damaged lines aside."""
         try:
             self._open_file()
-            found = look_through(self._open_reader, self._place, self._index, vocab_size, skip_long=repair)
+            findings = index_rows(self._open_reader, self._index_of, self._index, vocab_size, skip_long=repair)
         except OSError as error:
             problem = f"cannot be opened for writing: {error.strerror or error}"
             raise RunDirectoryError(problem, path=self._path) from None
-        if found.damaged and not repair:
-            first, *others = found.damaged
+        if findings.damaged and not repair:
+            first, *others = findings.damaged
             raise RunDamagedError(
                 f"the row is damaged: {first.problem}" + (f" (and {len(others)} more)" if others else ""),
                 path=self._path,
                 line=first.line,
                 hint=f"give --repair to set damaged rows aside in {DAMAGED_NAME} and run them again",
             )
-        # Changing the file would change its other names too, such as those of a backup made of hard links.
-        is_linked = os.fstat(self._descriptor).st_nlink > 1
-        self._size = found.end if is_linked else found.end_of_rows
+        # A file with hard links is replaced, not changed: its other names may belong to a backup.
+        has_links = os.fstat(self._descriptor).st_nlink > 1
+        self._size = findings.end if has_links else findings.end_of_rows
         try:
-            if found.end > found.end_of_rows:
-                span = found.end_of_rows, found.end
+            if findings.end > findings.end_of_rows:
+                span = findings.end_of_rows, findings.end
                 torn = keep_bytes(self._files, self._open_reader, span, self._path.with_name(TORN_NAME), self._at)
-                if not is_linked:
-                    self._files.truncate(self._descriptor, found.end_of_rows)
-                size = found.end - found.end_of_rows
+                if not has_links:
+                    self._files.truncate(self._descriptor, findings.end_of_rows)
+                size = findings.end - findings.end_of_rows
                 _log.warning(
                     "%s: the last write was cut off; its %d bytes are set aside in %s", self._path, size, torn.name
                 )
-            if found.damaged:
+            if findings.damaged:
                 damaged_path = self._path.with_name(DAMAGED_NAME)
-                keep_damaged_lines(self._files, self._open_reader, damaged_path, found.damaged, self._at)
-            # An earlier process may have died before it flushed.
+                keep_damaged_lines(self._files, self._open_reader, damaged_path, findings.damaged, self._at)
+            # An earlier process may have been killed before it flushed.
             self._files.sync(self._descriptor)
             self._files.sync_directory(self._path.parent, self._at)
         except OSError as error:
-            raise self._break(error, "repair") from error
-        if found.damaged or is_linked:
+            raise self._fail(error, "repair") from error
+        if findings.damaged or has_links:
             self._rewrite(self._index.rows_in_file_order())
-        if count := len(found.damaged):
+        if count := len(findings.damaged):
             _log.warning(
                 "%s: %d damaged lines are set aside in %s; their rows run again", self._path, count, DAMAGED_NAME
             )
         self.num_durable = self.num_rows
 
-    def _rewrite(self, numbers: Sequence[int], renewed: Callable[[int], Row | None] = lambda number: None) -> None:
-        """Replace the file by the lines of `numbers`, in that order, or those of the rows that `renewed` gives."""
-        self._refuse_if_broken()
+    def _rewrite(self, numbers: Sequence[int], new_row: Callable[[int], Row | None] = lambda number: None) -> None:
+        """Replace the file by one with the rows `numbers`, in that order.
+
+        Args:
+            new_row: returns a row that takes the place of row `number`; None keeps the line.
+        """
+        self._refuse_after_error()
         self._check_file()
         reader = self._open_reader
         index = self._index.emptied()
@@ -304,7 +314,7 @@ class RowStore:
             nonlocal size
             for number in numbers:
                 line, failed = self._checked_line(number, reader), self._index.failed(number)
-                if (row := renewed(number)) is not None:
+                if (row := new_row(number)) is not None:
                     line, failed = encode_row(row), row.error is not None
                     if self._digest is not None:
                         line = with_digest(line, self._digest(number))
@@ -317,7 +327,7 @@ class RowStore:
             self._release()
             self._open_file()
         except OSError as error:
-            raise self._break(error, "rewrite") from error
+            raise self._fail(error, "rewrite") from error
         self._index, self._size = index, size
         self.num_durable = self.num_rows
         self._oldest_pending = None
@@ -332,52 +342,61 @@ class RowStore:
         return line
 
     def _check_file(self) -> None:
-        """Stop before a write, or before rows count as durable, when the path leads to other rows than were written."""
+        """Raise `RunReplacedError` if the file at the path is not the opened one, or has another size than written.
+
+        Called before every write, and before rows count as durable.
+        """
         problem = self._lost()
         if problem is None:
-            open_file = os.fstat(self._descriptor)
+            opened = os.fstat(self._descriptor)
             name = self._path if self._at is None else self._path.name
             try:
-                found = os.stat(name, dir_fd=self._at, follow_symlinks=False)
+                at_path = os.stat(name, dir_fd=self._at, follow_symlinks=False)
             except OSError:
                 problem = "was removed or moved away during the run"
             else:
-                if (found.st_dev, found.st_ino) != (open_file.st_dev, open_file.st_ino):
+                if not os.path.samestat(at_path, opened):
                     problem = "was replaced by another file during the run"
-                elif open_file.st_size != self._size:
-                    changed = f"it has {open_file.st_size:,} bytes, {self._size:,} were written"
-                    problem = f"was changed by another program during the run: {changed}"
+                elif opened.st_size != self._size:
+                    sizes = f"it has {opened.st_size:,} bytes, {self._size:,} were written"
+                    problem = f"was changed by another program during the run: {sizes}"
         if problem is not None:
             raise self._stop(problem)
 
     def _stop(self, problem: str) -> RunReplacedError:
-        """The error for a file that is not this run's any more. Nothing is written to it from now on."""
-        self._broken = OSError(errno.ESTALE, problem)
-        kept = "the file is left as it is"
-        if os.fstat(self._descriptor).st_nlink == 0:  # no name leads to these rows any more
-            kept = self._keep_aside()
+        """The error for a file that no longer belongs to this run; prevents all further writes."""
+        self._first_error = OSError(errno.ESTALE, problem)
+        outcome = "the file is left as it is"
+        if os.fstat(self._descriptor).st_nlink == 0:  # the open file has no name, so its rows would be lost
+            outcome = self._keep_aside()
         return RunReplacedError(
-            f"{self._path}: {problem}; nothing more is written, and {kept}",
+            f"{self._path}: {problem}; nothing more is written, and {outcome}",
             hint="put the directory back as it was, or run the command again with another --out",
         )
 
     def _keep_aside(self) -> str:
-        """Copy the rows of the open file to one beside it, or beside the directory where that is gone."""
+        """Copy the open file to a new file in the directory, or beside the directory if that is gone.
+
+        Returns:
+            A clause on where the rows are.
+        """
         span = 0, os.fstat(self._descriptor).st_size
         directory = self._path.parent
-        aside = self._path.with_name(ASIDE_NAME)
-        for path, at in ((aside, self._at), (directory.with_name(f"{directory.name}.{ASIDE_NAME}"), None)):
+        inside = self._path.with_name(ASIDE_NAME)
+        beside = directory.with_name(f"{directory.name}.{ASIDE_NAME}")
+        for path, at in ((inside, self._at), (beside, None)):
             with contextlib.suppress(OSError):
                 kept = keep_bytes(self._files, self._open_reader, span, path, at)
                 return f"its {counted(self.num_rows, 'row')} can be found in {kept}"
         return f"its {counted(self.num_rows, 'row')} cannot be kept"
 
-    def _refuse_if_broken(self) -> None:
-        if self._broken is not None:
-            raise self._break(self._broken, "earlier write")
+    def _refuse_after_error(self) -> None:
+        if self._first_error is not None:
+            raise self._fail(self._first_error, "earlier write")
 
-    def _break(self, error: OSError, action: str) -> StorageError:
-        self._broken = error
+    def _fail(self, error: OSError, action: str) -> StorageError:
+        """The error for a failed `action`; prevents all further writes."""
+        self._first_error = error
         safe = f"{counted(self.num_durable, 'row')} {'is' if self.num_durable == 1 else 'are'}"
         return StorageError(
             f"{self._path}: {action} failed: {error.strerror or error}",
@@ -386,7 +405,7 @@ class RowStore:
 
 
 class MemoryRows:
-    """The methods of `RowStore` without a file; a row counts as durable when `append` returns."""
+    """The methods of `RowStore` for rows in memory, which count as durable when `append` returns."""
 
     def __init__(self) -> None:
         self._rows: dict[int, Row] = {}

@@ -1,4 +1,4 @@
-"""`summary.json`: a run's figures by cell, derived from the rows alone."""
+"""`summary.json`: a run's figures by cell, computed from the rows."""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ from rwkvbatch.results.row import SCORED, Row
 SUMMARY_NAME = "summary.json"
 MAX_SUMMARY_BYTES = 256 * 2**20
 FORMER_VERDICTS = "former_verdicts"
-"""The key of a race's result that says that its rows have been judged again since, with other verdicts."""
+"""Key of a race's result: whether its rows were judged again later, with other verdicts."""
 
 
 @dataclass(frozen=True)
 class FailureShare:
-    """`failed` of `of` turns or checks."""
+    """The number of failures among `of` turns or checks."""
 
     failed: int
     of: int
 
 
 def worst(shares: Mapping[str, FailureShare], number: int = 3) -> list[tuple[str, FailureShare]]:
-    """The `number` names with the largest shares of failures; of equal ones, those with more failures first."""
+    """The `number` names with the largest shares of failures; equal shares are sorted by the number of failures."""
     failing = [(name, share) for name, share in shares.items() if share.failed]
     return sorted(failing, key=lambda item: (-item[1].failed / item[1].of, -item[1].failed, item[0]))[:number]
 
 
 @dataclass(frozen=True)
 class TextSummary:
-    """Likelihood of one cell's plain texts.
+    """The likelihood of one cell's plain texts.
 
     Attributes:
-        texts, tokens, bytes: how many were scored.
-        nll: mean per token over all tokens, in nats. perplexity: its exponential. bits_per_byte: over all bytes.
-        text_perplexity: exponential of the mean over texts of their negative log-likelihoods, as LAMBADA's is.
-        accuracy: share of the continuations that greedy decoding would write; None where no text had a prompt.
+        texts, tokens, bytes: numbers of scored texts, tokens and bytes.
+        nll: negative log-likelihood per token over all tokens, in nats. perplexity: exp(nll).
+        bits_per_byte: negative log-likelihood per byte over all bytes, in bits.
+        text_perplexity: exponential of the mean negative log-likelihood of a text, as in LAMBADA.
+        accuracy: share of the continuations that greedy decoding would write; None if no text has a prompt.
     """
 
     texts: int
@@ -61,15 +62,17 @@ class CellSummary:
     """One cell's figures.
 
     Attributes:
-        rows: turns, including those that failed. errors: those that failed.
-        checks, checks_passed: over all rows. unjudged: checks of which a judge gave no verdict.
+        rows: number of turns, including errors. errors: number of turns that ended in an error.
+        checks, checks_passed: numbers over all rows. unjudged: number of checks without a verdict of a judge.
         score: mean of the rows' scores.
-        finish_reasons: number of rows by why the reply ended.
-        first_token_p50_s, first_token_p95_s: from a request's submission to its first token.
-        prompt_tokens: of the prompts with their whole histories. cached_tokens: those taken from the prefix cache.
-        scored_prompt_tokens: of `prompt_tokens` those before texts and choices of turns in which nothing was generated;
-            rows do not say how many of them came from the cache.
-        logprob_mean: mean per reply token, in nats. reference_nll: mean per token of the reference replies, in nats.
+        finish_reasons: number of rows by finish reason.
+        first_token_p50_s, first_token_p95_s: percentiles of the time from a request's submission to its first token.
+        prompt_tokens: tokens of the prompts with their whole histories. cached_tokens: those whose state came from the
+            prefix cache.
+        scored_prompt_tokens: the part of `prompt_tokens` in turns in which texts were scored and nothing was generated;
+            rows do not record how many of these came from the cache.
+        logprob_mean: mean log-probability of a reply token, in nats. reference_nll: mean negative log-likelihood of a
+            token of the reference replies, in nats.
         plain_text: None without plain texts.
     """
 
@@ -97,10 +100,11 @@ class Summary:
     """A run's figures.
 
     Attributes:
-        planned: the number of rows of the complete run.
-        failed_tags: by tag, the turns that ended in an error or of which a check failed, of those and the turns with
-            checks. failed_checks: by kind of check, those that failed. Both over all cells, without what a judge gave
-            no verdict of. unjudged: checks without one.
+        planned: number of rows of the complete run.
+        failed_tags: failed turns by tag, over all cells. A turn fails if it ends in an error or a check fails; turns
+            without checks count only if they end in an error, and turns without a verdict only if they fail.
+        failed_checks: failed checks by kind, over all cells, without those that have no verdict.
+        unjudged: number of checks without a verdict of a judge.
     """
 
     planned: int
@@ -137,7 +141,7 @@ _TOTALS = (
 
 
 class _Tally:
-    """Sums over one cell's rows; `counts` has those of `_TOTALS`."""
+    """Sums over one cell's rows; `counts` has the keys of `_TOTALS`."""
 
     def __init__(self) -> None:
         self.counts = dict.fromkeys(_TOTALS, 0)
@@ -156,7 +160,7 @@ class _Tally:
         counts["prompt_tokens"] += row.tokens.prompt
         counts["cached_tokens"] += row.timing.cached_tokens
         counts["scored_prompt_tokens"] += row.tokens.prompt * (row.finish_reason == SCORED)
-        # The checks of a turn that ended in an error count as failed.
+        # The checks of a turn that ended in an error count as failed: their `passed` is False.
         counts["checks"] += len(row.checks)
         counts["checks_passed"] += sum(bool(check.passed) for check in row.checks)
         counts["unjudged"] += row.unjudged_checks
@@ -193,7 +197,7 @@ class _Tally:
         )
 
     def _plain_text(self) -> TextSummary:
-        # The sum does not depend on the order of the rows.
+        # `fsum` is exact, so the sum does not depend on the order of the rows.
         total, texts = -math.fsum(self.text_logprobs), len(self.text_logprobs)
         return TextSummary(
             texts,
@@ -208,15 +212,15 @@ class _Tally:
 
 
 def _exponential(value: float) -> float | None:
-    """exp(value); None where that is too large for a float."""
+    """exp(value); None if that overflows."""
     return math.exp(value) if value < 709 else None
 
 
 class Tallies:
-    """Adds up rows one by one; the last bits of sums depend on their order.
+    """Adds up rows one by one; the last bits of the sums depend on their order.
 
     Args:
-        cells: names, in the order of the summary.
+        cells: names of the cells, in the order of the summary.
     """
 
     def __init__(self, cells: Iterable[str]) -> None:
@@ -233,11 +237,11 @@ class Tallies:
         self._kinds.update((c.kind, is_error or not c.passed) for c in row.checks if is_error or c.passed is not None)
 
     def summary(self, planned: int) -> Summary:
-        """The figures so far of a run of `planned` rows."""
-        parts = tuple(tally.result(name) for name, tally in self._cells.items())
-        totals = {name: sum(getattr(part, name) for part in parts) for name in _TOTALS}
+        """The figures of the rows so far, in a run of `planned` rows."""
+        cells = tuple(tally.result(name) for name, tally in self._cells.items())
+        totals = {name: sum(getattr(cell, name) for cell in cells) for name in _TOTALS}
         return Summary(
-            planned=planned, **totals, cells=parts, failed_tags=_shares(self._tags), failed_checks=_shares(self._kinds)
+            planned=planned, **totals, cells=cells, failed_tags=_shares(self._tags), failed_checks=_shares(self._kinds)
         )
 
 
@@ -255,13 +259,13 @@ def summarize(rows: Iterable[Row], cells: Iterable[str], planned: int) -> Summar
 
 
 def percentile(ascending: list[float], share: float) -> float | None:
-    """The value below which `share` of `ascending` lies, interpolated linearly; None for no values."""
+    """The quantile `share` of values in ascending order, interpolated linearly; None without values."""
     if not ascending:
         return None
-    at = share * (len(ascending) - 1)
-    below = int(at)
+    position = share * (len(ascending) - 1)
+    below = int(position)
     above = min(below + 1, len(ascending) - 1)
-    return ascending[below] + (at - below) * (ascending[above] - ascending[below])
+    return ascending[below] + (position - below) * (ascending[above] - ascending[below])
 
 
 def write_summary(
@@ -276,8 +280,8 @@ def write_summary(
     """Replace the summary.
 
     Args:
-        at: the open directory; `directory` is opened without it.
-        session: figures of the process that writes it (seconds, tokens/s). race: result of a race.
+        session: figures of the process that writes it (seconds, tokens/s). race: the result of a race.
+        at: descriptor of the open directory; without it, `directory` is opened.
 
     Raises:
         StorageError: it could not be written; the rows are safe.
@@ -292,7 +296,7 @@ def write_summary(
 
 
 def read_race(directory: Path) -> Mapping[str, Any] | None:
-    """The result of a race from a run's summary; None for other runs, and without a summary that can be read."""
+    """The result of a race from a run's summary; None for other runs, and if the summary cannot be read."""
     try:
         content = json.loads(read_file(directory / SUMMARY_NAME, MAX_SUMMARY_BYTES))
     except (OSError, ValueError, RecursionError):

@@ -14,7 +14,7 @@ import pytest
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.exits import ExitCode
 from rwkvbatch.comparison import compare
-from rwkvbatch.comparison.judging import ties_of, variances
+from rwkvbatch.comparison.variances import discreteness, variances
 from rwkvbatch.stats.family import compare_family
 from rwkvbatch.stats.sample_size import conversations_needed, smallest_detectable
 from tests.comparison.make_run import make_run
@@ -330,8 +330,8 @@ def test_scores_without_steps_take_as_many_conversations_as_numbers_without_limi
 @pytest.mark.parametrize("values", [[0.0, 0.0, 0.0, 0.0], [0.5, -0.5, 0.25, -0.25]])
 def test_differences_that_cancel_are_steps(values: list[float]) -> None:
     with np.errstate(all="raise"):
-        assert ties_of(np.array(values), np.array([0, 0, 1, 1]), 1.0) == (True, 1.0)
-        assert ties_of(np.array(values), np.array([0, 0, 1, 1]), math.inf) == (False, 0.0)
+        assert discreteness(np.array(values), np.array([0, 0, 1, 1]), 1.0) == (True, 1.0)
+        assert discreteness(np.array(values), np.array([0, 0, 1, 1]), math.inf) == (False, 0.0)
 
 
 def test_a_planned_number_of_conversations_finds_a_difference_in_nll_4_times_in_5() -> None:
@@ -354,6 +354,18 @@ def test_long_texts_count_as_much_in_the_variance_as_in_the_mean(
     run = str(make_run(tmp_path / "texts", cells=("a", "b"), conversations=400, repeats=1, turns=1, change=change))
     found = planned(capsysbinary, script, "--detect", "1", "--metric", "nll", "--pilot", run)
     assert found["variances"]["between"] == pytest.approx(2 * 2, rel=0.2)
+
+
+def test_a_pilot_leaves_out_texts_that_its_cells_split_into_different_numbers_of_tokens(
+    script: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        tokens = 9 if (row["cell"], row["conversation"]) == ("b", "talk-0") else 8
+        row["reference"] |= {"nll": float(rng.normal(5, 1)), "bytes": 30, "tokens": tokens, "logprob": -5.0}
+
+    run = str(make_run(tmp_path / "texts", cells=("a", "b"), conversations=20, repeats=2, turns=1, change=change))
+    found = planned(capsysbinary, script, "--detect", "1", "--metric", "nll", "--pilot", run)
+    assert found["variances"]["num_conversations"] == 19
 
 
 def test_of_pass_at_k_the_pilots_repetitions_are_planned_for(

@@ -14,9 +14,10 @@ import pytest
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.comparing import compare
 from rwkvbatch.comparison.gates import parse_gate
-from rwkvbatch.comparison.judging import GateResult, judge, variances
+from rwkvbatch.comparison.judging import GateResult, judge
 from rwkvbatch.comparison.matching import Dropped
 from rwkvbatch.comparison.scopes import Column, GateScope
+from rwkvbatch.comparison.variances import variances
 from rwkvbatch.errors import UsageError
 from rwkvbatch.stats.sample_size import conversations_needed
 from tests.comparison.make_run import encode, make_row, make_run

@@ -176,8 +176,8 @@ def test_metrics_do_not_depend_on_how_many_replies_are_counted_at_once(
     monkeypatch.setattr(results, "_BATCH_TOKENS", tokens)
     table = load(tmp_path / "a")
     for metric in TURN_METRICS:
-        assert metric.of is not None
-        alone = np.array([metric.of(row) for row in rows], dtype=np.float64)
+        assert metric.value is not None
+        alone = np.array([metric.value(row) for row in rows], dtype=np.float64)
         np.testing.assert_array_equal(table[metric.name].to_numpy(), alone, err_msg=metric.name)
 
 
@@ -196,8 +196,8 @@ def test_rows_have_the_numbers_of_every_metric_whatever_parts_they_have(tmp_path
     write_run(tmp_path / "a", rows, manifest={})
     table = load(tmp_path / "a")
     for metric in TURN_METRICS:
-        assert metric.of is not None
-        alone = np.array([metric.of(row) for row in rows], dtype=np.float64)
+        assert metric.value is not None
+        alone = np.array([metric.value(row) for row in rows], dtype=np.float64)
         np.testing.assert_array_equal(table[metric.name].to_numpy(), alone, err_msg=metric.name)
         assert not np.isnan(alone).all(), metric.name
 

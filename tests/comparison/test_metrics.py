@@ -17,7 +17,7 @@ METRICS = {metric.name: metric for metric in TURN_METRICS}
 
 
 def value(name: str, **changes: object) -> float | None:
-    of = METRICS[name].of
+    of = METRICS[name].value
     assert of is not None
     return of(make_row("x", **changes))
 
@@ -76,10 +76,10 @@ any_ids = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=10)
 def test_the_ngrams_of_many_replies_at_once_are_those_of_each_alone(replies: list[list[int]]) -> None:
     counts = count_ngrams([array("q", ids) for ids in replies])
     for metric in TURN_METRICS:
-        if metric.of_ngrams is not None:
-            assert metric.of is not None
-            alone = [metric.of({"reply_ids": ids}) for ids in replies]
-            np.testing.assert_array_equal(metric.of_ngrams(counts), np.array(alone, dtype=np.float64))
+        if metric.ngram_values is not None:
+            assert metric.value is not None
+            alone = [metric.value({"reply_ids": ids}) for ids in replies]
+            np.testing.assert_array_equal(metric.ngram_values(counts), np.array(alone, dtype=np.float64))
 
 
 def test_reference_metrics_are_missing_without_a_reference() -> None:

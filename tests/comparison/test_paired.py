@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from rwkvbatch.comparison import compare, load
-from rwkvbatch.comparison.paired import Comparison
+from rwkvbatch.comparison.matching import MatchedRows
+from rwkvbatch.comparison.metrics import metric_named
+from rwkvbatch.comparison.paired import Comparison, compare_metric
+from rwkvbatch.comparison.pairing import Pair, Variant
 from rwkvbatch.errors import RunMismatchError, UsageError
 from rwkvbatch.stats.family import compare_family
 from tests.comparison.make_run import make_row, make_run, write_run
@@ -222,3 +226,12 @@ def test_a_gate_does_not_pass_because_a_run_has_nothing_to_judge(tmp_path: Path)
 def test_an_unknown_metric_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="score, passed, nll"):
         compare([str(make_run(tmp_path / "a"))], metrics=["bleu"])
+
+
+def test_wins_and_losses_weight_the_rows_of_a_conversation_as_the_mean_does() -> None:
+    columns = {"nll_a": [2.0, 2.0], "nll_b": [4.0, 1.0], "nll_weight_a": [1.0, 99.0], "nll_weight_b": [1.0, 99.0]}
+    rows = pd.DataFrame(columns | {"conversation_code": [0, 0]})
+    pair = Pair(Variant("a", "base", "a"), Variant("b", "base", "b"))
+    [found], _ = compare_metric(metric_named("nll"), [MatchedRows(pair, rows, 0, 0, 0)])
+    assert found.difference < 0
+    assert (found.wins, found.ties, found.losses) == (1, 0, 0)

@@ -14,7 +14,7 @@ from rwkvbatch.comparison.matching import MatchedRows
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.paired import compare_metric
 from rwkvbatch.comparison.pairing import Pair, Variant
-from rwkvbatch.comparison.ranking import Candidate, Ranking, Values, rank_values
+from rwkvbatch.comparison.ranking import Candidate, Ranking, VariantValues, rank_values
 from rwkvbatch.comparison.wording import common_rows, standing
 from tests.comparison.make_run import RowChange, make_row, make_run, write_run
 
@@ -173,7 +173,7 @@ def test_a_truly_best_variant_is_left_out_in_at_most_5_of_100_sweeps(effect: flo
         rows = (rng.random((9, 5)) + hardness < [0.5, 0.5, 0.5, 0.5, 0.5 + effect]).astype(float)
         lines, _ = compare_metric(metric_named("score"), [pair(variants, rows, number) for number in range(1, 5)])
         codes = np.arange(9)
-        values = Values(metric_named("score"), rows, codes, np.zeros(9, dtype=np.int64), 9)
+        values = VariantValues(metric_named("score"), rows, codes, np.zeros(9, dtype=np.int64), 9)
         ranking, _ = rank_values(variants, values, lines)
         assert ranking is not None
         left_out += next(c for c in ranking.candidates if c.variant == variants[-1]).beaten_by is not None

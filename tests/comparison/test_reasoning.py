@@ -18,8 +18,8 @@ from tests.replay.fakes import make_row
 
 def value(name: str, **changes: Any) -> float | None:
     metric = metric_named(name)
-    assert metric.of is not None
-    return metric.of(make_row("c", **changes).as_dict())
+    assert metric.value is not None
+    return metric.value(make_row("c", **changes).as_dict())
 
 
 def test_truncated_and_closed() -> None:
@@ -34,7 +34,7 @@ def test_truncated_and_closed() -> None:
 def test_tokens_of_thinking_and_of_the_answer() -> None:
     row = replace(make_row("c"), tokens=TokenCounts(5, 9, 6))
     assert decode_row(encode_row(row)).tokens == TokenCounts(5, 9, 6)
-    found = {name: metric_named(name).of(row.as_dict()) for name in ("think_tokens", "answer_tokens")}  # type: ignore[misc]
+    found = {name: metric_named(name).value(row.as_dict()) for name in ("think_tokens", "answer_tokens")}  # type: ignore[misc]
     assert found == {"think_tokens": 6, "answer_tokens": 3}
     assert value("think_tokens") is None
     assert "thinking" not in make_row("c").as_dict()["tokens"]

@@ -15,7 +15,7 @@ from rwkvbatch.comparison.matching import Dropped, MatchedRows
 from rwkvbatch.comparison.metrics import Metric, metric_named
 from rwkvbatch.comparison.paired import Comparison, compare_metric
 from rwkvbatch.comparison.pairing import Pair, Variant
-from rwkvbatch.comparison.ranking import Ranking, Values, rank_values
+from rwkvbatch.comparison.ranking import Ranking, VariantValues, rank_values
 from rwkvbatch.comparison.wording import difference, directions, extent, interval, left_out, number, verdict
 
 
@@ -76,7 +76,7 @@ def analysed(design: Design) -> tuple[list[Comparison], Ranking | None]:
     if not design.metric.ranked or len(variants) < 3 or np.isnan(design.rows).all(axis=0).any():
         return lines, None
     zeros = np.zeros(design.conversations.size, dtype=np.int64)
-    values = Values(design.metric, design.rows, design.conversations, zeros, int(design.conversations.max()) + 1)
+    values = VariantValues(design.metric, design.rows, design.conversations, zeros, int(design.conversations.max()) + 1)
     return lines, rank_values(variants, values, lines)[0]
 
 
