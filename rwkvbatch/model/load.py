@@ -81,7 +81,7 @@ def _resolve(path: str | os.PathLike[str] | None) -> ResolvedModel:
     candidates = [file, *(Path(f"{file}{suffix}") for suffix in READ_SUFFIXES)]
     try:
         for candidate in candidates:
-            if candidate.is_file() or (candidate is wanted and is_model_directory(wanted)):
+            if candidate.is_file() or (candidate is file and is_model_directory(file)):
                 return ResolvedModel(candidate, bundled=False)
         if os.path.lexists(file):
             # A directory, a pipe or a dangling link: opening it raises the right error.
