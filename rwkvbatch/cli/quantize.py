@@ -106,7 +106,7 @@ def _fitted(
     """The large matrices as the file has them, fitted to texts."""
     from rwkvbatch.cli.views import progress_bar
     from rwkvbatch.model.calibration import fitted, pieces
-    from rwkvbatch.model.checkpoint import describe
+    from rwkvbatch.model.description import describe
     from rwkvbatch.model.quantised import Fit, packed
     from rwkvbatch.prompt.vocabulary import tokenizer_of
     from rwkvbatch.script.documents import read_documents

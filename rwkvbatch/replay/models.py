@@ -171,7 +171,8 @@ def vocabularies(plan: Plan) -> tuple[Tokenizer, list[str]]:
 
     A checkpoint that cannot be opened has a warning, and World's tokenizer stands for its own.
     """
-    from rwkvbatch.model.checkpoint import describe, open_checkpoint
+    from rwkvbatch.model.checkpoint import open_checkpoint
+    from rwkvbatch.model.description import describe
     from rwkvbatch.model.load import resolve_model_path
 
     found: list[Tokenizer] = []
