@@ -388,8 +388,7 @@ def check_target(
     is_run = (directory / MANIFEST_NAME).exists() and (directory / RESULTS_NAME).exists()
     if is_run and target.name in RUN_FILE_NAMES:
         raise UsageError(
-            f"{name}: is a file of the run in {directory}, which no other command writes to",
-            hint="choose another name",
+            f"{name}: is a file of the run in {directory}, which no other command writes to", hint="choose another name"
         )
     if not os.path.lexists(target):
         return
