@@ -24,7 +24,8 @@ from rwkvbatch.model.memory import refuse_too_large
 from rwkvbatch.model.ops import Activation, Array, Operations
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.quantised import rounding_of
-from rwkvbatch.model.rwkv7 import Network, Rwkv7Model, Stepper, WeightReader, state_bytes
+from rwkvbatch.model.rwkv7 import Network, WeightReader, state_bytes
+from rwkvbatch.model.rwkv7_model import Rwkv7Model, Stepper
 from rwkvbatch.model.strategy import DTYPES, Strategy, parse_strategy
 from rwkvbatch.model.upstream import load_upstream
 

@@ -20,7 +20,7 @@ from rwkvbatch.model.base import Model
 from rwkvbatch.model.load import SlowBackendWarning, load_model, resolve_model_path
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.rwkv7 import Rwkv7Model
+from rwkvbatch.model.rwkv7_model import Rwkv7Model
 from rwkvbatch.replay.models import ModelLoader, Setup
 from tests.model.loading_memory import memory_of_loading
 
