@@ -185,6 +185,38 @@ def test_a_directory_of_peft_has_its_alpha(
         logits(tiny_file, f"{folder} alpha=3")
 
 
+FLA_NAMES = {
+    "blocks.0.att.receptance": "layers.0.attn.r_proj",
+    "blocks.1.att.key": "layers.1.attn.k_proj",
+    "blocks.1.ffn.key": "layers.1.ffn.key",
+    "blocks.0.ffn.value": "layers.0.ffn.value",
+}
+TRANSFORMERS_NAMES = {
+    "blocks.0.att.receptance": "layers.0.linear_attn.r_proj",
+    "blocks.1.att.key": "layers.1.linear_attn.k_proj",
+    "blocks.1.ffn.key": "layers.1.mlp.up_proj",
+    "blocks.0.ffn.value": "layers.0.mlp.down_proj",
+}
+
+
+@pytest.mark.parametrize("names", [FLA_NAMES, TRANSFORMERS_NAMES], ids=["fla", "transformers"])
+@pytest.mark.parametrize("part", ["", "ffn"])
+def test_a_directory_of_peft_with_the_names_of_other_programs(
+    names: dict[str, str], part: str, tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path
+) -> None:
+    folder = peft_directory(tmp_path / "peft", tiny_tensors)
+    chosen = {target: theirs for target, theirs in names.items() if part in target}
+    parts = {name: tensor for name, tensor in lora(tiny_tensors).items() if name.rpartition(".")[0] in chosen}
+    for name in list(parts):
+        target, _, letter = name.rpartition(".")
+        parts[f"base_model.model.model.{chosen[target]}.{letter}.weight"] = parts.pop(name)
+    save_file(parts, folder / "adapter_model.safetensors")
+    expected = dict(tiny_tensors)
+    for target in chosen:
+        expected[f"{target}.weight"] = with_lora(tiny_tensors, lora(tiny_tensors), 4.0)[f"{target}.weight"]
+    assert_merged(tiny_file, str(folder), expected, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
