@@ -19,6 +19,7 @@ from rwkvbatch.model import MODEL_VARIABLE, READ_SUFFIXES
 from rwkvbatch.model.adapters import parse_adapter
 from rwkvbatch.model.base import Model, ModelSpec, dimensions_of, is_rwkv7
 from rwkvbatch.model.checkpoint import Checkpoint, initial_wkv, open_checkpoint
+from rwkvbatch.model.containers import is_model_directory
 from rwkvbatch.model.memory import refuse_too_large
 from rwkvbatch.model.ops import Activation, Array, Operations
 from rwkvbatch.model.ops.reference import ReferenceOps
@@ -81,7 +82,7 @@ def _resolve(path: str | os.PathLike[str] | None) -> ResolvedModel:
     candidates = [file, *(Path(f"{file}{suffix}") for suffix in READ_SUFFIXES)]
     try:
         for candidate in candidates:
-            if candidate.is_file():
+            if candidate.is_file() or (candidate is file and is_model_directory(file)):
                 return ResolvedModel(candidate, bundled=False)
         if os.path.lexists(file):
             # A directory, a pipe or a dangling link: opening it raises the right error.

@@ -58,6 +58,13 @@ def test_a_directory_of_the_same_name_is_skipped(tmp_path: Path) -> None:
     assert resolve_model_path(tmp_path / "a").path.name == "a.pth"
 
 
+def test_model_directory_comes_before_a_file_with_a_suffix(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text("{}")
+    (tmp_path / "a.pth").touch()
+    assert resolve_model_path(tmp_path / "a").path == tmp_path / "a"
+
+
 def test_a_path_overrides_the_environment_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("default.pth", "given.pth"):
         (tmp_path / name).touch()
