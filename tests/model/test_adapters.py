@@ -111,9 +111,9 @@ def saved(path: Path, tensors: Tensors) -> Path:
 
 
 def assert_merged(base: Path, adapter: str, expected: Tensors, folder: Path, parts: tuple[str, ...] = ()) -> None:
-    found = logits(base, adapter)
-    torch.testing.assert_close(found, logits(saved(folder / "merged.pth", expected)), rtol=0, atol=2e-3)
-    assert (found - logits(base)).abs().max() > 0.05
+    actual = logits(base, adapter)
+    torch.testing.assert_close(actual, logits(saved(folder / "merged.pth", expected)), rtol=0, atol=2e-3)
+    assert (actual - logits(base)).abs().max() > 0.05
 
 
 def test_lora(tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_lora(tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("backend", ["reference", "upstream"])
 def test_other_backends_merge_too(backend: str, tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:
     path = saved(tmp_path / "lora.pth", lora(tiny_tensors))
-    found = logits(tiny_file, f"{path} alpha=24", backend)
-    torch.testing.assert_close(found, logits(tiny_file, f"{path} alpha=24"), rtol=0, atol=2e-3)
+    actual = logits(tiny_file, f"{path} alpha=24", backend)
+    torch.testing.assert_close(actual, logits(tiny_file, f"{path} alpha=24"), rtol=0, atol=2e-3)
 
 
 def test_pissa(tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:
@@ -379,11 +379,11 @@ def test_products_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> N
 
     x, y = normal(70, 40, seed=1).float(), normal(40, 130, seed=2).float()
     expected = (x.double() @ y.double()).float()
-    found = product(x, y)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    actual = product(x, y)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
     ops = cpu.CpuOps
     monkeypatch.setattr(cpu, "CpuOps", lambda: ops(5, "portable"))
-    assert torch.equal(product(x, y), found)
+    assert torch.equal(product(x, y), actual)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
