@@ -293,6 +293,21 @@ def test_run_takes_an_llm(llm: LLM, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("strategy", ["cpu bf16", "cpu int4"]),
+        ("backend", "reference"),
+        ("adapter", "a.pth alpha=1"),
+        ("endpoint", "http://127.0.0.1:1/v1"),
+    ],
+)
+def test_run_refuses_to_load_a_loaded_model_differently(llm: LLM, name: str, value: Any) -> None:
+    keywords: Any = {name: value}
+    with pytest.raises(UsageError, match=f"{name} is given"):
+        rwkvbatch.run("datasets/demo.jsonl", model=llm, limit=1, **keywords)
+
+
+@pytest.mark.parametrize(
     ("call", "facts"),
     [
         (lambda llm: llm.generate(""), ["prompt 0", "none"]),
@@ -301,7 +316,17 @@ def test_run_takes_an_llm(llm: LLM, tmp_path: Path) -> None:
         (lambda llm: llm.generate("a", n=0), ["n ", "at least 1", "0"]),
         (lambda llm: llm.generate(["a", "b"], [WARM]), ["params", "2", "1"]),
         (lambda llm: llm.generate("a", WARM.replace(banned_token_ids=(300,))), ["300"]),
-        (lambda llm: llm.chat("hi"), ["message 0", "role"]),
+        (lambda llm: llm.generate("a", n=1.5), ["n ", "1.5"]),
+        (lambda llm: llm.generate("a", {"max_tokens": 4}), ["SamplingParams", "max_tokens"]),
+        (lambda llm: llm.generate("a", [{"max_tokens": 4}]), ["SamplingParams", "max_tokens"]),
+        (lambda llm: llm.stream("a", {"max_tokens": 4}), ["SamplingParams", "max_tokens"]),
+        (lambda llm: llm.generate(b"abc"), ["text", "b'abc'"]),
+        (lambda llm: llm.generate([b"abc"]), ["prompt 0", "b'abc'"]),
+        (lambda llm: llm.generate(None), ["None"]),
+        (lambda llm: llm.generate("a", initial_state="ada.safetensors"), ["State", "ada.safetensors"]),
+        (lambda llm: llm.score_pairs(["ab"]), ["pairs", "'ab'"]),
+        (lambda llm: llm.score_pairs([("a", "b", "c")]), ["pairs", "'c'"]),
+        (lambda llm: llm.chat("hi"), ["messages", "'hi'"]),
         (lambda llm: llm.chat([{"role": "user", "text": "hi"}]), ["message 0", "content", "text"]),
         (lambda llm: llm.chat([[*ADA], [*ADA, *ADA]]), ["conversation 1", "user, user"]),
         (lambda llm: llm.chat(DIALOGUE[:2]), ["user, assistant"]),

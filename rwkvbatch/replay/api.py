@@ -1,4 +1,7 @@
-"""`run` replays scripts, and `prepare` only makes the plan; the command line calls them too."""
+"""The library's function `run`, which replays scripts, and `prepare`, which only makes the plan.
+
+The command line calls both.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
-from rwkvbatch.config import GRID_SETTINGS, TEXTS, EndpointApi, HistoryMode, Order, Switch, ThinkMode, TurnEnd
+from rwkvbatch.config import (
+    GRID_SETTINGS,
+    NO_ADAPTER,
+    TEXTS,
+    EndpointApi,
+    HistoryMode,
+    Order,
+    Switch,
+    ThinkMode,
+    TurnEnd,
+)
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.judges.source import JudgeSource, judge_source
 from rwkvbatch.replay.consistency import check_plan, log_left_out, log_lint, refuse_contradictions, with_endpoint
@@ -17,7 +30,7 @@ from rwkvbatch.replay.grid import PATHS, GridFile, make_cells
 from rwkvbatch.replay.jury import turns_with_rubrics
 from rwkvbatch.replay.layers import CHECKPOINT_ENDINGS, layer_settings, naming_origins, read_toml
 from rwkvbatch.replay.metrics import serving_metrics
-from rwkvbatch.replay.models import ModelLoader
+from rwkvbatch.replay.models import ModelLoader, setups_of
 from rwkvbatch.replay.plan import Plan, select
 from rwkvbatch.replay.pool import pool_for
 from rwkvbatch.replay.progress import Observer
@@ -134,20 +147,23 @@ def run(
         out: the run directory, new or one to continue; None keeps the rows in memory.
         model: a loaded model or an `LLM`, a checkpoint's file or several (a dimension of the grid), or None for the
             bundled one.
-        grid: a TOML file with a grid of settings. config: one with settings.
-        environment: where `RWKVBATCH_*` settings are read from, such as `os.environ`; None reads none.
+        grid: a TOML file with a grid of settings.
+        config: a TOML file with settings.
+        environment: variables from which `RWKVBATCH_*` settings are read, such as `os.environ`; None reads none.
         documents: score text files, JSON lines with `text` and folders of them, as `rwkvbatch score` does.
-        skip_bad: leave bad lines of a script out.
+        skip_bad: set bad lines of a script aside instead of raising.
         shard: run only this part of the conversations, such as `2/8`.
-        retry_errors: run rows again that failed. repair: set damaged rows aside and run them again.
+        retry_errors: run failed rows again.
+        repair: set damaged rows aside and run them again.
         verify_rows: afterwards, generate this many rows again, alone and in another batch.
-        metrics_port: serve metrics for Prometheus on this port of 127.0.0.1 while it runs; 0 takes a free one.
-        observer: receives progress. notify: receives messages for people.
+        metrics_port: serve metrics for Prometheus on this port of 127.0.0.1 during the run; 0 takes a free one.
+        observer: receives progress.
+        notify: is called with messages for the user.
         should_stop: called between steps; true ends the run, which can be continued.
-        loading: entered while files are read and the models are loaded; what it raises leaves no trace.
-        command: how the run was started, for the manifest.
+        loading: makes a context in which files are read and the models are loaded. If it raises, nothing was written.
+        command: the command that started the run, for the manifest.
         settings: fields of `RunSettings`, see `RunKeywords`; a list of values makes a dimension of the grid. They
-            win over a conversation's own params.
+            override a conversation's `params`.
 
     Returns:
         The summary, and the rows: `result.rows()`.
@@ -158,10 +174,12 @@ def run(
     loaded: Model | None = None
     if model is not None and not isinstance(model, (str, os.PathLike, Sequence)):
         loaded, model = cast("Model", getattr(model, "model", model)), None
-    where: dict[str, Any] = {"grid": grid, "config": config, "environment": environment, "documents": documents}
+    sources: dict[str, Any] = {"grid": grid, "config": config, "environment": environment, "documents": documents}
     with loading():  # a script may be a pipe that never ends
-        prepared = prepare(scripts, model=model, skip_bad=skip_bad, shard=shard, **where, **settings)
+        prepared = prepare(scripts, model=model, skip_bad=skip_bad, shard=shard, **sources, **settings)
     plan, skipped = prepared.plan, prepared.script.skipped
+    if loaded is not None:
+        _refuse_loading_settings(plan)
     log_lint(plan)
     observers = [] if observer is None else [observer]
     loader = ModelLoader(plan.settings, loaded, notify)
@@ -169,9 +187,9 @@ def run(
         judge = _judge(plan, loader, notify)
     with ExitStack() as stack:
         if metrics_port is not None:
-            served = stack.enter_context(serving_metrics(metrics_port))
-            notify(f"metrics for Prometheus are at {served.url}")
-            observers.append(served)
+            metrics = stack.enter_context(serving_metrics(metrics_port))
+            notify(f"metrics for Prometheus are at {metrics.url}")
+            observers.append(metrics)
         stack.enter_context(naming_origins(plan.origins))
         options = RunOptions(
             out=None if out is None else Path(out),
@@ -195,6 +213,22 @@ def run(
     return result
 
 
+def _refuse_loading_settings(plan: Plan) -> None:
+    """Refuse settings of how a model is loaded, which would change nothing about one that is loaded already."""
+    for setup in setups_of(plan):
+        given = {
+            "strategy": setup.strategy != "auto",
+            "backend": setup.backend != "auto",
+            "adapter": setup.adapter != NO_ADAPTER,
+            "endpoint": setup.endpoint is not None,
+        }
+        for name in (name for name, is_given in given.items() if is_given):
+            raise UsageError(
+                f"{name} is given, and so is a model that is loaded already, which it cannot change",
+                hint=f"give the checkpoint's file as model, or leave {name} out",
+            )
+
+
 def _judge(plan: Plan, loader: ModelLoader, notify: Callable[[str], None]) -> JudgeSource | None:
     """The judge that the settings name, if the script has rubrics; raises as `JudgeSource.check`."""
     source = judge_source(plan.settings, loader.budget)
@@ -214,7 +248,7 @@ def _judge(plan: Plan, loader: ModelLoader, notify: Callable[[str], None]) -> Ju
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan, and the script that it was made from."""
+    """A plan and its script."""
 
     plan: Plan
     script: Script
@@ -263,35 +297,41 @@ def _script_names(scripts: PathLike | Sequence[PathLike]) -> tuple[str, ...]:
 
 
 def split_lists(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Single values, and lists of values (`0.3,0.7` or a sequence) of settings that a grid may vary, by full names."""
+    """The settings with one value, and those with several values, by full names.
+
+    Only settings that a grid may vary have several: a comma list such as `0.3,0.7`, or a sequence.
+
+    Raises:
+        UsageError: a list has an empty item.
+    """
     single: dict[str, Any] = {}
-    several: dict[str, list[Any]] = {}
-    for key, value in values.items():
-        full = full_name(key)
-        parts: list[Any] = [value]
-        if full in GRID_SETTINGS:
-            if isinstance(value, str) and "," in value and full not in TEXTS:
-                parts = _split_paths(value) if full in PATHS else [part.strip() for part in value.split(",")]
+    lists: dict[str, list[Any]] = {}
+    for raw_key, value in values.items():
+        key = full_name(raw_key)
+        items: list[Any] = [value]
+        if key in GRID_SETTINGS:
+            if isinstance(value, str) and "," in value and key not in TEXTS:
+                items = _split_paths(value) if key in PATHS else [item.strip() for item in value.split(",")]
             elif isinstance(value, (list, tuple)):
-                parts = list(value)  # pyright: ignore[reportUnknownArgumentType]
-            if not parts or ("" in parts and full not in TEXTS):
-                raise UsageError(f"{option_name(full)} has an empty item in {value!r}")
-        if len(parts) == 1:
-            single[full] = parts[0]
+                items = list(value)  # pyright: ignore[reportUnknownArgumentType]
+            if not items or ("" in items and key not in TEXTS):
+                raise UsageError(f"{option_name(key)} has an empty item in {value!r}")
+        if len(items) == 1:
+            single[key] = items[0]
         else:
-            several[full] = parts
-    return single, several
+            lists[key] = items
+    return single, lists
 
 
 def _split_paths(text: str) -> list[str]:
-    """The paths of a comma list. Of its parts, the most that are together the name of a file are one path."""
-    parts, found = text.split(","), list[str]()
+    """The paths of a comma list. Each path has as many parts as possible such that a file of this name exists."""
+    parts, paths = text.split(","), list[str]()
     while parts:
         sizes = range(len(parts), 1, -1)
         size = next((n for n in sizes if _is_path(",".join(parts[:n]).strip())), 1)
-        found.append(",".join(parts[:size]).strip())
+        paths.append(",".join(parts[:size]).strip())
         parts = parts[size:]
-    return found
+    return paths
 
 
 def _is_path(name: str) -> bool:
