@@ -78,7 +78,8 @@ class GateResult:
         parts: list[str] = []
         if not math.isnan(self.left):
             negation = "" if self.holds else "not "
-            parts.append(f"{negation}{self.left:.4g} {self.gate.comparator} {self.right:.4g}")
+            left, right = _distinct(self.left, self.right)
+            parts.append(f"{negation}{left} {self.gate.comparator} {right}")
         if not math.isnan(self.low):
             if self.holds and not self.shown:
                 parts.append("not significant")
@@ -281,3 +282,13 @@ def _room(form: LinearForm, result: GateResult, sign: int) -> float:
     low, high = form.limits
     observed = result.left - result.right
     return observed - low if sign > 0 else high - observed
+
+
+def _distinct(left: float, right: float) -> tuple[str, str]:
+    """Two numbers with 4 digits, or with as many as it takes to tell them apart."""
+    texts = f"{left:.4g}", f"{right:.4g}"
+    for digits in (6, 8, 12, 17):
+        if texts[0] != texts[1] or left == right:
+            break
+        texts = f"{left:.{digits}g}", f"{right:.{digits}g}"
+    return texts

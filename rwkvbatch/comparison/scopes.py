@@ -50,7 +50,7 @@ class GateScope:
             same order.
         dropped: the rows that the variant, and then the baseline, lacks; `missing` counts rows that only the other
             side of the pair has.
-        unfinished: a sentence on each unfinished run.
+        unfinished: a sentence on each run that is unfinished or only a part.
         unpaired: why there is no pair to judge; empty otherwise.
         unpreferred: number of pairs of replies without a verdict of the judge.
     """
@@ -77,7 +77,7 @@ def scopes_of(
 ) -> list[GateScope]:
     """A scope for every pair, then one for every variant outside all pairs."""
     dropped_of = {variant_dropped.label: variant_dropped for variant_dropped in dropped}
-    sentences = {run.name: _unfinished_sentence(run) for run in runs if run.unfinished}
+    sentences = {run.name: sentence for run in runs if (sentence := _unfinished_sentence(run)) is not None}
 
     def unfinished(*sides: Variant) -> tuple[str, ...]:
         return tuple(sentences[name] for name in dict.fromkeys(side.run for side in sides) if name in sentences)
@@ -110,7 +110,12 @@ def scopes_of(
     return scopes
 
 
-def _unfinished_sentence(run: RunData) -> str:
+def _unfinished_sentence(run: RunData) -> str | None:
+    """Why gates fail on a run; None if it is whole."""
+    if not run.unfinished:
+        if run.facts.part in (None, "1/1"):
+            return None
+        return f"{run.source} is part {run.facts.part} of a run; `rwkvbatch merge` combines the parts"
     at_least = "" if len(run.unfinished) == 1 else "at least "
     return f"{run.source} is not finished: {at_least}{max(run.unfinished.values()):,} planned turns are not there"
 

@@ -172,6 +172,10 @@ def check_needs(turn: Turn, source: SourceLine, where: str) -> None:
             if not names:
                 hint = 'add `"choices": ["...", "..."]` to the user message'
                 refuse(source, f"{where}: the check {check.kind!r} needs choices", hint)
+            named = names[choice] if isinstance(choice, int) and 0 <= choice < len(names) else None
+            if named is not None and named != str(choice) and str(choice) in names:
+                what = f"the check {check.kind!r} has {choice}, the index of one choice and the name of another"
+                refuse(source, f"{where}: {what}", f'write "{choice}" or {shown(named)}')
             try:
                 find_choice(names, choice)
             except KeyError:

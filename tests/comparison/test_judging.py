@@ -130,6 +130,24 @@ def test_an_unfinished_run_fails_every_gate_unless_partial(tmp_path: Path, unfin
     assert not any(result.failed for result in compare(paths, fail_if=gates, allow_missing=True, partial=True).gates)
 
 
+def test_a_part_of_a_run_fails_every_gate_unless_partial(tmp_path: Path) -> None:
+    path = runs(tmp_path, scored(0.5), scored(0.5))[0]
+    manifest = json.loads((Path(path) / "manifest.json").read_text())
+    (Path(path) / "manifest.json").write_text(json.dumps(manifest | {"shard": {"part": 2, "parts": 8}}))
+    failed = only(compare([path], fail_if=["score < -1"]))
+    assert failed.failed
+    assert "is part 2/8 of a run; `rwkvbatch merge` combines the parts (--partial" in failed.line
+    assert not only(compare([path], fail_if=["score < -1"], partial=True)).failed
+
+
+def test_numbers_of_a_gate_are_told_apart(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], _: np.random.Generator) -> None:
+        row["checks"][0]["score"] = 0.9999999
+
+    path = str(make_run(tmp_path / "run", change=change))
+    assert "0.9999999 < 1" in only(compare([path], fail_if=["score < 1"])).line
+
+
 def test_a_run_without_a_status_is_unfinished_where_its_manifest_has_more_conversations(tmp_path: Path) -> None:
     path = str(make_run(tmp_path / "a", conversations=10, repeats=2, turns=2))
     assert not only(compare(path, fail_if=["score < -1"])).failed

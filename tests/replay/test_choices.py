@@ -166,6 +166,8 @@ def test_ten_thousand_choices_that_begin_with_each_other(tmp_path: Path) -> None
         ({"expect": {"choice": 0}}, "needs choices"),
         ({"choices": ["a", "b"], "expect": {"choice": "c"}}, "names no choice of the turn: 'c'"),
         ({"choices": ["a", "b"], "expect": {"not": {"choice": 2}}}, "names no choice of the turn: 2"),
+        ({"choices": ["1", "2"], "expect": {"choice": 1}}, "the index of one choice and the name of another"),
+        ({"choices": ["1", "2"], "expect": {"choice": 2}}, "names no choice of the turn: 2"),
         ({"choices": ["a", "b"], "expect": {"choice": 0, "normalize": "word"}}, "must be one of none, token, byte"),
         ({"choices": ["a", "b"], "expect": {"choice": True}}, "must be the name of a choice"),
     ],
