@@ -32,7 +32,8 @@ from benchmarks.llama_cpp_figures import Agreement, Measurement, figures_of, gro
 from benchmarks.llama_cpp_programs import LlamaCpp
 from benchmarks.machine_load import IDLE, LoadReading, load_of_others, share_of_others
 from rwkvbatch import __version__, _native
-from rwkvbatch.bench.workloads import Meter, Workload, decode, prompt
+from rwkvbatch.bench.limits import Meter
+from rwkvbatch.bench.workloads import Workload, decode, prompt
 from rwkvbatch.errors import RwkvBatchError, UsageError
 from rwkvbatch.files import replacing
 from rwkvbatch.model.base import Model

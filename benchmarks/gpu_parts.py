@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 import rwkvbatch
+from rwkvbatch.bench.limits import Meter, Rates
 from rwkvbatch.bench.measure import Figure, figure_of
 from rwkvbatch.bench.verify import verify
-from rwkvbatch.bench.workloads import Clock, Meter, Rates, Workload, decode, prompt, stored_bytes, timed
+from rwkvbatch.bench.workloads import Clock, Workload, decode, prompt, stored_bytes, timed
 from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.random_checkpoint import random_tensors
@@ -226,7 +227,7 @@ def benchmarked(shape: str, precision: str) -> dict[str, Any]:
     return {
         "ok": True,
         "figures": [asdict(figure) for figure in figures],
-        "limits": asdict(limits) if (limits := meter.found()) is not None else None,
+        "limits": asdict(limits) if (limits := meter.limits()) is not None else None,
         "memory": {"weights_gb": weights_gb, "peak_gb": torch.cuda.max_memory_allocated() / 1e9},
     }
 
