@@ -119,7 +119,7 @@ def write_model(folder: Path, shape: str) -> Path:
     """Write a random checkpoint that both programs read: `model.pth`, with a `config.json` for RWKVServe."""
     num_layers, width = map(int, shape.split("x"))
     # RWKVServe has one width for the low-rank chains of decay and rate, as official models do.
-    ranks = LowRankWidths.usual(width)
+    ranks = LowRankWidths.official(width)
     torch.save(random_tensors(num_layers, width, ranks=ranks), folder / "model.pth")
     sizes = {"n_layer": num_layers, "n_embd": width, "vocab_size": 65536, "head_size_a": 64, "dim_ffn": 4 * width}
     chains = {"dim_att_lora": ranks.decay, "dim_gate_lora": ranks.gate, "dim_mv_lora": ranks.value}

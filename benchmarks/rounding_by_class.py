@@ -106,7 +106,7 @@ class Checkpointed:
         """
         tensors = {**self.tensors, **(weights or {})}
         if (rounding := recipe("emb.weight")) is not None:
-            tensors["emb.weight"] = ROUNDINGS[rounding].weights(tensors["emb.weight"])
+            tensors["emb.weight"] = ROUNDINGS[rounding].rounded(tensors["emb.weight"])
         names = {tensor.data_ptr(): name for name, tensor in tensors.items()}
         ops = RecipeOps(recipe, names, self.threads)
         spec = self.unrounded.spec
@@ -125,7 +125,7 @@ class Checkpointed:
         with open_checkpoint(resolve_model_path(model).path) as checkpoint:
             cut = pieces((text.parts[0].scored for text in texts), tokens)
             found = fitted(checkpoint, cut, lambda *_: None)
-            return {name: ROUNDINGS["int4"].multiplied_out(*rounded) for name, rounded in found}
+            return {name: ROUNDINGS["int4"].dequantize(*rounded) for name, rounded in found}
 
 
 def recipe_of(by_class: Mapping[str, Rounding]) -> Recipe:

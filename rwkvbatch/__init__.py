@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-TYPE_CHECKING = False  # as type checkers know it: `typing` takes most of the time before signals are handled
+TYPE_CHECKING = False  # type checkers know this name; importing `typing` would delay the handling of signals
 
 if sys.platform == "win32":
     raise ImportError("rwkvbatch runs on Linux and macOS; on Windows, install and use it in WSL (wsl --install)")

@@ -1,8 +1,8 @@
-"""Every setting declared once: type, limits, help, option, environment name, and whether a grid may vary it.
+"""Declarations of all settings: type, limits, help, option, environment name, and whether a grid may vary the setting.
 
-The records are frozen, refuse unknown keys and values out of range, and `replace` makes a changed, validated copy.
-The options of the command line, the environment (`RWKVBATCH_TOP_P=0.5`), `--config` files, grids and the documents are
-made from their fields. Formulas and the order of the sampling steps are those of the `rwkv` package
+The records are frozen and refuse unknown keys and values out of range. `replace` makes a changed, validated copy. The
+options of the command line, environment variables (`RWKVBATCH_TOP_P=0.5`), `--config` files, grids and documents are
+derived from their fields. Formulas and the order of the sampling steps are those of the `rwkv` package
 (`PIPELINE.sample_logits`) and of ChatRWKV's `API_DEMO_CHAT.py`; see `docs/sampling.md`.
 """
 
@@ -28,7 +28,10 @@ EndpointApi = Literal["completions", "completions-ids", "chat"]
 
 
 class CutOrder(NamedTuple):
-    """Whether the temperature comes before the cuts, and top-k before top-p, whose share is then of what top-k kept."""
+    """Whether the temperature is applied before the cuts, and whether top-k cuts before top-p.
+
+    With top-k first, top-p is a share of the probability that top-k keeps.
+    """
 
     temperature_first: bool
     top_k_first: bool
@@ -41,15 +44,16 @@ ORDERS: Mapping[str, CutOrder] = {
     "temperature-first": CutOrder(temperature_first=True, top_k_first=False),
     "temperature-top-k": CutOrder(temperature_first=True, top_k_first=True),
 }
-"""Orders of the sampling steps: `top-p-first` is the `rwkv` package's; the evaluation engines for RWKV-7 apply the
-temperature, keep `top_k` tokens, renormalise, and then cut at `top_p` (`temperature-top-k`)."""
+"""Orders of the sampling steps. `top-p-first` is that of the `rwkv` package. `temperature-top-k` is that of the
+evaluation engines for RWKV-7, which apply the temperature, keep `top_k` tokens, renormalise, and then cut at
+`top_p`."""
 
 MAX_COUNT = 2**31 - 1
-"""The largest value of a setting that counts something, so that it fits every file and array it is written to."""
+"""The largest value of a setting that is a count, so that it fits every file and array."""
 
 
 def _texts(value: object) -> object:
-    """One text as a list of one, and a list without its empty texts."""
+    """Convert one text to a list, and remove empty texts from a list."""
     if isinstance(value, str):
         value = (value,)
     return [text for text in cast("list[object]", value) if text != ""] if isinstance(value, list | tuple) else value
@@ -62,12 +66,15 @@ _Penalty = Annotated[float, Field(ge=-100, le=100)]
 class Sampling(Settings):
     """How a token is chosen from the logits; `temperature` 0, `top_p` 0 or `top_k` 1 is greedy.
 
-    The kept probabilities are raised to 1 / temperature. Of tokens as likely as the last one that `top_p` keeps, all
-    are kept. `presence_penalty` is subtracted once from the logit of every token that is already in the reply,
-    `frequency_penalty` once for each occurrence; occurrence counts are multiplied by `penalty_decay` at each step.
-    Tokens whose text is a part of one of the texts of `no_penalty` are not counted: only `presence_penalty` is
-    subtracted from their logits. `order` says whether the temperature is applied before or after the cuts, and which of
-    top-p and top-k cuts first, see `ORDERS`. `min_p` drops what is less likely than this share of the likeliest token.
+    - `temperature`: the kept probabilities are raised to 1 / temperature.
+    - `top_p`: the likeliest tokens are kept up to this probability, and all tokens as likely as the last of them.
+    - `min_p`: tokens less likely than this share of the likeliest token's probability are dropped.
+    - `presence_penalty` is subtracted once from the logit of every token that is already in the reply,
+      `frequency_penalty` once for each occurrence. Occurrence counts are multiplied by `penalty_decay` at each step.
+    - `no_penalty`: tokens whose text is a part of one of these texts are not counted: only `presence_penalty` is
+      subtracted from their logits.
+    - `order`: whether the temperature is applied before or after the cuts, and whether top-p or top-k cuts first, see
+      `ORDERS`.
     """
 
     temperature: float = setting(1.0, "Temperature; 0 is greedy.", "X", "Sampling", ge=0, le=100)
@@ -102,14 +109,17 @@ class Sampling(Settings):
         return self.temperature == 0 or self.top_p == 0 or self.top_k == 1
 
     def check_vocabulary(self, vocab_size: int, name: str = "banned_token_ids") -> None:
-        """Refuse what a model with `vocab_size` token ids cannot have; `name` is the setting's for the error.
+        """Check banned token ids against a model's vocabulary.
+
+        Args:
+            name: the setting's name in the error message.
 
         Raises:
-            UsageError: a banned id is none of the model's.
+            UsageError: a banned id is not in [0, vocab_size).
         """
-        beyond = sorted({token for token in self.banned_token_ids if token >= vocab_size})
-        if beyond:
-            shown = ", ".join(map(str, beyond[:5])) + (", ..." if len(beyond) > 5 else "")
+        unknown = sorted({token for token in self.banned_token_ids if token >= vocab_size})
+        if unknown:
+            shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
             raise UsageError(
                 f"{name}: the model's vocabulary has {vocab_size:,} token ids, 0 to {vocab_size - 1}; got {shown}",
                 hint="leave it out; /tokens in `rwkvbatch chat` shows the ids of a reply",
@@ -126,7 +136,7 @@ PRESETS: Mapping[str, Sampling] = {
     "api-demo-chat-state": Sampling(
         temperature=1.0, top_p=0.2, presence_penalty=0.3, frequency_penalty=0.3, banned_token_ids=(0,)
     ),
-    # The rwkv package's PIPELINE_ARGS, and the tokens that its loop does not count.
+    # The rwkv package's PIPELINE_ARGS, and the tokens that `PIPELINE.generate` does not count.
     "rwkv-package": Sampling(
         temperature=1.0, top_p=0.85, presence_penalty=0.2, frequency_penalty=0.2, no_penalty=(" \t0123456789",)
     ),
@@ -155,25 +165,27 @@ PRESETS: Mapping[str, Sampling] = {
     "precise": Sampling(temperature=1.0, top_p=0.1),
     "model": Sampling(temperature=1.0, top_p=1.0),
 }
-"""Known-good combinations, by the name that `--preset` takes; `model` samples the model's own distribution. Sources and
+"""Known-good combinations, by the name for `--preset`. `model` samples from the model's own distribution. Sources and
 dates are in `docs/sampling.md`."""
 
 
 PRESET_TURN_ENDS: Mapping[str, TurnEnd] = {"api-demo-chat": "blank-line", "api-demo-chat-state": "blank-line"}
-"""What ends a reply with a preset of another program, beside how that program samples."""
+"""The `turn_end` of presets of other programs."""
 
 
 def preset_settings(name: str) -> dict[str, Any]:
-    """All settings that `--preset NAME` stands for; raises as `preset`."""
-    found = dict(preset(name))
-    return {**found, "turn_end": PRESET_TURN_ENDS[name]} if name in PRESET_TURN_ENDS else found
+    """All settings of `--preset NAME`; raises as `preset`."""
+    settings: dict[str, Any] = dict(preset(name))
+    if name in PRESET_TURN_ENDS:
+        settings["turn_end"] = PRESET_TURN_ENDS[name]
+    return settings
 
 
 def preset(name: str) -> Sampling:
     """The sampling preset called `name`.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is no such preset.
     """
     if name not in PRESETS:
         raise UsageError(f"--preset must be one of {', '.join(PRESETS)}; got {name!r}")
@@ -181,10 +193,10 @@ def preset(name: str) -> Sampling:
 
 
 class Stopping(Settings):
-    """When a reply ends, besides token 0 (end of text), which always ends it unless it is banned.
+    """When a reply ends. Token 0 (end of text) always ends it too, unless it is banned.
 
-    A reply that ends by `max_seconds`, which counts from its first step, is not reproducible, and its `finish_reason`
-    is `time`. `stop` adds to what `turn_end` says.
+    `max_seconds` counts from the reply's first step. A reply that it ends has the `finish_reason` `time` and is not
+    reproducible. The texts of `stop` apply in addition to `turn_end`.
     """
 
     max_tokens: int = setting(256, "Tokens in a reply, at most.", "N", "End of a reply", ge=1, le=1_000_000)
@@ -204,7 +216,7 @@ class SamplingParams(Sampling, Stopping):
     """How one reply of `LLM` is sampled and when it ends: the fields of `Sampling` and `Stopping`, and a seed.
 
     Attributes:
-        seed: of the reply's randomness. The same seed and prompt give the same reply.
+        seed: seed of the reply's randomness. The same seed and prompt give the same reply.
 
     Raises:
         UsageError: an unknown field, or a value out of range.
@@ -237,17 +249,17 @@ class SamplingParams(Sampling, Stopping):
 
 
 def _switch(value: object) -> object:
-    """True and false as `on` and `off`, as a TOML file, a script and the library give them."""
+    """Convert true and false, as in a TOML file or a script, to `on` and `off`."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class ReplyPrompt(Settings):
-    """How a reply begins in the prompt and what ends it; a conversation and a turn may have their own, as `params`.
+    """The beginning of a reply in the prompt, and its end. The `params` of a conversation or a turn may change these.
 
-    `turn_end`: `next-role` is a line that begins with `User:` (the template's stop texts), `blank-line` the first blank
-    line (ChatRWKV's API_DEMO_CHAT.py), `end-of-text` token 0 alone, which ends a reply in the other cases too.
-    `reply_prefix` is text that the reply begins with: it is read with the prompt, shown as a part of the reply, and not
-    scored.
+    - `turn_end`: `next-role` is a line that begins with `User:` (the template's stop texts), `blank-line` the first
+      blank line (as in ChatRWKV's API_DEMO_CHAT.py), `end-of-text` only token 0, which ends a reply in all cases.
+    - `reply_prefix`: the first text of the reply. It is read with the prompt, shown as a part of the reply, and not
+      scored.
     """
 
     think: ThinkMode = setting(
@@ -262,10 +274,10 @@ class ReplyPrompt(Settings):
     reply_prefix: str = setting("", "Text that every reply begins with.", "TEXT", "Prompt", text=True)
 
     def check_reply_prefix(self) -> None:
-        """Refuse a prefix of a reply that begins with thinking: there is no answer yet that it could begin.
+        """Check that the prefix begins the answer.
 
         Raises:
-            UsageError: names the thinking mode.
+            UsageError: there is a prefix, but in this thinking mode the reply begins with thinking.
         """
         if self.reply_prefix and self.think in OPEN_THINKING:
             raise UsageError(
@@ -280,10 +292,10 @@ OPEN_THINKING: frozenset[ThinkMode] = frozenset({"on", "short", "long", "on-pare
 
 
 class DialoguePrompt(ReplyPrompt):
-    """How a dialogue begins: `ReplyPrompt`, and whether token 0 (end of text) is read before everything else.
+    """`ReplyPrompt`, and whether token 0 (end of text) is read before everything else.
 
-    `bos` `auto` is off where a chat template makes the prompt (ChatRWKV's API_DEMO_CHAT.py reads none) and on for plain
-    text (RWKV-LM's `rwkv_mmlu_eval.py` and the authors' other evaluations begin with token 0).
+    `bos` `auto` is off with a chat template (ChatRWKV's API_DEMO_CHAT.py does not read token 0) and on for plain text
+    (RWKV-LM's `rwkv_mmlu_eval.py` and the authors' other evaluations begin with token 0).
     """
 
     bos: Annotated[Switch, BeforeValidator(_switch)] = setting(
@@ -291,12 +303,16 @@ class DialoguePrompt(ReplyPrompt):
     )
 
     def begins_with_bos(self, *, plain_text: bool = False) -> bool:
-        """Whether token 0 is read first; `plain_text` without a chat template."""
+        """Whether token 0 is read first.
+
+        Args:
+            plain_text: whether the prompt is made without a chat template.
+        """
         return plain_text if self.bos == "auto" else self.bos == "on"
 
 
 class Prompting(ReplyPrompt):
-    """How a turn becomes text: what a prompt template is loaded by."""
+    """The settings from which a prompt template is loaded."""
 
     template: str | None = setting(
         None, "Jinja2 template in place of RWKV's official one: a file, bot or markdown.", "FILE", "Prompt"
@@ -307,11 +323,11 @@ class Prompting(ReplyPrompt):
 
 
 def _bytes(value: object) -> object:
-    """`512M` or `2G` as a number of bytes; anything else is left to the field."""
+    """Convert `512M` or `2G` to a number of bytes; other values are returned unchanged, for the field to check."""
     if not isinstance(value, str):
         return value
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt])i?b?", value.strip(), re.IGNORECASE)
-    count = math.inf if found is None else float(found[1]) * 1024 ** (1 + "kmgt".index(found[2].lower()))
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt])i?b?", value.strip(), re.IGNORECASE)
+    count = math.inf if match is None else float(match[1]) * 1024 ** (1 + "kmgt".index(match[2].lower()))
     return value if math.isinf(count) else int(count)
 
 
@@ -320,7 +336,7 @@ _SIZE = "must be a number of bytes from 1 up, such as 512M or 2G"
 
 
 class ScriptLimits(Settings):
-    """What a script may hold; beyond it a line is refused."""
+    """Limits of a script. Lines beyond them are refused."""
 
     max_line_bytes: ByteCount = setting(10_000_000, "Bytes of one line of a script.", "SIZE", None, allowed=_SIZE)
     max_turns: int = setting(10_000, "User messages of one conversation.", "N", None, ge=1, le=MAX_COUNT)
@@ -328,11 +344,11 @@ class ScriptLimits(Settings):
 
 
 NO_ADAPTER = "none"
-"""The value of `adapter` that merges none."""
+"""The value of `adapter` for no adapter."""
 
 
 class CellSettings(Sampling, Stopping, DialoguePrompt, Prompting):
-    """What decides about one reply, and may differ between the cells of a grid."""
+    """The settings that determine a reply. They may differ between the cells of a grid."""
 
     history: HistoryMode = setting(
         "own", "What later turns see: own replies, or the script's (gold).", "MODE", "Prompt"
@@ -386,7 +402,7 @@ class CellSettings(Sampling, Stopping, DialoguePrompt, Prompting):
 
     @property
     def uses_chat_api(self) -> bool:
-        """Whether the template of a server makes the prompt."""
+        """Whether a server applies its own template."""
         return self.endpoint is not None and self.endpoint_api == "chat"
 
     @cached_property
@@ -403,12 +419,12 @@ class CellSettings(Sampling, Stopping, DialoguePrompt, Prompting):
 
 
 class RunSettings(CellSettings, ScriptLimits):
-    """All settings of a run; those of `CellSettings` are what its cells start from.
+    """All settings of a run. Those of `CellSettings` apply to every cell unless the grid changes them.
 
-    With `max_repeats` and `until_ci` both set, a cell's repeats grow from `repeats` up to `max_repeats` while its
-    paired interval against the first cell is wider than `until_ci`. With `race`, cells that are worse than another one
-    are dropped, see `replay.race`. None stands for no limit or for the
-    program's choice: `threads` are all processors, shared evenly, `state_memory` is chosen by the engine.
+    With both `max_repeats` and `until_ci`, a cell's repeats grow from `repeats` up to `max_repeats` while its paired
+    interval against the first cell is wider than `until_ci`. With `race`, cells that are worse than another one are
+    dropped, see `replay.race`. None means no limit or a default: all processors, shared evenly between the workers, for
+    `threads`, and the engine's default for `state_memory`.
     """
 
     seed: int = setting(0, "Of all randomness. [dim]Default: 0[/]", "N", "Sampling", ge=0, lt=2**63)
@@ -533,28 +549,28 @@ SETTINGS: Mapping[str, Setting] = {
         if isinstance(item, Setting)
     },
 }
-"""The declaration of every setting, by name. `preset` stands for all fields of `Sampling` at once, `system_file` for
-`system` with the content of a file."""
+"""The declarations of all settings, by name. `preset` sets all fields of `Sampling`; `system_file` sets `system` to the
+content of a file."""
 
 LISTS = frozenset(name for name, field in RunSettings.model_fields.items() if get_origin(field.annotation) is tuple)
 """Settings whose value is a list."""
 
 FLAGS = frozenset(name for name, field in RunSettings.model_fields.items() if field.annotation is bool)
-"""Settings that are on or off; their options take no value."""
+"""Settings that are on or off. Their options have no value."""
 
 TEXTS = frozenset(name for name, declared in SETTINGS.items() if declared.text)
 """Settings whose value may be any text, commas included."""
 
 GRID_SETTINGS = ("preset", SYSTEM_FILE, *(name for name in CellSettings.model_fields if name not in LISTS))
-"""Settings that the command line and the library take as several values, each a dimension of the grid."""
+"""Settings that accept several values in options and in the library; each is then a dimension of the grid."""
 
 ENDPOINT_KEY_VARIABLE = "RWKVBATCH_ENDPOINT_KEY"
-"""The environment variable of an endpoint's key. It is no setting: no file, option or manifest may hold it."""
+"""The environment variable of an endpoint's key. It is not a setting, since no file, option or manifest may hold it."""
 
 JUDGE_KEY_VARIABLE = "RWKVBATCH_JUDGE_KEY"
-"""The environment variable of the key of a judge's server, likewise."""
+"""The environment variable of the key of a judge's server; not a setting either."""
 
 
 def stands_for(key: str) -> str:
-    """The setting that `key`, a full name, gives a value to: `system` for `system_file`, else itself."""
+    """The setting that the setting `key` sets: `system` for `system_file`, else `key` itself."""
     return "system" if key == SYSTEM_FILE else key

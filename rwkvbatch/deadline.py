@@ -1,4 +1,4 @@
-"""A deadline for Python code that has none of its own: checks of plug-ins and schemas, and templates."""
+"""`deadline`: a time limit for Python code that has none, such as checks of plug-ins and schemas, and templates."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class _PassedError(BaseException):
 
 @contextmanager
 def deadline(seconds: float) -> Generator[None]:
-    """Ends its block after `seconds` with a `TimeoutError`, in any thread.
+    """End the block with a `TimeoutError` after `seconds`. Works in any thread.
 
-    It interrupts Python code between two of its instructions; one call of a C function is not interrupted. See
+    Python code is interrupted between two bytecode instructions. A call of a C function is not interrupted. See
     https://docs.python.org/3/c-api/init.html#c.PyThreadState_SetAsyncExc.
 
     Raises:
@@ -48,8 +48,8 @@ def deadline(seconds: float) -> Generator[None]:
                 ended = True
             timer.cancel()
             if sent:
-                # An interruption that was not delivered yet arrives here. It is not withdrawn with a null exception:
-                # CPython would look for it at every call and jump from then on, and 3.11 loops for ever when profiled.
+                # A pending interruption is delivered here. Withdrawing it with a null exception has side effects:
+                # CPython would check for it at every call and jump from then on, and 3.11 loops for ever when profiled.
                 for _ in range(10):
                     time.sleep(0.001)
     except _PassedError:

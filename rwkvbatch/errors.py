@@ -3,7 +3,7 @@
     RwkvBatchError
     ├── UsageError              an invalid option or setting (exit code 2)
     │   ├── MissingExtraError   the setting needs an optional dependency
-    │   └── TargetExistsError   a file to write exists, and nothing said that it may be replaced
+    │   └── TargetExistsError   a file to write exists, and no option allows its replacement
     ├── InputError              a file that cannot be used (exit code 3)
     │   ├── ScriptError         a conversation script: file, line, column
     │   ├── CheckpointError     weights or a state file: file, tensor
@@ -18,12 +18,12 @@
     │   └── EndpointError       a served model's answer is missing or cannot be used
     │                           (NoClusterError and UnreachableError, below, are each a UsageError and a WorkerError)
     ├── WorkerError             no worker can be started or reached (exit code 4)
-    ├── RequestsSpentError      `--max-requests` are sent (exit code 4)
+    ├── RequestsSpentError      the requests of `--max-requests` are used up (exit code 4)
     └── StorageError            a write or flush failed (exit code 4)
         └── RunReplacedError        the run's directory or rows are no longer those that this process writes
 
-The library raises these; the command line turns them into one message and an exit code, in one place.
-Every message says what was expected and what was found; `hint` says what to do.
+The library raises these errors. One place in the command line turns them into a message and an exit code. Every
+message states what was expected and what was found; `hint` states what to do.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class RwkvBatchError(Exception):
         self.hint = hint
 
     def add_origin(self, origin: str) -> None:
-        """Append to the message where the wrong value came from."""
+        """Append the origin of the wrong value to the message."""
         self.message = f"{self.message} ({origin})"
         self.args = (self.message,)
 
     def add_place(self, place: str) -> Self:
-        """Put before the message where the error occurred."""
+        """Prepend the place of the error to the message."""
         self.message = f"{place}: {self.message}"
         self.args = (self.message,)
         return self
@@ -66,7 +66,7 @@ class MissingExtraError(UsageError):
     """A setting needs an optional dependency that is not installed.
 
     Args:
-        extra: what brings it, for a hint that serves an installed package and a clone alike.
+        extra: the extra that installs the dependency; adds a hint for an installed package and for a clone.
     """
 
     def __init__(self, message: str, *, extra: str | None = None, hint: str | None = None) -> None:
@@ -76,7 +76,7 @@ class MissingExtraError(UsageError):
 
 
 class TargetExistsError(UsageError):
-    """A file to write exists already. It is of the kind that would be written, so the user may let it be replaced."""
+    """A file to write already exists. It is of the same kind, so an option may allow its replacement."""
 
 
 class InputError(RwkvBatchError):
@@ -107,11 +107,11 @@ class InputError(RwkvBatchError):
 
 
 class ScriptError(InputError):
-    """A conversation script, or one line of it, is not of a form that can be replayed."""
+    """A conversation script, or one of its lines, cannot be replayed."""
 
 
 class CheckpointError(InputError):
-    """A weights or state file is missing, damaged or not of this architecture."""
+    """A weights or state file is missing, damaged or of another architecture."""
 
 
 class TemplateError(InputError):
@@ -147,7 +147,7 @@ class NonFiniteLogitsError(RowError):
 
 
 class EndpointError(RowError):
-    """A server's answer is missing or cannot be used. `status` is that of its HTTP answer, where it refused."""
+    """A server's answer is missing or cannot be used. `status` is the HTTP status, if the server refused."""
 
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
@@ -155,19 +155,19 @@ class EndpointError(RowError):
 
 
 class RequestsSpentError(RwkvBatchError):
-    """All requests that `--max-requests` allows were sent. The rows so far are kept."""
+    """All requests that `--max-requests` allows were sent. Finished rows are kept."""
 
 
 class WorkerError(RwkvBatchError):
-    """No worker can be started, or none is left. The rows so far are kept."""
+    """No worker can be started, or none is left. Finished rows are kept."""
 
 
 class NoClusterError(UsageError, WorkerError):
-    """`--ray` names no cluster that can be reached (exit code 2)."""
+    """The cluster of `--ray` cannot be reached (exit code 2)."""
 
 
 class UnreachableError(UsageError, WorkerError):
-    """`--endpoint` names no server that can be reached and answers (exit code 2)."""
+    """The server of `--endpoint` cannot be reached or does not answer (exit code 2)."""
 
 
 class StorageError(RwkvBatchError):
@@ -184,16 +184,16 @@ def counted(number: int, noun: str) -> str:
 
 
 def in_words(error: BaseException) -> str:
-    """The type and text of an exception that may be of foreign code, whose text may fail too."""
+    """The type and text of an exception, which may come from foreign code with a failing `__str__`."""
     try:
         text = str(error)
-    except Exception:  # `__str__` is foreign code as well
+    except Exception:
         text = "(without a text)"
     return f"{type(error).__name__}: {text}"
 
 
 def parsing_problem(error: ValueError | RecursionError) -> str:
-    """What is wrong with text that Python's parsers of JSON or TOML refused, in terms of the text."""
+    """Describes the problem of text that Python's JSON or TOML parser refused, in terms of the text."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if "set_int_max_str_digits" not in str(error):

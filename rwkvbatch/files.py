@@ -1,7 +1,8 @@
-"""Atomic and private writes, what a command may overwrite, bounded reads of regular files, and the system calls.
+"""Atomic and private writes, checks of files to overwrite, bounded reads of regular files, and the system calls.
 
-Written data is durable once `write` and then `sync` have returned; a replaced file once `rename` and then
-`sync_directory` have. Writing follows no symbolic link and reuses no temporary file. Tests make the system calls fail.
+Written data is durable when `write` and then `sync` have returned, a replaced file when `rename` and then
+`sync_directory` have returned. Writing follows no symbolic link and reuses no temporary file. Tests replace `Files` to
+make system calls fail.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from rwkvbatch.errors import StorageError, TargetExistsError, UsageError
 BLOCK_BYTES = 1 << 20
 FILE_MODE = 0o644
 DIRECTORY_MODE = 0o755
-"""Results are readable by others where the umask allows it, and writable by their owner only, whatever the umask."""
+"""Others can read results if the umask allows it. Only the owner can write them, whatever the umask."""
 PRIVATE_MODE = 0o600
 PRIVATE_DIRECTORY_MODE = 0o700
 ABANDONED_S = 600.0
-"""Age at which a temporary file that no process holds is one that a killed process left."""
+"""Age from which an unlocked temporary file is treated as left by a killed process."""
 _TEMPORARY = ".rwkvbatch-"
 
 
@@ -42,7 +43,7 @@ _KINDS = (
 
 
 def _refuse_special(descriptor: int) -> int:
-    """The descriptor of a regular file; another one is closed and raises `OSError`."""
+    """Return the descriptor of a regular file; close any other one and raise `OSError`."""
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         return descriptor
@@ -63,17 +64,18 @@ def open_to_append(path: Path | str, mode: int, flags: int = 0, *, at: int | Non
 
 
 def open_regular(path: Path | str, *, at: int | None = None) -> int:
-    """A descriptor for reading a regular file; never waits, as opening a FIFO does.
+    """A descriptor for reading a regular file. It never blocks, as opening a FIFO would.
 
     Args:
-        at: an open directory in which the file of that name is opened, wherever the path leads to now.
+        at: the descriptor of an open directory. The path's last part is opened there, even if the path now leads to
+            another directory.
 
     Raises:
-        OSError: it cannot be opened, or is a directory, a FIFO, a device or a socket; `strerror` says which.
+        OSError: the file cannot be opened, or is a directory, a FIFO, a device or a socket; `strerror` says which.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        return _refuse_special(os.open(_place(path, at), flags, dir_fd=at))
+        return _refuse_special(os.open(_name_in(path, at), flags, dir_fd=at))
     except ValueError as error:  # a NUL in the name
         raise OSError(errno.EINVAL, str(error)) from None
 
@@ -97,31 +99,32 @@ def read_file(path: Path | str, max_bytes: int, *, at: int | None = None) -> byt
         return file.read(max_bytes)
 
 
-def _place(path: Path | str, at: int | None) -> Path | str:
+def _name_in(path: Path | str, at: int | None) -> Path | str:
+    """The path for a system call: its last part if the directory `at` is given."""
     return path if at is None else Path(path).name
 
 
 class Files:
-    """System calls, one a method; each may raise `OSError`.
+    """System calls, one per method. Each may raise `OSError`.
 
-    With `at`, an open directory, a path's last part is taken in that directory, wherever the path leads to now.
+    For `at` see `open_regular`.
     """
 
     def open_append(self, path: Path, at: int | None = None) -> int:
-        """A descriptor whose writes go to the end of `path`, a regular file, which is created if missing."""
+        """A descriptor that appends to the regular file `path`, which is created if missing."""
         try:
-            return open_to_append(_place(path, at), FILE_MODE, os.O_NOFOLLOW, at=at)
+            return open_to_append(_name_in(path, at), FILE_MODE, os.O_NOFOLLOW, at=at)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise OSError(errno.ELOOP, "it is a symbolic link, which is not followed when writing") from None
             raise
 
     def create(self, path: Path, mode: int = FILE_MODE, at: int | None = None) -> int:
-        """A descriptor of `path`, a new file, which takes the place of any other one."""
+        """A descriptor of a new file at `path`; an existing file is removed first."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(_place(path, at), dir_fd=at)
+            os.unlink(_name_in(path, at), dir_fd=at)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        return os.open(_place(path, at), flags, mode, dir_fd=at)
+        return os.open(_name_in(path, at), flags, mode, dir_fd=at)
 
     def write(self, descriptor: int, data: bytes) -> int:
         return os.write(descriptor, data)
@@ -136,7 +139,7 @@ class Files:
         os.close(descriptor)
 
     def rename(self, source: Path, target: Path, at: int | None = None) -> None:
-        os.replace(_place(source, at), _place(target, at), src_dir_fd=at, dst_dir_fd=at)
+        os.replace(_name_in(source, at), _name_in(target, at), src_dir_fd=at, dst_dir_fd=at)
 
     def sync_directory(self, directory: Path, at: int | None = None) -> None:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if at is None else at
@@ -149,7 +152,7 @@ class Files:
     def size(self, path: Path, at: int | None = None) -> int:
         """Bytes in `path`; 0 when there is no such file."""
         try:
-            return os.stat(_place(path, at), dir_fd=at, follow_symlinks=at is None).st_size
+            return os.stat(_name_in(path, at), dir_fd=at, follow_symlinks=at is None).st_size
         except FileNotFoundError:
             return 0
 
@@ -158,17 +161,17 @@ OS_FILES = Files()
 
 
 def write_all(files: Files, descriptor: int, data: bytes) -> None:
-    """Write `data` in one call; a short write is continued, so that its cause is raised as an error."""
-    written = files.write(descriptor, data)
-    while written < len(data):
-        more = files.write(descriptor, data[written:])
-        if more == 0:
-            raise OSError(f"only {written} of {len(data)} bytes could be written")
-        written += more
+    """Write `data`, in one call if possible. Continuing after a short write raises its cause as an error."""
+    num_written = files.write(descriptor, data)
+    while num_written < len(data):
+        count = files.write(descriptor, data[num_written:])
+        if count == 0:
+            raise OSError(f"only {num_written} of {len(data)} bytes could be written")
+        num_written += count
 
 
 def make_directory(path: Path, mode: int = DIRECTORY_MODE) -> None:
-    """Make `path` and its missing parents, to which `Path.mkdir` would give wider rights."""
+    """Make `path` and its missing parents, all with `mode`; `Path.mkdir` ignores the mode for parents."""
     for directory in reversed([path, *path.parents]):
         if not directory.is_dir():
             directory.mkdir(mode, exist_ok=True)
@@ -185,18 +188,18 @@ def replacing(
     at: int | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Generator[Path]:
-    """Yields an empty temporary file beside `path`, which takes its name when the block ends without an exception.
+    """Yield an empty temporary file beside `path` that replaces `path` when the block ends without an exception.
 
-    At every moment, also after a crash, `path` has the old content or the new one.
+    At any time, even after a crash, `path` has either the old or the new content.
 
     Args:
         mode: the file's permissions, less the umask.
-        durable: wait until the new content would survive a power cut; otherwise only the switch is atomic.
-        unique: give the temporary file a name of its own, for directories that other processes may write to; what
-            killed processes left there is removed. In a locked directory the name is always the same, so that what a
-            crash leaves is replaced.
-        at: the open directory to write in, whose path is that of `path`'s parent or was.
-        check: called before the switch; an exception leaves `path` as it is.
+        durable: wait until the new content is on the disk. Without it, the replacement is atomic but not durable.
+        unique: give the temporary file a unique name, for directories that other processes may write to, and remove
+            files that killed processes left there. Without it, for locked directories, the name is fixed, so that a
+            file left by a crash is replaced.
+        at: see `open_regular`.
+        check: called before the replacement; an exception leaves `path` unchanged.
 
     Raises:
         OSError: a call failed; `path` is unchanged.
@@ -204,13 +207,14 @@ def replacing(
     temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}.tmp" if unique else path.name + ".tmp")
     if unique:
         _remove_abandoned(path.parent)
-    held = files.create(temporary, mode, at)
+    lock = files.create(temporary, mode, at)
     try:
         if unique:
-            with contextlib.suppress(OSError):  # no locks in this file system: then nothing is removed there either
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Without locks in this file system, `_remove_abandoned` removes nothing there either.
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:
-            files.close(held)
+            files.close(lock)
         yield temporary
         if durable:
             descriptor = files.open_append(temporary, at)
@@ -220,26 +224,26 @@ def replacing(
                 files.close(descriptor)
         check()
         files.rename(temporary, path, at)
-    except BaseException:  # Ctrl-C too must not leave half a file behind
+    except BaseException:  # KeyboardInterrupt included: no temporary file may remain
         with contextlib.suppress(OSError):
-            os.unlink(_place(temporary, at), dir_fd=at)
+            os.unlink(_name_in(temporary, at), dir_fd=at)
         raise
     finally:
         if unique:
-            files.close(held)
+            files.close(lock)
     if durable:
         files.sync_directory(path.parent, at)
 
 
 def _remove_abandoned(directory: Path) -> None:
-    """Remove temporary files of processes that were killed: those that nobody holds and that are not new."""
+    """Remove temporary files that killed processes left: unlocked files older than `ABANDONED_S`."""
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
             if not (entry.name.startswith(_TEMPORARY) and entry.name.endswith(".tmp")):
                 continue
             with contextlib.suppress(OSError):
-                found = entry.stat(follow_symlinks=False)
-                if found.st_uid != os.geteuid() or time.time() - found.st_mtime < ABANDONED_S:
+                status = entry.stat(follow_symlinks=False)
+                if status.st_uid != os.geteuid() or time.time() - status.st_mtime < ABANDONED_S:
                     continue
                 descriptor = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
                 try:
@@ -260,7 +264,7 @@ def replace_file(
     at: int | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Make `path` hold `chunks`, atomically; the options are those of `replacing`.
+    """Replace the content of `path` by `chunks`, atomically; arguments as `replacing`.
 
     Raises:
         OSError: a call failed; `path` is unchanged.
@@ -283,14 +287,14 @@ def save_file(
     at: int | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Replace a file that the user needs, durably.
+    """Replace a file atomically and durably.
 
     Args:
-        private: only the owner may read it, and the directory may have other writers.
-        at, check: as of `replacing`.
+        private: whether only the owner may read the file; its directory may have other writers.
+        at, check: as `replacing`.
 
     Raises:
-        StorageError: it could not be written; `path` is unchanged.
+        StorageError: the file could not be written; `path` is unchanged.
     """
     try:
         mode = PRIVATE_MODE if private else FILE_MODE
@@ -309,15 +313,15 @@ def read_spans(reader: BinaryIO, spans: Iterable[tuple[int, int]]) -> Iterator[b
 
 
 def in_blocks(pieces: Iterable[bytes], size: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """The same bytes in pieces of about `size`: a write for each row would take longer than the rows."""
-    waiting = bytearray()
+    """The same bytes in blocks of about `size` bytes, since a write for each row would be slow."""
+    buffer = bytearray()
     for piece in pieces:
-        waiting += piece
-        if len(waiting) >= size:
-            yield bytes(waiting)
-            waiting.clear()
-    if waiting:
-        yield bytes(waiting)
+        buffer += piece
+        if len(buffer) >= size:
+            yield bytes(buffer)
+            buffer.clear()
+    if buffer:
+        yield bytes(buffer)
 
 
 HEAD_BYTES = 4096
@@ -344,8 +348,8 @@ class FileKind:
     """A kind of file that a command writes.
 
     Attributes:
-        name: for messages, with an article, such as `a saved session`.
-        matches: whether the file at a path is of this kind; may raise `OSError` or `ValueError` for no.
+        name: the name in messages, with an article, such as `a saved session`.
+        matches: returns whether the file at a path is of this kind; `OSError` and `ValueError` mean that it is not.
     """
 
     name: str
@@ -363,17 +367,17 @@ def check_target(
 ) -> None:
     """Raise unless a command may write a file of `kind` to `path`.
 
-    It may write a new file, or into an empty one. Another file is replaced only if it is of the same kind and `replace`
-    says so. A file of another kind, or of a run, is never touched.
+    New and empty files may be written. An existing file may be replaced if it is of the same kind and `replace` is set.
+    Files of another kind, and files of a run, may not be changed.
 
     Args:
         option: the option or command that named the file, for messages.
-        append: the command adds to an existing file of its kind. Devices and pipes can be appended to as well.
+        append: whether the command appends to an existing file of the same kind, a device or a pipe.
         how: the hint for an existing file of the same kind.
 
     Raises:
-        UsageError: it is a directory, a file of another kind, or of a run.
-        TargetExistsError: it is a file of the same kind, which needs `replace`.
+        UsageError: `path` is a directory, a file of another kind, or a file of a run.
+        TargetExistsError: `path` is a file of the same kind, and `replace` is not set.
     """
     place = f"{option} {path}" if option else str(path)
     another = "choose another name, or move that file away first"
@@ -396,10 +400,10 @@ def check_target(
     try:
         if target.stat().st_size == 0:
             return
-        same = kind.matches(target)
+        is_same_kind = kind.matches(target)
     except (OSError, ValueError):
-        same = False
-    if not same:
+        is_same_kind = False
+    if not is_same_kind:
         verb = "added to" if append else "replaced"
         raise UsageError(f"{place}: already exists and is not {kind.name}, so it is not {verb}", hint=another)
     if not (replace or append):

@@ -1,4 +1,4 @@
-"""`LLM`: generate, chat, stream and score with one model, over the engine that runs and the chat command use."""
+"""`LLM`: generates, chats, streams and scores with one model, with the engine that runs and the chat command use."""
 
 from __future__ import annotations
 
@@ -43,23 +43,24 @@ class LLM:
     """A model with its tokenizer and an engine that batches requests.
 
     A reply depends on the weights, the prompt, the initial state, the sampling parameters with their seed, and its
-    repetition index; not on the other prompts of a call (docs/design/reproducibility.md for what each backend holds).
-    Randomness is keyed by (seed, prompt tokens, repetition index).
+    repetition index. It does not depend on the other prompts of a call (docs/design/reproducibility.md states the
+    guarantee of each backend). Randomness is keyed by (seed, prompt tokens, repetition index).
 
-    Calls from several threads are safe and wait for one another; one call with a list of prompts is what batches them.
-    Between the pieces of a stream, other calls may run.
+    Calls from several threads are safe, and wait for one another. To batch prompts, pass them as a list to one call.
+    Other calls may run between the pieces of a stream.
 
     Args:
-        model: a checkpoint file, a loaded `Model`, or None for `RWKVBATCH_MODEL` or else the bundled model.
-        strategy, backend, threads, adapter: as `load_model`; only for a model that is loaded here.
-        max_batch: at most this many replies are generated at a time.
+        model: a checkpoint file or a loaded `Model`. None takes the file in the environment variable `RWKVBATCH_MODEL`,
+            or else the bundled model.
+        strategy, backend, threads, adapter: as `load_model`; not with a loaded model.
+        max_batch: most replies that are generated at a time.
         state_memory: bytes for recurrent states and cached prefixes.
-        vocab: the vocabulary's file, or `world`; None for the checkpoint's own, see docs/models.md.
+        vocab: a vocabulary file, or `world`; None for the checkpoint's own vocabulary, see docs/models.md.
 
     Raises:
-        InputError: the vocabulary's file cannot be used.
-        UsageError: a strategy, a backend or a size that cannot be used.
-        CheckpointError: the checkpoint is missing, damaged, or not of RWKV.
+        InputError: the vocabulary file cannot be used.
+        UsageError: an invalid strategy, backend or size.
+        CheckpointError: the checkpoint is missing, damaged, or not an RWKV checkpoint.
     """
 
     def __init__(
@@ -112,12 +113,12 @@ class LLM:
 
     @property
     def spec(self) -> ModelSpec:
-        """What the model is; for `save_state` and `load_state`."""
+        """The description of the model, for `save_state` and `load_state`."""
         return self.model.spec
 
     @property
     def engine(self) -> Engine:
-        """The level below: requests of tokens. Do not use it while another thread uses this LLM."""
+        """The engine, for requests of token ids. Do not use it while another thread uses this LLM."""
         with self._lock:
             return self._open().engine
 
@@ -125,7 +126,7 @@ class LLM:
     def tokenizer(self) -> Tokenizer:
         return self.engine.tokenizer
 
-    # A text is also a sequence of texts to a type checker; the first overload that fits counts.
+    # For a type checker, str is also a Sequence[str]; the first matching overload applies.
     @overload
     def generate(  # pyright: ignore[reportOverlappingOverload]
         self, prompts: Prompt, params: SamplingParams | None = None, **options: Unpack[_Options]
@@ -137,27 +138,29 @@ class LLM:
     def generate(
         self, prompts: Any, params: _Params = None, *, n: int = 1, bos: bool = False, initial_state: State | None = None
     ) -> RequestOutput | list[RequestOutput]:
-        """Continue prompts as they stand; no template is applied, and only `params.stop` and token 0 end a reply.
+        """Continue prompts without a template. Besides the limits of `params`, only `params.stop` and token 0 end a
+        reply.
 
         Args:
             prompts: one prompt (text or token ids), or a list of them.
-            params: for all prompts, or a list with one for each; None for the defaults.
-            n: replies per prompt. They differ by their repetition index in the random key, so that reply i is the
-                same for every n; greedy replies are all equal.
+            params: parameters for all prompts, or a list with one for each prompt; None for the defaults.
+            n: number of replies per prompt. Their random keys differ by the repetition index, so that reply i is the
+                same for every n. Greedy replies are all equal.
             bos: read token 0 (end of text) before each prompt, as the authors' evaluations do with plain text.
-            initial_state: state that the prompts follow; None for the zero state.
+            initial_state: the state before the prompts; None for the zero state.
 
         Returns:
-            One output for one prompt, a list for a list, in its order.
+            One output for a single prompt; for a list of prompts, a list in the same order.
 
         Raises:
-            UsageError: an empty prompt, a token id outside the vocabulary, or sizes that do not fit.
-            InputError: a text holds half of a surrogate pair.
-            CheckpointError: the initial state is not of this model's shape.
+            UsageError: an empty prompt, a token id outside the vocabulary, or a number of `params` that is not that of
+                the prompts.
+            InputError: a text has an unpaired surrogate.
+            CheckpointError: the initial state does not have this model's shape.
             NonFiniteLogitsError: no token could be chosen.
         """
-        given, is_single = _as_list(prompts)
-        prepared = [self._builder.prompt(prompt, f"prompt {number}", bos) for number, prompt in enumerate(given)]
+        items, is_single = _as_list(prompts)
+        prepared = [self._builder.prompt(prompt, f"prompt {number}", bos) for number, prompt in enumerate(items)]
         outputs = self._outputs(prepared, params, n, initial_state)
         return outputs[0] if is_single else outputs
 
@@ -183,29 +186,30 @@ class LLM:
         bos: bool = False,
         initial_state: State | None = None,
     ) -> RequestOutput | list[RequestOutput]:
-        """Reply to the last user message of a conversation, or of each in a list; the template's stop texts end it.
+        """Reply to the last user message of a conversation, or of each conversation in a list.
+
+        The template's stop texts end a reply, in addition to those of `params`.
 
         Args:
-            messages: an optional system message, then user and assistant messages in turn, ending with a user's.
+            messages: an optional system message, then alternating user and assistant messages, the last one a user's.
             params, n, bos, initial_state: as `generate`.
             think: thinking mode, see `rwkvbatch.prompt.templates`.
-            turn_end: what ends a reply, besides token 0, see `config.ReplyPrompt`.
-            reply_prefix: text that every reply begins with; a part of the prompt and of the reply's `text`.
+            turn_end: the end of a reply, besides token 0, see `config.ReplyPrompt`.
+            reply_prefix: text at the beginning of every reply; a part of the prompt and of the reply's `text`.
             template: a Jinja2 template file instead of the official template.
             prelude: text before the first message: a file, or the name of one of `PRELUDES`.
 
         Raises:
-            UsageError: messages in an order that has no reply, or as `generate`.
-            TemplateError: the template's file cannot be used.
+            UsageError: messages whose roles do not alternate, or as `generate`.
+            TemplateError: the template file cannot be used.
             CheckpointError, NonFiniteLogitsError: as `generate`.
         """
-        form, opening = (
-            self._builder.template(think, turn_end, reply_prefix, template),
-            None if prelude is None else load_prelude(prelude),
-        )
-        given, is_single = _as_list(messages)
+        form = self._builder.template(think, turn_end, reply_prefix, template)
+        opening = None if prelude is None else load_prelude(prelude)
+        items, is_single = _as_list(messages)
         prepared = [
-            self._builder.conversation(item, form, opening, f"conversation {at}", bos) for at, item in enumerate(given)
+            self._builder.conversation(item, form, opening, f"conversation {number}", bos)
+            for number, item in enumerate(items)
         ]
         outputs = self._outputs(prepared, params, n, initial_state)
         return outputs[0] if is_single else outputs
@@ -223,11 +227,11 @@ class LLM:
         bos: bool = False,
         initial_state: State | None = None,
     ) -> Generator[str, None, RequestOutput]:
-        """The reply to one conversation (as `chat`) or one prompt (as `generate`), piece by piece.
+        """Yield the reply to one conversation (as `chat`) or one prompt (as `generate`) piece by piece.
 
-        The pieces join to the `text` of the output that the other method returns, and this generator too (as the value
-        of `yield from`). Generation begins at the first piece. Closing the generator, or leaving it to the garbage
-        collector, cancels the reply.
+        The pieces join to the `text` of the output that `chat` or `generate` returns. The generator returns this output
+        too, as the value of `yield from`. Generation begins when the first piece is requested. Closing the generator,
+        or dropping it, cancels the reply.
 
         Raises:
             As `chat` and `generate`; all but NonFiniteLogitsError before the generator is returned.
@@ -260,46 +264,48 @@ class LLM:
     def score(
         self, prompt: Prompt, continuations: Any, *, bos: bool = False, initial_state: State | None = None
     ) -> ScoreOutput | list[ScoreOutput]:
-        """Log-probabilities of continuations of one prompt, batched; the prompt is read once.
+        """Log-probabilities of continuations of one prompt, in one batch. The prompt is read once.
 
-        Prompt and continuation are encoded each on its own, so that a space between them belongs to the continuation
-        as it is written: `score("The sky is", [" blue", " green"])`. With `bos` token 0 (end of text) is read first,
-        and the prompt may be empty: `score("", text, bos=True)` scores a whole text.
+        Prompt and continuation are encoded separately, so write the space between them at the beginning of the
+        continuation: `score("The sky is", [" blue", " green"])`. With `bos`, token 0 (end of text) is read first, and
+        the prompt may be empty: `score("", text, bos=True)` scores a whole text.
 
         Raises:
             UsageError: an empty prompt or continuation, or a token id outside the vocabulary.
             CheckpointError: as `generate`.
             NonFiniteLogitsError: a log-probability is NaN or infinite.
         """
-        given, is_single = _as_list(continuations)
+        items, is_single = _as_list(continuations)
         prefix = self._builder.prompt(prompt, "the prompt", bos).tokens
-        outputs = self._scores([(prefix, item, f"continuation {at}") for at, item in enumerate(given)], initial_state)
+        outputs = self._scores(
+            [(prefix, item, f"continuation {number}") for number, item in enumerate(items)], initial_state
+        )
         return outputs[0] if is_single else outputs
 
     def score_pairs(
         self, pairs: Iterable[tuple[Prompt, Prompt]], *, bos: bool = False, initial_state: State | None = None
     ) -> list[ScoreOutput]:
-        """Log-probabilities of continuations, each after a prompt of its own, batched; as `score` otherwise.
-
-        What prompts have in common at their beginning is read once.
+        """`score` for (prompt, continuation) pairs, in one batch. A common prefix of prompts is read once.
 
         Raises:
             As `score`.
         """
         prepared = [
-            (self._builder.prompt(prompt, f"prompt {at}", bos).tokens, continuation, f"continuation {at}")
-            for at, (prompt, continuation) in enumerate(pairs)
+            (self._builder.prompt(prompt, f"prompt {number}", bos).tokens, continuation, f"continuation {number}")
+            for number, (prompt, continuation) in enumerate(pairs)
         ]
         return self._scores(prepared, initial_state)
 
     def _scores(
         self, pairs: Sequence[tuple[tuple[int, ...], Prompt, str]], initial_state: State | None
     ) -> list[ScoreOutput]:
-        """The scores of continuations, each with the tokens before it and its name for errors."""
+        """The scores of `pairs`: the tokens before a continuation, the continuation, and its name for errors."""
         tokens = [(prefix, self._builder.prompt(item, name).tokens) for prefix, item, name in pairs]
         with self._lock:
             shared, root = self._with_root(initial_state)
-            scores: list[Score] = shared.run(shared.engine.submit_score(*both, root) for both in tokens)
+            scores: list[Score] = shared.run(
+                shared.engine.submit_score(prefix, continuation, root) for prefix, continuation in tokens
+            )
         outputs: list[ScoreOutput] = []
         for (_, _, name), (_, ids), score in zip(pairs, tokens, scores, strict=True):
             if not all(map(math.isfinite, score.logprobs)):
@@ -308,9 +314,10 @@ class LLM:
         return outputs
 
     def state(self, prompt: Prompt, *, bos: bool = False, initial_state: State | None = None) -> State:
-        """The recurrent state after a prompt (batch size 1); a value for `initial_state` and `save_state`.
+        """The recurrent state after a prompt (batch size 1), for `initial_state` and `save_state`.
 
-        `bos` as `generate`.
+        Args:
+            bos, initial_state: as `generate`.
 
         Raises:
             UsageError, CheckpointError: as `generate`.
@@ -328,7 +335,7 @@ class LLM:
         return self._shared
 
     def _with_root(self, state: State | None) -> tuple[SharedEngine, int]:
-        """The engine to use, and its root for `state`. Streams keep the engine that they began with."""
+        """The engine to use, and its root for `state`. Running streams keep their engine when a new one is made."""
         shared = self._open()
         if state is None:
             return shared, 0
@@ -343,18 +350,22 @@ class LLM:
     ) -> list[RequestOutput]:
         if n < 1:
             raise UsageError(f"n must be at least 1, got {n}")
-        each = [params or SamplingParams()] * len(prompts) if isinstance(params, SamplingParams | None) else params
-        if len(each) != len(prompts):
-            raise UsageError(f"params: expected one, or one for each of {len(prompts)} prompts; got {len(each)}")
+        params_list = (
+            [params or SamplingParams()] * len(prompts) if isinstance(params, SamplingParams | None) else params
+        )
+        if len(params_list) != len(prompts):
+            raise UsageError(f"params: expected one, or one for each of {len(prompts)} prompts; got {len(params_list)}")
         with self._lock:
             shared, root = self._with_root(initial_state)
-            requests = [prompt.request(own, root) for prompt, own in zip(prompts, each, strict=True)]
+            requests = [
+                prompt.request(prompt_params, root) for prompt, prompt_params in zip(prompts, params_list, strict=True)
+            ]
             replies: list[Reply] = shared.run(
                 shared.engine.submit(replace(request, noise=replace(request.noise, repeat=index)))
                 for request in requests
                 for index in range(n)
             )
-        return [output_of(prompt, replies[at * n : (at + 1) * n]) for at, prompt in enumerate(prompts)]
+        return [output_of(prompt, replies[index * n : (index + 1) * n]) for index, prompt in enumerate(prompts)]
 
     def _stream(
         self, shared: SharedEngine, request: Request, prompt: PreparedPrompt
@@ -383,13 +394,13 @@ class LLM:
             shared.abandoned.append(number)
 
 
-def _as_list(given: Any) -> tuple[list[Any], bool]:
-    """Prompts or conversations as a list, and whether a single one was given."""
-    if isinstance(given, str):
-        return [given], True
-    items = list(given)
+def _as_list(value: Any) -> tuple[list[Any], bool]:
+    """Prompts or conversations as a list, and whether `value` is a single one."""
+    if isinstance(value, str):
+        return [value], True
+    items = list(value)
     first = items[0] if items else None
-    # A token id may be a number of numpy or torch, whose arrays have `__index__` too.
+    # A token id may be a scalar of numpy or torch. Their arrays have `__index__` too, but `ndim` > 0.
     is_token = hasattr(first, "__index__") and getattr(first, "ndim", 0) == 0
     is_single = is_token or isinstance(first, Mapping)
     return ([items], True) if is_single else (items, False)

@@ -1,4 +1,4 @@
-"""What `LLM` returns: the replies to a prompt, and scores of continuations."""
+"""Results of `LLM`: the replies to a prompt, and scores of continuations."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class CompletionOutput:
     """One reply.
 
     Attributes:
-        index: its repetition, from 0 to n - 1.
-        text: without the stop text. `generate` leaves it as it is; `chat` strips it and puts the part of the thinking
-            that the prompt began in front.
-        token_ids: with the tokens of the stop text, without end of text (0).
+        index: its repetition index, from 0 to n - 1.
+        text: the text without the stop text. `chat` strips it, and prepends the part of the reply (such as the
+            beginning of the thinking) that was in the prompt.
+        token_ids: the tokens, including those of the stop text, without end of text (0).
         finish_reason: `stop` (a stop text), `eos` (token 0), `length` (max_tokens) or `time` (max_seconds).
-        stopped_by: the stop text, when that is the reason.
+        stopped_by: the stop text, if `finish_reason` is `stop`.
         logprobs: natural-log probability of each of `token_ids` under the model's own distribution.
-        num_cached_tokens: prompt tokens that did not have to be read.
-        timing: seconds.
+        num_cached_tokens: number of prompt tokens whose state came from the cache.
+        timing: durations in seconds.
     """
 
     index: int
@@ -50,9 +50,9 @@ class RequestOutput:
     """The replies to one prompt.
 
     Attributes:
-        prompt: the text that was read; None when token ids were given.
-        prompt_token_ids: its tokens, those of an initial state not among them.
-        outputs: n replies, by repetition.
+        prompt: the text of the prompt; None for a prompt of token ids.
+        prompt_token_ids: its tokens, without those before an initial state.
+        outputs: n replies, in the order of the repetition index.
     """
 
     prompt: str | None
@@ -95,11 +95,17 @@ class ScoreOutput(Score):
 
 
 def output_of(prompt: PreparedPrompt, replies: Iterable[Reply]) -> RequestOutput:
+    """The output of all replies to `prompt`; raises as `completion_of`."""
     outputs = tuple(completion_of(prompt, index, reply) for index, reply in enumerate(replies))
     return RequestOutput(prompt.text, prompt.tokens, outputs)
 
 
 def completion_of(prompt: PreparedPrompt, index: int, reply: Reply) -> CompletionOutput:
+    """The output of one reply to `prompt`.
+
+    Raises:
+        NonFiniteLogitsError: no token could be chosen.
+    """
     if reply.finish_reason == "error":
         raise NonFiniteLogitsError(f"{prompt.name}: {reply.error}")
     return CompletionOutput(

@@ -1,4 +1,4 @@
-"""Prompts and conversations as tokens: what the library and the server make engine requests of."""
+"""`PromptBuilder`: encodes prompts and conversations for engine requests, for the library and the server."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class PreparedPrompt:
     """A prompt or a conversation as tokens.
 
     Attributes:
-        name: for errors.
-        text: None when token ids were given.
-        form: the conversation's template.
-        bos: whether `tokens` begin with token 0 that was not given.
+        name: the prompt's name in error messages.
+        text: the text; None for a prompt of token ids.
+        form: the template of a conversation; None for a prompt.
+        bos: whether token 0 was added at the beginning of `tokens`.
     """
 
     name: str
@@ -41,7 +41,7 @@ class PreparedPrompt:
     bos: bool = False
 
     def request(self, params: SamplingParams, root: int) -> Request:
-        """The engine request of its first reply; randomness is keyed by the seed and the tokens."""
+        """The engine request of the first reply. Randomness is keyed by the seed and the tokens."""
         content = hashlib.blake2b(" ".join(map(str, self.tokens)).encode(), digest_size=16).hexdigest()
         return Request(
             tokens=self.tokens,
@@ -55,7 +55,7 @@ class PreparedPrompt:
         )
 
     def shown(self, text: str) -> str:
-        """A reply's text as displayed: that of a conversation is stripped, after the beginning that the prompt has."""
+        """A reply's text for display: in a conversation stripped, after the part of the reply in the prompt."""
         return text if self.form is None else self.form.shown_reply(text)
 
 
@@ -74,11 +74,11 @@ class PromptBuilder:
         return load_template(with_turn_end(Prompting.parse(values), self._spec.weights_sha256))
 
     def prompt(self, prompt: Prompt, name: str, bos: bool = False) -> PreparedPrompt:
-        """A text or token ids, after token 0 with `bos`; `name` is for errors.
+        """Encode a text, or check token ids; `bos` puts token 0 before them.
 
         Raises:
-            UsageError: no tokens, or one outside the vocabulary.
-            InputError: the text holds half of a surrogate pair.
+            UsageError: no tokens, or a token outside the vocabulary.
+            InputError: the text has an unpaired surrogate.
         """
         begin = (END_OF_TEXT,) if bos else ()
         if isinstance(prompt, str):
@@ -96,22 +96,22 @@ class PromptBuilder:
     def conversation(
         self, messages: Sequence[Message], form: PromptTemplate, prelude: str | None, name: str, bos: bool
     ) -> PreparedPrompt:
-        """A conversation up to the reply to its last user message, which `form` begins.
+        """Encode a conversation with the template `form`, up to the reply to its last user message.
 
         Raises:
-            UsageError: messages in an order that has no reply.
+            UsageError: messages whose roles do not alternate.
             InputError: as `prompt`.
         """
-        given: list[Any] = list(messages)
-        for number, message in enumerate(given):
+        remaining: list[Any] = list(messages)
+        for number, message in enumerate(remaining):
             match message:
                 case {"role": str(), "content": str()} if len(message) == 2:
                     continue
                 case _:
                     problem = f"must be a role and a content, two texts; got {message!r:.80}"
                     raise UsageError(f"{name}, message {number}: {problem}")
-        system = given.pop(0)["content"] if given and given[0]["role"] == "system" else None
-        roles = [message["role"] for message in given]
+        system = remaining.pop(0)["content"] if remaining and remaining[0]["role"] == "system" else None
+        roles = [message["role"] for message in remaining]
         if not roles or roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
             raise UsageError(
                 f"{name}: after an optional system message, user and assistant messages must take turns, the last one "
@@ -119,14 +119,14 @@ class PromptBuilder:
                 hint="prelude= gives text before the first message",
             )
         segments = [form.opening(system, prelude)]
-        for user, assistant in zip(given[:-1:2], given[1::2], strict=True):
+        for user, assistant in zip(remaining[:-1:2], remaining[1::2], strict=True):
             segments += [form.past_turn(user["content"]), form.reply(assistant["content"])]
-        segments.append(form.turn(given[-1]["content"]))
+        segments.append(form.turn(remaining[-1]["content"]))
         begin = (END_OF_TEXT,) if bos else ()
         return PreparedPrompt(name, "".join(segments), (*begin, *self._encode(segments, name)), form, bos)
 
     def _encode(self, segments: Iterable[str], name: str) -> tuple[int, ...]:
-        # Each segment on its own, as in runs: a history never has to be encoded again.
+        # Each segment is encoded separately, as in runs, so that a history need not be encoded again.
         try:
             return tuple(token for segment in segments for token in self._tokenizer.encode(segment))
         except InputError as error:
@@ -135,14 +135,14 @@ class PromptBuilder:
 
 
 class TextStripper:
-    """Strips a text that comes in pieces."""
+    """Strips white space at both ends of a text that arrives in pieces."""
 
     def __init__(self) -> None:
         self._has_begun = False
         self._held = ""
 
     def push(self, piece: str) -> str:
-        """What of the text so far is certain not to be space at an end."""
+        """Add a piece; returns the new part of the stripped text."""
         text = self._held + (piece if self._has_begun else piece.lstrip())
         shown = text.rstrip()
         self._has_begun = self._has_begun or bool(shown)

@@ -1,6 +1,6 @@
-"""How a setting is declared: the base of the records of settings, what stands beside a field, and what an error says.
+"""`Settings`, the base of all records of settings, `setting`, which declares a field, and their error messages.
 
-The records are frozen, refuse unknown keys and values out of range, and `replace` makes a changed, validated copy.
+The records are frozen and refuse unknown keys and values out of range. `replace` makes a changed, validated copy.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Settings(BaseModel):
         """Validate `values`; `where` names their origin (a file, an option) in the error.
 
         Raises:
-            UsageError: names the key, what was allowed and what was there.
+            UsageError: the message names the key, the allowed values and the given value.
         """
         try:
             return cls.model_validate(dict(values))
@@ -46,7 +46,7 @@ class Settings(BaseModel):
         return self.parse({**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
 
     def part(self, record: type[_Record]) -> _Record:
-        """The fields of `record` alone."""
+        """A `record` with its fields' values in this record."""
         return record(**{name: getattr(self, name) for name in record.model_fields})
 
 
@@ -54,21 +54,21 @@ Panel = Literal[
     "Model", "Endpoint", "Judge", "Sampling", "End of a reply", "Prompt", "What is replayed", "The run", "Output"
 ]
 PANELS: tuple[Panel, ...] = get_args(Panel)
-"""Groups of options in `--help`, in their order."""
+"""Groups of options in `--help`, in this order."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How a setting is given and explained, besides its name, type, limits and default.
+    """The option and the help of a setting, beside its name, type, limits and default.
 
     Attributes:
-        help: for `--help` and the documents; Rich markup.
-        metavar: stands for the value.
-        panel: the option's group in `--help`; None for what only the environment, files and the library give.
+        help: the help text for `--help` and the documents; Rich markup.
+        metavar: the placeholder of the value in `--help`.
+        panel: the option's group in `--help`; None for settings without an option.
         flag: a one-letter option.
-        allowed: what may be given, for errors; None says the limits.
-        split: one word of the command line may hold several values, separated by commas.
-        text: any text is a value, commas included; several values are several options.
+        allowed: the allowed values, for error messages; None derives them from the limits.
+        split: whether an argument may hold several values, separated by commas.
+        text: whether the value is any text, which may contain commas; several values need several options.
     """
 
     help: str
@@ -80,11 +80,15 @@ class Setting:
     text: bool = False
 
 
-def setting(default: _T, help: str, metavar: str, panel: Panel | None, flag: str | None = None, **more: Any) -> _T:
-    """A field of a record with its `Setting`; `more`: `allowed`, `split`, `text`, and pydantic's limits (`ge`, ...)."""
-    words = {name: more.pop(name) for name in ("allowed", "split", "text") if name in more}
-    declared = Setting(help, metavar, panel, flag, **words)
-    field: Any = Field(default, **more)
+def setting(default: _T, help: str, metavar: str, panel: Panel | None, flag: str | None = None, **options: Any) -> _T:
+    """A field of a record with its `Setting`.
+
+    Args:
+        options: `allowed`, `split` and `text` of `Setting`, and pydantic's limits (`ge`, ...).
+    """
+    attributes = {name: options.pop(name) for name in ("allowed", "split", "text") if name in options}
+    declared = Setting(help, metavar, panel, flag, **attributes)
+    field: Any = Field(default, **options)
     field.metadata.append(declared)
     if declared.text or metavar == "NAME":
         field.metadata.append(AfterValidator(_encodable))
@@ -94,16 +98,16 @@ def setting(default: _T, help: str, metavar: str, panel: Panel | None, flag: str
 
 
 def _no_boolean(value: Any) -> Any:
-    """Refuses true and false, which pydantic takes for 1 and 0."""
-    given: object = value
-    items = cast("Sequence[object]", given) if isinstance(given, list | tuple) else (given,)
+    """Refuse true and false, which pydantic converts to 1 and 0."""
+    checked: object = value
+    items = cast("Sequence[object]", checked) if isinstance(checked, list | tuple) else (checked,)
     if any(isinstance(item, bool) for item in items):
         raise ValueError("must not be true or false")
     return value
 
 
 def _encodable(value: Any) -> Any:
-    """Refuses text that no model can read: of an option or a variable that is not UTF-8, bytes become surrogates."""
+    """Refuse text with surrogates, which Python makes of options and variables that are not UTF-8."""
     if isinstance(value, str):
         try:
             value.encode()
@@ -113,40 +117,52 @@ def _encodable(value: Any) -> Any:
 
 
 def allowed_values(record: type[BaseModel], key: str, message: str) -> str:
-    """What the setting `key` may be: `must be a number in [0, 1]`; pydantic's `message` where no limits say it."""
+    """The allowed values of the setting `key`, such as `must be a number in [0, 1]`.
+
+    Args:
+        message: pydantic's message, which is used if the field has no limits.
+    """
     if key not in record.model_fields:
-        return _in_words(message)
+        return _as_requirement(message)
     field = record.model_fields[key]
     declared = next((item.allowed for item in field.metadata if isinstance(item, Setting)), None)
     annotation: Any = field.annotation
     kinds = {int: "a whole number", float: "a number"}
     kind = next((text for number, text in kinds.items() if annotation in (number, number | None)), None)
     if declared or kind is None:
-        return declared or _in_words(message)
+        return declared or _as_requirement(message)
     bounds = {limit: getattr(item, limit) for item in field.metadata for limit in _LIMITS if hasattr(item, limit)}
-    low = f"[{bounds['ge']}" if "ge" in bounds else f"({bounds['gt']}" if "gt" in bounds else ""
-    high = f"{bounds['le']}]" if "le" in bounds else f"{bounds['lt']})" if "lt" in bounds else ""
-    if low and high:
-        return f"must be {kind} in {low}, {high}"
-    return f"must be {kind}" + (f", {'at least' if 'ge' in bounds else 'above'} {low[1:]}" if low else "")
+    lowest = bounds.get("ge", bounds.get("gt"))
+    highest = bounds.get("le", bounds.get("lt"))
+    if lowest is None:
+        return f"must be {kind}"
+    if highest is None:
+        return f"must be {kind}, {'at least' if 'ge' in bounds else 'above'} {lowest}"
+    return f"must be {kind} in {'[' if 'ge' in bounds else '('}{lowest}, {highest}{']' if 'le' in bounds else ')'}"
 
 
-def _in_words(message: str) -> str:
+def _as_requirement(message: str) -> str:
     return message.removeprefix("Value error, ").replace("Input should", "must")
 
 
 def explain(error: ValidationError, where: str, record: type[BaseModel]) -> str:
-    parts: list[str] = []
+    """The message of a validation error of `record`: one problem per field, with the allowed values.
+
+    Args:
+        where: the origin of the values, put before each problem; may be empty.
+    """
+    problems: list[str] = []
     for item in error.errors():
         name = ".".join(map(str, item["loc"])) or "value"
         problem = f"unknown setting {name!r}"
         if item["type"] != "extra_forbidden":
-            words = allowed_values(record, str(item["loc"][0]), item["msg"]) if item["loc"] else item["msg"]
-            problem = f"{name}: {words}, got {shown_value(item['input'])}"
-        parts.append(f"{where}: {problem}" if where else problem)
-    return "; ".join(parts)
+            requirement = allowed_values(record, str(item["loc"][0]), item["msg"]) if item["loc"] else item["msg"]
+            problem = f"{name}: {requirement}, got {shown_value(item['input'])}"
+        problems.append(f"{where}: {problem}" if where else problem)
+    return "; ".join(problems)
 
 
 def shown_value(value: object, limit: int = 60) -> str:
+    """The `repr` of a value, cut to `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"

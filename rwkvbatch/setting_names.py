@@ -1,4 +1,4 @@
-"""The names of settings: in the program, on the command line, in the environment, and in files of earlier versions."""
+"""The names of settings in the program, in options, in environment variables, and in files of earlier versions."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ PENALTY_ALIASES: Mapping[str, str] = {
     "decay": "penalty_decay",
     "ban": "banned_token_ids",
 }
-"""Short names of settings, which files written by earlier versions use as keys."""
+"""Settings by their short names, which files of earlier versions use as keys."""
 
 ALIASES: Mapping[str, str] = {"temp": "temperature", **PENALTY_ALIASES}
-"""Short names, accepted wherever a setting is named, and the settings' names."""
+"""Settings by their short names, which are accepted everywhere."""
 
 SHORT_NAMES: Mapping[str, str] = {name: alias for alias, name in ALIASES.items()}
-"""The name of a setting in options and cell names, where it is not the setting's own."""
+"""Short names by setting, used in options and cell names."""
 
 
 def full_name(key: str) -> str:
-    """The setting's own name: aliases are resolved, `-` is read as `_`."""
+    """The full name of a setting: short names are resolved, and `-` is replaced by `_`."""
     key = key.replace("-", "_")
     return ALIASES.get(key, key)
 
 
 def with_full_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings out of a file under their present names; files of earlier versions have the short ones."""
+    """The settings in a file under their full names; files of earlier versions have short ones."""
     return {ALIASES.get(key, key): value for key, value in values.items()}
 
 
 def with_later_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A reply's settings out of a file under their present names; what files of earlier versions lack is added."""
-    found = with_full_names(values)
-    turn_end = first_turn_end(found.get("think", "off"), has_template=found.get("template_sha256") is not None)
-    return {"min_p": 0.0, "no_penalty": [], "reply_prefix": "", "turn_end": turn_end, **found}
+    """A reply's settings in a file under their full names, with values for settings that earlier versions lacked."""
+    settings = with_full_names(values)
+    turn_end = first_turn_end(settings.get("think", "off"), has_template=settings.get("template_sha256") is not None)
+    return {"min_p": 0.0, "no_penalty": [], "reply_prefix": "", "turn_end": turn_end, **settings}
 
 
 def first_turn_end(think: str, *, has_template: bool) -> TurnEnd:
-    """What ended replies before `turn_end` existed: a blank line without thinking, or what the template's file said."""
+    """The `turn_end` of versions without the setting: a blank line without thinking, else the template's texts."""
     return "blank-line" if think == "off" and not has_template else "next-role"
 
 
 def identity_with_full_names(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The `identity` of a manifest with the settings' present names, those of later versions included."""
+    """The `identity` of a manifest with full names, and with values for settings that earlier versions lacked."""
     result = dict(identity)
     if isinstance(cells := result.get("cells"), dict):
         result["cells"] = {

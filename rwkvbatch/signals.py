@@ -1,6 +1,7 @@
-"""How the process ends: what SIGINT and SIGTERM do, and that foreign code does not end it in the middle of a run.
+"""The end of the process: handlers of SIGINT and SIGTERM, and protection from foreign code that ends the process.
 
-A signal stops a run after its step, unwinds a command, stops a chat's reply, or ends the process at once.
+Depending on the handler, a signal stops a run after its step, unwinds a command, stops a chat's reply, or ends the
+process at once.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from types import FrameType
 from typing import Any, Literal, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-TOGETHER_S = 0.1
-"""Signals within this time count as one: `timeout`, for one, signals the process and then its whole group."""
+DUPLICATE_S = 0.1
+"""Signals within this time count as one. For example, `timeout` signals the process and then its whole group."""
 
 _SHOW_CURSOR = b"\x1b[?25h"
 _MESSAGES = {signal.SIGINT: b"rwkvbatch: interrupted\n", signal.SIGTERM: b"rwkvbatch: terminated\n"}
 
 
 end_process = os._exit
-"""`os._exit` itself, for this program's own use: see `staying_alive`."""
+"""The original `os._exit`, for this program's own use; `staying_alive` replaces it for foreign code."""
 
 _F_SETSIG = 10
-"""The operation's number on Linux, which the module `fcntl` does not name."""
+"""`F_SETSIG` of Linux, which the module `fcntl` lacks."""
 
 before_foreign_code: Callable[[], None] | None = None
-"""Called before a plug-in is loaded. The program puts `rwkvbatch.cli.guard` here."""
+"""Called before a plug-in is loaded. The command line sets it to a function of `rwkvbatch.cli.guard`."""
 
 _ENDINGS: dict[str, Callable[..., NoReturn]] = {"_exit": os._exit, "execv": os.execv, "execve": os.execve}
 _endings_lock = threading.Lock()
@@ -49,33 +50,34 @@ class StoppedEarly(BaseException):
 
 
 ENDS_PROCESS = (KeyboardInterrupt, Terminated, StoppedEarly)
-"""What is raised to end the process. Any other exception of foreign code, `SystemExit` included, is its own fault."""
+"""Exceptions that end the process. Any other exception of foreign code, `SystemExit` included, is an error of that
+code."""
 
 
 class ProcessEndedError(BaseException):
-    """Foreign code tried to end the process. Not an `Exception`, so that its code does not catch it."""
+    """Foreign code tried to end the process. Not an `Exception`, so that the code does not catch it."""
 
 
 class _Arrivals:
     """Distinguishes the first signal, its duplicates and later signals.
 
     Attributes:
-        signal_number: of the first signal that arrived; 0 without one.
+        signal_number: the number of the first signal; 0 before it arrives.
     """
 
     signal_number = 0
     _first_s = 0.0
 
-    def take(self, number: int) -> Literal["first", "duplicate", "later"]:
+    def classify(self, number: int) -> Literal["first", "duplicate", "later"]:
         now_s = time.monotonic()
         if not self.signal_number:
             self.signal_number, self._first_s = number, now_s
             return "first"
-        return "duplicate" if now_s - self._first_s < TOGETHER_S else "later"
+        return "duplicate" if now_s - self._first_s < DUPLICATE_S else "later"
 
 
 class StopRequest(_Arrivals):
-    """Called, tells whether a signal asked the run to stop."""
+    """A signal handler that requests the end of a run. Calling it returns whether a signal arrived."""
 
     def __init__(self, notify: Callable[[str], None]) -> None:
         self._notify = notify
@@ -86,21 +88,21 @@ class StopRequest(_Arrivals):
 
     @contextmanager
     def interruptible(self) -> Generator[None]:
-        """A signal ends the block at once: for slow work that need not be finished.
+        """End the block at once when a signal arrives, for slow work that need not be finished.
 
         Raises:
-            StoppedEarly: a signal arrived inside or before.
+            StoppedEarly: a signal arrived during or before the block.
         """
         self._raise_if_stopped()
         self._may_raise = True
         try:
             yield
-        except BaseException:  # an import may turn the handler's exception into another one,
-            self._raise_if_stopped()
+        except BaseException:
+            self._raise_if_stopped()  # an import may have replaced the handler's exception by another one
             raise
         finally:
             self._may_raise = False
-        self._raise_if_stopped()  # or drop it
+        self._raise_if_stopped()  # an import may have dropped the exception
 
     def _raise_if_stopped(self) -> None:
         if self.signal_number:
@@ -108,13 +110,13 @@ class StopRequest(_Arrivals):
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
-        match self.take(number):
+        match self.classify(number):
             case "first" if self._may_raise:
                 raise StoppedEarly
             case "first":
                 self._notify("stopping after this step; a second signal stops at once")
             case "later":
-                # Written rows are whole lines already: they need no orderly end.
+                # Rows are written as whole lines, so no cleanup is needed.
                 cursor = _SHOW_CURSOR if sys.stderr.isatty() else b""
                 _exit(number, cursor + b"stopped at once; finished rows are safe\n")
             case _:
@@ -123,7 +125,7 @@ class StopRequest(_Arrivals):
 
 @contextmanager
 def handlers_restored() -> Generator[None]:
-    """Give SIGINT and SIGTERM the handlers that they had before the block, in the main thread."""
+    """Restore the handlers of SIGINT and SIGTERM after the block, in the main thread."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
@@ -135,7 +137,7 @@ def handlers_restored() -> Generator[None]:
 
 @contextmanager
 def stop_on_signals(notify: Callable[[str], None]) -> Generator[StopRequest]:
-    """Turns SIGINT and SIGTERM into a request to stop; a second signal ends the process. For the main thread only.
+    """Turn SIGINT and SIGTERM into a request to stop; a second signal ends the process. For the main thread only.
 
     Args:
         notify: prints the message of the first signal.
@@ -161,14 +163,14 @@ def leaving_at_once() -> Generator[None]:
 
 
 def unwind() -> None:
-    """Let the first SIGINT or SIGTERM raise `KeyboardInterrupt` or `Terminated`, so that open files are tidied up.
+    """Let the first SIGINT or SIGTERM raise `KeyboardInterrupt` or `Terminated`, so that open files are cleaned up.
 
-    A later signal ends the process at once, and so does one during an import, which might drop the exception.
+    A later signal ends the process at once. So does a signal during an import, which might drop the exception.
     """
     arrivals = _Arrivals()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        arrival = arrivals.take(number)
+        arrival = arrivals.classify(number)
         if arrival == "duplicate":
             return
         if arrival == "later" or _is_importing(frame):
@@ -180,11 +182,11 @@ def unwind() -> None:
 
 @contextmanager
 def calling(stop: Callable[[], None]) -> Generator[None]:
-    """The first SIGINT or SIGTERM calls `stop` inside; a later one ends the process. For the main thread only."""
+    """Call `stop` on the first SIGINT or SIGTERM; a later one ends the process. For the main thread only."""
     arrivals = _Arrivals()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        match arrivals.take(number):
+        match arrivals.classify(number):
             case "first":
                 stop()
             case "later":
@@ -198,9 +200,9 @@ def calling(stop: Callable[[], None]) -> Generator[None]:
 
 
 def ignore() -> None:
-    """Ignore SIGINT and SIGTERM in a worker process, also when they were blocked while it started.
+    """Ignore SIGINT and SIGTERM in a worker process, and unblock them if they were blocked at its start.
 
-    Terminals, `timeout` and service managers signal all processes of a run; its driver decides what to do.
+    Terminals, `timeout` and service managers signal all processes of a run; the run's driver handles the signal.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -208,18 +210,18 @@ def ignore() -> None:
 
 
 def end_with(lifeline: int) -> None:
-    """Let the system kill this process when the other end of the pipe `lifeline` is closed, whatever it is doing then.
+    """End this process when the other end of the pipe `lifeline` is closed, even during a long call of a C function.
 
-    Code that never returns from a C function, such as a regular expression, keeps a thread that watches the pipe from
-    running. Linux sends SIGKILL for it (`F_SETSIG` of fcntl(2)); elsewhere a thread has to do.
+    A C function that holds the interpreter, such as a regular expression, blocks any thread that watches the pipe. On
+    Linux the kernel sends SIGKILL instead (`F_SETSIG` of fcntl(2)). On other systems a thread watches the pipe.
     """
     if sys.platform == "linux":
-        # A description of this process's own: the one of the parent signals the parent.
+        # Reopened for an open file description of this process: the inherited one would signal the parent.
         descriptor = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(descriptor, _F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
-        if select.select([descriptor], [], [], 0)[0]:  # closed before this process could ask for the signal
+        if select.select([descriptor], [], [], 0)[0]:  # closed before the signal was requested
             end_process(1)
         return
 
@@ -232,22 +234,22 @@ def end_with(lifeline: int) -> None:
 
 @contextmanager
 def stopping_on_interrupt() -> Generator[list[int]]:
-    """SIGINT does not raise inside; its number is appended to the list that is yielded."""
-    noted: list[int] = []
+    """Record SIGINT in the block instead of raising; yields the list to which its number is appended."""
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield noted
+        yield received
         return
     with handlers_restored():
-        signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
-        yield noted
+        signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+        yield received
 
 
 @contextmanager
 def staying_alive() -> Generator[None]:
-    """Inside, `os._exit` and `os.exec*` raise `ProcessEndedError` instead of ending this process, in every thread.
+    """Make `os._exit` and `os.exec*` raise `ProcessEndedError` in the block, in every thread of this process.
 
-    They would end a run before its last row with any exit code, 0 among them. Child processes may end as they do. What
-    C code does is not seen.
+    Otherwise foreign code could end a run before its last row, with any exit code, even 0. Child processes are not
+    affected. C code that ends the process is not detected.
     """
     global _num_staying_alive
     with _endings_lock:
@@ -293,7 +295,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def _exit(number: int, message: bytes) -> None:
     os.write(2, message)
-    end_process(128 + number)  # also while foreign code runs
+    end_process(128 + number)  # the original function, even in `staying_alive`
 
 
 def _is_importing(frame: FrameType | None) -> bool:

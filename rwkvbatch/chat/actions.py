@@ -1,4 +1,4 @@
-"""What the slash commands do: change settings, read and write files, move in the tree."""
+"""The actions of slash commands: changing settings, reading and writing files, moving in the conversation tree."""
 
 from __future__ import annotations
 
@@ -69,34 +69,35 @@ def set_value(chat: Chat, argument: str) -> None:
 
 
 def is_setting(name: str) -> bool:
-    """Whether `/set` changes it."""
+    """Whether `/set` can change the setting."""
     return full_name(name.lstrip("-")) in (*TURN_SETTINGS, "seed")
 
 
 def _parse_setting(name: str, text: str) -> dict[str, Any]:
     """The validated setting of `/set NAME TEXT`, by its full name."""
-    full = full_name(name.lstrip("-"))
+    setting = full_name(name.lstrip("-"))
     if not is_setting(name):
         raise UsageError(f"/set: expected one of {', '.join(SETTABLE)}, seed; got {name[:60]!r}")
     value: Any = text
-    if full in ("banned_token_ids", "stop", "no_penalty"):
+    if setting in ("banned_token_ids", "stop", "no_penalty"):
         value = [] if text in ("", "none") else [part.strip() for part in text.split(",")]
-        if full != "banned_token_ids":
+        if setting != "banned_token_ids":
             value = [part.encode().decode("unicode_escape") if part.isascii() else part for part in value]
-    elif full == "max_seconds" and text == "none":
-        return {full: None}
-    elif full == "reply_prefix" and text == "none":
-        return {full: ""}
+    elif setting == "max_seconds" and text == "none":
+        return {setting: None}
+    elif setting == "reply_prefix" and text == "none":
+        return {setting: ""}
     elif not text:
         raise UsageError(f"/set {name}: the value is missing")
-    return checked_values({full: value}, lambda shown: f"/set {SHORT_NAMES.get(shown, shown)}:")
+    return checked_values({setting: value}, lambda key: f"/set {SHORT_NAMES.get(key, key)}:")
 
 
 def _change(chat: Chat, values: dict[str, Any]) -> None:
+    """Change settings of the next replies, and show the changes."""
     chat.session.use_settings(chat.session.settings.replace(**values))
     chat.transcript.settings(chat.session)
-    shown = ", ".join(f"{SHORT_NAMES.get(name, name)} {plain(value)}" for name, value in values.items())
-    chat.view.note(f"set {shown}")
+    changes = ", ".join(f"{SHORT_NAMES.get(name, name)} {plain(value)}" for name, value in values.items())
+    chat.view.note(f"set {changes}")
 
 
 def use_preset(chat: Chat, name: str) -> None:
@@ -134,13 +135,13 @@ def redo(chat: Chat, _argument: None) -> None:
     cut = chat.session.redo()
     chat.transcript.record(chat.session)
     tree = chat.session.tree
-    there = f"; what this took back is on branch {cut.kept}" if cut.kept else ""
-    chat.view.note(f"back at {counted(tree.num_turns(), 'turn')} of branch {tree.current}{there}")
+    kept = f"; what this took back is on branch {cut.kept}" if cut.kept else ""
+    chat.view.note(f"back at {counted(tree.num_turns(), 'turn')} of branch {tree.current}{kept}")
     _replay_last(chat)
 
 
 def _kept(chat: Chat) -> str:
-    """Where the turns are that the last move cut off, as the end of a note."""
+    """The end of a note: on which branch the turns are that the last move cut off; empty if it cut off none."""
     cut = chat.session.tree.last_cut
     return f"; kept on branch {cut.kept} · /redo takes this back" if cut is not None and cut.kept else ""
 
@@ -155,11 +156,11 @@ def again(chat: Chat, count: int) -> None:
     chat.view.begin_reply("")
     try:
         with chat.stoppable() as should_stop:
-            made = chat.session.again(count, should_stop=should_stop)
+            alternatives = chat.session.again(count, should_stop=should_stop)
     finally:
         chat.view.end_reply(None)
     chat.transcript.record(chat.session)
-    chat.view.alternatives(made)
+    chat.view.alternatives(alternatives)
     chat.view.note("/pick N continues from reply N; until then the conversation is unchanged")
     _note_greedy(chat)
 
@@ -193,7 +194,7 @@ MAX_EDITED_BYTES = 2**24
 
 
 def edit_text(text: str) -> str:
-    """`text` after the user has edited it."""
+    """Let the user edit `text` in `$VISUAL`, `$EDITOR` or vi. Returns the edited text."""
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     if not editor and not sys.stdin.isatty():
         raise UsageError("/edit needs a terminal or $EDITOR", hint="set $EDITOR to a program that needs no terminal")
@@ -216,9 +217,9 @@ def branch(chat: Chat, name: str) -> None:
     if len(name) > 60 or " " in name or not name.isprintable():
         raise UsageError(f"a branch's name must be one word of at most 60 characters, got {name[:80]!r}")
     previous = chat.session.tree.current
-    made = chat.session.tree.branch(name or None)
+    new_name = chat.session.tree.branch(name or None)
     chat.transcript.record(chat.session)
-    chat.view.note(f"on branch {made}; /switch {previous} goes back")
+    chat.view.note(f"on branch {new_name}; /switch {previous} goes back")
 
 
 def switch(chat: Chat, name: str) -> None:
@@ -248,7 +249,7 @@ def system(chat: Chat, text: str) -> None:
 
 
 def note_probable_mistakes(chat: Chat, system: str | None, option: str) -> None:
-    """Note what the prompt's format changes in a system message, and what the model may read as another role."""
+    """Show the lint warnings about a system message, such as text that the model may read as another role."""
     for warning in lint_system([system or ""], option):
         chat.view.note(str(warning))
 
@@ -261,8 +262,8 @@ def save(chat: Chat, target: OutputFile) -> None:
 def load(chat: Chat, source: OutputFile) -> None:
     """Continue a saved session, or the session of a transcript."""
     path = source.path
-    unsaved = bool(chat.session.tree.exchanges) and chat.transcript.path is None
-    if unsaved and chat.is_terminal and not source.replace:
+    is_unsaved = bool(chat.session.tree.exchanges) and chat.transcript.path is None
+    if is_unsaved and chat.is_terminal and not source.replace:
         question = "This session has no transcript and will be lost. Load another one?"
         if not chat.view.confirm(question):
             chat.view.note("not loaded; /save FILE saves this session")
@@ -285,14 +286,14 @@ def state(chat: Chat, argument: tuple[str, OutputFile]) -> None:
     tokens = session.tree.history()
     if path.suffix != ".safetensors":
         path = path.with_name(path.name + ".safetensors")
-    # After an initial state the tokens alone do not determine the state.
-    known = [tokens] if session.tree.opening.state is None else None
+    # With an initial state, the tokens alone do not determine the state.
+    state_tokens = [tokens] if session.tree.opening.state is None else None
 
     def write(replace: bool) -> None:
         check_target(path, STATE, option="/state", replace=replace, how=f"/state save! {path} replaces it")
         current, spec = session.next_token().state, session.engine.model.spec
-        assert not isinstance(spec, ServedSpec)  # which has no next token
-        save_state(path, current, spec, tokens=known, replace=replace, private=True)
+        assert not isinstance(spec, ServedSpec)  # `next_token` raises for a served model
+        save_state(path, current, spec, tokens=state_tokens, replace=replace, private=True)
 
     chat.write(target, write)
     chat.view.note(

@@ -1,4 +1,4 @@
-"""`Chat`: a session with its view and its transcript; and `View`, which the two front ends implement."""
+"""A chat: a session with its view and its transcript; and the interface of views, which the front ends implement."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _END_NOTES = {
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A file that a command writes; `replace` after a `!`."""
+    """A file that a command writes; `replace` allows replacing it (`!` before the name)."""
 
     path: Path
     replace: bool = False
@@ -44,38 +44,38 @@ class View(Protocol):
     """Whether thinking parts are hidden."""
 
     def begin_reply(self, begun: str) -> None:
-        """A reply begins; `begun` is the part of it that the prompt contains."""
+        """Begin a reply; `begun` is the part of it that is in the prompt."""
 
     def piece(self, text: str) -> None:
-        """The next text of the reply."""
+        """Show the next piece of the reply."""
 
     def tick(self) -> None:
-        """The model has made a step."""
+        """Update the display after a step of the model."""
 
     def end_reply(self, exchange: Exchange | None) -> None:
-        """The reply is complete, or (None) has failed."""
+        """End the reply; `exchange` is None if it failed."""
 
     def gap(self) -> None:
-        """An empty row, unless the last row is empty."""
+        """Show an empty row, unless the last row is empty."""
 
     def note(self, text: str) -> None:
-        """A message of the program."""
+        """Show a message of the program."""
 
     def problem(self, error: RwkvBatchError) -> None:
-        """An error and its hint."""
+        """Show an error and its hint."""
 
     def confirm(self, question: str) -> bool:
-        """Whether a person answers yes; false where nobody can be asked."""
+        """Whether the user answers yes; false if the user cannot be asked."""
         ...
 
     def show(self, content: RenderableType) -> None:
-        """The output of a command."""
+        """Show the output of a command."""
 
     def replay(self, exchanges: Sequence[Exchange]) -> None:
-        """Earlier messages and replies."""
+        """Show earlier messages and replies."""
 
     def alternatives(self, exchanges: Sequence[Exchange]) -> None:
-        """The replies of `/again`."""
+        """Show the replies of `/again`."""
 
 
 @dataclass
@@ -83,9 +83,9 @@ class Chat:
     """A running session.
 
     Attributes:
-        load_engine: loads an engine over the model in a file.
+        load_engine: makes an engine for the model in a file.
         is_terminal: whether input and output are a terminal.
-        left: set by `/quit`.
+        left: whether the user has left with `/quit`.
     """
 
     session: Session
@@ -103,7 +103,7 @@ class Chat:
         """Show a reply while it is generated; Ctrl-C stops it.
 
         Args:
-            make: generates it, with the keyword arguments `on_text` and `should_stop` of `Session.ask`.
+            make: generates the reply; takes the keyword arguments `on_text` and `should_stop` of `Session.ask`.
         """
 
         def on_text(text: str) -> None:
@@ -114,17 +114,20 @@ class Chat:
         try:
             with self.stoppable() as should_stop:
                 exchange = make(on_text=on_text, should_stop=should_stop)
-        except BaseException:  # Ctrl-C too must leave the screen in order
+        except BaseException:  # also KeyboardInterrupt: the display must be completed
             self.view.end_reply(None)
             raise
         self.view.end_reply(exchange)
         self.transcript.record(self.session)
 
     def write(self, target: OutputFile, write: Callable[[bool], _Written]) -> _Written:
-        """The result of `write`, which gets whether it may replace the file; a person is asked if it may not.
+        """Write a file, and ask the user before an existing one is replaced. Returns the result of `write`.
+
+        Args:
+            write: writes the file; takes whether it may replace an existing one.
 
         Raises:
-            TargetExistsError: the file exists and is to stay.
+            TargetExistsError: the file exists, and the user did not agree to replace it.
         """
         try:
             return write(target.replace)
@@ -135,7 +138,7 @@ class Chat:
 
     @contextlib.contextmanager
     def stoppable(self) -> Generator[ShouldStop]:
-        """Yields a function that is polled after every step, and returns true after Ctrl-C."""
+        """Yield a function that is called after every step, and returns true after Ctrl-C."""
         with stopping_on_interrupt() as interrupts, unechoed_input() if self.is_terminal else contextlib.nullcontext():
 
             def should_stop() -> bool:
@@ -147,32 +150,32 @@ class Chat:
 
 @contextlib.contextmanager
 def unechoed_input() -> Generator[None]:
-    """The terminal does not echo what is typed inside; the next line input reads it."""
+    """Turn off the echo of the terminal within the context. Text typed meanwhile stays in the terminal's input."""
     try:
         import termios
 
         descriptor = sys.stdin.fileno()
-        before: list[Any] = termios.tcgetattr(descriptor)
+        former_attributes: list[Any] = termios.tcgetattr(descriptor)
     except (ImportError, OSError, ValueError):
         yield
         return
-    quiet = before.copy()
-    quiet[0] &= ~termios.ICRNL
-    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    attributes = former_attributes.copy()
+    attributes[0] &= ~termios.ICRNL
+    attributes[3] &= ~(termios.ECHO | termios.ICANON)
     try:
-        termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
+        termios.tcsetattr(descriptor, termios.TCSANOW, attributes)
         yield
     finally:
-        termios.tcsetattr(descriptor, termios.TCSANOW, before)
+        termios.tcsetattr(descriptor, termios.TCSANOW, former_attributes)
 
 
 def uncut(content: RenderableType) -> RenderableType:
-    """`content`; text too wide for its column of a table is folded instead of cut."""
+    """`content`; in a table, text that is too wide for its column is folded, not cut."""
     for column in content.columns if isinstance(content, Table) else ():
         column.overflow = "fold"
     return content
 
 
 def end_note(exchange: Exchange) -> str:
-    """Why the reply ended; empty after a normal end."""
+    """A note on why a reply ended; empty after a normal end."""
     return _END_NOTES.get(exchange.finish_reason, "").format(tokens=len(exchange.ids))

@@ -1,4 +1,4 @@
-"""The table of slash commands, and what a line of input does."""
+"""The table of slash commands, and the functions that execute lines of input."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ KEYS = (
 
 @dataclass(frozen=True)
 class Argument:
-    """What follows a command's name.
+    """The argument of a command.
 
     Attributes:
-        usage: as the help shows it; optional in brackets.
-        parse: the argument's value, given its text and the command's usage; raises `UsageError`.
-        choices: completions of its last word, given the words before it. is_file: the last word is a file name.
-        takes_bang: the argument may begin with `!`, which lets the command replace what it would refuse to replace;
+        usage: text for the help; in brackets if the argument is optional.
+        parse: gives the argument's value from its text and the command's usage; raises `UsageError`.
+        choices: gives the completions of the last word from the words before it.
+        is_file: whether the last word is a file name.
+        takes_bang: whether the argument may begin with `!`, with which the command replaces an existing file;
             `/save! FILE` is the same as `/save ! FILE`.
     """
 
@@ -80,7 +81,7 @@ def _state_file(text: str, usage: str) -> tuple[str, OutputFile]:
 
 
 def number(usage: str, lowest: int = 1, highest: int = 10**9, default: int | None = None) -> Argument:
-    """A whole number in [lowest, highest]; without one, `default` where `usage` is in brackets."""
+    """An argument that is a whole number in [lowest, highest]; `default` if it is optional and not given."""
 
     def parse(text: str, command: str) -> int | None:
         if not text and usage.startswith("["):
@@ -97,7 +98,7 @@ def number(usage: str, lowest: int = 1, highest: int = 10**9, default: int | Non
 
 
 def one_of(usage: str, values: Sequence[str]) -> Argument:
-    """One of `values`; empty text is allowed where `usage` is in brackets."""
+    """An argument that is one of `values`; it may be missing if `usage` is in brackets."""
 
     def parse(text: str, command: str) -> str:
         if text not in values and not (text == "" and usage.startswith("[")):
@@ -128,12 +129,13 @@ def _alternatives(chat: Chat, _before: str) -> Iterable[str]:
 
 @dataclass(frozen=True)
 class Command:
-    """One command.
+    """A slash command.
 
     Attributes:
-        name: without the slash.
-        help: one line; `more` is what `/help NAME` adds.
-        run: executes it, given the argument's value.
+        name: the name without the slash.
+        help: one line of help.
+        run: executes the command with the argument's value.
+        more: further help, which `/help NAME` adds.
     """
 
     name: str
@@ -148,13 +150,13 @@ class Command:
 
 
 def run_lines(chat: Chat, lines: TextIO, prompt: TextIO | None = None) -> bool:
-    """Execute each line of a pipe or file until its end or `/quit`; returns whether all succeeded.
+    """Execute the lines of a pipe or file until its end or `/quit`. Returns whether all succeeded.
 
     Args:
-        prompt: where to ask for a line, if a person types them.
+        prompt: stream for a prompt before each line; None for no prompt.
 
     Raises:
-        InputError: the lines are not UTF-8.
+        InputError: a line is not UTF-8.
         UsageError: a line has more than `MAX_LINE_CHARACTERS`.
         StorageError: the transcript cannot be written.
     """
@@ -178,7 +180,7 @@ def run_lines(chat: Chat, lines: TextIO, prompt: TextIO | None = None) -> bool:
 
 
 def handle_line(chat: Chat, line: str) -> bool:
-    """Execute a command or send a message. Errors are shown; returns whether there was none.
+    """Execute a command or send a message, and show any error. Returns whether there was none.
 
     Raises:
         StorageError: the transcript cannot be written.
@@ -192,7 +194,7 @@ def handle_line(chat: Chat, line: str) -> bool:
             command, argument = _find(line.strip())
             command.run(chat, command.argument.parse(argument, command.usage))
         else:
-            # A message that begins with a slash is sent by doubling it.
+            # Two slashes at the beginning stand for one in a message.
             chat.ask(line.removeprefix("/"))
     except RwkvBatchError as error:
         path = chat.transcript.path
@@ -204,7 +206,7 @@ def handle_line(chat: Chat, line: str) -> bool:
 
 
 def _find(line: str) -> tuple[Command, str]:
-    """The command of a line, and the text of its argument. An unambiguous beginning of a name is enough."""
+    """The command of a line, and the text of its argument. The name may be abbreviated to an unambiguous prefix."""
     name, _, argument = line[1:].partition(" ")
     if name.endswith("!"):
         command, _ = _find(f"/{name.rstrip('!')}")
@@ -216,8 +218,8 @@ def _find(line: str) -> tuple[Command, str]:
         return COMMANDS[matches[0]], argument.strip()
     if not matches and actions.is_setting(name):
         raise UsageError(f"there is no command /{name}", hint=f"/set {name} VALUE changes the setting")
-    close = matches or difflib.get_close_matches(name, COMMANDS, n=3)
-    hint = f"did you mean {' or '.join('/' + match for match in close)}?" if close else "/help lists the commands"
+    similar = matches or difflib.get_close_matches(name, COMMANDS, n=3)
+    hint = f"did you mean {' or '.join('/' + match for match in similar)}?" if similar else "/help lists the commands"
     raise UsageError(f"there is no command /{name[:60]}", hint=f"{hint} (start a message that begins with / with //)")
 
 
@@ -234,7 +236,7 @@ def _help(chat: Chat, name: str) -> None:
 
 @dataclass(frozen=True)
 class _List:
-    """Names and their descriptions: side by side, or one below the other on a narrow terminal."""
+    """A list of names and descriptions: side by side, or on a narrow terminal one below the other."""
 
     rows: Sequence[tuple[str, str]]
 
@@ -357,4 +359,4 @@ COMMANDS: Mapping[str, Command] = {
         Command("quit", "Leave, as Ctrl-D does.", _quit),
     )
 }
-"""By name, in the order of the help."""
+"""All commands by name, in the order of the help."""

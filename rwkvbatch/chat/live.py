@@ -1,8 +1,8 @@
-"""Model text as Markdown, and a text that is drawn while it grows, without flicker or loss.
+"""Renders model text as Markdown, and draws a growing text on a terminal without flicker or loss.
 
-Only rows that changed are written again, in one write. Rows that are final are not touched again: those of complete
-blocks, those that scroll off the screen, and after a change of the window's size all but the last one. (`rich.live`
-draws everything again, and cuts or repeats text that is higher than the window.)
+Only rows that changed are written again, in one write. Final rows are not written again: rows of complete blocks, rows
+that scroll off the screen, and after a change of the window's size all rows but the last one. (`rich.live` draws all
+rows again, and cuts or repeats text that is higher than the window.)
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from rich.text import Text
 
 from rwkvbatch.prompt.escaping import printable
 
-# Text that these rules match would vanish or change: tags, entities, backslashes, link definitions, image addresses.
-_SILENT_RULES = ["html_block", "html_inline", "entity", "escape", "reference", "image", "lheading", "autolink"]
+# These rules would remove or change text: tags, entities, backslashes, link definitions, image addresses.
+_DISABLED_RULES = ["html_block", "html_inline", "entity", "escape", "reference", "image", "lheading", "autolink"]
 
-_MAYBE_ITEM = re.compile(r"\s*(\d+[.)]?|[-+*]?)\s*")
-"""A line that may become an item of the list above it as it grows."""
+_POSSIBLE_ITEM = re.compile(r"\s*(\d+[.)]?|[-+*]?)\s*")
+"""A line that may become an item of the list above it when more text follows."""
 
 
 class _Heading(Heading):
@@ -49,7 +49,7 @@ class _CodeBlock(CodeBlock):
 
 
 class _ListItem(ListItem):
-    """Shows the numbers that the model wrote, right or wrong."""
+    """A list item with the number that the model wrote, which Markdown would replace by a consecutive one."""
 
     def __init__(self, mark: str) -> None:
         super().__init__()
@@ -63,8 +63,8 @@ class _ListItem(ListItem):
         indent = len(self.mark) + 2
         lines = console.render_lines(self.elements, options.update(width=max(1, options.max_width - indent)))
         style = console.get_style("markdown.item.number", default="none")
-        for at, line in enumerate(lines):
-            yield Segment(f" {self.mark} " if at == 0 else " " * indent, style)
+        for index, line in enumerate(lines):
+            yield Segment(f" {self.mark} " if index == 0 else " " * indent, style)
             yield from line
             yield Segment.line()
 
@@ -94,9 +94,9 @@ class ChatMarkdown(Markdown):
 
 
 def parse(markup: str) -> list[Token]:
-    """The tokens of `markup`; those of blocks have their lines in `map`."""
-    parser = MarkdownIt().enable("strikethrough").enable("table").disable(_SILENT_RULES)
-    # A line that is not indented ends a list: models write the next paragraph directly below it.
+    """The tokens of `markup`. Those of blocks have the range of their lines in `map`."""
+    parser = MarkdownIt().enable("strikethrough").enable("table").disable(_DISABLED_RULES)
+    # An unindented line ends a list, because models write the next paragraph directly below a list.
     parser.block.ruler.before("paragraph", "unindented", _is_unindented, {"alt": ["paragraph"]})
     return parser.parse(markup)
 
@@ -106,57 +106,57 @@ def _is_unindented(state: StateBlock, line: int, _end: int, silent: bool) -> boo
 
 
 def block_lines(markup: str) -> list[int]:
-    """The lines, from 0, with which the blocks of `markup` begin. Only the last block may change as the text grows."""
-    done, _, last = markup.rpartition("\n")
-    if done and _MAYBE_ITEM.fullmatch(last):
-        markup = done
+    """The first lines, from 0, of the blocks of `markup`. Only the last block may change when more text follows."""
+    earlier_lines, _, last_line = markup.rpartition("\n")
+    if earlier_lines and _POSSIBLE_ITEM.fullmatch(last_line):
+        markup = earlier_lines
     return [token.map[0] for token in parse(markup) if token.level == 0 and token.nesting >= 0 and token.map]
 
 
 def open_fence(markup: str) -> str:
-    """The opening line of the code block in which `markup` ends, with its line end; empty if there is none."""
+    """The first line, with its line end, of the unclosed code block at the end of `markup`; empty if there is none."""
     last = next((token for token in reversed(parse(markup)) if token.level == 0 and token.map), None)
     if last is None or last.map is None or last.type != "fence":
         return ""
-    opening, *inside = markup.split("\n")[slice(*last.map)]
-    closing = inside[-1].strip() if inside else ""
-    closed = len(closing) >= len(last.markup) and not closing.strip(last.markup[0])
-    return "" if closed else f"{opening}\n"
+    first_line, *block_lines = markup.split("\n")[slice(*last.map)]
+    last_line = block_lines[-1].strip() if block_lines else ""
+    is_closed = len(last_line) >= len(last.markup) and not last_line.strip(last.markup[0])
+    return "" if is_closed else f"{first_line}\n"
 
 
 def thinking_text(text: str) -> Text:
-    """The thinking part of a reply."""
+    """The thinking part of a reply as styled text."""
     return Text(printable(text), style="dim italic")
 
 
 def split_thinking(text: str) -> tuple[str | None, str]:
-    """The thinking part (None without one) and the answer of a reply that may still grow.
+    """The thinking part (None if there is none) and the answer of a reply that may be incomplete.
 
-    Text at the end that may become a tag is in neither.
+    Text at the end that may be the beginning of a tag is in neither part.
     """
-    begun = text.lstrip()
-    if not begun.startswith("<think>"):
-        return (None, "") if "<think>".startswith(begun) and begun else (None, text)
-    inside = begun[len("<think>") :]
-    thought, tag, answer = inside.partition("</think>")
-    if not tag:
-        size = next((size for size in range(7, 0, -1) if inside.endswith("</think>"[:size])), 0)
-        return inside[: len(inside) - size], ""
+    stripped = text.lstrip()
+    if not stripped.startswith("<think>"):
+        return (None, "") if "<think>".startswith(stripped) and stripped else (None, text)
+    after_tag = stripped[len("<think>") :]
+    thought, closing_tag, answer = after_tag.partition("</think>")
+    if not closing_tag:
+        partial_tag = next((size for size in range(7, 0, -1) if after_tag.endswith("</think>"[:size])), 0)
+        return after_tag[: len(after_tag) - partial_tag], ""
     return thought, answer
 
 
 _BEGIN_UPDATE, _END_UPDATE = "\x1b[?2026h", "\x1b[?2026l"
-"""Synchronized output: terminals show everything between them at once, or ignore them."""
+"""Control sequences of synchronized output: a terminal shows all output between them at once, or ignores them."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """How a kind of text is shown.
+    """How a kind of text is rendered. Complete blocks are rendered separately from the text after them.
 
     Attributes:
-        rows: the text for rich.
-        block_lines: the lines with which its blocks begin. Blocks are shown apart; only the last one may still change.
-        context: what has to precede the text after a given one, when the two are shown apart.
+        rows: makes a rich renderable of a text.
+        block_lines: gives the first lines of a text's blocks, of which only the last block may still change.
+        context: gives the text that must precede the continuation of a text if that is rendered separately.
     """
 
     rows: Callable[[str], RenderableType]
@@ -165,25 +165,25 @@ class Source:
 
 
 MARKDOWN = Source(ChatMarkdown, block_lines, open_fence)
-"""Answers."""
+"""For answers."""
 
 THINKING = Source(
     lambda text: thinking_text(text.rstrip("\n")),
-    lambda text: [at for at, line in enumerate(text.split("\n")) if at == 0 or line.strip()],
+    lambda text: [index for index, line in enumerate(text.split("\n")) if index == 0 or line.strip()],
     lambda _text: "",
 )
-"""Thinking parts."""
+"""For thinking parts."""
 
 
 class LiveText:
-    """One growing text, from the cursor's row down.
+    """A growing text, drawn from the cursor's row downwards.
 
     Args:
-        console: a terminal.
-        size: columns and rows of the terminal, read at each drawing.
+        console: the console of a terminal.
+        size: gives the columns and rows of the terminal; called at each drawing.
 
     Attributes:
-        num_pushed: characters of the text so far.
+        num_pushed: number of characters of the text so far.
     """
 
     def __init__(self, console: Console, source: Source, size: Callable[[], tuple[int, int]] | None = None) -> None:
@@ -207,7 +207,7 @@ class LiveText:
         """Show the text, with `status` in a row below it."""
         width, height = self._size()
         if (width != self._width or height < len(self._drawn)) and self._drawn:
-            self._leave_drawn(width)
+            self._handle_resize(width)
         self._width = width
         final = self._complete_blocks()
         tail = self._rows(self._text)
@@ -223,7 +223,7 @@ class LiveText:
         self._drawn_length = len(self._text)
 
     def finish(self, *, draw: bool = True) -> None:
-        """Go to the next row. Without `draw`, text pushed since the last one is not shown."""
+        """Move the cursor to the next row. Without `draw`, text pushed since the last drawing is not shown."""
         if draw:
             self.draw()
         if self._drawn:
@@ -235,10 +235,10 @@ class LiveText:
         if not text.strip("\n"):
             return []
         with self._console.capture() as capture:
-            # One column stays free: terminals differ in where the cursor is after a full row.
+            # One column stays free, because the cursor's position after a full row differs between terminals.
             self._console.print(self._source.rows(self._context + text), width=max(self._width - 1, 1))
         rows = [row.rstrip(" ") for row in capture.get().split("\n")[:-1]]
-        # rich puts an empty row before lists; only empty lines of the text count.
+        # rich puts an empty row before lists; only empty lines of the text are shown.
         while rows and not rows[0] and not self._context:
             del rows[0]
         return rows
@@ -251,74 +251,78 @@ class LiveText:
         return capture.get()
 
     def _complete_blocks(self) -> list[str]:
-        """Remove complete blocks from the text and return their rows, with an empty row where the text has one."""
-        given = self._context.count("\n")
-        starts = [line - given for line in self._source.block_lines(self._context + self._text)]
+        """Remove complete blocks from the text. Returns their rows, with an empty row where the text has one."""
+        num_context_lines = self._context.count("\n")
+        starts = [line - num_context_lines for line in self._source.block_lines(self._context + self._text)]
         lines = self._text.split("\n")
         rows: list[str] = []
-        for begin, end in pairwise([0, *(start for start in starts[1:] if start > 0)]):
-            block = "".join(f"{line}\n" for line in lines[begin:end])
+        for start, end in pairwise([0, *(start for start in starts[1:] if start > 0)]):
+            block = "".join(f"{line}\n" for line in lines[start:end])
             rows += self._rows(block)
             rows += [""] if block.endswith("\n\n") else []
             self._drop(len(block))
         return rows
 
     def _cut(self, num_rows: int) -> int:
-        """Where to split the text so that its first part is final: after a line, or between words."""
-        end = self._text.rstrip("\n").rfind("\n")
-        if end > 0:
-            return end + 1
-        low = self._longest_below(num_rows, self._text)
-        space = self._text.rfind(" ", 0, low)
-        return space + 1 if space > 0 else low
+        """The length of the part of the text that becomes final: up to the end of a line, or else of a word."""
+        line_end = self._text.rstrip("\n").rfind("\n")
+        if line_end > 0:
+            return line_end + 1
+        max_length = self._longest_below(num_rows, self._text)
+        space = self._text.rfind(" ", 0, max_length)
+        return space + 1 if space > 0 else max_length
 
     def _drop(self, cut: int) -> None:
+        """Remove the first `cut` characters, which are final."""
         self._context = self._source.context(self._context + self._text[:cut])
         self._text = self._text[cut:]
 
-    def _leave_drawn(self, width: int) -> None:
-        """Continue after a change of the window's size, when terminals may have wrapped all rows but the last anew.
+    def _handle_resize(self, width: int) -> None:
+        """Continue after a change of the window's size, after which terminals may have wrapped all rows but the last.
 
-        The status row is cleared, and the last row of the text too if it still fits into one row; the text continues
-        from its beginning. If it does not fit, it stays and is shown again below.
+        The status row is cleared. The last row of the text is cleared too if it fits into one row of the new width, and
+        the text continues from its beginning. If it does not fit, it stays and is shown again below.
         """
         rows = self._drawn if self._status is None else self._drawn[:-1]
-        last_row = rows[-1:] if self._status is None else self._drawn[-2:]
+        last_rows = rows[-1:] if self._status is None else self._drawn[-2:]
         cut = self._last_row_start(rows)
-        goes = rows and cut is not None and all(Text.from_ansi(row).cell_len <= width for row in last_row)
-        # The next output begins in the text's last row, or below it: in the status row, or in a new one.
-        up = self._status is not None and goes
-        down = self._status is None and not goes
-        self._console.file.write("\r" + ("\x1b[A" if up else "") + ("\n" if down else "\x1b[J"))
+        clears_last_row = rows and cut is not None and all(Text.from_ansi(row).cell_len <= width for row in last_rows)
+        # The next output begins in the text's last row if that is cleared, otherwise in the row below it: the status
+        # row, or a new row.
+        moves_up = self._status is not None and clears_last_row
+        moves_down = self._status is None and not clears_last_row
+        self._console.file.write("\r" + ("\x1b[A" if moves_up else "") + ("\n" if moves_down else "\x1b[J"))
         self._drop(cut or 0)
         self._drawn, self._drawn_length = [], 0
 
     def _last_row_start(self, rows: list[str]) -> int | None:
-        """Where in the text its last row begins; None when that is unknown, as in a table."""
-        drawn = self._text[: self._drawn_length]
+        """The index in the text at which its last row begins; None if it is unknown, as in a table."""
+        drawn_text = self._text[: self._drawn_length]
         if len(rows) < 2:
             return 0
-        low = self._longest_below(len(rows), drawn)
-        start = max(drawn.rfind(" ", 0, low), drawn.rfind("\n", 0, low)) + 1
-        return start if self._rows(drawn[:start]) == rows[:-1] else None
+        max_length = self._longest_below(len(rows), drawn_text)
+        start = max(drawn_text.rfind(" ", 0, max_length), drawn_text.rfind("\n", 0, max_length)) + 1
+        return start if self._rows(drawn_text[:start]) == rows[:-1] else None
 
     def _longest_below(self, num_rows: int, text: str) -> int:
-        """The length of the longest beginning of `text` that has fewer than `num_rows` rows."""
+        """The length of the longest prefix of `text` that has fewer than `num_rows` rows."""
         lengths = range(2, len(text))
         return 1 + bisect_left(lengths, num_rows, key=lambda length: len(self._rows(text[:length])))
 
     def _write(self, rows: list[str]) -> None:
+        """Replace the drawn rows by `rows`, from the first one that differs."""
         num_drawn = len(self._drawn)
-        same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(self._drawn, rows, strict=False))))
-        if same == len(rows) == num_drawn:
+        num_same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(self._drawn, rows, strict=False))))
+        if num_same == len(rows) == num_drawn:
             return
         # The cursor is in the last drawn row.
-        if same == num_drawn:
+        if num_same == num_drawn:
             output = "\r\n" if self._drawn else ""
         else:
-            # Clear from the first row that changes; if none follows, go back to the last one that stays.
-            up = num_drawn - 1 - same
-            output = (f"\x1b[{up}A" if up else "") + "\r\x1b[J" + ("\x1b[A" if 0 < same == len(rows) else "")
-        output += "\r\n".join(rows[same:])
+            # Clear from the first row that differs; if no new row follows, move up to the last row that stays.
+            num_up = num_drawn - 1 - num_same
+            output = (f"\x1b[{num_up}A" if num_up else "") + "\r\x1b[J"
+            output += "\x1b[A" if 0 < num_same == len(rows) else ""
+        output += "\r\n".join(rows[num_same:])
         self._console.file.write(f"{_BEGIN_UPDATE}{output}{_END_UPDATE}")
         self._console.file.flush()

@@ -1,4 +1,4 @@
-"""The front end for pipes and files: a line in, a reply out, as text or as JSON."""
+"""The front end for pipes and files, which writes a reply for each line of input, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class PlainView:
     """Writes replies and the output of commands to `out`, messages of the program to `err`.
 
     Args:
-        raw: write model text as it is but for DEL, 8-bit and bidirectional controls; only where `out` is no terminal.
-        quiet: write no messages but errors.
+        raw: write model text unchanged, except for DEL, 8-bit and bidirectional controls; `out` must not be a terminal.
+        quiet: write only errors to `err`.
     """
 
     def __init__(self, out: TextIO, err: TextIO, *, raw: bool = False, quiet: bool = False) -> None:
@@ -28,14 +28,14 @@ class PlainView:
         self._out = out
         self._raw = raw
         self._quiet = quiet
-        self._shown = 0
+        self._num_shown = 0
         self._text = ""
         self._output = Console(file=out, no_color=True, width=100, highlight=False, soft_wrap=True)
         self._messages = Console(file=err, no_color=True, width=100, highlight=False, soft_wrap=True)
 
     def begin_reply(self, begun: str) -> None:
         self._text = begun.lstrip()
-        self._shown = 0
+        self._num_shown = 0
 
     def piece(self, text: str) -> None:
         self._text += text
@@ -46,8 +46,8 @@ class PlainView:
 
     def end_reply(self, exchange: Exchange | None) -> None:
         if exchange is None:
-            # A reply that failed ends its line.
-            self._out.write("\n" if self._shown else "")
+            # The reply failed; its text so far gets a line end.
+            self._out.write("\n" if self._num_shown else "")
             return
         self._write()
         self._out.write("\n")
@@ -83,11 +83,10 @@ class PlainView:
         self._out.flush()
 
     def _write(self) -> None:
-        # Replies are stripped: white space is held back until text follows it.
-        text = self._text.lstrip()
-        whole = text.rstrip()
-        self._out.write(self._safe(whole[self._shown :], before=whole[: self._shown]))
-        self._shown = max(self._shown, len(whole))
+        # Replies are stripped, so trailing white space is written only when more text follows it.
+        stripped = self._text.strip()
+        self._out.write(self._safe(stripped[self._num_shown :], before=stripped[: self._num_shown]))
+        self._num_shown = max(self._num_shown, len(stripped))
         self._out.flush()
 
     def _safe(self, text: str, before: str = "") -> str:

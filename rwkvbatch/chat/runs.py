@@ -37,14 +37,15 @@ from rwkvbatch.setting_names import option_name
 
 @dataclass(frozen=True)
 class RunPoint:
-    """A turn of a run, and what led to it.
+    """A turn of a run from which a chat continues.
 
     Attributes:
-        rows: the turns up to this one, oldest first.
+        directory: the run directory.
+        rows: the rows of the turns up to this one, oldest first.
         cell: the cell's settings and the hash of its model's weights, from the manifest.
-        conversation: as it is in the script's copy.
+        conversation: the conversation of the script's copy.
         files: names of the cell's files (`model`, `state`, `template`, `prelude`), as far as the manifest has them.
-        not_params: settings that the command line or the grid gave, in whose place no params of the script stand.
+        not_params: settings that the command line or the grid gave, so that the script's params did not apply.
         vocab: the run's `--vocab`.
     """
 
@@ -62,9 +63,9 @@ class RunPoint:
         return with_tools(system_of(self.cell, self.conversation.system), self.conversation.tools)
 
     def with_params(self, settings: CellSettings, params: Mapping[str, Any]) -> CellSettings:
-        """`settings` with the script's `params`, as far as the run had them."""
-        own = {name: value for name, value in params.items() if name not in self.not_params and name != SEED}
-        return with_params(settings, own, has_tools=bool(self.conversation.tools))
+        """`settings` with the script's `params`, as far as they applied in the run."""
+        used = {name: value for name, value in params.items() if name not in self.not_params and name != SEED}
+        return with_params(settings, used, has_tools=bool(self.conversation.tools))
 
     @property
     def identity(self) -> Identity:
@@ -79,7 +80,7 @@ def read_point(name: str, cell: str | None = None, repeat: int = 0) -> RunPoint:
         cell: the grid cell; None for the first one.
 
     Raises:
-        UsageError: `name` is not of that form, or the run has no such turn.
+        UsageError: `name` does not have that form, or the run has no such turn.
         RunDirectoryError: the run cannot be read.
     """
     directory_name, conversation, turn = _parse(name)
@@ -102,25 +103,30 @@ def read_point(name: str, cell: str | None = None, repeat: int = 0) -> RunPoint:
             f"--from {name}: the run has no rows of conversation {conversation!r}, cell {cell!r}, repeat {repeat}",
             hint=f"conversations: {', '.join(list(conversations)[:8])}{', ...' if len(conversations) > 8 else ''}",
         )
-    num_good = next(at for at in count() if at not in rows or rows[at].finish_reason == "error")
-    if turn >= num_good:
-        raise UsageError(f"--from {name}: the turn must be in 0 to {num_good - 1}, got {turn}")
+    num_usable = next(n for n in count() if n not in rows or rows[n].finish_reason == "error")
+    if turn >= num_usable:
+        raise UsageError(f"--from {name}: the turn must be in 0 to {num_usable - 1}, got {turn}")
     path = tuple(rows[number] for number in range(turn + 1))
     about = manifest.get("about", {})
     files, vocab = about.get("files", {}).get(cell, {}), about.get("vocab")
-    # The manifest does not name what the grid gave; it varied what differs between cells.
-    varied = {name for each in cells.values() for name, value in each.items() if value != cells[cell].get(name)}
-    given = manifest["identity"].get(GIVEN_FOR_ALL, [])
-    found = _conversation(manifest, conversation, directory)
-    return RunPoint(directory, path, cells[cell], found, files, frozenset(given) | varied, vocab)
+    # The manifest does not have the settings that the grid gave; these are the ones that differ between cells.
+    varied = {name for other in cells.values() for name, value in other.items() if value != cells[cell].get(name)}
+    given_for_all = manifest["identity"].get(GIVEN_FOR_ALL, [])
+    script_conversation = _conversation(manifest, conversation, directory)
+    not_params = frozenset(given_for_all) | varied
+    return RunPoint(directory, path, cells[cell], script_conversation, files, not_params, vocab)
 
 
 def replay(session: Session, point: RunPoint) -> None:
-    """Add the turns of `point` to a session that has no exchanges yet."""
-    spec, wanted = session.engine.model.spec, str(point.cell.get("weights_sha256", ""))
-    if spec.weights_sha256 != wanted:
+    """Add the turns of `point` to a session, which must not have exchanges yet.
+
+    Raises:
+        UsageError: the session has another model, vocabulary, prelude or template than the run.
+    """
+    spec, run_weights = session.engine.model.spec, str(point.cell.get("weights_sha256", ""))
+    if spec.weights_sha256 != run_weights:
         raise UsageError(
-            f"{point.directory} belongs to another model: expected weights {wanted[:12]}, "
+            f"{point.directory} belongs to another model: expected weights {run_weights[:12]}, "
             f"found {spec.weights_sha256[:12]} ({spec.path})",
             hint="give the run's model with --model, and its adapter with --adapter",
         )
@@ -131,14 +137,14 @@ def replay(session: Session, point: RunPoint) -> None:
             f"{point.directory} has another vocabulary: expected SHA-256 {expected[:12]}, found {found[:12]}",
             hint="give the run's vocabulary with --vocab",
         )
-    # The rows were made with the run's settings; others that the chat was given are those of its own replies.
-    of_run = session.settings.replace(**_of_cell(point))
-    of_run = point.with_params(of_run, point.conversation.params)
-    gold = point.cell.get("history") == "gold"
+    # The rows were made with the run's settings. Other settings that the chat was given are for its own replies.
+    run_settings = session.settings.replace(**_cell_settings(point))
+    run_settings = point.with_params(run_settings, point.conversation.params)
+    is_gold = point.cell.get("history") == "gold"
     num_history = len(session.tree.history())
     for row in point.rows:
-        own = point.with_params(of_run, point.conversation.turns[row.turn].params)
-        template, settings = session.template_of(own), turn_values(own)
+        row_settings = point.with_params(run_settings, point.conversation.turns[row.turn].params)
+        template = session.template_of(row_settings)
         prompt = tuple(tokenizer.encode(template.turn(row.prompt)))
         if num_history + len(prompt) != row.tokens.prompt:
             raise UsageError(
@@ -146,16 +152,16 @@ def replay(session: Session, point: RunPoint) -> None:
                 f"here it has {num_history + len(prompt)}",
                 hint="give the run's --prelude and --template; its script must be unchanged",
             )
-        if gold and row.reference is not None and row is not point.rows[-1]:
-            # The next turn of the run followed the reference, not this reply.
+        if is_gold and row.reference is not None and row is not point.rows[-1]:
+            # In the run, the next turn followed the reference, not this reply.
             prompt = tuple(tokenizer.encode(template.past_turn(row.prompt)))
-            rest = tuple(tokenizer.encode(template.reply(row.reference.text)))
+            after_prompt = tuple(tokenizer.encode(template.reply(row.reference.text)))
             reply, ids, finish_reason = row.reference.text, (), REFERENCE
         else:
             reply, ids, finish_reason = row.reply, row.reply_ids, cast("FinishReason", row.finish_reason)
-            closed = closed_history(tokenizer, prompt, ids, finish_reason, row.stopped_by, template.closing)
-            rest = closed[len(prompt) :]
-        num_history += len(prompt) + len(rest)
+            history = closed_history(tokenizer, prompt, ids, finish_reason, row.stopped_by, template.closing)
+            after_prompt = history[len(prompt) :]
+        num_history += len(prompt) + len(after_prompt)
         last = session.tree.last
         session.tree.add(
             Exchange(
@@ -168,12 +174,12 @@ def replay(session: Session, point: RunPoint) -> None:
                 user=row.prompt,
                 prompt=prompt,
                 ids=ids,
-                rest=rest,
+                rest=after_prompt,
                 reply=reply,
                 raw=reply,
                 finish_reason=finish_reason,
                 stopped_by=row.stopped_by,
-                settings=settings,
+                settings=turn_values(row_settings),
                 first_token_s=row.timing.first_token_s,
                 total_s=row.timing.total_s,
             )
@@ -181,13 +187,13 @@ def replay(session: Session, point: RunPoint) -> None:
 
 
 def settings_of(point: RunPoint) -> dict[str, Any]:
-    """The settings of the run's replies, by name."""
-    own = point.with_params(CellSettings.parse(_of_cell(point)), point.conversation.params)
-    found = own.model_dump(include={*TURN_SETTINGS, "bos"})
-    return {**found, **{name: point.files[name] for name in _FILES if point.files.get(name) is not None}}
+    """The settings of the run's replies and its files, by name."""
+    settings = point.with_params(CellSettings.parse(_cell_settings(point)), point.conversation.params)
+    values = settings.model_dump(include={*TURN_SETTINGS, "bos"})
+    return {**values, **{name: point.files[name] for name in _FILES if point.files.get(name) is not None}}
 
 
-def _of_cell(point: RunPoint) -> dict[str, Any]:
+def _cell_settings(point: RunPoint) -> dict[str, Any]:
     return {name: point.cell[name] for name in (*TURN_SETTINGS, "bos") if name in point.cell}
 
 
@@ -195,41 +201,42 @@ _FILES = ("state", "template", "prelude")
 
 
 def refuse_other_files(point: RunPoint, settings: CellSettings) -> None:
-    """Compare the files that a session begins with, by content, with those of the run.
+    """Compare the contents of the files with which a session begins with those of the run.
 
     Raises:
-        UsageError: a file is another one than the run's, or was changed since, or is not known.
+        UsageError: a file is not the run's, has changed since the run, or is unknown.
         InputError: a file cannot be read.
     """
     for name in _FILES:
-        wanted, given = point.cell.get(f"{name}_sha256"), getattr(settings, name)
-        option, found = f"--{name}", None
-        if name == "prelude" and given not in (None, "none"):
-            found = hashlib.sha256(load_prelude(given).encode("utf-8", "surrogatepass")).hexdigest()
-        elif name != "prelude" and given is not None:
-            found = sha256_of_file(template_path(given) if name == "template" else given, option)
-        if found == wanted:
+        expected, value = point.cell.get(f"{name}_sha256"), getattr(settings, name)
+        option, sha256 = f"--{name}", None
+        if name == "prelude" and value not in (None, "none"):
+            sha256 = hashlib.sha256(load_prelude(value).encode("utf-8", "surrogatepass")).hexdigest()
+        elif name != "prelude" and value is not None:
+            sha256 = sha256_of_file(template_path(value) if name == "template" else value, option)
+        if sha256 == expected:
             continue
-        if found is None:
-            message = f"{point.directory} began with {_ARTICLES[name]} that its manifest does not name"
+        if sha256 is None:
+            message = f"{point.directory} began with {_FILE_KINDS[name]} that its manifest does not name"
             raise UsageError(f"--from: {message}", hint=f"give the file of the run with {option}")
-        if wanted is None:
-            raise UsageError(f"--from: {point.directory} began without {_ARTICLES[name]}, got {option} {given}")
+        if expected is None:
+            raise UsageError(f"--from: {point.directory} began without {_FILE_KINDS[name]}, got {option} {value}")
         raise UsageError(
-            f"--from: {option} {given} is not the file of {point.directory}, or was changed since: expected SHA-256 "
-            f"{str(wanted)[:12]}, found {found[:12]}",
+            f"--from: {option} {value} is not the file of {point.directory}, or was changed since: expected SHA-256 "
+            f"{str(expected)[:12]}, found {sha256[:12]}",
             hint=f"restore the file, or give a copy of the run's with {option}",
         )
 
 
-_ARTICLES = {"state": "an initial state", "template": "a prompt template", "prelude": "a prelude"}
+_FILE_KINDS = {"state": "an initial state", "template": "a prompt template", "prelude": "a prelude"}
 
 
 def _parse(name: str) -> tuple[str, str, int]:
-    rest, _, turn = name.rpartition(":")
-    pieces = rest.split(":")
-    # Names of runs and of conversations may contain colons: a split whose run is a directory comes first.
-    splits = [(":".join(pieces[:at]), ":".join(pieces[at:])) for at in range(1, len(pieces))]
+    """The directory, the conversation and the turn of `RUN:CONVERSATION:TURN`."""
+    run_and_conversation, _, turn = name.rpartition(":")
+    pieces = run_and_conversation.split(":")
+    # Names of runs and conversations may contain colons. Splits whose run is an existing directory are preferred.
+    splits = [(":".join(pieces[:n]), ":".join(pieces[n:])) for n in range(1, len(pieces))]
     splits.sort(key=lambda split: not Path(split[0]).expanduser().is_dir())
     if turn.isdecimal() and splits and all(splits[0]):
         return (*splits[0], int(turn))
@@ -240,16 +247,16 @@ def _parse(name: str) -> tuple[str, str, int]:
 
 
 def _conversation(manifest: dict[str, Any], conversation: str, directory: Path) -> Conversation:
-    """The conversation, from the script's copy; in runs of earlier versions, from their scripts."""
-    for found in read_script(directory, manifest) or ():
-        if found.id == conversation:
-            return found
+    """The conversation with this id, from the script's copy; in runs of earlier versions, from the original script."""
+    for candidate in read_script(directory, manifest) or ():
+        if candidate.id == conversation:
+            return candidate
     names = [str(name) for name in cast("dict[str, Any]", manifest.get("about", {})).get("scripts", [])]
     if names and "-" not in names:
         with contextlib.suppress(RwkvBatchError):
-            for found in read_scripts(names, skip_bad=True).conversations:
-                if found.id == conversation:
-                    return found
+            for candidate in read_scripts(names, skip_bad=True).conversations:
+                if candidate.id == conversation:
+                    return candidate
     raise RunDirectoryError(
         f"the system message of conversation {conversation!r} is unknown: its script is missing or has changed "
         f"({', '.join(names) or 'unknown'})",
@@ -260,17 +267,17 @@ def _conversation(manifest: dict[str, Any], conversation: str, directory: Path) 
 
 @dataclass(frozen=True)
 class Exported:
-    """The command that replays a script, and why some replies will differ, one clause each."""
+    """The command that replays an exported script, and for each group of replies that will differ, the reason."""
 
     command: str
     caveats: list[str]
 
 
-OF_THE_COMMAND = (
+COMMAND_SETTINGS = (
     *("model", "adapter", "strategy", "backend", "template"),
     *("endpoint", "endpoint_model", "endpoint_api", "endpoint_body"),
 )
-"""The session's settings that an exported command names; the others are in the script, or come from the opening."""
+"""Settings of the session that the exported command has as options; the others are in the script or the opening."""
 
 SCRIPT = FileKind(
     "a script",
@@ -283,7 +290,7 @@ def export(session: Session, path: Path, *, replace: bool = False) -> Exported:
     """Write the current branch to `path` as a script of one conversation in the native form.
 
     Raises:
-        UsageError: the branch is empty, or `path` is a file of another kind, or without `replace` a script.
+        UsageError: the branch is empty; or `path` is a file of another kind, or a script and `replace` is not set.
     """
     exchanges, opening = session.tree.path(), session.tree.opening
     if not exchanges:
@@ -300,8 +307,8 @@ def export(session: Session, path: Path, *, replace: bool = False) -> Exported:
     if opening.system:
         messages.append({"role": "system", "content": opening.system})
     for exchange in exchanges:
-        own = {name: value for name, value in _params(exchange).items() if common.get(name) != value}
-        messages.append({"role": "user", "content": exchange.user, **({"params": own} if own else {})})
+        turn_params = {name: value for name, value in _params(exchange).items() if common.get(name) != value}
+        messages.append({"role": "user", "content": exchange.user, **({"params": turn_params} if turn_params else {})})
         if exchange.reply.strip():
             messages.append({"role": "assistant", "content": exchange.reply})
     record = {"id": session.identity.conversation, "tags": ["chat"], "messages": messages, "params": common}
@@ -315,7 +322,7 @@ def export(session: Session, path: Path, *, replace: bool = False) -> Exported:
     elif prelude is not None and opening.prelude:
         save_file(prelude, [opening.prelude.encode("utf-8", "backslashreplace")], private=True)
         options += ["--prelude", str(prelude)]
-    values = {name: getattr(session.settings, name) for name in OF_THE_COMMAND}
+    values = {name: getattr(session.settings, name) for name in COMMAND_SETTINGS}
     for name, value in {**values, "vocab": session.vocab, "state": opening.state}.items():
         if value is not None and value != RunSettings.model_fields[name].default:
             options += [option_name(name), str(value)]
@@ -331,16 +338,17 @@ def _params(exchange: Exchange) -> dict[str, Any]:
 
 
 def _caveats(session: Session, exchanges: Sequence[Exchange]) -> list[str]:
+    """The reasons why replies of a replay will differ from those of the chat."""
     caveats: list[str] = []
-    for finish_reason, why in (
+    for finish_reason, reason in (
         ("time", "ended by the time limit, which a replay does not repeat"),
         ("cancelled", "was stopped with Ctrl-C, which a replay does not repeat"),
         (REFERENCE, "is the run's reference, which a replay uses only with --history gold"),
     ):
-        if turns := [str(each.turn + 1) for each in exchanges if each.finish_reason == finish_reason]:
-            caveats.append(f"the reply of turn {', '.join(turns)} {why}")
+        if turns := [str(exchange.turn + 1) for exchange in exchanges if exchange.finish_reason == finish_reason]:
+            caveats.append(f"the reply of turn {', '.join(turns)} {reason}")
     weights = session.engine.model.spec.weights_sha256
-    if turns := [str(each.turn + 1) for each in exchanges if each.weights_sha256 not in ("", weights)]:
+    if turns := [str(exchange.turn + 1) for exchange in exchanges if exchange.weights_sha256 not in ("", weights)]:
         caveats.append(f"the reply of turn {', '.join(turns)} is another model's, and a replay uses one model")
     if session.identity.repeat:
         caveats.append(f"the replies are those of repeat {session.identity.repeat} of the replay")

@@ -1,7 +1,8 @@
-"""A chat over an engine: ask, retry, alternatives, next tokens. It needs no terminal.
+"""A chat over an engine, without a terminal: messages, retries, alternatives, next tokens.
 
-A reply's random numbers are keyed by (seed, conversation, repeat, turn), as in a run: the same messages under the same
-seed get the same replies, and an exported conversation replays. Another reply to the same message takes another seed.
+The random numbers of a reply are keyed by (seed, conversation, repeat, turn), as in a run. Therefore the same messages
+with the same seed get the same replies, and so does a run of the exported conversation. Another reply to the same
+message uses another seed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ TURN_SETTINGS = (
     *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "penalty_decay", "order"),
     *("no_penalty", "banned_token_ids", "max_tokens", "max_seconds", "stop", "think", "turn_end", "reply_prefix"),
 )
-"""The settings that may change from turn to turn."""
+"""Settings that may differ between turns."""
 
 
 def turn_values(settings: CellSettings) -> dict[str, Any]:
@@ -41,10 +42,10 @@ def turn_values(settings: CellSettings) -> dict[str, Any]:
 
 
 OnText = Callable[[str], None]
-"""Receives the text of a reply piece by piece."""
+"""Is called with each piece of a reply's text."""
 
 ShouldStop = Callable[[], bool]
-"""Polled after every step; true ends the replies in progress."""
+"""Is called after every step; returning true ends the replies in progress."""
 
 
 def never() -> bool:
@@ -61,16 +62,18 @@ class Identity:
 
 
 class Session:
-    """One chat.
-
-    What does not fit the conversation or the model raises `UsageError`, a file that cannot be used `InputError`, a
-    model without a reply `NonFiniteLogitsError`; the conversation is unchanged then.
+    """One chat. An operation that raises leaves the conversation unchanged.
 
     Attributes:
         tree: the exchanges.
-        settings: of the next reply; changed by `use_settings`.
-        vocab: `--vocab` of the engine's tokenizer; None for the checkpoint's own.
-        alternatives: the replies of the last `again`, for `pick`.
+        settings: the settings of the next reply, set by `use_settings`.
+        vocab: `--vocab` of the engine's tokenizer; None for the checkpoint's own vocabulary.
+        alternatives: the replies of the last `again`, from which `pick` chooses.
+
+    Raises:
+        UsageError: the operation is not possible in this conversation or with this model.
+        InputError: a file cannot be used.
+        NonFiniteLogitsError: the model produced no reply.
     """
 
     def __init__(
@@ -98,24 +101,24 @@ class Session:
 
     @property
     def template(self) -> PromptTemplate:
-        """Of the next reply."""
+        """The template of the next reply."""
         return self.template_of(self.settings)
 
     def template_of(self, settings: CellSettings) -> PromptTemplate:
-        """Of a reply with `settings`."""
+        """The template of a reply with `settings`."""
         return self._load_template(with_turn_end(settings.prompting, self.engine.model.spec.weights_sha256))
 
     def turn_settings(self) -> dict[str, Any]:
-        """`TURN_SETTINGS` of the next reply as JSON values."""
+        """The `TURN_SETTINGS` of the next reply as JSON values."""
         return turn_values(self.settings)
 
     def begin(
         self, *, system: str | None = None, prelude: str | None = None, state_file: str | Path | None = None
     ) -> None:
-        """Start a conversation; an existing one stays as a branch.
+        """Start a conversation. The current one stays as a branch.
 
         Args:
-            state_file: the initial state; None for the zero state.
+            state_file: file of the initial state; None for the zero state.
 
         Raises:
             InputError: the state's file cannot be read, or is not a state of this model.
@@ -130,18 +133,18 @@ class Session:
         self._prefixes.pin_branch_states()
 
     def begin_again(self, system: str | None) -> None:
-        """Start a conversation with another system message, and the prelude and the state that this one began with."""
-        present = self.tree.opening
+        """Start a conversation with another system message, and the prelude and the state of the current one."""
+        current = self.tree.opening
         opening = replace(
-            self._opening(system, present.prelude), state=present.state, state_sha256=present.state_sha256
+            self._opening(system, current.prelude), state=current.state, state_sha256=current.state_sha256
         )
-        self._prefixes.share_state(present.number, opening.number)
+        self._prefixes.share_state(current.number, opening.number)
         self.tree.begin(opening)
         self._prefixes.pin_branch_states()
 
     def _opening(self, system: str | None, prelude: str | None) -> Opening:
-        begin = (END_OF_TEXT,) if self.settings.begins_with_bos() else ()
-        tokens = (*begin, *self.engine.tokenizer.encode(self.template.opening(system, prelude)))
+        bos = (END_OF_TEXT,) if self.settings.begins_with_bos() else ()
+        tokens = (*bos, *self.engine.tokenizer.encode(self.template.opening(system, prelude)))
         return Opening(len(self.tree.openings), system, prelude, tokens)
 
     def adopt(self, tree: ConversationTree, settings: CellSettings, identity: Identity) -> None:
@@ -160,6 +163,7 @@ class Session:
         self.identity, self.tree, self.alternatives = identity, tree, []
 
     def _read_state(self, path: str | Path, saved_sha256: str | None = None) -> tuple[State, str]:
+        """The state in a file, and the hash of the file, which must be `saved_sha256` if that is given."""
         sha256 = sha256_of_file(str(path), "initial state")
         if saved_sha256 not in (None, sha256):
             raise InputError("the initial state has changed since the session was saved", path=path)
@@ -169,7 +173,7 @@ class Session:
         return load_state(path, spec), sha256
 
     def use_engine(self, engine: Engine | EndpointEngine) -> None:
-        """Continue with another model, which reads the conversation when the next message comes."""
+        """Continue with another model, which computes the conversation when it gets the next message."""
         hint = "leave, and start again with --model"
         if any(opening.state is not None for opening in self.tree.openings):
             raise UsageError("this conversation began with an initial state of the current model", hint=hint)
@@ -197,18 +201,17 @@ class Session:
         return self._add_reply(self.tree.before(self._last("/edit")), user, 0, on_text, should_stop)
 
     def redo(self) -> Cut:
-        """Take back the last `undo`, `retry`, `edit` or `pick`."""
+        """Revert the last `undo`, `retry`, `edit` or `pick`."""
         cut = self.tree.redo()
         self._prefixes.pin_branch_states()
         return cut
 
     def again(self, count: int, *, should_stop: ShouldStop = never) -> list[Exchange]:
-        """`count` more replies to the last message, generated as one batch; `pick` chooses one."""
+        """Generate `count` more replies to the last message as one batch; `pick` chooses one."""
         last = self._last("/again")
-        first = self.tree.next_attempt(last)
-        self.alternatives = self._answer(
-            self.tree.before(last), last.user, range(first, first + count), None, should_stop
-        )
+        first_attempt = self.tree.next_attempt(last)
+        attempts = range(first_attempt, first_attempt + count)
+        self.alternatives = self._answer(self.tree.before(last), last.user, attempts, None, should_stop)
         for exchange in self.alternatives:
             self.tree.add(exchange, move=False)
         return self.alternatives
@@ -225,7 +228,7 @@ class Session:
         return chosen
 
     def next_token(self, message: str | None = None) -> NextToken:
-        """Next-token logits and state at the end of the branch, or at the beginning of the reply to `message`."""
+        """Next-token logits and state at the end of the branch, or before the reply to `message`."""
         tree = self.tree
         if message is not None:
             tokens, root = self._encode_turn(message), self._prefixes.root_after(tree.head)
@@ -238,13 +241,14 @@ class Session:
         return self.engine.next_logits(tokens, root)
 
     def logprobs(self, exchange: Exchange) -> tuple[float, ...]:
-        """Log-probabilities of the reply's tokens; computed when unknown."""
+        """Log-probabilities of the reply's tokens; computed if the exchange does not have them."""
         if exchange.logprobs or not exchange.ids:
             return exchange.logprobs
         root = self._prefixes.root_after(self.tree.before(exchange))
         return tuple(self.engine.score(exchange.prompt, exchange.ids, root).logprobs)
 
     def _last(self, command: str) -> Exchange:
+        """The last exchange; the error for an empty branch names `command`."""
         last = self.tree.last
         if last is None:
             raise UsageError(f"{command} repeats the last message, and there is none yet")
@@ -264,6 +268,7 @@ class Session:
     def _answer(
         self, position: Position, user: str, attempts: Sequence[int], on_text: OnText | None, should_stop: ShouldStop
     ) -> list[Exchange]:
+        """Generate one reply to `user` at `position` for each of the `attempts`; does not change the tree."""
         root, prompt = self._prefixes.root_after(position), self._encode_turn(user)
         turn = self.tree.num_turns(position)
         seed, conversation, repeat = self.identity.seed, self.identity.conversation, self.identity.repeat
@@ -313,7 +318,7 @@ class Session:
         ]
 
     def _messages(self, position: Position, user: str) -> tuple[dict[str, str], ...]:
-        """The dialogue up to `position` and the next message, for a served model's own template."""
+        """The dialogue up to `position` and the next message, for a server that applies its own template."""
         newest_first = [{"role": "user", "content": user}]
         while position.exchange is not None:
             exchange = self.tree.exchanges[position.exchange]
@@ -326,10 +331,10 @@ class Session:
 
 
 class PinnedPrefixes:
-    """The positions of one tree in one engine's prefix cache.
+    """The positions of a conversation tree as pinned prefixes in an engine's prefix cache.
 
-    Each opening has a root and each position a pinned prefix, so that a request names only the tokens of its own turn.
-    The states at the branches' ends are pinned. Openings begin with the zero state unless `add_state` set another one.
+    A request has only the tokens of its own turn and the root of the prefix before it. The states at the ends of the
+    branches are pinned. An opening begins with the zero state unless `add_state` set another one.
     """
 
     def __init__(self, engine: Engine | EndpointEngine, tree: ConversationTree) -> None:
@@ -340,11 +345,11 @@ class PinnedPrefixes:
         self._initial_roots: dict[int, int] = {}
 
     def add_state(self, opening: int, state: State) -> None:
-        """Use `state` as the initial state of `opening`, which has no exchanges yet."""
+        """Use `state` as the initial state of `opening`, which must not have exchanges yet."""
         self._initial_roots[opening] = self._engine.add_root(state)
 
     def share_state(self, opening: int, other: int) -> None:
-        """Use the initial state of `opening` for `other` too, which has no exchanges yet."""
+        """Use the initial state of `opening` also for `other`, which must not have exchanges yet."""
         if opening in self._initial_roots:
             self._initial_roots[other] = self._initial_roots[opening]
 
@@ -353,22 +358,22 @@ class PinnedPrefixes:
         return self._initial_roots.get(position.opening, ZERO_ROOT)
 
     def root_after(self, position: Position) -> int:
-        """The root of all tokens up to `position`."""
-        missing: list[Exchange] = []
+        """The root of the prefix of all tokens up to `position`; pins it if it is not pinned."""
+        unpinned: list[Exchange] = []
         while position not in self._roots and position.exchange is not None:
-            missing.append(self._tree.exchanges[position.exchange])
-            position = self._tree.before(missing[-1])
+            unpinned.append(self._tree.exchanges[position.exchange])
+            position = self._tree.before(unpinned[-1])
         if position not in self._roots:
             opening = self._tree.openings[position.opening]
             self._roots[position] = self._engine.pin_prefix(opening.tokens, self.initial_root(position))
         root = self._roots[position]
-        for exchange in reversed(missing):
+        for exchange in reversed(unpinned):
             root = self._engine.pin_prefix(exchange.tokens, root)
             self._roots[Position(exchange.opening, exchange.number)] = root
         return root
 
     def pin_branch_states(self) -> None:
-        """Pin the states at the ends of the branches that the user made or went to, and no others."""
+        """Pin the states at the ends of the branches that the user made or switched to, and unpin all others."""
         kept = self._tree.kept
         ends = {position for name, position in self._tree.branches.items() if name not in kept}
         for position in [position for position in self._pinned_states if position not in ends]:
@@ -389,47 +394,49 @@ class PinnedPrefixes:
 def generate(
     engine: Engine | EndpointEngine, requests: Sequence[Request], on_text: OnText | None, should_stop: ShouldStop
 ) -> list[Reply]:
-    """Replies to `requests`, in their order. The engine holds none of the requests afterwards, also after an error.
+    """Replies to `requests`, in their order. Afterwards, the engine has none of the requests, even after an error.
 
     Args:
-        on_text: receives the text of all of them. An error that it raises ends the replies and is raised here.
+        on_text: receives the text of all replies. If it raises an exception, the replies end and the exception is
+            raised.
 
     Raises:
         NonFiniteLogitsError: a reply has no finite logits.
     """
     errors: list[Exception] = []
 
-    def guarded(text: str) -> None:
-        # Called in the middle of an engine's step, which an error must not interrupt.
+    def forward_text(text: str) -> None:
+        # The engine calls this within a step, which an exception must not interrupt.
         if on_text is not None and not errors:
             try:
                 on_text(text)
             except Exception as error:
                 errors.append(error)
 
-    ids: list[int] = []
+    request_ids: list[int] = []
     replies: dict[int, Reply] = {}
 
     def step() -> None:
-        # After an error, cancelled replies of an earlier call come back too.
-        replies.update((number, reply) for number, reply in engine.step() if number in ids and isinstance(reply, Reply))
+        # After an error, the engine may also return cancelled replies of an earlier call.
+        results = engine.step()
+        replies.update((key, reply) for key, reply in results if key in request_ids and isinstance(reply, Reply))
 
     try:
-        ids.extend(engine.submit(replace(request, on_text=guarded)) for request in requests)
-        while len(replies) < len(ids):
+        request_ids.extend(engine.submit(replace(request, on_text=forward_text)) for request in requests)
+        while len(replies) < len(request_ids):
             step()
             if errors or should_stop():
                 break
     finally:
-        # Also after an error: a request that stays in the engine would go on with the next message.
-        for number in ids:
-            if number not in replies:
-                engine.cancel(number)
-    if len(replies) < len(ids):
+        # Also after an error: the engine would otherwise continue the requests with the next message.
+        for request_id in request_ids:
+            if request_id not in replies:
+                engine.cancel(request_id)
+    if len(replies) < len(request_ids):
         step()
     if errors:
         raise errors[0]
     for reply in replies.values():
         if reply.finish_reason == "error":
             raise NonFiniteLogitsError(reply.error or "the model produced no reply", hint="/params shows the settings")
-    return [replies[number] for number in ids]
+    return [replies[request_id] for request_id in request_ids]

@@ -1,4 +1,4 @@
-"""Builds a session from command line arguments and runs it."""
+"""Builds a chat session from command line arguments and runs it."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ NO_PRELUDE = "none"
 DEFAULT_PRELUDE = "api-demo-chat"
 STATE_MEMORY = 2**28
 MAX_AT_ONCE = 8
-"""Requests at a time to an endpoint, of `/again N`."""
+"""Largest number of concurrent requests to an endpoint, which `/again N` makes."""
 MAX_STATES = 64
-"""Number of turns that `/undo` takes back without reading the conversation again."""
+"""Number of turns that `/undo` can take back without computing the conversation again."""
 
 
 @dataclass(frozen=True)
 class ChatArguments:
-    """The command line's arguments.
+    """The arguments of the command line.
 
     Attributes:
-        values: the settings that were given, by name.
-        transcript: a file; None for one in the user's state directory.
-        layered: `values` over the environment's and the settings file's; None for the environment's alone.
+        values: by name, the settings that were given.
+        transcript: file of the transcript; None for one in the user's state directory.
+        layered: `values` merged with the environment and the settings file; None to merge them with the environment.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -62,7 +62,7 @@ class ChatArguments:
 
 
 def run_chat(arguments: ChatArguments) -> bool:
-    """Run a session until its end; returns whether every line succeeded.
+    """Run a session until its end. Returns whether every line succeeded.
 
     Raises:
         RwkvBatchError: the session cannot start, or its transcript cannot be written.
@@ -80,7 +80,7 @@ def run_chat(arguments: ChatArguments) -> bool:
         )
     _use_utf8()
     if is_terminal:
-        # prompt_toolkit loads slowly, and pipes do not need it.
+        # Imported here because prompt_toolkit loads slowly and pipes do not need it.
         from rwkvbatch.chat.terminal import TerminalView, run_terminal, terminal_console
 
         chat = open_chat(arguments, TerminalView(terminal_console()), is_terminal=True)
@@ -98,7 +98,7 @@ def run_chat(arguments: ChatArguments) -> bool:
 
 
 def open_chat(arguments: ChatArguments, view: View, *, is_terminal: bool) -> Chat:
-    """Load the model and the session, and show what was loaded."""
+    """Load the model, start the session, and show both."""
     point = None
     if arguments.from_run is not None:
         point = read_point(arguments.from_run, arguments.cell, arguments.repeat)
@@ -119,11 +119,11 @@ def _open_chat(
         refuse_other_files(point, settings)
     prelude = choose_prelude(settings, bundled=bundled or point is not None)
 
-    of_run = None if point is None or "vocab" in arguments.values else point.vocab
-    vocab = of_run or run_settings.vocab
+    run_vocab = None if point is None or "vocab" in arguments.values else point.vocab
+    vocab = run_vocab or run_settings.vocab
 
     def load_engine(path: str | None) -> Engine:
-        # Another model, which /model names, is loaded without the first one's adapter.
+        # The adapter belongs to the first model; /model loads another one without it.
         adapter = settings.adapter if path == run_settings.model else NO_ADAPTER
         model = load_model(path, settings.strategy, settings.backend, threads=run_settings.threads, adapter=adapter)
         memory = run_settings.state_memory or min(STATE_MEMORY, MAX_STATES * model.spec.state_bytes)
@@ -157,10 +157,10 @@ def _open_chat(
 
 
 def _open_served_chat(arguments: ChatArguments, run_settings: RunSettings, view: View, *, is_terminal: bool) -> Chat:
-    """A chat with a served model, without what needs the engine's inside.
+    """A chat with a served model. Commands that need the states of an engine are not available.
 
     Raises:
-        UsageError: an option of a model in this process, see `check_settings`.
+        UsageError: an option needs a model in this process, see `check_settings`.
     """
     check_settings(run_settings, frozenset(arguments.values))
     if arguments.from_run is not None or arguments.load is not None:
@@ -194,16 +194,17 @@ def _open_served_chat(arguments: ChatArguments, run_settings: RunSettings, view:
 
 
 def chat_settings(settings: RunSettings, *, bundled: bool, point: RunPoint | None = None) -> CellSettings:
-    """The settings of a session: those that were given, over the model's defaults.
+    """The settings of a session: those that were given, or else the defaults for the model or the run.
 
-    The bundled model is greedy and without penalties: they count tokens, its tokens are single bytes, and so they
-    would forbid letters. Other models are sampled as in API_DEMO_CHAT.
+    The bundled model is greedy and without penalties. Its tokens are single bytes, so that penalties, which count
+    tokens, would suppress letters. Other models are sampled as in API_DEMO_CHAT.
     """
     if point is not None:
         defaults = settings_of(point)
+    elif bundled:
+        defaults = dict(preset("greedy"))
     else:
-        own = "api-demo-chat" if settings.state is None else "api-demo-chat-state"
-        defaults = dict(preset("greedy" if bundled else own))
+        defaults = dict(preset("api-demo-chat" if settings.state is None else "api-demo-chat-state"))
     values = {name: getattr(settings, name) for name in CellSettings.model_fields}
     values |= {name: value for name, value in defaults.items() if name not in settings.model_fields_set}
     return CellSettings.parse(values)
@@ -212,8 +213,8 @@ def chat_settings(settings: RunSettings, *, bundled: bool, point: RunPoint | Non
 def choose_prelude(settings: CellSettings, *, bundled: bool) -> str | None:
     """The text of the initial exchange; by default none for the bundled model or with an initial state."""
     default = NO_PRELUDE if bundled or settings.state is not None else DEFAULT_PRELUDE
-    chosen = default if settings.prelude is None else settings.prelude
-    return None if chosen == NO_PRELUDE else load_prelude(chosen)
+    name = default if settings.prelude is None else settings.prelude
+    return None if name == NO_PRELUDE else load_prelude(name)
 
 
 def _show_model(chat: Chat, *, bundled: bool) -> None:
@@ -226,9 +227,10 @@ def _show_model(chat: Chat, *, bundled: bool) -> None:
     chat.view.note(f"{name} · RWKV-{spec.generation}, {size} parameters, {spec.backend} {spec.dtype}")
     if bundled:
         sampling, opening = chat.session.settings.sampling, chat.session.tree.opening
-        own = sampling.greedy and not (sampling.presence_penalty or sampling.frequency_penalty or opening.prelude)
-        how = "greedy, without penalties and initial exchange; " if own else ""
-        chat.view.note(f"{how}use another model with --model FILE")
+        has_penalty = sampling.presence_penalty or sampling.frequency_penalty
+        is_default = sampling.greedy and not has_penalty and not opening.prelude
+        sampling_text = "greedy, without penalties and initial exchange; " if is_default else ""
+        chat.view.note(f"{sampling_text}use another model with --model FILE")
     _show_keys(chat)
 
 
@@ -239,7 +241,7 @@ def _show_keys(chat: Chat) -> None:
 
 
 def _use_utf8() -> None:
-    """Read and write UTF-8 in any locale, without a byte order mark; unencodable output is escaped."""
+    """Make the standard streams use UTF-8 in any locale, skip a byte order mark, and escape unencodable output."""
     for stream, encoding, errors in (
         (sys.stdin, "utf-8-sig", "strict"),
         (sys.stdout, "utf-8", "backslashreplace"),

@@ -1,4 +1,4 @@
-"""Transcripts, which are written while a session runs, and saved sessions. Both contain the same JSON values."""
+"""Transcripts, which are written during a session, and saved sessions. Both have the same JSON values."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MAX_SESSION_BYTES = 2**30
 SESSION = FileKind("a saved session", lambda path: re.match(rf'\{{\s*"kind":\s*"{KIND}"', file_head(path)) is not None)
 TRANSCRIPT = FileKind("a transcript", lambda path: '"event": "start"' in file_head(path).partition("\n")[0])
 PIECE_S = 0.2
-"""Seconds after which the text of a reply in progress is written."""
+"""Longest time after which the text of a reply in progress is written to the transcript."""
 
 
 def default_path(directory: Path) -> Path:
@@ -54,7 +54,7 @@ def state_directory() -> Path:
 
 
 def open_private(path: Path) -> int:
-    """A descriptor that appends to `path`; a new file is readable by its owner only."""
+    """A descriptor that appends to `path`. A new file can be read only by its owner."""
     make_directory(path.parent, PRIVATE_DIRECTORY_MODE)
     return open_to_append(path, PRIVATE_MODE)
 
@@ -63,7 +63,7 @@ class Transcript:
     """A log of a session, one JSON object a line, from which the session can be restored after a crash.
 
     Args:
-        path: the file to append to; None to write nothing.
+        path: the file to which lines are appended; None to write nothing.
 
     Raises:
         UsageError: the file exists and is not a transcript.
@@ -83,7 +83,7 @@ class Transcript:
                 self._descriptor = open_private(path)
 
     def start(self, session: Session) -> None:
-        """Write the model, the settings and the whole tree; replaces what was written before."""
+        """Write the model, the settings and the whole tree, which replace those of earlier lines."""
         self._num_openings = self._num_exchanges = 0
         self._branches = {}
         self._event("start", format=FORMAT, **_session_values(session))
@@ -98,7 +98,7 @@ class Transcript:
         self._event("typed", text=text)
 
     def piece(self, text: str) -> None:
-        """Write the next text of a reply in progress, within `PIECE_S`."""
+        """Write the next piece of a reply in progress, at the latest with a piece that comes `PIECE_S` later."""
         now_s = time.monotonic()
         if not self._piece:
             self._piece_since_s = now_s
@@ -107,7 +107,7 @@ class Transcript:
             self._flush_piece()
 
     def record(self, session: Session) -> None:
-        """Write what has changed in the tree since the last call."""
+        """Write the changes of the tree since the last call."""
         self._piece = ""
         values = tree_values(session.tree, self._num_openings, self._num_exchanges)
         for opening in values.pop("openings"):
@@ -120,21 +120,21 @@ class Transcript:
             self._event("branches", **values)
 
     def close(self) -> None:
-        """Write the rest of a reply in progress, and close the file."""
+        """Write the unwritten text of a reply in progress, and close the file."""
         if self._descriptor is not None:
             self._flush_piece()
             os.close(self._descriptor)
             self._descriptor = None
 
     def _event(self, event: str, **values: Any) -> None:
-        """Write one line, which is durable when this returns."""
+        """Write one line, which is durable when this method returns."""
         self._flush_piece()
         self._write({"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **values}, sync=True)
 
     def _flush_piece(self) -> None:
         if self._piece:
             text, self._piece = self._piece, ""
-            # No fsync: the line survives the end of this process, and the whole reply follows soon.
+            # Without fsync: the line survives a crash of this process, and the complete reply is written soon.
             self._write({"event": "piece", "text": text}, sync=False)
 
     def _write(self, values: Mapping[str, Any], *, sync: bool) -> None:
@@ -172,11 +172,11 @@ def _session_values(session: Session) -> dict[str, Any]:
 
 
 def save_session(session: Session, path: Path, *, replace: bool = False) -> None:
-    """Write the whole session, atomically.
+    """Write the whole session atomically.
 
     Raises:
-        UsageError: `path` is a file of another kind, or without `replace` a saved session.
-        StorageError: it could not be written.
+        UsageError: `path` is a file of another kind, or a saved session and `replace` is not set.
+        StorageError: the file cannot be written.
     """
     check_target(path, SESSION, option="/save", replace=replace, how=f"/save! {path} replaces it")
     content = {"kind": KIND, "format": FORMAT, **_session_values(session), "dialogue": tree_values(session.tree)}
@@ -185,11 +185,11 @@ def save_session(session: Session, path: Path, *, replace: bool = False) -> None
 
 
 def load_session(session: Session, path: Path) -> None:
-    """Continue, in `session`, a saved session or the session of a transcript.
+    """Continue a saved session, or the session of a transcript, in `session`.
 
     Raises:
-        InputError: the file, or that of an initial state, cannot be read, is damaged, or belongs to another model.
-        UsageError: the settings do not fit the model.
+        InputError: the file or the file of an initial state cannot be read, is damaged, or belongs to another model.
+        UsageError: the settings are not possible with the model.
     """
     spec = session.engine.model.spec
     content = _read(path)
@@ -212,9 +212,9 @@ def load_session(session: Session, path: Path) -> None:
                 hint="load that model with /model or --model first",
             )
         if values["template"] is not None:
-            # Before `turn_end` existed, a template's file alone said what ends a reply.
-            for each in (values, *values["dialogue"]["exchanges"]):
-                each["settings"].setdefault("turn_end", "next-role")
+            # In versions without `turn_end`, only the template's file determined the end of a reply.
+            for record in (values, *values["dialogue"]["exchanges"]):
+                record["settings"].setdefault("turn_end", "next-role")
         tree = read_tree(values["dialogue"], spec.vocab_size)
         identity = Identity(int(values["seed"]), str(values["conversation"]), int(values["repeat"]))
         settings = {"template": values["template"], **with_later_settings(values["settings"])}
@@ -232,15 +232,17 @@ def _from_session(path: Path, content: bytes) -> dict[str, Any]:
         raise InputError(f"is not a saved session: {parsing_problem(error)}", path=path) from None
     if not isinstance(values, dict) or cast("dict[str, Any]", values).get("kind") != KIND:
         raise InputError("is not a saved session", path=path, hint="expected a file of /save, or a transcript")
-    found = cast("dict[str, Any]", values)
-    if found.pop("sha256", None) != _checksum(found):
+    session = cast("dict[str, Any]", values)
+    if session.pop("sha256", None) != _checksum(session):
         raise InputError("is a damaged session: its checksum does not match", path=path)
-    return found
+    return session
 
 
 def _from_transcript(path: Path, lines: list[bytes]) -> dict[str, Any]:
-    """The values of the session that the last `start` began; an incomplete last line is ignored,
-    also where a crash cut it off inside a character."""
+    """The values of the last session in a transcript, from its last `start` line on.
+
+    An incomplete last line, which a crash may have cut even within a character, is ignored.
+    """
     values: dict[str, Any] = {}
     tree: dict[str, Any] = {}
     for number, line in enumerate(lines, start=1):

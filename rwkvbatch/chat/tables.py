@@ -1,4 +1,4 @@
-"""Slash commands that show a table: settings, branches, statistics, tokens and their probabilities."""
+"""Slash commands that show a table of settings, branches, statistics, tokens or probabilities."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def params(chat: Chat, _argument: None = None) -> None:
     session, defaults = chat.session, Sampling()
     table = _table()
     for name, value in session.turn_settings().items():
-        changed = name in Sampling.model_fields and getattr(defaults, name) != getattr(session.settings, name)
+        is_changed = name in Sampling.model_fields and getattr(defaults, name) != getattr(session.settings, name)
         label = Text(SHORT_NAMES.get(name, name), style="cyan")
-        table.add_row(label, Text(printable(plain(value)), style="bold" if changed else ""))
+        table.add_row(label, Text(printable(plain(value)), style="bold" if is_changed else ""))
     opening, spec = session.tree.opening, session.engine.model.spec
     _add_rows(
         table,
@@ -67,14 +67,14 @@ def stats(chat: Chat, _argument: None) -> None:
             figures.append(f"{nll:z.3f} nats per token, perplexity {math.exp(min(nll, 700)):.2f}")
         _add_rows(table, **{"last reply": "\n".join(figures)})
     replies = f"{len(exchanges)} repl{'y' if len(exchanges) == 1 else 'ies'}"
-    generated, seconds = sum(len(each.ids) for each in exchanges), sum(each.total_s for each in exchanges)
-    size = engine.num_cached_states * engine.model.spec.state_bytes / 2**20
+    num_generated, total_s = sum(len(e.ids) for e in exchanges), sum(e.total_s for e in exchanges)
+    states_mib = engine.num_cached_states * engine.model.spec.state_bytes / 2**20
     _add_rows(
         table,
         branch=f"{counted(session.tree.num_turns(), 'turn')}, {counted(len(session.tree.history()), 'token')}",
-        session=f"{replies}, {counted(generated, 'token')} in {duration(seconds)}",
+        session=f"{replies}, {counted(num_generated, 'token')} in {duration(total_s)}",
         engine=f"{engine.stats.num_prompt_read} prompt tokens read, {engine.stats.num_prompt_cached} cached",
-        states=f"{engine.num_cached_states} cached, {size:.1f} MiB",
+        states=f"{engine.num_cached_states} cached, {states_mib:.1f} MiB",
     )
     if chat.transcript.path is not None:
         _add_rows(table, transcript=str(chat.transcript.path))
@@ -91,9 +91,9 @@ def tokens(chat: Chat, count: int) -> None:
         probability = f"{math.exp(logprob):.2%}"
         table.add_row(str(index), str(token), probability, f"{logprob:z.3f}", _token_text(chat, token))
     chat.view.show(table)
-    rest = len(last.ids) - count
-    if rest > 0:
-        chat.view.note(f"and {rest} more; /tokens {len(last.ids)} shows all of them")
+    num_hidden = len(last.ids) - count
+    if num_hidden > 0:
+        chat.view.note(f"and {num_hidden} more; /tokens {len(last.ids)} shows all of them")
 
 
 def top(chat: Chat, message: str) -> None:
@@ -134,11 +134,13 @@ def _add_rows(table: Table, **texts: str) -> None:
 
 
 def plain(value: Any) -> str:
+    """The value of a setting as text."""
     if isinstance(value, list | tuple):
         return ",".join(map(repr, cast("Sequence[Any]", value))) or "none"
     return "none" if value is None or value == "" else str(value)
 
 
 def short(text: str, length: int = 50) -> str:
+    """`text` on one line, cut to `length` characters."""
     line = " ".join(text.split())
     return line if len(line) <= length else line[: length - 1] + "…"

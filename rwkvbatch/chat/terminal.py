@@ -32,12 +32,12 @@ from rwkvbatch.prompt.escaping import CONTEXT, printable
 
 FRAME_S = 1 / 30
 STATUS_S = 0.5
-"""The status row is drawn at least this often while a reply is generated."""
+"""Longest time between two drawings of the status row while a reply is generated."""
 
 _THINKING_MARK, _ANSWER_MARK = "[thinking]", "[answer]"
 
 MIN_COLUMN_WIDTH = 36
-"""Alternatives are shown side by side where each has this many columns."""
+"""Smallest width of an alternative for showing the alternatives side by side."""
 
 STYLE = Style.from_dict(
     {"mark": "bold ansicyan", "bottom-toolbar": "noreverse ansibrightblack", "completion-menu": "noinherit"}
@@ -78,7 +78,7 @@ class TerminalView:
         now_s = time.monotonic()
         if now_s - self._last_frame_s >= FRAME_S and (self._dirty or now_s - self._last_frame_s >= STATUS_S):
             self._draw(self._status(now_s))
-            # Read after drawing: on a slow connection the reply gets the time, not the drawing.
+            # Measured after drawing, so that on a slow connection drawing does not take the time of the reply.
             self._last_frame_s = time.monotonic()
             self._dirty = False
 
@@ -125,7 +125,7 @@ class TerminalView:
 
     @property
     def _is_plain(self) -> bool:
-        """Whether there are no styles to tell the thinking part and the answer apart."""
+        """Whether the console has no styles, which distinguish the thinking part from the answer."""
         return self.console.no_color or self.console.color_system is None
 
     def replay(self, exchanges: Sequence[Exchange]) -> None:
@@ -151,14 +151,15 @@ class TerminalView:
 
     def _reply(self, exchange: Exchange) -> RenderableType:
         thought, answer = split_thinking(exchange.reply)
-        shown = ChatMarkdown(printable(answer.strip()))
+        rendered_answer = ChatMarkdown(printable(answer.strip()))
         if thought is None:
-            return shown
+            return rendered_answer
         marks = (_THINKING_MARK, _ANSWER_MARK) if self._is_plain and not self.folded else ()
-        inside = _folded(thought) if self.folded else thinking_text(thought.strip())
-        return Group(*map(Text, marks[:1]), inside, *map(Text, marks[1:]), shown)
+        rendered_thought = _folded(thought) if self.folded else thinking_text(thought.strip())
+        return Group(*map(Text, marks[:1]), rendered_thought, *map(Text, marks[1:]), rendered_answer)
 
     def _draw(self, status: Text | None) -> None:
+        """Draw the new text of the reply; `status` is None at its end."""
         thought, answer = split_thinking(self._text)
         if thought is not None and self._answer is None:
             if self._thinking is None:
@@ -166,8 +167,8 @@ class TerminalView:
                 if self._is_plain and not self.folded:
                     self._mark(_THINKING_MARK)
             if not self.folded:
-                shown = thought.strip("\n") if answer else thought.lstrip("\n")
-                self._thinking.push(shown[self._thinking.num_pushed :])
+                visible = thought.strip("\n") if answer else thought.lstrip("\n")
+                self._thinking.push(visible[self._thinking.num_pushed :])
         answer = answer.lstrip()
         if status is None:
             answer = answer.rstrip()
@@ -182,7 +183,7 @@ class TerminalView:
             self._answer.push(answer[self._answer.num_pushed :])
         live = self._answer or self._thinking
         if live is None:
-            # There is only the status to show.
+            # There is no text yet, only the status.
             live = self._waiting = self._waiting or LiveText(self.console, THINKING)
         elif self._waiting is not None:
             self._waiting.draw()
@@ -199,9 +200,9 @@ class TerminalView:
         seconds = now_s - self._begun_s
         if not self._num_tokens:
             return Text(f"working · {seconds:.1f} s · Ctrl-C stops", style="dim")
-        doing = "thinking" if self._answer is None and self._thinking is not None else "writing"
+        activity = "thinking" if self._answer is None and self._thinking is not None else "writing"
         speed = f" · {self._num_tokens / seconds:.0f}/s" if seconds > 0.2 else ""
-        return Text(f"{doing} · {counted(self._num_tokens, 'token')}{speed} · Ctrl-C stops", style="dim")
+        return Text(f"{activity} · {counted(self._num_tokens, 'token')}{speed} · Ctrl-C stops", style="dim")
 
 
 def terminal_console() -> Console:
@@ -241,7 +242,7 @@ class CommandCompleter(Completer):
 
 
 def line_input(chat: Chat, history_path: Path) -> PromptSession[str]:
-    """The input line, with a status row below it and a history that is kept between sessions."""
+    """The input line, with a status row below it and a history that is stored in a file."""
 
     return PromptSession(
         FormattedText([("class:mark", "› ")]),
@@ -286,7 +287,7 @@ def _keys() -> KeyBindings:
 
 
 def status_line(chat: Chat, columns: int) -> str:
-    """The status row below the input line; the least important parts are left out on a narrow terminal."""
+    """The status row below the input line; on a narrow terminal, the last parts are omitted."""
     session, settings, last = chat.session, chat.session.settings, chat.session.tree.last
     parts = [session.tree.current, f"turn {session.tree.num_turns() + 1}"]
     if last is not None:
@@ -296,8 +297,8 @@ def status_line(chat: Chat, columns: int) -> str:
     if settings.think != "off":
         parts.append(f"think {settings.think}")
     parts += [f"seed {session.identity.seed}", Path(session.engine.model.spec.path).stem]
-    fitting = [line for line in accumulate(parts, "{} · {}".format) if len(line) < columns]
-    return printable(fitting[-1] if fitting else "", keep_newlines=False)
+    lines_that_fit = [line for line in accumulate(parts, "{} · {}".format) if len(line) < columns]
+    return printable(lines_that_fit[-1] if lines_that_fit else "", keep_newlines=False)
 
 
 def run_terminal(chat: Chat, history_path: Path) -> None:

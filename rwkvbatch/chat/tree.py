@@ -1,4 +1,4 @@
-"""The tree of a chat's exchanges with its branches, and the tree as JSON values."""
+"""The tree of a chat's exchanges with its branches, and its conversion to and from JSON values."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from rwkvbatch.setting_names import with_later_settings
 
 MAIN = "main"
 REFERENCE = "reference"
-"""How a reply ended that comes from the script and not from a model."""
+"""`finish_reason` of a reply that comes from a script, not from a model."""
 
 
 @dataclass(frozen=True)
 class Opening:
-    """How a conversation begins.
+    """The beginning of a conversation.
 
     Attributes:
-        number: its index in `ConversationTree.openings`.
-        tokens: what the model reads before the first turn, with `bos` token 0 first; may be empty.
-        state: file of the initial state; None for the zero state. state_sha256: of that file.
+        number: index in `ConversationTree.openings`.
+        tokens: the tokens before the first turn, with token 0 first if `bos`; may be empty.
+        state: file of the initial state; None for the zero state.
+        state_sha256: hash of that file.
     """
 
     number: int
@@ -35,7 +36,7 @@ class Opening:
 
     @property
     def bos(self) -> bool:
-        """Whether token 0 is read first."""
+        """Whether the first token is token 0."""
         return self.tokens[:1] == (END_OF_TEXT,)
 
 
@@ -44,18 +45,23 @@ class Exchange:
     """A user message and its reply.
 
     Attributes:
-        number: its index in `ConversationTree.exchanges`. parent: that of the previous exchange, None for the first.
+        number: index in `ConversationTree.exchanges`.
+        parent: number of the previous exchange; None for the first one.
+        opening: number of the opening.
         turn: number of exchanges before it.
-        attempt: number of earlier replies to the same message at the same position; added to the seed.
+        attempt: number of earlier replies to the same message at the same position; it is added to the seed.
         prompt: tokens of the message and of the beginning of the reply.
-        ids: the reply's tokens as generated. rest: the tokens between `prompt` and the next turn: the reply's and the
-            closing ones.
-        reply: the reply as shown. raw: without the thinking part that the prompt began, not stripped.
-        settings: sampling, stopping and thinking mode of the reply, by name.
-        logprobs: of `ids`; empty when unknown.
-        first_token_s, total_s: seconds since the request.
-        num_read, num_cached: prompt tokens that were read, and those whose state was cached.
-        weights_sha256: of the model that replied; empty when unknown.
+        ids: the reply's tokens as generated.
+        rest: the tokens between `prompt` and the next turn: the reply's and those that close it.
+        reply: the reply as shown.
+        raw: the generated text, not stripped and without the beginning of the thinking part in the prompt.
+        settings: by name, the `TURN_SETTINGS` of the reply.
+        logprobs: log-probabilities of `ids`; empty if unknown.
+        first_token_s: seconds from the request to the first token.
+        total_s: seconds from the request to the end.
+        num_read: prompt tokens that were computed.
+        num_cached: prompt tokens whose state was cached.
+        weights_sha256: identifies the model that replied; empty if unknown.
     """
 
     number: int
@@ -82,7 +88,7 @@ class Exchange:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """All tokens that it adds to the history."""
+        """All tokens that the exchange adds to the history."""
         return (*self.prompt, *self.rest)
 
     @property
@@ -94,7 +100,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Position:
-    """A node of the tree: after an exchange, or after an opening when `exchange` is None."""
+    """A node of the tree: after an exchange, or after an opening if `exchange` is None."""
 
     opening: int
     exchange: int | None = None
@@ -102,11 +108,13 @@ class Position:
 
 @dataclass(frozen=True)
 class Cut:
-    """A move of a branch's end to where it was not before, which `redo` takes back.
+    """A move of a branch's end, which `redo` can revert.
 
     Attributes:
-        branch: the branch that moved, from `position`.
-        kept: the branch that holds the turns that were cut off; None if none were. made: whether the move made it.
+        branch: the branch that was moved.
+        position: its former end.
+        kept: a branch that has the turns that the move cut off; None if it cut off none.
+        made: whether the move created that branch.
     """
 
     branch: str
@@ -117,9 +125,12 @@ class Cut:
 
 @dataclass
 class ConversationTree:
-    """All openings and exchanges, the branches' ends, and the current branch. A wrong move raises `UsageError`.
+    """All openings and exchanges, the ends of the branches, and the current branch.
 
-    No exchange leaves the branches: what a move cuts off the current branch stays as another one (see `Cut`).
+    Every exchange stays on a branch: the turns that a move cuts off the current branch are kept on another one (`Cut`).
+
+    Raises:
+        UsageError: a move is not possible.
     """
 
     openings: list[Opening] = field(default_factory=list[Opening])
@@ -127,10 +138,10 @@ class ConversationTree:
     branches: dict[str, Position] = field(default_factory=dict[str, Position])
     current: str = MAIN
     cuts: list[Cut] = field(default_factory=list[Cut], compare=False)
-    """The moves of the current branch that `redo` can take back, oldest first; none after a message or `switch`."""
+    """The moves of the current branch that `redo` can revert, oldest first; empty after a message or `switch`."""
 
     kept: set[str] = field(default_factory=set[str], compare=False)
-    """Branches that a move made to keep what it cut off, and that nobody has gone to yet."""
+    """Branches that moves created for the turns they cut off, and to which the user has not switched yet."""
 
     def __post_init__(self) -> None:
         self._num_attempts: dict[tuple[Position, str], int] = {}
@@ -157,7 +168,7 @@ class ConversationTree:
         return None if position.exchange is None else self.exchanges[position.exchange]
 
     def num_turns(self, position: Position | None = None) -> int:
-        """Number of exchanges up to `position` (the head)."""
+        """Number of exchanges up to `position`, by default the head."""
         last = self.exchange(position or self.head)
         return 0 if last is None else last.turn + 1
 
@@ -181,7 +192,7 @@ class ConversationTree:
         return self._num_attempts[self.before(exchange), exchange.user]
 
     def begin(self, opening: Opening) -> None:
-        """Start a conversation at `opening`; existing branches stay, and a new one becomes the current one."""
+        """Start a conversation at `opening` on a new branch, which becomes the current one."""
         self.cuts.clear()
         self.openings.append(opening)
         if self.branches:
@@ -189,7 +200,7 @@ class ConversationTree:
         self.branches[self.current] = Position(opening.number)
 
     def add(self, exchange: Exchange, *, move: bool = True) -> None:
-        """Add `exchange`; with `move` it becomes the end of the current branch."""
+        """Add `exchange`; with `move`, make it the end of the current branch."""
         self.exchanges.append(exchange)
         self._count_attempt(exchange)
         if not move:
@@ -206,17 +217,21 @@ class ConversationTree:
 
     def undo(self, num_turns: int = 1) -> list[Exchange]:
         """Remove the last `num_turns` exchanges from the current branch and return them, oldest first."""
-        most = self.num_turns()
-        if not 1 <= num_turns <= most:
-            allowed = {0: "the branch has no turns", 1: f"the branch has 1 turn, so N must be 1, got {num_turns}"}
-            several = f"the branch has {most} turns, so N must be in 1 to {most}, got {num_turns}"
-            raise UsageError(f"/undo: {allowed.get(most, several)}")
+        available = self.num_turns()
+        if not 1 <= num_turns <= available:
+            if available == 0:
+                problem = "the branch has no turns"
+            elif available == 1:
+                problem = f"the branch has 1 turn, so N must be 1, got {num_turns}"
+            else:
+                problem = f"the branch has {available} turns, so N must be in 1 to {available}, got {num_turns}"
+            raise UsageError(f"/undo: {problem}")
         undone = list(islice(self._newest_first(self.head), num_turns))[::-1]
         self._move_to(self.before(undone[0]))
         return undone
 
     def redo(self) -> Cut:
-        """Take back the last move that cut something off the current branch; returns what that cut off in turn."""
+        """Revert the last move of the current branch. Returns the move that does so."""
         if not self.cuts:
             raise UsageError(
                 "/redo takes back the last /undo, /retry, /edit or /pick, and there is none since the last message",
@@ -233,42 +248,44 @@ class ConversationTree:
 
     @property
     def last_cut(self) -> Cut | None:
-        """The last move that `redo` can take back."""
+        """The last move that `redo` can revert."""
         return self.cuts[-1] if self.cuts else None
 
     def _move_to(self, position: Position) -> Cut:
-        """Move the end of the current branch; what that cuts off stays as a branch."""
-        before = self.head
+        """Move the end of the current branch. Turns that this cuts off stay on another branch, which may be new."""
+        former_head = self.head
         self.branches[self.current] = position
-        if before.exchange is None or self._is_on_the_way(before.exchange, position):
-            cut = Cut(self.current, before, None)
+        last = former_head.exchange
+        if last is None or self._contains(position, last):
+            cut = Cut(self.current, former_head, None)
         else:
-            later = [name for name, end in self.branches.items() if (end.exchange or 0) >= before.exchange]
-            found = next((name for name in later if self._is_on_the_way(before.exchange, self.branches[name])), None)
-            kept = found or self._unused_name()
-            if found is None:
-                self.branches[kept] = before
+            # Only branches that end at or after the exchange can contain it; the numbers rule out the others quickly.
+            candidates = [name for name, end in self.branches.items() if (end.exchange or 0) >= last]
+            containing = next((name for name in candidates if self._contains(self.branches[name], last)), None)
+            kept = containing or self._unused_name()
+            if containing is None:
+                self.branches[kept] = former_head
                 self.kept.add(kept)
-            cut = Cut(self.current, before, kept, made=found is None)
+            cut = Cut(self.current, former_head, kept, made=containing is None)
         self.cuts.append(cut)
         return cut
 
-    def _is_on_the_way(self, number: int, position: Position) -> bool:
-        """Whether `position` is after exchange `number`, or behind it."""
-        at = position.exchange
-        while at is not None and at > number:  # an exchange has a higher number than those before it
-            at = self.exchanges[at].parent
-        return at == number
+    def _contains(self, position: Position, number: int) -> bool:
+        """Whether exchange `number` is on the path to `position`."""
+        exchange = position.exchange
+        while exchange is not None and exchange > number:  # an exchange has a higher number than its predecessors
+            exchange = self.exchanges[exchange].parent
+        return exchange == number
 
     def branch(self, name: str | None = None) -> str:
         """Start a branch at the head, make it the current one, and return its name."""
-        chosen = name or self._unused_name()
-        if chosen in self.branches:
-            raise UsageError(f"a branch {chosen!r} exists already", hint=f"/switch {chosen} goes to it")
-        self.branches[chosen] = self.head
-        self.current = chosen
+        new_name = name or self._unused_name()
+        if new_name in self.branches:
+            raise UsageError(f"a branch {new_name!r} exists already", hint=f"/switch {new_name} goes to it")
+        self.branches[new_name] = self.head
+        self.current = new_name
         self.cuts.clear()
-        return chosen
+        return new_name
 
     def switch(self, name: str) -> None:
         """Make the branch `name` the current one."""
@@ -296,7 +313,7 @@ class ConversationTree:
 
 
 def tree_values(tree: ConversationTree, first_opening: int = 0, first_exchange: int = 0) -> dict[str, Any]:
-    """The tree as JSON values; of openings and exchanges only those from the given numbers on."""
+    """The tree as JSON values, with the openings and exchanges from the given numbers on."""
     return {
         "openings": [dict(vars(opening)) for opening in tree.openings[first_opening:]],
         "exchanges": [dict(vars(exchange)) for exchange in tree.exchanges[first_exchange:]],
@@ -309,7 +326,7 @@ def read_tree(values: Mapping[str, Any], vocab_size: int) -> ConversationTree:
     """The inverse of `tree_values`.
 
     Args:
-        vocab_size: of the model, to which the token ids belong.
+        vocab_size: vocabulary size of the model, which limits the token ids.
 
     Raises:
         KeyError, TypeError, ValueError: `values` is not a consistent tree.
@@ -335,18 +352,18 @@ def read_tree(values: Mapping[str, Any], vocab_size: int) -> ConversationTree:
     return tree
 
 
-_TEXTS = ("user", "reply", "raw", "finish_reason")
-_TEXTS_OR_NULL = ("system", "prelude", "state", "state_sha256", "stopped_by")
-_COUNTS = ("number", "opening", "turn", "attempt", "seed", "num_read", "num_cached")
+_STRING_FIELDS = ("user", "reply", "raw", "finish_reason")
+_NULLABLE_STRING_FIELDS = ("system", "prelude", "state", "state_sha256", "stopped_by")
+_COUNT_FIELDS = ("number", "opening", "turn", "attempt", "seed", "num_read", "num_cached")
 
 
 def _check_types(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
-        if name in _TEXTS and not isinstance(value, str):
+        if name in _STRING_FIELDS and not isinstance(value, str):
             raise TypeError(f"{name} must be a string, got {value!r:.60}")
-        if name in _TEXTS_OR_NULL and not isinstance(value, str | None):
+        if name in _NULLABLE_STRING_FIELDS and not isinstance(value, str | None):
             raise TypeError(f"{name} must be a string or null, got {value!r:.60}")
-        if name in _COUNTS and not (type(value) is int and 0 <= value < 2**64):
+        if name in _COUNT_FIELDS and not (type(value) is int and 0 <= value < 2**64):
             raise TypeError(f"{name} must be an integer that is not negative, got {value!r:.60}")
 
 
@@ -357,12 +374,12 @@ def _opening(values: Mapping[str, Any], vocab_size: int) -> Opening:
 
 def _exchange(values: Mapping[str, Any], vocab_size: int) -> Exchange:
     _check_types(values)
-    plain = _with_token_ids(values, vocab_size, "prompt", "ids", "rest")
-    plain["settings"] = with_later_settings(values["settings"])
-    if "finish" in plain:  # its name in sessions of older versions
-        plain["finish_reason"] = plain.pop("finish")
-    plain["logprobs"] = tuple(float(value) for value in values["logprobs"])
-    return Exchange(**plain)
+    checked = _with_token_ids(values, vocab_size, "prompt", "ids", "rest")
+    checked["settings"] = with_later_settings(values["settings"])
+    if "finish" in checked:  # the name in sessions of older versions
+        checked["finish_reason"] = checked.pop("finish")
+    checked["logprobs"] = tuple(float(value) for value in values["logprobs"])
+    return Exchange(**checked)
 
 
 def _with_token_ids(values: Mapping[str, Any], vocab_size: int, *names: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The commands of the program, each loaded when it is called; and the boundary at which errors end."""
+"""The table of commands, each of which is imported when it is called, and the function that runs a command line."""
 
 from __future__ import annotations
 
@@ -35,25 +35,27 @@ COMMANDS: Mapping[str, str] = {
     "certify": "Say whether a served model is the network in a file: the same, rounded (how much), or damaged.",
     "model": "Make, describe and convert checkpoints, and verify that they run right on this machine.",
 }
-"""What each command does. Its module here has its name, with `_` for `-`, and is imported when it is called."""
+"""By name, the summary of each command. Its module in this package has the same name, with `_` for `-`."""
 
 
 def load_command(name: str) -> Any:
-    """The command with its options, or the group of commands."""
+    """Import a command, or a group of commands, with its options."""
     return get_command(importlib.import_module(f"rwkvbatch.cli.{name.replace('-', '_')}").app)
 
 
 class _CommandGroup(TyperGroup):
-    """Lists the commands without importing them."""
+    """Lists the commands without importing them; imports the one that is called."""
 
     def __init__(self, **options: Any) -> None:
-        listed = {name: TyperCommand(name, help=summary, rich_markup_mode="rich") for name, summary in COMMANDS.items()}
-        options["commands"] = listed
+        options["commands"] = {
+            name: TyperCommand(name, help=summary, rich_markup_mode="rich") for name, summary in COMMANDS.items()
+        }
         super().__init__(**options)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name, listed, rest = super().resolve_command(ctx, args)
-        return name, listed if name is None or listed is None else load_command(name), rest
+        name, placeholder, command_args = super().resolve_command(ctx, args)
+        command = placeholder if name is None or placeholder is None else load_command(name)
+        return name, command, command_args
 
 
 app = typer.Typer(
@@ -67,8 +69,8 @@ app = typer.Typer(
 )
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(is_given: bool) -> None:
+    if is_given:
         typer.echo(f"rwkvbatch {__version__}")
         raise typer.Exit
 
@@ -84,9 +86,12 @@ def _root(
 
 @contextlib.contextmanager
 def _usable_width() -> Generator[None]:
-    """80 columns where the terminal or `COLUMNS` has no usable number, for all that format text (rich, typer)."""
-    given = os.environ.get("COLUMNS")
-    columns = shutil.get_terminal_size((80, 24)).columns if given is None else int(given) if given.isdecimal() else 0
+    """Set `COLUMNS` to 80, for rich and typer, if neither it nor the terminal has a usable number of columns."""
+    variable = os.environ.get("COLUMNS")
+    if variable is None:
+        columns = shutil.get_terminal_size((80, 24)).columns
+    else:
+        columns = int(variable) if variable.isdecimal() else 0
     if 1 < columns < 10**6:
         yield
         return
@@ -94,40 +99,40 @@ def _usable_width() -> Generator[None]:
     try:
         yield
     finally:
-        if given is None:
+        if variable is None:
             del os.environ["COLUMNS"]
         else:
-            os.environ["COLUMNS"] = given
+            os.environ["COLUMNS"] = variable
 
 
 @contextlib.contextmanager
 def _warnings_as_messages() -> Generator[None]:
-    """Each warning of the library as one line on standard error, without the source line that Python adds."""
+    """Print each warning of the library as one line on standard error, without the source line that Python adds."""
 
-    def show(text: Warning | str, *_: object, **__: object) -> None:
+    def print_warning(text: Warning | str, *_: object, **__: object) -> None:
         message(f"warning: {text}")
 
     with warnings.catch_warnings():
-        warnings.showwarning = show
+        warnings.showwarning = print_warning
         yield
 
 
 def _is_log(arguments: Sequence[str]) -> bool:
-    """Whether the output may get into a log. The replies of a chat in a pipe are data for another program."""
+    """Whether the output may be part of a log. The replies of a chat in a pipe are data for another program."""
     return arguments[:1] != ["chat"] and not (sys.stdout.isatty() and sys.stderr.isatty())
 
 
 def invoke(arguments: Sequence[str]) -> int:
-    """Run one command line; every error ends here as one message on standard error and an exit code."""
+    """Run one command line. Returns its exit code; reports every error as one message on standard error."""
     debug = debugging()
     try:
-        # Standalone: Typer prints its own usage errors (exit code 2) and ends in SystemExit; the rest comes here.
+        # In Typer's standalone mode: it prints its own usage errors (exit code 2) and raises SystemExit.
         with output_as_log(_is_log(arguments)), _usable_width(), _warnings_as_messages():
             app(args=list(arguments), prog_name="rwkvbatch")
     except SystemExit as leaving:
-        if isinstance(leaving.__context__, BrokenPipeError):  # Typer exits with 1, which means a failed check here
+        if isinstance(leaving.__context__, BrokenPipeError):  # Typer's exit code 1 would mean a failed check
             return ExitCode.UNREAD
-        if isinstance(getattr(leaving.__context__, "__cause__", None), KeyboardInterrupt):  # Typer's silent exit
+        if isinstance(getattr(leaving.__context__, "__cause__", None), KeyboardInterrupt):  # Typer exits silently
             return report(KeyboardInterrupt(), debug=debug)
         return leaving.code if isinstance(leaving.code, int) else ExitCode.DONE
     except BaseException as error:

@@ -56,21 +56,21 @@ def bench_command(
     from rwkvbatch.config import RunSettings
     from rwkvbatch.replay.layers import checked_values
 
-    given = RunSettings(**checked_values(settings))
-    if cpu_time and given.threads not in (None, 1):
-        raise UsageError(f"--cpu-time is the time of one thread, got --threads {given.threads}")
+    checked = RunSettings(**checked_values(settings))
+    if cpu_time and checked.threads not in (None, 1):
+        raise UsageError(f"--cpu-time is the time of one thread, got --threads {checked.threads}")
     from rwkvbatch.bench.measure import Plan, run_benchmark
 
     plan = Plan(against_package=against is not None, processor_time=cpu_time)
     if quick:
         plan = replace(plan, rows=(1, 8, 64), rounds=3)
-    with model_path(given.model, random, named="--model", quiet=quiet, sparsity=sparsity) as path:
+    with model_path(checked.model, random, named="--model", quiet=quiet, sparsity=sparsity) as path:
         report = run_benchmark(
             path,
             plan,
-            strategy=given.strategy,
-            backend=given.backend,
-            threads=given.threads,
+            strategy=checked.strategy,
+            backend=checked.backend,
+            threads=checked.threads,
             say=partial(message, quiet=quiet),
         )
     if json_output:
@@ -98,7 +98,7 @@ def _show(report: Report) -> None:
 
 
 def figures_table(report: Report, width: int = 80) -> Table:
-    """One line for each figure, with the columns for which `width` has room."""
+    """A table with one line for each figure and as many columns as fit into `width`."""
     from rwkvbatch.cli.views import fitted_table
 
     figures = report.figures

@@ -55,16 +55,16 @@ def certify_command(
     environment = {name: value for name, value in os.environ.items() if name in ("RWKVBATCH_MODEL", "RWKVBATCH_VOCAB")}
     layered = layer_settings(settings, environment=environment)
     with naming_origins(layered.origins):
-        found = certify(url, options_of(layered.settings, script), partial(message, quiet=quiet))
+        certificate = certify(url, options_of(layered.settings, script), partial(message, quiet=quiet))
     if json_output:
-        print_json(found.as_dict(), indent=None)
+        print_json(certificate.as_dict(), indent=None)
     else:
-        _show(found)
-    if found.verdict == "damaged":
+        _show(certificate)
+    if certificate.verdict == "damaged":
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _show(found: Certificate) -> None:
+def _show(result: Certificate) -> None:
     from rwkvbatch.prompt.escaping import printable
 
     def line(text: str) -> None:
@@ -75,20 +75,19 @@ def _show(found: Certificate) -> None:
         "rounded": "the same network, ROUNDED",
         "damaged": "DAMAGED: not the network in the file",
     }
-    line(f"here    {found.model}")
-    line(f"there   {found.server}")
-    if found.begins_with_0:
+    line(f"here    {result.model}")
+    line(f"there   {result.server}")
+    if result.begins_with_0:
         line("        it reads token 0 before each prompt, which was done here too")
-    if found.mean_gap is None:
+    if result.mean_gap is None:
         line("log-probabilities: the server gives none; the verdict is by the tokens alone, and coarse")
     else:
-        line(
-            f"log-probabilities of {found.num_scored:,} of {found.num_tokens:,} tokens differ by {found.mean_gap:.2g} "
-            f"on average, {found.largest_gap:.2g} at most"
-        )
-        line(f"        the most at {found.worst}")
-    line(f"greedy tokens of the server that are greedy here too: {found.agreement:.1%}")
-    line(f"replies: {found.same_replies} of {found.num_replies} are the same text as here")
-    line(f"asked twice: {found.repeated} of {found.num_replies} answers are the same")
-    line(f"under load, {found.at_once} at a time: {found.under_load} of {found.num_replies} are as alone")
-    line(f"verdict: {words[found.verdict]}")
+        scored = f"{result.num_scored:,} of {result.num_tokens:,} tokens"
+        gaps = f"{result.mean_gap:.2g} on average, {result.largest_gap:.2g} at most"
+        line(f"log-probabilities of {scored} differ by {gaps}")
+        line(f"        the most at {result.worst}")
+    line(f"greedy tokens of the server that are greedy here too: {result.agreement:.1%}")
+    line(f"replies: {result.same_replies} of {result.num_replies} are the same text as here")
+    line(f"asked twice: {result.repeated} of {result.num_replies} answers are the same")
+    line(f"under load, {result.at_once} at a time: {result.under_load} of {result.num_replies} are as alone")
+    line(f"verdict: {words[result.verdict]}")

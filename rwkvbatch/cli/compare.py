@@ -41,7 +41,7 @@ _FORMAT_OF_SUFFIX = {
 }
 GATE_PANEL = "Gates"
 SUMMARY_BYTES = 2**20 - 1
-"""The largest `$GITHUB_STEP_SUMMARY` that is shown; what other commands of the step wrote counts."""
+"""Size limit of `$GITHUB_STEP_SUMMARY`, including what other commands of the step wrote; a larger file is not shown."""
 _SUMMARY_CUT = b"\n**The report is cut here:** summaries must be below 1 MiB. `--out report.md` writes it whole.\n"
 
 EPILOG = """[bold]Examples[/]
@@ -170,15 +170,16 @@ def compare_command(
     **settings: Any,
 ) -> None:
     """Compare runs or cells: one verdict per variant, with the uncertainty of its difference."""
-    chosen = _format(output_format, out, as_json=as_json)
-    if chosen == "html" and out is None and show is None and sys.stdout.isatty():
+    report_format = _report_format(output_format, out, as_json=as_json)
+    if report_format == "html" and out is None and show is None and sys.stdout.isatty():
         raise UsageError(
             "the format html is for a file or a pipe, and standard output is a terminal", hint="add --out report.html"
         )
     if out is not None and show is None:
-        _check_out(out, chosen, replace=replace)
-    if junit_cases and chosen != "junit":
-        raise UsageError(f"--junit-cases needs the format junit; this command writes {chosen}", hint="--format junit")
+        _check_out(out, report_format, replace=replace)
+    if junit_cases and report_format != "junit":
+        problem = f"--junit-cases needs the format junit; this command writes {report_format}"
+        raise UsageError(problem, hint="--format junit")
     if by not in (None, "turn", "tag", "distance"):
         raise UsageError(f"--by must be turn, tag or distance; got {by!r}")
     from rwkvbatch.cli.judge import pair_judge
@@ -209,30 +210,30 @@ def compare_command(
     if show is not None:
         _show(analysis, show)
     elif out is not None:
-        text = _render(analysis, chosen, changes, junit_cases=junit_cases)
-        _check_out(out, chosen, replace=replace)
+        text = _render(analysis, report_format, changes, junit_cases=junit_cases)
+        _check_out(out, report_format, replace=replace)
         _write(out, text)
         for line in (f"wrote {out}", *(gate.line for gate in analysis.gates)):
             message(line, quiet=quiet)
-    elif chosen == "table":
+    elif report_format == "table":
         from rwkvbatch.cli.views import console
         from rwkvbatch.comparison.report.terminal import print_analysis
 
         print_analysis(analysis, console(), num_changes=changes)
     else:
-        # Lone surrogates, which JSON rows can hold, become escapes.
-        sys.stdout.buffer.write(
-            _render(analysis, chosen, changes, junit_cases=junit_cases).encode("utf-8", "backslashreplace")
-        )
+        # Lone surrogates, which JSON rows can have, become escapes.
+        text = _render(analysis, report_format, changes, junit_cases=junit_cases)
+        sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
     _append_step_summary(analysis)
     if analysis.failed:
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _format(asked: str | None, out: Path | None, *, as_json: bool) -> str:
+def _report_format(option_value: str | None, out: Path | None, *, as_json: bool) -> str:
+    """The format of the report: that of `--json` or `--format`, or else by the suffix of `--out`."""
     if as_json:
         return "json"
-    if asked is None:
+    if option_value is None:
         if out is None or not out.suffix:
             return "table"
         if out.suffix.lower() not in _FORMAT_OF_SUFFIX:
@@ -242,12 +243,13 @@ def _format(asked: str | None, out: Path | None, *, as_json: bool) -> str:
                 hint="or give --format",
             )
         return _FORMAT_OF_SUFFIX[out.suffix.lower()]
-    if asked not in FORMATS:
-        raise UsageError(f"--format must be one of {', '.join(FORMATS)}; got {asked!r}")
-    return asked
+    if option_value not in FORMATS:
+        raise UsageError(f"--format must be one of {', '.join(FORMATS)}; got {option_value!r}")
+    return option_value
 
 
 def _ks(text: str | None) -> list[int] | None:
+    """The values of `--k`."""
     if text is None:
         return None
     parts = text.split(",")
@@ -256,10 +258,10 @@ def _ks(text: str | None) -> list[int] | None:
     return [int(part) for part in parts]
 
 
-def _render(analysis: Analysis, chosen: str, changes: int, *, junit_cases: bool) -> str:
+def _render(analysis: Analysis, report_format: str, changes: int, *, junit_cases: bool) -> str:
     from rwkvbatch.comparison.report import formats
 
-    match chosen:
+    match report_format:
         case "md":
             return formats.as_markdown(analysis)
         case "csv":
@@ -300,21 +302,22 @@ _REPORT_HEADS = {
     "md": r"\*\*",
     "table": r"(?![{<*])(?s:.*)(against |over |conversation|mean)",
 }
-"""How a report of each format begins."""
+"""By format, a pattern that matches the beginning of a report."""
 
 
-def _check_out(path: Path, chosen: str, *, replace: bool) -> None:
-    """Raise `UsageError` if `--out` names a file that must not be replaced. Devices and pipes are written to."""
+def _check_out(path: Path, report_format: str, *, replace: bool) -> None:
+    """Raise `UsageError` if `--out` names a file that must not be replaced. Devices and pipes are allowed."""
     if path.exists() and not path.is_file() and not path.is_dir():
         return
     kind = FileKind(
-        f"a report in the format {chosen}", lambda found: re.match(_REPORT_HEADS[chosen], file_head(found)) is not None
+        f"a report in the format {report_format}",
+        lambda existing: re.match(_REPORT_HEADS[report_format], file_head(existing)) is not None,
     )
     check_target(path, kind, option="--out", replace=replace, how="--replace replaces it")
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace the file atomically; devices and pipes are written to instead."""
+    """Replace a file atomically; write to a device or a pipe."""
     data = text.encode("utf-8", "backslashreplace")
     try:
         if path.exists() and not path.is_file():
@@ -328,7 +331,10 @@ def _write(path: Path, text: str) -> None:
 
 
 def _append_step_summary(analysis: Analysis) -> None:
-    """Add the report to the page of a GitHub Actions run, which shows nothing of a file of 1 MiB or more."""
+    """Add the report to the summary page of a GitHub Actions run, if there is one.
+
+    GitHub shows nothing of a summary file of 1 MiB or more, so the report is cut if necessary.
+    """
     name = os.environ.get("GITHUB_STEP_SUMMARY")
     if not name:
         return

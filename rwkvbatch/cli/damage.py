@@ -70,10 +70,10 @@ def damage_command(
     tokenizer = _tokenizer(reference, other, vocab)
     say = partial(message, quiet=quiet)
     if texts:
-        found = _of_documents(texts, tokenizer)
+        scored_texts = _of_documents(texts, tokenizer)
     else:
-        found = _of_dialogues(script or [], {**dialogue, "vocab": vocab}, (reference, other), tokenizer, say)
-    result = damage(reference, other, found, say)
+        scored_texts = _of_dialogues(script or [], {**dialogue, "vocab": vocab}, (reference, other), tokenizer, say)
+    result = damage(reference, other, scored_texts, say)
     if json_output:
         print_json(asdict(result), indent=None)
     else:
@@ -81,38 +81,39 @@ def damage_command(
 
 
 def _models(model: str | None, against: str, settings: dict[str, Any]) -> tuple[Model, Model]:
-    """What it is compared with, and the model."""
+    """The model that `--against` gives, and the measured model."""
     from rwkvbatch.config import CellSettings
     from rwkvbatch.model.load import load_model, resolve_model_path
     from rwkvbatch.model.strategy import looks_like_strategy, parse_strategy
     from rwkvbatch.replay.layers import checked_values
 
     threads = thread_count(settings.pop("threads", None))
-    given = CellSettings(**checked_values(settings))
-    load = partial(load_model, backend=given.backend, threads=threads)
+    cell_settings = CellSettings(**checked_values(settings))
+    load = partial(load_model, backend=cell_settings.backend, threads=threads)
     if looks_like_strategy(against):
         parse_strategy(against)
         reference = load(model, against)
     else:
         reference = load(resolve_model_path(against).path, "auto")
-    return reference, load(model, given.strategy)
+    return reference, load(model, cell_settings.strategy)
 
 
 def _tokenizer(reference: Model, other: Model, vocab: str | None) -> Tokenizer:
-    """The one that both models have; raises `UsageError` if theirs differ."""
+    """The tokenizer of both models; raises `UsageError` if theirs differ."""
     from rwkvbatch.prompt.vocabulary import tokenizer_of
 
-    found = tokenizer_of(other.spec, vocab)
+    tokenizer = tokenizer_of(other.spec, vocab)
     try:
-        theirs = tokenizer_of(reference.spec, vocab)
-    except (InputError, UsageError):  # nothing is known of it, so it is taken as the other's
-        return found
-    if theirs.sha256 != found.sha256:
+        reference_tokenizer = tokenizer_of(reference.spec, vocab)
+    except (InputError, UsageError):  # unknown, so it is assumed to be the same
+        return tokenizer
+    if reference_tokenizer.sha256 != tokenizer.sha256:
+        names = f"{reference_tokenizer.name} and {tokenizer.name}"
         raise UsageError(
-            f"the models have different tokenizers, {theirs.name} and {found.name}, and cannot be compared",
+            f"the models have different tokenizers, {names}, and cannot be compared",
             hint="--vocab FILE gives both the same one",
         )
-    return found
+    return tokenizer
 
 
 def _of_documents(paths: list[str], tokenizer: Tokenizer) -> list[ScoredText]:
@@ -130,33 +131,33 @@ def _of_dialogues(
     from rwkvbatch.replay.api import prepare
 
     reference, other = models
-    chosen: Any = {**settings, "preset": "greedy", "history": "gold"}
-    plan = prepare([str(path) for path in script], **chosen).plan
+    run_settings: Any = {**settings, "preset": "greedy", "history": "gold"}
+    plan = prepare([str(path) for path in script], **run_settings).plan
     if len(plan.cells) > 1:
         raise UsageError("model damage compares two models, and a grid of other settings has no place there")
     return texts_of_dialogues(Engine(reference, tokenizer=tokenizer), plan, other.spec.weights_sha256, say)
 
 
-def _show(found: Damage, unit: str) -> None:
+def _show(result: Damage, unit: str) -> None:
     from rwkvbatch.cli.views import console, facts_table
     from rwkvbatch.prompt.escaping import printable
 
     def interval(estimate: Estimate, style: str) -> str:
         if estimate.low is None:
-            why = f"one {unit}" if found.num_documents == 1 else f"the same in every {unit}"
-            return f"{estimate.mean:{style}} (no interval: {why})"
+            reason = f"one {unit}" if result.num_documents == 1 else f"the same in every {unit}"
+            return f"{estimate.mean:{style}} (no interval: {reason})"
         return f"{estimate.mean:{style}} ({estimate.low:{style}} to {estimate.high:{style}})"
 
-    worst = found.worst
+    worst = result.worst
     facts = {
-        "model": printable(found.other),
-        "against": printable(found.reference),
-        "texts": f"{counted(found.num_documents, unit)}, {counted(found.num_tokens, 'token')}",
-        "KL, nats a token": interval(found.divergence, ".5f"),
-        "KL, 99 %": f"{found.divergence_tail:.5f}",
+        "model": printable(result.other),
+        "against": printable(result.reference),
+        "texts": f"{counted(result.num_documents, unit)}, {counted(result.num_tokens, 'token')}",
+        "KL, nats a token": interval(result.divergence, ".5f"),
+        "KL, 99 %": f"{result.divergence_tail:.5f}",
         "KL, worst": f"{worst.divergence:.3f} (token {worst.position:,} of {printable(worst.document)})",
-        "same likeliest token": interval(found.same_token, ".2%"),
-        "perplexity": f"{found.other_perplexity:.5g} against {found.reference_perplexity:.5g}",
-        "perplexity ratio": interval(found.perplexity_ratio, ".5f"),
+        "same likeliest token": interval(result.same_token, ".2%"),
+        "perplexity": f"{result.other_perplexity:.5g} against {result.reference_perplexity:.5g}",
+        "perplexity ratio": interval(result.perplexity_ratio, ".5f"),
     }
     console().print(facts_table(facts))

@@ -1,4 +1,4 @@
-"""Exit codes, messages on standard error, and standard streams that are closed, full or of a narrow encoding."""
+"""Exit codes, messages on standard error, and handling of standard streams that are closed, full or not UTF-8."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class ExitCode(enum.IntEnum):
     BAD_INPUT = 3
     INTERNAL = 4
     UNFINISHED = 5
-    """The run ended before its last row, for another reason than a signal; the same command continues it."""
+    """The run ended before its last row, and no signal ended it; the same command continues it."""
     INTERRUPTED = 130
     UNREAD = 141
-    """The reader of the output is gone (`| head`); a shell's status of a program that SIGPIPE ended."""
+    """The reader of the output has closed the pipe (`| head`); the shell's status for a program ended by SIGPIPE."""
     TERMINATED = 143
 
 
@@ -42,7 +42,7 @@ def debugging() -> bool:
 
 
 def report(error: BaseException, *, debug: bool) -> ExitCode:
-    """Print one message for `error` on standard error, and its traceback with `debug`; returns the exit code."""
+    """Print a message about `error` on standard error, with `debug` also its traceback. Returns the exit code."""
     code, text = _explain(error)
     if debug and code <= ExitCode.INTERNAL:
         _print("".join(traceback.format_exception(error)).rstrip("\n"))
@@ -52,6 +52,7 @@ def report(error: BaseException, *, debug: bool) -> ExitCode:
 
 
 def _explain(error: BaseException) -> tuple[ExitCode, str]:
+    """The exit code and the message of an error; the message may be empty."""
     match error:
         case KeyboardInterrupt():
             return ExitCode.INTERRUPTED, "interrupted"
@@ -60,13 +61,16 @@ def _explain(error: BaseException) -> tuple[ExitCode, str]:
         case BrokenPipeError():
             return ExitCode.UNREAD, ""
         case RwkvBatchError():
-            code = ExitCode.BAD_INPUT if isinstance(error, InputError) else ExitCode.INTERNAL
-            code = ExitCode.USAGE if isinstance(error, UsageError) else code
+            code = ExitCode.INTERNAL
+            if isinstance(error, UsageError):
+                code = ExitCode.USAGE
+            elif isinstance(error, InputError):
+                code = ExitCode.BAD_INPUT
             return code, f"error: {error}" + (f"\n  {error.hint}" if error.hint else "")
         case _ if _is_out_of_memory(error):
             detail = "" if isinstance(error, OSError) else " ".join(str(error).split())[:200]
-            between = ": " if isinstance(error, RuntimeError) else " "
-            text = f"error: not enough memory{between}{detail}".rstrip()
+            separator = ": " if isinstance(error, RuntimeError) else " "
+            text = f"error: not enough memory{separator}{detail}".rstrip()
             hint = "take a smaller model, a smaller --batch-size, or a smaller --state-memory"
         case OSError():
             place = "" if error.filename is None else f": {error.filename}"
@@ -79,12 +83,12 @@ def _explain(error: BaseException) -> tuple[ExitCode, str]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was refused: by Python or the kernels, the system, or torch (on the CPU, or on a GPU)."""
+    """Whether memory could not be allocated: by Python or the kernels, the system, or torch on the CPU or a GPU."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    refused = ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory")
+    torch_messages = ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory")
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in refused)
+        isinstance(error, RuntimeError) and any(text in str(error) for text in torch_messages)
     )
 
 
@@ -104,7 +108,7 @@ def print_json(content: Any, *, indent: int | None = 2) -> None:
 
 
 class _StandardError(io.FileIO):
-    """Drops what cannot be written: a run does not end because standard error is closed or full."""
+    """Ignores write errors, so that a run does not end because standard error is closed or full."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:
@@ -114,15 +118,16 @@ class _StandardError(io.FileIO):
 
 
 def prepare_streams() -> None:
-    """Open the null device for closed streams, before another file gets their number; make standard error never fail.
+    """Open the null device for closed standard streams, and make writes to standard error never fail.
 
-    Characters that a stream's encoding lacks become escapes.
+    Otherwise another file would get the descriptor of a closed stream. Characters that a stream's encoding lacks are
+    written as escapes.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, which is this one
     if sys.__stdin__ is None:
         sys.stdin = os.fdopen(0, closefd=False)
     if sys.__stdout__ is None:
@@ -139,7 +144,8 @@ def flush_output() -> None:
     """Flush standard output.
 
     Raises:
-        OSError: it could not be written. It is dropped then: the interpreter would try again and print a traceback.
+        OSError: the output could not be written. It is then discarded, because the interpreter would try again at exit
+            and print a traceback.
     """
     try:
         sys.stdout.flush()

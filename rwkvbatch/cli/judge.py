@@ -1,4 +1,4 @@
-"""The judge of pairs of replies that options of `rwkvbatch compare` name, with its progress and its kept answers."""
+"""Opens the judge of pairs of replies for `rwkvbatch compare`, with a progress bar and its stored answers."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def pair_judge(
     from rwkvbatch.judges.source import judge_source
     from rwkvbatch.replay.layers import layer_settings
 
-    given = settings.keys() & {"judge", "judge_url"}
-    # A judge of the environment answers checks; which replies are compared is asked for here.
-    source = judge_source(layer_settings(settings, environment=os.environ).settings) if given else None
+    # A judge that only the environment names answers checks of runs; pairs are judged only if an option asks for it.
+    is_given = settings.keys() & {"judge", "judge_url"}
+    source = judge_source(layer_settings(settings, environment=os.environ).settings) if is_given else None
     if source is None:
         if settings or criterion is not None:
             raise UsageError(
@@ -38,7 +38,7 @@ def pair_judge(
             )
         yield None
         return
-    wanted = DEFAULT_CRITERION if criterion is None else check_criterion(criterion)
+    checked_criterion = DEFAULT_CRITERION if criterion is None else check_criterion(criterion)
     source.check()
     with ExitStack() as stack:
         store = _store_of(sources, quiet=quiet)
@@ -50,13 +50,16 @@ def pair_judge(
         if store is not None:
             store.use(judge)
         opinions = Opinions(judge, digest, MemoryRecord() if store is None else store)
-        yield PairJudge(opinions, f"{judge.name}#{digest}", wanted, bars("asking the judge"))
+        yield PairJudge(opinions, f"{judge.name}#{digest}", checked_criterion, bars("asking the judge"))
         if store is not None:
             store.drop_unused(opinions.used)
 
 
 def _store_of(sources: Sequence[str], *, quiet: bool) -> OpinionStore | None:
-    """The answers that are kept beside one of the runs, whichever order they are named in; None where none can be."""
+    """The store of answers in one of the run directories, the same one in any order of `sources`.
+
+    None if no run directory is compared, or the directory cannot be used.
+    """
     from rwkvbatch.results.opinions import PREFERENCES_NAME, OpinionStore
 
     paths = sorted({Path(source.partition("::")[0]).resolve() for source in sources})

@@ -112,7 +112,7 @@ def info_command(
 
 
 def _tokenizer(description: Description, vocab: str | None) -> dict[str, Any]:
-    """The tokenizer that the checkpoint is used with, or why there is none, as JSON values."""
+    """The tokenizer for the checkpoint, or the reason why there is none, as JSON values."""
     from rwkvbatch.errors import InputError
     from rwkvbatch.prompt.vocabulary import shown_ids, textless_ids, tokenizer_of
 
@@ -184,52 +184,58 @@ def verify_command(
     from rwkvbatch.replay.layers import checked_values
 
     threads = thread_count(settings.pop("threads", None))
-    given = CellSettings(**checked_values(settings))
+    cell_settings = CellSettings(**checked_values(settings))
     from rwkvbatch.bench.verify import verify_model
 
     with model_path(model, random, named="MODEL", quiet=quiet) as path:
         say = partial(message, quiet=quiet)
-        found = verify_model(path, strategy=given.strategy, backend=given.backend, threads=threads, say=say)
+        verification = verify_model(
+            path, strategy=cell_settings.strategy, backend=cell_settings.backend, threads=threads, say=say
+        )
     if json_output:
-        print_json(asdict(found), indent=None)
+        print_json(asdict(verification), indent=None)
     else:
-        _show_verdict(found)
-    if not found.same:
+        _show_verdict(verification)
+    if not verification.same:
         raise typer.Exit(ExitCode.FAILED)
 
 
 app.command("damage", cls=Command, epilog=DAMAGE_EPILOG)(damage_command)
 
 
-def _show_verdict(found: Verification) -> None:
+def _show_verdict(verification: Verification) -> None:
     from rich.table import Table
     from rich.text import Text
 
     from rwkvbatch.cli.views import console
     from rwkvbatch.prompt.escaping import printable
 
-    typer.echo(f"{printable(found.model)}, {found.parameters:,} parameters")
-    typer.echo(f"{found.backend} on {found.device}, {found.dtype}, against reference on cpu, fp32\n")
+    typer.echo(f"{printable(verification.model)}, {verification.parameters:,} parameters")
+    typer.echo(
+        f"{verification.backend} on {verification.device}, {verification.dtype}, against reference on cpu, fp32\n"
+    )
     table = Table(box=None, header_style="bold")
     table.add_column("", no_wrap=True)
     for column in ("rows", "RMS", "largest", "same token", ""):
         table.add_column(column, justify="right", no_wrap=True)
-    for part in found.parts:
+    for part in verification.parts:
         shares = ("not finite" if share is None else f"{share:.2g}" for share in (part.rms, part.largest))
         excess = Text("" if part.within else "too much", style="bold red")
         table.add_row(part.name, f"{part.rows}", *shares, f"{part.same_token:.1%}", excess)
     console().print(table)
-    limit = found.limit
+    limit = verification.limit
     typer.echo(
         "\nDifferences of the logits, as shares of the reference's standard deviation.\n"
-        f"Limits for {found.precision}: RMS {limit.rms:g}, largest {limit.largest:g}."
+        f"Limits for {verification.precision}: RMS {limit.rms:g}, largest {limit.largest:g}."
     )
-    if found.same:
-        typer.echo(f"The same network: the differences are of the size that rounding in {found.precision} makes.")
-    else:
-        bad = ", ".join(part.name for part in found.parts if not part.within)
+    if verification.same:
         typer.echo(
-            f"NOT the same network, or not with these weights: {bad}. Do not trust this backend here; "
+            f"The same network: the differences are of the size that rounding in {verification.precision} makes."
+        )
+    else:
+        outside = ", ".join(part.name for part in verification.parts if not part.within)
+        typer.echo(
+            f"NOT the same network, or not with these weights: {outside}. Do not trust this backend here; "
             "--backend reference is slower and right."
         )
 
@@ -281,5 +287,8 @@ def _show(description: Description, tokenizer: dict[str, Any]) -> None:
     out = console()
     out.print(facts_table(facts))
     out.print()
-    look: dict[str, Any] = {"header": "tensor", "left": ["shape", "type"], "less_wanted": ["parameters", "type"]}
-    out.print(fitted_table([group.name for group in groups], columns, out.width, least_name=17, **look))
+    names = [group.name for group in groups]
+    left, less_wanted = ["shape", "type"], ["parameters", "type"]
+    out.print(
+        fitted_table(names, columns, out.width, least_name=17, header="tensor", left=left, less_wanted=less_wanted)
+    )

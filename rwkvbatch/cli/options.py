@@ -1,4 +1,4 @@
-"""Options made from the declaration of the settings, and options that several commands share."""
+"""Options that are generated from the declaration of the settings, and options that several commands share."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ OUTPUT_PANEL = "Output"
 
 
 class Command(TyperCommand):
-    """A command that refuses an option of one value that is given twice, instead of taking the last value.
+    """A command that refuses an option with one value that is given twice; Typer would use the last value.
 
-    The paragraphs of its help are filled to the width of the terminal: Typer keeps the line ends of the docstring.
+    The paragraphs of its help are filled to the width of the terminal; Typer would keep the docstring's line ends.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -39,20 +39,23 @@ class Command(TyperCommand):
         self.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs) or None
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
-        """As Typer's.
+        """Parse the arguments as Typer does.
 
         Raises:
-            UsageError: an option that takes one value is there twice; the message shows its comma form if it has one.
+            UsageError: an option with one value is given twice; the hint shows its comma list if it takes one.
         """
-        *_, order = self.make_parser(ctx).parse_args(args=list(args))
-        times = Counter(param for param in order if isinstance(param, TyperOption) and _takes_one_value(param))
-        for option, count in times.items():
+        *_, given_params = self.make_parser(ctx).parse_args(args=list(args))
+        counts = Counter(param for param in given_params if isinstance(param, TyperOption) and _takes_one_value(param))
+        for option, count in counts.items():
             if count > 1:
                 raise _given_twice(option, args, grid=self.name == "run")
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Context) -> Any:
-        """As Typer's, which would take an `EOFError` for a user who cancels a question, and end with exit code 1."""
+        """Run the command as Typer does, except that `EOFError` is an internal error.
+
+        Typer would treat it as a user who cancels a prompt, and exit with code 1.
+        """
         try:
             return super().invoke(ctx)
         except EOFError as error:
@@ -64,6 +67,7 @@ def _takes_one_value(option: TyperOption) -> bool:
 
 
 def _given_twice(option: TyperOption, args: Sequence[str], *, grid: bool) -> UsageError:
+    """The error for an option that is given twice; `grid` tells whether the command takes comma lists as a grid."""
     from rwkvbatch.config import CellSettings
     from rwkvbatch.setting_names import full_name
 
@@ -74,8 +78,8 @@ def _given_twice(option: TyperOption, args: Sequence[str], *, grid: bool) -> Usa
             values.append(value)
         elif arg.startswith(f"{name}="):
             values.append(arg.partition("=")[2])
-    lists = "," in (option.metavar or "") or option.metavar == "LIST"
-    if lists or (grid and full_name(option.name or "") in CellSettings.model_fields):
+    takes_list = "," in (option.metavar or "") or option.metavar == "LIST"
+    if takes_list or (grid and full_name(option.name or "") in CellSettings.model_fields):
         return UsageError(f"{name} is given twice", hint=f"several values go into a list: {name} {','.join(values)}")
     return UsageError(f"{name} is given twice", hint="it takes one value: give it once")
 
@@ -132,15 +136,15 @@ RandomOption = Annotated[
 ]
 
 
-def thread_count(given: str | int | None) -> int | None:
-    """The value of --threads.
+def thread_count(value: str | int | None) -> int | None:
+    """The number of threads that --threads gives.
 
     Raises:
-        UsageError: it is not a number.
+        UsageError: the value is not a number.
     """
-    if given is not None and not str(given).isdecimal():
-        raise UsageError(f"--threads must be a number, got {given!r}")
-    return None if given is None else int(given)
+    if value is not None and not str(value).isdecimal():
+        raise UsageError(f"--threads must be a number, got {value!r}")
+    return None if value is None else int(value)
 
 
 def command_app(**options: Any) -> typer.Typer:
@@ -156,12 +160,12 @@ def examples(*commands: str) -> str:
 def with_settings(
     *names: str, panel: str | None = None, **help_texts: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command the options of settings; it gets those that were given as `**settings`, by full name, as text.
+    """Add the options of settings to a command, which gets the given ones as `**settings`: by full name, as text.
 
     Args:
-        names: of the settings; none for all that have an option.
-        panel: the group of all these options in `--help`, which then comes last; None for the settings' own.
-        help_texts: help that differs for this command, by the setting's name.
+        names: names of the settings; none for all that have an option.
+        panel: the group of all these options in `--help`, shown last; None for the settings' own groups.
+        help_texts: by the setting's name, help that differs for this command.
     """
     from rwkvbatch.config import FLAGS, LISTS, SETTINGS, TEXTS
     from rwkvbatch.setting import PANELS
@@ -172,19 +176,24 @@ def with_settings(
 
     def parameter(name: str) -> inspect.Parameter:
         setting = SETTINGS[name]
-        text = help_texts.get(name, setting.help)
-        made = option(
+        typer_option = option(
             option_name(name),
-            text,
+            help_texts.get(name, setting.help),
             setting.metavar or None,
             panel or setting.panel,
             flag=None if panel else setting.flag,
         )
-        # Text: a comma list makes a grid, and the settings themselves say what they may be.
-        kind: Any = bool if name in FLAGS else list[str] | None if name in LISTS | TEXTS else str | None
-        default = False if name in FLAGS else None
+        # Values stay text here: a comma list makes a grid, and the settings validate their values.
+        value_type: Any = str | None
+        if name in FLAGS:
+            value_type = bool
+        elif name in LISTS | TEXTS:
+            value_type = list[str] | None
         return inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, made]
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False if name in FLAGS else None,
+            annotation=Annotated[value_type, typer_option],
         )
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -200,15 +209,15 @@ def with_settings(
                     values[name] = [part.strip() for text in value for part in text.split(",")]
             command(**values)
 
-        # Typer groups options in the order of the parameters: the settings' panels come first, a panel of all last.
+        # Typer shows groups of options in the order of the parameters: the settings' own panels first, or `panel` last.
         of_settings = [parameter(name) for name in chosen]
-        own = [
-            each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for each in inspect.signature(command, eval_str=True).parameters.values()
-            if each.kind is not inspect.Parameter.VAR_KEYWORD
+        of_command = [
+            command_parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for command_parameter in inspect.signature(command, eval_str=True).parameters.values()
+            if command_parameter.kind is not inspect.Parameter.VAR_KEYWORD
         ]
-        parameters = [*of_settings, *own] if panel is None else [*own, *of_settings]
-        call.__annotations__ = {made.name: made.annotation for made in parameters}
+        parameters = [*of_settings, *of_command] if panel is None else [*of_command, *of_settings]
+        call.__annotations__ = {each.name: each.annotation for each in parameters}
         call.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
         return call
 
@@ -216,33 +225,34 @@ def with_settings(
 
 
 _READ_AHEAD_BYTES = 8 << 20
-_MODEL_IS_ELSEWHERE = {"endpoint", "workers", "devices", "ray"}
+_LOADED_ELSEWHERE = {"endpoint", "workers", "devices", "ray"}
+"""Settings with which another process loads the model."""
 
 
 def read_ahead(settings: Mapping[str, Any]) -> threading.Thread | None:
-    """Have the system read a command's checkpoint into its page cache while the program imports its libraries.
+    """Make the system read a command's checkpoint into its page cache while the program imports its libraries.
 
-    Nothing but time depends on it. Returns the thread that asks for it; None where this process will not load a file.
+    This only saves time. Returns the thread that requests it; None if this process will not load a file.
     """
-    named = settings.get("model") or os.environ.get(MODEL_VARIABLE)
-    if not isinstance(named, str) or settings.keys() & _MODEL_IS_ELSEWHERE or not hasattr(os, "posix_fadvise"):
+    name = settings.get("model") or os.environ.get(MODEL_VARIABLE)
+    if not isinstance(name, str) or settings.keys() & _LOADED_ELSEWHERE or not hasattr(os, "posix_fadvise"):
         return None
     try:
-        found = (Path(f"{named}{suffix}").expanduser() for suffix in ("", *READ_SUFFIXES))
-        path = next((each for each in found if each.is_file()), None)
-    except (OSError, ValueError, RuntimeError):  # a name that is none; loading says so
+        candidates = (Path(f"{name}{suffix}").expanduser() for suffix in ("", *READ_SUFFIXES))
+        path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    except (OSError, ValueError, RuntimeError):  # not a valid file name; loading reports it
         return None
     if path is None:
         return None
-    thread = threading.Thread(target=_ask_for_pages, args=(path,), name="read-ahead", daemon=True)
+    thread = threading.Thread(target=_request_pages, args=(path,), name="read-ahead", daemon=True)
     thread.start()
     return thread
 
 
-def _ask_for_pages(path: Path) -> None:
+def _request_pages(path: Path) -> None:
     with suppress(OSError), path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        # What does not fit well would push out its own first pages.
+        # A file that takes more than half of the memory could evict its own first pages.
         if 2 * size <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
             for start in range(0, size, _READ_AHEAD_BYTES):
                 os.posix_fadvise(file.fileno(), start, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
@@ -262,7 +272,7 @@ JUDGE_SETTINGS = (
     "endpoint_timeout",
     "endpoint_retries",
 )
-"""The settings of commands that ask a judge about rows that exist."""
+"""The settings of commands that ask a judge about existing rows."""
 
 JUDGE_PANEL = "Judge"
 JUDGE_HELP = {
@@ -278,10 +288,11 @@ JUDGE_HELP = {
 def model_path(
     model: str | None, random: str | None, *, named: str, quiet: bool, sparsity: float | None = None
 ) -> Generator[str | None]:
-    """The path of the checkpoint `model`, which errors call `named`, or of one with random weights of shape `random`.
+    """The path of the checkpoint `model`, or of a temporary one with random weights of the shape `random`.
 
     Args:
-        sparsity: of the channel mix's hidden layer, with `random` only; None for about a half.
+        named: name of the option or argument of `model` in errors.
+        sparsity: share of zeros in the channel mix's hidden layer, with `random` only; None for about a half.
 
     Raises:
         UsageError: both are given, or the shape or sparsity is wrong.

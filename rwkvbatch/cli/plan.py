@@ -68,78 +68,80 @@ def plan_command(
     from rwkvbatch.script.reader import read_scripts
 
     conversations = read_scripts(scripts).conversations
-    chosen = metric_of(conversations, metric)
-    if detect > chosen.widest:
-        raise UsageError(f"--detect must be at most {chosen.widest:g}, the range of {chosen.name}; got {detect:g}")
-    used = judged(conversations, chosen)
-    spread = without_pilot(chosen) if pilot is None else of_pilot(pilot, chosen, baseline)
-    repetitions = repetitions_of(chosen, spread)
-    found = designs(used, spread, detect, power=power, num_variants=variants, repetitions=repetitions)
+    planned_metric = metric_of(conversations, metric)
+    if detect > planned_metric.widest:
+        limit = f"{planned_metric.widest:g}, the range of {planned_metric.name}"
+        raise UsageError(f"--detect must be at most {limit}; got {detect:g}")
+    used = judged(conversations, planned_metric)
+    spread = without_pilot(planned_metric) if pilot is None else of_pilot(pilot, planned_metric, baseline)
+    repetitions = repetitions_of(planned_metric, spread)
+    suggested = designs(used, spread, detect, power=power, num_variants=variants, repetitions=repetitions)
     if json_output:
         print_json(
             {
                 "conversations": len(conversations),
                 "judged_conversations": len(used),
-                "metric": chosen.name,
+                "metric": planned_metric.name,
                 "detect": detect,
                 "power": power,
                 "variants": variants,
                 "variances": asdict(spread),
                 "designs": [
                     asdict(design) | {"detectable": None if math.isnan(design.detectable) else design.detectable}
-                    for design in found
+                    for design in suggested
                 ],
             }
         )
         return
     against = counted(variants, "variant")
-    unit = f" {chosen.unit}" if chosen.unit not in ("", chosen.name) else ""
+    name = planned_metric.name
+    unit = f" {planned_metric.unit}" if planned_metric.unit not in ("", name) else ""
     _print(
-        f"To find a difference of {detect:g}{unit} in {chosen.name} with a probability of {power * 100:.6g} % "
+        f"To find a difference of {detect:g}{unit} in {name} with a probability of {power * 100:.6g} % "
         f"(level 5 %, {against} against a baseline):",
-        found,
+        suggested,
         num_conversations=len(used),
     )
     if not quiet:
         if len(used) < len(conversations):
-            message(f"{len(used):,} of {len(conversations):,} conversations of the script have {chosen.name}")
-        for line in _remarks(spread, found, chosen):
+            message(f"{len(used):,} of {len(conversations):,} conversations of the script have {name}")
+        for line in _remarks(spread, suggested, planned_metric):
             message(line)
 
 
-def _print(title: str, found: list[Design], *, num_conversations: int) -> None:
+def _print(title: str, suggested: list[Design], *, num_conversations: int) -> None:
     from rich.table import Table
     from rich.text import Text
 
     from rwkvbatch.cli.views import console
 
-    own = counted(num_conversations, "conversation")
+    count = counted(num_conversations, "conversation")
     table = Table(box=None, pad_edge=False)
     for name in (
         "repetitions",
         "conversations",
         "turns per cell",
-        f"the script's {own} {'finds' if num_conversations == 1 else 'find'}",
+        f"the script's {count} {'finds' if num_conversations == 1 else 'find'}",
     ):
         table.add_column(name, justify="right")
-    for design in found:
-        finds = "nothing" if math.isnan(design.detectable) else f"{design.detectable:.3g}"
-        row = (f"{design.repetitions}", f"{design.conversations:,}", f"{design.turns:,}", finds)
+    for design in suggested:
+        detectable = "nothing" if math.isnan(design.detectable) else f"{design.detectable:.3g}"
+        row = (f"{design.repetitions}", f"{design.conversations:,}", f"{design.turns:,}", detectable)
         table.add_row(*row, style="bold green" if design.enough else "")
     output = console()
     output.print(Text(title))
     output.print(table)
 
 
-def _remarks(spread: Spread, found: list[Design], metric: Metric) -> list[str]:
+def _remarks(spread: Spread, suggested: list[Design], metric: Metric) -> list[str]:
     lines = [spread.source]
     if spread.num_conversations:
-        one = "" if metric.level == "conversation" else f", of one repetition {spread.within:.3g}"
+        within = "" if metric.level == "conversation" else f", of one repetition {spread.within:.3g}"
         lines.append(
-            f"variance between conversations {spread.between:.3g}{one}, from "
+            f"variance between conversations {spread.between:.3g}{within}, from "
             f"{counted(spread.num_conversations, 'conversation')} of {counted(spread.repetitions, 'repetition')}"
         )
-    enough = next((design for design in found if design.enough), None)
+    enough = next((design for design in suggested if design.enough), None)
     if enough is None:
         lines.append("the script is too small for each of these: add conversations, or look for a larger difference")
     else:

@@ -77,12 +77,16 @@ def quantize_command(
     with open_checkpoint(resolve_model_path(source).path, parse_adapter(adapter)) as checkpoint:
         if not is_rwkv7(checkpoint.architecture):
             raise UsageError(f"{source} is RWKV-{checkpoint.architecture.generation}; only RWKV-7 is quantised")
-        before = rounding_of(checkpoint.file.metadata)
-        if before is not None and (before != to or calibrate or checkpoint.adapter is not None):
-            again = "rounding it again with an adapter" if checkpoint.adapter is not None else "fitting it"
-            again = again if before == to else f"rounding it again to {to}"
+        old_rounding = rounding_of(checkpoint.file.metadata)
+        if old_rounding is not None and (old_rounding != to or calibrate or checkpoint.adapter is not None):
+            if old_rounding != to:
+                second_step = f"rounding it again to {to}"
+            elif checkpoint.adapter is not None:
+                second_step = "rounding it again with an adapter"
+            else:
+                second_step = "fitting it"
             raise UsageError(
-                f"{source} is quantised already, to {before}; {again} would add to the loss",
+                f"{source} is quantised already, to {old_rounding}; {second_step} would add to the loss",
                 hint="give the unquantised checkpoint",
             )
         fitted, fit = None, fit_of(checkpoint.file.metadata)
@@ -95,15 +99,15 @@ def quantize_command(
         size = checkpoint.file.num_bytes
     from rwkvbatch.cli.views import size_text
 
-    written = output.stat().st_size
-    how = f"{to}, fitted to {fit.tokens:,} tokens" if fit is not None else to
-    message(f"wrote {output}, {how}, {size_text(written)}, {written / size:.0%} of the original", quiet=quiet)
+    new_size = output.stat().st_size
+    rounding = f"{to}, fitted to {fit.tokens:,} tokens" if fit is not None else to
+    message(f"wrote {output}, {rounding}, {size_text(new_size)}, {new_size / size:.0%} of the original", quiet=quiet)
 
 
 def _fitted(
     checkpoint: Checkpoint, paths: list[str], limit: int, vocab: str | None, *, quiet: bool
 ) -> tuple[dict[str, Tensor], Fit]:
-    """The large matrices as the file has them, fitted to texts."""
+    """By name, the large matrices in int4 as they are stored, fitted to texts; and a description of the fit."""
     from rwkvbatch.cli.views import progress_bar
     from rwkvbatch.model.calibration import fitted, pieces
     from rwkvbatch.model.checkpoint import describe
@@ -114,22 +118,21 @@ def _fitted(
     tokenizer = tokenizer_of(describe(checkpoint), vocab)
     turns = (document.turns[0] for document in read_documents(paths).conversations)
     texts = pieces((tokenizer.encode(turn.user + (turn.reference or "")) for turn in turns), limit)
-    count = sum(map(len, texts))
-    if count < FEWEST_TOKENS:
-        raise UsageError(
-            f"--calibrate needs at least {FEWEST_TOKENS:,} tokens, the texts have {count:,}", hint="give more texts"
-        )
+    num_tokens = sum(map(len, texts))
+    if num_tokens < FEWEST_TOKENS:
+        problem = f"--calibrate needs at least {FEWEST_TOKENS:,} tokens, the texts have {num_tokens:,}"
+        raise UsageError(problem, hint="give more texts")
     digest = hashlib.sha256(" ".join(str(token) for text in texts for token in text).encode()).hexdigest()
-    with progress_bar(f"fitting to {count:,} tokens", quiet=quiet) as shown:
-        made = {name: packed(*rounded, "int4") for name, rounded in fitted(checkpoint, texts, shown)}
-    return made, Fit(count, digest)
+    with progress_bar(f"fitting to {num_tokens:,} tokens", quiet=quiet) as show_progress:
+        matrices = {name: packed(*rounded, "int4") for name, rounded in fitted(checkpoint, texts, show_progress)}
+    return matrices, Fit(num_tokens, digest)
 
 
 @contextmanager
 def written_bar(output: Path, entries: Mapping[str, Entry], *, quiet: bool) -> Generator[OnWritten]:
-    """A bar of the bytes of `entries` that are written."""
+    """A progress bar of writing `entries`. Yields a function that takes the number of bytes written."""
     from rwkvbatch.cli.views import progress_bar
 
-    whole = sum(entry.num_bytes for entry in entries.values())
-    with progress_bar(f"writing {output.name}", quiet=quiet, of_bytes=True) as shown:
-        yield lambda done: shown(done, whole)
+    total = sum(entry.num_bytes for entry in entries.values())
+    with progress_bar(f"writing {output.name}", quiet=quiet, of_bytes=True) as show_progress:
+        yield lambda done: show_progress(done, total)

@@ -107,7 +107,7 @@ def run_command(
 
 
 def show_result(result: RunResult, *, json_output: bool, quiet: bool) -> None:
-    """Print the summary; leaves with exit code 1 if a row failed or a check did not pass."""
+    """Print the summary; raise `typer.Exit` with code 1 if a row failed or a check did not pass."""
     from rwkvbatch.cli.summaries import show_summary, until_ci_record
 
     if not quiet:
@@ -122,35 +122,44 @@ def show_result(result: RunResult, *, json_output: bool, quiet: bool) -> None:
 
 
 @dataclass
-class _Latest:
-    """Passes progress on to `shown` and keeps the latest; None before the first row of the run may be written."""
+class _LatestProgress:
+    """Keeps the latest progress, and passes it on to another observer.
 
-    shown: Observer | None
+    Attributes:
+        observer: the other observer, which displays the progress; None for `--quiet`.
+        progress: None until the run has started, so before any row is written.
+    """
+
+    observer: Observer | None
     progress: Progress | None = None
 
     def started(self, progress: Progress) -> None:
         self.progress = progress
-        if self.shown is not None:
-            self.shown.started(progress)
+        if self.observer is not None:
+            self.observer.started(progress)
 
     def moved(self, progress: Progress) -> None:
         self.progress = progress
-        if self.shown is not None:
-            self.shown.moved(progress)
+        if self.observer is not None:
+            self.observer.moved(progress)
 
     def ended(self, progress: Progress) -> None:
         self.progress = progress
-        if self.shown is not None:
-            self.shown.ended(progress)
+        if self.observer is not None:
+            self.observer.ended(progress)
 
 
 def _how_to_continue(error: BaseException, command: str) -> str:
-    """The end of the last message of an unfinished run; empty where the same command cannot continue it."""
+    """The end of the last message of an unfinished run; empty if the same command cannot continue it."""
     return "" if isinstance(error, (RunReplacedError, UsageError)) else f". To continue: {command}"
 
 
 def run_with_progress(scripts: list[str], options: dict[str, Any], out: Path | None, *, quiet: bool) -> RunResult:
-    """Call `rwkvbatch.run` with progress on standard error, until it ends or a signal stops it."""
+    """Call `rwkvbatch.run` with progress on standard error, until it ends or a signal stops it.
+
+    Raises:
+        typer.Exit: a signal stopped the run, or an error ended it after it had started; the user was told.
+    """
     read_ahead(options)
     import warnings
 
@@ -170,27 +179,27 @@ def run_with_progress(scripts: list[str], options: dict[str, Any], out: Path | N
         if not quiet:
             console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
-    def note(text: Warning | str, *_: object, **__: object) -> None:
+    def notify_warning(text: Warning | str, *_: object, **__: object) -> None:
         notify(f"note: {text}")
 
     part = "" if options["shard"] is None else str(Shard.parse(options["shard"]))
     directory = default_directory(scripts, part=part) if out is None else out
-    shown: Observer | None = None
+    display: Observer | None = None
     if not quiet:
-        shown = BarObserver(console) if console.is_terminal else LineObserver(notify)
-    observer = _Latest(shown)
-    again = with_directory(["rwkvbatch", *sys.argv[1:]], directory) if out is None else command_line()
+        display = BarObserver(console) if console.is_terminal else LineObserver(notify)
+    latest = _LatestProgress(display)
+    same_command = with_directory(["rwkvbatch", *sys.argv[1:]], directory) if out is None else command_line()
     with warnings.catch_warnings(), stop_on_signals(notify) as stop:
         warnings.simplefilter("always")
-        warnings.simplefilter("ignore", ResourceWarning)  # of files that a signal left open
-        warnings.showwarning = note
+        warnings.simplefilter("ignore", ResourceWarning)  # about files that a signal left open
+        warnings.showwarning = notify_warning
         try:
             result = run(
                 scripts,
                 **options,
                 out=directory,
                 command=command_line(),
-                observer=observer,
+                observer=latest,
                 notify=notify,
                 should_stop=stop,
                 loading=stop.interruptible,
@@ -201,17 +210,17 @@ def run_with_progress(scripts: list[str], options: dict[str, Any], out: Path | N
         except (KeyboardInterrupt, Terminated):
             raise
         except BaseException as error:
-            if observer.progress is None:  # nothing was begun
+            if latest.progress is None:  # nothing was written
                 raise
             code = report(error, debug=debugging())
-            done, total = observer.progress.rows_done, observer.progress.rows_total
-            message(f"unfinished: {done:,} of {total:,} rows are safe" + _how_to_continue(error, again))
-            # Options that cannot work (too little memory for states) end every run of the same command.
+            done, total = latest.progress.rows_done, latest.progress.rows_total
+            message(f"unfinished: {done:,} of {total:,} rows are safe" + _how_to_continue(error, same_command))
+            # A usage error (such as too little memory for states) would end every run of the same command.
             raise typer.Exit(code if isinstance(error, UsageError) else ExitCode.UNFINISHED) from None
     if result.interrupted:
         done, total = result.progress.rows_done, result.progress.rows_total
         notify(f"interrupted; {done:,} of {total:,} rows are safe. To continue:")
-        notify(f"  {again}")
+        notify(f"  {same_command}")
         if "-" in scripts:
             notify("  with the same standard input")
         raise typer.Exit(128 + stop.signal_number)

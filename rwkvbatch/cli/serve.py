@@ -83,14 +83,14 @@ def serve_command(
 
     layered = layer_settings(settings, environment=os.environ, config=config)
     try:
-        from rwkvbatch.serve.server import Opened, ServeArguments, Serving, key_from_environment, named_states
+        from rwkvbatch.serve.server import LoadedServer, ServeArguments, Serving, key_from_environment, named_states
     except ModuleNotFoundError as error:
         text = f"rwkvbatch serve needs the package {error.name}, which is not installed"
         raise MissingExtraError(text, extra="serve") from None
 
     with naming_origins(layered.origins):
         chosen = layered.settings
-        opened = Opened(
+        loaded = LoadedServer(
             ServeArguments(
                 settings=chosen,
                 host=host,
@@ -103,14 +103,14 @@ def serve_command(
                 key=key_from_environment(),
             )
         )
-    serving = Serving(opened)
-    spec = opened.model.spec
+    serving = Serving(loaded)
+    spec = loaded.model.spec
 
     def ready() -> None:
-        message(f"serving {opened.served.name} ({spec.in_words}) at {serving.url}/v1", quiet=quiet)
-        if opened.open_to_others:
+        message(f"serving {loaded.served.name} ({spec.in_words}) at {serving.url}/v1", quiet=quiet)
+        if loaded.is_open_to_others:
             message("anyone who can reach this address may use it: RWKVBATCH_API_KEY sets a key", quiet=quiet)
         if json_output:
-            print_json({"url": serving.url, "model": opened.served.name, "pid": os.getpid()}, indent=None)
+            print_json({"url": serving.url, "model": loaded.served.name, "pid": os.getpid()}, indent=None)
 
     serving.run(ready)

@@ -47,12 +47,12 @@ def show_command(
     from rwkvbatch.results.summary import read_race
 
     data = load_runs([run])[0]
-    found = dialogues(
+    selected = dialogues(
         data, conversations=conversations or (), cells=cell or (), repeat=repeat, turn=turn, failed_only=failed
     )
-    if not found and not failed:
+    if not selected and not failed:
         raise UsageError("the run has no rows of that yet")
-    shown = found if limit is None else found[:limit]
+    shown = selected if limit is None else selected[:limit]
     if as_json:
         import jsonlines
 
@@ -67,14 +67,17 @@ def show_command(
     from rwkvbatch.cli.views import console
 
     print_dialogues(
-        shown, console(), many_cells=len(data.cells) > 1, many_repeats=len({dialogue.repeat for dialogue in found}) > 1
+        shown,
+        console(),
+        many_cells=len(data.cells) > 1,
+        many_repeats=len({dialogue.repeat for dialogue in selected}) > 1,
     )
     race = read_race(Path(run) if Path(run).is_dir() else Path(run).parent)
     notes = [] if race is None else race_lines(race)
     notes += [f"note: {note}" for note in data.notes]
-    if more := len(found) - len(shown):
+    if more := len(selected) - len(shown):
         notes.append(f"{counted(more, 'more dialogue')}")
-    if not found:
+    if not selected:
         notes.append("no dialogue has an error or a failed check")
     for note in notes:
         message(note, quiet=quiet)

@@ -1,4 +1,4 @@
-"""The summary of a run on the terminal: a table of its cells, totals, a race's result, and the next command."""
+"""The summary of a run on the terminal: a table of its cells, totals, the result of a race, and the next command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FIXED_COLUMNS = 66
 """Width of the table without the names of the cells."""
 RACE_CELLS_SHOWN = 4
-"""Cells in the race that are named beside the leader."""
+"""Largest number of cells that are listed besides the leader of a race."""
 
 
 def show_summary(result: RunResult) -> None:
@@ -34,10 +34,10 @@ def show_summary(result: RunResult) -> None:
 
 
 def summary_table(summary: Summary, width: int = 100) -> Table:
-    """One row for each cell.
+    """A table with one row for each cell.
 
-    If `width` is too small for the names of cells, each of their settings gets a line of its own; if that does not fit
-    either, columns are left out.
+    If `width` is too small for the names of cells, each setting of a name is on a line of its own; if that does not fit
+    either, columns are omitted.
     """
     names = [printable(cell.name) for cell in summary.cells]
     if max(map(len, names), default=0) > width - FIXED_COLUMNS:
@@ -59,7 +59,7 @@ def summary_table(summary: Summary, width: int = 100) -> Table:
 
 
 def _columns(summary: Summary) -> dict[str, list[str]]:
-    """The columns besides the cells' names, by header."""
+    """By header, the columns of the table without that of the names."""
     cells = summary.cells
     columns = {
         "rows": [f"{cell.rows:,}" for cell in cells],
@@ -97,7 +97,9 @@ def _columns(summary: Summary) -> dict[str, list[str]]:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.3f}" if value < 1e6 else f"{value:.4g}"
+    if value is None:
+        return "-"
+    return f"{value:,.3f}" if value < 1e6 else f"{value:.4g}"
 
 
 def _ends(cell: CellSummary) -> str:
@@ -118,27 +120,29 @@ def _summary_lines(result: RunResult) -> list[str]:
 
     summary, progress = result.summary, result.progress
     only_scored = all(set(cell.finish_reasons) <= {SCORED, "error"} and cell.rows for cell in summary.cells)
-    done = "no reply was generated" if progress.failures else "all rows were there already"
+    speed = "no reply was generated" if progress.failures else "all rows were there already"
     counts = {"reply": progress.reply_tokens, "scored": progress.scored_tokens}
     if any(counts.values()):
         tokens = " and ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
-        done = f"{tokens} tokens in {duration(progress.elapsed_s)}, {progress.tokens_per_s:,.0f} tokens/s"
-    lines = [done]
+        speed = f"{tokens} tokens in {duration(progress.elapsed_s)}, {progress.tokens_per_s:,.0f} tokens/s"
+    lines = [speed]
     if not only_scored:
-        # Rows that were only scored do not say what was reused.
-        prompts = summary.prompt_tokens - summary.scored_prompt_tokens
-        read = prompts - summary.cached_tokens
-        of = " of replies" if summary.scored_prompt_tokens else ""
-        lines.append(f"{prompts:,} prompt tokens{of}: {read:,} read, {summary.cached_tokens:,} reused")
+        # Rows that were only scored have no number of cached tokens.
+        prompt_tokens = summary.prompt_tokens - summary.scored_prompt_tokens
+        computed = prompt_tokens - summary.cached_tokens
+        of_replies = " of replies" if summary.scored_prompt_tokens else ""
+        lines.append(
+            f"{prompt_tokens:,} prompt tokens{of_replies}: {computed:,} read, {summary.cached_tokens:,} reused"
+        )
     if summary.errors:
-        some, them = ("1 row", "it") if summary.errors == 1 else (f"{summary.errors:,} rows", "them")
-        lines.append(f"{some} failed; --retry-errors runs {them} again")
+        rows, pronoun = ("1 row", "it") if summary.errors == 1 else (f"{summary.errors:,} rows", "them")
+        lines.append(f"{rows} failed; --retry-errors runs {pronoun} again")
     if summary.unjudged:
         lines.append(f"no verdict of {counted(summary.unjudged, 'check')}: the scores are missing")
-    for what, shares in (("tags", summary.failed_tags), ("checks", summary.failed_checks)):
-        if some := worst(shares):
-            named = ", ".join(f"{name} {share.failed:,} of {share.of:,}" for name, share in some)
-            lines.append(f"{what} that failed most: {named}")
+    for kind, shares in (("tags", summary.failed_tags), ("checks", summary.failed_checks)):
+        if worst_shares := worst(shares):
+            listed = ", ".join(f"{name} {share.failed:,} of {share.of:,}" for name, share in worst_shares)
+            lines.append(f"{kind} that failed most: {listed}")
     lines += _precision_lines(result)
     if result.race is not None:
         lines += race_lines(result.race.as_dict())
@@ -160,7 +164,7 @@ def _summary_lines(result: RunResult) -> list[str]:
 
 
 def until_ci_record(result: RunResult) -> dict[str, Any] | None:
-    """Result of `--until-ci` for `--json`; the width is null where it is unknown or there is nothing to compare."""
+    """Result of `--until-ci` for `--json`; a width is null if it is unknown or there is nothing to compare."""
     if not result.reached:
         return None
     cells = [
@@ -174,24 +178,28 @@ def _precision_lines(result: RunResult) -> list[str]:
     """Repeats of each cell, and the width of its interval against the first cell."""
     if not result.reached:
         return []
-    asked = result.plan.settings.until_ci
-    assert asked is not None
-    lines = [f"--until-ci {asked:g}: width of the score's interval against {result.reached[0].cell}"]
+    until_ci = result.plan.settings.until_ci
+    assert until_ci is not None
+    lines = [f"--until-ci {until_ci:g}: width of the score's interval against {result.reached[0].cell}"]
     for cell in result.reached:
         if cell is result.reached[0]:
-            found = "the first cell"
+            precision = "the first cell"
         elif cell.width is None:
-            found = "nothing to compare"
+            precision = "nothing to compare"
         elif math.isinf(cell.width):
-            found = "width unknown: one conversation only, or the same difference in all"
+            precision = "width unknown: one conversation only, or the same difference in all"
         else:
-            found = f"width {cell.width:.3g}" + ("" if cell.width <= asked else ", wider than asked")
-        lines.append(f"  {cell.cell}: {counted(cell.repeats, 'repeat')}, {found}")
+            precision = f"width {cell.width:.3g}" + ("" if cell.width <= until_ci else ", wider than asked")
+        lines.append(f"  {cell.cell}: {counted(cell.repeats, 'repeat')}, {precision}")
     return lines
 
 
 def race_lines(record: Mapping[str, Any]) -> list[str]:
-    """A race's result, as `summary.json` has it, in a few lines, however many cells there are."""
+    """The result of a race in a few lines, whose number does not grow with the number of cells.
+
+    Args:
+        record: the result as in `summary.json`.
+    """
     from rwkvbatch.replay.race import can_drop
 
     left, cells = record["left"], {cell["cell"]: cell for cell in record["cells"]}
@@ -214,9 +222,9 @@ def race_lines(record: Mapping[str, Any]) -> list[str]:
     ]
     others = [name for name in ranked if name != record["leader"]]
     if others:
-        shown = "; ".join(f"{name} {cells[name]['score']:.3f}" for name in others[:RACE_CELLS_SHOWN])
+        listed = "; ".join(f"{name} {cells[name]['score']:.3f}" for name in others[:RACE_CELLS_SHOWN])
         more = f"; and {len(others) - RACE_CELLS_SHOWN} more" if len(others) > RACE_CELLS_SHOWN else ""
-        lines.append(f"  not shown to be worse: {shown}{more}")
+        lines.append(f"  not shown to be worse: {listed}{more}")
     dropped = sorted(
         (cell for cell in record["cells"] if cell["dropped_after"] is not None), key=lambda cell: -cell["dropped_after"]
     )

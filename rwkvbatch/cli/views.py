@@ -1,4 +1,4 @@
-"""Consoles, tables whose columns fit, progress bars, and the plan of `--dry-run` on the terminal."""
+"""Terminal output: consoles, tables that fit the width, progress bars, and the plan of `--dry-run`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class TrimmedConsole(Console):
-    """Strips trailing blanks of lines, except on a terminal."""
+    """A console that strips trailing blanks from lines if it is not a terminal."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         if self.is_terminal:
@@ -39,25 +39,25 @@ def console(*, stderr: bool = False, file: IO[str] | None = None, width: int | N
 
 
 @contextmanager
-def progress_bar(what: str, *, quiet: bool, of_bytes: bool = False) -> Generator[Callable[[int, int], None]]:
-    """A bar on standard error, if that is a terminal, named `what`; the function takes what is done, and the whole."""
-    with progress_bars(quiet=quiet, of_bytes=of_bytes) as shown:
-        yield shown(what)
+def progress_bar(name: str, *, quiet: bool, of_bytes: bool = False) -> Generator[Callable[[int, int], None]]:
+    """A bar on standard error, if that is a terminal. Yields a function that takes the amount done and the total."""
+    with progress_bars(quiet=quiet, of_bytes=of_bytes) as add_bar:
+        yield add_bar(name)
 
 
 @contextmanager
 def progress_bars(*, quiet: bool, of_bytes: bool = False) -> Generator[Callable[[str], Callable[[int, int], None]]]:
-    """Several bars, one under the other: the function takes a bar's name, and gives that of `progress_bar`."""
+    """Several bars, one below the other. Yields a function that adds a bar and returns the function that moves it."""
     out = console(stderr=True)
     numbers = (DownloadColumn(binary_units=True),) if of_bytes else (TaskProgressColumn(),)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), *numbers, TimeRemainingColumn())
     with Progress(*columns, console=out, transient=True, disable=quiet or not out.is_terminal) as bars:
 
-        def shown(what: str) -> Callable[[int, int], None]:
-            task = bars.add_task(printable(what, keep_newlines=False), total=None)
-            return lambda done, whole: bars.update(task, completed=done, total=whole)
+        def add_bar(name: str) -> Callable[[int, int], None]:
+            task = bars.add_task(printable(name, keep_newlines=False), total=None)
+            return lambda done, total: bars.update(task, completed=done, total=total)
 
-        yield shown
+        yield add_bar
 
 
 def fitted_table(
@@ -75,11 +75,13 @@ def fitted_table(
     """A table with a column of names and as many of `columns` as fit into `width`.
 
     Args:
-        least_name: names are folded down to this width. header: of their column.
-        left, folded: columns that are aligned left; those in `folded` may be folded down to their longest word.
-        less_wanted: left out of a narrow table, the first one first. If the others do not fit either, all are folded.
+        least_name: smallest width to which names are folded.
+        header: header of the column of names.
+        left: columns that are aligned left.
+        folded: columns that are aligned left and may be folded down to their longest word.
+        less_wanted: columns that may be omitted, the first one first. If the others do not fit either, all are folded.
     """
-    kept, leaving = list(columns), [name for name in less_wanted if name in columns]
+    kept, optional = list(columns), [name for name in less_wanted if name in columns]
     while True:
         table = Table(box=box, header_style="bold", pad_edge=False)
         table.add_column(header, overflow="fold", min_width=least_name)
@@ -89,14 +91,14 @@ def fitted_table(
         for cells in zip(names, *(columns[name] for name in kept), strict=True):
             table.add_row(*(Text(printable(cell)) for cell in cells))
         spare = width - _narrowest(table)
-        if spare >= 0 or not leaving:
+        if spare >= 0 or not optional:
             break
-        kept.remove(leaving.pop(0))
+        kept.remove(optional.pop(0))
     if spare < 0:
         for column in table.columns:
             column.no_wrap, column.overflow, column.min_width = False, "fold", None
         return table
-    # Rich would shrink all columns, whatever their least width.
+    # Widths are set here because rich would shrink all columns, even below their least width.
     for column in table.columns:
         column.width = min(_widest(column), _least(column) + spare)
         spare -= column.width - _least(column)
@@ -104,7 +106,7 @@ def fitted_table(
 
 
 def facts_table(facts: Mapping[str, str]) -> Table:
-    """Two columns, names and facts; long facts are folded."""
+    """A table with a column of names and one of facts; long facts are folded."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -114,12 +116,13 @@ def facts_table(facts: Mapping[str, str]) -> Table:
 
 
 def _narrowest(table: Table) -> int:
-    """The width below which something would be cut off, or folded against its column's settings."""
+    """The smallest width at which nothing is cut off, and nothing is folded against the settings of its column."""
     widest = Console(width=10_000).measure(table).maximum
     return widest - sum(_widest(column) - _least(column) for column in table.columns)
 
 
 def _least(column: Column) -> int:
+    """The smallest width of a column: that of its widest line, or if it may be folded, that of its longest word."""
     widest = _widest(column)
     if column.no_wrap:
         return widest
@@ -139,7 +142,7 @@ MAX_WARNINGS = 50
 
 
 def show_plan(prepared: Prepared, *, as_json: bool) -> None:
-    """Print what would be run; opens the checkpoints' headers for their vocabularies, but loads no model."""
+    """Print the plan of a run, with warnings. Reads the checkpoints' headers for their vocabularies; loads no model."""
     from rwkvbatch.cli.exits import print_json
     from rwkvbatch.replay.jury import questions_of
     from rwkvbatch.replay.models import vocabularies
@@ -147,29 +150,29 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     from rwkvbatch.replay.prompts import PromptEncoder
     from rwkvbatch.script.lint import lint, lint_system
 
-    tokenizer, about_vocabularies = vocabularies(prepared.plan)
-    found = preview(prepared.plan, PromptEncoder(tokenizer))
+    tokenizer, vocabulary_warnings = vocabularies(prepared.plan)
+    counts = preview(prepared.plan, PromptEncoder(tokenizer))
     cells = prepared.plan.cell_settings
-    found_in_script = lint(
+    script_warnings = lint(
         prepared.plan.conversations,
         history="gold" if any(cell.history == "gold" for cell in cells) else "own",
         turn_end="blank-line" if any(cell.turn_end == "blank-line" for cell in cells) else "auto",
         reply_prefix=cells[0].reply_prefix,
     )
-    found_in_options = lint_system(cell.system for cell in cells if cell.system is not None)
-    warnings = [*about_vocabularies, *map(str, (*found_in_options, *found_in_script))]
+    option_warnings = lint_system(cell.system for cell in cells if cell.system is not None)
+    warnings = [*vocabulary_warnings, *map(str, (*option_warnings, *script_warnings))]
     if as_json:
-        print_json({**found.as_dict(), "judge_questions": questions_of(prepared.plan), "warnings": warnings})
+        print_json({**counts.as_dict(), "judge_questions": questions_of(prepared.plan), "warnings": warnings})
         return
-    shared = found.first_prompt_tokens - found.first_prompt_distinct
+    shared = counts.first_prompt_tokens - counts.first_prompt_distinct
     facts = {
-        "rows": f"at most {found.rows:,} (--race)" if prepared.plan.settings.race else f"{found.rows:,}",
-        "conversations": f"{found.conversations:,}",
-        "cells": f"{len(found.cells):,}: {'; '.join(found.cells[:8])}{' ...' if len(found.cells) > 8 else ''}",
-        "repeats": f"{found.repeats:,}",
-        "tokens of first prompts": f"{found.first_prompt_tokens:,}, of which {shared:,} are shared prefixes",
-        "tokens of later turns": f"{found.later_turn_tokens:,}, and the replies before them",
-        "tokens of replies": f"at most {found.max_reply_tokens:,}",
+        "rows": f"at most {counts.rows:,} (--race)" if prepared.plan.settings.race else f"{counts.rows:,}",
+        "conversations": f"{counts.conversations:,}",
+        "cells": f"{len(counts.cells):,}: {'; '.join(counts.cells[:8])}{' ...' if len(counts.cells) > 8 else ''}",
+        "repeats": f"{counts.repeats:,}",
+        "tokens of first prompts": f"{counts.first_prompt_tokens:,}, of which {shared:,} are shared prefixes",
+        "tokens of later turns": f"{counts.later_turn_tokens:,}, and the replies before them",
+        "tokens of replies": f"at most {counts.max_reply_tokens:,}",
     }
     if questions := questions_of(prepared.plan):
         facts["questions to the judge"] = f"at most {questions:,}, and more where it gives no probabilities"
@@ -182,7 +185,7 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
 
 
 def size_text(num_bytes: int) -> str:
-    """A size in the largest unit that leaves a number of at least 1."""
+    """A size as text, in the largest unit in which it is at least 1."""
     from rich.filesize import pick_unit_and_suffix
 
     unit, suffix = pick_unit_and_suffix(num_bytes, ["bytes", "KiB", "MiB", "GiB"], 1024)

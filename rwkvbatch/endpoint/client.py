@@ -1,12 +1,12 @@
-"""HTTP to an OpenAI-compatible server: bounded answers, retries with backoff and jitter, a budget of requests.
+"""An HTTP client for OpenAI-compatible servers: bounded answers, retries with backoff and jitter, a request budget.
 
-The server is not trusted: an answer has a limit of bytes and of seconds, no redirect is followed (the key would go
-along), no compressed body is accepted, and its words are shown with control characters escaped and without the key.
-Proxies of the environment and `.netrc` are not used; the key comes from one variable of the environment alone: the
-server of a judge (`config.JUDGE_KEY_VARIABLE`) does not get the key of an endpoint (`config.ENDPOINT_KEY_VARIABLE`).
+The server is not trusted. An answer is limited in bytes and seconds; redirects are not followed, because they would get
+the key; compressed bodies are refused; the server's text is shown with control characters escaped and without the key.
+Proxies of the environment and `.netrc` are not used. The key comes from one environment variable, so that the server of
+a judge (`config.JUDGE_KEY_VARIABLE`) does not get the key of an endpoint (`config.ENDPOINT_KEY_VARIABLE`).
 
-Server-sent events are read as the HTML standard defines them (section 9.2.6, "Interpreting an event stream"), as far as
-OpenAI's API uses them: `data` fields, each of one JSON value, up to `[DONE]`.
+Server-sent events are parsed as in the HTML standard (section 9.2.6, "Interpreting an event stream"), as far as
+OpenAI's API uses them: `data` fields, each with one JSON value, up to `[DONE]`.
 """
 
 from __future__ import annotations
@@ -32,19 +32,24 @@ if TYPE_CHECKING:
 
 CONNECT_S = 10.0
 MAX_BODY_BYTES = 64 * 2**20
-"""Bytes of one answer, at most, whatever it says about its length."""
+"""Size limit of one answer, whatever length it declares."""
 MAX_SHOWN = 300
-"""Characters of a server's words in a message."""
+"""Largest number of characters of a server's text in a message."""
 FIRST_BACKOFF_S, MAX_BACKOFF_S, MAX_RETRY_AFTER_S = 0.5, 30.0, 60.0
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-"""Statuses after which the same request may succeed."""
+"""HTTP statuses after which the same request may succeed."""
 
 Json = Mapping[str, Any]
 _T = TypeVar("_T")
 
 
-class _PassingError(Exception):
-    """One attempt failed in a way that may pass. `after_s` is what the server asked to wait, if it did."""
+class _TransientError(Exception):
+    """An attempt failed, and another one may succeed.
+
+    Attributes:
+        after_s: seconds that the server asks to wait, if it does.
+        unreachable: whether no connection was made.
+    """
 
     def __init__(self, reason: str, after_s: float | None = None, *, unreachable: bool = False) -> None:
         super().__init__(reason)
@@ -53,7 +58,7 @@ class _PassingError(Exception):
 
 
 class Budget:
-    """Requests that may still be sent, retries included; None for any number. Shared by all clients of a run."""
+    """Counts the requests of all clients of a run, including retries, up to `max_requests` (None for no limit)."""
 
     def __init__(self, max_requests: int | None = None) -> None:
         self._limit = max_requests
@@ -61,7 +66,7 @@ class Budget:
         self.num_sent = 0
 
     def spend(self) -> None:
-        """Count one request; raises `RequestsSpentError` if there is none left."""
+        """Count one request; raises `RequestsSpentError` if the limit is reached."""
         with self._lock:
             if self._limit is not None and self.num_sent >= self._limit:
                 raise RequestsSpentError(
@@ -73,7 +78,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class OptionNames:
-    """The options that name a server, and the environment variable of its key, for messages and to read the key."""
+    """The names of a server's options, for messages, and of the environment variable that has its key."""
 
     url: str = "--endpoint"
     key: str = ENDPOINT_KEY_VARIABLE
@@ -86,7 +91,7 @@ JUDGE_OPTIONS = OptionNames("--judge-url", JUDGE_KEY_VARIABLE, "--judge-model na
 
 @dataclass(frozen=True)
 class ClientOptions:
-    """How to call a server: at most `concurrency` requests at a time, `timeout_s` seconds and `retries` for each."""
+    """Limits of a client: concurrent requests, and time and retries of each request."""
 
     concurrency: int = 8
     timeout_s: float = 600.0
@@ -95,7 +100,7 @@ class ClientOptions:
 
 
 def check_url(url: str, names: OptionNames | None = None) -> str:
-    """The base URL without its last slash; raises `UsageError` for what is none or may hold a secret."""
+    """The base URL without a trailing slash; raises `UsageError` for an invalid URL or one that may have a secret."""
     names = names or OptionNames()
     option = names.url
     try:
@@ -117,10 +122,10 @@ class Client:
     """Sends requests to one server, from any thread.
 
     Args:
-        url: as `check_url` returns it.
-        key: sent as `Authorization: Bearer KEY`; None for the environment's, an empty one for none.
-        budget: counts the requests, see `Budget`.
-        jitter: a number in [0, 1) for each wait.
+        url: base URL, as returned by `check_url`.
+        key: bearer token of the requests; None for that of the environment, empty for none.
+        budget: counts the requests.
+        jitter: gives a random number in [0, 1) for each wait.
 
     Raises:
         MissingExtraError: urllib3 is not installed.
@@ -137,8 +142,8 @@ class Client:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         if importlib.util.find_spec("urllib3") is None:
-            named = (options or ClientOptions()).names.url
-            raise MissingExtraError(f"{named} needs the package urllib3, which is not installed", extra="endpoint")
+            option = (options or ClientOptions()).names.url
+            raise MissingExtraError(f"{option} needs the package urllib3, which is not installed", extra="endpoint")
         import urllib3
 
         from rwkvbatch.endpoint.connections import DeadlinePoolManager
@@ -159,7 +164,7 @@ class Client:
         )
 
     def get(self, path: str) -> Json | None:
-        """The JSON object at `path`; None where the server has none. Raises as `call`."""
+        """The JSON object at `path`; None for status 404. Raises as `call`."""
         return self.call("GET", path, None, lambda events: next(events, None), optional=True)
 
     def call(
@@ -173,19 +178,19 @@ class Client:
         cancelled: threading.Event | None = None,
         optional: bool = False,
     ) -> _T | None:
-        """Send a request and give its answer's JSON objects to `read`: one, or those of a stream of events.
+        """Send a request, and pass the JSON objects of its answer to `read`: one, or those of a stream of events.
 
-        After a failure that may pass everything is done again, with a new call of `read`.
+        After a transient failure, the request is sent again, and `read` is called again.
 
         Args:
-            max_bytes: the most of the answer's body.
-            cancelled: ends waiting and reading early; the result is None then.
-            optional: the result is None for status 404.
+            max_bytes: size limit of the answer's body.
+            cancelled: when set, waiting and reading end early with the result None.
+            optional: whether the result is None for status 404, instead of an error.
 
         Raises:
-            EndpointError: the server refused the request, or did not answer it in all attempts.
-            UsageError: it refuses the key, or does not know the path or the model.
-            WorkerError: it cannot be reached in any attempt.
+            EndpointError: the server refused the request, or gave no usable answer in all attempts.
+            UsageError: the server refuses the key, or does not know the path or the model.
+            WorkerError: the server could not be reached in any attempt.
             RequestsSpentError: the budget is spent.
         """
         cancelled = cancelled or threading.Event()
@@ -195,14 +200,13 @@ class Client:
             self._budget.spend()
             try:
                 return self._attempt(method, path, content, read, max_bytes, cancelled, optional=optional)
-            except _PassingError as error:
+            except _TransientError as error:
                 if attempt == self.options.retries:
-                    tried = f" ({attempt + 1} attempts)" if attempt else ""
+                    attempts = f" ({attempt + 1} attempts)" if attempt else ""
                     if error.unreachable:
-                        raise WorkerError(
-                            f"{self.url}: {error}{tried}", hint="is the server up, and is this its address?"
-                        ) from None
-                    raise EndpointError(f"{error}{tried}") from None
+                        hint = "is the server up, and is this its address?"
+                        raise WorkerError(f"{self.url}: {error}{attempts}", hint=hint) from None
+                    raise EndpointError(f"{error}{attempts}") from None
                 wait_s = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0**attempt) * self._jitter()
                 wait_s += min(MAX_RETRY_AFTER_S, error.after_s or 0.0)
                 if cancelled.wait(wait_s):
@@ -227,54 +231,57 @@ class Client:
             headers["Content-Type"] = "application/json"
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        ends_s = time.monotonic() + self.options.timeout_s
+        deadline_s = time.monotonic() + self.options.timeout_s
         response: urllib3.BaseHTTPResponse | None = None
         try:
             options = {"body": content, "headers": headers, "redirect": False, "preload_content": False}
-            response = self._http.request_until(ends_s, method, f"{self.url}/{path}", **options)
+            response = self._http.request_until(deadline_s, method, f"{self.url}/{path}", **options)
             if response.status == 404 and optional:
                 return None
-            self._check(response, ends_s)
-            coding = response.headers.get("Content-Encoding", "").strip().lower()
-            if coding not in ("", "identity"):
-                coding = self.words(coding)
-                raise EndpointError(f"the server compressed its answer ({coding}), which was not asked for")
-            chunks = self._chunks(response, max_bytes, ends_s, cancelled)
-            kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-            return read(_events(chunks) if kind == "text/event-stream" else iter([_object(b"".join(chunks))]))
+            self._check(response, deadline_s)
+            encoding = response.headers.get("Content-Encoding", "").strip().lower()
+            if encoding not in ("", "identity"):
+                encoding = self.words(encoding)
+                raise EndpointError(f"the server compressed its answer ({encoding}), which was not asked for")
+            chunks = self._chunks(response, max_bytes, deadline_s, cancelled)
+            content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            is_stream = content_type == "text/event-stream"
+            return read(_events(chunks) if is_stream else iter([_object(b"".join(chunks))]))
         except _CancelledError:
             return None
         except urllib3.exceptions.HTTPError as error:
-            # Connections that were never made, as against those that broke.
-            refused = isinstance(error, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))
-            raise _PassingError(_reason(error, self.options.timeout_s), unreachable=refused) from None
+            # Errors of making a connection, unlike those of an existing one.
+            connection_errors = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
+            reason = _reason(error, self.options.timeout_s)
+            raise _TransientError(reason, unreachable=isinstance(error, connection_errors)) from None
         finally:
             if response is not None:
-                # What is unread is dropped with the connection: it may have no end.
+                # The unread part is dropped with the connection, because it may be endless.
                 response.close()
 
-    def _check(self, response: urllib3.BaseHTTPResponse, ends_s: float) -> None:
+    def _check(self, response: urllib3.BaseHTTPResponse, deadline_s: float) -> None:
+        """Raise the error of a response without success, see `call`."""
         status = response.status
         if 200 <= status < 300:
             return
         if 300 <= status < 400:
-            place = self.words(response.headers.get("Location", "nowhere"))
+            location = self.words(response.headers.get("Location", "nowhere"))
             raise UsageError(
-                f"{self.url} redirects to {place} (status {status}), and redirects are not followed",
+                f"{self.url} redirects to {location} (status {status}), and redirects are not followed",
                 hint=f"if that is the server you mean, give its URL with {self._names.url}",
             )
         body = b""
         try:
-            for chunk in self._chunks(response, 2**20, ends_s, threading.Event()):
+            for chunk in self._chunks(response, 2**20, deadline_s, threading.Event()):
                 body += chunk
-        except (EndpointError, _PassingError):
-            pass  # the status says enough
+        except (EndpointError, _TransientError):
+            pass  # the message then has the status and what was read
         text = self.words(_error_text(body) or response.reason or "no text")
         if status in RETRIED:
-            raise _PassingError(f"status {status}: {text}", _retry_after(response.headers.get("Retry-After")))
+            raise _TransientError(f"status {status}: {text}", _retry_after(response.headers.get("Retry-After")))
         if status in (401, 403):
-            given = "the key in" if self._key else "no key in"
-            raise UsageError(f"{self.url} refuses access (status {status}, {given} ${self._names.key}): {text}")
+            key = "the key in" if self._key else "no key in"
+            raise UsageError(f"{self.url} refuses access (status {status}, {key} ${self._names.key}): {text}")
         if status == 404:
             raise UsageError(
                 f"{self.url} has no such address or model (status 404): {text}",
@@ -283,15 +290,16 @@ class Client:
         raise EndpointError(f"the server refuses the request (status {status}): {text}", status=status)
 
     def words(self, text: str) -> str:
-        """A server's text for a message: without the key, one line, no control characters, not long."""
+        """A server's text for a message: on one line, without the key and control characters, and shortened."""
         if self._key:
             text = text.replace(self._key, "[key]")
         text = " ".join(printable(text, keep_newlines=False).split())
         return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
 
     def _chunks(
-        self, response: urllib3.BaseHTTPResponse, max_bytes: int, ends_s: float, cancelled: threading.Event
+        self, response: urllib3.BaseHTTPResponse, max_bytes: int, deadline_s: float, cancelled: threading.Event
     ) -> Generator[bytes]:
+        """The body in chunks, up to the limits of size and time."""
         size = 0
         while chunk := response.read1(2**16, decode_content=False):
             size += len(chunk)
@@ -299,19 +307,20 @@ class Client:
                 raise _CancelledError
             if size > max_bytes:
                 raise EndpointError(f"the answer is longer than {max_bytes:,} bytes")
-            if time.monotonic() > ends_s:
-                raise _PassingError(f"no end of the answer within {self.options.timeout_s:g} s (--endpoint-timeout)")
+            if time.monotonic() > deadline_s:
+                raise _TransientError(f"no end of the answer within {self.options.timeout_s:g} s (--endpoint-timeout)")
             yield chunk
 
 
 class _CancelledError(Exception):
-    """The caller does not want the answer any more."""
+    """The caller has cancelled the request."""
 
 
 def _reason(error: Exception, timeout_s: float) -> str:
+    """The message about an exception of urllib3."""
     import urllib3
 
-    if isinstance(error, urllib3.exceptions.NewConnectionError):  # a kind of the next one
+    if isinstance(error, urllib3.exceptions.NewConnectionError):  # a subclass of ConnectTimeoutError
         return f"cannot be reached: {printable(str(error).rpartition(':')[2].strip())[:MAX_SHOWN]}"
     if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
         return "cannot be reached: no connection within the time limit"
@@ -332,47 +341,47 @@ def _retry_after(value: str | None) -> float | None:
 
 
 def _error_text(body: bytes) -> str:
-    """The message in the body of a refusal: OpenAI's form `{"error": {"message": ...}}`, others', or plain text."""
+    """The message in the body of an error response: OpenAI's `{"error": {"message": ...}}`, another form, or text."""
     try:
         content: Any = json.loads(body)
     except (ValueError, RecursionError):
         return body[:4096].decode("utf-8", "replace")
     for _ in range(2):
         if isinstance(content, dict):
-            named = cast("dict[str, Any]", content)
-            content = next((named[key] for key in ("error", "message", "detail") if named.get(key)), named)
+            fields = cast("dict[str, Any]", content)
+            content = next((fields[key] for key in ("error", "message", "detail") if fields.get(key)), fields)
     return content if isinstance(content, str) else json.dumps(content)[:4096]
 
 
 def _object(data: bytes) -> Json:
-    """The JSON object in `data`; strict about UTF-8 and numbers."""
+    """The JSON object in `data`, parsed strictly (UTF-8, numbers)."""
     import orjson
 
     try:
-        found = orjson.loads(data)
+        value = orjson.loads(data)
     except ValueError as error:
         if not data:
-            raise _PassingError("the answer is empty") from None
-        # Half an answer cannot be told from nonsense; both may be better the next time.
-        raise _PassingError(
+            raise _TransientError("the answer is empty") from None
+        # The answer may be cut, so that another attempt may succeed.
+        raise _TransientError(
             f"the answer is not JSON: {printable(str(error), keep_newlines=False)[:MAX_SHOWN]}"
         ) from None
-    if not isinstance(found, dict):
-        raise EndpointError(f"the answer must be a JSON object, found {type(found).__name__}")
-    return cast("Json", found)
+    if not isinstance(value, dict):
+        raise EndpointError(f"the answer must be a JSON object, found {type(value).__name__}")
+    return cast("Json", value)
 
 
 def _events(chunks: Iterator[bytes]) -> Generator[Json]:
-    """The objects of a stream of server-sent events; raises `_PassingError` when it ends before `[DONE]`."""
-    held, data = list[bytes](), list[bytes]()
+    """The objects of a stream of server-sent events, up to `[DONE]` or the end of the stream."""
+    unsplit, data = list[bytes](), list[bytes]()
     for chunk in chunks:
-        held.append(chunk)
+        unsplit.append(chunk)
         if b"\n" not in chunk and b"\r" not in chunk:
             continue
-        text = b"".join(held)
+        text = b"".join(unsplit)
         # A carriage return at the end may be the first half of a line end.
-        *lines, rest = re.split(rb"\r\n|\n|\r(?!\Z)", text)
-        held = [rest]
+        *lines, last = re.split(rb"\r\n|\n|\r(?!\Z)", text)
+        unsplit = [last]
         for line in lines:
             if line.startswith(b"data:"):
                 data.append(line[5:].removeprefix(b" "))
@@ -382,14 +391,14 @@ def _events(chunks: Iterator[bytes]) -> Generator[Json]:
                 if content.strip() == b"[DONE]":
                     return
                 yield _object(content)
-    if (rest := b"".join(held).rstrip(b"\r")).startswith(b"data:"):
-        data.append(rest[5:].removeprefix(b" "))
-    if data:  # an event before the end without its blank line
+    if (last := b"".join(unsplit).rstrip(b"\r")).startswith(b"data:"):
+        data.append(last[5:].removeprefix(b" "))
+    if data:  # the last event, without its blank line
         content = b"\n".join(data)
         if content.strip() != b"[DONE]":
             yield _object(content)
 
 
 def incomplete(reason: str) -> Exception:
-    """What `read` raises for an answer that ended too early; it is asked for again."""
-    return _PassingError(reason)
+    """The exception that `read` raises for an incomplete answer, after which `Client.call` repeats the request."""
+    return _TransientError(reason)

@@ -1,7 +1,7 @@
-"""Connections whose reads all end at the deadline of the request, those of heads and of trailers too.
+"""HTTP connections with a deadline for all reads of a response, including its head and trailers.
 
-urllib3 and Python's HTTP client limit the time of one read and the length of one line. A server that sends interim
-responses, or fields after a chunked body, for ever keeps within both limits.
+urllib3 and Python's HTTP client limit the time of one read and the length of one line. A server can exceed any total
+time within these limits, by endless interim responses or by endless fields after a chunked body.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _request = threading.local()
 
 
 class _Reader(io.RawIOBase):
-    def __init__(self, source: io.RawIOBase, ends_s: float) -> None:
+    def __init__(self, source: io.RawIOBase, deadline_s: float) -> None:
         self._source = source
-        self._ends_s = ends_s
+        self._deadline_s = deadline_s
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        if time.monotonic() > self._ends_s:
+        if time.monotonic() > self._deadline_s:
             raise TimeoutError("no end of the answer within the time limit")
         return self._source.readinto(buffer)
 
@@ -42,7 +42,7 @@ _plain_response: Callable[..., Any] = HTTPConnection.response_class
 
 def _response(*arguments: Any, **named: Any) -> Any:
     response = _plain_response(*arguments, **named)
-    response.fp = io.BufferedReader(_Reader(response.fp.detach(), _request.ends_s))
+    response.fp = io.BufferedReader(_Reader(response.fp.detach(), _request.deadline_s))
     return response
 
 
@@ -63,13 +63,13 @@ class _SecurePool(HTTPSConnectionPool):
 
 
 class DeadlinePoolManager(urllib3.PoolManager):
-    """A pool manager whose requests are all made by `request_until`."""
+    """A pool manager with deadlines. All requests must be made by `request_until`."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
 
-    def request_until(self, ends_s: float, method: str, url: str, **options: Any) -> urllib3.BaseHTTPResponse:
-        """`request`, with an end at `ends_s` of `time.monotonic`, for what is read of the answer later too."""
-        _request.ends_s = ends_s
+    def request_until(self, deadline_s: float, method: str, url: str, **options: Any) -> urllib3.BaseHTTPResponse:
+        """Make a request as `request` does. All reads of its response must end at the time `deadline_s` (monotonic)."""
+        _request.deadline_s = deadline_s
         return self.request(method, url, **options)

@@ -1,7 +1,7 @@
-"""`EndpointEngine`: a served model behind the interface of `engine.Engine`, as the replay and the chat step it.
+"""`EndpointEngine`: a served model with the interface of `engine.Engine` that replay and chat use.
 
-Threads send the requests, at most `concurrency` at a time; `step` collects what ended. A prompt is the same text (or
-the same token ids) that the engine would read; with the chat interface the server's own template makes it.
+Threads send the requests, at most `concurrency` at a time; `step` returns the results. A prompt is the same text (or
+the same token ids) as for an engine; with the chat interface, the server's own template makes the prompt.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from rwkvbatch.errors import EndpointError, UsageError
 from rwkvbatch.prompt.tokenizer import Tokenizer
 
 WAIT_S = 0.1
-"""The longest that a step waits for an answer, so that its caller can look at signals and the clock."""
+"""Longest time that a step waits for a result, after which its caller can check signals and the clock."""
 REPLY_BYTES, BYTES_PER_TOKEN = 2**20, 2**14
-"""The bytes of a streamed reply, at most: the first, and the second for each of its tokens."""
+"""Size limit of a streamed reply: a constant, and a number for each of its tokens."""
 NOT_SCORED = "the server does not return log-probabilities of given text (`echo` with `logprobs`)"
 
 _log = logging.getLogger(__name__)
@@ -44,9 +44,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class _Job:
-    """A request in a thread. `answer` is what came so far of a reply; `ended` also when nobody waits for it.
+    """A request that a thread sends.
 
-    The first `num_before` tokens of the request are those of its root.
+    Attributes:
+        request: the request for a reply; None for the scoring of a text.
+        texts: the prefix and the continuation that are scored; both empty for a reply.
+        ended: set when the request has ended or was cancelled.
+        answer: the part of the answer that has arrived.
+        num_before: number of tokens of the request's root, which are its first ones.
+        started_s: time at which a thread started the request.
+        first_s: time of the first piece of text.
     """
 
     id: int
@@ -61,17 +68,22 @@ class _Job:
 
 
 _Results = queue.SimpleQueue[tuple[int, Reply | Score | BaseException | str]]
-"""What threads give to `step`: pieces of text, and results or what went wrong."""
+"""Messages from the threads to `step`: by request id, a piece of text, a result, or an exception."""
 
 
 class EndpointEngine:
-    """Replies and scores of a served model. Results come in the order in which the answers do.
+    """Replies and scores of a served model. Results come in the order in which the server answers.
 
     Args:
-        client: of the server.
-        spec: the model there. tokenizer: counts tokens, and makes ids of texts.
-        extra: further fields of each body. max_batch: the most requests at a time, if not the client's `concurrency`.
-        clock: seconds, for timings.
+        client: client of the server.
+        spec: description of the model.
+        tokenizer: counts tokens, and makes ids of texts.
+        extra: further fields of each request's body.
+        max_batch: largest number of concurrent requests; by default the client's `concurrency`.
+        clock: gives the time in seconds.
+
+    Attributes:
+        asks_logprobs: whether log-probabilities are requested; False after the server refused them.
     """
 
     num_cached_states = 0
@@ -92,7 +104,6 @@ class EndpointEngine:
         self.stats = EngineStats()
         self.max_batch = max_batch or client.options.concurrency
         self.asks_logprobs = True
-        """Off once the server refused them."""
         self._client = client
         self._spec = spec
         self._extra = dict(extra or {})
@@ -115,15 +126,15 @@ class EndpointEngine:
 
     @property
     def reading(self) -> Reading:
-        """Nothing: a server does not say how far it has read."""
+        """Always empty, because a server does not report the progress of a prompt."""
         return Reading()
 
     def add_root(self, state: Any) -> int:
-        """Raises `UsageError`: a server takes no initial state."""
+        """Raise `UsageError`, because a server takes no initial state."""
         raise UsageError("a served model takes no initial state", hint="leave --state out")
 
     def pin_prefix(self, tokens: Sequence[int], root: int = 0) -> int:
-        """A root for the tokens after `root`, as `Engine.pin_prefix`; they are sent with each request."""
+        """A root for `tokens` after `root`, as in `Engine.pin_prefix`. Its tokens are sent with each request."""
         number = max(self._prefixes) + 1
         self._prefixes[number] = (*self._prefixes[root], *tokens)
         return number
@@ -133,26 +144,26 @@ class EndpointEngine:
         self._prefixes.pop(root, None)
 
     def pin_state(self, tokens: Sequence[int], root: int = 0) -> None:
-        """None: states are the server's own."""
+        """Do nothing, because the server manages states."""
 
     def unpin_state(self, node: Any) -> None:
-        """Nothing: no state is pinned."""
+        """Do nothing, because no state is pinned."""
 
     def next_logits(self, tokens: Sequence[int], root: int = 0) -> Any:
-        """Raises `UsageError`: a server gives no logits."""
+        """Raise `UsageError`, because a server gives no logits."""
         raise UsageError("a served model gives neither logits nor states", hint="this needs --model FILE")
 
     def submit(self, request: Request) -> int:
-        """Queue a request; returns its number. Raises `UsageError` for a banned id outside the vocabulary."""
+        """Queue a request. Returns its id. Raises `UsageError` for a banned token id outside the vocabulary."""
         request.sampling.check_vocabulary(self.tokenizer.vocab_size)
-        before = self._prefixes[request.root]
-        request = replace(request, tokens=(*before, *request.tokens), root=0)
-        return self._start(request, ((), ()), self._reply, len(before))
+        prefix = self._prefixes[request.root]
+        request = replace(request, tokens=(*prefix, *request.tokens), root=0)
+        return self._start(request, ((), ()), self._reply, len(prefix))
 
     def submit_score(
         self, prefix: Sequence[int], continuation: Sequence[int], root: int = 0, *, cache: bool = True
     ) -> int:
-        """Queue the scoring of a text, as `Engine.submit_score`. The score is empty where the server gives none."""
+        """Queue the scoring of a text, as in `Engine.submit_score`. The score is empty if the server gives none."""
         del cache
         if not prefix or not continuation:
             raise ValueError("scoring needs at least one token in the prefix and one in the continuation")
@@ -165,28 +176,28 @@ class EndpointEngine:
             return
         job.ended.set()
         if job.request is not None:
-            self._results.put((job.id, self._made(job, job.answer.text, (), "cancelled", None)))
+            self._results.put((job.id, self._make_reply(job, job.answer.text, (), "cancelled", None)))
         else:
             del self._jobs[request_id]
 
     def step(self) -> list[tuple[int, Reply | Score]]:
-        """What ended; waits up to `WAIT_S` for it.
+        """The new results, by request id; waits up to `WAIT_S` for the first one.
 
         Raises:
-            WorkerError, UsageError, RequestsSpentError: no further request can succeed either, see `Client.call`.
+            WorkerError, UsageError, RequestsSpentError: all further requests would fail too, see `Client.call`.
         """
-        found: list[tuple[int, Reply | Score]] = []
+        finished: list[tuple[int, Reply | Score]] = []
         wait_s = WAIT_S
         while True:
             try:
-                number, result = self._results.get(timeout=wait_s)
+                request_id, result = self._results.get(timeout=wait_s)
             except queue.Empty:
-                return found
+                return finished
             wait_s = 0.0
             if isinstance(result, str):
-                self._show(number, result)
+                self._forward_text(request_id, result)
                 continue
-            if self._jobs.pop(number, None) is None:
+            if self._jobs.pop(request_id, None) is None:
                 continue
             if isinstance(result, BaseException):
                 raise result
@@ -194,29 +205,29 @@ class EndpointEngine:
                 self.stats.num_generated += len(result.ids)
                 self.stats.num_prompt_read += result.num_prompt - result.num_cached
                 self.stats.num_prompt_cached += result.num_cached
-            found.append((number, result))
+            finished.append((request_id, result))
 
-    def _show(self, number: int, piece: str) -> None:
-        job = self._jobs.get(number)
+    def _forward_text(self, request_id: int, piece: str) -> None:
+        job = self._jobs.get(request_id)
         if job is not None and job.request is not None and job.request.on_text is not None and not job.ended.is_set():
             job.request.on_text(piece)
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Replies to all requests, in their order."""
-        numbers = [self.submit(request) for request in requests]
-        results = self._run_until(numbers)
-        return [result for number in numbers if isinstance(result := results[number], Reply)]
+        request_ids = [self.submit(request) for request in requests]
+        results = self._run_until_finished(request_ids)
+        return [result for request_id in request_ids if isinstance(result := results[request_id], Reply)]
 
     def score(self, prefix: Sequence[int], continuation: Sequence[int], root: int = 0) -> Score:
         """The log-probabilities of `continuation` after `prefix`."""
-        number = self.submit_score(prefix, continuation, root)
-        result = self._run_until([number])[number]
+        request_id = self.submit_score(prefix, continuation, root)
+        result = self._run_until_finished([request_id])[request_id]
         assert isinstance(result, Score)
         return result
 
-    def _run_until(self, numbers: Sequence[int]) -> dict[int, Reply | Score]:
+    def _run_until_finished(self, request_ids: Sequence[int]) -> dict[int, Reply | Score]:
         results: dict[int, Reply | Score] = {}
-        while not results.keys() >= set(numbers):
+        while not results.keys() >= set(request_ids):
             results.update(self.step())
         return results
 
@@ -237,7 +248,7 @@ class EndpointEngine:
                 return
             try:
                 result = work(job)
-            except BaseException as error:  # raised again by `step`, in the caller's thread
+            except BaseException as error:  # `step` raises it in the caller's thread
                 results.put((job.id, error))
             else:
                 if result is not None:
@@ -246,12 +257,12 @@ class EndpointEngine:
         self._todo.put(run)
         if self._num_threads < min(self.max_batch, len(self._jobs)):
             self._num_threads += 1
-            # Daemons: a request that hangs does not keep the process.
+            # Daemon threads, so that a hanging request does not keep the process alive.
             threading.Thread(target=_work, args=(self._todo,), name="endpoint", daemon=True).start()
         return job.id
 
     def _prompt(self, tokens: Sequence[int]) -> str | Sequence[int]:
-        """The prompt as it is sent. A text cannot hold end of text (0), which only ids can."""
+        """The prompt as it is sent: token ids, or text, in which token 0 cannot be written."""
         if self._spec.api == "completions-ids":
             return tokens
         if END_OF_TEXT in tokens:
@@ -262,6 +273,7 @@ class EndpointEngine:
         return self.tokenizer.decode(tokens)
 
     def _reply(self, job: _Job) -> Reply | None:
+        """Send a request for a reply; None if it was cancelled. Runs in a thread."""
         request = job.request
         assert request is not None
         job.started_s = self._clock()
@@ -277,18 +289,18 @@ class EndpointEngine:
             if finish == "stop" and stop is None:
                 stop = stop_among(tokens, answer.text, request.stop)
         except EndpointError as error:
-            if self._without_logprobs(error):
+            if self._stop_asking_logprobs(error):
                 return self._reply(job)
-            return self._made(job, job.answer.text, (), "error", None, self._client.words(error.message))
-        return self._made(job, answer.text, tokens, finish, stop)
+            return self._make_reply(job, job.answer.text, (), "error", None, self._client.words(error.message))
+        return self._make_reply(job, answer.text, tokens, finish, stop)
 
     def _ask(self, job: _Job, body: Json, request: Request) -> Answer | None:
         path = "chat/completions" if self._spec.api == "chat" else "completions"
-        shown = 0
+        num_forwarded = 0
 
         def read(events: Iterator[Json]) -> Answer:
-            nonlocal shown
-            if shown:
+            nonlocal num_forwarded
+            if num_forwarded:  # text that was forwarded cannot be taken back for another attempt
                 raise EndpointError("the connection failed in the middle of the reply")
             answer = job.answer = Answer()
             for event in events:
@@ -296,7 +308,7 @@ class EndpointEngine:
                 if job.first_s is None and (piece or answer.tokens):
                     job.first_s = self._clock()
                 if piece and request.on_text is not None:
-                    shown += 1
+                    num_forwarded += 1
                     self._results.put((job.id, piece))
                 if self._timed_out(job):
                     return answer
@@ -304,16 +316,16 @@ class EndpointEngine:
                 answer.end(request.stop)  # raises
             return answer
 
-        most = REPLY_BYTES + BYTES_PER_TOKEN * request.max_tokens
-        return self._client.call("POST", path, {**body, **self._extra}, read, max_bytes=most, cancelled=job.ended)
+        max_bytes = REPLY_BYTES + BYTES_PER_TOKEN * request.max_tokens
+        return self._client.call("POST", path, {**body, **self._extra}, read, max_bytes=max_bytes, cancelled=job.ended)
 
     def _timed_out(self, job: _Job) -> bool:
         limit_s = None if job.request is None else job.request.max_seconds
         started_s = job.started_s
         return limit_s is not None and started_s is not None and self._clock() - started_s >= limit_s
 
-    def _without_logprobs(self, error: EndpointError) -> bool:
-        """Whether the server refused a request for its log-probabilities; they are not asked for again."""
+    def _stop_asking_logprobs(self, error: EndpointError) -> bool:
+        """Whether the server refused a request because of log-probabilities; later requests do not ask for them."""
         if error.status is None or not self.asks_logprobs or "logprob" not in error.message.lower():
             return False
         self.asks_logprobs = False
@@ -331,7 +343,7 @@ class EndpointEngine:
             self._warned.add(key)
             _log.warning("%s: %s", self._spec.in_words, text)
 
-    def _made(
+    def _make_reply(
         self,
         job: _Job,
         text: str,
@@ -348,19 +360,19 @@ class EndpointEngine:
                 "the server reads one token more than the prompt has, as it would with a token 0 before it; "
                 "--endpoint-api completions-ids sends what a model in this process reads",
             )
-        kept = within(tokens, text + (stop or ""))
-        ids = self._reader.ids(text, stop, kept)
-        values = [token.logprob for token in kept if token.logprob is not None]
-        closed = closed_history(self.tokenizer, request.tokens, ids, finish, stop, request.closing)
+        reply_tokens = within(tokens, text + (stop or ""))
+        ids = self._reader.ids(text, stop, reply_tokens)
+        logprobs = tuple(token.logprob for token in reply_tokens if token.logprob is not None)
+        history = closed_history(self.tokenizer, request.tokens, ids, finish, stop, request.closing)
         started_s = job.submitted_s if job.started_s is None else job.started_s
         first_s = now_s if job.first_s is None else job.first_s
         return Reply(
             text=text,
             ids=ids,
-            history=closed[job.num_before :],
+            history=history[job.num_before :],
             finish_reason=finish,
             stopped_by=stop,
-            logprobs=tuple(values) if len(values) == len(kept) else (),
+            logprobs=logprobs if len(logprobs) == len(reply_tokens) else (),
             num_prompt=len(request.tokens) if answer.prompt_tokens is None else answer.prompt_tokens,
             num_cached=answer.cached_tokens,
             timing=ReplyTiming(
@@ -373,6 +385,7 @@ class EndpointEngine:
         )
 
     def _score(self, job: _Job) -> Score | None:
+        """Send a request for the score of a text; None if it was cancelled. Runs in a thread."""
         prefix, continuation = job.texts
         if self._spec.api == "chat" or not self.asks_logprobs:
             return self._not_scored("the chat interface gives no log-probabilities of given text")
@@ -391,28 +404,28 @@ class EndpointEngine:
             tokens = answer.tokens
             if len(tokens) < 3 or len(answer.text.encode()) < len(self.tokenizer.decode_bytes(continuation)):
                 return self._not_scored(NOT_SCORED)
-            found = self._reader.continued(tokens, prefix, continuation, by_ids=not isinstance(prompt, str))
+            scored = self._reader.continued(tokens, prefix, continuation, by_ids=not isinstance(prompt, str))
         except EndpointError as error:
-            refused = error.status is not None and any(word in error.message.lower() for word in ("logprob", "echo"))
-            if refused:
+            is_refused = error.status is not None and any(word in error.message.lower() for word in ("logprob", "echo"))
+            if is_refused:
                 return self._not_scored(NOT_SCORED)
             return Score((), 0, error=self._client.words(error.message))
-        values = [token.logprob for token in found]
-        if None in values:
+        logprobs = [token.logprob for token in scored]
+        if None in logprobs:
             return Score((), 0, error="the server gives no log-probability for some tokens of the text")
-        matched = sum(token.best is not None and token.logprob >= token.best for token in found if token.logprob)
-        matched += sum(token.logprob == 0 for token in found)
-        return Score([value for value in values if value is not None], matched)
+        num_matched = sum(token.best is not None and token.logprob >= token.best for token in scored if token.logprob)
+        num_matched += sum(token.logprob == 0 for token in scored)
+        return Score([logprob for logprob in logprobs if logprob is not None], num_matched)
 
-    def _not_scored(self, why: str) -> Score:
-        self._warn("score", f"{why}: references are not scored")
-        return Score((), 0, unavailable=why)
+    def _not_scored(self, reason: str) -> Score:
+        self._warn("score", f"{reason}: references are not scored")
+        return Score((), 0, unavailable=reason)
 
 
 def _work(todo: queue.SimpleQueue[Callable[[], None] | None]) -> None:
     while (run := todo.get()) is not None:
         run()
-        del run  # or the thread would keep the engine
+        del run  # otherwise the thread would keep a reference to the engine
 
 
 def _stop(todo: queue.SimpleQueue[Callable[[], None] | None], num_threads: int) -> None:

@@ -1,14 +1,14 @@
-"""Bodies of requests and answers of OpenAI's API, as its servers speak it: completions and chat completions.
+"""Request bodies and answers of OpenAI's completions and chat completions, with the variants of different servers.
 
-OpenAI's API reference defines both interfaces. What differs between servers:
+OpenAI's API reference defines both interfaces. Servers differ in these points:
 
 - Log-probabilities of a completion: lists `tokens`, `token_logprobs` and `top_logprobs` (OpenAI, vLLM, SGLang),
   or `content`, as in a chat (llama.cpp's server, `to_json_oaicompat`); there with `id` and `bytes`.
-- Log-probabilities of a given text: `echo` with `logprobs` and one token more, as lm-evaluation-harness's
-  `local-completions` asks for them (`lm_eval/models/openai_completions.py`); llama.cpp's server has no `echo`.
-- vLLM says in `stop_reason` which stop text ended a reply, or null for end of text; others do not say it.
-- `top_k` and `min_p` are fields of vLLM, SGLang and llama.cpp; `penalty_decay`, `order` and `no_penalty` of
-  `rwkvbatch serve` alone. They are sent where they are not at their defaults.
+- Log-probabilities of a given text: `echo` with `logprobs` and one generated token, as in lm-evaluation-harness's
+  `local-completions` (`lm_eval/models/openai_completions.py`); llama.cpp's server has no `echo`.
+- vLLM gives the stop text that ended a reply in `stop_reason`, null for end of text; others do not give it.
+- `top_k` and `min_p` are fields of vLLM, SGLang and llama.cpp; `penalty_decay`, `order` and `no_penalty` are fields of
+  `rwkvbatch serve` only. They are sent if they differ from their defaults.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from rwkvbatch.engine.request import FinishReason, NoiseKey, Request
 from rwkvbatch.errors import EndpointError
 
 EXTENSIONS = frozenset({"top_k", "min_p", "order", "penalty_decay", "no_penalty"})
-"""Fields about sampling that OpenAI's API lacks: servers that do not know them may ignore them."""
+"""Sampling fields that OpenAI's API does not have. Servers that do not know them may ignore them."""
 
 REPLACEMENT = "\ufffd"
 _NAMED_BYTES = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")
 
 
 def sampling_fields(sampling: Sampling) -> dict[str, Any]:
-    """The fields of a body that say how tokens are chosen. Greedy decoding is temperature 0."""
+    """The fields of a body about sampling. Greedy decoding is temperature 0."""
     values: dict[str, Any] = {"temperature": 0.0}
     if not sampling.greedy:
         values = {"temperature": sampling.temperature, "top_p": sampling.top_p}
-        cuts = {"top_k": sampling.top_k, "min_p": sampling.min_p}
-        values |= {name: value for name, value in cuts.items() if value}
+        filters = {"top_k": sampling.top_k, "min_p": sampling.min_p}
+        values |= {name: value for name, value in filters.items() if value}
         if sampling.order != "top-p-first" and (sampling.temperature != 1 or len(values) > 2):
             values["order"] = sampling.order
     penalties = {name: getattr(sampling, name) for name in ("presence_penalty", "frequency_penalty")}
@@ -54,7 +54,7 @@ def sampling_fields(sampling: Sampling) -> dict[str, Any]:
 
 
 def seed_of(noise: NoiseKey) -> int:
-    """The seed of a reply in [0, 2^31): a hash of its place in the run, the same in all cells."""
+    """The seed of a reply in [0, 2^31): a hash of its noise key, which is the same in all cells."""
     digest = hashlib.blake2b(b"%d %d" % (noise.philox_key, noise.turn), digest_size=4).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -62,7 +62,7 @@ def seed_of(noise: NoiseKey) -> int:
 def reply_body(
     request: Request, prompt: str | Sequence[int], *, model: str, api: EndpointApi, logprobs: bool
 ) -> dict[str, Any]:
-    """The body that asks for one reply, as a stream."""
+    """The body of a request for one streamed reply."""
     body: dict[str, Any] = {"model": model, "max_tokens": request.max_tokens, **sampling_fields(request.sampling)}
     if api == "chat":
         body["messages"] = [dict(message) for message in request.messages]
@@ -78,20 +78,22 @@ def reply_body(
 
 
 def score_body(prompt: str | Sequence[int], *, model: str) -> dict[str, Any]:
-    """The body that asks for the log-probabilities of the prompt's own tokens."""
+    """The body of a request for the log-probabilities of the prompt's tokens."""
     text = prompt if isinstance(prompt, str) else list(prompt)
     return {"model": model, "prompt": text, "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1}
 
 
 @dataclass(frozen=True)
 class ServedToken:
-    """A token as the server names it.
+    """A token of a server's answer.
 
     Attributes:
-        text: its text; may hold U+FFFD for a part of a character. data: its bytes, where the server gives them, also
-            by a name such as `bytes:\\xe4`, as OpenAI's and `rwkvbatch serve` name a part of a character.
-        id: where the server gives it. logprob: natural log; None where the server has none (the first token).
-        best: the highest log-probability of any token at its place, where the server says so.
+        text: the token's text; may have U+FFFD for a part of a character.
+        logprob: natural logarithm of the probability; None if the server gives none (the first token).
+        id: the token's id, if the server gives it.
+        data: the token's bytes, if the server gives them; also by a text such as `bytes:\\xe4`, with which OpenAI and
+            `rwkvbatch serve` name a part of a character.
+        best: highest log-probability of all tokens at this position, if the server gives it.
     """
 
     text: str
@@ -102,7 +104,7 @@ class ServedToken:
 
     @property
     def known_bytes(self) -> bytes | None:
-        """Its bytes; None for a part of a character that the server does not say."""
+        """The token's bytes; None for a part of a character whose bytes the server does not give."""
         if self.data is not None:
             return self.data
         return None if REPLACEMENT in self.text else self.text.encode("utf-8", "replace")
@@ -110,7 +112,12 @@ class ServedToken:
 
 @dataclass
 class Answer:
-    """One choice of an answer, put together from its events."""
+    """One choice of an answer, collected from its events.
+
+    Attributes:
+        pieces: the text in pieces.
+        says_stop: whether the server gives `stop_reason`.
+    """
 
     pieces: list[str] = field(default_factory=list[str])
     tokens: list[ServedToken] = field(default_factory=list[ServedToken])
@@ -127,28 +134,29 @@ class Answer:
         return self.pieces[0] if self.pieces else ""
 
     def take(self, event: Json) -> str:
-        """Add an event, or a whole answer; returns its text.
+        """Add an event, or a complete answer. Returns its text.
 
         Raises:
-            EndpointError: it is not an answer of this API. What may be better the next time is asked for again.
+            EndpointError: it is not an answer of this API.
+            Exception: the server reports an error; `Client.call` then repeats the request, see `incomplete`.
         """
         if error := event.get("error"):
-            words = cast("dict[str, Any]", error).get("message", error) if isinstance(error, dict) else error
-            raise incomplete(f"the server reports an error in its answer: {str(words)[:200]}")
+            message = cast("dict[str, Any]", error).get("message", error) if isinstance(error, dict) else error
+            raise incomplete(f"the server reports an error in its answer: {str(message)[:200]}")
         self._take_usage(event.get("usage"))
         piece = ""
-        for choice in _list(event, "choices"):
-            if not isinstance(choice, dict):
+        for item in _list(event, "choices"):
+            if not isinstance(item, dict):
                 raise EndpointError("`choices` of the answer must hold objects")
-            found = cast("dict[str, Any]", choice)
-            if found.get("index", 0) != 0:
+            choice = cast("dict[str, Any]", item)
+            if choice.get("index", 0) != 0:
                 continue
-            piece += self._text_of(found)
-            self.tokens += _tokens(found.get("logprobs"))
-            if (reason := found.get("finish_reason")) is not None:
+            piece += self._text_of(choice)
+            self.tokens += _tokens(choice.get("logprobs"))
+            if (reason := choice.get("finish_reason")) is not None:
                 self.finish_reason = str(reason)[:60]
-            if "stop_reason" in found:
-                self.says_stop, stop = True, found["stop_reason"]
+            if "stop_reason" in choice:
+                self.says_stop, stop = True, choice["stop_reason"]
                 self.stop_reason = stop if isinstance(stop, (str, int)) else None
         if piece:
             self.pieces.append(piece)
@@ -178,10 +186,11 @@ class Answer:
                 pass
 
     def end(self, stops: Sequence[str]) -> tuple[FinishReason, str | None]:
-        """Why the reply ended, and the stop text that ended it, where the server says which.
+        """The reason why the reply ended, and the stop text that ended it, if the server gives it.
 
         Raises:
-            EndpointError: for a reason that is not an end of a reply.
+            EndpointError: the server's reason is not an end of a reply.
+            Exception: the reply is incomplete; `Client.call` then repeats the request, see `incomplete`.
         """
         match self.finish_reason:
             case "length":
@@ -189,8 +198,8 @@ class Answer:
             case "stop" | "stop_sequence" | "eos_token" | "eos":
                 if isinstance(self.stop_reason, str) and self.stop_reason in stops:
                     return "stop", self.stop_reason
-                knows = self.says_stop or not stops or self.finish_reason in ("eos_token", "eos")
-                return ("eos", None) if knows else ("stop", None)
+                is_end_of_text = self.says_stop or not stops or self.finish_reason in ("eos_token", "eos")
+                return ("eos", None) if is_end_of_text else ("stop", None)
             case None:
                 raise incomplete("the answer ended before the reply did")
             case reason:
@@ -198,7 +207,7 @@ class Answer:
 
 
 def read_answer(events: Iterator[Json]) -> Answer:
-    """The whole answer; raises as `Answer.take`."""
+    """The complete answer; raises as `Answer.take`."""
     answer = Answer()
     for event in events:
         answer.take(event)
@@ -206,52 +215,54 @@ def read_answer(events: Iterator[Json]) -> Answer:
 
 
 def _list(values: Mapping[str, Any], name: str) -> list[Any]:
-    found: Any = values.get(name)
-    if found is None:
+    """The list `name` in `values`; empty if it is missing or null."""
+    value: Any = values.get(name)
+    if value is None:
         return []
-    if not isinstance(found, list):
-        raise EndpointError(f"`{name}` of the answer must be a list, found {type(found).__name__}")
-    return cast("list[Any]", found)
+    if not isinstance(value, list):
+        raise EndpointError(f"`{name}` of the answer must be a list, found {type(value).__name__}")
+    return cast("list[Any]", value)
 
 
 def _tokens(logprobs: Any) -> list[ServedToken]:
     if not isinstance(logprobs, dict):
         return []
-    found = cast("dict[str, Any]", logprobs)
-    if isinstance(found.get("content"), list):
-        return [_token_of_chat(cast("dict[str, Any]", each)) for each in found["content"] if isinstance(each, dict)]
-    texts, values = _list(found, "tokens"), _list(found, "token_logprobs")
-    tops = _list(found, "top_logprobs")
+    fields = cast("dict[str, Any]", logprobs)
+    if isinstance(fields.get("content"), list):
+        return [_token_of_chat(cast("dict[str, Any]", item)) for item in fields["content"] if isinstance(item, dict)]
+    texts, values = _list(fields, "tokens"), _list(fields, "token_logprobs")
+    tops = _list(fields, "top_logprobs")
     if len(texts) != len(values):
         raise EndpointError(f"the answer has {len(texts)} tokens and {len(values)} log-probabilities")
-    result: list[ServedToken] = []
-    for place, (text, value) in enumerate(zip(texts, values, strict=True)):
-        top: Any = tops[place] if place < len(tops) else None
-        best = [_number(each) for each in cast("dict[str, Any]", top).values()] if isinstance(top, dict) else []
-        known = max((each for each in best if each is not None), default=None)
-        named = _NAMED_BYTES.fullmatch(str(text))
-        data = None if named is None else bytes.fromhex(named[1].replace("\\x", ""))
-        result.append(ServedToken(str(text), _number(value), data=data, best=known))
-    return result
+    tokens: list[ServedToken] = []
+    for index, (text, value) in enumerate(zip(texts, values, strict=True)):
+        top: Any = tops[index] if index < len(tops) else None
+        top_values = cast("dict[str, Any]", top).values() if isinstance(top, dict) else ()
+        best = max((number for number in map(_number, top_values) if number is not None), default=None)
+        match = _NAMED_BYTES.fullmatch(str(text))
+        data = None if match is None else bytes.fromhex(match[1].replace("\\x", ""))
+        tokens.append(ServedToken(str(text), _number(value), data=data, best=best))
+    return tokens
 
 
 def _token_of_chat(values: Mapping[str, Any]) -> ServedToken:
-    data: Any = values.get("bytes")
+    raw_bytes: Any = values.get("bytes")
     try:
-        held = bytes(cast("list[int]", data)) if isinstance(data, list) else None
+        data = bytes(cast("list[int]", raw_bytes)) if isinstance(raw_bytes, list) else None
     except (TypeError, ValueError):
-        held = None
+        data = None
     token_id = values.get("id")
     tops = [cast("dict[str, Any]", top) for top in _list(values, "top_logprobs") if isinstance(top, dict)]
-    best = [value for top in tops if (value := _number(top.get("logprob"))) is not None]
+    top_logprobs = [value for top in tops if (value := _number(top.get("logprob"))) is not None]
     return ServedToken(
         str(values.get("token", "")),
         _number(values.get("logprob")),
         id=token_id if type(token_id) is int else None,
-        data=held,
-        best=max(best, default=None),
+        data=data,
+        best=max(top_logprobs, default=None),
     )
 
 
 def _number(value: Any) -> float | None:
+    """`value` if it is a finite number, otherwise None."""
     return float(value) if type(value) in (int, float) and math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""A served model: which one it is, what is known about it, and what an endpoint's settings exclude."""
+"""Served models: how settings name them, their description, and the settings that they cannot have."""
 
 from __future__ import annotations
 
@@ -18,12 +18,18 @@ from rwkvbatch.setting_names import option_name
 WORLD_SIZE = 65_536
 MAX_NAMES = 20
 RESERVED = frozenset({"model", "prompt", "messages", "stream", "stream_options", "n", "echo"})
-"""Fields of a body that are this program's."""
+"""Fields of a request's body that this program sets."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A server and a model there, as settings name them. `model` is empty for the only one that the server lists."""
+    """A server and its model, as named by settings.
+
+    Attributes:
+        model: name of the model; empty for the only one that the server lists.
+        api: the interface.
+        body: further fields of each request's body, as JSON.
+    """
 
     url: str
     model: str
@@ -39,19 +45,19 @@ class Endpoint:
 
     @property
     def extra(self) -> dict[str, Any]:
-        """Further fields of each body; raises as `extra_fields`."""
+        """The further fields of each body; raises as `extra_fields`."""
         return extra_fields(self.body)
 
 
 @dataclass(frozen=True)
 class ServedSpec:
-    """What is known about a served model, under the names of `ModelSpec`.
+    """The description of a served model, with the attributes of `ModelSpec`.
 
     Attributes:
-        name: the model's, as the server calls it.
-        weights_sha256: not of weights, which nobody can see: of the URL and the name.
-        vocab_size: of the vocabulary that counts tokens: what the server's list says, as llama.cpp's (`meta.n_vocab`)
-            and our own (`vocab_size`) do, or World's.
+        name: the server's name of the model.
+        weights_sha256: hash of the URL and the name, because the weights are not accessible.
+        vocab_size: size of the vocabulary that counts tokens, from the server's list of models if it has it (as
+            llama.cpp's `meta.n_vocab` and `rwkvbatch serve`'s `vocab_size`), otherwise that of World.
     """
 
     url: str
@@ -79,83 +85,88 @@ class ServedSpec:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """Takes the place of an engine's model."""
+    """The `model` of an `EndpointEngine`, which only has a description."""
 
     spec: ServedSpec
 
 
 def served_spec(endpoint: Endpoint, client: Client) -> ServedSpec:
-    """Ask the server for its models, and take the one that the endpoint names.
+    """The description of the endpoint's model, from the server's list of models.
+
+    A named model that is not in the list is accepted, because servers may list aliases, or nothing.
 
     Raises:
-        UsageError: the server lists several and none is named, or the key is refused. A named model that the list
-            lacks is taken: servers list aliases, or nothing.
+        UsageError: the server does not list exactly one model and none is named, or it refuses the key.
         UnreachableError: the server cannot be reached, or does not answer.
     """
     try:
-        listed = client.get("models")
+        listing = client.get("models")
     except (WorkerError, EndpointError) as error:
-        named = error.message if endpoint.url in error.message else f"{endpoint.url}/models: {error.message}"
-        raise UnreachableError(f"--endpoint {named}", hint=error.hint) from None
-    entries = _entries(listed)
-    names = list(entries)
+        problem = error.message if endpoint.url in error.message else f"{endpoint.url}/models: {error.message}"
+        raise UnreachableError(f"--endpoint {problem}", hint=error.hint) from None
+    sizes = _vocab_sizes(listing)
+    names = list(sizes)
     name = endpoint.model
     if not name:
         if len(names) != 1:
-            shown = ", ".join(client.words(each) for each in names[:MAX_NAMES]) or "none"
+            listed = ", ".join(client.words(listed_name) for listed_name in names[:MAX_NAMES]) or "none"
             option = client.options.names.model
-            raise UsageError(f"{endpoint.url} lists {len(names)} models: {shown}", hint=f"name one with {option}")
+            raise UsageError(f"{endpoint.url} lists {len(names)} models: {listed}", hint=f"name one with {option}")
         name = names[0]
     sha256 = hashlib.sha256(f"endpoint\0{endpoint.url}\0{name}".encode("utf-8", "replace")).hexdigest()
-    shown = printable(name, keep_newlines=False)
-    return ServedSpec(endpoint.url, shown, endpoint.api, sha256, entries.get(name) or WORLD_SIZE)
+    shown_name = printable(name, keep_newlines=False)
+    return ServedSpec(endpoint.url, shown_name, endpoint.api, sha256, sizes.get(name) or WORLD_SIZE)
 
 
-def _entries(listed: Mapping[str, Any] | None) -> dict[str, int | None]:
-    """The names of the models that the server lists, and the sizes of their vocabularies where it says them."""
-    match listed:
+def _vocab_sizes(listing: Mapping[str, Any] | None) -> dict[str, int | None]:
+    """By name of a model that the server lists, the size of its vocabulary; None if the list does not have it."""
+    match listing:
         case {"data": [*entries]}:
-            found: dict[str, int | None] = {}
-            for each in entries:
-                match each:
+            sizes: dict[str, int | None] = {}
+            for entry in entries:
+                match entry:
                     case {"id": str() as name, "meta": {"n_vocab": int() as size}} if MIN_VOCAB_SIZE <= size < 2**31:
-                        found[name] = size
+                        sizes[name] = size
                     case {"id": str() as name, "vocab_size": int() as size} if MIN_VOCAB_SIZE <= size < 2**31:
-                        found[name] = size
+                        sizes[name] = size
                     case {"id": str() as name}:
-                        found[name] = None
+                        sizes[name] = None
                     case _:
                         pass
-            return found
+            return sizes
         case _:
             return {}
 
 
 def extra_fields(body: str, option: str = "--endpoint-body") -> dict[str, Any]:
-    """The fields that an option gives; raises `UsageError` if it is not an object, or has a reserved one."""
+    """The fields that the JSON text of an option gives.
+
+    Raises:
+        UsageError: the text is not a JSON object, or it has a reserved field.
+    """
     if not body:
         return {}
     example = """such as '{"chat_template_kwargs": {"enable_thinking": false}}'"""
     try:
-        found: Any = json.loads(body)
+        value: Any = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{option} is not JSON: {parsing_problem(error)}", hint=f"give an object, {example}") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise UsageError(f"{option} must be a JSON object, {example}")
-    fields = cast("dict[str, Any]", found)
-    if own := sorted(fields.keys() & RESERVED):
-        raise UsageError(f"{option} must not set {', '.join(own)}, which this program sets")
+    fields = cast("dict[str, Any]", value)
+    if reserved := sorted(fields.keys() & RESERVED):
+        raise UsageError(f"{option} must not set {', '.join(reserved)}, which this program sets")
     return fields
 
 
 def check_settings(settings: CellSettings, given: frozenset[str]) -> None:
-    """Refuse what a server cannot do, so that no setting is ignored without a word.
+    """Refuse settings that a server cannot have; they would otherwise be ignored silently.
 
     Args:
-        given: names of the settings that were given for the cell or for all.
+        given: names of the settings that were given for the cell or for all cells.
 
     Raises:
-        UsageError: names the setting.
+        UsageError: a setting is refused.
     """
     endpoint = Endpoint.of(settings)
     if endpoint is None:
@@ -165,8 +176,8 @@ def check_settings(settings: CellSettings, given: frozenset[str]) -> None:
         return
     check_url(endpoint.url)
     _ = endpoint.extra
-    of_engine = {"state": None, "adapter": NO_ADAPTER, "strategy": "auto", "backend": "auto"}
-    for name, value in of_engine.items():
+    engine_defaults = {"state": None, "adapter": NO_ADAPTER, "strategy": "auto", "backend": "auto"}
+    for name, value in engine_defaults.items():
         if getattr(settings, name) != value:
             raise UsageError(
                 f"{option_name(name)} is of a model in this process, and --endpoint is given",
@@ -176,7 +187,7 @@ def check_settings(settings: CellSettings, given: frozenset[str]) -> None:
         raise UsageError("--model and --endpoint are both given", hint="--endpoint-model names the model of the server")
     if endpoint.api != "chat":
         return
-    of_template = {
+    template_defaults = {
         "think": "off",
         "reply_prefix": "",
         "template": None,
@@ -184,7 +195,7 @@ def check_settings(settings: CellSettings, given: frozenset[str]) -> None:
         "bos": "auto",
         "turn_end": "auto",
     }
-    for name, value in of_template.items():
+    for name, value in template_defaults.items():
         if getattr(settings, name) != value:
             raise UsageError(
                 f"{option_name(name)} changes the prompt, which the server's own template makes with "

@@ -1,4 +1,4 @@
-"""The tokens of a server's answer as tokens of the vocabulary here."""
+"""Maps the tokens of a server's answer to tokens of the local vocabulary."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ class TokenReader:
         self._tokenizer = tokenizer
 
     def by_ids(self, tokens: Sequence[ServedToken], text: str) -> Sequence[ServedToken]:
-        """The tokens with the text that their ids have here, where the server gives ids and those make the reply.
+        """The tokens with the local texts of their ids, if the server gives ids and these make the reply.
 
-        While it holds back what may become a stop text or a character, llama.cpp's server names with each token the
-        text that it sends, none at first and all of it with a later token (`text_to_send` in its `server-context.cpp`).
+        The texts that llama.cpp's server gives are not always those of the tokens. While it holds back text that may
+        become a stop text or a character, its tokens have no text, and a later token has all of it (`text_to_send` in
+        its `server-context.cpp`).
         """
         ids = [token.id for token in tokens if token.id is not None and 0 <= token.id < self._tokenizer.vocab_size]
         if len(ids) < len(tokens) or not self._tokenizer.decode_bytes(ids).startswith(text.encode()):
@@ -32,16 +33,16 @@ class TokenReader:
         ]
 
     def ids(self, text: str, stop: str | None, tokens: Sequence[ServedToken]) -> tuple[int, ...]:
-        """The reply's ids: the server's, where they are of this vocabulary and make the text; else the text's own."""
-        whole = text + (stop or "")
-        named = [self._id_of(token) for token in tokens]
-        found = tuple(token for token in named if token is not None)
-        if len(found) == len(named) and self._tokenizer.decode_bytes(found) == whole.encode():
-            return found
-        return tuple(self._tokenizer.encode(whole))
+        """The reply's ids: those of the server's tokens if they make the text, otherwise those of the encoded text."""
+        complete_text = text + (stop or "")
+        token_ids = [self._id_of(token) for token in tokens]
+        known_ids = tuple(token_id for token_id in token_ids if token_id is not None)
+        if len(known_ids) == len(token_ids) and self._tokenizer.decode_bytes(known_ids) == complete_text.encode():
+            return known_ids
+        return tuple(self._tokenizer.encode(complete_text))
 
     def _id_of(self, token: ServedToken) -> int | None:
-        """A token's id: as the server gives it, or by its text."""
+        """A token's id, from the server or by its bytes or text; None if it is not in the vocabulary."""
         if token.id is not None:
             return token.id if 0 < token.id < self._tokenizer.vocab_size else None
         if token.data is not None:
@@ -58,66 +59,73 @@ class TokenReader:
     def continued(
         self, tokens: Sequence[ServedToken], prefix: Sequence[int], continuation: Sequence[int], *, by_ids: bool
     ) -> Sequence[ServedToken]:
-        """The tokens of the continuation among those of the whole text and the one after it."""
-        before, text = self._tokenizer.decode_bytes(prefix), self._tokenizer.decode_bytes(continuation)
+        """The tokens of the continuation, among the server's tokens of prefix, continuation and one more token.
+
+        Raises:
+            EndpointError: the server's tokens do not have a border between prefix and continuation, or are others.
+        """
+        prefix_bytes, text = self._tokenizer.decode_bytes(prefix), self._tokenizer.decode_bytes(continuation)
         if by_ids:
             start, stop = len(prefix), len(prefix) + len(continuation)
             if not stop <= len(tokens) <= stop + 1:
                 raise EndpointError(f"the server counts {len(tokens)} tokens where {stop} ids and one were sent")
         else:
-            places = {0: 0, **{end: place + 1 for place, end in enumerate(_ends(tokens, before + text))}}
-            if len(before) not in places or len(before) + len(text) not in places:
+            ends = _ends(tokens, prefix_bytes + text)
+            num_tokens_to = {0: 0, **{end: number for number, end in enumerate(ends, start=1)}}
+            text_end = len(prefix_bytes) + len(text)
+            if len(prefix_bytes) not in num_tokens_to or text_end not in num_tokens_to:
                 raise EndpointError(
                     "no token of the server begins where the scored text does: use --endpoint-api completions-ids, "
                     "if its model has the same vocabulary"
                 )
-            start, stop = places[len(before)], places[len(before) + len(text)]
-        found = tokens[start:stop]
-        shown = [token.known_bytes for token in found]
-        if b"".join(data for data in shown if data is not None) != text and None not in shown:
+            start, stop = num_tokens_to[len(prefix_bytes)], num_tokens_to[text_end]
+        scored = tokens[start:stop]
+        token_bytes = [token.known_bytes for token in scored]
+        if b"".join(data for data in token_bytes if data is not None) != text and None not in token_bytes:
             raise EndpointError(
                 "the server's tokens are not those of the scored text: has its model another vocabulary?"
             )
-        return found
+        return scored
 
 
 def within(tokens: Sequence[ServedToken], text: str) -> Sequence[ServedToken]:
-    """The tokens of a text at their beginning: without end of text, and what a stop text cut off."""
+    """The first tokens that make `text`: without the end of text, and without text that a stop text cut off."""
     return tokens[: len(_ends(tokens, text.encode("utf-8", "replace")))]
 
 
 def _ends(tokens: Sequence[ServedToken], data: bytes) -> list[int]:
-    """Where in `data` its tokens end; -1 inside a character of whose parts the server does not say the bytes.
+    """The offsets in `data` at which its tokens end; -1 for a token within a character whose bytes are unknown.
 
-    Such a character ends where the next token is found. It has at least one byte for each of its tokens.
+    A server may give parts of a character without their bytes. Such a character has at least one byte for each of its
+    tokens, and ends where the next token is found.
     """
     ends: list[int] = []
-    place = unknown = 0
+    end = num_unknown = 0
     for token in tokens:
-        if place + unknown >= len(data):
+        if end + num_unknown >= len(data):
             break
-        known = token.known_bytes
-        if known is None:
-            unknown += 1
+        token_bytes = token.known_bytes
+        if token_bytes is None:
+            num_unknown += 1
             ends.append(-1)
             continue
-        if unknown:
-            found = data.find(known, place + unknown)
-            if found < 0:
+        if num_unknown:
+            start = data.find(token_bytes, end + num_unknown)
+            if start < 0:
                 break
-            ends[-1] = place = found
-            unknown = 0
-        place += len(known)
-        ends.append(place)
-    if unknown:
+            ends[-1] = end = start
+            num_unknown = 0
+        end += len(token_bytes)
+        ends.append(end)
+    if num_unknown:
         ends[-1] = len(data)
     return ends
 
 
 def stop_among(tokens: Sequence[ServedToken], text: str, stops: Sequence[str]) -> str | None:
-    """The stop text that the tokens hold after the reply's text, where the server lists the tokens of it."""
-    held = b"".join(token.text.encode("utf-8", "replace") if token.data is None else token.data for token in tokens)
-    if not held.startswith(text.encode()):
+    """The stop text that the tokens have after the reply's text; None if the server does not list its tokens."""
+    data = b"".join(token.text.encode("utf-8", "replace") if token.data is None else token.data for token in tokens)
+    if not data.startswith(text.encode()):
         return None
-    rest = held[len(text.encode()) :]
-    return max((stop for stop in stops if rest.startswith(stop.encode())), key=len, default=None)
+    after_text = data[len(text.encode()) :]
+    return max((stop for stop in stops if after_text.startswith(stop.encode())), key=len, default=None)

@@ -1,1 +1,1 @@
-"""The engine: requests, scheduler, prefix cache and sampling, for many replies at once over one model."""
+"""The engine: requests, scheduler, prefix cache and sampling for many concurrent replies of one model."""

@@ -1,7 +1,8 @@
 """`Engine`: continuous batching of replies and scores over one model.
 
-`step` plans the rows, runs the network, chooses tokens and collects what ended. On a GPU it waits for the device at
-most once. Results do not depend on the rest of the batch (docs/design/reproducibility.md says how far, by backend).
+`step` plans the rows, runs the network, chooses tokens and collects the finished requests. On a GPU it waits for the
+device at most once. Results do not depend on the rest of the batch; docs/design/reproducibility.md states the guarantee
+of each backend.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Engine:
             )
         self.model = model
         self.tokenizer = tokenizer if tokenizer is not None else tokenizer_of(model.spec)
-        self._textless_left = set(textless_ids(self.tokenizer))
+        self._unreported_textless_ids = set(textless_ids(self.tokenizer))
         self.stats = EngineStats()
         self._clock = clock
         self._pool = model.make_pool(capacity)
@@ -127,11 +128,10 @@ class Engine:
 
     @property
     def reading(self) -> Reading:
-        """How far the long texts under way have been read."""
-        long = [each for each in self._scheduler.active if len(each.tokens) >= LONG_TEXT_TOKENS]
-        return Reading(
-            len(long), sum(each.position - each.base.depth for each in long), sum(len(each.tokens) for each in long)
-        )
+        """The progress of reading the long texts of active requests."""
+        texts = [sequence for sequence in self._scheduler.active if len(sequence.tokens) >= LONG_TEXT_TOKENS]
+        num_read = sum(text.position - text.base.depth for text in texts)
+        return Reading(len(texts), num_read, sum(len(text.tokens) for text in texts))
 
     @property
     def max_batch(self) -> int:
@@ -142,7 +142,7 @@ class Engine:
         """Register an initial state (batch size 1) for `Request.root`, for the lifetime of the engine.
 
         Raises:
-            UsageError: no memory for it is left.
+            UsageError: no memory is left for it.
             CheckpointError: the state does not fit this model.
         """
         # One more slot must stay free, or no request could ever be admitted.
@@ -151,7 +151,7 @@ class Engine:
             raise UsageError("no memory for another initial state is left", hint="raise --state-memory")
         try:
             self._pool.write([slot], state)
-        except BaseException:  # Ctrl-C too: an engine that lives on would be short of a slot
+        except BaseException:  # KeyboardInterrupt included: the engine may go on, and must not lose a slot
             self._scheduler.free_slots.append(slot)
             raise
         root = self._next_root
@@ -160,10 +160,10 @@ class Engine:
         return root
 
     def pin_prefix(self, tokens: Sequence[int], root: int = ZERO_ROOT) -> int:
-        """A root for the prefix `tokens` after `root`, which may be a pinned prefix itself.
+        """Create a root for the prefix `tokens` after `root`, which may be a pinned prefix itself.
 
         A request after a pinned prefix does not repeat the tokens before it, so a turn's cost does not grow with the
-        length of the conversation. Tokens are pinned, not a state; an evicted state is computed again.
+        length of the conversation. The tokens are pinned, not their state: an evicted state is computed again.
 
         Raises:
             ValueError: a token outside the vocabulary, or an unknown root.
@@ -172,14 +172,14 @@ class Engine:
         return self._scheduler.tree.pin_prefix(root, tuple(tokens))
 
     def unpin_prefix(self, root: int) -> None:
-        """Forget a pinned prefix, once; prefixes pinned after it, and active requests, are not affected."""
+        """Remove a pinned prefix. Prefixes pinned after it and active requests are not affected."""
         self._scheduler.tree.unpin_prefix(root)
 
     def pin_state(self, tokens: Sequence[int], root: int = ZERO_ROOT) -> Node | None:
         """Protect the deepest cached state on the path to `tokens` from eviction, until `unpin_state`.
 
         Returns:
-            A handle; None when there is no such state, or when half of all states are pinned already.
+            A handle for `unpin_state`; None when no state is cached, or when half of all states are pinned already.
 
         Raises:
             ValueError: an unknown root.
@@ -218,15 +218,15 @@ class Engine:
     ) -> int:
         """Queue the scoring of `continuation` after `prefix`; neither may be empty.
 
-        A long continuation is read in chunks, like a prompt, and its logits are dropped chunk by chunk. States at which
-        several queued texts fork are cached whatever `cache` says.
+        A long continuation is read in chunks, like a prompt, and the logits of each chunk are dropped after use. States
+        at which several queued texts fork are cached even without `cache`.
 
         Args:
             cache: keep the state at the end, for requests that continue the text.
             num_top: how many of the likeliest tokens `Score.details` has at each position; None for no details.
 
         Raises:
-            ValueError: as `submit`, or one of them is empty.
+            ValueError: as `submit`, or `prefix` or `continuation` is empty.
         """
         if not prefix or not continuation:
             raise ValueError("scoring needs at least one token in the prefix and one in the continuation")
@@ -234,7 +234,7 @@ class Engine:
         return self._submit_scoring(base, prefix, continuation, cache=cache, num_top=num_top)
 
     def cancel(self, request_id: int) -> None:
-        """End a request now; the next `step` returns its reply so far, as `cancelled`."""
+        """End a request now. The next `step` returns a reply so far as `cancelled`; a score is not returned."""
         job = self._jobs.get(request_id)
         if isinstance(job, Generation):
             self._end(job, "cancelled")
@@ -243,16 +243,16 @@ class Engine:
             self._scheduler.finish(job.sequence, cache=job.cache)
 
     def step(self) -> list[Finished]:
-        """Advance all active requests by one forward pass; returns the finished ones."""
+        """Advance all active requests by one forward pass and return the finished ones."""
         now_s = self._clock()
         self._end_overdue(now_s)
-        work = StepWork.of(self._scheduler.plan(), self._jobs)
+        work = StepWork.from_chunks(self._scheduler.plan(), self._jobs)
         if work.chunks:
             self._begin(work.chunks, now_s)
             logits = self._forward(work)
             if logits is not None and len(logits):
-                choices = self.model.choose(logits, work.wanted(self.model.spec.vocab_size))
-                work.take_details(logits, choices)
+                choices = self.model.choose(logits, work.sample_batch(self.model.spec.vocab_size))
+                work.add_details(logits, choices)
                 self._collect(work, choices)
         done, self._done = self._done, []
         return done
@@ -296,10 +296,10 @@ class Engine:
         return None if node.slot is None else self._pool.read([node.slot])
 
     def _run_until(self, ids: Sequence[int]) -> dict[int, Reply | Score]:
-        wanted, results, others = set(ids), dict[int, Reply | Score](), list[Finished]()
-        while wanted - results.keys():
+        awaited, results, others = set(ids), dict[int, Reply | Score](), list[Finished]()
+        while awaited - results.keys():
             for request_id, result in self.step():
-                if request_id in wanted:
+                if request_id in awaited:
                     results[request_id] = result
                 else:
                     others.append((request_id, result))
@@ -315,8 +315,8 @@ class Engine:
         cache: bool = True,
         num_top: int | None = None,
     ) -> int:
-        for part in (prefix, continuation):
-            check_tokens(part, self.model.spec.vocab_size)
+        for ids in (prefix, continuation):
+            check_tokens(ids, self.model.spec.vocab_size)
         first_output = base.depth + len(prefix) - 1
         tokens = array("i", prefix)
         tokens.extend(continuation)
@@ -347,11 +347,11 @@ class Engine:
     def _forward(self, work: StepWork) -> torch.Tensor | None:
         """Logits of the step; None when memory ran out and the batch size was halved instead."""
         try:
-            logits = self.model.step(work.rows(), self._pool)
+            logits = self.model.step(work.ragged_batch(), self._pool)
             self._scheduler.advance(work.chunks)
             return logits
         except BaseException as error:
-            # The states may be ahead of the positions recorded for them: none of them may be cached or continued.
+            # The states may be ahead of their recorded positions, so none may be cached or continued.
             self._scheduler.restart([chunk.sequence for chunk in work.chunks])
             for scoring, _ in work.scored:
                 scoring.start_over()
@@ -371,28 +371,28 @@ class Engine:
             self._done.append((scoring.sequence.id, scoring.score()))
         # Rows of scored texts come after those of replies.
         for job, token, logprob in zip(work.sampled, choices.tokens.tolist(), choices.logprobs.tolist(), strict=False):
-            held_back = job.holds_back
+            was_in_stop_text = job.ends_with_partial_stop
             finish_reason = job.take(token, logprob, now_s)
             if job.sequence.id not in self._jobs:
-                continue  # its own `on_text` cancelled it
-            if token in self._textless_left:
+                continue  # the request's `on_text` cancelled it
+            if token in self._unreported_textless_ids:
                 self._report_textless(token)
             if finish_reason is not None:
                 self._end(job, finish_reason)
-            elif job.wants_fallback and job.holds_back and not held_back:
+            elif job.needs_fallback and job.ends_with_partial_stop and not was_in_stop_text:
                 self._save_fallback(job)
 
     def _report_textless(self, token: int) -> None:
-        """Say, once for each id, that a reply holds a token without text: its text and its tokens do not agree."""
-        self._textless_left.discard(token)
+        """Warn, once per id, of a token without text in a reply, whose text and tokens then disagree."""
+        self._unreported_textless_ids.discard(token)
         _log.warning(
-            "the model chose token id %d, which no text of the vocabulary (%s) stands for; is it the model's "
-            "vocabulary? --ban %d excludes the id",
+            "the model chose token id %d, which has no text in the vocabulary (%s); is this the model's vocabulary? "
+            "--ban %d excludes the id",
             *(token, self.tokenizer.name, token),
         )
 
     def _save_fallback(self, job: Generation) -> None:
-        """Save the state before the last token, which may begin a stop text and has not been read yet."""
+        """Save the state before the last token, which may begin a stop text; the network has not read it yet."""
         slot = job.fallback[0] if job.fallback is not None else self._scheduler.take_slot()
         if slot is not None:
             assert job.sequence.slot is not None
@@ -411,7 +411,7 @@ class Engine:
         del self._jobs[job.sequence.id]
         if job.fallback is not None:
             slot, length = job.fallback
-            self._scheduler.give_back(job.sequence, slot, length, cache=finish_reason == "stop")
+            self._scheduler.cache_or_free(job.sequence, slot, length, cache=finish_reason == "stop")
         self._scheduler.finish(job.sequence, cache=finish_reason != "error")
         self.stats.num_prompt_cached += reply.num_cached
         self.stats.num_prompt_read += reply.num_prompt - reply.num_cached

@@ -1,4 +1,4 @@
-"""Prefix tree: which token sequences have been read, and the recurrent states cached after them."""
+"""`PrefixTree`: the token sequences that requests share, and the recurrent states cached after them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Node:
 
     Attributes:
         slot: the pool slot with the state after these tokens, if that is cached.
-        num_pending: requests, not yet fully read, that end at or below this node and begin above it.
+        num_pending: number of requests whose unread prompt passes through or ends at this node.
         reader: the request that will reach this node and cache a state here.
         num_state_pins: while above 0, the state here is not evicted.
-        num_pins: while above 0, the node stays in the tree, with a state or without.
+        num_pins: while above 0, the node stays in the tree, even without a state.
     """
 
     edge: Tokens
@@ -32,7 +32,7 @@ class Node:
     num_pins: int = 0
 
     def path(self, base: Node | None = None) -> Iterator[Node]:
-        """This node and its ancestors, deepest first; only those below `base` when that is given."""
+        """This node and its ancestors, deepest first, down from `base` (exclusive) or the root (inclusive)."""
         node: Node | None = self
         while node is not None and node is not base:
             yield node
@@ -40,7 +40,7 @@ class Node:
 
 
 class PrefixTree:
-    """Finds and splits prefixes; caches and evicts their states, least recently used first."""
+    """Finds and splits prefixes, caches their states, and evicts the least recently used ones."""
 
     def __init__(self) -> None:
         self._roots: dict[int, Node] = {}
@@ -54,7 +54,7 @@ class PrefixTree:
         return len(self._cached)
 
     def add_root(self, root: int, slot: int | None) -> None:
-        """Begin a tree under the initial state in `slot` (None: the zero state). Roots are never evicted."""
+        """Add a root for the initial state in `slot` (None: the zero state). Roots are never evicted."""
         self._roots[root] = Node(edge=(), parent=None, depth=0, slot=slot)
 
     def base(self, root: int) -> Node:
@@ -69,7 +69,7 @@ class PrefixTree:
         return node
 
     def pin_prefix(self, root: int, tokens: Tokens) -> int:
-        """A root, numbered below 0, for the prefix `tokens` after `root`; valid until `unpin_prefix`."""
+        """A root, with a negative number, for the prefix `tokens` after `root`; valid until `unpin_prefix`."""
         node = self.insert(root, tokens)
         self.pin(node)
         self._num_pinned_prefixes += 1
@@ -81,11 +81,11 @@ class PrefixTree:
         self.unpin(self._roots.pop(root))
 
     def insert(self, root: int, tokens: Tokens) -> Node:
-        """The node of exactly `tokens` after `root`, created (and others split) where needed."""
+        """The node of exactly `tokens` after `root`; creates it, and splits an edge, if needed."""
         return self.extend(self.base(root), tokens)
 
     def extend(self, base: Node, tokens: Tokens) -> Node:
-        """Like `insert`, after any node."""
+        """Like `insert`, but after the node `base`."""
         node, offset = base, 0
         while offset < len(tokens):
             child = node.children.get(tokens[offset])
@@ -121,7 +121,7 @@ class PrefixTree:
         self._prune(node)
 
     def deepest_cached(self, node: Node) -> Node:
-        """The nearest ancestor of `node`, or itself, that has a state; the root if there is no other."""
+        """The deepest node on the path to `node` that has a state; the root if no other has one."""
         for ancestor in node.path():
             if ancestor.slot is not None or ancestor.parent is None:
                 if ancestor.slot in self._cached:
@@ -130,7 +130,7 @@ class PrefixTree:
         raise AssertionError("every path ends in a root")
 
     def store(self, node: Node, slot: int) -> bool:
-        """Cache the state in `slot` at `node`; False when the node has one already (the slot is not taken)."""
+        """Cache the state in `slot` at `node`. Returns False, and does not take the slot, if the node has a state."""
         if node.slot is not None or node.parent is None:
             if node.slot in self._cached:
                 self._cached.move_to_end(node.slot)
@@ -149,7 +149,7 @@ class PrefixTree:
         return None if node.parent is None else node
 
     def evict_oldest(self) -> int | None:
-        """Evict the least recently used state that is not pinned; its slot, or None."""
+        """Evict the least recently used state that is not pinned; returns its slot, None if there is none."""
         for slot, node in self._cached.items():
             if node.num_state_pins == 0:
                 del self._cached[slot]
@@ -159,7 +159,7 @@ class PrefixTree:
         return None
 
     def _split(self, node: Node, length: int) -> Node:
-        """Put a node after the first `length` tokens of `node`'s edge; returns it."""
+        """Insert a node after the first `length` tokens of `node`'s edge; returns the new node."""
         assert node.parent is not None
         upper = Node(
             edge=node.edge[:length],

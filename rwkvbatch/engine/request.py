@@ -1,4 +1,4 @@
-"""Requests and replies of the engine, as plain values without torch."""
+"""Requests and results of the engine, as plain values without torch."""
 
 from __future__ import annotations
 
@@ -50,16 +50,17 @@ class Request:
         sampling: how tokens are chosen.
         noise: the key of the random numbers.
         max_tokens: the most tokens of the reply.
-        max_seconds: the reply ends at the first step that begins this long after its first one.
+        max_seconds: the reply ends at the first step that begins this many seconds after its first step.
         stop: texts that end the reply; not part of `Reply.text`.
-        closing: the text that closes a turn (the template's blank line); added to `Reply.history` if the reply did not
-            end with it.
+        closing: the text that closes a turn (the template's blank line); added to `Reply.history` unless the reply ends
+            with it.
         root: what the tokens follow: an initial state (`Engine.add_root`) or a pinned prefix (`Engine.pin_prefix`).
-        messages: the dialogue that `tokens` write out, for a served model whose own template makes the prompt.
-        num_top: how many of the likeliest tokens `Reply.details` has at each position; None for no details.
-        on_text: called with each new piece of text once it can be part of neither a stop text nor an incomplete
+        messages: the dialogue that `tokens` encode, for served models, which apply a template of their own.
+        num_top: number of likeliest tokens per position in `Reply.details`; None for no details.
+        on_text: called with each new piece of text, as soon as it cannot belong to a stop text or an incomplete
             character.
-        on_details: called with the details of each token, before the text that it completes; needs `num_top`.
+        on_details: called with the details of each token, before `on_text` with the text that it completes; needs
+            `num_top`.
     """
 
     tokens: tuple[int, ...]
@@ -79,18 +80,18 @@ class Request:
         changed = [
             f"{name}={value!r}"
             for name in _SHOWN_IF_CHANGED
-            if (value := getattr(self, name)) != getattr(_PLAIN_REQUEST, name)
+            if (value := getattr(self, name)) != getattr(_DEFAULT_REQUEST, name)
         ]
         return f"Request({', '.join([f'tokens={_shown_ids(self.tokens)}', *changed])})"
 
 
-_PLAIN_REQUEST = Request(())
+_DEFAULT_REQUEST = Request(())
 _SHOWN_IF_CHANGED = ("sampling", "noise", "max_tokens", "max_seconds", "stop", "closing", "root", "num_top")
 
 
-def _shown_ids(ids: Sequence[int], most: int = 6) -> str:
-    shown = ", ".join(map(str, ids[:most]))
-    return f"<{len(ids)}: {shown}{', ...' if len(ids) > most else ''}>"
+def _shown_ids(ids: Sequence[int], max_shown: int = 6) -> str:
+    shown = ", ".join(map(str, ids[:max_shown]))
+    return f"<{len(ids)}: {shown}{', ...' if len(ids) > max_shown else ''}>"
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,12 @@ class ReplyTiming:
 
 @dataclass(frozen=True)
 class TokenDetails:
-    """One position under the model's own distribution.
+    """The token at one position and its alternatives, under the model's own distribution.
 
     Attributes:
-        token: its token, end of text (0) included. logprob: of the token, natural log.
-        top: the likeliest tokens and their log-probabilities, the likeliest first, the smaller id among equals.
+        token: the token id; may be end of text (0).
+        logprob: natural-log probability of the token.
+        top: the likeliest tokens and their log-probabilities, likeliest first, equal ones by id.
     """
 
     token: int
@@ -126,13 +128,15 @@ class Reply:
         text: decoded, without the stop text, not stripped.
         ids: the reply's tokens, those of the stop text included, end of text (0) excluded.
         history: the tokens that the next turn's prompt follows, after the same root: the request's tokens, the reply's
-            and the closing text, without the tokens of a stop text other than `closing` and the line ends before it.
-        finish_reason: `stop` a stop text, `eos` token 0, `length`, `time`, `cancelled` by `Engine.cancel`, or `error`.
+            and the closing text. A stop text other than `closing`, and the line ends before it, are left out.
+        finish_reason: `stop` (a stop text), `eos` (token 0), `length`, `time`, `cancelled` (by `Engine.cancel`) or
+            `error`.
         stopped_by: the stop text, when `finish_reason` is `stop`.
         logprobs: natural-log probability of each of `ids` under the model's own distribution.
-        num_prompt: tokens before the reply, from the initial state on. num_cached: how many of them were cached.
+        num_prompt: number of tokens before the reply, from the initial state on.
+        num_cached: how many of them were cached.
         error: what went wrong, when `finish_reason` is `error`.
-        details: of each sampled token, that of `eos` included; empty unless `Request.num_top` asks for them.
+        details: one for each sampled token, including token 0 of `eos`; empty if `Request.num_top` is None.
     """
 
     text: str
@@ -164,8 +168,9 @@ class Score:
     Attributes:
         logprobs: natural log, one for each token of the continuation; an array of fp32, as documents are long.
         num_matched: number of tokens that were the likeliest at their position.
-        unavailable: why there are none, where a served model gives none of any text. error: why this text has none.
-        details: of each token; empty unless `Engine.submit_score` was asked for them.
+        unavailable: why a served model returns no log-probabilities for any text.
+        error: why there are none for this text.
+        details: one for each token; empty unless `Engine.submit_score` was asked for them.
     """
 
     logprobs: Sequence[float]
@@ -187,7 +192,7 @@ class Score:
 class EngineStats:
     """Counts since construction.
 
-    `num_prompt_read` and `num_prompt_cached` add up to the prompts' tokens; what a server read again is not known.
+    `num_prompt_read` and `num_prompt_cached` add up to the prompts' tokens. What a server reads again is unknown.
     """
 
     num_steps: int = 0
@@ -199,15 +204,17 @@ class EngineStats:
 
 
 LONG_TEXT_TOKENS = 4096
-"""From this length on, how far a text has been read is part of a run's progress."""
+"""Length from which a text's reading progress is reported as part of a run's progress."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How far the long prompts and texts under way have been read.
+    """The progress of reading the long prompts and texts of active requests.
 
     Attributes:
-        num_texts: of at least `LONG_TEXT_TOKENS`. num_read, num_tokens: tokens of all of them, read and in all.
+        num_texts: number of texts of at least `LONG_TEXT_TOKENS`.
+        num_read: number of their tokens that have been read.
+        num_tokens: number of all their tokens.
     """
 
     num_texts: int = 0
@@ -221,7 +228,7 @@ class Reading:
 
     @property
     def share_of_texts(self) -> float:
-        """The number of texts times the share of their tokens that has been read."""
+        """`num_texts` times the share of their tokens that has been read."""
         return self.num_texts * self.num_read / self.num_tokens if self.num_tokens else 0.0
 
 
@@ -239,14 +246,14 @@ def closed_history(
     """The tokens that the next turn's prompt follows.
 
     Args:
-        prompt: all tokens that the reply followed.
+        prompt: all tokens before the reply.
         reply: the reply's tokens, without end of text.
         stopped_by: the stop text, when `finish_reason` is `stop`.
         closing: the text that closes a turn.
 
     Returns:
-        `prompt` + `reply` if the reply ended with `closing`; else `closing` is added, and the tokens of another stop
-        text and the line ends before it are removed.
+        `prompt` + `reply` if the reply ended with `closing`. Otherwise another stop text, with the line ends before it,
+        is removed, and `closing` is added.
     """
     if finish_reason == "stop" and stopped_by == closing:
         return (*prompt, *reply)
@@ -259,13 +266,14 @@ def closed_history(
 
 
 def _before_stop(tokenizer: Tokenizer, reply: tuple[int, ...], stopped_by: str) -> tuple[int, ...]:
+    """The reply's tokens up to the stop text; a token that overlaps it is replaced by those of its remaining text."""
     text = tokenizer.decode_bytes(reply)
     text = text[: text.find(stopped_by.encode())].rstrip(b"\n")
-    whole, length = 0, 0
+    num_kept, num_bytes = 0, 0
     for token in reply:
         size = len(tokenizer.token_bytes(token))
-        if length + size > len(text):
+        if num_bytes + size > len(text):
             break
-        whole, length = whole + 1, length + size
-    rest = text[length:].decode("utf-8", errors="ignore")
-    return (*reply[:whole], *tokenizer.encode(rest))
+        num_kept, num_bytes = num_kept + 1, num_bytes + size
+    remainder = text[num_bytes:].decode("utf-8", errors="ignore")
+    return (*reply[:num_kept], *tokenizer.encode(remainder))

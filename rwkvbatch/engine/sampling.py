@@ -1,4 +1,4 @@
-"""Penalties of replies, and the arrays of one choice of tokens for the model.
+"""Penalties of replies, and the `SampleBatch` of a step.
 
 Penalties are those of ChatRWKV's `API_DEMO_CHAT.py`: logit -= presence_penalty + count * frequency_penalty
 for every token that is already in the reply; each step all counts are multiplied by `penalty_decay`, then the new
@@ -31,23 +31,23 @@ _ORDER_BITS = {
 
 @lru_cache(maxsize=64)
 def exempt_tokens(tokenizer: Tokenizer, texts: tuple[str, ...]) -> frozenset[int]:
-    """Ids of the tokens whose text is a part of one of `texts`; a token that is no whole characters is not."""
+    """Ids of the tokens whose text is a substring of one of `texts`; tokens of incomplete characters are excluded."""
     if not texts:
         return frozenset()
-    found: set[int] = set()
+    exempt: set[int] = set()
     longest = max(len(text.encode("utf-8", "surrogatepass")) for text in texts)
     for token in range(tokenizer.vocab_size):
         data = tokenizer.token_bytes(token)
         if 0 < len(data) <= longest:
             with suppress(UnicodeDecodeError):
-                part = data.decode("utf-8")
-                if any(part in text for text in texts):
-                    found.add(token)
-    return frozenset(found)
+                token_text = data.decode("utf-8")
+                if any(token_text in text for text in texts):
+                    exempt.add(token)
+    return frozenset(exempt)
 
 
 class Penalties:
-    """Penalties of one reply: its banned tokens, and the decayed counts of its tokens.
+    """Penalties of one reply: the banned tokens and the decayed counts of its tokens.
 
     Args:
         exempt: tokens that are never counted: only the presence penalty is subtracted from their logits.
@@ -56,15 +56,15 @@ class Penalties:
     def __init__(self, sampling: Sampling, exempt: frozenset[int] = frozenset()) -> None:
         self._sampling = sampling
         self._exempt = exempt
-        self._counting = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
+        self._has_penalties = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
         self._banned = np.array(sorted(set(sampling.banned_token_ids)), dtype=np.int64)
         self._index: dict[int, int] = {}
         self._ids = np.empty(16, dtype=np.int64)
         self._counts = np.zeros(16, dtype=np.float64)
 
     def count(self, token: int) -> None:
-        """Count `token`, which was added to the reply."""
-        if not self._counting:
+        """Decay all counts, then count `token`, which was added to the reply."""
+        if not self._has_penalties:
             return
         num_seen = len(self._index)
         self._counts[:num_seen] *= self._sampling.penalty_decay
@@ -79,7 +79,7 @@ class Penalties:
             self._counts[index] += 1.0
 
     def subtracted(self, vocab_size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Token ids, and what is subtracted from their logits: infinity for banned tokens."""
+        """Token ids and the values to subtract from their logits; infinity for banned tokens."""
         banned = self._banned[self._banned < vocab_size] if len(self._banned) else self._banned
         num_seen = len(self._index)
         ids = np.concatenate([self._ids[:num_seen], banned]) if num_seen else banned
@@ -101,7 +101,7 @@ class SampleRow:
 
 
 def _least_score(sampling: Sampling) -> float:
-    """ln(min_p) in units of the logits: tokens below it have less than `min_p` times the largest probability."""
+    """ln(min_p) in units of the logits. Tokens whose logit, less the largest one, is below it are dropped."""
     if sampling.min_p == 0:
         return -math.inf
     first = ORDERS[sampling.order].temperature_first
@@ -111,30 +111,30 @@ def _least_score(sampling: Sampling) -> float:
 def likeliest(
     logits: torch.Tensor, tokens: Sequence[int], logprobs: Sequence[float], counts: Sequence[int]
 ) -> list[tuple[tuple[int, float], ...]]:
-    """The `counts[r]` likeliest tokens of each row of `logits` [R, vocab_size] and their log-probabilities.
+    """The `counts[r]` likeliest tokens of each row r of `logits` [R, vocab_size], and their log-probabilities.
 
     Args:
-        tokens, logprobs: of each row, one token (-1 for none: its row's list is empty) and its log-probability, from
-            which the others' follow: log p(i) = log p(j) + logit(i) - logit(j).
+        tokens: one token per row; -1 for none, which gives an empty list.
+        logprobs: its log-probability, from which the others follow: log p(i) = log p(token) + logit(i) - logit(token).
     """
-    found: list[tuple[tuple[int, float], ...]] = [()] * len(tokens)
+    tops: list[tuple[tuple[int, float], ...]] = [()] * len(tokens)
     for count in set(counts) - {0}:
-        rows = [row for row, wanted in enumerate(counts) if wanted == count and tokens[row] >= 0]
+        rows = [row for row, row_count in enumerate(counts) if row_count == count and tokens[row] >= 0]
         if not rows:
             continue
-        part = logits[rows]
-        values, ids = part.topk(min(count, part.shape[1]), dim=1)
-        own_values: list[float] = logits[rows, [tokens[row] for row in rows]].cpu().numpy().tolist()
-        top_values: list[list[float]] = values.cpu().numpy().tolist()
+        row_logits = logits[rows]
+        values, ids = row_logits.topk(min(count, row_logits.shape[1]), dim=1)
+        token_logits: list[float] = logits[rows, [tokens[row] for row in rows]].cpu().numpy().tolist()
+        top_logits: list[list[float]] = values.cpu().numpy().tolist()
         top_ids: list[list[int]] = ids.cpu().numpy().tolist()
-        for row, own, top, of_top in zip(rows, own_values, top_values, top_ids, strict=True):
-            pairs = sorted(zip(of_top, top, strict=True), key=lambda pair: (-pair[1], pair[0]))
-            found[row] = tuple((token, logprobs[row] + (value - own)) for token, value in pairs)
-    return found
+        for row, token_logit, row_top, row_ids in zip(rows, token_logits, top_logits, top_ids, strict=True):
+            pairs = sorted(zip(row_ids, row_top, strict=True), key=lambda pair: (-pair[1], pair[0]))
+            tops[row] = tuple((token, logprobs[row] + (logit - token_logit)) for token, logit in pairs)
+    return tops
 
 
-def gather(rows: Sequence[SampleRow], given: Sequence[int], vocab_size: int) -> SampleBatch:
-    """The arrays of one choice of tokens: `rows` to sample from, then one row for each of the `given` tokens."""
+def gather(rows: Sequence[SampleRow], target_ids: Sequence[int], vocab_size: int) -> SampleBatch:
+    """The `SampleBatch` of `rows` to sample from, followed by one row for each of the `target_ids`."""
     penalties = [row.penalties.subtracted(vocab_size) for row in rows]
     return SampleBatch(
         temperature=np.array([row.sampling.temperature for row in rows], dtype=np.float32),
@@ -148,5 +148,5 @@ def gather(rows: Sequence[SampleRow], given: Sequence[int], vocab_size: int) -> 
         turns=np.array([row.turn for row in rows], dtype=np.int64),
         steps=np.array([row.step for row in rows], dtype=np.int64),
         least_scores=np.array([_least_score(row.sampling) for row in rows], dtype=np.float64),
-        given=np.array(given, dtype=np.int64),
+        target_ids=np.array(target_ids, dtype=np.int64),
     )

@@ -1,7 +1,8 @@
-"""Scheduler: the token rows of each step. Requests join and leave at every step; prefill and decode rows share it.
+"""Scheduler: chooses the token rows of each step.
 
-The scheduler copies states between slots without looking into them and needs no model. Its decisions depend on the
-order of submission only, never on the clock.
+Requests join and leave at every step. Prefill and decode rows share a step.
+The scheduler copies states between slots without reading them and needs no model. Its decisions depend on the order of
+submission only, never on the clock.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from rwkvbatch.engine.prefix_cache import Node, PrefixTree
 from rwkvbatch.model.base import StatePool
 
 MIN_SHARED_ROWS = 32
-"""A state is cached where prompts fork if that saves at least this many token rows."""
+"""The state at a fork of prompts is cached if that saves at least this many token rows."""
 
 
 @dataclass(eq=False, slots=True)
@@ -29,11 +30,11 @@ class SequenceState:
         tokens: all tokens known so far: the prompt, then generated ones; 4 bytes each (array type `i`).
         num_prompt: the length of the prompt.
         position: number of tokens that have been read.
-        num_cached: number of prompt tokens that did not have to be read.
+        num_cached: number of prompt tokens whose state came from the cache.
         slot: the pool slot of the state after `position` tokens, while the request is active.
         node: the tree node at the end of the prompt's cacheable part, until that part has been read.
-        num_unread_at_end: how many of the prompt's last tokens are never taken from the cache, since their logits are
-            needed: the last one, or all from which a continuation is scored.
+        num_unread_at_end: number of last prompt tokens that are never taken from the cache, since their logits are
+            needed: one for a reply, those that predict the continuation for a score.
     """
 
     id: int
@@ -68,8 +69,8 @@ class Chunk:
     stop: int
 
     @property
-    def ends(self) -> bool:
-        """Whether it ends with the last token known."""
+    def reaches_end(self) -> bool:
+        """Whether its last token is the last one of the sequence so far."""
         return self.stop == self.sequence.end
 
 
@@ -109,8 +110,8 @@ class Scheduler:
         decoding = [sequence for sequence in self.active if sequence.num_unread == 1]
         prompts = [sequence for sequence in self.active if sequence.num_unread > 1]
         chunks = [Chunk(sequence, sequence.position, sequence.position + 1) for sequence in decoding]
-        # Prompts get the rows that decodes leave, but at least a quarter. They share them equally, and short ones pass
-        # on what they do not use, so that a long prompt does not delay the first token of others.
+        # Prompts get the rows that decodes leave, at least a quarter. They get equal shares, and short prompts leave
+        # their unused rows to longer ones, so that a long prompt does not delay the first token of others.
         budget = max(self.step_rows - len(chunks), self.step_rows // 4, 1)
         prompts.sort(key=lambda sequence: sequence.num_unread)
         for index, sequence in enumerate(prompts):
@@ -123,7 +124,7 @@ class Scheduler:
         return chunks
 
     def advance(self, chunks: Iterable[Chunk]) -> None:
-        """Record that the step has read `chunks`."""
+        """Record that the model has read `chunks`."""
         for chunk in chunks:
             sequence = chunk.sequence
             sequence.position = chunk.stop
@@ -132,18 +133,18 @@ class Scheduler:
                 self._end_pending(sequence)
 
     def finish(self, sequence: SequenceState, *, cache: bool) -> None:
-        """Remove `sequence`; with `cache` its state goes into the tree for requests that continue it."""
+        """Remove `sequence`; with `cache`, keep its state in the tree for requests that continue it."""
         self._end_pending(sequence)
         if sequence.slot is None:
             self.waiting.remove(sequence)
         else:
             self.active.remove(sequence)
-            self.give_back(sequence, sequence.slot, sequence.position, cache=cache)
+            self.cache_or_free(sequence, sequence.slot, sequence.position, cache=cache)
             sequence.slot = None
         self.tree.unpin(sequence.base)
 
-    def give_back(self, sequence: SequenceState, slot: int, length: int, *, cache: bool) -> None:
-        """Free `slot`, or with `cache` put it into the tree as the state after `length` tokens of `sequence`."""
+    def cache_or_free(self, sequence: SequenceState, slot: int, length: int, *, cache: bool) -> None:
+        """Cache the state in `slot`, which is after `length` tokens of `sequence`; without `cache`, free the slot."""
         if cache and length > 0:
             node = self.tree.extend(sequence.base, tuple(sequence.part(sequence.base.depth, length)))
             if self.tree.store(node, slot):
@@ -152,35 +153,35 @@ class Scheduler:
 
     def restart(self, sequences: Iterable[SequenceState]) -> None:
         """Discard the states of active `sequences` and queue them again, before all others."""
-        returned = list(sequences)
-        for sequence in returned:
+        restarted = list(sequences)
+        for sequence in restarted:
             self.active.remove(sequence)
             self._end_pending(sequence)
             assert sequence.slot is not None
             self.free_slots.append(sequence.slot)
             sequence.slot, sequence.position, sequence.num_cached = None, 0, 0
             self._begin_pending(sequence)
-        self.waiting[:0] = returned
+        self.waiting[:0] = restarted
 
     def take_slot(self) -> int | None:
         """A slot for a state: a free one, or that of the least recently used cached state; None if all are in use."""
         return self.free_slots.pop() if self.free_slots else self.tree.evict_oldest()
 
     def _move_base_to_state(self, sequence: SequenceState) -> None:
-        """Move `base` up to the nearest ancestor with a state: the tokens in between have to be read."""
+        """Move `base` up to the nearest ancestor with a state, and add the tokens in between to `tokens`."""
         start = self.tree.deepest_cached(sequence.base)
         if start is sequence.base:
             return
         self._end_pending(sequence)
-        before = [node.edge for node in sequence.base.path(start)]
-        sequence.tokens[:0] = array("i", chain.from_iterable(reversed(before)))
+        edges = [node.edge for node in sequence.base.path(start)]
+        sequence.tokens[:0] = array("i", chain.from_iterable(reversed(edges)))
         self.tree.pin(start)
         self.tree.unpin(sequence.base)
         sequence.base = start
 
     def _begin_pending(self, sequence: SequenceState) -> None:
-        known = tuple(sequence.tokens[: -sequence.num_unread_at_end])
-        sequence.node = self.tree.extend(sequence.base, known)
+        cacheable = tuple(sequence.tokens[: -sequence.num_unread_at_end])
+        sequence.node = self.tree.extend(sequence.base, cacheable)
         self.tree.begin_pending(sequence.node, sequence.base)
 
     def _end_pending(self, sequence: SequenceState) -> None:
@@ -189,6 +190,7 @@ class Scheduler:
             sequence.node = None
 
     def _admit(self) -> None:
+        """Activate waiting requests while slots and batch places are free."""
         still_waiting: list[SequenceState] = []
         for index, sequence in enumerate(self.waiting):
             if len(self.active) >= self.max_batch:
@@ -203,23 +205,28 @@ class Scheduler:
             if self._is_read_by_another(sequence.node, start):
                 still_waiting.append(sequence)
                 continue
-            start.num_state_pins += 1
+            start.num_state_pins += 1  # taking a slot must not evict this state
             slot = self.take_slot()
             start.num_state_pins -= 1
             if slot is None:
                 still_waiting.extend(self.waiting[index:])
                 break
-            if start.slot is None:
-                self.pool.clear(slot)
-            else:
-                self.pool.copy(start.slot, slot)
-            sequence.slot = slot
-            sequence.position = sequence.num_cached = start.depth
-            self.active.append(sequence)
-            self._claim_forks(sequence)
-            if sequence.position >= sequence.node.depth:
-                self._end_pending(sequence)
+            self._activate(sequence, start, slot)
         self.waiting = still_waiting
+
+    def _activate(self, sequence: SequenceState, start: Node, slot: int) -> None:
+        """Begin reading `sequence` in `slot` from the state at `start`."""
+        assert sequence.node is not None
+        if start.slot is None:
+            self.pool.clear(slot)
+        else:
+            self.pool.copy(start.slot, slot)
+        sequence.slot = slot
+        sequence.position = sequence.num_cached = start.depth
+        self.active.append(sequence)
+        self._claim_forks(sequence)
+        if sequence.position >= sequence.node.depth:
+            self._end_pending(sequence)
 
     def _is_read_by_another(self, node: Node, start: Node) -> bool:
         """Whether an active request will cache a state between `start` and `node`."""
@@ -230,11 +237,11 @@ class Scheduler:
         if sequence.node is None:
             return
         for ancestor in sequence.node.path():
-            length = ancestor.depth - sequence.position
-            if length <= 0:
+            num_rows = ancestor.depth - sequence.position
+            if num_rows <= 0:
                 break
-            saved = (ancestor.num_pending - 1) * length
-            if ancestor.slot is None and ancestor.reader is None and saved >= MIN_SHARED_ROWS:
+            num_saved = (ancestor.num_pending - 1) * num_rows
+            if ancestor.slot is None and ancestor.reader is None and num_saved >= MIN_SHARED_ROWS:
                 ancestor.reader = sequence.id
 
     def _next_fork(self, sequence: SequenceState) -> int:
@@ -249,6 +256,7 @@ class Scheduler:
         return depth
 
     def _cache_fork(self, sequence: SequenceState) -> None:
+        """Cache the state of `sequence` if it has reached a fork that it claimed."""
         if sequence.node is None:
             return
         for ancestor in sequence.node.path():

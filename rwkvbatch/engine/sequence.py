@@ -1,4 +1,4 @@
-"""Replies and scores in progress, and the work of one step: the token rows to read and the use of their logits."""
+"""Replies and scores in progress, and the work of one step: its token rows and the use of their logits."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Generation:
     """A reply in progress.
 
     Attributes:
-        fallback: slot and length of the state before the token in which a possible stop text began; cached when that
-            stop text ends the reply.
+        fallback: slot and length of the state before the token in which a possible stop text began. It is cached when
+            that stop text ends the reply.
     """
 
     def __init__(self, request: Request, sequence: SequenceState, tokenizer: Tokenizer, now_s: float) -> None:
@@ -51,12 +51,16 @@ class Generation:
         self._first_logits_s: float | None = None
 
     @property
-    def wants_fallback(self) -> bool:
-        """Whether it has a stop text that would not be part of the history."""
+    def num_top(self) -> int | None:
+        return self.request.num_top
+
+    @property
+    def needs_fallback(self) -> bool:
+        """Whether one of the stop texts is left out of the history."""
         return any(stop != self.request.closing for stop in self.request.stop)
 
     @property
-    def holds_back(self) -> bool:
+    def ends_with_partial_stop(self) -> bool:
         """Whether the text so far ends with the beginning of a stop text."""
         return bool(self._stream.held)
 
@@ -65,7 +69,7 @@ class Generation:
         return limit_s is not None and started_s is not None and now_s - started_s >= limit_s
 
     def begin(self, now_s: float) -> None:
-        """Record the time at which its first row is read."""
+        """Record the time at which its first prompt row is read."""
         if self._started_s is None:
             self._started_s = now_s
 
@@ -74,7 +78,7 @@ class Generation:
         return SampleRow(self.request.sampling, self._penalties, self._noise_key, noise.turn, len(self.ids))
 
     def take(self, token: int, logprob: float, now_s: float) -> FinishReason | None:
-        """Add a sampled token, -1 if none could be chosen; returns why the reply ended, or None."""
+        """Add a sampled token (-1: none could be chosen). Returns the reason if the reply ended, else None."""
         if self._first_logits_s is None:
             self._first_logits_s = now_s
         if token < 0:
@@ -129,12 +133,14 @@ class Generation:
 
 @dataclass
 class Scoring:
-    """A score in progress: the log-probabilities known so far of a continuation, whose tokens `sequence` has.
+    """A score in progress: the log-probabilities of a continuation so far.
 
     Attributes:
-        last: the last token of the continuation, which is not read. num_tokens: the length of the continuation.
+        sequence: the tokens of the prefix and of the continuation, the last one excluded.
+        last: the last token of the continuation, which the network does not read.
+        num_tokens: the length of the continuation.
         first_output: the position of the prefix's last token, whose logits predict the first token of the continuation.
-        cache: whether its last state is cached, for requests that continue the text.
+        cache: whether the last state is cached, for requests that continue the text.
         num_top: as `Request.num_top`.
     """
 
@@ -152,24 +158,24 @@ class Scoring:
     def is_complete(self) -> bool:
         return len(self.logprobs) == self.num_tokens
 
-    def given(self, chunk: Chunk) -> array[int]:
+    def targets(self, chunk: Chunk) -> array[int]:
         """The tokens of the continuation that the last rows of `chunk` predict, one per row."""
         tokens = self.sequence.part(max(chunk.start, self.first_output) + 1, chunk.stop + 1)
-        if chunk.ends:
+        if chunk.reaches_end:
             tokens.append(self.last)
         return tokens
 
-    def take(self, given: Sequence[int], likeliest: Sequence[int], logprobs: Sequence[float]) -> None:
-        """Add the results of the next tokens, `given`."""
+    def take(self, targets: Sequence[int], likeliest: Sequence[int], logprobs: Sequence[float]) -> None:
+        """Add the log-probabilities of the next `targets`, and compare these with the likeliest tokens."""
         self.logprobs.extend(logprobs)
-        self.num_matched += sum(map(eq, likeliest, given))
+        self.num_matched += sum(map(eq, likeliest, targets))
 
     def add_details(self, details: TokenDetails) -> None:
         """Add the details of a token."""
         self.details.append(details)
 
     def start_over(self) -> None:
-        """Discard the results, since the text is read again from its beginning."""
+        """Discard the results: the text is read again from its beginning."""
         del self.logprobs[:]
         del self.details[:]
         self.num_matched = 0
@@ -186,10 +192,10 @@ class StepWork:
     """The chunks of one step and the use of their logits, which are in the order of the chunks.
 
     Attributes:
-        chunks: the chunks of replies, then those of scores, so that the first logits are those to sample from.
-        num_outputs: the number of last rows of each chunk whose logits are wanted.
+        chunks: the chunks of replies, then those of scores, so that the rows to sample from come first.
+        num_outputs: for each chunk, how many of its last rows need logits.
         sampled: the replies that get a token, one row of logits each.
-        scored: the scores, each with the tokens that rows of this step predict, one row of logits per token.
+        scored: the scores, each with its target tokens in this step, one row of logits per token.
     """
 
     chunks: list[Chunk]
@@ -198,59 +204,64 @@ class StepWork:
     scored: list[tuple[Scoring, array[int]]]
 
     @classmethod
-    def of(cls, chunks: Iterable[Chunk], jobs: Mapping[int, Job]) -> StepWork:
-        """The work of sequence `chunks`, each for the job with the id of its sequence."""
+    def from_chunks(cls, chunks: Iterable[Chunk], jobs: Mapping[int, Job]) -> StepWork:
+        """The work of `chunks`; `jobs` are keyed by the id of their sequence."""
         pairs = [(chunk, jobs[chunk.sequence.id]) for chunk in chunks]
         replies = [(chunk, job) for chunk, job in pairs if isinstance(job, Generation)]
         texts = [(chunk, job) for chunk, job in pairs if isinstance(job, Scoring)]
-        scored = [(job, job.given(chunk)) for chunk, job in texts]
+        scored = [(job, job.targets(chunk)) for chunk, job in texts]
         return cls(
             chunks=[chunk for chunk, _ in (*replies, *texts)],
-            num_outputs=[int(chunk.ends) for chunk, _ in replies] + [len(given) for _, given in scored],
-            sampled=[job for chunk, job in replies if chunk.ends],
+            num_outputs=[int(chunk.reaches_end) for chunk, _ in replies] + [len(targets) for _, targets in scored],
+            sampled=[job for chunk, job in replies if chunk.reaches_end],
             scored=scored,
         )
 
-    def rows(self) -> RaggedBatch:
-        """The batch for the model."""
+    def ragged_batch(self) -> RaggedBatch:
+        """The token rows for the model."""
         starts = [0, *accumulate(chunk.stop - chunk.start for chunk in self.chunks)]
         tokens = [token for chunk in self.chunks for token in chunk.sequence.part(chunk.start, chunk.stop)]
         outputs = [
             row for stop, count in zip(starts[1:], self.num_outputs, strict=True) for row in range(stop - count, stop)
         ]
         slots = [chunk.sequence.slot for chunk in self.chunks]
-        return RaggedBatch(*(np.array(part, dtype=np.int64) for part in (tokens, starts, slots, outputs)))
+        return RaggedBatch(*(np.array(values, dtype=np.int64) for values in (tokens, starts, slots, outputs)))
 
-    def wanted(self, vocab_size: int) -> SampleBatch:
-        """What to do with the logits of `rows`."""
-        given = [token for _, tokens in self.scored for token in tokens]
-        return gather([job.sample_row() for job in self.sampled], given, vocab_size)
+    def sample_batch(self, vocab_size: int) -> SampleBatch:
+        """The tokens to sample, and those to look up, in the logits of `ragged_batch`."""
+        targets = [token for _, targets in self.scored for token in targets]
+        return gather([job.sample_row() for job in self.sampled], targets, vocab_size)
 
-    def take_details(self, logits: torch.Tensor, choices: Choices) -> None:
-        """Add the details of this step's tokens to the requests that ask for them; `logits` are [P, vocab_size]."""
-        wanted = [(row, job, None) for row, job in enumerate(self.sampled) if job.request.num_top is not None]
-        row = len(self.sampled)
-        details: list[tuple[int, Job, int | None]] = list(wanted)
-        for job, given in self.scored:
-            if job.num_top is not None:
-                details += [(row + at, job, token) for at, token in enumerate(given)]
-            row += len(given)
-        if not details:
+    def add_details(self, logits: torch.Tensor, choices: Choices) -> None:
+        """Add the details of this step's tokens to the jobs that ask for them; `logits` are [P, vocab_size]."""
+        selected = self._rows_with_details(choices)
+        if not selected:
             return
-        counts = [job.request.num_top if isinstance(job, Generation) else job.num_top for _, job, _ in details]
-        tokens = [int(choices.tokens[row]) if given is None else given for row, _, given in details]
-        rows = [row for row, _, _ in details]
-        tops = likeliest(logits[rows], tokens, choices.logprobs[rows].tolist(), [count or 0 for count in counts])
-        for (row, job, _), token, top in zip(details, tokens, tops, strict=True):
+        rows, jobs, tokens = zip(*selected, strict=True)
+        logprobs = choices.logprobs[list(rows)].tolist()
+        tops = likeliest(logits[list(rows)], tokens, logprobs, [job.num_top or 0 for job in jobs])
+        for job, token, logprob, top in zip(jobs, tokens, logprobs, tops, strict=True):
             if token >= 0:
-                job.add_details(TokenDetails(token, float(choices.logprobs[row]), top))
+                job.add_details(TokenDetails(token, logprob, top))
+
+    def _rows_with_details(self, choices: Choices) -> list[tuple[int, Job, int]]:
+        """The rows of logits whose details are asked for, each with its job and its sampled or target token."""
+        selected: list[tuple[int, Job, int]] = [
+            (row, job, int(choices.tokens[row])) for row, job in enumerate(self.sampled) if job.num_top is not None
+        ]
+        first_row = len(self.sampled)
+        for job, targets in self.scored:
+            if job.num_top is not None:
+                selected += [(row, job, token) for row, token in enumerate(targets, first_row)]
+            first_row += len(targets)
+        return selected
 
     def take_scores(self, choices: Choices) -> list[Scoring]:
         """Add the results of this step to the scores; returns the complete ones."""
         tokens, logprobs = choices.tokens.tolist(), choices.logprobs.tolist()
-        row = len(self.sampled)
-        for job, given in self.scored:
-            rows = slice(row, row + len(given))
-            job.take(given, tokens[rows], logprobs[rows])
-            row = rows.stop
+        first_row = len(self.sampled)
+        for job, targets in self.scored:
+            rows = slice(first_row, first_row + len(targets))
+            job.take(targets, tokens[rows], logprobs[rows])
+            first_row = rows.stop
         return [job for job, _ in self.scored if job.is_complete]

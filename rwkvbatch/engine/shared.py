@@ -1,4 +1,4 @@
-"""An engine that several callers step: calls of a library's user and streams that are open at the same time."""
+"""`SharedEngine`: an engine that concurrent library calls and open streams step together."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rwkvbatch.errors import RowError, UsageError
 from rwkvbatch.model.base import State
 
 MAX_INITIAL_STATES = 16
-"""Initial states that one engine keeps. One more makes a new engine, without cached prefixes."""
+"""Most initial states of one engine. One more needs a new engine, without cached prefixes."""
 
 
 class SharedEngine:
-    """An engine that calls and open streams share.
+    """An engine shared by running calls and open streams.
 
     Attributes:
-        results: of the requests of running calls and open streams, by number; None until they end.
-        abandoned: requests that nobody waits for any more. They are cancelled before the next step, not at once:
-            the garbage collector may close a stream in the middle of a step.
-        is_broken: an error ended a step half way, so that states may be ahead of their tokens.
+        results: results by request number, for the requests of running calls and open streams; None until they end.
+        abandoned: requests whose caller is gone. They are cancelled before the next step rather than at once, since the
+            garbage collector may close a stream in the middle of a step.
+        is_broken: an error interrupted a step, so that states may be ahead of their tokens.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -30,11 +30,15 @@ class SharedEngine:
         self.results: dict[int, Reply | Score | None] = {}
         self.abandoned: list[int] = []
         self.is_broken = False
-        # The engine keeps a root for its whole life. The state is kept beside it, so that its id stays its own.
+        # State and root by the state's `id`. Keeping the state ensures that its id is not reused.
         self._roots: dict[int, tuple[State, int]] = {}
 
     def root(self, state: State) -> int:
-        """The engine's root for `state`. Raises `UsageError` when no room is left for another one."""
+        """The engine's root for `state`, added at its first use.
+
+        Raises:
+            UsageError: the engine has `MAX_INITIAL_STATES` already, or no memory for another one.
+        """
         if id(state) not in self._roots:
             if len(self._roots) == MAX_INITIAL_STATES:
                 raise UsageError(f"an engine keeps at most {MAX_INITIAL_STATES} initial states")
@@ -44,7 +48,7 @@ class SharedEngine:
     def step(self) -> list[int]:
         """Advance all requests by one forward pass; returns the numbers of those that ended."""
         if self.is_broken:
-            raise RowError("the reply was given up: another call on this LLM was interrupted", hint="make it again")
+            raise RowError("the reply was cancelled: another call on this LLM was interrupted", hint="repeat the call")
         with self.broken_by_errors():
             while self.abandoned:
                 number = self.abandoned.pop()
@@ -55,7 +59,11 @@ class SharedEngine:
         return [number for number, _ in done]
 
     def run(self, submitted: Iterable[int]) -> list[Any]:
-        """The results of requests, in their order; `submitted` submits them and gives their numbers."""
+        """Step until all requests end; results in their order.
+
+        Args:
+            submitted: the requests' numbers; iterating it submits them.
+        """
         numbers: list[int] = []
         try:
             for number in submitted:
@@ -70,8 +78,9 @@ class SharedEngine:
 
     @contextmanager
     def broken_by_errors(self) -> Generator[None]:
+        """Set `is_broken` if the block raises."""
         try:
             yield
-        except BaseException:  # an interrupt too: states may have read tokens that the scheduler does not count
+        except BaseException:  # KeyboardInterrupt too: states may have read tokens that the scheduler does not count
             self.is_broken = True
             raise

@@ -1,1 +1,1 @@
-"""Models of other programs' interfaces: lm-evaluation-harness and Inspect. Each needs its own extra."""
+"""Models for other programs: lm-evaluation-harness and Inspect. Each needs its own extra."""

@@ -1,7 +1,7 @@
 """The model provider `rwkvbatch` of Inspect: `inspect eval task.py --model rwkvbatch/NAME`.
 
-The interface is that of `inspect_ai/model/_model.py` (`ModelAPI`); the provider is found through the entry point group
-`inspect_ai`. Samples that are under way at the same time are one batch of the engine.
+The interface is that of `inspect_ai/model/_model.py` (`ModelAPI`). Inspect finds the provider through the entry point
+group `inspect_ai`. Samples that run at the same time share the engine's batches.
 """
 
 from __future__ import annotations
@@ -43,37 +43,39 @@ from rwkvbatch.prompt.vocabulary import tokenizer_of
 from rwkvbatch.serve.answers import TokenNames
 from rwkvbatch.serve.batcher import Batcher
 
-# An extra, which need not be installed where types are checked.
+# `inspect_ai` is an optional dependency, which may be missing when types are checked.
 # pyright: reportMissingImports=false
 
 BUNDLED = "demo"
 """The name of the bundled model: `--model rwkvbatch/demo`."""
 
 MAX_TOKENS = 2048
-"""Tokens of a reply where neither the task nor the command line says how many, as of Inspect's local models."""
+"""The maximum length of a reply if neither the task nor the command line sets one; as for Inspect's local models."""
 
 MODEL_ARGS = (
     "strategy", "backend", "threads", "adapter", "vocab", "state", "think", "template", "reply_prefix", "turn_end",
     "prelude", "bos", "preset", "seed", "max_batch", "state_memory",
 )  # fmt: skip
 _REFUSED = ("logit_bias", "best_of", "response_schema", "prompt_logprobs", "extra_body")
-"""Settings that would change the reply and have no counterpart here."""
+"""Settings that would change the reply but have no counterpart here."""
 
 
 class RwkvBatchAPI(ModelAPI):
-    """RWKV behind one engine.
+    """An RWKV model behind one engine.
+
+    `strategy`, `backend`, `threads`, `adapter`, `vocab`, `max_batch` and `state_memory` are as for `LLM`. `think`,
+    `template`, `reply_prefix`, `turn_end`, `prelude` and `bos` determine the prompt, as the options of `rwkvbatch run`.
 
     Args:
         model_name: a checkpoint, or `demo` for the bundled model.
-        strategy, backend, threads, adapter, vocab: as of `LLM`.
-        state: a state file that every conversation follows.
-        think, template, reply_prefix, turn_end, prelude, bos: of the prompt, as the options of `rwkvbatch run`.
-        preset: sampling parameters where the task says nothing; a temperature of 0 is greedy whatever it is.
-        seed: for tasks without one. Epochs of a sample have the random numbers of its repetitions.
+        state: a state file; every conversation continues from its state.
+        preset: the preset of sampling parameters that the task does not set. With a temperature of 0, sampling is
+            greedy for any preset.
+        seed: the seed for tasks without one. Each epoch of a sample has different random numbers.
 
     Raises:
         UsageError: an unknown argument, or a value that cannot be used.
-        CheckpointError: as `load_model` and `load_state`.
+        CheckpointError: as for `load_model` and `load_state`.
     """
 
     def __init__(
@@ -123,10 +125,10 @@ class RwkvBatchAPI(ModelAPI):
             return engine
 
         self._make_engine = make_engine
-        # Inspect keeps its models until the interpreter has gone, when native objects would be reported as leaked.
+        # Inspect keeps its models until the interpreter exits, where native objects would be reported as leaked.
         atexit.register(_release, weakref.ref(self))
         self._batcher: tuple[asyncio.AbstractEventLoop, Batcher] | None = None
-        self._seen: Counter[tuple[str, int]] = Counter()
+        self._num_repeats: Counter[tuple[str, int]] = Counter()
 
     async def generate(
         self, input: list[ChatMessage], tools: list[Any], tool_choice: Any, config: GenerateConfig
@@ -134,8 +136,8 @@ class RwkvBatchAPI(ModelAPI):
         """The reply to the last user message, or `num_choices` of them.
 
         Raises:
-            UsageError: tools, settings without a counterpart, or messages in an order that has no reply.
-            NonFiniteLogitsError: no token could be chosen.
+            UsageError: tools, settings without a counterpart, or messages in an order that allows no reply.
+            NonFiniteLogitsError: the logits of a token are not finite.
         """
         if tools:
             raise UsageError("tools cannot be called: RWKV's prompt format has no form of tool calls", hint="see docs")
@@ -144,11 +146,11 @@ class RwkvBatchAPI(ModelAPI):
         num_top = (config.top_logprobs or 0) if config.logprobs or config.top_logprobs else None
         first = replace(prompt.request(params, self._root), num_top=num_top)
         key = first.noise.conversation, params.seed
-        begin, count = self._seen[key], config.num_choices or 1
-        # Epochs give the same messages again: each is another repetition.
-        self._seen[key] += count
-        works = [replace(first, noise=replace(first.noise, repeat=repeat)) for repeat in range(begin, begin + count)]
-        batcher = self._running()
+        start, count = self._num_repeats[key], config.num_choices or 1
+        # Inspect sends the same messages in every epoch: each time is another repetition.
+        self._num_repeats[key] += count
+        works = [replace(first, noise=replace(first.noise, repeat=repeat)) for repeat in range(start, start + count)]
+        batcher = self._running_batcher()
         flight = batcher.submit(works, streams=False)
         try:
             while not flight.is_done:
@@ -165,16 +167,16 @@ class RwkvBatchAPI(ModelAPI):
             if getattr(config, name, None) is not None:
                 raise UsageError(f"{name} has no counterpart here", hint="remove it from the task's GenerateConfig")
         names = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "max_tokens", "seed")
-        given = {name: value for name in names if (value := getattr(config, name)) is not None}
-        preset = "greedy" if given.get("temperature") == 0 else self._preset
-        values = {"max_tokens": MAX_TOKENS, "seed": self._seed, **given}
+        settings = {name: value for name in names if (value := getattr(config, name)) is not None}
+        preset = "greedy" if settings.get("temperature") == 0 else self._preset
+        values = {"max_tokens": MAX_TOKENS, "seed": self._seed, **settings}
         return SamplingParams.from_preset(preset, stop=tuple(config.stop_seqs or ()), **values)
 
-    def _running(self) -> Batcher:
-        """The batcher of the running event loop; each evaluation has a loop of its own.
+    def _running_batcher(self) -> Batcher:
+        """The batcher of the running event loop, which is a new one in each evaluation.
 
         Raises:
-            UsageError: another library than asyncio runs.
+            UsageError: the event loop is not asyncio's.
         """
         try:
             loop = asyncio.get_running_loop()
@@ -214,21 +216,21 @@ class RwkvBatchAPI(ModelAPI):
     def _logprobs(self, details: Sequence[TokenDetails]) -> Logprobs:
         content = [
             Logprob(
-                token=self._names.name(each.token),
-                logprob=each.logprob,
-                bytes=list(self._names.data(each.token)),
+                token=self._names.name(detail.token),
+                logprob=detail.logprob,
+                bytes=list(self._names.data(detail.token)),
                 top_logprobs=[
                     TopLogprob(token=self._names.name(token), logprob=value, bytes=list(self._names.data(token)))
-                    for token, value in each.top
+                    for token, value in detail.top
                 ]
                 or None,
             )
-            for each in details
+            for detail in details
         ]
         return Logprobs(content=content)
 
     def close(self) -> None:
-        """End the engine's thread."""
+        """Stop the engine's thread."""
         if self._batcher is not None:
             self._batcher[1].close()
             self._batcher = None
@@ -253,27 +255,31 @@ class RwkvBatchAPI(ModelAPI):
 
 
 def _release(model: weakref.ref[RwkvBatchAPI]) -> None:
-    """Let go of a provider's engine and weights at the end of the process."""
+    """Release a provider's engine and weights at the end of the process."""
     if (api := model()) is not None:
         api.close()
         del api._make_engine
 
 
-def _messages(given: Sequence[ChatMessage]) -> list[Mapping[str, str]]:
-    """Messages as of the library: all system messages become one, and contents must be text."""
-    system = [message.text for message in given if message.role == "system"]
-    found: list[Mapping[str, str]] = [{"role": "system", "content": "\n".join(system)}] if system else []
-    for message in given:
+def _messages(chat_messages: Sequence[ChatMessage]) -> list[Mapping[str, str]]:
+    """Inspect's messages as `PromptBuilder` takes them, with all system messages joined into one.
+
+    Raises:
+        UsageError: a message contains something other than text and reasoning.
+    """
+    system = [message.text for message in chat_messages if message.role == "system"]
+    messages: list[Mapping[str, str]] = [{"role": "system", "content": "\n".join(system)}] if system else []
+    for message in chat_messages:
         parts = [] if isinstance(message.content, str) else message.content
-        if wrong := [part.type for part in parts if part.type not in ("text", "reasoning")]:
-            raise UsageError(f"a message holds {wrong[0]}: contents must be text")
+        if unsupported := [part.type for part in parts if part.type not in ("text", "reasoning")]:
+            raise UsageError(f"a message holds {unsupported[0]}: contents must be text")
         if message.role != "system":
-            found.append({"role": message.role, "content": message.text})
-    return found
+            messages.append({"role": message.role, "content": message.text})
+    return messages
 
 
 def _content(text: str) -> Any:
-    """A reply as Inspect's contents: what comes before `</think>` is reasoning; without an end, all of it is."""
+    """A reply as Inspect's contents: the text up to `</think>` is reasoning; without that tag, all of it is."""
     if not text.startswith("<think"):
         return text
     thinking, end, answer = text.partition("</think>")

@@ -1,4 +1,4 @@
-"""The entry point of Inspect: the provider `rwkvbatch`, which is imported when a model of it is asked for."""
+"""The entry point for Inspect: the provider `rwkvbatch`, which is imported only when one of its models is requested."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from inspect_ai.model import modelapi  # pyright: ignore[reportMissingImports]
 
 @modelapi(name="rwkvbatch")
 def rwkvbatch() -> Any:
-    """The class of the provider."""
+    """The provider's class."""
     from rwkvbatch.integrations.inspect_provider import RwkvBatchAPI
 
     return RwkvBatchAPI

@@ -1,7 +1,7 @@
-"""Adapters (LoRA, PiSSA, DiSHA, Bone) merged into a checkpoint's matrices while these are read.
+"""Adapters (LoRA, PiSSA, DiSHA, Bone), merged into a checkpoint's matrices when these are read.
 
-Files as RWKV-PEFT saves them (github.com/JL-er/RWKV-PEFT; merge/merge.py, merge_disha.py and merge_bone.py have the
-formulas, rwkvt/peft/rwkvLinear.py the layers), as web-rwkv's converter changes them (`lora.0`, `lora.1`), and LoRA
+Supported files are those of RWKV-PEFT (github.com/JL-er/RWKV-PEFT; the formulas are in merge/merge.py, merge_disha.py
+and merge_bone.py, the layers in rwkvt/peft/rwkvLinear.py), those of web-rwkv's converter (`lora.0`, `lora.1`), and LoRA
 directories of Hugging Face's PEFT. For a matrix W [out, in]:
 
     LoRA    W + alpha / rank * B A, with lora_B [out, rank] and lora_A [rank, in]
@@ -9,9 +9,9 @@ directories of Hugging Face's PEFT. For a matrix W [out, in]:
     Bone    W + W_ab bone_b + bone_b for each block [rank, rank] of W, with bone [in / rank, rank, rank]; DiSHA's `bat`
     DiSHA   W[o, i] + disha[i mod rank, o], with disha [rank, out]; later called MiSS
 
-A file with LoRA's tensors says neither alpha nor whether it is PiSSA's, so one of `alpha=` and `init=` is required.
-Other tensors in an adapter, which were trained whole, replace those of the checkpoint. Sums are in fp32 and rounded
-once, to the type that the checkpoint has.
+The tensors of LoRA do not show alpha, nor whether the adapter is PiSSA's, so `alpha=` or `init=` is required. Other
+tensors of an adapter were trained as a whole and replace those of the checkpoint. Sums are computed in fp32 and rounded
+once, to the type of the checkpoint.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _PART = re.compile(
 
 @dataclass(frozen=True)
 class Adapter:
-    """What `--adapter` names.
+    """The parsed value of `--adapter`.
 
     Attributes:
         path: an adapter's file, or a directory of Hugging Face's PEFT.
@@ -63,66 +63,69 @@ class Adapter:
 
 
 def parse_adapter(text: str) -> Adapter | None:
-    """The adapter that `FILE`, `FILE alpha=NUMBER` or `FILE init=FILE` names, None for `none`; raises `UsageError`."""
+    """Parse `FILE`, `FILE alpha=NUMBER` or `FILE init=FILE`; None for `none`.
+
+    Raises:
+        UsageError: there is no file name, or alpha is not a number above 0.
+    """
     if text == NO_ADAPTER:
         return None
     if text and Path(text).expanduser().exists():
         return Adapter(Path(text).expanduser())
     match = _OPTIONS.fullmatch(text)
     assert match is not None
-    path, alpha, init = match["path"], match["alpha"], match["init"]
+    path, alpha_text, init = match["path"], match["alpha"], match["init"]
     if not path:
         raise UsageError(f"--adapter must begin with a file, got {text!r}")
     try:
-        number = None if alpha is None else float(alpha)
+        alpha = None if alpha_text is None else float(alpha_text)
     except ValueError:
-        number = math.nan
-    if number is not None and not (math.isfinite(number) and number > 0):
-        raise UsageError(f"--adapter: alpha must be a number above 0, got {alpha!r}")
-    return Adapter(Path(path).expanduser(), number, None if init is None else Path(init).expanduser())
+        alpha = math.nan
+    if alpha is not None and not (math.isfinite(alpha) and alpha > 0):
+        raise UsageError(f"--adapter: alpha must be a number above 0, got {alpha_text!r}")
+    return Adapter(Path(path).expanduser(), alpha, None if init is None else Path(init).expanduser())
 
 
 def is_adapter_part(name: str) -> bool:
-    """Whether a tensor's name is that of a part of an adapter."""
+    """Whether a tensor of this name is a part of an adapter."""
     return _PART.fullmatch(name) is not None
 
 
 @contextmanager
 def adapted(base: NamedTensors, adapter: Adapter | None) -> Iterator[NamedTensors]:
-    """`base` (official names) with the adapter merged, or with one that was left in the file; unchanged without any.
+    """`base` (official names) with an adapter merged: `adapter`, or one whose tensors are in the file of `base`.
+
+    Without an adapter, `base` is unchanged.
 
     Raises:
         CheckpointError: an adapter is damaged, of an unknown kind or for another model, or LoRA's alpha is unknown.
-        UsageError: an option has no use for this kind of adapter.
+        UsageError: an option does not apply to this kind of adapter.
     """
-    own = {name: entry for name, entry in base.entries.items() if is_adapter_part(name)}
-    if base.is_rescaled and (adapter is not None or own):
+    own_parts = {name: entry for name, entry in base.entries.items() if is_adapter_part(name)}
+    if base.is_rescaled and (adapter is not None or own_parts):
         raise CheckpointError(
-            "an adapter cannot be merged into it: matrices were rescaled for the norm that flash-linear-attention has "
-            "for heads of this size",
+            "an adapter cannot be merged into it: its matrices are rescaled, since flash-linear-attention's norm is "
+            "different for heads of this size",
             path=base.path,
             hint="merge it with flash-linear-attention, and give the result",
         )
-    plain = {name: entry for name, entry in base.entries.items() if name not in own}
+    plain = {name: entry for name, entry in base.entries.items() if name not in own_parts}
     with ExitStack() as stack:
         if adapter is None:
-            if not own or "emb.weight" not in plain:
+            if not own_parts or "emb.weight" not in plain:
                 yield base
                 return
-            parts = own
-            choice = Adapter(base.path)
-            merged = _merged(base, plain, parts, choice, base, None)
+            merged = _merged(base, plain, own_parts, Adapter(base.path), base, None)
         else:
             opened = stack.enter_context(_opened(adapter.path))
             is_own = opened.files[0].is_same_file(base.files[0])
-            if own and not is_own:
-                raise CheckpointError("it has an adapter left in it already; another cannot be merged", path=base.path)
-            parts = own if is_own else dict(opened.entries)
+            if own_parts and not is_own:
+                raise CheckpointError("the file already contains an adapter; another cannot be merged", path=base.path)
+            parts = own_parts if is_own else dict(opened.entries)
             init = None if adapter.init is None else stack.enter_context(_opened(adapter.init))
             merged = _merged(base, plain, parts, adapter, opened, init)
-            added = [file for file in (opened, init) if file is not None and not (file is opened and is_own)]
-            files = (*base.files, *(each for file in added for each in file.files))
-            merged = replace(merged, files=files)
+            added = ([] if is_own else [opened]) + ([] if init is None else [init])
+            merged = replace(merged, files=(*base.files, *(file for tensors in added for file in tensors.files)))
         yield merged
 
 
@@ -140,8 +143,15 @@ def _merged(
     source: NamedTensors,
     init: NamedTensors | None,
 ) -> NamedTensors:
+    """`base` with adapter tensors merged.
+
+    Args:
+        plain: the tensors of the model.
+        parts: the tensors of the adapter, from `source`.
+        init: PiSSA's initial adapter.
+    """
     groups: dict[str, dict[str, Entry]] = {}
-    whole: dict[str, Entry] = {}
+    replacements: dict[str, Entry] = {}
     for name, entry in parts.items():
         if entry.dtype not in PRECISIONS:
             raise CheckpointError(f"the tensor {name[:80]!r} must hold bf16, fp16 or fp32 numbers", path=source.path)
@@ -149,7 +159,7 @@ def _merged(
         if match := _PART.fullmatch(name):
             groups.setdefault(match[1], {})[match[2] or match[3] or f"lora.{match[4]}"] = entry
         else:
-            whole[name] = entry
+            replacements[name] = entry
     if not groups:
         shown = ", ".join(repr(name[:60]) for name in list(parts)[:3]) or "no tensors at all"
         raise CheckpointError(f"not an adapter: expected tensors such as '...lora_A', found {shown}", path=source.path)
@@ -157,7 +167,7 @@ def _merged(
     scale = _scale(groups, adapter, source)
     initial = _initial(init)
     entries = dict(plain)
-    for name, entry in whole.items():
+    for name, entry in replacements.items():
         entries[name] = _replaced(name, entry, plain, source.path)
     for target, group in groups.items():
         name = f"{target}.weight"
@@ -170,8 +180,8 @@ def _merged(
         f"the {kind} adapter {'in the file' if source is base else repr(source.path.name)} merged into {count} matrices"
         for kind, count in Counter(kinds.values()).items()
     ]
-    if whole:
-        phrases.append(f"{len(whole)} tensors replaced by those of {source.path.name!r}")
+    if replacements:
+        phrases.append(f"{len(replacements)} tensors replaced by those of {source.path.name!r}")
     factors = sorted({repr(factor) for factor in scale.values()})
     return replace(base.changed(entries, *phrases), recipe=(*base.recipe, "adapter", *factors))
 
@@ -188,6 +198,7 @@ def _checked(name: str, entry: Entry, path: Path) -> Entry:
 
 
 def _kind(target: str, group: Mapping[str, Entry], adapter: Adapter, path: Path) -> str:
+    """The kind of adapter, by the tensors for the matrix `target`."""
     names = set(group)
     if names in ({"lora_A", "lora_B"}, {"lora.0", "lora.1"}):
         return "LoRA" if adapter.init is None else "PiSSA"
@@ -207,7 +218,7 @@ def _scale(groups: Mapping[str, Mapping[str, Entry]], adapter: Adapter, source: 
     pairs = {target: group for target, group in groups.items() if {"lora_B", "lora.1"} & set(group)}
     if not pairs:
         if adapter.alpha is not None or adapter.init is not None:
-            raise UsageError(f"--adapter: {adapter.path} is neither LoRA nor PiSSA, so alpha= and init= have no use")
+            raise UsageError(f"--adapter: {adapter.path} is neither LoRA nor PiSSA, so alpha= and init= do not apply")
         return {}
     ranks = {target: (group.get("lora_B") or group["lora.1"]).shape[-1:] for target, group in pairs.items()}
     if any(not rank or rank[0] == 0 for rank in ranks.values()):
@@ -217,12 +228,12 @@ def _scale(groups: Mapping[str, Mapping[str, Entry]], adapter: Adapter, source: 
     config = peft_config.read_config(adapter.path)
     if config:
         if adapter.alpha is not None:
-            raise UsageError(f"--adapter: {peft_config.NAME} has LoRA's alpha, so alpha= has no use")
+            raise UsageError(f"--adapter: {peft_config.NAME} has LoRA's alpha, so alpha= does not apply")
         _warn_of_quantised_base(config, adapter.path)
         return {target: peft_config.factor(config, rank[0], adapter.path) for target, rank in ranks.items()}
     if adapter.alpha is None:
         raise CheckpointError(
-            "this adapter is LoRA's or PiSSA's, which its tensors do not say",
+            "this adapter is either LoRA or PiSSA; its tensors do not show which",
             path=adapter.path,
             hint=f"--adapter '{adapter.path} alpha=NUMBER' for LoRA, with the lora_alpha of the training; "
             f"--adapter '{adapter.path} init=init_lora.pth' for PiSSA",
@@ -231,44 +242,45 @@ def _scale(groups: Mapping[str, Mapping[str, Entry]], adapter: Adapter, source: 
 
 
 def _warn_of_quantised_base(config: Mapping[str, Any], path: Path) -> None:
-    if (why := peft_config.quantised_base(config, path)) is not None:
+    if (reason := peft_config.quantised_base(config, path)) is not None:
         warnings.warn(
-            f"{path}: this adapter was trained over a quantised base (QLoRA): {why}. It is merged into the weights as "
-            "they are, without that rounding, so replies are not exactly the training's; for those, merge it with "
-            "the tool that trained it, which rounds the base first, and give the result as --model",
+            f"{path}: this adapter was trained over a quantised base (QLoRA): {reason}. It is merged into unquantised "
+            "weights, so replies differ slightly from those in training; for the same replies, merge it with the tool "
+            "that trained it, which quantises the base first, and give the result as --model",
             peft_config.QuantisedBaseWarning,
             stacklevel=2,
         )
 
 
 def _initial(init: NamedTensors | None) -> Mapping[str, tuple[Entry, Entry]] | None:
-    """PiSSA's initial pairs, B and A, by the matrix that they belong to."""
+    """PiSSA's initial pairs (B, A), by matrix."""
     if init is None:
         return None
-    found: dict[str, dict[str, Entry]] = {}
+    groups: dict[str, dict[str, Entry]] = {}
     for name, entry in init.entries.items():
         if match := _PART.fullmatch(name):
-            found.setdefault(match[1], {})[str(match[2])] = _checked(name, entry, init.path)
+            groups.setdefault(match[1], {})[str(match[2])] = _checked(name, entry, init.path)
     pairs = {
         target: (group["init_lora_B"], group["init_lora_A"])
-        for target, group in found.items()
+        for target, group in groups.items()
         if {"init_lora_A", "init_lora_B"} <= set(group)
     }
     if not pairs:
-        raise CheckpointError("no initial adapter of PiSSA: it has no '...init_lora_A'", path=init.path)
+        raise CheckpointError("not an initial adapter of PiSSA: it has no '...init_lora_A'", path=init.path)
     return pairs
 
 
 def _replaced(name: str, entry: Entry, plain: Mapping[str, Entry], path: Path) -> Entry:
-    """A whole tensor of an adapter in place of the checkpoint's."""
-    before = plain.get(name)
-    if before is None and not name.endswith(".att.time_state"):
-        raise CheckpointError(f"the tensor {name[:80]!r} is neither a part of an adapter nor of the model", path=path)
-    if before is not None and _sizes(before.shape) != _sizes(entry.shape):
+    """A tensor of an adapter that replaces the checkpoint's, or adds a tuned state."""
+    replaced = plain.get(name)
+    if replaced is None and not name.endswith(".att.time_state"):
+        raise CheckpointError(f"the tensor {name[:80]!r} belongs neither to an adapter nor to the model", path=path)
+    if replaced is not None and _sizes(replaced.shape) != _sizes(entry.shape):
         raise CheckpointError(
-            f"this adapter is for another model: {name[:80]!r} is {entry.shape}, the model's {before.shape}", path=path
+            f"this adapter is for another model: {name[:80]!r} is {entry.shape}, the model's {replaced.shape}",
+            path=path,
         )
-    return entry if before is None else entry.reshaped(before.shape, path)
+    return entry if replaced is None else entry.reshaped(replaced.shape, path)
 
 
 def _sizes(shape: Iterable[int]) -> tuple[int, ...]:
@@ -312,27 +324,27 @@ def _entry(
             ):
                 raise misshapen((b, a))
         return Entry(weight.dtype, weight.shape, lambda: _add_products(weight, products))
-    part = next(iter(group.values()))
+    tensor = next(iter(group.values()))
     if kind == "DiSHA":
-        if len(part.shape) != 2 or part.shape[1] != out or part.shape[0] == 0:
-            raise misshapen([part])
-        return Entry(weight.dtype, weight.shape, lambda: _add_shards(weight, part))
-    if len(part.shape) != 3 or part.shape[1] != part.shape[2] or 0 in part.shape:
-        raise misshapen([part])
-    count, rank, _ = part.shape
+        if len(tensor.shape) != 2 or tensor.shape[1] != out or tensor.shape[0] == 0:
+            raise misshapen([tensor])
+        return Entry(weight.dtype, weight.shape, lambda: _add_shards(weight, tensor))
+    if len(tensor.shape) != 3 or tensor.shape[1] != tensor.shape[2] or 0 in tensor.shape:
+        raise misshapen([tensor])
+    count, rank, _ = tensor.shape
     if count * rank != width or out % rank:
-        # An older Bone had a block for each block of outputs; its formula is another.
-        raise misshapen([part])
-    return Entry(weight.dtype, weight.shape, lambda: _add_blocks(weight, part))
+        # Older versions of Bone have a block for each block of outputs and another formula.
+        raise misshapen([tensor])
+    return Entry(weight.dtype, weight.shape, lambda: _add_blocks(weight, tensor))
 
 
 def _pair(group: Mapping[str, Entry]) -> tuple[Entry, Entry]:
-    """B [out, rank] and A [rank, in]; some of web-rwkv's converters exchange A's axes."""
+    """B [out, rank] and A [rank, in]. Some versions of web-rwkv's converter transpose A."""
     if "lora_B" in group:
         return group["lora_B"], group["lora_A"]
     b, a = group["lora.1"], group["lora.0"]
-    is_turned = len(a.shape) == 2 and len(b.shape) == 2 and a.shape[1] == b.shape[1] and a.shape[0] != b.shape[1]
-    return b, a.transposed() if is_turned else a
+    is_transposed = len(a.shape) == 2 and len(b.shape) == 2 and a.shape[1] == b.shape[1] and a.shape[0] != b.shape[1]
+    return b, a.transposed() if is_transposed else a
 
 
 def _add_products(weight: Entry, products: Iterable[tuple[Entry, Entry, float]]) -> Tensor:
@@ -352,16 +364,16 @@ def _add_shards(weight: Entry, shard: Entry) -> Tensor:
 def _add_blocks(weight: Entry, blocks: Entry) -> Tensor:
     W, bones = weight.load().float(), blocks.load().float()
     rank = bones.shape[1]
-    parts: list[Tensor] = []
-    for block, bone in zip(W.split(rank, dim=1), bones, strict=True):
-        parts.append(block + (product(block, bone) + bone.repeat(len(W) // rank, 1)))
-    return torch.cat(parts, dim=1).to(weight.dtype)
+    merged: list[Tensor] = []
+    for columns, bone in zip(W.split(rank, dim=1), bones, strict=True):
+        merged.append(columns + (product(columns, bone) + bone.repeat(len(W) // rank, 1)))
+    return torch.cat(merged, dim=1).to(weight.dtype)
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:
-    """x y of fp32 matrices, with the same bits on every processor and for every number of threads.
+    """The product x y of fp32 matrices, with the same bits on every processor and for every number of threads.
 
-    Without the native kernels torch multiplies, whose bits depend on both.
+    Without the native kernels, torch computes it, and the bits depend on both.
     """
     try:
         from rwkvbatch.model.ops import Product

@@ -31,19 +31,19 @@ def num_threads(count: int | None) -> Iterator[None]:
 
 
 _TF32 = ((torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32"))
-_SUMS_IN_HALF = tuple(
+_HALF_PRECISION_SUMS = tuple(
     (torch.backends.cuda.matmul, f"allow_{dtype}_reduced_precision_reduction") for dtype in ("fp16", "bf16")
 )
 
 
 def tf32(allowed: bool, device: str = "cuda") -> AbstractContextManager[None]:
-    """Set whether a GPU may round the factors of fp32 matrix products to TF32 inside; no effect on the CPU."""
+    """Set whether a GPU may round fp32 factors of matrix products to TF32, inside the block; no effect on the CPU."""
     return nullcontext() if device == "cpu" else _set_inside(_TF32, allowed)
 
 
 def fp32_sums(device: str) -> AbstractContextManager[None]:
-    """Make a GPU accumulate products of fp16 and bf16 in fp32 throughout, inside the block; no effect on the CPU."""
-    return nullcontext() if device == "cpu" else _set_inside(_SUMS_IN_HALF, False)
+    """Make a GPU accumulate fp16 and bf16 products in fp32 only, inside the block; no effect on the CPU."""
+    return nullcontext() if device == "cpu" else _set_inside(_HALF_PRECISION_SUMS, False)
 
 
 @contextmanager
@@ -92,7 +92,7 @@ class Dimensions:
 
 
 RWKV7 = ("7", "7a")
-"""The generations that this program runs by itself."""
+"""The generations that rwkvbatch computes itself, without the `rwkv` package."""
 
 
 def is_rwkv7(network: Dimensions) -> bool:
@@ -101,7 +101,7 @@ def is_rwkv7(network: Dimensions) -> bool:
 
 
 def dimensions_of(network: Dimensions) -> dict[str, Any]:
-    """The fields of `Dimensions`, to construct a record that has more."""
+    """The fields of `Dimensions`, for the constructor of a subclass."""
     return {field.name: getattr(network, field.name) for field in fields(Dimensions)}
 
 
@@ -113,14 +113,14 @@ class ModelSpec(Dimensions):
         state_bytes: size of one sequence's recurrent state in the backend's memory.
         weights_sha256: hash of the checkpoint file; with an adapter, of its files and options too.
         path: the checkpoint file.
-        dtype: `fp32`, `bf16`, `fp16`; `int8`, `w8a8`, `int4` (the large matrices); a whole strategy for the upstream
-            backend.
+        dtype: `fp32`, `bf16` or `fp16`; `int8`, `w8a8` or `int4` for quantised large matrices; the strategy string for
+            the upstream backend.
         backend: `cpu` (native kernels), `reference`, `cuda` (`cuda rows=N` with a fixed row count) or `upstream`.
         device: torch device name.
         bitwise: whether replies are bit-identical for every batch (docs/design/reproducibility.md).
-        vocabulary: what the checkpoint declares (`world`), or None.
-        vocabulary_file: the World vocabulary that the checkpoint's directory brings, if it does.
-        adapter: the adapter merged into the weights, as it was given; None without any.
+        vocabulary: the vocabulary that the checkpoint declares (`world`), or None.
+        vocabulary_file: the World vocabulary in the checkpoint's directory, or None.
+        adapter: the adapter merged into the weights, as in `load_model`; None without one.
     """
 
     state_bytes: int
@@ -150,8 +150,8 @@ class State:
 
     Attributes:
         tensors: named CPU or device tensors, each of shape [B, ...]. RWKV-7 has `att_shift` [B, L, C],
-            `ffn_shift` [B, L, C] and `wkv` [B, L, H, N, N] (rows = value, columns = key), all fp32. They need not be
-            contiguous: those of `Model.forward` on the CPU are views of memory in the kernels' order.
+            `ffn_shift` [B, L, C] and `wkv` [B, L, H, N, N] (rows = value, columns = key), all fp32. They may be
+            non-contiguous: `Model.forward` on the CPU returns views of memory in the kernels' layout.
     """
 
     tensors: Mapping[str, Tensor]
@@ -172,12 +172,12 @@ class State:
         return next(iter(self.tensors.values())).shape[0]
 
     def select(self, indices: Sequence[int]) -> State:
-        """The states of some sequences, copied."""
+        """A copy of the states of the sequences `indices`."""
         return State({name: tensor[list(indices)].clone() for name, tensor in self.tensors.items()})
 
     @staticmethod
     def cat(states: Sequence[State]) -> State:
-        """Several batches of states as one."""
+        """The states of several batches, concatenated into one batch."""
         names = states[0].tensors.keys()
         return State({name: torch.cat([state.tensors[name] for state in states]) for name in names})
 
@@ -190,7 +190,7 @@ class RaggedBatch:
         tokens: token ids, [R].
         starts: rows of sequence b are starts[b]:starts[b + 1]; [B + 1], starts[0] = 0, ascending, none empty.
         slots: the state pool's slot of each sequence, all different; [B].
-        outputs: ascending row numbers whose logits are wanted; [P].
+        outputs: the rows that need logits, ascending; [P].
     """
 
     tokens: IntArray
@@ -200,32 +200,36 @@ class RaggedBatch:
 
     @classmethod
     def of(cls, tokens: Sequence[Sequence[int]], slots: Sequence[int], *, every_token: bool = False) -> RaggedBatch:
-        """The batch of `tokens[b]` for slot `slots[b]`; logits after every token, or only after the last ones."""
-        starts = np.concatenate([[0], np.cumsum([len(part) for part in tokens])]).astype(np.int64)
-        flat = np.array([token for part in tokens for token in part], dtype=np.int64)
+        """The batch that reads `tokens[b]` in slot `slots[b]`.
+
+        Args:
+            every_token: logits after every token, not only after the last one of each sequence.
+        """
+        starts = np.concatenate([[0], np.cumsum([len(ids) for ids in tokens])]).astype(np.int64)
+        flat = np.array([token for ids in tokens for token in ids], dtype=np.int64)
         outputs = np.arange(len(flat), dtype=np.int64) if every_token else starts[1:] - 1
         return cls(flat, starts, np.asarray(slots, dtype=np.int64), outputs)
 
 
 TEMPERATURE_FIRST, TOP_K_FIRST = 1, 2
-"""Bits of `SampleBatch.orders`: the cuts are made after the temperature; top-k cuts before top-p."""
+"""Bits of `SampleBatch.orders`: divide by the temperature before the cuts; cut by top-k before top-p."""
 
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """What to do with P rows of logits: sample a token from each of the first S, look up a given token in the others.
+    """The choices to make from P rows of logits: tokens to sample from the first S, targets to look up in the others.
 
     Attributes:
         temperature, top_p: [S] fp32. top_k: [S] int64, 0 keeps all tokens.
-        orders: [S] uint8, bits of `Sampling.order`: `TEMPERATURE_FIRST`, `TOP_K_FIRST`.
-        penalty_ids, penalty_values: ragged over rows; `penalty_values` (fp32) is subtracted from the logits of
-            `penalty_ids` (int64); infinity bans a token. No id twice in a row.
+        orders: [S] uint8, `Sampling.order` as the bits `TEMPERATURE_FIRST` and `TOP_K_FIRST`.
+        penalty_ids, penalty_values: ragged over rows; `penalty_values` (fp32) are subtracted from the logits of
+            `penalty_ids` (int64); infinity bans a token. An id occurs at most once per row.
         penalty_starts: row s's penalties are penalty_starts[s]:penalty_starts[s + 1]; [S + 1].
         noise_keys: [S] uint64, the Philox key of the row's (run seed, conversation, repeat).
         turns, steps: [S] int64, the turn, and the token's position in the reply.
-        least_scores: [S] fp64, the `min_p` cut: a token whose logit less the row's largest one, both after the
-            penalties, is below this is dropped; minus infinity drops none.
-        given: [P - S] int64, the tokens whose log-probabilities are wanted.
+        least_scores: [S] fp64, the `min_p` cut: a token is dropped if its logit minus the row's largest logit, both
+            after the penalties, is less than this; minus infinity drops none.
+        target_ids: [P - S] int64, the tokens whose log-probabilities are looked up.
     """
 
     temperature: FloatArray
@@ -239,7 +243,7 @@ class SampleBatch:
     turns: IntArray
     steps: IntArray
     least_scores: npt.NDArray[np.float64]
-    given: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    target_ids: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @property
     def num_sampled(self) -> int:
@@ -249,7 +253,7 @@ class SampleBatch:
     @property
     def num_rows(self) -> int:
         """P, all rows."""
-        return self.num_sampled + len(self.given)
+        return self.num_sampled + len(self.target_ids)
 
     @property
     def arrays(self) -> list[npt.NDArray[Any]]:
@@ -260,9 +264,9 @@ class SampleBatch:
         """Raise `ValueError` unless this batch fits logits [num_rows, vocab_size]."""
         if num_rows != self.num_rows:
             raise ValueError(f"{self.num_rows} rows of logits are needed, got {num_rows}")
-        for ids in (self.penalty_ids, self.given):
+        for ids in (self.penalty_ids, self.target_ids):
             if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
-                raise ValueError(f"a penalised or given token is not in the vocabulary of {vocab_size}")
+                raise ValueError(f"a penalised or target token is not in the vocabulary of {vocab_size}")
 
 
 @dataclass(frozen=True)
@@ -270,9 +274,9 @@ class Choices:
     """One token for each of P rows.
 
     Attributes:
-        tokens: [P] int64. For a sampled row the chosen token, -1 if its logits hold NaN or +infinity or every token is
-            banned; for a row with a given token the likeliest one, the smallest id among equals.
-        logprobs: [P] fp32, natural-log probability of the chosen or given token under the model's own distribution:
+        tokens: [P] int64. For a sampled row the chosen token, or -1 if its logits hold NaN or +infinity or every token
+            is banned. For a row with a target token the likeliest token, the smallest id among equals.
+        logprobs: [P] fp32, natural-log probability of the chosen or target token under the model's own distribution:
             softmax of the logits, before penalties and temperature.
     """
 
@@ -281,7 +285,7 @@ class Choices:
 
 
 class StatePool(Protocol):
-    """A fixed number of state slots that `Model.step` advances in place. New slots are undefined."""
+    """A fixed number of state slots that `Model.step` advances in place. Their initial content is undefined."""
 
     @property
     def capacity(self) -> int: ...
@@ -327,7 +331,7 @@ class Model(Protocol):
         ...
 
     def choose(self, logits: Tensor, batch: SampleBatch) -> Choices:
-        """Sample tokens, and look up given ones, in `logits` [P, vocab_size], which are not changed.
+        """Sample tokens, and look up target tokens, in `logits` [P, vocab_size], which are not changed.
 
         A row's result depends on that row only. On a GPU a step waits for the device here, once.
 
@@ -343,7 +347,8 @@ class Model(Protocol):
 
         Returns:
             Logits, fp32, and the new state. Logits are [B, vocab_size], after the last token of each list; with
-            `every_token` they are [sum of lengths, vocab_size], after every token, lists one after the other.
+            `every_token` they are [sum of lengths, vocab_size], after every token of the first list, then of the second
+            and so on.
 
         Raises:
             ValueError: an empty list, a token id outside the vocabulary, or a state of another batch size.

@@ -1,14 +1,14 @@
-"""Rounding of the large matrices to 4 bits that is fitted to texts, for `model quantize --calibrate`.
+"""Rounding of the large matrices to 4 bits, fitted to texts, for `model quantize --calibrate`.
 
-Rounding to the nearest number makes each weight's error small. What counts is the error of the outputs on inputs x that
-occur: for a row w of a matrix and its rounded form q, E (w x - q x)^2 = (w - q) H (w - q)^T with H the second moments
-E x x^T of the inputs. The columns are rounded one after the other, and the error of each is fed back to the columns
-that are not rounded yet, by the inverse of H (GPTQ: Frantar et al. 2022, arXiv:2210.17323, algorithm 1, with its
-Cholesky form and damping; columns with the greatest moments first). Each group's scale is the one of a few that makes
-the error least, weighted by the diagonal of H.
+Rounding to the nearest number minimises the error of each weight. Fitting minimises the error of the outputs for inputs
+x that occur: for a row w of a matrix and its rounded form q, E (w x - q x)^2 = (w - q) H (w - q)^T with the second
+moments H = E x x^T. The columns are rounded one after the other, and the error of each is fed back to the columns that
+are not rounded yet, by the inverse of H (GPTQ: Frantar et al. 2022, arXiv:2210.17323, algorithm 1, with its Cholesky
+form and damping; columns with the largest moments first). Each group's scale is the one of a few candidates with the
+smallest error, weighted by the diagonal of H.
 
-Layers are fitted in order. The inputs of a layer are those that the layers before it give with their fitted weights.
-One layer is in memory at a time.
+Layers are fitted in order. The inputs of a layer come from the fitted weights of the layers before it. One layer is in
+memory at a time.
 """
 
 from __future__ import annotations
@@ -35,27 +35,29 @@ from rwkvbatch.model.ops.reference import (
 from rwkvbatch.model.rwkv7 import Block, packed_norm
 
 PIECE_TOKENS = 512
-"""Texts are cut into pieces of as many tokens, each read from an empty state after token 0."""
-ROWS_AT_ONCE = 4096
-"""Tokens that go through a layer together."""
+"""Texts are cut into pieces of this many tokens. Each is read from an empty state and begins with token 0."""
+ROWS_PER_PASS = 4096
+"""Tokens that a layer computes together."""
 DAMPING = 0.01
-"""Of the mean of H's diagonal, added to it."""
-COLUMNS_AT_ONCE = 128
-"""Columns whose errors are fed back to the rest in one product."""
+"""Share of the mean of H's diagonal that is added to the diagonal."""
+COLUMNS_PER_UPDATE = 128
+"""Columns whose errors are fed back to all later columns in one product."""
 SCALE_FACTORS = tuple(factor / 100 for factor in range(85, 107, 3))
-"""Tried for each group, of the scale that makes its greatest weight -8; up to 1.066 that weight stays -8."""
+"""Candidates for a group's scale, as factors of the scale that makes its largest weight -8.
+
+Up to a factor of 1.066 that weight is still rounded to -8."""
 LOWEST, HIGHEST = -8, 7
 
 LARGE_IN_BLOCK = ("att.receptance", "att.key", "att.value", "att.output", "ffn.key", "ffn.value")
 
-Shown = Callable[[int, int], None]
-"""Called with how many matrices are done, and how many there are."""
+OnProgress = Callable[[int, int], None]
+"""Called with the number of finished matrices and the number of all matrices."""
 
 
 def fitted_scales(weight: Tensor, importance: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """The scales of a weight's groups, and the columns that are -8 in them.
+    """The scales of a weight's groups, and the column of each group that is rounded to -8.
 
-    A group needs a column of -8, by which rounding what is multiplied out finds the same scale again.
+    Each group needs such a column, so that quantising the dequantised weight finds the same scale again.
 
     Args:
         weight: [out, in], fp32.
@@ -66,18 +68,20 @@ def fitted_scales(weight: Tensor, importance: Tensor, group: int) -> tuple[Tenso
     """
     scales, anchors = list[Tensor](), list[Tensor]()
     for start in range(0, weight.shape[1], group):
-        part, weights = weight[:, start : start + group], importance[start : start + group]
-        anchor = part.abs().argmax(1, keepdim=True)
-        largest = part.gather(1, anchor)
-        best = torch.zeros_like(largest)
-        least = torch.full_like(largest, float("inf"))
+        columns = slice(start, start + group)
+        block, block_importance = weight[:, columns], importance[columns]
+        anchor = block.abs().argmax(1, keepdim=True)
+        largest = block.gather(1, anchor)
+        best_scale = torch.zeros_like(largest)
+        best_error = torch.full_like(largest, float("inf"))
         for factor in SCALE_FACTORS:
             scale = (largest * (factor / LOWEST)).to(torch.bfloat16).float()
-            rounded = _nearest(part, scale)
-            error = ((part - rounded * scale) ** 2 * weights).sum(1, keepdim=True)
-            better = error < least
-            best, least = torch.where(better, scale, best), torch.where(better, error, least)
-        scales.append(best)
+            rounded = _nearest(block, scale)
+            error = ((block - rounded * scale) ** 2 * block_importance).sum(1, keepdim=True)
+            is_better = error < best_error
+            best_scale = torch.where(is_better, scale, best_scale)
+            best_error = torch.where(is_better, error, best_error)
+        scales.append(best_scale)
         anchors.append(anchor + start)
     return torch.cat(scales, 1), torch.cat(anchors, 1)
 
@@ -90,7 +94,7 @@ def _nearest(weight: Tensor, scale: Tensor) -> Tensor:
 def rounded_with_feedback(weight: Tensor, moments: Tensor, rule: RoundingRule) -> Rounded:
     """Integers [out, in] and scales [out, groups] of a weight [out, in] for inputs with second moments [in, in].
 
-    Rounding what they multiply out to by `rule` gives them again.
+    `rule` quantises the dequantised weight to the same integers and scales.
     """
     weight = weight.float().clone()
     diagonal = moments.diagonal().clone()
@@ -100,18 +104,18 @@ def rounded_with_feedback(weight: Tensor, moments: Tensor, rule: RoundingRule) -
     weight = weight[:, order]
     group_of = torch.div(order, rule.group, rounding_mode="floor")
     integers = torch.empty_like(weight)
-    for start in range(0, weight.shape[1], COLUMNS_AT_ONCE):
-        end = min(start + COLUMNS_AT_ONCE, weight.shape[1])
+    for start in range(0, weight.shape[1], COLUMNS_PER_UPDATE):
+        end = min(start + COLUMNS_PER_UPDATE, weight.shape[1])
         errors = torch.empty(len(weight), end - start)
-        for place in range(start, end):
-            column, group = weight[:, place], group_of[place]
+        for index in range(start, end):
+            column, group = weight[:, index], group_of[index]
             scale = scales[:, group]
-            chosen = _nearest(column, scale)
-            chosen = torch.where((anchors[:, group] == order[place]) & (scale != 0), float(LOWEST), chosen)
-            integers[:, place] = chosen
-            error = (column - chosen * scale) / factor[place, place]
-            weight[:, place + 1 : end] -= error[:, None] * factor[place, place + 1 : end]
-            errors[:, place - start] = error
+            rounded = _nearest(column, scale)
+            rounded = torch.where((anchors[:, group] == order[index]) & (scale != 0), float(LOWEST), rounded)
+            integers[:, index] = rounded
+            error = (column - rounded * scale) / factor[index, index]
+            weight[:, index + 1 : end] -= error[:, None] * factor[index, index + 1 : end]
+            errors[:, index - start] = error
         weight[:, end:] -= errors @ factor[start:end, end:]
     unordered = torch.empty_like(integers)
     unordered[:, order] = integers
@@ -129,7 +133,7 @@ def _inverse_factor(moments: Tensor) -> Tensor:
 
 
 def as_multiplied(x: Tensor, group: int | None) -> Tensor:
-    """Inputs [R, in] rounded as products of integers round them, by groups; as they are without groups."""
+    """Inputs [R, in] as integer products see them: quantised and dequantised; unchanged if `group` is None."""
     if group is None:
         return x
     integers, scales = quantized(x, group)
@@ -137,17 +141,18 @@ def as_multiplied(x: Tensor, group: int | None) -> Tensor:
 
 
 class _MomentOps(ReferenceOps):
-    """Reference operations that add up the second moments of the inputs of large layers.
+    """Reference operations that sum up the second moments of the inputs of large layers.
 
     Attributes:
-        moments: by the order in which large layers were made: [in, in].
+        moments: [in, in] for each large layer, in the order of the calls of `linear_layer`.
     """
 
     def __init__(self, rule: RoundingRule, *, record: bool) -> None:
         super().__init__()
         self._group = rule.input_group
         self._record = record
-        self._places: dict[int, int] = {}
+        self._layer_numbers: dict[int, int] = {}
+        """Index in `moments`, by the `id` of the layer."""
         self.moments: list[Tensor] = []
 
     def linear_layer(
@@ -159,30 +164,30 @@ class _MomentOps(ReferenceOps):
         large: bool = False,
         sparse_inputs: bool = False,
     ) -> TorchLinear:
-        made = super().linear_layer(weight, bias, activation)
+        plain = super().linear_layer(weight, bias, activation)
         if not large:
-            return made
-        layer = TorchLinear(made.weight, made.bias, activation, self._group)
+            return plain
+        layer = TorchLinear(plain.weight, plain.bias, activation, self._group)
         if self._record:
-            self._places[id(layer)] = len(self.moments)
+            self._layer_numbers[id(layer)] = len(self.moments)
             self.moments.append(torch.zeros(weight.shape[1], weight.shape[1]))
         return layer
 
     def _linear(self, product: Product) -> Tensor:
-        place = self._places.get(id(product.layer))
-        if place is not None:
-            self.add(place, product.x)
+        number = self._layer_numbers.get(id(product.layer))
+        if number is not None:
+            self.add(number, product.x)
         return super()._linear(product)
 
-    def add(self, place: int, x: Tensor) -> None:
-        """Add the moments of inputs [R, in], rounded as the products will round them."""
+    def add(self, number: int, x: Tensor) -> None:
+        """Add the moments of the inputs x [R, in] of a large layer, rounded as its products will round them."""
         x = as_multiplied(x, self._group)
-        self.moments[place].addmm_(x.t(), x)
+        self.moments[number].addmm_(x.t(), x)
 
 
 @dataclass
 class _Stream:
-    """The activations of some pieces of text between two layers."""
+    """The activations of a group of text pieces between two layers."""
 
     batch: RaggedBatch
     x: Tensor
@@ -191,40 +196,44 @@ class _Stream:
 
 
 def pieces(tokens: Iterable[Sequence[int]], limit: int) -> list[list[int]]:
-    """Pieces of texts, `PIECE_TOKENS` long with token 0 before each, of `limit` tokens in all."""
-    found: list[list[int]] = []
+    """Cut texts into pieces of at most `PIECE_TOKENS`, each beginning with token 0, and of `limit` tokens in all."""
+    cut: list[list[int]] = []
     for text in tokens:
         for start in range(0, len(text), PIECE_TOKENS - 1):
             if limit <= 1:
-                return found
+                return cut
             piece = [0, *text[start : start + PIECE_TOKENS - 1]][:limit]
             limit -= len(piece)
-            found.append(piece)
-    return found
+            cut.append(piece)
+    return cut
 
 
-def fitted(checkpoint: Checkpoint, texts: Sequence[Sequence[int]], shown: Shown) -> Iterator[tuple[str, Rounded]]:
-    """Each large matrix' name with its integers and scales for int4, fitted to pieces of text.
+def fitted(
+    checkpoint: Checkpoint, texts: Sequence[Sequence[int]], on_progress: OnProgress
+) -> Iterator[tuple[str, Rounded]]:
+    """The name of each large matrix, with its integers and scales for int4, fitted to texts.
 
     Args:
-        texts: tokens, see `pieces`.
+        texts: the tokens of each piece, see `pieces`.
+        on_progress: see `OnProgress`.
     """
     rule = ROUNDINGS["int4"]
     with torch.no_grad():
-        yield from _fitted(checkpoint, texts, rule, shown)
+        yield from _fitted(checkpoint, texts, rule, on_progress)
 
 
 def _fitted(
-    checkpoint: Checkpoint, texts: Sequence[Sequence[int]], rule: RoundingRule, shown: Shown
+    checkpoint: Checkpoint, texts: Sequence[Sequence[int]], rule: RoundingRule, on_progress: OnProgress
 ) -> Iterator[tuple[str, Rounded]]:
-    shape, total = checkpoint.architecture, len(LARGE_IN_BLOCK) * checkpoint.architecture.num_layers + 1
+    shape = checkpoint.architecture
+    total = len(LARGE_IN_BLOCK) * shape.num_layers + 1
     streams = list(_streams(checkpoint, texts))
     tuned = initial_wkv(checkpoint)
     done = 0
     for layer in range(shape.num_layers):
         prefix = f"blocks.{layer}."
         initial = None if tuned is None else tuned[layer : layer + 1]
-        shown(done, total)
+        on_progress(done, total)
         tensors = {name: checkpoint[name] for name in checkpoint if name.startswith(prefix)}
         ops = _MomentOps(rule, record=True)
         block = Block.build(tensors, layer, ops)
@@ -232,12 +241,12 @@ def _fitted(
             _run(block, ops, stream, shape, initial)
         del block
         for name, moments in zip(LARGE_IN_BLOCK, ops.moments, strict=True):
-            full = f"{prefix}{name}.weight"
-            found = rounded_with_feedback(tensors[full], moments, rule)
-            tensors[full] = rule.multiplied_out(*found)
+            full_name = f"{prefix}{name}.weight"
+            rounded = rounded_with_feedback(tensors[full_name], moments, rule)
+            tensors[full_name] = rule.dequantize(*rounded)
             done += 1
-            shown(done, total)
-            yield full, found
+            on_progress(done, total)
+            yield full_name, rounded
         ops = _MomentOps(rule, record=False)
         block = Block.build(tensors, layer, ops)
         for stream in streams:
@@ -249,7 +258,7 @@ def _fitted(
     for stream in streams:
         ops.add(0, layer_norm(stream.x, norm))
     yield "head.weight", rounded_with_feedback(weight, ops.moments[0], rule)
-    shown(total, total)
+    on_progress(total, total)
 
 
 def _streams(checkpoint: Checkpoint, texts: Sequence[Sequence[int]]) -> Iterator[_Stream]:
@@ -261,7 +270,7 @@ def _streams(checkpoint: Checkpoint, texts: Sequence[Sequence[int]]) -> Iterator
     group: list[Sequence[int]] = []
     for number, text in enumerate(texts):
         group.append(text)
-        if number + 1 == len(texts) or sum(map(len, group)) + len(texts[number + 1]) > ROWS_AT_ONCE:
+        if number + 1 == len(texts) or sum(map(len, group)) + len(texts[number + 1]) > ROWS_PER_PASS:
             batch = RaggedBatch.of(group, range(len(group)))
             rows = table[torch.from_numpy(batch.tokens)].float()
             x = layer_norm(rows, norm)
@@ -272,11 +281,11 @@ def _streams(checkpoint: Checkpoint, texts: Sequence[Sequence[int]]) -> Iterator
 def _run(
     block: Block, ops: ReferenceOps, stream: _Stream, shape: Dimensions, initial: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The activations after a layer, and the values of layer 0."""
-    slots = len(stream.batch.slots)
-    pool = ReferencePool.zeros("cpu", slots, 1, shape.num_heads, shape.head_size)
+    """Run a layer from empty states; returns the activations after it, and the values v of layer 0."""
+    num_sequences = len(stream.batch.slots)
+    pool = ReferencePool.zeros("cpu", num_sequences, 1, shape.num_heads, shape.head_size)
     if initial is not None:
         pool = pool.with_initial(initial)
-        for slot in range(slots):
+        for slot in range(num_sequences):
             pool.clear(slot)
     return block.run(ops, ops.begin(stream.batch, pool), 0, stream.x, stream.v_first, stream.x0)

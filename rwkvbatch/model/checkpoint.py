@@ -1,4 +1,4 @@
-"""Checkpoints: recognising the network, checking names, shapes and values, `model info`."""
+"""`Checkpoint`: recognises the network, checks names, shapes and values; `describe` for `model info`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from rwkvbatch.model.rwkv7 import state_bytes
 from rwkvbatch.model.strategy import PRECISIONS, Precision
 from rwkvbatch.model.tensor_file import Entry, NamedTensors, StoredRows, check_finite
 
-NAMES_SHOWN = 4
+MAX_NAMES_SHOWN = 4
 
 _LAYER = re.compile(r"blocks\.(\d{1,6})\.(.+)")
 
 
 @dataclass(frozen=True)
 class Architecture(Dimensions):
-    """The network that the tensors of a checkpoint define; `precision` is that of most weights."""
+    """The network that the tensors of a checkpoint define. `precision` is the most common one of its weights."""
 
     precision: Precision
 
@@ -39,7 +39,7 @@ def inspect(file: NamedTensors) -> Architecture:
     """Recognise the network and check names, shapes and types of all tensors.
 
     Raises:
-        CheckpointError: not an RWKV checkpoint, or a tensor is missing, unexpected or misshapen.
+        CheckpointError: not an RWKV checkpoint, or a tensor is missing, unexpected, or of a wrong shape or type.
     """
     dims = _dimensions(file, _generation(file))
     if is_rwkv7(dims):
@@ -56,27 +56,27 @@ def inspect(file: NamedTensors) -> Architecture:
 
 
 def _generation(file: NamedTensors) -> str:
-    """The generation, recognised by the same names as in the `rwkv` package, in its order of precedence."""
+    """The generation, recognised by tensor names with the rules of the `rwkv` package, in the same order."""
     names = file.entries.keys()
 
-    def some(part: str) -> bool:
-        return any(part in name for name in names)
+    def has(substring: str) -> bool:
+        return any(substring in name for name in names)
 
-    if some(".att.time_state") and "emb.weight" not in names:
+    if has(".att.time_state") and "emb.weight" not in names:
         raise CheckpointError(
             "this is a state-tuned file (initial states), not a model", path=file.path, hint="give it as --state FILE"
         )
     refuse_variant(names, file.path)
-    if some(".att.r_k"):
+    if has(".att.r_k"):
         refuse_quantised(names, file.path)
-        return "7a" if some(".ffn.s_emb.") else "7"
-    if some("time_maa"):
+        return "7a" if has(".ffn.s_emb.") else "7"
+    if has("time_maa"):
         return "6.0"
-    if some("ln_x"):
+    if has("ln_x"):
         decay = file.entries.get("blocks.0.att.time_decay")
         if decay is not None and len(decay.shape) > 1 and decay.shape[1] > 1:
             return "5.2"
-        return "5.1" if some("gate.weight") else "5.0"
+        return "5.1" if has("gate.weight") else "5.0"
     if "blocks.0.att.time_decay" in names:
         return "4"
     if names and all(name.startswith(LIST_PREFIX) for name in names):
@@ -93,9 +93,9 @@ def _generation(file: NamedTensors) -> str:
         )
     refuse_network(names, file.config, file.path)
     refuse_quantised(names, file.path)
-    found = ", ".join(repr(name[:60]) for name in list(names)[:NAMES_SHOWN]) or "no tensors at all"
+    shown = ", ".join(repr(name[:60]) for name in list(names)[:MAX_NAMES_SHOWN]) or "no tensors at all"
     raise CheckpointError(
-        f"not an RWKV checkpoint: expected tensors such as 'blocks.0.att.r_k' and 'emb.weight', found {found}",
+        f"not an RWKV checkpoint: expected tensors such as 'blocks.0.att.r_k' and 'emb.weight', found {shown}",
         path=file.path,
     )
 
@@ -119,8 +119,8 @@ def _dimensions(file: NamedTensors, generation: str) -> Dimensions:
                 path=file.path,
             )
     elif generation != "4":
-        first = "time_faaaa" if "blocks.0.att.time_faaaa" in file.entries else "time_decay"
-        entry = file.entries.get(f"blocks.0.att.{first}")
+        name = "time_faaaa" if "blocks.0.att.time_faaaa" in file.entries else "time_decay"
+        entry = file.entries.get(f"blocks.0.att.{name}")
         num_heads = entry.shape[0] if entry is not None and entry.shape else 1
         head_size = width // max(num_heads, 1)
     num_parameters = sum(entry.num_elements for entry in file.entries.values())
@@ -153,8 +153,8 @@ def _check_names(file: NamedTensors, dims: Dimensions) -> None:
         if entry is None:
             continue
         # Vectors are stored as [C], [1, C] or [1, 1, C], depending on the tool.
-        found = tuple(size for size in entry.shape if size != 1) if len(shape) == 1 else entry.shape
-        if found != tuple(size for size in shape if size != 1 or len(shape) > 1):
+        found_shape = tuple(size for size in entry.shape if size != 1) if len(shape) == 1 else entry.shape
+        if found_shape != tuple(size for size in shape if size != 1 or len(shape) > 1):
             raise CheckpointError(
                 f"the tensor {name!r} must be {shape_text(shape)}, it is {shape_text(entry.shape)}", path=file.path
             )
@@ -166,15 +166,16 @@ Shapes = dict[str, tuple[int, ...]]
 def _expected_shapes(file: NamedTensors, dims: Dimensions) -> tuple[Shapes, Shapes]:
     """Names and shapes of required and of optional tensors.
 
-    Optional are `time_state` (an initial state that was tuned and merged), and v0, v1, v2 of layer 0, which are unused.
+    Optional tensors are `time_state` (a tuned initial state, merged into the checkpoint) and the unused v0, v1, v2 of
+    layer 0.
     """
     width, square = (dims.width,), (dims.width, dims.width)
 
     def norm(name: str) -> Shapes:
         return {f"{name}.weight": width, f"{name}.bias": width}
 
-    def inner(name: str, axis: int) -> int:
-        # The one free size of this tensor; a wrong number of axes is reported as a wrong shape.
+    def free_size(name: str, axis: int) -> int:
+        # The size is free. 1 for a wrong number of axes, which is then reported as a wrong shape.
         entry = file.entries.get(name)
         return entry.shape[axis] if entry is not None and len(entry.shape) == 2 else 1
 
@@ -189,7 +190,7 @@ def _expected_shapes(file: NamedTensors, dims: Dimensions) -> tuple[Shapes, Shap
         expected |= {f"{att}.{name}.weight": square for name in ("receptance", "key", "value", "output")}
         expected |= {f"{att}.k_k": width, f"{att}.k_a": width, f"{att}.r_k": (dims.num_heads, dims.head_size)}
         for letter in "wavg":
-            rank = inner(f"{att}.{letter}1", 1)
+            rank = free_size(f"{att}.{letter}1", 1)
             chain: Shapes = {f"{att}.{letter}1": (dims.width, rank), f"{att}.{letter}2": (rank, dims.width)}
             if letter != "g":
                 chain[f"{att}.{letter}0"] = width
@@ -197,12 +198,12 @@ def _expected_shapes(file: NamedTensors, dims: Dimensions) -> tuple[Shapes, Shap
                 optional |= chain
             else:
                 expected |= chain
-        hidden = inner(f"{ffn}.key.weight", 0)
+        hidden = free_size(f"{ffn}.key.weight", 0)
         expected |= {f"{ffn}.x_k": width}
         expected |= {f"{ffn}.key.weight": (hidden, dims.width), f"{ffn}.value.weight": (dims.width, hidden)}
         optional |= {f"{att}.time_state": (dims.num_heads, dims.head_size, dims.head_size)}
         if dims.generation == "7a":
-            size = inner(f"{ffn}.s1", 1)
+            size = free_size(f"{ffn}.s1", 1)
             expected |= {f"{ffn}.s0": (hidden,), f"{ffn}.s1": (dims.width, size), f"{ffn}.s2": (size, hidden)}
             expected |= {f"{ffn}.s_emb.weight": (dims.vocab_size, size * size)}
             expected |= {f"{ffn}.s_emb_x.weight": (size * size, dims.width)}
@@ -210,8 +211,8 @@ def _expected_shapes(file: NamedTensors, dims: Dimensions) -> tuple[Shapes, Shap
 
 
 def _listed(names: list[str]) -> str:
-    shown = ", ".join(repr(name[:80]) for name in names[:NAMES_SHOWN])
-    return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN:,} more"
+    shown = ", ".join(repr(name[:80]) for name in names[:MAX_NAMES_SHOWN])
+    return shown if len(names) <= MAX_NAMES_SHOWN else f"{shown} and {len(names) - MAX_NAMES_SHOWN:,} more"
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
@@ -219,16 +220,16 @@ def shape_text(shape: tuple[int, ...]) -> str:
 
 
 UNUSED = ("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2")
-"""Tensors of RWKV-7 that nothing reads, so that they may be absent or hold any values."""
+"""Unused tensors of RWKV-7, which may be absent or hold any values."""
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
-    """The tensors of a checkpoint. Each is read and checked for NaN and infinity when it is asked for.
+    """The tensors of a checkpoint. Each is read from the file, and checked for NaN and infinity, on access.
 
     Args:
         architecture: the result of `inspect`.
-        dtype: what to round tensors to; None leaves them as they are.
-        adapter: the adapter merged into them, as it was given.
+        dtype: the type to which tensors are rounded; None does not round them.
+        adapter: the merged adapter, as in `load_model`; None without one.
     """
 
     def __init__(
@@ -270,16 +271,16 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return rounded
 
     def rows(self, name: str) -> StoredRows | None:
-        """Where the matrix `name` lies in a file as `self[name]` would be, not yet checked; None if it does not."""
+        """The location of the matrix `name`, unchecked, if a file holds the numbers of `self[name]`; else None."""
         entry = self.file.entries[name]
         return entry.rows if self.dtype in (None, entry.dtype, torch.float32) else None
 
     @property
     def vocabulary(self) -> str | None:
-        """The vocabulary that the file's metadata declare, `world` or nothing.
+        """The vocabulary that the file's metadata declare: `world` or None.
 
-        The bundled model was written before there was a key for it, and its bytes stay as they are: its hash is in
-        the manifests of runs.
+        The bundled model is older than the metadata key and is recognised by other keys. Its file must not change,
+        since the manifests of runs hold its hash.
         """
         metadata = self.file.metadata
         bundled = bool(metadata.get("licence")) and metadata.get("architecture") == "RWKV-7"
@@ -287,15 +288,19 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return "world" if declared or bundled else None
 
     def rounded(self, dtype: torch.dtype | None) -> dict[str, Entry]:
-        """The tensors for another file, checked when they are loaded; with `dtype` None of the types that they have.
+        """The tensors for a new file, checked when they are loaded.
 
-        Layer 0's unused tensors are left out if they hold NaN or infinity, which would look like damage to others.
+        Unused tensors of layer 0 are left out if they hold NaN or infinity, which other programs would report as
+        damage.
+
+        Args:
+            dtype: the type to which they are rounded; None keeps each tensor's type.
         """
-        narrow = Checkpoint(self.file, self.architecture, dtype)
+        converted = Checkpoint(self.file, self.architecture, dtype)
 
         def entry(name: str, stored: Entry) -> Entry:
             target = dtype or stored.dtype
-            return Entry(target, stored.shape, lambda: narrow[name].to(target))
+            return Entry(target, stored.shape, lambda: converted[name].to(target))
 
         return {
             name: entry(name, stored)
@@ -304,25 +309,26 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         }
 
     def check(self, name: str) -> torch.Tensor:
-        """The tensor `name` as it is in the file; errors as above."""
+        """The tensor `name`, not rounded; raises as `__getitem__`."""
         tensor = self.file.read(name)
         if name not in UNUSED:
             try:
                 check_finite(tensor, name, self.file.path)
             except CheckpointError as error:
                 if self.adapter is not None:
-                    error.hint = f"so it is with the adapter {self.adapter}: are its numbers and its alpha right?"
+                    error.hint = (
+                        f"this is after merging the adapter {self.adapter}: are its numbers and its alpha right?"
+                    )
                 raise
         return tensor
 
 
 @contextmanager
 def open_checkpoint(path: Path, adapter: Adapter | None = None) -> Iterator[Checkpoint]:
-    """Open a checkpoint and check names and shapes; values are checked, and an adapter is merged, when they are read.
+    """Open a checkpoint and check names and shapes. Reading a tensor merges the adapter and checks the values.
 
     Raises:
-        CheckpointError: not an RWKV checkpoint, a tensor is missing, unexpected or misshapen, or the adapter does not
-            fit.
+        CheckpointError: as `inspect`, or the adapter does not fit.
         UsageError: see `adapters.adapted`.
     """
     with open_tensors(path) as tensors, adapted(official(tensors), adapter) as file:
@@ -330,7 +336,7 @@ def open_checkpoint(path: Path, adapter: Adapter | None = None) -> Iterator[Chec
 
 
 def initial_wkv(checkpoint: Checkpoint) -> torch.Tensor | None:
-    """The tuned initial state that was merged into an RWKV-7 checkpoint, [L, H, N, N] fp32; None without any."""
+    """The tuned initial state that was merged into an RWKV-7 checkpoint, [L, H, N, N] fp32; None without one."""
     names = [f"blocks.{layer}.att.time_state" for layer in range(checkpoint.architecture.num_layers)]
     if names[0] not in checkpoint:
         return None
@@ -342,7 +348,7 @@ _LAYER_NUMBER = re.compile(r"blocks\.\d+\.")
 
 @dataclass(frozen=True)
 class TensorGroup:
-    """Tensors of one name in several layers, all of one shape and type."""
+    """Tensors with the same name, shape and type in all or some layers."""
 
     name: str
     shape: tuple[int, ...]
@@ -357,16 +363,16 @@ class Description(Dimensions):
 
     Attributes:
         kind: the kind of file.
-        num_files: how many there are.
-        form: how the tensors were named, see `forms`.
-        undone: what was undone to get the official names and shapes, a phrase each.
-        dtype: the precision of most weights.
-        num_bytes: size of the files.
-        state_bytes: size of one sequence's state, None for generations that only the `rwkv` package runs.
-        sha256: hash of the file, or of the hashes of the files; None when the values were not read.
+        num_files: number of files.
+        form: the naming of the tensors in the file, see `forms`.
+        undone: the conversions to the official names and shapes, a phrase each.
+        dtype: the most common precision of the weights.
+        num_bytes: size of all files.
+        state_bytes: size of one sequence's state; None for generations that only the `rwkv` package runs.
+        sha256: hash of the file, or of the hashes of the files; None if the values were not read.
         vocabulary, vocabulary_file: as in `ModelSpec`.
-        quantised: what the large matrices are rounded to in the file (`quantised.FileRounding`), None if they are not.
-        fitted_tokens: of the texts that this rounding was fitted to; None if it was not.
+        quantised: the rounding of the large matrices (`quantised.FileRounding`); None if they are not quantised.
+        fitted_tokens: number of tokens that this rounding was fitted to; None if it was not fitted.
     """
 
     path: str

@@ -1,7 +1,7 @@
-"""`open_tensors`: the tensors of a file or directory of any kind, under the names that they have there.
+"""`open_tensors`: the tensors of a file or directory of any kind, under the names in the file.
 
-Opening reads only tables of contents; each tensor is read when it is asked for. The claims of a table of contents are
-checked against the size of the file before anything of that size is allocated.
+Opening reads only tables of contents; each tensor is read when it is accessed. The sizes in a table of contents are
+checked against the size of the file before any memory is allocated for them.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from rwkvbatch.model.tensor_file import Contents, NamedTensors, TensorFile, name
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file.
+    """A file format.
 
     Attributes:
-        name: as `model info` shows it.
+        name: the name that `model info` shows.
         matches: whether a file that begins with these `HEAD_BYTES` bytes is of this kind.
         read: reads the table of contents; raises `CheckpointError`.
     """
@@ -49,20 +49,20 @@ KINDS = (
 HEAD_BYTES = 512
 
 MAX_OVERLAP = 4
-"""Tensors may share storage (tied weights), but together have at most this many times the file's size."""
+"""Tensors may share storage (tied weights), but their total size is at most this many times the file's size."""
 
 MAX_JSON_BYTES = 16 << 20
 
 CONFIG = "config.json"
 INDEX_ENDING = ".index.json"
 VOCABULARY = "rwkv_vocab_v20230424.txt"
-"""The World vocabulary, as Hugging Face directories of RWKV models bring it."""
+"""The World vocabulary in Hugging Face directories of RWKV models."""
 
 WEIGHTS_ENDINGS = (".safetensors", ".pth", ".bin", ".pt", ".ckpt")
-"""Of the files that may hold a directory's weights; those of the first ending that occurs are taken."""
+"""Endings of a directory's weights files. The files with the first ending that occurs are used."""
 
 CONVENTIONAL = ("model.safetensors", "pytorch_model.bin")
-"""The names of the only weights file of a Hugging Face directory; others beside it are of something else."""
+"""Names of the weights file of a Hugging Face directory without shards; other files beside it are ignored."""
 
 _SHARD = re.compile(r"(.+)-(\d{1,6})-of-(\d{1,6})(\.\w+)")
 
@@ -72,21 +72,21 @@ def open_tensors(path: Path) -> Iterator[NamedTensors]:
     """Open a checkpoint or state: a file of any kind, a Hugging Face directory, or the index of its shards.
 
     Raises:
-        CheckpointError: there is no such file, it is of no known kind, or its table of contents cannot be right.
+        CheckpointError: there is no such file, its format is unknown, or its table of contents is damaged.
     """
     with ExitStack() as stack:
-        if _holds(path.is_dir):
+        if _is_true(path.is_dir):
             yield _open_directory(path, stack)
-        elif path.name.endswith(".json") and _holds(path.is_file):
+        elif path.name.endswith(".json") and _is_true(path.is_file):
             yield _open_index(path, path, stack)
         else:
             yield named_tensors(path, [_open_file(path, stack)])
 
 
-def _holds(question: Callable[[], bool]) -> bool:
-    """The answer to a question about a path; no where the system does not say, as for names that are too long."""
+def _is_true(test: Callable[[], bool]) -> bool:
+    """The result of a test of a path; False if the system reports an error, as for names that are too long."""
     try:
-        return question()
+        return test()
     except (OSError, ValueError):
         return False
 
@@ -117,11 +117,11 @@ def _check_sizes(contents: Contents, file_size: int, path: Path) -> None:
     for name, entry in contents.entries.items():
         if entry.start + entry.span > file_size:
             raise CheckpointError(f"the tensor {name!r} lies beyond the end of the file; cut off?", path=path)
-        # What is decoded has at most eight times the bytes of its span.
+        # A decoded tensor has at most eight times the bytes of its span.
         total += max(entry.num_bytes, entry.span) if entry.decode is None else entry.span
         if total > MAX_OVERLAP * file_size:
             raise CheckpointError(
-                f"its tensors are said to have more than {MAX_OVERLAP} times as many bytes as the file itself",
+                f"by its table of contents, its tensors have more than {MAX_OVERLAP} times the bytes of the file",
                 path=path,
             )
 
@@ -132,17 +132,17 @@ def _open_directory(path: Path, stack: ExitStack) -> NamedTensors:
         names = sorted(entry.name for entry in os.scandir(path))
     except OSError as error:
         raise CheckpointError(f"cannot read the directory: {error.strerror}", path=path) from error
-    weights = next((found for ending in WEIGHTS_ENDINGS if (found := _ending(names, ending))), [])
-    indexes = [name for name in _ending(names, INDEX_ENDING) if Path(name.removesuffix(INDEX_ENDING)).suffix]
-    indexes = [name for name in indexes if _of_index(name, weights)] or indexes
+    weights = next((matches for ending in WEIGHTS_ENDINGS if (matches := _with_ending(names, ending))), [])
+    indexes = [name for name in _with_ending(names, INDEX_ENDING) if Path(name.removesuffix(INDEX_ENDING)).suffix]
+    indexes = [name for name in indexes if _is_index_of(name, weights)] or indexes
     if len(indexes) == 1:
         return _open_index(path / indexes[0], path, stack)
     _refuse_training_directory(names, path)
     weights = [name for name in weights if name in CONVENTIONAL] or weights
     if not weights:
-        found = ", ".join(repr(name[:60]) for name in names[:4]) or "nothing"
+        shown = ", ".join(repr(name[:60]) for name in names[:4]) or "nothing"
         raise CheckpointError(
-            f"this directory has no weights: expected a file ending in {', '.join(WEIGHTS_ENDINGS)}, found {found}",
+            f"this directory has no weights: expected a file ending in {', '.join(WEIGHTS_ENDINGS)}, found {shown}",
             path=path,
             hint="give the checkpoint's own file or directory",
         )
@@ -150,7 +150,7 @@ def _open_directory(path: Path, stack: ExitStack) -> NamedTensors:
     if len(shards) == len(weights) and len({(match[1], match[3]) for match in shards}) == 1:
         expected = int(shards[0][3])
         if len(shards) != expected:
-            raise CheckpointError(f"{expected} shards were expected, {len(shards)} are there", path=path)
+            raise CheckpointError(f"expected {expected} shards, found {len(shards)}", path=path)
     elif len(weights) > 1:
         shown = ", ".join(repr(name[:60]) for name in weights[:4])
         raise CheckpointError(
@@ -158,11 +158,11 @@ def _open_directory(path: Path, stack: ExitStack) -> NamedTensors:
             path=path,
             hint=f"give one of them, such as --model {path / weights[0]}",
         )
-    return _described(named_tensors(path, [_open_file(path / name, stack) for name in weights]), path)
+    return _with_directory(named_tensors(path, [_open_file(path / name, stack) for name in weights]), path)
 
 
 def _refuse_training_directory(names: Sequence[str], path: Path) -> None:
-    """Refuse directories in which a training program has spread every tensor over many files."""
+    """Raise `CheckpointError` for directories in which a training program has split each tensor over many files."""
     if set(names) & set(CONVENTIONAL):
         return
     if any(name == "zero_to_fp32.py" or name.endswith("_optim_states.pt") for name in names):
@@ -179,56 +179,61 @@ def _refuse_training_directory(names: Sequence[str], path: Path) -> None:
         )
 
 
-def _ending(names: Sequence[str], ending: str) -> list[str]:
+def _with_ending(names: Sequence[str], ending: str) -> list[str]:
     return [name for name in names if name.endswith(ending) and not name.startswith(".")]
 
 
-def _of_index(index: str, weights: Sequence[str]) -> bool:
-    """Whether `weights` have the ending that an index is named for, as in `model.safetensors.index.json`."""
+def _is_index_of(index: str, weights: Sequence[str]) -> bool:
+    """Whether the name of an index contains the ending of `weights`, as in `model.safetensors.index.json`."""
     return bool(weights) and Path(weights[0]).suffix == Path(index.removesuffix(INDEX_ENDING)).suffix
 
 
 def _open_index(index: Path, path: Path, stack: ExitStack) -> NamedTensors:
-    """The shards that an index names: a JSON object whose `weight_map` gives each tensor's file (transformers).
+    """Open the shards of an index: a JSON object whose `weight_map` gives the file of each tensor (transformers).
 
-    `path` is what was given, the index or its directory.
+    Args:
+        path: the path for error messages: the index or its directory.
     """
     folder = index.parent
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         hint = f"give the directory, --model {folder}" if index.name == CONFIG else None
         raise CheckpointError("not an index of shards: it has no 'weight_map'", path=index, hint=hint)
-    places = cast("dict[str, Any]", weight_map)
-    for name in places.values():
-        # A name that leads elsewhere could make the program read any file.
+    file_of = cast("dict[str, Any]", weight_map)
+    for name in file_of.values():
+        # A path to another directory could make the program read any file.
         if not isinstance(name, str) or Path(name).name != name or not name:
-            raise CheckpointError(f"the index must name files beside it, it names {str(name)[:80]!r}", path=index)
-    missing = sorted(name for name in set(places.values()) if not _holds((folder / name).exists))
+            raise CheckpointError(
+                f"the index must name files in its own directory, it names {str(name)[:80]!r}", path=index
+            )
+    missing = sorted(name for name in set(file_of.values()) if not _is_true((folder / name).exists))
     if missing:
         shown = ", ".join(repr(name[:80]) for name in missing[:4])
         raise CheckpointError(
-            f"{len(missing)} of {len(set(places.values()))} shards that the index names are not there: {shown}",
+            f"{len(missing)} of {len(set(file_of.values()))} shards that the index names are missing: {shown}",
             path=index,
             hint="download them too",
         )
-    files = {name: _open_file(folder / name, stack) for name in sorted(set(places.values()))}
-    for tensor, name in places.items():
+    files = {name: _open_file(folder / name, stack) for name in sorted(set(file_of.values()))}
+    for tensor, name in file_of.items():
         if tensor not in files[name].entries:
-            raise CheckpointError(
-                f"the tensor {tensor[:80]!r} is not in {name!r}, where the index says it is", path=index
-            )
-    return _described(named_tensors(path, list(files.values())), folder)
+            raise CheckpointError(f"the tensor {tensor[:80]!r} is not in {name!r}, as the index says", path=index)
+    return _with_directory(named_tensors(path, list(files.values())), folder)
 
 
-def _described(tensors: NamedTensors, folder: Path) -> NamedTensors:
-    """With what the directory says about them."""
-    config = read_json(folder / CONFIG) if _holds((folder / CONFIG).is_file) else {}
+def _with_directory(tensors: NamedTensors, folder: Path) -> NamedTensors:
+    """Add the configuration and the vocabulary of the directory."""
+    config = read_json(folder / CONFIG) if _is_true((folder / CONFIG).is_file) else {}
     vocabulary = folder / VOCABULARY
-    return replace(tensors, config=config, vocabulary_file=vocabulary if _holds(vocabulary.is_file) else None)
+    return replace(tensors, config=config, vocabulary_file=vocabulary if _is_true(vocabulary.is_file) else None)
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """The JSON object in a file; raises `CheckpointError` unless it is one, of at most `MAX_JSON_BYTES`."""
+    """The JSON object in a file.
+
+    Raises:
+        CheckpointError: it is not one, or has more than `MAX_JSON_BYTES`.
+    """
     descriptor = open_regular(path)
     try:
         size = os.fstat(descriptor).st_size

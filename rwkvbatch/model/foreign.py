@@ -1,8 +1,9 @@
-"""The true names of files that are no checkpoint for this program, and what to do with each.
+"""Recognises files that this program cannot use, names them, and says what to do.
 
-Two tables: `KINDS` by a file's first bytes, `NETWORKS` by the names of its tensors. Sources: the formats' own magic
-numbers; ggml's old formats in rwkv.cpp's docs/FILE_FORMAT.md; RWKV-7b, RWKV-8 and ROSA in RWKV-LM, RWKV-v7 and RWKV-v8
-(rwkv_v7b_demo.py, rwkv_v8_rc00_demo.py, 260212_rosa1bitLM_L12.py); fla's names of RWKV-6 in its convert_from_rwkv6.py.
+There are two tables: `KINDS`, by a file's first bytes, and `NETWORKS`, by the names of its tensors. Sources: the
+formats' own magic numbers; ggml's old formats in rwkv.cpp's docs/FILE_FORMAT.md; RWKV-7b, RWKV-8 and ROSA in RWKV-LM,
+RWKV-v7 and RWKV-v8 (rwkv_v7b_demo.py, rwkv_v8_rc00_demo.py, 260212_rosa1bitLM_L12.py); fla's names of RWKV-6 in its
+convert_from_rwkv6.py.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from rwkvbatch.errors import CheckpointError
 
 ORIGINAL = "give the .pth or .safetensors that it was made from"
-DOWNLOAD = "download the file itself; such a page is what a wrong address, or one that needs a login, answers with"
+DOWNLOAD = "download the file itself; servers send such a page for a wrong address, or one that needs a login"
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,13 @@ KINDS = (
     _kind(
         "text, not weights",
         rb"(?:\xef\xbb\xbf)?[\t\r\n\x20-\x7e]{8,}\Z",
-        "is it the error message of a download? Look into it",
+        "is it the error message of a failed download? read it",
     ),
 )
 
 
 def refuse_kind(head: bytes, path: Path) -> None:
-    """Raise `CheckpointError` with the true name of a file that begins with `head`, if it is known."""
+    """Raise `CheckpointError`, with the name of the format, if a file that begins with `head` is in `KINDS`."""
     for kind in KINDS:
         if kind.pattern.match(head):
             raise CheckpointError(f"not a checkpoint: this is {kind.name}", path=path, hint=kind.hint)
@@ -105,7 +106,7 @@ VARIANTS = (
         "this program computes layers of RWKV only",
     ),
 )
-"""Relatives of RWKV that have official names, so that they would otherwise be called surplus."""
+"""Variants of RWKV. Without these entries, their official names would be reported as surplus tensors."""
 
 NETWORKS = (
     _network(
@@ -142,23 +143,22 @@ QUANTISED = re.compile(
 
 
 def refuse_variant(names: Iterable[str], path: Path) -> None:
-    """Raise `CheckpointError` with the true name of a relative of RWKV that this program does not compute."""
+    """Raise `CheckpointError`, with the name of the network, for an unsupported variant of RWKV."""
     _refuse(VARIANTS, [*names], path)
 
 
 def refuse_network(names: Iterable[str], config: Mapping[str, Any], path: Path) -> None:
-    """Raise `CheckpointError` with the true name of another network, by its `config.json` or its tensors' names."""
-    found = [*names]
+    """Raise `CheckpointError`, with the name of the network, by its `config.json` or its tensors' names."""
     model_type = config.get("model_type")
     if isinstance(model_type, str) and not model_type.lower().startswith(("rwkv", "arwkv")):
         raise CheckpointError(
             f"not an RWKV checkpoint: this is {model_type[:60]!r}, says its config.json", path=path, hint=NOT_COMPUTED
         )
-    _refuse(NETWORKS, found, path)
+    _refuse(NETWORKS, [*names], path)
 
 
 def refuse_quantised(names: Iterable[str], path: Path) -> None:
-    """Raise `CheckpointError` when tensors are packed by a quantisation method."""
+    """Raise `CheckpointError` if tensors are packed by a quantisation method."""
     name = next((name for name in names if QUANTISED.fullmatch(name)), None)
     if name is not None:
         raise CheckpointError(

@@ -1,12 +1,14 @@
-"""The forms in which people hold checkpoints: `official` undoes each, so that the tensors have the official names.
+"""The forms of checkpoints (names and shapes of other programs). `official` converts them to the official names.
 
-A form is one entry of `FORMS`, tried in order, each on what those before it left. Its function takes the tensors and
-returns None when they are not of this form; else `tensors.changed(entries, phrase, ..., form=name)` with the entries
-under their official names, made by `Entry.transposed`, `Entry.part` or an `Entry` of your own (nothing is read before
-the entry's `load` is called), and a phrase for each thing that was undone, which `model info` prints. It raises
-`CheckpointError` for files that are recognised but cannot be right. A kind of file (how bytes hold tensors) is an entry
-of `containers.KINDS` instead. A new form also needs a row in `docs/models.md`, a test that its logits are those of the
-`.pth`, hostile files in `tests/model/hostile/`, and a seed for `tools/fuzz/fuzz_checkpoint.py`.
+A form is an entry of `FORMS`. They are tried in order, each on the result of those before it. Its function takes the
+tensors and returns None if they are not of this form, else `tensors.changed(entries, phrase, ..., form=name)`: the
+entries under their official names, made by `Entry.transposed`, `Entry.select` or a new `Entry` (nothing is read until
+the entry's `load` is called), and a phrase for each conversion, which `model info` prints. It raises `CheckpointError`
+for files that have this form but an impossible content.
+
+A file format (how bytes hold tensors) is an entry of `containers.KINDS` instead. A new form also needs a row in
+`docs/models.md`, a test that its logits equal those of the `.pth`, hostile files in `tests/model/hostile/`, and a seed
+for `tools/fuzz/fuzz_checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -32,17 +34,17 @@ FLA = "flash-linear-attention"
 
 @dataclass(frozen=True)
 class Form:
-    """What people do to a checkpoint's names and shapes, and how it is undone; see the module's docstring."""
+    """A change of a checkpoint's names and shapes, and the function that undoes it; see the module's docstring."""
 
     name: str
     undo: Callable[[NamedTensors], NamedTensors | None]
 
 
 def official(tensors: NamedTensors) -> NamedTensors:
-    """The tensors under the official names of their generation, whatever form they are in.
+    """The tensors under the official names of their generation.
 
     Raises:
-        CheckpointError: they are of a known form, but of one that this program cannot compute.
+        CheckpointError: the tensors have a known form, but an impossible or unsupported content.
     """
     _check_config(tensors)
     for form in FORMS:
@@ -60,22 +62,22 @@ _ROOTS = {"blocks", "emb", "ln_out", "head", "layers", "embeddings", "embed_toke
 
 
 def _without_prefix(tensors: NamedTensors) -> NamedTensors | None:
-    """Remove what all names begin with, then what those of all layers begin with, as the head's name may not."""
-    anchored = {match[1] for name in tensors.entries if (match := _ANCHOR.match(name))}
-    if anchored <= {""}:
+    """Remove the prefix of all names, then that of the layers' names, which the head's name may lack."""
+    layer_prefixes = {match[1] for name in tensors.entries if (match := _ANCHOR.match(name))}
+    if layer_prefixes <= {""}:
         return None
-    if len(anchored) > 1:
-        shown = " and ".join(repr(prefix[:60]) for prefix in sorted(anchored)[:3])
+    if len(layer_prefixes) > 1:
+        shown = " and ".join(repr(prefix[:60]) for prefix in sorted(layer_prefixes)[:3])
         raise CheckpointError(
             f"it holds more than one network: there are layers under {shown}",
             path=tensors.path,
             hint="save the tensors of one of them alone",
         )
     common = _common_prefix([*tensors.entries])
-    (own,) = anchored
+    (layer_prefix,) = layer_prefixes
     undone: list[str] = []
     entries: Entries = dict(tensors.entries)
-    for prefix in filter(None, (common, own.removeprefix(common))):
+    for prefix in filter(None, (common, layer_prefix.removeprefix(common))):
         changed = {name.removeprefix(prefix): entry for name, entry in entries.items()}
         if len(changed) != len(entries):
             raise CheckpointError(f"some tensors are there with and without the prefix {prefix!r}", path=tensors.path)
@@ -86,19 +88,19 @@ def _without_prefix(tensors: NamedTensors) -> NamedTensors | None:
 
 
 def _common_prefix(names: list[str]) -> str:
-    """The components that all names begin with, before the first that the networks' own names begin with."""
-    parts: list[str] = []
+    """The leading components that all names share, up to the first one of an official or another program's name."""
+    shared: list[str] = []
     for components in zip(*(name.split(".") for name in names), strict=False):
         if len(set(components)) > 1 or components[0] in _ROOTS:
             break
-        parts.append(components[0] + ".")
-    return "".join(parts)
+        shared.append(components[0] + ".")
+    return "".join(shared)
 
 
 # Other programs' names. Sources (all on github.com):
 #   fla-org/flash-linear-attention, utils/convert_from_rwkv7.py, fla/layers/rwkv7.py, fla/models/rwkv7 (the older `x_x`)
-#   huggingface/transformers, src/transformers/models/rwkv/convert_rwkv_checkpoint_to_hf.py (RWKV-4; the code that
-#     Hugging Face's RWKV-5 and 6 bring has the same names)
+#   huggingface/transformers, src/transformers/models/rwkv/convert_rwkv_checkpoint_to_hf.py (RWKV-4; the code in
+#     Hugging Face repositories of RWKV-5 and 6 uses the same names)
 #   rwkv-rs/vllm-rwkv, vllm/transformers_utils/configs/rwkv7.py (`model.embeddings`, low-rank matrices as linear layers)
 #   rwkv-rs's transformers, convert_rwkv7_checkpoint_to_hf.py of 2026 (`linear_attn`), as in the release rwkv7-g1-st
 
@@ -109,13 +111,13 @@ class _Naming:
 
     Attributes:
         name: the program.
-        mark: a name of a tensor that only this program gives, for recognising it.
-        parts: what it calls what, beside layers; the longest that fits is taken.
+        mark: matches the name of a tensor that only this program uses.
+        names: official names by the program's names, both without `blocks.N.`; the longest match applies.
     """
 
     name: str
     mark: re.Pattern[str]
-    parts: Mapping[str, str]
+    names: Mapping[str, str]
 
 
 _PROJECTIONS = {"r_proj": "receptance", "k_proj": "key", "v_proj": "value", "o_proj": "output", "g_norm": "ln_x"}
@@ -128,7 +130,7 @@ _NAMINGS = (
             "attn_norm": "ln1",
             "ffn_norm": "ln2",
             "attn": "att",
-            **{f"attn.{theirs}": f"att.{ours}" for theirs, ours in _PROJECTIONS.items()},
+            **{f"attn.{other}": f"att.{official_name}" for other, official_name in _PROJECTIONS.items()},
         },
     ),
     _Naming(
@@ -138,7 +140,7 @@ _NAMINGS = (
             "input_layernorm": "ln1",
             "post_attention_layernorm": "ln2",
             "linear_attn": "att",
-            **{f"linear_attn.{theirs}": f"att.{ours}" for theirs, ours in _PROJECTIONS.items()},
+            **{f"linear_attn.{other}": f"att.{official_name}" for other, official_name in _PROJECTIONS.items()},
             "mlp": "ffn",
             "mlp.up_proj": "ffn.key",
             "mlp.down_proj": "ffn.value",
@@ -152,8 +154,8 @@ _NAMINGS = (
             "attention": "att",
             "feed_forward": "ffn",
             **{
-                f"{theirs}.time_mix_{word}": f"{ours}.time_mix_{word[0]}"
-                for theirs, ours in (("attention", "att"), ("feed_forward", "ffn"))
+                f"{other}.time_mix_{word}": f"{official_name}.time_mix_{word[0]}"
+                for other, official_name in (("attention", "att"), ("feed_forward", "ffn"))
                 for word in ("key", "value", "receptance", "gate")
             },
         },
@@ -161,7 +163,7 @@ _NAMINGS = (
     _Naming("vllm-rwkv", re.compile(r"blocks\.\d+\.att\.[wavg][12]\.weight"), {}),
 )
 
-_WHOLE = {
+_MODEL_NAMES = {
     "embeddings": "emb",
     "embed_tokens": "emb",
     "embedding_norm": "blocks.0.ln0",
@@ -176,7 +178,7 @@ _FUSED_ORDER = "rwkvag"
 
 
 def _renamed(tensors: NamedTensors) -> NamedTensors | None:
-    """Official names for those of another program, with the low-rank matrices as the official files have them."""
+    """Convert another program's names, and transpose its low-rank matrices, to the official form."""
     short = {name.removeprefix("model."): entry for name, entry in tensors.entries.items()}
     naming = next((naming for naming in _NAMINGS if any(map(naming.mark.fullmatch, short))), None)
     if naming is None or len(short) != len(tensors.entries):
@@ -186,10 +188,10 @@ def _renamed(tensors: NamedTensors) -> NamedTensors | None:
     for name, entry in short.items():
         match = _IN_LAYER.fullmatch(name)
         if match is None:
-            first, _, rest = name.partition(".")
-            entries[f"{_WHOLE.get(first, first)}.{rest}" if rest else name] = entry
+            first, _, ending = name.partition(".")
+            entries[f"{_MODEL_NAMES.get(first, first)}.{ending}" if ending else name] = entry
             continue
-        block, inner = f"blocks.{match[1]}", _translated(match[2], naming.parts)
+        block, inner = f"blocks.{match[1]}", _translated(match[2], naming.names)
         is_matrix = len(entry.shape) == 2
         if (lora := _LORA.fullmatch(inner)) and (number := _LORA_NUMBER[lora[2]]):
             transpose = number != "0" and is_matrix
@@ -200,7 +202,7 @@ def _renamed(tensors: NamedTensors) -> NamedTensors | None:
         elif inner == "att.x_x" and entry.shape[:1] == (len(_FUSED_ORDER),):
             transpose = False
             phrases["the six mixing vectors stored as one (x_x)"] = None
-            entries |= {f"{block}.att.x_{letter}": entry.part(row) for row, letter in enumerate(_FUSED_ORDER)}
+            entries |= {f"{block}.att.x_{letter}": entry.select(row) for row, letter in enumerate(_FUSED_ORDER)}
         else:
             transpose = False
             entries[f"{block}.{inner}"] = entry
@@ -210,33 +212,33 @@ def _renamed(tensors: NamedTensors) -> NamedTensors | None:
     return _with_official_norm(named) if naming.name == FLA else named
 
 
-USUAL_HEAD_SIZE = 64
+OFFICIAL_HEAD_SIZE = 64
 _SCALED = re.compile(r"blocks\.\d+\.att\.(value\.weight|r_k)")
 
 
 def _with_official_norm(tensors: NamedTensors) -> NamedTensors:
-    """The network that flash-linear-attention computes, for heads of a size N other than 64.
+    """Rescale flash-linear-attention's weights for the official norm, if heads have a size N other than 64.
 
     Its norm of a head adds N * 1e-5 to the variance (`eps=self.head_dim*norm_eps` in `fla/layers/rwkv7.py`; bc3b101d,
-    2026-08-22), the official one 64e-5 whatever N is. If values, and with them the states and the outputs of heads, are
-    c = sqrt(64 / N) times as large, the latter does what the former did. The only other place where values go is the
-    bonus, whose factor `r_k` is divided by c. Both become fp32, so that the products are rounded by 2^-24 at most.
+    2026-08-22); the official norm adds 64e-5 for every N. Multiplying the values, and so the states and outputs of
+    heads, by c = sqrt(64 / N) makes both norms equal. The values' only other use is the bonus, whose factor `r_k` is
+    divided by c. Both become fp32, so that the relative rounding error of the products is at most 2^-24.
 
     Raises:
-        CheckpointError: the configuration says another size of heads than the tensors have.
+        CheckpointError: the configuration has another head size than the tensors.
     """
     r_k = tensors.entries.get("blocks.0.att.r_k")
     if r_k is None or len(r_k.shape) != 2 or 0 in r_k.shape:
         return tensors
     size = r_k.shape[1]
-    said = tensors.config.get("head_dim")
-    if said is not None and said != size:
+    config_size = tensors.config.get("head_dim")
+    if config_size is not None and config_size != size:
         raise CheckpointError(
-            f"its {CONFIG} has head_dim = {_shown(said)}, and its heads have size {size}", path=tensors.path
+            f"its {CONFIG} has head_dim = {_shown(config_size)}, and its heads have size {size}", path=tensors.path
         )
-    if size == USUAL_HEAD_SIZE:
+    if size == OFFICIAL_HEAD_SIZE:
         return tensors
-    factor = math.sqrt(USUAL_HEAD_SIZE / size)
+    factor = math.sqrt(OFFICIAL_HEAD_SIZE / size)
     entries = dict(tensors.entries)
     for name, entry in entries.items():
         if (match := _SCALED.fullmatch(name)) and entry.dtype in PRECISIONS:
@@ -249,27 +251,31 @@ def _times(entry: Entry, factor: float) -> Entry:
     return Entry(torch.float32, entry.shape, lambda: entry.load().float() * factor)
 
 
-def _translated(name: str, parts: Mapping[str, str]) -> str:
-    """`name` with the longest of its leading components that `parts` has replaced."""
+def _translated(name: str, names: Mapping[str, str]) -> str:
+    """`name`, with its longest leading part that is a key of `names` replaced."""
     components = name.split(".")
     for end in range(len(components), 0, -1):
-        if (ours := parts.get(".".join(components[:end]))) is not None:
-            return ".".join([ours, *components[end:]])
+        if (official_name := names.get(".".join(components[:end]))) is not None:
+            return ".".join([official_name, *components[end:]])
     return name
 
 
 def _plain_head(tensors: NamedTensors) -> NamedTensors | None:
-    """Official names of the embedding and the head, which transformers names for itself whatever the layers' names."""
+    """Convert transformers' names of the embedding and the head, which occur with any naming of the layers."""
     names = {"embeddings.weight": "emb.weight", "lm_head.weight": "head.weight"}
-    theirs = {name: ours for name, ours in names.items() if name in tensors.entries and ours not in tensors.entries}
-    if not theirs or not any(name.startswith("blocks.") for name in tensors.entries):
+    renames = {
+        name: official_name
+        for name, official_name in names.items()
+        if name in tensors.entries and official_name not in tensors.entries
+    }
+    if not renames or not any(name.startswith("blocks.") for name in tensors.entries):
         return None
-    entries = {theirs.get(name, name): entry for name, entry in tensors.entries.items()}
-    return tensors.changed(entries, *(f"the name {name!r}" for name in theirs))
+    entries = {renames.get(name, name): entry for name, entry in tensors.entries.items()}
+    return tensors.changed(entries, *(f"the name {name!r}" for name in renames))
 
 
 def _tied_head(tensors: NamedTensors) -> NamedTensors | None:
-    """The embedding as the head, when there is none and the configuration says that they are the same."""
+    """Add the embedding as the head, if there is none and the configuration says that they are tied."""
     if "head.weight" in tensors.entries or tensors.config.get("tie_word_embeddings") is not True:
         return None
     if "emb.weight" not in tensors.entries:
@@ -289,18 +295,18 @@ _COMPUTED: Mapping[str, Any] = {
     "embedding_layer_norm_fused": False,
     "quantization_config": None,
 }
-"""Keys of a `config.json` of RWKV that change the computation, and the only values that this program computes."""
+"""Keys of a `config.json` of RWKV that change the computation, each with the only supported value."""
 
 
 def _check_config(tensors: NamedTensors) -> None:
-    """Refuse a configuration of RWKV that asks for another computation than this program's."""
+    """Raise `CheckpointError` for an RWKV configuration that needs an unsupported computation."""
     if not str(tensors.config.get("model_type", "rwkv")).startswith("rwkv"):
-        return  # not RWKV: refused by its names
+        return  # not RWKV: refused later, by its tensor names
     for key, computed in _COMPUTED.items():
-        found = tensors.config.get(key, computed)
-        if found != computed and not (computed is None and not found):
-            only = f"only {computed!r} is computed" if computed is not None else "which is not supported"
-            raise CheckpointError(f"its {CONFIG} has {key} = {_shown(found)}; {only}", path=tensors.path)
+        value = tensors.config.get(key, computed)
+        if value != computed and not (computed is None and not value):
+            reason = f"only {computed!r} is computed" if computed is not None else "which is not supported"
+            raise CheckpointError(f"its {CONFIG} has {key} = {_shown(value)}; {reason}", path=tensors.path)
 
 
 def _shown(value: object) -> str:
@@ -309,24 +315,24 @@ def _shown(value: object) -> str:
 
 
 def _without_unused(tensors: NamedTensors) -> NamedTensors | None:
-    """Leave out `v0`, `v1`, `v2` of layer 0, which nothing reads, where they are empty or do not fit."""
+    """Leave out the unused `v0`, `v1`, `v2` of layer 0, if they are empty or have a wrong shape."""
     att = "blocks.0.att."
     names = [f"{att}v{number}" for number in range(3)]
     width = next((entry.shape[-1:] for name, entry in tensors.entries.items() if name == "emb.weight"), ())
     if f"{att}r_k" not in tensors.entries or not width:
         return None
     v0, v1, v2 = (_usable(tensors.entries.get(name)) for name in names)
-    pair = v1 is not None and v2 is not None and v1.shape == (*width, *v2.shape[:1]) and v2.shape[1:] == width
-    sound = {
+    pair_fits = v1 is not None and v2 is not None and v1.shape == (*width, *v2.shape[:1]) and v2.shape[1:] == width
+    fits = {
         names[0]: v0 is not None and tuple(size for size in v0.shape if size != 1) == width,
-        names[1]: pair,
-        names[2]: pair,
+        names[1]: pair_fits,
+        names[2]: pair_fits,
     }
-    unsound = [name for name, is_sound in sound.items() if name in tensors.entries and not is_sound]
-    if not unsound:
+    unfit = [name for name in names if name in tensors.entries and not fits[name]]
+    if not unfit:
         return None
-    entries = {name: entry for name, entry in tensors.entries.items() if name not in unsound}
-    return tensors.changed(entries, f"{', '.join(unsound)}, which nothing reads and which do not fit, left out")
+    entries = {name: entry for name, entry in tensors.entries.items() if name not in unfit}
+    return tensors.changed(entries, f"{', '.join(unfit)} left out: unused, and of a wrong shape or type")
 
 
 def _usable(entry: Entry | None) -> Entry | None:

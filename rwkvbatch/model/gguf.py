@@ -1,12 +1,12 @@
-"""GGUF files of RWKV-7, as llama.cpp's converter writes them: their table of contents, and their official names.
+"""GGUF files of RWKV-7, written by llama.cpp's converter: their table of contents and their official names.
 
-The layout is that of ggml's docs/gguf.md: magic, version, two counts, key-value pairs, tensor infos, aligned data. It
-is read here and not by the `gguf` package (extra `gguf`), which maps the file into memory and follows whatever counts
-a damaged file has; the package has the table of number formats, and turns their blocks into numbers.
+The layout is that of ggml's docs/gguf.md: magic, version, two counts, key-value pairs, tensor infos, aligned data. This
+module reads it without the `gguf` package (extra `gguf`), which maps the file into memory and trusts the counts of a
+damaged file. The package provides the table of number formats and dequantises their blocks.
 
-What the conversion does to a checkpoint is in llama.cpp's conversion/rwkv.py (`Rwkv7Model`): axes of size 1 are
-dropped, low-rank matrices transposed, `r_k` flattened, the six mixing vectors stacked (`time_mix_lerp_fused`), and
-`a0`, `a1`, `a2` of layer 0 repeated as its `v0`, `v1`, `v2`, which nothing reads.
+llama.cpp's conversion/rwkv.py (`Rwkv7Model`) changes a checkpoint as follows: it drops axes of size 1, transposes the
+low-rank matrices, flattens `r_k`, stacks the six mixing vectors (`time_mix_lerp_fused`), and stores `a0`, `a1`, `a2` of
+layer 0 also as its `v0`, `v1`, `v2`, which are unused.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ ARCHITECTURE = "rwkv7"
 
 MAX_TENSORS = 1 << 16
 MAX_TEXTS = 1 << 19
-"""Elements of all lists of texts together; a World vocabulary has 65,536."""
+"""Most elements of all lists of texts; a World vocabulary has 65,536."""
 MAX_CONTENTS_BYTES = 64 << 20
 
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _BLOCKS = ("Q8_0",)
 READ_FORMATS = (*_PLAIN, *_BLOCKS)
 
-# The types of values, in the order of their numbers: fixed sizes, text, list.
+# The codes of value types: fixed sizes (as `struct` formats), text, list.
 _SIZES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _LIST = 8, 9
 _MAX_AXES = 4
 
 HEAD_SIZE = f"{ARCHITECTURE}.wkv.head_size"
-_WANTED = ("general.architecture", "general.alignment", "split.count", "tokenizer.ggml.model")
+_READ_KEYS = ("general.architecture", "general.alignment", "split.count", "tokenizer.ggml.model")
 
 
 def is_gguf(head: bytes) -> bool:
@@ -55,7 +55,7 @@ def is_gguf(head: bytes) -> bool:
 
 
 class _Reader:
-    """Values of a table of contents, one after the other; every read is bounded by the file."""
+    """Reads the values of a table of contents in order; no read goes beyond the end of the file."""
 
     def __init__(self, data: bytes, path: Path) -> None:
         self._data = data
@@ -69,7 +69,7 @@ class _Reader:
     def _bytes(self, count: int) -> bytes:
         start, self.position = self.position, self.position + count
         if self.position > len(self._data):
-            raise self.error("cut off or damaged GGUF file: its table of contents goes on beyond its end")
+            raise self.error("cut off or damaged GGUF file: its table of contents continues after its end")
         return self._data[start : self.position]
 
     def number(self, code: str) -> int | float | bool:
@@ -82,7 +82,7 @@ class _Reader:
         return self._bytes(self.size()).decode("utf-8", "replace")
 
     def value(self) -> object:
-        """A key's value; of a list nothing."""
+        """A key's value; None for a list, which is skipped."""
         kind = self.size("I")
         if kind == _TEXT:
             return self.text()
@@ -112,8 +112,8 @@ def read_contents(descriptor: int, path: Path) -> Contents:
     """The contents of a GGUF file of RWKV-7.
 
     Raises:
-        CheckpointError: it is damaged, of another architecture, a part of a split file, or has tensors in a number
-            format other than F32, F16, BF16 and Q8_0.
+        CheckpointError: the file is damaged, of another architecture, a part of a split file, or has tensors in a
+            number format other than F32, F16, BF16 and Q8_0.
         MissingExtraError: the `gguf` package is not installed.
     """
     size = os.fstat(descriptor).st_size
@@ -122,8 +122,8 @@ def read_contents(descriptor: int, path: Path) -> Contents:
     version = reader.size("I")
     if version not in VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS
-        what = "a big-endian GGUF file" if swapped else f"a GGUF file of version {version}"
-        raise reader.error(f"{what}; versions 2 and 3, little-endian, are read")
+        kind = "a big-endian GGUF file" if swapped else f"a GGUF file of version {version}"
+        raise reader.error(f"{kind}; versions 2 and 3, little-endian, are read")
     num_tensors, num_values = reader.size(), reader.size()
     if max(num_tensors, num_values) > MAX_TENSORS:
         raise reader.error(f"damaged GGUF file: it is said to have {num_tensors:,} tensors and {num_values:,} values")
@@ -131,10 +131,10 @@ def read_contents(descriptor: int, path: Path) -> Contents:
     for _ in range(num_values):
         key = reader.text()
         value = reader.value()
-        if key in _WANTED or key.startswith(f"{ARCHITECTURE}."):
+        if key in _READ_KEYS or key.startswith(f"{ARCHITECTURE}."):
             values[key] = value
         if key == "general.architecture":
-            _check_architecture(value, reader)  # at once: others have longer vocabularies than are read
+            _check_architecture(value, reader)  # before the rest: other architectures exceed MAX_TEXTS
     _check_values(values, reader)
     alignment = values.get("general.alignment", 32)
     if type(alignment) is not int or alignment <= 0:
@@ -171,7 +171,7 @@ def _check_values(values: Mapping[str, object], reader: _Reader) -> None:
     eps = values.get(f"{ARCHITECTURE}.attention.layer_norm_epsilon", 1e-5)
     if not isinstance(eps, float) or not math.isclose(eps, 1e-5, rel_tol=1e-3):
         raise reader.error(
-            f"its layer norms use the epsilon {eps!r:.40}; RWKV-7 has 1e-05, other values are not computed"
+            f"its layer norms use the epsilon {eps!r:.40}; RWKV-7 has 1e-05, other values are not supported"
         )
     head_size = values.get(HEAD_SIZE)
     if type(head_size) is not int or head_size <= 0:
@@ -221,13 +221,13 @@ def _stored(shape: tuple[int, ...], kind: str, start: int, formats: Any) -> Stor
 
 
 def _decoded(formats: Any, quantization: Any, byte_shape: tuple[int, ...], data: Tensor) -> Tensor:
-    with np.errstate(all="ignore"):  # a scale may be NaN or infinite; whoever takes the tensor refuses such numbers
+    with np.errstate(all="ignore"):  # a scale may be NaN or infinite, which `check_finite` refuses later
         numbers = formats.quants.dequantize(data.numpy().reshape(byte_shape), quantization)
     return torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.float32))
 
 
-_WHOLE = {"token_embd": "emb", "token_embd_norm": "blocks.0.ln0", "output_norm": "ln_out", "output": "head"}
-_PARTS = {
+_MODEL_NAMES = {"token_embd": "emb", "token_embd_norm": "blocks.0.ln0", "output_norm": "ln_out", "output": "head"}
+_LAYER_NAMES = {
     "attn_norm": "ln1",
     "attn_norm_2": "ln2",
     "time_mix_ln": "att.ln_x",
@@ -243,7 +243,7 @@ _IN_LAYER = re.compile(r"blk\.(\d{1,6})\.(\w+)\.(weight|bias)")
 
 
 def undo(tensors: NamedTensors) -> NamedTensors | None:
-    """Official names and shapes for those of llama.cpp; see the module's docstring."""
+    """Convert llama.cpp's names and shapes to the official ones; None for files that are not GGUF."""
     if tensors.kind != "gguf":
         return None
     head_size = int(tensors.metadata[HEAD_SIZE])
@@ -251,8 +251,8 @@ def undo(tensors: NamedTensors) -> NamedTensors | None:
     for name, entry in tensors.entries.items():
         stem, _, ending = name.rpartition(".")
         match = _IN_LAYER.fullmatch(name)
-        if stem in _WHOLE:
-            entries[f"{_WHOLE[stem]}.{ending}"] = entry
+        if stem in _MODEL_NAMES:
+            entries[f"{_MODEL_NAMES[stem]}.{ending}"] = entry
         elif match is None:
             entries[name] = entry
         else:
@@ -270,13 +270,13 @@ def undo(tensors: NamedTensors) -> NamedTensors | None:
 def _in_layer(layer: str, name: str, ending: str, entry: Entry, head_size: int, path: Path) -> dict[str, Entry]:
     block = f"blocks.{layer}"
     inner = name.removeprefix("time_mix_")
-    if name in _PARTS:
-        whole = f"{block}.{_PARTS[name]}"
-        return {whole if name == "channel_mix_lerp_k" else f"{whole}.{ending}": entry}
+    if name in _LAYER_NAMES:
+        official = f"{block}.{_LAYER_NAMES[name]}"
+        return {official if name == "channel_mix_lerp_k" else f"{official}.{ending}": entry}
     if name == _FUSED:
         width = entry.num_elements // len(_MIXES)
         mixes = entry.reshaped((len(_MIXES), width), path)
-        return {f"{block}.att.x_{letter}": mixes.part(index) for index, letter in enumerate(_MIXES)}
+        return {f"{block}.att.x_{letter}": mixes.select(index) for index, letter in enumerate(_MIXES)}
     if layer == "0" and inner in ("v0", "v1", "v2"):
         return {}
     if inner == "r_k":

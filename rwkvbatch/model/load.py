@@ -34,21 +34,21 @@ Backend = Literal["auto", "cpu", "reference", "cuda", "upstream"]
 
 BUNDLED_MODEL = Path(__file__).parent.parent / "demo" / "rwkv7-demo.safetensors"
 
-LEAST_CAPABILITY = (8, 0)
+MIN_CAPABILITY = (8, 0)
 """The lowest compute capability that Triton supports."""
 
 
 class RoundedAgainWarning(UserWarning):
-    """Matrices of a quantised file were changed by an adapter and are rounded anew."""
+    """An adapter changes matrices of a quantised file, which are then rounded again."""
 
 
 class SlowBackendWarning(UserWarning):
-    """The kernels for the device are not available; the much slower reference operations are used."""
+    """The kernels for the device are not available; the reference operations, which are much slower, are used."""
 
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A weights file, and whether it is the one in the package."""
+    """A weights file, and whether it is the bundled model."""
 
     path: Path
     bundled: bool
@@ -67,8 +67,8 @@ def resolve_model_path(path: str | os.PathLike[str] | None = None) -> ResolvedMo
 
 
 def _resolve(path: str | os.PathLike[str] | None) -> ResolvedModel:
-    named = os.fspath(path) if path is not None else os.environ.get(MODEL_VARIABLE, "")
-    if not named:
+    name = os.fspath(path) if path is not None else os.environ.get(MODEL_VARIABLE, "")
+    if not name:
         if path is not None:
             raise CheckpointError("the name of the model is empty")
         if not BUNDLED_MODEL.is_file():
@@ -76,25 +76,25 @@ def _resolve(path: str | os.PathLike[str] | None) -> ResolvedModel:
                 "the bundled model is missing from the package", path=BUNDLED_MODEL, hint="give one with --model FILE"
             )
         return ResolvedModel(BUNDLED_MODEL, bundled=True)
-    wanted = Path(named).expanduser()
-    candidates = [wanted, *(Path(f"{wanted}{suffix}") for suffix in READ_SUFFIXES)]
+    file = Path(name).expanduser()
+    candidates = [file, *(Path(f"{file}{suffix}") for suffix in READ_SUFFIXES)]
     try:
         for candidate in candidates:
             if candidate.is_file():
                 return ResolvedModel(candidate, bundled=False)
-        if os.path.lexists(wanted):
-            # A directory, a pipe, a dangling link: opening it raises an error that says so.
-            return ResolvedModel(wanted, bundled=False)
+        if os.path.lexists(file):
+            # A directory, a pipe or a dangling link: opening it raises the right error.
+            return ResolvedModel(file, bundled=False)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"not a usable file name: {error}", path=named[:200]) from error
-    hint = f"no {', '.join(repr(candidate.name) for candidate in candidates)} in {str(wanted.parent)!r}"
-    near = _near_names(wanted)
-    raise CheckpointError("there is no such file", path=wanted, hint=f"{hint}; is it {near}?" if near else hint)
+        raise CheckpointError(f"not a usable file name: {error}", path=name[:200]) from error
+    hint = f"no {', '.join(repr(candidate.name) for candidate in candidates)} in {str(file.parent)!r}"
+    similar = _similar_names(file)
+    raise CheckpointError("there is no such file", path=file, hint=f"{hint}; is it {similar}?" if similar else hint)
 
 
 @contextmanager
 def _naming_origin(path: str | os.PathLike[str] | None) -> Generator[None]:
-    """Add to errors about the model's file that the environment variable named it, if it did."""
+    """Name the environment variable in errors about the model's file, if the file name comes from it."""
     try:
         yield
     except CheckpointError as error:
@@ -103,12 +103,13 @@ def _naming_origin(path: str | os.PathLike[str] | None) -> Generator[None]:
         raise
 
 
-def _near_names(wanted: Path) -> str:
+def _similar_names(file: Path) -> str:
+    """Up to two checkpoints beside the missing `file` with similar names; empty if there are none."""
     try:
-        names = [entry.name for entry in os.scandir(wanted.parent) if entry.name.endswith(READ_SUFFIXES)]
+        names = [entry.name for entry in os.scandir(file.parent) if entry.name.endswith(READ_SUFFIXES)]
     except OSError:
         return ""
-    return " or ".join(repr(name) for name in difflib.get_close_matches(wanted.name, names, n=2))
+    return " or ".join(repr(name) for name in difflib.get_close_matches(file.name, names, n=2))
 
 
 def load_model(
@@ -124,15 +125,15 @@ def load_model(
     Args:
         path: a checkpoint; see `resolve_model_path`.
         strategy: `auto`, or device and precision as in `cpu fp32`, `cpu bf16`, `cuda fp16`, `cuda:1 bf16`. Weights are
-            rounded to the precision, with `cpu int8`, `cpu w8a8` and `cpu int4` only those of the large matrices;
-            arithmetic on the CPU is fp32, but with the last two the large matrices are products of integers. `auto`
-            takes a GPU if there is one, and leaves the weights as they are. `cuda fp16 rows=64` gives every matrix
-            product 64 rows (docs/design/reproducibility.md). With `upstream`, any strategy of the `rwkv` package.
+            rounded to the precision; `cpu int8`, `cpu w8a8` and `cpu int4` round only the large matrices. Arithmetic on
+            the CPU is fp32, except for the integer products of the large matrices with `w8a8` and `int4`. `auto` takes
+            a GPU if there is one, and does not round the weights. `cuda fp16 rows=64` gives every matrix product 64
+            rows (docs/design/reproducibility.md). With `upstream`, any strategy of the `rwkv` package.
         backend: `cpu` (native kernels), `reference` (plain torch; also for AMD and Apple GPUs), `cuda` (NVIDIA GPUs),
             `upstream` (the `rwkv` package), or `auto`: the fastest for the strategy, and `upstream` for checkpoints
             older than RWKV-7.
         threads: number of threads on the CPU; None for all processors.
-        adapter: an adapter to merge into the weights, see `parse_adapter`; `none` for none.
+        adapter: an adapter to merge into the weights: `FILE`, `FILE alpha=NUMBER` or `FILE init=FILE`; `none` for none.
 
     Raises:
         UsageError: an unknown strategy or backend, or one that this machine does not support.
@@ -142,28 +143,30 @@ def load_model(
         raise UsageError(f"--backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
     if threads is not None and threads < 1:
         raise UsageError(f"--threads must be at least 1, got {threads}")
-    chosen = parse_adapter(adapter)
-    with _naming_origin(path), open_checkpoint(resolve_model_path(path).path, chosen) as checkpoint:
+    parsed_adapter = parse_adapter(adapter)
+    with _naming_origin(path), open_checkpoint(resolve_model_path(path).path, parsed_adapter) as checkpoint:
         generation = checkpoint.architecture.generation
-        native = is_rwkv7(checkpoint.architecture)
-        if backend == "upstream" or (not native and backend == "auto"):
+        is_supported = is_rwkv7(checkpoint.architecture)
+        if backend == "upstream" or (not is_supported and backend == "auto"):
             return load_upstream(checkpoint, strategy, threads=threads)
-        if not native:
-            only = f"{checkpoint.file.path} is RWKV-{generation}, which only --backend upstream runs"
-            raise UsageError(f"{only}; got --backend {backend}")
+        if not is_supported:
+            raise UsageError(
+                f"{checkpoint.file.path} is RWKV-{generation}, which only --backend upstream runs; "
+                f"got --backend {backend}"
+            )
         return _load_rwkv7(checkpoint, parse_strategy(strategy), backend, threads)
 
 
 def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, threads: int | None) -> Rwkv7Model:
     architecture = checkpoint.architecture
-    stored = rounding_of(checkpoint.file.metadata)
-    if strategy.precision is None and not strategy.on_gpu and stored is not None:
-        strategy = replace(strategy, precision=stored)  # as the file is
-    if stored is not None and checkpoint.adapter is not None and strategy.rounding is not None:
+    file_rounding = rounding_of(checkpoint.file.metadata)
+    if strategy.precision is None and not strategy.on_gpu and file_rounding is not None:
+        strategy = replace(strategy, precision=file_rounding)
+    if file_rounding is not None and checkpoint.adapter is not None and strategy.rounding is not None:
         warnings.warn(
-            f"{checkpoint.file.path} is quantised to {stored}: matrices that the adapter changes are rounded again, "
-            f"to {strategy.precision}, which takes away a part of what it does; give the unquantised checkpoint, or "
-            f'--strategy "{strategy.device} fp32"',
+            f"{checkpoint.file.path} is quantised to {file_rounding}: matrices that the adapter changes are rounded "
+            f"again, to {strategy.precision}, which loses a part of the adapter's effect; give the unquantised "
+            f'checkpoint, or --strategy "{strategy.device} fp32"',
             RoundedAgainWarning,
             stacklevel=2,
         )
@@ -202,7 +205,7 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
 
 
 def _reader(tensors: Checkpoint, ops: Operations) -> WeightReader | None:
-    """What packs large matrices on the way from the file; None on backends without one."""
+    """The `WeightReader` of the backend; None if it has none."""
     if ops.name != "cpu":
         return None
     from rwkvbatch.model.ops.cpu import CpuOps
@@ -212,7 +215,7 @@ def _reader(tensors: Checkpoint, ops: Operations) -> WeightReader | None:
 
 
 class _FileReader:
-    """The `WeightReader` of the native kernels. What is wrong with a matrix that it cannot read, `Checkpoint` says."""
+    """The `WeightReader` of the native kernels. `Checkpoint` raises the errors of matrices that it cannot read."""
 
     def __init__(self, tensors: Checkpoint, ops: CpuOps) -> None:
         self._tensors, self._ops = tensors, ops
@@ -227,7 +230,7 @@ class _FileReader:
 
 
 MAX_HEAD_SIZE = 256
-"""Of the native and the Triton kernels."""
+"""The largest head that the native and the Triton kernels support."""
 
 
 def _refuse_unrunnable(checkpoint: Checkpoint, ops: Operations) -> None:
@@ -235,7 +238,7 @@ def _refuse_unrunnable(checkpoint: Checkpoint, ops: Operations) -> None:
     head_size = checkpoint.architecture.head_size
     if head_size > MAX_HEAD_SIZE and ops.name != "reference":
         raise CheckpointError(
-            f"it has heads of size {head_size}; the kernels of --backend {ops.name} run heads up to {MAX_HEAD_SIZE}",
+            f"it has heads of size {head_size}; the kernels of --backend {ops.name} support at most {MAX_HEAD_SIZE}",
             path=checkpoint.file.path,
             hint="--backend reference runs them, many times slower",
         )
@@ -246,9 +249,12 @@ def _operations(
 ) -> tuple[str, Operations]:
     """The backend's name and its operations."""
     if backend == "cuda" and not strategy.device.startswith("cuda"):
-        found = "none was found" if strategy.is_auto else f"--strategy is for {strategy.device!r}"
-        hint = "leave --backend out" if strategy.is_auto else 'use --strategy "cuda fp16"'
-        raise UsageError(f"--backend cuda needs an NVIDIA GPU, and {found}", hint=hint)
+        if strategy.is_auto:
+            raise UsageError("--backend cuda needs an NVIDIA GPU, and none was found", hint="leave --backend out")
+        raise UsageError(
+            f"--backend cuda needs an NVIDIA GPU, and --strategy is for {strategy.device!r}",
+            hint='use --strategy "cuda fp16"',
+        )
     if strategy.on_gpu:
         if backend == "cpu":
             raise UsageError(
@@ -265,11 +271,11 @@ def _operations(
             if backend == "cpu":
                 raise UsageError(
                     f"--backend cpu needs the native kernels, which cannot be imported: {error}",
-                    hint="install rwkvbatch from a wheel or with GCC or Clang at hand, or use --backend reference",
+                    hint="install rwkvbatch from a wheel, or with GCC or Clang installed, or use --backend reference",
                 ) from error
             warnings.warn(
-                "the native kernels are not installed; using the reference operations, many times slower; to get them, "
-                "install rwkvbatch from a wheel, or again with GCC or Clang at hand",
+                "the native kernels are not installed; using the reference operations, many times slower; to get the "
+                "kernels, install rwkvbatch from a wheel, or again with GCC or Clang installed",
                 SlowBackendWarning,
                 stacklevel=4,
             )
@@ -282,7 +288,7 @@ def _gpu_operations(strategy: Strategy, dtype: torch.dtype, backend: str) -> tup
         if missing is None:
             from rwkvbatch.model.ops.cuda import CudaOps
 
-            # A part of the backend's name, since replies with another fixed row count could differ.
+            # The row count is a part of the backend's name, since replies with another count could differ.
             name = "cuda" if strategy.fixed_rows is None else f"cuda rows={strategy.fixed_rows}"
             return name, CudaOps(strategy.device, dtype, strategy.fixed_rows)
         if strategy.fixed_rows is None:
@@ -304,7 +310,7 @@ def _missing_for_kernels(device: str) -> str | None:
     if torch.version.hip is not None:
         return f"{device!r} is an AMD GPU, and the kernels are for NVIDIA GPUs"
     capability = torch.cuda.get_device_capability(device)
-    if capability < LEAST_CAPABILITY:
+    if capability < MIN_CAPABILITY:
         return f"{device!r} has compute capability {capability[0]}.{capability[1]}, Triton needs 8.0"
     try:
         import rwkvbatch.model.ops.cuda  # noqa: F401

@@ -1,4 +1,4 @@
-"""Free memory of this process, and whether a model's weights fit into it before they are read."""
+"""Free memory of this process, and the check that a model's weights fit into it, before they are read."""
 
 from __future__ import annotations
 
@@ -10,53 +10,54 @@ from typing import TYPE_CHECKING
 import torch
 
 from rwkvbatch.errors import CheckpointError
+from rwkvbatch.model.ops import Rounding
 from rwkvbatch.model.ops.reference import ROUNDINGS
 from rwkvbatch.model.quantised import LARGE
-from rwkvbatch.model.strategy import Strategy
+from rwkvbatch.model.strategy import Precision, Strategy
 
 if TYPE_CHECKING:
     from rwkvbatch.model.checkpoint import Checkpoint
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that this process can still take: the least of the machine's and of its cgroups'; None if unknown.
+    """Bytes that this process can still allocate: the least of the machine's and of its cgroups'; None if unknown.
 
-    Memory of the page cache, which the system frees when it is needed, counts as free. Sources: Linux's proc(5)
+    The page cache counts as free, since the system frees it on demand. Sources: Linux's proc(5)
     (`MemAvailable`), admin-guide/cgroup-v2.rst (`memory.max`, `memory.current`) and cgroup-v1/memory.rst.
     """
-    found = [*_of_machine(root), *_of_cgroups(root)]
-    return max(0, min(found)) if found else None
+    limits = [*_free_on_machine(root), *_free_in_cgroups(root)]
+    return max(0, min(limits)) if limits else None
 
 
-def _of_machine(root: Path) -> Iterator[int]:
+def _free_on_machine(root: Path) -> Iterator[int]:
     match = re.search(r"^MemAvailable:\s+(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
     if match is not None:
         yield 1024 * int(match[1])
 
 
 _CGROUPS = (
-    # Version, the file with the limit, the one with the use, and the line of memory.stat with what can be freed.
+    # Controller, file of the limit, file of the usage, and the line of memory.stat with the bytes that can be freed.
     ("", "memory.max", "memory.current", "inactive_file"),
     ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
 
-def _of_cgroups(root: Path) -> Iterator[int]:
+def _free_in_cgroups(root: Path) -> Iterator[int]:
     for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, own = [*line.split(":", 2), "", ""][:3]
-        for controller, limit_name, use_name, freeable_name in _CGROUPS:
+        _, controllers, cgroup = [*line.split(":", 2), "", ""][:3]
+        for controller, limit_name, usage_name, freeable_name in _CGROUPS:
             if controller not in controllers.split(","):
                 continue
             base = root / "sys/fs/cgroup" / controller
-            # In a container the path may be that of the host, and only the root is there.
-            place = base / own.lstrip("/")
-            for folder in {place, *place.parents, base}:
+            # In a container the path may be the host's, and only the root folder exists.
+            own_folder = base / cgroup.lstrip("/")
+            for folder in {own_folder, *own_folder.parents, base}:
                 if folder != base and base not in folder.parents:
                     continue
-                limit, use = _number(folder / limit_name), _number(folder / use_name)
-                if limit is not None and use is not None:
+                limit, usage = _number(folder / limit_name), _number(folder / usage_name)
+                if limit is not None and usage is not None:
                     freeable = re.search(rf"^{freeable_name} (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
-                    yield limit - use + (0 if freeable is None else int(freeable[1]))
+                    yield limit - usage + (0 if freeable is None else int(freeable[1]))
 
 
 def _number(path: Path) -> int | None:
@@ -72,14 +73,18 @@ def _text(path: Path) -> str:
 
 
 def packed_bytes(checkpoint: Checkpoint, bytes_of: Callable[[str, torch.dtype], float]) -> int:
-    """Bytes of the weights in memory, and of the largest tensor as it is in the file, which is there beside them."""
+    """Bytes of the packed weights, plus those of the file's largest tensor, which is in memory while it is packed."""
     entries = checkpoint.file.entries
     weights = sum(entry.num_elements * bytes_of(name, entry.dtype) for name, entry in entries.items())
     return round(weights + max(entry.num_bytes for entry in entries.values()))
 
 
 def bytes_of_weights(strategy: Strategy, *, in_fp32: bool = False) -> Callable[[str, torch.dtype], float]:
-    """Bytes that a weight of a tensor takes, by the tensor's name and type; `in_fp32`: whatever the strategy says."""
+    """A function of a tensor's name and dtype that returns the bytes per weight in memory.
+
+    Args:
+        in_fp32: whether the backend keeps all weights in fp32, regardless of the strategy.
+    """
 
     def bytes_of(name: str, stored: torch.dtype) -> float:
         if in_fp32:
@@ -104,17 +109,17 @@ def refuse_too_large(checkpoint: Checkpoint, strategy: Strategy, device: str, *,
     raise CheckpointError(
         f"its weights need {_gib(needed)} of memory, and {_gib(free)} are free",
         path=checkpoint.file.path,
-        hint=_smaller(checkpoint, device, needed, free),
+        hint=_smaller_hint(checkpoint, device, needed, free),
     )
 
 
-def _smaller(checkpoint: Checkpoint, device: str, needed: int, free: int) -> str:
-    """What to do: the largest strategy that fits, else what the smallest one needs."""
-    others = [
-        Strategy(device, "bf16"),
-        *([Strategy(device, "int8"), Strategy(device, "int4")] if device == "cpu" else []),
-    ]
-    sizes = {f"{device} {each.precision}": packed_bytes(checkpoint, bytes_of_weights(each)) for each in others}
+def _smaller_hint(checkpoint: Checkpoint, device: str, needed: int, free: int) -> str:
+    """A hint: the largest strategy that fits, else the memory that the smallest one needs."""
+    precisions: list[Precision | Rounding] = ["bf16", "int8", "int4"] if device == "cpu" else ["bf16"]
+    sizes = {
+        f"{device} {precision}": packed_bytes(checkpoint, bytes_of_weights(Strategy(device, precision)))
+        for precision in precisions
+    }
     smaller = {name: size for name, size in sizes.items() if size < needed}
     fitting = next((name for name, size in smaller.items() if size <= free), None)
     if fitting is not None:

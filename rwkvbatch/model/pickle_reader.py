@@ -1,10 +1,10 @@
-"""`PickleReader`: pickle programs read as data, for the lists of tensors that `torch.save` writes.
+"""`PickleReader`: reads pickle programs as data, for the lists of tensors that `torch.save` writes.
 
-With a pickle program a hostile file can call anything. The reader builds numbers, texts, tuples, lists and dicts from
-it, represents tensors by `StoredTensor` records and harmless objects of training programs (arguments, numpy scalars,
-paths, dates) by `Opaque` records without content, and refuses by name whatever else a file asks for. It never imports
-or calls anything that a file names. The number of bytes and of steps is bounded, and a step takes time and memory in
-proportion to its bytes, so no file can make it slow or large.
+A pickle program of a hostile file can call any function. The reader never imports or calls anything that a file names.
+It builds numbers, texts, tuples, lists and dicts, represents tensors by `StoredTensor` records and harmless objects of
+training programs (arguments, numpy scalars, paths, dates) by `Opaque` records without content, and refuses everything
+else by name. The numbers of bytes and of steps are bounded, and a step takes time and memory in proportion to its
+bytes, so a file cannot make it use much time or memory.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class StorageRef:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A view of a storage; offset and strides in elements. `negative`: its numbers stand for their negatives."""
+    """A view of a storage; offset and strides in elements. `negative`: the tensor is the negative of the numbers."""
 
     storage: StorageRef
     offset: int
@@ -72,7 +72,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Opaque:
-    """An object that the file describes and nobody here needs, by the name of its class; it has no content."""
+    """An object that is not needed, by the name of its class; its content is dropped."""
 
     name: str
 
@@ -93,13 +93,13 @@ _HARMLESS = re.compile(
     """,
     re.VERBOSE,
 )
-"""Classes and constructors of the standard library, numpy and torch whose objects training programs save beside the
+"""Classes and functions of the standard library, numpy and torch whose objects training programs save beside the
 tensors. They are not called: the object becomes an `Opaque` record."""
 
-_OWN_CLASS = re.compile(r"(?:\w+\.)*_*[A-Z]\w*")
-_NOT_OWN = {*sys.stdlib_module_names, "__builtin__", "torch", "numpy"} - {"__main__"}
-"""Modules of which only the harmless names are accepted. Of others, such as a trainer's, any class is: torch makes an
-instance of a class without calling its constructor."""
+_CLASS_NAME = re.compile(r"(?:\w+\.)*_*[A-Z]\w*")
+_LIBRARY_MODULES = {*sys.stdlib_module_names, "__builtin__", "torch", "numpy"} - {"__main__"}
+"""Modules of which only names in `_HARMLESS` are accepted. Instances of any class of other modules, such as a
+trainer's, are accepted as `Opaque` records."""
 
 _PARAMETER_TYPES = {"torch.nn.parameter.Parameter", "torch.Tensor", "torch._tensor.Tensor"}
 
@@ -131,10 +131,10 @@ class PickleReader:
         self.storages: dict[str, StorageRef] = {}
 
     def run(self) -> Any:
-        """The value that the program builds; `stream` is then behind it.
+        """The value that the next program builds; the stream is then at its end.
 
         Raises:
-            CheckpointError: it is damaged, too long, or asks for something that no checkpoint needs.
+            CheckpointError: the program is damaged, too long, or asks for something that no checkpoint needs.
         """
         self._stack, self._memo = [], {}
         try:
@@ -157,7 +157,7 @@ class PickleReader:
         del self._stack[-count:]
         return items
 
-    def _since_mark(self) -> list[Any]:
+    def _pop_to_mark(self) -> list[Any]:
         items: list[Any] = []
         while (item := self._stack.pop()) is not _MARK:
             items.append(item)
@@ -187,24 +187,24 @@ class PickleReader:
             case "EMPTY_SET":
                 stack.append(Opaque("set"))
             case "FROZENSET":
-                self._since_mark()
+                self._pop_to_mark()
                 stack.append(Opaque("frozenset"))
             case "ADDITEMS":
-                self._since_mark()
+                self._pop_to_mark()
                 if not isinstance(stack[-1], Opaque):
                     raise TypeError
             case "TUPLE":
-                stack.append(tuple(self._since_mark()))
+                stack.append(tuple(self._pop_to_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 stack.append(tuple(self._pop(int(name[-1]))))
             case "SETITEM":
                 self._set_items(self._pop(2))
             case "SETITEMS":
-                self._set_items(self._since_mark())
+                self._set_items(self._pop_to_mark())
             case "APPEND":
                 self._extend(self._pop(1))
             case "APPENDS":
-                self._extend(self._since_mark())
+                self._extend(self._pop_to_mark())
             case "GLOBAL":
                 stack.append(Global(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
@@ -240,7 +240,7 @@ class PickleReader:
         if not isinstance(target, dict):
             raise TypeError
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # No nested tuples: hashing one can take exponential time.
+            # No nested tuples as keys: hashing one can take exponential time.
             flat = key if isinstance(key, tuple) else (key,)
             if not all(isinstance(part, _KEY_TYPES) for part in flat):
                 raise TypeError
@@ -255,12 +255,16 @@ class PickleReader:
         target.extend(items)
 
     def _opaque(self, kind: Any, *, instance: bool = False) -> Opaque:
-        """What `kind` makes, if it is harmless; an `instance` of a class is made without a call."""
+        """The record of an object of `kind`, if that is harmless.
+
+        Args:
+            instance: whether the object is created without calling a constructor (NEWOBJ).
+        """
         if not isinstance(kind, Global):
             raise TypeError
         name = str(kind)
-        is_own_class = instance and name.partition(".")[0] not in _NOT_OWN and _OWN_CLASS.fullmatch(name)
-        if not is_own_class and not _HARMLESS.fullmatch(name):
+        is_foreign_class = instance and name.partition(".")[0] not in _LIBRARY_MODULES and _CLASS_NAME.fullmatch(name)
+        if not is_foreign_class and not _HARMLESS.fullmatch(name):
             raise self._refused(kind)
         return Opaque(name)
 
@@ -308,9 +312,9 @@ class PickleReader:
             raise self._error(f"it holds {kind}, which is not supported", hint="save plain tensors")
         return self._opaque(function)
 
-    def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> StoredTensor:
-        """A tensor; `rest` is whether it had a gradient, its hooks, and since torch 1.13 its conj and neg bits."""
-        bits = rest[2] if len(rest) > 2 else {}
+    def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *options: Any) -> StoredTensor:
+        """A tensor. `options` are `requires_grad`, the hooks and, since torch 1.13, its conj and neg bits."""
+        bits = options[2] if len(options) > 2 else {}
         if not isinstance(bits, dict):
             raise TypeError
         if any(name != "neg" and is_set for name, is_set in bits.items()):

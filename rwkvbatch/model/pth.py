@@ -1,6 +1,6 @@
-"""The tensors of a `.pth` file, as `torch.save` writes it: a zip archive, or before torch 1.6 a plain stream.
+"""`.pth` files, written by `torch.save`: zip archives or, before torch 1.6, plain streams.
 
-The list of tensors is a pickle program, which `PickleReader` reads as data.
+Their list of tensors is a pickle program, which `PickleReader` reads as data.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 ZERO = "merge the checkpoint first: python -m deepspeed.utils.zero_to_fp32 DIRECTORY merged, then --model merged"
 """How DeepSpeed merges its ZeRO checkpoints; it also copies that script into their directories."""
 
-# NotImplementedError: of archives that are split or made for later versions.
+# NotImplementedError: archives that are split, or need a newer version of zip.
 _ZIP_ERRORS = (zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, OSError, struct.error, NotImplementedError)
 
 
 def is_legacy(head: bytes) -> bool:
-    """Whether a file that starts with `head` was written by `torch.save` in its older form, a plain stream."""
+    """Whether a file that starts with `head` was written by `torch.save` before torch 1.6."""
     return _LEGACY_HEAD.match(head) is not None
 
 
 class _BoundedReads(io.FileIO):
-    """A file that refuses large reads: `zipfile` reads a directory in one piece, of whatever size the file claims."""
+    """A file that refuses large reads: `zipfile` reads a directory of any claimed size at once."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         limit = MAX_DIRECTORY_BYTES + 1
@@ -105,7 +105,7 @@ def _locations(descriptor: int, members: list[zipfile.ZipInfo], path: Path) -> d
         total += member.file_size
         if start + member.file_size > file_size or total > file_size:
             raise CheckpointError(
-                f"cut off: its members are said to have more bytes than the file's {file_size:,}", path=path
+                f"cut off: by its directory, its members have more bytes than the file's {file_size:,}", path=path
             )
         locations[member.filename] = (start, member.file_size)
     return locations
@@ -146,32 +146,33 @@ def read_legacy(descriptor: int, path: Path) -> Contents:
 
 
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict", "model_state", "weights")
-"""Keys under which training programs keep the tensors (Lightning: `state_dict`, DeepSpeed: `module`), best first."""
+"""Keys under which training programs store the tensors (Lightning: `state_dict`, DeepSpeed: `module`), in order of
+preference."""
 
 LIST_PREFIX = "list."
-"""A list of tensors, as a state of the `rwkv` package, is read as a dict with the names `list.0` and so on."""
+"""A list of tensors, such as a state of the `rwkv` package, is read as a dict with the names `list.0` and so on."""
 
 MAX_WRAPPERS = 4
 
 
 def _tensors(value: Any, path: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
-    """The dict of tensors in `value`, which may be wrapped in others, and what was undone to find it."""
+    """The dict of tensors in `value`, which may be wrapped in other dicts, and the wrappers removed (a phrase each)."""
     undone: tuple[str, ...] = ()
     if isinstance(value, list) and value and all(isinstance(item, StoredTensor) for item in value):
         return {f"{LIST_PREFIX}{number}": item for number, item in enumerate(value)}, undone
     for _ in range(MAX_WRAPPERS):
         if not isinstance(value, dict) or _is_state_dict(value):
             break
-        inside = [key for key, item in value.items() if isinstance(item, dict) and _is_state_dict(item)]
-        deeper = [key for key in WRAPPERS if isinstance(value.get(key), dict)]
-        name = next((key for key in [*WRAPPERS, *inside] if key in inside), next(iter(deeper), None))
+        state_dicts = [key for key, item in value.items() if isinstance(item, dict) and _is_state_dict(item)]
+        wrappers = [key for key in WRAPPERS if isinstance(value.get(key), dict)]
+        name = next((key for key in [*WRAPPERS, *state_dicts] if key in state_dicts), next(iter(wrappers), None))
         if name is None:
             break
         if "param_shapes" in value and any(0 in getattr(tensor, "shape", ()) for tensor in value[name].values()):
             raise CheckpointError(
-                "a part of a DeepSpeed ZeRO-3 checkpoint; its weights are spread over other files", path=path, hint=ZERO
+                "a part of a DeepSpeed ZeRO-3 checkpoint, whose weights are in other files", path=path, hint=ZERO
             )
-        others = ", ".join(repr(str(key)[:60]) for key in inside if key != name)
+        others = ", ".join(repr(str(key)[:60]) for key in state_dicts if key != name)
         undone += (f"the wrapper {name!r}" + (f" (not read: {others})" if others else ""),)
         value = value[name]
     if not isinstance(value, dict):
@@ -189,7 +190,7 @@ def _tensors(value: Any, path: Path) -> tuple[dict[str, StoredTensor], tuple[str
 
 
 def _is_state_dict(value: dict[Any, Any]) -> bool:
-    """Whether most of the entries are tensors with names."""
+    """Whether more than half of the entries are tensors."""
     tensors = sum(isinstance(item, StoredTensor) for item in value.values())
     return 2 * tensors > len(value)
 
@@ -202,7 +203,7 @@ def _stored(name: str, tensor: StoredTensor, location: tuple[int, int], path: Pa
     dtype = tensor.storage.dtype
     start, length = location
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
-    span = 0 if 0 in tensor.shape else last + 1  # elements from the first to the last one
+    span = 0 if 0 in tensor.shape else last + 1  # number of elements from the first to the last one
     if (tensor.offset + span) * dtype.itemsize > length:
         raise CheckpointError(
             f"the tensor {name[:80]!r} of shape {tensor.shape} needs more bytes than its record holds", path=path
@@ -224,7 +225,7 @@ _LARGE = 1 << 31
 _STORAGE_NAMES = {dtype: name for name, dtype in STORAGE_DTYPES.items()}
 
 
-def _list_of(entries: Mapping[str, Entry]) -> bytes:
+def _pickled(entries: Mapping[str, Entry]) -> bytes:
     """The pickle program that `torch.save` writes for a dict of contiguous tensors (opcodes: Python's pickletools)."""
     items = [_text(name) + _tensor(entry, str(number)) for number, (name, entry) in enumerate(entries.items())]
     return b"\x80\x02}(" + b"".join(items) + b"u."
@@ -250,32 +251,32 @@ def _tensor(entry: Entry, key: str) -> bytes:
         + _text(key) + _text("cpu") + _integer(entry.num_elements) + b"tQ"
     )  # fmt: skip
     strides = (math.prod(entry.shape[axis + 1 :]) for axis in range(len(entry.shape)))
-    place = storage + _integer(0) + _integers(entry.shape) + _integers(strides)
-    # No gradient, and no hooks.
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + place + b"\x89ccollections\nOrderedDict\n)RtR"
+    view = storage + _integer(0) + _integers(entry.shape) + _integers(strides)
+    # requires_grad is False, and there are no hooks.
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + view + b"\x89ccollections\nOrderedDict\n)RtR"
 
 
 def write_zip(file: BinaryIO, entries: Mapping[str, Entry], on_written: OnWritten = ignored) -> None:
-    """Write what `torch.save` writes for a dict of these tensors, with one of them in memory at a time.
+    """Write the file that `torch.save` writes for a dict of these tensors, with one tensor in memory at a time.
 
     Raises:
-        OSError: it could not be written. Also what loading an entry raises.
+        OSError: the file could not be written. Errors of loading an entry are raised too.
     """
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr(_member("data.pkl"), _list_of(entries))
+        archive.writestr(_member("data.pkl"), _pickled(entries))
         archive.writestr(_member("byteorder"), b"little")
-        done = 0
+        num_written = 0
         for number, entry in enumerate(entries.values()):
             member = _member(f"data/{number}")
             is_large = entry.num_bytes >= _LARGE
-            # Numbers begin at a multiple of 64 bytes, so that torch can map them.
+            # Tensors begin at multiples of 64 bytes, so that torch can memory-map them.
             begin = file.tell() + _LOCAL_HEADER.size + len(member.filename) + (20 if is_large else 0) + 4
             padding = -begin % _ALIGNMENT
             member.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
             with archive.open(member, "w", force_zip64=is_large) as record:
                 record.write(entry.bytes())
-            done += entry.num_bytes
-            on_written(done)
+            num_written += entry.num_bytes
+            on_written(num_written)
         archive.writestr(_member("version"), b"3\n")
 
 

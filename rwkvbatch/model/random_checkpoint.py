@@ -1,4 +1,4 @@
-"""Random checkpoints of any shape with official tensor names, for tests and measurements."""
+"""Random RWKV-7 checkpoints of any shape, for tests and measurements."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LowRankWidths:
     gate: int
 
     @classmethod
-    def usual(cls, width: int) -> LowRankWidths:
+    def official(cls, width: int) -> LowRankWidths:
         """The widths that the official training code chooses."""
         factors = ((1.8, 0.5), (1.8, 0.5), (1.3, 0.5), (0.6, 0.8))
         return cls(*(max(32, round(factor * width**power / 32) * 32) for factor, power in factors))
@@ -43,15 +43,15 @@ def random_tensors(
     """An RWKV-7 checkpoint of random weights.
 
     Magnitudes are chosen so that activations stay near 1, decays and rates take all values, and logits have a standard
-    deviation near 2: the model's choices depend on everything that it has read.
+    deviation near 2. The chosen tokens then depend on all tokens before them.
 
     Args:
         hidden: width of the channel mix, 4 x `width` unless given.
         ranks: inner widths of the low-rank chains, by default those of official models.
-        first_value_residual: whether layer 0 has the `v0`, `v1`, `v2` that official files have and nothing uses.
+        first_value_residual: whether layer 0 has the unused `v0`, `v1`, `v2` of official files.
         deep_embed: the size of DeepEmbed's matrices (32 in official files) for RWKV-7a; None for RWKV-7.
-        sparsity: about so large a part of the channel mix's hidden layer is zero after relu squared, in [0, 1), at
-            other places for each token; None for about a half, which weights without a bias have.
+        sparsity: approximate share of zeros in the channel mix's hidden layer after relu squared, in [0, 1); their
+            positions depend on the token. None for weights without a bias, which have about one half.
 
     Raises:
         ValueError: `width` is not a multiple of `head_size`, or `sparsity` is not in [0, 1).
@@ -62,7 +62,7 @@ def random_tensors(
         raise ValueError(f"the width must be a multiple of the head size {head_size}, got {width}")
     generator = torch.Generator().manual_seed(seed)
     hidden = 4 * width if hidden is None else hidden
-    ranks = ranks or LowRankWidths.usual(width)
+    ranks = ranks or LowRankWidths.official(width)
 
     def normal(*shape: int, scale: float, mean: float = 0.0) -> Tensor:
         return (torch.randn(*shape, generator=generator) * scale + mean).to(dtype)
@@ -115,15 +115,15 @@ def random_tensors(
 
 
 MAX_SHIFT = 5.0
-"""Standard deviations; beyond them hardly any value is on the other side."""
+"""Largest shift of hidden values, in standard deviations; larger ones change hardly any sign."""
 
 
 def _shift_hidden(tensors: dict[str, Tensor], layer: int, sparsity: float) -> None:
     """Make `sparsity` of a layer's hidden values negative.
 
-    All channels of the normed input have 1 added, which a key's weights sum up to a constant: the quantile of the
-    sparsity in standard deviations of the other inputs' part. Those are 2/3 in variance per channel, as a mix of two
-    tokens at a uniform factor, and the 1.
+    Adding 1 to all channels of the normed input lets the key's weights add a constant to each hidden value. The
+    constant is the quantile of `sparsity` for a normal distribution with the variance of the hidden values: per channel
+    2/3, for the mix of two tokens by a uniform factor, plus 1.
     """
     ffn = f"blocks.{layer}.ffn"
     quantile = NormalDist().inv_cdf(sparsity) if sparsity > 0 else -MAX_SHIFT
@@ -131,5 +131,5 @@ def _shift_hidden(tensors: dict[str, Tensor], layer: int, sparsity: float) -> No
     bias, key, value = f"blocks.{layer}.ln2.bias", f"{ffn}.key.weight", f"{ffn}.value.weight"
     tensors[bias] = (tensors[bias].float() + 1).to(tensors[bias].dtype)
     tensors[key] = (tensors[key].float() - shift / tensors[key].shape[1]).to(tensors[key].dtype)
-    # A shift to the other side makes the squares larger.
+    # A shift towards positive values makes the squares larger.
     tensors[value] = (tensors[value].float() / (1 + max(0.0, -shift) ** 2)).to(tensors[value].dtype)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rwkvbatch.errors import counted
 from rwkvbatch.model.base import (
     Choices,
     Dimensions,
@@ -76,7 +77,7 @@ class DeepEmbed:
 
 @dataclass(frozen=True)
 class ChannelMix:
-    """With DeepEmbed, `mix` has a second row of zeros, which gives the normed input itself."""
+    """The channel mix. With DeepEmbed, `mix` has a second row of zeros, whose result is the normed input itself."""
 
     norm: Norm
     mix: Array
@@ -155,17 +156,17 @@ class Block:
     def run(
         self, ops: StepOperations, step: Array, layer: int, x: Array, v_first: Array | None, x0: Array | None
     ) -> tuple[Array, Array]:
-        """One layer of a step: the residual stream after it, and the values of layer 0.
+        """Run one layer of a step; returns the residual stream after it, and the values v of layer 0.
 
         Args:
-            layer: whose state of the step's pool is used.
-            v_first: None in layer 0.
+            layer: the layer of the step's pool that holds the state.
+            v_first: the values of layer 0; None in layer 0.
             x0: the normed embedding, for DeepEmbed; else None.
         """
         att, ffn = self.att, self.ffn
 
         x_r, x_w, x_k, x_v, x_a, x_g = ops.shift_mix(step, "att", layer, x, att.norm, att.mix)
-        first = [
+        products = [
             Product(x_r, att.receptance),
             Product(x_k, att.key),
             Product(x_v, att.value),
@@ -174,11 +175,11 @@ class Block:
             Product(x_g, att.gate.down),
         ]
         if v_first is None or att.value_residual is None:
-            r, k, v, w, a, g = ops.linears(first)
+            r, k, v, w, a, g = ops.linears(products)
             w, a, g = ops.linears([Product(w, att.decay.up), Product(a, att.rate.up), Product(g, att.gate.up)])
             v_first = v
         else:
-            r, k, v, w, a, g, amount = ops.linears([*first, Product(x_v, att.value_residual.down)])
+            r, k, v, w, a, g, amount = ops.linears([*products, Product(x_v, att.value_residual.down)])
             w, a, g, v = ops.linears(
                 [
                     Product(w, att.decay.up),
@@ -211,9 +212,10 @@ def packed_norm(tensors: Mapping[str, Tensor], name: str, ops: Operations) -> No
 
 
 class WeightReader(Protocol):
-    """Reads matrices from a file and packs them on the way, without the whole of one in memory.
+    """Packs matrices while it reads them from a file, so that no unpacked matrix is in memory.
 
-    Either method returns None for a matrix that it cannot read; packing the tensor is the reference implementation.
+    Both methods return None for a matrix that they cannot read. Packing the loaded tensor is the reference
+    implementation.
     """
 
     def layer(self, name: str, activation: Activation, *, sparse_inputs: bool = False) -> Array | None:
@@ -234,10 +236,10 @@ def packed_matrix(
     *,
     sparse_inputs: bool = False,
 ) -> Array:
-    """A large matrix, packed by `reader` where it can."""
-    found = None if reader is None else reader.layer(name, activation, sparse_inputs=sparse_inputs)
-    if found is not None:
-        return found
+    """A large matrix, packed by `reader` if it can read the matrix, else by `ops`."""
+    layer = None if reader is None else reader.layer(name, activation, sparse_inputs=sparse_inputs)
+    if layer is not None:
+        return layer
     return ops.linear_layer(tensors[name], activation=activation, large=True, sparse_inputs=sparse_inputs)
 
 
@@ -258,10 +260,9 @@ class Network:
         """Pack checkpoint tensors (official names, already checked) for `ops`.
 
         Args:
-            reader: what packs large matrices from the file of `tensors`; None to pack these.
+            reader: packs large matrices from the file of `tensors`; None to pack the loaded tensors.
         """
-
-        # The largest tensors first, while little else is in memory: packing needs memory for both copies.
+        # The largest tensors first, while memory is free: packing needs memory for both copies.
         head = packed_matrix(tensors, "head.weight", ops, reader, "none")
         table = None if reader is None else reader.table("emb.weight")
         return cls(
@@ -273,7 +274,7 @@ class Network:
         )
 
     def step(self, ops: Operations, batch: RaggedBatch, pool: StatePool) -> Tensor:
-        """Read one ragged batch, advancing its states in `pool`; logits [P, vocab] of its output rows."""
+        """Read one ragged batch and advance its states in `pool`; returns the logits of its output rows, [P, vocab]."""
         return self.run(ops, ops.begin(batch, pool))
 
     def run(self, ops: StepOperations, step: Array) -> Tensor:
@@ -295,18 +296,18 @@ def token_lists(tokens: Sequence[Sequence[int]], state: State | None, vocab_size
     """
     if len(tokens) == 0:
         raise ValueError("tokens must hold at least one list of token ids")
-    lists = [np.asarray(part, dtype=np.int64) for part in tokens]
-    for index, part in enumerate(lists):
-        if part.ndim != 1 or len(part) == 0:
+    lists = [np.asarray(ids, dtype=np.int64) for ids in tokens]
+    for index, ids in enumerate(lists):
+        if ids.ndim != 1 or len(ids) == 0:
             raise ValueError(f"tokens[{index}] must be a list of at least one token id")
     check_tokens(np.concatenate(lists), vocab_size)
     if state is not None and state.batch_size != len(lists):
-        raise ValueError(f"the state is of {state.batch_size} sequences, tokens of {len(lists)}")
+        raise ValueError(f"the state has {counted(state.batch_size, 'sequence')}, tokens has {len(lists)}")
     return lists
 
 
 ROWS_PER_STEP = 1024
-"""Longer inputs of `forward` are read in pieces, so that memory does not grow with their length."""
+"""Most token rows per step of `forward`. Longer inputs take several steps, so that memory use is bounded."""
 
 
 def forward(
@@ -325,23 +326,25 @@ def forward(
         pool.write(range(batch_size), state)
 
     flat = np.concatenate(lists)
-    lengths = np.array([len(part) for part in lists])
+    lengths = np.array([len(ids) for ids in lists])
     ends = np.cumsum(lengths)
-    # Which of all rows get logits, in ascending order.
-    wanted = np.arange(len(flat)) if every_token else ends - 1
+    output_rows = np.arange(len(flat)) if every_token else ends - 1
     logits: Tensor | None = None
-    piece = max(1, ROWS_PER_STEP // batch_size)
-    for start in range(0, max(lengths), piece):
-        parts = [np.arange(end - length, end)[start : start + piece] for length, end in zip(lengths, ends, strict=True)]
+    step_length = max(1, ROWS_PER_STEP // batch_size)
+    for start in range(0, max(lengths), step_length):
+        parts = [
+            np.arange(end - length, end)[start : start + step_length] for length, end in zip(lengths, ends, strict=True)
+        ]
         sizes = np.array([len(part) for part in parts])
         running = np.flatnonzero(sizes)
         rows = np.concatenate(parts)
-        outputs = np.flatnonzero(np.isin(rows, wanted))
+        outputs = np.flatnonzero(np.isin(rows, output_rows))
         starts = np.concatenate([[0], np.cumsum(sizes[running])])
-        found = model.step(RaggedBatch(flat[rows], starts, running, outputs), pool)
+        step_logits = model.step(RaggedBatch(flat[rows], starts, running, outputs), pool)
         if logits is None:
-            logits = torch.empty(len(wanted), vocab_size, device=found.device)
-        logits[torch.from_numpy(np.searchsorted(wanted, rows[outputs])).to(found.device)] = found
+            logits = torch.empty(len(output_rows), vocab_size, device=step_logits.device)
+        targets = torch.from_numpy(np.searchsorted(output_rows, rows[outputs]))
+        logits[targets.to(step_logits.device)] = step_logits
     assert logits is not None
     return logits, pool.read(range(batch_size))
 
@@ -360,7 +363,7 @@ class Rwkv7Model:
     Args:
         network: weights, packed by `ops`.
         threads: the number of threads that torch may use while this model runs; None for torch's own setting.
-        initial_wkv: the matrices of an empty sequence [L, H, N, N], which were tuned and merged into the checkpoint;
+        initial_wkv: the matrices of an empty sequence [L, H, N, N], if a tuned state was merged into the checkpoint;
             None for zeros.
     """
 

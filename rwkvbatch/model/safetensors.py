@@ -33,7 +33,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_OTHER_TYPES = {
+_UNSUPPORTED_TYPES = {
     "F8_E4M3",
     "F8_E5M2",
     "F8_E4M3FNUZ",
@@ -47,7 +47,7 @@ _OTHER_TYPES = {
     "U32",
     "U64",
 }
-"""Types of the format that weights of RWKV do not have."""
+"""Types of the format that this program does not support."""
 
 
 def is_safetensors(head: bytes) -> bool:
@@ -56,13 +56,13 @@ def is_safetensors(head: bytes) -> bool:
 
 
 def read_header(descriptor: int, path: Path) -> Contents:
-    """The contents of a `.safetensors` file, by its header alone: the file may be larger than the memory.
+    """The contents of a `.safetensors` file. Only its header is read.
 
-    The rules are those of the format (github.com/huggingface/safetensors, README): the tensors lie one after the other
-    in any order, without gaps or overlaps, and fill the file.
+    By the format's rules (github.com/huggingface/safetensors, README) the tensors fill the file, in any order, without
+    gaps or overlaps.
 
     Raises:
-        CheckpointError: the header is damaged, or its sizes or offsets cannot be right.
+        CheckpointError: the header is damaged, or breaks the rules.
     """
     length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
     if length > MAX_HEADER_BYTES:
@@ -86,10 +86,10 @@ def read_header(descriptor: int, path: Path) -> Contents:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
         raise ValueError("a name occurs twice in its header")
-    return made
+    return unique
 
 
 def _metadata(value: Any) -> dict[str, str]:
@@ -101,7 +101,7 @@ def _metadata(value: Any) -> dict[str, str]:
 
 
 class _Entry(NamedTuple):
-    """What the header says about a tensor; `dtype` is None for types that torch or this program does not have."""
+    """A tensor in the header; `dtype` is None for unsupported types."""
 
     dtype: torch.dtype | None
     shape: tuple[int, ...]
@@ -119,14 +119,14 @@ def _entry(name: str, info: Any, data_start: int) -> _Entry:
     try:
         kind, shape, (start, end) = info["dtype"], tuple(info["shape"]), info["data_offsets"]
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"the entry {name[:80]!r} of its header is not one of a tensor") from None
+        raise ValueError(f"the entry {name[:80]!r} of its header does not describe a tensor") from None
     if not all(type(number) is int and 0 <= number < 2**62 for number in (*shape, start, end)):
         raise ValueError(f"the tensor {name[:80]!r} has impossible sizes or offsets")
-    if not isinstance(kind, str) or (kind not in _DTYPES and kind not in _OTHER_TYPES):
+    if not isinstance(kind, str) or (kind not in _DTYPES and kind not in _UNSUPPORTED_TYPES):
         raise ValueError(f"the tensor {name[:80]!r} has the unknown type {str(kind)[:40]!r}")
     dtype = _DTYPES.get(kind)
     if start > end or (dtype is not None and math.prod(shape) * dtype.itemsize != end - start):
-        raise ValueError(f"the tensor {name[:80]!r} has a size that does not fit its shape")
+        raise ValueError(f"the tensor {name[:80]!r} has a size that contradicts its shape")
     return _Entry(dtype, shape, data_start + start, data_start + end)
 
 
@@ -148,7 +148,7 @@ SUFFIXES = (".pth", ".safetensors")
 
 
 STATE_FORMAT = "rwkvbatch-state"
-"""What the metadata key `format` of a saved state says."""
+"""The value of the metadata key `format` in a saved state."""
 
 
 def _is_state(path: Path) -> bool:
@@ -162,7 +162,7 @@ def _is_state(path: Path) -> bool:
 def _is_checkpoint(path: Path) -> bool:
     with open_file(path) as file:
         head = file.read(64)
-    # A zip archive, or a pickle of protocol 2: what `torch.save` has written since and before version 1.6.
+    # `torch.save` writes a zip archive since version 1.6, and wrote a pickle of protocol 2 before.
     return head.startswith((b"PK\x03\x04", b"\x80\x02")) or (is_safetensors(head) and not _is_state(path))
 
 
@@ -179,17 +179,17 @@ def save_tensors(
     replace: bool = False,
     private: bool = False,
 ) -> None:
-    """Write `.pth` or `.safetensors`, as the name ends, so that the file is there complete or not at all.
+    """Write a `.pth` or `.safetensors` file, by the name's ending, atomically.
 
     Args:
-        kind: of the file; one of another kind is never replaced.
+        kind: the kind of the file; files of another kind are never replaced.
         metadata: texts for the header of a `.safetensors` file.
         replace: whether an existing file of the same kind may be replaced.
-        private: whether only the owner may read it, at no time anyone else.
+        private: whether only the owner may read the file, from its creation on.
 
     Raises:
-        UsageError: the name ends otherwise, or the file is there and may not be replaced.
-        StorageError: it could not be written.
+        UsageError: the name has another ending, or the file exists and may not be replaced.
+        StorageError: the file could not be written.
     """
     entries = {
         name: Entry(tensor.dtype, tuple(tensor.shape), partial(_itself, tensor)) for name, tensor in tensors.items()
@@ -211,9 +211,10 @@ def save_entries(
     private: bool = False,
     on_written: OnWritten = ignored,
 ) -> None:
-    """As `save_tensors`, with one tensor in memory at a time; also raises what loading an entry raises.
+    """`save_tensors` with one tensor in memory at a time. Errors of loading an entry are raised too.
 
-    `on_written` is called after each tensor with the number of bytes of all that are written.
+    Args:
+        on_written: called after each tensor, see `OnWritten`.
     """
     check_tensor_target(path, kind=kind, replace=replace)
     try:

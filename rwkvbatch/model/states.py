@@ -28,27 +28,30 @@ _TUNED = re.compile(r"blocks\.(\d{1,6})\.att\.time_state")
 
 
 def load_state(path: str | Path, spec: ModelSpec) -> State:
-    """The state in a file, for the model that `spec` describes.
+    """Load a state for the model that `spec` describes.
 
-    Accepts state-tuned files (one `blocks.{i}.att.time_state` [H, N, N] per layer; used as stored for RWKV-7,
-    transposed for RWKV-5 and 6, as the `rwkv` package's demo does), which give the state of one sequence with zero
-    shifts; files that `save_state` wrote; and the list that the `rwkv` package's `forward` returns, after `torch.save`.
+    Three kinds of files are accepted:
+    - state-tuned files, with `blocks.{i}.att.time_state` [H, N, N] for each layer, which give the state of one sequence
+      with zero shifts. The matrices are used as stored for RWKV-7 and transposed for RWKV-5 and 6, as in the `rwkv`
+      package's demo.
+    - files that `save_state` wrote.
+    - the list that the `rwkv` package's `forward` returns, written by `torch.save`.
 
     Raises:
-        CheckpointError: it is damaged, neither of these, or of another model.
+        CheckpointError: the file is damaged, of none of these kinds, or for another model.
     """
     with open_tensors(Path(path)) as tensors:
         file = official(tensors)
         if file.metadata.get("format") == STATE_FORMAT:
-            return _saved(file, spec)
+            return _from_saved(file, spec)
         if any(_TUNED.fullmatch(name) for name in file.entries):
-            return _tuned(file, spec)
+            return _from_tuned(file, spec)
         if file.entries and all(name.startswith(LIST_PREFIX) for name in file.entries):
-            return _of_package(file, spec)
-        found = ", ".join(repr(name[:60]) for name in list(file.entries)[:4]) or "no tensors at all"
+            return _from_package(file, spec)
+        names = ", ".join(repr(name[:60]) for name in list(file.entries)[:4]) or "no tensors at all"
         raise CheckpointError(
             "not a state file: expected 'blocks.0.att.time_state' and so on, a state saved by rwkvbatch, or a list of "
-            f"tensors of the `rwkv` package; found {found}",
+            f"tensors of the `rwkv` package; found {names}",
             path=file.path,
         )
 
@@ -62,16 +65,16 @@ def save_state(
     replace: bool = False,
     private: bool = False,
 ) -> None:
-    """Write `state` as `.safetensors`, for use with the model that `spec` describes only.
+    """Write `state` as `.safetensors`. It can be loaded only for the model that `spec` describes.
 
     Args:
         tokens: the tokens that each sequence has read, saved with its state.
-        replace: whether an existing saved state may be replaced; no other file is.
-        private: whether only the owner may read it, since a state reveals what was read.
+        replace: whether an existing saved state may be replaced. Files of another kind are never replaced.
+        private: whether only the owner may read the file, since a state reveals the text that was read.
 
     Raises:
-        UsageError: the name does not end in `.safetensors`, or the file is there and may not be replaced.
-        StorageError: it could not be written.
+        UsageError: the file exists and may not be replaced, or its directory is missing.
+        StorageError: the file could not be written.
     """
     target = Path(path)
     if target.suffix != ".safetensors":
@@ -84,12 +87,12 @@ def save_state(
         "model": json.dumps({name: getattr(spec, name) for name in _SIZES}, sort_keys=True),
     }
     if tokens is not None:
-        metadata["tokens"] = json.dumps([[int(token) for token in part] for part in tokens])
+        metadata["tokens"] = json.dumps([[int(token) for token in ids] for ids in tokens])
     metadata["checksum"] = _checksum(tensors, metadata)
     save_tensors(target, tensors, kind=STATE, metadata=metadata, replace=replace, private=private)
 
 
-def _tuned(file: NamedTensors, spec: ModelSpec) -> State:
+def _from_tuned(file: NamedTensors, spec: ModelSpec) -> State:
     if spec.num_heads == 0:
         raise CheckpointError(f"RWKV-{spec.generation} has no state-tuned files", path=file.path)
     shape = (spec.num_heads, spec.head_size, spec.head_size)
@@ -117,8 +120,8 @@ def _tuned(file: NamedTensors, spec: ModelSpec) -> State:
     return State({"att_shift": shift, "ffn_shift": shift.clone(), "wkv": wkv})
 
 
-def _of_package(file: NamedTensors, spec: ModelSpec) -> State:
-    """A state of the `rwkv` package, `torch.save(state)`: a list of 3 tensors a layer, of RWKV-4 of 5."""
+def _from_package(file: NamedTensors, spec: ModelSpec) -> State:
+    """A state of the `rwkv` package, written by `torch.save`: a list of 3 tensors per layer, for RWKV-4 of 5."""
     names = PACKAGE_STATE_4 if spec.generation == "4" else PACKAGE_STATE
     count = len(names) * spec.num_layers
     if len(file.entries) != count:
@@ -150,7 +153,7 @@ def _values(file: NamedTensors, name: str) -> torch.Tensor:
     return tensor.float()
 
 
-def _saved(file: NamedTensors, spec: ModelSpec) -> State:
+def _from_saved(file: NamedTensors, spec: ModelSpec) -> State:
     metadata = file.metadata
     if metadata.get("version") != VERSION:
         raise CheckpointError(
@@ -160,12 +163,12 @@ def _saved(file: NamedTensors, spec: ModelSpec) -> State:
     if metadata.get("weights_sha256") != spec.weights_sha256:
         raise CheckpointError(
             f"this state was saved from another model ({metadata.get('model', 'unknown')[:200]}) than {spec.path}; "
-            "a state means nothing to other weights",
+            "a state is valid for the weights that computed it only",
             path=file.path,
         )
     tensors = {name: _values(file, name) for name in file.entries}
     if metadata.get("checksum") != _checksum(tensors, metadata):
-        raise CheckpointError("this saved state is damaged: its checksum does not fit", path=file.path)
+        raise CheckpointError("this saved state is damaged: its checksum is wrong", path=file.path)
     return State(tensors)
 
 

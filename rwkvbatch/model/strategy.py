@@ -23,7 +23,8 @@ _PLAIN = re.compile(
     r"(?: +(?P<precision>fp32|bf16|fp16|int8|w8a8|int4))?(?: +rows=(?P<rows>[1-9]\d{0,3}))?"
 )
 
-# The `rwkv` package's own grammar: parts joined by `->`, each a device, a precision, perhaps i8, perhaps a layer count.
+# The grammar of the `rwkv` package: parts joined by `->`. Each is a device, a precision, an optional i8 and an optional
+# layer count.
 _UPSTREAM_PART = re.compile(r"(?:cpu|mps|dml|cuda(?::\d{1,3})?) +(?:fp32|bf16|fp16)(?:i8)?(?: +\*\d{1,6}\+?)?")
 
 ALLOWED = (
@@ -42,12 +43,12 @@ class Strategy:
 
     Attributes:
         device: `cpu`, `cuda`, `cuda:N` or `mps`.
-        precision: what weights are rounded to at loading; None leaves them as they are. `int8`, `w8a8` and `int4` round
-            the large matrices, on the CPU (`ops.reference.ROUNDINGS`), and leave all else as it is; `w8a8` and `int4`
-            round the inputs of these to 8 bits too.
-        fixed_rows: the number of rows of every matrix product on a GPU, so that a reply does not depend on how many
-            others there are; None for no fixed number.
-        is_auto: whether the device was chosen by what this machine has.
+        precision: the precision to which weights are rounded at loading; None does not round them. `int8`, `w8a8` and
+            `int4` (CPU only) round only the large matrices (`ops.reference.ROUNDINGS`); `w8a8` and `int4` also round
+            the inputs of these matrices to 8 bits.
+        fixed_rows: the number of rows of every matrix product on a GPU, so that a reply does not depend on the number
+            of other replies; None for no fixed number.
+        is_auto: whether the device was chosen automatically.
     """
 
     device: str
@@ -61,13 +62,14 @@ class Strategy:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """What every tensor is rounded to; None if they stay as they are, or if operations do the rounding."""
+        """The dtype to which every tensor is rounded; None for no rounding, or for rounding of the large matrices
+        only."""
         is_dtype = self.precision is not None and self.rounding is None
         return DTYPES[cast(Precision, self.precision)] if is_dtype else None
 
     @property
     def rounding(self) -> Rounding | None:
-        """What the large matrices alone are rounded to."""
+        """The rounding of the large matrices; None if the precision is a dtype."""
         return cast(Rounding, self.precision) if self.precision in get_args(Rounding) else None
 
 
@@ -77,7 +79,7 @@ def is_upstream(text: str) -> bool:
 
 
 def looks_like_strategy(text: str) -> bool:
-    """Whether `text` begins as a strategy does, not as the name of a file."""
+    """Whether `text` begins like a strategy, as opposed to a file name."""
     return re.fullmatch(r"auto|(?:cpu|mps|cuda(?::\d+)?)(?: .*)?", " ".join(text.split())) is not None
 
 
@@ -85,15 +87,15 @@ def parse_strategy(text: str) -> Strategy:
     """Parse a strategy of rwkvbatch's own backends.
 
     Raises:
-        UsageError: not of a known form, or a device that this machine lacks.
+        UsageError: an unknown form, or a device that this machine lacks.
     """
-    wanted = " ".join(text.split())
-    if wanted == "auto":
+    normalized = " ".join(text.split())
+    if normalized == "auto":
         return Strategy("cuda" if torch.cuda.is_available() else "cpu", None, is_auto=True)
-    match = _PLAIN.fullmatch(wanted)
+    match = _PLAIN.fullmatch(normalized)
     if match is None:
         hint = None
-        if is_upstream(wanted):
+        if is_upstream(normalized):
             hint = "this form works with --backend upstream only (and there for RWKV-4, 5 and 6 only)"
         raise UsageError(f"--strategy must be one of {ALLOWED}; got {text!r}", hint=hint)
     rows = match["rows"]
@@ -116,20 +118,20 @@ def parse_upstream_strategy(text: str, generation: str) -> str:
     """A strategy in the form that the `rwkv` package accepts.
 
     Raises:
-        UsageError: not of a known form, or a device that this machine lacks.
+        UsageError: an unknown form, or a device that this machine lacks.
     """
-    wanted = " ".join(text.split())
-    if wanted == "auto":
+    normalized = " ".join(text.split())
+    if normalized == "auto":
         return "cuda fp16" if torch.cuda.is_available() else "cpu fp32"
-    if wanted in ("cpu", "cuda"):
-        wanted += " fp16" if wanted == "cuda" else " fp32"
-    if not is_upstream(wanted):
+    if normalized in ("cpu", "cuda"):
+        normalized += " fp16" if normalized == "cuda" else " fp32"
+    if not is_upstream(normalized):
         hint = None
-        if wanted in {f"cpu {rounding}" for rounding in get_args(Rounding)}:
+        if normalized in {f"cpu {rounding}" for rounding in get_args(Rounding)}:
             hint = 'that is for RWKV-7 without --backend upstream; for RWKV-4, 5 and 6 the package has "cpu fp32i8"'
         raise UsageError(f"--strategy must be one of {ALLOWED_UPSTREAM}; got {text!r}", hint=hint)
-    parts = [" ".join(part.split()) for part in wanted.split("->")]
-    if generation in RWKV7 and _PLAIN.fullmatch(wanted) is None:
+    parts = [" ".join(part.split()) for part in normalized.split("->")]
+    if generation in RWKV7 and _PLAIN.fullmatch(normalized) is None:
         raise UsageError(
             f"--strategy for RWKV-7 must be one device and one precision ({ALLOWED}); got {text!r}",
             hint="the `rwkv` package splits or quantises RWKV-4, 5 and 6 only",
@@ -141,15 +143,15 @@ def parse_upstream_strategy(text: str, generation: str) -> str:
 
 def check_device(device: str, option: str = "--strategy") -> None:
     """Raise `UsageError` when this machine lacks `device`, which `option` asks for."""
-    found = None
+    problem = None
     if device == "mps" and not torch.backends.mps.is_available():
-        found = "no Apple GPU was found"
+        problem = "no Apple GPU was found"
     elif device.startswith("cuda"):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(device.partition(":")[2] or 0) >= count:
-            found = f"found {count}, numbered from 0" if count else "no CUDA device was found"
-    if found is not None:
+            problem = f"found {count}, numbered from 0" if count else "no CUDA device was found"
+    if problem is not None:
         hint = (
             'use "cpu" or "auto"' if option == "--strategy" else "name devices that this machine has, or leave it out"
         )
-        raise UsageError(f"{option} asks for the device {device!r}, but {found}", hint=hint)
+        raise UsageError(f"{option} asks for the device {device!r}, but {problem}", hint=hint)

@@ -1,6 +1,6 @@
-"""`TensorFile`, the tensors of an open file, and `NamedTensors`, those of a checkpoint of one or more files.
+"""`TensorFile`: the tensors of an open file. `NamedTensors`: the tensors of a checkpoint of one or more files.
 
-A tensor is read when it is asked for.
+A tensor is read when it is accessed.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ import torch
 
 from rwkvbatch.errors import CheckpointError
 
-_HASH_PIECE = 1 << 18
+_HASH_CHUNK = 1 << 18
 _LARGE = 1 << 20
 
 
 @dataclass(frozen=True)
 class StoredBytes:
-    """A tensor in a file: `span` bytes from `start`, viewed with `shape` and `strides` (in elements).
+    """The location of a tensor in a file: `span` bytes from `start`, viewed with `shape` and `strides` (in elements).
 
-    `negative`: the numbers stand for their negatives (torch's negative bit).
-    `decode`: makes the tensor of the bytes, where they are not plain numbers.
-    `rounding`: what the rows of a matrix of a quantised file are rounded to, see `quantised`; None for plain numbers.
+    Attributes:
+        negative: the tensor is the negative of the stored numbers (torch's negative bit).
+        decode: converts the bytes to the tensor; None if they are plain numbers.
+        rounding: the rounding of a matrix of a quantised file, see `quantised`; None for plain numbers.
     """
 
     dtype: torch.dtype
@@ -54,14 +55,14 @@ class StoredBytes:
 
     @property
     def has_plain_rows(self) -> bool:
-        """Whether it is a matrix whose rows lie one after the other, as numbers or rounded ones."""
-        rows_follow = len(self.shape) == 2 and self.strides == (self.shape[1], 1)
-        return rows_follow and not self.negative and (self.decode is None or self.rounding is not None)
+        """Whether it is a matrix in row-major order, of plain or of quantised numbers."""
+        is_row_major = len(self.shape) == 2 and self.strides == (self.shape[1], 1)
+        return is_row_major and not self.negative and (self.decode is None or self.rounding is not None)
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The table of contents of a file: its tensors, texts stored beside them, and what was undone to find them."""
+    """The table of contents of a file: its tensors, its metadata texts, and the conversions applied (a phrase each)."""
 
     entries: Mapping[str, StoredBytes]
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -69,13 +70,13 @@ class Contents:
 
 
 class TensorFile:
-    """An open checkpoint or state file, hashed in a thread of its own.
+    """An open checkpoint or state file. A background thread hashes it.
 
     Attributes:
         kind: the kind of file, as `model info` shows it.
         entries: the stored tensors by name.
-        metadata: texts stored beside the tensors.
-        undone: what was undone to find the tensors, a phrase each.
+        metadata: the texts that the file stores beside its tensors.
+        undone: the conversions applied to find the tensors, a phrase each.
         num_bytes: size of the file.
     """
 
@@ -86,51 +87,51 @@ class TensorFile:
         self.metadata = contents.metadata
         self.undone = contents.undone
         self._descriptor = descriptor
-        self._before = os.fstat(descriptor)
-        self.num_bytes = self._before.st_size
+        self._status = os.fstat(descriptor)
+        self.num_bytes = self._status.st_size
         self._hash = hashlib.sha256()
         self._hashing: threading.Thread | None = None
         self._hash_error: OSError | None = None
         self._closing = False
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor `name`, in memory of its own.
+        """The tensor `name`, in new memory.
 
         Raises:
-            KeyError: there is none of that name.
-            CheckpointError: the file cannot be read, or was cut off since it was opened.
+            KeyError: there is no such tensor.
+            CheckpointError: the file cannot be read, or was truncated since it was opened.
         """
         entry = self.entries[name]
-        flat = _memory(entry.span)
-        view = memoryview(flat.numpy())  # pyright: ignore[reportArgumentType]
-        done = 0
-        # Not mapped, so that a file cut off meanwhile is only an error.
-        while done < entry.span:
+        data = _memory(entry.span)
+        view = memoryview(data.numpy())  # pyright: ignore[reportArgumentType]
+        num_read = 0
+        # Read, not memory-mapped: reading a file that is truncated meanwhile is an error, not a SIGBUS.
+        while num_read < entry.span:
             try:
-                count = os.preadv(self._descriptor, [view[done : done + (1 << 30)]], entry.start + done)
+                count = os.preadv(self._descriptor, [view[num_read : num_read + (1 << 30)]], entry.start + num_read)
             except OSError as error:
                 raise CheckpointError(f"cannot read it: {error.strerror}", path=self.path) from error
             if count == 0:
                 raise CheckpointError("the file was cut off while it was being read", path=self.path)
-            done += count
+            num_read += count
         if entry.decode is not None:
-            return entry.decode(flat)
-        tensor = flat.view(entry.dtype).as_strided(entry.shape, entry.strides)
+            return entry.decode(data)
+        tensor = data.view(entry.dtype).as_strided(entry.shape, entry.strides)
         return tensor.neg() if entry.negative else tensor
 
     def rows_of(self, name: str) -> StoredRows | None:
-        """Where the rows of the matrix `name` lie; None if they do not lie one after the other."""
+        """The location of the matrix `name`; None unless it is stored in row-major order."""
         stored = self.entries[name]
         if not stored.has_plain_rows:
             return None
         return StoredRows(self._descriptor, stored.start, stored.dtype, stored.rounding, *stored.shape)
 
     def is_same_file(self, other: TensorFile) -> bool:
-        """Whether both are one file, by device and number."""
-        return os.path.samestat(self._before, other._before)
+        """Whether both are the same file, by device and inode."""
+        return os.path.samestat(self._status, other._status)
 
     def start_hashing(self) -> threading.Thread:
-        """Start to compute `sha256` in the background; returns the thread that does."""
+        """Start to compute `sha256` in a background thread; returns the thread."""
         self._hashing = threading.Thread(target=self._hash_all, name="checkpoint-hash", daemon=True)
         self._hashing.start()
         return self._hashing
@@ -143,15 +144,15 @@ class TensorFile:
         """
         (self._hashing or self.start_hashing()).join()
         now = os.fstat(self._descriptor)
-        if (now.st_size, now.st_mtime_ns) != (self._before.st_size, self._before.st_mtime_ns):
+        if (now.st_size, now.st_mtime_ns) != (self._status.st_size, self._status.st_mtime_ns):
             raise CheckpointError("the file was changed while it was being read", path=self.path)
         if self._hash_error is not None:
             raise CheckpointError(f"cannot read it: {self._hash_error.strerror}", path=self.path)
         return self._hash.hexdigest()
 
     def _hash_all(self) -> None:
-        # One buffer that stays in the processor's cache.
-        position, buffer = 0, memoryview(bytearray(_HASH_PIECE))
+        # One small buffer, which stays in the processor's cache.
+        position, buffer = 0, memoryview(bytearray(_HASH_CHUNK))
         try:
             while not self._closing and (count := os.preadv(self._descriptor, [buffer], position)):
                 self._hash.update(buffer[:count])
@@ -168,9 +169,9 @@ class TensorFile:
 
 @dataclass(frozen=True)
 class StoredRows:
-    """A matrix [outputs, inputs] in an open file, row after row, for a backend that reads it by itself.
+    """The location of a matrix [outputs, inputs], in row-major order, in an open file, for backends that read files.
 
-    `rounding`: what its rows are rounded to in a quantised file, see `quantised`; None for numbers of type `dtype`.
+    `rounding`: as in `StoredBytes`; None for numbers of type `dtype`.
     """
 
     descriptor: int
@@ -183,9 +184,9 @@ class StoredRows:
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of a checkpoint: its type and shape, and `load`, which reads it into memory of its own.
+    """A tensor of a checkpoint: its type and shape, and `load`, which reads it into new memory.
 
-    `rows`: where the same numbers lie in a file, if it is a matrix that lies there row after row.
+    `rows`: the location of the same numbers in a file, if they are a matrix in row-major order.
     """
 
     dtype: torch.dtype
@@ -202,38 +203,44 @@ class Entry:
         return self.num_elements * self.dtype.itemsize
 
     def bytes(self) -> memoryview:
-        """Its numbers as a file has them, in the order of a contiguous tensor."""
+        """The bytes of its numbers, in the order of a contiguous tensor."""
         tensor = self.load().detach().to("cpu").contiguous()
         if tensor.dtype != self.dtype or tuple(tensor.shape) != self.shape:
             raise ValueError(f"expected {self.dtype} {self.shape}, got {tensor.dtype} {tuple(tensor.shape)}")
         return memoryview(tensor.flatten().view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
 
     def transposed(self) -> Entry:
-        """The matrix, or stack of matrices, with its last two axes exchanged, contiguous."""
+        """The matrix or stack of matrices, with the last two axes swapped; contiguous."""
         *stack, rows, columns = self.shape
         return Entry(self.dtype, (*stack, columns, rows), lambda: self.load().transpose(-1, -2).contiguous())
 
     def reshaped(self, shape: tuple[int, ...], path: Path) -> Entry:
-        """The same numbers in the same order with another shape; raises `CheckpointError` unless it has as many."""
+        """The same numbers with another shape.
+
+        Raises:
+            CheckpointError: the shape has another number of elements.
+        """
         if math.prod(shape) != self.num_elements:
-            raise CheckpointError(f"a tensor of shape {self.shape} has not {math.prod(shape):,} numbers", path=path)
+            raise CheckpointError(
+                f"a tensor of shape {self.shape} does not have {math.prod(shape):,} numbers", path=path
+            )
         return Entry(self.dtype, shape, lambda: self.load().reshape(shape))
 
     def column(self, index: int) -> Entry:
         """One column of a matrix."""
         return Entry(self.dtype, self.shape[:1], lambda: self.load()[:, index].clone())
 
-    def part(self, index: int) -> Entry:
-        """One element along the first axis."""
+    def select(self, index: int) -> Entry:
+        """The sub-tensor at `index` of the first axis."""
         return Entry(self.dtype, self.shape[1:], lambda: self.load()[index].clone())
 
 
 OnWritten = Callable[[int], None]
-"""Receives the number of bytes of the tensors that are written so far."""
+"""Called with the number of bytes of all tensors written so far."""
 
 
 def ignored(num_bytes: int) -> None:
-    """The `OnWritten` of one who does not look."""
+    """An `OnWritten` that does nothing."""
 
 
 @dataclass(frozen=True)
@@ -241,17 +248,18 @@ class NamedTensors:
     """The tensors of a checkpoint or state, of one file or of several.
 
     Attributes:
-        path: what was opened: a file, or a directory.
+        path: the opened file or directory.
         kind: the kind of its files, as `model info` shows it.
         files: the open files.
         entries: the tensors by name.
-        metadata: texts stored beside the tensors.
-        config: the `config.json` of a directory; empty for others.
-        vocabulary_file: the World vocabulary in a directory, if it has one.
-        form: how the tensors were named, see `forms`.
-        undone: what was changed to get from the files' tensors to `entries`, a phrase each.
-        recipe: what `entries` depend on beside the files' bytes.
-        is_rescaled: whether matrices are multiples of those in the files, so that no adapter of these belongs to them.
+        metadata: the texts that the files store beside the tensors.
+        config: the `config.json` of a directory; empty without one.
+        vocabulary_file: the World vocabulary in a directory; None without one.
+        form: the naming of the tensors in the files, see `forms`.
+        undone: the conversions from the files' tensors to `entries`, a phrase each.
+        recipe: the inputs of `entries` besides the files' bytes, for the hash.
+        is_rescaled: whether `entries` has matrices that are multiples of those in the files. An adapter for the files'
+            matrices cannot be merged into them.
     """
 
     path: Path
@@ -268,32 +276,38 @@ class NamedTensors:
 
     @property
     def num_bytes(self) -> int:
-        """Size of all files together."""
+        """Size of all files."""
         return sum(file.num_bytes for file in self.files)
 
     def changed(self, entries: Mapping[str, Entry], *undone: str, form: str | None = None) -> NamedTensors:
-        """The same files with other `entries`, and what was undone to get them; `form` as it is unless given."""
+        """The same files with converted `entries`.
+
+        Args:
+            undone: the conversions, a phrase each.
+            form: the new `form`; None keeps it.
+        """
         return replace(self, entries=entries, undone=(*self.undone, *undone), form=form or self.form)
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor `name`, in memory of its own; raises `KeyError`, or `CheckpointError` as `TensorFile.read`."""
+        """The tensor `name`, in new memory; raises as `TensorFile.read`."""
         return self.entries[name].load()
 
     def start_hashing(self) -> threading.Thread:
-        """Start to compute `sha256` in the background; returns the thread that ends last."""
+        """Start to hash all files in background threads; returns the thread of the last file."""
         return [file.start_hashing() for file in self.files][-1]
 
     def sha256(self) -> str:
-        """Hash in hex: of the only file, or of the hashes of all files in their order and of `recipe`.
+        """Hash, in hex, of everything that the tensors depend on.
 
-        The tensors depend on nothing else. Raises as `TensorFile.sha256`.
+        It is the hash of the file if there is one file and no `recipe`, else the hash of the files' hashes and
+        `recipe`. Raises as `TensorFile.sha256`.
         """
         hashes = [*(file.sha256() for file in self.files), *self.recipe]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def named_tensors(path: Path, files: Sequence[TensorFile]) -> NamedTensors:
-    """The tensors of `files`, at least one, together.
+    """The tensors of all `files`, of which there is at least one.
 
     Raises:
         CheckpointError: two files have a tensor of the same name.
@@ -313,16 +327,16 @@ def named_tensors(path: Path, files: Sequence[TensorFile]) -> NamedTensors:
 
 _EXPONENT_MASK = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
 _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
-_CHECKED_PIECE = 1 << 18
+_CHECKED_CHUNK = 1 << 18
 
 
 def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
     """Raise `CheckpointError` when `tensor` (fp32, bf16 or fp16) holds NaN or infinity."""
-    # With numpy, in one thread: for pieces this small, several threads on a busy machine would wait for each other.
+    # With numpy, in one thread: torch's threads would wait for each other on a busy machine, for chunks this small.
     bits = tensor.detach().view(_BITS[tensor.dtype]).contiguous().flatten().numpy()
     mask = bits.dtype.type(_EXPONENT_MASK[tensor.dtype])
-    for start in range(0, len(bits), _CHECKED_PIECE):
-        if np.bitwise_and(bits[start : start + _CHECKED_PIECE], mask).max() == mask:
+    for start in range(0, len(bits), _CHECKED_CHUNK):
+        if np.bitwise_and(bits[start : start + _CHECKED_CHUNK], mask).max() == mask:
             count = int((~torch.isfinite(tensor)).sum())
             raise CheckpointError(
                 f"the tensor {name!r} holds NaN or infinity ({count:,} of {tensor.numel():,} numbers)", path=path
@@ -330,17 +344,18 @@ def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
 
 
 def _memory(num_bytes: int) -> torch.Tensor:
-    """Uninitialised bytes; large blocks return to the system when freed, which `malloc` does not guarantee."""
+    """Uninitialised bytes. Large blocks return to the system when freed, which `malloc` does not guarantee."""
     if num_bytes < _LARGE:
         return torch.empty(num_bytes, dtype=torch.uint8)
     return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8)
 
 
 def open_regular(path: Path) -> int:
-    """A descriptor for reading a regular file; others (a FIFO) are refused, since they can block for ever.
+    """A descriptor for reading a regular file. Other files, such as a FIFO, are refused: reading them can block for
+    ever.
 
     Raises:
-        CheckpointError: it is not there, cannot be opened, is empty, or is not a regular file.
+        CheckpointError: the file does not exist, cannot be opened, is empty, or is not a regular file.
     """
     try:
         # O_NONBLOCK: opening a FIFO would otherwise wait for a writer.

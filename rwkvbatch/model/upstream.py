@@ -1,6 +1,6 @@
 """The `rwkv` package as a `Model`: RWKV-4 to 7, every strategy of the package, one sequence at a time.
 
-The slowest backend, the final reference implementation, and the only one for generations before RWKV-7.
+It is the slowest backend, the final reference implementation, and the only one for generations before RWKV-7.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ from rwkvbatch.model.ops import choosing
 from rwkvbatch.model.rwkv7 import forward
 from rwkvbatch.model.strategy import Strategy, parse_upstream_strategy
 
-_COPIES = itertools.count()
+_COPY_NUMBERS = itertools.count()
 
 # The package would compile its CUDA extension at import, which a reference implementation does not need. TorchScript is
 # required for RWKV-7 and of no use for the others.
 _SWITCHES = {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "RWKV_DML_ON": "0", "RWKV_DE_VERSION": "0"}
 
 
-def load_package_model(checkpoint: Checkpoint, strategy: str, *, asked: str | None = None) -> Any:
+def load_package_model(checkpoint: Checkpoint, strategy: str, *, requested: str | None = None) -> Any:
     """The `rwkv` package's own model object for `checkpoint`; all tensors are checked first.
 
     Args:
-        asked: the strategy that the user gave, for errors; by default `strategy`.
+        requested: the strategy that the user gave, for error messages.
 
     Raises:
         CheckpointError: a tensor holds NaN or infinity, or the package cannot load it.
@@ -63,7 +63,7 @@ def load_package_model(checkpoint: Checkpoint, strategy: str, *, asked: str | No
     """
     generation = checkpoint.architecture.generation
     with tempfile.TemporaryDirectory(prefix="rwkvbatch-") as folder, _fence():
-        module = _own_copy(generation)
+        module = _private_copy(generation)
         # A `.pth` file with official tensor names, and a file name that the package accepts.
         target = Path(folder) / "model.pth"
         if checkpoint.file.kind == "pth" and not checkpoint.file.undone:
@@ -72,8 +72,8 @@ def load_package_model(checkpoint: Checkpoint, strategy: str, *, asked: str | No
             target.symlink_to(checkpoint.file.files[0].path.resolve())
         else:
             torch.save(dict(checkpoint), target)
-        given = "" if asked == "auto" else f" with --strategy {strategy!r}"
-        with _reported(checkpoint, f"cannot load it{given}"):
+        option = "" if requested == "auto" else f" with --strategy {strategy!r}"
+        with _reported(checkpoint, f"cannot load it{option}"):
             if generation in RWKV7:
                 return module.RWKV_x070(str(target).removesuffix(".pth"), strategy)
             return module.RWKV(str(target), strategy, verbose=False)
@@ -84,17 +84,18 @@ def _reported(checkpoint: Checkpoint, failure: str) -> Iterator[None]:
     """Turn an error of the package into a `CheckpointError`."""
     try:
         yield
-    except Exception as error:  # the package raises whatever it runs into
+    except Exception as error:  # the package raises errors of any type
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise CheckpointError(f"the `rwkv` package {failure} ({reason})", path=checkpoint.file.path) from error
 
 
-def _own_copy(generation: str) -> types.ModuleType:
+def _private_copy(generation: str) -> types.ModuleType:
+    """Import a private copy of the package's module, with environment variables of its own."""
     package = importlib.util.find_spec("rwkv")
     if package is None or not package.submodule_search_locations:
         raise UsageError("--backend upstream needs the `rwkv` package", hint="pip install rwkv")
     source = Path(next(iter(package.submodule_search_locations))) / "model.py"
-    name = f"_rwkvbatch_upstream_{next(_COPIES)}"
+    name = f"_rwkvbatch_upstream_{next(_COPY_NUMBERS)}"
     spec = importlib.util.spec_from_file_location(name, source)
     assert spec is not None
     assert spec.loader is not None
@@ -113,13 +114,14 @@ def _own_copy(generation: str) -> types.ModuleType:
         del sys.modules[name]
     # The package reads the environment again when it loads and at every call.
     module.os = types.SimpleNamespace(environ=environment, path=os.path, name=os.name)  # pyright: ignore[reportAttributeAccessIssue]
-    # It collects garbage once per layer, a third of a second each in a large process, without need.
+    # The package runs the garbage collector once per layer: a third of a second each in a large process, for nothing.
     module.gc = types.SimpleNamespace(collect=int)  # pyright: ignore[reportAttributeAccessIssue]
     return module
 
 
 @contextlib.contextmanager
 def _fence() -> Iterator[None]:
+    """Suppress the package's output and warnings, and restore the global settings that it changes."""
     autocast = torch._C._jit_set_autocast_mode(True)
     benchmark = torch.backends.cudnn.benchmark
     try:
@@ -152,9 +154,10 @@ def _environment(changes: Mapping[str, str], without: tuple[str, ...] = ()) -> I
 
 
 PackageState = list[Tensor]
-"""The package's own layout: `len(names)` tensors for layer 0, then those of layer 1, and so on."""
+"""The package's layout of a state: `len(names)` tensors for layer 0, then those of layer 1, and so on."""
 
-# In the package's order. RWKV-4 has numerator, denominator and exponent of the attention; the others a matrix per head.
+# In the package's order. RWKV-4 has the attention's numerator, denominator and exponent; other generations have a
+# matrix per head.
 PACKAGE_STATE_4 = ("att_shift", "att_numerator", "att_denominator", "att_exponent", "ffn_shift")
 PACKAGE_STATE = ("att_shift", "wkv", "ffn_shift")
 _EMPTY_EXPONENT = -1e30
@@ -199,9 +202,9 @@ class UpstreamPool:
         expected = {
             name: (len(slots), len(self.zero) // size, *self.zero[index].shape) for index, name in enumerate(self.names)
         }
-        found = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
-        if found != expected:
-            raise CheckpointError(f"the state must have tensors {expected}, got {found}")
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
+        if shapes != expected:
+            raise CheckpointError(f"the state must have tensors {expected}, got {shapes}")
         for row, slot in enumerate(slots):
             self.slots[slot] = [
                 state.tensors[self.names[index % size]][row, index // size].to(zero, copy=True)
@@ -233,18 +236,18 @@ class UpstreamModel:
     def step(self, batch: RaggedBatch, pool: StatePool) -> Tensor:
         assert isinstance(pool, UpstreamPool)
         check_tokens(batch.tokens, self.spec.vocab_size)
-        wanted = set(batch.outputs.tolist())
+        output_rows = set(batch.outputs.tolist())
         logits: list[Tensor] = []
         with torch.no_grad(), num_threads(self._threads), tf32(False):
             for slot, start, end in zip(batch.slots.tolist(), batch.starts[:-1], batch.starts[1:], strict=True):
-                rows = [row for row in range(start, end) if row in wanted]
+                rows = [row for row in range(start, end) if row in output_rows]
                 every_token = rows not in ([], [end - 1])
-                # A copy, since the package changes a state, and its list, in place.
+                # A copy, since the package changes a state's tensors and its list in place.
                 state = [tensor.clone() for tensor in pool.slots[slot]]
-                found, after = self._package_model.forward(batch.tokens[start:end].tolist(), state, every_token)
-                pool.slots[slot] = list(after)
-                found = found.float().cpu().view(-1, self.spec.vocab_size)
-                logits += [found[row - start] if every_token else found[-1] for row in rows]
+                output, state = self._package_model.forward(batch.tokens[start:end].tolist(), state, every_token)
+                pool.slots[slot] = list(state)
+                output = output.float().cpu().view(-1, self.spec.vocab_size)
+                logits += [output[row - start] if every_token else output[-1] for row in rows]
         return torch.stack(logits) if logits else torch.empty(0, self.spec.vocab_size)
 
     def choose(self, logits: Tensor, batch: SampleBatch) -> Choices:
@@ -260,17 +263,17 @@ def load_upstream(checkpoint: Checkpoint, strategy: str, *, threads: int | None 
     """Load `checkpoint` with the `rwkv` package.
 
     Args:
-        strategy: any that the package takes for this generation; `auto` is `cuda fp16` or `cpu fp32`.
+        strategy: any that the package supports for this generation; `auto` is `cuda fp16` or `cpu fp32`.
 
     Raises:
         UsageError: the package has no such strategy, or this machine lacks its device.
         CheckpointError: the package cannot load the file.
     """
     architecture = checkpoint.architecture
-    wanted = parse_upstream_strategy(strategy, architecture.generation)
-    _refuse_too_large(checkpoint, wanted)
+    package_strategy = parse_upstream_strategy(strategy, architecture.generation)
+    _refuse_too_large(checkpoint, package_strategy)
     checkpoint.file.start_hashing()
-    package_model = load_package_model(checkpoint, wanted, asked=strategy)
+    package_model = load_package_model(checkpoint, package_strategy, requested=strategy)
     with _reported(checkpoint, "loads it but cannot run it"), torch.no_grad(), num_threads(threads), tf32(False):
         zero = _zero_state(
             package_model, architecture.generation, initial_wkv(checkpoint) if is_rwkv7(architecture) else None
@@ -281,7 +284,7 @@ def load_upstream(checkpoint: Checkpoint, strategy: str, *, threads: int | None 
         state_bytes=sum(tensor.numel() * tensor.element_size() for tensor in zero),
         weights_sha256=checkpoint.file.sha256(),
         path=str(checkpoint.file.path),
-        dtype=wanted,
+        dtype=package_strategy,
         backend="upstream",
         device=str(zero[0].device),
         bitwise=False,
@@ -301,10 +304,10 @@ def _refuse_too_large(checkpoint: Checkpoint, strategy: str) -> None:
 
 
 def _zero_state(package_model: Any, generation: str, initial: Tensor | None) -> PackageState:
-    """The package's initial state; runs the model once, which also shows whether it works.
+    """The package's initial state. Runs the model once, which also shows whether it works.
 
     Args:
-        initial: a tuned state of RWKV-7 [L, H, N, N], which the package leaves to its caller.
+        initial: a tuned state of RWKV-7 [L, H, N, N], which the package does not load itself.
     """
     _, after = package_model.forward([0], None)
     if generation in RWKV7:

@@ -1,4 +1,4 @@
-// The integer kernels with AMX: products of matrices where rows are many, and those of AVX-512 VNNI else.
+// The integer kernels with AMX: matrix products for many rows, the kernels of AVX-512 VNNI for fewer.
 #include "kernels.hpp"
 
 #if defined(__linux__)
@@ -18,13 +18,13 @@ void linear(const LinearJob& job, size_t task, float* sums, const uint8_t* next)
     return RWKV_ISA::matrix_linear<Dtype::W8A8>(job, task, sums, next);
 }
 
-// Whether the processor has tiles and products of bytes, and the system lets this process use them.
-bool has_matrices() {
+// Whether the processor has tiles and byte products (AMX-TILE, AMX-INT8), and the system lets this process use them.
+bool has_amx() {
 #if defined(__linux__)
-    constexpr unsigned TILE = 1u << 24, PRODUCTS_OF_BYTES = 1u << 25;  // of edx in leaf 7
+    constexpr unsigned TILE = 1u << 24, INT8 = 1u << 25;  // of edx in leaf 7
     constexpr long REQUEST = 0x1023, TILE_DATA = 18;                   // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & TILE) == 0 || (edx & PRODUCTS_OF_BYTES) == 0) return false;
+    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & TILE) == 0 || (edx & INT8) == 0) return false;
     return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
 #else
     return false;
@@ -34,10 +34,11 @@ bool has_matrices() {
 }  // namespace
 
 const IntegerKernels* avx512amx_integer_kernels() {
-    const IntegerKernels* const others = avx512vnni_integer_kernels();
-    static const bool there = others != nullptr && has_matrices();
-    static const IntegerKernels KERNELS = {there ? others->quantize : nullptr, linear, there ? others->gather : nullptr};
-    return there ? &KERNELS : nullptr;
+    const IntegerKernels* const vnni = avx512vnni_integer_kernels();
+    static const bool is_supported = vnni != nullptr && has_amx();
+    static const IntegerKernels KERNELS = {is_supported ? vnni->quantize : nullptr, linear,
+                                            is_supported ? vnni->gather : nullptr};
+    return is_supported ? &KERNELS : nullptr;
 }
 
 }  // namespace rwkv

@@ -1,8 +1,8 @@
-// Linear layers of many rows as products of matrices of integers (AMX): sixteen rows by sixteen outputs an instruction.
+// Linear layers of many rows as integer matrix products (AMX): sixteen rows by sixteen outputs per instruction.
 //
-// The sums are those of `integer.hpp`, exact in any order. An instruction multiplies the inputs of sixteen rows, as `quantize` wrote
-// them, by the weights of a panel, quad by quad, which is how W8A8 has them in memory; those of INT4 are unpacked for a block of
-// inputs, once for all rows of a task.
+// The sums are those of `integer.hpp`, exact in any order. An instruction multiplies the inputs of sixteen rows, in the format of
+// `quantize`, by the weights of a panel, quad by quad. W8A8 weights are stored in this order. INT4 weights are unpacked for a block
+// of inputs, once for all rows of a task.
 #pragma once
 
 #include <immintrin.h>
@@ -15,25 +15,25 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
-// Fewer rows leave too much of a tile empty.
+// With fewer rows, too much of a tile is empty.
 constexpr size_t min_matrix_rows(Dtype dtype) { return dtype == Dtype::INT4 ? 24 : 8; }
 constexpr size_t MATRIX_ROWS = 16, MATRIX_ROW_BLOCK = 256;
 static_assert(MATRIX_ROW_BLOCK <= LINEAR_SCRATCH_ROWS);
 
-// Inputs of a block: those of sixteen rows, a band's weights of them and the tiles of sums fit into the first cache.
+// Inputs in a block. The inputs of sixteen rows, a band's weights for them and the tiles of sums fit into the first-level cache.
 constexpr size_t matrix_block(Dtype dtype) { return dtype == Dtype::INT4 ? 2 * INTEGER_BLOCK : INTEGER_BLOCK; }
 
-// Inputs of an instruction: at most 64, and no more than share a scale.
+// Inputs of an instruction: at most 64, and at most those that share a scale.
 constexpr size_t matrix_inputs(Dtype dtype) { return std::min<size_t>(64, scaled_inputs(dtype)); }
 
-// Tile registers, as macros: GCC's intrinsics make text of them.
+// Numbers of tile registers. They are macros, since GCC's intrinsics turn them into text.
 #define RWKV_SUMS 0
 #define RWKV_INPUTS 1
 #define RWKV_WEIGHTS 2
 #define RWKV_LAST_SUMS 3
 #define RWKV_LAST_INPUTS 4
 
-// What `ldtilecfg` reads: rows and bytes of a row of each tile register.
+// The operand of `ldtilecfg`: rows, and bytes per row, of each tile register.
 struct alignas(64) TileShapes {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t row_bytes[16] = {};
@@ -54,25 +54,25 @@ struct alignas(64) TileShapes {
     }
 };
 
-// The work of one tile of rows and some panels of a band on one block of inputs.
+// The computation of one tile of rows, for some panels of a band and one block of inputs.
 struct MatrixTile {
-    const InputGroup* groups;  // of the block's first group and the tile's first row
+    const InputGroup* groups;  // at the block's first group and the tile's first row
     size_t groups_stride;
-    const uint8_t* inputs;     // of the block's first input and the tile's first row
+    const uint8_t* inputs;     // at the block's first input and the tile's first row
     size_t inputs_stride;      // bytes from one row to the next
     size_t num_inputs, num_rows, num_panels;
-    const uint8_t* weights;    // of W8A8 as they are packed, of INT4 unpacked,
+    const uint8_t* weights;    // W8A8: packed, INT4: unpacked
     size_t quad_step, group_step, panel_step;  // bytes from one quad to the next, one group, one panel
-    const uint8_t* packed;     // the first panel's block as it is packed, in which the scales are,
+    const uint8_t* packed;     // the first panel's packed block, which has the scales
     size_t packed_unit_step, packed_group_step, panel_in_band;
     float* sums;               // [panel][row][16]
     size_t panel_sums;         // floats from one panel to the next
-    bool first;                // of the blocks: sums begin with zero
-    const uint8_t* ahead;      // weights to prefetch meanwhile
-    size_t ahead_step;         // bytes of them for each group and panel
+    bool first;                // whether it is the first block: sums begin with zero
+    const uint8_t* ahead;      // weights to prefetch
+    size_t ahead_step;         // bytes to prefetch for each group and panel
 };
 
-// Before tiles are loaded from what was written here: GCC 12 does not know that they read memory.
+// Call this between writing memory and loading tiles from it: GCC 12 does not know that tile loads read memory.
 RWKV_INLINE void written_for_tiles() { __asm__ volatile("" ::: "memory"); }
 
 // Add the products of `matrix_inputs` inputs to a register of sums.
@@ -90,7 +90,7 @@ RWKV_INLINE void multiply_matrices(const uint8_t* inputs, size_t inputs_stride, 
     }
 }
 
-// The same of fewer inputs, the last of a layer.
+// The same for fewer inputs, the last ones of a layer.
 template <Dtype D, bool LAST>
 __attribute__((noinline)) void multiply_few(const uint8_t* inputs, size_t inputs_stride, const uint8_t* weights, size_t quad_step,
                                             size_t num_rows, size_t count) {
@@ -104,11 +104,12 @@ __attribute__((noinline)) void multiply_few(const uint8_t* inputs, size_t inputs
     multiply_matrices<D, LAST>(padded_inputs, STEP, padded_weights, LINE);
 }
 
-// LAST: of fewer rows than a whole tile has.
+// LAST: the tile has fewer rows than a whole tile.
 //
-// First the products of several groups or panels, then what is made of them: a sum is not to be had from memory as soon as it is stored.
-template <Dtype D, bool LAST> void matrix_tile(const MatrixTile& given) {
-    const MatrixTile tile = given;  // the compiler would read it again after each use of a tile register
+// The products of several groups or panels come first, and their scaling after them, since a sum that was just stored cannot be
+// loaded without delay.
+template <Dtype D, bool LAST> void matrix_tile(const MatrixTile& parameters) {
+    const MatrixTile tile = parameters;  // a copy: the compiler would reload it after each use of a tile register
     constexpr size_t GROUP = scaled_inputs(D), STEP = matrix_inputs(D), NUM_GROUPS = matrix_block(D) / GROUP;
     constexpr size_t PANELS = D == Dtype::INT4 ? 1 : BAND;
     alignas(64) uint32_t sums[PANELS][NUM_GROUPS][MATRIX_ROWS * PANEL];
@@ -163,7 +164,7 @@ template <Dtype D, bool LAST> void matrix_tile(const MatrixTile& given) {
     }
 }
 
-// The quads of a panel's INT4 weights of some inputs, as signed bytes.
+// Unpack a panel's INT4 weights for some inputs to quads of signed bytes.
 inline void unpack_int4(const uint8_t* packed, size_t unit_step, size_t group_step, size_t inputs, uint8_t* to) {
     const __m512i low = _mm512_set1_epi8(0x0f), excess = _mm512_set1_epi8(zero_weight(Dtype::INT4));
     for (size_t begin = 0; begin < inputs; begin += INT4_SCALED_INPUTS, packed += group_step) {
@@ -176,7 +177,7 @@ inline void unpack_int4(const uint8_t* packed, size_t unit_step, size_t group_st
     }
 }
 
-// As `integer_linear`, of many rows.
+// `integer_linear` for many rows.
 template <Dtype D> void matrix_linear(const LinearJob& job, size_t task, float* sums, const uint8_t* next) {
     const PackedMatrix& weight = job.weight;
     const size_t first_panel = task * job.panels_per_task;

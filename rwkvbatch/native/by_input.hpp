@@ -1,8 +1,8 @@
-// W8A8 weights that lie by input (`PackedMatrix`): few rows read only those whose rounded inputs are not zero.
+// Linear layers with W8A8 weights stored by input (`PackedMatrix`): for few rows, only the weights of nonzero inputs are read.
 //
-// What a zero would add to a group's sum is nothing, and the sum is exact in any order, so the bits are those of reading all. The
-// inputs of a group that are needed are taken in fours, as quads of their own. For more rows a block of weights is put into the
-// order of `integer_tile.hpp` first.
+// A zero input adds nothing to a group's sum, and the sum is exact in any order, so the bits are those of reading all weights.
+// The nonzero inputs of a group are gathered into quads of four. For more rows, each block of weights is first rearranged into
+// the order of `integer_tile.hpp`.
 #pragma once
 
 #include <algorithm>
@@ -17,11 +17,11 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
-// How many lines before they are needed weights are asked for.
+// Prefetch distance, in lines of weights.
 constexpr size_t LINES_AHEAD = 48;
 static_assert(LINES_AHEAD <= MAX_SPARSE_AHEAD);
 
-// The quads of four panels from the lines of four inputs.
+// Convert the lines of four inputs to the quads of four panels.
 RWKV_INLINE void quads_of(I16 (&lines)[QUAD]) {
     for (size_t round = 0; round < 2; ++round) {
         const I16 first = zip_low(lines[0], lines[2]), second = zip_high(lines[0], lines[2]);
@@ -35,12 +35,12 @@ RWKV_INLINE void quads_of(I16 (&lines)[QUAD]) {
 
 RWKV_INLINE I16 load_line(const uint8_t* from) { return load(reinterpret_cast<const uint32_t*>(from)); }
 
-// A block of weights as tiles take them: where they are packed or, lying by input, in memory of its own.
+// The weights of a block in the order for tiles: the packed weights themselves or, if stored by input, a rearranged copy.
 class TileWeights {
 public:
     explicit TileWeights(const PackedMatrix& weight) : weight_(weight) {}
 
-    // The panels of a band are to be asked for one after the other, the first of them first.
+    // The panels of a band must be requested in order, starting with the first: that call rearranges the band.
     const uint8_t* at(size_t panel, size_t begin, size_t end) {
         if (!weight_.by_input) return weight_.at(panel, begin);
         if (panel % BAND == 0) arrange(weight_.at(panel, begin), end - begin);
@@ -67,7 +67,7 @@ private:
     alignas(64) uint8_t units_[INTEGER_BLOCK * INPUT_LINE + INTEGER_BLOCK / SCALED_INPUTS * BAND_SCALES];
 };
 
-// The place of an input in a quad, as `store_inputs` lays it down.
+// Read and write an input in quads, in the order of `store_inputs`.
 [[maybe_unused]] RWKV_INLINE int32_t input_at(const uint8_t* quads, size_t k) {
     if constexpr (QUAD_BYTES<Dtype::W8A8> == QUAD) return static_cast<int8_t>(quads[k]);
     int16_t input;
@@ -83,7 +83,7 @@ RWKV_INLINE void put_input(uint8_t* quads, size_t k, int32_t value) {
     }
 }
 
-// The inputs of rounded rows that are not zero in all of them, or all: see `SparseQuads`. Returns their number.
+// Gather the rounded inputs that are nonzero in at least one row, or with `all` every input, into `to`. Returns their number.
 inline size_t gather(const QuantizedRows& rows, bool all, const SparseQuads& to) {
     size_t number = 0, count = 0;
     for (size_t begin = 0, offset = 0; begin < rows.in; begin += SCALED_INPUTS, offset += BAND_SCALES) {
@@ -91,8 +91,8 @@ inline size_t gather(const QuantizedRows& rows, bool all, const SparseQuads& to)
 #if defined(RWKV_ISA_AVX512) && defined(RWKV_VNNI)
         const size_t end = std::min(begin + SCALED_INPUTS, rows.in);
         for (size_t k = begin; k < end; k += LANES) {
-            const __mmask16 there = end - k >= LANES ? 0xffff : first_lanes(end - k);
-            __mmask16 needed = all ? there : 0;
+            const __mmask16 valid = end - k >= LANES ? 0xffff : first_lanes(end - k);
+            __mmask16 needed = all ? valid : 0;
             __m128i inputs[MAX_SPARSE_ROWS];
             for (size_t row = 0; row < rows.num_rows; ++row) {
                 inputs[row] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows.quads + row * rows.stride + k));
@@ -126,21 +126,22 @@ inline size_t gather(const QuantizedRows& rows, bool all, const SparseQuads& to)
         }
         to.group_ends[begin / SCALED_INPUTS] = static_cast<uint32_t>(number / QUAD);
     }
-    // Behind the last come those of the next band.
+    // After the last offset follow those of the next band, for prefetching.
     const size_t band = rows.in * INPUT_LINE + ceil_div(rows.in, SCALED_INPUTS) * BAND_SCALES;
     for (size_t i = 0; i < MAX_SPARSE_AHEAD; ++i)
         to.offsets[number + i] = static_cast<uint32_t>(band + (i < number ? to.offsets[i] : 0));
     return count;
 }
 
-// A group's sums of a few rows by the panels of a band. `add` takes as many quads of weights, whose inputs' lines are `offsets` bytes
-// behind the band's beginning, and the rows' gathered inputs.
+// The sums of a group, for a few rows and the panels of a band. `add` adds the products of `quads` quads of gathered inputs `x`;
+// `offsets` are the distances of the inputs' weight lines from the beginning of the band, in bytes.
 #if defined(RWKV_ISA_AVX2) && !defined(RWKV_VNNI)
 
-// One half of the lines after the other where there are more rows than one: sums of whole lines would need more registers than there
-// are. A product takes two of four inputs, the first and the third or the other two: they are interleaved, and then with zeros.
+// With more than one row, the two halves of the lines are processed one after the other, since the sums of whole lines do not fit
+// into the registers. A product uses two of four inputs, the first and the third or the other two: their bytes are interleaved, and
+// then interleaved with zeros.
 template <size_t ROWS> struct BandSums {
-    static constexpr size_t AT_ONCE = ROWS == 1 ? 2 : 1, HALF_LINE = INPUT_LINE / 2;
+    static constexpr size_t HALVES = ROWS == 1 ? 2 : 1, HALF_LINE = INPUT_LINE / 2;
     __m256i sum[ROWS][BAND][2];
 
     RWKV_INLINE void start(const InputGroup* rows) {
@@ -149,14 +150,14 @@ template <size_t ROWS> struct BandSums {
     }
     RWKV_INLINE void add(const uint8_t* weights, const uint32_t* offsets, const uint8_t* x, size_t stride, size_t quads) {
         add_halves<0>(weights, offsets, x, stride, quads);
-        if constexpr (AT_ONCE == 1) add_halves<1>(weights, offsets, x, stride, quads);
+        if constexpr (HALVES == 1) add_halves<1>(weights, offsets, x, stride, quads);
     }
     RWKV_INLINE I16 operator()(size_t i, size_t p) const { return {sum[i][p][0], sum[i][p][1]}; }
 
 private:
     template <size_t FIRST>
     RWKV_INLINE void add_halves(const uint8_t* weights, const uint32_t* offsets, const uint8_t* x, size_t stride, size_t quads) {
-        __m256i sums[ROWS][BAND][AT_ONCE];
+        __m256i sums[ROWS][BAND][HALVES];
         each_sum([&](size_t i, size_t p, size_t h) __attribute__((always_inline)) { sums[i][p][h] = sum[i][p][FIRST + h]; });
         for (size_t quad = 0; quad < quads; ++quad, offsets += QUAD, x += QUAD_BYTES<Dtype::W8A8>) {
             if constexpr (FIRST == 0)
@@ -164,7 +165,7 @@ private:
 #pragma GCC unroll 2
             for (size_t part = 0; part < NUM_PARTS<Dtype::W8A8>; ++part)
 #pragma GCC unroll 2
-                for (size_t h = 0; h < AT_ONCE; ++h) {
+                for (size_t h = 0; h < HALVES; ++h) {
                     const auto half_line = [&](size_t i) __attribute__((always_inline)) {
                         return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights + offsets[i] + (FIRST + h) * HALF_LINE));
                     };
@@ -188,7 +189,7 @@ private:
 #pragma GCC unroll 4
             for (size_t p = 0; p < BAND; ++p)
 #pragma GCC unroll 2
-                for (size_t h = 0; h < AT_ONCE; ++h) with(i, p, h);
+                for (size_t h = 0; h < HALVES; ++h) with(i, p, h);
     }
 };
 
@@ -220,13 +221,13 @@ template <size_t ROWS> struct BandSums {
 
 #endif
 
-// Bands of a few rows, whose gathered inputs are `job.sparse`.
+// Compute bands for a few rows. The gathered inputs are `job.sparse` and `job.x`.
 template <size_t ROWS> void linear_by_input(const LinearJob& job, size_t first_panel, size_t end_panel, float* sums) {
     constexpr Dtype DTYPE = Dtype::W8A8;
     const PackedMatrix& weight = job.weight;
     const uint8_t* const x = reinterpret_cast<const uint8_t*>(job.x.data);
     const size_t stride = job.x.stride * sizeof(float);
-    const uint32_t *const offsets = job.sparse.places, *const group_ends = job.sparse.block_ends;
+    const uint32_t *const offsets = job.sparse.offsets, *const group_ends = job.sparse.block_ends;
     for (size_t panel = first_panel; panel < end_panel; panel += BAND) {
         const uint8_t *const weights = weight.at(panel, 0), *scales = weights;
         for (size_t i = 0; i < ROWS * BAND; ++i) store(sums + i * PANEL, zero());

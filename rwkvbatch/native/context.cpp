@@ -14,16 +14,16 @@ constexpr size_t MIN_SHARED_FLOATS = 1 << 13;
 constexpr size_t MIN_SHARED_STATE = 1 << 14;
 constexpr size_t MIN_SHARED_MIXES = 1 << 12;
 
-// A thread is to fetch no more ahead than any processor's second cache has room for.
+// The most that a thread prefetches; fits into the second-level cache of any processor.
 constexpr size_t MAX_EXPECTED_BYTES = size_t(128) << 10;
 constexpr size_t MAX_NOTED_JOBS = 1 << 12;
 
-// Where few rows share the weights, tasks of up to so many bytes are put together.
+// With few rows, tasks are merged up to this many bytes of weights.
 constexpr size_t TASK_BYTES = size_t(64) << 10;
 constexpr size_t FEW_ROWS = 6;
 
-// Weights are read one input at a time only if at most so large a part of the inputs is not zero. The shorter the stretch
-// that an input has in a band, the slower it comes.
+// The weights of zero inputs are skipped if at most this many inputs are nonzero. The shorter the stretch of memory that an input's
+// weights take in a band, the slower they are read.
 constexpr size_t LONG_STRETCH = 256, SHORT_STRETCH = 64;
 size_t max_nonzero(const PackedMatrix& weight) {
     const size_t stretch = weight.input_bytes(weight.band_width(0));
@@ -34,9 +34,9 @@ size_t max_nonzero(const PackedMatrix& weight) {
 constexpr float LAYER_NORM_EPS = 1e-5f;
 
 InstructionSet instruction_set(const std::string& isa) {
-    std::vector<InstructionSet> found;
+    std::vector<InstructionSet> available;
     const auto add = [&](const char* name, const Kernels* kernels, const IntegerKernels* (*integer)(), const PackingKernels* packing) {
-        if (kernels != nullptr && integer() != nullptr) found.push_back({name, kernels, integer(), packing});
+        if (kernels != nullptr && integer() != nullptr) available.push_back({name, kernels, integer(), packing});
     };
 #if defined(RWKV_X86)
     add("avx512amx", avx512_kernels(), avx512amx_integer_kernels, avx512_packing_kernels());
@@ -50,17 +50,17 @@ InstructionSet instruction_set(const std::string& isa) {
     add("neon", neon_kernels(), neon_integer_kernels, neon_packing_kernels());
 #endif
     add("portable", portable_kernels(), portable_integer_kernels, portable_packing_kernels());
-    for (const InstructionSet& each : found)
-        if (isa == "auto" || isa == each.name) return each;
-    throw std::invalid_argument("instruction set '" + isa + "' is not to be had here; 'auto' and 'portable' always are");
+    for (const InstructionSet& candidate : available)
+        if (isa == "auto" || isa == candidate.name) return candidate;
+    throw std::invalid_argument("instruction set '" + isa + "' is not available here; 'auto' and 'portable' always are");
 }
 
 void check(bool holds, const char* what) {
     if (!holds) throw std::invalid_argument(what);
 }
 
-// Ask for floats that will be read soon. What is read once a step is in no cache by then, and comes sooner asked for
-// at once than missed line by line.
+// Prefetch memory that will be read soon. Data that is read once per step is in no cache by then, and prefetching it at once is
+// faster than missing line by line.
 void fetch(const void* data, size_t num_bytes) {
     constexpr size_t LINE = 64;
     const char* const bytes = static_cast<const char*>(data);
@@ -114,8 +114,8 @@ Context::Context(size_t num_threads, const std::string& isa)
 }
 
 ThreadPool& Context::threads() {
-    // A forked child has the record of its parent's threads, but not the threads. It starts its own, and leaves the record
-    // alone: what its locks and counters were at the moment of the fork, nobody can say.
+    // A forked child has its parent's pool object, but not the threads. It makes a new pool, and does not destroy the old one,
+    // whose locks and counters are in an unknown state.
     if (threads_->is_of_another_process()) {
         const size_t num_threads = threads_->size();
         (void)threads_.release();
@@ -170,7 +170,7 @@ ArrayPtr Context::token_matrix(const Step& step, const Table& table, const Array
     const size_t rows = step.tokens.size(), size = x.width;
     check(x.rows == rows && offset.rows == rows && size <= MAX_TOKEN_MATRIX && offset.width == size * size &&
               table.width == size * size,
-          "token_matrix: the activations and the table do not fit each other");
+          "token_matrix: the activations and the table have different sizes");
     check_tokens(step, table);
     need_scratch(table.width);
     ArrayPtr out = array(rows, size);
@@ -186,9 +186,9 @@ std::vector<ArrayPtr> Context::shift_mix(Step& step, size_t kind, size_t layer, 
     const StandardArithmetic arithmetic;
     const size_t rows = step.tokens.size(), width = x.width;
     check(x.rows == rows && width == step.pool.width() && layer < step.pool.num_layers,
-          "shift_mix: the activations are not of the step's shape");
+          "shift_mix: the activations do not have the step's shape");
     check(weight.width == width && bias.width == width && mix.width == width && mix.rows <= MAX_MIXES,
-          "shift_mix: the weights are not of the activations' width");
+          "shift_mix: the weights do not have the activations' width");
     for (const Vector* vector : {&weight, &bias, &mix}) fetch_floats(vector->data, vector->rows * width);
     if (rows == 1) {
         fetch_rows(x.view(), rows, width);
@@ -207,7 +207,7 @@ std::vector<ArrayPtr> Context::shift_mix(Step& step, size_t kind, size_t layer, 
         job.out[m] = mixed.back()->view();
     }
     if (rows == 1 && width * mix.rows >= MIN_SHARED_MIXES) {
-        // A mix is a task: what is written comes from the core that had its memory last, and one line at a time.
+        // One task per mix: the memory that it writes comes from the core that used it last, one line at a time.
         threads().run(mix.rows, [&](size_t m, size_t) {
             kernels_->mix({normed->view(), step.carried.data(), width, 1, mix.data + m * width, {job.out[m]}}, 0, 1);
         });
@@ -244,10 +244,10 @@ size_t panels_per_task(const LinearJob& job, size_t num_threads) {
     const size_t panels = job.weight.num_panels();
     if (job.num_rows <= FEW_ROWS)
         return 2 * BAND * job.weight.panel_bytes() <= TASK_BYTES ? LINEAR_MAX_PANELS_PER_TASK : BAND;
-    // A few tasks for each thread, so that one that is late can be helped, in whole register tiles.
+    // A few tasks for each thread, of whole register tiles, so that other threads can help one that is late.
     const size_t per_task = panels / (num_threads * 4);
     if (per_task >= LINEAR_MAX_PANELS_PER_TASK) return LINEAR_MAX_PANELS_PER_TASK;
-    // Bands that lie by input are not divided.
+    // Bands stored by input are not divided.
     return job.weight.by_input ? BAND : std::min<size_t>(ceil_div(panels, num_threads), BAND);
 }
 
@@ -263,8 +263,8 @@ struct LinearTask {
     size_t bytes_left() const { return job->weight.data + job->weight.num_bytes() - weights(); }
 };
 
-// Ask for all that tasks from `first` to `end` read besides weights: other threads have written it, so it is in the
-// caches of other cores.
+// Prefetch everything except weights that the tasks `first` to `end` read. Other threads have written it, so it is in the caches of
+// other cores.
 void fetch_inputs(const std::vector<LinearJob>& jobs, size_t first, size_t end) {
     fetch(jobs.data(), jobs.size() * sizeof(LinearJob));
     size_t next = 0;
@@ -273,12 +273,12 @@ void fetch_inputs(const std::vector<LinearJob>& jobs, size_t first, size_t end) 
         next += job.num_tasks();
         if (begin >= end || next <= first) continue;
         const bool rounded = is_integer(job.weight.dtype);
-        if (job.sparse.places != nullptr && rounded) {
-            fetch(job.sparse.places, job.sparse.count * sizeof(uint32_t));
+        if (job.sparse.offsets != nullptr && rounded) {
+            fetch(job.sparse.offsets, job.sparse.count * sizeof(uint32_t));
             fetch_rows(job.x, job.num_rows, job.sparse.count * MAX_QUAD_BYTES / QUAD / sizeof(float));
             fetch(job.groups, ceil_div(job.weight.in, scaled_inputs(job.weight.dtype)) * job.num_rows * sizeof(InputGroup));
-        } else if (job.sparse.places != nullptr) {
-            fetch(job.sparse.places, job.sparse.count * sizeof(uint32_t));
+        } else if (job.sparse.offsets != nullptr) {
+            fetch(job.sparse.offsets, job.sparse.count * sizeof(uint32_t));
             fetch_rows({job.sparse.x, job.sparse.x_stride}, job.num_rows, job.sparse.count);
         } else {
             fetch_rows(job.x, job.num_rows, rounded ? quantized_floats(job.weight.in) : job.weight.in);
@@ -320,7 +320,7 @@ void Context::skip_zeros(LinearJob& job) {
     if (kernels_->count_nonzero(job.x, rows, in) > max_nonzero(job.weight)) return;
 
     const size_t num_blocks = ceil_div(in, SCALED_INPUTS);
-    places_.resize(in + MAX_SPARSE_AHEAD);
+    offsets_.resize(in + MAX_SPARSE_AHEAD);
     block_ends_.resize(num_blocks);
     nonzero_x_.resize(MAX_SPARSE_ROWS * stride);
     const size_t scales = job.weight.dtype == Dtype::INT8 ? sizeof(float) : 0;
@@ -334,31 +334,31 @@ void Context::skip_zeros(LinearJob& job) {
                 nonzero_x_[i * stride + count] = x;
                 needed |= x != 0.0f;  // NaN too
             }
-            places_[count] = static_cast<uint32_t>(k + block * scales);
+            offsets_[count] = static_cast<uint32_t>(k + block * scales);
             count += needed;
         }
         block_ends_[block] = static_cast<uint32_t>(count);
     }
-    // Behind the last come those of the next band.
+    // After the last offset follow those of the next band, for prefetching.
     const auto band = static_cast<uint32_t>(in + num_blocks * scales);
-    for (size_t i = 0; i < MAX_SPARSE_AHEAD; ++i) places_[count + i] = band + (i < count ? places_[i] : 0);
+    for (size_t i = 0; i < MAX_SPARSE_AHEAD; ++i) offsets_[count + i] = band + (i < count ? offsets_[i] : 0);
     skipped_bytes_ += (in - count) * job.weight.input_bytes(job.weight.num_panels());
-    job.sparse = {places_.data(), block_ends_.data(), count, nonzero_x_.data(), stride};
+    job.sparse = {offsets_.data(), block_ends_.data(), count, nonzero_x_.data(), stride};
 }
 
 ArrayPtr Context::gather_inputs(LinearJob& job) {
     const PackedMatrix& weight = job.weight;
-    const size_t num_groups = ceil_div(weight.in, SCALED_INPUTS), most = weight.in + num_groups * (QUAD - 1);
-    places_.resize(most + MAX_SPARSE_AHEAD);
+    const size_t num_groups = ceil_div(weight.in, SCALED_INPUTS), max_count = weight.in + num_groups * (QUAD - 1);
+    offsets_.resize(max_count + MAX_SPARSE_AHEAD);
     block_ends_.resize(num_groups);
-    ArrayPtr gathered = array(job.num_rows, quantized_floats(most));
+    ArrayPtr gathered = array(job.num_rows, quantized_floats(max_count));
     const QuantizedRows rows{reinterpret_cast<const uint8_t*>(job.x.data), job.num_rows, weight.in, job.x.stride * sizeof(float)};
-    const SparseQuads to{places_.data(), block_ends_.data(), reinterpret_cast<uint8_t*>(gathered->data),
+    const SparseQuads to{offsets_.data(), block_ends_.data(), reinterpret_cast<uint8_t*>(gathered->data),
                          gathered->stride * sizeof(float)};
     const size_t count = isa_.integer_kernels->gather(rows, !sparse_, to);
     skipped_bytes_ += (weight.in - count) * INPUT_LINE * weight.num_bands();
     job.x = gathered->view();
-    job.sparse = {places_.data(), block_ends_.data(), block_ends_.back() * QUAD, nullptr, 0};
+    job.sparse = {offsets_.data(), block_ends_.data(), block_ends_.back() * QUAD, nullptr, 0};
     return gathered;
 }
 
@@ -396,16 +396,17 @@ std::vector<ArrayPtr> Context::linears(const std::vector<Product>& products) {
     const StandardArithmetic arithmetic;
     std::vector<ArrayPtr> results;
     std::vector<LinearJob> jobs;
-    for (const Product& product : products) check(product.x->rows == products[0].x->rows, "linears: the layers' rows differ in number");
+    for (const Product& product : products)
+        check(product.x->rows == products[0].x->rows, "linears: the layers have different numbers of rows");
     const auto rows_of = [](const Array* array) { return array != nullptr ? ConstRows(array->view()) : ConstRows(nullptr, 0); };
     for (const Product& product : products) {
         const Array& x = *product.x;
         const LinearLayer& layer = *product.layer;
         const PackedMatrix& weight = layer.weight.packed;
-        check(x.width == weight.in, "linears: a layer does not have as many inputs as its activations");
+        check(x.width == weight.in, "linears: a layer's number of inputs is not the width of its activations");
         for (const Array* array : {product.add, product.start, product.target})
             check(array == nullptr || (array->rows == x.rows && array->width == weight.out),
-                  "linears: what a result is added to or blended with is not of its shape");
+                  "linears: an array to add, blend or multiply does not have the shape of the result");
         results.push_back(array(x.rows, weight.out));
         jobs.push_back({x.view(), x.rows, weight, layer.bias, layer.activation, rows_of(product.add),
                         rows_of(product.start), rows_of(product.target), results.back()->view(), 0, {}});
@@ -424,9 +425,9 @@ ArrayPtr Context::wkv7(Step& step, size_t layer, const Array& r, const Array& w,
     const StandardArithmetic arithmetic;
     const size_t rows = step.tokens.size(), width = step.pool.width();
     for (const Array* array : {&r, &w, &k, &v, &a, &g})
-        check(array->rows == rows && array->width == width, "wkv7: the activations are not of the step's shape");
+        check(array->rows == rows && array->width == width, "wkv7: the activations do not have the step's shape");
     for (const Vector* vector : {&vectors.k_k, &vectors.k_a, &vectors.r_k, &vectors.norm_weight, &vectors.norm_bias})
-        check(vector->width * vector->rows == width, "wkv7: the weights are not of the activations' width");
+        check(vector->width * vector->rows == width, "wkv7: the weights do not have the activations' width");
     check(layer < step.pool.num_layers && step.pool.head_size <= MAX_HEAD_SIZE, "wkv7: no such layer or head size");
 
     const size_t layer_floats = width * step.pool.head_size;
@@ -436,7 +437,7 @@ ArrayPtr Context::wkv7(Step& step, size_t layer, const Array& r, const Array& w,
                                       ? step.states[b]
                                       : step.start_wkv + (b * step.pool.num_layers + layer) * layer_floats;
     }
-    // Whole sequences where there are enough of them to share.
+    // Tasks are whole sequences if there are enough of them for all threads.
     const size_t heads = step.pool.num_heads;
     const size_t heads_per_task = step.slots.size() >= 8 * threads_->size() ? heads
                                   : rows == 1 ? ceil_div(heads, threads_->size()) : 1;
@@ -475,7 +476,7 @@ void Context::head(const Step& step, const Array& x, const Vector& weight, const
                    float* logits) {
     const StandardArithmetic arithmetic;
     check(x.rows == step.tokens.size() && x.width == head.weight.packed.in && weight.width == x.width && bias.width == x.width,
-          "head: the activations and weights do not fit each other");
+          "head: the activations and weights have different widths");
     const size_t rows = step.outputs.size();
     const ArrayPtr normed = array(rows, x.width);
     const NormJob norm{x.view(), step.outputs.data(), x.width, weight.data, bias.data, LAYER_NORM_EPS, normed->view()};
@@ -490,11 +491,11 @@ void Context::head(const Step& step, const Array& x, const Vector& weight, const
 void Context::choose(const SampleRow* rows, size_t count, Choice* choices) {
     const StandardArithmetic arithmetic;
     for (size_t i = 0; i < count; ++i)
-        if (rows[i].given < 0) need_scratch(sample_scratch(rows[i].vocab_size));
+        if (rows[i].target < 0) need_scratch(sample_scratch(rows[i].vocab_size));
     threads().run(count, [&](size_t i, size_t thread) {
         const SampleRow& row = rows[i];
-        choices[i] = row.given < 0 ? kernels_->sample(row, scratch(thread))
-                                   : kernels_->logprob(row.logits, row.vocab_size, row.given);
+        choices[i] = row.target < 0 ? kernels_->sample(row, scratch(thread))
+                                   : kernels_->logprob(row.logits, row.vocab_size, row.target);
     });
 }
 

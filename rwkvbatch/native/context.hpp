@@ -1,4 +1,4 @@
-// One CPU backend: its threads, instruction set and memory, and each operation as a job shared among the threads.
+// `Context`: the CPU backend, with its threads, instruction set and memory. Each operation is a job that the threads share.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,7 @@
 
 namespace rwkv {
 
-// A packed linear layer. Lives as long as the store that it lies in.
+// A packed weight of a linear layer; keeps the store alive that holds its memory.
 struct Matrix {
     PackedMatrix packed;
     std::shared_ptr<WeightStore> store;
@@ -28,14 +28,14 @@ struct Vector {
     std::shared_ptr<WeightStore> store;
 };
 
-// A linear layer: y = activation(x W^T + bias), the bias null where there is none.
+// A linear layer: y = activation(x W^T + bias); `bias` may be null.
 struct LinearLayer {
     Matrix weight;
     const float* bias;
     Activation activation;
 };
 
-// An embedding table as it is in the checkpoint.
+// An embedding table, in the format of the checkpoint.
 struct Table {
     const uint8_t* data;
     Dtype dtype;
@@ -43,7 +43,7 @@ struct Table {
     std::shared_ptr<WeightStore> store;
 };
 
-// Where the rows of a matrix lie in an open file, without gaps.
+// The location of a matrix in an open file; rows have no gaps.
 struct StoredRows {
     int descriptor;
     uint64_t start;
@@ -61,10 +61,10 @@ public:
     Rows view() const { return {data, stride}; }
 
     const size_t rows, width;
-    // A cache line more than the width, so that rows do not all fall into the same sets of the cache.
+    // At least a cache line more than the width, so that rows do not all map to the same sets of the cache.
     const size_t stride;
     float* data;
-    bool mostly_zero = false;  // as a layer with relu squared makes them: reading weights only for what is not zero may pay
+    bool mostly_zero = false;  // the result of relu squared: skipping the weights of zeros may be faster
 
 private:
     std::shared_ptr<Arena> arena_;
@@ -73,7 +73,7 @@ private:
 
 using ArrayPtr = std::unique_ptr<Array>;
 
-// Where the states of a pool lie: shifts [capacity, L, 2, C], wkv [capacity, L, H, N, N] with keys before values.
+// The memory of a pool: shifts [capacity, L, 2, C], wkv [capacity, L, H, N, N] with keys before values.
 struct PoolView {
     float* shifts;
     float* wkv;
@@ -88,20 +88,20 @@ struct PoolView {
     }
 };
 
-// A ragged batch, checked.
+// A checked ragged batch.
 struct Step {
     Step(std::vector<int64_t> tokens, std::vector<int64_t> starts, std::vector<int64_t> slots,
          std::vector<int64_t> outputs, const PoolView& pool);
 
     std::vector<int64_t> tokens, starts, slots, outputs;
-    std::vector<int64_t> longest_first;  // sequences, so that a long one is not begun last
+    std::vector<int64_t> longest_first;  // sequences by length, so that a long one does not start last
     PoolView pool;
-    // Filled anew by each operation that needs them: of each row the row before it where it is carried, of each
-    // sequence its state.
+    // Set by each operation that needs them: for each row, the row before it if the state holds that; for each sequence, its
+    // state after and before the step.
     std::vector<const float*> carried;
     std::vector<float*> states;
     std::vector<const float*> starting_states;
-    // The matrices of the sequences before the step, [sequences, L, H, N, N], where they are not in the pool's slots; else null.
+    // The matrices before the step, [sequences, L, H, N, N]; null if the pool's slots hold them.
     const float* start_wkv = nullptr;
 };
 
@@ -109,14 +109,14 @@ struct LayerVectors {
     Vector k_k, k_a, r_k, norm_weight, norm_bias;
 };
 
-// A linear layer at work: its result is y, add + y, start + (target - start) * y or, with a target alone, target * y.
+// An application of a linear layer: its result is y, add + y, start + (target - start) * y or, with only a target, target * y.
 struct Product {
     const Array* x;
     const LinearLayer* layer;
     const Array *add, *start, *target;  // or null
 };
 
-// The kernels that serve under a name.
+// The kernels of an instruction set, by its name.
 struct InstructionSet {
     const char* name;
     const Kernels* kernels;
@@ -126,7 +126,7 @@ struct InstructionSet {
 
 class Context {
 public:
-    // `isa`: "auto" or the name of an instruction set. Throws std::invalid_argument where it is not to be had.
+    // `isa`: "auto" or the name of an instruction set. Throws std::invalid_argument if it is not available.
     Context(size_t num_threads, const std::string& isa);
 
     const char* isa() const { return isa_.name; }
@@ -135,41 +135,41 @@ public:
     ThreadPool& threads();
     Arena& arena() { return *arena_; }
     size_t weight_bytes() const { return store_->num_bytes(); }
-    // Weights that all steps so far did not read, as their inputs were zero.
+    // Bytes of weights that all steps so far skipped because their inputs were zero.
     size_t skipped_bytes() const { return skipped_bytes_; }
-    // For tests and measurements: read all weights, whatever the inputs are.
+    // For tests and measurements: `false` makes all steps read all weights.
     void set_sparse(bool sparse) { sparse_ = sparse; }
 
-    // `dtype` is that of the packed weight: the stored one, or one that it is rounded to, see `PackingKernels`.
-    // `sparse_inputs`: the inputs are mostly zero, so W8A8 weights lie by input where their shape allows it.
+    // `dtype` is the type of the packed weight: the stored type, or one to which it is rounded, see `PackingKernels`.
+    // `sparse_inputs`: the inputs are mostly zero, so W8A8 weights are stored by input if their shape allows it.
     LinearLayer linear_layer(const StoredMatrix& stored, size_t out, size_t in, const float* bias, Activation activation,
                              Dtype dtype, bool sparse_inputs);
     Vector vector(const float* data, size_t rows, size_t width);
     Table table(const uint8_t* data, Dtype dtype, size_t vocab_size, size_t width);
-    // The same from a file, a part at a time by each thread, so that nothing but the result is in memory. Nothing where the file
-    // cannot be read, is cut off, or holds NaN or infinity.
+    // The same from a file. Each thread reads one part at a time, so that only the result is in memory as a whole. Returns nullopt
+    // if the file cannot be read, is truncated, or holds NaN or infinity.
     std::optional<LinearLayer> read_layer(const StoredRows& stored, size_t out, size_t in, Activation activation, Dtype dtype,
                                           bool sparse_inputs);
     std::optional<Table> read_table(const StoredRows& stored, size_t vocab_size, size_t width);
     ArrayPtr array(size_t rows, size_t width);
 
-    // A step begins: its jobs will be those of the step before, more or less.
+    // Begin a step, whose jobs are expected to be similar to those of the step before.
     void begin();
     ArrayPtr embed(const Step& step, const Table& table, const Vector& weight, const Vector& bias);
     std::vector<ArrayPtr> shift_mix(Step& step, size_t kind, size_t layer, const Array& x, const Vector& weight,
                                     const Vector& bias, const Vector& mix);
     std::vector<ArrayPtr> linears(const std::vector<Product>& products);
-    // x E per row, with E = table[token] + offset as a square matrix.
+    // x E for each row, with E = table[token] + offset as a square matrix.
     ArrayPtr token_matrix(const Step& step, const Table& table, const Array& offset, const Array& x);
     ArrayPtr wkv7(Step& step, size_t layer, const Array& r, const Array& w, const Array& k, const Array& v,
                   const Array& a, const Array& g, const LayerVectors& vectors);
-    // Logits of the step's output rows into `logits`, [outputs, vocabulary] without gaps.
+    // Write the logits of the step's output rows to `logits`, [outputs, vocabulary] without gaps.
     void head(const Step& step, const Array& x, const Vector& weight, const Vector& bias, const LinearLayer& head,
               float* logits);
 
     void choose(const SampleRow* rows, size_t count, Choice* choices);
 
-    // Held by a call that runs beside other Python threads: scratch memory and the pool's jobs are those of one call.
+    // Locked by calls that run without Python's global lock: scratch memory and the pool's jobs belong to one call.
     std::mutex& one_call() { return one_call_; }
 
 private:
@@ -177,16 +177,16 @@ private:
     void need_scratch(size_t count);
     void check_tokens(const Step& step, const Table& table) const;
     void run_linears(std::vector<LinearJob>& jobs);
-    // Round the inputs of jobs with integer weights; what is returned holds them.
+    // Round the inputs of jobs with integer weights. The returned arrays hold the rounded inputs.
     std::vector<ArrayPtr> quantize_inputs(std::vector<LinearJob>& jobs);
-    // Have `job` read only the weights whose inputs are not zero, where that pays.
+    // Make `job` read only the weights of nonzero inputs, if that is faster.
     void skip_zeros(LinearJob& job);
-    // The same for a job of few rounded rows with weights that lie by input, where it always pays; what is returned holds the rows.
+    // The same for few rounded rows and weights stored by input, for which it is always faster. The returned array holds the rows.
     ArrayPtr gather_inputs(LinearJob& job);
-    // Note what each thread reads first in the step's next job, and have it expect what it read first in the job after
-    // that in the step before.
+    // Record what each thread reads first in the step's next job. Announce to it what it read first in the job after that, in the
+    // step before.
     template <class FirstRead> void note_job(const FirstRead& first_read);
-    // Call work(begin, end, thread) on parts of `rows` rows that cost about `floats_per_row` each.
+    // Call work(begin, end, thread) on parts of `rows` rows, each of which processes about `floats_per_row` floats.
     template <class Work> void run_rows(size_t rows, size_t floats_per_row, const Work& work);
 
     const InstructionSet isa_;
@@ -195,9 +195,9 @@ private:
     std::shared_ptr<WeightStore> store_ = std::make_shared<WeightStore>();
     std::vector<std::unique_ptr<float[]>> scratch_;
     size_t scratch_size_ = 0;
-    std::vector<std::vector<Range>> first_reads_;  // of each job of a step, by each thread
+    std::vector<std::vector<Range>> first_reads_;  // by job of a step and by thread
     size_t next_job_ = 0;
-    std::vector<uint32_t> places_, block_ends_;  // of the inputs that are to be read
+    std::vector<uint32_t> offsets_, block_ends_;  // of nonzero inputs, see `SparseInputs`
     std::vector<float> nonzero_x_;
     size_t skipped_bytes_ = 0;
     bool sparse_ = true;

@@ -1,4 +1,5 @@
-// One 16-bit number to fp32, exactly. Static, so that no instruction set's code calls another's.
+// Exact conversion of 16-bit numbers to fp32. The functions are static: with external linkage, code for one instruction set could
+// call a version that was compiled for another.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The integer kernels of one instruction set. Compiled once for each, with RWKV_ISA naming it.
+// The integer kernels of one instruction set. Compiled once for each instruction set, which RWKV_ISA names.
 #include "kernels.hpp"
 
 #if defined(__aarch64__) && defined(__linux__)
@@ -21,14 +21,14 @@ bool has_feature(const char* name) {
     size_t size = sizeof value;
     return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
 }
-bool has_products_of_bytes() { return has_feature("hw.optional.arm.FEAT_DotProd"); }
-[[maybe_unused]] bool has_products_of_matrices() { return has_feature("hw.optional.arm.FEAT_I8MM"); }
+bool has_dot_products() { return has_feature("hw.optional.arm.FEAT_DotProd"); }
+[[maybe_unused]] bool has_matrix_products() { return has_feature("hw.optional.arm.FEAT_I8MM"); }
 #elif defined(RWKV_DOT) && defined(__linux__)
-bool has_products_of_bytes() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
-[[maybe_unused]] bool has_products_of_matrices() { return (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
+bool has_dot_products() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+[[maybe_unused]] bool has_matrix_products() { return (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
 #elif defined(RWKV_DOT)
-bool has_products_of_bytes() { return false; }
-[[maybe_unused]] bool has_products_of_matrices() { return false; }
+bool has_dot_products() { return false; }
+[[maybe_unused]] bool has_matrix_products() { return false; }
 #endif
 
 }  // namespace
@@ -50,10 +50,10 @@ const IntegerKernels* avxvnni_integer_kernels() {
 const IntegerKernels* avx2_integer_kernels() { return &KERNELS; }
 #elif defined(RWKV_MATRIX)
 const IntegerKernels* neoni8mm_integer_kernels() {
-    return has_products_of_bytes() && has_products_of_matrices() ? &KERNELS : nullptr;
+    return has_dot_products() && has_matrix_products() ? &KERNELS : nullptr;
 }
 #elif defined(RWKV_DOT)
-const IntegerKernels* neondot_integer_kernels() { return has_products_of_bytes() ? &KERNELS : nullptr; }
+const IntegerKernels* neondot_integer_kernels() { return has_dot_products() ? &KERNELS : nullptr; }
 #elif defined(RWKV_ISA_NEON)
 const IntegerKernels* neon_integer_kernels() { return &KERNELS; }
 #else

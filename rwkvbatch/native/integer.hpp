@@ -1,12 +1,12 @@
-// Linear layers of integers: weights of 8 or 4 bits times inputs rounded to 8 bits, summed exactly in 32 bits.
+// Integer linear layers: weights of 8 or 4 bits times inputs rounded to 8 bits, summed exactly in 32 bits.
 //
-// Inputs are rounded per row and group (`quantize_row`), each row from itself alone. With q the integers of a group, s a
-// weight's scale and t the row's scale of that group, an output is
+// Inputs are rounded per row and group (`quantize_row`), so a row's integers depend on that row alone. With q the integers of a
+// group, s a weight's scale and t the row's scale in that group, an output is
 //
 //     total = 0;  for each group, first to last: total = fma(float(sum q_w q_x), s t, total)
 //
-// and the same end of the layer as ever. A group's sum is below 2^24 (128 x 127 x 127), so it is exact in any order, also
-// as a float; all else is one sequence of IEEE operations.
+// followed by bias, activation and so on as in other layers (`finish`). A group's sum is below 2^24 (128 x 127 x 127), so it is
+// exact in any order, and as a float. All else is a fixed sequence of IEEE operations.
 #pragma once
 
 #include <algorithm>
@@ -23,11 +23,11 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
-// Rounds one row of inputs for weights of D: its groups' records, `groups_stride` apart, and its quads.
+// Round one row of inputs for weights of type D. Writes its quads and the records of its groups, `groups_stride` apart.
 //
-// A group's scale is max |x| / 127, its integers are round(x (1 / scale)), halves to even. A group whose inputs are all below
-// 2^-100 is zeros; one with an input that is not finite has NaN as its scale, and so has every output. `quantized` in
-// model/ops/reference.py is the reference implementation.
+// A group's scale is max |x| / 127, and its integers are round(x (1 / scale)), halves to even. If all inputs of a group are below
+// 2^-100 in magnitude, the group is zeros. If an input is NaN or infinite, the group's scale, and so every output, is NaN.
+// `quantized` in model/ops/reference.py is the reference implementation.
 template <Dtype D> void quantize_row(const float* x, size_t in, uint8_t* quads, InputGroup* groups, size_t groups_stride) {
     constexpr size_t group = scaled_inputs(D), step = LANES / QUAD * QUAD_BYTES<D>;
     const F16 magic = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer held in the low bits
@@ -52,7 +52,7 @@ template <Dtype D> void quantize_row(const float* x, size_t in, uint8_t* quads, 
             for (size_t k = begin; k < end; k += LANES) {
                 const F16 shifted = load_upto(x + k, end - k) * inverse + magic;
                 start.inputs = start.inputs + (shifted - magic);
-                // The low bits hold the integer in two's complement: as 32 bits, with the sign carried up.
+                // The low bits hold the integer in two's complement; the addition extends its sign to 32 bits.
                 store_inputs<D>(quads, bits(shifted) + set1(0u - 0x4B400000u));
                 quads += step;
             }
@@ -63,13 +63,13 @@ template <Dtype D> void quantize_row(const float* x, size_t in, uint8_t* quads, 
 }
 
 inline void quantize(const QuantizeJob& job, size_t begin, size_t end) {
-    const auto rounds = job.dtype == Dtype::INT4 ? quantize_row<Dtype::INT4> : quantize_row<Dtype::W8A8>;
+    const auto quantize_one = job.dtype == Dtype::INT4 ? quantize_row<Dtype::INT4> : quantize_row<Dtype::W8A8>;
     for (size_t row = begin; row < end; ++row)
-        rounds(job.x.data + row * job.x.stride, job.width, reinterpret_cast<uint8_t*>(job.out.data + row * job.out.stride),
+        quantize_one(job.x.data + row * job.x.stride, job.width, reinterpret_cast<uint8_t*>(job.out.data + row * job.out.stride),
                job.groups + row, job.num_rows);
 }
 
-// The sums of a single row, which never leave the registers.
+// The sums of a single row, kept in registers.
 template <Dtype D, size_t PANELS>
 RWKV_INLINE void sum_one_integer_row(const LinearJob& job, size_t first_panel, F16 (&total)[PANELS]) {
     constexpr size_t GROUP = scaled_inputs(D);
@@ -125,7 +125,7 @@ inline void integer_linear(const LinearJob& job, size_t task, float* sums, const
     const bool int4 = weight.dtype == Dtype::INT4;
     const size_t quad_bytes = int4 ? QUAD_BYTES<Dtype::INT4> : QUAD_BYTES<Dtype::W8A8>;
     const size_t most_rows = max_integer_rows(weight.dtype);
-    if (job.sparse.places != nullptr) return linear_by_input(job, first_panel, end_panel, sums);
+    if (job.sparse.offsets != nullptr) return linear_by_input(job, first_panel, end_panel, sums);
     if (job.num_rows == 1 && !weight.by_input) {
         if (int4) one_integer_row<Dtype::INT4>(job, first_panel, end_panel);
         else one_integer_row<Dtype::W8A8>(job, first_panel, end_panel);
@@ -149,7 +149,7 @@ inline void integer_linear(const LinearJob& job, size_t task, float* sums, const
                                        : end < weight.in     ? weight.at(first_panel, end)
                                                              : next;
                 ahead += in_band * weight.bytes_before(end - begin, 1);
-                // Each tile asks for a part of the next weights, the last ones for none where all are on their way.
+                // Each tile prefetches a part of the next weights, until all are prefetched.
                 const size_t ahead_bytes = weight.bytes_before(end - begin, panels);
                 const size_t tile_units = ceil_div(end - begin, unit_inputs(weight.dtype));
                 const size_t ahead_step = ceil_div(ahead_bytes, num_tiles * tile_units * LINE) * LINE;

@@ -1,4 +1,4 @@
-// Register tiles of products of integers: the sums of some rows by some panels over some inputs.
+// Register tiles of integer products: the sums of some rows by some panels over some inputs.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@ namespace RWKV_ISA {
 
 static_assert(QUAD_BYTES<Dtype::W8A8> <= MAX_QUAD_BYTES && QUAD_BYTES<Dtype::INT4> <= MAX_QUAD_BYTES);
 
-// What fits into the registers: the sums, and of each part of a unit its weights and inputs.
+// Tile sizes for which the sums, and the weights and inputs of a part of a unit, fit into the registers.
 #if defined(RWKV_ISA_AVX512)
 constexpr size_t INTEGER_PANELS = 4;
 #else
@@ -34,34 +34,34 @@ constexpr size_t ROW_UNIT = 1;
 #endif
 static_assert(max_integer_rows(Dtype::W8A8) % ROW_UNIT == 0 && max_integer_rows(Dtype::INT4) % ROW_UNIT == 0);
 
-// Inputs in a block that several tiles share.
+// Inputs in a block; several tiles share the block's weights.
 constexpr size_t INTEGER_BLOCK = 256;
 static_assert(INTEGER_BLOCK % SCALED_INPUTS == 0);
 
-// One register tile's work on one block of inputs.
+// The computation of one register tile for one block of inputs.
 struct IntegerTile {
-    const InputGroup* groups;  // of the block's first group and the tile's first row
+    const InputGroup* groups;  // at the block's first group and the tile's first row
     size_t groups_stride;      // from one group to the next
-    const uint8_t* quads;      // of the block's first input and the tile's first row
+    const uint8_t* quads;      // at the block's first input and the tile's first row
     size_t quads_stride;       // bytes from one row to the next
     size_t begin, end;         // inputs
-    const uint8_t* weights;    // of the first of them and of the tile's first panel,
-    size_t band_width, panel_in_band;  // panels of a band, and the place of this one in it
+    const uint8_t* weights;    // at the first input and the tile's first panel
+    size_t band_width, panel_in_band;  // panels of the band, and the index of the first panel in it
     float* sums;               // [row][panel][16]
-    const uint8_t* ahead;      // weights to ask the memory for meanwhile,
-    size_t ahead_step;         // bytes for each unit of inputs
+    const uint8_t* ahead;      // weights to prefetch
+    size_t ahead_step;         // bytes to prefetch for each unit of inputs
 };
 
 // Inputs whose integers fill a cache line.
 template <Dtype D> constexpr size_t LINE_INPUTS = LINE / QUAD_BYTES<D> * QUAD;
 
-// Weights on their way: of a tile, and of those that come later.
+// The current weights of a tile, and the weights to prefetch.
 struct IntegerStream {
     const uint8_t *weights, *ahead;
     size_t unit_step, ahead_step;
 
-    // Ask for what comes later while `units` units are multiplied.
-    RWKV_INLINE void ask_ahead(size_t units) {
+    // Prefetch for `units` units of inputs.
+    RWKV_INLINE void prefetch(size_t units) {
         const uint8_t* const end = ahead + units * ahead_step;
         for (; ahead < end; ahead += LINE) __builtin_prefetch(ahead, 0, 2);
     }
@@ -75,7 +75,7 @@ RWKV_INLINE F16 load_bf16(const uint8_t* from) {
     return from_bits(load(words));
 }
 
-// A panel's scales of a group, of those that begin at `scales`.
+// A panel's scales, of the scales of a group that begin at `scales`.
 template <Dtype D> RWKV_INLINE F16 load_scales(const uint8_t* scales, size_t panel) {
     const uint8_t* const from = scales + panel * scale_bytes(D);
     return D == Dtype::INT4 ? load_bf16(from) : load(reinterpret_cast<const float*>(from));
@@ -84,8 +84,8 @@ template <Dtype D> RWKV_INLINE F16 load_scales(const uint8_t* scales, size_t pan
 // Scale the sums of a group, sum(row, panel), and add them to the totals in memory. `scales` are the weights'.
 template <Dtype D, size_t ROWS, size_t PANELS, class Sum>
 RWKV_INLINE void add_to_totals(float* totals, const InputGroup* rows, const uint8_t* scales, const Sum& sum) {
-    __asm__ volatile("" ::: "memory");  // the compiler would keep the totals, for which there are no registers, in memory of its own
-    // Unrolled, or the sums would live in memory.
+    __asm__ volatile("" ::: "memory");  // or the compiler copies the totals, for which there are no registers, to the stack
+    // Unrolled, or the compiler keeps the sums in memory.
 #pragma GCC unroll 4
     for (size_t p = 0; p < PANELS; ++p) {
         const F16 scale = load_scales<D>(scales, p);
@@ -99,8 +99,8 @@ RWKV_INLINE void add_to_totals(float* totals, const InputGroup* rows, const uint
 
 #if defined(RWKV_MATRIX)
 
-// By products of matrices: two rows by two outputs by eight inputs an instruction. What it makes of two rows and outputs lies in the
-// order of the outputs, each with the one row and the other; a row without a partner is its own.
+// With matrix products: two rows by two outputs by eight inputs per instruction. The results are in the order of the outputs, each
+// with the first and the second row. A row without a partner is paired with itself.
 template <Dtype D, size_t ROWS, size_t PANELS> struct GroupSums {
     static_assert(PANELS == 1);
     static constexpr size_t PAIRS = ceil_div(ROWS, 2), STEP = 2 * QUAD;
@@ -112,11 +112,11 @@ template <Dtype D, size_t ROWS, size_t PANELS> struct GroupSums {
         for (size_t pair = 0; pair < PAIRS; ++pair)
             sum[pair] = start_sums(rows[2 * pair].start, rows[std::min(2 * pair + 1, ROWS - 1)].start);
     }
-    // Where a group ends with half a step, the other half's inputs are zeros, and what is read for its weights are scales.
+    // If a group ends with half a step, the inputs of the other half are zeros, and the bytes read as its weights are scales.
     RWKV_INLINE void add(IntegerStream& stream, const uint8_t* x, size_t stride, size_t inputs) {
         constexpr size_t UNITS = STEP / unit_inputs(D);
         for (size_t k = 0; k < inputs; k += STEP, stream.weights += UNITS * stream.unit_step, x += STEP) {
-            stream.ask_ahead(UNITS);
+            stream.prefetch(UNITS);
             RowPair rows[PAIRS];
             for (size_t pair = 0; pair < PAIRS; ++pair)
                 rows[pair] = load_pair(x + 2 * pair * stride, x + std::min(2 * pair + 1, ROWS - 1) * stride);
@@ -132,16 +132,16 @@ template <Dtype D, size_t ROWS, size_t PANELS> struct GroupSums {
 
 #else
 
-// Units of inputs that are added without a look at the loop's end and at the weights to come: with small registers the number
-// of instructions is a limit. 0: there is no such number.
+// Units of inputs that are added without loop control and prefetching in between, since with small registers the number of
+// instructions is a limit; 0 for no such unrolling.
 #if defined(RWKV_ISA_AVX2)
-constexpr size_t UNITS_AT_ONCE = 4;
+constexpr size_t UNROLLED_UNITS = 4;
 #else
-constexpr size_t UNITS_AT_ONCE = 0;
+constexpr size_t UNROLLED_UNITS = 0;
 #endif
-constexpr size_t HALF = 3;  // rows that are addressed from one pointer
+constexpr size_t ROWS_PER_POINTER = 3;
 
-// The sums of a group of inputs, from the start of each.
+// The sums of a group of inputs; each begins with `InputGroup::start`.
 template <Dtype D, size_t ROWS, size_t PANELS> struct GroupSums {
     I16 sum[ROWS][PANELS];
 
@@ -155,34 +155,34 @@ template <Dtype D, size_t ROWS, size_t PANELS> struct GroupSums {
     }
     RWKV_INLINE void add(IntegerStream& stream, const uint8_t* x, size_t stride, size_t inputs) {
         size_t units = ceil_div(inputs, unit_inputs(D));
-        for (; UNITS_AT_ONCE > 0 && units >= UNITS_AT_ONCE; units -= UNITS_AT_ONCE, x += UNITS_AT_ONCE * UNIT_INPUT_BYTES<D>)
-            add_units(stream, x, stride, UNITS_AT_ONCE);
+        for (; UNROLLED_UNITS > 0 && units >= UNROLLED_UNITS; units -= UNROLLED_UNITS, x += UNROLLED_UNITS * UNIT_INPUT_BYTES<D>)
+            add_units(stream, x, stride, UNROLLED_UNITS);
         add_units(stream, x, stride, units);
     }
-    // First one part of all these units, then the next: for the weights of all parts there are too few registers.
+    // One part of all units is added before the next part, since the registers do not hold the weights of all parts.
     template <size_t PART = 0> RWKV_INLINE void add_units(IntegerStream& stream, const uint8_t* x, size_t stride, size_t units) {
-        const uint8_t *first = x + PART * WORD, *second = first + HALF * stride, *weights = stream.weights;
-        if constexpr (PART == 0 && UNITS_AT_ONCE > 0) stream.ask_ahead(units);
-        // Or the weights of all parts would be taken from one load, and kept in memory.
-        if constexpr (PART > 0 && UNITS_AT_ONCE > 0) __asm__ volatile("" ::: "memory");
+        const uint8_t *first = x + PART * WORD, *second = first + ROWS_PER_POINTER * stride, *weights = stream.weights;
+        if constexpr (PART == 0 && UNROLLED_UNITS > 0) stream.prefetch(units);
+        // Or the compiler loads the weights once for all parts, and keeps them in memory.
+        if constexpr (PART > 0 && UNROLLED_UNITS > 0) __asm__ volatile("" ::: "memory");
 #if defined(RWKV_ISA_AVX2)
 #pragma GCC unroll 4
 #else
 #pragma GCC unroll 1
 #endif
         for (size_t unit = 0; unit < units; ++unit, weights += stream.unit_step) {
-            if constexpr (PART == 0 && UNITS_AT_ONCE == 0) stream.ask_ahead(1);
+            if constexpr (PART == 0 && UNROLLED_UNITS == 0) stream.prefetch(1);
             I16 weight[PANELS];
             for (size_t p = 0; p < PANELS; ++p)
                 weight[p] = part_of<D, PART>(load(reinterpret_cast<const uint32_t*>(weights) + p * PANEL));
             for (size_t i = 0; i < ROWS; ++i) {
-                const auto row = load_inputs<D>(i < HALF ? first + i * stride : second + (i - HALF) * stride);
+                const auto row = load_inputs<D>(i < ROWS_PER_POINTER ? first + i * stride : second + (i - ROWS_PER_POINTER) * stride);
                 for (size_t p = 0; p < PANELS; ++p) add_products<D>(sum[i][p], weight[p], row);
             }
             first += UNIT_INPUT_BYTES<D>;
             second += UNIT_INPUT_BYTES<D>;
-            // Or a distance for each row and unit would be kept in memory.
-            if constexpr (UNITS_AT_ONCE > 0) __asm__("" : "+r"(first), "+r"(second), "+r"(weights));
+            // Or the compiler keeps an offset for each row and unit in memory.
+            if constexpr (UNROLLED_UNITS > 0) __asm__("" : "+r"(first), "+r"(second), "+r"(weights));
         }
         if constexpr (PART + 1 < NUM_PARTS<D>) add_units<PART + 1>(stream, x, stride, units);
         else stream.weights = weights;

@@ -1,4 +1,4 @@
-// The table of one instruction set. Compiled once for each, with RWKV_ISA naming it.
+// The kernels of one instruction set. Compiled once for each instruction set, which RWKV_ISA names.
 #include "kernels.hpp"
 
 #include "limits.hpp"
@@ -25,9 +25,9 @@ constexpr Kernels KERNELS = {
 #if defined(RWKV_ISA_AVX512)
 const Kernels* avx512_kernels() {
     __builtin_cpu_init();
-    const bool there = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    return there ? &KERNELS : nullptr;
+    const bool is_supported = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return is_supported ? &KERNELS : nullptr;
 }
 #elif defined(RWKV_ISA_AVX2)
 const Kernels* avx2_kernels() {

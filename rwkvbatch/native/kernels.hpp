@@ -1,6 +1,6 @@
-// What the arithmetic needs to be told: one plain record for each operation, and the table of functions that one
-// instruction set offers. The functions work on a part of the record (a task, or a range of rows); which thread
-// does which part never matters to the result.
+// The interface of the kernels: one plain record of arguments for each operation, and the table of functions of one instruction
+// set. The functions compute a part of the record (a task, or a range of rows). The result does not depend on which thread computes
+// which part.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@ namespace rwkv {
 
 enum class Activation { NONE, TANH, SIGMOID, DECAY, RELU_SQUARED };
 
-// Rows of floats at a distance; `stride` counts floats.
+// Rows of floats; `stride` is the distance between rows, in floats.
 struct Rows {
     float* data;
     size_t stride;
@@ -25,27 +25,27 @@ struct ConstRows {
     ConstRows(Rows rows) : data(rows.data), stride(rows.stride) {}
 };
 
-// Of one row and group of rounded inputs: what its integers are multiplied by, and what every sum of their products begins with.
+// For one row and one group of rounded inputs: the scale of its integers, and the initial value of every sum of their products.
 struct InputGroup {
     float scale;
     int32_t start;
 };
 
-// The inputs of a linear layer that are not zero in all of its rows, in ascending order. What the others would add is zero.
-// With integer weights: `places` are distances in bytes from the beginning of a band, four for each quad of a group, `block_ends` the
-// quads up to the end of each group, and the rows' quads are the layer's `x`.
+// The inputs of a linear layer that are nonzero in at least one row, in ascending order. The other inputs add zero.
+// With integer weights, `offsets` are distances in bytes from the beginning of a band, four for each quad of a group, `block_ends`
+// counts the quads up to the end of each group, and the quads of the rows are the layer's `x`.
 struct SparseInputs {
-    const uint32_t* places;      // of each, its distance from the first in a band, in inputs; with int8, scales count as four
-    const uint32_t* block_ends;  // with int8: how many there are to the end of each block that shares a scale
-    size_t count;                // behind them the first of the next band, up to MAX_SPARSE_AHEAD
-    const float* x;              // their values, rows `x_stride` apart
+    const uint32_t* offsets;     // distance of each input from the first one of a band, in inputs; with int8, scales count as four
+    const uint32_t* block_ends;  // with int8: number of inputs up to the end of each block that shares a scale
+    size_t count;                // number of inputs; up to MAX_SPARSE_AHEAD offsets of the next band follow
+    const float* x;              // the values of the inputs; rows are `x_stride` apart
     size_t x_stride;
 };
 constexpr size_t MAX_SPARSE_ROWS = 3;
 constexpr size_t MAX_SPARSE_AHEAD = 128;
 
-// y = activation(x W^T + bias); out = y, add + y, start + (target - start) * y or, with a target alone, target * y. What is
-// null is left out.
+// y = activation(x W^T + bias); out = y, add + y, start + (target - start) * y or, with only a target, target * y. Unused pointers
+// are null.
 struct LinearJob {
     ConstRows x;
     size_t num_rows;
@@ -56,8 +56,8 @@ struct LinearJob {
     ConstRows start, target;
     Rows out;
     size_t panels_per_task;
-    SparseInputs sparse;  // `places` is null where all inputs are to be read
-    const InputGroup* groups = nullptr;  // of integer weights, whose `x` are rounded rows, see `QuantizeJob`
+    SparseInputs sparse;  // `offsets` is null if all inputs are to be read
+    const InputGroup* groups = nullptr;  // with integer weights; `x` are then rounded rows, see `QuantizeJob`
 
     size_t num_tasks() const { return ceil_div(weight.num_panels(), panels_per_task); }
     const uint8_t* weights_of(size_t task) const { return weight.at(task * panels_per_task, 0); }
@@ -68,8 +68,8 @@ constexpr size_t LINEAR_ROW_BLOCK = 240, LINEAR_SCRATCH_ROWS = 256;
 constexpr size_t LINEAR_MAX_PANELS_PER_TASK = 8;
 constexpr size_t LINEAR_SCRATCH = LINEAR_SCRATCH_ROWS * PANEL * LINEAR_MAX_PANELS_PER_TASK;
 
-// Rows rounded for integer weights: `width` inputs, `dtype` that of the weights. See `integer.hpp`; a row of `out` holds its
-// integers, `groups` the records of its groups of inputs, [group][row].
+// Rounding of rows of `width` inputs for integer weights of type `dtype`, see `integer.hpp`. A row of `out` receives its integers,
+// `groups` the records of the groups of inputs, [group][row].
 struct QuantizeJob {
     ConstRows x;
     size_t num_rows, width;
@@ -78,13 +78,13 @@ struct QuantizeJob {
     InputGroup* groups;
 };
 
-// Rows that `QuantizeJob` wrote; `stride` counts bytes.
+// Rows written by a `QuantizeJob`; `stride` is in bytes.
 struct QuantizedRows {
     const uint8_t* quads;
     size_t num_rows, in, stride;
 };
 
-// Where gathered inputs go, see `SparseInputs`: as many places as a layer has inputs with three more a group and MAX_SPARSE_AHEAD.
+// Memory for gathered inputs, see `SparseInputs`: room for the layer's inputs, three more per group, and MAX_SPARSE_AHEAD.
 struct SparseQuads {
     uint32_t *offsets, *group_ends;
     uint8_t* quads;
@@ -92,7 +92,7 @@ struct SparseQuads {
 };
 
 constexpr size_t MAX_QUAD_BYTES = 8;
-// Floats that a rounded row's integers take.
+// Size of a rounded row's integers, in floats.
 constexpr size_t quantized_floats(size_t in) { return ceil_div(in, PANEL) * PANEL / QUAD * MAX_QUAD_BYTES / sizeof(float); }
 
 // out[i] = layer_norm(x[rows ? rows[i] : i])
@@ -126,7 +126,7 @@ struct TokenMatrixJob {
 
 constexpr size_t MAX_TOKEN_MATRIX = 256;
 
-// out[m][i] = x[i] + (previous[i] - x[i]) * factors[m]; `carried[i]` is the row before, where it is not x[i - 1].
+// out[m][i] = x[i] + (previous[i] - x[i]) * factors[m]; `carried[i]` is the previous row if it is not x[i - 1], else null.
 constexpr size_t MAX_MIXES = 6;
 struct MixJob {
     ConstRows x;
@@ -137,22 +137,22 @@ struct MixJob {
     Rows out[MAX_MIXES];
 };
 
-// One layer's recurrence. A task is some heads of one sequence, taken in `order`.
+// One layer's recurrence. A task is some heads of one sequence; sequences are processed in `order`.
 struct Wkv7Job {
     ConstRows r, w, k, v, a, g;
     const float *k_k, *k_a, *r_k, *norm_weight, *norm_bias;
     size_t num_heads, head_size, heads_per_task;
     const int64_t* starts;
     const int64_t* order;
-    float* const* states;  // of each sequence after its rows, [H, N, N], keys before values
-    const float* const* starting_states;  // before them; may be the same memory
+    float* const* states;  // state of each sequence after its rows, [H, N, N], keys before values
+    const float* const* starting_states;  // state before its rows; may be the same memory
     Rows out;
 };
 
 constexpr size_t MAX_HEAD_SIZE = 256;
 
-// What is made of one row of logits; see `SampleBatch` in base.py. `given` is a token to look up, or -1 where one is to be
-// sampled by all that stands before it.
+// The choice to make from one row of logits, see `SampleBatch` in base.py. `target` is the token to look up; -1 samples a token
+// with the other fields.
 struct SampleRow {
     const float* logits;
     size_t vocab_size;
@@ -165,7 +165,7 @@ struct SampleRow {
     size_t num_penalties;
     uint64_t noise_key;
     uint32_t turn, step;
-    int64_t given;
+    int64_t target;
 };
 
 struct Choice {
@@ -180,8 +180,8 @@ constexpr size_t MULTIPLY_ADDS = 12 * PANEL;
 
 struct Kernels {
     const char* name;
-    void (*linear)(const LinearJob&, size_t task, float* scratch, const uint8_t* next);  // weights to read after these
-    size_t (*count_nonzero)(ConstRows x, size_t num_rows, size_t width);  // inputs that are not zero in all rows
+    void (*linear)(const LinearJob&, size_t task, float* scratch, const uint8_t* next);  // `next`: weights to prefetch
+    size_t (*count_nonzero)(ConstRows x, size_t num_rows, size_t width);  // inputs that are nonzero in any row
     void (*layer_norm)(const NormJob&, size_t begin, size_t end);
     void (*embed)(const EmbedJob&, size_t begin, size_t end, float* scratch);
     void (*mix)(const MixJob&, size_t begin, size_t end);
@@ -189,33 +189,32 @@ struct Kernels {
     void (*wkv7)(const Wkv7Job&, size_t task);
     void (*activate)(float* values, size_t count, Activation);
     Choice (*sample)(const SampleRow&, float* scratch);
-    Choice (*logprob)(const float* logits, size_t vocab_size, int64_t token);  // with the argmax as token
-    float (*read)(const float* data, size_t count);                            // adds up: measures bandwidth
-    float (*multiply_add)(size_t rounds);  // MULTIPLY_ADDS fused multiply-adds a round: measures the peak
+    Choice (*logprob)(const float* logits, size_t vocab_size, int64_t token);  // `token` of the result is the argmax
+    float (*read)(const float* data, size_t count);                            // sums up; measures bandwidth
+    float (*multiply_add)(size_t rounds);  // MULTIPLY_ADDS fused multiply-adds per round; measures the peak
 };
 
-// Where no product of integers is wanted, these are not needed; they belong to the same instruction set, or to an extension.
+// Kernels for integer products, of the same instruction set or an extension of it.
 struct IntegerKernels {
     void (*quantize)(const QuantizeJob&, size_t begin, size_t end);
-    void (*linear)(const LinearJob&, size_t task, float* scratch, const uint8_t* next);  // of rows from `quantize`
-    size_t (*gather)(const QuantizedRows&, bool all, const SparseQuads&);  // returns the number of inputs to be read
+    void (*linear)(const LinearJob&, size_t task, float* scratch, const uint8_t* next);  // rows are from `quantize`
+    size_t (*gather)(const QuantizedRows&, bool all, const SparseQuads&);  // returns the number of gathered inputs
 };
 
 struct PackingKernels {
-    // Write one band of `matrix` to `memory`, which will be its `data`; `rows` are the stored weight from the band's first output
-    // on. Into int8 each block of an output's weights w is rounded as scale = max |w| / 127 and round(w / scale), halves to the
-    // even integer, at most 127 either way; both divisions are fp32's. W8A8 has the same integers and scales. Into INT4 the
-    // scale is the weight of the greatest size, the first of them, / -8, rounded to bf16, and integers are -8 to 7.
+    // Write one band of `matrix` to `memory`, which will be its `data`. `rows` is the stored weight from the band's first output
+    // on. INT8: for each block of an output's weights w, scale = max |w| / 127 and integers round(w / scale), halves to even,
+    // clamped to +-127; both divisions are fp32. W8A8: the same integers and scales. INT4: scale = the weight of the largest
+    // magnitude (the first among equals) / -8, rounded to bf16; integers are -8 to 7.
     // `rounded_to_int8` and `rounded_to_int4` in model/ops/reference.py are the reference implementations.
     void (*pack_band)(const PackedMatrix& matrix, const StoredMatrix& rows, size_t band, uint8_t* memory);
-    // Whether no number is NaN or infinite; for rows without gaps, whether no weight is, and surely not.
+    // Whether all numbers are finite, and whether all weights of rows without gaps certainly are.
     bool (*are_finite)(const uint8_t* numbers, Dtype dtype, size_t count);
     bool (*rows_are_finite)(const StoredMatrix& rows, size_t inputs, size_t count);
 };
 
-// What this machine has of the instruction sets that are built for its family (`kernels.cmake`); null where it lacks one.
-// Integer and packing kernels are to be asked for only where the kernels of the same set, or of the one that they extend, are
-// there.
+// The kernels of the instruction sets in this build (`kernels.cmake`); null if this machine lacks the instruction set. Request
+// integer and packing kernels only if the kernels of the same set, or of the set that they extend, are not null.
 const Kernels* portable_kernels();
 const PackingKernels* portable_packing_kernels();
 const IntegerKernels* portable_integer_kernels();

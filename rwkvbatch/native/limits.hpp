@@ -1,4 +1,4 @@
-// The two limits of the machine that linear layers run into: reading memory, and fused multiply-adds.
+// Measures the two limits of linear layers on this machine: memory bandwidth and fused multiply-adds.
 #pragma once
 
 #include "kernels.hpp"
@@ -7,7 +7,7 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
-// Add up `count` floats, a multiple of 256, from four places at once as a linear layer reads its panels.
+// Sum up `count` floats, a multiple of 256, from four streams at once, as a linear layer reads its panels.
 inline float read(const float* data, size_t count) {
     constexpr size_t STREAMS = 4;
     const size_t part = count / STREAMS / (2 * LANES) * (2 * LANES);
@@ -23,7 +23,7 @@ inline float read(const float* data, size_t count) {
     return sum_lanes(sum);
 }
 
-// Twelve vectors' worth of independent chains in registers, on values that stay where they are.
+// Run twelve vectors of independent chains in registers, whose values converge.
 inline float multiply_add(size_t rounds) {
     constexpr size_t CHAINS = MULTIPLY_ADDS / LANES / 2;
     F16 sums[CHAINS];

@@ -1,7 +1,7 @@
 // Linear layers: x W^T over packed panels, a register tile of some rows by some panels at a time.
 //
-// Each output is one chain of fused multiply-adds over the inputs, first to last, from zero. Tiles, blocks and threads
-// only choose which chains advance together: sums that wait in memory between two blocks of inputs lose nothing.
+// Each output is one chain of fused multiply-adds over the inputs, first to last, from zero. Tiles, blocks and threads only decide
+// which chains advance together. Sums are stored exactly between two blocks of inputs.
 #pragma once
 
 #include <algorithm>
@@ -15,8 +15,8 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
-// Inputs in a block, where several tiles share it: a band's block then stays in the first cache. Of int8 weights twice as
-// many.
+// Inputs in a block that several tiles share, so that a band's block stays in the first-level cache; twice as many for int8
+// weights.
 #if defined(RWKV_ISA_AVX512)
 constexpr size_t INPUT_BLOCK = 256;
 #else
@@ -24,13 +24,13 @@ constexpr size_t INPUT_BLOCK = 192;
 #endif
 static_assert(2 * INPUT_BLOCK % SCALED_INPUTS == 0);
 
-// How far before they are needed weights are asked for, in bytes: the way of a line from memory. A single row takes its
-// weights faster than they come; then the processor itself looks ahead as far as it can, and more would be in its way.
+// Prefetch distance in bytes; it covers the latency of memory. A single row consumes weights faster than they arrive: there the
+// processor's own prefetching is enough, and more would slow it down.
 constexpr size_t AHEAD = 8192;
 
-// Out of line: each of the many places that end a layer would have exp and tanh of 16 lanes several times, which took most
-// of the time of compiling them. Not for ARM: there GCC 12 at -O3 made wrong sums of the portable kernels of it
-// (tests/native/test_processors.py finds that), while -O2, or the same code inline, is right.
+// Not inlined: copies of exp and tanh of 16 lanes at each end of a layer took most of the compile time. Inlined on ARM, since GCC
+// 12 at -O3 otherwise compiled wrong sums in the portable kernels there (tests/native/test_processors.py detects it); -O2 is right,
+// too.
 #if defined(__aarch64__)
 RWKV_INLINE
 #else
@@ -38,7 +38,7 @@ __attribute__((noinline)) inline
 #endif
 F16 activated(F16 x, Activation activation) { return activate(x, activation); }
 
-// What a layer's end makes of the sums of one row and panel.
+// The result of a layer from the sums of one row and panel: bias, activation, and the combination with other arrays.
 RWKV_INLINE F16 finish(const LinearJob& job, F16 sum, size_t row, size_t column, size_t width) {
     const auto at = [&](ConstRows rows) { return load_upto(rows.data + row * rows.stride + column, width); };
     if (job.bias != nullptr) sum = sum + load_upto(job.bias + column, width);
@@ -59,7 +59,7 @@ inline void fetch_outputs(const LinearJob& job, size_t first_row, size_t num_row
             __builtin_prefetch(job.out.data + row * job.out.stride + (first_panel + p) * PANEL, 1);
 }
 
-// The layer's end for the sums of some rows by some panels, [row][panel][16].
+// Apply `finish` to the sums of some rows by some panels, [row][panel][16], and store the results.
 inline void finish_tile(const LinearJob& job, size_t first_row, size_t num_rows, size_t first_panel, size_t num_panels,
                         const float* sums) {
     for (size_t row = first_row; row < first_row + num_rows; ++row)
@@ -69,7 +69,7 @@ inline void finish_tile(const LinearJob& job, size_t first_row, size_t num_rows,
         }
 }
 
-// A block of rows in tiles of nearly the same height: 8 rows are 4 and 4, not 6 and 2.
+// Divides a block of rows into tiles of nearly equal height: 8 rows are 4 and 4, not 6 and 2.
 struct Tiling {
     explicit Tiling(size_t num_rows)
         : num_tiles(ceil_div(num_rows, MAX_TILE_ROWS)), low(num_rows / num_tiles), num_high(num_rows % num_tiles) {}
@@ -79,8 +79,8 @@ struct Tiling {
     size_t panels() const { return tile_panels(rows(0)); }
 };
 
-// All tiles of `tiling` over `panels` panels and one block of inputs. `tile.ahead` is a stretch of as many weights; each
-// tile asks for a part of it.
+// Compute all tiles of `tiling` for `panels` panels and one block of inputs. Each tile prefetches a part of `tile.ahead`, a stretch
+// of as many weights.
 inline void advance_block(const LinearJob& job, const Tiling& tiling, Tile tile, size_t panels) {
     const TileFunction low = tile_function(job.weight.dtype, tiling.low, panels);
     const TileFunction high = tile_function(job.weight.dtype, tiling.rows(0), panels);
@@ -94,8 +94,8 @@ inline void advance_block(const LinearJob& job, const Tiling& tiling, Tile tile,
     }
 }
 
-// A tile that has a whole band for itself takes the weights in the order in which they lie, and asks for them a little
-// ahead, at its end for the `next` ones.
+// Compute the only tile of a whole band. It reads the weights in the order of memory, and prefetches a little ahead: at the end of
+// the band, the `next` weights.
 inline void advance_alone(const LinearJob& job, size_t rows, Tile tile, size_t panel, size_t panels, const uint8_t* next) {
     const TileFunction advance = tile_function(job.weight.dtype, rows, panels);
     tile.ahead_step = tile.input_bytes;
@@ -112,7 +112,7 @@ inline void advance_alone(const LinearJob& job, size_t rows, Tile tile, size_t p
     advance(tile);
 }
 
-// Some panels of a single row.
+// Compute some panels for a single row.
 template <Dtype D, size_t PANELS> void finish_one_row(const LinearJob& job, size_t first_panel) {
     F16 sum[PANELS];
     sum_one_row<D>(job.x.data, job.weight, first_panel, sum);
@@ -133,7 +133,7 @@ template <Dtype D> void linear_one_row(const LinearJob& job, size_t first_panel,
     }
 }
 
-// Panels of all inputs, in scratch memory for their sums. `next` are the weights that this thread will read after these.
+// Compute panels from all inputs. `sums` is scratch memory; `next` are the weights that this thread reads next.
 inline void linear_dense(const LinearJob& job, size_t first_panel, size_t end_panel, float* sums, const uint8_t* next) {
     const PackedMatrix& weight = job.weight;
     if (job.num_rows == 1) {
@@ -166,7 +166,7 @@ inline void linear_dense(const LinearJob& job, size_t first_panel, size_t end_pa
                     const bool last = panel + panels >= end_panel;
                     advance_alone(job, num_rows, tile, panel, panels, last ? next : weight.at(panel + panels, 0));
                 } else {
-                    // Each pass over a band asks for its part of the next band's block, or of the next block.
+                    // Each pass over a band prefetches the same part of the next band's block, or of the next block.
                     const size_t next_band = panel - in_band + BAND;
                     const uint8_t* ahead = next_band < end_panel ? weight.at(next_band, begin)
                                            : end < weight.in     ? weight.at(first_panel, end)

@@ -1,4 +1,4 @@
-// exp, tanh, sigmoid and square root on F16 from basic operations, so that no mathematics library has a say in the bits.
+// exp, tanh and sigmoid of F16 from basic operations, so that the bits do not depend on a math library.
 #pragma once
 
 #include "kernels.hpp"
@@ -7,8 +7,8 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
-// e^x: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by the single precision polynomial of the Cephes library (Moshier),
-// 2^n through the exponent's bits. Below -87.3 zero, above 88.72 infinity; about one unit in the last place between.
+// e^x: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by the single precision polynomial of the Cephes library (Moshier), 2^n through the
+// exponent's bits. Zero below -87.3, infinity from 88.72; the error in between is about one unit in the last place.
 RWKV_INLINE F16 exp(F16 x) {
     const F16 magic = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer held in the low bits
     const F16 shifted = fma(x, set1(1.44269504088896341f), magic);
@@ -30,7 +30,7 @@ RWKV_INLINE F16 exp(F16 x) {
 
 RWKV_INLINE F16 sigmoid(F16 x) { return set1(1.0f) / (set1(1.0f) + exp(zero() - x)); }
 
-// Near zero Cephes' odd polynomial, elsewhere 1 - 2 / (e^2|x| + 1) with the sign of x.
+// Cephes' odd polynomial below 0.625 in magnitude, elsewhere 1 - 2 / (e^2|x| + 1) with the sign of x.
 RWKV_INLINE F16 tanh(F16 x) {
     const I16 sign_bit = set1(0x80000000u);
     const I16 sign = bits(x) & sign_bit;
@@ -52,7 +52,7 @@ RWKV_INLINE F16 activate(F16 x, Activation activation) {
         case Activation::SIGMOID: return sigmoid(x);
         case Activation::DECAY: return exp(set1(-0.60653065971263342f) * sigmoid(x));
         case Activation::RELU_SQUARED: {
-            const F16 positive = greater(zero(), x);  // the second operand where it is NaN
+            const F16 positive = greater(zero(), x);  // if x is NaN, the second operand: x
             return positive * positive;
         }
         default: return x;

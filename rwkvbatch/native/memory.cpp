@@ -32,7 +32,7 @@ uint8_t* WeightStore::allocate(size_t num_bytes) {
     num_bytes = round_up(std::max(num_bytes, ALIGNMENT), ALIGNMENT);
     num_bytes_ += num_bytes;
     if (blocks_.empty() || blocks_.back().size - blocks_.back().used < num_bytes) {
-        // What a matrix does not fill is never touched, so it costs addresses and no memory.
+        // The unused end of a block is never touched, so it takes address space but no memory.
         const size_t size = round_up(std::max(num_bytes, BLOCK), HUGE_PAGE);
         void* data = nullptr;
         if (posix_memalign(&data, HUGE_PAGE, size) != 0) throw std::bad_alloc();
@@ -50,7 +50,7 @@ WeightStore::~WeightStore() {
 }
 
 float* Arena::acquire(size_t count, size_t& capacity) {
-    // Powers of two: few enough to be met again, and what lies beyond `count` is never touched.
+    // Capacities are powers of two, so that buffers are reused. Memory beyond `count` is never touched.
     capacity = 256;
     while (capacity < count) capacity *= 2;
     float* data;

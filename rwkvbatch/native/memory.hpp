@@ -9,11 +9,11 @@
 
 namespace rwkv {
 
-// Ask for huge pages for some memory, from the first one that begins in it; the last one may reach beyond its end. Does
-// nothing to what is there.
+// Request huge pages for memory, from the first page boundary in it on; the last page may extend beyond its end. The content does
+// not change.
 void use_huge_pages(void* data, size_t num_bytes);
 
-// Weights: handed out one after the other from large blocks on huge pages, and freed all together.
+// Memory for weights, allocated consecutively from large blocks on huge pages, and freed together.
 class WeightStore {
 public:
     WeightStore() = default;
@@ -30,7 +30,7 @@ private:
     size_t num_bytes_ = 0;
 };
 
-// Activations: buffers that come back and are used again by the next operation that needs one of that size.
+// Buffers for activations. Released buffers are reused by later operations.
 class Arena {
 public:
     Arena() = default;
@@ -38,12 +38,12 @@ public:
     Arena(const Arena&) = delete;
     Arena& operator=(const Arena&) = delete;
 
-    // At least `count` floats, 64-byte aligned, undefined; with `guard` on, NaN, and between bands of a known value.
+    // At least `count` uninitialised floats, 64-byte aligned. With the guard on they are NaN, between two bands of a known value.
     float* acquire(size_t count, size_t& capacity);
     void release(float* data, size_t capacity);
 
     void set_guard(bool guard) { guard_ = guard; }
-    // How many bands were written to, of the buffers that came back since the last call.
+    // Number of overwritten bands of the buffers that were released since the last call.
     size_t take_damage() { const size_t damage = damage_; damage_ = 0; return damage; }
 
 private:

@@ -1,4 +1,4 @@
-// The Python face of the CPU backend; ops/cpu.py is its only caller.
+// Python bindings of the CPU backend; only ops/cpu.py uses them.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
@@ -34,14 +34,14 @@ struct Pool {
     PoolView view;
 };
 
-// Lets other Python threads run while it lives, though none of them in the same context.
+// Releases Python's global lock for its lifetime, and locks the context against other calls.
 class Released {
 public:
     explicit Released(Context& context) : alone_(context.one_call()) {}
 
 private:
     nb::gil_scoped_release gil_;
-    std::lock_guard<std::mutex> alone_;  // ends before the thread waits for the interpreter
+    std::lock_guard<std::mutex> alone_;  // unlocked before the thread waits for the interpreter
 };
 
 Dtype dtype_of(const std::string& name) {
@@ -51,14 +51,14 @@ Dtype dtype_of(const std::string& name) {
     throw nb::value_error("a weight's dtype must be fp32, bf16 or fp16");
 }
 
-// What a large matrix is rounded to for products of integers.
+// The type of a large matrix that is rounded for integer products.
 Dtype integer_dtype(const std::string& rounding) {
     if (rounding == "w8a8") return Dtype::W8A8;
     if (rounding == "int4") return Dtype::INT4;
     throw nb::value_error("a weight's rounding must be w8a8 or int4");
 }
 
-// As a weight may be in a file.
+// The type of a weight in a file.
 Dtype stored_dtype(const std::string& name) { return name == "w8a8" || name == "int4" ? integer_dtype(name) : dtype_of(name); }
 
 Activation activation_of(const char* name) {
@@ -85,7 +85,8 @@ std::optional<LinearLayer> read_layer(Context& context, int descriptor, uint64_t
                                       size_t in, const char* activation, const std::string& dtype, bool sparse_inputs) {
     const StoredRows rows{descriptor, start, stored_dtype(stored)};
     const Dtype packed = dtype == "int8" ? Dtype::INT8 : stored_dtype(dtype);
-    if (scaled_inputs(packed) == 0 && packed != rows.dtype) throw nb::value_error("weights in a file are packed as they are, or rounded");
+    if (scaled_inputs(packed) == 0 && packed != rows.dtype)
+        throw nb::value_error("a weight in a file is packed in its own type, or rounded");
     const Activation function = activation_of(activation);
     nb::gil_scoped_release release;  // another thread hashes the file
     return context.read_layer(rows, out, in, function, packed, sparse_inputs);
@@ -142,7 +143,7 @@ nb::tuple linears(Context& context, nb::sequence products) {
     return tuple_of(context.linears(converted));
 }
 
-std::vector<Program::Register> written_linears(Program& program, nb::sequence products) {
+std::vector<Program::Register> traced_linears(Program& program, nb::sequence products) {
     std::vector<Program::Product> converted;
     for (nb::handle record : products)
         converted.push_back({nb::cast<size_t>(record[0]), nb::cast<const LinearLayer&>(record[1]),
@@ -174,16 +175,17 @@ nb::ndarray<nb::numpy, float, nb::ndim<2>> numpy_of(nb::handle_t<Array> self) {
 void check_tokens(const Input<int64_t, 1>& tokens, size_t vocab_size) {
     for (size_t i = 0; i < tokens.size(); ++i)
         if (tokens.data()[i] < 0 || static_cast<size_t>(tokens.data()[i]) >= vocab_size)
-            throw nb::value_error("a penalised or given token is not in the vocabulary");
+            throw nb::value_error("a penalised or target token is not in the vocabulary");
 }
 
-// The first rows of `logits` are sampled from, with one setting of each kind for each; the others have a `given` token.
+// Sample from the first rows of `logits`, with one setting of each kind per row, and look up `target_ids` in the others.
 void choose(Context& context, Input<float, 2> logits, Input<float, 1> temperature, Input<float, 1> top_p,
-            Input<int64_t, 1> top_k, Input<uint8_t, 1> orders, Input<int64_t, 1> penalty_ids, Input<float, 1> penalty_values, Input<int64_t, 1> penalty_starts, Input<uint64_t, 1> noise_keys,
-            Input<int64_t, 1> turns, Input<int64_t, 1> steps, Input<int64_t, 1> given, States<1> logprobs,
+            Input<int64_t, 1> top_k, Input<uint8_t, 1> orders, Input<int64_t, 1> penalty_ids, Input<float, 1> penalty_values,
+            Input<int64_t, 1> penalty_starts, Input<uint64_t, 1> noise_keys,
+            Input<int64_t, 1> turns, Input<int64_t, 1> steps, Input<int64_t, 1> target_ids, States<1> logprobs,
             nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> tokens,
             std::optional<Input<double, 1>> least_scores) {
-    const size_t num_sampled = temperature.size(), count = num_sampled + given.size(), vocab_size = logits.shape(1);
+    const size_t num_sampled = temperature.size(), count = num_sampled + target_ids.size(), vocab_size = logits.shape(1);
     if (logits.shape(0) != count || vocab_size == 0) throw nb::value_error("one row of logits is needed for each token");
     if (tokens.size() != count || logprobs.size() != count) throw nb::value_error("one result is needed for each token");
     for (const size_t size : {top_p.size(), top_k.size(), orders.size(), noise_keys.size(), turns.size(), steps.size(),
@@ -193,7 +195,7 @@ void choose(Context& context, Input<float, 2> logits, Input<float, 1> temperatur
         throw nb::value_error("a sample batch must have one value of each kind for each row");
     if (penalty_ids.size() != penalty_values.size()) throw nb::value_error("each penalised token needs one value");
     check_tokens(penalty_ids, vocab_size);
-    check_tokens(given, vocab_size);
+    check_tokens(target_ids, vocab_size);
     std::vector<SampleRow> rows(count);
     for (size_t i = 0; i < num_sampled; ++i) {
         const int64_t start = penalty_starts.data()[i], stop = penalty_starts.data()[i + 1];
@@ -209,7 +211,7 @@ void choose(Context& context, Input<float, 2> logits, Input<float, 1> temperatur
     for (size_t i = num_sampled; i < count; ++i) {
         rows[i].logits = logits.data() + i * vocab_size;
         rows[i].vocab_size = vocab_size;
-        rows[i].given = given.data()[i - num_sampled];
+        rows[i].target = target_ids.data()[i - num_sampled];
     }
     std::vector<Choice> choices(count);
     const Released released(context);
@@ -253,7 +255,7 @@ NB_MODULE(_native, m) {
         .def("embed", &Program::embed)
         .def("shift_mix", [](Program& p, const char* kind, size_t layer, size_t x, const Vector& weight, const Vector& bias,
                              const Vector& mix) { return p.shift_mix(shift_of(kind), layer, x, weight, bias, mix); })
-        .def("linears", &written_linears)
+        .def("linears", &traced_linears)
         .def("token_matrix", &Program::token_matrix)
         .def("wkv7", [](Program& p, size_t layer, const std::array<size_t, 6>& inputs, const Vector& k_k, const Vector& k_a,
                         const Vector& r_k, const Vector& norm_weight, const Vector& norm_bias) {
@@ -333,7 +335,7 @@ NB_MODULE(_native, m) {
         })
         .def("choose", &choose, nb::arg("logits"), nb::arg("temperature"), nb::arg("top_p"), nb::arg("top_k"),
              nb::arg("orders"), nb::arg("penalty_ids"), nb::arg("penalty_values"), nb::arg("penalty_starts"),
-             nb::arg("noise_keys"), nb::arg("turns"), nb::arg("steps"), nb::arg("given"), nb::arg("logprobs"),
+             nb::arg("noise_keys"), nb::arg("turns"), nb::arg("steps"), nb::arg("target_ids"), nb::arg("logprobs"),
              nb::arg("tokens"), nb::arg("least_scores") = nb::none())
         .def("read_all", &read_all)
         .def("multiply_add", &multiply_add)

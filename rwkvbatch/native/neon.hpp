@@ -10,12 +10,12 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
-// Members and no arrays: GCC 12 wants an array of registers in neighbouring ones, and copies.
+// Members instead of arrays: GCC 12 keeps an array of vectors in consecutive registers, which needs copies.
 struct F16 { float32x4_t a, b, c, d; };
 struct I16 { uint32x4_t a, b, c, d; };
 struct M16 { uint32x4_t a, b, c, d; };
 
-// `operation` on each register of some vectors.
+// Apply `operation` to each register of the vectors.
 template <class Result, class Operation, class... Vectors>
 RWKV_INLINE Result each(const Operation& operation, const Vectors&... x) {
     return {operation(x.a...), operation(x.b...), operation(x.c...), operation(x.d...)};
@@ -56,7 +56,7 @@ RWKV_INLINE F16 operator/(F16 x, F16 y) {
 RWKV_INLINE F16 fma(F16 x, F16 y, F16 z) {
     return each<F16>(RWKV_OPERATION((float32x4_t p, float32x4_t q, float32x4_t r), vfmaq_f32(r, p, q)), x, y, z);
 }
-// The second operand where one is NaN and where both are zero; `vmaxq_f32` differs there.
+// The second operand if one is NaN or both are zero; `vmaxq_f32` differs there.
 RWKV_INLINE F16 greater(F16 x, F16 y) {
     return each<F16>(RWKV_OPERATION((float32x4_t p, float32x4_t q), vbslq_f32(vcgtq_f32(p, q), p, q)), x, y);
 }
@@ -72,8 +72,8 @@ RWKV_INLINE F16 select(M16 m, F16 yes, F16 no) {
 }
 RWKV_INLINE uint32_t bitmask(M16 m) {
     const int32_t numbers[4] = {0, 1, 2, 3};
-    const int32x4_t places = vld1q_s32(numbers);
-    const auto four = [&](uint32x4_t p) { return vaddvq_u32(vshlq_u32(vshrq_n_u32(p, 31), places)); };
+    const int32x4_t shifts = vld1q_s32(numbers);
+    const auto four = [&](uint32x4_t p) { return vaddvq_u32(vshlq_u32(vshrq_n_u32(p, 31), shifts)); };
     return four(m.a) | four(m.b) << 4 | four(m.c) << 8 | four(m.d) << 12;
 }
 RWKV_INLINE I16 bits(F16 x) { return each<I16>(RWKV_OPERATION((float32x4_t p), vreinterpretq_u32_f32(p)), x); }
@@ -95,7 +95,7 @@ RWKV_INLINE void store(uint32_t* p, I16 x) { store(reinterpret_cast<float*>(p), 
 RWKV_INLINE F16 from_int(I16 x) {
     return each<F16>(RWKV_OPERATION((uint32x4_t p), vcvtq_f32_s32(vreinterpretq_s32_u32(p))), x);
 }
-// Bytes of two vectors in turn, of the low and of the high halves of each 16 bytes.
+// Interleave the bytes of two vectors: the low, or the high, halves of each 16 bytes.
 RWKV_INLINE I16 zip_low(I16 x, I16 y) {
     return each<I16>(RWKV_OPERATION((uint32x4_t p, uint32x4_t q),
         vreinterpretq_u32_u8(vzip1q_u8(vreinterpretq_u8_u32(p), vreinterpretq_u8_u32(q)))), x, y);
@@ -119,7 +119,7 @@ RWKV_INLINE float sum_lanes(F16 x) {
     return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
 RWKV_INLINE float greatest_lane(F16 x) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.a, x.b), vmaxq_f32(x.c, x.d))); }
-// bf16 weights lie in pairs: 32-bit word i holds column i below and column i + 8 above.
+// bf16 weights are stored in pairs: 32-bit word i has column i in its low half and column i + 8 in its high half.
 RWKV_INLINE F16 widen_bf16(const uint16_t* p) {
     const uint32x4_t mask = vdupq_n_u32(0xffff0000u);
     const uint32x4_t first = vreinterpretq_u32_u16(vld1q_u16(p)), second = vreinterpretq_u32_u16(vld1q_u16(p + 8));

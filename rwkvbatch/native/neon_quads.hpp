@@ -1,4 +1,4 @@
-// The quads of `quads.hpp` with NEON: by `usdot` and `usmmla` (RWKV_MATRIX), by `sdot` (RWKV_DOT), or by widening products.
+// The interface of `quads.hpp` with NEON: `usdot` and `usmmla` (RWKV_MATRIX), `sdot` (RWKV_DOT), or widening products.
 #pragma once
 
 #include <arm_neon.h>
@@ -25,7 +25,7 @@ template <Dtype> RWKV_INLINE void store_inputs(uint8_t* to, I16 integers) {
 constexpr int weight_excess(Dtype dtype) { return zero_weight(dtype); }
 constexpr uint32_t FLIPPED_BITS = 0;
 #else
-// Both signed: the weights of W8A8 lose their excess by the flip of a bit, those of INT4 are small enough.
+// Both signed: flipping the top bit removes the excess of W8A8 weights; INT4 weights are small enough to keep it.
 constexpr int weight_excess(Dtype dtype) { return dtype == Dtype::W8A8 ? 0 : zero_weight(dtype); }
 constexpr uint32_t FLIPPED_BITS = 0x80808080u;
 #endif
@@ -49,7 +49,7 @@ template <Dtype> RWKV_INLINE QuadInputs load_inputs(const uint8_t* from) {
     std::memcpy(&word, from, sizeof word);
     return {vcreate_s8(word)};
 }
-// As assembly, since GCC 12 copies the sums of a tile around the intrinsics.
+// Assembly, since GCC 12 copies the sums of a tile around the intrinsics.
 RWKV_INLINE uint32x4_t add_products(uint32x4_t sum, uint32x4_t w, QuadInputs x) {
 #if defined(RWKV_MATRIX)
     __asm__("usdot %0.4s, %1.16b, %2.4b[0]" : "+w"(sum) : "w"(w), "w"(x.bytes));
@@ -84,7 +84,7 @@ template <Dtype> RWKV_INLINE void add_products(I16& sum, I16 w, QuadInputs x) {
 
 #if defined(RWKV_MATRIX)
 
-// Eight inputs of two rows, eight weights of four outputs, and the sums of their products: of each output with both rows.
+// Eight inputs of two rows, eight weights of four outputs, and the sums of their products, for each output with both rows.
 struct RowPair { int8x16_t bytes; };
 struct OutputPairs { uint8x16_t first, second; };
 struct MatrixSums { int32x4_t v[8]; };
@@ -96,7 +96,7 @@ RWKV_INLINE MatrixSums start_sums(int32_t first, int32_t second) {
 RWKV_INLINE RowPair load_pair(const uint8_t* first, const uint8_t* second) {
     return {vreinterpretq_s8_u8(vcombine_u8(vld1_u8(first), vld1_u8(second)))};
 }
-// From the two quads' weights of four outputs: those of W8A8 lie in units of their own, of which `second` is the other.
+// Load two quads of weights of four outputs. Those of W8A8 are in two units, of which `second` is the other one.
 template <Dtype D> RWKV_INLINE OutputPairs load_outputs(const uint8_t* unit, const uint8_t* second) {
     const uint8x16_t bytes = vld1q_u8(unit);
     const uint8x16_t low = D == Dtype::INT4 ? nibbles<0>(bytes) : bytes;
@@ -104,7 +104,7 @@ template <Dtype D> RWKV_INLINE OutputPairs load_outputs(const uint8_t* unit, con
     const uint32x4_t a = vreinterpretq_u32_u8(low), b = vreinterpretq_u32_u8(high);
     return {vreinterpretq_u8_u32(vzip1q_u32(a, b)), vreinterpretq_u8_u32(vzip2q_u32(a, b))};
 }
-// To the sums of outputs 4 `four` to 4 `four` + 3.
+// Add to the sums of outputs 4 `four` to 4 `four` + 3.
 RWKV_INLINE void add_products(MatrixSums& sums, size_t four, const OutputPairs& outputs, RowPair rows) {
     sums.v[2 * four] = vusmmlaq_s32(sums.v[2 * four], outputs.first, rows.bytes);
     sums.v[2 * four + 1] = vusmmlaq_s32(sums.v[2 * four + 1], outputs.second, rows.bytes);

@@ -1,4 +1,4 @@
-// Layer norm, the embedding, the token shift's mixing, DeepEmbed's matrix of a token, and other work on whole rows.
+// Operations on whole rows: layer norm, embedding, token shift, DeepEmbed's token matrix, and activations.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
-// Sums over a row: sixteen lanes run along it, and a fixed tree adds them up.
+// Sums over a row: sixteen lanes sum up every sixteenth element, and a fixed tree adds the lanes.
 RWKV_INLINE float row_mean(const float* x, size_t width) {
     F16 sum = zero();
     for (size_t i = 0; i < width; i += LANES) sum = sum + load_upto(x + i, width - i);
@@ -27,9 +27,9 @@ RWKV_INLINE float row_variance(const float* x, float mean, size_t width) {
         sum = fma(d, d, sum);
     }
     if (i < width) {
-        float rest[LANES];
-        store(rest, load_first(x + i, width - i) - set1(mean));
-        const F16 d = load_first(rest, width - i);
+        float tail[LANES];
+        store(tail, load_first(x + i, width - i) - set1(mean));
+        const F16 d = load_first(tail, width - i);
         sum = fma(d, d, sum);
     }
     return sum_lanes(sum) / static_cast<float>(width);
@@ -52,7 +52,7 @@ inline void layer_norm(const NormJob& job, size_t begin, size_t end) {
     }
 }
 
-// A row of a table of `width` columns as floats.
+// Convert a row of a table of `width` columns to floats.
 RWKV_INLINE void widen_row(const uint8_t* table, Dtype dtype, int64_t row, size_t width, float* out) {
     const uint8_t* entry = table + static_cast<size_t>(row) * width * size_of(dtype);
     switch (dtype) {
@@ -71,7 +71,7 @@ RWKV_INLINE void widen_row(const uint8_t* table, Dtype dtype, int64_t row, size_
                 store_upto(out + c, widen_fp16(halves), width - c);
             }
             break;
-        default: break;  // no table is kept in what weights are rounded to
+        default: break;  // tables are not quantised
     }
 }
 
@@ -93,8 +93,8 @@ inline void token_matrix(const TokenMatrixJob& job, size_t begin, size_t end, fl
             const size_t n = size - column;
             F16 sum = zero();
             for (size_t k = 0; k < size; ++k) {
-                const size_t at = k * size + column;
-                sum = fma(load_upto(scratch + at, n) + load_upto(offset + at, n), set1(x[k]), sum);
+                const size_t index = k * size + column;
+                sum = fma(load_upto(scratch + index, n) + load_upto(offset + index, n), set1(x[k]), sum);
             }
             store_upto(job.out.data + i * job.out.stride + column, sum, n);
         }
@@ -107,11 +107,11 @@ inline void mix(const MixJob& job, size_t begin, size_t end) {
         const float* previous = job.carried[row] != nullptr ? job.carried[row] : x - job.x.stride;
         for (size_t i = 0; i < job.width; i += LANES) {
             const size_t n = job.width - i;
-            const F16 here = load_upto(x + i, n);
-            const F16 difference = load_upto(previous + i, n) - here;
+            const F16 current = load_upto(x + i, n);
+            const F16 difference = load_upto(previous + i, n) - current;
             for (size_t m = 0; m < job.num_mixes; ++m) {
                 const F16 factor = load_upto(job.factors + m * job.width + i, n);
-                store_upto(job.out[m].data + row * job.out[m].stride + i, fma(difference, factor, here), n);
+                store_upto(job.out[m].data + row * job.out[m].stride + i, fma(difference, factor, current), n);
             }
         }
     }

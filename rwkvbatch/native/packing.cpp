@@ -1,7 +1,7 @@
-// Packing weights: rows of a checkpoint into panels, and rounding them to integers. Compiled once for each instruction set.
+// Packs rows of a checkpoint into panels, and rounds them to integers. Compiled once for each instruction set.
 //
-// A panel's columns are rows of the checkpoint, so that packing transposes: blocks of 16 bytes of a few rows at a time, in
-// registers, whole cache lines on either side. Odd ends and odd strides go element by element.
+// A panel's columns are rows of the checkpoint, so packing transposes blocks of 16 bytes of a few rows in registers, with whole
+// cache lines on both sides. Remainders and other strides are copied element by element.
 #include <algorithm>
 #include <cstring>
 
@@ -15,7 +15,7 @@ namespace {
 
 constexpr size_t LINE = 64;
 
-// 16 bytes of elements of some size.
+// A vector of 16 bytes, with elements of SIZE bytes.
 template <size_t SIZE> struct Elements;
 template <> struct Elements<1> { typedef uint8_t Vector __attribute__((vector_size(16))); };
 template <> struct Elements<2> { typedef uint16_t Vector __attribute__((vector_size(16))); };
@@ -30,7 +30,7 @@ using Words = Elements<4>::Vector;
 #define RWKV_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(a){__VA_ARGS__})
 #endif
 
-// The elements of the first halves of two vectors in turn, and of the last halves.
+// Interleave the elements of the first, or the last, halves of two vectors.
 RWKV_INLINE Bytes zip_low(Bytes a, Bytes b) {
     return RWKV_SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
 }
@@ -43,7 +43,7 @@ RWKV_INLINE Words zip_low(Words a, Words b) { return RWKV_SHUFFLE(a, b, 0, 4, 1,
 RWKV_INLINE Words zip_high(Words a, Words b) { return RWKV_SHUFFLE(a, b, 2, 6, 3, 7); }
 #undef RWKV_SHUFFLE
 
-// Columns of a square block as rows. Each round moves one bit of an element's place in its row to the row's number.
+// Transpose a square block. Each round moves one bit of an element's index in its row to the row's index.
 template <size_t SIZE> RWKV_INLINE void transpose(typename Elements<SIZE>::Vector (&rows)[16 / SIZE]) {
     constexpr size_t COUNT = 16 / SIZE;
     typename Elements<SIZE>::Vector next[COUNT];
@@ -56,16 +56,16 @@ template <size_t SIZE> RWKV_INLINE void transpose(typename Elements<SIZE>::Vecto
     }
 }
 
-// The column of a panel that lies in a place.
-constexpr size_t column_in(size_t place, Dtype dtype) { return dtype == Dtype::BF16 ? place / 2 + place % 2 * 8 : place; }
+// The column of a panel that is stored at an index.
+constexpr size_t column_at(size_t index, Dtype dtype) { return dtype == Dtype::BF16 ? index / 2 + index % 2 * 8 : index; }
 
-// Weights `begin` to `end` of the inputs of one panel, whose outputs after the first `columns` are zero, element by element.
+// Copy the weights of one panel for the inputs `begin` to `end`, element by element. Outputs after the first `columns` are zero.
 void copy_elements(const PackedMatrix& matrix, const StoredMatrix& rows, size_t first, size_t columns, size_t begin, size_t end,
                    uint8_t* to, size_t input_bytes) {
     const size_t element = size_of(matrix.dtype);
-    for (size_t place = 0; place < PANEL; ++place) {
-        const size_t column = column_in(place, matrix.dtype);
-        uint8_t* target = to + place * element + begin * input_bytes;
+    for (size_t index = 0; index < PANEL; ++index) {
+        const size_t column = column_at(index, matrix.dtype);
+        uint8_t* target = to + index * element + begin * input_bytes;
         for (size_t k = begin; k < end; ++k, target += input_bytes) {
             if (column < columns) std::memcpy(target, rows.at(first + column, k), element);
             else std::memset(target, 0, element);
@@ -73,28 +73,28 @@ void copy_elements(const PackedMatrix& matrix, const StoredMatrix& rows, size_t 
     }
 }
 
-// Full panels of rows that lie in memory as in the file, input by input; returns up to which input.
+// Copy full panels of rows whose inputs are adjacent; returns the number of inputs copied.
 template <size_t SIZE>
 size_t copy_transposed(const PackedMatrix& matrix, const StoredMatrix& rows, size_t panels, uint8_t* to, size_t input_bytes) {
     constexpr size_t COUNT = 16 / SIZE, LINE_INPUTS = LINE / SIZE;
     const uint8_t* from[BAND * PANEL];
-    for (size_t place = 0; place < panels * PANEL; ++place)
-        from[place] = rows.at(place / PANEL * PANEL + column_in(place % PANEL, matrix.dtype), 0);
+    for (size_t index = 0; index < panels * PANEL; ++index)
+        from[index] = rows.at(index / PANEL * PANEL + column_at(index % PANEL, matrix.dtype), 0);
     size_t begin = 0;
     for (; begin + LINE_INPUTS <= matrix.in; begin += LINE_INPUTS)
-        // A whole line of each row at once: rows of a power of two would push each other's lines out of the cache.
-        for (size_t place = 0; place < panels * PANEL; place += COUNT)
+        // A whole line of each row at a time: with a power of two as row size, rows evict each other's lines from the cache.
+        for (size_t index = 0; index < panels * PANEL; index += COUNT)
             for (size_t k = begin; k < begin + LINE_INPUTS; k += COUNT) {
                 typename Elements<SIZE>::Vector block[COUNT];
-                for (size_t i = 0; i < COUNT; ++i) std::memcpy(&block[i], from[place + i] + k * SIZE, 16);
+                for (size_t i = 0; i < COUNT; ++i) std::memcpy(&block[i], from[index + i] + k * SIZE, 16);
                 transpose<SIZE>(block);
-                uint8_t* const target = to + k * input_bytes + place * SIZE;
+                uint8_t* const target = to + k * input_bytes + index * SIZE;
                 for (size_t i = 0; i < COUNT; ++i) std::memcpy(target + i * input_bytes, &block[i], 16);
             }
     return begin;
 }
 
-// Full panels of a matrix whose outputs lie next to each other.
+// Copy full panels of a matrix whose outputs are adjacent.
 void copy_columns(const PackedMatrix& matrix, const StoredMatrix& rows, size_t panels, uint8_t* to, size_t input_bytes) {
     const size_t panel_bytes = PANEL * size_of(matrix.dtype);
     for (size_t k = 0; k < matrix.in; ++k, to += input_bytes) {
@@ -131,10 +131,10 @@ void copy_band(const PackedMatrix& matrix, const StoredMatrix& rows, size_t band
                       to + p * PANEL * element, input_bytes);
 }
 
-// Weights of some inputs of a panel, those of its sixteen outputs next to each other.
+// Weights of a panel for some inputs, [input][output].
 using Block = float[SCALED_INPUTS][PANEL];
 
-// The scale of an output in a quantised file, for all of its weights that share it with an input.
+// The scale of an output's weight for `input` in a quantised file.
 float scale_at(const StoredMatrix& rows, size_t inputs, size_t out, size_t input) {
     const uint8_t* const scales = rows.at(out, 0) + integer_bytes(rows.dtype, inputs);
     const size_t number = input / scaled_inputs(rows.dtype);
@@ -165,7 +165,7 @@ float weight_at(const StoredMatrix& rows, size_t inputs, size_t out, size_t inpu
     return rows.dtype == Dtype::BF16 ? bf16_to_float(half) : half_to_float(half);
 }
 
-// The first `count` inputs after `begin` of a panel of a quantised file; a byte has one input, or two.
+// Load `count` inputs from `begin` on of a panel of a quantised file; a byte has IN_BYTE inputs.
 template <size_t IN_BYTE>
 void load_integers(const StoredMatrix& rows, size_t inputs, size_t begin, size_t count, Block& block) {
     const size_t num_bytes = ceil_div(count, IN_BYTE), group = scaled_inputs(rows.dtype);
@@ -187,14 +187,14 @@ void load_integers(const StoredMatrix& rows, size_t inputs, size_t begin, size_t
     }
 }
 
-// The same of rows that lie input by input; returns how many inputs.
+// The same for rows whose inputs are adjacent; returns the number of inputs loaded.
 template <size_t SIZE> size_t load_transposed(const StoredMatrix& rows, size_t begin, size_t count, Block& block) {
     constexpr size_t COUNT = 16 / SIZE, PARTS = PANEL / COUNT;
     const size_t done = count / COUNT * COUNT;
     for (size_t k = 0; k < done; k += COUNT) {
         typename Elements<SIZE>::Vector parts[PARTS][COUNT];
-        for (size_t place = 0; place < PANEL; ++place)
-            std::memcpy(&parts[place / COUNT][place % COUNT], rows.at(column_in(place, rows.dtype), begin + k), 16);
+        for (size_t index = 0; index < PANEL; ++index)
+            std::memcpy(&parts[index / COUNT][index % COUNT], rows.at(column_at(index, rows.dtype), begin + k), 16);
         for (auto& part : parts) transpose<SIZE>(part);
         for (size_t i = 0; i < COUNT; ++i) {
             uint8_t column[PANEL * SIZE];
@@ -211,7 +211,7 @@ template <size_t SIZE> size_t load_transposed(const StoredMatrix& rows, size_t b
     return done;
 }
 
-// The same of any rows, of which the panel has `columns`; the other weights are zero.
+// The same for any rows. The panel has `columns` outputs; the other weights are zero.
 void load_block(const StoredMatrix& rows, size_t inputs, size_t columns, size_t begin, size_t count, Block& block) {
     size_t done = 0;
     if (columns == PANEL && rows.dtype == Dtype::INT4) {
@@ -233,7 +233,7 @@ RWKV_INLINE F16 magnitude(F16 x) { return from_bits(bits(x) & set1(0x7fffffffu))
 
 constexpr float MAGIC = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, halves to even, in the low bits
 
-// Weights of a block as integers, and `excess` more: w / scale, between two bounds, and zero where the scale is.
+// Rounds the weights of a block to integers, w / scale clamped to two bounds, or 0 if the scale is 0, and adds `excess`.
 struct Rounder {
     const Block& block;
     size_t count;
@@ -243,12 +243,12 @@ struct Rounder {
     RWKV_INLINE I16 integers(size_t input) const {
         if (input >= count) return set1(excess);
         const F16 magic = set1(MAGIC), shifted = load(block[input]) / scale + magic;
-        // Among the smallest denormals a scale is far from exact.
+        // A scale that is a small denormal number is inexact, so that the quotient may exceed the bounds.
         const F16 below = select(shifted < magic + most, shifted, magic + most);
         const F16 bounded = select(magic + least < below, below, magic + least);
         return bits(select(zero() < magnitude(scale), bounded, magic)) + set1(excess - 0x4B400000u);
     }
-    // Four inputs' as bytes.
+    // The integers of four inputs as bytes.
     RWKV_INLINE I16 quad(size_t input) const {
         return integers(input) + shift_left<8>(integers(input + 1)) + shift_left<16>(integers(input + 2)) +
                shift_left<24>(integers(input + 3));
@@ -279,10 +279,10 @@ void round_to_int8(Dtype dtype, const Block& block, size_t count, uint8_t* weigh
 void round_to_int4(const Block& block, size_t count, uint8_t* weights, size_t input_bytes, uint8_t* scales) {
     F16 largest = zero();
     for (size_t k = 0; k < count; ++k) {
-        const F16 here = load(block[k]);
-        largest = select(magnitude(largest) < magnitude(here), here, largest);
+        const F16 current = load(block[k]);
+        largest = select(magnitude(largest) < magnitude(current), current, largest);
     }
-    // The nearest bf16 number, halves to the even one.
+    // Round to the nearest bf16 number, halves to even.
     const I16 exact = bits(largest / set1(-8.0f)), odd = shift_right<16>(exact) & set1(1u);
     const I16 nearest = (exact + set1(0x7fffu) + odd) & set1(0xffff0000u);
     uint32_t words[PANEL];
@@ -295,7 +295,7 @@ void round_to_int4(const Block& block, size_t count, uint8_t* weights, size_t in
         store(reinterpret_cast<uint32_t*>(weights), rounder.quad(k) + shift_left<4>(rounder.quad(k + QUAD)));
 }
 
-// The lines of four inputs from the quads of four panels: two more rounds turn them into quads again.
+// Convert the quads of four panels to the lines of four inputs. Two more rounds would convert them back.
 void lines_of(Bytes (&quads)[BAND], uint8_t* lines) {
     Bytes next[BAND];
     for (size_t round = 0; round < 4; ++round) {
@@ -308,7 +308,7 @@ void lines_of(Bytes (&quads)[BAND], uint8_t* lines) {
     for (size_t i = 0; i < QUAD; ++i) std::memcpy(lines + i * INPUT_LINE, &quads[i], sizeof quads[i]);
 }
 
-// A band that lies by input.
+// Pack a band that is stored by input.
 void round_by_input(const PackedMatrix& matrix, const StoredMatrix& rows, size_t band, uint8_t* memory) {
     constexpr Dtype DTYPE = Dtype::W8A8;
     alignas(64) Block block;
@@ -359,10 +359,10 @@ void pack_band(const PackedMatrix& matrix, const StoredMatrix& rows, size_t band
 }
 
 template <class Word> bool none_is(const uint8_t* numbers, size_t count, Word exponent) {
-    constexpr size_t PIECE = 1024;  // few enough to be looked at before the next ones
+    constexpr size_t CHUNK = 1024;  // numbers between two checks of the result
     Word found = 0;
-    for (size_t begin = 0; begin < count && found == 0; begin += PIECE)
-        for (size_t i = begin; i < std::min(begin + PIECE, count); ++i) {
+    for (size_t begin = 0; begin < count && found == 0; begin += CHUNK)
+        for (size_t i = begin; i < std::min(begin + CHUNK, count); ++i) {
             Word word;
             std::memcpy(&word, numbers + i * sizeof word, sizeof word);
             found |= static_cast<Word>((word & exponent) == exponent);
@@ -370,13 +370,13 @@ template <class Word> bool none_is(const uint8_t* numbers, size_t count, Word ex
     return found == 0;
 }
 
-// Whether no number is NaN or infinite.
+// Whether all numbers are finite.
 bool are_finite(const uint8_t* numbers, Dtype dtype, size_t count) {
     if (dtype == Dtype::FP32) return none_is<uint32_t>(numbers, count, 0x7f800000u);
     return none_is<uint16_t>(numbers, count, dtype == Dtype::BF16 ? 0x7f80 : 0x7c00);
 }
 
-// Whether no weight of rows without gaps is, or might be.
+// Whether all weights of rows without gaps are certainly finite.
 bool rows_are_finite(const StoredMatrix& rows, size_t inputs, size_t count) {
     if (!is_integer(rows.dtype)) return are_finite(rows.data, rows.dtype, inputs * count);
     const size_t element = rows.dtype == Dtype::INT4 ? sizeof(uint16_t) : sizeof(float);
@@ -385,7 +385,7 @@ bool rows_are_finite(const StoredMatrix& rows, size_t inputs, size_t count) {
         for (size_t g = 0; g < ceil_div(inputs, scaled_inputs(rows.dtype)); ++g) {
             uint32_t word = 0;
             std::memcpy(reinterpret_cast<uint8_t*>(&word) + sizeof word - element, scales + g * element, element);
-            if ((word & 0x7fffffffu) >= 0x7b800000u) return false;  // 2^120: products with integers are finite below it
+            if ((word & 0x7fffffffu) >= 0x7b800000u) return false;  // 2^120: below it, products of scales and integers are finite
         }
     }
     return true;

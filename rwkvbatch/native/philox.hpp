@@ -1,4 +1,4 @@
-// Philox 4x32-10 for sixteen counters at once; model/ops/choosing.py has the reference implementation in numpy, with its source.
+// Philox 4x32-10 for sixteen counters at once. The reference implementation, with the source, is in model/ops/choosing.py.
 #pragma once
 
 #include "vec.hpp"
@@ -6,16 +6,16 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
-struct NoisePlace {
+struct NoiseKey {
     uint64_t key;
     uint32_t turn, step;
 };
 
-// words[w] are the w-th words of the blocks whose numbers `blocks` holds.
-RWKV_INLINE void philox(const NoisePlace& place, I16 blocks, I16 words[4]) {
+// words[w] receives the w-th words of the blocks with the numbers `blocks`.
+RWKV_INLINE void philox(const NoiseKey& noise, I16 blocks, I16 words[4]) {
     const I16 first = set1(0xD2511F53u), second = set1(0xCD9E8D57u);
-    uint32_t low_key = static_cast<uint32_t>(place.key), high_key = static_cast<uint32_t>(place.key >> 32);
-    I16 c0 = blocks, c1 = set1(place.step), c2 = set1(place.turn), c3 = set1(uint32_t(0));
+    uint32_t low_key = static_cast<uint32_t>(noise.key), high_key = static_cast<uint32_t>(noise.key >> 32);
+    I16 c0 = blocks, c1 = set1(noise.step), c2 = set1(noise.turn), c3 = set1(uint32_t(0));
     for (int round = 0; round < 10; ++round) {
         I16 high0, low0, high1, low1;
         multiply_wide(c0, first, high0, low0);

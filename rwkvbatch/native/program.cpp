@@ -4,7 +4,7 @@
 
 namespace rwkv {
 
-// What there is while a program runs.
+// The data of a running program.
 struct Program::Frame {
     Context& context;
     Step& step;
@@ -19,7 +19,7 @@ struct Program::Frame {
 
 std::vector<Program::Register> Program::append(std::vector<Register> inputs, size_t num_results) {
     for (const Register number : inputs)
-        if (number >= num_uses_.size()) throw std::invalid_argument("an operation needs what none before it makes");
+        if (number >= num_uses_.size()) throw std::invalid_argument("an operation uses a register that no earlier operation sets");
     for (const Register number : inputs) ++num_uses_[number];
     operations_.push_back({nullptr, std::move(inputs)});
     std::vector<Register> results;

@@ -1,4 +1,4 @@
-// The operations of a step, written down once and carried out without Python between them.
+// `Program`: the operations of a step, recorded once and run without Python between them.
 #pragma once
 
 #include <array>
@@ -11,8 +11,8 @@
 
 namespace rwkv {
 
-// Its methods are those of `Context`, but do nothing yet. Instead of activations they take and return registers, which
-// hold the activations of whatever batch `run` is given, from the operation that makes them to the last that needs them.
+// Its methods are those of `Context`, but only record the operation. Instead of activations they take and return registers. During
+// `run`, a register holds activations from the operation that computes them to the last one that uses them.
 class Program {
 public:
     using Register = size_t;
@@ -35,7 +35,7 @@ public:
     Register wkv7(size_t layer, const std::array<Register, 6>& inputs, const LayerVectors& vectors);
     void head(Register x, const Vector& weight, const Vector& bias, const LinearLayer& head);
 
-    // Outputs of the last head; 0 where there is none.
+    // Outputs of the last head; 0 without one.
     size_t num_logits() const { return num_logits_; }
 
     // `logits` are [outputs of the step, num_logits()] without gaps.
@@ -48,11 +48,11 @@ private:
         std::vector<Register> inputs;
     };
 
-    // A new last operation, yet without `run`; the registers of its results.
+    // Append an operation, whose `run` the caller sets; returns the registers of its results.
     std::vector<Register> append(std::vector<Register> inputs, size_t num_results);
 
     std::vector<Operation> operations_;
-    std::vector<size_t> num_uses_;  // of each register, as input
+    std::vector<size_t> num_uses_;  // of each register as an input
     size_t num_logits_ = 0;
 };
 

@@ -1,4 +1,4 @@
-// Quads: four inputs at once of a product of integers, and how an instruction set multiplies them.
+// Quads: products of four inputs at a time with integer weights, for each instruction set.
 #pragma once
 
 #include <cstdint>
@@ -14,20 +14,22 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
-// The weights of a unit of inputs for 16 outputs are multiplied in parts (`NUM_PARTS`): of each output four bytes, which go
-// with four bytes of each row's inputs. A row's integers lie in the order of the parts, `WORD` bytes each (`store_inputs`).
+// The weights of a unit of inputs for 16 outputs are multiplied in parts (`NUM_PARTS`). A part has four bytes for each output,
+// which are multiplied by four bytes of each row's inputs. A row's integers are stored in the order of the parts, `WORD` bytes each
+// (`store_inputs`).
 //
-// Weights are unsigned (`zero_weight` more than they are), inputs signed: what `vpdpbusd` multiplies, without saturation. The
-// excess, times the sum of a group's inputs, is taken off where a sum begins (`StartOfSum`). Without `vpdpbusd` there are two
-// ways. `vpmaddubsw` multiplies bytes and adds two products in 16 bits: with weights of 4 bits the products of a whole group
-// fit there, so that each output has two sums of 16 bits until `finish_sum`. Weights of 8 bits would saturate: they and
-// their inputs are widened for `vpmaddwd`, the first and the third of a quad in one part, the other two in the next.
+// Weights are unsigned, with `zero_weight` added, and inputs are signed: `vpdpbusd` multiplies these without saturation. The excess
+// times the sum of a group's inputs is subtracted at the start of each sum (`StartOfSum`). Without `vpdpbusd` there are two ways:
+// - `vpmaddubsw` multiplies bytes and adds two products in 16 bits. With weights of 4 bits, the products of a whole group fit into
+//   16 bits, so that each output has two 16-bit sums until `finish_sum`.
+// - Weights of 8 bits would saturate there. They and their inputs are widened for `vpmaddwd`: the first and the third of a quad in
+//   one part, the second and the fourth in the next.
 constexpr size_t WORD = 4;
 
-// By how much weights are more than they are where they are multiplied.
+// The number that is added to weights when they are multiplied.
 constexpr int weight_excess(Dtype dtype) { return zero_weight(dtype); }
 
-// A word of inputs, for each output. (Two words that are copied together, GCC 12 loads as one and takes apart.)
+// A word of inputs, repeated for each output. (GCC 12 loads two words that are copied together as one, and splits it.)
 template <Dtype> RWKV_INLINE I16 load_inputs(const uint8_t* from) {
     uint32_t word;
     std::memcpy(&word, from, sizeof word);
@@ -54,7 +56,7 @@ template <Dtype D, size_t PART> RWKV_INLINE I16 part_of(I16 bytes) {
 #endif
 }
 
-// A row's integers: as bytes, or as 16 bits in the order 0, 2, 1, 3.
+// Store a row's integers as bytes, or as 16-bit numbers in the order 0, 2, 1, 3.
 template <Dtype D> RWKV_INLINE void store_inputs(uint8_t* to, I16 integers) {
 #if defined(RWKV_ISA_AVX512)
     if constexpr (as_bytes(D)) {
@@ -73,7 +75,7 @@ template <Dtype D> RWKV_INLINE void store_inputs(uint8_t* to, I16 integers) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xD8), 0xD8));
 }
 
-// sum += products of a part. As assembly, since GCC 12 copies the sums of a tile around the intrinsics or keeps them in memory.
+// sum += products of a part. Assembly, since GCC 12 copies the sums of a tile around the intrinsics or keeps them in memory.
 #if defined(RWKV_ISA_AVX512)
 template <Dtype D> RWKV_INLINE void add_products(I16& sum, I16 w, I16 x) {
 #if defined(RWKV_VNNI)
@@ -133,11 +135,11 @@ template <Dtype> RWKV_INLINE void store_inputs(uint8_t* to, I16 integers) {
 namespace rwkv {
 namespace RWKV_ISA {
 
-// Bytes of a row's integers of a unit of inputs, and of a quad.
+// Bytes of a row's integers for a unit of inputs, and for a quad.
 template <Dtype D> constexpr size_t UNIT_INPUT_BYTES = NUM_PARTS<D> * WORD;
 template <Dtype D> constexpr size_t QUAD_BYTES = UNIT_INPUT_BYTES<D> * QUAD / unit_inputs(D);
 
-// A row's inputs of a unit, or a quad's where these are the same, and their products with its weights.
+// A row's inputs for a unit (or for a quad, if these are the same), and their products with weights.
 template <Dtype D> struct UnitInputs {
     decltype(load_inputs<D>(nullptr)) parts[NUM_PARTS<D>];
 
@@ -150,20 +152,20 @@ template <Dtype D> struct UnitInputs {
     }
 };
 
-// What the sum of a group of inputs begins with: its weights' excess, negative.
+// The start of the sum of a group of inputs: minus the excess of its weights times the sum of its inputs.
 template <Dtype D> struct StartOfSum {
     F16 inputs = zero();
     RWKV_INLINE int32_t value() const { return -weight_excess(D) * static_cast<int32_t>(sum_lanes(inputs)); }
 };
 
-// The sums of a group as 32 bits.
+// The sums of a group as 32-bit numbers.
 template <Dtype> RWKV_INLINE I16 finish_sum(I16 sum) { return sum; }
 
 #if (defined(RWKV_ISA_AVX2) || defined(RWKV_ISA_AVX512)) && !defined(RWKV_VNNI)
 
 static_assert(2 * 15 * 127 * (INT4_SCALED_INPUTS / QUAD) <= INT16_MAX);
 
-// Two halves: what the first two inputs of each quad add to, and the others above.
+// Two 16-bit sums: the low half is for the first two inputs of each quad, the high half for the other two.
 template <> struct StartOfSum<Dtype::INT4> {
     F16 inputs = zero();
     RWKV_INLINE int32_t value() const {

@@ -1,8 +1,8 @@
-// The choice of one token, and log-probabilities. ops/choosing.py defines what is chosen.
+// The choice of one token, and log-probabilities. The reference implementation is ops/choosing.py.
 //
-// Nothing is sorted: the few logits near the largest are gathered, and the one at which the sum of probabilities (or the
-// count) reaches its target is found among them digit by digit. Probabilities are fp32 exponentials, added up in fp32
-// for stretches of 1024 tokens and in fp64 beyond; noise is fp64, computed only for tokens that can still win.
+// Nothing is sorted. The few logits near the largest are gathered, and a radix search among them finds the logit at which the sum
+// of probabilities (or the count) reaches its target. Probabilities are fp32 exponentials, added in fp32 within stretches of 1024
+// tokens and in fp64 across them. Noise is fp64, and computed only for tokens that can still win.
 #pragma once
 
 #include <algorithm>
@@ -75,7 +75,7 @@ RWKV_INLINE F16 load_or_lowest(const float* x, size_t n) {
     return load(lanes);
 }
 
-// ln of the sum of e^x.
+// The logarithm of the sum of e^x; NaN if the sum is not positive and finite.
 inline double log_sum_exp(const float* x, size_t count, float largest) {
     double total = 0.0;
     for (size_t start = 0; start < count; start += STRETCH) {
@@ -94,7 +94,7 @@ inline Choice logprob(const float* logits, size_t vocab_size, int64_t token) {
     return {first_of(logits, vocab_size, largest), static_cast<float>(value)};
 }
 
-// A token that may be kept. Its key orders tokens as their logits do.
+// A token that may be kept. The order of the keys is that of the logits.
 struct Candidate {
     uint32_t key;
     uint32_t id;
@@ -109,14 +109,14 @@ inline uint32_t ordered_key(float x) {
     return word & 0x80000000u ? ~word : word | 0x80000000u;
 }
 
-// Which logits to look at: thresholds below the largest one, closer together where most of the probability lies.
+// Distances below the largest logit, for gathering candidates; denser where most of the probability is.
 constexpr float DEPTHS[] = {1.0f, 2.0f, 3.0f, 4.5f, 6.0f, 8.0f, 11.0f, 16.0f};
 constexpr size_t NUM_DEPTHS = sizeof DEPTHS / sizeof DEPTHS[0];
 
-// The cut that keeps the largest tokens until their weights reach `target`: top-p; `counted`, top-k: each weighs one.
+// The cut that keeps the largest tokens until their weights reach `target` (top-p), or with `counted` their number (top-k).
 struct Cut {
-    uint32_t key;      // the smallest key that is kept
-    double above;      // weight of all larger keys
+    uint32_t key;      // the smallest kept key
+    double above;      // total weight of all larger keys
 };
 
 inline Cut find_cut(const Candidate* candidates, size_t count, double target, bool counted, Candidate* work) {
@@ -177,15 +177,15 @@ private:
 
     double raw_log_sum() const { return log_sum_exp(row_.logits, size_, maximum(row_.logits, size_)); }
 
-    // False where a logit is NaN or +infinity.
+    // Copy the logits; false if one is NaN or +infinity.
     bool copy_finite() {
-        uint32_t fine = 0xffffu;
+        uint32_t finite = 0xffffu;
         for (size_t i = 0; i < size_; i += LANES) {
             const F16 x = load_or_lowest(row_.logits + i, size_ - i);
-            fine &= bitmask(x < set1(INFINITE));
+            finite &= bitmask(x < set1(INFINITE));
             store(logits_ + i, x);
         }
-        return fine == 0xffffu;
+        return finite == 0xffffu;
     }
 
     void draw() {
@@ -223,7 +223,7 @@ private:
         return keep(count, cut.key, static_cast<size_t>(row_.top_k) - static_cast<size_t>(cut.above));
     }
 
-    // Of the candidates, those that are not too far below the largest logit.
+    // Keep the candidates whose logit less the largest one is at least `least_score`; returns their number.
     size_t keep_scores(size_t count) {
         size_t kept = 0;
         for (size_t i = 0; i < count; ++i)
@@ -232,7 +232,7 @@ private:
         return kept;
     }
 
-    // The weight of a logit in the cuts: its probability before it is divided by the sum.
+    // The weight of a logit in the cuts: its unnormalised probability.
     RWKV_INLINE F16 weight(F16 logits) const {
         F16 score = logits - set1(largest_);
         if (row_.temperature_first) score = score / set1(row_.temperature);
@@ -241,7 +241,7 @@ private:
 
     float depth(size_t i) const { return row_.temperature_first ? DEPTHS[i] * row_.temperature : DEPTHS[i]; }
 
-    // The sum of all weights (or their number), and of those within each depth.
+    // The sum of all weights (or their number). Sets `within_` to the sums within each depth.
     double weigh(bool by_probability) {
         double total = 0.0;
         std::fill_n(within_, NUM_DEPTHS, 0.0);
@@ -263,14 +263,14 @@ private:
         return total;
     }
 
-    // The logit at the smallest depth that holds `target`.
+    // The logit at the smallest depth within which the weights reach `target`.
     float depth_of(double target) const {
         size_t d = 0;
         while (d < NUM_DEPTHS && within_[d] < target) ++d;
         return d < NUM_DEPTHS ? largest_ - depth(d) : LOWEST;
     }
 
-    // Candidates: all tokens from the logit `limit` up, in the order of their ids.
+    // Gather candidates: all tokens with a logit of at least `limit`, in the order of their ids; returns their number.
     size_t gather(float limit) {
         size_t count = 0;
         for (size_t i = 0; i < size_; i += LANES) {
@@ -288,7 +288,7 @@ private:
         return count;
     }
 
-    // Of the candidates, those above `key` and the first `num_equal` of those at it.
+    // Keep the candidates above `key` and the first `num_equal` at it; returns their number.
     size_t keep(size_t count, uint32_t key, size_t num_equal) {
         size_t kept = 0;
         for (size_t i = 0; i < count; ++i) {
@@ -300,7 +300,7 @@ private:
         return kept;
     }
 
-    NoisePlace place() const { return {row_.noise_key, row_.turn, row_.step}; }
+    NoiseKey noise_key() const { return {row_.noise_key, row_.turn, row_.step}; }
 
     double score_with(uint32_t word, float logit) const {
         const double uniform = (static_cast<double>(word) + 0.5) * 0x1p-32;
@@ -310,18 +310,18 @@ private:
 
     double score(int64_t token) const {
         I16 words[4];
-        philox(place(), set1(static_cast<uint32_t>(token / 4)), words);
+        philox(noise_key(), set1(static_cast<uint32_t>(token / 4)), words);
         uint32_t word[LANES];
         store(word, words[token % 4]);
         return score_with(word[0], logits_[token]);
     }
 
-    // Sixteen tokens with their noise words. -ln u >= 1 - u, so a token whose 1 - u is above e^(logit / temperature -
-    // best score) cannot beat the best; the few others are computed exactly. Among equals the smaller id wins.
+    // Update the best token with sixteen tokens and their noise words. Since -ln u >= 1 - u, a token whose 1 - u exceeds
+    // e^(logit / temperature - best score) cannot win; the few others are computed exactly. Among equals the smaller id wins.
     RWKV_INLINE void consider(F16 logits, I16 words, const uint32_t* ids) {
-        const F16 chance = exp((logits - set1(largest_)) / set1(row_.temperature) - set1(static_cast<float>(best_score_)));
-        const F16 rest = from_int(shift_right<1>(words ^ set1(0xffffffffu))) * set1(0x1p-31f);
-        uint32_t possible = bitmask(chance * set1(1.001f) >= rest);
+        const F16 ratio = exp((logits - set1(largest_)) / set1(row_.temperature) - set1(static_cast<float>(best_score_)));
+        const F16 complement = from_int(shift_right<1>(words ^ set1(0xffffffffu))) * set1(0x1p-31f);
+        uint32_t possible = bitmask(ratio * set1(1.001f) >= complement);
         if (possible == 0) return;
         float logit[LANES];
         uint32_t word[LANES];
@@ -350,7 +350,7 @@ private:
                 logit[i] = candidates_[start + i].logit;
             }
             I16 words[4];
-            philox(place(), load(blocks), words);
+            philox(noise_key(), load(blocks), words);
             uint32_t all[4][LANES];
             for (size_t w = 0; w < 4; ++w) store(all[w], words[w]);
             for (size_t i = 0; i < LANES; ++i) word[i] = all[ids[i] % 4][i];
@@ -363,7 +363,7 @@ private:
             uint32_t blocks[LANES], ids[LANES], all[4][LANES], word[4 * LANES];
             for (size_t i = 0; i < LANES; ++i) blocks[i] = static_cast<uint32_t>(start / 4 + i);
             I16 words[4];
-            philox(place(), load(blocks), words);
+            philox(noise_key(), load(blocks), words);
             for (size_t w = 0; w < 4; ++w) store(all[w], words[w]);
             for (size_t i = 0; i < LANES; ++i)
                 for (size_t w = 0; w < 4; ++w) word[4 * i + w] = all[w][i];
@@ -377,7 +377,7 @@ private:
 
     const SampleRow& row_;
     const size_t size_;
-    float* logits_;  // penalised; lowest beyond the vocabulary
+    float* logits_;  // after penalties; -infinity beyond the vocabulary
     Candidate* candidates_;
     Candidate* work_;
     float largest_ = 0.0f;

@@ -1,8 +1,8 @@
-// Linear layers of few rows whose inputs are mostly zero, as after relu squared: only the weights of the other inputs are read.
+// Linear layers of few rows whose inputs are mostly zero, as after relu squared: only the weights of nonzero inputs are read.
 //
-// An output is the same chain of fused multiply-adds as in `linear.hpp`, without those of zeros: fma(0, w, sum) leaves a sum
-// as it is, but that -0 becomes +0 where the product is +0. A sum is -0 only after one product became so small that it was
-// rounded to nothing. So if a sum ends as -0, all inputs are read instead; if it ends as anything else, both ways agree.
+// An output is the same chain of fused multiply-adds as in `linear.hpp`, without those of zero inputs. fma(0, w, sum) does not
+// change a sum, except that -0 becomes +0 if the product is +0. A sum becomes -0 only if a product is so small that it is rounded
+// to zero. If a sum ends as -0, it is therefore computed again from all inputs. Otherwise both ways agree.
 #pragma once
 
 #include <cmath>
@@ -12,7 +12,7 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
-// How far before they are needed weights are asked for, in bytes, and the inputs that are taken together.
+// Prefetch distance in bytes, and the number of inputs that are processed together.
 constexpr size_t SPARSE_AHEAD = 8192, SPARSE_INPUTS = 8;
 
 inline size_t count_nonzero(ConstRows x, size_t num_rows, size_t width) {
@@ -28,25 +28,25 @@ inline size_t count_nonzero(ConstRows x, size_t num_rows, size_t width) {
     return count;
 }
 
-// The inputs of some panels: where their weights lie and what they are.
+// The nonzero inputs of some panels: the location of their weights, and their values.
 template <size_t PANELS> struct NonzeroInputs {
     const SparseInputs& inputs;
     const uint8_t* weights;
     size_t input_bytes, ahead;
 
-    RWKV_INLINE const uint8_t* at(size_t k) const { return weights + inputs.places[k] * input_bytes; }
+    RWKV_INLINE const uint8_t* at(size_t k) const { return weights + inputs.offsets[k] * input_bytes; }
     RWKV_INLINE F16 value(size_t row, size_t k) const { return set1(inputs.x[row * inputs.x_stride + k]); }
 };
 
-// Add the products of the inputs number `begin` to `end`: of several inputs one cache line each, the last line first. Read so,
-// the weights come from memory up to twice as fast as one input after the other.
+// Add the products of the inputs number `begin` to `end`. One cache line of several inputs is read before the next line of them,
+// starting with the last line: up to twice as fast as reading one input after the other.
 template <Dtype D, size_t ROWS, size_t PANELS>
 RWKV_INLINE void add_nonzero(const NonzeroInputs<PANELS>& inputs, size_t begin, size_t end, F16 (&sum)[ROWS][PANELS]) {
     constexpr size_t PANEL_BYTES = PANEL * size_of(D), NUM_LINES = ceil_div(PANELS * PANEL_BYTES, LINE);
     constexpr size_t LINE_PANELS = PANELS / NUM_LINES;
     const auto add = [&](size_t k, size_t line, const uint8_t* weights, const uint8_t* ahead) __attribute__((always_inline)) {
         __builtin_prefetch(ahead + line * LINE, 0, 2);
-        __asm__ volatile("" ::: "memory");  // the compiler would read an input's lines together
+        __asm__ volatile("" ::: "memory");  // or the compiler reads an input's lines together
         F16 weight[LINE_PANELS];
         for (size_t p = 0; p < LINE_PANELS; ++p)
             weight[p] = weights_at<D>(weights + (line * LINE_PANELS + p) * PANEL_BYTES);
@@ -149,11 +149,11 @@ void linear_sparse(const LinearJob& job, size_t first_panel, size_t end_panel, f
     }
 }
 
-// A task of a layer, in scratch memory for its sums; `next` are the weights that this thread will read after these.
+// Compute a task of a layer. `sums` is scratch memory; `next` are the weights that this thread reads next.
 inline void linear(const LinearJob& job, size_t task, float* sums, const uint8_t* next) {
     const size_t first_panel = task * job.panels_per_task;
     const size_t end_panel = std::min(first_panel + job.panels_per_task, job.weight.num_panels());
-    if (job.sparse.places == nullptr) return linear_dense(job, first_panel, end_panel, sums, next);
+    if (job.sparse.offsets == nullptr) return linear_dense(job, first_panel, end_panel, sums, next);
     switch (job.weight.dtype) {
         case Dtype::FP32: return linear_sparse<Dtype::FP32>(job, first_panel, end_panel, sums, next);
         case Dtype::BF16: return linear_sparse<Dtype::BF16>(job, first_panel, end_panel, sums, next);

@@ -9,11 +9,11 @@
 namespace rwkv {
 namespace {
 
-// How long a worker looks for the next job before it sleeps: longer than the gaps between the operations of one
-// step, shorter than anything that another process would miss.
+// How long a worker spins for the next job before it sleeps: longer than the gaps between the operations of a step, and short
+// enough not to disturb other processes.
 constexpr auto SPIN_TIME = std::chrono::microseconds(60);
-constexpr size_t PART = 4;  // of what is left of its share, a thread claims the fourth part
-constexpr size_t LINE = 64, LINES_BETWEEN_LOOKS = 8;
+constexpr size_t CLAIM_PARTS = 4;  // a thread claims 1 / CLAIM_PARTS of the rest of its share
+constexpr size_t LINE = 64, LINES_BETWEEN_CHECKS = 8;
 
 inline void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -27,8 +27,8 @@ inline void relax() {
 
 namespace {
 
-// The register that says what becomes of denormals and how results are rounded, its bits that matter, and what they are to
-// be. The others are flags.
+// The register that controls denormals and rounding, the mask of its control bits, and their standard value. The other bits are
+// flags.
 #if defined(__x86_64__) || defined(__i386__)
 using Control = unsigned;
 constexpr Control CONTROL = 0xffc0, STANDARD = 0x1f80;
@@ -92,10 +92,11 @@ bool ThreadPool::claim(size_t thread, size_t& task, size_t& count) {
         uint64_t word = share.load(std::memory_order_acquire);
         while (word >> 32 < static_cast<uint32_t>(word)) {
             const uint64_t first = word >> 32, end = static_cast<uint32_t>(word);
-            // A claim waits for all that the thread has under way in memory, so a thread makes few of its own share.
-            count = i == 0 ? (end - first + PART - 1) / PART : 1;
-            const uint64_t rest = i == 0 ? word + (uint64_t(count) << 32) : word - 1;
-            if (share.compare_exchange_weak(word, rest, std::memory_order_acq_rel, std::memory_order_acquire)) {
+            // An atomic claim waits for the thread's pending memory operations, so a thread claims several tasks of its own share
+            // at once.
+            count = i == 0 ? (end - first + CLAIM_PARTS - 1) / CLAIM_PARTS : 1;
+            const uint64_t unclaimed = i == 0 ? word + (uint64_t(count) << 32) : word - 1;
+            if (share.compare_exchange_weak(word, unclaimed, std::memory_order_acq_rel, std::memory_order_acquire)) {
                 task = i == 0 ? first : end - 1;
                 return true;
             }
@@ -112,7 +113,7 @@ void ThreadPool::work(size_t thread) {
         for (size_t i = 0; i < count; ++i) function(context, task + i, thread);
         done += count;
     }
-    // Once, since the counter has to come from another core, perhaps from another cache.
+    // Once per job, since the counter's cache line has to come from another core.
     if (done > 0) unfinished_.fetch_sub(done, std::memory_order_release);
 }
 
@@ -124,7 +125,7 @@ void ThreadPool::announce() {
     }
 }
 
-// Wait for `done`, fetching what the thread will need meanwhile. Returns whether it came within `longest`.
+// Wait until `done` returns true, and prefetch the thread's expected range meanwhile. Returns false after `longest`.
 template <class Done>
 bool ThreadPool::spin(size_t thread, const Done& done, std::chrono::steady_clock::duration longest) {
     const Lane& lane = lanes_[thread];
@@ -132,7 +133,7 @@ bool ThreadPool::spin(size_t thread, const Done& done, std::chrono::steady_clock
     const uint8_t* const end = ahead + lane.num_expected.load(std::memory_order_relaxed);
     while (ahead < end) {
         if (done()) return true;
-        for (size_t i = 0; i < LINES_BETWEEN_LOOKS; ++i, ahead += LINE) __builtin_prefetch(ahead, 0, 1);
+        for (size_t i = 0; i < LINES_BETWEEN_CHECKS; ++i, ahead += LINE) __builtin_prefetch(ahead, 0, 1);
     }
     const auto deadline = std::chrono::steady_clock::now() + longest;
     do {
@@ -170,7 +171,7 @@ void ThreadPool::serve(size_t thread) {
         if (!spin(thread, is_new, SPIN_TIME)) {
             std::unique_lock<std::mutex> lock(mutex_);
             sleepers_.fetch_add(1, std::memory_order_seq_cst);
-            // In one order with `announce`, which looks for sleepers after it has counted the job.
+            // Sequentially consistent with `announce`, which checks for sleepers after it has counted the job.
             wake_.wait(lock, [&] { return job_.load(std::memory_order_seq_cst) != seen; });
             sleepers_.fetch_sub(1, std::memory_order_relaxed);
         }

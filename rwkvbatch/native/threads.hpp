@@ -1,6 +1,6 @@
-// A few threads that share the tasks of one job. Each begins with its own share of them, in order, and then takes over
-// what others have not begun, from their ends: a thread that the machine has taken away delays only what it has claimed.
-// Who does which task never matters to a result.
+// `ThreadPool`: a few threads that share the tasks of a job. Each thread first processes its own share of tasks, in order, and then
+// steals unclaimed tasks from the ends of other shares, so that a thread that is not scheduled delays only the tasks that it has
+// claimed. Results do not depend on which thread processes which task.
 #pragma once
 
 #include <atomic>
@@ -15,8 +15,8 @@
 
 namespace rwkv {
 
-// While one lives, its thread keeps denormals and rounds to nearest, whatever the thread was set to: both are part of
-// the bits.
+// During its lifetime, its thread keeps denormals and rounds to nearest, since both change the bits of results. The destructor
+// restores the thread's settings.
 class StandardArithmetic {
 public:
     StandardArithmetic();
@@ -28,7 +28,7 @@ private:
     uint64_t before_;
 };
 
-// Memory that a thread will read.
+// A range of memory that a thread will read.
 struct Range {
     const uint8_t* data = nullptr;
     size_t num_bytes = 0;
@@ -36,7 +36,7 @@ struct Range {
 
 class ThreadPool {
 public:
-    // Of `num_threads`, one is the caller of `run`.
+    // Starts `num_threads` - 1 workers; the caller of `run` is the other thread.
     explicit ThreadPool(size_t num_threads);
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
@@ -44,10 +44,10 @@ public:
 
     size_t size() const { return lanes_.size(); }
 
-    // Whether this process is a fork of the one that started the threads, and so has none of them.
+    // Whether this process was forked from the one that started the threads, and so has none of them.
     bool is_of_another_process() const;
 
-    // Where the share of a thread begins, out of `num_tasks`.
+    // The first task of a thread's share of `num_tasks` tasks.
     size_t first_task(size_t thread, size_t num_tasks) const { return num_tasks * thread / size(); }
 
     // Call work(task, thread) for every task below `num_tasks`, and return when all are done.
@@ -57,18 +57,18 @@ public:
         }, &work);
     }
 
-    // What `thread` will read first in the job after the next one: it fetches that into its cache once it has nothing
-    // else to do. Nothing but speed depends on it.
+    // Set what `thread` will read first in the job after the next one. It prefetches the range when it is idle. Only speed depends
+    // on it.
     void expect(size_t thread, Range range);
 
-    // Have sleeping workers look out for a job that is about to come.
+    // Wake sleeping workers, since a job is about to come.
     void wake();
 
 private:
     using Function = void (*)(const void*, size_t, size_t);
 
     struct alignas(64) Lane {
-        std::atomic<uint64_t> share{0};  // the first unclaimed task above, the end below
+        std::atomic<uint64_t> share{0};  // high half: first unclaimed task, low half: end
         std::atomic<const uint8_t*> expected{nullptr};
         std::atomic<size_t> num_expected{0};
     };
@@ -81,7 +81,7 @@ private:
     template <class Done> bool spin(size_t thread, const Done& done, std::chrono::steady_clock::duration longest);
 
     std::vector<Lane> lanes_;
-    // A claim can only be of the job that is running, whose record then stands still until the claimed task is done.
+    // Only tasks of the running job can be claimed, and its record does not change until the claimed tasks are done.
     alignas(64) std::atomic<size_t> unfinished_{0};
     alignas(64) std::atomic<Function> function_{nullptr};
     std::atomic<const void*> context_{nullptr};

@@ -15,9 +15,9 @@ constexpr size_t MAX_TILE_ROWS = 2;
 constexpr size_t MAX_TILE_ROWS = 6;
 #endif
 
-// Panels at once for a tile of `rows` rows: enough chains to hide the latency, and all of them in registers. Sixteen
-// numbers of the portable code are in no register, and a call of a function each where the processor has no fma: large
-// tiles gain nothing there, and unrolled they take a compiler minutes.
+// Panels of a tile of `rows` rows: enough chains to hide the latency, and few enough for the registers. In the portable code
+// sixteen numbers do not fit into a register, and without fma instructions each is a function call. Larger tiles gain nothing
+// there, and take minutes to compile when unrolled.
 constexpr size_t tile_panels([[maybe_unused]] size_t rows) {
 #if defined(RWKV_ISA_AVX512)
     return 4;
@@ -37,7 +37,7 @@ template <Dtype D> RWKV_INLINE F16 weights_at(const uint8_t* from) {
     return D == Dtype::BF16 ? widen_bf16(halves) : widen_fp16(halves);
 }
 
-// The scales that stand behind a block of int8 weights, for some panels.
+// The scales after a block of int8 weights, for some panels.
 struct Scales {
     const uint8_t* from;
     RWKV_INLINE F16 operator[](size_t panel) const {
@@ -45,21 +45,21 @@ struct Scales {
     }
 };
 
-// One register tile's work on one block of inputs.
+// The computation of one register tile for one block of inputs.
 struct Tile {
     const float* x;
     size_t x_stride;
     size_t begin, end;      // inputs
-    const uint8_t* weights; // of the first of them
+    const uint8_t* weights; // at the first input
     size_t input_bytes;     // from one input to the next
-    size_t panel_in_band;   // the first panel's place there
+    size_t panel_in_band;   // index of the first panel in its band
     float* sums;            // [panel][row][16]
-    size_t panel_sums;      // distance between panels there
-    const uint8_t* ahead;   // weights to ask the memory for meanwhile,
-    size_t ahead_step;      // so many bytes for each input
+    size_t panel_sums;      // distance between panels in `sums`
+    const uint8_t* ahead;   // weights to prefetch
+    size_t ahead_step;      // bytes to prefetch for each input
 };
 
-// Where a tile is in its stretch of weights.
+// A tile's position in its weights, and the weights to prefetch.
 template <Dtype D, size_t PANELS> struct Stream {
     static constexpr size_t PANEL_BYTES = PANEL * size_of(D);
     const uint8_t *weights, *ahead;
@@ -67,7 +67,7 @@ template <Dtype D, size_t PANELS> struct Stream {
 
     RWKV_INLINE F16 panel(size_t p) const { return weights_at<D>(weights + p * PANEL_BYTES); }
     RWKV_INLINE void next_input() { weights += input_bytes; }
-    RWKV_INLINE void ask_ahead() {
+    RWKV_INLINE void prefetch() {
         for (size_t byte = 0; byte < PANELS * PANEL_BYTES; byte += LINE) __builtin_prefetch(ahead + byte, 0, 2);
         ahead += ahead_step;
     }
@@ -78,7 +78,7 @@ template <Dtype D, size_t ROWS, size_t PANELS>
 RWKV_INLINE void add_products(const float* x, size_t x_stride, size_t begin, size_t end, Stream<D, PANELS>& stream,
                               F16 (&sum)[ROWS][PANELS]) {
     for (size_t k = begin; k < end; ++k) {
-        stream.ask_ahead();
+        stream.prefetch();
         F16 weight[PANELS];
         for (size_t p = 0; p < PANELS; ++p) weight[p] = stream.panel(p);
         stream.next_input();
@@ -112,12 +112,12 @@ template <Dtype D, size_t ROWS, size_t PANELS> void advance_tile(const Tile& til
                     store(sums(i, p), fma(sum[i][p], scale, begin == 0 ? zero() : load(sums(i, p))));
             }
             for (size_t row = 0; row < sizeof(float); ++row) {
-                stream.ask_ahead();
+                stream.prefetch();
                 stream.next_input();
             }
         }
     } else {
-        // Unrolled, or the sums would live in memory.
+        // Unrolled, or the compiler keeps the sums in memory.
 #pragma GCC unroll 6
         for (size_t i = 0; i < ROWS; ++i)
 #pragma GCC unroll 4
@@ -165,8 +165,7 @@ inline TileFunction tile_function(Dtype dtype, size_t rows, size_t panels) {
     }
 }
 
-// The sums of a single row, which never leave the registers: whatever else happens between two bands is time in which no
-// weights are under way.
+// The sums of a single row, kept in registers: during any other work between two bands no weights are read.
 template <Dtype D, size_t PANELS>
 RWKV_INLINE void sum_one_row(const float* x, const PackedMatrix& weight, size_t first_panel, F16 (&total)[PANELS]) {
     constexpr size_t PANEL_BYTES = PANEL * size_of(D);
@@ -192,7 +191,7 @@ RWKV_INLINE void sum_one_row(const float* x, const PackedMatrix& weight, size_t 
         for (size_t p = 0; p < PANELS; ++p) whole[p] = fma(sum[p], scales[p], whole[p]);
         weights += sizeof(float) * input_bytes;
     }
-    // Unrolled, or the sums would live in memory.
+    // Unrolled, or the compiler keeps the sums in memory.
 #pragma GCC unroll 4
     for (size_t p = 0; p < PANELS; ++p) total[p] = whole[p];
 }

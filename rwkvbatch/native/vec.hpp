@@ -1,8 +1,8 @@
-// F16: sixteen floats, the virtual vector in which all arithmetic on rows is written.
+// F16: a virtual vector of sixteen floats, in which all arithmetic on rows is written.
 //
-// Every instruction set gives each lane the same IEEE operation (add, multiply, divide, square root, fused
-// multiply-add), so code in terms of F16 has the same bits on all of them. Included once per instruction set, inside
-// its namespace; nothing here may be used from outside it.
+// Every instruction set computes the same IEEE operation in each lane (add, multiply, divide, fused multiply-add), so code in terms
+// of F16 has the same bits on all of them. This header is compiled once per instruction set, in the namespace of that set; do not
+// use it outside.
 #pragma once
 
 #include <cmath>
@@ -62,7 +62,7 @@ template <int N> RWKV_INLINE I16 shift_right(I16 x) { return {_mm512_srli_epi32(
 RWKV_INLINE I16 load(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
 RWKV_INLINE void store(uint32_t* p, I16 x) { _mm512_storeu_si512(p, x.v); }
 RWKV_INLINE F16 from_int(I16 x) { return {_mm512_cvtepi32_ps(x.v)}; }
-// Bytes of two vectors in turn, of the low and of the high halves of each 16 bytes.
+// Interleave the bytes of two vectors: the low, or the high, halves of each 16 bytes.
 RWKV_INLINE I16 zip_low(I16 a, I16 b) { return {_mm512_unpacklo_epi8(a.v, b.v)}; }
 RWKV_INLINE I16 zip_high(I16 a, I16 b) { return {_mm512_unpackhi_epi8(a.v, b.v)}; }
 // Both halves of the 64-bit products of sixteen 32-bit pairs.
@@ -80,7 +80,7 @@ RWKV_INLINE float sum_lanes(F16 x) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 RWKV_INLINE float greatest_lane(F16 x) { return _mm512_reduce_max_ps(x.v); }
-// bf16 weights lie in pairs: 32-bit word i holds column i below and column i + 8 above.
+// bf16 weights are stored in pairs: 32-bit word i has column i in its low half and column i + 8 in its high half.
 RWKV_INLINE F16 widen_bf16(const uint16_t* p) {
     const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     const __m256i low = _mm256_slli_epi32(words, 16);
@@ -192,7 +192,7 @@ RWKV_INLINE F16 widen_int8(const int8_t* p) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
 }
 
-#elif !defined(RWKV_ISA_NEON)  // portable: plain loops, which a compiler may turn into whatever the machine has
+#elif !defined(RWKV_ISA_NEON)  // portable: plain loops, which the compiler may vectorise
 
 struct F16 { float v[LANES]; };
 struct I16 { uint32_t v[LANES]; };
@@ -228,10 +228,10 @@ RWKV_INLINE I16 load(const uint32_t* p) { I16 r; std::memcpy(r.v, p, sizeof r.v)
 RWKV_INLINE void store(uint32_t* p, I16 x) { std::memcpy(p, x.v, sizeof x.v); }
 RWKV_INLINE F16 from_int(I16 x) { F16 r; RWKV_EACH r.v[i] = static_cast<float>(static_cast<int32_t>(x.v[i])); return r; }
 template <size_t FIRST> RWKV_INLINE I16 zip(I16 a, I16 b) {
-    uint8_t of_a[LANES * 4], of_b[LANES * 4], bytes[LANES * 4];
-    std::memcpy(of_a, a.v, sizeof of_a);
-    std::memcpy(of_b, b.v, sizeof of_b);
-    for (size_t i = 0; i < LANES * 4; ++i) bytes[i] = (i % 2 == 0 ? of_a : of_b)[i / 16 * 16 + FIRST + i % 16 / 2];
+    uint8_t a_bytes[LANES * 4], b_bytes[LANES * 4], bytes[LANES * 4];
+    std::memcpy(a_bytes, a.v, sizeof a_bytes);
+    std::memcpy(b_bytes, b.v, sizeof b_bytes);
+    for (size_t i = 0; i < LANES * 4; ++i) bytes[i] = (i % 2 == 0 ? a_bytes : b_bytes)[i / 16 * 16 + FIRST + i % 16 / 2];
     I16 r;
     std::memcpy(r.v, bytes, sizeof bytes);
     return r;
@@ -269,7 +269,7 @@ RWKV_INLINE F16 widen_int8(const int8_t* p) { F16 r; RWKV_EACH r.v[i] = static_c
 
 #endif
 
-// Lanes from p as far as `n` reaches, zeros after them.
+// Load the first `n` lanes from p, at most all; the others are zero.
 RWKV_INLINE F16 load_upto(const float* p, size_t n) { return n >= LANES ? load(p) : load_first(p, n); }
 RWKV_INLINE void store_upto(float* p, F16 x, size_t n) {
     if (n >= LANES) store(p, x);

@@ -1,4 +1,4 @@
-// Weights, once at loading: packed from memory, or from a file.
+// Loading of weights: packs them from memory or from a file.
 #include <unistd.h>
 
 #include <atomic>
@@ -10,11 +10,11 @@
 namespace rwkv {
 namespace {
 
-// Whether all bytes asked for were read.
+// Read `num_bytes` bytes; false if not all could be read.
 bool read_all(int descriptor, uint64_t start, uint8_t* to, size_t num_bytes) {
-    for (size_t done = 0; done < num_bytes;) {
-        const ssize_t count = pread(descriptor, to + done, num_bytes - done, static_cast<off_t>(start + done));
-        if (count > 0) done += static_cast<size_t>(count);
+    for (size_t num_read = 0; num_read < num_bytes;) {
+        const ssize_t count = pread(descriptor, to + num_read, num_bytes - num_read, static_cast<off_t>(start + num_read));
+        if (count > 0) num_read += static_cast<size_t>(count);
         else if (count == 0 || errno != EINTR) return false;
     }
     return true;
@@ -45,7 +45,7 @@ std::optional<LinearLayer> Context::read_layer(const StoredRows& stored, size_t 
     std::atomic<bool> failed{false};
     threads().run(packed.num_bands(), [&](size_t band, size_t thread) {
         if (failed.load(std::memory_order_relaxed)) return;
-        // What one thread reads at a time stays in its cache until it is packed.
+        // The part that a thread reads at a time stays in its cache until it is packed.
         uint8_t* const rows = reinterpret_cast<uint8_t*>(scratch(thread));
         const size_t count = std::min(ROWS, out - band * ROWS);
         const int64_t in_stride = is_integer(stored.dtype) ? 0 : static_cast<int64_t>(size_of(stored.dtype));

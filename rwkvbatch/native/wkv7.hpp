@@ -1,7 +1,7 @@
-// The recurrence of RWKV-7 for one head of one sequence, fused with everything else that belongs to a head.
+// The recurrence of RWKV-7 for one head of one sequence, fused with all other per-head arithmetic.
 //
-// The state lies with its keys before its values, S[key][value]: vectors run along the values, so that both S kk and
-// S r are chains over the keys and nothing has to be added up across lanes.
+// The state is stored with keys before values, S[key][value]. Vectors run along the values, so S kk and S r are chains over the
+// keys, and no sums across lanes are needed.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
-// Blocks of sixteen values at once: as many sums as the registers hold.
+// Blocks of sixteen values that are computed together; their sums fit into the registers.
 #if defined(RWKV_ISA_AVX512)
 constexpr size_t WKV_BLOCKS = 4;
 #else
@@ -24,11 +24,11 @@ constexpr size_t WKV_BLOCKS = 2;
 constexpr float GROUP_NORM_EPS = 64e-5f;
 constexpr float NORMALIZE_EPS = 1e-12f;
 
-// Rows that are prepared before, and ended after, the state is advanced by all of them: alone, each would wait for its own
-// sums, roots and quotients.
+// Rows that are prepared together before, and finished together after, the state is advanced by all of them. One by one, each would
+// wait for its own sums, roots and quotients.
 constexpr size_t WKV_ROWS = 8;
 
-// One row's share of a head. Lanes after the head's size are zero.
+// The data of one row for one head. Lanes after the head's size are zero.
 struct HeadRow {
     const float *r, *w, *v;
     float *removal_key;    // kk, of length one
@@ -69,9 +69,9 @@ RWKV_INLINE void prepare_row(const Wkv7Job& job, size_t row, size_t offset, Head
     }
 }
 
-// S <- S diag(w) - (S kk)(kk * a)^T + v k^T for BLOCKS * 16 values from `first`; y = S r. S is read from `before`, which may
-// be `state`. SIZE is the head's size where it is known to the compiler, otherwise 0; then the last block may reach beyond
-// it. The state at `ahead` is asked for.
+// S <- S diag(w) - (S kk)(kk * a)^T + v k^T for BLOCKS * 16 values from `first`; y = S r. S is read from `before`, which may be
+// `state`. SIZE is the head's size if it is a compile-time constant, else 0; then the last block may extend beyond it. The state at
+// `ahead` is prefetched.
 template <size_t BLOCKS, size_t SIZE>
 RWKV_INLINE void advance_state(float* state, const float* before, const float* ahead, size_t head_size, size_t first,
                                const HeadRow& head) {
@@ -129,15 +129,15 @@ inline void wkv7_head(const Wkv7Job& job, size_t sequence, size_t number) {
     float memory[WKV_ROWS * 4 * MAX_HEAD_SIZE];
     HeadRow heads[WKV_ROWS];
     for (size_t i = 0; i < WKV_ROWS; ++i) {
-        float* const own = memory + i * 4 * padded;
-        heads[i] = {nullptr, nullptr, nullptr, own, own + padded, own + 2 * padded, own + 3 * padded, 0.0f};
+        float* const buffer = memory + i * 4 * padded;
+        heads[i] = {nullptr, nullptr, nullptr, buffer, buffer + padded, buffer + 2 * padded, buffer + 3 * padded, 0.0f};
     }
     const size_t end = static_cast<size_t>(job.starts[sequence + 1]);
     for (size_t row = static_cast<size_t>(job.starts[sequence]), count; row < end; row += count) {
         count = std::min(WKV_ROWS, end - row);
         for (size_t i = 0; i < count; ++i) prepare_row(job, row + i, offset, heads[i]);
         for (size_t i = 0; i < count; ++i, before = state) {
-            // A decoded token touches each state once, so what costs is to fetch it: ask for the next head's.
+            // Decoding uses each state once per token, so its time is that of reading the states: prefetch the next head's.
             const float* ahead = row + i + 1 == end ? start + size * size : state;
             if (size == 64) {
                 for (size_t first = 0; first < size; first += WKV_BLOCKS * LANES)

@@ -1,9 +1,9 @@
-"""Byte-level BPE from a `tokenizer.json`, through the `tokenizers` package: the GPT-NeoX 20B tokenizer and its kind.
+"""Byte-level BPE tokenizers from a `tokenizer.json`, such as GPT-NeoX 20B's, with the `tokenizers` package.
 
-Each token stands for whole bytes, which GPT-2's table writes as printable characters ("Language Models are Unsupervised
-Multitask Learners", 2019, and its `encoder.py`); a character of several bytes may be spread over tokens, so decoding
-joins bytes as it does for World tokens. Special tokens in a text are encoded as the text that they are: what a script
-or a user writes cannot end the text.
+Each token stands for whole bytes, which the file writes as printable characters with GPT-2's table ("Language Models
+are Unsupervised Multitask Learners", 2019, and its `encoder.py`). The bytes of one character may be spread over several
+tokens, so decoding joins the bytes first, as for World tokens. The names of special tokens in a text are encoded as
+ordinary text, so that no script or user can write the end of the text.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ END_OF_TEXT = 0
 
 
 class BpeTokenizer:
-    """A `tokenizer.json` whose ids are below `vocab_size`.
+    """The tokenizer of a `tokenizer.json`, for a model with `vocab_size` ids.
 
     Args:
-        content: of the file.
+        content: the content of the file.
         vocab_size: the model's number of ids; ids that the file does not have decode to nothing.
-        path: of the file, for errors.
+        path: the file's path, for errors.
 
     Raises:
-        InputError: not a byte-level BPE tokenizer, an id beyond `vocab_size`, or id 0 does not end the text.
+        InputError: not a byte-level BPE tokenizer, an id that the model does not have, or id 0 is no special token.
         MissingExtraError: the `tokenizers` package is not installed.
     """
 
@@ -45,7 +45,7 @@ class BpeTokenizer:
         _refuse_other_kinds(description, path)
         try:
             self._tokenizer: Any = Tokenizer.from_str(content.decode("utf-8"))
-        except Exception as error:  # the package raises Exception itself
+        except Exception as error:  # the package raises plain `Exception`
             raise InputError(f"is not a tokenizer: {' '.join(str(error).split())[:200]}", path=path) from None
         self._tokenizer.encode_special_tokens = True
         added = {int(item["id"]): item for item in description.get("added_tokens", ())}
@@ -113,28 +113,29 @@ def _types(part: Any) -> Iterator[str] | list[str]:
     if not isinstance(part, dict):
         return []
     values = cast("dict[str, Any]", part)
-    inner = [name for each in values.get("decoders", ()) for name in _types(each)]
-    return [str(values.get("type", "")), *inner]
+    nested_types = [name for decoder in values.get("decoders", ()) for name in _types(decoder)]
+    return [str(values.get("type", "")), *nested_types]
 
 
 def _bytes_of_tokens(vocabulary: dict[str, int], added: dict[int, Any], path: Path) -> dict[int, bytes]:
+    """The bytes of every token by its id; the text of added tokens is plain, that of others in GPT-2's table."""
     byte_of = _byte_of_character()
-    found: dict[int, bytes] = {}
-    for token, identity in vocabulary.items():
-        if identity in added:
-            found[identity] = token.encode("utf-8")
+    bytes_of: dict[int, bytes] = {}
+    for text, token in vocabulary.items():
+        if token in added:
+            bytes_of[token] = text.encode("utf-8")
             continue
         try:
-            found[identity] = bytes([byte_of[character] for character in token])
+            bytes_of[token] = bytes([byte_of[character] for character in text])
         except KeyError:
             raise InputError(
-                f"the token {token[:40]!r} (id {identity}) is not written in bytes, as byte-level BPE has it", path=path
+                f"the token {text[:40]!r} (id {token}) is not written in bytes, as byte-level BPE has it", path=path
             ) from None
-    return found
+    return bytes_of
 
 
 def _byte_of_character() -> dict[str, int]:
     """GPT-2's table: printable Latin-1 characters stand for their own byte, those from U+0100 up for the others."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + at): byte for at, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + index): byte for index, byte in enumerate(others)}

@@ -4,14 +4,14 @@ A file defines three macros and may set three variables:
 
     {% set closing = "<|im_end|>\\n" %}
     {% set stops = ["<|im_end|>"] %}
-    {% set reply_space = false %}                 a reply begins without a space after what `user` writes
+    {% set reply_space = false %}                 no space between the output of `user` and the reply
     {% macro system(text) %}...{% endmacro %}     the system message
     {% macro user(text) %}...{% endmacro %}       a user message and the beginning of the reply
-    {% macro reply(text) %}...{% endmacro %}      a given reply, with the closing text
+    {% macro reply(text) %}...{% endmacro %}      a reference reply, with the closing text
 
-`think` is the thinking mode, `think_request` the text in which it asks for thinking, such as ` (think a bit)`. There
-are no loops, calls or includes: a template always ends, its output is bounded, and it has access to nothing but its
-text. See `docs/prompts.md`.
+Two more variables are available: `think`, the thinking mode, and `think_request`, the mode's request for thinking, such
+as ` (think a bit)`. There are no loops, calls or includes, so rendering always ends, the output is bounded, and the
+template can access nothing else. See `docs/prompts.md`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rwkvbatch.prompt.templates import THINK_REQUESTS, PromptTemplate, clean, re
 MAX_TEMPLATE_BYTES = 64 * 1024
 MAX_OUTPUT_CHARACTERS = 16_000_000
 DEADLINE_S = 5.0
-"""Seconds for one rendering."""
+"""The time limit of one rendering in seconds."""
 
 _MACROS = ("system", "user", "reply")
 _FILTERS = ("trim", "upper", "lower", "default", "length")
@@ -48,9 +48,12 @@ _HINT = "see docs/prompts.md for what a prompt template may contain"
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Texts, `+` and a few filters, within a budget of characters per rendering.
+    """A sandbox with texts, `+` and a few filters, and with a limit on the number of characters per rendering.
 
-    The budget includes the operands of `+`, with which repeated doubling could build a huge text.
+    The operands of `+` count as well, since repeated doubling could build a huge text.
+
+    Attributes:
+        characters_left: the number of characters that the current rendering may still produce.
     """
 
     intercepted_binops = frozenset({"+"})
@@ -68,7 +71,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         untyped.globals.clear()
         untyped.filters = {name: untyped.filters[name] for name in _FILTERS}
         untyped.tests = {name: untyped.tests[name] for name in _TESTS}
-        self.left = MAX_OUTPUT_CHARACTERS
+        self.characters_left = MAX_OUTPUT_CHARACTERS
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if not isinstance(left, str) or not isinstance(right, str):
@@ -78,48 +81,50 @@ class _Environment(ImmutableSandboxedEnvironment):
         return left + right
 
     def _count(self, value: Any) -> Any:
-        self.left -= len(value) if isinstance(value, str) else 1
-        if self.left < 0:
+        self.characters_left -= len(value) if isinstance(value, str) else 1
+        if self.characters_left < 0:
             raise JinjaError(f"makes more than {MAX_OUTPUT_CHARACTERS} characters")
         return value
 
 
 class JinjaTemplate(PromptTemplate):
-    """A template file, named `path` in messages. Each macro is rendered once, to find errors before the first turn.
+    """The template in `source`; `path` is its file's name for messages.
+
+    The constructor renders each macro once, to find errors before the first turn.
 
     Raises:
         TemplateError: `source` is not a template, or uses a forbidden construct (file and line).
     """
 
-    def __init__(self, source: str, path: str, begins: ReplyPrompt) -> None:
+    def __init__(self, source: str, path: str, settings: ReplyPrompt) -> None:
         self._path = path
         self._environment = _Environment()
         with self._guarded():
             _check_tree(self._environment.parse(source), path)
             self._compiled = self._environment.from_string(source)
-        self._now, self._past = self._module(begins.think), self._module("off")
-        for module in (self._now, self._past):
+        self._current, self._past = self._module(settings.think), self._module("off")
+        for module in (self._current, self._past):
             for name in _MACROS:
                 self._render(module, name, "text")
-        closing: Any = getattr(self._now, "closing", "\n\n")
+        closing: Any = getattr(self._current, "closing", "\n\n")
         if not isinstance(closing, str):
             raise TemplateError("`closing` must be a text", path=path, hint=_HINT)
-        stops: Any = getattr(self._now, "stops", (closing,) if closing else ())
+        stops: Any = getattr(self._current, "stops", (closing,) if closing else ())
         if type(stops) not in (list, tuple) or not all(isinstance(stop, str) and stop for stop in stops):
             raise TemplateError("`stops` must be a list of texts, none empty", path=path, hint=_HINT)
-        reply_space: Any = getattr(self._now, "reply_space", True)
+        reply_space: Any = getattr(self._current, "reply_space", True)
         if not isinstance(reply_space, bool):
             raise TemplateError("`reply_space` must be true or false", path=path, hint=_HINT)
         self._reply_space = reply_space
-        super().__init__(begins, closing, tuple(stops))
+        super().__init__(settings, closing, tuple(stops))
 
     def _system(self, text: str) -> str:
-        return self._render(self._now, "system", text)
+        return self._render(self._current, "system", text)
 
     def turn(self, user: str) -> str:
-        text = self._render(self._now, "user", clean(user))
-        spaced = self._reply_space and not text[-1:].isspace()
-        return text + (self.begun if spaced else self.begun.removeprefix(" "))
+        text = self._render(self._current, "user", clean(user))
+        needs_space = self._reply_space and not text[-1:].isspace()
+        return text + (self.begun if needs_space else self.begun.removeprefix(" "))
 
     def past_turn(self, user: str) -> str:
         return self._render(self._past, "user", clean(user))
@@ -128,6 +133,7 @@ class JinjaTemplate(PromptTemplate):
         return self._render(self._past, "reply", self._clean_reply(text))
 
     def _module(self, think: ThinkMode) -> Any:
+        """The template's macros and variables in a thinking mode."""
         with self._guarded():
             return self._compiled.make_module({"think": think, "think_request": THINK_REQUESTS.get(think, "")})
 
@@ -141,8 +147,8 @@ class JinjaTemplate(PromptTemplate):
 
     @contextmanager
     def _guarded(self, prefix: str = "") -> Generator[None]:
-        """Gives one rendering its budget of characters and its deadline; turns its errors into `TemplateError`."""
-        self._environment.left = MAX_OUTPUT_CHARACTERS
+        """A context for one rendering, with a limit of characters and of time; raises its errors as `TemplateError`."""
+        self._environment.characters_left = MAX_OUTPUT_CHARACTERS
         try:
             with deadline(DEADLINE_S):
                 yield
@@ -155,12 +161,12 @@ class JinjaTemplate(PromptTemplate):
             raise TemplateError(f"{prefix}{error}", path=self._path, line=line, hint=_HINT) from None
 
     def _line(self, error: BaseException) -> int | None:
-        """The template's line of a rendering error, from the frames of its compiled code."""
+        """The line of the template that raised a rendering error, from the frames of the compiled template."""
         lines = [number for frame, number in walk_tb(error.__traceback__) if frame.f_code.co_filename == "<template>"]
         return self._compiled.get_corresponding_lineno(lines[-1]) if lines else None
 
 
-def read_template(path: str, begins: ReplyPrompt) -> JinjaTemplate:
+def read_template(path: str, settings: ReplyPrompt) -> JinjaTemplate:
     """The prompt template in a file.
 
     Raises:
@@ -170,10 +176,12 @@ def read_template(path: str, begins: ReplyPrompt) -> JinjaTemplate:
         source = read_text(path, MAX_TEMPLATE_BYTES)
     except ValueError as error:
         raise TemplateError(str(error), path=path, hint=_HINT) from None
-    return JinjaTemplate(source, path, begins)
+    return JinjaTemplate(source, path, settings)
 
 
 def _check_tree(tree: nodes.Node, path: str) -> None:
+    """Raise `TemplateError` if a node of the tree is not allowed in a prompt template."""
+
     def refuse(message: str) -> NoReturn:
         raise TemplateError(message, path=path, line=tree.lineno, hint=_HINT)
 

@@ -32,7 +32,7 @@ from rwkvbatch.config import Prompting, ReplyPrompt, ThinkMode
 from rwkvbatch.errors import UsageError
 from rwkvbatch.files import read_file
 
-Begins = TypeVar("Begins", bound=ReplyPrompt)
+AnyReplyPrompt = TypeVar("AnyReplyPrompt", bound=ReplyPrompt)
 
 # A line end includes carriage returns before it. Matching only from the start of such a run keeps this linear.
 LINE_END = r"(?<!\r)\r*\n"
@@ -45,7 +45,7 @@ def clean(text: str) -> str:
 
 
 def clean_reply(text: str) -> str:
-    """A given reply for a prompt: `\\r\\n` becomes `\\n`, outer white space is removed; paragraphs stay."""
+    """A reference reply for a prompt: `\\r\\n` becomes `\\n`, outer white space is removed; empty lines are kept."""
     return re.sub(LINE_END, "\n", text).strip()
 
 
@@ -69,18 +69,18 @@ THINK_REQUESTS: Mapping[ThinkMode, str] = {
     "short-parens": " (think a bit)",
     "long-parens": " (think a lot)",
 }
-"""The end of a user's text that asks for thinking, or for little or much of it."""
+"""What is appended to the user's text to request thinking, by thinking mode."""
 
 BUNDLED_SHA256 = "390e982f9c02ee1a2bf1b8dec070c2490e44c74f8d325faa1232e657609e6f1a"
-"""The hash of the bundled model's file, which was trained to end a reply without thinking with a blank line."""
+"""The hash of the bundled model's file. The model was trained to end a reply without thinking with a blank line."""
 
 
-def with_turn_end(begins: Begins, weights_sha256: str) -> Begins:
-    """`begins` with `turn_end` `auto` replaced: by `blank-line` where the model was trained so, else `next-role`."""
-    if begins.turn_end != "auto":
-        return begins
-    is_blank_line = weights_sha256 == BUNDLED_SHA256 and begins.think == "off"
-    return begins.replace(turn_end="blank-line" if is_blank_line else "next-role")
+def with_turn_end(settings: AnyReplyPrompt, weights_sha256: str) -> AnyReplyPrompt:
+    """`settings` with `turn_end` `auto` replaced: by `blank-line` if the model was trained so, else by `next-role`."""
+    if settings.turn_end != "auto":
+        return settings
+    is_blank_line = weights_sha256 == BUNDLED_SHA256 and settings.think == "off"
+    return settings.replace(turn_end="blank-line" if is_blank_line else "next-role")
 
 
 PRELUDES: Mapping[str, str] = {
@@ -90,22 +90,21 @@ PRELUDES: Mapping[str, str] = {
         "Please feel free to ask any question and I will always answer it.\n\n"
     )
 }
-"""Texts of initial exchanges, by their names for `--prelude`."""
+"""The initial exchanges that `--prelude` accepts by name."""
 
 MAX_PRELUDE_BYTES = 1_000_000
 
 
 def read_text(path: str, max_bytes: int) -> str:
-    """The content of a UTF-8 file.
+    """The content of a UTF-8 file, without a byte order mark.
 
     Raises:
-        ValueError: it cannot be read, is not UTF-8, or is larger than `max_bytes`; the message says which.
+        ValueError: the file cannot be read, is not UTF-8, or is larger than `max_bytes`; the message says which.
     """
     try:
-        text = read_file(path, max_bytes).decode("utf-8-sig")
+        return read_file(path, max_bytes).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return text
 
 
 def load_prelude(name_or_path: str) -> str:
@@ -124,7 +123,7 @@ def load_prelude(name_or_path: str) -> str:
 
 
 def prelude_text(prelude: str | None, closing: str) -> str:
-    """A prelude with `\\n` line ends, without outer white space, followed by the closing text."""
+    """A prelude with `\\n` line ends and without outer white space, followed by the closing text once."""
     text = re.sub(LINE_END, "\n", prelude or "").strip()
     return text.removesuffix(closing.strip()).rstrip() + closing if text else ""
 
@@ -133,33 +132,34 @@ BLANK_LINE = "\n\n"
 
 
 class PromptTemplate(ABC):
-    """A template of segments. Nothing is added between their texts.
+    """A template of segments. The prompt is their concatenation, with nothing added in between.
 
     Attributes:
         think: the thinking mode.
         reply_prefix: text that every generated reply begins with.
-        closing: the text that closes a turn; read after a reply that did not end with it.
-        stops: texts that end a reply, besides token 0. With `turn_end` `next-role` (and `auto`) the template's own.
+        closing: the text that closes a turn; fed to the model after a reply that did not end with it.
+        stops: texts that end a reply, besides token 0. With `turn_end` `next-role` (or `auto`), the `stops` passed to
+            the constructor.
 
     Raises:
-        UsageError: a prefix, and a thinking mode in which the reply begins with thinking.
+        UsageError: a reply prefix together with a thinking mode in which the reply begins with thinking.
     """
 
-    def __init__(self, begins: ReplyPrompt, closing: str, stops: tuple[str, ...]) -> None:
-        begins.check_reply_prefix()
-        # No reply that a blank line ends has paragraphs.
-        self._clean_reply = clean if begins.turn_end == "blank-line" else clean_reply
-        self.think: ThinkMode = begins.think
-        self.reply_prefix = begins.reply_prefix.replace("\r\n", "\n")
+    def __init__(self, settings: ReplyPrompt, closing: str, stops: tuple[str, ...]) -> None:
+        settings.check_reply_prefix()
+        # A blank line would end the reply, so a reference reply must not contain one either.
+        self._clean_reply = clean if settings.turn_end == "blank-line" else clean_reply
+        self.think: ThinkMode = settings.think
+        self.reply_prefix = settings.reply_prefix.replace("\r\n", "\n")
         self.closing = closing
-        self.stops = {"blank-line": (BLANK_LINE,), "end-of-text": ()}.get(begins.turn_end, stops)
+        self.stops = {"blank-line": (BLANK_LINE,), "end-of-text": ()}.get(settings.turn_end, stops)
 
     @property
     def begun(self) -> str:
-        """The beginning of a generated reply, which is the end of the prompt: thinking, and `reply_prefix`.
+        """The beginning of a generated reply that the prompt contains: the thinking mode's text and `reply_prefix`.
 
-        A space stands before a prefix, as before any reply, unless it begins with white space. After an empty thinking
-        part, the part's tag is completed and its line ended.
+        A prefix follows a space, as every reply does, unless it begins with white space itself. After the empty
+        thinking part of a `fake` mode, the closing tag is completed and a newline added first.
         """
         opening, prefix = THINK_OPENINGS[self.think], self.reply_prefix
         if opening and prefix:
@@ -180,31 +180,31 @@ class PromptTemplate(ABC):
 
     @abstractmethod
     def past_turn(self, user: str) -> str:
-        """A user message whose reply is given (a reference): `turn` without any thinking."""
+        """A user message that a reference reply follows: `turn` without thinking and without `reply_prefix`."""
 
     @abstractmethod
     def reply(self, text: str) -> str:
-        """A given reply as it follows `past_turn`, with the closing text."""
+        """A reference reply as it follows `past_turn`, with the closing text."""
 
     def shown_reply(self, text: str) -> str:
-        """A generated reply as displayed: stripped, with the beginning of it that is in the prompt."""
+        """A generated reply for display: with the part of it that the prompt contains, and stripped."""
         return (self.begun + text).strip()
 
     def given_reply(self, text: str) -> tuple[str, str]:
-        """A given reply as it follows `past_turn`, in two parts: what `reply_prefix` gives away, and the rest.
+        """`reply(text)` in two parts: up to the end of `reply_prefix`, which the model need not predict, and the rest.
 
-        The first is empty for a reply that does not begin with the prefix.
+        The first part is empty if the reply does not begin with the prefix.
         """
-        whole, prefix = self.reply(text), self.reply_prefix.strip()
-        start = whole.find(prefix) + len(prefix) if prefix and whole.lstrip().startswith(prefix) else 0
-        return whole[:start], whole[start:]
+        segment, prefix = self.reply(text), self.reply_prefix.strip()
+        start = segment.find(prefix) + len(prefix) if prefix and segment.lstrip().startswith(prefix) else 0
+        return segment[:start], segment[start:]
 
 
 class OfficialTemplate(PromptTemplate):
-    """`System: s`, `User: x`, `Assistant:`, a blank line after each."""
+    """RWKV's own format: `System: s`, `User: x` and `Assistant: y`, each followed by a blank line."""
 
-    def __init__(self, begins: ReplyPrompt | None = None) -> None:
-        super().__init__(begins or ReplyPrompt(), BLANK_LINE, ("\nUser:",))
+    def __init__(self, settings: ReplyPrompt | None = None) -> None:
+        super().__init__(settings or ReplyPrompt(), BLANK_LINE, ("\nUser:",))
 
     def _system(self, text: str) -> str:
         return f"System: {text}\n\n"
@@ -220,11 +220,11 @@ class OfficialTemplate(PromptTemplate):
 
 
 TEMPLATES: Mapping[str, str] = {name: str(Path(__file__).with_name(f"{name}.jinja")) for name in ("bot", "markdown")}
-"""The template files that come with the program, by their names for `--template`."""
+"""The paths of the bundled template files, by the names that `--template` accepts for them."""
 
 
 def template_path(name_or_path: str) -> str:
-    """The path of a template: of one of `TEMPLATES`, or as it is."""
+    """The path of a template file: that of one of `TEMPLATES`, or `name_or_path` itself."""
     return TEMPLATES.get(name_or_path, name_or_path)
 
 
@@ -233,7 +233,7 @@ def load_template(prompting: Prompting) -> PromptTemplate:
 
     Raises:
         TemplateError: the template file cannot be read, or is not a prompt template (file and line).
-        UsageError: a prefix of replies that begin with thinking.
+        UsageError: a reply prefix together with a thinking mode in which the reply begins with thinking.
     """
     if prompting.template is None:
         return OfficialTemplate(prompting)

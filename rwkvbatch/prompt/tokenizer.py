@@ -3,8 +3,8 @@
 A model with a smaller vocabulary uses the entries with ids below its size. Ids 1 to 256 are the single bytes, so a
 vocabulary of 257 can encode any text.
 
-In no entry is an ASCII letter or digit followed by another ASCII character: a token ends where a word ends. Text is
-therefore split there into pieces, whose tokens are cached.
+In no entry is an ASCII letter or digit followed by an ASCII character of another kind, so no token extends beyond the
+end of a word. Text is therefore split into pieces at the ends of words, and the tokens of each piece are cached.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def vocabulary_path() -> Path:
 
 
 def load_entries(path: Path | None = None, cache: Path | None = None) -> tuple[bytes, ...]:
-    """The bytes of every token id from 0 to the last; empty for ids without an entry.
+    """The bytes of every token id from 0 up to the highest; empty for ids without an entry.
 
     Args:
         path: the vocabulary file; the installed one by default.
@@ -74,7 +74,9 @@ def load_entries(path: Path | None = None, cache: Path | None = None) -> tuple[b
 
 
 def parse_entries(source: bytes, path: Path, hint: str = _REINSTALL) -> tuple[bytes, ...]:
-    """Entries of a vocabulary file: lines of `ID LITERAL LENGTH`, the literal a Python `str` or `bytes`.
+    """The entries of a vocabulary file, as `load_entries` returns them.
+
+    Its lines have the form `ID LITERAL LENGTH`; the literal is a Python `str` or `bytes`.
 
     Raises:
         InputError: a line is not an entry, its length is wrong, or an id is repeated (file and line).
@@ -103,7 +105,7 @@ def parse_entries(source: bytes, path: Path, hint: str = _REINSTALL) -> tuple[by
 
 
 def pack(entries: tuple[bytes, ...]) -> bytes:
-    """The entries as bytes: their number, their lengths, then their bytes."""
+    """The entries in binary form: their number (4 bytes), their lengths (1 byte each), and their bytes."""
     return len(entries).to_bytes(4, "little") + bytes(map(len, entries)) + b"".join(entries)
 
 
@@ -117,7 +119,7 @@ def _read_cache(cache: Path, source_hash: bytes) -> tuple[bytes, ...] | None:
         return None
     count = int.from_bytes(packed[:4], "little")
     lengths, text = packed[4 : 4 + count], packed[4 + count :]
-    return tuple([text[begin:end] for begin, end in pairwise(accumulate(lengths, initial=0))])
+    return tuple([text[start:end] for start, end in pairwise(accumulate(lengths, initial=0))])
 
 
 def _write_cache(cache: Path, source_hash: bytes, entries: tuple[bytes, ...]) -> None:
@@ -131,7 +133,7 @@ def _write_cache(cache: Path, source_hash: bytes, entries: tuple[bytes, ...]) ->
 
 REPLACEMENT = "\ufffd"
 
-# `surrogateescape` maps each undecodable byte to one of these, which no valid UTF-8 decodes to.
+# `surrogateescape` maps each undecodable byte to one of these characters; valid UTF-8 never decodes to them.
 _ESCAPED_RUN = re.compile("[\udc80-\udcff]+")
 
 
@@ -142,28 +144,29 @@ def decode_utf8(data: bytes) -> str:
 
 MIN_VOCAB_SIZE = 257
 MAX_CACHED = 2**15
-"""The most entries of each cache of tokens; a full cache is cleared."""
+"""The maximum number of entries in each token cache; a full cache is cleared."""
 
 MAX_PIECE_BYTES = 32
-"""Longer pieces are not cached."""
+"""The length up to which pieces are cached."""
 
 _WORD_END = re.compile(rb"[A-Za-z0-9][\x00-/:-@\[-`{-\x7f]")
 _PIECE = re.compile(rb"[^A-Za-z0-9]*+(?:[A-Za-z0-9]++[\x80-\xff][^A-Za-z0-9]*+)*+[A-Za-z0-9]*+")
-"""From one word end to the next; the matches cover the text, and the last one is empty."""
+"""Text from one word end to the next; the matches cover the whole text, and the last one is empty."""
 
-_SLAB_BYTES = 2**16
-"""A long text is encoded in slabs of about this size, since its pieces take several times its memory."""
+_BLOCK_BYTES = 2**16
+"""The approximate size of the blocks in which a long text is encoded: its pieces take several times its memory."""
 
-_BEGINNING_BYTES = 4
+_PREFIX_BYTES = 4
+"""The length of the prefix by which entries longer than it are looked up."""
 
 
 class Tokenizer(Protocol):
-    """A tokenizer, as the engine and templates use it.
+    """The interface of tokenizers.
 
     Attributes:
-        vocab_size: ids are below this; not every id has an entry.
+        vocab_size: all ids are below this; not every id has an entry.
         name: for messages.
-        sha256: hex digest, equal for two tokenizers only if they give the same ids and texts.
+        sha256: a hex digest; two tokenizers have the same one only if they produce the same ids and texts.
     """
 
     @property
@@ -203,10 +206,10 @@ class WorldTokenizer:
         self.vocab_size = vocab_size
         self._bytes_of = tuple(entries[:vocab_size])
         self._id_of = {entry: token for token, entry in enumerate(self._bytes_of) if entry}
-        self._longer = _longer_by_beginning(self._id_of)
-        self._ends_with_words = not _WORD_END.search(b"\xff".join(self._bytes_of))
-        self._pieces: dict[bytes, tuple[int, ...]] = {}
-        self._beginnings: dict[bytes, tuple[tuple[int, ...], int, int]] = {}
+        self._long_lengths = _long_lengths_by_prefix(self._id_of)
+        self._can_split_at_words = not _WORD_END.search(b"\xff".join(self._bytes_of))
+        self._cached_pieces: dict[bytes, tuple[int, ...]] = {}
+        self._cached_prefixes: dict[bytes, tuple[tuple[int, ...], int, int]] = {}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}: {self.vocab_size} ids>"
@@ -226,54 +229,58 @@ class WorldTokenizer:
             InputError: `text` contains a lone surrogate, which has no bytes.
         """
         data = refuse_surrogates(text)
-        if not self._ends_with_words:
+        if not self._can_split_at_words:
             return self._encode_bytes(data)
         ids = list[int]()
-        for slab in _slabs(data):
-            self._encode_words(slab, ids)
+        for block in _blocks(data):
+            self._encode_words(block, ids)
         return ids
 
     def encode_long(self, text: str) -> array[int]:
-        """As `encode`, in 4 bytes a token (array type `i`), and with little memory besides."""
+        """As `encode`, in an array (type `i`) of 4 bytes per token, and with little additional memory."""
         data, ids = refuse_surrogates(text), array("i")
-        if not self._ends_with_words:
+        if not self._can_split_at_words:
             return array("i", self._encode_bytes(data))
-        for slab in _slabs(data):
-            self._encode_words(slab, ids)
+        for block in _blocks(data):
+            self._encode_words(block, ids)
         return ids
 
     def _encode_words(self, data: bytes, ids: list[int] | array[int]) -> None:
-        """Append the ids of whole words, and what is between them, to `ids`."""
-        id_of, pieces = self._id_of, self._pieces
+        """Append the ids of `data`, which must end at the end of a word or of the text, to `ids`."""
+        id_of, cache = self._id_of, self._cached_pieces
         for piece in _PIECE.findall(data):
-            known = pieces.get(piece)
-            if known is None:
+            piece_ids = cache.get(piece)
+            if piece_ids is None:
                 token = id_of.get(piece)
-                known = tuple(self._encode_bytes(piece)) if token is None else (token,)
+                piece_ids = tuple(self._encode_bytes(piece)) if token is None else (token,)
                 if len(piece) <= MAX_PIECE_BYTES:
-                    _store(pieces, piece, known)
-            ids.extend(known)
+                    _store(cache, piece, piece_ids)
+            ids.extend(piece_ids)
 
     def _encode_bytes(self, data: bytes) -> list[int]:
-        """Greedy longest match: repeatedly takes the longest entry at the beginning of the rest."""
-        id_of, beginnings, ids, at = self._id_of, self._beginnings, list[int](), 0
-        while at < len(data):
-            beginning = data[at : at + _BEGINNING_BYTES]
-            known = beginnings.get(beginning)
-            if known is None:
-                length = len(beginning)
-                while (token := id_of.get(beginning[:length])) is None:
+        """The ids of `data` by greedy longest match: every token is the longest entry that matches at its position.
+
+        The cache holds, for each prefix of `_PREFIX_BYTES` bytes, the lengths of the longer entries that start with it,
+        and the id and length of the longest entry within the prefix.
+        """
+        id_of, cache, ids, position = self._id_of, self._cached_prefixes, list[int](), 0
+        while position < len(data):
+            prefix = data[position : position + _PREFIX_BYTES]
+            candidates = cache.get(prefix)
+            if candidates is None:
+                length = len(prefix)
+                while (token := id_of.get(prefix[:length])) is None:
                     length -= 1
-                known = self._longer.get(beginning, ()), token, length
-                _store(beginnings, beginning, known)
-            longer, token, length = known
-            for more in longer:
-                found = id_of.get(data[at : at + more])
-                if found is not None:
-                    token, length = found, more
+                candidates = self._long_lengths.get(prefix, ()), token, length
+                _store(cache, prefix, candidates)
+            long_lengths, token, length = candidates
+            for long_length in long_lengths:
+                long_token = id_of.get(data[position : position + long_length])
+                if long_token is not None:
+                    token, length = long_token, long_length
                     break
             ids.append(token)
-            at += length
+            position += length
         return ids
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -291,7 +298,7 @@ class WorldTokenizer:
 
 @lru_cache(maxsize=8)
 def world_tokenizer(vocab_size: int = 65536) -> WorldTokenizer:
-    """The World tokenizer of a model with `vocab_size` token ids; the same object for the same size.
+    """The World tokenizer of a model with `vocab_size` token ids; cached by size.
 
     Raises:
         UsageError: the size does not include the 256 single bytes.
@@ -306,33 +313,33 @@ def world_tokenizer(vocab_size: int = 65536) -> WorldTokenizer:
 
 
 def encode_long(tokenizer: Tokenizer, text: str) -> array[int]:
-    """The ids of a text that may be long, in 4 bytes a token (array type `i`); raises as `Tokenizer.encode`."""
+    """The ids of a text that may be long, in an array (type `i`) of 4 bytes per token; raises as `Tokenizer.encode`."""
     return tokenizer.encode_long(text) if isinstance(tokenizer, WorldTokenizer) else array("i", tokenizer.encode(text))
 
 
-def _slabs(data: bytes) -> Iterator[bytes]:
-    """`data` in slabs of about `_SLAB_BYTES`, cut where words end, and so tokens too."""
-    begin = 0
-    while begin < len(data):
-        found = _WORD_END.search(data, begin + _SLAB_BYTES)
-        end = len(data) if found is None else found.start() + 1
-        yield data[begin:end]
-        begin = end
+def _blocks(data: bytes) -> Iterator[bytes]:
+    """`data` in blocks of about `_BLOCK_BYTES`, cut at ends of words, where a token always ends."""
+    start = 0
+    while start < len(data):
+        word_end = _WORD_END.search(data, start + _BLOCK_BYTES)
+        end = len(data) if word_end is None else word_end.start() + 1
+        yield data[start:end]
+        start = end
 
 
-def _longer_by_beginning(id_of: dict[bytes, int]) -> dict[bytes, tuple[int, ...]]:
-    """For each beginning, the lengths (longest first) of the longer entries that begin with it."""
-    found: dict[bytes, set[int]] = {}
+def _long_lengths_by_prefix(id_of: dict[bytes, int]) -> dict[bytes, tuple[int, ...]]:
+    """The lengths of the entries longer than `_PREFIX_BYTES`, longest first, by their prefix of that size."""
+    lengths_of: dict[bytes, set[int]] = {}
     for entry in id_of:
-        if len(entry) > _BEGINNING_BYTES:
-            found.setdefault(entry[:_BEGINNING_BYTES], set()).add(len(entry))
-    return {beginning: tuple(sorted(lengths, reverse=True)) for beginning, lengths in found.items()}
+        if len(entry) > _PREFIX_BYTES:
+            lengths_of.setdefault(entry[:_PREFIX_BYTES], set()).add(len(entry))
+    return {prefix: tuple(sorted(lengths, reverse=True)) for prefix, lengths in lengths_of.items()}
 
 
-def _store(memory: dict[bytes, Any], key: bytes, value: Any) -> None:
-    if len(memory) >= MAX_CACHED:
-        memory.clear()
-    memory[key] = value
+def _store(cache: dict[bytes, Any], key: bytes, value: Any) -> None:
+    if len(cache) >= MAX_CACHED:
+        cache.clear()
+    cache[key] = value
 
 
 class Utf8Stream:
@@ -343,7 +350,7 @@ class Utf8Stream:
         self._in_invalid_run = False
 
     def push(self, data: bytes, *, final: bool = False) -> str:
-        """The characters that `data` completes; with `final` also an incomplete one."""
+        """The characters that are complete after `data`; with `final`, also U+FFFD for an incomplete one."""
         escaped = self._decoder.decode(data, final)
         if not escaped:
             return ""
@@ -357,12 +364,13 @@ class Utf8Stream:
 class TextStream:
     """The text of a growing reply, up to its first stop text.
 
-    The stop text that is complete first ends the text (of two that end at the same character, the longer one), wherever
-    token borders are. A piece is returned once it can be part of neither an incomplete character nor a stop text.
+    The stop text that is complete first ends the reply, wherever the tokens begin and end; of two that end at the same
+    character, the longer one counts. Text is returned once it can no longer be part of an incomplete character or of a
+    stop text.
 
     Attributes:
         stopped_by: the stop text that ended the reply, or None.
-        held: whole characters not returned yet, because they may begin a stop text.
+        held: complete characters that are not returned yet, because a stop text may begin with them.
 
     Raises:
         UsageError: a stop text is empty.
@@ -381,17 +389,17 @@ class TextStream:
 
     @property
     def text(self) -> str:
-        """The returned pieces, joined; after `finish` all text of the reply without the stop text."""
+        """All text returned so far; after `finish`, the whole reply without the stop text."""
         if len(self._pieces) > 1:
             self._pieces = ["".join(self._pieces)]
         return self._pieces[0] if self._pieces else ""
 
     def push(self, token: int) -> str:
-        """The text that is certain after `token`; empty after a stop text or `finish`."""
+        """The text that can be returned after `token`; empty after a stop text or `finish`."""
         return "" if self._ended else self._take(self._utf8.push(self._token_bytes(token)))
 
     def finish(self) -> str:
-        """The rest of the text. An incomplete character becomes U+FFFD."""
+        """The remaining text. An incomplete character becomes U+FFFD."""
         if self._ended:
             return ""
         piece = self._take(self._utf8.push(b"", final=True))
@@ -402,12 +410,12 @@ class TextStream:
 
     def _take(self, new: str) -> str:
         window = self.held + new
-        # What ends first, and of these the longest.
-        if found := [(window.index(stop) + len(stop), -len(stop), stop) for stop in self._stops if stop in window]:
-            end, _, self.stopped_by = min(found)
+        # The smallest is the stop text that ends first, and of several that end there the longest.
+        if matches := [(window.index(stop) + len(stop), -len(stop), stop) for stop in self._stops if stop in window]:
+            end, _, self.stopped_by = min(matches)
             self.held, self._ended = "", True
             return self._return(window[: end - len(self.stopped_by)])
-        num_returned = len(window) - max([_num_begun(stop, window) for stop in self._stops], default=0)
+        num_returned = len(window) - max([_overlap_length(stop, window) for stop in self._stops], default=0)
         self.held = window[num_returned:]
         return self._return(window[:num_returned])
 
@@ -417,8 +425,8 @@ class TextStream:
         return piece
 
 
-def _num_begun(stop: str, text: str) -> int:
-    """The length of the longest proper beginning of `stop` that `text` ends with."""
+def _overlap_length(stop: str, text: str) -> int:
+    """The length of the longest proper prefix of `stop` that `text` ends with."""
     length = min(len(stop) - 1, len(text))
     while length and not text.endswith(stop[:length]):
         length -= 1

@@ -1,8 +1,8 @@
-"""The tokenizer of a checkpoint: by what it declares or brings, by its number of token ids, or by `--vocab`.
+"""Choice of a checkpoint's tokenizer: by `--vocab`, its metadata, a file beside it, or its number of token ids.
 
-World checkpoints have 65,536 ids, with few exceptions down to 65,525; RWKV-4 Pile and Raven have the GPT-NeoX 20B
-tokenizer's (50,254 to 50,304 rows, padded), whose file `20B_tokenizer.json` is in the repository BlinkDL/ChatRWKV. Ids
-of one vocabulary fed to a checkpoint of another give replies that look like those of a bad model: nothing is guessed.
+World checkpoints have 65,536 ids, a few of them fewer (down to 65,525). RWKV-4 Pile and Raven use the GPT-NeoX 20B
+tokenizer (50,254 to 50,304 ids, with padding); its file `20B_tokenizer.json` is in the repository BlinkDL/ChatRWKV.
+With the wrong vocabulary the replies look like those of a bad model, so an unknown vocabulary is an error, not a guess.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rwkvbatch.prompt.bpe import BpeTokenizer
 from rwkvbatch.prompt.tokenizer import Tokenizer, WorldTokenizer, parse_entries, world_tokenizer
 
 WORLD = "world"
-"""What `--vocab` and a checkpoint's metadata call the World vocabulary, cut to the number of ids."""
+"""The name of the World vocabulary, limited to the model's number of ids, for `--vocab` and in metadata."""
 
 METADATA_KEY = "vocabulary"
 """The key of a `.safetensors` file's metadata that declares the vocabulary."""
@@ -33,11 +33,11 @@ HF_FILE = "tokenizer.json"
 MAX_FILE_BYTES = 256 << 20
 END_OF_TEXT = 0
 
-_WAY_OUT = "--vocab FILE (World format, or a tokenizer.json), or --vocab world for World ids cut to its size"
+_VOCAB_OPTIONS = "--vocab FILE (World format, or a tokenizer.json), or --vocab world for World ids cut to its size"
 
 
 class HasVocabulary(Protocol):
-    """What a model says about its vocabulary, see `ModelSpec`."""
+    """The part of `ModelSpec` that determines the vocabulary."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -53,14 +53,14 @@ def tokenizer_of(model: HasVocabulary, vocab: str | None = None) -> Tokenizer:
     """The tokenizer of a model.
 
     Args:
-        vocab: `world`, or a vocabulary file; None for the environment variable `RWKVBATCH_VOCAB`, and without that the
-            file that the checkpoint's directory brings, what its metadata declare, or what its number of ids says. A
-            model that was not loaded from a file has World ids.
+        vocab: `world`, or a vocabulary file. With None, the first of these that applies: the environment variable
+            `RWKVBATCH_VOCAB`, `model.vocabulary_file`, `model.vocabulary` (declared by the metadata), the number of
+            ids, a tokenizer file in the checkpoint's directory. A model without a path has World ids.
 
     Raises:
-        CheckpointError: the checkpoint does not say which vocabulary it has.
-        InputError: the vocabulary's file is missing, damaged or of another kind.
-        UsageError: fewer ids than the World vocabulary's single bytes.
+        CheckpointError: the vocabulary of the checkpoint is unknown.
+        InputError: the vocabulary file is missing, damaged or of an unsupported kind.
+        UsageError: the model has too few ids for the single bytes of the World vocabulary.
     """
     size = model.vocab_size
     vocab = vocab or os.environ.get(VOCAB_VARIABLE) or model.vocabulary_file
@@ -78,13 +78,13 @@ def tokenizer_of(model: HasVocabulary, vocab: str | None = None) -> Tokenizer:
         raise CheckpointError(
             f"has {size:,} token ids, as checkpoints of the GPT-NeoX 20B tokenizer have; {NEOX_FILE} is not beside it",
             path=checkpoint,
-            hint=f"put that file of BlinkDL/ChatRWKV there, or give {_WAY_OUT}",
+            hint=f"put that file of BlinkDL/ChatRWKV there, or give {_VOCAB_OPTIONS}",
         )
     raise CheckpointError(
         f"has {size:,} token ids, and no known vocabulary has: World {_range(WORLD_SIZES)}, "
         f"GPT-NeoX 20B {_range(NEOX_SIZES)}",
         path=checkpoint,
-        hint=f"give {_WAY_OUT}",
+        hint=f"give {_VOCAB_OPTIONS}",
     )
 
 
@@ -99,18 +99,19 @@ def read_vocabulary(path: Path, vocab_size: int) -> Tokenizer:
         InputError: the file cannot be read, is of neither format, or does not fit `vocab_size` ids.
     """
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=path, hint=f"give {_WAY_OUT}") from None
-    return _read(path, vocab_size, found.st_mtime_ns, found.st_size)
+        raise InputError(f"cannot be read: {error.strerror}", path=path, hint=f"give {_VOCAB_OPTIONS}") from None
+    return _read(path, vocab_size, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=8)
 def _read(path: Path, vocab_size: int, _modified_ns: int, num_bytes: int) -> Tokenizer:
+    """The tokenizer in a file; the modification time is part of the cache key, so a changed file is read again."""
     if num_bytes > MAX_FILE_BYTES:
         raise InputError(f"is larger than {MAX_FILE_BYTES:,} bytes, the most of a vocabulary", path=path)
     if not path.is_file():
-        raise InputError("is not a file", path=path, hint=f"give {_WAY_OUT}")
+        raise InputError("is not a file", path=path, hint=f"give {_VOCAB_OPTIONS}")
     try:
         content = read_file(path, MAX_FILE_BYTES)
     except OSError as error:
@@ -131,20 +132,20 @@ def _read(path: Path, vocab_size: int, _modified_ns: int, num_bytes: int) -> Tok
 
 @lru_cache(maxsize=16)
 def textless_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """The ids that decode to nothing, but for end of text (0): rows of the model that no entry stands for."""
+    """The ids without an entry in the vocabulary, except end of text (0): rows of the model that are padding."""
     return frozenset(
         token for token in range(tokenizer.vocab_size) if token != END_OF_TEXT and not tokenizer.token_bytes(token)
     )
 
 
 def shown_ids(ids: Sequence[int] | frozenset[int], most: int = 6) -> str:
-    """Ids in words, neighbours as ranges.
+    """Ids for a message, consecutive ones as ranges; after `most` ranges, only the total follows.
 
     >>> shown_ids([5, 7, 8, 9])
     '5, 7 to 9'
     """
     ordered = sorted(ids)
-    starts = [at for at, (one, two) in enumerate(pairwise(ordered), start=1) if two != one + 1]
-    runs = [ordered[a:b] for a, b in pairwise([0, *starts, len(ordered)])] if ordered else []
-    words = [f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
-    return ", ".join(words[:most]) + (f" and {len(ordered):,} in all" if len(words) > most else "")
+    starts = [index for index, (left, right) in enumerate(pairwise(ordered), start=1) if right != left + 1]
+    runs = [ordered[start:end] for start, end in pairwise([0, *starts, len(ordered)])] if ordered else []
+    ranges = [f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
+    return ", ".join(ranges[:most]) + (f" and {len(ordered):,} in all" if len(ranges) > most else "")

@@ -1,9 +1,9 @@
-"""Decides which tasks of a plan to run: all of them, with `--until-ci` as many repetitions as precision needs, or those
-of a race (`rwkvbatch.replay.race`).
+"""Selects the tasks of a plan to run, round by round: all, those that `--until-ci` needs, or those of a race.
 
-After each round, a cell gets more repetitions if its paired interval against the first cell is wider than asked for;
-the first cell gets them too, to be paired with. Only the width of the interval decides, never its position
-(`rwkvbatch.stats.precision`), and only rows of finished rounds count: a resumed run decides as an uninterrupted one.
+With `--until-ci`, a cell gets more repetitions after a round if its paired interval against the first cell is too wide;
+the first cell gets as many, so that they can be paired. Only the width of the interval decides, never its position
+(`rwkvbatch.stats.precision`). Only rows of finished rounds count, so that a resumed run selects the same tasks as an
+uninterrupted one. `rwkvbatch.replay.race` selects the tasks of a race.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.race import FIRST_LOOK, Played, Race
+from rwkvbatch.replay.race import FIRST_LOOK, DrawSelection, Race
 from rwkvbatch.results.store import Rows
 
 BASELINE = 0
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Tasks to run: a number of repetitions for each cell of a plan."""
+class RepeatSelection:
+    """Tasks to run: the first `repeats[cell]` repetitions of every conversation in each cell of a plan."""
 
     plan: Plan
     repeats: tuple[int, ...]
 
     def tasks(self, *, longest_first: bool = False) -> Iterator[int]:
-        """Their numbers, in the plan's order or with the conversations of most turns first."""
+        """The task numbers, in the plan's order or with the conversations of most turns first."""
         conversations = self.plan.chosen
         if longest_first:
             lengths = [len(conversation.turns) for conversation in self.plan.conversations]
@@ -43,29 +43,32 @@ class Wanted:
         return turns * sum(self.repeats)
 
 
-def first_round(plan: Plan) -> Wanted | Played:
-    """What every run needs: `--repeats` of every cell, or the draws before a race's first look."""
+Selection = RepeatSelection | DrawSelection
+
+
+def first_round(plan: Plan) -> Selection:
+    """The tasks that every run has: `--repeats` of every cell, or the draws before a race's first look."""
     if plan.draws is not None:
-        return Played(plan, (min(FIRST_LOOK, len(plan.draws)),) * len(plan.cells))
-    return Wanted(plan, (plan.settings.repeats,) * len(plan.cells))
+        return DrawSelection(plan, (min(FIRST_LOOK, len(plan.draws)),) * len(plan.cells))
+    return RepeatSelection(plan, (plan.settings.repeats,) * len(plan.cells))
 
 
 def rounds(
     plan: Plan, rows: Rows, wide: Callable[..., bool] | None = None, *, race: Race | None = None
-) -> Iterator[Wanted | Played]:
-    """What to run round by round, until the precision is reached or the race has ended.
+) -> Iterator[Selection]:
+    """The tasks of each round, until the precision is reached or the race has ended.
 
-    A round's rows must exist before the next one.
+    The rows of a round must exist before the next round is asked for.
 
     Args:
-        race: that of the plan, which decides alone.
+        race: the plan's race, which then decides alone.
         wide: `wide(differences, conversations, width=...)`, by default `stats.precision.needs_more_repeats`.
     """
     if race is not None:
-        yield from (Played(plan, draws) for draws in race.looks())
+        yield from (DrawSelection(plan, draws) for draws in race.looks())
         return
-    wanted = Wanted(plan, (plan.settings.repeats,) * len(plan.cells))
-    yield wanted
+    selection = RepeatSelection(plan, (plan.settings.repeats,) * len(plan.cells))
+    yield selection
     width = plan.settings.until_ci
     if width is None:
         return
@@ -73,19 +76,19 @@ def rounds(
         from rwkvbatch.stats.precision import needs_more_repeats
 
         wide = needs_more_repeats
-    widening = set(range(len(plan.cells))) - {BASELINE}
+    wide_cells = set(range(len(plan.cells))) - {BASELINE}
     while True:
-        now = wanted.repeats[BASELINE]
-        if now >= plan.repeats:
+        repeats = selection.repeats[BASELINE]
+        if repeats >= plan.repeats:
             return
-        # A cell that was precise enough once stays out: testing it again would favour chance.
-        widening = {cell for cell in widening if _is_wide(plan, rows, cell, now, width, wide)}
-        if not widening:
+        # A cell that was precise enough once is not tested again: a further test could find it wide by chance.
+        wide_cells = {cell for cell in wide_cells if _is_wide(plan, rows, cell, repeats, width, wide)}
+        if not wide_cells:
             return
-        more = min(plan.repeats, now + max(1, now // 4))
-        raised = widening | {BASELINE}
-        wanted = Wanted(plan, tuple(more if cell in raised else n for cell, n in enumerate(wanted.repeats)))
-        yield wanted
+        more = min(plan.repeats, repeats + max(1, repeats // 4))
+        raised = wide_cells | {BASELINE}
+        selection = RepeatSelection(plan, tuple(more if c in raised else n for c, n in enumerate(selection.repeats)))
+        yield selection
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,9 @@ class Reached:
     """The precision that a cell reached with `--until-ci`.
 
     Attributes:
-        repeats: its repetitions.
-        width: of its paired interval against the first cell, as in the stopping rule; infinite where it is unknown,
-            None for the first cell and where nothing can be compared.
+        repeats: repetitions per conversation.
+        width: width of the paired interval against the first cell, as the stopping rule computes it; infinite if it
+            is unknown, None for the first cell and if no rows can be compared.
     """
 
     cell: str
@@ -103,20 +106,20 @@ class Reached:
     width: float | None
 
 
-def reached(plan: Plan, rows: Rows, wanted: Wanted) -> tuple[Reached, ...]:
-    """The precision of each cell in order; empty without `--until-ci`."""
+def reached(plan: Plan, rows: Rows, selection: RepeatSelection) -> tuple[Reached, ...]:
+    """The precision of each cell, in the plan's order; empty without `--until-ci`."""
     if plan.settings.until_ci is None:
         return ()
     from rwkvbatch.stats.precision import planning_width
 
-    found: list[Reached] = []
-    for cell, repeats in enumerate(wanted.repeats):
+    precisions: list[Reached] = []
+    for cell, repeats in enumerate(selection.repeats):
         differences, conversations = _differences(plan, rows, cell, repeats)
         width = None
         if cell != BASELINE and differences:
             width = planning_width(differences, conversations)
-        found.append(Reached(plan.cells[cell].name, repeats, width))
-    return tuple(found)
+        precisions.append(Reached(plan.cells[cell].name, repeats, width))
+    return tuple(precisions)
 
 
 def _is_wide(plan: Plan, rows: Rows, cell: int, repeats: int, width: float, wide: Callable[..., bool]) -> bool:
@@ -133,14 +136,15 @@ def _differences(plan: Plan, rows: Rows, cell: int, repeats: int) -> tuple[list[
         if not any(turn.checks for turn in conversation.turns):
             continue
         for repeat in range(repeats):
-            ours = _scores(plan, rows, plan.number_of(number, cell, repeat))
-            base = _scores(plan, rows, plan.number_of(number, BASELINE, repeat))
-            for one, other in zip(ours, base, strict=True):
-                if one is not None and other is not None:
-                    differences.append(one - other)
+            cell_scores = _scores(plan, rows, plan.number_of(number, cell, repeat))
+            base_scores = _scores(plan, rows, plan.number_of(number, BASELINE, repeat))
+            for score, base_score in zip(cell_scores, base_scores, strict=True):
+                if score is not None and base_score is not None:
+                    differences.append(score - base_score)
                     conversations.append(number)
     return differences, conversations
 
 
 def _scores(plan: Plan, rows: Rows, task: int) -> Sequence[float | None]:
+    """`[turns]` the scores of a task's rows, None for a missing row and for one without a scored check."""
     return [rows.read(row).score if rows.has(row) else None for row in range(*plan.rows_of(task))]

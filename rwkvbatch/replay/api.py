@@ -1,4 +1,7 @@
-"""`run` replays scripts, and `prepare` only makes the plan; the command line calls them too."""
+"""The library's function `run`, which replays scripts, and `prepare`, which only makes the plan.
+
+The command line calls both.
+"""
 
 from __future__ import annotations
 
@@ -134,20 +137,23 @@ def run(
         out: the run directory, new or one to continue; None keeps the rows in memory.
         model: a loaded model or an `LLM`, a checkpoint's file or several (a dimension of the grid), or None for the
             bundled one.
-        grid: a TOML file with a grid of settings. config: one with settings.
-        environment: where `RWKVBATCH_*` settings are read from, such as `os.environ`; None reads none.
+        grid: a TOML file with a grid of settings.
+        config: a TOML file with settings.
+        environment: variables from which `RWKVBATCH_*` settings are read, such as `os.environ`; None reads none.
         documents: score text files, JSON lines with `text` and folders of them, as `rwkvbatch score` does.
-        skip_bad: leave bad lines of a script out.
+        skip_bad: set bad lines of a script aside instead of raising.
         shard: run only this part of the conversations, such as `2/8`.
-        retry_errors: run rows again that failed. repair: set damaged rows aside and run them again.
+        retry_errors: run failed rows again.
+        repair: set damaged rows aside and run them again.
         verify_rows: afterwards, generate this many rows again, alone and in another batch.
-        metrics_port: serve metrics for Prometheus on this port of 127.0.0.1 while it runs; 0 takes a free one.
-        observer: receives progress. notify: receives messages for people.
+        metrics_port: serve metrics for Prometheus on this port of 127.0.0.1 during the run; 0 takes a free one.
+        observer: receives progress.
+        notify: is called with messages for the user.
         should_stop: called between steps; true ends the run, which can be continued.
-        loading: entered while files are read and the models are loaded; what it raises leaves no trace.
-        command: how the run was started, for the manifest.
+        loading: makes a context in which files are read and the models are loaded. If it raises, nothing was written.
+        command: the command that started the run, for the manifest.
         settings: fields of `RunSettings`, see `RunKeywords`; a list of values makes a dimension of the grid. They
-            win over a conversation's own params.
+            override a conversation's `params`.
 
     Returns:
         The summary, and the rows: `result.rows()`.
@@ -158,9 +164,9 @@ def run(
     loaded: Model | None = None
     if model is not None and not isinstance(model, (str, os.PathLike, Sequence)):
         loaded, model = cast("Model", getattr(model, "model", model)), None
-    where: dict[str, Any] = {"grid": grid, "config": config, "environment": environment, "documents": documents}
+    sources: dict[str, Any] = {"grid": grid, "config": config, "environment": environment, "documents": documents}
     with loading():  # a script may be a pipe that never ends
-        prepared = prepare(scripts, model=model, skip_bad=skip_bad, shard=shard, **where, **settings)
+        prepared = prepare(scripts, model=model, skip_bad=skip_bad, shard=shard, **sources, **settings)
     plan, skipped = prepared.plan, prepared.script.skipped
     log_lint(plan)
     observers = [] if observer is None else [observer]
@@ -169,9 +175,9 @@ def run(
         judge = _judge(plan, loader, notify)
     with ExitStack() as stack:
         if metrics_port is not None:
-            served = stack.enter_context(serving_metrics(metrics_port))
-            notify(f"metrics for Prometheus are at {served.url}")
-            observers.append(served)
+            metrics = stack.enter_context(serving_metrics(metrics_port))
+            notify(f"metrics for Prometheus are at {metrics.url}")
+            observers.append(metrics)
         stack.enter_context(naming_origins(plan.origins))
         options = RunOptions(
             out=None if out is None else Path(out),
@@ -214,7 +220,7 @@ def _judge(plan: Plan, loader: ModelLoader, notify: Callable[[str], None]) -> Ju
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan, and the script that it was made from."""
+    """A plan and its script."""
 
     plan: Plan
     script: Script
@@ -263,35 +269,41 @@ def _script_names(scripts: PathLike | Sequence[PathLike]) -> tuple[str, ...]:
 
 
 def split_lists(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Single values, and lists of values (`0.3,0.7` or a sequence) of settings that a grid may vary, by full names."""
+    """The settings with one value, and those with several values, by full names.
+
+    Only settings that a grid may vary have several: a comma list such as `0.3,0.7`, or a sequence.
+
+    Raises:
+        UsageError: a list has an empty item.
+    """
     single: dict[str, Any] = {}
-    several: dict[str, list[Any]] = {}
-    for key, value in values.items():
-        full = full_name(key)
-        parts: list[Any] = [value]
-        if full in GRID_SETTINGS:
-            if isinstance(value, str) and "," in value and full not in TEXTS:
-                parts = _split_paths(value) if full in PATHS else [part.strip() for part in value.split(",")]
+    lists: dict[str, list[Any]] = {}
+    for raw_key, value in values.items():
+        key = full_name(raw_key)
+        items: list[Any] = [value]
+        if key in GRID_SETTINGS:
+            if isinstance(value, str) and "," in value and key not in TEXTS:
+                items = _split_paths(value) if key in PATHS else [item.strip() for item in value.split(",")]
             elif isinstance(value, (list, tuple)):
-                parts = list(value)  # pyright: ignore[reportUnknownArgumentType]
-            if not parts or ("" in parts and full not in TEXTS):
-                raise UsageError(f"{option_name(full)} has an empty item in {value!r}")
-        if len(parts) == 1:
-            single[full] = parts[0]
+                items = list(value)  # pyright: ignore[reportUnknownArgumentType]
+            if not items or ("" in items and key not in TEXTS):
+                raise UsageError(f"{option_name(key)} has an empty item in {value!r}")
+        if len(items) == 1:
+            single[key] = items[0]
         else:
-            several[full] = parts
-    return single, several
+            lists[key] = items
+    return single, lists
 
 
 def _split_paths(text: str) -> list[str]:
-    """The paths of a comma list. Of its parts, the most that are together the name of a file are one path."""
-    parts, found = text.split(","), list[str]()
+    """The paths of a comma list. Each path has as many parts as possible such that a file of this name exists."""
+    parts, paths = text.split(","), list[str]()
     while parts:
         sizes = range(len(parts), 1, -1)
         size = next((n for n in sizes if _is_path(",".join(parts[:n]).strip())), 1)
-        found.append(",".join(parts[:size]).strip())
+        paths.append(",".join(parts[:size]).strip())
         parts = parts[size:]
-    return found
+    return paths
 
 
 def _is_path(name: str) -> bool:

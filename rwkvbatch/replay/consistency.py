@@ -1,4 +1,4 @@
-"""Checks the settings of a run against each other and the script: refuses contradictions, logs likely mistakes."""
+"""Checks the settings of a run against each other and the script: refuses contradictions and logs likely mistakes."""
 
 from __future__ import annotations
 
@@ -75,16 +75,17 @@ def _refuse_in_race(settings: RunSettings, cells: Sequence[Cell], shard: Shard |
 
 
 def with_endpoint(layered: Layered, cells: Sequence[Cell]) -> Layered:
-    """The settings with as many conversations at a time as an endpoint takes requests, if there is one.
+    """The settings; if a cell has an endpoint, with `concurrency` as the batch size.
 
-    Raises `UsageError` for settings that a served model cannot have, see `check_settings`.
+    Raises:
+        UsageError: a served model cannot have the settings, see `check_settings`.
     """
-    settings, served = layered.settings, False
+    settings, has_endpoint = layered.settings, False
     for cell in cells:
-        own = settings.replace(**cell.overrides)
-        check_settings(own, layered.named | cell.overrides.keys())
-        served |= own.endpoint is not None
-    if not served:
+        cell_settings = settings.replace(**cell.overrides)
+        check_settings(cell_settings, layered.named | cell.overrides.keys())
+        has_endpoint |= cell_settings.endpoint is not None
+    if not has_endpoint:
         if settings.max_requests is not None and settings.judge_url is None:
             raise UsageError("--max-requests belongs to --endpoint or --judge-url, which are not given")
         return layered
@@ -99,7 +100,11 @@ def with_endpoint(layered: Layered, cells: Sequence[Cell]) -> Layered:
 
 
 def check_plan(plan: Plan) -> None:
-    """Refuse what the script cannot decide, and log repeats that change nothing; raises `UsageError`."""
+    """Check a plan against its script, and log repeats that change nothing.
+
+    Raises:
+        UsageError: a race or `--until-ci` needs checks that the script does not have, or `--race-rows` is too small.
+    """
     if plan.settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
         raise UsageError("--until-ci compares the scores of checks, and the script has none")
     if plan.draws is not None:
@@ -109,25 +114,24 @@ def check_plan(plan: Plan) -> None:
 
 
 def _check_race(plan: Plan) -> None:
-    """Refuse a race without checks; log which conversations cannot be drawn."""
-    unchecked = sum(1 for c in plan.conversations if not any(turn.checks for turn in c.turns))
-    if unchecked == len(plan.conversations):
+    """Refuse a race without checks or with too few rows; log how many conversations cannot be drawn."""
+    num_unchecked = sum(1 for c in plan.conversations if not any(turn.checks for turn in c.turns))
+    if num_unchecked == len(plan.conversations):
         raise UsageError("--race compares the scores of checks, and the script has none")
-    if unchecked:
-        _log.warning(
-            "--race leaves out %d of %d conversations, which have no checks", unchecked, len(plan.conversations)
-        )
-    rows = plan.settings.race_rows
-    least = len(plan.cells) * sum(turns_of_draws(plan)[:FIRST_LOOK])
-    if rows is not None and rows < least:
+    if num_unchecked:
+        message = "--race leaves out %d of %d conversations, which have no checks"
+        _log.warning(message, num_unchecked, len(plan.conversations))
+    max_rows = plan.settings.race_rows
+    min_rows = len(plan.cells) * sum(turns_of_draws(plan)[:FIRST_LOOK])
+    if max_rows is not None and max_rows < min_rows:
         raise UsageError(
-            f"--race-rows must be at least {least:,}, the rows of the first {FIRST_LOOK} draws in "
-            f"{len(plan.cells)} cells, before which nothing is decided; got {rows:,}"
+            f"--race-rows must be at least {min_rows:,}, the rows of the first {FIRST_LOOK} draws in "
+            f"{len(plan.cells)} cells, before which nothing is decided; got {max_rows:,}"
         )
 
 
 def _warn_of_needless_repeats(plan: Plan) -> None:
-    """Log where repeats cannot differ because replies are greedy."""
+    """Log the cells in which repeats cannot differ because replies are greedy."""
     if plan.repeats == 1 or not (greedy := plan.greedy_cells()):
         return
     low, high = plan.settings.repeats, plan.settings.max_repeats
@@ -145,21 +149,24 @@ def _warn_of_needless_repeats(plan: Plan) -> None:
 
 
 def log_left_out(script: Script) -> None:
-    """Log why each bad line was set aside (after `SKIPPED_SHOWN` at level `info`), and the keys that are not read."""
+    """Log why each bad line was set aside, and the keys that are not read.
+
+    After the first `SKIPPED_SHOWN` lines, the level is `info`.
+    """
     for number, line in enumerate(script.skipped):
         level = logging.WARNING if number < SKIPPED_SHOWN else logging.INFO
         _log.log(level, "set aside: %s", line.error, extra={"path": line.source.path, "line": line.source.line})
     if len(script.skipped) > SKIPPED_SHOWN:
         _log.warning("set aside: %d lines more", len(script.skipped) - SKIPPED_SHOWN)
     if script.ignored:
-        most = sorted(script.ignored.items(), key=lambda item: (-item[1], item[0]))
-        shown = ", ".join(f"{key} ({count:,})" for key, count in most[:KEYS_SHOWN])
-        rest = f" and {len(most) - KEYS_SHOWN} more" if len(most) > KEYS_SHOWN else ""
-        _log.warning("keys that are not read, with their numbers of lines: %s%s", shown, rest)
+        by_count = sorted(script.ignored.items(), key=lambda item: (-item[1], item[0]))
+        shown = ", ".join(f"{key} ({count:,})" for key, count in by_count[:KEYS_SHOWN])
+        more = f" and {len(by_count) - KEYS_SHOWN} more" if len(by_count) > KEYS_SHOWN else ""
+        _log.warning("keys that are not read, with their numbers of lines: %s%s", shown, more)
 
 
 def log_lint(plan: Plan) -> None:
-    """Log how many contents are probably mistakes, and each probable mistake in the system messages of the settings."""
+    """Log each probable mistake in the settings' system messages, and the number of those in the script."""
     for warning in lint_system(cell.system for cell in plan.cell_settings if cell.system is not None):
         _log.warning("%s", warning)
     counts = Counter(warning.code for warning in lint(plan.conversations))

@@ -1,6 +1,6 @@
-"""Replays one task turn by turn: engine requests out of a script's turns, rows out of the engine's replies.
+"""Replays one task turn by turn: makes engine requests from a script's turns, and rows from the engine's replies.
 
-A turn passes these records on its way from the script to the run directory: `Conversation` and `Turn` (the script),
+These records hold a turn on its way from the script to the run directory: `Conversation` and `Turn` (the script),
 `Task` and `TurnSettings` (the plan), `ConversationReplay` (here), `Request` and `Reply` (the engine), `ReplyFacts` and
 `CheckResult` (the checks), `Row` (the results).
 """
@@ -42,29 +42,31 @@ class ConversationReplay:
     def __init__(self, task: Task, encoder: PromptEncoder) -> None:
         self.task = task
         self.pending: set[int] = set()
-        self._place = 0
+        self._position = 0
+        """Index of the next turn in the order of the replay."""
         self._work: _Work | None = None
-        # By turn of the dialogue, the tokens up to the end of its user message: probes count from there.
-        self._said: dict[int, int] = {}
+        # By turn of the dialogue, the number of tokens up to the end of its user message: the distance of a probe is
+        # counted from there.
+        self._num_tokens_through: dict[int, int] = {}
         self._encoder = encoder
         self._history = encoder.opening(task)
-        # The dialogue so far as messages, for a served model that has a template of its own.
+        # The dialogue so far as messages, for a server that applies a template of its own.
         self._messages = [{"role": "system", "content": task.system}] if task.system else []
 
     @property
     def over(self) -> bool:
-        return self._place >= len(self.task.conversation.order)
+        return self._position >= len(self.task.conversation.order)
 
     @property
     def turn(self) -> int:
-        """The number of the next turn, in the order of the replay; the number of turns when `over`."""
+        """The index of the next turn in the conversation; the number of turns when `over`."""
         order = self.task.conversation.order
-        return len(order) if self.over else order[self._place]
+        return len(order) if self.over else order[self._position]
 
     @property
     def turns_after(self) -> tuple[int, ...]:
-        """The numbers of the turns that follow the next one."""
-        return self.task.conversation.order[self._place + 1 :]
+        """The indices of the turns after the next one, in the order of the replay."""
+        return self.task.conversation.order[self._position + 1 :]
 
     @property
     def is_at_probe(self) -> bool:
@@ -81,7 +83,7 @@ class ConversationReplay:
         self._check_length(len(tokens))
         turn = self.task.of_turn(self.turn)
         settings = turn.settings
-        # Where a server's template makes the prompt, it also says what ends a reply.
+        # With the chat API, the server's template makes the prompt and also decides what ends a reply.
         is_chat = settings.uses_chat_api
         messages = (*self._messages, {"role": "user", "content": self._next.user}) if is_chat else ()
         return Request(
@@ -102,28 +104,30 @@ class ConversationReplay:
             raise PromptTooLongError(f"the prompt has {num_tokens} tokens; --max-prompt-tokens allows {limit}")
 
     def _noise(self, seed: int) -> NoiseKey:
-        """The key of the turn's random numbers; that of a probe does not depend on how many turns there are."""
+        """The key of the turn's random numbers. A probe's key does not depend on how many turns the dialogue has."""
         conversation, probe = self.task.conversation.id, self._next.probe
         if probe is None:
             return NoiseKey(seed, conversation, self.task.repeat, self.turn)
         return NoiseKey(seed, f"{conversation}\x1fprobe {probe.number}", self.task.repeat, probe.after)
 
     def submit(self, engine: Engine | EndpointEngine) -> None:
-        """Submit the work of the next turn: its reply, its reference reply, its choices.
+        """Submit the work of the next turn: generating the reply, scoring the reference and the choices.
 
-        Raises `RwkvBatchError` or `ValueError` when the prompt is too long or the engine refuses the request.
+        Raises:
+            PromptTooLongError: the prompt is longer than the settings allow.
+            RwkvBatchError, ValueError: the engine refuses a request.
         """
         turn = self._next
-        texts = [] if turn.reference is None else [self._reference_tokens(turn.reference)]
-        texts += map(self._choice_tokens, turn.choices)
+        scored_texts = [] if turn.reference is None else [self._reference_tokens(turn.reference)]
+        scored_texts += map(self._choice_tokens, turn.choices)
         if not turn.generate:
-            for prefix, _ in texts:
+            for prefix, _ in scored_texts:
                 self._check_length(len(prefix))
-        self._work = _Work(self.request() if turn.generate else None, texts)
+        self._work = _Work(self.request() if turn.generate else None, scored_texts)
         self.submit_more(engine)
 
     def submit_more(self, engine: Engine | EndpointEngine) -> None:
-        """Submit what is left of the next turn's work, as far as `MAX_PENDING` allows: each request has its tokens."""
+        """Submit more requests of the next turn's work, until `MAX_PENDING` are pending. This bounds their tokens."""
         work = self._work
         if work is None:
             return
@@ -132,25 +136,25 @@ class ConversationReplay:
             while work.num_submitted < work.num_parts and len(self.pending) < MAX_PENDING:
                 part = work.num_submitted
                 if work.request is not None and part == 0:
-                    number = engine.submit(work.request)
+                    request_id = engine.submit(work.request)
                 else:
-                    place = part - (work.request is not None)
+                    index = part - (work.request is not None)
                     # Only a reference reply can be part of a later history.
-                    cache = place == 0 and self._next.reference is not None and not self._next.plain
-                    number = engine.submit_score(*work.texts[place], root, cache=cache)
-                work.part_of[number] = part
-                self.pending.add(number)
+                    cache = index == 0 and self._next.reference is not None and not self._next.plain
+                    request_id = engine.submit_score(*work.scored_texts[index], root, cache=cache)
+                work.part_of[request_id] = part
+                self.pending.add(request_id)
                 work.num_submitted += 1
-        except BaseException:  # Ctrl-C too: the engine would go on with requests that nobody takes
-            for number in self.pending:
-                engine.cancel(number)
+        except BaseException:  # also KeyboardInterrupt: the engine must not continue requests without a receiver
+            for request_id in self.pending:
+                engine.cancel(request_id)
             raise
 
     def take_result(self, request_id: int, result: Reply | Score) -> Row | None:
         """Take a pending request's result. Returns the turn's row once all its results are there.
 
-        Without a row, the caller calls `submit_more`. With one, the replay has moved to the next turn, unless it is an
-        error row.
+        The replay has then moved to the next turn, unless the row is an error row. When it returns None, call
+        `submit_more`.
         """
         work, results = self._work, self.collect(request_id, result)
         if work is None or results is None:
@@ -161,16 +165,16 @@ class ConversationReplay:
             row = self._row(work, reply, scores, text)
         except ENDS_PROCESS:
             raise
-        except BaseException as error:  # checks are plug-ins: any exception fails the row, not the run
+        except BaseException as error:  # checks may be plug-ins: an exception fails the row, not the run
             return error_row(self.task, self.turn, explain(error), reply, text)
         self._advance(() if reply is None else reply.history, row)
         return row
 
     def collect(self, request_id: int, result: Reply | Score) -> TurnResults | None:
-        """Take a pending request's result, as `take_result` does, and stay at the turn: nothing is judged.
+        """Take a pending request's result, as `take_result` does, but run no checks and stay at the turn.
 
         Returns:
-            All results of the turn once they are there; before that None, and the caller calls `submit_more`.
+            All results of the turn once they are there. When it returns None, call `submit_more`.
         """
         self.pending.remove(request_id)
         work = self._work
@@ -181,7 +185,7 @@ class ConversationReplay:
         self._work = None
         reply = work.results[0] if work.request is not None else None
         assert reply is None or isinstance(reply, Reply)
-        return TurnResults(reply, [found for _, found in sorted(work.results.items()) if isinstance(found, Score)])
+        return TurnResults(reply, [result for _, result in sorted(work.results.items()) if isinstance(result, Score)])
 
     def fail_turn(self, error: Exception) -> Row:
         """The error row of the next turn. The replay stays at that turn."""
@@ -190,31 +194,37 @@ class ConversationReplay:
         return error_row(self.task, self.turn, explain(error))
 
     def skip_turn(self, row: Row) -> None:
-        """Move past a turn whose row exists: its tokens are added to the history, nothing is generated."""
+        """Move past a turn whose row exists: add its tokens to the history and generate nothing."""
         history: tuple[int, ...] = ()
         if self._next.generate and self._next.probe is None:
-            end = cast("FinishReason", row.finish_reason), row.stopped_by, self._template.closing
-            history = closed_history(self._encoder.tokenizer, self.prompt(), row.reply_ids, *end)
+            history = closed_history(
+                self._encoder.tokenizer,
+                self.prompt(),
+                row.reply_ids,
+                cast("FinishReason", row.finish_reason),
+                row.stopped_by,
+                self._template.closing,
+            )
         self._advance(history, row)
 
     def take_references(self) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
-        """The tokens before each of the next references, and those of the reference, as rows score them.
+        """For each of the next references, the tokens before it and its own tokens, as rows score them.
 
-        Goes past their turns, with the references as history, and stops before a turn of the dialogue without one;
-        probes without one are passed over.
+        Moves past the turns of these references, with the references as history, and stops before a turn of the
+        dialogue that has none. Probes without a reference are skipped.
         """
         while not self.over:
             turn = self._next
             if turn.reference is not None:
                 yield self._reference_tokens(turn.reference)
                 if turn.probe is None and not turn.plain:
-                    self._history = self._given_history(turn.reference)
+                    self._history = self._history_after_reference(turn.reference)
             elif turn.probe is None:
                 return
-            self._place += 1
+            self._position += 1
 
     def take_reply(self, reply: Reply) -> None:
-        """Go past the next turn with the model's reply as history, and make no row of it.
+        """Move past the next turn with the model's reply as history, without making a row.
 
         Raises:
             RowError: the engine could not make the reply.
@@ -222,7 +232,7 @@ class ConversationReplay:
         if reply.finish_reason == "error":
             raise RowError(reply.error or "the engine could not make this reply")
         self._history = reply.history
-        self._place += 1
+        self._position += 1
 
     @property
     def _next(self) -> Turn:
@@ -233,70 +243,73 @@ class ConversationReplay:
         return self._encoder.template(self.task.of_turn(self.turn).settings)
 
     def _reference_tokens(self, reference: str) -> tuple[Sequence[int], Sequence[int]]:
-        """The tokens before the turn's reference that are not scored, and those that are.
+        """The tokens before the scored part of the turn's reference, and the scored tokens.
 
-        Of a plain text that nothing is read before (`bos` off), the first token cannot be scored.
+        The first token of a plain text cannot be scored if no token precedes it (`bos` off, no prompt).
         """
         if not self._next.plain:
-            return self._with_given(*self._template.given_reply(reference))
-        before, text = self._plain_prompt(), encode_long(self._encoder.tokenizer, reference)
-        if not before and len(text) < 2:
+            return self._split_before_last(*self._template.given_reply(reference))
+        prefix, text = self._plain_prompt(), encode_long(self._encoder.tokenizer, reference)
+        if not prefix and len(text) < 2:
             raise RowError("the text has one token, and nothing is read before it: use --bos on")
-        return (before, text) if before else (text[:1], text[1:])
+        return (prefix, text) if prefix else (text[:1], text[1:])
 
     def _plain_prompt(self) -> tuple[int, ...]:
         """The tokens before a plain text: token 0 (unless `bos` is off) and its prompt, read without a template."""
         settings = self.task.of_turn(self.turn).settings
-        begin = (END_OF_TEXT,) if settings.begins_with_bos(plain_text=True) else ()
-        # Not through the cache of encoded texts, which would keep documents.
-        return (*begin, *self._encoder.tokenizer.encode(self._next.user))
+        bos = (END_OF_TEXT,) if settings.begins_with_bos(plain_text=True) else ()
+        # Without the cache of encoded texts, which would keep whole documents in memory.
+        return (*bos, *self._encoder.tokenizer.encode(self._next.user))
 
     def _choice_tokens(self, choice: Choice) -> tuple[Sequence[int], Sequence[int]]:
-        """The tokens before a choice, and those of the choice, as a reply's beginning or after a plain prompt."""
+        """The tokens before a choice, and its own tokens, as the beginning of a reply or after a plain prompt."""
         if self._next.plain:
             return self._plain_prompt(), tuple(self._encoder.encode(choice.text))
-        return self._with_choice(self._choice_text(choice))
+        return self._split_before_choice(self._choice_text(choice))
 
     def _choice_text(self, choice: Choice) -> str:
-        """A choice as the template writes a reply; after a `reply_prefix` or a plain prompt as the script has it."""
+        """A choice as the template writes a reply; verbatim after a `reply_prefix` or a plain prompt."""
         if self._template.reply_prefix or self._next.plain:
             return choice.text
         return self._template.reply(choice.text).removesuffix(self._template.closing)
 
-    def _with_choice(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return (self.prompt(), self._encoder.encode(text)) if self._template.reply_prefix else self._with_given(text)
+    def _split_before_choice(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens before the choice `text` of the next turn, and its own tokens."""
+        if self._template.reply_prefix:
+            return self.prompt(), self._encoder.encode(text)
+        return self._split_before_last(text)
 
-    def _with_given(self, *parts: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The tokens before the last of a reply's `parts`, as the template writes them, and those of that part."""
+    def _split_before_last(self, *parts: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens before the last of the `parts` of the next turn's reply, and the tokens of that part."""
         texts = (self._template.past_turn(self._next.user), *parts)
         *before, last = [self._encoder.encode(text) for text in texts]
         return (*self._history, *chain.from_iterable(before)), last
 
-    def _given_history(self, reference: str) -> tuple[int, ...]:
-        """All tokens after a turn whose reply is its reference."""
-        prefix, reply = self._with_given(self._template.reply(reference))
+    def _history_after_reference(self, reference: str) -> tuple[int, ...]:
+        """All tokens up to the end of the next turn, with its reference as the reply."""
+        prefix, reply = self._split_before_last(self._template.reply(reference))
         return (*prefix, *reply)
 
     def _advance(self, history: tuple[int, ...], row: Row) -> None:
-        """Move to the next turn, after `history` if this one had a generated reply.
+        """Move to the next turn; `history` has all tokens up to the end of this one if its reply was generated.
 
-        A probe and a plain text leave the history as it is. A turn of choices without a reply goes on with the choice
-        that is the likeliest by its first check of choices, or else by the sum of the log-probabilities.
+        Probes and plain texts leave the history as it is. After a turn with choices and no reply, the history has the
+        most likely choice, by the turn's first check of choices or else by the sum of log-probabilities.
         """
         turn, settings = self._next, self.task.settings
         if turn.probe is None and not turn.plain:
-            self._said[self.turn] = len(self.prompt())
+            self._num_tokens_through[self.turn] = len(self.prompt())
+            assistant = row.reply
             if settings.history == "gold" and turn.reference is not None:
-                history = self._given_history(turn.reference)
+                history = self._history_after_reference(turn.reference)
+                assistant = turn.reference
             elif not turn.generate:
-                chosen = self._choice_text(_chosen(turn, row.choices))
-                prefix, reply = self._with_choice(chosen + self._template.closing)
+                choice = self._choice_text(_likeliest_choice(turn, row.choices))
+                prefix, reply = self._split_before_choice(choice + self._template.closing)
                 history = (*prefix, *reply)
             self._history = history
-            is_given = settings.history == "gold" and turn.reference is not None
-            said = turn.reference if is_given and turn.reference is not None else row.reply
-            self._messages += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": said}]
-        self._place += 1
+            self._messages += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": assistant}]
+        self._position += 1
 
     def _row(self, work: _Work, reply: Reply | None, scores: list[Score], text: str) -> Row:
         turn = self._next
@@ -310,7 +323,7 @@ class ConversationReplay:
         reference, choices = None, None
         if turn.reference is not None:
             if not scores[0].unavailable:
-                reference = self._reference(scores[0], sums[0], work.texts[0][1])
+                reference = self._reference(scores[0], sums[0], work.scored_texts[0][1])
             scores, sums = scores[1:], sums[1:]
         if turn.choices:
             choices = ChoiceScores(
@@ -320,24 +333,26 @@ class ConversationReplay:
                 )
             )
             if reply is None:
-                text = _chosen(turn, choices).text.strip()
-        num_ids = 0 if reply is None else len(reply.ids)
-        # A served model may give none, or count other tokens than those of this vocabulary.
-        num_logprobs = 0 if reply is None else len(reply.logprobs)
-        finish_reason = SCORED if reply is None else reply.finish_reason
-        facts = ReplyFacts(text, finish_reason, num_ids, turn.reference, choices)
+                text = _likeliest_choice(turn, choices).text.strip()
         row = error_row(self.task, self.turn, "", reply, text)
+        if reply is None:
+            num_ids, num_logprobs, finish_reason, stopped_by = 0, 0, SCORED, None
+            tokens = TokenCounts(max(len(prefix) for prefix, _ in work.scored_texts), 0)
+        else:
+            # A served model may give no log-probabilities, or those of other tokens than this vocabulary's.
+            num_ids, num_logprobs = len(reply.ids), len(reply.logprobs)
+            finish_reason, stopped_by = reply.finish_reason, reply.stopped_by
+            tokens = replace(row.tokens, thinking=self._num_thinking(reply))
+        facts = ReplyFacts(text, finish_reason, num_ids, turn.reference, choices)
         probe = row.probe
         if probe is not None and turn.probe is not None:
-            said = 0 if turn.probe.since < 0 else self._said[turn.probe.since]
-            probe = replace(probe, tokens=len(self._history) - said)
+            start = 0 if turn.probe.since < 0 else self._num_tokens_through[turn.probe.since]
+            probe = replace(probe, tokens=len(self._history) - start)
         return replace(
             row,
             finish_reason=finish_reason,
-            stopped_by=None if reply is None else reply.stopped_by,
-            tokens=TokenCounts(max(len(prefix) for prefix, _ in work.texts), 0)
-            if reply is None
-            else replace(row.tokens, thinking=self._num_thinking(reply)),
+            stopped_by=stopped_by,
+            tokens=tokens,
             logprob=Logprob(total / num_logprobs if num_logprobs else None, total),
             reference=reference,
             checks=judge(turn.checks, facts),
@@ -348,7 +363,7 @@ class ConversationReplay:
 
     @staticmethod
     def _check_scores(turn: Turn, scores: Sequence[Score]) -> None:
-        """Raise `RowError` where a served model did not score a text that the row cannot do without."""
+        """Raise `RowError` if the engine did not score a text that the row needs."""
         for score in scores:
             if score.error is not None:
                 raise RowError(score.error)
@@ -356,7 +371,7 @@ class ConversationReplay:
                 raise RowError(f"{score.unavailable}, so that neither choices nor texts can be scored")
 
     def _num_thinking(self, reply: Reply) -> int | None:
-        """Tokens of the reply's thinking part; None if it has none, all if that has no end."""
+        """Number of tokens in the reply's thinking part: None if there is none, all tokens if it is not closed."""
         begun = self._template.begun
         text = begun + reply.text
         if not text.lstrip().startswith("<think"):
@@ -386,39 +401,41 @@ class ConversationReplay:
 
 @dataclass(frozen=True)
 class TurnResults:
-    """What the engine made for one turn: the reply, if one is generated, and the scores of reference and choices."""
+    """The engine's results for one turn: the reply, if one is generated, and the scores of reference and choices."""
 
     reply: Reply | None
     scores: list[Score]
 
 
 MAX_PENDING = 256
-"""The most requests of one turn that are in the engine at a time."""
+"""Largest number of requests of one turn that are in the engine at a time."""
 
 
 @dataclass
 class _Work:
-    """What the engine does for one turn: a request, then the scoring of `texts` (tokens before, and of the text).
-
-    The first text is the reference where the turn has one; the others are its choices.
+    """The engine's work for one turn. Its parts are the request, if any, and then each of the scored texts.
 
     Attributes:
-        part_of: by number of a pending request, its place among them. results: by place.
+        scored_texts: the tokens before each text, and the text's own. The first text is the turn's reference, if it
+            has one; the others are its choices.
+        num_submitted: number of parts that were submitted, in order.
+        part_of: by id of a pending request, the index of its part.
+        results: by index of the part.
     """
 
     request: Request | None
-    texts: Sequence[tuple[Sequence[int], Sequence[int]]]
+    scored_texts: Sequence[tuple[Sequence[int], Sequence[int]]]
     num_submitted: int = 0
     part_of: dict[int, int] = field(default_factory=dict[int, int])
     results: dict[int, Reply | Score] = field(default_factory=dict["int", "Reply | Score"])
 
     @property
     def num_parts(self) -> int:
-        return len(self.texts) + (self.request is not None)
+        return len(self.scored_texts) + (self.request is not None)
 
 
-def _chosen(turn: Turn, scores: ChoiceScores | None) -> Choice:
-    """The choice that the dialogue goes on with."""
+def _likeliest_choice(turn: Turn, scores: ChoiceScores | None) -> Choice:
+    """The choice with the highest score, by the normalization of the turn's first check of choices."""
     if scores is None:
         raise RowError("the row of this turn has no choices")
     rules = [check.rule for check in turn.checks if isinstance(check.rule, Chosen)]

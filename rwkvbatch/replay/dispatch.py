@@ -1,9 +1,9 @@
-"""Assigns tasks to workers: order, restarts after lost workers, moves and re-runs near the end.
+"""Assigns tasks to workers in order, reassigns those of lost workers, and balances the load near the end of a run.
 
-Knows neither models nor rows; workers and tasks are numbers. Tasks of one group (a conversation) go to one worker while
-there are enough for all, because they share prefixes. Near the end, workers with room take tasks that others have not
-started, and idle workers re-run stragglers. Both are safe because rows do not depend on the worker; the first copy of
-a row counts.
+Workers and tasks are numbers; models and rows do not occur here. Tasks of one group (a conversation) share prefixes and
+go to one worker as long as there are enough groups for all workers. Near the end, workers with room take over tasks
+that others have not started, and idle workers re-run stragglers. Both are safe because a row does not depend on the
+worker; the first copy of a row counts.
 """
 
 from __future__ import annotations
@@ -14,20 +14,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 MAX_ATTEMPTS = 3
-"""Workers that may end while they hold a task, before it is given up."""
+"""A task is given up when this many workers have ended while they held it."""
 MAX_HANGS = 2
-"""Workers that a task may hang before it is given up."""
+"""A task is given up when it has hung this many workers."""
 MAX_MOVES = 2
+"""Times that a task may be moved to another worker."""
 MAX_COPIES = 2
+"""Workers that may hold the same task at a time."""
 STRAGGLER_FACTOR = 3.0
 STRAGGLER_S = 2.0
-"""A straggler has been held for this time, and for `STRAGGLER_FACTOR` times the mean of finished tasks."""
+"""A straggler has been held for at least this time, and `STRAGGLER_FACTOR` times the mean time of finished tasks."""
 REBALANCE_EVERY_S = 0.1
+"""Shortest time between two attempts to move tasks."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Tasks for a worker. `moved_from` has those to be dropped by the worker that held them, with its number."""
+    """Tasks for a worker.
+
+    Attributes:
+        moved_from: for each task that another worker held, the number of that worker, which must drop it.
+    """
 
     worker: int
     tasks: tuple[int, ...]
@@ -36,10 +43,14 @@ class Assignment:
 
 @dataclass
 class _Worker:
-    """State of a worker: it may hold `room` tasks; the first `active` of those held are under way.
+    """State of a worker.
 
-    `held` has times of assignment, `reserved` the tasks to assign next. An `exclusive` worker holds the last attempt of
-    a task and gets no other one.
+    Attributes:
+        room: number of tasks that it may hold.
+        active: number of tasks under way, the first ones of those held.
+        held: by task, the time of its assignment.
+        reserved: tasks to assign to this worker next.
+        exclusive: whether it holds the last attempt of a task, and so gets no other one.
     """
 
     room: int
@@ -50,7 +61,13 @@ class _Worker:
 
 
 class Dispatcher:
-    """Assigns `tasks`, in which those of one `group` are neighbours, in order until all are finished or given up."""
+    """Assigns tasks in order until all are finished or given up.
+
+    Args:
+        tasks: task numbers; those of one group are adjacent.
+        group: gives the group of a task.
+        clock: gives the time in seconds.
+    """
 
     def __init__(
         self, tasks: Sequence[int], group: Callable[[int], int], *, clock: Callable[[], float] = time.monotonic
@@ -80,7 +97,7 @@ class Dispatcher:
         return self._num_left == 0
 
     def expect(self, num_starting: int) -> None:
-        """Leave a share of the tasks to workers that will join soon."""
+        """Leave an even share of the tasks to each of `num_starting` workers that will join soon."""
         self._num_starting = num_starting
 
     def joined(self, worker: int, room: int) -> None:
@@ -94,11 +111,11 @@ class Dispatcher:
             self._workers[worker].active = active
 
     def left(self, worker: int, hung_by: int | None = None) -> list[int]:
-        """Remove a worker. Returns the tasks that are given up, after `MAX_ATTEMPTS` lost workers.
+        """Remove a worker, and queue its tasks for others. Returns the tasks that are given up.
 
         Args:
-            hung_by: the task that hung the worker. The worker's end is no attempt of its other tasks; this one is run
-                alone, and given up after `MAX_HANGS`.
+            hung_by: the task that hung the worker, if one did. It runs alone next, and is given up after `MAX_HANGS`.
+                For the worker's other tasks, this end does not count towards `MAX_ATTEMPTS`.
         """
         if (state := self._workers.pop(worker, None)) is None:
             return []
@@ -110,15 +127,17 @@ class Dispatcher:
             self._holders[task].remove(worker)
             if self._holders[task]:
                 if task == hung_by:
-                    self._has_hung(task)
+                    self._count_hang(task)
                 continue
             del self._holders[task]
-            if hung_by is not None and task != hung_by:
+            if task == hung_by:
+                attempts = MAX_ATTEMPTS if self._count_hang(task) >= MAX_HANGS else MAX_ATTEMPTS - 1
+            elif hung_by is None:
+                attempts = self._attempts.get(task, 0) + 1
+            else:
                 self._retries.append(task)
                 continue
-            attempts = self._attempts[task] = self._attempts.get(task, 0) + 1
-            if task == hung_by:
-                attempts = self._attempts[task] = MAX_ATTEMPTS if self._has_hung(task) else MAX_ATTEMPTS - 1
+            self._attempts[task] = attempts
             if attempts >= MAX_ATTEMPTS:
                 given_up.append(task)
                 self._forget(task)
@@ -129,15 +148,15 @@ class Dispatcher:
                 self._retries.append(task)
         return given_up
 
-    def _has_hung(self, task: int) -> bool:
-        """Count that a task hung a worker. Returns whether it has hung as many as it may."""
+    def _count_hang(self, task: int) -> int:
+        """Count that a task hung a worker. Returns how many workers it has hung."""
         self._hangs[task] = self._hangs.get(task, 0) + 1
-        return self._hangs[task] >= MAX_HANGS
+        return self._hangs[task]
 
     def finish(self, worker: int, task: int) -> list[int]:
-        """Record that `worker` finished a task. Returns the other workers that hold it."""
+        """Record that `worker` finished a task. Returns the other workers that hold it, which must drop it."""
         holders = self._holders.pop(task, None)
-        if holders is None:  # another copy was finished before
+        if holders is None:  # another worker finished it before
             return []
         now = self._clock()
         for holder in holders:
@@ -150,56 +169,61 @@ class Dispatcher:
         return [holder for holder in holders if holder != worker]
 
     def assignments(self) -> list[Assignment]:
-        """New assignments, which count as held from now on."""
-        found: list[Assignment] = []
+        """New assignments. Their tasks count as held by the workers from now on."""
+        assignments: list[Assignment] = []
         for worker in list(self._with_room):
             state = self._workers[worker]
-            if chosen := self._choose(state):
-                self._hold(worker, chosen)
-                found.append(Assignment(worker, tuple(chosen)))
+            if tasks := self._choose(state):
+                self._hold(worker, tasks)
+                assignments.append(Assignment(worker, tuple(tasks)))
             if state.exclusive or len(state.held) >= state.room:
                 del self._with_room[worker]
         if self._with_room and self._next >= len(self._tasks) and not self._retries and not self._last_attempts:
-            found += self._rebalance()
-        return found
+            assignments += self._rebalance()
+        return assignments
 
     @property
     def _num_sharing(self) -> int:
         return len(self._workers) + self._num_starting
 
     def _choose(self, state: _Worker) -> list[int]:
+        """Tasks for a worker, taken from the last attempts, the retries, or those reserved for it, in this order."""
         if state.exclusive:
             return []
         if self._last_attempts and not state.held:
             state.exclusive = True
             return [self._last_attempts.popleft()]
-        chosen: list[int] = []
+        tasks: list[int] = []
         # No worker holds more than an even share of the unfinished tasks.
         share = -(-self._num_left // self._num_sharing)
-        while len(state.held) + len(chosen) < min(state.room, share):
+        while len(state.held) + len(tasks) < min(state.room, share):
             if self._retries:
-                chosen.append(self._retries.popleft())
+                tasks.append(self._retries.popleft())
             elif state.reserved or self._reserve(state):
-                chosen.append(state.reserved.popleft())
+                tasks.append(state.reserved.popleft())
                 self._num_reserved -= 1
             else:
                 break
-        return chosen
+        return tasks
 
     def _reserve(self, state: _Worker) -> bool:
-        """Reserve the next tasks of one group for a worker: at most half of its even share of the remaining tasks."""
+        """Reserve tasks for a worker that has none reserved. Returns whether there are any.
+
+        It gets the next tasks of one group, at most half of its even share of those that are not reserved yet. When
+        all are, it gets half of those that are reserved for the worker with the most reserved tasks.
+        """
         num_remaining = len(self._tasks) - self._next
         if num_remaining <= 0:
-            if self._num_reserved:  # take half of the tasks that are reserved for the worker with the most of them
-                richest = max(self._workers.values(), key=lambda other: len(other.reserved))
-                for _ in range((len(richest.reserved) + 1) // 2):
-                    state.reserved.appendleft(richest.reserved.pop())
+            if self._num_reserved:
+                donor = max(self._workers.values(), key=lambda other: len(other.reserved))
+                for _ in range((len(donor.reserved) + 1) // 2):
+                    state.reserved.appendleft(donor.reserved.pop())
             return bool(state.reserved)
-        most = max(1, num_remaining // (2 * self._num_sharing)) if self._num_sharing > 1 else num_remaining
+        max_tasks = max(1, num_remaining // (2 * self._num_sharing)) if self._num_sharing > 1 else num_remaining
         start = self._next
         group = self._group(self._tasks[start])
         stop = start + 1
-        limit = min(len(self._tasks), start + min(most, 2 * state.room))
+        limit = min(len(self._tasks), start + min(max_tasks, 2 * state.room))
         while stop < limit and self._group(self._tasks[stop]) == group:
             stop += 1
         state.reserved.extend(self._tasks[start:stop])
@@ -208,12 +232,12 @@ class Dispatcher:
         return True
 
     def _rebalance(self) -> list[Assignment]:
-        """Move tasks that have not started to workers with room; assign stragglers to idle workers as well."""
+        """Move tasks that have not started to workers with room, or else copy a straggler to an idle worker."""
         now = self._clock()
         if now - self._rebalanced_s < REBALANCE_EVERY_S:
             return []
         self._rebalanced_s = now
-        found: list[Assignment] = []
+        assignments: list[Assignment] = []
         for worker in sorted(self._with_room, key=lambda number: len(self._workers[number].held)):
             state = self._workers[worker]
             assignment = self._move(worker, state)
@@ -221,40 +245,41 @@ class Dispatcher:
                 assignment = self._copy_straggler(worker, now)
             if assignment is None:
                 break
-            found.append(assignment)
-        return found
+            assignments.append(assignment)
+        return assignments
 
     def _move(self, worker: int, state: _Worker) -> Assignment | None:
-        """Move tasks from the worker that holds most and has some not started, until both hold the same number."""
-        givers = [n for n, other in self._workers.items() if len(other.held) > other.active and not other.exclusive]
-        if not givers:
+        """Move tasks to a worker from the one that holds most and has not started all, until both hold equally many."""
+        donors = [n for n, other in self._workers.items() if len(other.held) > other.active and not other.exclusive]
+        if not donors:
             return None
-        giver = max(givers, key=lambda number: len(self._workers[number].held))
-        other = self._workers[giver]
-        num = min((len(other.held) - len(state.held)) // 2, state.room - len(state.held))
-        # Active tasks stay: to repeat their turns would take longer than to finish them.
-        not_started = list(other.held)[other.active :][::-1]
-        movable = [t for t in not_started if self._moves.get(t, 0) < MAX_MOVES and self._holders[t] == [giver]]
-        chosen = movable[: max(0, num)]
-        if not chosen:
+        donor = max(donors, key=lambda number: len(self._workers[number].held))
+        donor_state = self._workers[donor]
+        num_tasks = min((len(donor_state.held) - len(state.held)) // 2, state.room - len(state.held))
+        # Active tasks stay: repeating their turns would take longer than finishing them.
+        not_started = list(donor_state.held)[donor_state.active :][::-1]
+        movable = [t for t in not_started if self._moves.get(t, 0) < MAX_MOVES and self._holders[t] == [donor]]
+        tasks = movable[: max(0, num_tasks)]
+        if not tasks:
             return None
-        for task in chosen:
+        for task in tasks:
             self._moves[task] = self._moves.get(task, 0) + 1
-            self._holders[task].remove(giver)
-            del other.held[task]
-        self._with_room[giver] = None
-        self._hold(worker, chosen)
-        return Assignment(worker, tuple(chosen), dict.fromkeys(chosen, giver))
+            self._holders[task].remove(donor)
+            del donor_state.held[task]
+        self._with_room[donor] = None
+        self._hold(worker, tasks)
+        return Assignment(worker, tuple(tasks), dict.fromkeys(tasks, donor))
 
     def _copy_straggler(self, worker: int, now: float) -> Assignment | None:
+        """Assign the task that has been held longest to one more worker, if it is a straggler."""
         if self._num_timed == 0:
             return None
-        held = ((since, task) for other in self._workers.values() for task, since in other.held.items())
-        since, task = min(
-            (pair for pair in held if len(self._holders[pair[1]]) < MAX_COPIES and pair[1] not in self._hangs),
+        held_tasks = ((held_since, task) for other in self._workers.values() for task, held_since in other.held.items())
+        held_since, task = min(
+            (pair for pair in held_tasks if len(self._holders[pair[1]]) < MAX_COPIES and pair[1] not in self._hangs),
             default=(now, -1),
         )
-        if now - since < max(STRAGGLER_S, STRAGGLER_FACTOR * self._mean_s):
+        if now - held_since < max(STRAGGLER_S, STRAGGLER_FACTOR * self._mean_s):
             return None
         self._hold(worker, [task])
         return Assignment(worker, (task,))

@@ -1,6 +1,6 @@
-"""Runs tasks to their ends: on a worker in this process (`LocalDriver`), or on a pool of workers (`PoolDriver`).
+"""Runs tasks until they are finished: on a worker in this process (`LocalDriver`) or on a worker pool (`PoolDriver`).
 
-Both give finished rows to a `RowRecorder`, the only writer of a run.
+Both pass finished rows to a `RowRecorder`, the only writer of a run's rows.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from rwkvbatch.results.row import EncodedRow, Row
 from rwkvbatch.results.store import Rows
 
 WAIT_S = 0.25
-"""How long the driver waits for events of its workers before it looks at the clock."""
+"""Longest wait for events of the workers, after which timeouts and `should_stop` are checked."""
 DRAIN_S = 10.0
-"""How long workers may take to finish their step when the run is stopped."""
+"""Time that workers have to finish their step when the run is stopped."""
 JUDGING_S = 60.0
-"""How long a worker may take for the checks of one reply before it is killed, and the conversation run once more."""
+"""Time that a worker has for the checks of one reply; then it is killed, and the conversation is run once more."""
 FAILURES_SHOWN = 20
-"""Failed turns logged as warnings; later ones are logged at level `info`."""
+"""Number of failed turns that are logged as warnings; later ones are logged at level `info`."""
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class TooManyFailuresError(RwkvBatchError):
 class RowRecorder:
     """Writes finished rows to a store, counts them, and logs the failed ones.
 
-    When more than `max_failures` turns have failed, it raises `TooManyFailuresError`; the rows are written.
+    Raises `TooManyFailuresError`, after writing the rows, when more than `max_failures` turns have failed.
     """
 
     def __init__(self, plan: Plan, rows: Rows, counts: Counts, max_failures: int | None = None) -> None:
@@ -51,7 +51,7 @@ class RowRecorder:
         self.counts = counts
 
     def incomplete(self, tasks: Iterable[int]) -> Iterator[int]:
-        """Those of `tasks` that have rows missing."""
+        """The tasks of `tasks` that lack a row."""
         return (task for task in tasks if not all(map(self.rows.has, range(*self._plan.rows_of(task)))))
 
     def rows_of(self, task: int) -> dict[int, Row]:
@@ -60,14 +60,14 @@ class RowRecorder:
         return {number - first: self.rows.read(number) for number in range(first, end) if self.rows.has(number)}
 
     def add(self, rows: Mapping[int, Row]) -> None:
-        """Write rows, by number."""
+        """Write rows, given by row number."""
         if rows:
             self.rows.append(rows)
         for number, row in rows.items():
             self._count(number, row.error, row.failed_checks, row.tokens.reply, row.scored_tokens)
 
     def add_encoded(self, rows: Sequence[EncodedRow]) -> None:
-        """Write rows, as `add` does. Two workers may send a row, with the same content: the first one counts."""
+        """Write rows, as `add` does, except those that exist: two workers may send the same row."""
         new: dict[int, EncodedRow] = {}
         for row in rows:
             if not self.rows.has(row.number):
@@ -78,15 +78,15 @@ class RowRecorder:
             self._count(row.number, row.error, row.failed_checks, row.reply_tokens, row.scored_tokens)
 
     def add_lost(self, task: int, message: str) -> None:
-        """Write error rows for all missing rows of a task whose workers crashed."""
-        replayed = self._plan.task(task)
-        first = replayed.first_row
-        lost: dict[int, Row] = {}
-        for turn in range(len(replayed.conversation.turns)):
-            if not self.rows.has(first + turn):
-                lost[first + turn] = error_row(replayed, turn, message)
-                message = not_reached(min(lost) - first)
-        self.add(lost)
+        """Write error rows for all missing rows of a task whose workers crashed; the first one has `message`."""
+        planned = self._plan.task(task)
+        first_row = planned.first_row
+        error_rows: dict[int, Row] = {}
+        for turn in range(len(planned.conversation.turns)):
+            if not self.rows.has(first_row + turn):
+                error_rows[first_row + turn] = error_row(planned, turn, message)
+                message = not_reached(min(error_rows) - first_row)
+        self.add(error_rows)
 
     def _count(self, number: int, error: str | None, failed_checks: int, reply_tokens: int, scored_tokens: int) -> None:
         self.counts.rows += 1
@@ -123,10 +123,10 @@ class LocalDriver:
     _worker: tuple[Setup, Worker] | None = field(default=None, init=False)
 
     def run(self, tasks: Iterable[int], setup: Setup) -> bool:
-        """Run those of `tasks` that have rows missing. Returns False when the run was stopped before the end."""
+        """Run the tasks that lack a row. Returns False when the run was stopped before the end."""
         recorder, counts = self.recorder, self.recorder.counts
-        todo = recorder.incomplete(tasks)
-        task = next(todo, None)
+        incomplete = recorder.incomplete(tasks)
+        task = next(incomplete, None)
         if task is None:
             return True
         if self._worker is None or self._worker[0] != setup:
@@ -140,7 +140,7 @@ class LocalDriver:
                 return False
             while task is not None and worker.num_held < self.plan.settings.batch_size:
                 worker.add(task, recorder.rows_of(task))
-                task = next(todo, None)
+                task = next(incomplete, None)
             step = worker.step()
             counts.workers[0] = progress = progress.after(
                 step.active,
@@ -160,7 +160,7 @@ class LocalDriver:
 
 @dataclass
 class _Judged:
-    """A task whose reply a worker judges, for how long, and whether the worker was killed for it."""
+    """A task whose reply a worker is judging, for how long, and whether the worker was killed because of it."""
 
     task: int
     seconds: float = 0.0
@@ -181,15 +181,15 @@ class PoolDriver:
         self._workers = self.recorder.counts.workers
         self._draining = False
         self._judging: dict[int, _Judged] = {}
-        self._looked_s = time.monotonic()
+        self._checked_s = time.monotonic()
 
     def run(self, tasks: Iterable[int], setup: Setup) -> bool:
         """As `LocalDriver.run`; raises `WorkerError` when no worker can be started."""
-        todo = array("q", self.recorder.incomplete(tasks))
-        if not todo:
+        incomplete = array("q", self.recorder.incomplete(tasks))
+        if not incomplete:
             return True
-        self._dispatcher = Dispatcher(todo, self.plan.conversation_of)
-        former = dict(self._workers)
+        self._dispatcher = Dispatcher(incomplete, self.plan.conversation_of)
+        former_progress = dict(self._workers)
         self._workers.clear()
         self.pool.begin(setup)
         while not self._dispatcher.finished:
@@ -200,9 +200,9 @@ class PoolDriver:
             for assignment in self._dispatcher.assignments():
                 for task, worker in assignment.moved_from.items():
                     self.pool.send(worker, Drop((task,)))
-                tasks_there = {task: self.recorder.rows_of(task) for task in assignment.tasks}
-                self.pool.send(assignment.worker, Assign(tasks_there))
-            self._receive(former)
+                rows_of_tasks = {task: self.recorder.rows_of(task) for task in assignment.tasks}
+                self.pool.send(assignment.worker, Assign(rows_of_tasks))
+            self._receive(former_progress)
             self.recorder.rows.tick()
             self.after_step()
         return True
@@ -210,8 +210,8 @@ class PoolDriver:
     def close(self) -> None:
         self.pool.close()
 
-    def _receive(self, former: Mapping[int, WorkerProgress]) -> None:
-        """Handle the workers' events; `former` has the progress of workers that served an earlier setup."""
+    def _receive(self, former_progress: Mapping[int, WorkerProgress]) -> None:
+        """Handle the workers' events; `former_progress` is that of workers that served an earlier setup."""
         rows: list[EncodedRow] = []
         finished: list[tuple[int, int]] = []
         for worker, event in self.pool.receive(WAIT_S):
@@ -221,7 +221,7 @@ class PoolDriver:
                     self._judging[worker] = _Judged(task)
                 case Joined(name, room):
                     if not self._draining:
-                        self._workers[worker] = former.get(worker) or WorkerProgress(name)
+                        self._workers[worker] = former_progress.get(worker) or WorkerProgress(name)
                         self._dispatcher.joined(worker, room)
                 case Report():
                     for entry in event.logs:
@@ -238,22 +238,23 @@ class PoolDriver:
                             reading=event.reading,
                         )
                 case Left(reason, error):
-                    # Record what was reported before, so that its tasks are not assigned again.
+                    # Finished tasks are recorded first, so that they are not assigned again.
                     self._record(rows, finished)
                     rows, finished = [], []
                     if error is not None:
                         raise error
                     self._lose(worker, reason, judged)
         self._record(rows, finished)
-        self._end_hung()
+        self._kill_hung()
 
-    def _end_hung(self) -> None:
-        """Kill workers whose checks do not end."""
+    def _kill_hung(self) -> None:
+        """Kill workers that have judged one reply for `JUDGING_S`."""
         now = time.monotonic()
-        # A longer pause is one of this process, and of the workers too: a stopped terminal job, a sleeping machine.
-        passed, self._looked_s = min(now - self._looked_s, 4 * WAIT_S), now
+        # A longer gap means that this process was paused, and the workers too: a stopped terminal job, a suspended
+        # machine. It is not counted as time spent on checks.
+        elapsed_s, self._checked_s = min(now - self._checked_s, 4 * WAIT_S), now
         for worker, judged in self._judging.items():
-            judged.seconds += passed
+            judged.seconds += elapsed_s
             if judged.seconds >= JUDGING_S and not judged.killed:
                 judged.killed = True
                 self.pool.kill(worker)
@@ -265,6 +266,7 @@ class PoolDriver:
                 self.pool.send(other, Drop((task,)))
 
     def _lose(self, worker: int, reason: str, judged: _Judged | None) -> None:
+        """Handle the end of a worker: reassign its tasks, and write error rows for those that are given up."""
         self._workers.pop(worker, None)
         hung_by = judged.task if judged is not None and judged.killed else None
         if hung_by is not None:
@@ -281,7 +283,7 @@ class PoolDriver:
             self.recorder.add_lost(task, message)
 
     def _drain(self) -> None:
-        """Let the workers finish their step, and record the rows it finishes."""
+        """Let the workers finish their step, for up to `DRAIN_S`, and record the rows that they finish."""
         self._draining = True
         for worker in self._workers:
             self.pool.send(worker, Leave())

@@ -1,4 +1,4 @@
-"""Rows of turns that failed, or were not reached because an earlier one failed."""
+"""Rows of turns that failed, or were not reached because an earlier turn failed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from rwkvbatch.results.row import NOT_REACHED, Logprob, ProbePlace, Row, RowTimi
 
 
 def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, text: str = "") -> Row:
-    """The row of a failed turn, whose checks count as failed; `reply` and `text` hold what was generated."""
+    """The row of a failed turn, whose checks count as failed; `reply` and `text` have what was generated before."""
     num_prompt, ids = (0, ()) if reply is None else (reply.num_prompt, reply.ids)
-    asked = task.conversation.turns[turn]
-    probe = asked.probe
+    script_turn = task.conversation.turns[turn]
+    probe = script_turn.probe
     return Row(
         **vars(task.key(turn)),
         seed=task.of_turn(turn).seed,
         tags=task.conversation.tags,
-        prompt=short_text(asked.user) if asked.plain else asked.user,
+        prompt=short_text(script_turn.user) if script_turn.plain else script_turn.user,
         reply=text,
         reply_ids=ids,
         finish_reason="error",
@@ -25,7 +25,7 @@ def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, t
         tokens=TokenCounts(num_prompt, len(ids)),
         logprob=Logprob(None, 0.0),
         reference=None,
-        checks=not_judged(asked.checks),
+        checks=not_judged(script_turn.checks),
         error=message,
         timing=timing_of(reply),
         probe=None if probe is None else ProbePlace(probe.after, probe.number, probe.distance, None),
@@ -38,7 +38,7 @@ def not_reached(failed_turn: int) -> str:
 
 
 def was_reached(error: str) -> bool:
-    """Whether an error message is of a turn that failed itself, rather than one that follows a failed turn."""
+    """Whether a row's error is its own failure: the turn was reached, unlike those after a failed one."""
     return not error.startswith(NOT_REACHED)
 
 

@@ -1,4 +1,4 @@
-"""The script of rows that an earlier version wrote, which have no digest of what they were made from."""
+"""The script of rows without a digest, which an earlier version of this program wrote."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Conversation
 
 MAX_TRIED = 2000
-"""The longest script in which new conversations are looked for at every place; in longer ones only at the end."""
+"""Largest number of conversations for which new ones are searched at every position; otherwise only at the end."""
 
 
 class FormerScript:
-    """The script that the rows of the run directory `path` were made from.
-
-    It is read when it is asked for. Raises `RunMismatchError` when it is gone.
+    """The script from which the rows of the run directory `path` were made; read on first use.
 
     Args:
-        plan: of the command that continues the run. former: the run's manifest.
+        plan: the plan of the command that continues the run.
+        former: the run's manifest.
     """
 
     def __init__(self, plan: Plan, former: Mapping[str, Any], path: Path) -> None:
@@ -35,23 +34,27 @@ class FormerScript:
 
     @cached_property
     def conversations(self) -> dict[str, Conversation]:
-        """By id: those of a part of this script, of its copy, or of the file it was read from."""
+        """The conversations by id: from the plan's script without new ones, the script's copy, or the original file.
+
+        Raises:
+            RunMismatchError: none of these is the former script.
+        """
         former = self._former["identity"].get("script")
         script = cast("dict[str, Any]", former) if isinstance(former, dict) else {}
         count, sha256 = script.get("conversations"), script.get("sha256")
-        if (part := _without_new_ones(self._plan.conversations, count, sha256)) is not None:
-            return {each.id: each for each in part}
+        if (old_part := _without_new_ones(self._plan.conversations, count, sha256)) is not None:
+            return {c.id: c for c in old_part}
         about = self._former.get("about")
         names = [str(name) for name in cast("dict[str, Any]", about).get("scripts", [])] if about else []
         with suppress(RwkvBatchError):
             copy = read_script(self._path, self._former)
             if copy is not None:
-                return {each.id: each for each in copy}
+                return {c.id: c for c in copy}
         with suppress(RwkvBatchError):
             if "-" not in names:
-                found = read_scripts(names, skip_bad=True).conversations
-                if script_sha256(found) == sha256:
-                    return {each.id: each for each in found}
+                conversations = read_scripts(names, skip_bad=True).conversations
+                if script_sha256(conversations) == sha256:
+                    return {c.id: c for c in conversations}
         raise RunMismatchError(
             "holds another run:\n"
             f"    script: existing run: {count} conversations of {', '.join(names) or 'an unknown file'}, of which the "
@@ -62,31 +65,34 @@ class FormerScript:
         )
 
     def is_unchanged(self, number: int, row: Row) -> bool:
-        """Whether a row without a digest is of the conversation as it is now, up to its turn."""
-        now, then = self._plan.conversations[number], self.conversations.get(row.conversation)
-        if then is None:
+        """Whether the plan's conversation `number` equals the row's former conversation up to the row's turn."""
+        new, former = self._plan.conversations[number], self.conversations.get(row.conversation)
+        if former is None:
             return False
-        upto = row.turn + 1
+        end = row.turn + 1
         return (
-            then.row_context == now.row_context
-            and then.params == now.params
-            and then.row_contents[:upto] == now.row_contents[:upto]
-            and [turn.params for turn in then.turns[:upto]] == [turn.params for turn in now.turns[:upto]]
+            former.row_context == new.row_context
+            and former.params == new.params
+            and former.row_contents[:end] == new.row_contents[:end]
+            and [turn.params for turn in former.turns[:end]] == [turn.params for turn in new.turns[:end]]
         )
 
 
 def _without_new_ones(
     conversations: Sequence[Conversation], count: object, sha256: object
 ) -> Sequence[Conversation] | None:
-    """The `count` conversations whose script has a hash, if the others stand together, as at the end of a file."""
+    """The conversations without a consecutive block of new ones, so that `count` remain, whose script has the `sha256`.
+
+    None if there is no such block.
+    """
     if not isinstance(count, int) or not 0 < count <= len(conversations):
         return None
     num_new = len(conversations) - count
     starts = range(count, -1, -1) if len(conversations) <= MAX_TRIED else (count,)
     for start in starts:
-        part = (*conversations[:start], *conversations[start + num_new :])
-        if script_sha256(part) == sha256:
-            return part
+        others = (*conversations[:start], *conversations[start + num_new :])
+        if script_sha256(others) == sha256:
+            return others
         if num_new == 0:
             break
     return None

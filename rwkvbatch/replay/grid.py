@@ -1,20 +1,20 @@
-"""Makes the cells of a grid from comma lists of the command line and tables of a TOML file.
+"""Makes the cells of a grid from comma lists on the command line and tables of a TOML file.
 
     [grid]                      # every combination of these
     temperature = [0.3, 0.7]
     frequency = [0.0, 0.5]
 
-    [zip]                       # paired values; together they are one more dimension of the product
+    [zip]                       # lists of paired values, which are one more dimension of the product
     top_p = [0.3, 0.8]
     top_k = [0, 50]
 
-    [cells.careful]             # further cells, by name
+    [cells.careful]             # further cells with a name
     preset = "precise"
 
     [override."temp=0.7,frequency=0.5,top_p=0.3,top_k=0"]   # settings of one cell; its name stays
     max_tokens = 64
 
-Cells are in the order in which they are written, the last dimension varies fastest. The first cell is the baseline of
+Cells keep the order of the lists and tables; the last dimension varies fastest. The first cell is the baseline of
 comparisons.
 """
 
@@ -38,14 +38,14 @@ from rwkvbatch.setting_names import SHORT_NAMES, full_name, option_name
 BASE_CELL = "base"
 MAX_CELLS = 10_000
 MAX_TEXT_NAME = 24
-"""Characters of a text that stand for it in a cell's name."""
+"""Largest number of characters of a text in a cell's name."""
 
 PATHS = ("model", "state", "template", "prelude", SYSTEM_FILE)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A combination of settings, or one value of a dimension: its name, and the settings that differ from the run's."""
+    """A named combination of settings, or one value of a dimension; `overrides` has what differs from the run's."""
 
     name: str
     overrides: Mapping[str, Any]
@@ -53,74 +53,78 @@ class Cell:
 
 @dataclass(frozen=True)
 class GridFile:
-    """The tables of a grid, and the name of their file."""
+    """The tables of a grid in the file `name`."""
 
     name: str
     tables: Mapping[str, Any]
 
     @property
     def keys(self) -> frozenset[str]:
-        """Full names of the settings that the tables give to any cell."""
-        grid, together, cells, override = (self.tables.get(name, {}) for name in GRID_TABLES)
-        groups = [grid, together, *cells.values(), *override.values()]
+        """Full names of the settings that the tables set in at least one cell."""
+        grid, zipped, cells, override = (self.tables.get(name, {}) for name in GRID_TABLES)
+        groups = [grid, zipped, *cells.values(), *override.values()]
         return frozenset(full_name(key) for group in groups for key in group)
 
     def origins(self, cells: Sequence[Cell]) -> Iterator[Origin]:
-        """Origins of the settings that these tables gave to `cells`."""
-        given = {(key, str(cell.overrides[key])) for cell in cells for key in self.keys & cell.overrides.keys()}
-        for key, value in sorted(given):
+        """Origins of the settings that these tables set in `cells`."""
+        values = {(key, str(cell.overrides[key])) for cell in cells for key in self.keys & cell.overrides.keys()}
+        for key, value in sorted(values):
             yield Origin(option_name(key), value, self.name, is_only=False)
 
 
 def make_cells(lists: Mapping[str, Sequence[Any]], *files: GridFile) -> tuple[Cell, ...]:
     """The cells of a run; a single one called `base` when nothing varies.
 
-    `lists` has the command line's comma lists, by setting. Raises `UsageError`, which names the file: an unknown table
-    or setting, a value that is not allowed, a cell or setting given twice.
+    Args:
+        lists: by setting, the values of the command line's comma lists.
+
+    Raises:
+        UsageError: an unknown table or setting, a value that is not allowed, a cell or setting given twice. The message
+            names the file.
     """
     varied: set[str] = set()
     _note_varied(lists, varied)
     dimensions = [_dimension(key, values, option_name(key)) for key, values in lists.items()]
     named: list[Cell] = []
-    changes: dict[str, dict[str, Any]] = {}
-    file_of_change: dict[str, str] = {}
+    overrides_of: dict[str, dict[str, Any]] = {}
+    file_of_override: dict[str, str] = {}
     for file in files:
         with _naming_file(file.name):
-            grid, together, cells_by_name, override = _checked_tables(file.tables)
-            _note_varied((*grid, *together), varied)
+            grid, zipped, cells_by_name, override = _checked_tables(file.tables)
+            _note_varied((*grid, *zipped), varied)
             for key, values in grid.items():
                 where = f"[grid] {key}"
                 dimensions.append(_dimension(key, _sequence(values, where), where))
-            if together:
-                dimensions.append(_zipped(together))
+            if zipped:
+                dimensions.append(_zipped_dimension(zipped))
             for name, values in cells_by_name.items():
                 if not re.fullmatch(r"[\w.+=,:-]{1,100}", name):
                     allowed = "1 to 100 letters, digits and characters of _ . + = , : -"
                     raise UsageError(f"[cells.{name!r}]: a cell's name has {allowed}")
                 named.append(Cell(name, _overrides(values, f"[cells.{name}]")))
             for name, values in override.items():
-                changes[name] = _overrides(values, f"[override.{name!r}]")
-                file_of_change[name] = file.name
+                overrides_of[name] = _overrides(values, f"[override.{name!r}]")
+                file_of_override[name] = file.name
     cells = [*_product(dimensions), *named] or [Cell(BASE_CELL, {})]
     names = [cell.name for cell in cells]
     for name, count in Counter(names).items():
         if count > 1:
             raise UsageError(f"the grid has two cells called {name!r}", hint="give each its own value or name")
-    for name in changes.keys() - set(names):
+    for name in overrides_of.keys() - set(names):
         hint = f"the cells are: {'; '.join(names[:20])}"
-        raise UsageError(f"{file_of_change[name]}: [override.{name!r}]: no cell has this name", hint=hint)
-    return tuple(Cell(cell.name, {**cell.overrides, **changes.get(cell.name, {})}) for cell in cells)
+        raise UsageError(f"{file_of_override[name]}: [override.{name!r}]: no cell has this name", hint=hint)
+    return tuple(Cell(cell.name, {**cell.overrides, **overrides_of.get(cell.name, {})}) for cell in cells)
 
 
 def _note_varied(keys: Iterable[str], varied: set[str]) -> None:
-    """Add the settings that `keys` give to `varied`; refuses one that is there."""
+    """Add the settings that `keys` vary to `varied`; raises `UsageError` for one that `varied` already has."""
     for key in keys:
-        given = stands_for(full_name(key))
-        if given in varied:
-            both = ", by --system and by --system-file" if given == "system" else ""
+        setting = stands_for(full_name(key))
+        if setting in varied:
+            both_options = ", by --system and by --system-file" if setting == "system" else ""
             hint = "give it on the command line or in one table of the grid"
-            raise UsageError(f"{key} is varied twice{both}", hint=hint)
-        varied.add(given)
+            raise UsageError(f"{key} is varied twice{both_options}", hint=hint)
+        varied.add(setting)
 
 
 def _product(dimensions: Sequence[Sequence[Cell]]) -> list[Cell]:
@@ -140,11 +144,11 @@ def _dimension(key: str, values: Sequence[Any], where: str) -> list[Cell]:
     return [Cell(name, _overrides({key: value}, where)) for name, value in zip(names, values, strict=True)]
 
 
-def _zipped(lists: Mapping[str, Any]) -> list[Cell]:
+def _zipped_dimension(lists: Mapping[str, Any]) -> list[Cell]:
     columns = {key: _sequence(values, f"[zip] {key}") for key, values in lists.items()}
     if len(set(map(len, columns.values()))) > 1:
-        shown = ", ".join(f"{key} has {len(values)}" for key, values in columns.items())
-        raise UsageError(f"[zip]: all lists must be of one length; {shown}")
+        lengths = ", ".join(f"{key} has {len(values)}" for key, values in columns.items())
+        raise UsageError(f"[zip]: all lists must be of one length; {lengths}")
     names = zip(*(_choice_names(key, values) for key, values in columns.items()), strict=True)
     rows = zip(*columns.values(), strict=True)
     return [
@@ -154,10 +158,12 @@ def _zipped(lists: Mapping[str, Any]) -> list[Cell]:
 
 
 def _overrides(values: Any, where: str) -> dict[str, Any]:
-    def name(key: str) -> str:
+    """The checked settings of a cell; errors name the option or table `where` and the setting."""
+
+    def shown_name(key: str) -> str:
         return where if where.endswith(key) or where.startswith("--") else f"{where} {key}"
 
-    checked = checked_values(_mapping(values, where), name)
+    checked = checked_values(_mapping(values, where), shown_name)
     for key in checked:
         if key not in CellSettings.model_fields:
             hint = "settings of a cell: " + ", ".join([*Sampling.model_fields, *Stopping.model_fields, "..."])
@@ -166,45 +172,45 @@ def _overrides(values: Any, where: str) -> dict[str, Any]:
 
 
 def _choice_names(key: str, values: Sequence[Any]) -> list[str]:
-    """Such as `temp=0.7` for each value. Files of one name get as many of their folders as tell them apart."""
-    full = full_name(key)
-    if full in TEXTS:
-        return [f"{full}={name}" for name in _text_names(values)]
-    names = [_value_name(full, value) for value in values]
-    if full in PATHS:
+    """A name such as `temp=0.7` for each value. Files of the same name also have the folders that tell them apart."""
+    setting = full_name(key)
+    if setting in TEXTS:
+        return [f"{setting}={name}" for name in _text_names(values)]
+    names = [_value_name(setting, value) for value in values]
+    if setting in PATHS:
         paths = [str(value or "") for value in values]
-        same_name = [{path for path, other in zip(paths, names, strict=True) if other == name} for name in names]
-        for place, alike in enumerate(same_name):
-            if paths[place] and len(alike) > 1:
-                names[place] = _name_with_folders(paths[place], alike)
-    return [f"{SHORT_NAMES.get(full, full)}={name}" for name in names]
+        paths_of_name = [{path for path, other in zip(paths, names, strict=True) if other == name} for name in names]
+        for index, same_name in enumerate(paths_of_name):
+            if paths[index] and len(same_name) > 1:
+                names[index] = _name_with_folders(paths[index], same_name)
+    return [f"{SHORT_NAMES.get(setting, setting)}={name}" for name in names]
 
 
 def _text_names(texts: Iterable[object]) -> list[str]:
-    """The beginning of each text, numbered where an earlier one begins alike."""
+    """The beginning of each text, with a number if an earlier text begins in the same way."""
     names: list[str] = []
     for text in texts:
-        name = begin = _as_name(str(text or "").strip()[:MAX_TEXT_NAME]).strip("_") or "none"
+        name = beginning = _as_name(str(text or "").strip()[:MAX_TEXT_NAME]).strip("_") or "none"
         number = 1
         while name in names:
             number += 1
-            name = f"{begin}-{number}"
+            name = f"{beginning}-{number}"
         names.append(name)
     return names
 
 
 def _name_with_folders(path: str, others: Iterable[str]) -> str:
-    """The last parts of `path` that no other one ends with, without the ending of the file."""
+    """The shortest tail of `path`, with at least one folder and without the suffix, that no path of `others` has."""
 
-    def end(of: str, length: int) -> tuple[str, ...]:
-        return (*PurePath(of).parts[-length:-1], PurePath(of).stem)
+    def tail(path: str, num_parts: int) -> tuple[str, ...]:
+        return (*PurePath(path).parts[-num_parts:-1], PurePath(path).stem)
 
-    length = 2
-    while length < len(PurePath(path).parts) and any(
-        end(other, length) == end(path, length) for other in others if other != path
+    num_parts = 2
+    while num_parts < len(PurePath(path).parts) and any(
+        tail(other, num_parts) == tail(path, num_parts) for other in others if other != path
     ):
-        length += 1
-    return _as_name("_".join(part for part in end(path, length) if part != PurePath(path).anchor))
+        num_parts += 1
+    return _as_name("_".join(part for part in tail(path, num_parts) if part != PurePath(path).anchor))
 
 
 def _value_name(key: str, value: Any) -> str:
@@ -224,7 +230,7 @@ def _value_name(key: str, value: Any) -> str:
 
 
 def _as_name(text: str) -> str:
-    """`text` with only those characters that a cell's name may have in file names, tables and gates."""
+    """`text` with each run of characters that a cell's name must not have replaced by `_`."""
     return re.sub(r"[^\w.+-]+", "_", text) or "none"
 
 
@@ -237,7 +243,7 @@ def _naming_file(file: str) -> Generator[None]:
 
 
 def _checked_tables(tables: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The tables of `GRID_TABLES` in order, empty where there is none."""
+    """The tables of `GRID_TABLES` in order; missing tables are empty."""
     for key in tables.keys() - set(GRID_TABLES):
         hint = None
         if full_name(key) in CellSettings.model_fields:

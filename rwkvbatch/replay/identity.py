@@ -1,4 +1,7 @@
-"""What a run's manifest holds: the `identity` that its rows depend on, and `about`, how it was started."""
+"""The content of a run's manifest: `identity`, on which the rows depend, and `about`, which says how the run started.
+
+Also the digests by which a row is recognized as one of another plan (`RowDigests`).
+"""
 
 from __future__ import annotations
 
@@ -33,13 +36,15 @@ if TYPE_CHECKING:
     from rwkvbatch.replay.plan import Plan
 
 GENERATION_RULES = 1
-"""Raised whenever this program would give other replies than before to the same weights, script and settings."""
+"""Version of the replies: incremented when the same weights, script and settings give other replies than before."""
 
 JUDGING_RULES = 1
-"""Raised whenever a check would judge the same reply otherwise than before: rows are then judged again."""
+"""Version of the checks: incremented when a check judges the same reply otherwise than before; rows are then judged
+again."""
 
-_OF_ENDPOINT = ("endpoint", "endpoint_model", "endpoint_api", "endpoint_body")
-_FILES_OF_A_CELL = {"model", "adapter", "strategy", "backend", "state", "template", "prelude", *_OF_ENDPOINT}
+_ENDPOINT_SETTINGS = ("endpoint", "endpoint_model", "endpoint_api", "endpoint_body")
+_NOT_BY_VALUE = {"model", "adapter", "strategy", "backend", "state", "template", "prelude", *_ENDPOINT_SETTINGS}
+"""Settings that are in a cell's identity as a file hash or a property of the model, not as their value."""
 
 
 def make_identity(plan: Plan, specs: Mapping[Setup, Spec], tokenizer_of: Callable[[Spec], Tokenizer]) -> dict[str, Any]:
@@ -53,28 +58,35 @@ def make_identity(plan: Plan, specs: Mapping[Setup, Spec], tokenizer_of: Callabl
         "repeats": settings.repeats,
         "max_repeats": settings.max_repeats,
         "until_ci": settings.until_ci,
-        # Only in races, so that other runs have the manifests that they had before there were any.
+        # Only in races, so that the manifests of other runs are the same as in versions without races.
         **(
             {"race": {"margin": settings.race_margin, "level": settings.race_level, "rows": settings.race_rows}}
             if settings.race
             else {}
         ),
         "max_prompt_tokens": settings.max_prompt_tokens,
-        GIVEN_FOR_ALL: sorted(plan.explicit & {"seed", *Sampling.model_fields, *Stopping.model_fields, *_own_of(plan)}),
-        **_paragraphs(plan, cells),
+        GIVEN_FOR_ALL: sorted(
+            plan.explicit & {"seed", *Sampling.model_fields, *Stopping.model_fields, *_prompt_params(plan)}
+        ),
+        **_blank_lines_rule(plan, cells),
         "cells": cells,
     }
 
 
-def _paragraphs(plan: Plan, cells: Mapping[str, dict[str, Any]]) -> dict[str, str]:
-    """That references keep their blank lines, where there are some to keep; earlier versions removed them."""
+def _blank_lines_rule(plan: Plan, cells: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """An entry that tells the run from one of an earlier version, which removed blank lines from references.
+
+    Empty if no reference has blank lines, or every cell ends replies at a blank line.
+    """
     references = (turn.reference for c in plan.conversations for turn in c.turns if turn.reference)
-    kept = any(cell["turn_end"] != "blank-line" for cell in cells.values())
-    return {"blank_lines_in_references": "kept"} if kept and any(clean(r) != clean_reply(r) for r in references) else {}
+    keeps_blank_lines = any(cell["turn_end"] != "blank-line" for cell in cells.values())
+    if keeps_blank_lines and any(clean(r) != clean_reply(r) for r in references):
+        return {"blank_lines_in_references": "kept"}
+    return {}
 
 
-def _own_of(plan: Plan) -> frozenset[str]:
-    """Settings of prompts that conversations have as params; runs of versions without such params name none."""
+def _prompt_params(plan: Plan) -> frozenset[str]:
+    """Prompt settings that occur in the params of conversations or turns; manifests of earlier versions have none."""
     params = (part.params for c in plan.conversations for part in (c, *c.turns) if part.params)
     return frozenset(DialoguePrompt.model_fields).intersection(chain.from_iterable(params))
 
@@ -82,9 +94,10 @@ def _own_of(plan: Plan) -> frozenset[str]:
 def cell_identities(
     plan: Plan, specs: Mapping[Setup, Spec], tokenizer_of: Callable[[Spec], Tokenizer]
 ) -> dict[str, dict[str, Any]]:
-    """What the rows of one cell depend on and those of others do not, by name, for the cells of `specs`, in order.
+    """By name, for the cells of `specs` in order: the settings and hashes on which only the rows of that cell depend.
 
-    Raises `UsageError` or `InputError` when a state, template or prelude file cannot be read.
+    Raises:
+        UsageError, InputError: a state, template or prelude file cannot be read.
     """
     spec_of = {cell: spec for setup, spec in specs.items() for cell in setup.cells}
     return {
@@ -97,7 +110,11 @@ def cell_identities(
 
 
 def check_same(here: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuse cells of another identity, say by other weights or another kind of device; raises `WorkerError`."""
+    """Compare the identities of cells on this node with those `expected`.
+
+    Raises:
+        WorkerError: they differ, for example because of other weights or another kind of device.
+    """
     for cell, values in expected.items():
         for key, value in values.items():
             if here[cell][key] != value:
@@ -111,10 +128,10 @@ def _fills_in_system(plan: Plan, cell: int) -> bool:
 
 def _cell_identity(settings: CellSettings, spec: Spec, tokenizer: Tokenizer) -> dict[str, Any]:
     resolved = with_turn_end(settings, spec.weights_sha256)
-    values = resolved.model_dump(mode="json", include=CellSettings.model_fields.keys() - _FILES_OF_A_CELL)
+    values = resolved.model_dump(mode="json", include=CellSettings.model_fields.keys() - _NOT_BY_VALUE)
     state, template = settings.state, settings.template
-    # Only for served models, so that other runs have the manifests that they had before.
-    served = {} if settings.endpoint is None else {name: getattr(settings, name) for name in _OF_ENDPOINT}
+    # Only for served models, so that the manifests of other runs are the same as in versions without endpoints.
+    served = {} if settings.endpoint is None else {name: getattr(settings, name) for name in _ENDPOINT_SETTINGS}
     if isinstance(spec, ServedSpec):
         served["endpoint_model"] = spec.name
     prelude = None if settings.prelude is None else load_prelude(settings.prelude)
@@ -133,15 +150,15 @@ def _cell_identity(settings: CellSettings, spec: Spec, tokenizer: Tokenizer) -> 
 
 
 class RowDigests:
-    """Digests of a plan's rows (`RowDigest`), which say whether a row of another command is one of this plan.
+    """Digests of a plan's rows (`RowDigest`), which tell whether a row of another command is also a row of this plan.
 
-    The content is a chain over the turns of a conversation up to the row's: each has the turn's content (its message
-    and reference), the settings and the seed of its reply. The chain begins with the program's version of replies, the
-    conversation's id and system message, and the settings and file hashes of the cell. Checks and tags, other
-    conversations and cells, the order and the number of repeats are not in it.
+    The content digest is a chain of hashes over the turns of a conversation up to the row's turn. The chain begins with
+    `GENERATION_RULES`, the conversation's id and system message, and the settings and file hashes of the cell. Each
+    turn adds its content (message and reference) and the settings and the seed of its reply. The digest does not depend
+    on checks, tags, other conversations and cells, their order, or the number of repeats.
 
     Args:
-        cells: the identity of each cell in order, as `cell_identities` has it.
+        cells: the identity of each cell in order, see `cell_identities`.
     """
 
     def __init__(self, plan: Plan, cells: Sequence[Mapping[str, Any]]) -> None:
@@ -158,7 +175,7 @@ class RowDigests:
         return RowDigest(contents[turn], self.judging(conversation)[turn])
 
     def contents(self, conversation: int, cell: int) -> tuple[str, ...]:
-        """`[turns]` the contents of a conversation's rows in a cell."""
+        """`[turns]` the content digests of a conversation's rows in a cell."""
         return self._contents_of(conversation, cell)
 
     def judging(self, conversation: int) -> tuple[str, ...]:
@@ -167,25 +184,29 @@ class RowDigests:
 
     def _contents(self, conversation: int, cell: int) -> tuple[str, ...]:
         task, values = self._plan.task(self._plan.number_of(conversation, cell, 0)), self.cells[cell]
-        of_cell = {name: value for name, value in values.items() if name not in _OF_REPLIES and _is_set(name, value)}
-        replayed = task.conversation
-        before = _digest([GENERATION_RULES, replayed.row_context, of_cell])
-        found = [""] * len(replayed.turns)
+        cell_values = {n: value for n, value in values.items() if n not in _REPLY_SETTINGS and _is_in_digest(n, value)}
+        script = task.conversation
+        previous = _digest([GENERATION_RULES, script.row_context, cell_values])
+        digests = [""] * len(script.turns)
         weights = str(values["weights_sha256"])
-        settings, shared = task.settings, _reply_settings(task.settings, weights)
-        for turn in replayed.order:
-            asked, probe = task.of_turn(turn), replayed.turns[turn].probe
-            own = shared if asked.settings is settings else _reply_settings(asked.settings, weights)
-            # The random numbers of a reply depend on its turn's number, which a probe's place does not say.
-            number = [] if probe is None else [turn]
-            found[turn] = _digest([before, replayed.row_contents[turn], own, asked.seed, *number])
-            if probe is None:  # a probe leaves no trace
-                before = found[turn]
-        return tuple(found)
+        task_values = _reply_settings(task.settings, weights)
+        for turn in script.order:
+            of_turn, probe = task.of_turn(turn), script.turns[turn].probe
+            if of_turn.settings is task.settings:
+                turn_values = task_values
+            else:
+                turn_values = _reply_settings(of_turn.settings, weights)
+            # The random numbers of a reply depend on the turn's index, which a probe's position in the chain does not
+            # determine.
+            index = [] if probe is None else [turn]
+            digests[turn] = _digest([previous, script.row_contents[turn], turn_values, of_turn.seed, *index])
+            if probe is None:  # later turns do not depend on a probe
+                previous = digests[turn]
+        return tuple(digests)
 
     def _judging(self, conversation: int) -> tuple[str, ...]:
-        judged = self._plan.conversations[conversation]
-        return tuple(judging_digest(judged, turn) for turn in range(len(judged.turns)))
+        script = self._plan.conversations[conversation]
+        return tuple(judging_digest(script, turn) for turn in range(len(script.turns)))
 
 
 def judging_digest(conversation: Conversation, turn: int) -> str:
@@ -193,20 +214,20 @@ def judging_digest(conversation: Conversation, turn: int) -> str:
     return _digest([JUDGING_RULES, conversation.judging(turn)])[:16]
 
 
-_OF_REPLIES = frozenset(CellSettings.model_fields) - _FILES_OF_A_CELL
-"""Settings of which a conversation or a turn may have its own."""
+_REPLY_SETTINGS = frozenset(CellSettings.model_fields) - _NOT_BY_VALUE
+"""Settings that may differ between the conversations or turns of a cell."""
 
 
 def _reply_settings(settings: CellSettings, weights_sha256: str) -> dict[str, Any]:
     resolved = with_turn_end(settings, weights_sha256)
-    values = resolved.model_dump(mode="json", include=set(_OF_REPLIES))
+    values = resolved.model_dump(mode="json", include=set(_REPLY_SETTINGS))
     if resolved.turn_end == first_turn_end(settings.think, has_template=settings.template is not None):
-        del values["turn_end"]  # as in digests of rows of earlier versions
-    return {name: value for name, value in values.items() if _is_set(name, value)}
+        del values["turn_end"]  # so that rows of earlier versions keep their digests
+    return {name: value for name, value in values.items() if _is_in_digest(name, value)}
 
 
-def _is_set(name: str, value: Any) -> bool:
-    """Whether a setting is part of a digest: those of later versions are not, at their defaults."""
+def _is_in_digest(name: str, value: Any) -> bool:
+    """Whether a setting is part of a digest. Settings of later versions are not at their defaults."""
     if name in FIRST_SETTINGS or name not in CellSettings.model_fields:
         return True
     return value != default_settings()[name]
@@ -218,7 +239,7 @@ def _digest(value: Any) -> str:
 
 
 MAX_STATE_BYTES = 2**34
-"""The largest state file; one of a model of 14 billion parameters has 82 MB."""
+"""Size limit of state files; the state file of a model of 14 billion parameters has 82 MB."""
 
 
 def sha256_of_file(path: str, option: str) -> str:
@@ -236,7 +257,7 @@ def _sha256(data: bytes) -> str:
 
 @cache
 def _versions() -> Mapping[str, str]:
-    """Of Python and the packages that replies may depend on."""
+    """The versions of Python and of the packages on which replies may depend."""
     versions = {"python": platform.python_version()}
     for package in ("torch", "rwkv", "numpy"):
         with suppress(metadata.PackageNotFoundError):
@@ -245,7 +266,7 @@ def _versions() -> Mapping[str, str]:
 
 
 def make_about(plan: Plan, specs: Mapping[Setup, Spec], scripts: list[str], command: str) -> dict[str, Any]:
-    """How the run was started: versions, machine, paths, and settings that do not change replies."""
+    """The manifest's `about`: versions, machine, paths, and settings that do not change replies."""
     settings = plan.settings
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

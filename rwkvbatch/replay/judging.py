@@ -1,4 +1,4 @@
-"""Judges replies by the checks of a script: new ones, and those of rows that exist."""
+"""Runs the checks of a script on new replies, and on the replies of existing rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NOT_JUDGED = "not judged: the turn ended in an error"
 
 
 def judge(checks: Sequence[Check], facts: ReplyFacts) -> tuple[CheckResult, ...]:
-    """The verdicts of all checks on a reply.
+    """The results of all checks on a reply.
 
     Raises:
         RowError: a check raised an exception, or its score is not in [0, 1].
@@ -24,7 +24,7 @@ def judge(checks: Sequence[Check], facts: ReplyFacts) -> tuple[CheckResult, ...]
 
 
 def not_judged(checks: Sequence[Check]) -> tuple[CheckResult, ...]:
-    """The verdicts on a turn that ended in an error: checks count as failed."""
+    """The results of the checks of a turn that ended in an error: all count as failed."""
     return tuple(
         CheckResult(check.kind, check.expected, passed=False, score=0.0, weight=check.weight, detail=_NOT_JUDGED)
         for check in checks
@@ -32,10 +32,12 @@ def not_judged(checks: Sequence[Check]) -> tuple[CheckResult, ...]:
 
 
 def judged_again(row: Row, conversation: Conversation, rulings: Mapping[Any, Ruling] | None = None) -> Row:
-    """A row with the verdicts and tags of `conversation`, which its reply belongs to.
+    """`row` with the check results and tags by `conversation`, whose reply it has.
 
-    `rulings` are those of a judge; verdicts that need others are missing.
-    An error row stays one. A row on which a check fails to give a verdict becomes one, as it would in a new run.
+    An error row stays an error row. A row becomes one if a check raises an exception, as in a new run.
+
+    Args:
+        rulings: by rubric, the rulings of a judge. A check that needs another ruling has no verdict.
     """
     turn = conversation.turns[row.turn]
     row = replace(row, tags=conversation.tags)
@@ -46,7 +48,7 @@ def judged_again(row: Row, conversation: Conversation, rulings: Mapping[Any, Rul
         return replace(row, checks=judge(turn.checks, facts))
     except ENDS_PROCESS:
         raise
-    except BaseException as error:  # checks are plug-ins: any exception fails the row, not the run
+    except BaseException as error:  # checks may be plug-ins: an exception fails the row, not the run
         return replace(
             row,
             finish_reason="error",
@@ -59,7 +61,7 @@ def judged_again(row: Row, conversation: Conversation, rulings: Mapping[Any, Rul
 
 
 def explain(error: BaseException) -> str:
-    """The message of this program's errors; the type and text of others."""
+    """The message of an `RwkvBatchError`; the type and text of another exception."""
     return error.message if isinstance(error, RwkvBatchError) else in_words(error)
 
 
@@ -72,8 +74,9 @@ def _judge(check: Check, facts: ReplyFacts) -> CheckResult:
         raise RowError(f"check {check.kind!r} failed: {in_words(error)}") from error
     if verdict.missing:
         return CheckResult(check.kind, check.expected, None, None, check.weight, verdict.detail)
-    by = next((facts.rulings[rubric].judge for rubric in check.rubrics if rubric in facts.rulings), None)
+    judge_name = next((facts.rulings[rubric].judge for rubric in check.rubrics if rubric in facts.rulings), None)
     score = float(verdict.score)
     if not 0 <= score <= 1:
         raise RowError(f"check {check.kind!r} failed: its score must be in [0, 1], got {score}")
-    return CheckResult(check.kind, check.expected, bool(verdict.passed), score, check.weight, verdict.detail, by)
+    passed = bool(verdict.passed)
+    return CheckResult(check.kind, check.expected, passed, score, check.weight, verdict.detail, judge_name)

@@ -1,4 +1,4 @@
-"""Judges the rows of a run by the rubrics of their turns: what to ask a judge about a row, and its rulings."""
+"""Questions for a judge about the rows of a run, and rows with the judge's rulings."""
 
 from __future__ import annotations
 
@@ -15,40 +15,39 @@ from rwkvbatch.script.checks.text import answer
 from rwkvbatch.script.records import Conversation, ReplyFacts, Ruling
 
 RowOfTurn = Callable[[Row, int], Row | None]
-"""The row of another turn of a row's dialogue; None where it is not there."""
+"""Gives the row of another turn of a row's dialogue; None if it does not exist."""
 
 
 def rubrics_of(conversation: Conversation, turn: int) -> tuple[Rubric, ...]:
-    """The rubrics of a turn, each once."""
+    """The rubrics of a turn's checks, without duplicates."""
     return tuple(dict.fromkeys(rubric for check in conversation.turns[turn].checks for rubric in check.rubrics))
 
 
 def turns_with_rubrics(conversations: Iterable[Conversation]) -> dict[str, frozenset[int]]:
-    """By the id of a conversation, the numbers of its turns that a judge is asked about; only of those with some."""
-    found = {
-        each.id: frozenset(turn for turn in range(len(each.turns)) if rubrics_of(each, turn)) for each in conversations
-    }
-    return {name: turns for name, turns in found.items() if turns}
+    """By conversation id, the turns that have rubrics; without conversations that have none."""
+    turns_of = {c.id: frozenset(turn for turn in range(len(c.turns)) if rubrics_of(c, turn)) for c in conversations}
+    return {name: turns for name, turns in turns_of.items() if turns}
 
 
 def questions_of(plan: Plan) -> int:
-    """The questions that a judge is asked about a complete run, at most: equal replies are one question."""
-    asked = sum(
+    """The largest number of questions about a complete run. It is smaller if replies are equal."""
+    num_rubrics = sum(
         len(rubrics_of(plan.conversations[number], turn))
         for number in plan.chosen
         for turn in range(len(plan.conversations[number].turns))
     )
-    return asked * len(plan.cells) * plan.repeats
+    return num_rubrics * len(plan.cells) * plan.repeats
 
 
 @dataclass(frozen=True)
 class Jury:
-    """Turns rows into questions, and a judge's opinions into verdicts.
+    """Makes questions from rows, and verdicts from a judge's opinions.
 
     Args:
-        opinions: None where no judge is known: there are no verdicts then.
-        judge: its name and digest, which rows have.
-        row_of: finds the other turns of a dialogue. is_gold: whether a cell's later turns see the references.
+        opinions: the judge's opinions; None if no judge is known, so that there are no verdicts.
+        judge: the judge's name and digest, for the rows.
+        row_of: finds the rows of the other turns of a dialogue.
+        is_gold: tells whether the later turns of a cell see the references instead of the replies.
     """
 
     opinions: Opinions | None
@@ -57,13 +56,13 @@ class Jury:
     is_gold: Callable[[str], bool]
 
     def asks(self, row: Row, conversation: Conversation) -> Iterator[Ask]:
-        """What a judge is asked about a row; nothing about a turn that ended in an error."""
+        """The questions about a row; none about a turn that ended in an error."""
         if row.finish_reason != "error":
             for rubric in rubrics_of(conversation, row.turn):
                 yield self._ask(rubric, row, conversation)
 
     def judged(self, row: Row, conversation: Conversation) -> Row:
-        """The row with the verdicts and tags of `conversation`, those of the judge included."""
+        """`row` with the check results and tags by `conversation`, including the judge's verdicts."""
         rulings: dict[Rubric, Ruling] = {}
         if row.finish_reason != "error":
             for rubric in rubrics_of(conversation, row.turn):
@@ -73,10 +72,10 @@ class Jury:
     def _ruling(self, rubric: Rubric, row: Row, conversation: Conversation) -> Ruling:
         if self.opinions is None:
             return Ruling(None, NOT_ASKED)
-        found = self.opinions.votes(self._ask(rubric, row, conversation))
-        if isinstance(found, str):
-            return Ruling(None, found)
-        return Ruling(found.passed, in_words(found), self.judge)
+        votes = self.opinions.votes(self._ask(rubric, row, conversation))
+        if isinstance(votes, str):  # the reason why there are none
+            return Ruling(None, votes)
+        return Ruling(votes.passed, in_words(votes), self.judge)
 
     def _ask(self, rubric: Rubric, row: Row, conversation: Conversation) -> Ask:
         turn = conversation.turns[row.turn]
@@ -87,22 +86,25 @@ class Jury:
         return Ask(question, seeds_of(rubric.votes, row.seed, row.conversation, row.repeat, row.turn))
 
     def _dialogue(self, row: Row, conversation: Conversation) -> Sequence[Exchange]:
-        """The turns before a row's that its model saw, with the replies that it saw."""
+        """The earlier turns that the model saw before a row's reply, with the replies or references that it saw."""
         probe = conversation.turns[row.turn].probe
-        last = row.turn if probe is None else probe.after + 1
-        gold = self.is_gold(row.cell)
-        found: list[Exchange] = []
-        for number, turn in enumerate(conversation.turns[:last]):
+        end = row.turn if probe is None else probe.after + 1
+        is_gold = self.is_gold(row.cell)
+        exchanges: list[Exchange] = []
+        for number, turn in enumerate(conversation.turns[:end]):
             if turn.probe is not None or turn.plain:
                 continue
-            other = None if gold and turn.reference is not None else self.row_of(row, number)
-            said = turn.reference if other is None else answer(ReplyFacts(other.reply, other.finish_reason, 0))
-            found.append(Exchange(turn.user, said or ""))
-        return found
+            earlier = None if is_gold and turn.reference is not None else self.row_of(row, number)
+            if earlier is None:
+                assistant = turn.reference
+            else:
+                assistant = answer(ReplyFacts(earlier.reply, earlier.finish_reason, 0))
+            exchanges.append(Exchange(turn.user, assistant or ""))
+        return exchanges
 
 
 def in_words(votes: Votes) -> str:
-    """How the votes fell, for the detail of a verdict."""
+    """The votes as text, for the detail of a verdict."""
     probability = "" if votes.probability is None else f", probability of Yes {votes.probability:.3f}"
     if votes.number == 1:
         return ("Yes" if votes.passed else "No") + probability
@@ -112,7 +114,7 @@ def in_words(votes: Votes) -> str:
 def asks_of(
     jury: Jury, rows: Iterable[Row], conversation_of: Mapping[str, Conversation], turns: Mapping[str, Collection[int]]
 ) -> Iterator[Ask]:
-    """The questions about all `rows` whose `turns` have rubrics."""
+    """The questions about those of `rows` whose turn has rubrics."""
     for row in rows:
         if row.turn in turns.get(row.conversation, ()):
             yield from jury.asks(row, conversation_of[row.conversation])

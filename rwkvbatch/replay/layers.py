@@ -1,8 +1,8 @@
-"""Settings from the command line, the environment, a file and the defaults, laid over each other.
+"""Merges the settings of the command line, the environment, a settings file and the defaults.
 
-The command line wins over the environment, that over `--config FILE.toml`, that over the defaults. Keys are the names
-of `RunSettings`' fields or their short names (`setting_names.ALIASES`), `-` is read as `_`, and `preset` stands for
-all fields of `Sampling` at once.
+The order of precedence is: command line, environment, `--config FILE.toml`, defaults. Keys are the names of the fields
+of `RunSettings` or their short names (`setting_names.ALIASES`); `-` is read as `_`, and `preset` sets all fields of
+`Sampling` at once.
 """
 
 from __future__ import annotations
@@ -40,17 +40,20 @@ _PART = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')"""
 _LONG_KEY = re.compile(rf"(?:^|[{{,\[])[ \t]*{_PART}(?:[ \t]*\.[ \t]*{_PART}){{{MAX_KEY_PARTS}}}", re.MULTILINE)
 
 GRID_TABLES = ("grid", "zip", "cells", "override")
-"""Tables of a settings file that make a grid, see `replay.grid`."""
+"""Tables of a settings file that define a grid, see `replay.grid`."""
 
 CHECKPOINT_ENDINGS = ("", ".pth", ".safetensors", ".st", ".gguf")
-"""A model's file may be named without its ending."""
+"""File name suffixes that may be omitted from a model's path."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A setting's value, and the `place` that gave it, such as `RWKVBATCH_MODEL` or `settings.toml`.
+    """The source of a setting's value.
 
-    Errors call the setting by its `option`. `is_only`: all cells have this value; else an error about it shows it.
+    Attributes:
+        option: name of the setting in errors, such as `--model`.
+        place: name of the source, such as `RWKVBATCH_MODEL` or `settings.toml`.
+        is_only: whether all cells have this value. Otherwise an error is about this value only if it shows the value.
     """
 
     option: str
@@ -61,9 +64,9 @@ class Origin:
     def concerns(self, error: RwkvBatchError) -> bool:
         """Whether `error` is about this value: it names the option, or is about the file that the value names."""
         if isinstance(error, InputError) and error.path is not None and isinstance(self.value, str):
-            # An adapter's file may be followed by its options.
-            named = Path(re.sub(r" +(alpha|init)=.*", "", self.value, flags=re.DOTALL)).expanduser()
-            if str(error.path) in {f"{named}{ending}" for ending in CHECKPOINT_ENDINGS}:
+            # The path of an adapter may be followed by options.
+            path = Path(re.sub(r" +(alpha|init)=.*", "", self.value, flags=re.DOTALL)).expanduser()
+            if str(error.path) in {f"{path}{ending}" for ending in CHECKPOINT_ENDINGS}:
                 return True
         text = f"{error.message} {error.hint}"
         names_option = re.search(rf"{re.escape(self.option)}(?![\w-])", text) is not None
@@ -72,7 +75,7 @@ class Origin:
 
 @contextmanager
 def naming_origins(origins: Iterable[Origin]) -> Generator[None]:
-    """Adds to an error that leaves the block where the settings that it is about came from."""
+    """Add to an error that leaves the block the sources of the settings that the error is about."""
     try:
         yield
     except RwkvBatchError as error:
@@ -87,13 +90,13 @@ def naming_origins(origins: Iterable[Origin]) -> Generator[None]:
 
 @dataclass(frozen=True)
 class Layered:
-    """Settings, and where they came from.
+    """Merged settings and their sources.
 
     Attributes:
-        explicit: names that the command line gave. They also win over a conversation's own `params`.
-        named: those of them that it gave by name, not as a part of a preset.
+        explicit: names of the settings that the command line gave. They also override a conversation's `params`.
+        named: the explicit settings that were given by name, not as a part of a preset.
         grid: the `GRID_TABLES` of the config file.
-        origins: of the settings that the command line did not give.
+        origins: sources of the settings that the command line did not give.
     """
 
     settings: RunSettings
@@ -106,7 +109,12 @@ class Layered:
 def layer_settings(
     given: Mapping[str, Any], *, environment: Mapping[str, str] | None = None, config: Path | None = None
 ) -> Layered:
-    """Settings from all layers: what the command line (or the caller) gave, the environment if any, and a TOML file.
+    """Settings merged from all layers.
+
+    Args:
+        given: settings of the command line, or of the caller of `run`.
+        environment: environment variables; None to use none.
+        config: a TOML file.
 
     Raises:
         UsageError: an unknown key, with close known ones; a value that is not allowed; an unreadable file.
@@ -120,55 +128,60 @@ def layer_settings(
         layers.append(checked_values(content, lambda key: f"{config}: {key}"))
         places |= dict.fromkeys(layers[-1], str(config))
     if environment is not None:
-        found = _from_environment(environment)
-        layers.append(checked_values(found, environment_name))
+        from_environment = _from_environment(environment)
+        layers.append(checked_values(from_environment, environment_name))
         places |= dict.fromkeys(layers[-1], environment_name("preset"))
-        places |= {stands_for(full_name(key)): environment_name(key) for key in found}
+        places |= {stands_for(full_name(key)): environment_name(key) for key in from_environment}
     explicit = checked_values(given, option_name)
     layers.append(explicit)
     merged = {key: value for layer in layers for key, value in layer.items()}
     named = frozenset(stands_for(full_name(key)) for key in given) - {"preset"}
-    given_elsewhere = [key for key in places if key in merged and key not in explicit]
-    origins = tuple(Origin(option_name(key), merged[key], places[key]) for key in given_elsewhere)
+    not_explicit = [key for key in places if key in merged and key not in explicit]
+    origins = tuple(Origin(option_name(key), merged[key], places[key]) for key in not_explicit)
     return Layered(RunSettings.parse(merged), frozenset(explicit), named, tables, origins)
 
 
 def checked_values(values: Mapping[str, Any], name: Callable[[str], str] = option_name) -> dict[str, Any]:
-    """Validated `values` by the settings' full names, with a preset put in place; errors call a key by its `name`.
+    """Validated `values` by the settings' full names, with a preset replaced by its settings.
+
+    Args:
+        name: gives the name of a key in errors.
 
     Raises:
         UsageError: an unknown key, with close known ones; a setting given twice; a value that is not allowed.
     """
-    result: dict[str, Any] = {}
-    plain: dict[str, Any] = {}
+    from_preset: dict[str, Any] = {}
+    checked: dict[str, Any] = {}
     for raw_key, value in values.items():
         key = full_name(raw_key)
         if key == "preset":
-            result.update(preset_settings(str(value)))
+            from_preset.update(preset_settings(str(value)))
         elif key not in SETTINGS:
-            raise UsageError(f"{name(raw_key)}: unknown setting{_close(key)}")
-        elif stands_for(key) in plain:
-            both = f" with {name('system')} and {name(SYSTEM_FILE)}" if stands_for(key) == "system" else ""
-            raise UsageError(f"{name(raw_key)}: given twice{both}")
+            raise UsageError(f"{name(raw_key)}: unknown setting{_did_you_mean(key)}")
+        elif stands_for(key) in checked:
+            both_names = f" with {name('system')} and {name(SYSTEM_FILE)}" if stands_for(key) == "system" else ""
+            raise UsageError(f"{name(raw_key)}: given twice{both_names}")
         elif key == SYSTEM_FILE:
-            plain["system"] = _system_text(value, name(raw_key))
+            checked["system"] = _system_text(value, name(raw_key))
         elif key == "repeats" and isinstance(value, str) and ".." in value:
             low, _, high = value.partition("..")
-            plain |= {"repeats": _checked(key, low, name(raw_key)), "max_repeats": _checked(key, high, name(raw_key))}
+            checked["repeats"] = _checked_value(key, low, name(raw_key))
+            checked["max_repeats"] = _checked_value(key, high, name(raw_key))
         else:
-            plain[key] = _checked(key, value, name(raw_key))
-    return {**result, **plain}
+            checked[key] = _checked_value(key, value, name(raw_key))
+    return {**from_preset, **checked}
 
 
-def _system_text(path: Any, shown: str) -> str:
-    """The content of a file with a system message."""
+def _system_text(path: Any, shown_name: str) -> str:
+    """The content of a file with a system message; errors call the setting `shown_name`."""
     try:
         return read_text(str(Path(path)), MAX_PRELUDE_BYTES)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{shown} {path}: {error}", hint="name a text file in UTF-8") from None
+        raise UsageError(f"{shown_name} {path}: {error}", hint="name a text file in UTF-8") from None
 
 
-def _checked(key: str, value: Any, shown: str) -> Any:
+def _checked_value(key: str, value: Any, shown_name: str) -> Any:
+    """The validated value of one setting; errors call the setting `shown_name`."""
     if key in LISTS and isinstance(value, (str, int)):
         value = [value]
     try:
@@ -178,16 +191,17 @@ def _checked(key: str, value: Any, shown: str) -> Any:
         problem = allowed_values(RunSettings, key, first["msg"])
         wrong = first["input"] if key in LISTS else value
         got = wrong if isinstance(wrong, str) and wrong else shown_value(wrong)
-        raise UsageError(f"{shown} {problem}, got {got}") from None
+        raise UsageError(f"{shown_name} {problem}, got {got}") from None
 
 
-def _close(key: str) -> str:
-    """The end of an error about an unknown setting: close known ones, if there are any."""
+def _did_you_mean(key: str) -> str:
+    """The end of a message about an unknown setting: similar known ones; empty if there are none."""
     matches = difflib.get_close_matches(key, [*SETTINGS, *ALIASES], n=2, cutoff=0.75)
     return f"; did you mean {' or '.join(matches)}?" if matches else ""
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The settings in environment variables, unchecked, by their keys."""
     values: dict[str, Any] = {}
     for variable, text in environment.items():
         if not variable.startswith(ENVIRONMENT_PREFIX) or not text:
@@ -196,9 +210,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         full = full_name(key)
         if full in SETTINGS:
             values[key] = [part.strip() for part in text.split(",")] if full in LISTS else text
-        elif variable not in (ENDPOINT_KEY_VARIABLE, JUDGE_KEY_VARIABLE) and _close(key):
-            # Other parts of the program have variables of their own: only what looks like a slip is refused.
-            raise UsageError(f"{variable}: unknown setting{_close(key)}")
+        elif variable not in (ENDPOINT_KEY_VARIABLE, JUDGE_KEY_VARIABLE) and _did_you_mean(key):
+            # Other parts of the program have variables of their own, so only names similar to a setting are refused.
+            raise UsageError(f"{variable}: unknown setting{_did_you_mean(key)}")
     return values
 
 
@@ -206,7 +220,7 @@ def read_toml(path: Path, option: str) -> dict[str, Any]:
     """The content of a TOML file that an option names; raises `UsageError` if it cannot be read or is not TOML."""
     try:
         text = read_file(path, MAX_TOML_BYTES).decode("utf-8-sig")
-        # The parser's memory grows with the square of the number of parts.
+        # The parser's memory use grows with the square of the number of parts.
         if _LONG_KEY.search(text):
             raise UsageError(f"{option} {path}: has a key of more than {MAX_KEY_PARTS} parts, joined by dots")
         return tomllib.loads(text)
@@ -215,5 +229,5 @@ def read_toml(path: Path, option: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         where = f"not UTF-8: byte 0x{error.object[error.start]:02x} at place {error.start + 1}"
         raise UsageError(f"{option} {path}: not a TOML file: {where}", hint="save the file as UTF-8") from None
-    except (ValueError, RecursionError) as error:  # `ValueError`: an integer of thousands of digits, for one
+    except (ValueError, RecursionError) as error:  # `ValueError` also for an integer of thousands of digits
         raise UsageError(f"{option} {path}: not a TOML file: {parsing_problem(error)}") from None

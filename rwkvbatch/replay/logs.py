@@ -50,7 +50,8 @@ LOG = FileKind("a log of rwkvbatch", lambda path: file_head(path).startswith('{"
 class _LogFile(logging.FileHandler):
     """Appends to a file, a pipe or a device. The first write error is logged and ends the file log, not the run.
 
-    A pipe that is not read would stop the run: without a reader it cannot be opened, and a full one is a write error.
+    Writes never block, so that a pipe cannot stop the run: a pipe without a reader cannot be opened, and a full pipe is
+    a write error.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,10 +77,10 @@ class _LogFile(logging.FileHandler):
 
 @contextmanager
 def logging_to(path: Path | None, *, verbose: bool = False, quiet: bool = False) -> Generator[None]:
-    """Log this package's records to `path`, as JSON lines, and to standard error, inside.
+    """Log this package's records to standard error, and to `path` as JSON lines, within the context.
 
-    The file has levels from `info` up (`debug` with `verbose`); standard error has warnings (errors with `quiet`,
-    `info` with `verbose`).
+    The lowest level in the file is `info` (`debug` with `verbose`). On standard error it is `warning` (`error` with
+    `quiet`, `info` with `verbose`).
 
     Raises:
         UsageError: the file cannot be opened, or is not a log.
@@ -99,14 +100,14 @@ def logging_to(path: Path | None, *, verbose: bool = False, quiet: bool = False)
         file.setFormatter(JsonFormatter())
         file.setLevel(logging.DEBUG if verbose else logging.INFO)
         handlers.append(file)
-    before = logger.level
+    former_level = logger.level
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     for handler in handlers:
         logger.addHandler(handler)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.setLevel(former_level)
         for handler in handlers:
             logger.removeHandler(handler)
             if handler is not terminal:
@@ -119,7 +120,7 @@ def command_line() -> str:
 
 
 def with_directory(words: Sequence[str], out: Path) -> str:
-    """The command of `words`, which have no `--out`, with `--out` before any `--`."""
+    """The command of `words`, which has no `--out`, with `--out` inserted before any `--`."""
     end = _end_of_options(words)
     return shlex.join([*words[:end], "--out", str(out), *words[end:]])
 

@@ -1,7 +1,7 @@
-"""Merges the parts of a run (`--shard`) into the directory that an undivided run would have left, timings aside.
+"""Merges the parts of a run (`--shard`) into one directory, the same as that of an undivided run except for timings.
 
 Needs no model and no script. Every part is read twice: once to index and check its rows, once to copy their lines in
-the order of the whole run. Memory holds the conversations' ids and 13 bytes a row.
+the order of the whole run. Memory use: the conversations' ids and 13 bytes a row.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from rwkvbatch.results.status import StatusFile
 from rwkvbatch.results.store import RESULTS_NAME
 from rwkvbatch.results.summary import Summary, Tallies, write_summary
 
-_ABOUT_A_PART = ("created", "command", "rwkvbatch", "code_sha256", "versions", "machine")
+_ABOUT_OF_PART = ("created", "command", "rwkvbatch", "code_sha256", "versions", "machine")
+"""Keys of a part's `about` that the merged manifest keeps for each part."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A directory with a part of a run."""
+    """A run directory with a part of a run."""
 
     path: Path
     shard: Shard
@@ -55,7 +56,7 @@ class Part:
 
 def read_parts(paths: Sequence[Path]) -> list[Part]:
     """The parts at `paths`, in the order of the run; raises as `merge`."""
-    found: dict[int, Part] = {}
+    by_number: dict[int, Part] = {}
     parts = [_read_part(path) for path in paths]
     for part in parts:
         first = parts[0]
@@ -69,7 +70,7 @@ def read_parts(paths: Sequence[Path]) -> list[Part]:
             sides=("this part", str(first.path)),
             hint="only parts of one run can be merged",
         )
-        if (other := found.setdefault(part.shard.part, part)) is not part:
+        if (other := by_number.setdefault(part.shard.part, part)) is not part:
             problem = f"is part {part.shard}, and so is {other.path}"
             raise RunDirectoryError(problem, path=part.path, hint="give each part once")
     return sorted(parts, key=lambda part: part.shard.part)
@@ -96,7 +97,13 @@ def _read_part(path: Path) -> Part:
 
 @dataclass(frozen=True)
 class Missing:
-    """A part that is incomplete: its number of missing rows, and the first of them; None if the part was not given."""
+    """An incomplete part of a run.
+
+    Attributes:
+        path, command: directory and command of the part; None if the part was not given.
+        rows: number of missing rows; None if the part was not given.
+        first: the first missing row; None if the part was not given.
+    """
 
     shard: Shard
     path: Path | None = None
@@ -119,8 +126,10 @@ class Merged:
 
     Attributes:
         parts: number of parts of the run, given or not.
-        rows: found in the parts. planned: rows of the whole run. missing: parts that are incomplete.
-        summary: None when nothing was written, because rows are missing.
+        rows: rows in the given parts.
+        planned: rows of the whole run.
+        missing: the incomplete parts.
+        summary: None when nothing was written because rows are missing.
         rest_command: command that runs the missing rows in `directory`.
         notes: remarks about the parts, for display.
     """
@@ -142,7 +151,8 @@ def merge(
 
     Args:
         out: a new directory, or one whose rows are all in the parts, such as that of an earlier merge.
-        allow_missing: write the existing rows, to be continued as an undivided run, instead of nothing.
+        allow_missing: if rows are missing, write the existing ones instead of nothing; `out` can then be continued as
+            an undivided run.
 
     Raises:
         RunMismatchError: the parts are not of one run, or `out` holds another run or other rows.
@@ -181,7 +191,7 @@ class _Merge:
                 self._scan_part(number, part, reader)
 
     def _read_members(self) -> None:
-        """Read the parts' conversations; check that they are those of the run, each in one part."""
+        """Read the parts' conversations; check that each conversation of the run is in exactly one part."""
         first = self._parts[0]
         try:
             identity, self._num_planned = first.manifest["identity"], int(first.manifest["shard"]["rows_of_run"])
@@ -189,24 +199,22 @@ class _Merge:
             repeats, num_conversations = int(identity["repeats"]), int(identity["script"]["conversations"])
         except (KeyError, TypeError, ValueError):
             raise RunDirectoryError("is not the manifest of a run", path=first.path) from None
-        owners = [(member, owner) for owner, part in enumerate(self._parts) for member in read_members(part.path)]
-        owners.sort(key=lambda pair: pair[0].number)
-        self._rows = RowIndex((member for member, _ in owners), self._cells, repeats)
-        self._owners = [owner for _, owner in owners]
-        self._owner_of = {member.conversation: owner for member, owner in owners}
-        numbers = {member.number for member, _ in owners if 0 <= member.number < num_conversations}
-        found, whole = (len(owners), self._rows.num_rows), (num_conversations, self._num_planned)
-        if (
-            not len(self._owner_of) == len(numbers) == len(owners)
-            or found[1] > whole[1]
-            or (len(self._parts) == first.shard.parts and found != whole)
-        ):
+        members = [(member, owner) for owner, part in enumerate(self._parts) for member in read_members(part.path)]
+        members.sort(key=lambda pair: pair[0].number)
+        self._rows = RowIndex((member for member, _ in members), self._cells, repeats)
+        self._owners = [owner for _, owner in members]
+        self._owner_of = {member.conversation: owner for member, owner in members}
+        numbers = {member.number for member, _ in members if 0 <= member.number < num_conversations}
+        are_unique = len(self._owner_of) == len(numbers) == len(members)
+        are_complete = (len(members), self._rows.num_rows) == (num_conversations, self._num_planned)
+        all_parts_given = len(self._parts) == first.shard.parts
+        if not are_unique or self._rows.num_rows > self._num_planned or (all_parts_given and not are_complete):
             problem = f"the parts' conversations ({SHARD_NAME}) do not make up the run"
             hint = "run every part's `rwkvbatch run` command again, with the same version of rwkvbatch"
             raise RunDirectoryError(problem, path=first.path, hint=hint)
 
     def _open(self, directory: Path) -> BinaryIO | None:
-        """The rows of a run directory; None where it has no file of rows yet."""
+        """The file of rows of a run directory; None if it does not exist yet."""
         path = directory / RESULTS_NAME
         try:
             return self._open_files.enter_context(open_file(path))
@@ -216,19 +224,23 @@ class _Merge:
             raise RunDirectoryError(f"cannot be read: {error.strerror}", path=path) from None
 
     def _scan_part(self, number: int, part: Part, reader: BinaryIO) -> None:
-        """Index a part's rows. Broken lines at the end of the file are an unfinished write and no rows."""
+        """Index a part's rows. Damaged lines at the end of the file come from an unfinished write and are ignored.
+
+        Raises:
+            RunDamagedError: a damaged line precedes an undamaged one.
+        """
 
         def row_number(key: RowKey) -> int | None:
             return self._rows.row_number(key) if self._owner_of.get(key.conversation) == number else None
 
-        bad: ScannedLine | None = None
+        first_bad: ScannedLine | None = None
         for line in scan_lines(reader, row_number, decode_head):
             if line.problem is not None:
-                bad = bad or line
-            if line.whole and bad is not None:
+                first_bad = first_bad or line
+            if line.whole and first_bad is not None:
                 hint = "continue the part with --repair" + (f": {part.command} --repair" if part.command else "")
-                path = part.path / RESULTS_NAME
-                raise RunDamagedError(f"the row is damaged: {bad.problem}", path=path, line=bad.line, hint=hint)
+                problem, path = f"the row is damaged: {first_bad.problem}", part.path / RESULTS_NAME
+                raise RunDamagedError(problem, path=path, line=first_bad.line, hint=hint)
             if line.problem is None:
                 self._index.add(line.number, line.start, line.end - line.start, failed=line.failed)
 
@@ -251,31 +263,35 @@ class _Merge:
         )
 
     def _owner(self, row: int) -> int:
-        """Position in the list of the part that has the row."""
+        """The index in `self._parts` of the part that has the row."""
         return self._owners[self._rows.conversation_of_row(row)]
 
     def _missing(self) -> tuple[Missing, ...]:
-        counts: Counter[int] = Counter()
-        firsts: dict[int, int] = {}
+        num_missing: Counter[int] = Counter()
+        first_missing: dict[int, int] = {}
         for row in range(self._rows.num_rows):
             if not self._index.has(row):
                 owner = self._owner(row)
-                counts[owner] += 1
-                firsts.setdefault(owner, row)
-        given = {part.shard.part: number for number, part in enumerate(self._parts)}
+                num_missing[owner] += 1
+                first_missing.setdefault(owner, row)
+        index_of = {part.shard.part: index for index, part in enumerate(self._parts)}
         num_parts = self._parts[0].shard.parts
-        found: list[Missing] = []
+        missing: list[Missing] = []
         for number in range(1, num_parts + 1):
-            at = given.get(number)
-            if at is None:
-                found.append(Missing(Shard(number, num_parts)))
-            elif at in firsts:
-                part = self._parts[at]
-                found.append(Missing(part.shard, part.path, part.command, counts[at], self._rows.key(firsts[at])))
-        return tuple(found)
+            index = index_of.get(number)
+            if index is None:
+                missing.append(Missing(Shard(number, num_parts)))
+            elif index in first_missing:
+                part, first = self._parts[index], self._rows.key(first_missing[index])
+                missing.append(Missing(part.shard, part.path, part.command, num_missing[index], first))
+        return tuple(missing)
 
     def _refuse_to_lose_rows(self) -> None:
-        """Check that the parts have all rows of `out`, which may have been continued since an earlier merge."""
+        """Check that the parts have all rows of `out`, which may have been continued since an earlier merge.
+
+        Raises:
+            RunMismatchError: a row of `out` is missing in the parts or differs there.
+        """
         path = self._directory.path
         scanned, reader = self._open(path), self._open(path)
         if scanned is None or reader is None:
@@ -296,7 +312,7 @@ class _Merge:
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": self._command,
             "parts": {
-                str(part.shard): {key: part.about[key] for key in _ABOUT_A_PART if key in part.about}
+                str(part.shard): {key: part.about[key] for key in _ABOUT_OF_PART if key in part.about}
                 for part in self._parts
             },
         }
@@ -317,7 +333,7 @@ class _Merge:
         return summary
 
     def _lines(self, tallies: Tallies) -> Iterator[bytes]:
-        """The lines of the whole run in order, added to `tallies`."""
+        """The lines of the whole run in order; adds their rows to `tallies`."""
         for row in self._index.rows():
             line = self._line(row)
             assert line is not None
@@ -326,10 +342,10 @@ class _Merge:
             except BadLineError as error:
                 owner = self._owner(row)
                 reader = self._readers[owner]
-                at = None if reader is None else self._index.line_number(row, reader)
-                path = self._parts[owner].path / RESULTS_NAME
+                line_number = None if reader is None else self._index.line_number(row, reader)
+                problem, path = f"the row is damaged: {error}", self._parts[owner].path / RESULTS_NAME
                 hint = "use the version of rwkvbatch that wrote it"
-                raise RunDamagedError(f"the row is damaged: {error}", path=path, line=at, hint=hint) from None
+                raise RunDamagedError(problem, path=path, line=line_number, hint=hint) from None
             yield line
 
     def _line(self, row: int) -> bytes | None:
@@ -337,7 +353,7 @@ class _Merge:
         return self._index.read(row, reader) if reader is not None and self._index.has(row) else None
 
     def _copy_script(self) -> None:
-        """Copy the script of one part: every part has all conversations, those of earlier versions none."""
+        """Copy the script from the first part that has it. It has all conversations; earlier versions kept none."""
         for part in self._parts:
             for name in (SCRIPT_NAME, COMPRESSED_NAME):
                 with suppress(OSError), open_file(part.path / name) as file:
@@ -347,7 +363,7 @@ class _Merge:
                     return
 
     def _copy_verdicts(self) -> None:
-        """Copy a judge's answers of all parts."""
+        """Copy the judge's answers of all parts."""
         path = self._directory.path / VERDICTS_NAME
         lines = chain.from_iterable(read_lines_of(part.path) for part in self._parts)
         if (first := next(lines, None)) is not None:
@@ -355,7 +371,7 @@ class _Merge:
             save_file(path, blocks, files=self._files, at=self._directory.at, check=self._directory.check)
 
     def _copy_skipped(self) -> None:
-        """Copy the script's bad lines from one part: every part reads the whole script."""
+        """Copy the script's bad lines from one part, since every part reads the whole script."""
         for part in self._parts:
             with suppress(OSError), open_file(part.path / SKIPPED_NAME) as file:
                 self._directory.keep_skipped(line.removesuffix(b"\n") for line in file)
@@ -363,7 +379,7 @@ class _Merge:
 
 
 def _command_of_whole(command: str | None, out: Path) -> str:
-    """A part's command, for the whole run in `out`."""
+    """The command of the whole run in `out`, made from a part's command."""
     try:
         words = shlex.split(command or "")
     except ValueError:

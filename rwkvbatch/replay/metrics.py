@@ -30,7 +30,11 @@ _METRICS: tuple[tuple[str, str, str, Callable[[Progress], float | None]], ...] =
 
 
 class MetricsObserver:
-    """Keeps a run's latest progress for the Prometheus client library; `url` is where it is served."""
+    """Keeps a run's latest progress for the Prometheus client library.
+
+    Attributes:
+        url: address at which the metrics are served.
+    """
 
     def __init__(self, url: str = "") -> None:
         self.url = url
@@ -47,7 +51,7 @@ class MetricsObserver:
         self._latest, self._is_running = progress, False
 
     def collect(self) -> Iterator[Metric]:
-        """The metric families; called by the client library in its own thread at each request."""
+        """The metric families. The client library calls this method in a thread of its own at each request."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         memory_help = "Peak resident memory of this process"
@@ -63,7 +67,7 @@ class MetricsObserver:
 
 @contextmanager
 def serving_metrics(port: int) -> Generator[MetricsObserver]:
-    """Serve the observer's figures for Prometheus over HTTP on a port of the loopback address; 0 takes a free one.
+    """Serve a run's metrics for Prometheus over HTTP on a port of the loopback address; 0 takes a free one.
 
     Raises:
         UsageError: the port is invalid or in use.

@@ -1,4 +1,4 @@
-"""Loads the models of a run's cells, one after the other, and makes engines for them."""
+"""Loads the models of a run's cells, one at a time, and makes engines for them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,17 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Spec = Union["ModelSpec", ServedSpec]
-"""What is known about the model of a setup."""
+"""Description of a setup's model: one that is loaded here, or one that a server has."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A model as some cells use it, and the numbers of those cells; on `device` if --devices names it.
+    """A model, how it is loaded, and the cells that use it.
 
-    With an `endpoint` a server has the model, and the fields about one in this process say nothing.
+    Attributes:
+        cells: numbers of the cells.
+        device: the device that `--devices` names; None if the strategy decides.
+        endpoint: the server that has the model; the fields about a model in this process are then not used.
     """
 
     model: str | None
@@ -57,18 +60,24 @@ class Setup:
 
 def setups_of(plan: Plan) -> tuple[Setup, ...]:
     """The different models of the plan's cells, in the cells' order."""
-    groups: dict[tuple[str | None, str, str, str, Endpoint | None], list[int]] = {}
-    for number, each in enumerate(plan.cell_settings):
-        endpoint = Endpoint.of(each)
-        model = each.model if endpoint is None else None
-        groups.setdefault((model, each.strategy, each.backend, each.adapter, endpoint), []).append(number)
-    return tuple(Setup(*key[:3], tuple(cells), key[3], endpoint=key[4]) for key, cells in groups.items())
+    cells_of: dict[tuple[str | None, str, str, str, Endpoint | None], list[int]] = {}
+    for cell, settings in enumerate(plan.cell_settings):
+        endpoint = Endpoint.of(settings)
+        model = settings.model if endpoint is None else None
+        key = (model, settings.strategy, settings.backend, settings.adapter, endpoint)
+        cells_of.setdefault(key, []).append(cell)
+    return tuple(
+        Setup(model, strategy, backend, tuple(cells), adapter, endpoint=endpoint)
+        for (model, strategy, backend, adapter, endpoint), cells in cells_of.items()
+    )
 
 
 class ModelLoader:
     """Loads models and makes engines for them. One model is in memory at a time.
 
-    A given `model` is used instead; `say` is called with a message when the bundled one is loaded.
+    Args:
+        model: a loaded model, which is used instead of those that the setups name.
+        say: is called with a message when the bundled model is loaded.
     """
 
     def __init__(
@@ -76,16 +85,16 @@ class ModelLoader:
     ) -> None:
         self._settings = settings
         self._say = say
-        self._given = model
+        self._given_model = model
         self._loaded: tuple[tuple[str | None, str, str, str], Model] | None = None
         self._served: dict[Endpoint, tuple[Client, ServedSpec]] = {}
         self.budget = Budget(settings.max_requests)
-        """Of all requests to servers."""
+        """The number of requests that may still be sent to servers, all endpoints together."""
 
     def model(self, setup: Setup) -> Model:
         """The setup's model, loaded unless it is the one in memory; raises `CheckpointError` or `UsageError`."""
-        if self._given is not None:
-            return self._given
+        if self._given_model is not None:
+            return self._given_model
         key = (setup.model, setup.strategy, setup.backend, setup.adapter)
         if self._loaded is None or self._loaded[0] != key:
             from rwkvbatch.model.load import load_model, resolve_model_path
@@ -104,11 +113,11 @@ class ModelLoader:
         return self._loaded[1]
 
     def release(self) -> None:
-        """Forget the loaded model, so that another one has room."""
+        """Free the memory of the loaded model."""
         self._loaded = None
 
     def spec(self, setup: Setup) -> Spec:
-        """The setup's model in words and numbers; raises as `model`, or as `served_spec`."""
+        """The description of the setup's model; raises as `model`, or as `served_spec`."""
         return self.model(setup).spec if setup.endpoint is None else self._serving(setup.endpoint)[1]
 
     def _serving(self, endpoint: Endpoint) -> tuple[Client, ServedSpec]:
@@ -128,7 +137,7 @@ class ModelLoader:
         return {setup: self.spec(setup) for setup in reversed(setups)}
 
     def encoder(self, setup: Setup, plan: Plan) -> PromptEncoder:
-        """The prompt encoder of a setup. State files have the roots 1, 2, ... in the order of the cells."""
+        """The prompt encoder of a setup. Its state files have the root numbers 1, 2, ... in the order of the cells."""
         spec = self.spec(setup)
         limit, roots = self._settings.max_prompt_tokens, self.state_files(setup, plan)
         return PromptEncoder(self.tokenizer(spec), roots, limit, spec.weights_sha256)
@@ -153,13 +162,13 @@ class ModelLoader:
 
     @staticmethod
     def state_files(setup: Setup, plan: Plan) -> dict[str, int]:
-        """The initial state files of a setup's cells, and their roots."""
+        """By path, the root number of each initial state file of a setup's cells."""
         paths = dict.fromkeys(plan.cell_settings[cell].state for cell in setup.cells)
         return {path: number for number, path in enumerate((p for p in paths if p is not None), start=1)}
 
 
 def forkable_loader(settings: RunSettings) -> ModelLoader:
-    """A loader for a process that forks: torch starts no threads in it, since a forked process would lack them."""
+    """A loader for a process that forks. Torch must not start threads in it, because a forked process lacks them."""
     import torch
 
     torch.set_num_threads(1)
@@ -167,18 +176,19 @@ def forkable_loader(settings: RunSettings) -> ModelLoader:
 
 
 def vocabularies(plan: Plan) -> tuple[Tokenizer, list[str]]:
-    """The tokenizer of the first cell's model, by the checkpoints' headers, and warnings about every cell's.
+    """The tokenizer of the first cell's model, and warnings about the tokenizers of all models.
 
-    A checkpoint that cannot be opened has a warning, and World's tokenizer stands for its own.
+    Only the headers of the checkpoints are read. For a checkpoint that cannot be opened, there is a warning and the
+    World tokenizer is used.
     """
     from rwkvbatch.model.checkpoint import describe, open_checkpoint
     from rwkvbatch.model.load import resolve_model_path
 
-    found: list[Tokenizer] = []
+    tokenizers: list[Tokenizer] = []
     warnings: list[str] = []
     for model, url in dict.fromkeys((settings.model, settings.endpoint) for settings in plan.cell_settings):
         if url is not None:
-            found.append(tokenizer_of(ServedSpec(url, "", "completions", ""), plan.settings.vocab))
+            tokenizers.append(tokenizer_of(ServedSpec(url, "", "completions", ""), plan.settings.vocab))
             continue
         try:
             with open_checkpoint(resolve_model_path(model).path) as checkpoint:
@@ -186,20 +196,24 @@ def vocabularies(plan: Plan) -> tuple[Tokenizer, list[str]]:
         except InputError as error:
             warnings.append(f"{error}; tokens are counted with the World vocabulary")
             tokenizer = world_tokenizer()
-        found.append(tokenizer)
+        tokenizers.append(tokenizer)
         if textless := textless_ids(tokenizer):
             name = "the bundled model" if model is None else model
             warnings.append(
                 f"{name}: {len(textless):,} of {tokenizer.vocab_size:,} token ids decode to nothing with the "
                 f"vocabulary {tokenizer.name} ({shown_ids(textless)}); a reply that holds one is reported"
             )
-    return found[0], warnings
+    return tokenizers[0], warnings
 
 
 def refuse_unusable(plan: Plan, specs: Mapping[Setup, Any]) -> None:
     """Check token ids against the vocabularies, and read every template and initial state once, before a run begins.
 
-    Raises `UsageError`, `ScriptError` (a conversation's token ids), `TemplateError` or `CheckpointError`.
+    Raises:
+        UsageError: a token id of the settings is not in a model's vocabulary.
+        ScriptError: a token id of a conversation's params is not.
+        TemplateError: a template cannot be used.
+        CheckpointError: an initial state cannot be used.
     """
     for setup, spec in specs.items():
         _check_token_ids(plan, setup, spec.vocab_size)
@@ -214,17 +228,18 @@ def refuse_unusable(plan: Plan, specs: Mapping[Setup, Any]) -> None:
 
 def _check_token_ids(plan: Plan, setup: Setup, vocab_size: int) -> None:
     for cell in setup.cells:
-        varied = "banned_token_ids" in plan.cells[cell].overrides
-        name = f"cell {plan.cells[cell].name}: banned_token_ids" if varied else "--ban"
+        is_varied = "banned_token_ids" in plan.cells[cell].overrides
+        name = f"cell {plan.cells[cell].name}: banned_token_ids" if is_varied else "--ban"
         plan.cell_settings[cell].check_vocabulary(vocab_size, name)
     for number in plan.chosen:
         conversation = plan.conversations[number]
-        own = [turn for turn, each in enumerate(conversation.turns) if "banned_token_ids" in each.params]
-        if not own and "banned_token_ids" not in conversation.params:
+        turns_with_ids = [n for n, turn in enumerate(conversation.turns) if "banned_token_ids" in turn.params]
+        if not turns_with_ids and "banned_token_ids" not in conversation.params:
             continue
         for task in (plan.task(plan.number_of(number, cell, 0)) for cell in setup.cells):
             for turn in range(len(conversation.turns)):
-                name = f"params of turn {turn}: banned_token_ids" if turn in own else "params.banned_token_ids"
+                is_of_turn = turn in turns_with_ids
+                name = f"params of turn {turn}: banned_token_ids" if is_of_turn else "params.banned_token_ids"
                 try:
                     task.of_turn(turn).settings.check_vocabulary(vocab_size, name)
                 except UsageError as error:

@@ -1,7 +1,7 @@
-"""The plan of a run: conversations x cells x repetitions, in an order that does not depend on how the run goes.
+"""The plan of a run: all tasks (conversations x cells x repetitions) in a fixed order, with their settings.
 
-Row numbers and task numbers are positions in that order. Tasks of one conversation are neighbours, so that their
-shared prefixes are still cached when the next one needs them.
+Row numbers and task numbers are positions in that order. Tasks of one conversation are adjacent, so that their shared
+prefixes are still cached when the next one needs them.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ class TurnSettings:
 
 @dataclass(frozen=True)
 class Task:
-    """One conversation in one cell and repetition. Its rows are numbered from `first_row`.
+    """One conversation in one cell and repetition.
 
-    `turns` has the settings of those turns that have params of their own.
+    Attributes:
+        first_row: number of its first row; the rows of its turns are consecutive.
+        turns: by turn, the settings of the turns that have their own `params`.
     """
 
     number: int
@@ -51,11 +53,12 @@ class Task:
 
     @property
     def system(self) -> str | None:
-        """The system message that is read: the settings', else the conversation's, and the list of its tools."""
-        own = self.conversation.system if self.settings.system is None else self.settings.system
-        return with_tools(own, self.conversation.tools)
+        """The system message of the settings, or else of the conversation; with the list of its tools."""
+        system = self.conversation.system if self.settings.system is None else self.settings.system
+        return with_tools(system, self.conversation.tools)
 
     def of_turn(self, turn: int) -> TurnSettings:
+        """The settings and seed of a turn."""
         return self.turns.get(turn) or TurnSettings(self.settings, self.seed)
 
     @property
@@ -69,19 +72,20 @@ class Task:
 
 
 class Plan(RowIndex):
-    """All tasks of a run, made on request.
+    """All tasks of a run. `task` makes them on demand.
 
-    A task's setting comes from the first of: the grid (its cell), the command line, the conversation's `params`, the
-    environment, the config file, the default.
+    A task's setting comes from the first source that has it: the grid (its cell), the command line, the conversation's
+    `params`, the environment, the config file, the default.
 
     Attributes:
-        shard: the part to run, if not all; rows and tasks keep their numbers in the whole run.
+        shard: the part to run; None for all. Rows and tasks have the numbers of the whole run.
         chosen: numbers of the conversations to run: all, or those of the shard.
+        explicit: names of the settings that the command line gave.
         origins: sources of the settings that come from the environment or a file.
-        draws: what a race plays, in order; None without `settings.race`.
+        draws: the draws of a race, in order; None without `settings.race`.
 
     Raises:
-        UsageError: no conversation, equal ids, or params that contradict a cell.
+        UsageError: no conversation, equal ids, or params that are not allowed in a cell.
     """
 
     def __init__(
@@ -105,8 +109,8 @@ class Plan(RowIndex):
         self.explicit = layered.explicit
         self.origins = layered.origins
         self.cell_settings = tuple(_cell_settings(settings, cell, turn_ends or {}) for cell in self.cells)
-        for own in self.cell_settings:
-            own.check_reply_prefix()
+        for cell_settings in self.cell_settings:
+            cell_settings.check_reply_prefix()
         if len({conversation.id for conversation in self.conversations}) < len(self.conversations):
             raise UsageError("two conversations have the same id", hint="ids must differ between all scripts of a run")
         self.shard = shard
@@ -130,10 +134,10 @@ class Plan(RowIndex):
         return type(self), self._arguments
 
     def continuing(self, cells: Mapping[str, Any]) -> Plan:
-        """The plan with the turn ends of an existing run where none is given: a run goes on as it began.
+        """The plan, with `turn_end: auto` resolved as in an existing run, so that the run continues as it began.
 
         Args:
-            cells: the identities of the run's cells, by name, with the turn end that `auto` meant then.
+            cells: by name, the identities of the existing run's cells, which have the resolved turn end.
         """
         turn_ends: dict[str, TurnEnd] = {}
         for name, values in cells.items():
@@ -142,43 +146,45 @@ class Plan(RowIndex):
                     turn_ends[name] = turn_end
                 case _:
                     pass
-        conversations, own_cells, layered, shard, _ = self._arguments
-        return Plan(conversations, own_cells, layered, shard, turn_ends)
+        conversations, plan_cells, layered, shard, _ = self._arguments
+        return Plan(conversations, plan_cells, layered, shard, turn_ends)
 
     def times_played(self) -> dict[int, int]:
-        """How often a cell plays each conversation, by number; in a race at most, without those that are not drawn."""
+        """By conversation, the number of replays in a cell. In a race, upper bounds for the drawn conversations."""
         if self.draws is None:
             return dict.fromkeys(self.chosen, self.repeats)
         return dict(sorted(Counter(self.draws.conversation).items()))
 
     def task(self, number: int) -> Task:
         conversation, cell = self.conversation_of(number), self.cell_of(number)
-        whole, turns = self._settings_of(conversation, cell)
+        task_settings, turns = self._settings_of(conversation, cell)
         return Task(
             number,
             first_row=self.rows_of(number)[0],
             conversation=self.conversations[conversation],
             cell=self.cells[cell],
             repeat=number % self.repeats,
-            **vars(whole),
+            **vars(task_settings),
             turns=turns,
         )
 
     def replaces_system(self, cell: int) -> bool:
-        """Whether the cell's system message, if any, replaces those of the script, or only where it has none.
+        """Whether the cell's system message, if any, replaces those of the script.
 
-        The command line's and the grid's do, those of the environment and the config file do not.
+        A message of the command line or the grid replaces them. One of the environment or the config file is used only
+        for conversations that have none.
         """
         return "system" in self.explicit or "system" in self.cells[cell].overrides
 
     def greedy_cells(self) -> tuple[Cell, ...]:
         """The cells in which every reply is greedy, so that repetitions cannot differ."""
-        own = [number for number in self.chosen if _has_params(self.conversations[number])]
+        with_own_params = [number for number in self.chosen if _has_params(self.conversations[number])]
+        all_have_params = len(with_own_params) == len(self.chosen)
         return tuple(
             cell
             for number, cell in enumerate(self.cells)
-            if (len(own) == len(self.chosen) or self.cell_settings[number].sampling.greedy)
-            and all(self.task(self.number_of(one, number, 0)).greedy for one in own)
+            if (all_have_params or self.cell_settings[number].sampling.greedy)
+            and all(self.task(self.number_of(conversation, number, 0)).greedy for conversation in with_own_params)
         )
 
     def row_number(self, key: RowKey) -> int | None:
@@ -188,64 +194,67 @@ class Plan(RowIndex):
         return super().row_number(key)
 
     def _resolve(self, conversation_number: int, cell_number: int) -> tuple[TurnSettings, dict[int, TurnSettings]]:
-        """The settings of a task, and those of its turns that have params of their own."""
+        """The settings of a task, and by turn those of the turns that have their own params."""
         conversation, cell = self.conversations[conversation_number], self.cells[cell_number]
         default = TurnSettings(self.cell_settings[cell_number], self.settings.seed)
         source, has_tools = conversation.source, bool(conversation.tools)
         fills_in = default.settings.system is not None and not self.replaces_system(cell_number)
         if fills_in and conversation.system is not None:
             default = TurnSettings(default.settings.replace(system=None), default.seed)
-        whole = self._with_params(default, conversation.params, cell, f"{source}: params", has_tools=has_tools)
+        task_settings = self._with_params(default, conversation.params, cell, f"{source}: params", has_tools=has_tools)
         turns = {
             number: self._with_params(
-                whole, turn.params, cell, f"{source}: params of turn {number}", has_tools=has_tools
+                task_settings, turn.params, cell, f"{source}: params of turn {number}", has_tools=has_tools
             )
             for number, turn in enumerate(conversation.turns)
             if turn.params
         }
-        return whole, turns
+        return task_settings, turns
 
     def _with_params(
-        self, given: TurnSettings, params: Mapping[str, Any], cell: Cell, where: str, *, has_tools: bool
+        self, base: TurnSettings, params: Mapping[str, Any], cell: Cell, source: str, *, has_tools: bool
     ) -> TurnSettings:
-        own = {key: value for key, value in params.items() if key not in self.explicit and key not in cell.overrides}
-        seed = own.pop("seed", given.seed)
+        """`base` with the `params` that neither the command line nor the cell overrides; errors begin with `source`."""
+        used = {key: value for key, value in params.items() if key not in self.explicit and key not in cell.overrides}
+        seed = used.pop("seed", base.seed)
         try:
-            settings = with_params(given.settings, own, has_tools=has_tools)
+            settings = with_params(base.settings, used, has_tools=has_tools)
             settings.check_reply_prefix()
             return TurnSettings(settings, seed)
         except UsageError as error:
-            raise UsageError(f"{where}: {error}") from None
+            raise UsageError(f"{source}: {error}") from None
 
 
 _Settings = TypeVar("_Settings", bound=CellSettings)
 
 
 def with_params(settings: _Settings, params: Mapping[str, Any], *, has_tools: bool) -> _Settings:
-    """`settings` with those of a conversation or a turn.
+    """`settings` with the `params` of a conversation or a turn.
 
-    A reply does not begin with a call of a tool where it begins with thinking, or where a server makes the prompt.
+    A `reply_prefix` that begins a tool call is dropped if the reply begins with thinking or a server makes the prompt.
 
     Raises:
         UsageError: a value is not allowed.
     """
     if not params:
         return settings
-    found = settings.replace(**params)
-    is_call = has_tools and str(params.get("reply_prefix", "")).startswith(CALL_PREFIX)
-    is_left_out = is_call and (found.think in OPEN_THINKING or found.uses_chat_api)
-    return found.replace(reply_prefix="") if is_left_out else found
+    merged = settings.replace(**params)
+    is_tool_call = has_tools and str(params.get("reply_prefix", "")).startswith(CALL_PREFIX)
+    if is_tool_call and (merged.think in OPEN_THINKING or merged.uses_chat_api):
+        return merged.replace(reply_prefix="")
+    return merged
 
 
 def _cell_settings(settings: RunSettings, cell: Cell, turn_ends: Mapping[str, TurnEnd]) -> RunSettings:
-    found = settings.replace(**cell.overrides)
-    if found.turn_end != "auto" or cell.name not in turn_ends:
-        return found
-    return found.replace(turn_end=turn_ends[cell.name])
+    """The settings of a cell, with `turn_end: auto` resolved by `turn_ends` if that has the cell."""
+    cell_settings = settings.replace(**cell.overrides)
+    if cell_settings.turn_end != "auto" or cell.name not in turn_ends:
+        return cell_settings
+    return cell_settings.replace(turn_end=turn_ends[cell.name])
 
 
 def _draws(settings: RunSettings, conversations: Sequence[Conversation]) -> Draws:
-    """As many draws as `--repeats` has conversations with checks, or as `--race-rows` allows two cells."""
+    """The draws of a race: `--repeats` per conversation with checks, or as many as `--race-rows` allows two cells."""
     eligible = [number for number, c in enumerate(conversations) if any(turn.checks for turn in c.turns)]
     num_draws = settings.repeats * len(eligible)
     if settings.race_rows is not None:
@@ -258,19 +267,23 @@ def _has_params(conversation: Conversation) -> bool:
 
 
 def select(conversations: Sequence[Conversation], settings: RunSettings) -> tuple[Conversation, ...]:
-    """The conversations named by `--only`, in the order of `--shuffle-seed`, at most `--limit` of them."""
+    """The conversations named by `--only`, in the order of `--shuffle-seed`, at most `--limit` of them.
+
+    Raises:
+        UsageError: no conversation has an id or tag of `--only`.
+    """
     chosen = list(conversations)
     if settings.only:
-        wanted = set(settings.only)
         names = {name for c in conversations for name in (c.id, *c.tags)}
         for name in settings.only:
             if name not in names:
-                close = difflib.get_close_matches(name, names, n=3)
-                hint = f"close ones: {', '.join(close)}" if close else None
+                matches = difflib.get_close_matches(name, names, n=3)
+                hint = f"close ones: {', '.join(matches)}" if matches else None
                 raise UsageError(f"--only {name}: no conversation has this id or tag", hint=hint)
-        chosen = [c for c in chosen if wanted & {c.id, *c.tags}]
+        selected = set(settings.only)
+        chosen = [c for c in chosen if selected & {c.id, *c.tags}]
     if settings.shuffle_seed is not None:
-        # By hash: the order of two conversations depends neither on the others nor on Python's version.
+        # Sorted by hash: the order of two conversations depends neither on the others nor on Python's version.
         prefix = f"{settings.shuffle_seed}\x1f"
         chosen.sort(key=lambda c: hashlib.blake2b((prefix + c.id).encode("utf-8", "surrogatepass")).digest())
     return tuple(chosen[: settings.limit])

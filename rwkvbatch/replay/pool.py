@@ -1,6 +1,6 @@
-"""The interface between the driver and a pool of workers in other processes: orders, events, restart limit.
+"""The interface between the driver and a pool of workers in other processes: orders, events and the restart limit.
 
-A run in one process uses none of this.
+A run in one process does not use it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rwkvbatch.results.row import EncodedRow, Row
 
 @dataclass(frozen=True, slots=True)
 class Assign:
-    """Tasks to run: by number, with the rows that exist already, by turn; those are replayed, not generated again."""
+    """Tasks to run: by task number, the existing rows by turn, which are replayed and not generated again."""
 
     tasks: Mapping[int, Mapping[int, Row]]
 
@@ -46,7 +46,7 @@ Order = Assign | Drop | Leave
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """A log record of a worker: name of the logger, number of the level, formatted text."""
+    """A log record of a worker: the logger's name, the number of the level, the formatted text."""
 
     logger: str
     level: int
@@ -63,17 +63,19 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Judging:
-    """A worker begins to judge a turn of a task; its next event tells that the checks have ended."""
+    """A worker begins to run the checks of a turn of a task; its next event means that they have ended."""
 
     task: int
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What happened since the worker's last report.
+    """Results of a worker since its last report.
 
-    `finished` are tasks that have all their rows; `active` is the number under way, the first ones that it holds;
-    `reading` is how far their long texts have been read.
+    Attributes:
+        finished: tasks that now have all their rows.
+        active: number of tasks under way, which are the first ones that the worker holds.
+        reading: progress through their long texts.
     """
 
     rows: tuple[EncodedRow, ...] = ()
@@ -85,7 +87,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A worker has ended. `error` ends the run, because no other worker could do better (say, no model was found)."""
+    """A worker has ended. An `error` ends the run, because every worker would have it (for example, no model found)."""
 
     reason: str
     error: RwkvBatchError | None = None
@@ -102,19 +104,22 @@ LEFT_ON_REQUEST = "was asked to leave"
 
 
 class WorkerPool(Protocol):
-    """Workers in other processes, by number; a restarted worker sends `Left`, then `Joined`. Used from one thread."""
+    """Workers in other processes, by number. A worker that is restarted sends `Left`, then `Joined`.
+
+    It is used from one thread.
+    """
 
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
-        """The `ModelSpec` of every setup's model, loaded where the workers are; raises when it cannot be."""
+        """The `ModelSpec` of every setup's model, loaded where the workers run; raises if a model cannot be loaded."""
         ...
 
     @property
     def num_starting(self) -> int:
-        """Workers expected to send `Joined` soon; not those that may never start."""
+        """Number of workers that will send `Joined` soon, without those that may never start."""
         ...
 
     def begin(self, setup: Setup) -> None:
-        """Make the workers serve `setup`; each sends `Joined`, once more, when it does."""
+        """Make the workers serve `setup`. Each one sends `Joined` when it does, even if it sent one before."""
 
     def send(self, worker: int, order: Order) -> None:
         """Send an order to a worker; ignored when the worker has ended."""
@@ -123,7 +128,7 @@ class WorkerPool(Protocol):
         """Kill a worker that does not answer; `receive` returns its `Left`. Ignored when the worker has ended."""
 
     def receive(self, timeout_s: float) -> Sequence[tuple[int, Event]]:
-        """Events since the last call in order, with the worker's number; waits up to `timeout_s` for the first."""
+        """Events since the last call, in order, with the workers' numbers; waits up to `timeout_s` for the first."""
         ...
 
     def close(self) -> None:
@@ -134,10 +139,13 @@ MakePool = Callable[[Plan], WorkerPool]
 
 
 def pool_for(settings: RunSettings, *, model_given: bool = False) -> MakePool | None:
-    """Makes the pool that the settings ask for: processes, or actors of a Ray cluster. None for a run in this process.
+    """A function that makes the settings' pool: processes, or actors of a Ray cluster. None for a run in this process.
+
+    Args:
+        model_given: whether the run uses a loaded model.
 
     Raises:
-        UsageError: settings that contradict each other, or a pool with a model that is loaded already.
+        UsageError: the settings contradict each other, or a loaded model is given.
         MissingExtraError: Ray is not installed.
     """
     if settings.ray is None and settings.workers in (None, 1) and not settings.devices:
@@ -166,7 +174,8 @@ def _make_process_pool(plan: Plan, *, count: int) -> WorkerPool:
 
 def _make_ray_pool(plan: Plan) -> WorkerPool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray reads this when it is imported. It would print events, such as a worker's end, on standard output.
+    # Ray reads this variable when it is imported. Without it, Ray prints events, such as the end of a worker, to
+    # standard output.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     from rwkvbatch.replay.ray_pool import RayPool
 
@@ -197,7 +206,7 @@ SPARE_RESTARTS = 8
 
 
 class RestartLimit:
-    """Tolerates that `num_workers + SPARE_RESTARTS` workers end without any of them finishing a row in between."""
+    """Allows `num_workers + SPARE_RESTARTS` ends of workers in a row, without a finished row between them."""
 
     def __init__(self, num_workers: int) -> None:
         self._limit = num_workers + SPARE_RESTARTS
@@ -209,7 +218,7 @@ class RestartLimit:
             self._count = 0
 
     def check(self, left: Left) -> Left:
-        """Count an exit. Returns `left`, with a `WorkerError` when the limit is exceeded."""
+        """Count the end of a worker. Returns `left`, with a `WorkerError` if the limit is exceeded."""
         self._count += 1
         if left.error is not None or self._count <= self._limit:
             return left

@@ -13,14 +13,14 @@ from rwkvbatch.replay.prompts import PromptEncoder
 
 @dataclass(frozen=True)
 class Preview:
-    """Numbers of rows, tasks and tokens of a plan (`--dry-run`), or of its shard.
+    """Numbers of rows, tasks and tokens of a plan or its shard.
 
     Attributes:
-        dialogues: tasks.
-        first_prompt_tokens: in the first turns' prompts of all tasks.
-        first_prompt_distinct: those of them to compute when shared prefixes are computed once.
+        dialogues: number of tasks.
+        first_prompt_tokens: tokens of the first turns' prompts, summed over all tasks.
+        first_prompt_distinct: the part of these that is computed, since shared prefixes are computed once.
         later_turn_tokens: tokens of the later turns' user messages, without the replies.
-        max_reply_tokens: upper bound of all replies together.
+        max_reply_tokens: upper bound on the tokens of all replies.
     """
 
     rows: int
@@ -37,37 +37,46 @@ class Preview:
 
 
 def preview(plan: Plan, encoder: PromptEncoder) -> Preview:
-    """Count a plan's work without a model, of a race at most; `encoder` needs no initial states."""
-    times = plan.times_played()
-    first = later = replies = rows = dialogues = 0
+    """Count a plan's work without a model. For a race, the counts are upper bounds.
+
+    Args:
+        encoder: needs no initial states.
+    """
+    replays_of = plan.times_played()
+    first_prompt_tokens = later_turn_tokens = max_reply_tokens = rows = dialogues = 0
     prompts: set[tuple[str, tuple[int, ...]]] = set()
-    numbers = [plan.number_of(conversation, cell, 0) for conversation in times for cell in range(len(plan.cells))]
+    numbers = [plan.number_of(conversation, cell, 0) for conversation in replays_of for cell in range(len(plan.cells))]
     for task in map(plan.task, numbers):
-        turns, played = task.conversation.turns, times[plan.conversation_of(task.number)]
-        dialogues += played
-        rows += played * len(turns)
+        turns, num_replays = task.conversation.turns, replays_of[plan.conversation_of(task.number)]
+        dialogues += num_replays
+        rows += num_replays * len(turns)
         prompt = ConversationReplay(task, encoder).prompt()
         # Prompts of different models or initial states share no cached state.
         prompts.add((f"{task.settings.model}\0{task.settings.state}", prompt))
-        first += played * len(prompt)
+        first_prompt_tokens += num_replays * len(prompt)
         for number, turn in enumerate(turns[1:], start=1):
-            later += played * len(encoder.encode(encoder.template(task.of_turn(number).settings).turn(turn.user)))
-        replies += played * sum(task.of_turn(turn).settings.max_tokens for turn in range(len(turns)))
+            text = encoder.template(task.of_turn(number).settings).turn(turn.user)
+            later_turn_tokens += num_replays * len(encoder.encode(text))
+        max_tokens = sum(task.of_turn(turn).settings.max_tokens for turn in range(len(turns)))
+        max_reply_tokens += num_replays * max_tokens
     return Preview(
         rows=rows if plan.settings.race_rows is None else min(rows, plan.settings.race_rows),
         dialogues=dialogues,
-        conversations=len(times),
+        conversations=len(replays_of),
         cells=tuple(cell.name for cell in plan.cells),
         repeats=plan.settings.repeats if plan.settings.race else plan.repeats,
-        first_prompt_tokens=first,
+        first_prompt_tokens=first_prompt_tokens,
         first_prompt_distinct=_num_distinct(prompts),
-        later_turn_tokens=later,
-        max_reply_tokens=replies,
+        later_turn_tokens=later_turn_tokens,
+        max_reply_tokens=max_reply_tokens,
     )
 
 
 def _num_distinct(prompts: Iterable[tuple[str, tuple[int, ...]]]) -> int:
-    """Nodes of the prompts' prefix tree: in sorted order, each prompt adds the tokens that its predecessor lacks."""
+    """Number of nodes of the prompts' prefix tree.
+
+    In sorted order, each prompt adds its tokens after the common prefix with its predecessor.
+    """
     count, previous = 0, ("", ())
     for key, tokens in sorted(prompts):
         pairs = zip(previous[1], tokens, strict=False) if previous[0] == key else ()

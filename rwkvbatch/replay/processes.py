@@ -1,8 +1,8 @@
 """A pool of worker processes on this machine.
 
 The workers are forked from a template process, which has loaded the model, and share the memory of its weights. Forking
-is safe there: torch is kept to one thread, and the threads of the kernels hold no lock that a child needs, which starts
-its own. Models on a GPU are loaded by the workers themselves, since CUDA contexts cannot be forked.
+is safe there: torch uses one thread, and the kernel threads hold no lock that a child needs; a child starts its own
+kernel threads. Models on a GPU are loaded by the workers themselves, since CUDA contexts cannot be forked.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _START_TEMPLATE = "from rwkvbatch.replay.processes import template_main; templat
 
 @dataclass
 class _Process:
-    """A worker process, and its `Joined` event once it has sent it."""
+    """A worker process; `joined` is its `Joined` event, None before it is received."""
 
     channel: Channel
     id: int
@@ -47,9 +47,12 @@ class _Process:
 
 
 class ProcessPool:
-    """`count` worker processes, on `devices` in turn. Those that crash are restarted, within a `RestartLimit`.
+    """A pool of worker processes. Crashed workers are restarted, within a `RestartLimit`.
 
-    `make_loader` is called in the template process. Without devices, the setups' strategies stay as they are.
+    Args:
+        make_loader: makes the model loader; called in the template process.
+        count: number of workers.
+        devices: devices that are assigned to the workers in turn; without any, the setups' strategies decide.
     """
 
     def __init__(self, plan: Plan, make_loader: MakeLoader, count: int, devices: Sequence[str] = ()) -> None:
@@ -82,7 +85,7 @@ class ProcessPool:
     def send(self, worker: int, order: Order) -> None:
         process = self._workers.get(worker)
         if process is not None:
-            with contextlib.suppress(OSError):  # `receive` notices that the process ended
+            with contextlib.suppress(OSError):  # the process has ended, which `receive` reports
                 process.channel.send(order)
 
     def kill(self, worker: int) -> None:
@@ -119,24 +122,26 @@ class ProcessPool:
         self._setup = setup
         device = self._devices[0]
         on_device = setup.on_device(device)
-        in_template = device in (None, "cpu") and not _wants_gpu(on_device)
+        in_template = device in (None, "cpu") and not _uses_gpu(on_device)
         try:
             return self._template.ask(_Load(self._plan, self._make_loader, on_device, in_template))
         except (OSError, EOFError) as error:
             raise WorkerError(f"the model cannot be loaded for the workers: {error}") from error
 
     def _start(self, device: str | None) -> None:
+        """Start a worker; raises `OSError` or `EOFError` when the template process has ended."""
         assert self._template is not None
         assert self._setup is not None
         number = self._next_number
         self._next_number += 1
         name = f"worker {number}" + (f" on {device}" if device else "")
-        ours, theirs = Pipe()
-        with theirs:
-            process = self._template.ask(_Fork(name, self._setup.on_device(device)), theirs)
-        self._workers[number] = _Process(ours, process, device)
+        channel, worker_end = Pipe()
+        with worker_end:
+            process_id = self._template.ask(_Fork(name, self._setup.on_device(device)), worker_end)
+        self._workers[number] = _Process(channel, process_id, device)
 
     def _receive_from(self, number: int, channel: Channel) -> None:
+        """Receive all events that a worker has sent."""
         try:
             while channel.poll():
                 event = channel.recv()
@@ -151,7 +156,7 @@ class ProcessPool:
             self._reap(number, None)
 
     def _reap(self, number: int, left: Left | None) -> None:
-        """Remove a worker that has ended, and start another one unless it was asked to leave."""
+        """Remove a worker that has ended, and start another one unless the worker was asked to leave."""
         worker = self._workers.pop(number)
         worker.channel.close()
         status = None
@@ -164,7 +169,7 @@ class ProcessPool:
             self._start_reloading(worker.device)
 
     def _start_reloading(self, device: str | None) -> None:
-        """Start a worker. Where the template process has ended, load it again while the other workers continue."""
+        """Start a worker. If the template process has ended, load it again while the other workers continue."""
         assert self._setup is not None
         while True:
             try:
@@ -173,16 +178,16 @@ class ProcessPool:
                 left = self._restarts.check(Left(f"the process that starts workers is gone: {error}"))
                 if left.error is not None:
                     raise left.error from None
-                others, self._workers = self._workers, {}
+                running, self._workers = self._workers, {}  # `_load` would kill them
                 try:
                     self._load(self._setup)
                 finally:
-                    self._workers |= others
+                    self._workers |= running
             else:
                 return
 
 
-def _wants_gpu(setup: Setup) -> bool:
+def _uses_gpu(setup: Setup) -> bool:
     if setup.strategy.split(" ")[0] != "auto":
         return "cuda" in setup.strategy
     import torch
@@ -191,28 +196,32 @@ def _wants_gpu(setup: Setup) -> bool:
 
 
 def _describe(status: int | None) -> str:
+    """How a process with this wait status ended."""
     if status is None:
         return "ended"
     code = os.waitstatus_to_exitcode(status)
     return f"ended with exit code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
 
 
-# The protocol between the pool and the template process. Each request has one answer.
+# The protocol between the pool and the template process. Each request gets one answer.
 
 
 @dataclass(frozen=True)
 class _Load:
-    """Make the model loader and, with `here`, load the setup's model in the template. Answer: its spec, or an error."""
+    """Make the model loader, and load the setup's model. Answer: the model's spec, or an error.
+
+    `in_template` loads it in the template process; otherwise a child process loads it and ends, for its spec only.
+    """
 
     plan: Plan
     make_loader: MakeLoader
     setup: Setup
-    here: bool
+    in_template: bool
 
 
 @dataclass(frozen=True)
 class _Fork:
-    """Fork a worker that uses the socket sent after the request. Answer: its process id."""
+    """Fork a worker, which uses the socket sent after the request. Answer: its process id."""
 
     name: str
     setup: Setup
@@ -227,7 +236,7 @@ class _Wait:
 
 @dataclass(frozen=True)
 class _Logged:
-    """What was logged while a model was loaded; sent before the answer, since a worker may end before it reports."""
+    """Log entries of loading a model; sent before the answer, since a worker may end before its first report."""
 
     entries: tuple[LogEntry, ...]
 
@@ -236,24 +245,30 @@ class _Template:
     """The pool's end: starts the template process and sends it requests."""
 
     def __init__(self) -> None:
-        self._channel, theirs = Pipe()
-        # Nothing is ever written to this pipe: the system closes it with this process, however that ends.
-        lifeline, self._life = os.pipe()
-        command = [sys.executable, "-c", _START_TEMPLATE, str(theirs.fileno()), str(lifeline)]
+        self._channel, template_end = Pipe()
+        # Nothing is written to this pipe. The system closes its write end when this process ends, in whatever way; that
+        # ends the template process and the workers.
+        lifeline, self._lifeline_write = os.pipe()
+        command = [sys.executable, "-c", _START_TEMPLATE, str(template_end.fileno()), str(lifeline)]
         environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "OPENBLAS_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         # The new process inherits the mask, so that these signals do not end it before `template_main` ignores them.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
-        inherited = [theirs.fileno(), lifeline]
+        former_mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
+        inherited = [template_end.fileno(), lifeline]
         try:
             self._process = subprocess.Popen(command, pass_fds=inherited, env=environment, stdin=subprocess.DEVNULL)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            theirs.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, former_mask)
+            template_end.close()
             os.close(lifeline)
 
     def ask(self, request: _Load | _Fork | _Wait, socket: Channel | None = None) -> Any:
-        """The answer to a request, after which `socket` is sent. An answer that is an error is raised."""
+        """Send a request, and `socket` after it. Returns the answer; raises it if it is an error.
+
+        Raises:
+            RwkvBatchError: the model cannot be loaded.
+            EOFError: the template process ended.
+        """
         self._channel.send(request)
         if socket is not None:
             send_handle(self._channel, socket.fileno(), self._process.pid)
@@ -272,7 +287,7 @@ class _Template:
         self._channel.close()
         self._process.kill()
         self._process.wait()
-        os.close(self._life)
+        os.close(self._lifeline_write)
 
 
 def template_main() -> None:
@@ -286,8 +301,11 @@ def template_main() -> None:
 
 
 def _answer_requests(channel: Channel, logs: LogCollector, lifeline: int) -> None:
-    """Log records of the template go to the pool with the answer, or to the next worker, which reports them."""
-    served: tuple[Plan, ModelLoader] | None = None
+    """Answer requests until the pool's end of `channel` is closed.
+
+    Log records are sent to the pool before the answer to `_Load`; later ones are reported by the next worker.
+    """
+    plan_and_loader: tuple[Plan, ModelLoader] | None = None
     while True:
         try:
             request = channel.recv()
@@ -296,11 +314,11 @@ def _answer_requests(channel: Channel, logs: LogCollector, lifeline: int) -> Non
         answer: Any
         match request:
             case _Load():
-                served = request.plan, request.make_loader()
-                answer = _load_spec(served[1], request)
+                plan_and_loader = request.plan, request.make_loader()
+                answer = _load_spec(plan_and_loader[1], request)
                 gc.freeze()  # keeps the workers' garbage collectors from touching, and thereby copying, shared pages
             case _Fork():
-                assert served is not None
+                assert plan_and_loader is not None
                 socket = recv_handle(channel)
                 answer = os.fork()
                 if answer == 0:
@@ -308,7 +326,8 @@ def _answer_requests(channel: Channel, logs: LogCollector, lifeline: int) -> Non
                     try:
                         end_with(lifeline)
                         channel.close()
-                        serve(Connection(socket), partial(Worker, *served, request.setup), request.name, logs)
+                        make_worker = partial(Worker, *plan_and_loader, request.setup)
+                        serve(Connection(socket), make_worker, request.name, logs)
                         status = 0
                     finally:
                         end_process(status)
@@ -318,45 +337,47 @@ def _answer_requests(channel: Channel, logs: LogCollector, lifeline: int) -> Non
                 answer = os.waitpid(process, 0)[1]
             case _:
                 raise TypeError(f"not a request: {request!r}")
-        with contextlib.suppress(BrokenPipeError):  # the pool has ended: the next `recv` ends this process
+        with contextlib.suppress(BrokenPipeError):  # the pool has ended; the next `recv` ends this process
             if isinstance(request, _Load) and (entries := logs.take()):
                 channel.send(_Logged(entries))
             channel.send(answer)
 
 
 def _load_spec(loader: ModelLoader, load: _Load) -> Any:
+    """The spec of a setup's model, or the error of loading it."""
     try:
-        if not load.here:
+        if not load.in_template:
             return _load_spec_in_child(loader, load.setup)
         spec = loader.specs([load.setup])[load.setup]
     except RwkvBatchError as error:
         return error
-    with contextlib.suppress(RwkvBatchError):  # a worker meets the error again, and reports it
-        # What every worker would do before its first step: load the vocabulary and modules.
+    with contextlib.suppress(RwkvBatchError):  # a worker gets the same error, and reports it
+        # Loads the vocabulary and modules, which every worker would otherwise load before its first step.
         loader.encoder(load.setup, load.plan)
         loader.engine(load.setup, load.plan, 1)
     return spec
 
 
 def _load_spec_in_child(loader: ModelLoader, setup: Setup) -> Any:
-    ours, theirs = Pipe(duplex=False)
-    process = os.fork()
-    if process == 0:
+    """The spec of a setup's model, loaded in a child process that then ends; raises the child's exception."""
+    receiver, sender = Pipe(duplex=False)
+    process_id = os.fork()
+    if process_id == 0:
         try:
             try:
                 answer = loader.specs([setup])[setup]
-            except Exception as error:  # raised in the template
+            except Exception as error:  # the parent raises it
                 answer = error
-            theirs.send(answer)
+            sender.send(answer)
         finally:
             end_process(0)
-    theirs.close()
-    with ours:
+    sender.close()
+    with receiver:
         try:
-            answer = ours.recv()
+            answer = receiver.recv()
         except EOFError:
             answer = RwkvBatchError("the process that loaded the model ended early")
-    os.waitpid(process, 0)
+    os.waitpid(process_id, 0)
     if isinstance(answer, Exception):
         raise answer
     return answer

@@ -28,9 +28,13 @@ MAX_WORKERS_SHOWN = 8
 
 @dataclass(frozen=True)
 class WorkerProgress:
-    """What one worker did in this session; `rows` includes those that another worker had finished first.
+    """Work of one worker in this session.
 
-    `reading` is how far it has read the long texts under way.
+    Attributes:
+        name: name for display.
+        active: conversations under way.
+        rows: finished rows, including those that another worker finished first.
+        reading: progress through the long texts under way.
     """
 
     name: str
@@ -53,19 +57,26 @@ class WorkerProgress:
 
 @dataclass(frozen=True)
 class Progress:
-    """State of a run at one moment.
+    """Progress of a run at one moment. Rows are those of the whole run; all other counts are those of this session.
 
     Attributes:
-        rows_done: durable rows, those of earlier sessions included. rows_total: rows the run will have.
-        failures: rows that failed in this session. failed_checks: checks that failed in this session.
+        rows_done: durable rows, including those of earlier sessions.
+        rows_total: rows that the run will have; in a race, up to the next look.
+        failures: failed rows.
+        failed_checks: failed checks.
         active: conversations under way.
-        reply_tokens: generated in this session. scored_tokens: of texts and choices of turns in which nothing was
-            generated. elapsed_s: length of this session.
-        seconds_left: estimated; None before this session's first durable row, or tokens of a long text.
-        workers: those running. lost_workers: workers that crashed in this session.
-        cells_left, cells: of a race, in which `rows_total` is that of the next look; None for other runs.
-        questions_done, questions: answered by the judge, and asked of it; 0 before it is asked.
-        reading: how far the long texts under way have been read.
+        reply_tokens: generated tokens.
+        elapsed_s: length of this session.
+        seconds_left: estimated remaining time; None before the first durable row or the first tokens of a long text,
+            and in a race.
+        workers: running workers.
+        lost_workers: workers that crashed.
+        cells_left: cells in a race; None for other runs.
+        cells: cells at the start of the race; None for other runs.
+        questions_done: questions that the judge has answered.
+        questions: questions for the judge; 0 before it is asked.
+        reading: progress through the long texts under way.
+        scored_tokens: tokens of texts and choices that were scored in turns without generation.
     """
 
     rows_done: int
@@ -87,7 +98,7 @@ class Progress:
 
     @property
     def tokens_per_s(self) -> float:
-        """Of generated and scored tokens together."""
+        """Generated and scored tokens per second."""
         tokens = self.reply_tokens + self.scored_tokens
         return tokens / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
@@ -116,10 +127,13 @@ class Progress:
 
 @dataclass
 class Counts:
-    """What this session has done so far. A row counts when it is written, durable or not.
+    """Counts of this session so far. A row counts when it is written, whether or not it is durable.
 
-    `rows_before` were durable at its start; `failed_turns` leaves out rows that only follow a failed turn; `cells_left`
-    and `cells` are of a race, None for other runs.
+    Attributes:
+        rows_before: durable rows at the start of the session.
+        failed_rows: rows with an error, including those that were not reached because an earlier turn failed.
+        failed_turns: rows with an error of their own.
+        cells_left, cells: see `Progress`.
     """
 
     rows_before: int = 0
@@ -147,8 +161,8 @@ class Counts:
         reading = sum((worker.reading for worker in workers), NO_READING)
         rows_new = rows_done - self.rows_before + reading.share_of_texts
         rows_left = max(0.0, rows_total - rows_done - reading.share_of_texts)
-        # How long a race goes on is not known beforehand.
-        is_known = rows_new > 0 and self.cells_left is None
+        # The length of a race is not known beforehand.
+        can_estimate = rows_new > 0 and self.cells_left is None
         return Progress(
             rows_done,
             rows_total,
@@ -157,7 +171,7 @@ class Counts:
             active=sum(worker.active for worker in workers),
             reply_tokens=self.reply_tokens,
             elapsed_s=elapsed_s,
-            seconds_left=elapsed_s / rows_new * rows_left if is_known else None,
+            seconds_left=elapsed_s / rows_new * rows_left if can_estimate else None,
             workers=workers,
             lost_workers=self.lost_workers,
             cells_left=self.cells_left,
@@ -178,7 +192,7 @@ class Observer(Protocol):
 
 
 class LineObserver:
-    """Prints a line a minute with `say`, for logs and pipes."""
+    """Calls `say` with a line of progress once a minute, for logs and pipes."""
 
     def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._say = say
@@ -203,18 +217,18 @@ def progress_line(progress: Progress) -> str:
     line = f"{progress.rows_done:,}/{progress.rows_total:,} rows, {figures(progress)}"
     if len(progress.workers) < 2 or not progress.active:
         return line
-    shown = ", ".join(f"{worker.name}: {worker.active}" for worker in progress.workers[:MAX_WORKERS_SHOWN])
-    more = len(progress.workers) - MAX_WORKERS_SHOWN
-    return f"{line}; under way: {shown}" + (f" and {more} workers more" if more > 0 else "")
+    by_worker = ", ".join(f"{worker.name}: {worker.active}" for worker in progress.workers[:MAX_WORKERS_SHOWN])
+    num_hidden = len(progress.workers) - MAX_WORKERS_SHOWN
+    return f"{line}; under way: {by_worker}" + (f" and {num_hidden} workers more" if num_hidden > 0 else "")
 
 
 def figures(progress: Progress) -> str:
     """Speed, long texts under way, cells left in a race, time left and failures."""
     left_s = progress.seconds_left if progress.rows_done < progress.rows_total else None
     checks, lost = progress.failed_checks, progress.lost_workers
-    only_reads = progress.reading.num_texts > 0 and not progress.reply_tokens + progress.scored_tokens
+    only_reading = progress.reading.num_texts > 0 and not progress.reply_tokens + progress.scored_tokens
     parts = (
-        "" if only_reads else f"{progress.tokens_per_s:,.0f} tokens/s",
+        "" if only_reading else f"{progress.tokens_per_s:,.0f} tokens/s",
         _reading_in_words(progress.reading),
         f"{progress.cells_left} of {progress.cells} cells left" if progress.cells_left is not None else "",
         f"judge: {progress.questions_done:,} of {progress.questions:,} questions" if progress.questions else "",
@@ -234,21 +248,21 @@ def _reading_in_words(reading: Reading) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`25 ms`, `4.2 s`, `42 s`, `3 min 5 s`, `2 h 10 min`."""
-    whole = round(seconds)
+    """A duration as text: `25 ms`, `4.2 s`, `42 s`, `3 min 5 s`, `2 h 10 min`."""
+    rounded_s = round(seconds)
     if 0 < seconds < 0.0995:
         return f"{seconds * 1000:.2g} ms"
     if 0 < seconds < 9.95:
         return f"{seconds:.1f} s"
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    if rounded_s < 60:
+        return f"{rounded_s} s"
+    if rounded_s < 3600:
+        return f"{rounded_s // 60} min {rounded_s % 60} s"
+    return f"{rounded_s // 3600} h {rounded_s % 3600 // 60} min"
 
 
 class BarObserver(Bar):
-    """A bar on a terminal; with several workers also a line for each of them. `console` is of standard error."""
+    """A progress bar on the terminal `console`; with several workers also a line for each of them."""
 
     def __init__(self, console: Console) -> None:
         rows, figures = TextColumn("{task.fields[rows]} rows"), TextColumn("{task.fields[figures]}")
@@ -278,21 +292,24 @@ class BarObserver(Bar):
 
 
 def workers_table(progress: Progress) -> Table:
-    """Name, active conversations, rows and tokens per second of each worker; beyond `MAX_WORKERS_SHOWN` their sums."""
+    """Name, active conversations, rows and tokens per second of each worker.
+
+    Workers after the first `MAX_WORKERS_SHOWN` are summed up in one line.
+    """
     table = Table.grid(padding=(0, 2))
     for justify in ("left", "right", "right", "right"):
         table.add_column(justify=justify, no_wrap=True, style="dim")
     workers = list(progress.workers[:MAX_WORKERS_SHOWN])
-    if rest := progress.workers[MAX_WORKERS_SHOWN:]:
-        sums = WorkerProgress(f"{len(rest)} more")
-        for worker in rest:
-            sums = sums.after(
-                sums.active + worker.active,
+    if further := progress.workers[MAX_WORKERS_SHOWN:]:
+        total = WorkerProgress(f"{len(further)} more")
+        for worker in further:
+            total = total.after(
+                total.active + worker.active,
                 worker.rows,
                 reply_tokens=worker.reply_tokens,
                 scored_tokens=worker.scored_tokens,
             )
-        workers.append(sums)
+        workers.append(total)
     for worker in workers:
         tokens = worker.reply_tokens + worker.scored_tokens
         rate = tokens / progress.elapsed_s if progress.elapsed_s > 0 else 0.0
@@ -302,7 +319,7 @@ def workers_table(progress: Progress) -> Table:
 
 
 class StepLog:
-    """Logs the mean and longest time between updates every ten seconds, with the progress."""
+    """Logs the progress and the mean and longest time between updates, every `LOG_EVERY_S` seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -335,6 +352,6 @@ class StepLog:
 
 
 def peak_memory_bytes() -> int:
-    """Peak resident memory of this process so far."""
+    """Peak resident memory of this process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,4 +1,4 @@
-"""What the prompts of a run's tasks are made with: the tokenizer, templates and initial states of one model."""
+"""Makes the prompts of a run's tasks as tokens, with the tokenizer, templates and initial states of one model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from rwkvbatch.replay.plan import Task
 class PromptEncoder:
     """Tokenizer, templates and initial states of one model, shared by its tasks. Caches encoded texts.
 
-    `roots` has the engine's root number of each initial state file; root 0 is the empty state.
+    Args:
+        roots: by path of an initial state file, the engine's root number; root 0 is the empty state.
+        max_prompt_tokens: length limit of prompts, which `ConversationReplay` enforces.
+        weights_sha256: identifies the model, whose turn end `auto` resolves to.
     """
 
     def __init__(
@@ -34,7 +37,7 @@ class PromptEncoder:
         self._load_prelude = lru_cache(maxsize=256)(load_prelude)
 
     def template(self, settings: CellSettings) -> PromptTemplate:
-        """The prompt template of a reply."""
+        """The prompt template for replies with these settings."""
         return self._load_template(settings.prompting)
 
     def _make_template(self, prompting: Prompting) -> PromptTemplate:
@@ -44,11 +47,11 @@ class PromptEncoder:
         """The tokens before the first turn: token 0 with `bos`, the system message and the prelude; may be empty."""
         settings = task.settings
         prelude = None if settings.prelude is None else self._load_prelude(settings.prelude)
-        begin = (END_OF_TEXT,) if settings.begins_with_bos() else ()
-        return (*begin, *self.encode(self.template(settings).opening(task.system, prelude)))
+        bos = (END_OF_TEXT,) if settings.begins_with_bos() else ()
+        return (*bos, *self.encode(self.template(settings).opening(task.system, prelude)))
 
     def root(self, settings: CellSettings) -> int:
-        """The engine's root number of the initial state."""
+        """The engine's root number of the settings' initial state."""
         return 0 if settings.state is None else self._roots[settings.state]
 
     def _encode(self, text: str) -> tuple[int, ...]:

@@ -1,14 +1,14 @@
 """Plans a race (`--race`): which tasks to run until the best cell of a grid is known.
 
 A draw is a conversation, chosen uniformly and with replacement by a keyed generator; its k-th draw is its repetition
-k - 1. All cells that are still in the race play every draw, with common random numbers. So the score differences of two
-cells, one per draw, are independent and identically distributed, and their mean is the true difference: that of the
-cells' expected scores, averaged over the script's conversations (those with checks, all with the same weight).
-`rwkvbatch.stats.sequential.Elimination` decides at every look which cells are worse than another one.
+k - 1. All cells that are still in the race play every draw, with common random numbers. Therefore the score differences
+of two cells, one per draw, are independent and identically distributed. Their expectation is the true difference: the
+difference of the cells' expected scores, averaged with equal weights over the script's conversations with checks.
+At every look, `rwkvbatch.stats.sequential.Elimination` drops the cells that are worse than another one.
 
-Looks are after 8 draws and then after each eighth more (each half more with several models, which are loaded anew after
-every look). Which rows a race has depends on the plan and on the rows of finished looks alone: an interrupted race
-continues as an uninterrupted one, and its rows are those that the full grid has in their places.
+The first look is after 8 draws; each further look is after 1/8 more draws, or after 1/2 more if the cells have several
+models, because these are reloaded after every look. The rows of a race depend only on the plan and on the rows of
+finished looks: an interrupted race continues as an uninterrupted one, and each row is the same as in the full grid.
 """
 
 from __future__ import annotations
@@ -40,18 +40,20 @@ class Draws:
     """The conversations of a race in the order in which they are played.
 
     Args:
-        seed: of the run. conversations: numbers of those that can be drawn.
+        seed: the run's seed.
+        conversations: numbers of the conversations that can be drawn.
 
     Attributes:
-        conversation: `[draws]` number of each draw's conversation. repeat: `[draws]` its repetition, from 0.
-        num_repeats: repetitions that a plan must have for all draws.
+        conversation: `[draws]` number of each draw's conversation.
+        repeat: `[draws]` repetition of that conversation, from 0.
+        num_repeats: repetitions per conversation that a plan needs for all draws.
     """
 
     def __init__(self, seed: int, conversations: Sequence[int], num_draws: int) -> None:
         self.conversation = array("q")
         self.repeat = array("q")
         visits = dict.fromkeys(conversations, 0)
-        for number in islice(_numbers(seed), num_draws if conversations else 0):
+        for number in islice(_random_numbers(seed), num_draws if conversations else 0):
             chosen = conversations[number % len(conversations)]
             self.conversation.append(chosen)
             self.repeat.append(visits[chosen])
@@ -62,8 +64,8 @@ class Draws:
         return len(self.conversation)
 
 
-def _numbers(seed: int) -> Iterator[int]:
-    """Uniform 64-bit numbers, by hash: they depend on no library's version."""
+def _random_numbers(seed: int) -> Iterator[int]:
+    """Uniform 64-bit numbers, made by a hash so that they do not depend on a library's version."""
     for block in count():
         digest = hashlib.blake2b(f"race\x1f{seed}\x1f{block}".encode()).digest()
         yield from (int.from_bytes(digest[at : at + 8], "little") for at in range(0, len(digest), 8))
@@ -71,12 +73,14 @@ def _numbers(seed: int) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Entrant:
-    """What became of one cell.
+    """Result of one cell.
 
     Attributes:
-        draws, rows: that it played. score: mean over the draws; None without any.
-        dropped_after: number of draws after which it was dropped; None for a cell that is left.
-        log_evidence: that another cell is better, the natural logarithm of the wealth at its last look.
+        draws: draws that the cell played.
+        rows: rows of these draws.
+        score: mean score over the draws; None without draws.
+        dropped_after: number of draws after which the cell was dropped; None for a cell that is left.
+        log_evidence: evidence that another cell is better: natural logarithm of the wealth at the cell's last look.
         behind: mean score of the race's leader minus the cell's, over the draws that the cell played.
     """
 
@@ -91,13 +95,18 @@ class Entrant:
 
 @dataclass(frozen=True)
 class RaceResult:
-    """What a race came to.
+    """Result of a race.
 
     Attributes:
-        level: probability that a truly best cell was dropped, at most.
-        ending: why it stopped. draws: played. draws_planned: that `--repeats` allows.
+        level: upper bound on the probability that a truly best cell was dropped.
+        margin: `--race-margin`, see `Race`.
+        ending: why the race stopped.
+        draws: draws played.
+        draws_planned: draws that `--repeats` allows.
         leader: the cell in the race with the highest mean score; None before the first look.
-        left: the cells in the race. rows: of the race. rows_of_grid: of the full grid with the same `--repeats`.
+        left: the cells that were not dropped.
+        rows: rows of the race.
+        rows_of_grid: rows of the full grid with the same `--repeats`.
     """
 
     level: float
@@ -120,13 +129,14 @@ class Race:
     """Plans a race look by look.
 
     Args:
-        draws: what is played. rows_of_draw: `[draws]` rows that a draw makes in one cell.
+        draws: the draws, in the order in which they are played.
+        rows_of_draw: `[draws]` rows of a draw in one cell.
         num_cells: at least 2.
-        score_of: is called for draws that were played, in cells in the race.
-        level: probability that a truly best cell is dropped, at most.
-        margin: the race ends when no cell left is better than the leader by this or more; None for never.
-        max_rows: rows of the whole race, at most.
-        pace: a look comes after one `pace`-th more draws.
+        score_of: is called only for draws that were played, in cells that are in the race.
+        level: upper bound on the probability that a truly best cell is dropped.
+        margin: the race ends when no cell left is better than the leader by this or more; None disables this.
+        max_rows: upper bound on the rows of the whole race.
+        pace: each look comes after 1 / `pace` more draws.
     """
 
     def __init__(
@@ -156,7 +166,7 @@ class Race:
         self._pace = pace
 
     def looks(self) -> Iterator[tuple[int, ...]]:
-        """Draws that each cell must have played before the next step; ends with `ending` set."""
+        """`[cells]` draws that each cell must have played before the next step; sets `ending` at the end."""
         state = self.state
         while True:
             if state.left.size == 1:
@@ -191,7 +201,7 @@ class Race:
 
 
 def can_drop(num_cells: int, num_draws: int, level: float) -> bool:
-    """Whether a race of `num_draws` draws drops a cell where it is clearest: one cell always scores 1, all others 0."""
+    """Whether a race of `num_draws` draws drops a cell in the clearest case: one cell always scores 1, all others 0."""
     from rwkvbatch.stats.sequential import Elimination
 
     state = Elimination(num_cells, level)
@@ -203,32 +213,32 @@ def can_drop(num_cells: int, num_draws: int, level: float) -> bool:
 
 
 @dataclass(frozen=True)
-class Played:
+class DrawSelection:
     """Tasks of a race: each cell plays the first `draws[cell]` draws."""
 
     plan: Plan
     draws: tuple[int, ...]
 
     def tasks(self, *, longest_first: bool = False) -> Iterator[int]:
-        """Their numbers, those of a conversation together, in the plan's order or the longest conversations first."""
-        plan, drawn = self.plan, self.plan.draws
-        assert drawn is not None
-        visits: dict[int, list[int]] = {}
+        """The task numbers, grouped by conversation, in the plan's order or the longest conversations first."""
+        plan, all_draws = self.plan, self.plan.draws
+        assert all_draws is not None
+        draws_of: dict[int, list[int]] = {}
         for draw in range(max(self.draws)):
-            visits.setdefault(drawn.conversation[draw], []).append(draw)
-        order = sorted(visits)
+            draws_of.setdefault(all_draws.conversation[draw], []).append(draw)
+        conversations = sorted(draws_of)
         if longest_first:
-            order.sort(key=lambda number: -len(plan.conversations[number].turns))
-        for conversation in order:
-            for cell, played in enumerate(self.draws):
-                for draw in visits[conversation]:
-                    if draw < played:
-                        yield plan.number_of(conversation, cell, drawn.repeat[draw])
+            conversations.sort(key=lambda number: -len(plan.conversations[number].turns))
+        for conversation in conversations:
+            for cell, num_draws in enumerate(self.draws):
+                for draw in draws_of[conversation]:
+                    if draw < num_draws:
+                        yield plan.number_of(conversation, cell, all_draws.repeat[draw])
 
     @cached_property
     def num_rows(self) -> int:
         turns = turns_of_draws(self.plan)
-        return sum(sum(turns[:played]) for played in self.draws)
+        return sum(sum(turns[:num_draws]) for num_draws in self.draws)
 
     @property
     def num_cells_left(self) -> int:
@@ -245,20 +255,21 @@ def race_of(plan: Plan, rows: Rows) -> Race:
     def score_of(draw: int, cell: int) -> float:
         """The mean over the turns with checks; a turn that failed or was not reached scores 0.
 
-        Raises `RowError` where a judge gave no verdict: a race cannot go on without it.
+        Raises:
+            RowError: a judge gave no verdict, which the race needs.
         """
         conversation = draws.conversation[draw]
         first, _ = plan.rows_of(plan.number_of(conversation, cell, draws.repeat[draw]))
-        checked = [turn for turn, asked in enumerate(plan.conversations[conversation].turns) if asked.checks]
-        played = [rows.read(first + turn) for turn in checked]
-        for row in played:
+        turns_with_checks = [n for n, turn in enumerate(plan.conversations[conversation].turns) if turn.checks]
+        scored_rows = [rows.read(first + turn) for turn in turns_with_checks]
+        for row in scored_rows:
             missing = next((check for check in row.checks if check.passed is None), None)
             if missing is not None:
                 raise RowError(
                     f"--race decides by verdicts, and there is none on {row.key.in_words()}: {missing.detail}",
                     hint="the same command asks the judge again, and goes on with the race",
                 )
-        return sum(row.score or 0.0 for row in played) / len(played)
+        return sum(row.score or 0.0 for row in scored_rows) / len(scored_rows)
 
     return Race(
         draws,
@@ -278,8 +289,8 @@ def turns_of_draws(plan: Plan) -> list[int]:
     return [len(plan.conversations[number].turns) for number in plan.draws.conversation]
 
 
-def result_of(race: Race, plan: Plan, wanted: Played) -> RaceResult:
-    """What the race has come to; `wanted` is what was played."""
+def result_of(race: Race, plan: Plan, selection: DrawSelection) -> RaceResult:
+    """The result of a race whose tasks were `selection`."""
     state, settings, turns = race.state, plan.settings, turns_of_draws(plan)
     leader = state.leader
     entrants: list[Entrant] = []
@@ -289,7 +300,7 @@ def result_of(race: Race, plan: Plan, wanted: Played) -> RaceResult:
             Entrant(
                 cell=plan.cells[cell].name,
                 draws=played,
-                rows=sum(turns[: wanted.draws[cell]]),
+                rows=sum(turns[: selection.draws[cell]]),
                 score=float(state.means[cell]) if played else None,
                 dropped_after=race.dropped_after.get(cell),
                 log_evidence=float(state.log_wealth[cell]),
@@ -306,7 +317,7 @@ def result_of(race: Race, plan: Plan, wanted: Played) -> RaceResult:
         looks=race.num_looks,
         leader=plan.cells[leader].name if state.num_draws else None,
         left=tuple(plan.cells[int(cell)].name for cell in state.left),
-        rows=wanted.num_rows,
+        rows=selection.num_rows,
         rows_of_grid=settings.repeats * len(plan.cells) * sum(len(c.turns) for c in conversations),
         cells=tuple(entrants),
     )

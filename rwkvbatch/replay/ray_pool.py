@@ -1,8 +1,8 @@
-"""Workers as actors of a Ray cluster: `RayPool` is the driver's side, `RayWorker` runs on the nodes.
+"""A pool of workers on a Ray cluster: `RayPool` runs in the driver, `RayWorker` is the actor on the nodes.
 
 Ray places the actors by the processors and GPUs that they reserve, restarts those whose process or node ends, and
-repeats `RayWorker.place` until it is answered. The driver sends orders by `RayWorker.send` and reads events from the
-stream of `RayWorker.serve`. A stream that breaks is reported as `Left`, and the restarted actor as `Joined`.
+repeats the call of `RayWorker.place` until it is answered. The driver sends orders by `RayWorker.send` and reads events
+from the stream of `RayWorker.serve`. A broken stream is reported as `Left`, and the restarted actor as `Joined`.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ from rwkvbatch.replay.worker import LogCollector, Worker, collecting_logs, serve
 from rwkvbatch.setting_names import ENVIRONMENT_PREFIX
 
 PLACEMENT_S = 60.0
-"""How long an actor may wait for room on the cluster before a warning or an error."""
+"""Time that an actor may wait for room on the cluster before a warning or an error."""
 CONNECT_S = 5.0
+"""Timeout of the connection to a cluster's address."""
 LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
-"""Object store of a cluster that `--ray local` starts: it holds the plan and events in transit."""
+"""Size of the object store of a cluster that `--ray local` starts; it holds the plan and events in transit."""
 
 _START_HINT = "start a cluster with `ray start --head`, or give local"
 
@@ -51,29 +52,38 @@ _log = logging.getLogger(__name__)
 
 
 def versions() -> dict[str, str]:
-    """What must be the same on every node, by name; Ray itself compares its own version and Python's."""
+    """By name, the versions that must be equal on all nodes. Ray itself compares its own version and Python's."""
     return {"rwkvbatch": __version__, "rwkvbatch's code": code_sha256()[:12]}
 
 
 def own_variables() -> dict[str, str]:
+    """This program's environment variables."""
     return {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT_PREFIX)}
 
 
 class RayWorker:
     """The actor. Ray constructs it again, from the same arguments, after each restart.
 
-    The arguments are builtin types, which another version of this program can read, and references that it need not
-    read: its number; the driver's `versions`, directory and environment variables of this program; the plan and what
-    makes the loader. A node with other versions raises `WorkerError`.
+    All arguments but `refs` have builtin types, so that another version of this program can read them and refuse.
+
+    Args:
+        number: the worker's number.
+        expected: the driver's `versions`.
+        directory: the driver's working directory.
+        variables: the driver's environment variables of this program.
+        refs: references to the plan and to the function that makes the loader.
+
+    Raises:
+        WorkerError: this node has other versions.
     """
 
     def __init__(
         self, number: int, expected: Mapping[str, str], directory: str, variables: Mapping[str, str], refs: list[Any]
     ) -> None:
-        here = versions()
-        if different := [key for key, value in expected.items() if here.get(key) != value]:
-            shown = ", ".join(f"{key} {here.get(key, 'unknown')}, not {expected[key]}" for key in different)
-            raise WorkerError(f"node {socket.gethostname()} runs {shown}")
+        found = versions()
+        if different := [key for key, value in expected.items() if found.get(key) != value]:
+            differences = ", ".join(f"{key} {found.get(key, 'unknown')}, not {expected[key]}" for key in different)
+            raise WorkerError(f"node {socket.gethostname()} runs {differences}")
         if Path(directory).is_dir():
             os.chdir(directory)
         for name in own_variables():
@@ -84,12 +94,12 @@ class RayWorker:
         self._refs = refs
         self._logs = LogCollector()
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
-        self._served = False
+        self._has_served = False
 
     @_ray.method(concurrency_group="control", max_task_retries=-1)
     def place(self) -> str:
-        """The worker's name. A process that served before ends instead: Ray restarts it and repeats the call."""
-        if self._served:
+        """The worker's name. A process that has served ends itself instead; Ray restarts it and repeats the call."""
+        if self._has_served:
             signals.end_process(1)
         return self._name
 
@@ -99,19 +109,23 @@ class RayWorker:
         self._orders.put(order)
 
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
-        """The models of the setups."""
+        """The specs of the setups' models."""
         with collecting_logs(self._logs):
-            return self._work[1].specs(setups)
+            return self._plan_and_loader[1].specs(setups)
 
     def serve(self, setup: Setup, expected: Mapping[str, Any]) -> Generator[Event]:
-        """Load the setup's model, whose cells must have the identity `expected`; yield events, the last one `Left`."""
-        plan, loader = self._work
+        """Load the setup's model and run a worker. Yields its events; the last one is `Left`.
+
+        Args:
+            expected: the identities that the setup's cells must have on this node.
+        """
+        plan, loader = self._plan_and_loader
 
         def make_worker() -> Worker:
             check_same(cell_identities(plan, loader.specs([setup]), loader.tokenizer), expected)
             return Worker(plan, loader, setup)
 
-        self._served = True
+        self._has_served = True
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         channel = SimpleNamespace(recv=self._orders.get, send=events.put)
         threading.Thread(target=serve, args=(channel, make_worker, self._name, self._logs), daemon=True).start()
@@ -121,7 +135,7 @@ class RayWorker:
             yield event
 
     @cached_property
-    def _work(self) -> tuple[Plan, ModelLoader]:
+    def _plan_and_loader(self) -> tuple[Plan, ModelLoader]:
         plan, make_loader = _ray.get(self._refs)
         cpus = _ray.get_runtime_context().get_assigned_resources().get("CPU", 0)
         return plan, make_loader(plan.settings.replace(threads=plan.settings.threads or max(1, int(cpus))))
@@ -130,59 +144,71 @@ class RayWorker:
 def reservations(
     nodes: Mapping[str, Mapping[str, float]], settings: RunSettings, strategies: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Ray's options for the workers: as many as were asked for; else one a GPU; else one a node, with all processors.
+    """Ray's options for each worker.
 
-    `nodes` has the resources of each node, by its id. Ray prefers a given node, and spreads other workers.
+    The number of workers is that of the settings; otherwise one per GPU; otherwise one per node, with all its
+    processors. Workers that are not bound to a node are spread over the nodes.
+
+    Args:
+        nodes: by node id, the node's resources.
+        strategies: the strategies of the setups, which count if the settings name no devices.
+
+    Raises:
+        WorkerError: the cluster has no processors, or none of the GPUs that are asked for.
     """
-    wanted = settings.devices or strategies
+    devices = settings.devices or strategies
     count = settings.workers or len(settings.devices)
     cpus_of = {name: node["CPU"] for name, node in nodes.items() if node.get("CPU")}
     gpus_of = {name: node["GPU"] for name, node in nodes.items() if node.get("GPU")}
-    if gpus_of and not all(text.startswith("cpu") for text in wanted):
+    if gpus_of and not all(device.startswith("cpu") for device in devices):
         count = count or int(sum(gpus_of.values()))
-        per_gpu = math.ceil(count / sum(gpus_of.values()))
-        cpus = min(_share(cpus_of.get(name, 0.0), gpus * per_gpu) for name, gpus in gpus_of.items())
-        found = [(cpus, _share(1.0, per_gpu), "SPREAD")] * count
-    elif any("cuda" in text for text in wanted):
+        workers_per_gpu = math.ceil(count / sum(gpus_of.values()))
+        cpus = min(_share(cpus_of.get(name, 0.0), gpus * workers_per_gpu) for name, gpus in gpus_of.items())
+        reserved = [(cpus, _share(1.0, workers_per_gpu), "SPREAD")] * count
+    elif any("cuda" in device for device in devices):
         raise WorkerError("GPUs are asked for, and the cluster has none", hint="give --strategy cpu")
     elif not cpus_of:
         raise WorkerError("the cluster offers no processors")
     elif count:
-        found = [(_largest_share(list(cpus_of.values()), count), 0.0, "SPREAD")] * count
+        reserved = [(_largest_share(list(cpus_of.values()), count), 0.0, "SPREAD")] * count
     else:
-        found = [(cpus, 0.0, NodeAffinitySchedulingStrategy(node, soft=True)) for node, cpus in cpus_of.items()]
-    most = settings.threads or math.inf
-    return [{"num_cpus": min(cpus, most), "num_gpus": gpus, "scheduling_strategy": how} for cpus, gpus, how in found]
+        reserved = [(cpus, 0.0, NodeAffinitySchedulingStrategy(node, soft=True)) for node, cpus in cpus_of.items()]
+    max_cpus = settings.threads or math.inf
+    return [
+        {"num_cpus": min(cpus, max_cpus), "num_gpus": gpus, "scheduling_strategy": strategy}
+        for cpus, gpus, strategy in reserved
+    ]
 
 
 def _largest_share(amounts: Sequence[float], count: int) -> float:
-    """The largest share of which `count` fit on nodes that have `amounts`; 0 for none."""
+    """The largest share such that `count` shares fit on nodes with `amounts`; 0 if none fit."""
     shares = {_share(amount, number) for amount in amounts for number in range(1, count + 1)} - {0.0}
     return max((s for s in shares if sum(int(amount / s) for amount in amounts) >= count), default=0.0)
 
 
 def _share(amount: float, count: float) -> float:
-    """An even share, as Ray can reserve it: a whole number, or below 1 a multiple of 0.0001."""
+    """An even share, rounded down to what Ray can reserve: a whole number, or below 1 a multiple of 0.0001."""
     share = amount / count
     return float(int(share)) if share >= 1 else int(share * 10_000) / 10_000
 
 
 @dataclass
 class _Actor:
-    """An actor as the driver sees it.
+    """The driver's record of an actor.
 
     Attributes:
-        wants: what it reserves, in words.
+        resources: what it reserves, as text.
         call: the pending `place`, or the event stream of `serve`; None between the two.
-        since_s: when `place` was called; infinite once a warning said that it waits for room.
-        name: empty until `place` is answered. joined: once it serves the current setup.
+        called_s: time at which `place` was called; infinite after the warning that the actor waits for room.
+        name: empty until `place` is answered.
+        joined: its `Joined` event; None until it serves the current setup.
     """
 
     number: int
     handle: Any
-    wants: str
+    resources: str
     call: Any = None
-    since_s: float = 0.0
+    called_s: float = 0.0
     name: str = ""
     joined: Joined | None = None
 
@@ -191,13 +217,13 @@ class _Actor:
         return bool(self.name) and self.call is not None
 
     def start(self) -> None:
-        """Ask for the place, which Ray answers when a new process runs."""
+        """Call `place`, which is answered when a new process runs."""
         self.name, self.joined = "", None
-        self.since_s = time.monotonic()
+        self.called_s = time.monotonic()
         self.call = self.handle.place.remote()
 
     def failure(self, error: RayError) -> Left:
-        """Why a call failed, in one line. It ends the run unless only the process or its node has ended."""
+        """The reason why a call failed, in one line. It ends the run unless the actor's process or node has ended."""
         reason = re.sub(r"^[\w.]+Error: ", "", str(error).strip().rpartition("\n")[2].strip())
         if isinstance(error, ActorUnavailableError):
             reason = "its process or node ended, or cannot be reached"
@@ -214,14 +240,17 @@ class _Actor:
 class RayPool:
     """Actors on the cluster at the settings' `ray`, one for each of `reservations`.
 
-    `make_loader` is called on every node and here.
+    Args:
+        make_loader: makes the model loader; called on every node and in this process.
     """
 
     def __init__(self, plan: Plan, make_loader: Callable[[RunSettings], ModelLoader]) -> None:
         self._plan = plan
         self._make_loader = make_loader
         self._owns_connection = False
-        self._refs: list[Any] = []  # Ray drops an object with its last reference here, and restarted actors need both
+        # The plan and `make_loader` in Ray's object store. Restarted actors need them, and Ray deletes an object with
+        # the last reference in this process.
+        self._refs: list[Any] = []
         self._restarts = RestartLimit(0)
         self._actors: dict[int, _Actor] = {}
         self._events: list[tuple[int, Event]] = []
@@ -232,8 +261,8 @@ class RayPool:
         if not self._refs:
             self._start()
         on_node = {setup: self._on_node(setup) for setup in setups}
-        found = self._ask_first(list(on_node.values()))
-        specs = {setup: found[moved] for setup, moved in on_node.items()}
+        specs_on_node = self._ask_first(list(on_node.values()))
+        specs = {setup: specs_on_node[node_setup] for setup, node_setup in on_node.items()}
         tokenizer_of = self._make_loader(self._plan.settings).tokenizer
         for setup, spec in specs.items():
             self._identities[setup] = cell_identities(self._plan, {setup: spec}, tokenizer_of)
@@ -246,13 +275,13 @@ class RayPool:
     def begin(self, setup: Setup) -> None:
         if setup not in self._identities or not self._refs:
             self.specs([setup])
-        changed = self._setup not in (None, setup)
+        has_changed = self._setup not in (None, setup)
         self._setup = setup
-        if changed:
+        if has_changed:
             self._events.clear()
         for actor in self._actors.values():
-            if changed and actor.name:
-                actor.start()  # a new process: it frees the memory of the previous model
+            if has_changed and actor.name:
+                actor.start()  # in a new process, which frees the memory of the previous model
             elif actor.joined is not None:
                 self._events.append((actor.number, actor.joined))
             elif actor.name and not actor.serving:
@@ -267,7 +296,7 @@ class RayPool:
             _ray.kill(actor.handle, no_restart=False)
 
     def receive(self, timeout_s: float) -> Sequence[tuple[int, Event]]:
-        if not raylet_is_alive():  # Ray ends this process too, some seconds later
+        if not raylet_is_alive():  # some seconds later, Ray would end this process too
             raise WorkerError("Ray's process on this machine (the raylet) has ended", hint=_START_HINT)
         actors = {actor.call: actor for actor in self._actors.values() if actor.call is not None}
         if actors:
@@ -282,7 +311,7 @@ class RayPool:
         return events
 
     def close(self) -> None:
-        if raylet_is_alive():  # else calls to it would wait until Ray ends this process
+        if raylet_is_alive():  # without a raylet, the calls would wait until Ray ends this process
             for actor in self._actors.values():
                 _ray.kill(actor.handle)
         self._actors.clear()
@@ -303,12 +332,12 @@ class RayPool:
         arguments = versions(), str(Path.cwd()), own_variables(), self._refs
         actor_class = _ray.remote(max_restarts=-1, concurrency_groups={"control": 1})(RayWorker)
         for number, options in enumerate(reserved):
-            wants = f"{options['num_gpus']:g} GPUs and {options['num_cpus']:g} processors"
-            self._actors[number] = _Actor(number, actor_class.options(**options).remote(number, *arguments), wants)
+            resources = f"{options['num_gpus']:g} GPUs and {options['num_cpus']:g} processors"
+            self._actors[number] = _Actor(number, actor_class.options(**options).remote(number, *arguments), resources)
             self._actors[number].start()
 
     def _ask_first(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
-        """The models of `setups`, as the first actor that runs finds them."""
+        """The specs of the models of `setups`, from the first actor that runs."""
         while True:
             for _, event in self.receive(1.0):
                 if isinstance(event, Left) and event.error is not None:
@@ -320,37 +349,38 @@ class RayPool:
                     self._lose(actor, actor.failure(error))
 
     def _on_node(self, setup: Setup) -> Setup:
-        """The setup as an actor sees it: Ray shows it one GPU, which is `cuda` whatever its number."""
+        """The setup for an actor. Ray makes one GPU visible to an actor, as the device `cuda`, whatever its number."""
         devices = self._plan.settings.devices
-        moved = setup.on_device(devices[0].partition(":")[0] if devices else None)
-        return replace(moved, strategy=re.sub(r"cuda:\d+", "cuda", moved.strategy))
+        node_setup = setup.on_device(devices[0].partition(":")[0] if devices else None)
+        return replace(node_setup, strategy=re.sub(r"cuda:\d+", "cuda", node_setup.strategy))
 
     def _serve(self, actor: _Actor) -> None:
         assert self._setup is not None
         actor.call = actor.handle.serve.remote(self._on_node(self._setup), self._identities[self._setup])
 
     def _read(self, actor: _Actor) -> None:
+        """Handle an actor's answer to `place`, or its next event."""
         try:
-            answer = _ray.get(next(actor.call) if actor.serving else actor.call)
+            result = _ray.get(next(actor.call) if actor.serving else actor.call)
         except RayError as error:
             self._lose(actor, actor.failure(error))
             return
         if not actor.serving:
-            actor.name, actor.call = answer, None
+            actor.name, actor.call = result, None
             if self._setup is not None:
                 self._serve(actor)
             return
-        self._restarts.observe(answer)
-        if isinstance(answer, Left):
-            error = None if answer.error is None else answer.error.add_place(actor.name)
-            self._lose(actor, replace(answer, error=error))
+        self._restarts.observe(result)
+        if isinstance(result, Left):
+            error = None if result.error is None else result.error.add_place(actor.name)
+            self._lose(actor, replace(result, error=error))
             return
-        if isinstance(answer, Joined):
-            actor.joined = answer
-        self._events.append((actor.number, answer))
+        if isinstance(result, Joined):
+            actor.joined = result
+        self._events.append((actor.number, result))
 
     def _lose(self, actor: _Actor, left: Left) -> None:
-        """Report that a worker lost its tasks, and wait until Ray has restarted it."""
+        """Report that a worker has ended, and call `place` for its restart unless it cannot be restarted."""
         left = self._restarts.check(left)
         self._events.append((actor.number, left))
         if left.restartable:
@@ -359,24 +389,33 @@ class RayPool:
             _ray.kill(self._actors.pop(actor.number).handle)
 
     def _check_room(self) -> None:
-        """Warn of actors that the cluster has no room for; they may still start. No actor at all is an error."""
+        """Log a warning for each actor that has waited `PLACEMENT_S` for room; it may still start.
+
+        Raises:
+            WorkerError: no actor runs.
+        """
         none_runs = not any(actor.name for actor in self._actors.values())
         for actor in self._actors.values():
-            if actor.name or time.monotonic() - actor.since_s < PLACEMENT_S:
+            if actor.name or time.monotonic() - actor.called_s < PLACEMENT_S:
                 continue
             if none_runs:
-                problem = f"the cluster had no room for a worker with {actor.wants} within {PLACEMENT_S:g} s"
+                problem = f"the cluster had no room for a worker with {actor.resources} within {PLACEMENT_S:g} s"
                 hint = "`ray status` shows what is taken; ask for less with --workers and --threads"
                 raise WorkerError(problem, hint=hint)
-            actor.since_s = math.inf
-            _log.warning("the cluster has no room for worker %d with %s; it may join later", actor.number, actor.wants)
+            actor.called_s = math.inf
+            message = "the cluster has no room for worker %d with %s; it may join later"
+            _log.warning(message, actor.number, actor.resources)
 
 
 def connect(address: str, num_cpus: int) -> bool:
-    """Connect to a cluster; `local` starts one with `num_cpus` processors. False: the caller must not disconnect.
+    """Connect to a cluster; `local` starts one with `num_cpus` processors.
 
-    Raises `UsageError` when this process is connected to some other cluster, and `NoClusterError` when there is none or
-    it runs other versions.
+    Returns:
+        Whether the caller must disconnect: False if this process was connected before.
+
+    Raises:
+        UsageError: this process is connected, and `address` is not `auto`.
+        NoClusterError: there is no cluster, or it runs other versions of Ray or Python.
     """
     if _ray.is_initialized():
         if address != "auto":
@@ -400,7 +439,10 @@ def connect(address: str, num_cpus: int) -> bool:
 
 
 def check_listening(address: str) -> None:
-    """Raise `ConnectionError` when nothing listens at HOST:PORT, where Ray tries for minutes; other forms are Ray's."""
+    """Raise `ConnectionError` if nothing listens at HOST:PORT, because Ray would retry for minutes.
+
+    Addresses of other forms are not checked.
+    """
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal():
         try:
@@ -410,7 +452,7 @@ def check_listening(address: str) -> None:
 
 
 def raylet_is_alive() -> bool:
-    """Whether the raylet that this process started still runs; True where another program started it."""
+    """Whether the raylet that this process started still runs; True if another program started it."""
     node: Any = getattr(worker, "_global_node", None)
     started: list[Any] = [] if node is None else node.all_processes.get("raylet", [])
     return all(info.process.poll() is None for info in started)

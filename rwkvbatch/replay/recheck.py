@@ -1,9 +1,9 @@
-"""Judges the replies of a run again, by the checks of its script's copy or of another script; needs no model to reply.
+"""Judges the replies of a run again, by the checks of its script's copy or of another script, without generating any.
 
-Checks that a judge answers take the verdicts that are there, and a given judge is asked the others first.
+Checks that a judge answers use the verdicts in the directory; a given judge is first asked the open questions.
 
-The new rows are written beside the old ones and take their place at once, when all of them are judged. While the
-manifest has its `former`, the same command does it again, with the same result.
+The new rows are written to another file, which replaces the old one atomically when all rows are judged. While the
+manifest has the entry `former`, the same command repeats this, with the same result.
 """
 
 from __future__ import annotations
@@ -41,17 +41,20 @@ from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Conversation
 
 BY_CHECK = "check"
-"""`by` of a manifest's `former` while this module changes verdicts."""
+"""Value of `by` in a manifest's `former` while this module changes verdicts."""
 
 
 @dataclass(frozen=True)
 class Rechecked:
-    """What judging again changed.
+    """Result of judging a run again.
 
     Attributes:
-        rows: of the run. judged: rows with checks, now. changed: rows of which a verdict, a check or a tag is another.
-        now_pass, now_fail: rows that passed all their checks before and now do not, and the other way round.
-        unjudged: rows with checks that ended in an error: their checks count as failed, before and now.
+        rows: number of rows of the run.
+        judged: rows that now have checks, except error rows.
+        changed: rows with a changed verdict, check or tag.
+        now_pass: rows that failed a check before and now pass all.
+        now_fail: rows that passed all checks before and now fail one.
+        unjudged: error rows with checks; these count as failed, before and now.
         summary: the run's figures with the new verdicts.
         left_out: conversations of the given script that the run does not have.
         notes: remarks for display.
@@ -85,19 +88,20 @@ def recheck(
     """Judge the replies of the run at `path` again.
 
     Args:
-        scripts: with the checks and tags to judge by; their conversations must otherwise be those of the run. Without
-            any, the script's copy in the directory is used.
-        judge: answers the checks `judge`; None for the verdicts that are there.
-        command: how this was called, for other processes that want the directory.
-        progress: called with bytes done and bytes in all. asking: with the judge's answers, and questions in all.
+        scripts: scripts with the checks and tags to judge by; their conversations must otherwise be those of the run.
+            Without any, the script's copy in the directory is used.
+        judge: answers the checks of type `judge`; None uses the verdicts in the directory.
+        command: this command, for messages to other processes that try to lock the directory.
+        progress: is called with the number of bytes done and of all bytes.
+        asking: is called with the number of the judge's answers and of all questions.
 
     Raises:
         RunDirectoryError: there is no run, it is locked, or another command was interrupted while it changed it.
         RunMismatchError: a script's conversation is not the one that was replayed.
         RunDamagedError: a row or the script's copy is damaged.
         ScriptError, MissingExtraError: a script cannot be read.
-        RowError: a check fails to give a verdict; nothing was changed.
-        StorageError: a write failed; the verdicts are the old ones.
+        RowError: a check raised an exception; nothing was changed.
+        StorageError: a write failed; the rows have their old verdicts.
     """
     if read_manifest(path) is None:
         hint = "`rwkvbatch run SCRIPT --out DIR` makes one"
@@ -123,21 +127,21 @@ class _Recheck:
                 path=directory.path,
                 hint=f"run it again first: {manifest.get('about', {}).get('command') or 'rwkvbatch run ...'}",
             )
-        replayed = read_script(directory.path, manifest)
-        if replayed is None:
+        script_copy = read_script(directory.path, manifest)
+        if script_copy is None:
             raise RunDirectoryError(
                 "holds no copy of its script: an earlier version of rwkvbatch made it",
                 path=directory.path,
                 hint="run its command again, with the script as it was: this keeps all rows and adds the copy",
             )
-        self._conversations, self._num_left_out = replayed, 0
+        self._conversations, self._num_left_out = script_copy, 0
         if scripts:
-            given = {each.id: each for each in read_scripts(scripts).conversations}
-            self._conversations = tuple(self._same(each, given.get(each.id)) for each in replayed)
-            self._num_left_out = len(given) - len(replayed)
-        self._by_id = {each.id: each for each in self._conversations}
+            given = {c.id: c for c in read_scripts(scripts).conversations}
+            self._conversations = tuple(self._same_conversation(c, given.get(c.id)) for c in script_copy)
+            self._num_left_out = len(given) - len(script_copy)
+        self._by_id = {c.id: c for c in self._conversations}
         self._digests: dict[tuple[str, int], str] = {}
-        self._rescored = False
+        self._has_new_score = False
         self._turns = turns_with_rubrics(self._conversations)
         self._jury = Jury(None, None, lambda row, turn: None, self._is_gold)
 
@@ -145,22 +149,22 @@ class _Recheck:
         if not self._turns:
             return self._run()
         with ExitStack() as stack:
-            asked = stack.enter_context(opened_opinions(judge, self._directory))
+            known = stack.enter_context(opened_opinions(judge, self._directory))
             rows = stack.enter_context(self._directory.reading(RESULTS_NAME))
-            self._jury = Jury(asked.opinions, asked.judge, self._finding(rows), self._is_gold)
-            if asked.opinions is not None:
-                asked.opinions.settle(self._asks, asking)
+            self._jury = Jury(known.opinions, known.judge, self._row_finder(rows), self._is_gold)
+            if known.opinions is not None:
+                known.opinions.settle(self._asks, asking)
             result = self._run()
-            if asked.drop_unused is not None:
-                asked.drop_unused()
+            if known.drop_unused is not None:
+                known.drop_unused()
             return result
 
-    def _finding(self, reader: BinaryIO) -> Callable[[Row, int], Row | None]:
-        """Finds the row of another turn of a dialogue; indexes the file where a rubric needs that."""
+    def _row_finder(self, reader: BinaryIO) -> Callable[[Row, int], Row | None]:
+        """A function that gives the row of another turn of a dialogue; indexes the file only if a rubric needs it."""
         spans: dict[RowKey, tuple[int, int]] = {}
-        rubrics = (r for each in self._conversations for turn in range(len(each.turns)) for r in rubrics_of(each, turn))
+        rubrics = (r for c in self._conversations for turn in range(len(c.turns)) for r in rubrics_of(c, turn))
         if any(rubric.context == "dialogue" for rubric in rubrics):
-            spans = {row.key: span for row, span in self._whole_rows() if row.conversation in self._turns}
+            spans = {row.key: span for row, span in self._undamaged_rows() if row.conversation in self._turns}
 
         def row_of(row: Row, turn: int) -> Row | None:
             span = spans.get(replace(row.key, turn=turn))
@@ -168,21 +172,22 @@ class _Recheck:
 
         return row_of
 
-    def _whole_rows(self) -> Iterator[tuple[Row, tuple[int, int]]]:
-        """The rows that are not damaged, with their places; damage is reported when verdicts are written."""
+    def _undamaged_rows(self) -> Iterator[tuple[Row, tuple[int, int]]]:
+        """The undamaged rows, with start and end in the file; `_lines` reports the damaged ones."""
         with self._directory.reading(RESULTS_NAME) as reader:
             for line in read_lines(reader):
                 with suppress(BadLineError):
                     yield decode_row(line.data), (line.start, line.end)
 
     def _asks(self) -> Iterator[Ask]:
-        return asks_of(self._jury, (row for row, _ in self._whole_rows()), self._by_id, self._turns)
+        return asks_of(self._jury, (row for row, _ in self._undamaged_rows()), self._by_id, self._turns)
 
     def _is_gold(self, cell: str) -> bool:
         cells = self._manifest["identity"].get("cells")
         return isinstance(cells, dict) and cast("dict[str, Any]", cells).get(cell, {}).get("history") == "gold"
 
     def _run(self) -> Rechecked:
+        """Write the rows with new verdicts, the script's copy, the summary and the manifest."""
         directory, manifest = self._directory, self._manifest
         notes: list[str] = []
         identity = json.loads(json.dumps(manifest["identity"]))
@@ -196,64 +201,62 @@ class _Recheck:
             directory.begin_change(identity, about, shard, by=BY_CHECK)
             try:
                 directory.replace_rows(lines)
-            except (RowError, RunDamagedError):  # before anything was replaced: the manifest is put back
+            except (RowError, RunDamagedError):  # nothing was replaced yet: restore the manifest
                 if FORMER not in manifest:
                     directory.end_change(manifest["identity"], about, shard)
                 raise
         directory.write_script(self._conversations)
         summary = tallies.summary(counts["rows"] if planned is None else max(planned, counts["rows"]))
         race = read_race(directory.path)
-        if self._rescored and (identity.get("race") is not None or identity.get("until_ci") is not None):
+        if self._has_new_score and (identity.get("race") is not None or identity.get("until_ci") is not None):
             notes.append("the former verdicts decided which rows the run has; run its command again to decide anew")
             race = None if race is None else {**race, FORMER_VERDICTS: True}
         write_summary(directory.path, summary, _session(directory.path), race, files=self._files, at=directory.at)
         directory.end_change(identity, about, shard)
         return Rechecked(directory.path, **counts, summary=summary, left_out=self._num_left_out, notes=tuple(notes))
 
-    def _same(self, old: Conversation, new: Conversation | None) -> Conversation:
-        """`new`, with the checks and tags to judge by; refused when it is not the conversation that was replayed."""
+    def _same_conversation(self, old: Conversation, new: Conversation | None) -> Conversation:
+        """`new`, which has the checks and tags to judge by.
+
+        Raises:
+            RunMismatchError: `new` is None, or differs from the replayed conversation `old` in more than these.
+        """
         hint = "`rwkvbatch run` with this script generates what is missing and judges the rest again"
         if new is None:
             problem = f"the script has no conversation {old.id!r}, of which the run has rows"
             raise RunMismatchError(problem, path=self._directory.path, hint=hint)
-        where = f"conversation {old.id}"
-        pairs: list[tuple[str, Any, Any]] = [("params", dict(old.params), dict(new.params))]
-        pairs += [
-            (key, old.row_context.get(key), new.row_context.get(key))
-            for key in dict.fromkeys([*old.row_context, *new.row_context])
-        ]
-        for turn, (then, now) in enumerate(zip(old.row_contents, new.row_contents, strict=False)):
-            keys = dict.fromkeys([*then, *now])
-            pairs += [(f"turn {turn}, {key}", then.get(key), now.get(key)) for key in keys]
-            pairs.append((f"turn {turn}, params", dict(old.turns[turn].params), dict(new.turns[turn].params)))
-        pairs.append(("turns", len(old.turns), len(new.turns)))
-        for name, then, now in pairs:
-            if then != now:
-                shown = [_short(value) for value in (then, now)]
-                problem = f"{where}: {name}: replayed: {shown[0]}; the script: {shown[1]}"
+        for name, old_value, new_value in _compared_values(old, new):
+            if old_value != new_value:
+                shown = f"replayed: {_short(old_value)}; the script: {_short(new_value)}"
+                problem = f"conversation {old.id}: {name}: {shown}"
                 raise RunMismatchError(problem, path=self._directory.path, hint=hint)
         return new
 
     def _lines(self, scanned: BinaryIO, copied: BinaryIO, tallies: Tallies, counts: dict[str, int]) -> Iterator[bytes]:
-        """The lines with the new verdicts; a torn last line stays as it is."""
-        total = scanned.seek(0, 2)
+        """The lines with the new verdicts; damaged lines at the end of the file stay as they are.
+
+        Raises:
+            RunDamagedError: a damaged line precedes an undamaged one.
+        """
+        num_bytes = scanned.seek(0, 2)
         scanned.seek(0)
-        bad: StoredLine | None = None
+        first_bad: StoredLine | None = None
         for line in read_lines(scanned):
             try:
                 row = decode_row(line.data)
             except BadLineError:
-                bad = bad or line
+                first_bad = first_bad or line
                 yield from read_spans(copied, [(line.start, line.end)])
                 continue
-            if bad is not None:
+            if first_bad is not None:
                 hint = "continue the run with --repair to set damaged rows aside and run them again"
                 path = self._directory.path / RESULTS_NAME
-                raise RunDamagedError("the row is damaged", path=path, line=bad.number, hint=hint)
+                raise RunDamagedError("the row is damaged", path=path, line=first_bad.number, hint=hint)
             yield self._judged(row, line.data, tallies, counts)
-            self._progress(line.end, total)
+            self._progress(line.end, num_bytes)
 
     def _judged(self, row: Row, line: bytes, tallies: Tallies, counts: dict[str, int]) -> bytes:
+        """The new line of a row; adds the row to `tallies` and `counts`."""
         conversation = self._by_id.get(row.conversation)
         if conversation is None or row.turn >= len(conversation.turns):
             problem = f"a row is of {row.key.in_words()}, which the script's copy does not have"
@@ -269,25 +272,37 @@ class _Recheck:
         counts["judged"] += bool(new.checks) and new.error is None
         counts["unjudged"] += bool(new.checks) and new.error is not None
         counts["changed"] += (new.checks, new.tags) != (row.checks, row.tags)
-        self._rescored |= new.score != row.score
+        self._has_new_score |= new.score != row.score
         if row.checks and new.checks and row.error is None and not row.unjudged_checks and not new.unjudged_checks:
             counts["now_pass"] += bool(row.failed_checks) and not new.failed_checks
             counts["now_fail"] += not row.failed_checks and bool(new.failed_checks)
         digest = digest_of(line)
         encoded = encode_row(new)
-        if digest is None:  # of an earlier version
+        if digest is None:  # an earlier version wrote the row
             return encoded
-        return with_digest(encoded, RowDigest(digest.content, self._judging(conversation, row.turn)))
+        return with_digest(encoded, RowDigest(digest.content, self._judging_digest(conversation, row.turn)))
 
-    def _judging(self, conversation: Conversation, turn: int) -> str:
+    def _judging_digest(self, conversation: Conversation, turn: int) -> str:
         key = conversation.id, turn
         if key not in self._digests:
             self._digests[key] = judging_digest(conversation, turn)
         return self._digests[key]
 
 
+def _compared_values(old: Conversation, new: Conversation) -> Iterator[tuple[str, Any, Any]]:
+    """Everything on which the replies of a conversation depend: a name, the value in `old`, and that in `new`."""
+    yield "params", dict(old.params), dict(new.params)
+    for key in dict.fromkeys([*old.row_context, *new.row_context]):
+        yield key, old.row_context.get(key), new.row_context.get(key)
+    for turn, (old_contents, new_contents) in enumerate(zip(old.row_contents, new.row_contents, strict=False)):
+        for key in dict.fromkeys([*old_contents, *new_contents]):
+            yield f"turn {turn}, {key}", old_contents.get(key), new_contents.get(key)
+        yield f"turn {turn}, params", dict(old.turns[turn].params), dict(new.turns[turn].params)
+    yield "turns", len(old.turns), len(new.turns)
+
+
 def _session(path: Path) -> Mapping[str, Any]:
-    """The figures of the session that generated the rows last."""
+    """The `session` figures in the directory's summary, which are those of the last run; empty if there are none."""
     try:
         content = json.loads(read_file(path / SUMMARY_NAME, MAX_SUMMARY_BYTES))
     except (OSError, ValueError, RecursionError):

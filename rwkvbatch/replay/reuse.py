@@ -1,11 +1,12 @@
-"""Takes over the rows of a run directory into another command: what is the same is kept, what changed is judged again.
+"""Reuses the rows of a run directory for another command: keeps rows of the same content, judges changed checks again.
 
-A row belongs to what it was made from (`replay.identity.RowDigests`), not to the run as a whole. `adopt` finds the
-plan's row for every row, judges again those whose checks changed, sets the others aside in `kept.jsonl`, and takes rows
-back from there that an earlier command had and this one has again. What is missing then is for the run to generate.
+A row is identified by what it was made from (`replay.identity.RowDigests`), not by its run. For each row in the
+directory, `adopt` looks for the plan's row of the same content. Rows that the plan has are kept, and judged again if
+their checks changed. The others are set aside in `kept.jsonl`. Rows that an earlier command set aside there and that
+the plan has are taken back. The run then generates the rows that are missing.
 
-A crash loses nothing: rows are set aside, durably, before `results.jsonl` is replaced, which is done at once; and while
-the manifest has its `former`, the next command does all of it again, with the same result.
+A crash loses nothing: rows are set aside durably before `results.jsonl` is replaced atomically. While the manifest has
+the entry `former`, the next command repeats all of this, with the same result.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Reuse:
-    """What became of the rows of a directory when a command continued or extended it.
+    """Counts of rows when a command continues or extends a run directory.
 
     Attributes:
-        kept: rows that are there and stay as they are. judged_again: rows whose checks or tags changed.
-        to_generate: rows that are missing; with `--until-ci` and `--race`, of the first round.
+        kept: existing rows that stay as they are.
+        judged_again: existing rows whose checks or tags changed.
+        to_generate: missing rows; with `--until-ci` and `--race`, those of the first round.
         set_aside: rows that this command does not have, moved to `kept.jsonl`.
-        taken_back: of those kept or judged again, the ones that were in `kept.jsonl`.
+        taken_back: rows from `kept.jsonl`, which are also counted as kept or judged again.
     """
 
     kept: int
@@ -67,11 +69,11 @@ class Reuse:
 
 
 def check_rows_of_plan(directory: RunDirectory, plan: Plan, digests: RowDigests, identity: JsonObject) -> None:
-    """Raise unless every row of a directory whose manifest is damaged is one of `plan`, and so is the script's copy.
+    """Check that a directory with a damaged manifest holds the run of `plan`: every row and the script's copy.
 
     Raises:
-        RunDamagedError: a row is of another run, or of an earlier version, whose rows do not say what they were made
-            from; or the script's copy is missing or of another run.
+        RunDamagedError: a row belongs to another run, or has no digest because an earlier version wrote it; or the
+            script's copy is missing or belongs to another run.
     """
     assert directory.damage is not None
     hint = "give the settings and the script that the run was started with, or another directory with --out"
@@ -99,44 +101,43 @@ def adopt(
     make_about: Callable[[], JsonObject],
     shard: JsonObject | None,
 ) -> Reuse | None:
-    """Make the rows of `directory` those of `plan`, as far as they are; the manifest and the script's copy too.
+    """Reuse the rows of `directory` for `plan`, and replace its manifest and its copy of the script.
 
     Returns:
-        The counts, without the rows to generate; None where the directory holds this very run.
+        The counts, with 0 rows to generate; None if the directory already holds the run of `plan`.
 
     Raises:
         RunMismatchError: a setting of the whole run or of a cell differs, or nothing is in common.
         RunDirectoryError: the rows cannot be read.
-        StorageError: a write failed; every row is where it was, or in its new place.
+        StorageError: a write failed; every row is still in its old file or already in its new one.
     """
     manifest = directory.manifest
     assert manifest is not None
     if is_same_run(manifest, identity, shard) and FORMER not in manifest:
-        if not has_script(directory.path):  # of an earlier version
+        if not has_script(directory.path):  # an earlier version made the directory
             directory.write_script(plan.conversations)
         return None
     about = make_about()
     refuse_other_run(directory.path, manifest, identity, shard, about=about, extend=True)
     _refuse_other_params(directory.path, manifest, identity, plan)
-    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as rewritten:
-        adapting = _Adapting(directory, manifest, plan, digests, cast("BinaryIO", rewritten))
-        adapting.look_through()
+    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as new_lines:
+        adaptation = _Adaptation(directory, manifest, plan, digests, cast("BinaryIO", new_lines))
+        adaptation.decide()
         about = {**about, "created": _created(manifest) or about.get("created")}
         directory.begin_change(identity, about, shard)
-        adapting.write()
+        adaptation.write()
     directory.write_script(plan.conversations)
     directory.end_change(identity, about, shard)
-    return adapting.counts
+    return adaptation.counts
 
 
 def _refuse_other_params(path: Path, manifest: JsonObject, identity: JsonObject, plan: Plan) -> None:
-    """Refuse when the command line takes the place of other settings of conversations than before."""
+    """Raise `RunMismatchError` if the command line overrides other params of the conversations than before."""
     before, now = manifest["identity"].get(GIVEN_FOR_ALL, []), list(identity[GIVEN_FOR_ALL])
     differing = set(before) ^ set(now)
     params = {name for c in plan.conversations for p in (c.params, *(turn.params for turn in c.turns)) for name in p}
     if differing & params:
-        there, wanted = {GIVEN_FOR_ALL: before}, {GIVEN_FOR_ALL: now}
-        refuse_other_run(path, {"identity": there}, wanted)
+        refuse_other_run(path, {"identity": {GIVEN_FOR_ALL: before}}, {GIVEN_FOR_ALL: now})
 
 
 def _created(manifest: JsonObject) -> Any:
@@ -144,8 +145,8 @@ def _created(manifest: JsonObject) -> Any:
     return cast("dict[str, Any]", about).get("created") if isinstance(about, dict) else None
 
 
-class _Move(IntEnum):
-    """What becomes of a line of `results.jsonl`."""
+class _Action(IntEnum):
+    """What to do with a line of `results.jsonl`."""
 
     STAY = 0
     REWRITE = 1
@@ -155,222 +156,245 @@ class _Move(IntEnum):
 
 @dataclass(frozen=True)
 class _TakenBack:
-    """Row `number` from `kept.jsonl`: the place of its new line, and the line of the error row that it replaces."""
+    """A row that is taken back from `kept.jsonl`.
+
+    Attributes:
+        number: its row number in the plan.
+        span: start and length of its new line in `_Adaptation._new_lines`.
+        action: REWRITE, JUDGE_AGAIN, or STAY for the same line as in `kept.jsonl`.
+        replaces: line index of the error row in `results.jsonl` that it replaces, if any.
+    """
 
     number: int
     span: tuple[int, int]
-    move: _Move
+    action: _Action
     replaces: int | None
 
 
-class _Adapting:
-    """Decides line by line what becomes of the rows of a directory, then writes it.
+class _Adaptation:
+    """Decides for each line of a directory's `results.jsonl` what to do with it (`decide`), then does it (`write`).
 
-    Lines that are not whole rows stay as they are, for the store to report or repair.
+    Lines that are not valid rows stay as they are; the store reports or repairs them.
+
+    Args:
+        new_lines: a temporary file for the lines that change.
     """
 
     def __init__(
-        self, directory: RunDirectory, manifest: Mapping[str, Any], plan: Plan, digests: RowDigests, rewritten: BinaryIO
+        self, directory: RunDirectory, manifest: Mapping[str, Any], plan: Plan, digests: RowDigests, new_lines: BinaryIO
     ) -> None:
         self._directory = directory
         self._path = directory.path
         self._plan = plan
         self._digests = digests
-        self._rewritten = rewritten
+        self._new_lines = new_lines
         former: Mapping[str, Any] = manifest.get(FORMER) or manifest
-        self._cells = {name: number for number, name in enumerate(cell.name for cell in plan.cells)}
-        self._same_cells = equal_cells(former["identity"].get("cells", {}), _named(plan, digests))
-        self._numbers = {c.id: number for number, c in enumerate(plan.conversations)}
+        plan_cells = {cell.name: values for cell, values in zip(plan.cells, digests.cells, strict=True)}
+        self._cell_numbers = {name: number for number, name in enumerate(plan_cells)}
+        self._renamed_cells = equal_cells(former["identity"].get("cells", {}), plan_cells)
+        self._conversation_numbers = {c.id: number for number, c in enumerate(plan.conversations)}
         self._former_script = FormerScript(plan, former, directory.path)
         self._cells_of_content = lru_cache(maxsize=64)(self._find_cells_of_content)
-        # By line: what becomes of it, and its row in the plan, -1 for none.
-        self._moves = bytearray()
-        self._rows = array("q")
-        # By line that is written anew: its place in `rewritten`.
-        self._spans: dict[int, tuple[int, int]] = {}
-        self._taken_back: list[tuple[int, int]] = []  # places in `rewritten`
-        self._there = bytearray(plan.num_rows)
-        # By task: the place of the first turn that a new check makes an error row. Rows as they were are set aside.
-        self._broken_at: dict[int, int] = {}
+        # By line of `results.jsonl`: what to do with it, and its row number in the plan, -1 for none.
+        self._actions = bytearray()
+        self._row_numbers = array("q")
+        # By line that changes: start and length of the new line in `new_lines`.
+        self._new_spans: dict[int, tuple[int, int]] = {}
+        self._taken_back_spans: list[tuple[int, int]] = []
+        self._has_row = bytearray(plan.num_rows)
+        # Rows that a new check makes error rows, and their lines; the former lines are set aside. By task, the position
+        # of the first such row.
         self._broken_rows: set[int] = set()
         self._broken_lines: set[int] = set()
+        self._first_broken: dict[int, int] = {}
+        # By row number, the line of an existing error row.
         self._error_lines: dict[int, int] = {}
-        self._others: list[str] = []
+        self._foreign_rows: list[str] = []
         self.counts = Reuse(0)
 
-    def look_through(self) -> None:
-        """Decide; writes nothing. Raises `RunMismatchError` when no conversation and cell is in common."""
+    def decide(self) -> None:
+        """Decide what to do with each line; writes nothing.
+
+        Raises:
+            RunMismatchError: the directory and the plan have no conversation in a common cell.
+        """
         any_row = in_common = False
-        for data in self._lines(RESULTS_NAME):
-            row, move, number = _decoded(data), _Move.STAY, -1
+        for data in self._read_lines(RESULTS_NAME):
+            row, action, number = _decoded(data), _Action.STAY, None
             if row is not None:
                 any_row = True
-                in_common |= row.conversation in self._numbers and self._has_cell(row.cell)
-                found = self._place(row, digest_of(data))
-                if found is None:
-                    move = _Move.SET_ASIDE
-                    if len(self._others) < _SHOWN:
-                        self._others.append(row.key.in_words())
-                elif not self._there[found]:  # else the store reports that it is there twice
-                    number = found
-                    self._there[number] = 1
-                    new, move = self._renewed(row, data, number)
-                    line = len(self._moves)
-                    if new is not None:
-                        self._spans[line] = self._keep(new)
-                    if row.finish_reason == "error":
-                        self._error_lines[number] = line
-                    elif number in self._broken_rows:
-                        self._broken_lines.add(line)
-            self._moves.append(move)
-            self._rows.append(number)
+                in_common |= row.conversation in self._conversation_numbers and self._has_cell(row.cell)
+                number = self._find_row_number(row, digest_of(data))
+                if number is None:
+                    action = _Action.SET_ASIDE
+                    if len(self._foreign_rows) < _SHOWN:
+                        self._foreign_rows.append(row.key.in_words())
+                elif self._has_row[number]:  # a duplicate, which the store reports
+                    number = None
+                else:
+                    action = self._decide_row(row, data, number)
+            self._actions.append(action)
+            self._row_numbers.append(-1 if number is None else number)
         if any_row and not in_common:
             raise RunMismatchError(
                 f"holds another run: none of its conversations is one of this command's; the first rows in it: "
-                f"{'; '.join(self._others)}",
+                f"{'; '.join(self._foreign_rows)}",
                 path=self._path,
                 hint="give the script that the run was started with, or another directory with --out",
             )
-        back, back_judged = self._take_back()
-        for line, row in enumerate(self._rows if self._broken_at else ()):
-            if row >= 0 and self._is_after_broken(row):
-                self._moves[line] = _Move.SET_ASIDE
-        of_plan = [move for move, row in zip(self._moves, self._rows, strict=True) if row >= 0]
+        taken_back = self._take_back()
+        for line, number in enumerate(self._row_numbers if self._first_broken else ()):
+            if number >= 0 and self._is_after_broken(number):
+                self._actions[line] = _Action.SET_ASIDE
+        actions = [action for action, number in zip(self._actions, self._row_numbers, strict=True) if number >= 0]
+        actions += [taken.action for taken in taken_back]
         self.counts = Reuse(
-            kept=of_plan.count(_Move.STAY) + of_plan.count(_Move.REWRITE) + back - back_judged,
-            judged_again=of_plan.count(_Move.JUDGE_AGAIN) + back_judged,
-            set_aside=self._moves.count(_Move.SET_ASIDE),
-            taken_back=back,
+            kept=actions.count(_Action.STAY) + actions.count(_Action.REWRITE),
+            judged_again=actions.count(_Action.JUDGE_AGAIN),
+            set_aside=self._actions.count(_Action.SET_ASIDE),
+            taken_back=len(taken_back),
         )
 
     def write(self) -> None:
         """Set rows aside, then replace `results.jsonl`; raises `StorageError`."""
-        if _Move.SET_ASIDE in self._moves or self._broken_lines:
+        if _Action.SET_ASIDE in self._actions or self._broken_lines:
             self._directory.set_aside(self._set_aside_lines())
-        if any(self._moves) or self._taken_back:
+        if any(self._actions) or self._taken_back_spans:
             with self._directory.reading(RESULTS_NAME) as scanned, self._directory.reading(RESULTS_NAME) as copied:
-                self._directory.replace_rows(self._new_lines(scanned, copied))
+                self._directory.replace_rows(self._adapted_lines(scanned, copied))
+
+    def _decide_row(self, row: Row, data: bytes, number: int) -> _Action:
+        """Decide about the next line of `results.jsonl`, which has row `number` of the plan."""
+        self._has_row[number] = 1
+        line = len(self._actions)
+        new, action = self._renewed(row, data, number)
+        if new is not None:
+            self._new_spans[line] = self._add_new_line(new)
+        if row.finish_reason == "error":
+            self._error_lines[number] = line
+        elif number in self._broken_rows:
+            self._broken_lines.add(line)
+        return action
 
     def _has_cell(self, name: str) -> bool:
-        return name in self._cells or name in self._same_cells
+        return name in self._cell_numbers or name in self._renamed_cells
 
-    def _place(self, row: Row, digest: RowDigest | None) -> int | None:
+    def _find_row_number(self, row: Row, digest: RowDigest | None) -> int | None:
         """The row's number in the plan; None if the plan has no row of the same content."""
-        number = self._numbers.get(row.conversation)
-        if number is None or row.turn >= len(self._plan.conversations[number].turns):
+        conversation = self._conversation_numbers.get(row.conversation)
+        if conversation is None or row.turn >= len(self._plan.conversations[conversation].turns):
             return None
         if digest is None:
-            cell = row.cell if row.cell in self._cells else self._same_cells.get(row.cell)
-            if cell is None or not self._former_script.is_unchanged(number, row):
+            name = row.cell if row.cell in self._cell_numbers else self._renamed_cells.get(row.cell)
+            if name is None or not self._former_script.is_unchanged(conversation, row):
                 return None
-            return self._plan.row_number(replace(row.key, cell=cell))
-        at = self._cells.get(row.cell)
-        if at is not None and self._digests.contents(number, at)[row.turn] == digest.content:
+            return self._plan.row_number(replace(row.key, cell=name))
+        cell = self._cell_numbers.get(row.cell)
+        if cell is not None and self._digests.contents(conversation, cell)[row.turn] == digest.content:
             return self._plan.row_number(row.key)
-        for cell in self._cells_of_content(number).get((row.turn, digest.content), ()):
-            found = self._plan.row_number(replace(row.key, cell=cell))
-            if found is not None and not self._there[found]:
-                return found
+        for name in self._cells_of_content(conversation).get((row.turn, digest.content), ()):
+            number = self._plan.row_number(replace(row.key, cell=name))
+            if number is not None and not self._has_row[number]:
+                return number
         return None
 
     def _find_cells_of_content(self, conversation: int) -> dict[tuple[int, str], list[str]]:
-        found: dict[tuple[int, str], list[str]] = {}
-        for name, cell in self._cells.items():
+        """By turn and content digest of a conversation's rows, the names of the cells that have such a row."""
+        cells: dict[tuple[int, str], list[str]] = {}
+        for name, cell in self._cell_numbers.items():
             for turn, content in enumerate(self._digests.contents(conversation, cell)):
-                found.setdefault((turn, content), []).append(name)
-        return found
+                cells.setdefault((turn, content), []).append(name)
+        return cells
 
-    def _renewed(self, row: Row, data: bytes, number: int) -> tuple[bytes | None, _Move]:
-        """The new line of row `number`, None if it stays as it is, and what becomes of the old one."""
-        digest, now, key = digest_of(data), self._digests.of_row(number), self._plan.key(number)
-        if digest == now and row.cell == key.cell:
-            return None, _Move.STAY
+    def _renewed(self, row: Row, data: bytes, number: int) -> tuple[bytes | None, _Action]:
+        """The new line of row `number`, None if it stays as it is, and what to do with the old one."""
+        old_digest, new_digest, key = digest_of(data), self._digests.of_row(number), self._plan.key(number)
+        if old_digest == new_digest and row.cell == key.cell:
+            return None, _Action.STAY
         task, turn = self._plan.task_of_row(number)
         conversation = self._plan.conversations[self._plan.conversation_of(task)]
-        renewed, move = replace(row, cell=key.cell), _Move.REWRITE
-        if digest is None:
-            then = self._former_script.conversations[row.conversation]
-            was_judged_so = then.judging(turn) == conversation.judging(turn)
+        renewed, action = replace(row, cell=key.cell), _Action.REWRITE
+        if old_digest is None:
+            former = self._former_script.conversations[row.conversation]
+            same_checks = former.judging(turn) == conversation.judging(turn)
         else:
-            was_judged_so = digest.judging == now.judging
-        if not was_judged_so:
-            renewed, move = judged_again(renewed, conversation), _Move.JUDGE_AGAIN
+            same_checks = old_digest.judging == new_digest.judging
+        if not same_checks:
+            renewed, action = judged_again(renewed, conversation), _Action.JUDGE_AGAIN
             if renewed.finish_reason == "error" and row.finish_reason != "error":
                 self._broken_rows.add(number)
-                if conversation.turns[turn].probe is None:  # without a probe the dialogue goes on
-                    place = self._place_in_dialogue(number)
-                    self._broken_at[task] = min(place, self._broken_at.get(task, place))
-        return with_digest(encode_row(renewed), now), move
+                if conversation.turns[turn].probe is None:  # a failed probe does not end the dialogue
+                    position = self._position_in_task(number)
+                    self._first_broken[task] = min(position, self._first_broken.get(task, position))
+        return with_digest(encode_row(renewed), new_digest), action
 
-    def _keep(self, line: bytes) -> tuple[int, int]:
-        start = self._rewritten.seek(0, 2)
-        self._rewritten.write(line)
-        return start, len(line)
+    def _take_back(self) -> list[_TakenBack]:
+        """Find the rows in `kept.jsonl` that the plan has and the directory lacks.
 
-    def _take_back(self) -> tuple[int, int]:
-        """Find rows in `kept.jsonl` that the plan has and the directory lacks; how many, and how many judged again.
-
-        A row that broke a check is found too, where its error row is to be judged by others now.
+        A row whose check raised an exception has an error row in the directory. It is taken back too, because its
+        checks may have changed since.
         """
-        found: list[_TakenBack] = []
-        for data in self._lines(KEPT_NAME):
+        candidates: list[_TakenBack] = []
+        for data in self._read_lines(KEPT_NAME):
             row, digest = _decoded(data), digest_of(data)
-            number = None if row is None or digest is None else self._place(row, digest)
+            number = None if row is None or digest is None else self._find_row_number(row, digest)
             if row is None or number is None:
                 continue
             replaced = self._error_lines.pop(number, None) if row.finish_reason != "error" else None
-            if self._there[number] and replaced is None:
+            if self._has_row[number] and replaced is None:
                 continue
-            self._there[number] = 1
-            new, move = self._renewed(row, data, number)
-            found.append(_TakenBack(number, self._keep(data if new is None else new), move, replaced))
-        found = [taken for taken in found if not self._is_after_broken(taken.number)]
-        for taken in found:
+            self._has_row[number] = 1
+            new, action = self._renewed(row, data, number)
+            candidates.append(_TakenBack(number, self._add_new_line(data if new is None else new), action, replaced))
+        taken_back = [taken for taken in candidates if not self._is_after_broken(taken.number)]
+        for taken in taken_back:
             if taken.replaces is not None:
-                self._moves[taken.replaces] = _Move.SET_ASIDE
-        self._taken_back = [taken.span for taken in found]
-        return len(found), sum(taken.move == _Move.JUDGE_AGAIN for taken in found)
+                self._actions[taken.replaces] = _Action.SET_ASIDE
+        self._taken_back_spans = [taken.span for taken in taken_back]
+        return taken_back
 
-    def _is_after_broken(self, row: int) -> bool:
-        """Whether it comes after a row that a new check made an error row: in a new run its turn is not reached."""
-        return self._place_in_dialogue(row) > self._broken_at.get(self._plan.task_of_row(row)[0], math.inf)
+    def _is_after_broken(self, number: int) -> bool:
+        """Whether a row comes after one that a new check made an error row: a new run does not reach its turn."""
+        return self._position_in_task(number) > self._first_broken.get(self._plan.task_of_row(number)[0], math.inf)
 
-    def _place_in_dialogue(self, row: int) -> int:
-        """The place of a row among those of its task, in the order in which they are made."""
-        task, turn = self._plan.task_of_row(row)
+    def _position_in_task(self, number: int) -> int:
+        """The position of a row among those of its task, in the order in which they are made."""
+        task, turn = self._plan.task_of_row(number)
         return self._plan.conversations[self._plan.conversation_of(task)].order.index(turn)
 
     def _set_aside_lines(self) -> Iterator[bytes]:
-        """The lines to set aside, without those that are in `kept.jsonl` already."""
-        there = {_name_of(data) for data in self._lines(KEPT_NAME)}
-        for line, data in enumerate(self._lines(RESULTS_NAME)):
-            is_aside = self._moves[line] == _Move.SET_ASIDE or line in self._broken_lines
-            if is_aside and _name_of(data) not in there:
+        """The lines to set aside, without those that `kept.jsonl` already has."""
+        kept = {_identity_of(data) for data in self._read_lines(KEPT_NAME)}
+        for line, data in enumerate(self._read_lines(RESULTS_NAME)):
+            is_set_aside = self._actions[line] == _Action.SET_ASIDE or line in self._broken_lines
+            if is_set_aside and _identity_of(data) not in kept:
                 yield data
 
-    def _new_lines(self, scanned: BinaryIO, copied: BinaryIO) -> Iterator[bytes]:
-        """The content of the new file; `scanned` and `copied` are the old one, with positions of their own."""
-        # Rows that are taken back come first: after a torn tail they would be a part of it.
-        yield from map(self._read_kept, self._taken_back)
+    def _adapted_lines(self, scanned: BinaryIO, copied: BinaryIO) -> Iterator[bytes]:
+        """The content of the new `results.jsonl`; `scanned` and `copied` read the old one independently."""
+        # Rows that are taken back come first, because a torn last line would corrupt a row after it.
+        yield from map(self._read_new_line, self._taken_back_spans)
         for line, old in enumerate(read_lines(scanned)):
-            if (span := self._spans.get(line)) is not None and self._moves[line] != _Move.SET_ASIDE:
-                yield self._read_kept(span)
-            elif self._moves[line] == _Move.STAY:
+            if (span := self._new_spans.get(line)) is not None and self._actions[line] != _Action.SET_ASIDE:
+                yield self._read_new_line(span)
+            elif self._actions[line] == _Action.STAY:
                 yield from read_spans(copied, [(old.start, old.end)])
 
-    def _lines(self, name: str) -> Iterator[bytes]:
-        """The lines of a file of rows, none where there is no file; raises `RunDirectoryError`."""
+    def _read_lines(self, name: str) -> Iterator[bytes]:
+        """The lines of a file of rows, none if there is no file; raises `RunDirectoryError`."""
         with self._directory.reading(name) as reader:
             for line in read_lines(reader):
                 yield line.data
 
-    def _read_kept(self, span: tuple[int, int]) -> bytes:
-        self._rewritten.seek(span[0])
-        return self._rewritten.read(span[1])
+    def _add_new_line(self, line: bytes) -> tuple[int, int]:
+        """Write a line to `new_lines`. Returns its start and length there."""
+        start = self._new_lines.seek(0, 2)
+        self._new_lines.write(line)
+        return start, len(line)
 
-
-def _named(plan: Plan, digests: RowDigests) -> dict[str, Mapping[str, Any]]:
-    return {cell.name: values for cell, values in zip(plan.cells, digests.cells, strict=True)}
+    def _read_new_line(self, span: tuple[int, int]) -> bytes:
+        self._new_lines.seek(span[0])
+        return self._new_lines.read(span[1])
 
 
 def _decoded(data: bytes) -> Row | None:
@@ -380,12 +404,12 @@ def _decoded(data: bytes) -> Row | None:
         return None
 
 
-def _name_of(data: bytes) -> tuple[object, ...] | None:
-    """What identifies a row in `kept.jsonl`."""
+def _identity_of(data: bytes) -> tuple[object, ...] | None:
+    """The key and content digest that identify a row in `kept.jsonl`; None for a line that is not a row."""
     row, digest = _decoded(data), digest_of(data)
     return None if row is None else (row.key, None if digest is None else digest.content)
 
 
 def missing_rows(plan: Plan, tasks: Iterator[int], has: Callable[[int], bool]) -> int:
-    """The number of rows of `tasks` that are not there."""
+    """The number of rows of `tasks` that do not exist; `has` tells whether a row number exists."""
     return sum(not has(row) for task in tasks for row in range(*plan.rows_of(task)))

@@ -1,9 +1,9 @@
 """Row numbers of a run, and its shards (`--shard 2/8`).
 
 All tasks of a conversation are in one shard, so that their shared prefixes are computed once. Conversations are
-assigned longest first, each to the shard with the fewest turns so far: two shards differ by at most as many turns as
-the longest conversation has. Among equal shards the assignment rotates, which spreads neighbouring, often similar,
-conversations. The length of replies is not known beforehand and not considered.
+assigned longest first, each to the shard with the fewest turns so far. Therefore the turns of two shards differ by at
+most those of the longest conversation. Among equal shards the assignment rotates, which spreads adjacent conversations:
+these are often similar. The lengths of replies are not known beforehand and are not considered.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class Member:
 class RowIndex:
     """Numbers rows and tasks: conversation by conversation, cell by cell, repetition by repetition, turn by turn.
 
-    Every one of the `members`, whose ids are unique, has `repeats` repetitions in each of the `cells`.
+    Args:
+        members: the conversations, with unique ids.
+        cells: the names of the cells.
+        repeats: repetitions of each conversation in each cell.
     """
 
     def __init__(self, members: Iterable[Member], cells: Sequence[str], repeats: int) -> None:
@@ -62,9 +65,9 @@ class RowIndex:
 
     def rows_of(self, task: int) -> tuple[int, int]:
         """The first row of a task, and the one after its last."""
-        conversation, rest = divmod(task, self._tasks_per_conversation)
+        conversation, task_in_conversation = divmod(task, self._tasks_per_conversation)
         num_turns = self.members[conversation].turns
-        first = self._first_rows[conversation] + rest * num_turns
+        first = self._first_rows[conversation] + task_in_conversation * num_turns
         return first, first + num_turns
 
     def number_of(self, conversation: int, cell: int, repeat: int) -> int:
@@ -85,8 +88,9 @@ class RowIndex:
     def task_of_row(self, row: int) -> tuple[int, int]:
         """The number of a row's task, and the row's turn."""
         conversation = self.conversation_of_row(row)
-        rest, turn = divmod(row - self._first_rows[conversation], self.members[conversation].turns)
-        return conversation * self._tasks_per_conversation + rest, turn
+        row_in_conversation = row - self._first_rows[conversation]
+        task_in_conversation, turn = divmod(row_in_conversation, self.members[conversation].turns)
+        return conversation * self._tasks_per_conversation + task_in_conversation, turn
 
     def key(self, row: int) -> RowKey:
         task, turn = self.task_of_row(row)
@@ -110,47 +114,52 @@ class Shard:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Parse `2/8`; raises `UsageError` for another form or a part that does not exist."""
-        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip(), re.ASCII)
-        if found is None or not 1 <= int(found[1]) <= int(found[2]) <= MAX_PARTS:
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip(), re.ASCII)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]) <= MAX_PARTS:
             allowed = f"I/N with 1 <= I <= N <= {MAX_PARTS}"
             hint = "--shard 2/8 is the second of eight parts"
             raise UsageError(f"--shard must be {allowed}, got {text!r}", hint=hint)
-        return cls(int(found[1]), int(found[2]))
+        return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
         return f"{self.part}/{self.parts}"
 
     def share(self, turns: Sequence[int]) -> tuple[int, ...]:
-        """The numbers of this part's conversations, ascending; `turns` has the length of every conversation."""
+        """The numbers of this part's conversations, ascending; `turns[n]` is the number of turns of conversation n."""
         loads = [(0, part) for part in range(1, self.parts + 1)]
-        chosen: list[int] = []
+        share: list[int] = []
         for number in sorted(range(len(turns)), key=lambda number: -turns[number]):
             load, part = loads[0]
             heapq.heapreplace(loads, (load + turns[number], part))
             if part == self.part:
-                chosen.append(number)
-        return tuple(sorted(chosen))
+                share.append(number)
+        return tuple(sorted(share))
 
 
 def write_members(files: Files, directory: Path, members: Iterable[Member], *, at: int | None = None) -> None:
-    """Write `shard.jsonl`, one conversation a line, atomically; `at` is the open directory."""
+    """Write `shard.jsonl` atomically, one conversation a line; `at` is a descriptor of the open directory."""
     lines = (json.dumps({"number": m.number, "id": m.conversation, "turns": m.turns}).encode() + b"\n" for m in members)
     save_file(directory / SHARD_NAME, lines, files=files, at=at)
 
 
 def read_members(directory: Path) -> Iterator[Member]:
-    """The conversations of a shard, in order; raises `RunDirectoryError` or `RunDamagedError`."""
+    """The conversations of a shard, in order.
+
+    Raises:
+        RunDirectoryError: `shard.jsonl` cannot be read.
+        RunDamagedError: a line of it is not a conversation, or not in order.
+    """
     path = directory / SHARD_NAME
     hint = "run the part's `rwkvbatch run` command again: it rewrites this file"
-    last = -1
+    last_number = -1
     try:
         with open_file(path) as file:
             for line, data in enumerate(iter(lambda: file.readline(_MAX_LINE_BYTES), b""), start=1):
                 member = _member(data)
-                if member is None or member.number <= last:
+                if member is None or member.number <= last_number:
                     problem = "is not a conversation of a part, or not in order"
                     raise RunDamagedError(problem, path=path, line=line, hint=hint)
-                last = member.number
+                last_number = member.number
                 yield member
     except OSError as error:
         raise RunDirectoryError(f"cannot be read: {error.strerror}", path=path, hint=hint) from None

@@ -1,4 +1,4 @@
-"""Carries out a plan: runs its tasks, writes the run directory, and verifies rows (`--verify-batch`)."""
+"""Executes a plan: runs its tasks, writes the run directory, and verifies rows (`--verify-batch`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch.errors import RwkvBatchError, StorageError
 from rwkvbatch.files import OS_FILES, Files, save_file
-from rwkvbatch.replay.adaptive import Reached, Wanted, first_round, reached, rounds
+from rwkvbatch.replay.adaptive import Reached, RepeatSelection, Selection, first_round, reached, rounds
 from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
 from rwkvbatch.replay.identity import RowDigests, make_about, make_identity
 from rwkvbatch.replay.judging import explain
@@ -22,7 +22,7 @@ from rwkvbatch.replay.models import ModelLoader, Setup, refuse_unusable, setups_
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import MakePool, WorkerPool
 from rwkvbatch.replay.progress import Counts, Observer, Progress, StepLog
-from rwkvbatch.replay.race import Played, RaceResult, race_of, result_of
+from rwkvbatch.replay.race import DrawSelection, RaceResult, race_of, result_of
 from rwkvbatch.replay.reuse import Reuse, adopt, check_rows_of_plan, missing_rows
 from rwkvbatch.replay.row_index import write_members
 from rwkvbatch.replay.verdicts import OpensJudge, RunVerdicts
@@ -46,12 +46,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How to carry out a plan, see `rwkvbatch.run`. No option changes a row.
+    """How to execute a plan, see `rwkvbatch.run`. No option changes the content of a row.
 
     Attributes:
-        skipped: bad lines of the scripts, to be kept in the directory.
-        pool: makes the workers; None runs one worker in this process.
-        judge: answers the checks `judge`; None for the verdicts that the directory has.
+        skipped: bad lines of the scripts; the run directory keeps a copy of them.
+        notify: is called with a message for the user.
+        loading: makes the context in which the models are loaded, such as a progress display.
+        pool: makes the worker pool; None runs one worker in this process.
+        judge: answers the checks of type `judge`; None uses the verdicts in the directory.
         files: system calls of the store.
     """
 
@@ -77,13 +79,14 @@ class RunResult:
 
     Attributes:
         directory: the run directory; None when the rows are in memory.
-        summary: figures by cell. progress: of this session.
-        interrupted: the run was stopped before its end.
+        summary: figures by cell.
+        progress: counts and speed of this session.
+        interrupted: whether the run was stopped before its end.
         rows: reads the rows, in the plan's order.
-        verified: the content of `verify.json`, when rows were verified.
+        verified: the content of `verify.json`; None when no rows were verified.
         reached: the precision of each cell; empty without `--until-ci`.
-        race: what a race came to; None without `--race`.
-        reuse: what became of the rows that the directory held before; None for a new run.
+        race: the result of the race; None without `--race`.
+        reuse: counts of the rows that the directory already held; None for a new run.
     """
 
     directory: Path | None
@@ -104,20 +107,20 @@ class RunResult:
         return load(self)
 
     def __repr__(self) -> str:
-        done, state = self.summary, ", interrupted" if self.interrupted else ""
-        place = "in memory" if self.directory is None else f"in {self.directory}"
+        summary, state = self.summary, ", interrupted" if self.interrupted else ""
+        location = "in memory" if self.directory is None else f"in {self.directory}"
         return (
-            f"<RunResult{state}: {done.rows:,} of {done.planned:,} rows {place}; cells {len(done.cells)}, "
-            f"errors {done.errors}, checks passed {done.checks_passed} of {done.checks}>"
+            f"<RunResult{state}: {summary.rows:,} of {summary.planned:,} rows {location}; cells {len(summary.cells)}, "
+            f"errors {summary.errors}, checks passed {summary.checks_passed} of {summary.checks}>"
         )
 
 
 def execute(plan: Plan, loader: ModelLoader, options: RunOptions) -> RunResult:
-    """Run the rows of a plan that do not exist yet.
+    """Generate the rows of a plan that do not exist yet.
 
     Raises:
         RunDirectoryError: the directory is unusable, locked, damaged, or belongs to another run.
-        StorageError: a write failed; rows before it are kept.
+        StorageError: a write failed; the rows written before it are kept.
         TooManyFailuresError: more rows failed than the settings allow.
     """
     plan = _continued(plan, options.out)
@@ -134,18 +137,9 @@ def execute(plan: Plan, loader: ModelLoader, options: RunOptions) -> RunResult:
             return _Session(plan, loader, pool, options, MemoryRows(), None).run()
         identity = make_identity(plan, specs, loader.tokenizer)
         refuse_unusable(plan, specs)
-        make = partial(make_about, plan, specs, list(options.scripts), options.command)
-        shard = plan.shard and {**vars(plan.shard), "rows_of_run": plan.num_rows}
         digests = RowDigests(plan, list(identity["cells"].values()))
-        reuse = None
-        if directory.damage is not None:
-            check_rows_of_plan(directory, plan, digests, identity)
-            directory.set_manifest_aside()
-        if directory.holds_rows:
-            reuse = adopt(directory, plan, digests, identity, make, shard) or Reuse(0)
-        else:
-            directory.claim(identity, make, shard)
-            directory.write_script(plan.conversations)
+        about = partial(make_about, plan, specs, list(options.scripts), options.command)
+        reuse = _take_directory(directory, plan, digests, identity, about)
         if plan.shard is not None:
             write_members(
                 options.files, directory.path, [plan.members[number] for number in plan.chosen], at=directory.at
@@ -160,11 +154,30 @@ def execute(plan: Plan, loader: ModelLoader, options: RunOptions) -> RunResult:
         return _Session(plan, loader, pool, options, store, directory, reuse).run()
 
 
+def _take_directory(
+    directory: RunDirectory,
+    plan: Plan,
+    digests: RowDigests,
+    identity: dict[str, Any],
+    about: Callable[[], dict[str, Any]],
+) -> Reuse | None:
+    """Write the manifest and the script's copy, and keep the rows that are rows of `plan`; None for a new directory."""
+    shard = plan.shard and {**vars(plan.shard), "rows_of_run": plan.num_rows}
+    if directory.damage is not None:
+        check_rows_of_plan(directory, plan, digests, identity)
+        directory.set_manifest_aside()
+    if directory.holds_rows:
+        return adopt(directory, plan, digests, identity, about, shard) or Reuse(0)
+    directory.claim(identity, about, shard)
+    directory.write_script(plan.conversations)
+    return None
+
+
 def _continued(plan: Plan, out: Path | None) -> Plan:
-    """The plan with what a run in the directory `out` meant by settings that are not given."""
+    """The plan, with settings that are not given resolved as in the existing run in the directory `out`."""
     manifest = None
     if out is not None:
-        with suppress(RwkvBatchError):  # taking the directory says what is wrong with it
+        with suppress(RwkvBatchError):  # opening the directory reports the problem
             manifest = read_manifest(out)
     cells: Any = None if manifest is None else manifest["identity"].get("cells")
     return plan.continuing(cast("dict[str, Any]", cells)) if isinstance(cells, dict) else plan
@@ -176,7 +189,7 @@ def read_rows(directory: Path) -> Iterator[Row]:
 
 
 class _Session:
-    """One process's part of a run: what its rows, progress and verdict come from."""
+    """One execution of a plan: generates the missing rows, and keeps the run's progress and status file."""
 
     def __init__(
         self,
@@ -199,21 +212,21 @@ class _Session:
             self._status = StatusFile(directory.path, files=options.files, at=directory.at, may_write=may_write)
         self._verdicts = RunVerdicts(plan, options.judge, directory)
         self._race = race_of(plan, rows) if plan.settings.race else None
-        self._wanted: Wanted | Played = first_round(plan)
-        self._steps = StepLog()
-        self._verified: list[int] = []
+        self._selection: Selection = first_round(plan)
+        self._step_log = StepLog()
+        self._num_verified = 0
         self._differences: list[Difference] = []
         if options.retry_errors:
             rows.discard([number for number in range(plan.num_rows) if rows.failed(number)])
-        self._reuse = None if reuse is None else self._counted(reuse)
+        self._reuse = None if reuse is None else self._recounted(reuse)
         self._counts = Counts(rows.num_durable)
         recorder = RowRecorder(plan, rows, self._counts, plan.settings.max_failures)
         hooks = (recorder, options.should_stop, self._after_step)
         self._driver = LocalDriver(plan, loader, *hooks) if pool is None else PoolDriver(plan, pool, *hooks)
 
-    def _counted(self, reuse: Reuse) -> Reuse:
-        """The counts with the rows that the store has and lacks, after repairs and `--retry-errors`."""
-        missing = missing_rows(self._plan, self._wanted.tasks(), self._rows.has)
+    def _recounted(self, reuse: Reuse) -> Reuse:
+        """`reuse` with the rows that the store has and lacks, after repairs and `--retry-errors`."""
+        missing = missing_rows(self._plan, self._selection.tasks(), self._rows.has)
         return replace(reuse, kept=self._rows.num_rows - reuse.judged_again, to_generate=missing)
 
     def run(self) -> RunResult:
@@ -226,9 +239,9 @@ class _Session:
             complete = self._run_rounds()
             self._rows.flush()
             if complete:
-                self._set_unwanted_aside()
+                self._set_unselected_aside()
                 self._rows.finalize()
-        except BaseException as error:  # Ctrl-C too: the status file says how the run ended
+        except BaseException as error:  # also KeyboardInterrupt: the status file records how the run ended
             self._fail(error)
             raise
         finally:
@@ -240,71 +253,73 @@ class _Session:
 
     def _run_rounds(self) -> bool:
         setups = setups_of(self._plan)
-        for wanted in rounds(self._plan, self._rows, race=self._race):
-            self._wanted = wanted
-            if isinstance(wanted, Played):
-                self._counts.cells_left, self._counts.cells = wanted.num_cells_left, len(self._plan.cells)
+        for selection in rounds(self._plan, self._rows, race=self._race):
+            self._selection = selection
+            if isinstance(selection, DrawSelection):
+                self._counts.cells_left, self._counts.cells = selection.num_cells_left, len(self._plan.cells)
             for setup in setups:
                 if not self._driver.run(self._tasks(setup, longest_first=True), setup):
                     return False
             if not self._judge():
                 return False
-        self._verdicts.close(complete=True)  # `--verify-batch` loads a model
+        self._verdicts.close(complete=True)  # frees the judge's memory for the model that `--verify-batch` loads
         if self._race is not None:
             self._counts.cells_left = len(self._race.state.left)
         if self._options.verify_rows:
-            # Frees the workers' models before one is loaded here.
-            self._driver.close()
+            self._driver.close()  # frees the workers' models before this process loads one
             for setup in setups:
                 self._verify(setup, max(1, self._options.verify_rows // len(setups)))
         return True
 
     def _judge(self) -> bool:
-        """Ask the judge about the rows so far; False when it was stopped before the end."""
+        """Ask the judge about the existing rows. Returns False when the run was stopped before the end."""
         if not self._verdicts.needed:
             return True
         settings = self._plan.settings
         if self._verdicts.is_local and not settings.race and settings.max_repeats is None:
-            # No further round: the judge takes the place of the model.
+            # No further round: frees the model's memory for the judge.
             self._driver.close()
             self._loader.release()
 
-        def shown(done: int, total: int) -> None:
-            self._counts.questions_done, self._counts.questions = done, total
+        def show_progress(num_answered: int, num_questions: int) -> None:
+            self._counts.questions_done, self._counts.questions = num_answered, num_questions
             self._after_step()
 
-        return self._verdicts.judge(self._rows, shown, self._options.should_stop)
+        return self._verdicts.judge(self._rows, show_progress, self._options.should_stop)
 
-    def _set_unwanted_aside(self) -> None:
-        """Set rows aside that a new run would not have, because the verdicts now ask for fewer repeats or draws."""
+    def _set_unselected_aside(self) -> None:
+        """Set aside rows that a new run would not have, because the verdicts now ask for fewer repeats or draws."""
         directory, rows = self._directory, self._rows
-        if directory is None or rows.num_rows <= self._wanted.num_rows:
+        if directory is None or rows.num_rows <= self._selection.num_rows:
             return
-        wanted = bytearray(self._plan.num_rows)
-        for task in self._wanted.tasks():
+        is_selected = bytearray(self._plan.num_rows)
+        for task in self._selection.tasks():
             for row in range(*self._plan.rows_of(task)):
-                wanted[row] = 1
-        others = [row for row in range(self._plan.num_rows) if rows.has(row) and not wanted[row]]
-        directory.set_aside(map(rows.read_line, others))
-        rows.discard(others)
+                is_selected[row] = 1
+        unselected = [row for row in range(self._plan.num_rows) if rows.has(row) and not is_selected[row]]
+        directory.set_aside(map(rows.read_line, unselected))
+        rows.discard(unselected)
 
     def _tasks(self, setup: Setup, *, longest_first: bool = False) -> Iterator[int]:
-        return (
-            task for task in self._wanted.tasks(longest_first=longest_first) if self._plan.cell_of(task) in setup.cells
-        )
+        """The selected tasks in the cells of `setup`."""
+        tasks = self._selection.tasks(longest_first=longest_first)
+        return (task for task in tasks if self._plan.cell_of(task) in setup.cells)
 
     def _verify(self, setup: Setup, count: int) -> None:
-        """Make `count` finished rows again, each alone and all in one batch in another order."""
+        """Generate up to `count` finished rows again, each alone and all in one batch in another order.
+
+        The rows are chosen by a hash of their number, so that every run of the plan verifies the same ones.
+        """
         plan, rows = self._plan, self._rows
         numbers = [row for task in self._tasks(setup) for row in range(*plan.rows_of(task)) if is_verifiable(rows, row)]
         numbers.sort(key=lambda number: hashlib.blake2b(b"%d" % number).digest())
         del numbers[count:]
         self._differences += verify_rows(plan, rows, numbers, setup, self._loader)
-        self._verified += numbers
+        self._num_verified += len(numbers)
 
     def _after_step(self) -> None:
         progress = self._progress()
-        self._steps.count(progress)
+        self._step_log.count(progress)
         for observer in self._options.observers:
             observer.moved(progress)
         self._update_status("running", progress=progress)
@@ -314,10 +329,10 @@ class _Session:
             self._status.update((progress or self._progress()).as_dict(), state, error)
 
     def _progress(self) -> Progress:
-        return self._counts.progress(self._rows.num_durable, self._wanted.num_rows)
+        return self._counts.progress(self._rows.num_durable, self._selection.num_rows)
 
     def _fail(self, error: BaseException) -> None:
-        """Keep the rows and record the error in the status file."""
+        """Flush the rows and record the error in the status file."""
         if not isinstance(error, StorageError):
             try:
                 self._rows.flush()
@@ -327,13 +342,15 @@ class _Session:
 
     def _result(self, *, interrupted: bool) -> RunResult:
         directory, files, progress = self._directory, self._options.files, self._progress()
-        self._steps.end(progress, interrupted=interrupted)
-        verified = verdict(len(self._verified), self._differences) if self._verified else None
-        race = None
-        if self._race is not None and isinstance(self._wanted, Played):
-            race = result_of(self._race, self._plan, self._wanted)
-        names = [cell.name for cell in self._plan.cells]
-        summary = summarize(self._rows.rows(), names, self._wanted.num_rows)
+        self._step_log.end(progress, interrupted=interrupted)
+        verified = verdict(self._num_verified, self._differences) if self._num_verified else None
+        race, precision = None, ()
+        if isinstance(self._selection, RepeatSelection):
+            precision = reached(self._plan, self._rows, self._selection)
+        elif self._race is not None:
+            race = result_of(self._race, self._plan, self._selection)
+        cell_names = [cell.name for cell in self._plan.cells]
+        summary = summarize(self._rows.rows(), cell_names, self._selection.num_rows)
         path = None if directory is None else directory.path
         rows = partial(iter, list(self._rows.rows())) if path is None else partial(read_rows, path)
         if directory is not None:
@@ -343,5 +360,4 @@ class _Session:
             if verified is not None:
                 content = [json.dumps(verified, indent=2).encode(), b"\n"]
                 save_file(directory.path / VERIFY_NAME, content, files=files, at=directory.at)
-        precision = () if isinstance(self._wanted, Played) else reached(self._plan, self._rows, self._wanted)
         return RunResult(path, summary, progress, interrupted, self._plan, rows, verified, precision, race, self._reuse)

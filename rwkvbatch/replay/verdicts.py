@@ -1,8 +1,8 @@
-"""Asks a judge about the rows of a run after they were generated, and puts its verdicts into them.
+"""Asks a judge about the rows of a run after they were generated, and adds its verdicts to them.
 
-A row whose checks need a judge is written without their verdicts, so that nothing finished waits for it. When a round's
-rows are there, all open questions are asked in batches; each answer is appended to `verdicts.jsonl`. Then the rows get
-their verdicts, in a file that takes the place of `results.jsonl` at once. An interrupted run finds its answers again.
+A row whose checks need a judge is first written without their verdicts, so that finished rows need not wait. When all
+rows of a round exist, the open questions are asked in batches; each answer is appended to `verdicts.jsonl`. Then a new
+`results.jsonl`, which has the verdicts, replaces the old one atomically. An interrupted run reuses its answers.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from rwkvbatch.results.opinions import OpinionStore
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.store import Rows
 
-Shown = Callable[[int, int], None]
-"""Called with the questions that were answered, and all of them."""
+ShowProgress = Callable[[int, int], None]
+"""Is called with the numbers of answered questions and of all questions."""
 
 
 class OpensJudge(Protocol):
@@ -34,10 +34,13 @@ class OpensJudge(Protocol):
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A judge's opinions, and the name and digest of the judge; all None where no judge is known.
+class KnownOpinions:
+    """A judge's opinions; all attributes are None if no judge is known.
 
-    `drop_unused` drops answers in the directory that no question used.
+    Attributes:
+        opinions: existing answers, and new ones from the judge if one is open.
+        judge: the judge's name and digest.
+        drop_unused: removes answers from the directory that no question used.
     """
 
     opinions: Opinions | None = None
@@ -46,11 +49,12 @@ class Asked:
 
 
 @contextmanager
-def opened_opinions(source: OpensJudge | None, directory: RunDirectory | None) -> Generator[Asked]:
-    """The opinions of the judge that a command names, or without one those of the directory's last judge.
+def opened_opinions(source: OpensJudge | None, directory: RunDirectory | None) -> Generator[KnownOpinions]:
+    """The opinions of the judge that a command names, or those of the directory's last judge if it names none.
 
     Raises:
-        RunDirectoryError: the file of verdicts cannot be used. StorageError: it cannot be written.
+        RunDirectoryError: the file of verdicts cannot be used.
+        StorageError: the file of verdicts cannot be written.
         UsageError, CheckpointError, WorkerError, EndpointError: the judge cannot be opened.
     """
     with ExitStack() as stack:
@@ -65,19 +69,24 @@ def opened_opinions(source: OpensJudge | None, directory: RunDirectory | None) -
         else:
             digest, record = store.use(judge), store
         if digest is None:
-            yield Asked()
+            yield KnownOpinions()
             return
-        name = judge.name if judge is not None else store.judge.name if store is not None and store.judge else ""
+        name = ""
+        if judge is not None:
+            name = judge.name
+        elif store is not None and store.judge:
+            name = store.judge.name
         opinions = Opinions(judge, digest, record)
-        drop = None if store is None else partial(store.drop_unused, opinions.used)
-        yield Asked(opinions, f"{name}#{digest}", drop)
+        drop_unused = None if store is None else partial(store.drop_unused, opinions.used)
+        yield KnownOpinions(opinions, f"{name}#{digest}", drop_unused)
 
 
 class RunVerdicts:
-    """The verdicts of a run's rows.
+    """Adds a judge's verdicts to the rows of a run.
 
     Args:
-        source: None without a judge. directory: None for a run in memory.
+        source: the judge that the command names, if any.
+        directory: the run directory; None for a run in memory.
     """
 
     def __init__(self, plan: Plan, source: OpensJudge | None, directory: RunDirectory | None) -> None:
@@ -85,68 +94,69 @@ class RunVerdicts:
         self._source = source
         self._directory = directory
         self._turns = turns_with_rubrics(plan.conversations)
-        self._by_id = {each.id: each for each in plan.conversations if each.id in self._turns}
-        self._gold = {
+        self._conversations = {c.id: c for c in plan.conversations if c.id in self._turns}
+        self._is_gold = {
             cell.name: settings.history == "gold" for cell, settings in zip(plan.cells, plan.cell_settings, strict=True)
         }
-        self._done = bytearray(plan.num_rows if self._turns else 0)
-        self._asked: Asked | None = None
+        self._is_judged = bytearray(plan.num_rows if self._turns else 0)
+        self._known: KnownOpinions | None = None
         self._stack = ExitStack()
 
     @property
     def needed(self) -> bool:
-        """Whether the script has rubrics."""
+        """Whether the script has checks that a judge answers."""
         return bool(self._turns)
 
     @property
     def is_local(self) -> bool:
-        """Whether the judge takes memory of this machine."""
+        """Whether the judge is a model in this machine's memory."""
         return self._source is not None and self._source.is_local
 
-    def judge(self, rows: Rows, progress: Shown, should_stop: Callable[[], bool]) -> bool:
-        """Ask about the rows of a round, and give them their verdicts; False when it was stopped before the end.
+    def judge(self, rows: Rows, progress: ShowProgress, should_stop: Callable[[], bool]) -> bool:
+        """Ask about the rows of a round and add their verdicts. Returns False when stopped before the end.
 
-        Rows that an earlier round judged are left as they are. The judge stays open until `close`.
+        Rows that an earlier round judged stay as they are. The judge stays open until `close`.
 
         Raises:
-            StorageError, and what `opened_opinions` raises.
+            StorageError: the verdicts cannot be written. Also raises as `opened_opinions`.
         """
-        plan, done = self._plan, self._done
-        numbers = [n for n in range(plan.num_rows) if not done[n] and rows.has(n) and self._is_asked(n)]
+        plan, is_judged = self._plan, self._is_judged
+        numbers = [n for n in range(plan.num_rows) if not is_judged[n] and rows.has(n) and self._has_rubrics(n)]
         if not numbers:
             return True
-        if self._asked is None:
-            self._asked = self._stack.enter_context(opened_opinions(self._source, self._directory))
-        asked = self._asked
+        if self._known is None:
+            self._known = self._stack.enter_context(opened_opinions(self._source, self._directory))
+        opinions = self._known.opinions
 
         def row_of(row: Row, turn: int) -> Row | None:
             number = plan.row_number(row.key)
             other = None if number is None else number - row.turn + turn
             return None if other is None or not rows.has(other) else rows.read(other)
 
-        jury = Jury(asked.opinions, asked.judge, row_of, lambda cell: self._gold[cell])
+        jury = Jury(opinions, self._known.judge, row_of, lambda cell: self._is_gold[cell])
 
         def judged(number: int) -> Row:
             row = rows.read(number)
-            return jury.judged(row, self._by_id[row.conversation])
+            return jury.judged(row, self._conversations[row.conversation])
 
-        if asked.opinions is not None and not asked.opinions.settle(
-            lambda: asks_of(jury, map(rows.read, numbers), self._by_id, self._turns), progress, should_stop
+        if opinions is not None and not opinions.settle(
+            lambda: asks_of(jury, map(rows.read, numbers), self._conversations, self._turns), progress, should_stop
         ):
             return False
         rows.renew([number for number in numbers if judged(number).checks != rows.read(number).checks], judged)
         for number in numbers:
-            done[number] = 1
+            is_judged[number] = 1
         return True
 
     def close(self, *, complete: bool) -> None:
-        """Release the judge and the file of its answers; those that a complete run does not use are dropped."""
-        if complete and self._asked is not None and self._asked.drop_unused is not None:
-            self._asked.drop_unused()
-        self._asked = None
+        """Release the judge and the file of its answers; `complete` removes answers that no row used."""
+        if complete and self._known is not None and self._known.drop_unused is not None:
+            self._known.drop_unused()
+        self._known = None
         self._stack.close()
 
-    def _is_asked(self, number: int) -> bool:
+    def _has_rubrics(self, number: int) -> bool:
+        """Whether a judge is asked about a row."""
         task, turn = self._plan.task_of_row(number)
         conversation = self._plan.conversations[self._plan.conversation_of(task)]
         return turn in self._turns.get(conversation.id, ())

@@ -1,4 +1,4 @@
-"""Makes finished rows again, alone and in another batch, and says what held (`--verify-batch`)."""
+"""Generates finished rows again, alone and in another batch, and compares the results (`--verify-batch`)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Difference:
-    """A row that came out differently, `alone` or `shuffled`.
+    """A row whose results differ when it is generated again.
 
     Attributes:
-        first_token: position of the reply's first different token; None when only log-probabilities, or the number of
-            tokens that a reference matched, differ.
-        gap: difference of the log-probabilities at that position (their largest difference without one), in nats.
+        where: `alone` or `shuffled`.
+        first_token: position of the reply's first different token; None if only log-probabilities differ, or the number
+            of reference tokens that are the likeliest.
+        gap: difference of the log-probabilities at that position, or the largest difference if there is no such
+            position; in nats.
     """
 
     row: int
@@ -39,25 +41,27 @@ class Difference:
 
 
 def is_verifiable(rows: Rows, number: int) -> bool:
-    """Whether a row is there and would be the same again: not failed, and not ended by the clock."""
+    """Whether a row exists and can be reproduced: it has not failed, and no time limit ended it."""
     return rows.has(number) and not rows.failed(number) and rows.read(number).finish_reason != "time"
 
 
 def verify_rows(
     plan: Plan, rows: Rows, numbers: Sequence[int], setup: Setup, loader: ModelLoader
 ) -> Iterator[Difference]:
-    """Make the rows `numbers` again, each alone and all in one batch in another order: replies, references, choices.
+    """Generate the rows `numbers` again, each alone and all in one batch in reverse order.
+
+    Replies are generated; references and choices are scored.
 
     Raises:
-        RwkvBatchError: as the loading of the model and its engine.
+        RwkvBatchError: the model or its engine cannot be loaded, see `ModelLoader`.
     """
     encoder = loader.encoder(setup, plan)
     turns = [_at_turn(plan, rows, number, encoder) for number in numbers]
     alone = [_results(loader.engine(setup, plan, 1), [turn])[0] for turn in turns]
     shuffled = _results(loader.engine(setup, plan, max(1, len(turns))), turns[::-1])[::-1]
     for number, *results in zip(numbers, alone, shuffled, strict=True):
-        for where, found in zip(("alone", "shuffled"), results, strict=True):
-            if difference := _compare(number, where, rows.read(number), found, results[0]):
+        for where, result in zip(("alone", "shuffled"), results, strict=True):
+            if difference := _compare(number, where, rows.read(number), result, results[0]):
                 yield difference
 
 
@@ -79,8 +83,8 @@ def verdict(num_rows: int, differences: Sequence[Difference]) -> dict[str, Any]:
             f"token {first.first_token}, log-probabilities differ by {first.gap:.3g}"
         )
     # JSON has no infinity.
-    listed = [{**vars(each), "gap": each.gap if math.isfinite(each.gap) else None} for each in differences]
-    return {"rows": num_rows, "held": held, "bitwise": not differences, "differences": listed}
+    as_json = [{**vars(d), "gap": d.gap if math.isfinite(d.gap) else None} for d in differences]
+    return {"rows": num_rows, "held": held, "bitwise": not differences, "differences": as_json}
 
 
 def _at_turn(plan: Plan, rows: Rows, number: int, encoder: PromptEncoder) -> ConversationReplay:
@@ -93,66 +97,71 @@ def _at_turn(plan: Plan, rows: Rows, number: int, encoder: PromptEncoder) -> Con
 
 
 def _results(engine: Engine | EndpointEngine, turns: Sequence[ConversationReplay]) -> list[TurnResults]:
-    """What the engine makes for all `turns` at once, in their order."""
-    places: dict[int, int] = {}
-    for place, turn in enumerate(turns):
+    """The engine's results for all `turns` in one batch, in the order of `turns`."""
+    index_of: dict[int, int] = {}
+    for index, turn in enumerate(turns):
         turn.submit(engine)
-        places |= dict.fromkeys(turn.pending, place)
-    made: dict[int, TurnResults] = {}
-    while len(made) < len(turns):
+        index_of |= dict.fromkeys(turn.pending, index)
+    results_of: dict[int, TurnResults] = {}
+    while len(results_of) < len(turns):
         for request_id, result in engine.step():
-            place = places.pop(request_id)
-            turn = turns[place]
+            index = index_of.pop(request_id)
+            turn = turns[index]
             if (results := turn.collect(request_id, result)) is not None:
-                made[place] = results
+                results_of[index] = results
             else:
                 turn.submit_more(engine)
-                places |= dict.fromkeys(turn.pending, place)
-    return [made[place] for place in range(len(turns))]
+                index_of |= dict.fromkeys(turn.pending, index)
+    return [results_of[index] for index in range(len(turns))]
 
 
-def _compare(number: int, where: str, row: Row, found: TurnResults, alone: TurnResults) -> Difference | None:
-    """Compare results with a row, which has only sums of log-probabilities; each of those is compared with `alone`."""
+def _compare(number: int, where: str, row: Row, new: TurnResults, alone: TurnResults) -> Difference | None:
+    """The difference of new results from a row, None for none.
+
+    The row has only sums of log-probabilities. The log-probabilities of single tokens are compared with those of the
+    results that were generated `alone`.
+    """
     gap = 0.0
-    if found.reply is not None and alone.reply is not None:
-        gaps = [_gap(one, other) for one, other in zip(found.reply.logprobs, alone.reply.logprobs, strict=False)]
-        gap = max([*gaps, _gap(row.logprob.sum, math.fsum(found.reply.logprobs))])
-        if (position := _first_different(row, found.reply)) is not None:
+    if new.reply is not None and alone.reply is not None:
+        gaps = [_gap(one, other) for one, other in zip(new.reply.logprobs, alone.reply.logprobs, strict=False)]
+        gap = max([*gaps, _gap(row.logprob.sum, math.fsum(new.reply.logprobs))])
+        if (position := _first_different(row, new.reply)) is not None:
             return Difference(number, where, position, gaps[position] if position < len(gaps) else gap)
-    gap = max([gap, *_score_gaps(row, found.scores, alone.scores)])
+    gap = max([gap, *_score_gaps(row, new.scores, alone.scores)])
     reference = row.reference
-    same_matches = reference is None or reference.matched == found.scores[0].num_matched / reference.tokens
+    same_matches = reference is None or reference.matched == new.scores[0].num_matched / reference.tokens
     return None if gap == 0 and same_matches else Difference(number, where, None, gap)
 
 
-def _score_gaps(row: Row, found: Sequence[Score], alone: Sequence[Score]) -> Iterator[float]:
-    """Differences of scores from those made alone and from the row's."""
-    for score, other in zip(found, alone, strict=True):
+def _score_gaps(row: Row, new: Sequence[Score], alone: Sequence[Score]) -> Iterator[float]:
+    """Differences of the new scores from those generated alone, and from the row's."""
+    for score, other in zip(new, alone, strict=True):
         yield from map(_gap, score.logprobs, other.logprobs)
     choices = row.choices.scores if row.choices is not None else ()
-    num_references = len(found) - len(choices)
-    for score, choice in zip(found[num_references:], choices, strict=True):
+    num_references = len(new) - len(choices)
+    for score, choice in zip(new[num_references:], choices, strict=True):
         yield _gap(choice.logprob, _sum(score))
     reference = row.reference
     if reference is not None and reference.logprob is not None:
-        yield _gap(reference.logprob, _sum(found[0]))
+        yield _gap(reference.logprob, _sum(new[0]))
     elif reference is not None:
-        yield _gap(reference.nll, found[0].nll if found[0].logprobs else math.nan)
+        yield _gap(reference.nll, new[0].nll if new[0].logprobs else math.nan)
 
 
 def _sum(score: Score) -> float:
-    """The log-probability of a text; NaN where a server that scored it before did not now."""
+    """The log-probability of a text; NaN if a server that scored it before no longer does."""
     return math.fsum(score.logprobs) if score.logprobs else math.nan
 
 
 def _first_different(row: Row, reply: Reply) -> int | None:
-    for position, (before, now) in enumerate(zip_longest(row.reply_ids, reply.ids)):
-        if before != now:
+    """The position of the first token of `reply` that is not the row's, None for none."""
+    for position, (row_token, new_token) in enumerate(zip_longest(row.reply_ids, reply.ids)):
+        if row_token != new_token:
             return position
     return None
 
 
 def _gap(one: float, other: float) -> float:
-    """The difference of two log-probabilities; infinite where one is not a number."""
+    """The difference of two log-probabilities; infinite if one is not a number."""
     gap = abs(one - other)
     return math.inf if math.isnan(gap) else gap

@@ -1,7 +1,7 @@
-"""Runs many tasks over one engine, in this process; and serves a driver in another process.
+"""Runs many tasks over one engine: `Worker` in this process, `serve` for a driver in another process.
 
-Replies depend on the request alone, so it does not matter which tasks run together, and the unfinished turns of a lost
-worker are generated again elsewhere.
+A reply depends only on its request. Therefore any tasks can run together, and another worker can generate the
+unfinished turns of a lost one again.
 """
 
 from __future__ import annotations
@@ -28,16 +28,20 @@ from rwkvbatch.replay.pool import LEFT_ON_REQUEST, Assign, Drop, Joined, Judging
 from rwkvbatch.results.row import EncodedRow, Row
 
 HEARTBEAT_S = 0.5
-"""Longest time between two reports of a serving worker, so that the driver's progress display stays current."""
+"""Longest time between two reports of `serve`, so that the driver's progress display stays current."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step finished: rows by number, and tasks that have all their rows.
+    """Results of one step.
 
-    `active` tasks are under way; `reading` is how far their long texts have been read.
+    Attributes:
+        rows: new rows, by row number.
+        finished: tasks that now have all their rows.
+        active: number of tasks under way.
+        reading: progress through their long prompts and scored texts.
     """
 
     rows: dict[int, Row]
@@ -47,10 +51,10 @@ class Step:
 
 
 class Worker:
-    """Runs tasks over an engine of its own, which is replaced by a smaller one when memory runs out.
+    """Runs tasks over an engine of its own; replaces the engine by one with half the batch when memory runs out.
 
     Attributes:
-        judging: called with the number of a task before a reply with checks is judged.
+        judging: is called with the number of a task before the checks of one of its replies run.
     """
 
     def __init__(self, plan: Plan, loader: ModelLoader, setup: Setup) -> None:
@@ -61,7 +65,7 @@ class Worker:
         self._encoder = loader.encoder(setup, plan)
         self._engine = loader.engine(setup, plan, self._batch)
         self._waiting: deque[int] = deque()
-        # Rows of each held task by turn: existing ones and those made here.
+        # By task, then by turn: the rows that existed and those that this worker made.
         self._rows_of: dict[int, dict[int, Row]] = {}
         self._requests: dict[int, ConversationReplay] = {}
         self._num_active = 0
@@ -71,12 +75,12 @@ class Worker:
 
     @property
     def num_held(self) -> int:
-        """Tasks that were added and are neither finished nor dropped."""
+        """Number of tasks that were added and are neither finished nor dropped."""
         return len(self._rows_of)
 
     @property
     def room(self) -> int:
-        """Tasks to hold when the driver is in another process: a batch, and half as many to start meanwhile."""
+        """Tasks to hold when the driver is in another process: a batch, and half a batch to start as tasks end."""
         return self._batch + max(1, self._batch // 2)
 
     def add(self, task: int, rows: Mapping[int, Row]) -> None:
@@ -87,20 +91,20 @@ class Worker:
 
     def drop(self, tasks: Iterable[int] | None = None) -> None:
         """Forget tasks (all of them by default) and cancel their requests."""
-        gone = set(self._rows_of) if tasks is None else self._rows_of.keys() & tasks
-        if not gone:
+        dropped = set(self._rows_of) if tasks is None else self._rows_of.keys() & tasks
+        if not dropped:
             return
-        self._waiting = deque(number for number in self._waiting if number not in gone)
-        for replay in {id(r): r for r in self._requests.values() if r.task.number in gone}.values():
+        self._waiting = deque(task for task in self._waiting if task not in dropped)
+        for replay in {id(r): r for r in self._requests.values() if r.task.number in dropped}.values():
             for request_id in replay.pending:
                 del self._requests[request_id]
                 self._engine.cancel(request_id)
             self._num_active -= 1
-        for number in gone:
-            del self._rows_of[number]
+        for task in dropped:
+            del self._rows_of[task]
 
     def step(self) -> Step:
-        """Start waiting tasks while there is room, and advance all of them by one step of the engine."""
+        """Start waiting tasks while the batch has room, then run one step of the engine."""
         while self._waiting and self._num_active < min(self._batch, self._engine.max_batch):
             self._num_active += 1
             self._advance(ConversationReplay(self._plan.task(self._waiting.popleft()), self._encoder))
@@ -119,7 +123,7 @@ class Worker:
         return step
 
     def _advance(self, replay: ConversationReplay) -> None:
-        """Skip turns that have rows, then submit the next turn; or end the task."""
+        """Skip turns that have rows, then submit the next turn; end the task after its last turn or a failed one."""
         rows = self._rows_of[replay.task.number]
         while not replay.over:
             if (row := rows.get(replay.turn)) is None:
@@ -131,7 +135,7 @@ class Worker:
                 else:
                     self._requests |= dict.fromkeys(replay.pending, replay)
                     return
-            # A probe is no part of the dialogue, which goes on without it.
+            # A failed probe does not end the dialogue, which does not include it.
             if row.finish_reason == "error" and not replay.is_at_probe:
                 self._end_with_error(replay)
                 return
@@ -152,14 +156,15 @@ class Worker:
                 self._requests |= dict.fromkeys(replay.pending, replay)
                 return
         except (RwkvBatchError, ValueError) as error:
-            for number in replay.pending:
-                self._requests.pop(number, None)
+            for pending_id in replay.pending:
+                self._requests.pop(pending_id, None)
             self._fail(replay, error)
             return
         self._add_row(replay, turn, row)
         self._advance(replay)
 
     def _fail(self, replay: ConversationReplay, error: Exception) -> None:
+        """Make an error row of the next turn, and advance."""
         self._add_row(replay, replay.turn, replay.fail_turn(error))
         self._advance(replay)
 
@@ -181,7 +186,7 @@ class Worker:
         self._new_rows[replay.task.first_row + turn] = row
 
     def _shrink(self, error: Exception) -> None:
-        """Halve the batch on a new engine and restart the active tasks; with a batch of 1, fail them."""
+        """Make an engine with half the batch and restart the active tasks; with a batch of 1, fail their next turns."""
         active = {replay.task.number: replay for replay in self._requests.values()}
         _log.warning("out of memory with %d active conversations; continuing with half the batch size", len(active))
         self._requests.clear()
@@ -203,7 +208,7 @@ class Channel(Protocol):
 
 
 class LogCollector(logging.Handler):
-    """Keeps log records until a report takes them to the driver's log."""
+    """Keeps log records until `take` is called, for the next report to the driver."""
 
     def __init__(self, level: int = logging.INFO) -> None:
         super().__init__(level)
@@ -219,16 +224,16 @@ class LogCollector(logging.Handler):
 
 @contextmanager
 def collecting_logs(logs: LogCollector) -> Generator[None]:
-    """Send this package's log and all Python warnings to `logs` and nowhere else, inside."""
+    """Redirect this package's log records and all Python warnings to `logs` within the context."""
     logger = logging.getLogger("rwkvbatch")
 
-    def show(message: Warning | str, *_: object, **__: object) -> None:
+    def log_warning(message: Warning | str, *_: object, **__: object) -> None:
         logging.getLogger(f"{logger.name}.warnings").warning("%s", message)
 
     logger.addHandler(logs)
     logger.propagate = False
     with warnings.catch_warnings():
-        warnings.showwarning = show
+        warnings.showwarning = log_warning
         try:
             yield
         finally:
@@ -238,7 +243,10 @@ def collecting_logs(logs: LogCollector) -> Generator[None]:
 def serve(channel: Channel, make_worker: Callable[[], Worker], name: str, logs: LogCollector | None = None) -> None:
     """Run a worker for the driver at the other end of `channel`, until `Leave` or until the channel breaks.
 
-    The last event is `Left`. `logs` has entries for the first report.
+    The last event sent is `Left`.
+
+    Args:
+        logs: has entries for the first report, if any.
     """
     logs = logs or LogCollector()
     with collecting_logs(logs):
@@ -248,12 +256,12 @@ def serve(channel: Channel, make_worker: Callable[[], Worker], name: str, logs: 
             worker.judging = lambda task: channel.send(Judging(task))
             orders = _start_reading(channel)
             channel.send(Joined(name, worker.room))
-            _carry_out_orders(channel, worker, orders, logs)
+            _execute_orders(channel, worker, orders, logs)
         except (EOFError, OSError):
             left = Left("the driver is gone")
         except RwkvBatchError as error:
             left = Left(str(error), error)
-        except Exception as error:  # the driver decides; the traceback goes to its log
+        except Exception as error:  # the driver decides what to do; its log gets the traceback
             _log.error("%s", traceback.format_exc())
             with suppress(OSError, ValueError):
                 channel.send(Report(logs=logs.take()))
@@ -265,7 +273,12 @@ def serve(channel: Channel, make_worker: Callable[[], Worker], name: str, logs: 
 _Orders = queue.SimpleQueue[Order | None]
 
 
-def _carry_out_orders(channel: Channel, worker: Worker, orders: _Orders, logs: LogCollector) -> None:
+def _execute_orders(channel: Channel, worker: Worker, orders: _Orders, logs: LogCollector) -> None:
+    """Run the assigned tasks and send reports; wait for orders only while the worker holds no task.
+
+    Raises:
+        EOFError: the channel broke.
+    """
     sent_s = time.monotonic()
     leaving = False
     while not leaving:
@@ -289,14 +302,17 @@ def _carry_out_orders(channel: Channel, worker: Worker, orders: _Orders, logs: L
 
 
 def _start_reading(channel: Channel) -> _Orders:
-    """Orders, read by a thread: were both ends to block in `send`, neither would ever return."""
+    """A queue of the driver's orders, filled by a thread; None is its last entry.
+
+    Without the thread, the worker and the driver would wait for each other when both block in `send`.
+    """
     orders: _Orders = queue.SimpleQueue()
 
-    def read() -> None:
+    def read_orders() -> None:
         with suppress(EOFError, OSError):
             while True:
                 orders.put(channel.recv())
         orders.put(None)
 
-    threading.Thread(target=read, name="orders", daemon=True).start()
+    threading.Thread(target=read_orders, name="orders", daemon=True).start()
     return orders

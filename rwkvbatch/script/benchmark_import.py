@@ -1,4 +1,4 @@
-"""Makes a script from the files of a published benchmark."""
+"""Makes scripts from the files of published benchmarks."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ SCRIPT = FileKind(
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import wrote.
+    """Result of an import.
 
     Attributes:
-        conversations: lines of the script. left_out: records that were left out, each with the reason.
+        conversations: number of lines of the script.
+        left_out: for each record that was left out, an error message.
     """
 
     benchmark: str
@@ -55,12 +56,12 @@ def import_benchmark(
 
     Args:
         style: one of the benchmark's styles; None for its first.
-        shots: examples before each question, the first ones of the `dev` files, of the question's own group (subject).
-        skip_bad: leave records out that cannot be used, instead of raising.
-        replace: `out` may be a script that is replaced.
+        shots: number of examples before each question: the first ones of its group (subject) in the `dev` files.
+        skip_bad: leave out records that cannot be used, instead of raising.
+        replace: whether an existing script `out` may be replaced.
 
     Raises:
-        UsageError: an unknown benchmark or style, or examples that there are none of.
+        UsageError: the benchmark or style is unknown, or the style has no examples.
         ScriptError: a file cannot be read, or a record is not of the benchmark's form.
         MissingExtraError: a file or a check needs an optional dependency that is not installed.
     """
@@ -74,17 +75,17 @@ def import_benchmark(
     check_target(out, SCRIPT, option="--out", replace=replace, how="--force replaces it")
     lines: list[bytes] = []
     left_out: list[str] = []
-    seen: dict[str, SourceLine] = {}
+    source_of: dict[str, SourceLine] = {}
     for path in files:
         for record in read_records(path, header=benchmark.header):
             try:
                 question = _read(benchmark, record, name)
-                line = benchmark.styles[style].write(question, _of_group(examples, question, record.source, shots))
-                found = read_conversation(line, record.source, "")
-                if (earlier := seen.setdefault(found.id, record.source)) is not record.source:
-                    refuse(
-                        record.source, f"the id {found.id!r} was already used at {earlier}", "import the files apart"
-                    )
+                shots_of_question = _examples_for(question, examples, record.source, shots)
+                line = benchmark.styles[style].write(question, shots_of_question)
+                conversation_id = read_conversation(line, record.source, "").id
+                if (earlier := source_of.setdefault(conversation_id, record.source)) is not record.source:
+                    problem = f"the id {conversation_id!r} was already used at {earlier}"
+                    refuse(record.source, problem, "import the files apart")
             except ScriptError as error:
                 if not skip_bad:
                     error.hint = "\n  ".join(filter(None, (error.hint, "--skip-bad leaves such records out")))
@@ -99,6 +100,7 @@ def import_benchmark(
 
 
 def _read(benchmark: Benchmark, record: Record, name: str) -> Question:
+    """The question of a record; raises `ScriptError`."""
     try:
         return benchmark.read(record)
     except (BadRecordError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -112,12 +114,12 @@ def _read(benchmark: Benchmark, record: Record, name: str) -> Question:
 def _examples(
     name: str, benchmark: Benchmark, style: str, shots: int, dev: Sequence[str]
 ) -> Mapping[str, Sequence[Question]]:
-    """The questions of the dev files, by group."""
+    """By group, the questions of the dev files; raises `UsageError` if the style has no examples."""
     if not 0 <= shots <= MAX_SHOTS:
         raise UsageError(f"--shots must be 0 to {MAX_SHOTS}, got {shots}")
     if shots and not benchmark.styles[style].shots:
-        others = [other for other, found in benchmark.styles.items() if found.shots]
-        hint = f"--style {others[0]} has some" if others else "leave --shots out"
+        with_shots = [other for other, other_style in benchmark.styles.items() if other_style.shots]
+        hint = f"--style {with_shots[0]} has some" if with_shots else "leave --shots out"
         raise UsageError(f"{name} in the style {style!r} has no examples before a question", hint=hint)
     if bool(shots) != bool(dev):
         missing = "--dev FILE" if shots else "--shots N"
@@ -130,11 +132,12 @@ def _examples(
     return groups
 
 
-def _of_group(
-    examples: Mapping[str, Sequence[Question]], question: Question, source: SourceLine, shots: int
+def _examples_for(
+    question: Question, examples: Mapping[str, Sequence[Question]], source: SourceLine, shots: int
 ) -> Sequence[Question]:
-    found = [one for one in examples.get(question.group, ()) if one.text != question.text][:shots]
-    if len(found) < shots:
+    """The first `shots` examples of the question's group, without the question itself."""
+    chosen = [example for example in examples.get(question.group, ()) if example.text != question.text][:shots]
+    if len(chosen) < shots:
         about = f" about {question.group!r}" if question.group else ""
-        refuse(source, f"needs {shots} examples{about}, and the dev files have {len(found)}", "add a --dev file")
-    return found
+        refuse(source, f"needs {shots} examples{about}, and the dev files have {len(chosen)}", "add a --dev file")
+    return chosen

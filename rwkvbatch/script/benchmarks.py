@@ -1,4 +1,4 @@
-"""Scripts from the files of published benchmarks, with the prompts of their sources.
+"""Published benchmarks: readers of their files, and the prompts of their sources as lines of a script.
 
 | benchmark | style | file | prompt |
 |---|---|---|---|
@@ -32,9 +32,12 @@ class Question:
     """A question of a benchmark.
 
     Attributes:
-        text: the question or the beginning of a text. options: the answers to choose from, by their names.
-        answer: the right one: an option's name, a number, or a text that solves the question.
-        group: what few-shot examples are taken from the same of, such as a subject.
+        name: id of the conversation.
+        text: the question, or the beginning of a text.
+        options: by name, the answers to choose from.
+        answer: the right answer: an option's name, a number, or a text.
+        group: the group from which few-shot examples are taken, such as a subject.
+        record: the values of the record, for styles that need more of them.
     """
 
     name: str
@@ -51,7 +54,12 @@ Write = Callable[[Question, Sequence[Question]], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Style:
-    """A way to ask: makes the line of a script from a question and the examples before it."""
+    """A form of the prompt.
+
+    Attributes:
+        write: makes the line of a script from a question and the examples before it.
+        shots: whether the prompt can have examples.
+    """
 
     write: Write
     shots: bool = False
@@ -62,9 +70,10 @@ class Benchmark:
     """A published benchmark.
 
     Attributes:
-        summary: what its file is. read: the question of a record; raises `BadRecordError`.
-        styles: by name; the first is the default.
-        header: columns of its CSV files that have a header.
+        summary: description of the file.
+        read: makes the question of a record; raises `BadRecordError`.
+        styles: by name; the first one is the default.
+        header: columns by which a header of a CSV file is recognised.
     """
 
     summary: str
@@ -74,7 +83,7 @@ class Benchmark:
 
 
 class BadRecordError(Exception):
-    """A record that is not of its benchmark's form; the text says what is wrong."""
+    """A record does not have the form of its benchmark; the text describes the problem."""
 
 
 def _bad(problem: str) -> NoReturn:
@@ -109,9 +118,9 @@ def _write_lambada(question: Question, _: Sequence[Question]) -> dict[str, Any]:
 def _read_mmlu(record: Record) -> Question:
     values = record.values
     if "question" in values:
-        given = values["choices"] if "choices" in values else [values[letter] for letter in "ABCD"]
-        # A CSV file has a list as Python or numpy writes it, which cannot be taken apart with certainty.
-        options = list(given) if is_array(given) else _bad("choices must be a list of texts")
+        choices = values["choices"] if "choices" in values else [values[letter] for letter in "ABCD"]
+        # A CSV file has a list in the notation of Python or numpy, which cannot be parsed with certainty.
+        options = list(choices) if is_array(choices) else _bad("choices must be a list of texts")
         text, answer = _text(values, "question"), values["answer"]
         subject = values.get("subject") or _subject(record.source.path)
     else:
@@ -120,43 +129,44 @@ def _read_mmlu(record: Record) -> Question:
         subject = _subject(record.source.path)
     if len(options) < 2 or not all(isinstance(option, str) and option.strip() for option in options):
         _bad("it must have two options or more, and all must be texts")
-    named = dict(zip(LETTERS, options, strict=False))
+    by_letter = dict(zip(LETTERS, options, strict=False))
     if isinstance(answer, str) and answer.isdecimal():
         answer = int(answer)
-    name = LETTERS[answer] if type(answer) is int and 0 <= answer < len(options) else answer
-    if name not in named:
-        _bad(f"its answer must be one of {', '.join(named)} or 0 to {len(options) - 1}, got {shown(answer)}")
-    return Question(f"{subject}-{record.number}", text, named, str(name), str(subject))
+    letter = LETTERS[answer] if type(answer) is int and 0 <= answer < len(options) else answer
+    if letter not in by_letter:
+        _bad(f"its answer must be one of {', '.join(by_letter)} or 0 to {len(options) - 1}, got {shown(answer)}")
+    return Question(f"{subject}-{record.number}", text, by_letter, str(letter), str(subject))
 
 
 def _subject(path: str) -> str:
-    """The subject of a file, as hendrycks/test names its files: `SUBJECT_test.csv`."""
+    """The subject of a file that is named as in hendrycks/test: `SUBJECT_test.csv`."""
     return re.sub(r"[_-](?:test|dev|val|validation|train)(?:[-_].*)?$", "", Path(path).stem)
 
 
 def _write_mmlu_rwkv(question: Question, _: Sequence[Question]) -> dict[str, Any]:
-    listed = "".join(f"{letter}. {text}\n" for letter, text in question.options.items())
+    options = "".join(f"{letter}. {text}\n" for letter, text in question.options.items())
     subject = question.group.replace("_", " ")
-    prompt = f"User: You are a very talented expert in {subject}. Answer this question:\n{question.text}\n{listed}"
+    prompt = f"User: You are a very talented expert in {subject}. Answer this question:\n{question.text}\n{options}"
     prompt = f"{prompt}\nAssistant: The answer is".replace("\r\n", "\n").strip()
-    return _lettered(question, prompt)
+    return _letter_choices(question, prompt)
 
 
 def _write_mmlu_plain(question: Question, examples: Sequence[Question]) -> dict[str, Any]:
-    # The subject has a space of its own in the source, so that there are two.
+    # As in the source, the subject begins with a space, so that there are two spaces before it.
     subject = "".join(f" {word}" for word in question.group.split("_"))
     prompt = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
-    for one in examples:
-        prompt += f"{_mmlu_question(one)} {one.answer}\n\n"
-    return _lettered(question, prompt + _mmlu_question(question))
+    for example in examples:
+        prompt += f"{_mmlu_question(example)} {example.answer}\n\n"
+    return _letter_choices(question, prompt + _mmlu_question(question))
 
 
 def _mmlu_question(question: Question) -> str:
-    listed = "".join(f"\n{letter}. {text}" for letter, text in question.options.items())
-    return f"{question.text}{listed}\nAnswer:"
+    options = "".join(f"\n{letter}. {text}" for letter, text in question.options.items())
+    return f"{question.text}{options}\nAnswer:"
 
 
-def _lettered(question: Question, prompt: str) -> dict[str, Any]:
+def _letter_choices(question: Question, prompt: str) -> dict[str, Any]:
+    """A line whose choices are the letters of the options."""
     choices = {letter: f" {letter}" for letter in question.options}
     return {
         "id": question.name, **_tags(question), "prompt": prompt, "choices": choices,
@@ -169,16 +179,16 @@ def _tags(question: Question) -> dict[str, Any]:
 
 
 def _write_options_chat(question: Question, _: Sequence[Question]) -> dict[str, Any]:
-    """A question with lettered options, whose reply ends with the letter; named options become letters too."""
+    """A question with options from A, whatever their names, and a reply that ends with a letter."""
     letters = LETTERS[: len(question.options)]
-    right = letters[list(question.options).index(question.answer)]
+    right_letter = letters[list(question.options).index(question.answer)]
     content = (
         "Answer the following multiple choice question. The last line of your response should be of the following "
         f"format: 'Answer: $LETTER' (without quotes) where LETTER is one of {letters}. Think step by step before "
         f"answering.\n\n{question.text}\n\n"
     )
     content += "\n".join(f"{letter}) {text}" for letter, text in zip(letters, question.options.values(), strict=True))
-    message = {"role": "user", "content": content, "expect": {"letter": right, "letters": letters}}
+    message = {"role": "user", "content": content, "expect": {"letter": right_letter, "letters": letters}}
     return {
         "id": question.name, **_tags(question), "messages": [message], "params": {"temperature": 0, "max_tokens": 1024},
     }  # fmt: skip
@@ -189,28 +199,29 @@ def _write_options_chat(question: Question, _: Sequence[Question]) -> dict[str, 
 
 def _read_arc(record: Record) -> Question:
     values = record.values
-    stem, given = values["question"], values.get("choices")
-    if is_object(stem):  # AI2's own files
-        stem, given = stem["stem"], stem["choices"]
-    if is_object(given):
-        pairs = list(zip(given["label"], given["text"], strict=True))
-    elif is_array(given):
-        pairs = [(one["label"], one["text"]) for one in given]
+    text, choices = values["question"], values.get("choices")
+    if is_object(text):  # AI2's own files
+        text, choices = text["stem"], text["choices"]
+    if is_object(choices):
+        pairs = list(zip(choices["label"], choices["text"], strict=True))
+    elif is_array(choices):
+        pairs = [(choice["label"], choice["text"]) for choice in choices]
     else:
         _bad("its CSV files have the options inside the question; take the .jsonl file beside it")
-    options = {str(label): text for label, text in pairs}
+    options = {str(label): option for label, option in pairs}
     answer = str(values["answerKey"])
-    if answer not in options or not isinstance(stem, str):
+    if answer not in options or not isinstance(text, str):
         _bad(f"answerKey must be one of {', '.join(options)}, got {shown(answer)}")
-    return Question(_text(values, "id"), stem, options, answer)
+    return Question(_text(values, "id"), text, options, answer)
 
 
 def _write_arc(question: Question, examples: Sequence[Question]) -> dict[str, Any]:
-    shots = "".join(f"Question: {one.text}\nAnswer: {one.options[one.answer]}\n\n" for one in examples)
-    return _continued(question, f"{shots}Question: {question.text}\nAnswer:")
+    shots = "".join(f"Question: {e.text}\nAnswer: {e.options[e.answer]}\n\n" for e in examples)
+    return _text_choices(question, f"{shots}Question: {question.text}\nAnswer:")
 
 
-def _continued(question: Question, prompt: str) -> dict[str, Any]:
+def _text_choices(question: Question, prompt: str) -> dict[str, Any]:
+    """A line whose choices are the texts of the options."""
     choices = {name: f" {text}" for name, text in question.options.items()}
     return {"id": question.name, "prompt": prompt, "choices": choices, "expect": {"choice": question.answer}}
 
@@ -223,22 +234,22 @@ def _read_hellaswag(record: Record) -> Question:
     label = str(values["label"])
     if not label:
         _bad("it has no label; those of the test file are not published, so take the validation file")
-    second = values["ctx_b"]
-    context = f"{values['activity_label']}: {values['ctx_a']} {second[:1].upper()}{second[1:].lower()}"
-    options = {str(at): _without_marks(text) for at, text in enumerate(values["endings"])}
+    second_part = values["ctx_b"]
+    context = f"{values['activity_label']}: {values['ctx_a']} {second_part[:1].upper()}{second_part[1:].lower()}"
+    options = {str(index): _without_markup(text) for index, text in enumerate(values["endings"])}
     if label not in options:
         _bad(f"label must be one of {', '.join(options)}, got {shown(label)}")
-    return Question(f"hellaswag-{record.number}", _without_marks(context), options, label)
+    return Question(f"hellaswag-{record.number}", _without_markup(context), options, label)
 
 
-def _without_marks(text: str) -> str:
-    """A text without the marks that WikiHow's articles left in the data."""
+def _without_markup(text: str) -> str:
+    """A text without the markup of WikiHow articles that the data contain."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
 def _write_hellaswag(question: Question, examples: Sequence[Question]) -> dict[str, Any]:
-    shots = "".join(f"{one.text} {one.options[one.answer]}\n\n" for one in examples)
-    return _continued(question, shots + question.text)
+    shots = "".join(f"{example.text} {example.options[example.answer]}\n\n" for example in examples)
+    return _text_choices(question, shots + question.text)
 
 
 # GSM8K
@@ -256,7 +267,7 @@ def _read_gsm8k(record: Record) -> Question:
 def _write_gsm8k(question: Question, examples: Sequence[Question]) -> dict[str, Any]:
     content = question.text
     if examples:
-        shots = "".join(f"Question: {one.text}\nAnswer: {one.record['answer']}\n\n" for one in examples)
+        shots = "".join(f"Question: {e.text}\nAnswer: {e.record['answer']}\n\n" for e in examples)
         content = f"{shots}Question: {question.text}\nAnswer:"
     number = float(question.answer) if "." in question.answer else int(question.answer)
     message = {"role": "user", "content": content, "expect": {"number": number}}
@@ -268,8 +279,8 @@ def _write_gsm8k(question: Question, examples: Sequence[Question]) -> dict[str, 
 
 def _read_ifeval(record: Record) -> Question:
     values = record.values
-    names, given = values["instruction_id_list"], values["kwargs"]
-    if not is_array(names) or not is_array(given) or len(names) != len(given) or not names:
+    names, arguments = values["instruction_id_list"], values["kwargs"]
+    if not is_array(names) or not is_array(arguments) or len(names) != len(arguments) or not names:
         _bad("instruction_id_list and kwargs must be lists of the same length")
     return Question(f"ifeval-{values['key']}", _text(values, "prompt"), record=values)
 
@@ -277,9 +288,9 @@ def _read_ifeval(record: Record) -> Question:
 def _write_ifeval(question: Question, _: Sequence[Question]) -> dict[str, Any]:
     record = question.record
     entries = [
-        # A Parquet file has all arguments, most of them null.
-        {"id": name, **{key: value for key, value in given.items() if value is not None}}
-        for name, given in zip(record["instruction_id_list"], record["kwargs"], strict=True)
+        # In a Parquet file, each entry has the arguments of all instructions, and most are null.
+        {"id": name, **{key: value for key, value in arguments.items() if value is not None}}
+        for name, arguments in zip(record["instruction_id_list"], record["kwargs"], strict=True)
     ]
     message = {"role": "user", "content": question.text, "expect": {"ifeval": entries}}
     tags = list(dict.fromkeys(name.partition(":")[0] for name in record["instruction_id_list"]))
@@ -294,7 +305,7 @@ _TEMPERATURES = {
     "writing": 0.7, "roleplay": 0.7, "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1,
     "humanities": 0.1,
 }  # fmt: skip
-_NO_CATEGORY = 0.7
+_DEFAULT_TEMPERATURE = 0.7
 
 
 def _read_mt_bench(record: Record) -> Question:
@@ -313,8 +324,9 @@ def _write_mt_bench(question: Question, _: Sequence[Question]) -> dict[str, Any]
         messages.append({"role": "user", "content": turn})
         if reference:
             messages.append({"role": "assistant", "content": reference})
-    own = record.get("required_temperature")
-    temperature = _TEMPERATURES.get(question.group, _NO_CATEGORY) if own is None else own
+    temperature = record.get("required_temperature")
+    if temperature is None:
+        temperature = _TEMPERATURES.get(question.group, _DEFAULT_TEMPERATURE)
     params = {"temperature": temperature, "max_tokens": 1024}
     return {"id": question.name, **_tags(question), "messages": messages, "params": params}
 

@@ -1,8 +1,8 @@
-"""Choices of a user message, and what a model thinks of them: multiple choice by likelihood.
+"""Choices of a user message and their likelihoods under a model (multiple choice).
 
-Each choice is scored as the beginning of the reply. The three ways to compare choices of different lengths are those
-of the field (lm-evaluation-harness: `acc`, and `acc_norm` with the length in bytes): the sum of the log-probabilities,
-the sum by token, the sum by byte.
+Each choice is scored as the beginning of the reply. Choices of different lengths are compared by the sum of their
+log-probabilities, or by this sum per token or per byte (lm-evaluation-harness: `acc` uses the sum, `acc_norm` the sum
+per byte).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 Normalize = Literal["none", "token", "byte"]
-"""How sums of log-probabilities are compared: as they are, divided by the number of tokens, or by that of bytes."""
+"""Divisor of the sums of log-probabilities that are compared: 1, the number of tokens, or the number of bytes."""
 NORMALIZE: tuple[Normalize, ...] = get_args(Normalize)
 
 MIN_CHOICES, MAX_CHOICES = 2, 10_000
@@ -21,7 +21,7 @@ MIN_CHOICES, MAX_CHOICES = 2, 10_000
 
 @dataclass(frozen=True)
 class Choice:
-    """One choice of a script: its name, which is its text where the script gives none, and its text as written."""
+    """One choice of a script: its name, which defaults to its stripped text, and its text as written."""
 
     name: str
     text: str
@@ -29,11 +29,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class ChoiceScore:
-    """One choice as scored.
+    """The score of a choice.
 
     Attributes:
         logprob: sum of the log-probabilities of its tokens, in nats.
-        tokens, bytes: of the text that was scored, a space before it included.
+        tokens: number of tokens of the scored text, including a space before it.
+        bytes: number of bytes of the scored text, including a space before it.
     """
 
     name: str
@@ -53,11 +54,11 @@ class ChoiceScores:
     scores: tuple[ChoiceScore, ...]
 
     def best(self, normalize: Normalize = "none") -> ChoiceScore:
-        """The likeliest choice; of equal ones the first."""
+        """The choice with the highest `value`; the first one of equal choices."""
         return max(self.scores, key=lambda score: score.value(normalize))
 
     def named(self, choice: str | int) -> ChoiceScore:
-        """The choice of a name or of an index from 0 up.
+        """The choice with a name, or with an index from 0.
 
         Raises:
             KeyError: there is none.
@@ -65,7 +66,7 @@ class ChoiceScores:
         return self.scores[find_choice([score.name for score in self.scores], choice)]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values; the best choices are there for readers of the file and are not read back."""
+        """JSON values. `best` is for readers of the file; `from_dict` ignores it."""
         best = {normalize: self.best(normalize).name for normalize in NORMALIZE}
         return {"best": best, "scores": [vars(score) for score in self.scores]}
 
@@ -92,6 +93,6 @@ def find_choice(names: Sequence[str], choice: str | int) -> int:
 
 
 def probability_among(logprobs: Sequence[float], index: int) -> float:
-    """The probability of one of several choices if the reply is one of them: softmax of their log-probabilities."""
+    """The probability of a choice, given that the reply is one of the choices: softmax of `logprobs` at `index`."""
     highest = max(logprobs)
     return math.exp(logprobs[index] - highest) / math.fsum(math.exp(logprob - highest) for logprob in logprobs)

@@ -1,4 +1,4 @@
-"""The forms of lines. Each line is recognised on its own, so a file may mix forms.
+"""Readers of all forms of lines. Each line is recognised on its own, so a file may mix forms.
 
 | form         | recognised by                          | unknown keys                             |
 |--------------|----------------------------------------|------------------------------------------|
@@ -6,7 +6,7 @@
 | ShareGPT     | `conversations`                        | the same                                 |
 | LMSYS        | `conversation`                         | the same                                 |
 | MT-Bench     | `turns` or `question_id`               | the same                                 |
-| OpenAI chat  | `messages`, and keys or contents that the native form has not | the same          |
+| OpenAI chat  | `messages`, and keys or contents that the native form lacks | the same            |
 | plain text   | `text`, `continuation`, or `prompt` and `choices` | an error                       |
 | native       | `messages`                             | an error                                 |
 """
@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field
 
 from rwkvbatch.errors import counted
 from rwkvbatch.script.lines import SourceLine, is_array, is_object, refuse, shown, type_name
-from rwkvbatch.script.messages import OF_THE_REPLY, Message, Role, to_turns
+from rwkvbatch.script.messages import REPLY_KEYS, Message, Role, to_turns
 from rwkvbatch.script.native import is_plain_text, read_native, read_plain_text, read_tooling
 from rwkvbatch.script.records import Conversation, Turn
 from rwkvbatch.script.shape import Shape, parse_params, read_id, read_tags
@@ -44,18 +44,18 @@ _OPENAI_PARAMS = (
     "presence_penalty",
     "frequency_penalty",
 )
-_NOT_REPLAYED = ("audio", "refusal")
-"""Fields of a message that are a part of it and have no counterpart here."""
+_REFUSED_MESSAGE_KEYS = ("audio", "refusal")
+"""Content of a message that this program cannot replay; a line that has it is refused."""
 
-_CHANGING_FIELDS = ("logit_bias", "response_format")
-"""Fields of a request that change its reply and have no counterpart here."""
+_REFUSED_REQUEST_KEYS = ("logit_bias", "response_format")
+"""Settings of a request that change the reply and that this program does not have; a line that has one is refused."""
 
 
 WITHOUT_FIRST_REPLY = (
     'jq -c \'.conversations |= map(select(.from == "system")) + '
     'until(length == 0 or (.[0].from | IN("human", "user")); .[1:])\''
 )
-"""A filter that removes what comes before the first question, except the system message."""
+"""A `jq` filter that removes the messages before the first question, except the system message."""
 
 
 class _Lenient(Shape):
@@ -66,7 +66,7 @@ _LooseId = Annotated[str | None, BeforeValidator(lambda value: str(value) if typ
 
 
 class _OpenAiMessage(_Lenient):
-    also_known: ClassVar[frozenset[str]] = OF_THE_REPLY | {"tool_calls", "function_call", "tool_call_id", "name"}
+    also_known: ClassVar[frozenset[str]] = REPLY_KEYS | {"tool_calls", "function_call", "tool_call_id", "name"}
     role: str
     content: Any = None
 
@@ -125,8 +125,8 @@ def _read_openai_batch(line: Mapping[str, Any], source: SourceLine, default_id: 
 def _read_sharegpt(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
     raw = _ShareGpt.read(line, source)
     messages = [Message("system", raw.system, "system")] if raw.system else []
-    for at, item in enumerate(raw.conversations):
-        where = f"conversations[{at}]"
+    for index, item in enumerate(raw.conversations):
+        where = f"conversations[{index}]"
         if is_object(item) and "role" in item and "from" not in item:
             messages.append(_openai_message(item, source, where))
             continue
@@ -137,7 +137,7 @@ def _read_sharegpt(line: Mapping[str, Any], source: SourceLine, default_id: str)
             known = ", ".join(name for name, role in _ROLES.items() if role != "tool")
             refuse(source, f"{where}.from: must be one of {known}, got {shown(message.role)}", hint)
         if role == "assistant" and all(earlier.role == "system" for earlier in messages):
-            # Conversations that were cut out of longer ones begin with a reply.
+            # This occurs in conversations that were cut out of longer ones.
             refuse(
                 source,
                 f"{where}: {shown(message.role)} comes before any question, so there is nothing that it replies to",
@@ -150,14 +150,14 @@ def _read_sharegpt(line: Mapping[str, Any], source: SourceLine, default_id: str)
 def _read_lmsys(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
     """The form of LMSYS-Chat-1M and WildChat: https://huggingface.co/datasets/lmsys/lmsys-chat-1m."""
     raw = _Lmsys.read(line, source)
-    messages = [_openai_message(item, source, f"conversation[{at}]") for at, item in enumerate(raw.conversation)]
-    names = {"id": raw.id, "conversation_id": raw.conversation_id, "conversation_hash": raw.conversation_hash}
-    key = next((key for key, value in names.items() if value is not None), "id")
-    return Conversation(read_id(names[key], default_id, source, key), *to_turns(messages, source), (), {}, source)
+    messages = [_openai_message(item, source, f"conversation[{n}]") for n, item in enumerate(raw.conversation)]
+    ids = {"id": raw.id, "conversation_id": raw.conversation_id, "conversation_hash": raw.conversation_hash}
+    key = next((key for key, value in ids.items() if value is not None), "id")
+    return Conversation(read_id(ids[key], default_id, source, key), *to_turns(messages, source), (), {}, source)
 
 
 def _read_mt_bench(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
-    """References where they are not empty; the category becomes a tag."""
+    """A line of MT-Bench. Empty references are omitted; the category becomes a tag."""
     raw = _MtBench.read(line, source)
     references = raw.reference or []
     if not raw.turns:
@@ -166,9 +166,9 @@ def _read_mt_bench(line: Mapping[str, Any], source: SourceLine, default_id: str)
         refuse(source, f"reference: has {counted(len(references), 'text')} for {counted(len(raw.turns), 'turn')}")
     turns = tuple(Turn(user, reference or None) for user, reference in zip_longest(raw.turns, references))
     tags = read_tags([raw.category], source) if raw.category else ()
-    # The question's own temperature, as FastChat's gen_model_answer.py uses it.
-    own = {} if raw.required_temperature is None else {"temperature": raw.required_temperature}
-    params = parse_params(own, source, "required_temperature")
+    # FastChat's gen_model_answer.py uses `required_temperature` in the same way.
+    temperature = {} if raw.required_temperature is None else {"temperature": raw.required_temperature}
+    params = parse_params(temperature, source, "required_temperature")
     return Conversation(read_id(raw.question_id, default_id, source, "question_id"), None, turns, tags, params, source)
 
 
@@ -181,55 +181,55 @@ def _read_openai_chat(request: Mapping[str, Any], source: SourceLine, default_id
             f"{prefix}{name}: belongs to the native form, and this line has another one",
             "remove one of the two",
         )
-    for name in _CHANGING_FIELDS:
+    for name in _REFUSED_REQUEST_KEYS:
         if request.get(name) not in (None, [], {}, "none", "auto", {"type": "text"}):
             refuse(source, f"{prefix}{name}: has no counterpart here", "remove it from the line")
     if request.get("n") not in (None, 1):
         refuse(source, f"{prefix}n: must be 1, got {shown(request['n'])}", "use `--repeats` for several replies")
     messages: list[Message] = []
-    for at, item in enumerate(raw.messages):
-        messages.append(_openai_message(item, source, f"{prefix}messages[{at}]"))
-    params = {name: request[name] for name in _OPENAI_PARAMS if request.get(name) is not None}
-    if "max_completion_tokens" in params:
-        params["max_tokens"] = params.pop("max_completion_tokens")
-    if isinstance(params.get("stop"), str):
-        params["stop"] = [params["stop"]]
-    parsed = parse_params(params, source, where or "line")
-    # The id of a batch request is its `custom_id`.
+    for index, item in enumerate(raw.messages):
+        messages.append(_openai_message(item, source, f"{prefix}messages[{index}]"))
+    raw_params = {name: request[name] for name in _OPENAI_PARAMS if request.get(name) is not None}
+    if "max_completion_tokens" in raw_params:
+        raw_params["max_tokens"] = raw_params.pop("max_completion_tokens")
+    if isinstance(raw_params.get("stop"), str):
+        raw_params["stop"] = [raw_params["stop"]]
+    params = parse_params(raw_params, source, where or "line")
+    # The id of a batch request is its `custom_id`, which is `default_id` here.
     name = default_id if where else read_id(raw.id, default_id, source)
-    tools, begins = _openai_tools(request, source, prefix)
-    return Conversation(name, *to_turns(messages, source, begins=begins), (), parsed, source, tools)
+    tools, reply_prefix = _openai_tools(request, source, prefix)
+    system, turns = to_turns(messages, source, reply_prefix=reply_prefix)
+    return Conversation(name, system, turns, (), params, source, tools)
 
 
 def _openai_tools(
     request: Mapping[str, Any], source: SourceLine, prefix: str
 ) -> tuple[tuple[Mapping[str, Any], ...], str | None]:
-    """As `read_tooling`; `functions` and `function_call` are the former names of `tools` and `tool_choice`."""
+    """The result of `read_tooling`; `functions` and `function_call` are former names of `tools` and `tool_choice`."""
     keys = ("functions", "function_call") if request.get("functions") is not None else ("tools", "tool_choice")
-    for former, now in (("functions", "tools"), ("function_call", "tool_choice")):
-        if request.get(former) not in (None, "none", "auto") and request.get(now) is not None:
-            refuse(
-                source, f"{prefix}{former}: is the former name of {now}, which is there too", "remove one of the two"
-            )
+    for former, current in (("functions", "tools"), ("function_call", "tool_choice")):
+        if request.get(former) not in (None, "none", "auto") and request.get(current) is not None:
+            problem = f"{prefix}{former}: is the former name of {current}, which is there too"
+            refuse(source, problem, "remove one of the two")
     return read_tooling(request.get(keys[0]), request.get(keys[1]), source, prefix, keys)
 
 
 def _openai_message(item: Any, source: SourceLine, where: str) -> Message:
-    one = _OpenAiMessage.read(item, source, where)
-    for name in _NOT_REPLAYED:
+    read = _OpenAiMessage.read(item, source, where)
+    for name in _REFUSED_MESSAGE_KEYS:
         if item.get(name) not in (None, [], {}, ""):
             refuse(
                 source, f"{where}.{name}: cannot be replayed", "remove it, or leave the conversation out (--skip-bad)"
             )
     calls = item.get("tool_calls") or None
-    if (former := item.get("function_call")) is not None:
+    if (function_call := item.get("function_call")) is not None:
         if calls is not None:
             refuse(source, f"{where}.function_call: is the former name of tool_calls, which is there too", "remove it")
-        calls = [former]
+        calls = [function_call]
     if "content" not in item and calls is None:
         refuse(source, f"{where}.content: is missing")
-    role = _role(one.role, source, f"{where}.role")
-    content = "" if calls is not None and one.content is None else _content(one.content, source, where)
+    role = _role(read.role, source, f"{where}.role")
+    content = "" if calls is not None and read.content is None else _content(read.content, source, where)
     tool_call_id = item.get("tool_call_id")
     if not isinstance(tool_call_id, str | None):
         refuse(source, f"{where}.tool_call_id: must be a string, got {type_name(tool_call_id)}")
@@ -249,12 +249,12 @@ def _content(content: Any, source: SourceLine, where: str) -> str:
     if not is_array(content):
         refuse(source, f"{where}.content: must be a string or an array of text parts, got {type_name(content)}")
     texts: list[str] = []
-    for at, part in enumerate(content):
+    for index, part in enumerate(content):
         if not is_object(part) or not isinstance(part.get("text"), str):
             hint = "images, sounds and files cannot be replayed"
-            found = part.get("type") if is_object(part) else None
-            what = f"an object of the type {shown(found)}" if isinstance(found, str) else type_name(part)
-            refuse(source, f"{where}.content[{at}]: must be a text part, got {what}", hint)
+            part_type = part.get("type") if is_object(part) else None
+            got = f"an object of the type {shown(part_type)}" if isinstance(part_type, str) else type_name(part)
+            refuse(source, f"{where}.content[{index}]: must be a text part, got {got}", hint)
         texts.append(part["text"])
     return "\n".join(texts)
 
@@ -273,7 +273,7 @@ _WITHOUT_EFFECT = frozenset(
         "method",
     }
 )
-"""Keys of requests that are ignored without a note: they are about how a server works, not about what it replies."""
+"""Keys of requests that are ignored without a warning, because they do not change the reply."""
 
 
 def read_conversation(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
@@ -293,47 +293,48 @@ def _is_openai(line: Mapping[str, Any]) -> bool:
     messages = line.get("messages")
     if not is_array(messages) or not _NATIVE_KEYS.isdisjoint(line):
         return False
-    plain = [message for message in messages if is_object(message)]
-    if any(not OF_THE_REPLY.isdisjoint(message) for message in plain):
+    objects = [message for message in messages if is_object(message)]
+    if any(not REPLY_KEYS.isdisjoint(message) for message in objects):
         return False
     if "id" in line and not line.keys().isdisjoint(_OPENAI_PARAMS):
-        return False  # a native line, whose settings belong into its `params`
+        return False  # a native line, whose reader says that settings belong into `params`
     return not line.keys() <= {"messages", "id"} or any(
         not isinstance(message.get("content"), str)
         or message.get("role") not in ("system", "user", "assistant")
         or not message.keys() <= {"role", "content"}
-        for message in plain
+        for message in objects
     )
 
 
 _MESSAGES = ("messages", "conversations", "conversation", "turns")
-_CONVERTED = {
+_JQ_FILTERS = {
     "instruction": 'jq -c \'{messages: [{role: "user", content: ([.instruction, .input] | map(values) | join("\\n"))}, '
     '{role: "assistant", content: .output}]}\'',
     "prompt": "jq -c '{messages: [{role: \"user\", content: .prompt}]}'",
     "question": "jq -c '{messages: [{role: \"user\", content: .question}]}'",
 }
-"""Keys of other data sets, and the filter that makes messages of their lines."""
+"""By a key that identifies another data set, the `jq` filter that converts its lines to messages."""
 
 
 def _refuse_form(line: Mapping[str, Any], source: SourceLine, _default_id: str) -> NoReturn:
+    """Refuse a line of no known form."""
     keys = ", ".join(map(shown, list(line)[:8])) + (", ..." if len(line) > 8 else "")
     for key in line:
-        if close := get_close_matches(key, _MESSAGES, n=1, cutoff=0.8):
-            refuse(source, f"unknown key {shown(key)}", f"did you mean {close[0]!r}?")
+        if matches := get_close_matches(key, _MESSAGES, n=1, cutoff=0.8):
+            refuse(source, f"unknown key {shown(key)}", f"did you mean {matches[0]!r}?")
     known = (
         "known forms have `messages` (native, OpenAI), `conversations` (ShareGPT), `conversation` (LMSYS), "
         "`turns` (MT-Bench), `text` or `prompt` and `continuation` (plain text)"
     )
-    filters = [
-        f"; this makes messages of such lines: {made} FILE > NEW" for key, made in _CONVERTED.items() if key in line
-    ]
-    hint = f"{known} or `custom_id` and `body` (OpenAI batch); see docs/scripts.md{filters[0] if filters else ''}"
+    hint = f"{known} or `custom_id` and `body` (OpenAI batch); see docs/scripts.md"
+    jq_filter = next((jq_filter for key, jq_filter in _JQ_FILTERS.items() if key in line), None)
+    if jq_filter is not None:
+        hint += f"; this makes messages of such lines: {jq_filter} FILE > NEW"
     refuse(source, f"is of no known form; its keys are {keys or 'none'}", hint)
 
 
 def ignored_keys(line: Mapping[str, Any]) -> set[str]:
-    """The keys of a line of a known form, and of its messages, that are read by nobody."""
+    """The keys of a line of a known form, and of its messages, that no reader uses."""
     body: Any = line.get("body", line)
     if not is_object(body):
         return set()
@@ -341,16 +342,17 @@ def ignored_keys(line: Mapping[str, Any]) -> set[str]:
     if messages is None:
         return set()
     known = _OpenAi.known_keys() | _ShareGpt.known_keys() | _Lmsys.known_keys() | _MtBench.known_keys()
-    known |= _OpenAiBatch.known_keys() | set(_CHANGING_FIELDS) | _WITHOUT_EFFECT
-    in_messages = _OpenAiMessage.known_keys() | _ShareGptMessage.known_keys() | OF_THE_REPLY | set(_NOT_REPLAYED)
-    found = {key for key in (*line, *body) if key not in known}
-    of_tools = set(_ROLE_NAMES["tool"])
+    known |= _OpenAiBatch.known_keys() | set(_REFUSED_REQUEST_KEYS) | _WITHOUT_EFFECT
+    known_in_messages = _OpenAiMessage.known_keys() | _ShareGptMessage.known_keys() | REPLY_KEYS
+    known_in_messages |= set(_REFUSED_MESSAGE_KEYS)
+    ignored = {key for key in (*line, *body) if key not in known}
     for item in messages:
         if is_object(item):
-            # The name of a tool says whose result it is; that of a person is not shown to the model.
-            of_role = in_messages if item.get("role") in of_tools else in_messages - {"name"}
-            found |= {f"messages[].{key}" for key in item if key not in of_role}
-    return found
+            # A name in a tool message identifies the tool. In other messages it names a person and is not read.
+            is_tool = item.get("role") in _ROLE_NAMES["tool"]
+            known_here = known_in_messages if is_tool else known_in_messages - {"name"}
+            ignored |= {f"messages[].{key}" for key in item if key not in known_here}
+    return ignored
 
 
 _FORMS: Sequence[tuple[Callable[[Mapping[str, Any]], bool], Callable[..., Conversation]]] = (
@@ -366,4 +368,4 @@ _FORMS: Sequence[tuple[Callable[[Mapping[str, Any]], bool], Callable[..., Conver
     (lambda line: "messages" not in line and not line.keys() <= _NATIVE_KEYS | {"id"}, _refuse_form),
     (lambda _: True, read_native),
 )
-"""How each form is recognised, and what reads it; the first match wins."""
+"""For each form, a function that recognises a line and one that reads it. The first match counts."""

@@ -1,6 +1,6 @@
-"""Lines of scripts: where a line is, strict parsing of its JSON, and refusing it.
+"""Lines of scripts: their position, strict parsing of their JSON, and errors about them.
 
-Every refusal of a line names file, line, what was expected and what to do.
+Every error about a line names the file, the line, what was expected and what to do.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ STDIN = "-"
 
 @dataclass(frozen=True)
 class SourceLine:
-    """A line of a script: the file as it was named (`-` is standard input) and the 1-based line number.
+    """The position of a line in a script.
 
-    `item` is the 1-based number in the array of a `.json` file, and None in other files.
+    Attributes:
+        path: the file as the user named it; `-` is standard input.
+        line: 1-based line number.
+        item: 1-based number in the array of a `.json` file; None in other files.
     """
 
     path: str
@@ -37,7 +40,7 @@ class SourceLine:
 
 
 def shown_path(path: str) -> str:
-    """The name of a script in messages."""
+    """The name of a script for messages."""
     return "<stdin>" if path == STDIN else path
 
 
@@ -47,7 +50,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def refuse(source: SourceLine, message: str, hint: str | None = None, column: int | None = None) -> NoReturn:
-    """Raise a `ScriptError` that names file and line."""
+    """Raise a `ScriptError` with the file and line of `source`."""
     message = message if source.item is None else f"item {source.item}: {message}"
     raise ScriptError(message, path=shown_path(source.path), line=source.line, column=column, hint=hint)
 
@@ -55,20 +58,20 @@ def refuse(source: SourceLine, message: str, hint: str | None = None, column: in
 def refuse_unknown_keys(
     keys: Iterable[str], known: AbstractSet[str], source: SourceLine, where: str = "", *, close_only: bool = False
 ) -> None:
-    """Refuse the first unknown key, naming similar known ones.
+    """Refuse the first unknown key, with similar known ones in the hint.
 
     Args:
         where: the object that has the keys, such as `messages[2]`.
-        close_only: accept unknown keys unless they resemble a known one; for forms that others define.
+        close_only: accept an unknown key unless it resembles a known one; for forms that other programs define.
     """
     for key in keys:
         if key in known:
             continue
-        close = get_close_matches(key, sorted(known), n=3, cutoff=0.85 if close_only else 0.6)
-        if close_only and not (close and len(key) > 2):
+        matches = get_close_matches(key, sorted(known), n=3, cutoff=0.85 if close_only else 0.6)
+        if close_only and not (matches and len(key) > 2):
             continue
         prefix = f"{where}: " if where else ""
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"allowed: {', '.join(sorted(known))}"
+        hint = f"did you mean {' or '.join(map(repr, matches))}?" if matches else f"allowed: {', '.join(sorted(known))}"
         refuse(source, f"{prefix}unknown key {shown(key)}", hint)
 
 
@@ -76,12 +79,16 @@ def parse_line(text: str, source: SourceLine) -> Mapping[str, Any]:
     """The JSON object of one line.
 
     Raises:
-        ScriptError: the line is not a JSON object, contains what JSON readers disagree about (duplicate keys, NaN,
-            numbers out of a float's range, lone surrogates), or is nested deeper than `MAX_DEPTH`.
+        ScriptError: the line is not a JSON object, is nested deeper than `MAX_DEPTH`, or has content on which JSON
+            readers disagree: duplicate keys, NaN, numbers out of a float's range, lone surrogates.
     """
     try:
         value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
+            text,
+            object_pairs_hook=_unique_keys,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
+            parse_int=_bounded_int,
         )
         if is_object(value):
             _check_strings_and_depth(value)
@@ -110,7 +117,7 @@ def is_array(value: object) -> TypeGuard[list[Any]]:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a JSON value is a number; Python counts booleans among the integers."""
+    """Whether a JSON value is a number. A boolean is not, although Python's `bool` is a subclass of `int`."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -135,29 +142,29 @@ def shown(value: object, limit: int = 60) -> str:
 
 
 class _NotStrictError(Exception):
-    """Accepted by Python's JSON reader, refused here: a message and a hint."""
+    """JSON that Python's reader accepts and this module refuses. Its arguments are a message and a hint."""
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise _NotStrictError(f"the key {shown(twice)} comes twice in one object", "keep one of the two")
-    return found
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        [(duplicate, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise _NotStrictError(f"the key {shown(duplicate)} comes twice in one object", "keep one of the two")
+    return values
 
 
-def _no_constant(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> NoReturn:
     raise _NotStrictError(f"{name} is not a JSON number", "write a finite number, or null")
 
 
-def _finite(digits: str) -> float:
+def _finite_float(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
         raise _NotStrictError(f"the number {shown(digits)[1:-1]} is out of range", "write a number below 1e308")
     return number
 
 
-def _bounded(digits: str) -> int:
+def _bounded_int(digits: str) -> int:
     if len(digits) > 100:
         raise _NotStrictError(f"a number with {len(digits)} digits is out of range", "write it as a string")
     return int(digits)
@@ -166,16 +173,16 @@ def _bounded(digits: str) -> int:
 def _check_strings_and_depth(value: Any) -> None:
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
-        below: list[Any] = []
+        next_level: list[Any] = []
         for item in level:
             if is_object(item):
-                below += (*item.keys(), *item.values())
+                next_level += (*item.keys(), *item.values())
             elif is_array(item):
-                below += item
-            elif isinstance(item, str) and not item.isascii() and (found := _SURROGATE.search(item)):
-                message = f"half of a surrogate pair, \\u{ord(found[0]):04x}"
+                next_level += item
+            elif isinstance(item, str) and not item.isascii() and (match := _SURROGATE.search(item)):
+                message = f"half of a surrogate pair, \\u{ord(match[0]):04x}"
                 raise _NotStrictError(message, "write the whole character, or remove it")
-        if not below:
+        if not next_level:
             return
-        level = below
+        level = next_level
     raise _NotStrictError(*_TOO_DEEP)

@@ -1,4 +1,4 @@
-"""Lint: contents of a script that can be replayed but are probably mistakes in RWKV's prompt format."""
+"""Lint: finds contents of a script that can be replayed but are probably mistakes in RWKV's prompt format."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ class LintWarning:
     """A probable mistake.
 
     Attributes:
-        code: stable name, see `docs/scripts.md`.
-        source: file and line; the option for a text of the command line. conversation: its id; empty for an option.
-        place: the message: `system`, `turn 2` or `turn 2 reference`.
-        message: what was found. hint: what to do.
+        code: stable name of the rule, see `docs/scripts.md`.
+        source: file and line, or the option of a text on the command line.
+        conversation: id of the conversation; empty for an option.
+        place: the part of the conversation: `system`, `turn 2` or `turn 2 reference`.
+        message: description of the mistake.
+        hint: what to do.
     """
 
     code: str
@@ -38,12 +40,17 @@ class LintWarning:
 
 @dataclass(frozen=True)
 class _Rule:
-    """`found` returns what is wrong with a content, or None. `only_in` limits the rule to kinds of message."""
+    """A rule for the content of messages.
+
+    Attributes:
+        check: returns a description of the mistake in a content, None for none.
+        kinds: the kinds of messages to which the rule applies.
+    """
 
     code: str
-    found: Callable[[str], str | None]
+    check: Callable[[str], str | None]
     hint: str
-    only_in: tuple[str, ...] = ("system", "user", "reference")
+    kinds: tuple[str, ...] = ("system", "user", "reference")
 
 
 _REFERENCE = re.compile(r"\breference\b", re.IGNORECASE)
@@ -60,12 +67,12 @@ def lint(
     turn_end: TurnEnd = "auto",
     reply_prefix: str = "",
 ) -> tuple[LintWarning, ...]:
-    """All warnings, in the order of the conversations and their messages. Never raises: the reader reports errors.
+    """All warnings, in the order of the conversations and their messages. Raises no errors, which the reader reports.
 
     Args:
-        history: the mode of the run; with `gold`, turns without a reference are reported too.
-        turn_end: the run's; with `blank-line`, references with a blank line inside are reported too.
-        reply_prefix: the run's; references that do not begin with it, or with their turn's own, are reported.
+        history: setting of the run; with `gold`, turns without a reference are reported too.
+        turn_end: setting of the run; with `blank-line`, references with a blank line inside are reported too.
+        reply_prefix: setting of the run for turns without their own; references that begin otherwise are reported.
     """
     return tuple(
         warning
@@ -81,24 +88,24 @@ def _lint_one(
     contents = [("system", "system", conversation.system)]
     rules = _RULES if turn_end == "blank-line" else _RULES_WITH_PARAGRAPHS
     for number, turn in enumerate(conversation.turns):
-        if turn.plain:  # read as it is, without a template
+        if turn.plain:  # it is not formatted by a template
             continue
         contents.append(("user", f"turn {number}", turn.user))
         contents.append(("reference", f"turn {number} reference", turn.reference))
     for kind, place, content in contents:
         if content is not None:
-            for rule, message in _broken(rules, kind, content):
+            for rule, message in _violations(rules, kind, content):
                 yield LintWarning(rule.code, source, name, place, message, rule.hint)
     for number, turn in enumerate(conversation.turns):
         prefix = str(turn.params.get("reply_prefix", conversation.params.get("reply_prefix", reply_prefix))).strip()
         if turn.reference is not None and not turn.reference.strip().startswith(prefix):
-            found = f"does not begin with the reply prefix {shown(prefix)}"
+            message = f"does not begin with the reply prefix {shown(prefix)}"
             hint = "it is scored without a prefix, as it stands; begin it with the prefix to score the rest of it"
-            yield LintWarning("reference-without-prefix", source, name, f"turn {number} reference", found, hint)
+            yield LintWarning("reference-without-prefix", source, name, f"turn {number} reference", message, hint)
         for rubric in (rubric for check in turn.checks for rubric in check.rubrics):
             if not rubric.reference and _REFERENCE.search(rubric.text):
-                found, hint = "a rubric names the reference", 'the judge does not see it; add `"reference": true`'
-                yield LintWarning("rubric-without-reference", source, name, f"turn {number}", found, hint)
+                message, hint = "a rubric names the reference", 'the judge does not see it; add `"reference": true`'
+                yield LintWarning("rubric-without-reference", source, name, f"turn {number}", message, hint)
     yield from _unknown_functions(conversation)
     dialogue = [turn for turn in conversation.turns if turn.probe is None]
     for number, turn in enumerate(dialogue[:-1]):
@@ -108,39 +115,39 @@ def _lint_one(
 
 
 def lint_system(texts: Iterable[str], option: str = "--system") -> tuple[LintWarning, ...]:
-    """All warnings about system messages that an option gives; a line end at the end is that of a file."""
-    different = list(dict.fromkeys(texts))
+    """All warnings about system messages that an option gives. One line end at the end, as in a file, is allowed."""
+    distinct = list(dict.fromkeys(texts))
     return tuple(
         LintWarning(
-            rule.code, option if len(different) == 1 else f"{option} {shown(text)}", "", "system", message, rule.hint
+            rule.code, option if len(distinct) == 1 else f"{option} {shown(text)}", "", "system", message, rule.hint
         )
-        for text in different
+        for text in distinct
         if text
-        for rule, message in _broken(_RULES, "system", re.sub(r"(?<=\S)\r?\n\Z", "", text))
+        for rule, message in _violations(_RULES, "system", re.sub(r"(?<=\S)\r?\n\Z", "", text))
     )
 
 
-def _broken(rules: Iterable[_Rule], kind: str, content: str) -> Iterator[tuple[_Rule, str]]:
-    """The rules that a message does not keep, and what was found."""
+def _violations(rules: Iterable[_Rule], kind: str, content: str) -> Iterator[tuple[_Rule, str]]:
+    """The rules that the content of a message violates, and the descriptions of the mistakes."""
     for rule in rules:
-        if kind in rule.only_in and (message := rule.found(content)) is not None:
+        if kind in rule.kinds and (message := rule.check(content)) is not None:
             yield rule, message
 
 
 def _unknown_functions(conversation: Conversation) -> Iterator[LintWarning]:
-    """Calls in references and checks of functions that are none of the conversation's tools."""
+    """Warnings about calls, in references and checks, of functions that are not among the conversation's tools."""
     names = [str(tool["name"]) for tool in conversation.tools]
     if not names:
         return
     known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     hint = f"the model cannot know it; the tools are {known}"
     for number, turn in enumerate(conversation.turns):
-        found = calls_in(turn.reference or "")
-        for place, called in (
-            (f"turn {number} reference", [] if isinstance(found, str) else [call.name for call in found]),
+        calls = calls_in(turn.reference or "")
+        for place, called_names in (
+            (f"turn {number} reference", [] if isinstance(calls, str) else [call.name for call in calls]),
             (f"turn {number}", [n for c in turn.checks if isinstance(c.rule, ToolCall) for n in c.rule.names]),
         ):
-            for name in dict.fromkeys(called):
+            for name in dict.fromkeys(called_names):
                 if name not in names:
                     message = f"calls {shown(name)}, which is none of the tools"
                     yield LintWarning("unknown-function", conversation.source, conversation.id, place, message, hint)
@@ -163,20 +170,20 @@ def _outer_space(text: str) -> str | None:
 
 
 def _role_end(text: str) -> str | None:
-    found = _ROLE_END.search(text)
-    if found is None:
+    match = _ROLE_END.search(text)
+    if match is None:
         return None
-    return f"ends with {found[0].strip()!r}" + (" and a space" if text[-1:].isspace() else "")
+    return f"ends with {match[0].strip()!r}" + (" and a space" if text[-1:].isspace() else "")
 
 
 def _role_line(text: str) -> str | None:
-    found = _ROLE_LINE.search(text)
-    return None if found is None or _ROLE_END.search(text) else f"has a line that begins with {found[1]!r}"
+    match = _ROLE_LINE.search(text)
+    return None if match is None or _ROLE_END.search(text) else f"has a line that begins with {match[1]!r}"
 
 
 def _control_character(text: str) -> str | None:
-    found = next((c for c in text if unicodedata.category(c) == "Cc" and c not in "\n\r\t"), None)
-    return None if found is None else f"has the control character U+{ord(found):04X}"
+    control = next((c for c in text if unicodedata.category(c) == "Cc" and c not in "\n\r\t"), None)
+    return None if control is None else f"has the control character U+{ord(control):04X}"
 
 
 _RULES = (
@@ -195,6 +202,6 @@ _RULES = (
     _Rule("role-line", _role_line, "the model reads it as a new message; quote or rephrase it"),
     _Rule("control-character", _control_character, "remove it"),
 )
-"""The rules for contents. `docs/scripts.md` lists them, and a test compares the two."""
+"""All rules for contents. `docs/scripts.md` lists them, and a test compares the two."""
 
 _RULES_WITH_PARAGRAPHS = tuple(rule for rule in _RULES if rule.code != "blank-line-in-reference")

@@ -1,4 +1,4 @@
-"""From the messages of a conversation, whatever their form, to its turns."""
+"""Makes the turns of a conversation from its messages, for all forms of scripts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 @dataclass(frozen=True)
 class Message:
-    """One message of any form; what belongs to the reply is not parsed yet. `reply_prefix` is one of the params.
+    """One message of any form, with unparsed values of the keys about the reply.
 
-    A message of the role `tool` is the result of a call, the content of an assistant message with `tool_calls` what is
-    said before them. `where` names the message in its line, such as `messages[2]`.
+    A message of the role `tool` is the result of a call. The content of an assistant message with `tool_calls` is the
+    text before the calls.
+
+    Attributes:
+        where: name of the message in errors, such as `messages[2]`.
+        reply_prefix: the setting of this name, which may also be in `params`.
     """
 
     role: Role
@@ -37,38 +41,39 @@ class Message:
     tool_call_id: str | None = None
 
 
-OF_THE_REPLY = frozenset({"expect", "params", "reply_prefix", "choices", "generate", "probes"})
-"""Keys of a user or tool message that are about the reply that it asks for."""
+REPLY_KEYS = frozenset({"expect", "params", "reply_prefix", "choices", "generate", "probes"})
+"""Keys of a user or tool message that are about the reply to it."""
 
 
 def to_turns(
-    messages: Sequence[Message], source: SourceLine, standing: Any = None, begins: str | None = None
+    messages: Sequence[Message], source: SourceLine, probes: Any = None, reply_prefix: str | None = None
 ) -> tuple[str | None, tuple[Turn, ...]]:
-    """The system message, if any, and the turns; `standing` are the probes that are asked after every turn.
+    """The system message, if any, and the turns: those of the dialogue, then the probes.
 
-    Every user message begins a turn; an assistant message right after it is the turn's reference. Of two user messages
-    in a row the first is a turn without a reference. Tool messages in a row are one turn.
+    Every user message begins a turn; an assistant message right after it is the turn's reference. A user message that
+    is followed by another one is a turn without a reference. Consecutive tool messages are one turn.
 
     Args:
-        begins: what every reply begins with unless its message says so, or its reference does not begin so: where tools
-            are called.
+        probes: the conversation's own probes, which are asked after every turn.
+        reply_prefix: the beginning of every reply (where tools are called), unless its message has a `reply_prefix`, or
+            its reference begins otherwise.
     """
     system: str | None = None
     turns: list[Turn] = []
-    probes: list[tuple[int, Any, str]] = []
-    for at, message in enumerate(_as_text(messages, source)):
+    unread_probes: list[tuple[int, Any, str]] = []
+    for index, message in enumerate(_tools_as_text(messages, source)):
         where = message.where
         if message.role != "user":
-            for key in sorted(OF_THE_REPLY):
+            for key in sorted(REPLY_KEYS):
                 if getattr(message, key) is not None:
                     refuse(source, f"{where}: `{key}` must be in the user message that asks for the reply", "move it")
         if message.role == "system":
-            if at:
+            if index:
                 refuse(source, f"{where}: a system message may only be the first", "join it with the first message")
             system = message.content
         elif message.role == "user":
             if message.probes is not None:
-                probes.append((len(turns), message.probes, f"{where}.probes"))
+                unread_probes.append((len(turns), message.probes, f"{where}.probes"))
             turns.append(_turn(message, source))
         elif not turns:
             hint = "begin with a user message, or give an initial exchange with `--prelude`"
@@ -79,27 +84,29 @@ def to_turns(
             turns[-1] = replace(turns[-1], reference=message.content)
     if not turns:
         refuse(source, "has no user message, so there is nothing to reply to", "add a message of role user")
-    if begins is not None:
-        turns = [_beginning(turn, begins) for turn in turns]
+    if reply_prefix is not None:
+        turns = [_with_reply_prefix(turn, reply_prefix) for turn in turns]
     for number, turn in enumerate(turns):
         check_needs(turn, source, f"turn {number}")
-    if standing is not None:
-        probes += [(number, standing, "probes") for number in range(len(turns))]
-    return system, (*turns, *_read_probes(probes, len(turns), system is not None, source))
+    if probes is not None:
+        unread_probes += [(number, probes, "probes") for number in range(len(turns))]
+    return system, (*turns, *_read_probes(unread_probes, len(turns), system is not None, source))
 
 
-def _as_text(messages: Sequence[Message], source: SourceLine) -> list[Message]:
-    """The messages with tool calls as text of the reply, and their results as a user message."""
-    found: list[Message] = []
-    ids: tuple[str | None, ...] = ()
+def _tools_as_text(messages: Sequence[Message], source: SourceLine) -> list[Message]:
+    """The messages, with tool calls as text of the reply and consecutive results as one user message."""
+    texts: list[Message] = []
+    call_ids: tuple[str | None, ...] = ()
     results: list[Message] = []
+
+    def call_index(result: Message) -> int:
+        return call_ids.index(result.tool_call_id) if result.tool_call_id in call_ids else 0
 
     def end_results() -> None:
         if results:
-            # In the order of the calls, which is all that tells results apart.
-            ordered = sorted(results, key=lambda one: ids.index(one.tool_call_id) if one.tool_call_id in ids else 0)
-            content = RESULT_PREFIX + "\n".join(one.content for one in ordered)
-            found.append(replace(results[-1], role="user", content=content, tool_call_id=None))
+            # In the order of the calls: the text has no ids, so only the order tells results apart.
+            content = RESULT_PREFIX + "\n".join(result.content for result in sorted(results, key=call_index))
+            texts.append(replace(results[-1], role="user", content=content, tool_call_id=None))
             results.clear()
 
     for message in messages:
@@ -109,34 +116,38 @@ def _as_text(messages: Sequence[Message], source: SourceLine) -> list[Message]:
         if message.role != "tool":
             end_results()
             if message.tool_calls is not None:
-                calls, ids = read_calls(message.tool_calls, source, f"{where}.tool_calls")
+                calls, call_ids = read_calls(message.tool_calls, source, f"{where}.tool_calls")
                 text = "\n".join(filter(None, (message.content.strip(), calls_text(calls))))
                 message = replace(message, content=text, tool_calls=None)
             elif message.role == "assistant":
-                ids = ()
-            found.append(message)
+                call_ids = ()
+            texts.append(message)
             continue
-        if not any(earlier.role == "user" for earlier in found):
+        if not any(earlier.role == "user" for earlier in texts):
             refuse(source, f"{where}: a tool message is the result of a call, and there is none before it", "move it")
-        if message.tool_call_id is not None and any(ids) and message.tool_call_id not in ids:
-            known = ", ".join(shown(name) for name in ids if name)
+        if message.tool_call_id is not None and any(call_ids) and message.tool_call_id not in call_ids:
+            known = ", ".join(shown(name) for name in call_ids if name)
             refuse(
                 source, f"{where}.tool_call_id: {shown(message.tool_call_id)} is of no call before it", f"it is {known}"
             )
-        if results and any(getattr(results[-1], key) is not None for key in OF_THE_REPLY):
+        if results and any(getattr(results[-1], key) is not None for key in REPLY_KEYS):
             hint = "the reply comes after all of them: move it to the last one"
             refuse(source, f"{results[-1].where}: asks for a reply, and another tool message follows", hint)
         results.append(message)
     end_results()
-    return found
+    return texts
 
 
-def _beginning(turn: Turn, begins: str) -> Turn:
-    """The turn with a reply that begins with `begins`, unless its message or its reference says another beginning."""
-    is_other = turn.reference is not None and not turn.reference.startswith(begins)
+def _with_reply_prefix(turn: Turn, reply_prefix: str) -> Turn:
+    """The turn with a `reply_prefix`, which is empty if its reference begins otherwise.
+
+    Turns that have their own prefix or choices stay as they are.
+    """
     if "reply_prefix" in turn.params or turn.choices:
         return turn
-    return replace(turn, params={**turn.params, "reply_prefix": "" if is_other else begins})
+    if turn.reference is not None and not turn.reference.startswith(reply_prefix):
+        reply_prefix = ""
+    return replace(turn, params={**turn.params, "reply_prefix": reply_prefix})
 
 
 def _turn(message: Message, source: SourceLine) -> Turn:
@@ -151,26 +162,26 @@ def _turn(message: Message, source: SourceLine) -> Turn:
 
 
 def check_needs(turn: Turn, source: SourceLine, where: str) -> None:
-    """Refuse checks that lack the reference or the choices that they compare with."""
+    """Refuse checks that need a reference or choices which the turn does not have."""
     names = [choice.name for choice in turn.choices]
     for check in turn.checks:
         if check.needs_reference and turn.reference is None:
             hint = "add the assistant message that the reply is compared with"
             refuse(source, f"{where}: the check {check.kind!r} needs a reference reply", hint)
-        for wanted in check.choices:
+        for choice in check.choices:
             if not names:
                 hint = 'add `"choices": ["...", "..."]` to the user message'
                 refuse(source, f"{where}: the check {check.kind!r} needs choices", hint)
             try:
-                find_choice(names, wanted)
+                find_choice(names, choice)
             except KeyError:
-                some = ", ".join(map(shown, names[:8])) + (", ..." if len(names) > 8 else "")
-                hint = f"they are {some}; an index counts from 0, to {len(names) - 1}"
-                refuse(source, f"{where}: the check {check.kind!r} names no choice of the turn: {shown(wanted)}", hint)
+                listed = ", ".join(map(shown, names[:8])) + (", ..." if len(names) > 8 else "")
+                hint = f"they are {listed}; an index counts from 0, to {len(names) - 1}"
+                refuse(source, f"{where}: the check {check.kind!r} names no choice of the turn: {shown(choice)}", hint)
 
 
 def parse_choices(raw: Any, source: SourceLine, where: str = "choices") -> tuple[Choice, ...]:
-    """The `choices` of a message: an array of texts, which are their own names, or an object of names and texts."""
+    """The `choices` of a message: an array of texts, which are also the names, or an object with names and texts."""
     if is_object(raw):
         pairs = list(raw.items())
     elif is_array(raw):
@@ -182,17 +193,17 @@ def parse_choices(raw: Any, source: SourceLine, where: str = "choices") -> tuple
         )
     if not MIN_CHOICES <= len(pairs) <= MAX_CHOICES:
         refuse(source, f"{where}: must be {MIN_CHOICES} to {MAX_CHOICES:,} choices, got {len(pairs):,}")
-    texts: dict[str, str] = {}
-    for at, (name, text) in enumerate(pairs):
-        place = f"{where}[{at}]" if is_array(raw) else f"{where}.{shown(name)}"
+    texts: dict[str, str] = {}  # by text, the item that has it
+    for index, (name, text) in enumerate(pairs):
+        item = f"{where}[{index}]" if is_array(raw) else f"{where}.{shown(name)}"
         if not isinstance(text, str):
-            refuse(source, f"{place}: must be a text, got {type_name(text)}")
+            refuse(source, f"{item}: must be a text, got {type_name(text)}")
         if not text.strip():
-            refuse(source, f"{place}: is empty, so it has no likelihood", "remove it, or write what the reply would be")
+            refuse(source, f"{item}: is empty, so it has no likelihood", "remove it, or write what the reply would be")
         if not name.strip():
-            refuse(source, f"{place}: its name is empty", "name it, such as A")
-        if (other := texts.setdefault(" ".join(text.split()), place)) != place:
-            refuse(source, f"{place}: is the same text as {other}", "remove one of the two")
+            refuse(source, f"{item}: its name is empty", "name it, such as A")
+        if (other := texts.setdefault(" ".join(text.split()), item)) != item:
+            refuse(source, f"{item}: is the same text as {other}", "remove one of the two")
     return tuple(Choice(name, text) for name, text in pairs)
 
 
@@ -208,43 +219,44 @@ class _Probe(Shape):
 
 
 def _read_probes(
-    given: Sequence[tuple[int, Any, str]], num_turns: int, has_system: bool, source: SourceLine
+    unread: Sequence[tuple[int, Any, str]], num_turns: int, has_system: bool, source: SourceLine
 ) -> list[Turn]:
-    """The turns of `probes`, each with the number of its turn and its place in the line, in the order of the dialogue.
+    """The turns of probes in the order of the dialogue. The conversation's own are asked after each turn from `since`.
 
-    A probe of the conversation is asked after every turn from `since` on.
+    Args:
+        unread: the index of the turn after which probes are asked, the JSON array of these, and its name in errors.
     """
-    found: list[Turn] = []
-    count = dict.fromkeys(range(num_turns), 0)
-    for after, raw, where in sorted(given, key=lambda item: item[0]):
+    probe_turns: list[Turn] = []
+    num_probes = dict.fromkeys(range(num_turns), 0)
+    for after, raw, where in sorted(unread, key=lambda item: item[0]):
         if not is_array(raw) or not raw:
             got = "none" if is_array(raw) else type_name(raw)
             refuse(
                 source, f"{where}: must be an array of probes, got {got}", 'write [{"content": "...", "expect": ...}]'
             )
-        for at, item in enumerate(raw):
-            place = f"{where}[{at}]"
-            one = _Probe.read(item, source, place)
-            if one.since == "system" and not has_system:
-                refuse(source, f"{place}.since: there is no system message", "name the turn that says it, from 0 up")
-            since = -1 if one.since == "system" else one.since
+        for index, item in enumerate(raw):
+            name = f"{where}[{index}]"
+            probe = _Probe.read(item, source, name)
+            if probe.since == "system" and not has_system:
+                refuse(source, f"{name}.since: there is no system message", "name the turn that says it, from 0 up")
+            since = -1 if probe.since == "system" else probe.since
             latest = num_turns - 1 if where == "probes" else after
-            if not -1 <= since <= latest or one.since == -1:
+            if not -1 <= since <= latest or probe.since == -1:
                 hint = "turns count from 0; since is the turn that says what the probe asks about"
-                refuse(source, f'{place}.since: must be a turn from 0 to {latest}, or "system"; got {since}', hint)
+                refuse(source, f'{name}.since: must be a turn from 0 to {latest}, or "system"; got {since}', hint)
             if since > after:
                 continue
-            own = (one.expect, one.params, one.reply_prefix, one.choices, one.generate)
-            message = Message("user", one.content, place, *own)
-            turn = replace(_turn(message, source), reference=one.reference, probe=Probe(after, count[after], since))
-            check_needs(turn, source, place)
-            found.append(turn)
-            count[after] += 1
-    return found
+            of_reply = (probe.expect, probe.params, probe.reply_prefix, probe.choices, probe.generate)
+            turn = _turn(Message("user", probe.content, name, *of_reply), source)
+            turn = replace(turn, reference=probe.reference, probe=Probe(after, num_probes[after], since))
+            check_needs(turn, source, name)
+            probe_turns.append(turn)
+            num_probes[after] += 1
+    return probe_turns
 
 
 def _turn_params(message: Message, source: SourceLine) -> Mapping[str, Any]:
-    """The params of the reply that a user message asks for, its `reply_prefix` among them."""
+    """The params of the reply to a user message, including its `reply_prefix`."""
     where = f"{message.where}.params"
     params = parse_params(message.params or {}, source, where)
     if "bos" in params:

@@ -1,4 +1,4 @@
-"""The native form of a conversation, read and written, and the `defaults` line of a file.
+"""Reads and writes the native form of a conversation, and reads plain texts and the `defaults` line of a file.
 
 All readers raise `ScriptError`, which names file, line and key, for an unknown key or a wrong value.
 """
@@ -28,13 +28,14 @@ class Additions:
     checks: tuple[Check, ...] = ()
 
     def apply(self, conversation: Conversation) -> Conversation:
-        """The conversation with these tags first, these params unless it has its own, and these checks after its own.
+        """The conversation with these additions.
 
-        Turns without a reference do not get checks that compare with it; plain texts and probes get none at all.
+        Tags are added before its own and checks after its own; its own params take precedence. Checks that need a
+        reference are added only to turns that have one. Plain texts and probes get no checks.
         """
         turns: list[Turn] = []
         for turn in conversation.turns:
-            if turn.plain or turn.probe is not None:  # no reply of the dialogue
+            if turn.plain or turn.probe is not None:
                 turns.append(turn)
                 continue
             added = [check for check in self.checks if turn.reference is not None or not check.needs_reference]
@@ -121,17 +122,17 @@ def read_native(line: Mapping[str, Any], source: SourceLine, default_id: str) ->
     """A line of the native form; see `docs/scripts.md`."""
     raw = _Conversation.read(line, source)
     messages: list[Message] = []
-    for at, item in enumerate(raw.messages):
-        where = f"messages[{at}]"
-        one = _Message.read(item, source, where)
-        if one.content is None and (one.tool_calls is None or "content" not in item):
+    for index, item in enumerate(raw.messages):
+        where = f"messages[{index}]"
+        read = _Message.read(item, source, where)
+        if read.content is None and (read.tool_calls is None or "content" not in item):
             refuse(source, f"{where}.content: {'must be a string, got null' if 'content' in item else 'is missing'}")
-        if one.role != "tool" and (key := next((k for k in ("tool_call_id", "name") if k in item), None)):
+        if read.role != "tool" and (key := next((k for k in ("tool_call_id", "name") if k in item), None)):
             refuse(source, f"{where}.{key}: belongs to tool messages", "remove it")
-        own = (one.expect, one.params, one.reply_prefix, one.choices, one.generate, one.probes)
-        messages.append(Message(one.role, one.content or "", where, *own, one.tool_calls, one.tool_call_id))
-    tools, begins = read_tooling(raw.tools, raw.tool_choice, source)
-    system, turns = to_turns(messages, source, raw.probes, None if "reply_prefix" in raw.params else begins)
+        of_reply = (read.expect, read.params, read.reply_prefix, read.choices, read.generate, read.probes)
+        messages.append(Message(read.role, read.content or "", where, *of_reply, read.tool_calls, read.tool_call_id))
+    tools, reply_prefix = read_tooling(raw.tools, raw.tool_choice, source)
+    system, turns = to_turns(messages, source, raw.probes, None if "reply_prefix" in raw.params else reply_prefix)
     bare = Conversation(read_id(raw.id, default_id, source), system, turns, (), {}, source, tools)
     return raw.parsed(source).apply(bare)
 
@@ -139,10 +140,15 @@ def read_native(line: Mapping[str, Any], source: SourceLine, default_id: str) ->
 def read_tooling(
     tools: Any, choice: Any, source: SourceLine, prefix: str = "", keys: tuple[str, str] = ("tools", "tool_choice")
 ) -> tuple[tuple[Mapping[str, Any], ...], str | None]:
-    """The tools that a conversation shows, and what its replies begin with; none and None with the choice `none`."""
-    found = () if tools is None else read_tools(tools, source, f"{prefix}{keys[0]}")
-    begins = read_choice(choice, found, source, f"{prefix}{keys[1]}")
-    return (() if begins is None else found), begins
+    """The tools that the prompt lists, and the beginning of every reply; `()` and None without tools or by `none`.
+
+    Args:
+        tools, choice: values of `tools` and `tool_choice`.
+        prefix, keys: name these two values in errors.
+    """
+    read = () if tools is None else read_tools(tools, source, f"{prefix}{keys[0]}")
+    reply_prefix = read_choice(choice, read, source, f"{prefix}{keys[1]}")
+    return (() if reply_prefix is None else read), reply_prefix
 
 
 def is_plain_text(line: Mapping[str, Any]) -> bool:
@@ -156,7 +162,7 @@ def read_plain_text(
     """A line of plain text that is scored: `text`, or `prompt` and `continuation` or `choices`; see `docs/scripts.md`.
 
     Args:
-        lenient: ignore unknown keys that resemble no known one, as the lines of published data sets have them.
+        lenient: ignore unknown keys that do not resemble a known one; for lines of published data sets.
     """
     if "choices" in line and not lenient:
         return _read_plain_choices(line, source, default_id)
@@ -170,14 +176,14 @@ def read_plain_text(
         prompt, text, key = "", raw.text, "text"
     if not text:
         refuse(source, f"{key}: is empty, so there is nothing to score", "remove the line")
-    found = text_conversation(
+    conversation = text_conversation(
         read_id(raw.id, default_id, source), text, source, prompt=prompt, tags=read_tags(raw.tags, source)
     )
-    return found if lenient else _with_params(found, raw.params, source)
+    return conversation if lenient else _with_params(conversation, raw.params, source)
 
 
 def _read_plain_choices(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
-    """A prompt without a template, whose choices are scored after it exactly as they are written."""
+    """A prompt and choices without a template. The choices are scored after the prompt exactly as they are written."""
     raw = _PlainChoices.read(line, source)
     if not raw.prompt:
         refuse(source, "prompt: is empty, so the choices have nothing to follow", "write what they continue")
@@ -186,36 +192,37 @@ def _read_plain_choices(line: Mapping[str, Any], source: SourceLine, default_id:
     turn = Turn(raw.prompt, None, checks, choices=choices, generate=False, plain=True)
     check_needs(turn, source, "the prompt")
     tags = read_tags(raw.tags, source)
-    found = Conversation(read_id(raw.id, default_id, source), None, (turn,), tags, {}, source)
-    return _with_params(found, raw.params, source)
+    conversation = Conversation(read_id(raw.id, default_id, source), None, (turn,), tags, {}, source)
+    return _with_params(conversation, raw.params, source)
 
 
-def _with_params(found: Conversation, params: Any, source: SourceLine) -> Conversation:
-    """A plain text with the params of its line."""
+def _with_params(conversation: Conversation, params: Any, source: SourceLine) -> Conversation:
+    """A plain text with the params of its line, if it has any."""
     if params is None:
-        return found
+        return conversation
     if not is_object(params):
         refuse(source, f"params: must be an object, got {type_name(params)}")
-    return replace(found, params=parse_params(params, source))
+    return replace(conversation, params=parse_params(params, source))
 
 
 def text_conversation(
     name: str, text: str, source: SourceLine, *, prompt: str = "", tags: tuple[str, ...] = ()
 ) -> Conversation:
-    """The conversation with the id `name` that stands for a plain text, scored after `prompt`."""
+    """The conversation with the id `name` for a plain text, which is scored after `prompt`."""
     return Conversation(name, None, (Turn(prompt, text, generate=False, plain=True),), tags, {}, source)
 
 
 def native_record(conversation: Conversation) -> dict[str, Any]:
-    """The conversation as a line of a script, of which the reader makes an equal one.
+    """The conversation as a line of a script in the native form; reading it gives an equal conversation.
 
-    What `defaults` added, an id that the line did not have, and probes that stood on the conversation are written out.
+    The line has everything explicitly: the additions of a `defaults` line, a generated id, and the conversation's own
+    probes at each turn.
     """
     record: dict[str, Any] = {"id": conversation.id}
     first = conversation.turns[0]
     if first.plain and first.choices:
-        asked = _asked(first)
-        record |= {"prompt": asked.pop("content"), **asked}
+        message = _user_record(first)
+        record |= {"prompt": message.pop("content"), **message}
     elif first.plain:
         record |= {"prompt": first.user, "continuation": first.reference} if first.user else {"text": first.reference}
     else:
@@ -229,7 +236,7 @@ def native_record(conversation: Conversation) -> dict[str, Any]:
         for number, turn in enumerate(conversation.turns):
             if turn.probe is not None:
                 continue
-            message = {"role": "user", **_asked(turn)}
+            message = {"role": "user", **_user_record(turn)}
             if number in probes:
                 message["probes"] = probes[number]
             messages.append(message)
@@ -245,23 +252,22 @@ def native_record(conversation: Conversation) -> dict[str, Any]:
     return record
 
 
-def _asked(turn: Turn) -> dict[str, Any]:
-    """The keys of a user message or a probe that `_turn` reads."""
+def _user_record(turn: Turn) -> dict[str, Any]:
+    """The keys that a user message and a probe have in common."""
     record: dict[str, Any] = {"content": turn.user}
     if turn.checks:
         record["expect"] = [check.as_dict() for check in turn.checks]
     if turn.params:
         record["params"] = dict(turn.params)
     if turn.choices:
-        named = any(choice.name != choice.text.strip() for choice in turn.choices)
+        has_names = any(choice.name != choice.text.strip() for choice in turn.choices)
         texts = {choice.name: choice.text for choice in turn.choices}
-        record["choices"] = texts if named else list(texts.values())
+        record["choices"] = texts if has_names else list(texts.values())
         if turn.generate:
             record["generate"] = True
     return record
 
 
 def _probe_record(turn: Turn, probe: Probe) -> dict[str, Any]:
-    since = probe.since
-    given = {} if turn.reference is None else {"reference": turn.reference}
-    return {**_asked(turn), **given, "since": "system" if since < 0 else since}
+    reference = {} if turn.reference is None else {"reference": turn.reference}
+    return {**_user_record(turn), **reference, "since": "system" if probe.since < 0 else probe.since}

@@ -1,4 +1,4 @@
-"""Conversations, their turns and checks as frozen values."""
+"""Records of a script: conversations, their turns and checks, and the results of checks."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from rwkvbatch.setting_names import PENALTY_ALIASES
 
 @dataclass(frozen=True)
 class Ruling:
-    """What a judge says about a reply by one rubric.
+    """A judge's ruling on a reply by one rubric.
 
     Attributes:
-        passed: None where it gave no verdict. detail: why not, or how the votes fell. judge: its name and digest.
+        passed: None if the judge gave no verdict.
+        detail: the votes, or the reason why there is no verdict.
+        judge: the judge's name and digest.
     """
 
     passed: bool | None
@@ -32,15 +34,15 @@ class Ruling:
 
 @dataclass(frozen=True)
 class ReplyFacts:
-    """The facts about a reply that checks judge.
+    """The facts about a reply that checks use.
 
     Attributes:
         text: the reply as shown, stripped, with its thinking part.
-        finish_reason: why it ended (`stop`, `eos`, `length`, `time`); `scored` where no reply was generated.
-        num_tokens: tokens in the reply.
+        finish_reason: why the reply ended (`stop`, `eos`, `length`, `time`); `scored` if no reply was generated.
+        num_tokens: number of tokens in the reply.
         reference: the script's reply to the same turn, if it has one.
         choices: the likelihoods of the turn's choices, if it has any.
-        rulings: what a judge says, by the rubric (`checks.judged.Rubric`); those that it was not asked yet are missing.
+        rulings: by rubric (`checks.judged.Rubric`), a judge's rulings; without rubrics about which it was not asked.
     """
 
     text: str
@@ -63,11 +65,11 @@ class Verdict:
 
     Attributes:
         score: in [0, 1].
-        detail: what was found if it did not pass.
-        undecided: the check could not judge, such as after its deadline. It has failed, and `not` does not turn that
-            into a pass.
-        missing: there is no verdict: a judge gave none, or was not asked yet; `detail` says why. The check has neither
-            passed nor failed, and `passed` and `score` say nothing.
+        detail: what was found if the check did not pass.
+        undecided: the check could not decide, for example within its time limit. It has failed, and `not` does not turn
+            that into a pass.
+        missing: there is no verdict, because a judge gave none or was not asked yet; `detail` has the reason. The check
+            has neither passed nor failed, and `passed` and `score` have no meaning.
     """
 
     passed: bool
@@ -88,14 +90,14 @@ class Check:
     """One expectation about a reply.
 
     Attributes:
-        kind: its name in `expect`.
-        expected: its value in the script.
+        kind: the check's name in `expect`.
+        expected: the check's value in the script.
         rule: judges the reply.
-        weight: its share in a row's score.
-        options: further keys of its entry, such as `ignore_case`.
-        needs_reference: whether it compares with the turn's reference reply.
-        choices: names or indexes of choices that the turn must have, of the checks that it combines too.
-        rubrics: what a judge is asked (`checks.judged.Rubric`), of the checks that it combines too.
+        weight: weight in the row's score.
+        options: further keys of the entry, such as `ignore_case`.
+        needs_reference: whether the check compares with the turn's reference reply.
+        choices: names or indexes of choices that the turn must have; includes those of combined checks.
+        rubrics: rubrics about which a judge is asked (`checks.judged.Rubric`); includes those of combined checks.
     """
 
     kind: str
@@ -111,7 +113,7 @@ class Check:
         """The verdict on a reply.
 
         Raises:
-            RowError: a plug-in's check failed to give a verdict.
+            RowError: a plug-in's check raised an exception, or its score is not in [0, 1].
         """
         try:
             return self.rule.judge(facts)
@@ -128,12 +130,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Probe:
-    """Marks a turn that is asked on a fork of the dialogue and leaves no trace in its history.
+    """Marks a turn that is asked on a fork of the dialogue. Later turns do not see it.
 
     Attributes:
-        after: the number of the turn after which it is asked.
-        number: its number among the probes of that turn, from 0 up.
-        since: the number of the turn that says what it asks about; -1 for the system message.
+        after: index of the turn after which the probe is asked.
+        number: number among the probes of that turn, from 0.
+        since: index of the turn that states the fact that the probe asks about; -1 for the system message.
     """
 
     after: int
@@ -142,7 +144,7 @@ class Probe:
 
     @property
     def distance(self) -> int:
-        """Turns since the fact was said: 0 right after the reply to the turn that says it."""
+        """Number of turns since the fact was stated: 0 right after the reply to the turn that states it."""
         return self.after - self.since
 
 
@@ -151,12 +153,12 @@ class Turn:
     """A user message, its reference reply if the script has one, and the checks of the model's reply.
 
     Attributes:
-        params: replace the conversation's for this reply only.
-        choices: texts whose likelihood as the reply is compared.
-        generate: whether the model writes a reply; otherwise its choices or its text are scored.
-        plain: `user` and `reference` are a prompt, which may be empty, and its continuation: a text that is scored
+        params: settings of this reply, which replace the conversation's.
+        choices: texts whose likelihoods as the reply are compared.
+        generate: whether the model generates a reply; otherwise only the choices or the text are scored.
+        plain: whether `user` and `reference` are a prompt, which may be empty, and its continuation, which is scored
             without a chat template.
-        probe: where it is asked, if it is a probe.
+        probe: the position of a probe; None for a turn of the dialogue.
     """
 
     user: str
@@ -170,7 +172,7 @@ class Turn:
 
     @property
     def likelihood_record(self) -> dict[str, Any]:
-        """What a digest holds of the fields that turns of ordinary conversations leave at their defaults."""
+        """Entries for digests: the fields that turns of ordinary conversations leave at their defaults."""
         return {
             **({"choices": [vars(choice) for choice in self.choices]} if self.choices else {}),
             **({} if self.generate else {"generate": False}),
@@ -183,7 +185,7 @@ _DIGESTED_NAMES = {name: alias for alias, name in PENALTY_ALIASES.items()}
 
 
 def _digested(params: Mapping[str, Any]) -> dict[str, Any]:
-    """`params` as digests of conversations have them: by the names that the first version of the format used."""
+    """`params` for digests, by the names of the first version of the format."""
     return {_DIGESTED_NAMES.get(name, name): value for name, value in params.items()}
 
 
@@ -194,8 +196,8 @@ class Conversation:
     Attributes:
         id: unique in a run; 1 to 200 printable characters.
         system: the system message, if any.
-        turns: at least one; those of the dialogue, then the probes, which are numbered after them so that a probe
-            changes the number of no other turn.
+        turns: at least one: the turns of the dialogue, then the probes, so that a probe does not change the index of
+            another turn.
         tags: for `--only` and for grouping.
         params: validated settings that replace the run's: fields of `config.Sampling` and `Stopping`, and `seed`.
         source: file and line.
@@ -213,17 +215,17 @@ class Conversation:
 
     @cached_property
     def order(self) -> tuple[int, ...]:
-        """The numbers of `turns` in the order in which they are replayed: each probe right after its turn."""
+        """The indices of `turns` in the order of the replay: each probe right after its turn."""
 
-        def place(number: int) -> tuple[int, int, int]:
-            probe = self.turns[number].probe
-            return (number, 0, 0) if probe is None else (probe.after, 1, number)
+        def sort_key(index: int) -> tuple[int, int, int]:
+            probe = self.turns[index].probe
+            return (index, 0, 0) if probe is None else (probe.after, 1, index)
 
-        return tuple(sorted(range(len(self.turns)), key=place))
+        return tuple(sorted(range(len(self.turns)), key=sort_key))
 
     @cached_property
     def sha256(self) -> str:
-        """Hex digest of everything but `source`: the same for the same conversation in any form or file."""
+        """Hex digest of everything except `source`: equal for the same conversation in any form or file."""
         record = {
             "id": self.id,
             "system": self.system,
@@ -246,58 +248,61 @@ class Conversation:
 
     @property
     def _shown_tools(self) -> dict[str, Any]:
-        """The tools in digests, with the order of their keys, in which the prompt lists them."""
+        """The tools for digests. The order of their keys is part of it, because the prompt lists them in this order."""
         return {"tools": [json.dumps(tool) for tool in self.tools]} if self.tools else {}
 
     @cached_property
     def row_contents(self) -> tuple[dict[str, Any], ...]:
-        """What the rows of each turn depend on besides the turns before it, as JSON values; params are not among it.
+        """`[turns]` the content of each turn on which its row depends, as JSON values; without params and checks.
 
-        Neither are checks, which judge replies and do not change them. What a later version adds to a turn stands
-        there only where it differs from its default, so that the digests of other rows stay as they were.
+        Checks do not change replies. Fields that later versions added to `Turn` are included only if they differ from
+        their defaults, so that the digests of other rows do not change.
         """
         return tuple(
-            {"user": turn.user, "reference": turn.reference, **_further(turn, _OF_TURNS), **_choosing(turn)}
+            {"user": turn.user, "reference": turn.reference, **_added_fields(turn, _TURN_FIELDS), **_choice_rule(turn)}
             for turn in self.turns
         )
 
     @cached_property
     def row_context(self) -> dict[str, Any]:
-        """What the rows of all turns depend on, as JSON values; params are not among it."""
-        return {"id": self.id, "system": self.system, **self._shown_tools, **_further(self, _OF_CONVERSATIONS)}
+        """The content of the conversation on which all its rows depend, as JSON values; without params."""
+        return {"id": self.id, "system": self.system, **self._shown_tools, **_added_fields(self, _CONVERSATION_FIELDS)}
 
     def judging(self, turn: int) -> dict[str, Any]:
-        """What the verdicts and tags of a turn's row depend on besides the row, as JSON values."""
+        """The checks of a turn and the conversation's tags, as JSON values."""
         return {"checks": [check.as_dict() for check in self.turns[turn].checks], "tags": self.tags}
 
 
-_OF_TURNS = frozenset({"user", "reference", "checks", "params"})
-_OF_CONVERSATIONS = frozenset({"id", "system", "turns", "tags", "params", "source", "tools"})
+_TURN_FIELDS = frozenset({"user", "reference", "checks", "params"})
+_CONVERSATION_FIELDS = frozenset({"id", "system", "turns", "tags", "params", "source", "tools"})
 
 
-def _further(record: Turn | Conversation, without: AbstractSet[str]) -> dict[str, Any]:
-    """The fields of `record` that are not `without` and differ from their defaults."""
-    found: dict[str, Any] = {}
+def _added_fields(record: Turn | Conversation, first_fields: AbstractSet[str]) -> dict[str, Any]:
+    """The fields of `record` that are not among `first_fields` and differ from their defaults."""
+    added: dict[str, Any] = {}
     for item in fields(record):
         value = getattr(record, item.name)
         default = item.default if item.default_factory is MISSING else item.default_factory()
-        if item.name not in without and value != default:
-            found[item.name] = _plain(value)
-    return found
+        if item.name not in first_fields and value != default:
+            added[item.name] = _as_json(value)
+    return added
 
 
-def _choosing(turn: Turn) -> dict[str, Any]:
-    """How the first check of choices compares them, where the dialogue goes on with the choice that it finds."""
+def _choice_rule(turn: Turn) -> dict[str, Any]:
+    """How choices are compared in a turn after which the dialogue continues with the best one; empty for other turns.
+
+    The first check of choices decides.
+    """
     if not turn.choices or turn.generate:
         return {}
-    found = [str(check.options.get("normalize", "none")) for check in turn.checks if check.kind == "choice"]
-    return {"normalize": found[0] if found else "none"}
+    rules = [str(check.options.get("normalize", "none")) for check in turn.checks if check.kind == "choice"]
+    return {"normalize": rules[0] if rules else "none"}
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     """`value` as JSON values."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+        return {item.name: _as_json(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in cast("Iterable[Any]", value)]
+        return [_as_json(item) for item in cast("Iterable[Any]", value)]
     return value

@@ -1,4 +1,4 @@
-"""What all forms of a script share: objects with known keys, ids, tags, and the settings of conversations and turns."""
+"""Readers that all forms of a script share: objects with known keys, ids, tags, and params."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ MAX_ID_LENGTH = 200
 class Shape(BaseModel):
     """A JSON object of a line, with strict types.
 
-    `lenient` shapes belong to forms that others define: unknown keys are ignored unless they resemble a known one.
+    Attributes:
+        lenient: whether unknown keys are ignored unless they resemble a known one; for forms that others define.
+        also_known: known keys that are not fields.
     """
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
@@ -35,7 +37,7 @@ class Shape(BaseModel):
 
     @classmethod
     def read(cls, value: Any, source: SourceLine, where: str = "") -> Self:
-        """`value` as this shape."""
+        """`value` as this shape; raises `ScriptError`, in which `where` names the object."""
         if not is_object(value):
             refuse(source, f"{where}: must be an object, got {type_name(value)}")
         refuse_unknown_keys(value, cls.known_keys(), source, where, close_only=cls.lenient)
@@ -43,13 +45,13 @@ class Shape(BaseModel):
             return cls.model_validate(value)
         except ValidationError as error:
             first = error.errors()[0]
-            place = where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
-            reason = _REASONS.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
+            key = where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+            problem = _PROBLEMS.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
             got = "" if first["type"] == "missing" else f", got {shown(first['input'])}"
-            refuse(source, f"{place.removeprefix('.')}: {reason}{got}")
+            refuse(source, f"{key.removeprefix('.')}: {problem}{got}")
 
 
-_REASONS = {
+_PROBLEMS = {
     "missing": "is missing",
     "string_type": "must be a string",
     "list_type": "must be an array",
@@ -61,25 +63,28 @@ _BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u20
 
 
 def _is_printable(character: str) -> bool:
-    """Whether it is text: spaces of all widths and joiners are (which `str.isprintable` denies), controls are not."""
+    """Whether a character may be in an id: as `str.isprintable`, but also spaces of all widths and joiners.
+
+    Bidirectional controls may not.
+    """
     if character.isprintable():
         return True
     return unicodedata.category(character) in ("Zs", "Cf") and character not in _BIDI_CONTROLS
 
 
-def read_id(given: str | None, default: str, source: SourceLine, key: str = "id") -> str:
-    """The id of a conversation. Ids are never used as file names, so `/` and `..` are allowed."""
-    if given is None:
+def read_id(raw: str | None, default: str, source: SourceLine, key: str = "id") -> str:
+    """The id of a conversation, `default` for None. Ids are never file names, so `/` and `..` are allowed."""
+    if raw is None:
         return default
-    if not 0 < len(given) <= MAX_ID_LENGTH or not all(map(_is_printable, given)) or given != given.strip():
+    if not 0 < len(raw) <= MAX_ID_LENGTH or not all(map(_is_printable, raw)) or raw != raw.strip():
         hint = f"an id has 1 to {MAX_ID_LENGTH} printable characters and no space at its ends"
-        refuse(source, f"{key}: cannot be an id: {shown(given)}", hint)
-    return given
+        refuse(source, f"{key}: cannot be an id: {shown(raw)}", hint)
+    return raw
 
 
-def read_tags(given: Sequence[str], source: SourceLine) -> tuple[str, ...]:
-    """Tags without repetition, in their order; the same texts as ids."""
-    return tuple(dict.fromkeys(read_id(tag, "", source, "tags") for tag in given))
+def read_tags(raw: Sequence[str], source: SourceLine) -> tuple[str, ...]:
+    """The tags in order, without duplicates. The rules for ids apply."""
+    return tuple(dict.fromkeys(read_id(tag, "", source, "tags") for tag in raw))
 
 
 SEED = "seed"
@@ -90,7 +95,7 @@ PARAM_NAMES = frozenset({SEED, *ALIASES}.union(*(record.model_fields for record 
 
 
 def parse_params(raw: Mapping[str, Any], source: SourceLine, where: str = "params") -> Mapping[str, Any]:
-    """Validated overrides: fields of `config.Sampling`, `Stopping` and `DialoguePrompt`, by any name, and `seed`."""
+    """The validated params by full name: `seed`, and fields of `config.Sampling`, `Stopping` and `DialoguePrompt`."""
     refuse_unknown_keys(raw, PARAM_NAMES, source, where)
     for name, value in raw.items():
         if isinstance(value, bool) and name not in SWITCHES:
@@ -98,17 +103,17 @@ def parse_params(raw: Mapping[str, Any], source: SourceLine, where: str = "param
         if name in ALIASES and ALIASES[name] in raw:
             refuse(source, f"{where}: {name} and {ALIASES[name]} are one setting", "leave one of the two out")
     raw = with_full_names(raw)
-    found: dict[str, Any] = {}
+    params: dict[str, Any] = {}
     for record in _RECORDS:
-        given = {name: value for name, value in raw.items() if name in record.model_fields}
+        values = {name: value for name, value in raw.items() if name in record.model_fields}
         try:
-            parsed = record.parse(given, where=where)
+            parsed = record.parse(values, where=where)
         except UsageError as error:
             refuse(source, error.message, "see `docs/scripts.md` for the settings a conversation may have")
-        found |= {name: getattr(parsed, name) for name in given}
+        params |= {name: getattr(parsed, name) for name in values}
     if SEED in raw:
         seed = raw[SEED]
         if not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
             refuse(source, f"{where}.seed: must be an integer of at most 64 bits, got {shown(seed)}")
-        found[SEED] = seed
-    return found
+        params[SEED] = seed
+    return params

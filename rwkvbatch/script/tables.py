@@ -1,4 +1,4 @@
-"""Records of data files: JSON Lines, JSON arrays, CSV, Parquet and Arrow, as published data sets have them."""
+"""Reads the records of published data sets from JSON Lines, JSON arrays, CSV, Parquet and Arrow files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_BYTES = 2**31
 _MAX_FIELD = 2**24
 
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".arrow")
-"""The endings of files that can be read."""
+"""File name suffixes of the formats that can be read."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Record:
     """One record.
 
     Attributes:
-        values: by column; of a CSV file without a header the columns are their numbers, from 0 up, as text.
-        number: 1-based, in its file.
-        source: file and line; of Parquet and Arrow files the line is the number.
+        values: by column name; in a CSV file without a header, the names are the column numbers "0", "1", ...
+        number: 1-based number in the file.
+        source: file and line; in Parquet and Arrow files the line is the number.
     """
 
     values: Mapping[str, Any]
@@ -38,14 +38,14 @@ class Record:
 
 
 def read_records(path: str, *, header: frozenset[str] = frozenset()) -> Iterator[Record]:
-    """The records of a file, by its ending.
+    """The records of a file, whose format is known by its suffix.
 
     Args:
-        header: columns that the first line of a CSV file has, all of them, if it is a header.
+        header: the first line of a CSV file is a header if it has all these columns.
 
     Raises:
         ScriptError: the file cannot be read, or a record is damaged.
-        MissingExtraError: a Parquet or Arrow file, and `pyarrow` is not installed.
+        MissingExtraError: the file has the format Parquet or Arrow, and `pyarrow` is not installed.
     """
     readers = {
         ".csv": _csv,
@@ -69,10 +69,11 @@ def read_records(path: str, *, header: frozenset[str] = frozenset()) -> Iterator
         raise ScriptError("holds no record", path=path, hint="is it the right file?")
 
 
-_Found = Iterator[tuple[int, Mapping[str, Any]]]
+_NumberedValues = Iterator[tuple[int, Mapping[str, Any]]]
+"""The line number and the values of each record."""
 
 
-def _lines(path: str, _: frozenset[str]) -> _Found:
+def _lines(path: str, _: frozenset[str]) -> _NumberedValues:
     with open_file(Path(path), MAX_BYTES) as file:
         for line, data in enumerate(file, 1):
             source = SourceLine(path, line)
@@ -84,8 +85,8 @@ def _lines(path: str, _: frozenset[str]) -> _Found:
                 yield line, parse_line(text, source)
 
 
-def _json(path: str, _: frozenset[str]) -> _Found:
-    """An array of objects, one object, or, whatever the ending says, JSON Lines."""
+def _json(path: str, _: frozenset[str]) -> _NumberedValues:
+    """An array of objects, one object, or JSON Lines in spite of the suffix."""
     with open_file(Path(path), MAX_BYTES) as file:
         data = file.read()
     try:
@@ -100,7 +101,7 @@ def _json(path: str, _: frozenset[str]) -> _Found:
         yield number, item
 
 
-def _csv(path: str, header: frozenset[str]) -> _Found:
+def _csv(path: str, header: frozenset[str]) -> _NumberedValues:
     csv.field_size_limit(_MAX_FIELD)
     line = 1
     try:
@@ -108,17 +109,17 @@ def _csv(path: str, header: frozenset[str]) -> _Found:
             reader = csv.reader(text, strict=True)
             names: list[str] | None = None
             for row in reader:
-                begin, line = line, reader.line_num + 1
+                row_line, line = line, reader.line_num + 1
                 if not row:
                     continue
                 if names is None:
                     is_header = bool(header) and header <= set(row)
-                    names = row if is_header else [str(at) for at in range(len(row))]
+                    names = row if is_header else [str(column) for column in range(len(row))]
                     if is_header:
                         continue
                 if len(row) != len(names):
-                    refuse(SourceLine(path, begin), f"has {len(row)} columns, and the first line has {len(names)}")
-                yield begin, dict(zip(names, row, strict=True))
+                    refuse(SourceLine(path, row_line), f"has {len(row)} columns, and the first line has {len(names)}")
+                yield row_line, dict(zip(names, row, strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ScriptError(f"is not a line of CSV: {error}", path=path, line=line) from None
 
@@ -132,17 +133,17 @@ def _arrow_library(path: str) -> Any:
     return import_module("pyarrow")
 
 
-def _parquet(path: str, _: frozenset[str]) -> _Found:
+def _parquet(path: str, _: frozenset[str]) -> _NumberedValues:
     library = _arrow_library(path)
     try:
         with open_file(Path(path), MAX_BYTES) as file:
             yield from _batches(library.parquet.ParquetFile(file).iter_batches())
-    except (ValueError, library.ArrowException) as error:  # names that are not UTF-8 among them
+    except (ValueError, library.ArrowException) as error:  # for example names that are not UTF-8
         raise ScriptError(f"is not a Parquet file: {' '.join(str(error).split())}", path=path) from None
 
 
-def _arrow(path: str, _: frozenset[str]) -> _Found:
-    """Both forms of Arrow's IPC: the stream, which the `datasets` library writes, and the file."""
+def _arrow(path: str, _: frozenset[str]) -> _NumberedValues:
+    """Both formats of Arrow's IPC: the stream format, which the `datasets` library writes, and the file format."""
     library = _arrow_library(path)
     try:
         with open_file(Path(path), MAX_BYTES) as file:
@@ -150,14 +151,14 @@ def _arrow(path: str, _: frozenset[str]) -> _Found:
             file.seek(0)
             if is_file:
                 reader = library.ipc.open_file(file)
-                yield from _batches(reader.get_batch(at) for at in range(reader.num_record_batches))
+                yield from _batches(reader.get_batch(index) for index in range(reader.num_record_batches))
             else:
                 yield from _batches(library.ipc.open_stream(file))
-    except (ValueError, library.ArrowException) as error:  # names that are not UTF-8 among them
+    except (ValueError, library.ArrowException) as error:  # for example names that are not UTF-8
         raise ScriptError(f"is not an Arrow file: {' '.join(str(error).split())}", path=path) from None
 
 
-def _batches(batches: Any) -> _Found:
+def _batches(batches: Any) -> _NumberedValues:
     number = 0
     for batch in batches:
         for record in batch.to_pylist():
@@ -171,13 +172,13 @@ def data_files(paths: Sequence[str]) -> list[str]:
     Raises:
         ScriptError: a folder without such a file.
     """
-    found: list[str] = []
+    files: list[str] = []
     for path in paths:
         if not Path(path).is_dir():
-            found.append(path)
+            files.append(path)
             continue
-        inside = sorted(str(file) for file in Path(path).iterdir() if file.suffix.lower() in ENDINGS)
-        if not inside:
+        in_folder = sorted(str(file) for file in Path(path).iterdir() if file.suffix.lower() in ENDINGS)
+        if not in_folder:
             raise ScriptError(f"holds no file that ends in {', '.join(ENDINGS)}", path=path)
-        found += inside
-    return found
+        files += in_folder
+    return files

@@ -1,6 +1,6 @@
-"""Tool calls of scripts: OpenAI's `tools`, `tool_calls` and `tool` messages, as the texts that RWKV-7 G1 models read.
+"""Tool calls of scripts: converts OpenAI's `tools`, `tool_calls` and `tool` messages to the texts of RWKV-7 G1 models.
 
-The texts are those of RWKV-LM's `RWKV-v7/RWKV7-G1x-templates.txt` (2026-07-18):
+The texts follow RWKV-LM's `RWKV-v7/RWKV7-G1x-templates.txt` (2026-07-18):
 
     System: Tools:
     [
@@ -19,9 +19,10 @@ The texts are those of RWKV-LM's `RWKV-v7/RWKV7-G1x-templates.txt` (2026-07-18):
 
     Assistant: ```json
 
-OpenAI's fields: https://platform.openai.com/docs/api-reference/chat/create. What the templates file has not is written
-here in its manner: several calls are an array with one call a line, several results one below the other; parameters
-that the short form would lose (`$defs`, `required` of some only) stay with the tool.
+OpenAI's fields: https://platform.openai.com/docs/api-reference/chat/create. The templates file does not cover these
+cases, which are written in a similar way: several calls are an array with one call a line; several results follow each
+other on lines of their own; parameters that the short form would lose (`$defs`, a `required` with only some of them)
+stay with the tool.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ from rwkvbatch.errors import parsing_problem
 from rwkvbatch.script.lines import SourceLine, is_array, is_object, refuse, shown, type_name
 
 CALL_PREFIX = "```json"
-"""What the reply to a message begins with where tools may be called."""
+"""Beginning of a reply where tools may be called."""
 
 RESULT_PREFIX = "Function output:\n"
 MAX_TOOLS = 1000
 _PLAIN_SCHEMA = frozenset({"type", "properties", "required", "additionalProperties", "$schema", "title", "description"})
-"""Keywords of parameters of which the short form shows all that matters for a call."""
+"""Keywords of a parameter schema that the short form can express, as far as a call needs them."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def compact(value: Any) -> str:
 
 
 def tools_text(tools: Sequence[Mapping[str, Any]]) -> str:
-    """The end of a system message that lists `tools`, which are of the form of `read_tools`."""
-    lines = ",\n".join(compact(_shown_tool(tool)) for tool in tools)
+    """The end of a system message, which lists `tools` (as returned by `read_tools`)."""
+    lines = ",\n".join(compact(_short_form(tool)) for tool in tools)
     return f"Tools:\n[\n{lines}\n]\nReturn only a JSON function call."
 
 
@@ -71,14 +72,17 @@ def with_tools(system: str | None, tools: Sequence[Mapping[str, Any]]) -> str | 
     return "\n".join(filter(None, (system, tools_text(tools)))) if tools else system
 
 
-def _shown_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+def _short_form(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool as the system message lists it."""
     schema: Mapping[str, Any] = tool.get("parameters") or {}
-    found = {key: tool[key] for key in ("name", "description") if tool.get(key)}
-    properties, required = schema.get("properties", {}), schema.get("required", [])
+    shown_tool: dict[str, Any] = {key: tool[key] for key in ("name", "description") if tool.get(key)}
     if not _PLAIN_SCHEMA.issuperset(schema):
-        return {**found, "parameters": schema}
-    needed: dict[str, Any] = {"required": required} if required and set(required) != set(properties) else {}
-    return {**found, "arguments": properties, **needed}
+        return {**shown_tool, "parameters": schema}
+    properties, required = schema.get("properties", {}), schema.get("required", [])
+    shown_tool["arguments"] = properties
+    if required and set(required) != set(properties):
+        shown_tool["required"] = required
+    return shown_tool
 
 
 def calls_text(calls: Sequence[Call]) -> str:
@@ -93,13 +97,13 @@ def read_tools(raw: Any, source: SourceLine, where: str) -> tuple[Mapping[str, A
         refuse(source, f"{where}: must be an array of tools, got {type_name(raw)}")
     if len(raw) > MAX_TOOLS:
         refuse(source, f"{where}: must be at most {MAX_TOOLS:,} tools, got {len(raw):,}")
-    found: dict[str, Mapping[str, Any]] = {}
-    for at, item in enumerate(raw):
-        tool = _read_tool(item, source, f"{where}[{at}]")
-        if tool["name"] in found:
-            refuse(source, f"{where}[{at}]: a second tool is called {shown(tool['name'])}", "rename one of the two")
-        found[tool["name"]] = tool
-    return tuple(found.values())
+    tools: dict[str, Mapping[str, Any]] = {}
+    for index, item in enumerate(raw):
+        tool = _read_tool(item, source, f"{where}[{index}]")
+        if tool["name"] in tools:
+            refuse(source, f"{where}[{index}]: a second tool is called {shown(tool['name'])}", "rename one of the two")
+        tools[tool["name"]] = tool
+    return tuple(tools.values())
 
 
 def _read_tool(item: Any, source: SourceLine, where: str) -> Mapping[str, Any]:
@@ -122,14 +126,14 @@ def _read_tool(item: Any, source: SourceLine, where: str) -> Mapping[str, Any]:
     for key, kind, is_kind in (("properties", "an object", is_object), ("required", "an array", is_array)):
         if schema and key in schema and not is_kind(schema[key]):
             refuse(source, f"{inner}.parameters.{key}: must be {kind}, got {type_name(schema[key])}")
-    if schema and not all(isinstance(needed, str) for needed in schema.get("required", ())):
+    if schema and not all(isinstance(argument, str) for argument in schema.get("required", ())):
         refuse(source, f"{inner}.parameters.required: must be names of arguments, got {shown(schema['required'])}")
-    given = {"name": name, "description": description, "parameters": schema}
-    return {key: value for key, value in given.items() if value not in (None, "")}
+    tool = {"name": name, "description": description, "parameters": schema}
+    return {key: value for key, value in tool.items() if value not in (None, "")}
 
 
 def read_choice(raw: Any, tools: Sequence[Mapping[str, Any]], source: SourceLine, where: str) -> str | None:
-    """What replies begin with by a `tool_choice`; None where tools are not shown (`none`, or no tools)."""
+    """The beginning of replies according to a `tool_choice`; None if no tools are listed (`none`, or no tools)."""
     if not tools:
         if raw not in (None, "none", "auto"):
             refuse(source, f"{where}: needs `tools`, and there are none", "add them, or leave it out")
@@ -158,20 +162,20 @@ def read_calls(raw: Any, source: SourceLine, where: str) -> tuple[tuple[Call, ..
         refuse(source, f"{where}: must be an array of calls, got {type_name(raw) if raw != [] else 'none'}")
     calls: list[Call] = []
     ids: list[str | None] = []
-    for at, item in enumerate(raw):
-        place = f"{where}[{at}]"
+    for index, item in enumerate(raw):
+        name = f"{where}[{index}]"
         if not is_object(item) or not is_object(item.get("function", item)):
-            refuse(source, f"{place}: must be an object with a `function`, got {shown(item)}")
+            refuse(source, f"{name}: must be an object with a `function`, got {shown(item)}")
         if item.get("type", "function") != "function":
-            refuse(source, f'{place}.type: must be "function", got {shown(item["type"])}')
-        inner = f"{place}.function" if "function" in item else place
+            refuse(source, f'{name}.type: must be "function", got {shown(item["type"])}')
+        inner = f"{name}.function" if "function" in item else name
         calls.append(read_call(item.get("function", item), source, inner))
         ids.append(item["id"] if isinstance(item.get("id"), str) else None)
     return tuple(calls), tuple(ids)
 
 
 def read_call(raw: Mapping[str, Any], source: SourceLine, where: str) -> Call:
-    """A call: `name`, and `arguments` as an object or as JSON of one."""
+    """A call with `name`, and with `arguments` that are an object or the JSON text of one."""
     name = raw.get("name")
     arguments: Any = raw.get("arguments", {})
     if not isinstance(name, str) or not name:
@@ -187,43 +191,47 @@ def read_call(raw: Mapping[str, Any], source: SourceLine, where: str) -> Call:
 
 
 def strict_json(text: str) -> Any:
-    """The JSON value of `text`; raises `ValueError` for what JSON readers disagree about, as well."""
+    """The JSON value of `text`; raises `ValueError`, also for content on which JSON readers disagree."""
     try:
-        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def _no_constant(name: str) -> float:
+def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
         raise ValueError("a key comes twice in one object")
-    return found
+    return values
 
 
 def calls_in(text: str) -> tuple[Call, ...] | str:
-    """The calls that an answer makes, none if it is text without JSON, or what is wrong with them.
+    """The calls that an answer makes, `()` if it is text without JSON, or a description of what is wrong with them.
 
-    A call is an object of `name` and `arguments` (none if left out), or an array of such, in one fenced block or alone.
-    Text may stand around the block. A block that a stop text cut before its end is read to the end of the answer.
+    A call is an object with `name` and optional `arguments`. The answer has a call or an array of calls, either as its
+    whole text or in one fenced block with any text around it. A block that a stop text cut is read to the end of the
+    answer.
     """
     text = text.strip()
-    is_bare = text.startswith(("{", "["))
-    _, fence, rest = ("", "", text) if is_bare else text.partition("```")
-    label, _, inside = rest.partition("\n") if fence else ("", "", rest)
-    if (not fence and not is_bare) or label.strip().lower() not in ("", "json"):
-        return ()
-    block, _, after = (inside, "", "") if is_bare else inside.partition("\n```")
-    if "```" in after:
-        return "has more than one fenced block"
+    label = ""
+    is_fenced = not text.startswith(("{", "["))
+    if is_fenced:
+        _, fence, after_fence = text.partition("```")
+        label, _, inside = after_fence.partition("\n")
+        label = label.strip().lower()
+        if not fence or label not in ("", "json"):
+            return ()
+        text, _, after_block = inside.partition("\n```")
+        if "```" in after_block:
+            return "has more than one fenced block"
     try:
-        value = strict_json(block)
+        value = strict_json(text)
     except ValueError as error:
-        return () if fence and not label.strip() else f"not JSON ({parsing_problem(error)})"
+        return () if is_fenced and not label else f"not JSON ({parsing_problem(error)})"
     items: list[Any] = value if is_array(value) else [value]
     calls: list[Call] = []
     for item in items:

@@ -1,7 +1,8 @@
-"""The JSON objects of OpenAI's two interfaces, made of the engine's replies and scores.
+"""Makes the JSON objects of OpenAI's two interfaces from the engine's replies and scores.
 
 Field names: OpenAI's API reference, "The chat completion object", "The chat completion chunk object" and "The
-completion object". A token that is not whole characters is named `bytes:\\xe2\\x80`, as in OpenAI's completions.
+completion object". A token that does not consist of whole characters has a name such as `bytes:\\xe2\\x80`, as in
+OpenAI's completions.
 """
 
 from __future__ import annotations
@@ -16,26 +17,26 @@ from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, Reply, TokenDeta
 from rwkvbatch.prompt.tokenizer import Tokenizer, Utf8Stream
 
 END_OF_TEXT_NAME = "<|endoftext|>"
-"""How token 0 is named to clients; it has no text."""
+"""The name of token 0 for clients; the token has no text."""
 
 _names = random.Random()
-"""Names of responses. They are no secrets, and the system's generator takes a call of the system for each."""
+"""Generator of response ids. These are not secret, and the system's generator would need a system call for each."""
 
 _REASONS: dict[FinishReason, str] = {"stop": "stop", "eos": "stop", "length": "length", "time": "length"}
 
 
 def finish_reason(reply: Reply) -> str:
-    """OpenAI's word: a reply that `max_seconds` ended is `length` too."""
+    """OpenAI's finish reason, which is `length` also for a reply that `max_seconds` ended."""
     return _REASONS.get(reply.finish_reason, "stop")
 
 
 @dataclass(frozen=True)
 class Head:
-    """What every object of one response begins with.
+    """The first fields of every object of one response.
 
     Attributes:
         kind: `chat.completion`, `chat.completion.chunk` or `text_completion`.
-        fingerprint: of the weights, their backend and the program's version.
+        fingerprint: identifies the weights, the backend and the program's version.
     """
 
     kind: str
@@ -62,10 +63,10 @@ class Head:
 
 
 def usage(num_prompt: int, replies: Iterable[Reply]) -> dict[str, Any]:
-    """Token counts. Prompts count once, however many replies there are; end of text is no token of a reply."""
-    listed = list(replies)
-    num_reply = sum(len(reply.ids) for reply in listed)
-    cached = min((reply.num_cached for reply in listed), default=0)
+    """Token counts. A prompt counts once, even with several replies; the end of text is not counted in a reply."""
+    all_replies = list(replies)
+    num_reply = sum(len(reply.ids) for reply in all_replies)
+    cached = min((reply.num_cached for reply in all_replies), default=0)
     return {
         "prompt_tokens": num_prompt,
         "completion_tokens": num_reply,
@@ -98,10 +99,10 @@ class TokenNames:
         return {
             "content": [
                 {
-                    **self._entry(each.token, each.logprob),
-                    "top_logprobs": [self._entry(token, logprob) for token, logprob in each.top],
+                    **self._entry(token_details.token, token_details.logprob),
+                    "top_logprobs": [self._entry(token, logprob) for token, logprob in token_details.top],
                 }
-                for each in details
+                for token_details in details
             ],
             "refusal": None,
         }
@@ -113,27 +114,30 @@ class TokenNames:
         """`logprobs` of a completion choice.
 
         Args:
-            details: of each token; a number is a token whose probability is unknown, since nothing is before it.
-            offsets: of the text before these tokens; counts theirs.
+            details: the details of each token; an id for a token without a probability, because it is the first one.
+            offsets: counts the text offsets; has counted those of all earlier tokens.
         """
-        tokens = [each if isinstance(each, int) else each.token for each in details]
+        tokens = [item if isinstance(item, int) else item.token for item in details]
         return {
             "tokens": [self.name(token) for token in tokens],
-            "token_logprobs": [None if isinstance(each, int) else each.logprob for each in details],
-            "top_logprobs": [None if isinstance(each, int) else self._top(each) for each in details],
+            "token_logprobs": [None if isinstance(item, int) else item.logprob for item in details],
+            "top_logprobs": [None if isinstance(item, int) else self._top(item) for item in details],
             "text_offset": [offsets.take(token) for token in tokens],
         }
 
-    def _top(self, each: TokenDetails) -> dict[str, float]:
-        """The likeliest tokens by name, and the token itself. Of two tokens of the same name the likelier one stays."""
-        found: dict[str, float] = {}
-        for token, logprob in (*each.top, (each.token, each.logprob)):
-            found.setdefault(self.name(token), logprob)
-        return found
+    def _top(self, details: TokenDetails) -> dict[str, float]:
+        """By name, the log-probabilities of the likeliest tokens and of the token itself.
+
+        If two tokens have the same name, that of the likelier one is given.
+        """
+        logprobs: dict[str, float] = {}
+        for token, logprob in (*details.top, (details.token, details.logprob)):
+            logprobs.setdefault(self.name(token), logprob)
+        return logprobs
 
 
 class TextOffsets:
-    """Where the tokens of a completion begin, in characters of its text."""
+    """Counts the offsets of a completion's tokens, in characters of its text."""
 
     def __init__(self, names: TokenNames) -> None:
         self._names = names
@@ -141,7 +145,7 @@ class TextOffsets:
         self._offset = 0
 
     def take(self, token: int) -> int:
-        """The offset of the next token. A character counts where its last byte is."""
+        """The offset of the next token. A character counts to the token that has its last byte."""
         offset = self._offset
         self._offset += len(self._text.push(self._names.data(token)))
         return offset

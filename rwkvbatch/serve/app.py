@@ -1,4 +1,4 @@
-"""The HTTP application: routes, keys, limits, errors, streams."""
+"""The HTTP application: routes, access checks, limits, errors and streams."""
 
 from __future__ import annotations
 
@@ -33,16 +33,22 @@ _log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 10_000_000
 BODY_SECONDS = 30.0
-"""For a request's body to arrive."""
+"""Time limit for the body of a request to arrive."""
 _LARGE_BODY = 16_384
-"""Bytes of a body from which it is read in another thread, so that other clients' streams go on."""
+"""Number of bytes from which a body is parsed in another thread, so that other clients' streams continue."""
 _CLOSE = {"connection": "close"}
 
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask. `key`: the bearer token of every request but /health, if there is one. `hosts`: names by which the
-    server may be addressed, None for any: a page in a browser must not reach a loopback server under its own name."""
+    """Access rules.
+
+    Attributes:
+        key: bearer token that every request except /health must have; None for none.
+        hosts: host names by which the server may be addressed; None for any. They keep web pages from reaching a server
+            on a loopback address through a host name of their own.
+        body_seconds: time limit for the body of a request to arrive.
+    """
 
     key: str | None = None
     hosts: frozenset[str] | None = None
@@ -73,20 +79,21 @@ class Service:
             Route("/health", self._health, methods=["GET"]),
             Route("/metrics", self._metrics, methods=["GET"]),
         ]
-        # A router alone: each event of each stream passes all layers that Starlette's applications have around it.
-        return _Gate(Router(routes, redirect_slashes=False), self._access, self.figures, {each.path for each in routes})
+        # A bare router, because each event of a stream would pass through all layers of a Starlette application.
+        paths = {route.path for route in routes}
+        return _Gate(Router(routes, redirect_slashes=False), self._access, self.figures, paths)
 
     async def reply(self, request: Request, send: Send, kind: type[ChatFields | CompletionFields]) -> None:
-        """Answer a request for replies. However it ends, the engine's requests that are left are cancelled."""
+        """Answer a request for replies. In every case, its unfinished engine requests are cancelled at the end."""
         body = await self._body(request)
         arguments = body, kind, self.served, self._builder, self._names
         is_slow = len(body) > _LARGE_BODY or b"no_penalty" in body
         job = await run_in_threadpool(prepare, *arguments) if is_slow else prepare(*arguments)
-        flight = self.batcher.submit(job.works, streams=job.asked.fields.stream)
-        leaving = asyncio.ensure_future(_left(request))
-        leaving.add_done_callback(lambda _: flight.leave())
+        flight = self.batcher.submit(job.works, streams=job.parsed.fields.stream)
+        disconnect = asyncio.ensure_future(_wait_for_disconnect(request))
+        disconnect.add_done_callback(lambda _: flight.leave())
         try:
-            if job.asked.fields.stream:
+            if job.parsed.fields.stream:
                 await _send_stream(job, flight, send)
             else:
                 while not flight.is_done:
@@ -94,19 +101,19 @@ class Service:
                 response = _json(job.body(flight.results), headers=job.headers)
                 await response(request.scope, request.receive, send)
         finally:
-            leaving.cancel()
+            disconnect.cancel()
             self.batcher.cancel(flight)
 
     async def _body(self, request: Request) -> bytes:
         """The request's body.
 
         Raises:
-            HTTPException: it is not JSON by its type, too large, or too slow.
+            HTTPException: its content type is not JSON, or it is too large or too slow.
         """
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # what a page in a browser may send elsewhere without asking is not
-            words = f"content-type must be application/json, got {kind[:80] or 'none'}"
-            raise HTTPException(415, f"{words}; with curl: -H 'content-type: application/json'", _CLOSE)
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type != "application/json":  # a web page cannot send this type to another site without permission
+            problem = f"content-type must be application/json, got {content_type[:80] or 'none'}"
+            raise HTTPException(415, f"{problem}; with curl: -H 'content-type: application/json'", _CLOSE)
         too_large = HTTPException(413, f"the body may have at most {MAX_BODY_BYTES:,} bytes", _CLOSE)
         length = request.headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:20]) > MAX_BODY_BYTES:
@@ -213,7 +220,7 @@ class _Replies:
 
 
 class _Gate:
-    """Counts responses, refuses strangers, and answers for handlers that fail."""
+    """Counts responses, refuses requests without access, and turns exceptions of handlers into responses."""
 
     def __init__(self, app: ASGIApp, access: Access, figures: ServerFigures, paths: set[str]) -> None:
         self._app = app
@@ -224,41 +231,42 @@ class _Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        begun = False
+        has_begun = False
 
-        async def counting(message: Message) -> None:
-            nonlocal begun
+        async def send_and_count(message: Message) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
-                begun = True
+                has_begun = True
                 path = scope["path"] if scope["path"] in self._paths else "other"
                 self._figures.answered[path, message["status"]] += 1
             await send(message)
 
-        scope["app"] = self  # has Starlette's router raise what it cannot route, instead of answering with a text
+        scope["app"] = self  # makes Starlette's router raise for an unknown route, instead of answering with a text
         try:
             refusal = self._refusal(scope)
-            await (self._app if refusal is None else refusal)(scope, receive, counting)
+            await (self._app if refusal is None else refusal)(scope, receive, send_and_count)
         except (ClientDisconnect, ClientLeftError):
             pass
         except Exception as error:
-            if begun:  # the connection is closed, so that the client sees that the response is not whole
+            if has_begun:  # the connection is closed, so that the client sees that the response is incomplete
                 _log.error("a response failed", exc_info=error)
                 raise
             if isinstance(error, HTTPException) and error.status_code in (404, 405):
                 error = self._unrouted(scope, error)
-            await _error_response(error)(scope, receive, counting)
+            await _error_response(error)(scope, receive, send_and_count)
 
     def _unrouted(self, scope: Scope, error: HTTPException) -> HTTPException:
-        """The router's refusal in words of use to somebody who mistyped an address."""
-        asked = f"{scope['method']} {printable(scope['path'], keep_newlines=False)[:SHOWN_NAME]}"
+        """The router's error with a message that lists the possible routes or methods."""
+        requested = f"{scope['method']} {printable(scope['path'], keep_newlines=False)[:SHOWN_NAME]}"
         if error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "").split(", ")
-            words = f"{asked}: this route takes {', '.join(sorted(allowed))}"
+            problem = f"{requested}: this route takes {', '.join(sorted(allowed))}"
         else:
-            words = f"{asked}: no such route; there are {', '.join(sorted(self._paths))}"
-        return HTTPException(error.status_code, words, error.headers)
+            problem = f"{requested}: no such route; there are {', '.join(sorted(self._paths))}"
+        return HTTPException(error.status_code, problem, error.headers)
 
     def _refusal(self, scope: Scope) -> Response | None:
+        """The response to a request without access; None if it has access."""
         headers = dict(cast("list[tuple[bytes, bytes]]", scope["headers"]))
         hosts, key = self._access.hosts, self._access.key
         host = headers.get(b"host", b"").decode("latin-1").lower()
@@ -267,18 +275,15 @@ class _Gate:
             text = f"this server is addressed as {', '.join(sorted(hosts))}; got {host[:80]!r}"
             return _json(_content(text, 403), 403, _CLOSE)
         if key is not None and scope["path"] != "/health":
-            given = headers.get(b"authorization", b"")
-            kind, _, token = given.partition(b" ")
-            if kind.lower() != b"bearer" or not hmac.compare_digest(token.strip(), key.encode()):
-                more = {"www-authenticate": "Bearer", **_CLOSE}
-                return _json(
-                    _content("a valid key is needed: Authorization: Bearer KEY", 401, "invalid_api_key"), 401, more
-                )
+            scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), key.encode()):
+                content = _content("a valid key is needed: Authorization: Bearer KEY", 401, "invalid_api_key")
+                return _json(content, 401, {"www-authenticate": "Bearer", **_CLOSE})
         return None
 
 
-async def _left(request: Request) -> None:
-    """Wait for the end of the connection; the request's body has been read."""
+async def _wait_for_disconnect(request: Request) -> None:
+    """Wait for the end of the connection. The body of the request must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -287,8 +292,8 @@ async def _send_stream(job: Job, flight: Flight, send: Send) -> None:
     """Send a response as server-sent events.
 
     Raises:
-        RwkvBatchError: what ended the requests before something was sent; later it is the last event.
-        ClientLeftError: nobody reads it.
+        RwkvBatchError: the requests failed before anything was sent. A later error is sent as the last event.
+        ClientLeftError: the client has closed its connection.
     """
     stream, has_begun, is_last = ReplyStream(job, flight), False, False
     while not is_last:
@@ -313,10 +318,10 @@ def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = N
 
 
 def _content(message: str, status: int, code: str | None = None, param: str | None = None) -> dict[str, Any]:
-    """An error as OpenAI's interfaces have it."""
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    kind = {401: "authentication_error", 429: "rate_limit_error"}.get(status, kind)
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    """The JSON object of an error in OpenAI's interfaces."""
+    default = "server_error" if status >= 500 else "invalid_request_error"
+    error_type = {401: "authentication_error", 429: "rate_limit_error"}.get(status, default)
+    return {"error": {"message": message, "type": error_type, "param": param, "code": code}}
 
 
 def _error_response(error: Exception) -> Response:

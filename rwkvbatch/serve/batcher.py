@@ -1,4 +1,4 @@
-"""The thread that owns the engine: requests of all clients in one batch, results handed back to the event loop."""
+"""Runs the engine in a thread: batches the requests of all clients, and passes their results to the event loop."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _log = logging.getLogger(__name__)
 
 
 class QueueFullError(RowError):
-    """More requests are unfinished than the server takes."""
+    """The server has the largest allowed number of unfinished requests."""
 
 
 class EngineFailedError(RowError):
-    """The engine failed during a step; all its requests ended, and a new engine was made."""
+    """The engine failed during a step. All its requests ended, and a new engine was made."""
 
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """A text to score: `continuation` after `prefix`, with the `num_top` likeliest tokens at each position."""
+    """A request to score `continuation` after `prefix`, with the `num_top` likeliest tokens at each position."""
 
     prefix: tuple[int, ...]
     continuation: tuple[int, ...]
@@ -37,12 +37,12 @@ class ScoreRequest:
 
 
 Work = Request | ScoreRequest
-News = str | TokenDetails | Reply | Score | RwkvBatchError
-"""Of one request: a piece of its text, a token's details, its result, or the error that ended all of its flight."""
+Update = str | TokenDetails | Reply | Score | RwkvBatchError
+"""An update of one request: a piece of its text, a token's details, its result, or the error that ended its flight."""
 
 EVENTS_PER_SECOND = 2000
-"""About how many pieces of text the event loop is handed. With many streams each gets fewer and larger ones: an event
-for each token takes the processors that compute the tokens."""
+"""Approximate limit of the pieces of text that the event loop gets per second. With many streams, each gets fewer and
+larger pieces: an event for each token would use the processor time that computes the tokens."""
 
 
 class ClientLeftError(Exception):
@@ -50,13 +50,13 @@ class ClientLeftError(Exception):
 
 
 class Flight:
-    """The requests of one HTTP request under way. Only the event loop's thread uses it, except where noted.
+    """The engine requests of one HTTP request. Only the event loop's thread uses it, except where noted.
 
     Attributes:
-        results: of each request; None until it ends.
-        error: why all of them ended without results.
-        fresh: news that the event loop does not have yet; of the engine's thread.
-        next_s: when the event loop may have more text; of the engine's thread.
+        results: the result of each request; None until it ends.
+        error: the reason why all requests ended without results.
+        undelivered: updates that the event loop does not have yet; used by the engine's thread.
+        next_s: time from which the event loop may get more text; used by the engine's thread.
     """
 
     def __init__(self, works: Sequence[Work], *, streams: bool) -> None:
@@ -65,7 +65,7 @@ class Flight:
         self.results: list[Reply | Score | None] = [None] * len(works)
         self.error: RwkvBatchError | None = None
         self.is_cancelled = False
-        self.fresh: list[tuple[int, News]] = []
+        self.undelivered: list[tuple[int, Update]] = []
         self.next_s = 0.0
         self._pieces: list[list[str]] = [[] for _ in works]
         self._details: list[list[TokenDetails]] = [[] for _ in works]
@@ -80,11 +80,11 @@ class Flight:
         return self._num_left == 0 or self.error is not None
 
     async def change(self) -> None:
-        """Wait for news.
+        """Wait for an update.
 
         Raises:
             RwkvBatchError: the requests ended without results.
-            ClientLeftError: nobody waits for them.
+            ClientLeftError: the client has closed its connection.
         """
         await self._changed.wait()
         self._changed.clear()
@@ -94,7 +94,7 @@ class Flight:
             raise self.error
 
     def leave(self) -> None:
-        """Note that the client has left."""
+        """Record that the client has closed its connection."""
         self._client_left = True
         self._changed.set()
 
@@ -110,9 +110,9 @@ class Flight:
         details, self._details[index] = self._details[index], []
         return details
 
-    def put(self, news: Sequence[tuple[int, News]]) -> None:
-        """Take news of its requests, by their index."""
-        for index, value in news:
+    def put(self, updates: Sequence[tuple[int, Update]]) -> None:
+        """Take updates, each with the index of its request."""
+        for index, value in updates:
             if isinstance(value, str):
                 self._pieces[index].append(value)
             elif isinstance(value, TokenDetails):
@@ -129,27 +129,24 @@ class Batcher:
     """Runs an engine in a thread of its own.
 
     Args:
-        make_engine: called in that thread, again after a failure of the engine.
-        max_unfinished: the most requests that may be unfinished, those that wait included.
-
-    Raises:
-        RwkvBatchError: `start`, what `make_engine` raises.
+        make_engine: makes the engine; called by `start`, and in the thread after a failure of the engine.
+        max_unfinished: largest number of unfinished requests, including those that wait.
     """
 
     def __init__(self, make_engine: Callable[[], Engine], max_unfinished: int) -> None:
         self._make_engine = make_engine
         self._max_unfinished = max_unfinished
         self._engine: Engine | None = None
-        self._past = EngineStats()
+        self._former_stats = EngineStats()
         self._wake = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
         self._closing = False
         self._failure: str | None = None
         self._thread: threading.Thread | None = None
-        # Of the engine's thread:
+        # Used by the engine's thread:
         self._running: dict[int, tuple[Flight, int]] = {}
-        self._fresh: dict[Flight, bool] = {}  # flights with news, and whether these must not wait
-        # Of the event loop's thread:
+        self._updated: dict[Flight, bool] = {}  # flights with undelivered updates, and whether these must not wait
+        # Used by the event loop's thread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._flights: set[Flight] = set()
         self.num_unfinished = 0
@@ -161,12 +158,12 @@ class Batcher:
 
     @property
     def stats(self) -> EngineStats:
-        """Counts of this engine and of those before it."""
+        """Counts of this engine and of its predecessors."""
         engine = self._engine
         if engine is None:
-            return self._past
-        now = asdict(engine.stats)
-        return EngineStats(**{name: count + now[name] for name, count in asdict(self._past).items()})
+            return self._former_stats
+        current = asdict(engine.stats)
+        return EngineStats(**{name: count + current[name] for name, count in asdict(self._former_stats).items()})
 
     @property
     def num_cached_states(self) -> int:
@@ -174,18 +171,21 @@ class Batcher:
 
     @property
     def num_waiting(self) -> int:
-        """Requests that are unfinished and do not fit into the batch."""
+        """Number of unfinished requests that do not fit into the batch."""
         return 0 if self._engine is None else max(0, self.num_unfinished - self._engine.max_batch)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Make the engine and start its thread; results are handed to `loop`."""
+        """Make the engine and start its thread, which passes results to `loop`. Raises as `make_engine`."""
         self._loop = loop
         self._engine = self._make_engine()
         self._thread = threading.Thread(target=self._run, name="rwkvbatch-engine", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread after its step; requests under way end with an error. For the event loop's thread."""
+        """End the engine's thread after its step; unfinished requests end with an error.
+
+        Must be called in the event loop's thread.
+        """
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -199,7 +199,7 @@ class Batcher:
 
         Raises:
             QueueFullError: too many requests are unfinished.
-            EngineFailedError: there is no engine any more.
+            EngineFailedError: the engine failed, and no new one could be made.
         """
         if self._failure is not None:
             raise EngineFailedError(f"the engine failed and could not be made again: {self._failure}")
@@ -218,7 +218,7 @@ class Batcher:
         return flight
 
     def cancel(self, flight: Flight) -> None:
-        """End the requests that are not finished; without effect on a flight that is done."""
+        """End the unfinished requests of a flight."""
         if flight.is_cancelled or flight.is_done:
             return
         flight.is_cancelled = True
@@ -236,13 +236,13 @@ class Batcher:
             self._flights.remove(flight)
             self.num_unfinished -= len(flight.works)
 
-    def _deliver(self, news: list[tuple[Flight, list[tuple[int, News]]]]) -> None:
-        for flight, of_flight in news:
-            flight.put(of_flight)
+    def _deliver(self, updates: list[tuple[Flight, list[tuple[int, Update]]]]) -> None:
+        for flight, flight_updates in updates:
+            flight.put(flight_updates)
             if flight.is_done:
                 self._leave(flight)
 
-    # In the engine's thread:
+    # The following methods run in the engine's thread.
 
     def _run(self) -> None:
         while True:
@@ -258,7 +258,7 @@ class Batcher:
                     self._take(self._engine.step())
             except Exception as error:
                 self._fail(error)
-            self._hand_over()
+            self._hand_over_updates()
 
     @property
     def _is_busy(self) -> bool:
@@ -267,77 +267,77 @@ class Batcher:
     def _begin(self, flight: Flight) -> None:
         engine = self._engine
         if engine is None:
-            self._tell(flight, 0, EngineFailedError("there is no engine"))
+            self._notify(flight, 0, EngineFailedError("there is no engine"))
             return
         try:
             for index, work in enumerate(flight.works):
                 self._running[self._submit(engine, flight, index, work)] = flight, index
         except (RwkvBatchError, ValueError) as error:
             self._drop(flight)
-            wrong = error if isinstance(error, RwkvBatchError) else RowError(str(error))
-            self._tell(flight, 0, wrong)
+            self._notify(flight, 0, error if isinstance(error, RwkvBatchError) else RowError(str(error)))
 
     def _submit(self, engine: Engine, flight: Flight, index: int, work: Work) -> int:
         if isinstance(work, ScoreRequest):
             return engine.submit_score(work.prefix, work.continuation, work.root, num_top=work.num_top)
         if flight.streams:
 
-            def tell(value: str | TokenDetails) -> None:
-                flight.fresh.append((index, value))
-                self._fresh.setdefault(flight, False)
+            def add_update(value: str | TokenDetails) -> None:
+                flight.undelivered.append((index, value))
+                self._updated.setdefault(flight, False)
 
-            work = replace(work, on_text=tell, on_details=tell)
+            work = replace(work, on_text=add_update, on_details=add_update)
         return engine.submit(work)
 
-    def _tell(self, flight: Flight, index: int, value: News) -> None:
-        flight.fresh.append((index, value))
-        self._fresh[flight] = True
+    def _notify(self, flight: Flight, index: int, value: Update) -> None:
+        """Add an update that must be delivered after this step."""
+        flight.undelivered.append((index, value))
+        self._updated[flight] = True
 
     def _drop(self, flight: Flight) -> None:
-        for number in [number for number, (owner, _) in self._running.items() if owner is flight]:
-            del self._running[number]
+        for request_id in [request_id for request_id, (owner, _) in self._running.items() if owner is flight]:
+            del self._running[request_id]
             if self._engine is not None:
-                self._engine.cancel(number)
-        self._fresh.pop(flight, None)
+                self._engine.cancel(request_id)
+        self._updated.pop(flight, None)
 
     def _take(self, finished: Sequence[tuple[int, Reply | Score]]) -> None:
-        for number, result in finished:
-            place = self._running.pop(number, None)
-            if place is not None:
-                self._tell(*place, result)
+        for request_id, result in finished:
+            flight_and_index = self._running.pop(request_id, None)
+            if flight_and_index is not None:
+                self._notify(*flight_and_index, result)
 
     def _fail(self, error: Exception) -> None:
-        """End all requests: states may be ahead of their tokens. A new engine takes the next ones."""
+        """End all requests, because their states may be ahead of their tokens, and make a new engine."""
         _log.error("the engine failed", exc_info=error)
-        self._past = self.stats
+        self._former_stats = self.stats
         self._engine = None
         self._end_all(EngineFailedError(f"the engine failed: {in_words(error)}"))
         try:
             self._engine = self._make_engine()
-        except Exception as again:
-            self._failure = in_words(again)
+        except Exception as second_error:
+            self._failure = in_words(second_error)
 
     def _end_all(self, error: EngineFailedError) -> None:
         flights = {flight for flight, _ in self._running.values()}
         self._running.clear()
         for flight in flights:
-            self._tell(flight, 0, error)
+            self._notify(flight, 0, error)
 
-    def _hand_over(self) -> None:
-        """Hand news to the event loop, with one call for all flights."""
-        now_s, next_s = time.monotonic(), time.monotonic() + len(self._fresh) / EVENTS_PER_SECOND
-        news: list[tuple[Flight, list[tuple[int, News]]]] = []
-        for flight, is_urgent in list(self._fresh.items()):
+    def _hand_over_updates(self) -> None:
+        """Pass updates to the event loop, with one call for all flights."""
+        now_s, next_s = time.monotonic(), time.monotonic() + len(self._updated) / EVENTS_PER_SECOND
+        updates: list[tuple[Flight, list[tuple[int, Update]]]] = []
+        for flight, is_urgent in list(self._updated.items()):
             if is_urgent or now_s >= flight.next_s:
-                del self._fresh[flight]
-                news.append((flight, flight.fresh))
-                flight.fresh, flight.next_s = [], next_s
-        if news and self._loop is not None and not self._loop.is_closed():
-            self._call_in_loop(self._deliver, news)
+                del self._updated[flight]
+                updates.append((flight, flight.undelivered))
+                flight.undelivered, flight.next_s = [], next_s
+        if updates and self._loop is not None and not self._loop.is_closed():
+            self._call_in_loop(self._deliver, updates)
 
     def _call_in_loop(self, function: Callable[..., Any], *arguments: Any) -> None:
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:  # closed meanwhile: nobody waits for results any more
+        except RuntimeError:  # the loop was closed meanwhile, so that nothing waits for results
             _log.debug("the event loop is closed")

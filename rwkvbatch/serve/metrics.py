@@ -1,4 +1,4 @@
-"""Figures for Prometheus."""
+"""Metrics of the server for Prometheus."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 class ServerFigures:
-    """A collector of the Prometheus client library. `answered` counts responses by path and status."""
+    """A collector for the Prometheus client library.
+
+    Attributes:
+        answered: number of responses by path and status.
+    """
 
     def __init__(self, batcher: Batcher) -> None:
         self._batcher = batcher
@@ -48,7 +52,7 @@ class ServerFigures:
             yield GaugeMetricFamily(f"rwkvbatch_{name}", text, value)
 
     def text(self) -> bytes:
-        """All figures in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         from prometheus_client import CollectorRegistry, generate_latest
 
         registry = CollectorRegistry()

@@ -1,7 +1,7 @@
-"""What clients may ask for: the fields of OpenAI's two interfaces, the program's own settings, and their limits.
+"""Parses the requests of clients: the fields of OpenAI's two interfaces, this program's settings, and their limits.
 
 Field names and meanings: OpenAI's API reference, "Create chat completion" and "Create completion". Settings of this
-program (`top_k`, `min_p`, `think`, ...) are further fields of the same object, as vLLM's server has it.
+program (`top_k`, `min_p`, `think`, ...) are further fields of the same object, as in vLLM's server.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ MAX_STOP_CHARACTERS = 256
 MAX_EXEMPT = 8
 MAX_PREFIX_CHARACTERS = 10_000
 MAX_REPLIES = 128
-"""Replies to one HTTP request: prompts times `n`."""
+"""Largest number of replies to one HTTP request (prompts times `n`)."""
 MAX_TOP = 20
 MAX_MESSAGES = 10_000
 ROOT_FIELD = "initial_state"
 SHOWN_NAME = 80
-"""Characters of a client's name for something in an error."""
+"""Largest number of characters of a client's text that an error quotes."""
 
 OWN_FIELDS = (*Sampling.model_fields, "max_seconds", *DialoguePrompt.model_fields)
-"""Settings that a request may give, under their own names."""
+"""Settings of this program that a request may give as fields."""
 CHAT_ONLY = ("think", "turn_end", "reply_prefix")
+"""Those of `OWN_FIELDS` that only chat requests may give."""
 
 IGNORED = frozenset(
     {"user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier"}
 )
-"""Fields that decide nothing about a reply."""
+"""Fields that do not affect a reply."""
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
@@ -54,16 +55,22 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "repetition_penalty": (1, 1.0),
 }
-"""Fields that are accepted with the value that changes nothing, and refused with another one."""
+"""By field, the values that change nothing. Other values are refused."""
 
 
 class RequestError(UsageError):
-    """A request that cannot be served. `param` is the field, `status` the HTTP status, `code` OpenAI's error code."""
+    """A request that cannot be served.
+
+    Attributes:
+        param: the field that is wrong, if it is known.
+        status: the HTTP status.
+        code: OpenAI's error code, if there is one.
+    """
 
     def __init__(
         self, message: str, *, param: str | None = None, status: int = 400, code: str | None = None, hint: str = ""
     ) -> None:
-        # Both may quote the client, and get into the logs of others.
+        # Both may quote the client, and may be written to logs.
         super().__init__(printable(message, keep_newlines=False), hint=hint or None)
         self.param = None if param is None else printable(param, keep_newlines=False)
         self.status = status
@@ -78,7 +85,7 @@ class _StreamOptions(BaseModel):
 
 
 class _Fields(BaseModel):
-    """The fields that both interfaces have, besides settings; null is as good as absent."""
+    """The fields that both interfaces have, without settings. A null is treated as a missing field."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -93,7 +100,7 @@ class _Fields(BaseModel):
 
 
 class ChatFields(_Fields):
-    """The body of `/v1/chat/completions`, besides settings."""
+    """The body of `/v1/chat/completions`, without settings."""
 
     messages: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = None
@@ -102,7 +109,7 @@ class ChatFields(_Fields):
 
 
 class CompletionFields(_Fields):
-    """The body of `/v1/completions`, besides settings."""
+    """The body of `/v1/completions`, without settings."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
     echo: bool = False
@@ -112,20 +119,22 @@ class CompletionFields(_Fields):
 
 @dataclass(frozen=True)
 class Limits:
-    """The most of what a client may ask for."""
+    """Limits of a request."""
 
     max_prompt_tokens: int
     max_reply_tokens: int
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A checked request, whose settings are complete.
+class ParsedRequest:
+    """A validated request with complete settings.
 
     Attributes:
-        fields: of the interface. settings: the server's, with the request's in their place.
-        params: how replies are sampled and when they end. max_tokens: 0 scores the prompt only (completions).
-        num_top: how many of the likeliest tokens to report; None for no log-probabilities.
+        fields: the fields of the interface.
+        settings: the server's settings, overridden by the request's.
+        params: sampling and stopping of the replies.
+        max_tokens: largest number of tokens of a reply; 0 only scores the prompt (completions).
+        num_top: number of the likeliest tokens to report; None for no log-probabilities.
     """
 
     fields: ChatFields | CompletionFields
@@ -135,57 +144,54 @@ class Asked:
     num_top: int | None
 
 
-_Given = tuple[str, str, Any]
-"""Name, type and value of a setting: 1, 1.0 and true would be one key without their types."""
+_CacheKey = tuple[str, str, Any]
+"""Name, type and value of a setting. Without the type, 1, 1.0 and true would be the same key."""
 
 
 class ServerSettings:
-    """The settings of requests that do not give their own, and those of requests laid over them.
-
-    Args:
-        defaults: the server's.
-    """
+    """Merges the settings of requests with the server's defaults."""
 
     def __init__(self, defaults: CellSettings) -> None:
         self.defaults = defaults
-        # Most clients send the same few numbers again and again, and checking them takes longer than reading the rest.
-        self._known = lru_cache(maxsize=256)(self._checked)
+        # Most clients always send the same few numbers, and validating them takes longer than parsing all other fields.
+        self._cached_merge = lru_cache(maxsize=256)(self._merge)
 
-    def with_values(self, given: Mapping[str, Any], max_tokens: int) -> tuple[CellSettings, SamplingParams]:
-        """The settings with those `given` in their place, and what of them a reply takes, without a seed.
+    def with_values(self, values: Mapping[str, Any], max_tokens: int) -> tuple[CellSettings, SamplingParams]:
+        """The defaults overridden by `values`, and the parameters of a reply with them, without a seed.
 
         Raises:
             UsageError: a setting is out of range.
         """
         is_small = all(
-            isinstance(value, int | float) or (isinstance(value, str) and len(value) < 64) for value in given.values()
+            isinstance(value, int | float) or (isinstance(value, str) and len(value) < 64) for value in values.values()
         )
-        values: tuple[_Given, ...] = tuple((name, type(value).__name__, value) for name, value in given.items())
-        return self._known(values, max_tokens) if is_small else self._checked(values, max_tokens)
+        key: tuple[_CacheKey, ...] = tuple((name, type(value).__name__, value) for name, value in values.items())
+        return self._cached_merge(key, max_tokens) if is_small else self._merge(key, max_tokens)
 
-    def _checked(self, given: tuple[_Given, ...], max_tokens: int) -> tuple[CellSettings, SamplingParams]:
-        checked = CellSettings.parse({name: value for name, _, value in given})
-        settings = self.defaults.replace(**{name: getattr(checked, name) for name, _, _ in given})
+    def _merge(self, values: tuple[_CacheKey, ...], max_tokens: int) -> tuple[CellSettings, SamplingParams]:
+        checked = CellSettings.parse({name: value for name, _, value in values})
+        settings = self.defaults.replace(**{name: getattr(checked, name) for name, _, _ in values})
         settings.check_reply_prefix()
-        replied: dict[str, Any] = {
+        param_values: dict[str, Any] = {
             name: getattr(settings, name) for name in SamplingParams.model_fields if name != "seed"
         }
-        replied["max_tokens"] = max_tokens
-        params = SamplingParams(**replied)
-        _ = params.sampling  # computed once; copies with another seed keep it
+        param_values["max_tokens"] = max_tokens
+        params = SamplingParams(**param_values)
+        _ = params.sampling  # a cached property, which copies with another seed keep
         return settings, params
 
 
-def ask(
+def parse_request(
     body: object, kind: type[ChatFields | CompletionFields], server: ServerSettings, seed: int | None, limits: Limits
-) -> Asked:
-    """The request in a decoded JSON body, laid over the server's settings.
+) -> ParsedRequest:
+    """The request in a decoded JSON body, with the server's settings as defaults.
 
     Args:
-        seed: for a request without one; None draws one at random.
+        kind: the interface.
+        seed: seed of a request without one; None draws it at random.
 
     Raises:
-        RequestError: a field that is unknown, not of its type, or out of range.
+        RequestError: a field is unknown, has the wrong type, or is out of range.
     """
     if not isinstance(body, dict):
         raise RequestError(f"the body must be a JSON object, got {shown_value(body)}")
@@ -202,26 +208,29 @@ def ask(
     for name, value in own.items():
         _check_number(name, value)
     _check_sizes(own)
-    # Only what the client sent is shown in errors.
-    given: dict[str, Any] = {**own, **({"stop": stops} if "stop" in fields.model_fields_set else {})}
+    # Only values that the client sent, so that errors do not quote others.
+    sent: dict[str, Any] = {**own, **({"stop": stops} if "stop" in fields.model_fields_set else {})}
     try:
-        settings, params = server.with_values(given, max(max_tokens, 1))
+        settings, params = server.with_values(sent, max(max_tokens, 1))
     except UsageError as error:
-        raise in_fields(error, given) from None
-    chosen = fields.seed if fields.seed is not None else seed
-    params = params.model_copy(update={"seed": secrets.randbelow(2**32) if chosen is None else chosen})
-    return Asked(fields, settings, params, max_tokens, _num_top(fields))
+        raise as_request_error(error, sent) from None
+    if fields.seed is not None:
+        seed = fields.seed
+    elif seed is None:
+        seed = secrets.randbelow(2**32)
+    params = params.model_copy(update={"seed": seed})
+    return ParsedRequest(fields, settings, params, max_tokens, _num_top(fields))
 
 
-def in_fields(error: RwkvBatchError, given: Iterable[str]) -> RequestError:
-    """An error of the library for a client: options are called by their fields, and hints for others are left out.
+def as_request_error(error: RwkvBatchError, fields: Iterable[str]) -> RequestError:
+    """An error of the library for a client: with fields instead of options, and without the hint.
 
     Args:
-        given: the fields that may be the error's `param`: the first one that the message begins with or names.
+        fields: names of fields; the first one in the message becomes the error's `param`.
     """
-    message = re.sub(r"--([a-z][a-z-]*)", lambda found: full_name(found[1]), error.message)
-    named = re.findall(r"[a-z_]+", message)
-    return RequestError(message, param=next((name for name in named if name in set(given)), None))
+    message = re.sub(r"--([a-z][a-z-]*)", lambda match: full_name(match[1]), error.message)
+    words = re.findall(r"[a-z_]+", message)
+    return RequestError(message, param=next((word for word in words if word in set(fields)), None))
 
 
 def _is_setting(name: str, kind: type[ChatFields | CompletionFields]) -> bool:
@@ -245,11 +254,11 @@ def _fields(values: Mapping[str, Any], kind: type[ChatFields | CompletionFields]
 
 
 def _check_number(name: str, value: object) -> None:
-    """Refuse texts and true or false for a number, which the settings would convert."""
-    words = _allowed(name)
+    """Refuse strings and booleans for a setting that is a number; the settings would convert them."""
+    allowed = _allowed(name)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if words.startswith(("must be a number", "must be a whole number")) and not is_number:
-        raise RequestError(f"{name}: {words}, got {shown_value(value)}", param=name)
+    if allowed.startswith(("must be a number", "must be a whole number")) and not is_number:
+        raise RequestError(f"{name}: {allowed}, got {shown_value(value)}", param=name)
 
 
 @cache
@@ -258,13 +267,13 @@ def _allowed(name: str) -> str:
 
 
 def _check_sizes(values: Mapping[str, Any]) -> None:
-    """Refuse what would hold up all other clients: looking for exempt tokens takes time for each text."""
+    """Refuse values that would delay all other clients: searching exempt tokens takes time for each text."""
     exempt, prefix = values.get("no_penalty", ()), values.get("reply_prefix", "")
     if isinstance(exempt, list) and len(cast("list[object]", exempt)) > MAX_EXEMPT:
         raise RequestError(f"no_penalty: must be at most {MAX_EXEMPT} texts", param="no_penalty")
     if isinstance(prefix, str) and len(prefix) > MAX_PREFIX_CHARACTERS:
-        words = f"must be at most {MAX_PREFIX_CHARACTERS} characters, got {len(prefix)}"
-        raise RequestError(f"reply_prefix: {words}", param="reply_prefix")
+        problem = f"must be at most {MAX_PREFIX_CHARACTERS} characters, got {len(prefix)}"
+        raise RequestError(f"reply_prefix: {problem}", param="reply_prefix")
 
 
 def unknown_field(name: str) -> RequestError:
@@ -284,20 +293,20 @@ def _stops(stop: str | list[str]) -> list[str]:
 
 
 def _max_tokens(fields: ChatFields | CompletionFields, defaults: CellSettings, limits: Limits) -> int:
-    name, asked = "max_tokens", fields.max_tokens
+    name, value = "max_tokens", fields.max_tokens
     if isinstance(fields, ChatFields) and fields.max_completion_tokens is not None:
-        if asked is not None and asked != fields.max_completion_tokens:
+        if value is not None and value != fields.max_completion_tokens:
             raise RequestError("max_tokens and max_completion_tokens differ", param="max_completion_tokens")
-        name, asked = "max_completion_tokens", fields.max_completion_tokens
-    if asked is None:
+        name, value = "max_completion_tokens", fields.max_completion_tokens
+    if value is None:
         return min(defaults.max_tokens, limits.max_reply_tokens)
-    may_echo = isinstance(fields, CompletionFields)
-    least = 0 if may_echo and fields.echo else 1
-    if not least <= asked <= limits.max_reply_tokens:
-        hint = "echo allows 0" if may_echo and least else ""
-        words = f"must be a whole number in [{least}, {limits.max_reply_tokens}]"
-        raise RequestError(f"{name}: {words}, got {asked}", param=name, hint=hint)
-    return asked
+    is_completion = isinstance(fields, CompletionFields)
+    lowest = 0 if is_completion and fields.echo else 1
+    if not lowest <= value <= limits.max_reply_tokens:
+        hint = "echo allows 0" if is_completion and lowest else ""
+        problem = f"must be a whole number in [{lowest}, {limits.max_reply_tokens}]"
+        raise RequestError(f"{name}: {problem}, got {value}", param=name, hint=hint)
+    return value
 
 
 def _num_top(fields: ChatFields | CompletionFields) -> int | None:
@@ -320,29 +329,29 @@ def prompts_of(fields: CompletionFields) -> list[str | Sequence[int]]:
     else:
         prompts = list(cast("list[str] | list[list[int]]", prompt))
     if not 1 <= len(prompts) * fields.n <= MAX_REPLIES:
-        words = f"prompts times n must be 1 to {MAX_REPLIES}"
-        raise RequestError(f"prompt: {words}, got {len(prompts)} times {fields.n}", param="prompt")
+        problem = f"prompts times n must be 1 to {MAX_REPLIES}"
+        raise RequestError(f"prompt: {problem}, got {len(prompts)} times {fields.n}", param="prompt")
     return prompts
 
 
 def messages_of(fields: ChatFields) -> list[dict[str, str]]:
-    """The messages with their texts; `developer` is `system`, text parts are joined.
+    """The roles and texts of the messages. The role `developer` becomes `system`; text parts are joined.
 
     Raises:
-        RequestError: a message has something else than a role and a text.
+        RequestError: a message has other content than a role and a text.
     """
     return [_message(number, message) for number, message in enumerate(fields.messages)]
 
 
 def _message(number: int, message: Mapping[str, Any]) -> dict[str, str]:
     where = f"messages.{number}"
-    given = {name: value for name, value in message.items() if value not in (None, [])}
-    for name in given.keys() - {"role", "content"}:
+    values = {name: value for name, value in message.items() if value not in (None, [])}
+    for name in values.keys() - {"role", "content"}:
         raise RequestError(f"{where}.{name[:SHOWN_NAME]}: this server does not support it", param="messages")
-    role, content = given.get("role"), given.get("content", "")
+    role, content = values.get("role"), values.get("content", "")
     if role not in ("system", "developer", "user", "assistant"):
-        words = "must be system, developer, user or assistant"
-        raise RequestError(f"{where}.role: {words}, got {shown_value(role)}", param="messages")
+        problem = "must be system, developer, user or assistant"
+        raise RequestError(f"{where}.role: {problem}, got {shown_value(role)}", param="messages")
     if isinstance(content, list):
         content = "".join(_part(where, part) for part in cast("list[object]", content))
     if not isinstance(content, str):

@@ -1,4 +1,4 @@
-"""From a request's body to engine requests, and from their results to the response."""
+"""Converts the body of an HTTP request to engine requests, and their results to the response."""
 
 from __future__ import annotations
 
@@ -21,30 +21,32 @@ from rwkvbatch.serve.protocol import (
     OWN_FIELDS,
     ROOT_FIELD,
     SHOWN_NAME,
-    Asked,
     ChatFields,
     CompletionFields,
     Limits,
+    ParsedRequest,
     RequestError,
     ServerSettings,
-    ask,
-    in_fields,
+    as_request_error,
     messages_of,
+    parse_request,
     prompts_of,
 )
 
 
 @dataclass(frozen=True)
 class Served:
-    """What a server serves.
+    """The served model and the server's settings.
 
     Attributes:
-        name: the model's, for clients. created: when it was loaded, seconds since 1970.
-        settings: of requests. prelude: text before the first message.
-        roots: the engine's root of each initial state, by name; `none` is the zero state.
-        root: of requests that name no initial state.
-        seed: for requests without one; None draws one for each.
-        fingerprint: of the weights, the backend and the program's version.
+        name: the model's name for clients.
+        created: time at which the model was loaded, in seconds since 1970.
+        settings: the settings of requests.
+        prelude: text before the first message.
+        roots: by name, the engine's root of each initial state; `none` is the zero state.
+        root: root of requests that do not name an initial state.
+        seed: seed of requests without one; None draws a seed for each.
+        fingerprint: identifies the weights, the backend and the program's version.
     """
 
     spec: ModelSpec
@@ -62,7 +64,13 @@ class Served:
 
 @dataclass(frozen=True)
 class Choice:
-    """One choice of the response: where the results of its engine requests are, if it has them."""
+    """One choice of the response.
+
+    Attributes:
+        index: index among the choices.
+        reply_at: index of the engine request for its reply; None if none is generated.
+        score_at: index of the engine request that scores its prompt; None if it is not scored.
+    """
 
     index: int
     prompt: PreparedPrompt
@@ -70,34 +78,39 @@ class Choice:
     score_at: int | None
 
     def reply(self, results: Sequence[Reply | Score | None]) -> Reply | None:
-        """Its reply, if it is there; raises `NonFiniteLogitsError`."""
-        found = None if self.reply_at is None else results[self.reply_at]
-        if not isinstance(found, Reply):
+        """The reply, None if there is none yet; raises `NonFiniteLogitsError`."""
+        reply = None if self.reply_at is None else results[self.reply_at]
+        if not isinstance(reply, Reply):
             return None
-        if found.finish_reason == "error" or not all(map(math.isfinite, found.logprobs)):
-            raise NonFiniteLogitsError(found.error or "a log-probability is NaN or infinite")
-        return found
+        if reply.finish_reason == "error" or not all(map(math.isfinite, reply.logprobs)):
+            raise NonFiniteLogitsError(reply.error or "a log-probability is NaN or infinite")
+        return reply
 
     def score(self, results: Sequence[Reply | Score | None]) -> Score | None:
-        """The prompt's score, if it is there; raises `NonFiniteLogitsError`."""
-        found = None if self.score_at is None else results[self.score_at]
-        if not isinstance(found, Score):
+        """The prompt's score, None if there is none yet; raises `NonFiniteLogitsError`."""
+        score = None if self.score_at is None else results[self.score_at]
+        if not isinstance(score, Score):
             return None
-        if not all(map(math.isfinite, found.logprobs)):
+        if not all(map(math.isfinite, score.logprobs)):
             raise NonFiniteLogitsError("a log-probability of the prompt is NaN or infinite")
-        return found
+        return score
 
     def is_over(self, results: Sequence[Reply | Score | None]) -> bool:
-        return all(at is None or results[at] is not None for at in (self.reply_at, self.score_at))
+        return all(index is None or results[index] is not None for index in (self.reply_at, self.score_at))
 
 
 @dataclass
 class Job:
-    """One HTTP request as engine requests, and how their results become its response."""
+    """One HTTP request: its engine requests, and the conversion of their results to the response.
+
+    Attributes:
+        works: the engine requests.
+        num_prompt: number of tokens of all prompts.
+    """
 
     served: Served
     names: TokenNames
-    asked: Asked
+    parsed: ParsedRequest
     head: Head = field(init=False)
     works: list[Work] = field(default_factory=list[Work])
     choices: list[Choice] = field(default_factory=list[Choice])
@@ -105,24 +118,24 @@ class Job:
 
     def __post_init__(self) -> None:
         kind = "text_completion" if not self.is_chat else "chat.completion"
-        kind += ".chunk" if self.is_chat and self.asked.fields.stream else ""
+        kind += ".chunk" if self.is_chat and self.parsed.fields.stream else ""
         self.head = Head.of(kind, self.served.name, self.served.fingerprint)
 
     @property
     def is_chat(self) -> bool:
-        return isinstance(self.asked.fields, ChatFields)
+        return isinstance(self.parsed.fields, ChatFields)
 
     @property
     def headers(self) -> dict[str, str]:
-        """The seed, and whether the same request gets the same replies whatever else is served."""
+        """Headers with the seed, and whether replies are independent of the other requests that are served."""
         spec = self.served.spec
         reproducible = "bitwise" if spec.bitwise else f"no; backend {spec.backend} on {spec.device}"
-        if self.asked.params.max_seconds is not None:
+        if self.parsed.params.max_seconds is not None:
             reproducible = "no; max_seconds"
-        return {"x-rwkvbatch-seed": str(self.asked.params.seed), "x-rwkvbatch-reproducible": reproducible}
+        return {"x-rwkvbatch-seed": str(self.parsed.params.seed), "x-rwkvbatch-reproducible": reproducible}
 
     def add(self, prompt: PreparedPrompt, root: int) -> None:
-        """Add a prompt: its score if that is wanted, and its replies."""
+        """Add the engine requests and the choices of a prompt; raises `RequestError` if it is too long."""
         limit = self.served.limits.max_prompt_tokens
         if len(prompt.tokens) > limit:
             raise RequestError(
@@ -130,21 +143,21 @@ class Job:
                 param="messages" if self.is_chat else "prompt",
                 code="context_length_exceeded",
             )
-        asked, score_at = self.asked, None
+        parsed, score_at = self.parsed, None
         self.num_prompt += len(prompt.tokens)
-        if self.echoes and asked.num_top is not None and len(prompt.tokens) > 1:
+        if self.echoes and parsed.num_top is not None and len(prompt.tokens) > 1:
             score_at = len(self.works)
-            self.works.append(ScoreRequest(prompt.tokens[:1], prompt.tokens[1:], root, asked.num_top))
-        request = replace(prompt.request(asked.params, root), num_top=asked.num_top)
-        for repeat in range(asked.fields.n):
+            self.works.append(ScoreRequest(prompt.tokens[:1], prompt.tokens[1:], root, parsed.num_top))
+        request = replace(prompt.request(parsed.params, root), num_top=parsed.num_top)
+        for repeat in range(parsed.fields.n):
             reply_at = None
-            if asked.max_tokens:
+            if parsed.max_tokens:
                 reply_at = len(self.works)
                 self.works.append(replace(request, noise=replace(request.noise, repeat=repeat)))
             self.choices.append(Choice(len(self.choices), prompt, reply_at, score_at))
 
     def body(self, results: Sequence[Reply | Score | None]) -> dict[str, Any]:
-        """The response that is not streamed.
+        """The body of a response that is not streamed.
 
         Raises:
             NonFiniteLogitsError: no token could be chosen, or a log-probability is not finite.
@@ -159,14 +172,14 @@ class Job:
             details = [*self.prompt_details(choice, choice.score(results)), *(() if reply is None else reply.details)]
             logprobs = self.logprobs(TextOffsets(self.names), details)
             choices.append({"index": choice.index, **part, "logprobs": logprobs, **self.end(choice, results)})
-        return self.head.object(choices, usage=self.usage(results), seed=self.asked.params.seed)
+        return self.head.object(choices, usage=self.usage(results), seed=self.parsed.params.seed)
 
     @property
     def echoes(self) -> bool:
-        return isinstance(self.asked.fields, CompletionFields) and self.asked.fields.echo
+        return isinstance(self.parsed.fields, CompletionFields) and self.parsed.fields.echo
 
     def echo(self, choice: Choice) -> str:
-        """The prompt's text where it is wanted; token 0 has none."""
+        """The prompt's text if the request asks for it, otherwise an empty text. Token 0 has no text."""
         if not self.echoes:
             return ""
         text = choice.prompt.text
@@ -175,25 +188,29 @@ class Job:
         return self.served.tokenizer.decode(choice.prompt.tokens[int(choice.prompt.bos) :])
 
     def logprobs(self, offsets: TextOffsets, details: Sequence[TokenDetails | int]) -> dict[str, Any] | None:
-        """Log-probabilities of some tokens, if they are wanted; `offsets` counts those of a completion."""
-        if self.asked.num_top is None:
+        """The `logprobs` object of some tokens; None if the request does not ask for it.
+
+        Args:
+            offsets: counts the text offsets of a completion's tokens.
+        """
+        if self.parsed.num_top is None:
             return None
         if self.is_chat:
-            return self.names.chat_logprobs([each for each in details if isinstance(each, TokenDetails)])
+            return self.names.chat_logprobs([token for token in details if isinstance(token, TokenDetails)])
         return self.names.completion_logprobs(details, offsets)
 
     def end(self, choice: Choice, results: Sequence[Reply | Score | None]) -> dict[str, Any]:
-        """Why a choice ended; raises `NonFiniteLogitsError`."""
+        """The fields of a choice about its end; raises `NonFiniteLogitsError`."""
         reply = choice.reply(results)
         choice.score(results)
-        if reply is None:  # a prompt without a reply ends where it was asked to: after 0 tokens
+        if reply is None:  # `max_tokens` is 0
             return {"finish_reason": "length", "stop_reason": None}
-        # The end of a chat's turn is the template's, and not a stop text of the client's.
-        stopped_by = reply.stopped_by if reply.stopped_by in self.asked.params.stop else None
+        # Only a stop text of the client is reported, not the template's end of a turn.
+        stopped_by = reply.stopped_by if reply.stopped_by in self.parsed.params.stop else None
         return {"finish_reason": finish_reason(reply), "stop_reason": stopped_by}
 
     def prompt_details(self, choice: Choice, score: Score | None) -> list[TokenDetails | int]:
-        """Of the tokens of an echoed prompt; token 0 that was read before a text is not among them."""
+        """The details of the tokens of an echoed prompt, without a token 0 that the server put before it."""
         if not self.echoes:
             return []
         first: list[int] = [] if choice.prompt.bos else list(choice.prompt.tokens[:1])
@@ -209,37 +226,37 @@ def prepare(
     """The job of a request's body.
 
     Raises:
-        RequestError: what cannot be served, and why.
+        RequestError: the request cannot be served.
     """
     try:
         decoded: object = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise RequestError(f"the body is not JSON: {error}") from None
-    asked = ask(decoded, kind, served.settings, served.seed, served.limits)
-    fields, settings = asked.fields, asked.settings
+    parsed = parse_request(decoded, kind, served.settings, served.seed, served.limits)
+    fields, settings = parsed.fields, parsed.settings
     if fields.model != served.name:
         problem = f"model: {fields.model[:SHOWN_NAME]!r} is not served here, {served.name!r} is"
         raise RequestError(problem, param="model", status=404, code="model_not_found")
-    job = Job(served, names, asked)
-    # Kept for the engine, whose thread must not look through the vocabulary.
-    exempt_tokens(served.tokenizer, asked.params.no_penalty)
+    job = Job(served, names, parsed)
+    # Fills a cache here, so that the engine's thread does not search the vocabulary.
+    exempt_tokens(served.tokenizer, parsed.params.no_penalty)
     try:
-        asked.params.sampling.check_vocabulary(served.spec.vocab_size)
+        parsed.params.sampling.check_vocabulary(served.spec.vocab_size)
         root = _root(fields.initial_state, served)
-        # A client that has a template of its own sends text: nothing is read before it unless it says so.
+        # Clients with a template of their own send text, so token 0 is put before it only if the settings say so.
         bos = settings.begins_with_bos()
         if isinstance(fields, ChatFields):
             form = builder.template(settings.think, settings.turn_end, settings.reply_prefix, settings.template)
             job.add(builder.conversation(messages_of(fields), form, served.prelude, "messages", bos), root)
         else:
             for number, prompt in enumerate(prompts_of(fields)):
-                # lm-evaluation-harness scores whole texts after the end of text, which is not read twice.
-                begun = not isinstance(prompt, str) and list(prompt[:1]) == [END_OF_TEXT]
-                job.add(builder.prompt(prompt, f"prompt {number}", bos and not begun), root)
+                # lm-evaluation-harness sends whole texts with a token 0 of their own, which is not doubled.
+                has_bos = not isinstance(prompt, str) and list(prompt[:1]) == [END_OF_TEXT]
+                job.add(builder.prompt(prompt, f"prompt {number}", bos and not has_bos), root)
     except RequestError:
         raise
     except RwkvBatchError as error:
-        raise in_fields(error, (*fields.model_fields_set, *OWN_FIELDS)) from None
+        raise as_request_error(error, (*fields.model_fields_set, *OWN_FIELDS)) from None
     return job
 
 

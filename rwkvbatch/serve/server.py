@@ -1,6 +1,6 @@
 """Loads the model and runs the HTTP server: address, connections, signals.
 
-Starlette and uvicorn are the extra `serve`; this module and `app` are the only ones that import them.
+Starlette and uvicorn belong to the extra `serve`; only this module and `app` import them.
 """
 
 from __future__ import annotations
@@ -51,29 +51,30 @@ DEFAULT_STATE = "default"
 DEFAULT_MAX_PROMPT_TOKENS = 65_536
 MAX_HEAD_BYTES = 65_536
 MAX_PIPELINED = 64
-"""Requests of a connection that wait for the response to one before them."""
+"""Largest number of requests of a connection that wait for the response to an earlier one."""
 HEAD_SECONDS = 30.0
-"""For the head of a request to arrive."""
+"""Time limit for the head of a request to arrive."""
 WRITE_SECONDS = 60.0
-"""For a client to read something of what waits to be sent."""
+"""Time within which a client must read some of the data that wait to be sent."""
 KEEP_ALIVE_SECONDS = 30
 GRACE_SECONDS = 10
-"""For replies under way when the server is asked to stop."""
+"""Time that replies under way have when the server is asked to stop."""
 SWITCH_SECONDS = 0.0005
-"""How long a thread keeps the interpreter while another one waits for it: the engine's must not wait for the HTTP
-server's 5 ms, the default, after each of its forward passes."""
+"""Thread switch interval. With the default of 5 ms, the engine's thread would wait so long for the HTTP server's thread
+after each forward pass."""
 
 
 @dataclass(frozen=True)
 class ServeArguments:
-    """The command line's arguments.
+    """The arguments of the command line.
 
     Attributes:
-        settings: of the model and of requests that do not give their own.
-        seed: of requests without one; None draws one for each.
-        named_states: initial states, files by name.
-        max_queue: replies that may wait besides those of a full batch.
-        key: what clients must send; None for none.
+        settings: settings of the model, and defaults for requests.
+        seed: seed of requests without one; None draws a seed for each.
+        named_states: by name, the files of initial states.
+        max_queue: number of replies that may wait besides a full batch.
+        max_reply_tokens: largest number of tokens that a request may ask for.
+        key: the bearer token that clients must send; None for none.
     """
 
     settings: RunSettings
@@ -88,21 +89,21 @@ class ServeArguments:
 
 
 def named_states(texts: list[str]) -> dict[str, str]:
-    """Initial states given as `NAME=FILE`; raises `UsageError`."""
-    found: dict[str, str] = {}
+    """By name, the files of initial states that are given as `NAME=FILE`; raises `UsageError`."""
+    paths: dict[str, str] = {}
     for text in texts:
         name, sign, path = text.partition("=")
         if not sign or not name or not path or name in (NO_STATE, DEFAULT_STATE):
-            words = f"must be NAME=FILE, and {NO_STATE} and {DEFAULT_STATE} are taken"
-            raise UsageError(f"--named-state {words}; got {text!r}")
-        if name in found:
+            problem = f"must be NAME=FILE, and {NO_STATE} and {DEFAULT_STATE} are taken"
+            raise UsageError(f"--named-state {problem}; got {text!r}")
+        if name in paths:
             raise UsageError(f"--named-state gives {name!r} twice")
-        found[name] = path
-    return found
+        paths[name] = path
+    return paths
 
 
-class Opened:
-    """A loaded model and what is served of it; a batcher that makes engines for it.
+class LoadedServer:
+    """A loaded model, its description for the HTTP handlers, and its batcher.
 
     Raises:
         RwkvBatchError: the model, a state, a template or a setting cannot be used.
@@ -142,7 +143,7 @@ class Opened:
         )
 
     @property
-    def open_to_others(self) -> bool:
+    def is_open_to_others(self) -> bool:
         """Whether other machines can use the server without a key."""
         return self.arguments.key is None and not _is_loopback(self.arguments.host)
 
@@ -176,16 +177,16 @@ def _is_loopback(host: str) -> bool:
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 connection, with ends for clients that send too much of a head, or send or read too slowly."""
+    """uvicorn's HTTP/1.1 connection, with limits for the size of a request's head and for slow clients."""
 
     _head_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
     _awaits_head = True
     _has_answered = True
     _head_bytes = 0
-    """Of the path and the fields of the request, those after its body included."""
+    """Bytes of the path and the header fields of the request, including fields after its body."""
     _unparsed_bytes = 0
-    """Received since the parser last found a part of a request."""
+    """Bytes received since the parser last recognized a part of a request."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
@@ -211,10 +212,10 @@ class _Protocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         if self._has_answered or not self.cycle.response_started:
             super().send_400_response(msg)
-        else:  # it would get into the response before it
+        else:  # the text would become part of the response under way
             self.transport.abort()
 
-    # The parser's calls; an exception has the request refused.
+    # The parser calls these methods; if one raises, the request is refused.
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -253,8 +254,8 @@ class _Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._has_answered = self.cycle.response_complete  # of the latest request
-        if self._has_answered and self.cycle.more_body:  # a body that nobody wanted
+        self._has_answered = self.cycle.response_complete  # `cycle` belongs to the latest request
+        if self._has_answered and self.cycle.more_body:  # the remainder of the body will not be read
             self.transport.close()
 
     def pause_writing(self) -> None:
@@ -272,7 +273,7 @@ def _stopped(timer: asyncio.TimerHandle | None) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server with this program's signals."""
+    """uvicorn's server with this program's signal handling."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -283,21 +284,21 @@ class _Server(uvicorn.Server):
             yield
 
     def stop(self) -> None:
-        """Take no more requests and end when those under way have ended, `GRACE_SECONDS` at most."""
+        """Accept no more requests, and end when those under way have ended, after at most `GRACE_SECONDS`."""
         self.should_exit = True
 
 
 class Serving:
-    """A server that listens at `url`. `run` serves until `stop` is called, from any thread, or a signal arrives.
+    """A server that listens at `url`. `run` serves until a signal arrives or a thread calls `stop`.
 
     Raises:
         UsageError: the address cannot be used.
     """
 
-    def __init__(self, opened: Opened) -> None:
-        arguments = opened.arguments
-        self._batcher = opened.batcher
-        self.service = opened.service()
+    def __init__(self, loaded: LoadedServer) -> None:
+        arguments = loaded.arguments
+        self._batcher = loaded.batcher
+        self.service = loaded.service()
         self._socket = _listen(arguments.host, arguments.port)
         port = self._socket.getsockname()[1]
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
@@ -305,7 +306,7 @@ class Serving:
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that left while they were answered
+        logging.getLogger("asyncio").setLevel(logging.ERROR)  # no warnings about clients that left during a response
         options: dict[str, Any] = {
             "http": _Protocol,
             "ws": "none",
@@ -323,18 +324,18 @@ class Serving:
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve; `ready` is called when requests are accepted."""
-        before = sys.getswitchinterval()
+        former_interval = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_SECONDS)
-        gc.freeze()  # the model's and the libraries' objects stay: looking through them holds up all replies
+        gc.freeze()  # excludes the permanent objects of the model and the libraries: scanning them delays all replies
         try:
             asyncio.run(self._serve(ready))
         finally:
             gc.unfreeze()
-            sys.setswitchinterval(before)
+            sys.setswitchinterval(former_interval)
             self._socket.close()
 
     def stop(self) -> None:
-        """End `run` when the replies under way have ended, `GRACE_SECONDS` at most."""
+        """End `run` when the replies under way have ended, after at most `GRACE_SECONDS`."""
         self._server.stop()
 
     async def _serve(self, ready: Callable[[], None]) -> None:
@@ -347,7 +348,7 @@ class Serving:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that accepts connections at once."""
+    """A socket that listens at the address; raises `UsageError`."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
@@ -355,7 +356,7 @@ def _listen(host: str, port: int) -> socket.socket:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
             listening.listen(2048)
-        except BaseException:  # Ctrl-C too: nothing else would close the socket
+        except BaseException:  # also KeyboardInterrupt: nothing else would close the socket
             listening.close()
             raise
     except (OSError, UnicodeError, OverflowError) as error:
@@ -365,7 +366,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def key_from_environment() -> str | None:
-    """The key that clients must send; raises `UsageError` if it cannot be one."""
+    """The key that clients must send, None for none; raises `UsageError` for characters that are not allowed."""
     key = os.environ.get(KEY_VARIABLE, "")
     if not key:
         return None

@@ -1,4 +1,4 @@
-"""The server-sent events of a streamed response: chunk objects of OpenAI's two interfaces."""
+"""Makes the server-sent events of a streamed response, with the chunk objects of OpenAI's two interfaces."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rwkvbatch.serve.batcher import Flight
 from rwkvbatch.serve.replies import Choice, Job
 
 END = b"data: [DONE]\n\n"
-_PLACE = "\ue000text\ue000"
-"""Stands for the text in the template of a choice's chunks."""
+_PLACEHOLDER = "\ue000text\ue000"
+"""Placeholder of the text in the template of a choice's chunks."""
 
 
 def event(content: Mapping[str, Any]) -> bytes:
@@ -24,7 +24,7 @@ def event(content: Mapping[str, Any]) -> bytes:
 
 
 class ReplyStream:
-    """The events of a response, as its requests get on.
+    """The events of a response, made as its requests progress.
 
     Attributes:
         is_over: whether the last event has been returned.
@@ -37,16 +37,16 @@ class ReplyStream:
         self._unfinished = [_ChoiceStream(job, choice) for choice in job.choices]
 
     def take(self) -> bytes:
-        """The events of all news since the last call; none, if there is nothing to show yet.
+        """The events of all updates since the last call; may be empty.
 
         Raises:
-            NonFiniteLogitsError: as `Job.body`.
+            NonFiniteLogitsError: see `Job.body`.
         """
-        events = [data for each in self._unfinished for data in each.take(self._flight)]
-        self._unfinished = [each for each in self._unfinished if not each.is_over]
+        events = [data for choice in self._unfinished for data in choice.take(self._flight)]
+        self._unfinished = [choice for choice in self._unfinished if not choice.is_over]
         if not self._unfinished:
             self.is_over = True
-            if self._job.asked.fields.stream_options.include_usage:
+            if self._job.parsed.fields.stream_options.include_usage:
                 events.append(event(self._job.head.object([], usage=self._job.usage(self._flight.results))))
             events.append(END)
         return b"".join(events)
@@ -59,19 +59,19 @@ class _ChoiceStream:
         self.is_over = False
         self._job = job
         self._choice = choice
-        # A chat's text is cut at both ends as it comes, after the beginning that the prompt has.
+        # The text of a chat reply is stripped as it arrives.
         self._stripper = TextStripper() if job.is_chat else None
         self._offsets = TextOffsets(job.names)
         self._details: list[TokenDetails | int] = []
         self._has_begun = False
-        # All but the text of a chunk is the same each time.
-        self._before, _, self._after = event(self._chunk(_PLACE)).partition(orjson.dumps(_PLACE))
+        # Chunks without log-probabilities differ only in their text.
+        self._before, _, self._after = event(self._chunk(_PLACEHOLDER)).partition(orjson.dumps(_PLACEHOLDER))
 
     def take(self, flight: Flight) -> list[bytes]:
-        """The events of the news in `flight`."""
+        """The events of the updates in `flight`."""
         choice, results = self._choice, flight.results
         if choice.score_at is not None and results[choice.score_at] is None:
-            return []  # an echoed prompt comes with its log-probabilities, before the reply
+            return []  # the echoed prompt precedes the reply, and needs its log-probabilities
         events = [] if self._has_begun else self._begin(flight)
         if choice.reply_at is not None:
             self._details += flight.take_details(choice.reply_at)
@@ -90,12 +90,12 @@ class _ChoiceStream:
         return [first] if self._choice.prompt.form is None else [first, *self._text(self._choice.prompt.form.begun)]
 
     def _text(self, text: str) -> list[bytes]:
-        """The event of some text; none if nothing of it is certain to be shown."""
+        """The event of a piece of text; none while the text may still be stripped."""
         if self._stripper is not None:
             text = self._stripper.push(text)
         if not text:
             return []
-        if self._job.asked.num_top is None:
+        if self._job.parsed.num_top is None:
             return [self._before + orjson.dumps(text) + self._after]
         return [event(self._chunk(text, self._logprobs()))]
 
@@ -110,8 +110,10 @@ class _ChoiceStream:
         end: Mapping[str, Any] | None = None,
         role: str | None = None,
     ) -> dict[str, Any]:
-        delta = {"role": role, "content": text} if role else {"content": text} if text else {}
+        delta = {"content": text} if text or role else {}
+        if role:
+            delta = {"role": role, **delta}
         part = {"delta": delta} if self._job.is_chat else {"text": text}
         choice = {"index": self._choice.index, **part, "logprobs": logprobs, **(end or {"finish_reason": None})}
-        with_usage = {"usage": None} if self._job.asked.fields.stream_options.include_usage else {}
+        with_usage = {"usage": None} if self._job.parsed.fields.stream_options.include_usage else {}
         return self._job.head.object([choice], **with_usage)

@@ -90,7 +90,7 @@ def test_of_two_signals_at_the_same_time_one_is_raised_and_a_later_one_leaves(mo
             signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         assert left == []
-        monkeypatch.setattr("rwkvbatch.signals.TOGETHER_S", 0.0)
+        monkeypatch.setattr("rwkvbatch.signals.DUPLICATE_S", 0.0)
         with pytest.raises(KeyboardInterrupt):  # `_leave` does not come back, but for this test
             signal.raise_signal(signal.SIGINT)
     assert left == [signal.SIGINT]
@@ -119,7 +119,7 @@ def test_of_a_runs_signals_the_first_is_told_its_duplicate_is_not_and_a_later_on
         for _ in range(2):
             signal.raise_signal(number)
         assert stop()
-        monkeypatch.setattr(signals, "TOGETHER_S", 0.0)
+        monkeypatch.setattr(signals, "DUPLICATE_S", 0.0)
         with pytest.raises(Ended, match=str(code)):
             signal.raise_signal(number)
     assert told == ["stopping after this step; a second signal stops at once"]
@@ -136,7 +136,7 @@ def test_what_a_signal_calls_is_called_once_and_a_later_one_ends_the_process(
         for _ in range(2):
             signal.raise_signal(number)
         assert stops == ["stop"]
-        monkeypatch.setattr(signals, "TOGETHER_S", 0.0)
+        monkeypatch.setattr(signals, "DUPLICATE_S", 0.0)
         with pytest.raises(Ended, match=str(code)):
             signal.raise_signal(number)
     assert stops == ["stop"]

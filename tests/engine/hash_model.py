@@ -1,4 +1,4 @@
-"""A model without weights: its state is a hash of all tokens read, so any mistake about states shows at once."""
+"""A model without weights whose state is a hash of all tokens read: any mistake with states changes its logits."""
 
 from __future__ import annotations
 
@@ -42,7 +42,13 @@ class HashPool:
 
 @dataclass
 class HashModel:
-    """`fail_over` makes a step of more rows run out of memory; `num_logits` and `num_choices` count rows and calls."""
+    """A `Model` with a hash as its state.
+
+    Attributes:
+        fail_over: steps of more rows run out of memory.
+        not_finite_after: states that are multiples of this number give NaN.
+        num_rows: rows of each step. num_logits: rows of logits computed. num_choices: calls of `choose`.
+    """
 
     vocab_size: int = 300
     fail_over: int | None = None

@@ -1,4 +1,4 @@
-"""Requests that differ in every way that matters, and what must be the same of their replies."""
+"""Different requests, and the parts of their replies that must not depend on the batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SAMPLING = Sampling(temperature=1.0, top_p=0.9, presence_penalty=0.3, frequency_
 
 
 def request(number: int, *, shared: int = 0, length: int = 20, max_tokens: int = 12) -> Request:
-    tokens = [7] * shared + [1 + (number * 13 + place) % 250 for place in range(length)]
+    tokens = [7] * shared + [1 + (number * 13 + index) % 250 for index in range(length)]
     return Request(
         tokens=tuple(tokens),
         sampling=SAMPLING,

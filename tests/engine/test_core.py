@@ -1,4 +1,4 @@
-"""The engine over a model whose state is a hash of all it has read: any mistake about states changes the reply."""
+"""The engine with a model whose state is a hash of all tokens read: any mistake with states changes a reply."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_replies_do_not_depend_on_order_chunking_or_memory(data: st.DataObject) 
     assert [contents(reply) for reply in together] == [alone[number] for number in order]
 
 
-def test_a_model_that_looks_at_its_neighbours_is_found_out() -> None:
+def test_logits_that_depend_on_the_batch_change_the_replies() -> None:
     class Leaky(HashModel):
         def step(self, batch, pool):  # type: ignore[no-untyped-def]
             return super().step(batch, pool) + len(batch.slots) * torch.arange(self.vocab_size) % 5
@@ -228,12 +228,12 @@ def test_a_step_interrupted_while_its_progress_is_recorded_is_done_again(monkeyp
 
 
 @pytest.mark.parametrize(("max_batch", "step_rows"), [(0, 8), (8, 0)])
-def test_an_engine_has_room_for_a_row(max_batch: int, step_rows: int) -> None:
+def test_batch_size_and_step_rows_below_1_are_refused(max_batch: int, step_rows: int) -> None:
     with pytest.raises(UsageError, match=f"must be at least 1, got {max_batch} and {step_rows}"):
         Engine(HashModel(), max_batch=max_batch, step_rows=step_rows)
 
 
-def test_too_little_memory_for_states_is_said() -> None:
+def test_memory_for_fewer_than_two_states_is_refused() -> None:
     with pytest.raises(UsageError, match="two of 1,024 bytes"):
         Engine(HashModel(), state_memory=1500)
 
@@ -249,7 +249,7 @@ def test_histories_of_many_turns_stay_equal_to_cold_ones() -> None:
     engine = Engine(HashModel(), max_batch=4, step_rows=50, state_memory=1024 * 12)
     histories: list[tuple[int, ...]] = [(5, 6, number) for number in range(8)]
     for turn in range(4):
-        asked = [
+        requests = [
             Request(
                 (*history, *(generator.randrange(1, 250) for _ in range(5))),
                 SAMPLING,
@@ -258,7 +258,7 @@ def test_histories_of_many_turns_stay_equal_to_cold_ones() -> None:
             )
             for number, history in enumerate(histories)
         ]
-        warm = engine.generate(asked)
-        cold = [Engine(HashModel()).generate([one])[0] for one in asked]
+        warm = engine.generate(requests)
+        cold = [Engine(HashModel()).generate([one])[0] for one in requests]
         assert [contents(reply) for reply in warm] == [contents(reply) for reply in cold]
         histories = [reply.history for reply in warm]

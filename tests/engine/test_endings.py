@@ -1,4 +1,4 @@
-"""How replies end, and what they leave for the next turn to follow."""
+"""How replies end, and the history that the next turn follows."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ def test_a_reply_ends_at_end_of_text_unless_it_is_banned() -> None:
     assert (banned.finish_reason, banned.ids) == ("length", (65,) * 4)
 
 
-def speaking_reply(text: str, *, stop: Sequence[str], max_tokens: int = 100) -> Reply:
+def reply_with_text(text: str, *, stop: Sequence[str], max_tokens: int = 100) -> Reply:
+    """The reply of a model that generates `text` and then end of text."""
     tokenizer = world_tokenizer(512)
-    said = [*tokenizer.encode(text), 0]
+    reply_tokens = [*tokenizer.encode(text), 0]
     prompt = (1, 2, 3)
     hashes: dict[int, int] = {}
     model = HashModel(vocab_size=512)
     value = 1
     for token in prompt:
         value = (value * 48271 + token + 7) % (2**31 - 1)
-    for token in said:
+    for token in reply_tokens:
         hashes[value] = token
         value = (value * 48271 + token + 7) % (2**31 - 1)
 
@@ -51,31 +52,31 @@ def speaking_reply(text: str, *, stop: Sequence[str], max_tokens: int = 100) -> 
 
     model.logits = logits  # type: ignore[method-assign]
     engine = Engine(model, tokenizer=tokenizer)
-    asked = Request(prompt, Sampling(temperature=0), stop=tuple(stop), max_tokens=max_tokens)
-    return engine.generate([asked])[0]
+    request = Request(prompt, Sampling(temperature=0), stop=tuple(stop), max_tokens=max_tokens)
+    return engine.generate([request])[0]
 
 
 def test_a_reply_stops_at_the_closing_text_which_stays_in_the_history() -> None:
-    reply = speaking_reply(" yes.\n\nUser: and", stop=["\n\n"])
+    reply = reply_with_text(" yes.\n\nUser: and", stop=["\n\n"])
     assert (reply.text, reply.finish_reason, reply.stopped_by) == (" yes.", "stop", "\n\n")
     assert world_tokenizer(512).decode(reply.history[3:]) == " yes.\n\n"
     assert reply.history == (1, 2, 3, *reply.ids)
 
 
 def test_another_stop_text_is_left_out_of_the_history_and_the_turn_is_closed() -> None:
-    reply = speaking_reply(" <think>\n\nhm</think>\nyes\n\nUser: and", stop=["\nUser:"])
+    reply = reply_with_text(" <think>\n\nhm</think>\nyes\n\nUser: and", stop=["\nUser:"])
     assert reply.text == " <think>\n\nhm</think>\nyes\n"
     assert world_tokenizer(512).decode(reply.history[3:]) == " <think>\n\nhm</think>\nyes\n\n"
 
 
 def test_a_reply_that_was_cut_is_closed_for_the_next_turn() -> None:
-    reply = speaking_reply(" a long story", stop=["\n\n"], max_tokens=4)
+    reply = reply_with_text(" a long story", stop=["\n\n"], max_tokens=4)
     assert reply.finish_reason == "length"
     assert reply.history[3:] == (*reply.ids, *world_tokenizer(512).encode("\n\n"))
 
 
 def test_end_of_text_closes_a_turn() -> None:
-    reply = speaking_reply(" bye", stop=["\n\n"])
+    reply = reply_with_text(" bye", stop=["\n\n"])
     assert reply.finish_reason == "eos"
     assert world_tokenizer(512).decode(reply.history[3:]) == " bye\n\n"
     assert 0 not in reply.ids
@@ -98,7 +99,7 @@ def test_streamed_pieces_join_to_the_reply() -> None:
     assert "".join(pieces) == reply.text
 
 
-def test_a_cancelled_reply_keeps_what_was_said_and_can_be_gone_on_from() -> None:
+def test_a_cancelled_reply_keeps_its_tokens_so_far() -> None:
     engine = Engine(HashModel())
     request_id = engine.submit(request(0, max_tokens=50))
     for _ in range(6):
@@ -112,7 +113,7 @@ def test_a_cancelled_reply_keeps_what_was_said_and_can_be_gone_on_from() -> None
 
 
 @pytest.mark.parametrize("max_tokens", [1, 12])
-def test_a_reply_can_be_cancelled_by_whoever_gets_its_text(max_tokens: int) -> None:
+def test_the_on_text_callback_can_cancel_its_reply(max_tokens: int) -> None:
     engine = Engine(HashModel())
     ids: list[int] = []
     one = replace(request(3, max_tokens=max_tokens), stop=(), on_text=lambda _: engine.cancel(ids[0]))
@@ -138,7 +139,7 @@ def test_a_waiting_request_can_be_cancelled() -> None:
     assert finished[second].ids == ()
 
 
-def test_a_time_limit_ends_a_reply_with_what_it_has() -> None:
+def test_a_time_limit_ends_a_reply_after_its_tokens_so_far() -> None:
     now = iter(range(1000))
     engine = Engine(HashModel(), clock=lambda: float(next(now)))
     reply = engine.generate([replace(request(0, max_tokens=500), max_seconds=20.0)])[0]
@@ -146,7 +147,7 @@ def test_a_time_limit_ends_a_reply_with_what_it_has() -> None:
     assert 0 < len(reply.ids) < 500
 
 
-def test_the_rule_of_closing_needs_only_what_a_row_holds() -> None:
-    reply = speaking_reply(" <think>\n\nhm</think>\nyes\n\nUser: and", stop=["\nUser:"])
+def test_the_history_follows_from_the_fields_of_a_row() -> None:
+    reply = reply_with_text(" <think>\n\nhm</think>\nyes\n\nUser: and", stop=["\nUser:"])
     again = closed_history(world_tokenizer(512), (1, 2, 3), reply.ids, reply.finish_reason, reply.stopped_by, "\n\n")
     assert again == reply.history

@@ -24,23 +24,23 @@ NUM_DRAWS = 4000
 
 
 def draws(logits: torch.Tensor, sampling: Sampling, count: int = NUM_DRAWS) -> np.ndarray:
-    """Tokens chosen at `count` places of a run from the same logits."""
+    """How often each token is chosen from the same logits, in `count` draws with different noise keys."""
     chosen: list[int] = []
     for first in range(0, count, 500):
         rows = [
-            SampleRow(sampling, Penalties(sampling), NoiseKey(7, f"c{place}").philox_key, place % 5, place % 11)
-            for place in range(first, first + 500)
+            SampleRow(sampling, Penalties(sampling), NoiseKey(7, f"c{draw}").philox_key, draw % 5, draw % 11)
+            for draw in range(first, first + 500)
         ]
         chosen += choosing.choose(logits.expand(500, -1), gather(rows, (), VOCAB)).tokens.tolist()
     return np.bincount(chosen, minlength=VOCAB)
 
 
 def package_distribution(logits: torch.Tensor, sampling: Sampling) -> np.ndarray:
-    """The package's probabilities: its code, with the final draw replaced by a look at what it draws from."""
-    seen: list[np.ndarray] = []
+    """The probabilities from which the package's `sample_logits` draws, recorded by a replacement of the draw."""
+    recorded: list[np.ndarray] = []
 
     def choice(a: int, p: np.ndarray) -> int:
-        seen.append(p.copy())
+        recorded.append(p.copy())
         return int(p.argmax())
 
     with pytest.MonkeyPatch.context() as patch:
@@ -52,7 +52,7 @@ def package_distribution(logits: torch.Tensor, sampling: Sampling) -> np.ndarray
             top_p=sampling.top_p,
             top_k=sampling.top_k,
         )
-    return seen[0].astype(np.float64)
+    return recorded[0].astype(np.float64)
 
 
 CASES = {
@@ -70,36 +70,36 @@ def test_tokens_are_distributed_as_the_rwkv_packages(name: str) -> None:
     sampling = CASES[name]
     logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(len(name))) * 2
     expected = package_distribution(logits, sampling)
-    found = draws(logits, sampling)
-    assert found[expected == 0].sum() == 0
+    counts = draws(logits, sampling)
+    assert counts[expected == 0].sum() == 0
     likely = expected * NUM_DRAWS >= 5
-    observed = np.append(found[likely], found[~likely].sum())
-    wanted = np.append(expected[likely], expected[~likely].sum()) * NUM_DRAWS
-    observed, wanted = observed[wanted > 0], wanted[wanted > 0]
-    assert stats.chisquare(observed, wanted / wanted.sum() * observed.sum()).pvalue > 1e-4
+    observed = np.append(counts[likely], counts[~likely].sum())
+    expected_counts = np.append(expected[likely], expected[~likely].sum()) * NUM_DRAWS
+    observed, expected_counts = observed[expected_counts > 0], expected_counts[expected_counts > 0]
+    assert stats.chisquare(observed, expected_counts / expected_counts.sum() * observed.sum()).pvalue > 1e-4
 
 
 def test_another_order_of_temperature_is_another_distribution() -> None:
     """The negative control of the test above."""
     logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(3)) * 2
     expected = package_distribution(logits, Sampling(temperature=2.0, top_p=0.7))
-    found = draws(logits, Sampling(temperature=2.0, top_p=0.7, order="temperature-first"))
-    assert found[expected == 0].sum() > 0
+    counts = draws(logits, Sampling(temperature=2.0, top_p=0.7, order="temperature-first"))
+    assert counts[expected == 0].sum() > 0
 
 
 def test_ties_with_the_last_kept_token_are_kept() -> None:
     logits = torch.full((VOCAB,), -20.0)
     logits[[3, 8, 20]] = 5.0
-    found = draws(logits, Sampling(temperature=1.0, top_p=0.3), 1000)
-    assert set(np.flatnonzero(found)) == {3, 8, 20}
+    counts = draws(logits, Sampling(temperature=1.0, top_p=0.3), 1000)
+    assert set(np.flatnonzero(counts)) == {3, 8, 20}
 
 
 @given(
     st.lists(st.floats(-20, 20, width=32), min_size=VOCAB, max_size=VOCAB),
     st.sampled_from([{"temperature": 0}, {"top_p": 0}, {"top_k": 1}]),
 )
-def test_greedy_is_the_largest_logit_with_the_smallest_id(values: list[float], how: dict[str, float]) -> None:
-    sampling = Sampling(**how)  # type: ignore[arg-type]
+def test_greedy_is_the_largest_logit_with_the_smallest_id(values: list[float], greedy: dict[str, float]) -> None:
+    sampling = Sampling(**greedy)  # type: ignore[arg-type]
     assert sampling.greedy
     row = SampleRow(sampling, Penalties(sampling), 1, 0, 0)
     chosen = choosing.choose(torch.tensor([values]), gather([row], (), VOCAB)).tokens[0]
@@ -137,12 +137,12 @@ def test_penalties_are_those_of_a_plain_chat_loop(tokens: list[int]) -> None:
 
 def test_a_reply_may_have_any_number_of_different_tokens() -> None:
     penalties = Penalties(Sampling(presence_penalty=0.5, frequency_penalty=0.25, penalty_decay=1.0))
-    tokens = [7 * place % 101 for place in range(101)]
+    tokens = [7 * index % 101 for index in range(101)]
     for token in [*tokens, *tokens[:50]]:
         penalties.count(token)
     ids, values = penalties.subtracted(101)
-    found = dict(zip(ids.tolist(), values.tolist(), strict=True))
-    assert found == {token: 1.0 if place < 50 else 0.75 for place, token in enumerate(tokens)}
+    penalty_of = dict(zip(ids.tolist(), values.tolist(), strict=True))
+    assert penalty_of == {token: 1.0 if index < 50 else 0.75 for index, token in enumerate(tokens)}
 
 
 def test_the_arrays_have_the_types_that_every_implementation_expects() -> None:
@@ -164,10 +164,10 @@ def test_the_arrays_have_the_types_that_every_implementation_expects() -> None:
             "turns": "int64",
             "steps": "int64",
             "least_scores": "float64",
-            "given": "int64",
+            "target_ids": "int64",
         }
         assert (batch.num_sampled, batch.num_rows) == (len(rows), len(rows) + 2)
-        assert batch.penalty_starts.tolist() == [2 * at for at in range(len(rows) + 1)]
+        assert batch.penalty_starts.tolist() == [2 * row for row in range(len(rows) + 1)]
         assert batch.noise_keys.tolist() == [2**64 - 1] * len(rows)
 
 
@@ -177,7 +177,7 @@ def test_noise_keys_are_unsigned_however_small_they_are() -> None:
     assert batch.noise_keys.dtype == np.uint64
 
 
-def test_one_kind_of_penalty_is_enough_to_count_for_and_none_is_not() -> None:
+def test_tokens_are_counted_only_if_a_penalty_is_set() -> None:
     for sampling, expected in (
         (Sampling(presence_penalty=0, frequency_penalty=1, banned_token_ids=()), {5: 1.0}),
         (Sampling(presence_penalty=0, frequency_penalty=0.5, banned_token_ids=()), {5: 0.5}),
@@ -202,14 +202,14 @@ def test_exempt_tokens_are_penalised_for_their_presence_only(tokens: list[int]) 
     for token in tokens:
         penalties.count(token)
         counted.count(token)
-    found, all_counted = (
+    exempted, all_counted = (
         dict(zip(ids.tolist(), values.tolist(), strict=True))
         for ids, values in (penalties.subtracted(VOCAB), counted.subtracted(VOCAB))
     )
-    assert found == {token: 0.5 if token in (3, 4) else value for token, value in all_counted.items()}
+    assert exempted == {token: 0.5 if token in (3, 4) else value for token, value in all_counted.items()}
 
 
-def test_the_exempt_tokens_are_those_whose_text_is_a_part_of_a_text() -> None:
+def test_exempt_tokens_are_those_whose_text_is_a_substring_of_a_text() -> None:
     tokenizer = world_tokenizer()
     package = exempt_tokens(tokenizer, (" \t0123456789",))
     assert {tokenizer.decode([token]) for token in package} == {
@@ -218,7 +218,7 @@ def test_the_exempt_tokens_are_those_whose_text_is_a_part_of_a_text() -> None:
     }
     assert exempt_tokens(tokenizer, tuple(" \t0123456789")) == {33, 10, *range(49, 59)}
     assert exempt_tokens(tokenizer, ()) == frozenset()
-    # Its first byte alone is no character.
+    # The token of its first byte alone is no character.
     assert [tokenizer.token_bytes(token) for token in exempt_tokens(tokenizer, ("é",))] == ["é".encode()]
 
 
@@ -228,17 +228,17 @@ def test_an_empty_text_exempts_nothing_and_one_text_is_a_list_of_one() -> None:
 
 
 class TestReference:
-    """Corners of the plain implementation, which all others are compared with."""
+    """Edge cases of the reference implementation, with which all others are compared."""
 
     @staticmethod
-    def choose(logits: list[float], places: int = 1, **settings: Any) -> list[int]:
+    def choose(logits: list[float], num_draws: int = 1, **settings: Any) -> list[int]:
         sampling = Sampling(**{"temperature": 1.0, "top_p": 1.0, "banned_token_ids": (), **settings})
-        rows = [SampleRow(sampling, Penalties(sampling), place, 0, 0) for place in range(places)]
-        table = torch.tensor(logits).expand(places, -1)
+        rows = [SampleRow(sampling, Penalties(sampling), key, 0, 0) for key in range(num_draws)]
+        table = torch.tensor(logits).expand(num_draws, -1)
         return choosing.choose(table, gather(rows, (), len(logits))).tokens.tolist()
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-    def test_logits_that_are_no_numbers_give_no_token(self, bad: float) -> None:
+    def test_nan_and_infinite_logits_give_no_token(self, bad: float) -> None:
         assert self.choose([0.0, bad, 1.0]) == [-1]
         assert self.choose([0.0, bad, 1.0], temperature=0.0) == [-1]
 
@@ -247,13 +247,13 @@ class TestReference:
         assert self.choose([0.0, 1.0], banned_token_ids=(0, 1)) == [-1]
 
     def test_two_best_tokens_are_not_greedy(self) -> None:
-        assert set(self.choose([1.0, 1.0, 1.0, -9.0], places=64, top_k=2)) == {0, 1}
+        assert set(self.choose([1.0, 1.0, 1.0, -9.0], num_draws=64, top_k=2)) == {0, 1}
 
-    def test_huge_logits_are_sampled_from_as_small_ones_are(self) -> None:
+    def test_adding_a_constant_to_all_logits_changes_no_choice(self) -> None:
         small = [0.0, 1.0, 2.0, 1.5]
         huge = [value + 1024.0 for value in small]
         for settings in ({}, {"top_p": 0.8}, {"top_k": 3}):
-            assert self.choose(huge, places=64, **settings) == self.choose(small, places=64, **settings)
+            assert self.choose(huge, num_draws=64, **settings) == self.choose(small, num_draws=64, **settings)
 
     def test_top_p_of_one_keeps_the_likeliest_and_the_least_likely(self) -> None:
         kept = choosing._kept(np.array([0.0, -50.0, -np.inf, -700.0]), 1.0, 0)  # pyright: ignore[reportPrivateUsage]
@@ -266,8 +266,7 @@ class TestReference:
     def test_the_cutoff_is_the_probability_with_which_the_sum_reaches_top_p(
         self, probabilities: list[float], top_p: float, cutoff: float
     ) -> None:
-        found = choosing._top_p_cutoff(np.array(probabilities), top_p)  # pyright: ignore[reportPrivateUsage]
-        assert found == cutoff
+        assert choosing._top_p_cutoff(np.array(probabilities), top_p) == cutoff  # pyright: ignore[reportPrivateUsage]
 
 
 def test_each_row_keeps_its_own_settings_in_the_batch() -> None:
@@ -275,7 +274,7 @@ def test_each_row_keeps_its_own_settings_in_the_batch() -> None:
         Sampling(temperature=0.5, top_p=0.25, top_k=3, order="temperature-first"),
         Sampling(temperature=2.0, top_p=0.75, top_k=0, order="top-p-first"),
     ]
-    rows = [SampleRow(sampling, Penalties(sampling), at, at + 3, at + 6) for at, sampling in enumerate(settings)]
+    rows = [SampleRow(sampling, Penalties(sampling), row, row + 3, row + 6) for row, sampling in enumerate(settings)]
     batch = gather(rows, (), VOCAB)
     assert batch.temperature.tolist() == [0.5, 2.0]
     assert batch.top_p.tolist() == [0.25, 0.75]

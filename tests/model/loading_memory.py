@@ -1,4 +1,4 @@
-"""How much memory loading a model takes, measured in a process of its own."""
+"""Measures the memory that loading a model takes, in a separate process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ print(json.dumps({"peak": resident("VmHWM") - before, **after}))
 
 
 def memory_of_loading(path: Path, strategy: str, another: Path) -> dict[str, int]:
-    """Bytes that loading `path` takes at most and in the end, in a process that has loaded `another` before."""
+    """The peak and the final bytes of loading `path`, in a process that has loaded `another` before."""
     command = [sys.executable, "-c", _MEMORY, str(another), str(path), strategy]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return json.loads(done.stdout)

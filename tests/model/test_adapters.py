@@ -1,4 +1,4 @@
-"""`--adapter`: the logits are those of a `.pth` into which the adapter was merged by its formula."""
+"""`--adapter` gives the logits of a `.pth` into which the adapter was merged by its formula."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_a_directory_of_peft_has_its_alpha(
 ) -> None:
     folder = peft_directory(tmp_path / "peft", tiny_tensors, **config)
     assert_merged(tiny_file, str(folder), with_lora(tiny_tensors, lora(tiny_tensors), factor), tmp_path)
-    with pytest.raises(UsageError, match="alpha= has no use"):
+    with pytest.raises(UsageError, match="alpha= does not apply"):
         logits(tiny_file, f"{folder} alpha=3")
 
 
@@ -194,12 +194,12 @@ def test_a_directory_of_peft_has_its_alpha(
         ({"use_qalora": True}, "use_qalora = True"),
         ({"alora_invocation_tokens": [1, 2]}, r"alora_invocation_tokens = \[1, 2\]"),
         ({"layer_replication": [[0, 1], [0, 1]]}, "layer_replication"),
-        ({"init_lora_weights": "pissa_niter_4"}, "changing the base's weights"),
-        ({"init_lora_weights": "olora"}, "changing the base's weights"),
-        ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}, "changing the base's weights"),
+        ({"init_lora_weights": "pissa_niter_4"}, "it changes the base's weights"),
+        ({"init_lora_weights": "olora"}, "it changes the base's weights"),
+        ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}, "it changes the base's weights"),
     ],
 )
-def test_what_peft_does_otherwise_is_refused(
+def test_unsupported_settings_of_peft_are_refused(
     config: dict[str, object], message: str, tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path
 ) -> None:
     folder = peft_directory(tmp_path / "peft", tiny_tensors, **config)
@@ -232,7 +232,7 @@ def test_other_adapters_of_peft_are_merged_without_a_warning(
     folder = peft_directory(tmp_path / "peft", tiny_tensors, **plain, alora_invocation_tokens=None)
     (folder / "README.md").write_text("- load_in_4bit: False\n")
     assert_merged(tiny_file, str(folder), with_lora(tiny_tensors, lora(tiny_tensors), 4.0), tmp_path)
-    assert [one for one in recwarn if issubclass(one.category, QuantisedBaseWarning)] == []
+    assert [warning for warning in recwarn if issubclass(warning.category, QuantisedBaseWarning)] == []
 
 
 def test_tensors_that_were_trained_whole_replace_those_of_the_model(
@@ -246,13 +246,13 @@ def test_tensors_that_were_trained_whole_replace_those_of_the_model(
 
 def test_lora_without_alpha_or_init_is_refused(tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:
     path = saved(tmp_path / "lora.pth", lora(tiny_tensors))
-    with pytest.raises(CheckpointError, match="LoRA's or PiSSA's") as refusal:
+    with pytest.raises(CheckpointError, match="either LoRA or PiSSA") as refusal:
         logits(tiny_file, str(path))
     assert "alpha=NUMBER" in str(refusal.value.hint)
     assert "init=init_lora.pth" in str(refusal.value.hint)
 
 
-def test_options_without_use_are_refused(tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:
+def test_options_that_do_not_apply_are_refused(tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:
     path = saved(tmp_path / "disha.pth", disha(tiny_tensors))
     for option in ("alpha=16", f"init={path}"):
         with pytest.raises(UsageError, match="neither LoRA nor PiSSA"):
@@ -271,7 +271,7 @@ def test_options_without_use_are_refused(tiny_tensors: Tensors, tiny_file: Path,
         ({"blocks.0.att.receptance.lora_A": normal(RANK + 1, 64, seed=1)}, "its parts of"),
         ({"blocks.0.att.receptance.lora_B": normal(64, 0, seed=1)}, "no columns"),
         ({"blocks.0.att.receptance.bone": normal(8, 8, 8, seed=1)}, "is incomplete"),
-        ({"something.else": normal(3, seed=1)}, "neither a part of an adapter nor of the model"),
+        ({"something.else": normal(3, seed=1)}, "belongs neither to an adapter nor to the model"),
         ({"blocks.0.ln1.weight": normal(65, seed=1)}, "'blocks.0.ln1.weight' is"),
         ({"blocks.0.att.receptance.lora_A": torch.ones(RANK, 64, dtype=torch.int64)}, "must hold bf16"),
     ],
@@ -308,19 +308,19 @@ def test_not_an_adapter_and_an_adapter_as_a_model_are_named(
 
 
 def test_an_adapter_left_in_a_full_file(tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:
-    # DiSHA needs nothing else: merged, and said.
+    # DiSHA needs no option: it is merged, and the description says so.
     path = saved(tmp_path / "disha.pth", {**tiny_tensors, **disha(tiny_tensors)})
     expected = saved(tmp_path / "expected.pth", with_disha(tiny_tensors, disha(tiny_tensors)))
     torch.testing.assert_close(logits(path), logits(expected), rtol=0, atol=2e-3)
     with open_checkpoint(path) as checkpoint:
         assert describe(checkpoint).undone == ("the DiSHA adapter in the file merged into 4 matrices",)
-    # LoRA's alpha is not in the file: refused, until it is given.
+    # LoRA needs alpha, which is not in the file.
     path = saved(tmp_path / "lora.pth", {**tiny_tensors, **lora(tiny_tensors)})
-    with pytest.raises(CheckpointError, match="LoRA's or PiSSA's"):
+    with pytest.raises(CheckpointError, match="either LoRA or PiSSA"):
         load_model(path)
     other = saved(tmp_path / "alone.pth", lora(tiny_tensors))
     assert torch.equal(logits(path, f"{path} alpha=16"), logits(tiny_file, f"{other} alpha=16"))
-    with pytest.raises(CheckpointError, match="has an adapter left in it already"):
+    with pytest.raises(CheckpointError, match="already contains an adapter"):
         logits(path, f"{other} alpha=16")
 
 
@@ -329,7 +329,7 @@ def test_the_hash_is_that_of_weights_adapter_and_factor(tiny_tensors: Tensors, t
     copy = saved(tmp_path / "other-name.pth", lora(tiny_tensors))
     other = saved(tmp_path / "other.pth", lora(tiny_tensors, seed=99))
     adapters = ["none", f"{path} alpha=16", f"{path} alpha=17", f"{other} alpha=16"]
-    hashes = [load_model(tiny_file, "cpu", adapter=each).spec.weights_sha256 for each in adapters]
+    hashes = [load_model(tiny_file, "cpu", adapter=adapter).spec.weights_sha256 for adapter in adapters]
     assert len(set(hashes)) == 4
     assert hashes[0] == load_model(tiny_file, "cpu").spec.weights_sha256
     again = load_model(tiny_file, "cpu", adapter=f"{copy} alpha=16").spec
@@ -361,10 +361,10 @@ def test_changed_bytes_of_an_adapter_are_refused_or_harmless(
     path = tmp_path / "changed.safetensors"
     save_file({name: part.contiguous() for name, part in lora(tiny_tensors).items()}, path)
     changed = bytearray(path.read_bytes())
-    for place, value in data.draw(
+    for offset, value in data.draw(
         st.lists(st.tuples(st.integers(0, 900), st.integers(0, 255)), min_size=1, max_size=4)
     ):
-        changed[place] = value
+        changed[offset] = value
     path.write_bytes(changed)
     try:
         with open_checkpoint(tiny_file, Adapter(path, 16.0)) as checkpoint:
@@ -393,14 +393,14 @@ def test_an_adapter_with_numbers_that_are_not_finite_is_refused(
         ("a.pth init=b c.pth", Adapter(Path("a.pth"), None, Path("b c.pth"))),
     ],
 )
-def test_the_option_is_read(text: str, expected: Adapter | None) -> None:
+def test_the_option_is_parsed(text: str, expected: Adapter | None) -> None:
     assert parse_adapter(text) == expected
 
 
 @pytest.mark.parametrize(
     "text", ["", " alpha=3", "a.pth alpha=x", "a.pth alpha=0", "a.pth alpha=nan", "a.pth alpha=-1"]
 )
-def test_an_option_that_cannot_be_is_refused(text: str) -> None:
+def test_an_invalid_option_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--adapter"):
         parse_adapter(text)
 

@@ -39,8 +39,8 @@ def test_outputs_on_inputs_that_occur_err_less_than_with_rounding_to_the_nearest
     def error(rounded: torch.Tensor) -> float:
         return float((x @ (weight - rounded).T).square().mean())
 
-    fed_back = RULE.multiplied_out(*rounded_with_feedback(weight, x.T @ x, RULE))
-    assert error(fed_back) < 0.4 * error(RULE.weights(weight))
+    fed_back = RULE.dequantize(*rounded_with_feedback(weight, x.T @ x, RULE))
+    assert error(fed_back) < 0.4 * error(RULE.rounded(weight))
 
 
 @pytest.mark.parametrize("width", [131, 32, 1])
@@ -52,14 +52,14 @@ def test_rounding_it_again_finds_the_same_integers_and_scales(width: int) -> Non
     weight[1] *= 1e-42
     weight[2:10] = (weight[2:10] * 3).round() / 3  # with several greatest ones
     integers, scales = rounded_with_feedback(weight, x.T @ x, RULE)
-    again, scales_again = RULE.integers(RULE.multiplied_out(integers, scales))
+    again, scales_again = RULE.quantize(RULE.dequantize(integers, scales))
     assert torch.equal(again, integers)
     assert torch.equal(scales_again, scales)
 
 
 def test_without_any_inputs_it_still_rounds() -> None:
     weight = torch.randn(5, 40, generator=torch.Generator().manual_seed(5))
-    found = RULE.multiplied_out(*rounded_with_feedback(weight, torch.zeros(40, 40), RULE))
+    found = RULE.dequantize(*rounded_with_feedback(weight, torch.zeros(40, 40), RULE))
     assert float((found - weight).abs().max()) < 0.5
 
 
@@ -73,12 +73,12 @@ def test_layers_are_fitted_to_what_the_fitted_layers_before_them_give(
         tensors[f"blocks.{layer}.att.time_state"] = tensors["blocks.0.att.time_state"] * layer
     save_tensors(tmp_path / "a.safetensors", tensors)
     texts = [[0, 5, 7, 9, 11], [0, 3], [0, 8, 8, 8]]
-    monkeypatch.setattr(calibration, "ROWS_AT_ONCE", 6)
+    monkeypatch.setattr(calibration, "ROWS_PER_PASS", 6)
     seen: list[torch.Tensor] = []
 
     def nearest(weight: torch.Tensor, moments: torch.Tensor, rule: object) -> tuple[torch.Tensor, torch.Tensor]:
         seen.append(moments)
-        return RULE.integers(weight)
+        return RULE.quantize(weight)
 
     monkeypatch.setattr(calibration, "rounded_with_feedback", nearest)
     with open_checkpoint(tmp_path / "a.safetensors") as checkpoint:

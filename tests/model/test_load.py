@@ -1,4 +1,4 @@
-"""`load_model`: which file, which backend, and what is said when it cannot be."""
+"""`load_model`: the choice of file and backend, and error messages."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_suffix_may_be_left_off(suffix: str, tmp_path: Path) -> None:
+def test_the_suffix_is_optional(suffix: str, tmp_path: Path) -> None:
     (tmp_path / f"my.model-1.5{suffix}").touch()
     resolved = resolve_model_path(tmp_path / "my.model-1.5")
     assert resolved.path == tmp_path / f"my.model-1.5{suffix}"
@@ -52,13 +52,13 @@ def test_exact_name_comes_first_and_pth_before_safetensors(tmp_path: Path) -> No
     assert resolve_model_path(str(tmp_path / "a")).path.name == "a"
 
 
-def test_directory_of_the_same_name_is_passed_over(tmp_path: Path) -> None:
+def test_a_directory_of_the_same_name_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a.pth").touch()
     assert resolve_model_path(tmp_path / "a").path.name == "a.pth"
 
 
-def test_environment_names_the_default_and_a_path_overrides_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_overrides_the_environment_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("default.pth", "given.pth"):
         (tmp_path / name).touch()
     monkeypatch.setenv("RWKVBATCH_MODEL", str(tmp_path / "default"))
@@ -66,7 +66,7 @@ def test_environment_names_the_default_and_a_path_overrides_it(tmp_path: Path, m
     assert resolve_model_path(tmp_path / "given").path.name == "given.pth"
 
 
-def test_without_any_name_the_bundled_model_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_name_the_bundled_model_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "BUNDLED_MODEL", tmp_path / "demo.safetensors")
     with pytest.raises(CheckpointError, match="bundled model is missing"):
         resolve_model_path()
@@ -76,7 +76,7 @@ def test_without_any_name_the_bundled_model_is_meant(tmp_path: Path, monkeypatch
     assert resolved.path == tmp_path / "demo.safetensors"
 
 
-def test_missing_file_names_what_was_tried_and_what_is_near(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_file_names_the_candidates_and_similar_files(tmp_path: Path) -> None:
     (tmp_path / "rwkv7-g1.pth").touch()
     with pytest.raises(CheckpointError, match="there is no such file") as caught:
         resolve_model_path(tmp_path / "rwkv7-g2.pth")
@@ -120,7 +120,7 @@ def test_precision_rounds_the_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_kernels")
-def test_without_native_kernels_the_reference_serves_with_one_warning(tiny_file: Path) -> None:
+def test_without_native_kernels_the_reference_is_used_with_one_warning(tiny_file: Path) -> None:
     with pytest.warns(SlowBackendWarning, match="reference operations") as caught:
         model = load_model(tiny_file, "cpu")
     assert len(caught) == 1
@@ -135,7 +135,7 @@ def test_asking_for_absent_kernels_is_a_usage_error(tiny_file: Path) -> None:
     assert "--backend reference" in str(caught.value.hint)
 
 
-def test_native_kernels_serve_where_they_are(tiny_file: Path) -> None:
+def test_native_kernels_are_used_if_installed(tiny_file: Path) -> None:
     pytest.importorskip("rwkvbatch._native", reason="installed without the native kernels", exc_type=ImportError)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -164,16 +164,16 @@ def test_bad_thread_count_is_a_usage_error(tiny_file: Path) -> None:
 
 
 class OnCpu(ReferenceOps):
-    """Operations that say they are on the device that was asked for."""
+    """Operations on the CPU that record the requested device."""
 
     def __init__(self, device: str, dtype: torch.dtype | None = None, fixed_rows: int | None = None) -> None:
         super().__init__("cpu")
-        self.asked = (device, dtype, fixed_rows)
+        self.requested = (device, dtype, fixed_rows)
 
 
 @pytest.fixture
 def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An NVIDIA GPU as torch describes one, and operations that run on the CPU instead of it."""
+    """Make torch report an NVIDIA GPU, and run its operations on the CPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
@@ -193,10 +193,10 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "cuda_capture", lambda: None)
 
 
-def asked(model: Model) -> tuple[str, torch.dtype | None, int | None]:
+def requested(model: Model) -> tuple[str, torch.dtype | None, int | None]:
     assert isinstance(model, Rwkv7Model)
     assert isinstance(model.ops, OnCpu)
-    return model.ops.asked
+    return model.ops.requested
 
 
 @pytest.mark.usefixtures("a_gpu", "kernels")
@@ -204,12 +204,12 @@ def test_gpu_strategy_picks_the_cuda_backend(tiny_file: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = load_model(tiny_file, "auto")
-        assert (model.spec.backend, asked(model)) == ("cuda", ("cuda", torch.bfloat16, None))
+        assert (model.spec.backend, requested(model)) == ("cuda", ("cuda", torch.bfloat16, None))
         assert model.forward([[1], [2, 3]])[0].shape == (2, 97)
         model = load_model(tiny_file, "cuda:0 fp16 rows=64")
-        assert (model.spec.backend, asked(model)) == ("cuda rows=64", ("cuda:0", torch.float16, 64))
+        assert (model.spec.backend, requested(model)) == ("cuda rows=64", ("cuda:0", torch.float16, 64))
         model = load_model(tiny_file, "cuda:0 fp16", "reference")
-        assert (model.spec.backend, asked(model)) == ("reference", ("cuda:0", torch.float16, None))
+        assert (model.spec.backend, requested(model)) == ("reference", ("cuda:0", torch.float16, None))
     with pytest.raises(UsageError, match="--backend cpu cannot run on 'cuda'"):
         load_model(tiny_file, "cuda fp16", "cpu")
 
@@ -231,7 +231,7 @@ def on_an_amd_gpu(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.usefixtures("a_gpu")
 @pytest.mark.parametrize("lacking", [without_triton, on_an_old_gpu, on_an_amd_gpu])
-def test_without_kernels_for_the_gpu_the_reference_serves_on_it_with_one_warning(
+def test_without_gpu_kernels_the_reference_is_used_on_the_gpu_with_one_warning(
     lacking: Callable[[pytest.MonkeyPatch], str], tiny_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reason = lacking(monkeypatch)
@@ -239,16 +239,16 @@ def test_without_kernels_for_the_gpu_the_reference_serves_on_it_with_one_warning
         model = load_model(tiny_file, "cuda fp16")
     assert len(caught) == 1
     assert caught[0].filename == __file__
-    assert (model.spec.backend, asked(model)) == ("reference", ("cuda", torch.float16, None))
+    assert (model.spec.backend, requested(model)) == ("reference", ("cuda", torch.float16, None))
     with pytest.raises(UsageError, match="rows= in --strategy needs the kernels"):
         load_model(tiny_file, "cuda fp16 rows=64")
 
 
-def test_an_apple_gpu_is_served_by_the_reference(tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_apple_gpu_uses_the_reference(tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(load, "ReferenceOps", OnCpu)
     model = load_model(tiny_file, "mps fp16")
-    assert (model.spec.backend, asked(model)) == ("reference", ("mps", torch.float16, None))
+    assert (model.spec.backend, requested(model)) == ("reference", ("mps", torch.float16, None))
     with pytest.raises(UsageError, match="--backend cuda needs an NVIDIA GPU"):
         load_model(tiny_file, "mps fp16", "cuda")
 
@@ -274,17 +274,17 @@ def test_loading_frees_the_file(tiny_file: Path, tmp_path: Path) -> None:
     assert model.forward([[1]])[0].shape == (1, 97)
 
 
-def test_heads_that_the_kernels_do_not_run_are_refused_with_the_backend_that_does(tmp_path: Path) -> None:
+def test_the_error_of_unsupported_heads_names_a_backend_that_supports_them(tmp_path: Path) -> None:
     torch.save(random_tensors(1, 512, 20, head_size=512), tmp_path / "a.pth")
     for backend in ("auto", "cpu"):
-        with pytest.raises(CheckpointError, match=r"it has heads of size 512; .* run heads up to 256") as caught:
+        with pytest.raises(CheckpointError, match=r"it has heads of size 512; .* support at most 256") as caught:
             load_model(tmp_path / "a.pth", "cpu", backend)
         assert "--backend reference" in str(caught.value.hint)
     assert load_model(tmp_path / "a.pth", "cpu", "reference").forward([[1]])[0].shape == (1, 20)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what is said without a GPU")
-def test_the_strategy_is_named_only_if_it_was_given(tiny_file: Path) -> None:
+def test_errors_name_the_strategy_only_if_it_was_given(tiny_file: Path) -> None:
     with pytest.raises(UsageError, match="and none was found") as caught:
         load_model(tiny_file, backend="cuda")
     assert "--strategy" not in f"{caught.value}{caught.value.hint}"

@@ -168,7 +168,7 @@ def test_forward_refuses_bad_tokens(tiny_model: Model, tokens: list[list[int]], 
 
 def test_forward_refuses_state_of_another_batch_size(tiny_model: Model) -> None:
     _, state = tiny_model.forward([[1]])
-    with pytest.raises(ValueError, match="state is of 1 sequences, tokens of 2"):
+    with pytest.raises(ValueError, match="state has 1 sequence, tokens has 2"):
         tiny_model.forward([[1], [2]], state)
 
 
@@ -203,7 +203,7 @@ def test_spec_says_what_the_model_is(tiny_model: Model, tiny_tensors: dict[str, 
 def test_tokens_are_chosen_by_the_operations(tiny_model: Model) -> None:
     logits, _ = tiny_model.forward([[1], [2]])
     expected = torch.log_softmax(logits.double(), 1)
-    choices = tiny_model.choose(logits, replace(greedy_batch(1), given=np.array([4])))
+    choices = tiny_model.choose(logits, replace(greedy_batch(1), target_ids=np.array([4])))
     best = logits.argmax(1)
     assert choices.tokens.tolist() == best.tolist()
     np.testing.assert_allclose(choices.logprobs, expected[[0, 1], [int(best[0]), 4]].numpy(), rtol=1e-6)

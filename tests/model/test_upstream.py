@@ -277,7 +277,7 @@ def test_rescaling_of_the_package_may_be_set(tmp_path: Path, monkeypatch: pytest
 def test_tokens_are_chosen_by_the_reference_operation(older_model: Model) -> None:
     logits, _ = older_model.forward(LISTS)
     expected = torch.log_softmax(logits.double(), 1)
-    choices = older_model.choose(logits, replace(greedy_batch(1), given=np.array([5, 6])))
+    choices = older_model.choose(logits, replace(greedy_batch(1), target_ids=np.array([5, 6])))
     best = logits.argmax(1)
     assert choices.tokens.tolist() == best.tolist()
     np.testing.assert_allclose(choices.logprobs, expected[[0, 1, 2], [int(best[0]), 5, 6]].numpy(), rtol=1e-6)

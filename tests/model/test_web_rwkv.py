@@ -13,7 +13,7 @@ from rwkvbatch.model.checkpoint import describe, open_checkpoint
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.random_checkpoint import LowRankWidths, random_tensors
 from rwkvbatch.model.states import load_state
-from tests.model.made_forms import WEB_RWKV_TURNED, Tensors, to_web_rwkv
+from tests.model.made_forms import WEB_RWKV_TRANSPOSED, Tensors, to_web_rwkv
 from tests.model.older_generations import older_tensors
 from tests.model.test_forms import logits
 
@@ -53,7 +53,7 @@ def test_logits_are_those_of_the_pth_in_fp16(generation: str, ending: str, tmp_p
 
 def test_version_6_with_matrices_turned_twice(tmp_path: Path) -> None:
     tensors = tensors_of("6.0")
-    path = written(tmp_path / "made.st", to_web_rwkv(tensors, turned=()))
+    path = written(tmp_path / "made.st", to_web_rwkv(tensors, transposed=()))
     plain = written(tmp_path / "plain.pth", tensors)
     assert torch.equal(logits(path, "cpu fp32"), logits(plain, "cpu fp32"))
 
@@ -95,7 +95,7 @@ def test_a_state_is_turned_back(tiny_file: Path, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(2)
     tensors = {f"blocks.{layer}.att.time_state": torch.randn(2, 32, 32, generator=generator) for layer in range(2)}
     plain = load_state(written(tmp_path / "plain.pth", tensors), spec)
-    made = to_web_rwkv(tensors, turned=WEB_RWKV_TURNED)
+    made = to_web_rwkv(tensors, transposed=WEB_RWKV_TRANSPOSED)
     for ending in (".st", ".state"):
         found = load_state(written(tmp_path / f"made{ending}", made), spec)
         assert torch.equal(found.tensors["wkv"], plain.tensors["wkv"])

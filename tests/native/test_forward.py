@@ -122,7 +122,7 @@ def test_a_changed_tensor_of_a_state_counts(model: Model) -> None:
 
 def test_forward_refuses_states_of_another_shape(model: Model) -> None:
     _, state = model.forward(LISTS)
-    with pytest.raises(ValueError, match="the state is of 4 sequences, tokens of 2"):
+    with pytest.raises(ValueError, match="the state has 4 sequences, tokens has 2"):
         model.forward([[1], [2]], state)
     wrong = State({**state.tensors, "wkv": state.tensors["wkv"][:, :1]})
     with pytest.raises(CheckpointError, match="the state must have tensors"):

@@ -229,11 +229,11 @@ def test_arm_takes_the_instructions_that_the_processor_has(
     command = [*replay, processor, FOR_ARM, tmp_path / "nothing", tmp_path / "results", isa, "1"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.stdout.strip() == chosen
-    assert (f"instruction set '{isa}' is not to be had here" in run.stderr) == (not chosen)
+    assert (f"instruction set '{isa}' is not available here" in run.stderr) == (not chosen)
 
 
 def test_an_unknown_instruction_set_is_refused() -> None:
-    with pytest.raises(UsageError, match="'sse9' is not to be had here"):
+    with pytest.raises(UsageError, match="'sse9' is not available here"):
         CpuOps(1, "sse9")  # type: ignore[arg-type]
 
 

@@ -114,41 +114,41 @@ def test_words_that_end_in_any_way_get_the_packages_ids(
 
 
 @pytest.fixture(scope="module")
-def forgetful() -> WorldTokenizer:
-    """One that remembers nothing at first; for all examples, so that they meet what others left behind."""
+def cold_tokenizer() -> WorldTokenizer:
+    """A tokenizer with empty caches, shared by all examples, so that later ones use what earlier ones cached."""
     return WorldTokenizer(load_entries(), 65536)
 
 
 @settings(max_examples=20)
 @given(texts=st.lists(TEXTS, min_size=3))
-def test_what_is_remembered_and_forgotten_changes_nothing(
-    texts: list[str], package_tokenizer: TRIE_TOKENIZER, forgetful: WorldTokenizer
+def test_full_caches_change_no_ids(
+    texts: list[str], package_tokenizer: TRIE_TOKENIZER, cold_tokenizer: WorldTokenizer
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizer_module, "MAX_CACHED", 5)
         for text in [*texts, *texts]:
-            assert forgetful.encode(text) == package_tokenizer.encode(text)
-            assert max(map(len, (forgetful._pieces, forgetful._beginnings))) <= 5
+            assert cold_tokenizer.encode(text) == package_tokenizer.encode(text)
+            assert max(map(len, (cold_tokenizer._cached_pieces, cold_tokenizer._cached_prefixes))) <= 5
 
 
-def test_long_pieces_are_not_remembered(forgetful: WorldTokenizer) -> None:
-    forgetful.encode("你" * 1000 + " " * 1000 + "x" * 1000)
-    assert all(len(piece) <= tokenizer_module.MAX_PIECE_BYTES for piece in forgetful._pieces)
+def test_long_pieces_are_not_cached(cold_tokenizer: WorldTokenizer) -> None:
+    cold_tokenizer.encode("你" * 1000 + " " * 1000 + "x" * 1000)
+    assert all(len(piece) <= tokenizer_module.MAX_PIECE_BYTES for piece in cold_tokenizer._cached_pieces)
 
 
 @given(text=TEXTS)
 @settings(max_examples=40, deadline=None)
 @pytest.mark.parametrize("size", [1, 7])
-def test_a_text_that_is_encoded_in_slabs_has_the_same_ids(size: int, text: str, world: WorldTokenizer) -> None:
+def test_a_text_encoded_in_blocks_has_the_same_ids(size: int, text: str, world: WorldTokenizer) -> None:
     whole = world.encode(text * 3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer_module, "_SLAB_BYTES", size)
+        patch.setattr(tokenizer_module, "_BLOCK_BYTES", size)
         assert world.encode(text * 3) == whole
         assert list(encode_long(world, text * 3)) == whole
 
 
 def test_a_long_text_takes_a_few_times_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer_module, "_SLAB_BYTES", 4096)
+    monkeypatch.setattr(tokenizer_module, "_BLOCK_BYTES", 4096)
     text = "It was a bright cold day in April, and the clocks were striking thirteen. " * 4000
     tokenizer = world_tokenizer(512)
     tracemalloc.start()

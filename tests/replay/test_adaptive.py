@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rwkvbatch.errors import UsageError
-from rwkvbatch.replay.adaptive import Wanted, first_round, reached, rounds
+from rwkvbatch.replay.adaptive import RepeatSelection, first_round, reached, rounds
 from rwkvbatch.replay.api import prepare
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.plan import Plan
@@ -28,8 +28,8 @@ def plan_of(low: int, high: int, width: float = 0.1) -> Plan:
     return make_plan(conversations=conversations, cells=CELLS, repeats=low, max_repeats=high, until_ci=width)
 
 
-def fill(plan: Plan, rows: MemoryRows, wanted: Wanted, scores: dict[str, float]) -> None:
-    for number in wanted.tasks():
+def fill(plan: Plan, rows: MemoryRows, selection: RepeatSelection, scores: dict[str, float]) -> None:
+    for number in selection.tasks():
         task = plan.task(number)
         for turn in range(2):
             if not rows.has(task.first_row + turn):
@@ -41,19 +41,19 @@ def fill(plan: Plan, rows: MemoryRows, wanted: Wanted, scores: dict[str, float])
 
 def repeats_of(plan: Plan, wide: Any) -> list[tuple[int, ...]]:
     rows = MemoryRows()
-    found: list[tuple[int, ...]] = []
-    for wanted in rounds(plan, rows, wide):
-        found.append(wanted.repeats)
-        fill(plan, rows, wanted, {"a": 0.5, "b": 0.6, "c": 0.9})
-    return found
+    repeats: list[tuple[int, ...]] = []
+    for selection in rounds(plan, rows, wide):
+        repeats.append(selection.repeats)
+        fill(plan, rows, selection, {"a": 0.5, "b": 0.6, "c": 0.9})
+    return repeats
 
 
-def test_without_a_width_one_round_is_all() -> None:
+def test_without_until_ci_there_is_one_round() -> None:
     plan = make_plan(cells=CELLS, repeats=3)
-    assert [wanted.repeats for wanted in rounds(plan, MemoryRows())] == [(3, 3, 3)]
+    assert [selection.repeats for selection in rounds(plan, MemoryRows())] == [(3, 3, 3)]
 
 
-def test_a_cell_goes_on_while_its_interval_is_wide_and_the_baseline_with_it() -> None:
+def test_cells_with_a_wide_interval_and_the_baseline_get_more_repeats() -> None:
     def wide(differences: Sequence[float], conversations: Sequence[int], *, width: float) -> bool:
         assert width == 0.1
         assert set(conversations) == {0, 1, 2, 3}
@@ -62,11 +62,11 @@ def test_a_cell_goes_on_while_its_interval_is_wide_and_the_baseline_with_it() ->
     assert repeats_of(plan_of(2, 5), wide) == [(2, 2, 2), (3, 2, 3), (4, 2, 4), (5, 2, 5)]
 
 
-def test_it_stops_when_all_are_precise() -> None:
+def test_rounds_end_when_all_cells_are_precise() -> None:
     assert repeats_of(plan_of(2, 9), lambda *_, width: False) == [(2, 2, 2)]
 
 
-def test_a_cell_that_was_precise_once_is_not_looked_at_again() -> None:
+def test_a_precise_cell_is_not_tested_again() -> None:
     asked: list[int] = []
 
     def wide(differences: Sequence[float], conversations: Sequence[int], *, width: float) -> bool:
@@ -89,12 +89,12 @@ def test_differences_are_paired_by_conversation_turn_and_repeat() -> None:
     assert seen == [[0.1] * 16, [0.4] * 16]
 
 
-def test_more_repeats_are_added_the_more_there_are() -> None:
-    found = repeats_of(plan_of(3, 20), lambda *_, width: True)
-    assert [wanted[0] for wanted in found] == [3, 4, 5, 6, 7, 8, 10, 12, 15, 18, 20]
+def test_each_round_adds_a_quarter_of_the_repeats() -> None:
+    repeats = repeats_of(plan_of(3, 20), lambda *_, width: True)
+    assert [of_cells[0] for of_cells in repeats] == [3, 4, 5, 6, 7, 8, 10, 12, 15, 18, 20]
 
 
-def test_a_whole_run_is_precise_enough_or_at_its_end_and_can_be_resumed(tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     def run(name: str, **options: Any) -> Any:
         return execute(plan_of(2, 6, 0.8), FakeLoader(), RunOptions(out=tmp_path / name, **options))
 
@@ -118,7 +118,9 @@ def test_a_whole_run_is_precise_enough_or_at_its_end_and_can_be_resumed(tmp_path
         ('{"messages": [{"role": "user", "content": "hi"}]}\n', {}, "there is only one cell"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(tmp_path: Path, lines: str, lists: Any, message: str) -> None:
+def test_until_ci_without_checks_or_a_second_cell_is_refused(
+    tmp_path: Path, lines: str, lists: Any, message: str
+) -> None:
     script = tmp_path / "s.jsonl"
     script.write_text(lines)
     values = {"repeats": 2, "max_repeats": 5, "until_ci": 0.1}
@@ -126,10 +128,10 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, lines: str, lists: A
         prepare(script, **values, **lists)
 
 
-def test_what_each_cell_came_to_is_its_repeats_and_the_width_that_the_rule_saw() -> None:
+def test_reached_has_the_repeats_and_the_width_of_the_stopping_rule() -> None:
     plan, rows = plan_of(2, 6), MemoryRows()
-    wanted = Wanted(plan, (4, 4, 2))
-    fill(plan, rows, wanted, {"a": 0.5, "b": 0.6, "c": 0.9})
+    selection = RepeatSelection(plan, (4, 4, 2))
+    fill(plan, rows, selection, {"a": 0.5, "b": 0.6, "c": 0.9})
     first = plan.task(plan.number_of(0, 1, 0))
     rows.discard([first.first_row])
     key = first.key(0)
@@ -137,13 +139,13 @@ def test_what_each_cell_came_to_is_its_repeats_and_the_width_that_the_rule_saw()
     rows.append({first.first_row: row})
     differences = [-0.5] + [0.1] * 31
     conversations = [number for number in range(4) for _ in range(8)]
-    assert [(found.cell, found.repeats, found.width) for found in reached(plan, rows, wanted)] == [
+    assert [(precision.cell, precision.repeats, precision.width) for precision in reached(plan, rows, selection)] == [
         ("a", 4, None),
         ("b", 4, pytest.approx(planning_width(differences, conversations))),
         ("c", 2, math.inf),
     ]
 
 
-def test_without_a_width_asked_for_none_is_told() -> None:
+def test_reached_is_empty_without_until_ci() -> None:
     plan = make_plan(cells=CELLS, repeats=3)
     assert reached(plan, MemoryRows(), first_round(plan)) == ()

@@ -20,7 +20,7 @@ from rwkvbatch.errors import CheckpointError, UsageError, WorkerError
 from rwkvbatch.replay.models import Setup, setups_of
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Joined, Leave, pool_for
-from rwkvbatch.replay.processes import ProcessPool, _describe, _wants_gpu
+from rwkvbatch.replay.processes import ProcessPool, _describe, _uses_gpu
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from tests.replay.fakes import Deadly, FakeLoader, Slow, make_conversation, make_plan
@@ -337,7 +337,7 @@ def test_orders_to_a_worker_that_is_gone_go_nowhere() -> None:
 @pytest.mark.parametrize(
     ("status", "text"), [(None, "ended"), (3 << 8, "ended with exit code 3"), (9, "was ended by SIGKILL")]
 )
-def test_how_a_process_ended_is_told(status: int | None, text: str) -> None:
+def test_the_end_of_a_process_is_described(status: int | None, text: str) -> None:
     assert _describe(status) == text
 
 
@@ -345,9 +345,9 @@ def test_how_a_process_ended_is_told(status: int | None, text: str) -> None:
     ("strategy", "there", "wants"),
     [("auto", True, True), ("auto", False, False), ("cuda fp16", False, True), ("cpu", True, False)],
 )
-def test_a_gpu_is_wanted_by_name_or_where_there_is_one(
+def test_a_gpu_is_used_if_the_strategy_names_it_or_auto_finds_one(
     strategy: str, there: bool, wants: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: there)
     (setup,) = setups_of(make_plan(1, strategy=strategy))
-    assert _wants_gpu(setup) == wants
+    assert _uses_gpu(setup) == wants

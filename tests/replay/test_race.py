@@ -1,4 +1,4 @@
-"""Races: what is drawn, which cells are dropped, and that rows are those of the full grid."""
+"""Races: draws, dropped cells, and rows equal to those of the full grid."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.preview import preview
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.prompts import PromptEncoder
-from rwkvbatch.replay.race import Draws, Played, Race, can_drop
+from rwkvbatch.replay.race import Draws, DrawSelection, Race, can_drop
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.script.records import Check, ReplyFacts, Verdict
 from tests.replay.fakes import ByteTokenizer, FakeLoader, make_conversation, make_plan
@@ -77,7 +77,7 @@ class TestDraws:
             assert repeats == list(range(count))
         assert draws.num_repeats == max(counts.values())
 
-    def test_they_depend_on_the_seed_and_more_draws_begin_with_fewer(self) -> None:
+    def test_draws_depend_on_the_seed_and_not_on_their_number(self) -> None:
         short, long, other = Draws(1, range(9), 50), Draws(1, range(9), 90), Draws(2, range(9), 50)
         assert list(long.conversation)[:50] == list(short.conversation)
         assert list(short.conversation) != list(other.conversation)
@@ -119,7 +119,7 @@ class TestPlanning:
         assert race.ending == "budget"
         assert race.num_rows == 96
 
-    def test_several_models_are_looked_at_less_often(self) -> None:
+    def test_looks_are_rarer_with_several_models(self) -> None:
         looks, _ = self.looks(lambda draw, cell: 0.5, pace=2)
         assert [look[0] for look in looks] == [8, 12, 18, 27, 40, 60]
 
@@ -139,7 +139,7 @@ def test_a_race_with_too_few_draws_for_its_level_can_drop_no_cell(cells: int, le
 
 @pytest.mark.parametrize("kind", ["all_equal", "greedy", "rare_loss", "at_the_margin"])
 def test_best_cells_are_dropped_and_margins_missed_in_at_most_5_of_100_races(kind: str) -> None:
-    # Here few races; benchmarks/race_simulation.py runs 2,000 of each kind.
+    # 15 races of each kind; benchmarks/race_simulation.py runs 2,000.
     outcome = simulate(kind, 15, repeats=5)
     assert outcome.wrong <= 3 / 15
     assert outcome.wrong_margin <= 3 / 15
@@ -181,7 +181,7 @@ class TestRun:
         assert part.race == whole.race
         assert without_timing(tmp_path / "parts") == without_timing(tmp_path / "whole")
 
-    def test_the_batch_size_decides_nothing(self) -> None:
+    def test_the_result_does_not_depend_on_the_batch_size(self) -> None:
         assert run_race(None, race_plan(batch_size=3)).race == run_race(None, race_plan(batch_size=64)).race
 
     @pytest.mark.parametrize("then", [{"race_level": 0.01}, {"race_level": 0.2}, {"race_rows": 200}, {"race": False}])
@@ -193,7 +193,7 @@ class TestRun:
         assert result.reuse is not None
         assert result.reuse.kept > 0
 
-    def test_failed_turns_score_nothing(self) -> None:
+    def test_failed_turns_score_0(self) -> None:
         def fails_when_cold(request: Request, reply: Reply) -> Reply:
             made = worse_when_hot(request, reply)
             return replace(made, text=BREAKS) if request.sampling.temperature == TEMPERATURES[0] else made
@@ -205,7 +205,7 @@ class TestRun:
         assert result.race.cells[0].score == 0.0
         assert "temp=0.02" not in result.race.left
 
-    def test_progress_says_how_many_cells_are_left_and_not_how_long_it_takes(self) -> None:
+    def test_progress_has_the_cells_left_and_no_estimate_of_the_time(self) -> None:
         seen: list[Progress] = []
 
         class Observer:
@@ -217,12 +217,12 @@ class TestRun:
         assert all(progress.seconds_left is None for progress in seen[1:])
         assert seen[-1].as_dict()["cells_left"] == 1
 
-    def test_a_preview_says_at_most_how_much_it_is(self) -> None:
+    def test_a_preview_gives_the_largest_number_of_rows(self) -> None:
         plan = race_plan(3)
         found = preview(plan, PromptEncoder(ByteTokenizer()))
         assert found.repeats == 3
         assert found.dialogues == 3 * 8 * len(TEMPERATURES)
-        assert found.rows == Played(plan, (24,) * len(TEMPERATURES)).num_rows
+        assert found.rows == DrawSelection(plan, (24,) * len(TEMPERATURES)).num_rows
         assert preview(race_plan(3, race_rows=70), PromptEncoder(ByteTokenizer())).rows == 70
 
 
@@ -249,7 +249,7 @@ UNCHECKED = '{"id": "b", "messages": [{"role": "user", "content": "hi"}]}\n'
         (CHECKED, {"race": True, "race_margin": 0, "temperature": [0, 1]}, r"in \(0, 1\), got 0"),
     ],
 )
-def test_what_cannot_be_a_race_is_refused(tmp_path: Path, lines: str, settings: Any, message: str) -> None:
+def test_races_with_invalid_settings_are_refused(tmp_path: Path, lines: str, settings: Any, message: str) -> None:
     script = tmp_path / "s.jsonl"
     script.write_text(lines)
     with pytest.raises(UsageError, match=message):

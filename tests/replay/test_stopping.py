@@ -16,7 +16,7 @@ import pytest
 
 from rwkvbatch.replay.models import Setup
 from rwkvbatch.replay.runner import RunOptions, execute, read_rows
-from rwkvbatch.signals import TOGETHER_S, StoppedEarly, stop_on_signals
+from rwkvbatch.signals import DUPLICATE_S, StoppedEarly, stop_on_signals
 from tests.replay.fakes import FakeLoader, make_plan
 from tests.replay.slow_run import IN_STEP_NAME
 
@@ -68,7 +68,7 @@ def test_the_second_signal_leaves_at_once_and_loses_no_row(tmp_path: Path, numbe
     process.send_signal(number)
     assert process.stderr is not None
     assert "second signal" in process.stderr.readline()
-    time.sleep(2 * TOGETHER_S)
+    time.sleep(2 * DUPLICATE_S)
     process.send_signal(number)
     assert process.wait(60) == code
     assert "stopped at once" in process.stderr.read()
@@ -121,7 +121,7 @@ def test_two_signals_at_the_same_time_are_one(
         signal.raise_signal(number)
         signal.raise_signal(number)
         assert (len(said), left) == (1, [])
-        monkeypatch.setattr("rwkvbatch.signals.TOGETHER_S", 0.0)
+        monkeypatch.setattr("rwkvbatch.signals.DUPLICATE_S", 0.0)
         signal.raise_signal(number)
     assert left == [code]
     assert stop.signal_number == number

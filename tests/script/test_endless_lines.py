@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from rwkvbatch.config import ScriptLimits
 from rwkvbatch.errors import RwkvBatchError, ScriptError, UsageError
-from rwkvbatch.script.reader import KEPT_BYTES, PAST_LIMITS, read_scripts
+from rwkvbatch.script.raw_lines import SKIP_FACTOR
+from rwkvbatch.script.reader import KEPT_BYTES, read_scripts
 
 GOOD = b'{"id": "good", "messages": [{"role": "user", "content": "Hi"}]}\n'
 
@@ -54,7 +55,7 @@ def test_a_line_without_an_end_is_refused_with_its_number_in_little_memory(
     tracemalloc.stop()
     assert caught.value.line == 2
     assert ("no end within 100,000,000 bytes" in str(caught.value)) == skip_bad
-    assert stream.num_read <= (PAST_LIMITS * limit + 2**20 if skip_bad else 2 * limit)
+    assert stream.num_read <= (SKIP_FACTOR * limit + 2**20 if skip_bad else 2 * limit)
     assert peak < 2**22 + 10 * limit
 
 

@@ -34,6 +34,12 @@ def test_the_name_of_a_person_is_counted_and_that_of_a_tool_is_read(tmp_path: Pa
     assert script.ignored == {"source": 1, "messages[].name": 1}
 
 
+def test_a_role_that_is_no_text_beside_from_is_ignored(tmp_path: Path) -> None:
+    message = {"from": "human", "value": "Hi", "role": ["user"]}
+    script = read(tmp_path, {"conversations": [message]})
+    assert script.conversations[0].turns[0].user == "Hi"
+
+
 @pytest.mark.parametrize("key", ["message", "mesages", "tag", "param", "expects", "temprature", "max_token"])
 def test_near_misses_of_known_keys_are_errors_beside_messages(key: str, tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match=f"unknown key '{key}'"):

@@ -147,7 +147,7 @@ def test_a_json_file_may_hold_lines_and_has_a_limit_as_one_text(
     path = write(tmp_path / "demo.json", b"# a comment", conversation())
     with pytest.raises(ScriptError, match=r"demo\.json:1:1: not JSON"):
         read_scripts([path])
-    monkeypatch.setattr("rwkvbatch.script.reader.MAX_ARRAY_BYTES", 100)
+    monkeypatch.setattr("rwkvbatch.script.raw_lines.MAX_ARRAY_BYTES", 100)
     path = write(tmp_path / "demo.json", [conversation(id=str(number)) for number in range(9)])
     with pytest.raises(ScriptError, match=r"is larger than 100 bytes, the most for a \.json file") as caught:
         read_scripts([path])

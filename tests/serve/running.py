@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rwkvbatch.config import RunSettings
-from rwkvbatch.serve.server import Opened, ServeArguments, Serving
+from rwkvbatch.serve.server import LoadedServer, ServeArguments, Serving
 
 MODEL = "rwkvbatch-demo"
 SETTINGS = RunSettings(threads=1, max_tokens=24)
@@ -22,7 +22,7 @@ SETTINGS = RunSettings(threads=1, max_tokens=24)
 class Server:
     """A running server and a plain client of it."""
 
-    def __init__(self, serving: Serving, opened: Opened) -> None:
+    def __init__(self, serving: Serving, opened: LoadedServer) -> None:
         self.serving = serving
         self.opened = opened
         self.url = serving.url
@@ -54,8 +54,8 @@ class Server:
 
 
 @contextmanager
-def running(change: Callable[[Opened], None] = lambda _: None, **arguments: Any) -> Generator[Server]:
-    opened = Opened(replace(ServeArguments(SETTINGS, port=0), **arguments))
+def running(change: Callable[[LoadedServer], None] = lambda _: None, **arguments: Any) -> Generator[Server]:
+    opened = LoadedServer(replace(ServeArguments(SETTINGS, port=0), **arguments))
     change(opened)
     serving = Serving(opened)
     ready = threading.Event()

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from rwkvbatch.serve.app import Access, _Gate, _left
+from rwkvbatch.serve.app import Access, _Gate, _wait_for_disconnect
 
 SCOPE = {"type": "http", "method": "GET", "path": "/x", "headers": []}
 
@@ -63,5 +63,5 @@ def test_the_end_of_a_connection_is_waited_for() -> None:
     async def receive() -> Any:
         return next(messages)
 
-    asyncio.run(_left(cast("Any", SimpleNamespace(receive=receive))))
+    asyncio.run(_wait_for_disconnect(cast("Any", SimpleNamespace(receive=receive))))
     assert next(messages, None) is None

@@ -1,4 +1,4 @@
-"""How the news of many flights reach the event loop, without an engine and a loop."""
+"""How updates of many flights reach the event loop, tested without an engine and a loop."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ class Steps:
 
     def step(self, text: str, ended: Flight | None = None) -> None:
         for flight in self.flights:
-            flight.fresh.append((0, text))
-            self.batcher._fresh.setdefault(flight, False)
+            flight.undelivered.append((0, text))
+            self.batcher._updated.setdefault(flight, False)
         if ended is not None:
-            self.batcher._tell(ended, 0, REPLY)
-        self.batcher._hand_over()
+            self.batcher._notify(ended, 0, REPLY)
+        self.batcher._hand_over_updates()
 
     def texts(self) -> set[str]:
         return {flight.take_text(0) for flight in self.flights}
 
 
-def test_all_flights_get_their_news_with_one_call_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_flights_get_their_updates_with_one_call_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = Steps(monkeypatch, 4)
     for number in range(3):
         steps.step(str(number))
@@ -90,7 +90,7 @@ def test_without_an_engine_requests_end_with_an_error_and_figures_are_those_so_f
     steps = Steps(monkeypatch, 1)
     (flight,) = steps.flights
     steps.batcher._begin(flight)
-    steps.batcher._hand_over()
+    steps.batcher._hand_over_updates()
     assert flight.is_done
     assert str(flight.error) == "there is no engine"
     assert steps.batcher.stats == EngineStats()

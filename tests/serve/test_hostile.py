@@ -287,7 +287,7 @@ def test_what_is_no_request_is_refused(server: Server, data: bytes, caplog: pyte
 def test_slow_heads_and_bodies_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "HEAD_SECONDS", 0.2)
 
-    def make_service(opened: server_module.Opened) -> None:
+    def make_service(opened: server_module.LoadedServer) -> None:
         access = Access(body_seconds=0.2)
         service = server_module.Service(opened.served, opened.batcher, access)
         opened.service = lambda: service  # type: ignore[method-assign]

@@ -24,16 +24,17 @@ Activation = Literal["none", "tanh", "sigmoid", "decay", "relu_squared"]
 ShiftKind = Literal["att", "ffn"]
 
 Rounding = Literal["int8", "w8a8", "int4"]
-"""What the large matrices are rounded to, group by group of inputs: 8 bits, 8 bits with inputs rounded to 8 bits
-too, or 4 bits with such inputs."""
+"""How the large matrices are rounded, in groups of inputs. `int8`: weights to 8 bits. `w8a8`: weights and inputs to
+8 bits. `int4`: weights to 4 bits and inputs to 8 bits."""
 
 
 class Product(NamedTuple):
-    """One application of a linear layer, y = activation(x W^T + bias), and what is done with y.
+    """One application of a linear layer, y = activation(x W^T + bias), and how y is combined
+    with another array.
 
     Attributes:
         x: [R, in].
-        layer: what `linear_layer` returned.
+        layer: a result of `linear_layer`.
         add: the result is add + y, which may overwrite `add`.
         blend: a pair (start, target); the result is start + (target - start) * y.
         times: the result is times * y.
@@ -49,7 +50,7 @@ class Product(NamedTuple):
 
 
 class HeadRows(NamedTuple):
-    """What the rows of a step bring to the heads of one layer, [R, C] each."""
+    """The inputs of one layer's heads for each row of a step, [R, C] each."""
 
     r: Array
     w: Array
@@ -79,8 +80,8 @@ class StepOperations(Protocol):
         """layer_norm(table[tokens]); [R, C].
 
         Args:
-            as_input: the result is an input of linear layers, not the first term of the residual stream: in the
-                precision of inputs, and never overwritten.
+            as_input: return an input of linear layers, in their precision, which is never overwritten. Without it, the
+                result is the first term of the residual stream.
         """
         ...
 
@@ -89,8 +90,8 @@ class StepOperations(Protocol):
     ) -> Sequence[Array]:
         """xn + (p - xn) * mix[m] for each of M mixes; M arrays [R, C].
 
-        xn = layer_norm(x, eps 1e-5); p is the previous row's xn of the same sequence, for its first row the one
-        that the state carries; afterwards the state carries the last row's xn.
+        xn = layer_norm(x, eps 1e-5). p is xn of the sequence's previous row; for its first row, p comes from the state.
+        The last row's xn is stored in the state.
         """
         ...
 
@@ -109,13 +110,13 @@ class StepOperations(Protocol):
         ...
 
     def wkv7(self, step: Array, layer: int, rows: HeadRows, weights: HeadWeights) -> Array:
-        """The recurrence of one layer with all other arithmetic per head; [R, C].
+        """The recurrence of one layer and all other per-head arithmetic; [R, C].
 
         Per head and row, in sequence order:
             kk = normalize(k * k_k);  k = k * (1 + (a - 1) * k_a)
             S = S diag(w) - (S kk)(kk * a)^T + v k^T;  y = S r
             y = group_norm(y, eps 64e-5) + (sum r * k * r_k) v;  result = y * g
-        normalize divides by max(norm, 1e-12). S is carried by the state.
+        normalize divides by max(norm, 1e-12). S is kept in the state.
         """
         ...
 
@@ -138,8 +139,8 @@ class Operations(StepOperations, Protocol):
     Attributes:
         bitwise: see `ModelSpec`.
         in_torch: whether it computes with torch. The model then sets torch's settings around every call and checks the
-            token ids. Other backends are called directly, since Python code between two steps takes five to ten times
-            as long as usual: reading the weights has emptied the caches.
+            token ids. Other backends are called directly: Python code between two steps takes five to ten times as long
+            as usual, since reading the weights evicts it from the processor's caches.
     """
 
     name: str
@@ -164,9 +165,11 @@ class Operations(StepOperations, Protocol):
     ) -> Array:
         """Pack a linear layer: weight [out, in], bias and activation.
 
-        `large` marks the matrices that hold nearly all weights; those are rounded with the strategies `cpu int8`,
-        `cpu w8a8` and `cpu int4` (`reference.ROUNDINGS`). `sparse_inputs` marks those whose inputs are mostly zero,
-        as after relu squared: their weights may be packed so that those of zeros are not read.
+        Args:
+            large: whether it is one of the matrices that hold nearly all weights, which the strategies `cpu int8`,
+                `cpu w8a8` and `cpu int4` round (`reference.ROUNDINGS`).
+            sparse_inputs: whether its inputs are mostly zero, as after relu squared. A backend may then pack the
+                weights so that those of zero inputs are not read.
         """
         ...
 

@@ -20,12 +20,12 @@ class Indices(NamedTuple):
 
     Attributes:
         tokens: [R].
-        outputs: row numbers whose logits are wanted, [P].
-        first_slots: the slot, for the first row of each sequence that has a state; else -1; [R].
-        last_rows: the sequence's last row, for its first row; else 0; [R].
+        outputs: the rows that need logits, [P].
+        first_slots: for the first row of a sequence with a state, its slot; -1 for other rows; [R].
+        last_rows: for the first row of a sequence, its last row; 0 for other rows; [R].
         short_starts, short_stops, short_slots: sequences that are read row by row.
         long_starts, long_stops, long_slots: sequences that are read in chunks.
-        chunk_starts, chunk_stops: chunk c is rows chunk_starts[c] to chunk_stops[c] - 1, one sequence after the other.
+        chunk_starts, chunk_stops: chunk c is rows chunk_starts[c] to chunk_stops[c] - 1, sequence by sequence.
         first_chunks: the number of each long sequence's first chunk.
     """
 
@@ -55,22 +55,26 @@ def indices_of(batch: RaggedBatch, outputs: IntArray, chunk: int | None) -> Indi
     last_rows = np.zeros(len(batch.tokens), np.int32)
     first_slots[starts] = batch.slots
     last_rows[starts] = stops - 1
-    # Depends on the sequence's own length only, so that other sequences do not matter.
-    long = np.zeros(len(starts), np.bool_) if chunk is None else stops - starts >= chunk
+    # The choice depends on the sequence's own length only, so that no other sequence changes its result.
+    is_long = np.zeros(len(starts), np.bool_) if chunk is None else stops - starts >= chunk
     sequences = (starts, stops, batch.slots)
     return Indices(
         batch.tokens.astype(np.int32),
         outputs.astype(np.int32),
         first_slots,
         last_rows,
-        *(part[~long].astype(np.int32) for part in sequences),
-        *(part[long].astype(np.int32) for part in sequences),
-        *(part.astype(np.int32) for part in chunk_rows(starts[long], stops[long], chunk or 1)),
+        *(values[~is_long].astype(np.int32) for values in sequences),
+        *(values[is_long].astype(np.int32) for values in sequences),
+        *(values.astype(np.int32) for values in chunk_rows(starts[is_long], stops[is_long], chunk or 1)),
     )
 
 
 def chunk_rows(starts: IntArray, stops: IntArray, chunk: int) -> tuple[IntArray, IntArray, IntArray]:
-    """First rows and ends of the chunks of sequences that are rows starts[b] to stops[b] - 1; their first chunks."""
+    """Divide sequences, which are rows starts[b] to stops[b] - 1, into chunks of `chunk` rows.
+
+    Returns:
+        The first row and the end of each chunk, and the number of each sequence's first chunk.
+    """
     counts = -(-(stops - starts) // chunk)
     firsts = np.cumsum(counts) - counts
     numbers = np.arange(counts.sum()) - np.repeat(firsts, counts)
@@ -79,13 +83,13 @@ def chunk_rows(starts: IntArray, stops: IntArray, chunk: int) -> tuple[IntArray,
 
 
 _ALIGNMENT = 16
-"""Bytes. Triton compiles another kernel for pointers with less alignment."""
+"""Bytes. For pointers with less alignment Triton compiles another kernel."""
 
 _DTYPES = {
     np.dtype(np.uint8): torch.uint8,
     np.dtype(np.int32): torch.int32,
     np.dtype(np.int64): torch.int64,
-    np.dtype(np.uint64): torch.int64,  # the same bits
+    np.dtype(np.uint64): torch.int64,  # the bits, reinterpreted
     np.dtype(np.float32): torch.float32,
     np.dtype(np.float64): torch.float64,
 }
@@ -94,7 +98,7 @@ AnyArray = npt.NDArray[np.generic]
 
 
 def pack(arrays: Sequence[AnyArray]) -> Tensor:
-    """The bytes of `arrays` in sequence, each aligned; uint8, on the host."""
+    """The bytes of `arrays` one after the other, each aligned; uint8, on the host."""
     offsets = _offsets(arrays)
     packed = torch.zeros(offsets[-1], dtype=torch.uint8)
     content = packed.numpy()

@@ -1,4 +1,4 @@
-"""The reference definition of how a token is chosen from logits: cuts, noise, and log-probabilities."""
+"""The reference implementation of `Model.choose`: penalties, cuts, noise and log-probabilities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Scores = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
 def choose(logits: Tensor, batch: SampleBatch) -> Choices:
-    """The definition of `Model.choose`: `sample` of the first rows of `logits` [P, V], `look_up` of the others.
+    """The definition of `Model.choose`: `sample` on the first rows of `logits` [P, V], `look_up` on the others.
 
     Log-probabilities are computed in fp64 and rounded to fp32 at the end.
 
@@ -22,28 +22,32 @@ def choose(logits: Tensor, batch: SampleBatch) -> Choices:
     """
     batch.check(*logits.shape)
     sampled = sample(logits[: batch.num_sampled], batch)
-    found = look_up(logits, np.concatenate([np.maximum(sampled, 0), batch.given]))
-    return Choices(np.concatenate([sampled, found.tokens[batch.num_sampled :]]), found.logprobs)
+    looked_up = look_up(logits, np.concatenate([np.maximum(sampled, 0), batch.target_ids]))
+    return Choices(np.concatenate([sampled, looked_up.tokens[batch.num_sampled :]]), looked_up.logprobs)
 
 
-def look_up(logits: Tensor, given: IntArray) -> Choices:
-    """The likeliest token of each row of `logits` [P, V], and the log-probabilities of `given` [P]."""
+def look_up(logits: Tensor, target_ids: IntArray) -> Choices:
+    """The likeliest token of each row of `logits` [P, V], and the log-probabilities of `target_ids` [P]."""
     # Apple's GPUs have no fp64.
     rows = (logits.cpu() if logits.device.type == "mps" else logits).double()
-    chosen = rows.gather(1, torch.from_numpy(given).to(rows.device).unsqueeze(1)).squeeze(1)
-    logprobs = (chosen - torch.logsumexp(rows, dim=1)).float().cpu().numpy()
+    target_logits = rows.gather(1, torch.from_numpy(target_ids).to(rows.device).unsqueeze(1)).squeeze(1)
+    logprobs = (target_logits - torch.logsumexp(rows, dim=1)).float().cpu().numpy()
     return Choices(rows.argmax(dim=1).cpu().numpy(), logprobs)
 
 
 def sample(logits: Tensor, batch: SampleBatch) -> IntArray:
     """Choose a token for each row of `logits` [S, V], with cuts in the order of the `rwkv` package's `sample_logits`.
 
-    Penalties are subtracted; of the softmax, the likeliest tokens whose probabilities reach top_p are kept (ties
-    with the last one too), then at most top_k (smaller ids first among equals). With `TOP_K_FIRST` these two cuts
-    change places, and top_p is a share of what top_k kept; with `TEMPERATURE_FIRST` the logits are divided by the
-    temperature before the cuts. Then tokens below `least_scores` are dropped. Of the kept tokens, the one with the
-    largest logit / temperature + Gumbel noise is chosen. Temperature 0, top_p 0 or top_k 1 choose the largest logit,
-    the smallest id among equals. Everything after the penalties is fp64. A row without a possible token gets -1.
+    1. Penalties are subtracted. All later arithmetic is fp64.
+    2. Top-p keeps the likeliest tokens whose probabilities (softmax) add up to top_p, and all tokens as likely as the
+       last of them. Then top-k keeps at most top_k tokens, smaller ids first among equals. With `TOP_K_FIRST` top-k
+       comes first, and top_p is a share of the probability that it keeps. With `TEMPERATURE_FIRST` the logits are
+       divided by the temperature before both cuts.
+    3. Tokens below `least_scores` are dropped.
+    4. The kept token with the largest logit / temperature + Gumbel noise is chosen.
+
+    Temperature 0, top_p 0 or top_k 1 choose the largest logit, the smallest id among equals. A row without a possible
+    token gets -1.
     """
     rows = logits.float().cpu().numpy()
     return np.array([_sample_row(rows[row], batch, row) for row in range(len(rows))], dtype=np.int64)
@@ -64,8 +68,7 @@ def _sample_row(row_logits: FloatArray, batch: SampleBatch, row: int) -> int:
     scores = penalised.astype(np.float64) - float(penalised[best])
     scaled = scores / temperature
     order = int(batch.orders[row])
-    cut = scaled if order & TEMPERATURE_FIRST else scores
-    kept = _kept(cut, top_p, top_k, top_k_first=bool(order & TOP_K_FIRST))
+    kept = _kept(scaled if order & TEMPERATURE_FIRST else scores, top_p, top_k, top_k_first=bool(order & TOP_K_FIRST))
     kept = kept[scores[kept] >= batch.least_scores[row]]
     noise = gumbel(int(batch.noise_keys[row]), int(batch.turns[row]), int(batch.steps[row]), kept)
     return int(kept[np.argmax(scaled[kept] + noise)])
@@ -95,8 +98,8 @@ def _within_top_k(scores: Scores, top_k: int) -> Scores:
 
 
 def _top_p_cutoff(probabilities: Scores, top_p: float) -> float:
-    """The smallest kept probability: that of the token with which the sorted sum reaches `top_p`."""
-    # Most of a large vocabulary is far below any cut: sort the likeliest tokens first, and all only if needed.
+    """The smallest probability that top-p keeps: where the cumulative sum, likeliest first, reaches `top_p`."""
+    # Most of a large vocabulary is far below the cut: sort the 512 likeliest tokens, and all only if needed.
     size = len(probabilities)
     for count in (512, size):
         if count < size:
@@ -148,8 +151,8 @@ def philox_4x32(counter: npt.NDArray[np.uint32], key: int) -> npt.NDArray[np.uin
 def gumbel(key: int, turn: int, step: int, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Standard Gumbel noise of `tokens` [n] at one step of one turn; [n] float64.
 
-    -ln(-ln u) with u = (word + 1/2) / 2^32: adding it to log-probabilities and taking the largest draws a token from
-    them (Gumbel-max).
+    -ln(-ln u) with u = (word + 1/2) / 2^32. The token with the largest sum of log-probability and noise is a
+    sample of the distribution (Gumbel-max).
     """
     blocks, inverse = np.unique(tokens // 4, return_inverse=True)
     counter = np.zeros((len(blocks), 4), dtype=np.uint32)

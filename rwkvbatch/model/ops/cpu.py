@@ -1,4 +1,4 @@
-"""The operations on the CPU: native kernels, and `TracedProgram`, a whole step as one native call."""
+"""The operations on the CPU: native kernels, and `TracedProgram`, which runs a step as one native call."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rwkvbatch.model.rwkv7 import ROWS_PER_STEP, Network, Rwkv7Model, token_list
 from rwkvbatch.model.tensor_file import StoredRows
 
 Isa = Literal["auto", "avx512amx", "avx512vnni", "avx512", "avxvnni", "avx2", "neoni8mm", "neondot", "neon", "portable"]
-"""Instruction set of the kernels; all of them give the same bits."""
+"""Instruction sets of the kernels. All compute the same bits."""
 
 HUGE_PAGE = 2 << 20
 """Bytes of a huge page of Linux on x86-64 and most other processors."""
@@ -55,7 +55,7 @@ class CpuPool:
 
     def with_initial(self, wkv: Tensor) -> CpuPool:
         """The same slots, which `clear` sets to `wkv` [L, H, N, N], values before keys."""
-        return replace(self, initial=_plain(wkv.transpose(-1, -2)))
+        return replace(self, initial=_fp32_array(wkv.transpose(-1, -2)))
 
     def copy(self, source: int, target: int) -> None:
         # With numpy: a state is too small to be worth torch's threads.
@@ -75,7 +75,7 @@ class CpuPool:
         )
 
     def as_value(self) -> State:
-        """The states of all slots without a copy: the pool must not be used afterwards."""
+        """The states of all slots, without a copy. The pool must not be used afterwards."""
         shifts = self.shifts
         return State({"att_shift": shifts[:, :, 0], "ffn_shift": shifts[:, :, 1], "wkv": self.wkv.transpose(-1, -2)})
 
@@ -83,8 +83,8 @@ class CpuPool:
         """Copy the shifts of `state` into all slots, in order.
 
         Returns:
-            The matrices of `state`, keys before values, if they lie in memory as the kernels have them; else None, and
-            nothing was copied.
+            The matrices of `state`, keys before values, if they have the kernels' memory layout. Otherwise None, and
+            nothing is copied.
 
         Raises:
             CheckpointError: as `write`.
@@ -118,13 +118,13 @@ class CpuOps:
         isa: the instruction set in use, never `auto`.
 
     Args:
-        threads: how many threads share an operation; None for as many processors as this process may use.
-        isa: instruction set, for tests and measurements; `auto` takes the best that the machine has.
-        rounding: what large matrices, and with `w8a8` and `int4` their inputs, are rounded to, see
-            `reference.ROUNDINGS`; None for nothing.
+        threads: how many threads share an operation; None for the number of processors that this process may use.
+        isa: instruction set, for tests and measurements; `auto` takes the best one of this machine.
+        rounding: how large matrices, and with `w8a8` and `int4` their inputs, are rounded, see `reference.ROUNDINGS`;
+            None for no rounding.
 
     Raises:
-        ImportError: on import of this module, when the package was installed without its native extension.
+        ImportError: on import of this module, if the package was installed without its native extension.
         UsageError: the machine does not have `isa`, or `threads` is not positive.
     """
 
@@ -148,11 +148,11 @@ class CpuOps:
         self._table_bytes = 0
         self._state_memory, self._logits_memory = RecycledMemory(), RecycledMemory()
         self._logits = torch.empty(0)
-        self._views: dict[tuple[int, int], tuple[Tensor, FloatArray]] = {}
+        self._logits_views: dict[tuple[int, int], tuple[Tensor, FloatArray]] = {}
 
     @property
     def step_bytes(self) -> int:
-        """Weights that a step reads: all but the embedding, of which each token reads one row."""
+        """Bytes of weights that a step reads: all but the embedding, of which it reads one row per token."""
         return self.native.weight_bytes - self._table_bytes
 
     # For tests and measurements
@@ -180,33 +180,35 @@ class CpuOps:
         large: bool = False,
         sparse_inputs: bool = False,
     ) -> _native.LinearLayer:
-        bias_values = None if bias is None else _plain(bias)
+        bias_values = None if bias is None else _fp32_array(bias)
         rounding = self._rounding if large else None
         if rounding is None or rounding == "int8":
-            return self.native.linear_layer(*_words(weight), bias_values, activation, rounding == "int8")
-        return self.native.integer_layer(*_words(weight), bias_values, activation, rounding, sparse_inputs)
+            return self.native.linear_layer(*_weight_array(weight), bias_values, activation, rounding == "int8")
+        return self.native.integer_layer(*_weight_array(weight), bias_values, activation, rounding, sparse_inputs)
 
     def table(self, weight: Tensor) -> _native.Table:
         self._table_bytes += weight.nbytes
-        return self.native.table(*_words(weight.contiguous()))
+        return self.native.table(*_weight_array(weight.contiguous()))
 
     def read_layer(
         self, stored: StoredRows, activation: Activation, *, sparse_inputs: bool = False
     ) -> _native.LinearLayer | None:
         """`linear_layer` of a large matrix, read and packed band by band by all threads.
 
-        None if the kernels have no such conversion, or the file cannot be read, or a weight is NaN or infinite.
+        Returns None if the kernels have no such conversion, the file cannot be read, or a weight is NaN or infinite.
         """
         form = stored.rounding or _DTYPES[stored.dtype]
         if stored.rounding is not None and self._rounding is None:
             return None
-        place = stored.descriptor, stored.start, form, stored.outputs, stored.inputs
-        return self.native.read_layer(*place, activation, self._rounding or form, sparse_inputs)
+        source = stored.descriptor, stored.start, form, stored.outputs, stored.inputs
+        return self.native.read_layer(*source, activation, self._rounding or form, sparse_inputs)
 
     def read_table(self, stored: StoredRows) -> _native.Table | None:
-        """`table` of a matrix in a file; None if it cannot be read, or a number is NaN or infinite."""
-        place = stored.descriptor, stored.start, _DTYPES[stored.dtype], stored.outputs, stored.inputs
-        table = None if stored.rounding is not None else self.native.read_table(*place)
+        """`table` of a matrix in a file; None if it is quantised or cannot be read, or a number is NaN or infinite."""
+        if stored.rounding is not None:
+            return None
+        source = stored.descriptor, stored.start, _DTYPES[stored.dtype], stored.outputs, stored.inputs
+        table = self.native.read_table(*source)
         if table is not None:
             self._table_bytes += stored.outputs * stored.inputs * stored.dtype.itemsize
         return table
@@ -215,8 +217,8 @@ class CpuOps:
         wkv = _on_huge_pages(capacity * num_layers * num_heads * head_size**2)
         return self._pool_in(wkv.view(capacity, num_layers, num_heads, head_size, head_size))
 
-    def make_value(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> CpuPool:
-        """A pool for one step, in memory that serves again when nothing refers to it any more."""
+    def make_step_pool(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> CpuPool:
+        """A pool for one step, in memory that is reused when nothing refers to it any more."""
         wkv = self._state_memory.take(capacity * num_layers * num_heads * head_size**2)
         return self._pool_in(wkv.view(capacity, num_layers, num_heads, head_size, head_size))
 
@@ -267,11 +269,12 @@ class CpuOps:
     def run_from(
         self, program: _native.Program, batch: RaggedBatch, pool: CpuPool, start_wkv: FloatArray | None
     ) -> Tensor:
-        """`run` with logits of its own.
+        """`run` with new memory for the logits, which no later step overwrites.
 
         Args:
-            start_wkv: the matrices of the batch's sequences before the step, [B, L, H, N, N], keys before values, which
-                are not changed; None where `pool` has them. `pool` has the shifts.
+            pool: the shifts before the step, and memory for the state after it.
+            start_wkv: the matrices before the step, [B, L, H, N, N], keys before values; not changed. None if `pool`
+                holds them.
         """
         shape = len(batch.outputs), program.num_logits
         logits = self._logits_memory.take(math.prod(shape)).view(shape)
@@ -285,25 +288,25 @@ class CpuOps:
         size = num_outputs * vocab_size
         if self._logits.numel() < size:
             self._logits = torch.empty(size)
-            self._views.clear()
+            self._logits_views.clear()
         shape = num_outputs, vocab_size
-        if shape not in self._views:
+        if shape not in self._logits_views:
             logits = self._logits[:size].view(shape)
-            self._views[shape] = logits, logits.numpy()
-        return self._views[shape]
+            self._logits_views[shape] = logits, logits.numpy()
+        return self._logits_views[shape]
 
     # Choosing tokens
 
     def choose(self, logits: Tensor, batch: SampleBatch) -> Choices:
         tokens, logprobs = np.empty(batch.num_rows, np.int64), np.empty(batch.num_rows, np.float32)
-        *settings, least_scores, given = batch.arrays
+        *settings, least_scores, target_ids = batch.arrays
         cuts = (least_scores,) if (least_scores > -np.inf).any() else ()
-        self.native.choose(_plain(logits), *settings, given, logprobs, tokens, *cuts)
+        self.native.choose(_fp32_array(logits), *settings, target_ids, logprobs, tokens, *cuts)
         return Choices(tokens, logprobs)
 
 
 def _on_huge_pages(count: int) -> Tensor:
-    """Memory for a number of floats, aligned to huge pages, whose last page is not shared."""
+    """Memory for `count` fp32 numbers, aligned to huge pages and not sharing its last page."""
     page = HUGE_PAGE // 4
     memory = torch.empty(count + 2 * page)
     start = -(memory.data_ptr() // 4) % page
@@ -311,43 +314,44 @@ def _on_huge_pages(count: int) -> Tensor:
 
 
 class RecycledMemory:
-    """Memory for results, of which one block that nobody refers to any more is kept for the next of its size.
+    """Memory for results. It keeps the last block that became unused, for the next request of the same size.
 
-    The system clears every page that it hands out, which takes longer than writing results to it.
+    New memory is slower: the operating system clears each page first, which takes longer than writing results to it.
     """
 
     def __init__(self) -> None:
         self._unused: Tensor | None = None
 
     def take(self, count: int) -> Tensor:
-        """Undefined memory for `count` floats, [count]. It comes back when no tensor, view or array refers to it."""
+        """Uninitialised memory, fp32 [count]. It is taken back when no tensor, view or array refers to it."""
         block, self._unused = self._unused, None
         if block is None or block.numel() != count:
             block = _on_huge_pages(count)
         array = block.numpy()[:]
-        # All tensors that share this array's memory keep it alive, and it keeps nothing of them.
-        weakref.finalize(array, self._give_back, block).atexit = False
+        # Tensors of this memory keep `array` alive, and it keeps none of them: the finalizer runs after the last one.
+        weakref.finalize(array, self._take_back, block).atexit = False
         return torch.from_numpy(array)
 
-    def _give_back(self, block: Tensor) -> None:
+    def _take_back(self, block: Tensor) -> None:
         self._unused = block
 
 
-def _plain(values: Tensor) -> FloatArray:
+def _fp32_array(values: Tensor) -> FloatArray:
     return values.detach().to("cpu", torch.float32).contiguous().numpy()
 
 
-def _words(weight: Tensor) -> tuple[np.ndarray, str]:
+def _weight_array(weight: Tensor) -> tuple[np.ndarray, str]:
     """A weight as a numpy array, with bf16 as int16, and the name of its dtype."""
     weight = weight.detach().cpu()
     if weight.dtype not in _DTYPES:
         weight = weight.float()
-    words = weight.view(torch.int16) if weight.dtype == torch.bfloat16 else weight
-    return words.numpy(), _DTYPES[weight.dtype]
+    # numpy has no bf16.
+    stored = weight.view(torch.int16) if weight.dtype == torch.bfloat16 else weight
+    return stored.numpy(), _DTYPES[weight.dtype]
 
 
 Register = int
-"""Names the activations of a batch that is not known while tracing."""
+"""Number of an array of activations in a traced program."""
 
 
 class TracedProgram:
@@ -367,7 +371,7 @@ class TracedProgram:
 
 
 class _Tracer:
-    """`StepOperations` that record themselves, with registers instead of arrays."""
+    """`StepOperations` that add themselves to a program, with registers instead of arrays."""
 
     def __init__(self) -> None:
         self.program = _native.Program()
@@ -397,8 +401,8 @@ class _Tracer:
 class CpuModel(Rwkv7Model):
     """`Rwkv7Model` over the native kernels, whose `forward` copies no states.
 
-    A step reads the matrices of the state that it is given, and writes those of the state that it returns: views of the
-    memory in which the kernels left them.
+    The kernels read the matrices of the caller's state in place. The returned state is made of views of the memory that
+    they wrote.
     """
 
     def __init__(self, network: Network, ops: CpuOps, spec: ModelSpec, *, initial_wkv: Tensor | None = None) -> None:
@@ -414,7 +418,7 @@ class CpuModel(Rwkv7Model):
         starts = np.array([0, *accumulate(len(part) for part in lists)])
         if starts[-1] > ROWS_PER_STEP:
             return super().forward(tokens, state, every_token)
-        pool = self._cpu.make_value(len(lists), spec.num_layers, spec.num_heads, spec.head_size)
+        pool = self._cpu.make_step_pool(len(lists), spec.num_layers, spec.num_heads, spec.head_size)
         slots = np.arange(len(lists))
         start_wkv = None
         if state is None:

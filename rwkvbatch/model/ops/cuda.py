@@ -1,7 +1,7 @@
 """The operations on an NVIDIA GPU: cuBLAS for products of many rows, Triton kernels for everything else.
 
-docs/design/gpu-operations.md describes them. Only `choose` waits for the device, once. Importing this module needs
-Triton 3.4 or newer.
+docs/design/gpu-operations.md describes the kernels. Only `choose` waits for the device, once. This module needs Triton
+3.4 or newer.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ def decode_rows(num_rows: int, fixed_rows: int | None) -> int | None:
         fixed_rows: the row count of every matrix product, if that is fixed.
     """
     if fixed_rows is not None:
-        return whole_blocks(num_rows, fixed_rows) if num_rows <= max(BUCKETS[-1], fixed_rows) else None
+        return round_up(num_rows, fixed_rows) if num_rows <= max(BUCKETS[-1], fixed_rows) else None
     return next((size for size in BUCKETS if size >= num_rows), None)
 
 
-def whole_blocks(num_rows: int, block: int) -> int:
+def round_up(num_rows: int, block: int) -> int:
     """The smallest multiple of `block` that is at least `num_rows`."""
     return -(-num_rows // block) * block
 
 
 def is_decode(batch: RaggedBatch) -> bool:
-    """Whether every sequence has one row whose logits are wanted."""
+    """Whether every sequence has one row, and every row needs logits."""
     return len(batch.tokens) == len(batch.slots) == len(batch.outputs)
 
 
 def pad_rows(batch: RaggedBatch, num_rows: int) -> RaggedBatch:
-    """`batch` padded to `num_rows` with sequences of one token 0, of which no logits are wanted."""
+    """`batch` padded to `num_rows` with sequences of one token 0 that need no logits."""
     count = num_rows - len(batch.tokens)
     if count == 0:
         return batch
@@ -76,24 +76,24 @@ def in_branches(
     work: Sequence[Callable[[], Result]],
     main: Any,
     side: Sequence[Any],
-    on: Callable[[Any], AbstractContextManager[object]],
+    use_stream: Callable[[Any], AbstractContextManager[object]],
 ) -> list[Result]:
-    """Call each of `work` on a stream of `side` after all launches on `main` so far; then `main` waits for all.
+    """Call each function of `work` on a stream of `side`, after all launches on `main` so far; `main` waits for all.
 
-    Memory that is allocated on a side stream and freed is reused only on that stream, after the next fork, and so after
+    Memory allocated on a side stream and then freed is reused only on that stream, after the next call, and so after
     all uses on `main`.
 
     Args:
         main, side: CUDA streams.
-        on: makes a stream the current one, as `torch.cuda.stream` does.
+        use_stream: makes a stream the current one, as `torch.cuda.stream` does.
     """
     used = side[: len(work)]
     for stream in used:
         stream.wait_stream(main)
     results: list[Result] = []
-    for index, do in enumerate(work):
-        with on(used[index % len(used)]):
-            results.append(do())
+    for index, launch in enumerate(work):
+        with use_stream(used[index % len(used)]):
+            results.append(launch())
     for stream in used:
         main.wait_stream(stream)
     return results
@@ -105,7 +105,7 @@ _MAX_BRANCHES = 7
 
 @dataclass(frozen=True)
 class CudaStep:
-    """One ragged batch on the device. The first `num_outputs` output rows are wanted, the others are padding."""
+    """One ragged batch on the device. The first `num_outputs` of `outputs` are the batch's, the others are padding."""
 
     pool: ReferencePool
     num_outputs: int
@@ -123,15 +123,15 @@ class CudaOps:
 
     Args:
         device: `cuda` or `cuda:N`; for tests also `cpu`, with Triton's interpreter.
-        dtype: of weights and of the inputs of matrix products. States, sums and activations between layers are fp32.
+        dtype: dtype of weights and of the inputs of matrix products. States, sums and activations between layers are
+            fp32.
         fixed_rows: pad or split every matrix product to exactly this many rows, and read prompts row by row, so that a
             row's result does not depend on the rest of the batch; see docs/design/reproducibility.md.
-        few_rows: compute products of up to this many rows with `few.py`, and larger ones with cuBLAS. With fixed rows
-            all use cuBLAS. 0 uses cuBLAS, the reference implementation, for all. The default is an estimate:
-            docs/design/gpu-operations.md.
+        few_rows: products of up to this many rows use `few.py`, larger ones cuBLAS, the reference implementation. With
+            0, or with fixed rows, all use cuBLAS. The default is an estimate (docs/design/gpu-operations.md).
 
     Raises:
-        ValueError: more few rows than `few.MAX_ROWS`.
+        ValueError: `few_rows` is not in 0 to `few.MAX_ROWS`.
     """
 
     name = "cuda"
@@ -146,7 +146,7 @@ class CudaOps:
         few_rows: int = few.MAX_ROWS,
     ) -> None:
         if not 0 <= few_rows <= few.MAX_ROWS:
-            raise ValueError(f"few rows are 0 to {few.MAX_ROWS}, got {few_rows}")
+            raise ValueError(f"few_rows must be in [0, {few.MAX_ROWS}], got {few_rows}")
         self.device = device
         self.dtype = dtype
         self.fixed_rows = fixed_rows
@@ -172,8 +172,8 @@ class CudaOps:
         large: bool = False,
         sparse_inputs: bool = False,
     ) -> TorchLinear:
-        kept = weight.to(self.device, self.dtype).contiguous()
-        return TorchLinear(kept, None if bias is None else self.vector(bias), activation)
+        packed = weight.to(self.device, self.dtype).contiguous()
+        return TorchLinear(packed, None if bias is None else self.vector(bias), activation)
 
     def table(self, weight: Tensor) -> Tensor:
         return weight.to(self.device, self.dtype).contiguous()
@@ -198,8 +198,8 @@ class CudaOps:
             raise ValueError(f"slot {int(batch.slots.max())} is not in the pool of {pool.capacity}")
         outputs = batch.outputs
         if self.fixed_rows is not None:
-            batch = pad_rows(batch, whole_blocks(len(batch.tokens), self.fixed_rows))
-            outputs = pad_outputs(outputs, whole_blocks(len(outputs), self.fixed_rows))
+            batch = pad_rows(batch, round_up(len(batch.tokens), self.fixed_rows))
+            outputs = pad_outputs(outputs, round_up(len(outputs), self.fixed_rows))
         return indices_of(batch, outputs, chunks.CHUNK if self.fixed_rows is None else None)
 
     def step_of(self, arrays: Sequence[Tensor], pool: StatePool, num_outputs: int) -> CudaStep:
@@ -233,7 +233,7 @@ class CudaOps:
         if len(work) > 1 and self._side_streams and torch.cuda.is_current_stream_capturing():
             main = torch.cuda.current_stream(self.device)
             return in_branches(work, main, self._side_streams, torch.cuda.stream)
-        return [do() for do in work]
+        return [launch() for launch in work]
 
     def _linear(self, product: Product) -> Tensor:
         wide = product.layer.bias is not None or product.add is not None or product.blend is not None
@@ -241,7 +241,7 @@ class CudaOps:
         if not wide and product.layer.activation == "none" and product.times is None:
             return y
         out = y if y.dtype == self._out_dtype(product) else self._out(product)
-        few.end(y, product, out)
+        few.epilogue(y, product, out)
         return out
 
     def _out(self, product: Product) -> Tensor:
@@ -252,7 +252,7 @@ class CudaOps:
         return torch.empty(shape, dtype=self._out_dtype(product), device=self.device)
 
     def _out_dtype(self, product: Product) -> torch.dtype:
-        """fp32 with a bias, an addition or a blend; else that of inputs of products."""
+        """fp32 with a bias, an addition or a blend; else the dtype of inputs of matrix products."""
         narrow = product.times is not None or (
             product.layer.bias is None and product.add is None and product.blend is None
         )
@@ -261,7 +261,7 @@ class CudaOps:
     def _product(self, x: Tensor, weight: Tensor, *, wide: bool) -> Tensor:
         """x W^T, accumulated in fp32; with `wide` also returned in fp32 if the device's library supports it."""
         if self.fixed_rows is not None and len(x) > self.fixed_rows:
-            return torch.cat([self._product(part, weight, wide=wide) for part in x.split(self.fixed_rows)])
+            return torch.cat([self._product(rows, weight, wide=wide) for rows in x.split(self.fixed_rows)])
         if wide and self._has_wide_products:
             return torch.mm(x, weight.t(), out_dtype=torch.float32)
         return F.linear(x, weight)
@@ -295,27 +295,28 @@ class CudaOps:
 
     def choose(self, logits: Tensor, batch: SampleBatch) -> Choices:
         batch.check(*logits.shape)
-        *settings, given = upload(batch.arrays, self.device)
+        *settings, target_ids = upload(batch.arrays, self.device)
         logits = logits.detach().to(self.device, torch.float32).contiguous()
-        num_sampled, num_given = batch.num_sampled, len(batch.given)
-        # Tokens and bits of log-probabilities of both kinds of rows, in one copy to the host; all parts are aligned.
-        first_given = whole_blocks(num_sampled, 4)
-        num_places = first_given + whole_blocks(num_given, 4)
-        found = torch.empty(2, num_places, dtype=torch.int32, device=self.device)
-        tokens, logprobs = found[0], found[1].view(torch.float32)
+        num_sampled, num_targets = batch.num_sampled, len(batch.target_ids)
+        # Tokens and the bits of log-probabilities, of sampled and of target rows, in one copy to the host. Results of
+        # target rows start at an aligned column.
+        first_target = round_up(num_sampled, 4)
+        num_columns = first_target + round_up(num_targets, 4)
+        results = torch.empty(2, num_columns, dtype=torch.int32, device=self.device)
+        tokens, logprobs = results[0], results[1].view(torch.float32)
         with self.active():
             if num_sampled:
                 work = torch.empty_like(logits[:num_sampled])
                 sample.sample(logits[:num_sampled], settings, work, tokens, logprobs)
-            if num_given:
-                sample.look_up(logits[num_sampled:], given, tokens[first_given:], logprobs[first_given:])
-        places = np.concatenate([np.arange(num_sampled), first_given + np.arange(num_given)])
-        tokens, logprobs = found.cpu().numpy().take(places, axis=1)
+            if num_targets:
+                sample.look_up(logits[num_sampled:], target_ids, tokens[first_target:], logprobs[first_target:])
+        columns = np.concatenate([np.arange(num_sampled), first_target + np.arange(num_targets)])
+        tokens, logprobs = results.cpu().numpy().take(columns, axis=1)
         return Choices(tokens.astype(np.int64), logprobs.view(np.float32))
 
 
 def _has_wide_products(device: str, dtype: torch.dtype) -> bool:
-    """Whether products of `dtype` can be returned in fp32, as accumulated; needs torch 2.8 or newer and a GPU."""
+    """Whether products of `dtype` can return their fp32 sums; needs torch 2.8 or newer and a GPU."""
     if device == "cpu" or dtype == torch.float32:
         return False
     tiny = torch.zeros(16, 16, dtype=dtype, device=device)

@@ -1,6 +1,6 @@
-"""Decode steps as CUDA graphs, one for each pool and row count, which launch hundreds of kernels at once.
+"""Decode steps as CUDA graphs: one per pool and row count, which launches hundreds of kernels at once.
 
-Only `Capture` needs a device; the rest is tested without one.
+Only `Capture` needs a device; all else is tested without one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Capture = Callable[[Callable[[], Tensor]], Replay]
 """Records what a function launches, without running it; the result launches it on the same memory."""
 
 WARM_UPS = 2
-"""Steps of a pool and row count before their graph is captured: they compile and load kernels, and a single step
+"""Steps of a pool and row count before their graph is captured. They compile and load the kernels, and a single step
 (`next_logits`, a short-lived pool) does not need a graph."""
 
 
@@ -41,12 +41,13 @@ class GraphedNetwork:
     """`Network.step` on a GPU, with graphs for decode steps.
 
     Args:
-        capture: None for no graphs; steps are padded in the same way, so their logits are the same.
+        capture: None for no graphs. Steps are padded all the same, so that logits do not depend on it.
     """
 
     def __init__(self, network: Network, capture: Capture | None) -> None:
         self._network = network
         self._capture = capture
+        # By pool and row count: the graph, or the number of steps so far without one.
         self._graphs: WeakKeyDictionary[StatePool, dict[int, _Graph | int]] = WeakKeyDictionary()
 
     def step(self, ops: CudaOps, batch: RaggedBatch, pool: StatePool) -> Tensor:
@@ -88,7 +89,7 @@ class GraphedNetwork:
 
 
 def cuda_capture() -> Capture:
-    """Captures CUDA graphs that share memory: the result of one is overwritten when another is replayed."""
+    """A `Capture` of CUDA graphs that share memory: replaying one overwrites the results of the others."""
     memory = torch.cuda.graph_pool_handle()
 
     def capture(run: Callable[[], Tensor]) -> Replay:

@@ -16,16 +16,16 @@ from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product, Roun
 from rwkvbatch.model.ops.choosing import choose
 
 SCALED_INPUTS = 128
-"""This many inputs of an output share a scale."""
+"""Inputs of an output that share a scale, in 8 bits."""
 
 INT4_SCALED_INPUTS = 32
-"""The same in 4 bits."""
+"""Inputs of an output that share a scale, in 4 bits."""
 
 _PIECE = 1 << 20
-
+"""Weights that `RoundingRule.rounded` holds in fp32 at a time."""
 
 Rounded = tuple[Tensor, Tensor]
-"""Integers [out, inputs] and their scales [out, groups], fp32; one group in a block."""
+"""Integers [out, in] and scales [out, groups], both fp32."""
 
 
 def _int8_block(block: Tensor) -> Rounded:
@@ -46,40 +46,41 @@ def _int4_block(block: Tensor) -> Rounded:
 
 @dataclass(frozen=True)
 class RoundingRule:
-    """How a strategy rounds the large matrices.
+    """How a strategy quantises the large matrices.
 
     Attributes:
-        block: rounds a block of inputs of each output, fp32.
-        group: inputs in a block, which share a scale; the last block may have fewer.
-        rounds_inputs: whether inputs are rounded too, by the same groups (`quantized`).
-        bytes_per_weight: in memory, with the share of the scale.
+        quantize_block: quantises fp32 weights [out, up to `group`], which get one scale per output.
+        group: number of inputs that share a scale; the last group may have fewer.
+        rounds_inputs: whether inputs are rounded too, in the same groups (`quantized`).
+        bytes_per_weight: bytes in memory, including the weight's share of the scale.
     """
 
-    block: Callable[[Tensor], Rounded]
+    quantize_block: Callable[[Tensor], Rounded]
     group: int
     rounds_inputs: bool
     bytes_per_weight: float
 
     @property
     def input_group(self) -> int | None:
+        """Number of inputs that share a scale when inputs are rounded; None if they are not."""
         return self.group if self.rounds_inputs else None
 
-    def integers(self, weight: Tensor) -> Rounded:
-        """Integers [out, in] and scales [out, groups] of a weight [out, in], fp32."""
-        blocks = [self.block(part.float()) for part in weight.split(self.group, 1)]
+    def quantize(self, weight: Tensor) -> Rounded:
+        """Integers and scales of a weight [out, in]."""
+        blocks = [self.quantize_block(block.float()) for block in weight.split(self.group, 1)]
         return torch.cat([integers for integers, _ in blocks], 1), torch.cat([scale for _, scale in blocks], 1)
 
-    def multiplied_out(self, integers: Tensor, scales: Tensor) -> Tensor:
-        """The weight [out, in] of integers and scales, fp32."""
+    def dequantize(self, integers: Tensor, scales: Tensor) -> Tensor:
+        """The weight [out, in] that integers and scales stand for, fp32."""
         return integers * scales.repeat_interleave(self.group, 1)[:, : integers.shape[1]]
 
-    def weights(self, weight: Tensor) -> Tensor:
-        """A weight [out, in] rounded and multiplied out again, fp32."""
+    def rounded(self, weight: Tensor) -> Tensor:
+        """A weight [out, in] quantised and dequantised, fp32."""
         out, inputs = weight.shape
         result = torch.empty(out, inputs)
         step = max(1, _PIECE // inputs)
         for start in range(0, out, step):
-            result[start : start + step] = self.multiplied_out(*self.integers(weight[start : start + step]))
+            result[start : start + step] = self.dequantize(*self.quantize(weight[start : start + step]))
         return result
 
 
@@ -91,33 +92,33 @@ ROUNDINGS: dict[Rounding, RoundingRule] = {
 
 
 def rounded_to_int8(weight: Tensor) -> Tensor:
-    """`weight` [out, in] rounded to int8 and multiplied out again, fp32.
+    """`weight` [out, in] quantised to int8 and dequantised, fp32.
 
     Each block of 128 inputs of an output (the last one may be shorter) becomes round(w / scale) * scale with the scale
     max |w| / 127, halves rounded to even, clamped to [-127, 127]. All arithmetic is fp32.
     """
-    return ROUNDINGS["int8"].weights(weight)
+    return ROUNDINGS["int8"].rounded(weight)
 
 
 def rounded_to_int4(weight: Tensor) -> Tensor:
-    """`weight` [out, in] rounded to 4 bits and multiplied out again, fp32.
+    """`weight` [out, in] quantised to 4 bits and dequantised, fp32.
 
     Each block of 32 inputs of an output becomes round(w / scale) * scale, halves rounded to even, clamped to [-8, 7].
-    The scale is the weight of the greatest size, the first of them, divided by -8 and rounded to bf16.
+    The scale is the weight with the largest magnitude (the first among equals), divided by -8 and rounded to bf16.
     """
-    return ROUNDINGS["int4"].weights(weight)
+    return ROUNDINGS["int4"].rounded(weight)
 
 
 LEAST_INPUT = 2.0**-100
-"""Groups of inputs that are all smaller are zeros to products of integers."""
+"""A group of inputs counts as zeros in integer products if all are smaller than this in magnitude."""
 
 
 def quantized(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """Inputs x [R, in] rounded for products of integers: integers [R, in] (fp32) and their scales [R, groups].
+    """Inputs x [R, in] quantised for integer products: integers [R, in] (fp32) and scales [R, groups].
 
-    Per row and `group` inputs (the last ones may be fewer) the scale is max |x| / 127, and the integers are
-    round(x * (1 / scale)), halves to even, in fp32. Where all are below `LEAST_INPUT` both are zero; where one is NaN
-    or infinite the integers are zero and the scale is NaN.
+    For each row and each `group` of inputs (the last one may have fewer), the scale is max |x| / 127 and the integers
+    are round(x * (1 / scale)), halves to even, in fp32. If max |x| is below `LEAST_INPUT`, the integers and the scale
+    are zero. If an input is NaN or infinite, the group's integers are zero and its scale is NaN.
     """
     rows, width = x.shape
     blocks = F.pad(x.float(), (0, -width % group)).view(rows, -1, group)
@@ -161,13 +162,13 @@ class ReferencePool:
         return self.wkv.shape[1]
 
     @property
-    def _parts(self) -> dict[str, Tensor]:
-        """What a `State` consists of, [L, capacity, ...] each."""
+    def _tensors(self) -> dict[str, Tensor]:
+        """The tensors of a `State`, [L, capacity, ...] each."""
         return {"att_shift": self.shifts[0], "ffn_shift": self.shifts[1], "wkv": self.wkv}
 
     def clear(self, slot: int) -> None:
-        for part in self._parts.values():
-            part[:, slot] = 0
+        for tensor in self._tensors.values():
+            tensor[:, slot] = 0
         if self.initial is not None:
             self.wkv[:, slot] = self.initial
 
@@ -176,18 +177,18 @@ class ReferencePool:
         return ReferencePool(self.shifts, self.wkv, wkv.to(self.wkv))
 
     def copy(self, source: int, target: int) -> None:
-        for part in self._parts.values():
-            part[:, target] = part[:, source]
+        for tensor in self._tensors.values():
+            tensor[:, target] = tensor[:, source]
 
     def read(self, slots: Sequence[int]) -> State:
         index = list(slots)
-        return State({name: part[:, index].transpose(0, 1).contiguous() for name, part in self._parts.items()})
+        return State({name: tensor[:, index].transpose(0, 1).contiguous() for name, tensor in self._tensors.items()})
 
     def write(self, slots: Sequence[int], state: State) -> None:
         check_state(state, self.wkv.shape, len(slots))
         index = list(slots)
-        for name, part in self._parts.items():
-            part[:, index] = state.tensors[name].transpose(0, 1).to(part)
+        for name, tensor in self._tensors.items():
+            tensor[:, index] = state.tensors[name].transpose(0, 1).to(tensor)
 
 
 def check_state(state: State, wkv_shape: Sequence[int], batch_size: int) -> None:
@@ -199,9 +200,9 @@ def check_state(state: State, wkv_shape: Sequence[int], batch_size: int) -> None
         "ffn_shift": shift,
         "wkv": (batch_size, num_layers, num_heads, head_size, head_size),
     }
-    found = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
-    if found != expected:
-        raise CheckpointError(f"the state must have tensors {expected}, got {found}")
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
+    if shapes != expected:
+        raise CheckpointError(f"the state must have tensors {expected}, got {shapes}")
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ class ReferenceStep:
 class TorchLinear:
     """A linear layer: weight [out, in] in the dtype of the products, bias [out] fp32.
 
-    `input_group`: inputs that share a scale where inputs are rounded (`quantized`), else None.
+    `input_group`: see `RoundingRule.input_group`.
     """
 
     weight: Tensor
@@ -235,9 +236,9 @@ class ReferenceOps:
 
     Args:
         device: any torch device.
-        dtype: what weights are rounded to at loading; None leaves them as they are. Arithmetic is fp32 on the CPU;
-            elsewhere matrix products run in `dtype` and the rest in fp32.
-        rounding: what large matrices, and with `w8a8` and `int4` their inputs, are rounded to; None for nothing.
+        dtype: weights are rounded to it at loading; None keeps them unchanged. Arithmetic is fp32 on the CPU; elsewhere
+            matrix products run in `dtype` and all else in fp32.
+        rounding: how large matrices, and with `w8a8` and `int4` their inputs, are rounded; None for no rounding.
     """
 
     name = "reference"
@@ -265,10 +266,10 @@ class ReferenceOps:
         sparse_inputs: bool = False,
     ) -> TorchLinear:
         rule = self._rule if large else None
-        rounded = self._rounded(weight) if rule is None else rule.weights(weight)
-        kept = rounded.to(self.device, self._matmul_dtype).contiguous()
+        rounded = self._rounded(weight) if rule is None else rule.rounded(weight)
+        packed = rounded.to(self.device, self._matmul_dtype).contiguous()
         group = None if rule is None else rule.input_group
-        return TorchLinear(kept, None if bias is None else self.vector(bias), activation, group)
+        return TorchLinear(packed, None if bias is None else self.vector(bias), activation, group)
 
     def table(self, weight: Tensor) -> Tensor:
         return self.vector(weight)
@@ -281,9 +282,8 @@ class ReferenceOps:
 
     def begin(self, batch: RaggedBatch, pool: StatePool) -> ReferenceStep:
         assert isinstance(pool, ReferencePool)
-
-        parts = (batch.tokens, batch.starts[:-1], batch.starts[1:] - 1, batch.slots, batch.outputs)
-        return ReferenceStep(batch, pool, *(torch.from_numpy(part).to(self.device) for part in parts))
+        arrays = (batch.tokens, batch.starts[:-1], batch.starts[1:] - 1, batch.slots, batch.outputs)
+        return ReferenceStep(batch, pool, *(torch.from_numpy(array).to(self.device) for array in arrays))
 
     def embed(self, step: ReferenceStep, table: Tensor, norm: Vectors, *, as_input: bool = False) -> Tensor:
         return layer_norm(table[step.tokens], norm)
@@ -334,7 +334,7 @@ class ReferenceOps:
         decay, key, value = w.view(heads).unsqueeze(-2), k.view(heads).unsqueeze(-2), v.view(heads).unsqueeze(-1)
         kk, query = kk.unsqueeze(-1), r.view(heads).unsqueeze(-1)
 
-        # Longest sequences first: those that have a row at a position are then the first of the batch.
+        # With the longest sequences first, those that have a row at a position are the first `running` ones.
         lengths = np.diff(step.batch.starts)
         order = np.argsort(-lengths, kind="stable")
         first_rows = step.batch.starts[:-1][order]
@@ -343,11 +343,11 @@ class ReferenceOps:
         y = torch.empty(heads, device=r.device)
         for position in range(int(lengths.max())):
             running = int(np.count_nonzero(lengths > position))
-            now = torch.from_numpy(first_rows[:running] + position).to(self.device)
+            row = torch.from_numpy(first_rows[:running] + position).to(self.device)
             state = S[:running]
-            removed = state @ kk[now]
-            state.mul_(decay[now]).addcmul_(removed, removal[now], value=-1).addcmul_(value[now], key[now])
-            y[now] = (state @ query[now]).squeeze(-1)
+            removed = state @ kk[row]
+            state.mul_(decay[row]).addcmul_(removed, removal[row], value=-1).addcmul_(value[row], key[row])
+            y[row] = (state @ query[row]).squeeze(-1)
         carried.index_copy_(0, slots, S)
 
         norm = weights.norm_weight, weights.norm_bias
@@ -363,7 +363,7 @@ class ReferenceOps:
 
 
 def layer_norm(x: Tensor, norm: Vectors) -> Tensor:
-    """Rows [R, C] normed, with weight and bias."""
+    """Layer norm of the rows of x [R, C], with weight and bias."""
     return F.layer_norm(x, x.shape[-1:], norm[0], norm[1], eps=LAYER_NORM_EPS)
 
 

@@ -1,4 +1,4 @@
-"""Checks of replies (`expect` in scripts): the table of kinds, parsing, combination, plug-ins.
+"""Checks of replies (`expect` in scripts): the table of kinds, parsing, combinations and plug-ins.
 
 An entry is an object with one or more kinds and their options: `{"contains": "Ada", "ignore_case": true}`. All entries
 are parsed before anything is generated. Checks judge the stripped reply without its thinking part.
@@ -32,10 +32,10 @@ from rwkvbatch.signals import ENDS_PROCESS, staying_alive
 __all__ = ["ENTRY_POINTS", "Check", "ReplyFacts", "Rule", "Verdict", "check_kinds", "judge_all", "parse_checks"]
 
 ENTRY_POINTS = "rwkvbatch.checks"
-"""The entry point group of plug-ins: the name is the kind, the object a `RuleKind`."""
+"""The entry point group of plug-ins. The name of an entry point is the kind, its object a `RuleKind`."""
 
 PLUGIN_DEADLINE_S = 60.0
-"""Seconds for one reply; a plug-in's kind may have another number as `deadline_s`."""
+"""Time limit of a plug-in's check for one reply; a plug-in's `RuleKind` may set another one as `deadline_s`."""
 
 MAX_NESTING = 8
 MAX_WEIGHT = 1e6
@@ -64,7 +64,7 @@ _BUILT_IN: Mapping[str, text.RuleKind] = {
 
 
 def check_kinds() -> tuple[str, ...]:
-    """The names of all kinds of check: built in, combining, and of installed plug-ins."""
+    """The names of all kinds of checks: built-in ones, combinations, and those of installed plug-ins."""
     return (*_BUILT_IN, *_COMBINERS, *sorted(_plugins()))
 
 
@@ -72,19 +72,19 @@ def parse_checks(raw: Any, source: SourceLine, where: str = "expect") -> tuple[C
     """The checks of an `expect`: one entry, or an array of entries.
 
     Args:
-        where: the key in the line, such as `messages[1].expect`.
+        where: the key in the line for errors, such as `messages[1].expect`.
 
     Raises:
-        ScriptError: an unknown kind or option, or a wrong value.
+        ScriptError: a kind or option is unknown, or a value is wrong.
         MissingExtraError: a kind needs an optional dependency that is not installed.
     """
     return _parse(raw, source, where, 0)
 
 
 def judge_all(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
-    """All checks as one: passes if all pass; the score is the weighted mean, 1 without checks.
+    """The verdict of all checks together: it passes if all pass; the score is the weighted mean, 1 without checks.
 
-    Without the verdict of a judge there is none.
+    It is missing if the verdict of a judge is missing.
     """
     verdicts = [check.judge(facts) for check in checks]
     if missing := _missing(checks, verdicts):
@@ -101,7 +101,7 @@ def _judge_any(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
     known = [verdict for verdict in verdicts if not verdict.missing]
     passed = any(verdict.passed for verdict in known)
     score = max((verdict.score for verdict in known), default=0.0)
-    # No missing verdict can change a pass with the highest score.
+    # A missing verdict cannot change a pass with the highest score.
     if not (passed and score == 1) and (missing := _missing(checks, verdicts)):
         return missing
     undecided = not passed and any(verdict.undecided for verdict in verdicts)
@@ -118,15 +118,16 @@ def _judge_not(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
 
 
 def _missing(checks: Sequence[Check], verdicts: Sequence[Verdict]) -> Verdict | None:
-    """The verdict of a combination that lacks one of its checks' verdicts; None where none is missing."""
+    """The missing verdict of a combination, with all reasons; None if no verdict of its checks is missing."""
     pairs = zip(checks, verdicts, strict=True)
-    reasons = [f"{check.kind}: {found.detail}" for check, found in pairs if found.missing]
+    reasons = [f"{check.kind}: {verdict.detail}" for check, verdict in pairs if verdict.missing]
     return Verdict(False, 0.0, "; ".join(dict.fromkeys(reasons)), missing=True) if reasons else None
 
 
 def _failures(checks: Sequence[Check], verdicts: Sequence[Verdict]) -> str | None:
+    """The details of the checks that did not pass; None if all passed."""
     pairs = zip(checks, verdicts, strict=True)
-    return "; ".join(f"{check.kind}: {found.detail or 'failed'}" for check, found in pairs if not found.passed) or None
+    return "; ".join(f"{check.kind}: {v.detail or 'failed'}" for check, v in pairs if not v.passed) or None
 
 
 _COMBINERS = {"all": judge_all, "any": _judge_any, "not": _judge_not}
@@ -134,7 +135,7 @@ _COMBINERS = {"all": judge_all, "any": _judge_any, "not": _judge_not}
 
 @dataclass(frozen=True)
 class _Combination:
-    """The rule of a kind that combines other checks."""
+    """The rule of a check that combines other checks."""
 
     kind: str
     checks: tuple[Check, ...]
@@ -145,7 +146,7 @@ class _Combination:
 
 @dataclass(frozen=True)
 class _Guarded:
-    """A plug-in's rule, whose errors become `RowError`; past its deadline the check has failed."""
+    """A plug-in's rule with a time limit, after which the check has failed. Its exceptions become `RowError`."""
 
     kind: str
     rule: Rule
@@ -161,7 +162,7 @@ class _Guarded:
             raise
         except TimeoutError as error:
             return Verdict(False, 0.0, f"gave up: {error}", undecided=True)
-        except BaseException as error:  # `SystemExit` and `os._exit` too: a plug-in does not end the run
+        except BaseException as error:  # also `SystemExit`: a plug-in must not end the run
             hint = "the check is a plug-in: report this to its author"
             raise RowError(f"the check {self.kind!r} failed with {in_words(error)}", hint=hint) from error
         if not 0 <= score <= 1:
@@ -174,7 +175,7 @@ def _parse(raw: Any, source: SourceLine, where: str, depth: int) -> tuple[Check,
     if depth > MAX_NESTING:
         refuse(source, f"{where}: checks are nested deeper than {MAX_NESTING} levels")
     if is_array(raw):
-        entries = [_parse_entry(entry, source, f"{where}[{at}]", depth) for at, entry in enumerate(raw)]
+        entries = [_parse_entry(entry, source, f"{where}[{index}]", depth) for index, entry in enumerate(raw)]
         return tuple(chain.from_iterable(entries))
     return tuple(_parse_entry(raw, source, where, depth))
 
@@ -184,16 +185,16 @@ def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int) -> list[C
         hint = 'write an object such as {"contains": "Ada"}'
         refuse(source, f"{where}: a check must be an object, got {type_name(raw)}", hint)
     kinds = [key for key in raw if key in _BUILT_IN or key in _COMBINERS or key in _plugins()]
-    makers = {kind: _BUILT_IN.get(kind) or _load_plugin(kind) for kind in kinds if kind not in _COMBINERS}
-    allowed = frozenset[str]().union(*(maker.options for maker in makers.values()))
-    known = allowed | set(kinds) | {"weight"}
+    rule_kinds = {kind: _BUILT_IN.get(kind) or _load_plugin(kind) for kind in kinds if kind not in _COMBINERS}
+    option_names = frozenset[str]().union(*(rule_kind.options for rule_kind in rule_kinds.values()))
+    known = option_names | set(kinds) | {"weight"}
     refuse_unknown_keys(raw, known if kinds else {*check_kinds(), "weight"}, source, where)
     if not kinds:
         refuse(source, f"{where}: names no kind of check", f"allowed: {', '.join(check_kinds())}")
     weight = raw.get("weight", 1.0)
     if not is_number(weight) or not 0 < weight <= MAX_WEIGHT:
         refuse(source, f"{where}.weight: must be a number above 0 and at most {MAX_WEIGHT:g}, got {shown(weight)}")
-    made: list[Check] = []
+    parsed: list[Check] = []
     for kind in kinds:
         options: dict[str, Any] = {}
         if kind in _COMBINERS:
@@ -204,23 +205,24 @@ def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int) -> list[C
             choices = tuple(choice for check in checks for choice in check.choices)
             rubrics = tuple(rubric for check in checks for rubric in check.rubrics)
         else:
-            options = {key: raw[key] for key in raw if key in makers[kind].options}
-            rule = _rule(kind, makers[kind], raw[kind], options, source, where)
+            options = {key: raw[key] for key in raw if key in rule_kinds[kind].options}
+            rule = _rule(kind, rule_kinds[kind], raw[kind], options, source, where)
             needs_reference = bool(getattr(rule, "needs_reference", False))
             choices = (rule.choice,) if isinstance(rule, structured.Chosen) else ()
             rubrics = (rule,) if isinstance(rule, judged.Rubric) else ()
             if kind not in _BUILT_IN:
-                rule = _Guarded(kind, rule, float(getattr(makers[kind], "deadline_s", PLUGIN_DEADLINE_S)))
-        made.append(Check(kind, raw[kind], rule, float(weight), options, needs_reference, choices, rubrics))
-    return made
+                rule = _Guarded(kind, rule, float(getattr(rule_kinds[kind], "deadline_s", PLUGIN_DEADLINE_S)))
+        parsed.append(Check(kind, raw[kind], rule, float(weight), options, needs_reference, choices, rubrics))
+    return parsed
 
 
 def _rule(
-    kind: str, maker: text.RuleKind, expected: Any, options: Mapping[str, Any], source: SourceLine, where: str
+    kind: str, rule_kind: text.RuleKind, expected: Any, options: Mapping[str, Any], source: SourceLine, where: str
 ) -> Rule:
+    """The rule of an entry; errors of its parser become `ScriptError` or `MissingExtraError`."""
     try:
         with staying_alive():
-            return maker.parse(expected, options)
+            return rule_kind.parse(expected, options)
     except text.WrongValueError as error:
         refuse(source, f"{where}.{error.key or kind}: {error.message}, got {shown(error.got)}", error.hint)
     except MissingExtraError as error:
@@ -247,8 +249,8 @@ def _load_plugin(kind: str) -> text.RuleKind:
         signals.before_foreign_code()
     try:
         with staying_alive():
-            found: Any = point.load()
-        if not callable(found.parse) or not all(isinstance(option, str) for option in found.options):
+            rule_kind: Any = point.load()
+        if not callable(rule_kind.parse) or not all(isinstance(option, str) for option in rule_kind.options):
             raise TypeError("`parse` must be callable and `options` a set of names")
     except ENDS_PROCESS:
         raise
@@ -257,4 +259,4 @@ def _load_plugin(kind: str) -> text.RuleKind:
             f"the check {kind!r} is a plug-in that cannot be loaded ({point.value}): {in_words(error)}",
             hint="reinstall or remove the package that contains it",
         ) from error
-    return found
+    return rule_kind

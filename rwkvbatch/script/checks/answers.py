@@ -1,6 +1,6 @@
 """Checks of final answers: the letter of an option, the content of the last `\\boxed{}`, and equal mathematics.
 
-What cannot be read for certain fails, and the verdict says why: a letter that could be another one is no answer.
+An ambiguous answer fails, and the verdict has the reason.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rwkvbatch.script.checks.text import answer, excerpt, text_of, verdict, wron
 from rwkvbatch.script.records import ReplyFacts, Verdict
 
 MAX_CHARACTERS = 100_000
-"""The most characters at the end of an answer that are searched."""
+"""Number of characters at the end of an answer that are searched."""
 
 _OPEN, _CLOSE = r"[*_`(\[{$\"'“‘ ]*", r"[*_`)\]}$\"'”’]*"
 _END = r"(?![A-Za-z0-9_'’])"
@@ -28,7 +28,7 @@ _SAYS = re.compile(
     rf"{_OPEN}(?P<letter>[A-Za-z]){_END}{_CLOSE}(?P<more>(?:\s*(?:,|/|&|or|and|或|和)\s*{_OPEN}[A-Z]{_END})?)",
     re.IGNORECASE,
 )
-"""A sentence that says what the answer is, in the forms of lm-evaluation-harness and of OpenAI's simple-evals."""
+"""A sentence that states the answer, in the forms of lm-evaluation-harness and of OpenAI's simple-evals."""
 _WHOLE = re.compile(
     rf"\s*{_OPEN}(?:(?:option|choice|answer)[ :]+)?{_OPEN}(?P<letter>[A-Za-z]){_CLOSE}[.,:)]?{_CLOSE}\s*", re.IGNORECASE
 )
@@ -43,7 +43,7 @@ _NOT = re.compile(
 
 @dataclass(frozen=True)
 class Letter:
-    """The answer names this option by its letter, and no other one; `letters` are those of all options."""
+    """The answer names this option by its letter, and no other option; `letters` has the letters of all options."""
 
     options: ClassVar[frozenset[str]] = frozenset({"letters"})
     letter: str
@@ -64,85 +64,90 @@ class Letter:
 
     def judge(self, facts: ReplyFacts) -> Verdict:
         text = answer(facts)
-        found, problem = find_letter(text[-MAX_CHARACTERS:], self.letters)
-        if found is None:
+        letter, problem = find_letter(text[-MAX_CHARACTERS:], self.letters)
+        if letter is None:
             return Verdict(False, 0.0, f"{problem}; got {excerpt(text)}", undecided=True)
-        return verdict(found == self.letter, f"answered {found}")
+        return verdict(letter == self.letter, f"answered {letter}")
 
 
 def find_letter(text: str, letters: str) -> tuple[str | None, str]:
-    """The option that a text chooses, by its letter; or None and why it is not clear.
+    """The letter of the option that a text chooses; or None and the reason why it is not clear.
 
-    In this order: the last `\\boxed{}`, the last sentence that says what the answer is, a text that is a letter or
-    begins with one and a mark (`B.`, `(B)`) and lists no others so, the only letter that stands alone anywhere.
+    The first of these that the text has decides:
+
+    1. the last `\\boxed{}`;
+    2. the last sentence that states the answer;
+    3. a letter that is the whole text, or that begins it and is followed by a mark (`B.`, `(B)`), if no other letter
+       begins a line in this way;
+    4. the only letter that stands alone anywhere.
     """
     if (boxed := last_boxed(text)) is not None:
-        inner = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*", "", boxed)
-        if (match := _WHOLE.fullmatch(inner)) or (match := _FIRST.match(inner)):
-            return _of(match["letter"], letters)
+        content = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*", "", boxed)
+        if (match := _WHOLE.fullmatch(content)) or (match := _FIRST.match(content)):
+            return _known_letter(match["letter"], letters)
         return None, f"the box holds no letter of {letters}"
-    said = [match for match in _SAYS.finditer(text) if _is_letter(match, text)]
-    if said:
-        last = said[-1]
+    statements = [match for match in _SAYS.finditer(text) if _states_letter(match, text)]
+    if statements:
+        last = statements[-1]
         if last["more"]:
             return None, "names several letters"
-        return _of(last["letter"], letters)
+        return _known_letter(last["letter"], letters)
     if match := _WHOLE.fullmatch(text):
-        return _of(match["letter"], letters)
+        return _known_letter(match["letter"], letters)
     first = _FIRST.match(text)
     if first and {match["letter"] for match in _FIRST.finditer(text)} == {first["letter"]}:
-        return _of(first["letter"], letters)
-    stand = [match for match in _ALONE.finditer(text) if not _is_word(match, text)]
-    alone = {match["letter"] for match in stand} & set(letters)
-    if len(alone) == 1 and not any(_NOT.search(text[max(0, match.start() - 40) : match.start()]) for match in stand):
-        return alone.pop(), ""
-    return None, f"does not say which letter ({', '.join(sorted(alone))})" if alone else f"names no letter of {letters}"
+        return _known_letter(first["letter"], letters)
+    single = [match for match in _ALONE.finditer(text) if not _is_word(match, text)]
+    named = {match["letter"] for match in single} & set(letters)
+    if len(named) == 1 and not any(_NOT.search(text[max(0, match.start() - 40) : match.start()]) for match in single):
+        return named.pop(), ""
+    return None, f"does not say which letter ({', '.join(sorted(named))})" if named else f"names no letter of {letters}"
 
 
-def _of(letter: str, letters: str) -> tuple[str | None, str]:
+def _known_letter(letter: str, letters: str) -> tuple[str | None, str]:
     letter = letter.upper()
     return (letter, "") if letter in letters else (None, f"{letter} is none of {letters}")
 
 
-def _is_letter(match: re.Match[str], text: str) -> bool:
-    """Whether what follows "the answer is" is a letter: `a` and `I` are words before another one."""
+def _states_letter(match: re.Match[str], text: str) -> bool:
+    """Whether "the answer is" is followed by a letter, not by the word `a`, `A` or `I` before another word."""
     letter = match["letter"]
-    bare = text[match.start("letter") - 1 : match.start("letter")] in (" ", "")
-    return not (bare and (letter.islower() or letter == "I") and _goes_on(text, match.end("letter"))) and not (
-        letter == "A" and bare and _goes_on(text, match.end("letter"))
-    )
+    follows_space = text[match.start("letter") - 1 : match.start("letter")] in (" ", "")
+    may_be_word = letter.islower() or letter in "AI"
+    return not (follows_space and may_be_word and _is_before_word(text, match.end("letter")))
 
 
 def _is_word(match: re.Match[str], text: str) -> bool:
     """Whether a letter that stands alone is the article `A` or the pronoun `I`."""
-    return match["letter"] in "AI" and _goes_on(text, match.end())
+    return match["letter"] in "AI" and _is_before_word(text, match.end())
 
 
-def _goes_on(text: str, at: int) -> bool:
-    """Whether a word follows a space: `A bird`, but not `A.` or `A is`."""
-    return re.match(r" (?!(?:is|because|since|as|and|or|was|it|which|with|for)\b)[a-z]", text[at : at + 12]) is not None
+def _is_before_word(text: str, index: int) -> bool:
+    """Whether a space and a word that can follow an article are at `index`: `A bird`, but not `A.` or `A is`."""
+    following = text[index : index + 12]
+    return re.match(r" (?!(?:is|because|since|as|and|or|was|it|which|with|for)\b)[a-z]", following) is not None
 
 
 def last_boxed(text: str) -> str | None:
-    """The content of the last whole `\\boxed{...}` or `\\fbox{...}`, with the braces inside it; None without one."""
+    """The content of the last closed `\\boxed{...}` or `\\fbox{...}`, including inner braces; None if there is none."""
     return next((content for content in _boxes(text)), None)
 
 
 def _boxes(text: str) -> Iterator[str]:
-    """The contents of boxes, from the last one on; a box without an end is left out."""
+    """The contents of the closed boxes, beginning with the last one."""
     for match in reversed(list(re.finditer(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=\S)", text))):
         if not match[0].endswith("{"):
             yield text[match.end() :].split(None, 1)[0].rstrip("$.,")
             continue
-        depth, at = 1, match.end()
-        while at < len(text) and depth:
-            if text[at] == "\\":
-                at += 2
+        depth, index = 1, match.end()
+        while index < len(text) and depth:
+            if text[index] == "\\":
+                index += 2
                 continue
-            depth += {"{": 1, "}": -1}.get(text[at], 0)
-            at += 1
+            depth += {"{": 1, "}": -1}.get(text[index], 0)
+            index += 1
         if not depth:
-            yield text[match.end() : at - 1]
+            yield text[match.end() : index - 1]
 
 
 _SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -156,11 +161,11 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\s+"), ""),
     (re.compile(r"\.$"), ""),
 )
-"""What becomes one spelling before contents of boxes are compared."""
+"""Patterns and replacements that unify spellings before the contents of boxes are compared."""
 
 
 def plain_latex(text: str) -> str:
-    """`text` without what changes only how LaTeX is set: spaces, sizes of fractions and brackets, `\\text`, `$`."""
+    """`text` without what affects only its layout in LaTeX: spaces, sizes of fractions and brackets, `\\text`, `$`."""
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
     return text
@@ -168,7 +173,7 @@ def plain_latex(text: str) -> str:
 
 @dataclass(frozen=True)
 class Boxed:
-    """The last `\\boxed{}` of the answer holds this text, apart from how it is set."""
+    """The last `\\boxed{}` of the answer has this text as its content, apart from its layout in LaTeX."""
 
     options: ClassVar[frozenset[str]] = frozenset()
     text: str
@@ -179,17 +184,17 @@ class Boxed:
 
     def judge(self, facts: ReplyFacts) -> Verdict:
         text = answer(facts)
-        found = last_boxed(text[-MAX_CHARACTERS:])
-        if found is None:
+        content = last_boxed(text[-MAX_CHARACTERS:])
+        if content is None:
             return Verdict(False, 0.0, f"has no whole \\boxed{{}}; got {excerpt(text)}")
-        return verdict(plain_latex(found) == plain_latex(self.text), f"the box holds {excerpt(found)}")
+        return verdict(plain_latex(content) == plain_latex(self.text), f"the box holds {excerpt(content)}")
 
 
 @dataclass(frozen=True)
 class Mathematics:
     """The answer is equal to this expression, in LaTeX or plain notation, by math-verify and sympy.
 
-    Of a reply with a `\\boxed{}` the last box is compared, of others the last expression that is found. See
+    The content of the last `\\boxed{}` is compared, or the last expression in the text if there is no box. See
     https://github.com/huggingface/Math-Verify.
     """
 
@@ -228,6 +233,6 @@ _FUNCTIONS = frozenset({"sin", "cos", "tan", "log", "ln", "exp", "sqrt", "pi"})
 
 
 def _is_expression(text: str) -> bool:
-    """Whether a text is one expression and no sentence: one line, whose words are commands of LaTeX or functions."""
+    """Whether a text is one expression and not a sentence: one line, whose words are LaTeX commands or functions."""
     words = re.findall(r"(?<!\\)(?<![A-Za-z])[A-Za-z]{2,}", text)
     return "\n" not in text and set(words) <= _FUNCTIONS

@@ -1,4 +1,4 @@
-"""The check `ifeval`: IFEval's verifiable instructions, by the package lm-evaluation-harness, which maintains them.
+"""The check `ifeval`: IFEval's verifiable instructions, as implemented by the package lm-evaluation-harness.
 
 Zhou et al. (2023), Instruction-Following Evaluation for Large Language Models, arXiv:2311.07911. Entries have the names
 and arguments of google-research `instruction_following_eval/data/input_data.jsonl`.
@@ -29,9 +29,12 @@ DEADLINE_S = 10.0
 
 @dataclass(frozen=True)
 class Instructions:
-    """The answer follows all of these instructions; the score is the share of them that it follows.
+    """The answer follows all of these instructions; the score is the share that it follows.
 
-    `loose` also tries the answer without its first line, its last line and asterisks, as the benchmark's loose score.
+    Attributes:
+        entries: name and arguments of each instruction.
+        loose: whether the answer is also tried without its first line, its last line and asterisks, as in the
+            benchmark's loose score.
     """
 
     options: ClassVar[frozenset[str]] = frozenset({"loose"})
@@ -46,61 +49,65 @@ class Instructions:
         registry = _registry()
         entries: list[tuple[str, Mapping[str, Any]]] = []
         for entry in expected:
-            name, given = entry["id"], {key: value for key, value in entry.items() if key != "id"}
-            if name not in registry:
+            name, arguments = entry["id"], {key: value for key, value in entry.items() if key != "id"}
+            if not isinstance(name, str) or name not in registry:
                 wrong("must name instructions of IFEval", name, hint=f"they are {', '.join(sorted(registry))}")
-            if name in _WITH_SENTENCES:
-                _check_data(name)
+            if name in _NEED_NLTK_DATA:
+                _check_nltk_data(name)
             try:
-                with _unchanging_random():
-                    registry[name](name).build_description(**given)
-            except Exception as error:  # its own assertions and signatures
-                wrong(f"has arguments that the instruction {name} does not take ({error})", given)
-            entries.append((name, given))
+                with _fixed_random_state():
+                    registry[name](name).build_description(**arguments)
+            except Exception as error:  # the instruction asserts, or has no such argument
+                wrong(f"has arguments that the instruction {name} does not take ({error})", arguments)
+            entries.append((name, arguments))
         return cls(tuple(entries), loose)
 
     def judge(self, facts: ReplyFacts) -> Verdict:
         text = answer(facts)
         try:
             with deadline(DEADLINE_S):
-                failed = [name for name, given in self.entries if not self._follows(text, name, given)]
+                failed = [name for name, arguments in self.entries if not self._follows(text, name, arguments)]
         except TimeoutError as error:
             return Verdict(False, 0.0, f"gave up: {error}", undecided=True)
         detail = f"does not follow {', '.join(failed)}" if failed else None
         return Verdict(not failed, 1 - len(failed) / len(self.entries), detail)
 
-    def _follows(self, text: str, name: str, given: Mapping[str, Any]) -> bool:
-        with _unchanging_random():
+    def _follows(self, text: str, name: str, arguments: Mapping[str, Any]) -> bool:
+        with _fixed_random_state():
             instruction = _registry()[name](name)
-            instruction.build_description(**given)
-            found = _variants(text) if self.loose else [text]
-            return any(variant.strip() and instruction.check_following(variant) for variant in found)
+            instruction.build_description(**arguments)
+            variants = _variants(text) if self.loose else [text]
+            return any(variant.strip() and instruction.check_following(variant) for variant in variants)
 
 
 def _variants(text: str) -> list[str]:
+    """The variants of an answer for the loose score."""
     lines = text.split("\n")
-    cut = [text, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
-    return cut + [variant.replace("*", "") for variant in cut]
+    shortened = [text, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
+    return shortened + [variant.replace("*", "") for variant in shortened]
 
 
 @contextmanager
-def _unchanging_random() -> Generator[None]:
-    """Instructions choose what their arguments leave open by random; a verdict must not."""
-    before = random.getstate()
+def _fixed_random_state() -> Generator[None]:
+    """Seed `random` within the context, because instructions draw missing arguments and verdicts must not change."""
+    former_state = random.getstate()
     random.seed(0)
     try:
         yield
     finally:
-        random.setstate(before)
+        random.setstate(former_state)
 
 
-_WITH_SENTENCES = frozenset({"length_constraints:number_sentences", "change_case:capital_word_frequency"})
-"""Instructions that nltk counts sentences or words for, by a data set that is not part of its package."""
+_NEED_NLTK_DATA = frozenset({"length_constraints:number_sentences", "change_case:capital_word_frequency"})
+"""Instructions for which nltk counts sentences or words, with a data set that is not part of its package."""
 
 
 @lru_cache(maxsize=1)
 def _registry() -> Mapping[str, Any]:
-    """The classes of instructions by name. Nothing is downloaded: lm_eval would do so at import, in its first rank."""
+    """By name, the classes of the instructions.
+
+    `LOCAL_RANK` is set because lm_eval downloads data when it is imported in the process of rank 0.
+    """
     rank = os.environ.get("LOCAL_RANK")
     os.environ["LOCAL_RANK"] = "1"
     try:
@@ -120,7 +127,7 @@ def _registry() -> Mapping[str, Any]:
     return INSTRUCTION_DICT
 
 
-def _check_data(name: str) -> None:
+def _check_nltk_data(name: str) -> None:
     import nltk
 
     try:

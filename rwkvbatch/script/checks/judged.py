@@ -1,6 +1,6 @@
-"""The check `judge`: a model says whether a reply meets a rubric, see `rwkvbatch.judges`.
+"""The check `judge`: a model decides whether a reply meets a rubric, see `rwkvbatch.judges`.
 
-The rule itself asks nobody. It looks its ruling up among those in the facts; without one there is no verdict.
+The rule itself asks no model. It looks up its ruling in the facts about the reply; without one there is no verdict.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rwkvbatch.script.checks.text import flag, wrong
 from rwkvbatch.script.records import ReplyFacts, Verdict
 
 MAX_RUBRIC = 10_000
-"""Characters of a rubric, at most."""
+"""Largest number of characters of a rubric."""
 MAX_VOTES = 99
 
 NOT_ASKED = "no judge was asked: give one with --judge FILE or --judge-url URL"
@@ -23,11 +23,13 @@ Context = Literal["turn", "dialogue"]
 
 @dataclass(frozen=True)
 class Rubric:
-    """The reply meets a requirement in words, in the opinion of a judge.
+    """A judge decides that the reply meets a requirement in words.
 
     Attributes:
-        votes: odd; most of them decide. context: what the judge sees besides the reply: the user's message, or all of
-            the dialogue before it. reference: whether it sees the turn's reference reply.
+        text: the requirement.
+        votes: number of votes, of which the majority decides; odd.
+        context: what the judge sees besides the reply: the user's message (`turn`), or also the earlier dialogue.
+        reference: whether the judge sees the turn's reference reply.
     """
 
     options: ClassVar[frozenset[str]] = frozenset({"votes", "context", "reference"})

@@ -1,7 +1,7 @@
-"""Compares mathematical expressions by math-verify, in a process of its own with limits of time and memory.
+"""Compares mathematical expressions by math-verify, in a child process with limits of time and memory.
 
-Replies are not trusted: `9^{9^{9^9}}` keeps sympy busy in one call that nothing in the same process can end, and takes
-all memory. So a child process compares, one pair at a time, and is replaced when it does not reply in time.
+Replies are not trusted: sympy evaluates `9^{9^{9^9}}` in one call that takes all memory and that nothing in the same
+process can interrupt. Therefore a child process compares one pair at a time, and is replaced if it exceeds the limits.
 
 math-verify: https://github.com/huggingface/Math-Verify (`parse` and `verify`; the order of the two arguments matters).
 """
@@ -25,22 +25,22 @@ from importlib import import_module
 from typing import Any
 
 DEADLINE_S = 10.0
-"""Seconds for one comparison."""
+"""Time limit for one comparison."""
 START_DEADLINE_S = 120.0
-"""Seconds for the child to start: it imports sympy."""
+"""Time limit for the start of the child process, which imports sympy."""
 MAX_MEMORY = 4 << 30
-"""Bytes of address space that the child may use."""
+"""Limit of the child's address space, in bytes."""
 MAX_LENGTH = 2_000
-"""The most characters of an expression that is compared whole."""
+"""Number of characters of an expression that are compared."""
 
 
 class Equality(enum.Enum):
-    """What a comparison found."""
+    """Result of a comparison."""
 
     EQUAL = "equal"
     DIFFERENT = "different"
     UNREADABLE = "unreadable"
-    """The text holds no expression."""
+    """The text has no expression that can be read."""
     GAVE_UP = "gave up"
 
 
@@ -53,59 +53,59 @@ _child: _Child | None = None
 
 @lru_cache(maxsize=4096)
 def compare(expected: str, text: str, *, whole: bool = True) -> Equality:
-    """Whether the expression in `text` equals `expected`; the same pair is compared once.
+    """Whether the expression in `text` equals `expected`. Results are cached.
 
     Args:
-        whole: `text` is one expression in LaTeX; otherwise the last one in it is looked for.
+        whole: whether `text` is one expression in LaTeX; otherwise the last expression in it is used.
     """
     global _child
     with _lock:
         if _child is None or _child.owner != os.getpid():
             _child = _Child()
-        found = _child.ask({"expected": expected, "text": text[-MAX_LENGTH:] if whole else text, "whole": whole})
-        if found is None:
+        result = _child.ask({"expected": expected, "text": text[-MAX_LENGTH:] if whole else text, "whole": whole})
+        if result is None:
             _child.end()
             _child = None
-    return Equality.GAVE_UP if found is None else Equality(found)
+    return Equality.GAVE_UP if result is None else Equality(result)
 
 
 class _Child:
-    """The process that compares."""
+    """The child process that compares, see `serve`."""
 
     def __init__(self) -> None:
         self.owner = os.getpid()
         call = "from rwkvbatch.script.checks.mathematics import serve; serve()"
         self._process = subprocess.Popen(
             [sys.executable, "-c", call], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the parent, whose end the child notices
+            start_new_session=True,  # Ctrl-C interrupts only the parent; the child ends with it
         )  # fmt: skip
         atexit.register(self.end)
         self._started = False
 
     def ask(self, question: dict[str, Any]) -> str | None:
-        """The result of one comparison; None if there is none in time."""
+        """The result of one comparison; None if there is none within the time limit."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
         try:
-            if not self._started and self._line(START_DEADLINE_S) is None:
+            if not self._started and self._read_line(START_DEADLINE_S) is None:
                 return None
             self._started = True
             stdin.write(json.dumps(question).encode() + b"\n")
             stdin.flush()
         except OSError:
             return None
-        return self._line(DEADLINE_S)
+        return self._read_line(DEADLINE_S)
 
-    def _line(self, seconds: float) -> str | None:
+    def _read_line(self, timeout_s: float) -> str | None:
         stdout = self._process.stdout
         assert stdout is not None
-        ready, _, _ = select.select([stdout], [], [], seconds)
-        # The child writes a line in one call, which is far shorter than a pipe's buffer.
+        ready, _, _ = select.select([stdout], [], [], timeout_s)
+        # `readline` does not block: the child writes a line in one call, and it is far shorter than a pipe's buffer.
         return stdout.readline().decode().strip() or None if ready else None
 
     def end(self) -> None:
-        """End the process."""
+        """Kill the process, unless it belongs to the process from which this one was forked."""
         if self.owner != os.getpid():
             return
         atexit.unregister(self.end)
@@ -118,31 +118,31 @@ class _Child:
 
 
 def serve() -> None:
-    """Compare what comes on standard input, in lines of JSON, until it ends."""
+    """Answer the questions on standard input, one JSON object a line, until its end."""
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     out = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)  # what libraries print is no result
+    os.dup2(2, 1)  # so that the output of libraries does not mix with results
     logging.disable(logging.CRITICAL)
     import_module("math_verify")
     print("ready", file=out, flush=True)
     for line in sys.stdin:
-        signal.alarm(int(DEADLINE_S) + 5)  # of a child whose parent is gone
-        found = _compared(**json.loads(line))
+        signal.alarm(int(DEADLINE_S) + 5)  # ends this process even if the parent is gone
+        result = _compared(**json.loads(line))
         signal.alarm(0)
-        print(found.value, file=out, flush=True)
+        print(result.value, file=out, flush=True)
 
 
 def _compared(expected: str, text: str, whole: bool) -> Equality:
     library: Any = import_module("math_verify")
     try:
-        wanted = library.parse(_as_latex(expected), parsing_timeout=None)
-        found = library.parse(_as_latex(text) if whole else text, parsing_timeout=None)
-        if not wanted or not found:
+        gold = library.parse(_as_latex(expected), parsing_timeout=None)
+        answer = library.parse(_as_latex(text) if whole else text, parsing_timeout=None)
+        if not gold or not answer:
             return Equality.UNREADABLE
-        return Equality.EQUAL if library.verify(wanted, found, timeout_seconds=None) else Equality.DIFFERENT
+        return Equality.EQUAL if library.verify(gold, answer, timeout_seconds=None) else Equality.DIFFERENT
     except MemoryError:
         return Equality.GAVE_UP
-    except Exception:  # a parser of text that a model wrote
+    except Exception:  # any exception, because the parsed text is written by a model
         return Equality.UNREADABLE
 
 

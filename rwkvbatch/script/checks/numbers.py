@@ -1,7 +1,7 @@
-"""The check `number`: the last number in an answer, exactly, or a refusal where a text could mean different numbers.
+"""The check `number`: reads the last number in an answer exactly, and refuses text that could mean different numbers.
 
-A number that is read wrong is worse than one that is not read. So texts such as `3,5` (a decimal comma, or two numbers)
-and `10:30` fail the check, and the verdict says why. `docs/scripts.md` lists what is read and what is refused.
+Reading a wrong number is worse than reading none. Therefore texts such as `3,5` (a decimal comma, or two numbers) and
+`10:30` fail the check, and the verdict has the reason. `docs/scripts.md` lists what is read and what is refused.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ MAX_DIGITS = 400
 MAX_TEN_EXPONENT = 999
 MAX_EXPONENT = 64
 
-# Scripts that put spaces between words: `CO2` is no number, and `答案是42` is one.
+# Letters of writing systems that put spaces between words: `CO2` has no number, but `答案是42` has one.
 _LETTER = "A-Za-z\u00c0-\u02af\u0370-\u052f"
 _CURRENCY = r"(?:[A-Z]{0,2}[$€£¥₹₩₽₺₫₴₪฿]|(?:USD|EUR|GBP|JPY|CNY|INR|CHF)) ?"
 _DIGITS = r"(?:\d+(?:[.,'_\u00a0]\d+)*|\.\d+)"
 _POWER = r"\^\{?\s?(?P<NAME>[-+]?\d{1,6})\s?\}?(?![\d.]*\d)"
 _TEN_TO, _TO = _POWER.replace("NAME", "ten"), _POWER.replace("NAME", "own")
 _NUMBER = re.compile(
-    # A minus is a sign only where it cannot be a hyphen, or stand between two numbers.
+    # A minus is a sign only if it cannot be a hyphen or stand between two numbers.
     rf"(?P<sign>(?<![\w)\]}}%-])[-+])?(?:{_CURRENCY}(?P<inner_sign>[-+])?)?"
     r"(?:"
     rf"(?:(?P<whole>{_DIGITS})[ \u00a0]?)?\\frac\s?\{{\s?(?P<over>-?\d+)\s?\}}\s?\{{\s?(?P<under>\d+)\s?\}}"
@@ -39,7 +39,7 @@ _NUMBER = re.compile(
     r")"
 )
 _GROUPINGS: tuple[tuple[re.Pattern[str], str, str], ...] = (
-    # How the digits are grouped, the mark between the groups, the decimal mark.
+    # The pattern of grouped digits, the mark between groups, the decimal mark.
     (re.compile(r"\d+|\d*\.\d+"), "", "."),
     (re.compile(r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?"), ",", "."),
     (re.compile(r"[1-9]\d?(?:,\d\d)+,\d{3}(?:\.\d+)?"), ",", "."),  # India
@@ -56,7 +56,7 @@ _UNIT = re.compile(
     r"|mph|km?h|rpm|[kMm]?N|k?J|k?cal|k?Pa|mol|deg|rad|[CF]|USD|EUR|GBP)"
     rf"(?![{_LETTER}\d_])"
 )
-"""Letters that may follow a number without a space."""
+"""A unit that may follow a number without a space."""
 _NO_NUMBER_BEFORE = re.compile(rf"(?:[{_LETTER}]-?|[{_LETTER})\]}}]_\{{?-?|\^\{{?\s?[-+]?|[{_LETTER}]\*\*)$")
 _NO_NUMBER_AFTER = re.compile(rf"(?:st|nd|rd|th)(?![{_LETTER}\d])")
 _UNCLEAR_BEFORE = re.compile(
@@ -74,7 +74,7 @@ _SPACED_GROUP = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})* $")
 
 
 class UnclearNumberError(Exception):
-    """A text that could mean different numbers; the argument is an excerpt."""
+    """A text could mean different numbers; the argument is an excerpt of it."""
 
 
 _PLAIN = str.maketrans(
@@ -95,13 +95,14 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "×"),
     (re.compile(r"\+/-"), "±"),
     (re.compile(r"(?<=\d)\*\*(?=[-+]?\d+(?!\d|\*\*))"), "^"),
-    (re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+"), lambda found: "^{" + found[0].translate(_RAISED) + "}"),
-    (re.compile("[¼-¾⅐-⅞↉]"), lambda found: _fraction(found[0])),
+    (re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+"), lambda match: "^{" + match[0].translate(_RAISED) + "}"),
+    (re.compile("[¼-¾⅐-⅞↉]"), lambda match: _fraction(match[0])),
 )
-"""What becomes one spelling before the numbers are looked for."""
+"""Patterns and replacements that unify spellings before numbers are searched."""
 
 
 def _fraction(mark: str) -> str:
+    """A fraction character such as ½, in LaTeX."""
     top, _, bottom = unicodedata.normalize("NFKC", mark).partition("⁄")
     return f"\\frac{{{top}}}{{{bottom}}}"
 
@@ -109,33 +110,34 @@ def _fraction(mark: str) -> str:
 def last_number(text: str) -> Fraction | None:
     """The last number in `text`; None if there is none.
 
-    Digits after a letter (`CO2`), an exponent mark (`m^2`) or a subscript mark (`x_1`), and ordinals, are no numbers.
+    Ordinals, and digits after a letter (`CO2`), an exponent mark (`m^2`) or a subscript mark (`x_1`) are not numbers.
 
     Raises:
-        UnclearNumberError: it could mean different numbers, or is too large.
+        UnclearNumberError: the text could mean different numbers, or the number is too large.
     """
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
     text = text.translate(_PLAIN)
     last: re.Match[str] | None = None
-    for found in _NUMBER.finditer(text):
-        no_number = _NO_NUMBER_BEFORE.search(text, max(0, found.start() - 5), found.start())
-        if not no_number and not _NO_NUMBER_AFTER.match(text, found.end()):
-            last = found
+    for match in _NUMBER.finditer(text):
+        follows_letter = _NO_NUMBER_BEFORE.search(text, max(0, match.start() - 5), match.start())
+        if not follows_letter and not _NO_NUMBER_AFTER.match(text, match.end()):
+            last = match
     return None if last is None else _value(last, text)
 
 
-def _value(found: re.Match[str], text: str) -> Fraction:
-    before, after = text[max(0, found.start() - 60) : found.start()], text[found.end() : found.end() + 40]
-    unclear = UnclearNumberError(f"{before[-12:]}{found[0][:40]}{after[:12]}".strip())
-    parts = found.groupdict()
+def _value(match: re.Match[str], text: str) -> Fraction:
+    """The value of a number, with its sign and scale; raises `UnclearNumberError`."""
+    before, after = text[max(0, match.start() - 60) : match.start()], text[match.end() : match.end() + 40]
+    unclear = UnclearNumberError(f"{before[-12:]}{match[0][:40]}{after[:12]}".strip())
+    parts = match.groupdict()
     scale = _SCALE.match(after)
-    starts_group = re.match(r"\d{3}(?!\d)", found[0]) and _SPACED_GROUP.search(before)
-    rest = after[scale.end() :] if scale else after
-    is_unit = _UNIT.match(rest) is not None
-    if len(found[0]) > MAX_DIGITS or starts_group or _UNCLEAR_BEFORE.search(before):
+    follows_spaced_group = re.match(r"\d{3}(?!\d)", match[0]) and _SPACED_GROUP.search(before)
+    after_scale = after[scale.end() :] if scale else after
+    has_unit = _UNIT.match(after_scale) is not None
+    if len(match[0]) > MAX_DIGITS or follows_spaced_group or _UNCLEAR_BEFORE.search(before):
         raise unclear
-    if (_UNCLEAR_AFTER.match(rest) and not is_unit) or (parts["sign"] and parts["inner_sign"]):
+    if (_UNCLEAR_AFTER.match(after_scale) and not has_unit) or (parts["sign"] and parts["inner_sign"]):
         raise unclear
     try:
         number = _magnitude(parts)
@@ -147,10 +149,10 @@ def _value(found: re.Match[str], text: str) -> Fraction:
 
 
 def _magnitude(parts: Mapping[str, str | None]) -> Fraction:
-    """The number without its sign.
+    """The absolute value of a number without its scale.
 
     Raises:
-        ValueError, ZeroDivisionError: it is not clear, or has no value.
+        ValueError, ZeroDivisionError: the number is not clear, too large, or has the denominator 0.
     """
     if over := parts["over"]:
         if over.startswith("-") and parts["whole"]:
@@ -171,10 +173,11 @@ def _power(base: Fraction, exponent: int) -> Fraction:
 
 
 def _decimal(text: str) -> Fraction:
-    for pattern, between, point in _GROUPINGS:
+    """The value of digits with marks between groups and a decimal mark."""
+    for pattern, group_mark, decimal_mark in _GROUPINGS:
         if pattern.fullmatch(text):
-            plain = text.replace(between, "") if between else text
-            return Fraction(Decimal(plain.replace(point, ".")))
+            ungrouped = text.replace(group_mark, "") if group_mark else text
+            return Fraction(Decimal(ungrouped.replace(decimal_mark, ".")))
     raise ValueError("the digits are grouped in no known way")
 
 
@@ -207,6 +210,6 @@ class Number:
 
 
 def _shown(number: Fraction) -> str:
-    """The number as a decimal if it has a short one, or as a fraction."""
+    """The number as a decimal; a rounded one is cut to 12 characters, an exact one to 40."""
     text = format(Decimal(number.numerator) / Decimal(number.denominator), "f" if abs(number) < 10**15 else "e")
     return (text if Fraction(Decimal(text)) == number else f"{text[:12]}…")[:40]

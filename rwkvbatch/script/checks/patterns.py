@@ -1,9 +1,9 @@
-"""Regular expressions of Python's `re`, written so that the `regex` library matches the same texts.
+"""Translates regular expressions of Python's `re` so that the `regex` library matches the same texts.
 
-The `regex` library has a deadline, which `re` has not, but other rules: `{e}` is fuzzy matching, `[[:alpha:]]` a class,
-and `\\w` includes combining marks. So `re` parses a pattern, and its tree is written again in a form that both read the
-same way: https://docs.python.org/3/library/re.html#regular-expression-syntax. The tree is that of the standard
-library's private parser (`re._parser`, the same since Python 3.11).
+Unlike `re`, the `regex` library has a time limit, but its syntax differs: `{e}` is fuzzy matching, `[[:alpha:]]` a
+class, and `\\w` includes combining marks. Therefore `re` parses a pattern, and its syntax tree is written in a form
+that both libraries read in the same way: https://docs.python.org/3/library/re.html#regular-expression-syntax. The tree
+comes from the standard library's private parser (`re._parser`, unchanged since Python 3.11).
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import Any
 _parser: Any = re._parser  # type: ignore[attr-defined]
 _constants: Any = re._constants  # type: ignore[attr-defined]
 
-# What `str.isalnum`, `isdecimal` and `isspace` accept, which `re` uses.
+# The characters that `str.isalnum`, `isdecimal` and `isspace` accept, which are those of `re`.
 _SPACES = "".join(f"\\u{code:04x}" for code in range(0x10000) if chr(code).isspace())
 _UNICODE = {"WORD": r"\p{L}\p{N}_", "DIGIT": r"\p{Nd}", "SPACE": _SPACES}
 _ASCII = {"WORD": "a-zA-Z0-9_", "DIGIT": "0-9", "SPACE": r"\t\n\r\x0b\x0c\x20"}
-_INSIDE_EMPTY = re.search(r"\B", "") is not None
-"""Whether `\\B` matches in an empty text, as from Python 3.14 on."""
+_NON_BOUNDARY_IN_EMPTY = re.search(r"\B", "") is not None
+"""Whether `\\B` matches in an empty text, as it does from Python 3.14 on."""
 
 _SCOPED = re.IGNORECASE | re.MULTILINE | re.DOTALL | re.ASCII | re.UNICODE
 
 
 def translate(pattern: str) -> tuple[str, bool]:
-    """`pattern` for the `regex` library, and whether case is ignored everywhere.
+    """`pattern` for the `regex` library, and whether case is ignored in all of it.
 
     Raises:
-        ValueError: it is not a pattern of `re`, or has a feature that cannot be translated.
-        RecursionError: it is nested too deeply.
+        ValueError: `pattern` is not a pattern of `re`, or has a feature that cannot be translated.
+        RecursionError: `pattern` is nested too deeply.
     """
     try:
         tree = _parser.parse(pattern)
@@ -45,7 +45,7 @@ def translate(pattern: str) -> tuple[str, bool]:
 
 
 def compiled_size(pattern: str) -> int:
-    """The number of nodes of `pattern` when its counted repeats are expanded, as the `regex` library does.
+    """The number of nodes of `pattern` with its counted repeats expanded, as the `regex` library compiles it.
 
     Raises:
         ValueError, RecursionError: as `translate`.
@@ -62,8 +62,8 @@ def _size(node: Any) -> int:
     if isinstance(node, tuple | list):
         items: list[Any] = list(node)  # pyright: ignore[reportUnknownArgumentType]
         if len(items) == 2 and str(items[0]).endswith("_REPEAT"):
-            least, most, item = items[1]
-            return max(1, least, 0 if most is _constants.MAXREPEAT else most) * _size(item)
+            min_count, max_count, item = items[1]
+            return max(1, min_count, 0 if max_count is _constants.MAXREPEAT else max_count) * _size(item)
         return 1 + sum(_size(item) for item in items)
     return 0
 
@@ -84,35 +84,36 @@ def _category(name: str, flags: re.RegexFlag) -> tuple[str, bool]:
 
 
 def _class(items: list[Any], flags: re.RegexFlag) -> str:
-    """A character class. Complements of categories cannot stand in one, so the class is a choice then."""
-    negated = bool(items) and str(items[0][0]) == "NEGATE"
-    inside: list[str] = []
-    choices: list[str] = []
-    for name, value in items[negated:]:
+    """A character class. It is written as alternatives if it has a negated category, which a class cannot contain."""
+    is_negated = bool(items) and str(items[0][0]) == "NEGATE"
+    members: list[str] = []
+    alternatives: list[str] = []
+    for name, value in items[is_negated:]:
         match str(name):
             case "LITERAL":
-                inside.append(_literal(value))
+                members.append(_literal(value))
             case "RANGE":
-                inside.append(f"{_literal(value[0])}-{_literal(value[1])}")
+                members.append(f"{_literal(value[0])}-{_literal(value[1])}")
             case _:
-                contents, complement = _category(str(value), flags)
-                if complement:
-                    choices.append(f"[^{contents}]")
+                contents, is_negated_category = _category(str(value), flags)
+                if is_negated_category:
+                    alternatives.append(f"[^{contents}]")
                 else:
-                    inside.append(contents)
-    if inside:
-        choices.insert(0, f"[{''.join(inside)}]")
-    if not negated:
-        return choices[0] if len(choices) == 1 else f"(?:{'|'.join(choices)})"
-    if len(choices) == 1 and inside:
-        return f"[^{''.join(inside)}]"
-    return f"(?:(?!{'|'.join(choices)})(?s:.))"
+                    members.append(contents)
+    if members:
+        alternatives.insert(0, f"[{''.join(members)}]")
+    if not is_negated:
+        return alternatives[0] if len(alternatives) == 1 else f"(?:{'|'.join(alternatives)})"
+    if len(alternatives) == 1 and members:
+        return f"[^{''.join(members)}]"
+    return f"(?:(?!{'|'.join(alternatives)})(?s:.))"
 
 
-def _place(name: str, flags: re.RegexFlag) -> str:
+def _anchor(name: str, flags: re.RegexFlag) -> str:
+    """An assertion about the position, such as `^` or `\\b`."""
     word = f"[{_category('WORD', flags)[0]}]"
-    not_empty = "" if _INSIDE_EMPTY else r"(?!\A\Z)"
-    at = {
+    not_empty = "" if _NON_BOUNDARY_IN_EMPTY else r"(?!\A\Z)"
+    anchors = {
         "AT_BEGINNING": "(?m:^)" if flags & re.MULTILINE else r"\A",
         "AT_BEGINNING_STRING": r"\A",
         "AT_END": r"(?=\n|\Z)" if flags & re.MULTILINE else r"(?=\n?\Z)",
@@ -120,7 +121,7 @@ def _place(name: str, flags: re.RegexFlag) -> str:
         "AT_BOUNDARY": f"(?:(?<={word})(?!{word})|(?<!{word})(?={word}))",
         "AT_NON_BOUNDARY": f"(?:(?<={word})(?={word})|(?<!{word})(?!{word}){not_empty})",
     }
-    return at[name]
+    return anchors[name]
 
 
 def _item(name: str, value: Any, flags: re.RegexFlag) -> str:
@@ -134,7 +135,7 @@ def _item(name: str, value: Any, flags: re.RegexFlag) -> str:
         case "IN":
             return _class(value, flags)
         case "AT":
-            return _place(str(value), flags)
+            return _anchor(str(value), flags)
         case "BRANCH":
             return f"(?:{'|'.join(_sequence(choice, flags) for choice in value[1])})"
         case "SUBPATTERN":
@@ -143,10 +144,10 @@ def _item(name: str, value: Any, flags: re.RegexFlag) -> str:
         case "ATOMIC_GROUP":
             return f"(?>{_sequence(value, flags)})"
         case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT":
-            least, most, item = value
-            ending = {"MAX_REPEAT": "", "MIN_REPEAT": "?", "POSSESSIVE_REPEAT": "+"}[name]
-            counts = f"{least}," if most is _constants.MAXREPEAT else f"{least},{most}"
-            return f"(?:{_sequence(item, flags)}){{{counts}}}{ending}"
+            min_count, max_count, item = value
+            suffix = {"MAX_REPEAT": "", "MIN_REPEAT": "?", "POSSESSIVE_REPEAT": "+"}[name]
+            counts = f"{min_count}," if max_count is _constants.MAXREPEAT else f"{min_count},{max_count}"
+            return f"(?:{_sequence(item, flags)}){{{counts}}}{suffix}"
         case "ASSERT" | "ASSERT_NOT":
             direction, item = value
             mark = ("<" if direction < 0 else "") + ("=" if name == "ASSERT" else "!")
@@ -163,6 +164,7 @@ def _item(name: str, value: Any, flags: re.RegexFlag) -> str:
 
 
 def _group(group: int | None, added: int, removed: int, item: Any, flags: re.RegexFlag) -> str:
+    """A group, in which the flags `added` are set and the flags `removed` are not."""
     inner = (flags | re.RegexFlag(added)) & ~re.RegexFlag(removed)
     if added & re.ASCII:
         inner &= ~re.UNICODE

@@ -1,5 +1,7 @@
-"""The checks `json` (with JSON Schema), `similarity` (sacrebleu's chrF: character n-grams; Popović 2015), `choice`,
-`tool_call`."""
+"""The checks `json`, `similarity`, `choice` and `tool_call`.
+
+`json` can validate by a JSON Schema; `similarity` is the chrF score (character n-grams, Popović 2015) of sacrebleu.
+"""
 
 from __future__ import annotations
 
@@ -25,21 +27,22 @@ from rwkvbatch.script.tools import Call, calls_in, calls_text
 
 MAX_REFERENCES = 10_000
 DEADLINE_S = 5.0
-"""Seconds that validating one reply may take."""
+"""Time limit for validating one reply."""
 
 _REFUSED_KEYWORDS = frozenset(
     {"patternProperties", "unevaluatedItems", "unevaluatedProperties", "$dynamicRef", "$recursiveRef"}
 )
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^`]*)")
-_INFO = ("", "json", "application/json")
-"""What a fenced block of JSON may be called, in any case."""
+_INFO_STRINGS = ("", "json", "application/json")
+"""Info strings of a fenced block of JSON, in lower case."""
 
 
 @dataclass(frozen=True)
 class JsonRule:
-    """The answer, or the fenced block that it consists of, is JSON, and valid by the schema if there is one.
+    """The answer is JSON, or one fenced block of JSON, and valid by the schema if there is one.
 
-    With `prose`, other text may stand before and after the one fenced block.
+    Attributes:
+        prose: whether other text may precede and follow the fenced block.
     """
 
     options: ClassVar[frozenset[str]] = frozenset({"prose"})
@@ -83,27 +86,27 @@ class JsonRule:
 def _fenced_blocks(text: str) -> tuple[list[str], bool]:
     """The contents of the fenced blocks of JSON, and whether there is other text.
 
-    Source: https://spec.commonmark.org/0.31.2/#fenced-code-blocks. A block without an end is none.
+    Source: https://spec.commonmark.org/0.31.2/#fenced-code-blocks. An unclosed block counts as other text.
     """
     blocks: list[str] = []
     has_prose = False
-    inside: list[str] | None = None
+    block_lines: list[str] | None = None
     fence, is_json = "", False
     for line in text.replace("\r\n", "\n").split("\n"):
-        mark = _FENCE.fullmatch(line)
-        if inside is None:
-            if mark is None:
+        match = _FENCE.fullmatch(line)
+        if block_lines is None:
+            if match is None:
                 has_prose = has_prose or bool(line.strip())
                 continue
-            fence, inside = mark[1], []
-            is_json = mark[2].strip().lower() in _INFO
-        elif mark is not None and mark[1].startswith(fence) and not mark[2].strip():
+            fence, block_lines = match[1], []
+            is_json = match[2].strip().lower() in _INFO_STRINGS
+        elif match is not None and match[1].startswith(fence) and not match[2].strip():
             if is_json:
-                blocks.append("\n".join(inside))
-            has_prose, inside = has_prose or not is_json, None
+                blocks.append("\n".join(block_lines))
+            has_prose, block_lines = has_prose or not is_json, None
         else:
-            inside.append(line)
-    return blocks, has_prose or inside is not None
+            block_lines.append(line)
+    return blocks, has_prose or block_lines is not None
 
 
 def _no_constant(name: str) -> float:
@@ -111,9 +114,10 @@ def _no_constant(name: str) -> float:
 
 
 def _check_schema(schema: Mapping[str, Any]) -> None:
+    """Raise `WrongValueError` for a schema that is invalid or uses what checks do not support."""
     library = _library()
-    if found := next((key for key, _ in _keywords(schema) if key in _REFUSED_KEYWORDS), None):
-        wrong(f"is a JSON Schema with {found!r}, which checks cannot use", schema)
+    if refused := next((key for key, _ in _keywords(schema) if key in _REFUSED_KEYWORDS), None):
+        wrong(f"is a JSON Schema with {refused!r}, which checks cannot use", schema)
     try:
         with deadline(DEADLINE_S):
             library.validators.validator_for(schema, default=library.Draft202012Validator).check_schema(schema)
@@ -135,48 +139,50 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
 
 
 def _first_problem(schema: Mapping[str, Any], value: Any) -> str | None:
-    """The first way in which `value` is not valid.
+    """A description of the first violation of `schema` by `value`; None if it is valid.
 
     Raises:
         TimeoutError: too many references were followed, or a pattern took too long.
     """
     library = _library()
     base = library.validators.validator_for(schema, default=library.Draft202012Validator)
-    followed = 0
+    num_followed = 0
 
-    def by_reference(validator: Any, reference: Any, instance: Any, inside: Any) -> Iterator[Any]:
-        nonlocal followed
-        followed += 1
-        if followed > MAX_REFERENCES:
+    # Keywords with limits of time, and with exact arithmetic instead of floats.
+
+    def follow_reference(validator: Any, reference: Any, instance: Any, subschema: Any) -> Iterator[Any]:
+        nonlocal num_followed
+        num_followed += 1
+        if num_followed > MAX_REFERENCES:
             raise TimeoutError(f"it follows more than {MAX_REFERENCES:,} references")
-        yield from base.VALIDATORS["$ref"](validator, reference, instance, inside)
+        yield from base.VALIDATORS["$ref"](validator, reference, instance, subschema)
 
-    def by_pattern(validator: Any, pattern: Any, instance: Any, inside: Any) -> Iterator[Any]:
+    def check_pattern(validator: Any, pattern: Any, instance: Any, subschema: Any) -> Iterator[Any]:
         if isinstance(instance, str) and not search(compile_pattern(pattern), instance):
             yield library.ValidationError(f"{excerpt(instance)} does not match {pattern!r}")
 
-    def unique(validator: Any, wanted: Any, instance: Any, inside: Any) -> Iterator[Any]:
-        if wanted and is_array(instance) and len({_hashable(item) for item in instance}) < len(instance):
+    def check_unique(validator: Any, must_be_unique: Any, instance: Any, subschema: Any) -> Iterator[Any]:
+        if must_be_unique and is_array(instance) and len({_hashable(item) for item in instance}) < len(instance):
             yield library.ValidationError("has two equal items, and they must be unique")
 
-    def multiple(validator: Any, step: Any, instance: Any, inside: Any) -> Iterator[Any]:
-        if is_number(instance) and (_exact(instance) / _exact(step)).denominator != 1:
-            yield library.ValidationError(f"{instance!r} is not a multiple of {step!r}")
+    def check_multiple(validator: Any, divisor: Any, instance: Any, subschema: Any) -> Iterator[Any]:
+        if is_number(instance) and (_exact(instance) / _exact(divisor)).denominator != 1:
+            yield library.ValidationError(f"{instance!r} is not a multiple of {divisor!r}")
 
-    def by_format(validator: Any, name: Any, instance: Any, inside: Any) -> Iterator[Any]:
+    def check_format(validator: Any, name: Any, instance: Any, subschema: Any) -> Iterator[Any]:
         if isinstance(instance, str) and not _has_format(name, instance):
             yield library.ValidationError(f"{excerpt(instance)} is not a {name!r}")
 
     keywords = {
-        "$ref": by_reference,
-        "pattern": by_pattern,
-        "uniqueItems": unique,
-        "multipleOf": multiple,
-        "format": by_format,
+        "$ref": follow_reference,
+        "pattern": check_pattern,
+        "uniqueItems": check_unique,
+        "multipleOf": check_multiple,
+        "format": check_format,
     }
     limited = library.validators.extend(base, keywords)
     try:
-        # With an empty registry nothing is fetched.
+        # With an empty registry, the library fetches no schemas.
         registry = import_module("referencing").Registry()
         error = next(limited(schema, registry=registry).iter_errors(value), None)
     except import_module("referencing.exceptions").Unresolvable as error:
@@ -187,12 +193,12 @@ def _first_problem(schema: Mapping[str, Any], value: Any) -> str | None:
 
 
 def _exact(number: float) -> Fraction:
-    """The number as it was written, so that 19.99 is a multiple of 0.01."""
+    """The decimal number as written, as a fraction: with floats, 19.99 is not a multiple of 0.01."""
     return Fraction(repr(number))
 
 
 def _hashable(value: Any) -> Any:
-    """A value that is equal for equal JSON values: 1 and 1.0 are equal, 1 and true are not."""
+    """A hashable value that is equal for equal JSON values: 1 and 1.0 are equal, 1 and true are not."""
     if is_object(value):
         return "object", frozenset((key, _hashable(item)) for key, item in value.items())
     if is_array(value):
@@ -228,11 +234,12 @@ def _has_format(name: str, text: str) -> bool:
                 clock = text if name == "time" else text[11:]
                 if name == "date-time":
                     date.fromisoformat(text[:10])
-                # A leap second is valid by RFC 3339, section 5.6, and unknown to Python.
+                # A leap second is valid by RFC 3339, section 5.6, but Python's parser refuses it.
                 hour, minute, second = int(clock[:2]), int(clock[3:5]), int(clock[6:8])
                 offset = re.search(r"[+-](\d\d):(\d\d)$", clock)
-                zone = offset is None or (int(offset[1]) < 24 and int(offset[2]) < 60)
-                return hour < 24 and minute < 60 and (second < 60 or (second == 60 and minute == 59)) and zone
+                is_offset_valid = offset is None or (int(offset[1]) < 24 and int(offset[2]) < 60)
+                is_second_valid = second < 60 or (second == 60 and minute == 59)
+                return hour < 24 and minute < 60 and is_second_valid and is_offset_valid
             case "ipv4":
                 IPv4Address(text)
             case "ipv6":
@@ -256,25 +263,30 @@ def _library() -> Any:
     return jsonschema
 
 
-_DATA = frozenset({"const", "default", "enum", "examples"})
-_NAMED = frozenset({"properties", "$defs", "definitions", "dependentSchemas", "dependencies", "patternProperties"})
+_DATA_KEYWORDS = frozenset({"const", "default", "enum", "examples"})
+"""Keywords whose values are data, not schemas."""
+_SCHEMA_MAPS = frozenset(
+    {"properties", "$defs", "definitions", "dependentSchemas", "dependencies", "patternProperties"}
+)
+"""Keywords whose values are objects of schemas by name."""
 
 
 def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
-    """The keywords and their values of all schemas in `schema`; not the data in it, and not names of properties."""
+    """The keywords and their values of all schemas in `schema`, without data and names of properties."""
     if is_array(schema):
         for item in schema:
             yield from _keywords(item)
     elif is_object(schema):
         yield from schema.items()
         for key, value in schema.items():
-            if key in _NAMED and is_object(value):
+            if key in _SCHEMA_MAPS and is_object(value):
                 yield from _keywords(list(value.values()))
-            elif key not in _DATA:
+            elif key not in _DATA_KEYWORDS:
                 yield from _keywords(value)
 
 
 def _texts(schema: Any, key: str) -> Iterator[str]:
+    """The texts that are values of the keyword `key`."""
     return (value for name, value in _keywords(schema) if name == key and isinstance(value, str))
 
 
@@ -283,9 +295,9 @@ MAX_COMPARED_CHARACTERS = 20_000
 
 @dataclass(frozen=True)
 class Similarity:
-    """chrF of the answer and the reference, or the text `to`, is at least this, in [0, 1]; chrF is the score.
+    """The chrF score of the answer and a text is at least `at_least`, in [0, 1].
 
-    The first `MAX_COMPARED_CHARACTERS` of both are compared.
+    The text is `to`, or the turn's reference if `to` is None. The first `MAX_COMPARED_CHARACTERS` of both are compared.
     """
 
     options: ClassVar[frozenset[str]] = frozenset({"to"})
@@ -307,12 +319,12 @@ class Similarity:
         return cls(float(expected), text_of(options["to"]) if "to" in options else None)
 
     def judge(self, facts: ReplyFacts) -> Verdict:
-        wanted = self.to if self.to is not None else facts.reference
-        if wanted is None:
+        reference = self.to if self.to is not None else facts.reference
+        if reference is None:
             return Verdict(False, 0.0, "the turn has no reference reply", undecided=True)
         text = answer(facts)
-        found = _metric().sentence_score(text[:MAX_COMPARED_CHARACTERS], [wanted[:MAX_COMPARED_CHARACTERS]])
-        score = min(1.0, max(0.0, float(found.score) / 100))
+        chrf = _metric().sentence_score(text[:MAX_COMPARED_CHARACTERS], [reference[:MAX_COMPARED_CHARACTERS]])
+        score = min(1.0, max(0.0, float(chrf.score) / 100))
         passed = score >= self.at_least
         return Verdict(passed, score, None if passed else f"chrF {score:.3f}; got {excerpt(text)}")
 
@@ -326,7 +338,7 @@ def _metric() -> Any:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The likeliest of the turn's choices is the one of this name or index; the first of equally likely ones counts."""
+    """The likeliest of the turn's choices has this name or index; of equally likely choices, the first one counts."""
 
     options: ClassVar[frozenset[str]] = frozenset({"normalize"})
     choice: str | int
@@ -344,8 +356,8 @@ class Chosen:
     def judge(self, facts: ReplyFacts) -> Verdict:
         if facts.choices is None:
             return Verdict(False, 0.0, "the turn has no choices")
-        found, wanted = facts.choices.best(self.normalize).name, facts.choices.named(self.choice).name
-        return verdict(found == wanted, f"chose {excerpt(found)}")
+        best, expected = facts.choices.best(self.normalize).name, facts.choices.named(self.choice).name
+        return verdict(best == expected, f"chose {excerpt(best)}")
 
 
 @dataclass(frozen=True)
@@ -353,7 +365,7 @@ class ToolCall:
     """The answer makes these calls, in any order: the same functions with equal arguments, compared as JSON values.
 
     Attributes:
-        calls: the expected ones; None for those of the reference. A call without arguments leaves them open.
+        calls: the expected calls; None for those of the reference. If the arguments of a call are None, any match.
         allow_extra: whether a call may have further arguments.
     """
 
@@ -367,47 +379,48 @@ class ToolCall:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The functions that it expects by name."""
+        """The names of the expected functions."""
         return tuple(name for name, _ in self.calls or ())
 
     @classmethod
     def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
-        extra = flag(options, "allow_extra")
+        allow_extra = flag(options, "allow_extra")
         if expected is True:
-            return cls(None, extra)
+            return cls(None, allow_extra)
         items: list[Any] = expected if is_array(expected) else [expected]
-        return cls(tuple(map(_expected_call, items)), extra)
+        return cls(tuple(map(_expected_call, items)), allow_extra)
 
     def judge(self, facts: ReplyFacts) -> Verdict:
-        wanted = self.calls
-        if wanted is None:
+        expected = self.calls
+        if expected is None:
             if facts.reference is None:
                 return Verdict(False, 0.0, "the turn has no reference reply", undecided=True)
             reference = calls_in(answer(ReplyFacts(facts.reference, facts.finish_reason, 0)))
             if isinstance(reference, str):
                 return Verdict(False, 0.0, f"the reference {reference}", undecided=True)
-            wanted = tuple((call.name, call.arguments) for call in reference)
+            expected = tuple((call.name, call.arguments) for call in reference)
         text = answer(facts)
-        found = calls_in(text)
-        if isinstance(found, str):
-            return verdict(False, f"{found}: {excerpt(text)}")
-        left = list(found)
-        # The calls with the most said about them choose first.
-        for name, arguments in sorted(wanted, key=lambda call: -1 if call[1] is None else -1 - len(call[1])):
-            match = next((call for call in left if self._is_same(call, name, arguments)), None)
+        calls = calls_in(text)
+        if isinstance(calls, str):
+            return verdict(False, f"{calls}: {excerpt(text)}")
+        unmatched = list(calls)
+        # Expected calls with the most arguments are matched first, because fewer calls match them.
+        for name, arguments in sorted(expected, key=lambda call: -1 if call[1] is None else -1 - len(call[1])):
+            match = next((call for call in unmatched if self._matches(call, name, arguments)), None)
             if match is None:
-                called = excerpt(calls_text(found)) if found else f"no call: {excerpt(text)}"
-                return verdict(False, f"expected a call of {name!r}{_with(arguments)}; got {called}")
-            left.remove(match)
-        return verdict(not left, f"makes {len(found)} calls, expected {len(wanted)}" if left else "")
+                got = excerpt(calls_text(calls)) if calls else f"no call: {excerpt(text)}"
+                return verdict(False, f"expected a call of {name!r}{_with(arguments)}; got {got}")
+            unmatched.remove(match)
+        return verdict(not unmatched, f"makes {len(calls)} calls, expected {len(expected)}" if unmatched else "")
 
-    def _is_same(self, call: Call, name: str, arguments: Mapping[str, Any] | None) -> bool:
+    def _matches(self, call: Call, name: str, arguments: Mapping[str, Any] | None) -> bool:
+        """Whether `call` is the expected call of `name` with `arguments`."""
         if call.name != name:
             return False
         if arguments is None:
             return True
-        kept = {key: value for key, value in call.arguments.items() if key in arguments or not self.allow_extra}
-        return _hashable(kept) == _hashable(arguments)
+        compared = {key: value for key, value in call.arguments.items() if key in arguments or not self.allow_extra}
+        return _hashable(compared) == _hashable(arguments)
 
 
 def _with(arguments: Mapping[str, Any] | None) -> str:

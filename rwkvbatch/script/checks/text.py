@@ -1,7 +1,7 @@
-"""Checks of text, token counts and finish reasons, and the helpers that all checks (and plug-ins) use.
+"""Checks of text, token counts and finish reasons, and helpers for all checks and plug-ins.
 
-Patterns come from scripts, so they are matched by the `regex` library, which has a deadline, after `patterns` has
-translated them from the syntax of `re`.
+Patterns come from scripts and are not trusted. Therefore they are matched by the `regex` library, which has a time
+limit, after `patterns` has translated them from the syntax of `re`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class WrongValueError(Exception):
 
     Attributes:
         message: what is allowed, such as `must be a string`.
-        got: what was found.
+        got: the wrong value.
         key: the option; None for the value of the kind itself.
     """
 
@@ -42,7 +42,7 @@ class WrongValueError(Exception):
 
 
 class RuleKind(Protocol):
-    """A kind of check: parses entries into rules."""
+    """A kind of check, which parses entries into rules."""
 
     @property
     def options(self) -> frozenset[str]:
@@ -53,7 +53,7 @@ class RuleKind(Protocol):
         """The rule of one entry.
 
         Raises:
-            WrongValueError: a wrong value of `expected` or an option.
+            WrongValueError: the value of `expected` or of an option is wrong.
         """
         ...
 
@@ -66,14 +66,14 @@ def wrong(message: str, got: object, *, key: str | None = None, hint: str | None
 def answer(facts: ReplyFacts) -> str:
     """The reply without its thinking part, stripped. A reply that ended while thinking has no answer."""
     text = facts.text.strip()
-    _, found, rest = text.rpartition("</think>")
-    if found:
-        return rest.strip()
+    _, end_of_thinking, after_thinking = text.rpartition("</think>")
+    if end_of_thinking:
+        return after_thinking.strip()
     return "" if text.startswith("<think") else text
 
 
 def excerpt(text: str, limit: int = 80) -> str:
-    """The beginning of a reply as a Python literal, for the detail of a verdict."""
+    """The first `limit` characters of a reply as a Python literal, for the detail of a verdict."""
     return repr(text) if len(text) <= limit else repr(text[:limit]) + "…"
 
 
@@ -97,7 +97,7 @@ def texts_of(expected: Any) -> tuple[str, ...]:
 
 
 def verdict(passed: bool, detail: str) -> Verdict:
-    """A verdict with the score 0 or 1, and `detail` only if it did not pass."""
+    """A verdict with the score 0 or 1, and with `detail` only if the check did not pass."""
     return Verdict(passed, float(passed), None if passed else detail)
 
 
@@ -151,16 +151,16 @@ class Contains(_TextRule):
     """The answer contains all texts; the score is the share that it contains."""
 
     def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict:
-        missing = [shown for shown, wanted in zip(self.texts, texts, strict=True) if wanted not in text]
-        lacks = f"lacks {', '.join(map(excerpt, missing))}; {got}" if missing else None
-        return Verdict(not missing, 1 - len(missing) / len(texts), lacks)
+        missing = [original for original, folded in zip(self.texts, texts, strict=True) if folded not in text]
+        detail = f"lacks {', '.join(map(excerpt, missing))}; {got}" if missing else None
+        return Verdict(not missing, 1 - len(missing) / len(texts), detail)
 
 
 class NotContains(_TextRule):
     """The answer contains none of the texts."""
 
     def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict:
-        present = [shown for shown, banned in zip(self.texts, texts, strict=True) if banned in text]
+        present = [original for original, folded in zip(self.texts, texts, strict=True) if folded in text]
         return verdict(not present, f"contains {', '.join(map(excerpt, present))}; {got}")
 
 
@@ -201,7 +201,7 @@ class MinTokens(_TokenLimit):
 
 @dataclass(frozen=True)
 class Finished:
-    """The reply ended for this reason, or for one of these."""
+    """The reply ended for one of these reasons."""
 
     options: ClassVar[frozenset[str]] = frozenset()
     reasons: tuple[str, ...]
@@ -224,10 +224,10 @@ DEADLINE_S = 1.0
 
 
 def compile_pattern(pattern: str, flags: int = 0) -> regex.Pattern[str]:
-    """`pattern` compiled; it matches what it matches in Python's `re`.
+    """The compiled `pattern`, which matches the same texts as in Python's `re`.
 
     Raises:
-        ValueError: not a regular expression of `re`, or too long or too deep to compile.
+        ValueError: `pattern` is not a regular expression of `re`, or is too long or too deep to compile.
     """
     if len(pattern) > MAX_PATTERN_LENGTH:
         raise ValueError(f"longer than {MAX_PATTERN_LENGTH} characters")
@@ -250,7 +250,8 @@ def search(pattern: regex.Pattern[str], text: str) -> bool:
     """Whether `pattern` matches anywhere in the first `MAX_SEARCHED_CHARACTERS` of `text`.
 
     Raises:
-        TimeoutError, MemoryError: it takes longer than `DEADLINE_S`, or too much memory.
+        TimeoutError: matching takes longer than `DEADLINE_S`.
+        MemoryError: matching takes too much memory.
     """
     return pattern.search(text[:MAX_SEARCHED_CHARACTERS], timeout=DEADLINE_S) is not None
 

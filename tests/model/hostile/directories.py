@@ -36,28 +36,25 @@ def directories() -> Iterator[Case]:
         return {"metadata": {}, "weight_map": places}
 
     made: dict[str, tuple[Mapping[str, bytes | object], str]] = {
-        "index-leads-out": ({INDEX: index({"a": "../secret.safetensors"})}, "must name files beside it"),
-        "index-absolute": ({INDEX: index({"a": "/etc/passwd"})}, "must name files beside it"),
-        "index-itself": ({INDEX: index({"a": "."})}, "must name files beside it"),
-        "index-number": ({INDEX: index({"a": 1})}, "must name files beside it"),
-        "index-nul": ({INDEX: index({"a": "a\0b"})}, "are not there"),
-        "index-long-name": ({INDEX: index({"a": "a" * 5000})}, "are not there"),
-        "index-half-pair": ({INDEX: index({"a": "\ud800"})}, "are not there"),
+        "index-leads-out": ({INDEX: index({"a": "../secret.safetensors"})}, "must name files in its own directory"),
+        "index-absolute": ({INDEX: index({"a": "/etc/passwd"})}, "must name files in its own directory"),
+        "index-itself": ({INDEX: index({"a": "."})}, "must name files in its own directory"),
+        "index-number": ({INDEX: index({"a": 1})}, "must name files in its own directory"),
+        "index-nul": ({INDEX: index({"a": "a\0b"})}, "are missing"),
+        "index-long-name": ({INDEX: index({"a": "a" * 5000})}, "are missing"),
+        "index-half-pair": ({INDEX: index({"a": "\ud800"})}, "are missing"),
         "index-list": ({INDEX: index(["a"])}, "no 'weight_map'"),
         "index-empty": ({INDEX: index({})}, "no 'weight_map'"),
         "index-no-json": ({INDEX: b"{" * 1000}, "not JSON"),
         "index-deep": ({INDEX: b"[" * 100_000}, "not JSON"),
         "index-not-text": ({INDEX: b"\xff\xfe\x00"}, "not JSON"),
-        "index-of-nothing": (
-            {INDEX: index({"a": "a.safetensors"})},
-            "1 of 1 shards that the index names are not there",
-        ),
+        "index-of-nothing": ({INDEX: index({"a": "a.safetensors"})}, "1 of 1 shards that the index names are missing"),
         "index-wrong-shard": (
             {INDEX: index({"head.weight": "a.safetensors"}), "a.safetensors": save(some)},
-            "is not in 'a.safetensors', where the index says",
+            "is not in 'a.safetensors', as the index says",
         ),
         "index-shard-is-text": ({INDEX: index({"a": "a.bin"}), "a.bin": b"Entry not found!\n"}, "this is text"),
-        "shards-missing": ({"model-00001-of-00003.safetensors": save(some)}, "3 shards were expected, 1 are there"),
+        "shards-missing": ({"model-00001-of-00003.safetensors": save(some)}, "expected 3 shards, found 1"),
         "two-files": ({"a.safetensors": weights, "b.safetensors": weights}, "2 weights files"),
         "shards-overlap": (
             {f"model-0000{number}-of-00002.safetensors": save(some) for number in (1, 2)},

@@ -42,7 +42,7 @@ def file(
 
 
 def gguf() -> Iterator[Case]:
-    beyond = "goes on beyond its end"
+    beyond = "continues after its end"
     yield from_bytes("gguf-empty", b"GGUF", beyond)
     yield from_bytes("gguf-version", file(version=1), "version 1; versions 2 and 3")
     yield from_bytes("gguf-no-architecture", file(pairs=()), "architecture 'None'")
@@ -77,9 +77,9 @@ def gguf() -> Iterator[Case]:
     yield from_bytes("gguf-shape-gigantic", file(tensor("a", [1 << 60, 1 << 60])), "beyond the end")
     yield from_bytes("gguf-offset", file(tensor("a", [4], F32, 1 << 62)), "beyond the end")
     yield from_bytes("gguf-twice", file(tensor("a", [4]), tensor("a", [4])), "two tensors 'a'")
-    yield from_bytes("gguf-overlap", file(*(tensor(f"t{n}", [60]) for n in range(100))), "times as many bytes")
+    yield from_bytes("gguf-overlap", file(*(tensor(f"t{n}", [60]) for n in range(100))), "times the bytes of the file")
     yield from_bytes("gguf-other-tensors", file(tensor("token_embd.weight", [4, 4])), "not an RWKV checkpoint")
     layer = [tensor("token_embd.weight", [4, 4]), tensor("blk.0.time_mix_r_k.weight", [33])]
     yield from_bytes("gguf-r-k", file(*layer), "does not divide")
     layer = [tensor("token_embd.weight", [4, 4]), tensor("blk.0.time_mix_lerp_fused.weight", [7])]
-    yield from_bytes("gguf-fused", file(*layer), "has not 6 numbers")
+    yield from_bytes("gguf-fused", file(*layer), "does not have 6 numbers")

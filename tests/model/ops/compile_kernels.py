@@ -1,6 +1,6 @@
-"""Compile every kernel for a GPU that need not be there: `python -m tests.model.ops.compile_kernels 80`.
+"""Compiles every kernel for a GPU that this machine may lack: `python -m tests.model.ops.compile_kernels 80`.
 
-To run without TRITON_INTERPRET. Prints one JSON object: bytes of shared memory by kernel.
+Run it without TRITON_INTERPRET. It prints a JSON object: bytes of shared memory by kernel.
 """
 
 from __future__ import annotations
@@ -13,23 +13,25 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from rwkvbatch.model.ops.triton import chunks, few, sample, scan
-from rwkvbatch.model.ops.triton import few as ends
-from rwkvbatch.model.ops.triton import scan as shift
 
 WIDTH, HEAD_SIZE, VOCAB_SIZE = 2048, 64, 65536
 HEADS = {"HEADS": WIDTH // HEAD_SIZE, "SIZE": HEAD_SIZE, "BLOCK": HEAD_SIZE}
 IN_CHUNKS = {**HEADS, "CHUNK": chunks.CHUNK}
 NORM = {"WIDTH": WIDTH, "BLOCK": WIDTH, "EPS": 1e-5}
-END = {"WIDTH": WIDTH, "BLOCK": ends.BLOCK}
-NO_END = {"bias_ptr": None, "start_ptr": None, "target_ptr": None, "BIASED": False, "END": "none"}
+EPILOGUE = {"WIDTH": WIDTH, "BLOCK": few.BLOCK}
+NO_INPUTS = {"bias_ptr": None, "start_ptr": None, "target_ptr": None, "BIASED": False, "COMBINE": "none"}
 VOCABULARY = {"VOCAB": VOCAB_SIZE, "BLOCK": sample.MAX_BLOCK}
 
 KERNELS = [
-    (shift._gather_norm, NORM, {"num_warps": 4}),
-    (shift._shift_mix, {**NORM, "MIXES": 6}, {"num_warps": 4}),
-    (ends._end, {**END, "ACTIVATION": "sigmoid", "BIASED": True, "END": "blend"}, {"num_warps": 4}),
-    (ends._end, {**END, **NO_END, "ACTIVATION": "tanh"}, {"num_warps": 4}),
-    (ends._end, {**END, "target_ptr": None, "ACTIVATION": "none", "BIASED": True, "END": "times"}, {"num_warps": 4}),
+    (scan._gather_norm, NORM, {"num_warps": 4}),
+    (scan._shift_mix, {**NORM, "MIXES": 6}, {"num_warps": 4}),
+    (few._epilogue, {**EPILOGUE, "ACTIVATION": "sigmoid", "BIASED": True, "COMBINE": "blend"}, {"num_warps": 4}),
+    (few._epilogue, {**EPILOGUE, **NO_INPUTS, "ACTIVATION": "tanh"}, {"num_warps": 4}),
+    (
+        few._epilogue,
+        {**EPILOGUE, "target_ptr": None, "ACTIVATION": "none", "BIASED": True, "COMBINE": "times"},
+        {"num_warps": 4},
+    ),
     (few._token_matrix, {"SIZE": 32, "BLOCK": 32, "BLOCK_IN": 32}, {"num_warps": 4}),
     (scan._scan, HEADS, {"num_warps": 8}),
     (chunks._prepare, IN_CHUNKS, {"num_warps": 4, "maxnreg": chunks.MAX_REGISTERS}),
@@ -38,7 +40,7 @@ KERNELS = [
     (sample._sample, VOCABULARY, {"num_warps": 8}),
     (sample._look_up, VOCABULARY, {"num_warps": 8}),
 ]
-"""Kernel, constants, options as it is launched with."""
+"""Kernels, with the constants and options of their launches."""
 
 INTEGERS = (
     "first_slots_ptr",
@@ -52,13 +54,13 @@ INTEGERS = (
 )
 LONG_INTEGERS = (
     *("top_k_ptr", "penalty_ids_ptr", "penalty_starts_ptr", "noise_keys_ptr", "turns_ptr", "steps_ptr"),
-    *("given_ptr",),
+    *("target_ids_ptr",),
 )
 HALVES = ("table_ptr", "offset_ptr", "y_ptr", "r_ptr", "k_ptr", "v_ptr", "g_ptr", "out_ptr")
 
 
 def kind_of(argument: str) -> str:
-    """The type of a kernel's argument, in Triton's words."""
+    """Triton's name for the type of a kernel's argument."""
     if argument in ("num_rows", "size"):
         return "i32"
     if argument in INTEGERS or argument == "best_ptr":
@@ -92,7 +94,7 @@ GROUP_CONSTANTS = {
     "BLOCK_OUT": few.BLOCK_OUT,
     "WIDEN": False,
 }
-"""A group of three layers: a first factor of a low-rank chain, a second one with a bias and a blend, DeepEmbed's."""
+"""A group of three layers: the first of a low-rank pair, the second of one with bias and blend, and DeepEmbed's."""
 
 
 def compile_group(target: GPUTarget) -> int:
@@ -104,11 +106,11 @@ def compile_group(target: GPUTarget) -> int:
         if name == "num_rows":
             continue
         signature[name] = tuple(kind or "constexpr" for kind in types)
-        for place, kind in enumerate(types):
+        for index, kind in enumerate(types):
             if kind is None:
-                constants[names.index(name), place] = None
+                constants[names.index(name), index] = None
             else:
-                attributes[names.index(name), place] = [["tt.divisibility", 16]]
+                attributes[names.index(name), index] = [["tt.divisibility", 16]]
     source = ASTSource(few._linears, {name: signature[name] for name in names}, constants, attributes)
     return triton.compile(source, target=target, options={"num_warps": 4, "num_stages": 4}).metadata.shared
 

@@ -43,8 +43,8 @@ def batch_of(rows: int, vocab_size: int, *, seed: int = 0, **fixed: object) -> S
     return replace(batch, **whole)
 
 
-def select(batch: SampleBatch, rows: Sequence[int], given: Sequence[int] = ()) -> SampleBatch:
-    """Some rows that are sampled in `batch`, then rows with `given` tokens."""
+def select(batch: SampleBatch, rows: Sequence[int], target_ids: Sequence[int] = ()) -> SampleBatch:
+    """Sampled rows of `batch`, followed by rows that look up `target_ids`."""
     ends = list(pairwise(batch.penalty_starts.tolist()))
     penalties = np.array([place for row in rows for place in range(*ends[row])], dtype=np.int64)
     by_row = ("temperature", "top_p", "top_k", "orders", "noise_keys", "turns", "steps", "least_scores")
@@ -54,7 +54,7 @@ def select(batch: SampleBatch, rows: Sequence[int], given: Sequence[int] = ()) -
         penalty_ids=batch.penalty_ids[penalties],
         penalty_values=batch.penalty_values[penalties],
         penalty_starts=np.cumsum([0, *(ends[row][1] - ends[row][0] for row in rows)], dtype=np.int64),
-        given=np.array(given, dtype=np.int64),
+        target_ids=np.array(target_ids, dtype=np.int64),
     )
 
 

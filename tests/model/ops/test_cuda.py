@@ -164,7 +164,7 @@ def test_a_step_of_a_few_rows_is_the_same_as_by_the_librarys_products(
 
 
 def test_more_few_rows_than_a_tile_has_are_refused() -> None:
-    with pytest.raises(ValueError, match="few rows are 0 to 16, got 17"):
+    with pytest.raises(ValueError, match=r"few_rows must be in \[0, 16\], got 17"):
         CudaOps(DEVICE, torch.float32, few_rows=17)
 
 

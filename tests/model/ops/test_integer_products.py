@@ -84,7 +84,7 @@ def integers_and_scales(weight: torch.Tensor, rounding: Rounding) -> tuple[np.nd
     """Integers [out, in] and scales [out, groups] of a weight, found anew from the numbers it is rounded to."""
     group = ROUNDINGS[rounding].input_group
     assert group is not None
-    rounded = ROUNDINGS[rounding].weights(weight)
+    rounded = ROUNDINGS[rounding].rounded(weight)
     scales = []
     for part in weight.float().split(group, 1):
         if rounding == "w8a8":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rwkvbatch.model.base import RaggedBatch
-from rwkvbatch.model.ops.cuda import BUCKETS, NO_SLOT, decode_rows, is_decode, pad_outputs, pad_rows, whole_blocks
+from rwkvbatch.model.ops.cuda import BUCKETS, NO_SLOT, decode_rows, is_decode, pad_outputs, pad_rows, round_up
 
 
 @pytest.mark.parametrize(("rows", "bucket"), [(1, 1), (2, 2), (3, 4), (9, 16), (33, 48), (200, 256), (256, 256)])
@@ -30,7 +30,7 @@ def test_fixed_rows_may_be_more_than_the_largest_bucket() -> None:
 
 @pytest.mark.parametrize(("rows", "block", "whole"), [(0, 8, 0), (1, 8, 8), (8, 8, 8), (9, 8, 16)])
 def test_whole_blocks(rows: int, block: int, whole: int) -> None:
-    assert whole_blocks(rows, block) == whole
+    assert round_up(rows, block) == whole
 
 
 def test_rows_are_filled_in_as_sequences_of_one_row_without_a_state() -> None:

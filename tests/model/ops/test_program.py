@@ -93,7 +93,7 @@ def test_a_token_outside_the_vocabulary_changes_no_state(ops: CpuOps, network: N
 
 def test_an_operation_cannot_need_what_none_before_it_makes(ops: CpuOps) -> None:
     layer = ops.linear_layer(torch.eye(16))
-    with pytest.raises(ValueError, match="none before it makes"):
+    with pytest.raises(ValueError, match="no earlier operation sets"):
         _native.Program().linears([(0, layer, None, None, None)])
 
 

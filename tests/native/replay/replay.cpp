@@ -180,7 +180,7 @@ private:
             rows[i].temperature_first = (numbers[1] & 1) != 0;
             rows[i].top_k_first = (numbers[1] & 2) != 0;
             rows[i].noise_key = static_cast<uint64_t>(numbers[2]) + i;
-            rows[i].given = -1;
+            rows[i].target = -1;
         }
         std::vector<Choice> choices(count);
         context_.choose(rows.data(), count, choices.data());

@@ -1,21 +1,23 @@
-"""The recurrence of RWKV-7 in chunks of rows, as matrix products, for prompts. Reference implementation: `scan.py`.
+"""The recurrence of RWKV-7 in chunks of rows, as matrix products, for prompts.
+
+The reference implementation is `scan.py`.
 
 Per head, with z = -kk, b = kk * a and S of shape (values, keys):
 
     S_t = S_{t-1} diag(w_t) + (S_{t-1} z_t) b_t^T + v_t k_t^T,    y_t = S_t r_t
 
 Over the L rows of a chunk, with W_t = w_1 ... w_t, let Z_t = z_t W_{t-1}, R_t = r_t W_t, K_t = k_t / W_t,
-B_t = b_t / W_t. The vectors u_t = S_{t-1} z_t solve a unit lower triangular system with the inverse P, and the rest
-is products:
+B_t = b_t / W_t. The vectors u_t = S_{t-1} z_t solve a unit lower triangular system with the inverse P; all else is
+products:
 
     P = (I - tril(Z B^T, -1))^-1
-    U = (P Z) S^T + P tril(Z K^T, -1) V                       what the rows remove, [L, values]
+    U = (P Z) S^T + P tril(Z K^T, -1) V                       removed by the rows, [L, values]
     Y = (R + D P Z) S^T + D P tril(Z K^T, -1) V + E V         with D = tril(R B^T), E = tril(R K^T)
     S' = S diag(W_L) + U^T (B W_L) + V^T (K W_L)
 
-All but S is known in advance, so the work is divided into three kernels. `_prepare` (one program per chunk and head)
+Only S depends on earlier chunks, so the work is divided into three kernels. `_prepare` (one program per chunk and head)
 computes the factors of S^T, the terms added to them, and the factors of U and V. `_pass_on` (one program per
-sequence, head and block of values) goes from chunk to chunk with two products per step. `_finish` (one program per
+sequence, head and block of values) goes through the chunks in order, with two products each. `_finish` (one program per
 chunk and head) turns the Y into outputs.
 
 A decay is at least exp(-exp(-1/2)) = 0.545, so 1 / W_16 stays below 2e4. Every product contains a ratio of W_i to W_j
@@ -47,7 +49,7 @@ _DOUBLINGS: tl.constexpr = tl.constexpr(3)
 
 
 class ChunkRows(NamedTuple):
-    """Where the chunks are, int32. starts, stops [M], firsts [B]: as `chunk_starts` and so on in `Indices`."""
+    """`chunk_starts` [M], `chunk_stops` [M] and `first_chunks` [B] of `Indices`, int32, on the device."""
 
     starts: Tensor
     stops: Tensor
@@ -55,12 +57,12 @@ class ChunkRows(NamedTuple):
 
 
 class _Prepared(NamedTuple):
-    """What `_prepare` leaves, fp32, of M chunks and H heads. Rows of two kinds, L each, are one after the other.
+    """Results of `_prepare` for M chunks and H heads, fp32. Arrays of 2 L rows have two halves of L rows.
 
     Attributes:
-        factors: what S^T is multiplied by for U and for Y, [M, H, 2 L, N].
-        sums: what is added to that, [M, H, 2 L, N]; `_pass_on` makes the second half Y.
-        keys: what U and V are multiplied by, [M, H, 2 L, N].
+        factors: the factors of S^T in U, then those in Y, [M, H, 2 L, N].
+        sums: the terms added to these products, [M, H, 2 L, N]; `_pass_on` replaces the second half by Y.
+        keys: the factors of U^T in S', then those of V^T, [M, H, 2 L, N].
         decays: W_L, [M, H, N].
         bonuses: sum r * k * r_k, [M, H, L].
     """
@@ -106,32 +108,32 @@ def _prepare(
     within = lanes < SIZE
     inside = (rows < tl.load(stops_ptr + chunk))[:, None] & within[None, :]
     columns = head * SIZE + lanes
-    place = rows.to(tl.int64)[:, None] * (HEADS * SIZE) + columns[None, :]
+    offsets = rows.to(tl.int64)[:, None] * (HEADS * SIZE) + columns[None, :]
     k_k = tl.load(k_k_ptr + columns, mask=within, other=0.0)[None, :]
     k_a = tl.load(k_a_ptr + columns, mask=within, other=0.0)[None, :]
     r_k = tl.load(r_k_ptr + columns, mask=within, other=0.0)[None, :]
-    # Rows after the last leave the state as it is: no decay, no key.
-    r = tl.load(r_ptr + place, mask=inside, other=0.0).to(tl.float32)
-    log_w = tl.log(tl.load(w_ptr + place, mask=inside, other=1.0).to(tl.float32))
-    k = tl.load(k_ptr + place, mask=inside, other=0.0).to(tl.float32)
-    v = tl.load(v_ptr + place, mask=inside, other=0.0).to(tl.float32)
-    a = tl.load(a_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    # Padding rows after the last one do not change the state: no decay, no key.
+    r = tl.load(r_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    log_w = tl.log(tl.load(w_ptr + offsets, mask=inside, other=1.0).to(tl.float32))
+    k = tl.load(k_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    v = tl.load(v_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    a = tl.load(a_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     kk = normalized(k * k_k, 1)
     k = k * (1.0 + (a - 1.0) * k_a)
     b = kk * a
 
     number = chunk.to(tl.int64) * HEADS + head
     tl.store(bonuses_ptr + number * CHUNK + steps, tl.sum(r * k * r_k, 1))
-    upto, whole = tl.cumsum(log_w, 0), tl.sum(log_w, 0)
-    tl.store(decays_ptr + number * SIZE + lanes, tl.exp(whole), mask=within)
+    log_decay, total = tl.cumsum(log_w, 0), tl.sum(log_w, 0)
+    tl.store(decays_ptr + number * SIZE + lanes, tl.exp(total), mask=within)
     halves = number * (2 * CHUNK * SIZE) + steps[:, None] * SIZE + lanes[None, :]
-    remaining = tl.exp(whole[None, :] - upto)
+    remaining = tl.exp(total[None, :] - log_decay)
     tl.store(keys_ptr + halves, b * remaining, mask=within[None, :])
     tl.store(keys_ptr + halves + CHUNK * SIZE, k * remaining, mask=within[None, :])
 
-    grown = tl.exp(-upto)
-    R, Z = r * tl.exp(upto), -kk * tl.exp(upto - log_w)
-    K_t, B_t = tl.trans(k * grown), tl.trans(b * grown)
+    inverse_decay = tl.exp(-log_decay)
+    R, Z = r * tl.exp(log_decay), -kk * tl.exp(log_decay - log_w)
+    K_t, B_t = tl.trans(k * inverse_decay), tl.trans(b * inverse_decay)
     lower = steps[:, None] >= steps[None, :]
     strictly_lower = steps[:, None] > steps[None, :]
     zk = tl.where(strictly_lower, _dot(Z, K_t), 0.0)
@@ -142,9 +144,9 @@ def _prepare(
     for _ in tl.static_range(_DOUBLINGS):
         zb = _dot(zb, zb)
         inverse += _dot(inverse, zb)
-    taken, from_values = _dot(inverse, Z), _dot(_dot(inverse, zk), v)
-    tl.store(factors_ptr + halves, taken, mask=within[None, :])
-    tl.store(factors_ptr + halves + CHUNK * SIZE, R + _dot(rb, taken), mask=within[None, :])
+    from_state, from_values = _dot(inverse, Z), _dot(_dot(inverse, zk), v)
+    tl.store(factors_ptr + halves, from_state, mask=within[None, :])
+    tl.store(factors_ptr + halves + CHUNK * SIZE, R + _dot(rb, from_state), mask=within[None, :])
     tl.store(sums_ptr + halves, from_values, mask=within[None, :])
     tl.store(sums_ptr + halves + CHUNK * SIZE, _dot(rb, from_values) + _dot(rk, v), mask=within[None, :])
 
@@ -184,20 +186,20 @@ def _pass_on(
     by_value = halves[:, None] * SIZE + values[None, :]
     for step in range(0, tl.cdiv(stop - start, CHUNK)):
         number = (first + step) * HEADS + head
-        whole = number * (2 * CHUNK * SIZE)
-        factors = tl.load(factors_ptr + whole + by_lane, mask=within[None, :], other=0.0)
-        keys = tl.load(keys_ptr + whole + by_lane, mask=within[None, :], other=0.0)
+        base = number * (2 * CHUNK * SIZE)
+        factors = tl.load(factors_ptr + base + by_lane, mask=within[None, :], other=0.0)
+        keys = tl.load(keys_ptr + base + by_lane, mask=within[None, :], other=0.0)
         decay = tl.load(decays_ptr + number * SIZE + lanes, mask=within, other=0.0)
-        sums = tl.load(sums_ptr + whole + by_value, mask=valued[None, :], other=0.0)
+        sums = tl.load(sums_ptr + base + by_value, mask=valued[None, :], other=0.0)
         rows = start + step * CHUNK + halves - CHUNK
-        place = rows.to(tl.int64)[:, None] * (HEADS * SIZE) + (head * SIZE + values)[None, :]
+        offsets = rows.to(tl.int64)[:, None] * (HEADS * SIZE) + (head * SIZE + values)[None, :]
         inside = (~upper & (rows < stop))[:, None] & valued[None, :]
-        v = tl.load(v_ptr + place, mask=inside, other=0.0).to(tl.float32)
+        v = tl.load(v_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
 
-        taken_and_y = _dot(factors, tl.trans(S)) + sums
-        tl.store(sums_ptr + whole + by_value, taken_and_y, mask=~upper[:, None] & valued[None, :])
-        taken_and_v = tl.where(upper[:, None], taken_and_y, v)
-        S = S * decay[None, :] + _dot(tl.trans(taken_and_v), keys)
+        u_and_y = _dot(factors, tl.trans(S)) + sums
+        tl.store(sums_ptr + base + by_value, u_and_y, mask=~upper[:, None] & valued[None, :])
+        u_and_v = tl.where(upper[:, None], u_and_y, v)
+        S = S * decay[None, :] + _dot(tl.trans(u_and_v), keys)
     tl.store(state_ptr, S, mask=kept)
 
 
@@ -223,29 +225,29 @@ def _finish(
     within = (lanes < SIZE)[None, :]
     inside = (rows < tl.load(stops_ptr + chunk))[:, None] & within
     columns = head * SIZE + lanes[None, :]
-    place = rows.to(tl.int64)[:, None] * (HEADS * SIZE) + columns
+    offsets = rows.to(tl.int64)[:, None] * (HEADS * SIZE) + columns
     number = chunk.to(tl.int64) * HEADS + head
     lower_half = (number * 2 + 1) * (CHUNK * SIZE) + steps[:, None] * SIZE + lanes[None, :]
     y = tl.load(sums_ptr + lower_half, mask=inside, other=0.0)
     bonus = tl.load(bonuses_ptr + number * CHUNK + steps)[:, None]
-    v = tl.load(v_ptr + place, mask=inside, other=0.0).to(tl.float32)
-    g = tl.load(g_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    v = tl.load(v_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(g_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     norm_weight = tl.load(norm_weight_ptr + columns, mask=within, other=0.0)
     norm_bias = tl.load(norm_bias_ptr + columns, mask=within, other=0.0)
     y = finished(y, bonus, v, g, norm_weight, norm_bias, within, SIZE, 1)
-    tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + offsets, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def chunks(
-    rows: HeadRows, weights: HeadWeights, sequences: Sequences, numbered: ChunkRows, carried: Tensor, out: Tensor
+    rows: HeadRows, weights: HeadWeights, sequences: Sequences, chunk_rows: ChunkRows, carried: Tensor, out: Tensor
 ) -> None:
-    """As `scan.scan`, the same but for rounding.
+    """`scan.scan` in chunks: the same results up to rounding.
 
     Args:
-        numbered: the chunks of all `sequences`.
+        chunk_rows: the chunks of all `sequences`.
     """
     num_heads, size = carried.shape[1:3]
-    num_chunks = len(numbered.starts)
+    num_chunks = len(chunk_rows.starts)
     shape = {"HEADS": num_heads, "SIZE": size, "BLOCK": max(16, triton.next_power_of_2(size)), "CHUNK": CHUNK}
     prepared = _Prepared(
         *(carried.new_empty(num_chunks, num_heads, 2 * CHUNK, size) for _ in range(3)),
@@ -253,10 +255,10 @@ def chunks(
         bonuses=carried.new_empty(num_chunks, num_heads, CHUNK),
     )
     r, w, k, v, a, g = rows
-    bounds = numbered.starts, numbered.stops
+    bounds = chunk_rows.starts, chunk_rows.stops
     grid = num_chunks, num_heads
     _prepare[grid](r, w, k, v, a, *weights[:3], *bounds, *prepared, **shape, num_warps=4, maxnreg=MAX_REGISTERS)
     _pass_on[len(sequences.starts), num_heads, triton.cdiv(size, BLOCK_VALUES)](
-        v, *prepared[:4], *sequences, numbered.firsts, carried, **shape, BLOCK_VALUES=BLOCK_VALUES, num_warps=4
+        v, *prepared[:4], *sequences, chunk_rows.firsts, carried, **shape, BLOCK_VALUES=BLOCK_VALUES, num_warps=4
     )
     _finish[grid](v, g, *weights[3:], *bounds, prepared.sums, prepared.bonuses, out, **shape, num_warps=4)

@@ -1,7 +1,8 @@
-"""Linear layers of at most 16 rows, a whole group in one launch, so that weights are read without gaps; DeepEmbed.
+"""Linear layers of at most 16 rows, and the token matrix of DeepEmbed.
 
-Each program computes 16 outputs of one layer, always for 16 rows, and adds up the inputs in order, so that a row's bits
-do not depend on the number of rows. cuBLAS computes products of more rows.
+One launch computes a group of layers, so that weights are read without gaps. Each program computes 16 outputs of one
+layer, always for 16 rows, and adds up the inputs in order, so that a row's bits do not depend on the number of rows.
+cuBLAS computes products of more rows.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def activate(y, ACTIVATION: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["size"])
-def _end(
+def _epilogue(
     y_ptr,
     bias_ptr,
     start_ptr,
@@ -48,33 +49,48 @@ def _end(
     WIDTH: tl.constexpr,
     ACTIVATION: tl.constexpr,
     BIASED: tl.constexpr,
-    END: tl.constexpr,
+    COMBINE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = places < size
-    y = tl.load(y_ptr + places, mask=inside, other=0.0).to(tl.float32)
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = offsets < size
+    y = tl.load(y_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     if BIASED:
-        y += tl.load(bias_ptr + places % WIDTH, mask=inside, other=0.0)
+        y += tl.load(bias_ptr + offsets % WIDTH, mask=inside, other=0.0)
     y = activate(y, ACTIVATION)
-    if END == "add":
-        y += tl.load(start_ptr + places, mask=inside, other=0.0).to(tl.float32)
-    elif END == "times":
-        y *= tl.load(start_ptr + places, mask=inside, other=0.0).to(tl.float32)
-    elif END == "blend":
-        start = tl.load(start_ptr + places, mask=inside, other=0.0).to(tl.float32)
-        target = tl.load(target_ptr + places, mask=inside, other=0.0).to(tl.float32)
+    if COMBINE == "add":
+        y += tl.load(start_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    elif COMBINE == "times":
+        y *= tl.load(start_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    elif COMBINE == "blend":
+        start = tl.load(start_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        target = tl.load(target_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
         y = start + (target - start) * y
-    tl.store(out_ptr + places, y.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + offsets, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def end(y: Tensor, product: Product, out: Tensor) -> None:
-    """Everything of `product` after x W^T, from `y` [R, width] into `out`, which may be any of the arrays read."""
+def epilogue(y: Tensor, product: Product, out: Tensor) -> None:
+    """The rest of `product` after y = x W^T [R, width], into `out`, which may be any of the arrays read."""
     bias = product.layer.bias
-    start, target = product.blend or (product.times if product.add is None else product.add, None)
-    ending = "none" if start is None else "blend" if product.blend else "add" if product.times is None else "times"
-    constants = {"WIDTH": y.shape[1], "ACTIVATION": product.layer.activation, "BIASED": bias is not None, "END": ending}
-    _end[(triton.cdiv(y.numel(), BLOCK),)](y, bias, start, target, out, y.numel(), **constants, BLOCK=BLOCK)
+    start, target = _combined(product)
+    if start is None:
+        combine = "none"
+    elif target is not None:
+        combine = "blend"
+    else:
+        combine = "add" if product.times is None else "times"
+    constants = {
+        "WIDTH": y.shape[1],
+        "ACTIVATION": product.layer.activation,
+        "BIASED": bias is not None,
+        "COMBINE": combine,
+    }
+    _epilogue[(triton.cdiv(y.numel(), BLOCK),)](y, bias, start, target, out, y.numel(), **constants, BLOCK=BLOCK)
+
+
+def _combined(product: Product) -> tuple[Tensor | None, Tensor | None]:
+    """The arrays that the result is combined with: `add` or `times` and None, or both of `blend`."""
+    return product.blend or (product.times if product.add is None else product.add, None)
 
 
 MAX_ROWS = 16
@@ -97,7 +113,7 @@ def _product(
     BLOCK_OUT: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """x W^T of all rows and some outputs, fp32."""
+    """x W^T for all rows and the columns `outs`, fp32."""
     rows = tl.arange(0, _MAX_ROWS)
     y = tl.zeros([_MAX_ROWS, BLOCK_OUT], tl.float32)
     for first in range(0, IN, BLOCK_IN):
@@ -139,34 +155,34 @@ def _linears(
             y = _product(xs[p], weights[p], columns, num_rows, INS[p], OUTS[p], BLOCKS_IN[p], BLOCK_OUT, WIDEN)
             within = columns < OUTS[p]
             inside = (rows < num_rows)[:, None] & within[None, :]
-            places = rows[:, None] * OUTS[p] + columns[None, :]
+            offsets = rows[:, None] * OUTS[p] + columns[None, :]
             if biases[p] is not None:
                 y += tl.load(biases[p] + columns, mask=within, other=0.0)[None, :]
             y = activate(y, tl.constexpr(ACTIVATIONS[p]))
             if targets[p] is not None:
-                start = tl.load(starts[p] + places, mask=inside, other=0.0).to(tl.float32)
-                target = tl.load(targets[p] + places, mask=inside, other=0.0).to(tl.float32)
+                start = tl.load(starts[p] + offsets, mask=inside, other=0.0).to(tl.float32)
+                target = tl.load(targets[p] + offsets, mask=inside, other=0.0).to(tl.float32)
                 y = start + (target - start) * y
             elif TIMES[p]:
-                y *= tl.load(starts[p] + places, mask=inside, other=0.0).to(tl.float32)
+                y *= tl.load(starts[p] + offsets, mask=inside, other=0.0).to(tl.float32)
             elif starts[p] is not None:
-                y += tl.load(starts[p] + places, mask=inside, other=0.0).to(tl.float32)
-            tl.store(outs[p] + places, y.to(outs[p].dtype.element_ty), mask=inside)
+                y += tl.load(starts[p] + offsets, mask=inside, other=0.0).to(tl.float32)
+            tl.store(outs[p] + offsets, y.to(outs[p].dtype.element_ty), mask=inside)
 
 
 def linears(products: Sequence[Product], outs: Sequence[Tensor]) -> None:
-    """All of `products`, whose `x` have the same number of rows, at most `MAX_ROWS`, into `outs`."""
+    """Compute `products` into `outs`. Their `x` have the same number of rows, at most `MAX_ROWS`."""
     layers = [product.layer for product in products]
     weights = [layer.weight for layer in layers]
-    blends = [product.blend or (product.times if product.add is None else product.add, None) for product in products]
+    combined = [_combined(product) for product in products]
     programs = [triton.cdiv(len(weight), BLOCK_OUT) for weight in weights]
     first_programs = (0, *accumulate(programs))
     _linears[(first_programs[-1],)](
         tuple(product.x for product in products),
         tuple(weights),
         tuple(layer.bias for layer in layers),
-        tuple(start for start, _ in blends),
-        tuple(target for _, target in blends),
+        tuple(start for start, _ in combined),
+        tuple(target for _, target in combined),
         tuple(outs),
         len(products[0].x),
         TIMES=tuple(product.times is not None for product in products),
@@ -199,20 +215,20 @@ def _token_matrix(
     for first in range(0, SIZE, BLOCK_IN):
         ins = first + tl.arange(0, BLOCK_IN)
         inside = (ins < SIZE)[:, None] & (columns < SIZE)[None, :]
-        places = ins[:, None] * SIZE + columns[None, :]
-        matrix = tl.load(table_ptr + token * (SIZE * SIZE) + places, mask=inside, other=0.0).to(tl.float32)
-        matrix += tl.load(offset_ptr + row * (SIZE * SIZE) + places, mask=inside, other=0.0).to(tl.float32)
+        offsets = ins[:, None] * SIZE + columns[None, :]
+        matrix = tl.load(table_ptr + token * (SIZE * SIZE) + offsets, mask=inside, other=0.0).to(tl.float32)
+        matrix += tl.load(offset_ptr + row * (SIZE * SIZE) + offsets, mask=inside, other=0.0).to(tl.float32)
         x = tl.load(x_ptr + row * SIZE + ins, mask=ins < SIZE, other=0.0).to(tl.float32)
         y += tl.sum(matrix * x[:, None], 0)
     tl.store(out_ptr + row * SIZE + columns, y.to(out_ptr.dtype.element_ty), mask=columns < SIZE)
 
 
 _MATRIX_BLOCK = 4096
-"""Elements of a matrix that a program holds at a time."""
+"""Elements of a token's matrix that a program holds at a time."""
 
 
 def token_matrix(table: Tensor, tokens: Tensor, offset: Tensor, x: Tensor, out: Tensor) -> None:
-    """`Operations.token_matrix` into `out` [R, D]; one program a row, fp32, a row's bits depend on that row alone."""
+    """`Operations.token_matrix` into `out` [R, D], in fp32. One program per row: its bits depend on that row alone."""
     size = x.shape[1]
     block = triton.next_power_of_2(size)
     block_in = max(1, min(block, _MATRIX_BLOCK // block))

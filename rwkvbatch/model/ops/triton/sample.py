@@ -1,9 +1,9 @@
 """The choice of tokens on the device: penalties, cuts and keyed noise. One program per row; nothing is sorted.
 
-The definition is `choosing.sample`. Precision: exponentials are fp32, added in fp32 within a block of the vocabulary
-and in fp64 from block to block, so the top-p cut can fall differently where a sum of probabilities is within about
-1e-6 of top_p. The noise and the scores that decide are fp64, as in the definition. fp32 bounds only rule out tokens
-that cannot win: -ln u >= 1 - u, so a token's noise is at most -ln(1 - u).
+The reference implementation is `choosing.sample`. Exponentials are fp32, added in fp32 within a block of the vocabulary
+and in fp64 across blocks, so the top-p cut can differ from the reference if a sum of probabilities is within about 1e-6
+of top_p. The noise and the scores that decide are fp64, as in the reference. fp32 bounds exclude only tokens that
+cannot win: -ln u >= 1 - u, so a token's noise is at most -ln(1 - u).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from torch import Tensor
 
 MAX_BLOCK = 1024
 _WAYS: tl.constexpr = tl.constexpr(8)
-"""A cut is found by search among the bits of the logits, `_WAYS` thresholds in each pass."""
+"""Thresholds per pass of the search for a cut, which runs over the ordered bits of the logits."""
 _LOWEST_KEY: tl.constexpr = tl.constexpr(0x007FFFFF)
 """The ordered key of -infinity."""
 
 
 @triton.jit
 def _largest(row_ptr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
-    """The largest of a row, the smallest id that has it, and how many are NaN or +infinity."""
+    """The largest logit of a row, the smallest id that has it, and how many logits are NaN or +infinity."""
     largest = tl.cast(float("-inf"), tl.float32)
     best = tl.cast(0, tl.int32)
     num_unusable = tl.cast(0, tl.int32)
@@ -56,7 +56,7 @@ def _log_sum(row_ptr, largest, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _ordered(x):
-    """Bits of an fp32 value, so that they are ordered as unsigned numbers as the values are; int64."""
+    """The ordered key of an fp32 value: an int64 whose order is that of the values."""
     x = tl.where(x == 0.0, 0.0, x)  # both zeros are equal
     word = x.to(tl.uint32, bitcast=True)
     word = tl.where(word >> 31 == 1, word ^ 0xFFFFFFFF, word | 0x80000000)
@@ -72,7 +72,7 @@ def _weight(x, largest, divisor, COUNTED: tl.constexpr):
 
 @triton.jit
 def _sum_from(row_ptr, keys, largest, divisor, COUNTED: tl.constexpr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
-    """For each of `keys` [W] the weight of the tokens at or above it; fp64."""
+    """For each of `keys` [W], the sum of the weights of the tokens at or above it; fp64."""
     sums = tl.zeros_like(keys).to(tl.float64)
     for start in range(0, VOCAB, BLOCK):
         ids = start + tl.arange(0, BLOCK)
@@ -85,7 +85,7 @@ def _sum_from(row_ptr, keys, largest, divisor, COUNTED: tl.constexpr, VOCAB: tl.
 
 @triton.jit
 def _cut(row_ptr, target, lowest, largest, divisor, COUNTED: tl.constexpr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
-    """The largest key at or above `lowest` such that the tokens from there on weigh `target`."""
+    """The largest key at or above `lowest` such that the weights at or above it sum to at least `target`."""
     low, high = lowest, _ordered(largest) + 1
     ways = tl.arange(0, _WAYS).to(tl.int64)
     while high - low > 1:
@@ -126,9 +126,10 @@ def _draw(
     VOCAB: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Of the tokens above the key `lowest`, and of the first `num_equal` at it, the one that the noise picks.
+    """The kept token with the largest logit / temperature + noise.
 
-    Without those whose logit less the largest is below `least_score`.
+    Kept are the tokens above the key `lowest` and the first `num_equal` tokens at it, except those whose logit less the
+    largest one is below `least_score`.
     """
     best = tl.cast(0, tl.int32)
     best_score = tl.cast(float("-inf"), tl.float64)
@@ -144,9 +145,9 @@ def _draw(
         kept = kept & (x.to(tl.float64) - largest.to(tl.float64) >= least_score)
         if tl.max(kept.to(tl.int32), 0) == 1:
             words = _noise_words(start, key, turn, step, BLOCK)
-            rest = (words ^ 0xFFFFFFFF).to(tl.float32) * 2.3283064365386963e-10
-            chance = tl.exp((x - largest) / temperature - best_score.to(tl.float32))
-            possible = kept & (chance * 1.001 >= rest)
+            complement = (words ^ 0xFFFFFFFF).to(tl.float32) * 2.3283064365386963e-10
+            ratio = tl.exp((x - largest) / temperature - best_score.to(tl.float32))
+            possible = kept & (ratio * 1.001 >= complement)
             if tl.max(possible.to(tl.int32), 0) == 1:
                 uniform = (words.to(tl.float64) + 0.5) * 2.3283064365386963e-10
                 scaled = (x.to(tl.float64) - largest.to(tl.float64)) / temperature.to(tl.float64)
@@ -162,13 +163,13 @@ def _penalise(row_ptr, work_ptr, ids_ptr, values_ptr, start, stop, VOCAB: tl.con
     for first in range(0, VOCAB, BLOCK):
         ids = first + tl.arange(0, BLOCK)
         tl.store(work_ptr + ids, tl.load(row_ptr + ids, mask=ids < VOCAB, other=0.0), mask=ids < VOCAB)
-    # What a thread wrote is read by others here, and again after the second barrier.
+    # Other threads read what a thread wrote, after this barrier and after the second one.
     tl.debug_barrier()
     for first in range(start, stop, BLOCK):
-        places = first + tl.arange(0, BLOCK)
-        inside = places < stop
-        ids = tl.load(ids_ptr + places, mask=inside, other=0)
-        values = tl.load(values_ptr + places, mask=inside, other=0.0)
+        offsets = first + tl.arange(0, BLOCK)
+        inside = offsets < stop
+        ids = tl.load(ids_ptr + offsets, mask=inside, other=0)
+        values = tl.load(values_ptr + offsets, mask=inside, other=0.0)
         x = tl.load(work_ptr + ids, mask=inside, other=0.0)
         tl.store(work_ptr + ids, x - values, mask=inside)
     tl.debug_barrier()
@@ -221,7 +222,7 @@ def _sample(
                 num_above = _total(work_ptr, lowest + 1, largest, divisor, True, VOCAB, BLOCK)
                 num_equal = top_k - num_above.to(tl.int64)
         if (top_p < 1.0) & top_k_first:
-            # Of the tokens at the cut only the first `num_equal` are there, so the sum is not that from `lowest` on.
+            # Top-k kept only the first `num_equal` of the tokens at the cut; count their share of the equal weights.
             above = _total(work_ptr, lowest + 1, largest, divisor, False, VOCAB, BLOCK)
             equal = _total(work_ptr, lowest, largest, divisor, False, VOCAB, BLOCK) - above
             num_at = _total(work_ptr, lowest, largest, divisor, True, VOCAB, BLOCK)
@@ -250,11 +251,11 @@ def _sample(
 
 
 @triton.jit
-def _look_up(logits_ptr, given_ptr, best_ptr, logprobs_ptr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
+def _look_up(logits_ptr, target_ids_ptr, best_ptr, logprobs_ptr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     logits_ptr += row.to(tl.int64) * VOCAB
     largest, best, _ = _largest(logits_ptr, VOCAB, BLOCK)
-    chosen = tl.load(logits_ptr + tl.load(given_ptr + row)).to(tl.float64)
+    chosen = tl.load(logits_ptr + tl.load(target_ids_ptr + row)).to(tl.float64)
     tl.store(best_ptr + row, best)
     tl.store(logprobs_ptr + row, (chosen - _log_sum(logits_ptr, largest, VOCAB, BLOCK)).to(tl.float32))
 
@@ -263,8 +264,8 @@ def sample(logits: Tensor, settings: Sequence[Tensor], work: Tensor, tokens: Ten
     """`choosing.sample` of `logits` [P, V] fp32 into `tokens` [P] int32 and `logprobs` [P] fp32.
 
     Args:
-        settings: `SampleBatch.arrays` but for the last, on the device.
-        work: memory like `logits`.
+        settings: `SampleBatch.arrays` without `target_ids`, on the device.
+        work: scratch memory of the shape of `logits`.
     """
     num_rows, vocab_size = logits.shape
     _sample[(num_rows,)](
@@ -272,10 +273,10 @@ def sample(logits: Tensor, settings: Sequence[Tensor], work: Tensor, tokens: Ten
     )
 
 
-def look_up(logits: Tensor, given: Tensor, best: Tensor, logprobs: Tensor) -> None:
-    """`choosing.look_up` of `given` [P] in `logits` [P, V] fp32 into `best` [P] int32 and `logprobs` [P] fp32."""
+def look_up(logits: Tensor, target_ids: Tensor, best: Tensor, logprobs: Tensor) -> None:
+    """`choosing.look_up` of `target_ids` [P] in `logits` [P, V] fp32 into `best` [P] int32 and `logprobs` [P] fp32."""
     num_rows, vocab_size = logits.shape
-    _look_up[(num_rows,)](logits, given, best, logprobs, VOCAB=vocab_size, BLOCK=_block(vocab_size), num_warps=8)
+    _look_up[(num_rows,)](logits, target_ids, best, logprobs, VOCAB=vocab_size, BLOCK=_block(vocab_size), num_warps=8)
 
 
 def _block(vocab_size: int) -> int:

@@ -1,4 +1,7 @@
-"""The recurrence of RWKV-7 row by row, with all other arithmetic per head. One program per sequence and head."""
+"""The recurrence of RWKV-7 row by row, and the operations on whole rows.
+
+The recurrence includes all other per-head arithmetic. It runs one program per sequence and head.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ def _shift_mix(
     current = _norm(x_ptr, row, weight, bias, columns, inside, WIDTH, EPS)
     slot = tl.load(first_slots_ptr + row)
     if slot >= 0:
-        # The program of a sequence's first row also writes the last one to the state, so no other program touches it.
+        # The program of a sequence's first row also stores its last row in the state, so no other program accesses it.
         carried = carried_ptr + slot.to(tl.int64) * WIDTH + columns
         previous = tl.load(carried, mask=inside, other=0.0)
         last = _norm(x_ptr, tl.load(last_rows_ptr + row), weight, bias, columns, inside, WIDTH, EPS)
@@ -102,8 +105,7 @@ def shift_mix(
         x: [R, C] fp32.
         mix: [M, C] fp32.
         carried: the state's shifts of this layer [capacity, C] fp32.
-        first_slots: for the first row of each sequence that has a state its slot, -1 for all other rows; [R] int32.
-        last_rows: for the same rows, the sequence's last row; [R] int32.
+        first_slots, last_rows: see `Indices`; [R] int32.
     """
     num_rows, width = x.shape
     constants = {"WIDTH": width, "MIXES": len(mix), "BLOCK": triton.next_power_of_2(width), "EPS": eps}
@@ -184,13 +186,13 @@ def _scan(
     kept = (tl.where(inside, slot, -1) >= 0)[:, None] & inside[None, :]
     S = tl.load(state_ptr, mask=kept, other=0.0)
     for row in range(start, stop):
-        place = row * (HEADS * SIZE) + columns
-        r = tl.load(r_ptr + place, mask=inside, other=0.0).to(tl.float32)
-        w = tl.load(w_ptr + place, mask=inside, other=0.0).to(tl.float32)
-        k = tl.load(k_ptr + place, mask=inside, other=0.0).to(tl.float32)
-        v = tl.load(v_ptr + place, mask=inside, other=0.0).to(tl.float32)
-        a = tl.load(a_ptr + place, mask=inside, other=0.0).to(tl.float32)
-        g = tl.load(g_ptr + place, mask=inside, other=0.0).to(tl.float32)
+        offsets = row * (HEADS * SIZE) + columns
+        r = tl.load(r_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        w = tl.load(w_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        k = tl.load(k_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        v = tl.load(v_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        a = tl.load(a_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        g = tl.load(g_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
         kk = normalized(k * k_k, 0)
         k = k * (1.0 + (a - 1.0) * k_a)
         removed = tl.sum(S * kk[None, :], 1)
@@ -198,12 +200,12 @@ def _scan(
         y = tl.sum(S * r[None, :], 1)
         bonus = tl.sum(r * k * r_k, 0, keep_dims=True)
         y = finished(y, bonus, v, g, norm_weight, norm_bias, inside, SIZE, 0)
-        tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=inside)
+        tl.store(out_ptr + offsets, y.to(out_ptr.dtype.element_ty), mask=inside)
     tl.store(state_ptr, S, mask=kept)
 
 
 def scan(rows: HeadRows, weights: HeadWeights, sequences: Sequences, carried: Tensor, out: Tensor) -> None:
-    """`Operations.wkv7` of some sequences into their rows of `out` [R, C].
+    """`Operations.wkv7` of `sequences` into their rows of `out` [R, C].
 
     Args:
         carried: the states of this layer [capacity, H, N, N] fp32, values before keys; changed in place.
