@@ -31,7 +31,8 @@ from rwkvbatch.bench.workloads import Clock, Workload, decode, prompt, stored_by
 from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.rwkv7 import Network, Rwkv7Model
+from rwkvbatch.model.rwkv7 import Network
+from rwkvbatch.model.rwkv7_model import Rwkv7Model
 from rwkvbatch.model.strategy import DTYPES
 
 HEAD_SIZE, VOCAB_SIZE = 64, 65536

@@ -97,10 +97,10 @@ class InputError(RwkvBatchError):
         column: int | None = None,
         hint: str | None = None,
     ) -> None:
-        place = "" if path is None else str(path)
+        location = "" if path is None else str(path)
         if line is not None:
-            place = f"{place or '<input>'}:{line}" + (f":{column}" if column is not None else "")
-        super().__init__(f"{place}: {message}" if place else message, hint=hint)
+            location = f"{location or '<input>'}:{line}" + (f":{column}" if column is not None else "")
+        super().__init__(f"{location}: {message}" if location else message, hint=hint)
         self.path = path
         self.line = line
         self.column = column

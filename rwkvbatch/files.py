@@ -379,24 +379,23 @@ def check_target(
         UsageError: `path` is a directory, a file of another kind, or a file of a run.
         TargetExistsError: `path` is a file of the same kind, and `replace` is not set.
     """
-    place = f"{option} {path}" if option else str(path)
+    name = f"{option} {path}" if option else str(path)
     another = "choose another name, or move that file away first"
     if path.is_dir():
-        raise UsageError(f"{place}: is a directory; expected a file name", hint="add a file name")
+        raise UsageError(f"{name}: is a directory; expected a file name", hint="add a file name")
     target = path.resolve()
     directory = target.parent
     is_run = (directory / MANIFEST_NAME).exists() and (directory / RESULTS_NAME).exists()
     if is_run and target.name in RUN_FILE_NAMES:
         raise UsageError(
-            f"{place}: is a file of the run in {directory}, which no other command writes to",
-            hint="choose another name",
+            f"{name}: is a file of the run in {directory}, which no other command writes to", hint="choose another name"
         )
     if not os.path.lexists(target):
         return
     if not target.is_file():
         if append:
             return
-        raise UsageError(f"{place}: is not a regular file", hint=another)
+        raise UsageError(f"{name}: is not a regular file", hint=another)
     try:
         if target.stat().st_size == 0:
             return
@@ -405,6 +404,6 @@ def check_target(
         is_same_kind = False
     if not is_same_kind:
         verb = "added to" if append else "replaced"
-        raise UsageError(f"{place}: already exists and is not {kind.name}, so it is not {verb}", hint=another)
+        raise UsageError(f"{name}: already exists and is not {kind.name}, so it is not {verb}", hint=another)
     if not (replace or append):
-        raise TargetExistsError(f"{place}: already exists ({kind.name})", hint=how or another)
+        raise TargetExistsError(f"{name}: already exists ({kind.name})", hint=how or another)

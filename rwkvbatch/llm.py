@@ -206,6 +206,9 @@ class LLM:
         """
         form = self._builder.template(think, turn_end, reply_prefix, template)
         opening = None if prelude is None else load_prelude(prelude)
+        if isinstance(messages, str):
+            hint = '[{"role": "user", "content": TEXT}]; generate continues a text as it is'
+            raise UsageError(f"messages must be a list of messages, got {messages!r:.80}", hint=hint)
         items, is_single = _as_list(messages)
         prepared = [
             self._builder.conversation(item, form, opening, f"conversation {number}", bos)
@@ -249,7 +252,7 @@ class LLM:
             prepared = self._builder.prompt(cast("Prompt", messages), "the prompt", bos)
         with self._lock:
             shared, root = self._with_root(initial_state)
-        request = prepared.request(params or SamplingParams(), root)
+        request = prepared.request(SamplingParams() if params is None else _checked_params(params), root)
         request.sampling.check_vocabulary(self.spec.vocab_size)
         return self._stream(shared, request, prepared)
 
@@ -292,7 +295,7 @@ class LLM:
         """
         prepared = [
             (self._builder.prompt(prompt, f"prompt {number}", bos).tokens, continuation, f"continuation {number}")
-            for number, (prompt, continuation) in enumerate(pairs)
+            for number, (prompt, continuation) in enumerate(map(_checked_pair, pairs))
         ]
         return self._scores(prepared, initial_state)
 
@@ -339,6 +342,7 @@ class LLM:
         shared = self._open()
         if state is None:
             return shared, 0
+        _check_state(state)
         try:
             return shared, shared.root(state)
         except UsageError:  # no room for another state beside those of earlier calls
@@ -348,11 +352,11 @@ class LLM:
     def _outputs(
         self, prompts: Sequence[PreparedPrompt], params: _Params, n: int, initial_state: State | None
     ) -> list[RequestOutput]:
-        if n < 1:
-            raise UsageError(f"n must be at least 1, got {n}")
-        params_list = (
-            [params or SamplingParams()] * len(prompts) if isinstance(params, SamplingParams | None) else params
-        )
+        _check_repetitions(n)
+        if isinstance(params, SamplingParams | None):
+            params_list = [params or SamplingParams()] * len(prompts)
+        else:
+            params_list = list(map(_checked_params, [params] if isinstance(params, Mapping) else params))
         if len(params_list) != len(prompts):
             raise UsageError(f"params: expected one, or one for each of {len(prompts)} prompts; got {len(params_list)}")
         with self._lock:
@@ -398,9 +402,37 @@ def _as_list(value: Any) -> tuple[list[Any], bool]:
     """Prompts or conversations as a list, and whether `value` is a single one."""
     if isinstance(value, str):
         return [value], True
-    items = list(value)
+    if isinstance(value, bytes | bytearray) or not isinstance(value, Iterable):
+        raise UsageError(f"expected text, token ids, messages, or a list of them, got {value!r:.80}")
+    items: list[Any] = list(cast("Iterable[Any]", value))
     first = items[0] if items else None
     # A token id may be a scalar of numpy or torch. Their arrays have `__index__` too, but `ndim` > 0.
     is_token = hasattr(first, "__index__") and getattr(first, "ndim", 0) == 0
     is_single = is_token or isinstance(first, Mapping)
     return ([items], True) if is_single else (items, False)
+
+
+def _checked_params(params: Any) -> SamplingParams:
+    if not isinstance(params, SamplingParams):
+        raise UsageError(
+            f"params must be SamplingParams, got {params!r:.80}", hint="SamplingParams(max_tokens=64, ...)"
+        )
+    return params
+
+
+def _checked_pair(pair: Any) -> tuple[Prompt, Prompt]:
+    if not isinstance(pair, tuple | list) or len(cast("Sequence[Any]", pair)) != 2:
+        raise UsageError(f"pairs: each must be a prompt and its continuation, got {pair!r:.80}")
+    prompt, continuation = cast("Sequence[Prompt]", pair)
+    return prompt, continuation
+
+
+def _check_state(state: Any) -> None:
+    if not isinstance(state, State):
+        hint = "load_state(FILE, llm.spec) reads one from a file, llm.state(PROMPT) makes one"
+        raise UsageError(f"initial_state must be a State, got {state!r:.80}", hint=hint)
+
+
+def _check_repetitions(n: Any) -> None:
+    if not isinstance(n, int) or n < 1:
+        raise UsageError(f"n must be a whole number, at least 1, got {n!r}")

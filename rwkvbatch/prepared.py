@@ -84,6 +84,10 @@ class PromptBuilder:
         if isinstance(prompt, str):
             prepared = PreparedPrompt(name, prompt, (*begin, *self._encode([prompt], name)), bos=bos)
         else:
+            if isinstance(prompt, bytes | bytearray):
+                raise UsageError(
+                    f"{name}: must be text or token ids, got {prompt!r:.80}", hint="decode() makes it text"
+                )
             try:
                 prepared = PreparedPrompt(name, None, (*begin, *map(operator.index, prompt)), bos=bos)
                 check_tokens(prepared.tokens, self._spec.vocab_size)

@@ -20,6 +20,7 @@ import torch
 from rwkvbatch.errors import counted
 from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch
 from rwkvbatch.model.load import load_model
+from rwkvbatch.model.strategy import DTYPES
 
 PIECES = (1, 15, 16, 40, 1, 16, 5, 22)
 """Lengths of a prompt's pieces: one, few and many tokens, multiples of the chunk size 16 and other numbers."""
@@ -212,12 +213,15 @@ def plan(vocab_size: int) -> list[Step]:
 
 
 def precision_of(spec: ModelSpec, stored: str) -> str:
-    """The precision whose limit applies: the coarsest of a backend, or fp32 if a CPU backend keeps the stored weights.
+    """The precision whose limit applies: the coarsest of a backend, or fp32 if only stored weights are rounded.
+
+    On the CPU, floating-point formats round only the weights. Integer products, also those of a quantised file, round
+    the inputs too, and a difference in the last place can move an input to the next integer.
 
     Args:
         stored: the precision of the weights in the file.
     """
-    if spec.device == "cpu" and spec.backend != "upstream" and spec.dtype == stored:
+    if spec.device == "cpu" and spec.backend != "upstream" and spec.dtype == stored and stored in DTYPES:
         return "fp32"
     dtype = spec.dtype.replace("i8", " int8")
     return next((name for name in reversed(LIMITS) if name in dtype), "fp32")

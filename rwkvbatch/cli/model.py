@@ -31,7 +31,7 @@ from rwkvbatch.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from rwkvbatch.bench.verify import Verification
-    from rwkvbatch.model.checkpoint import Description
+    from rwkvbatch.model.description import Description
 
 VERIFY_EPILOG = """[bold]Examples[/]
 
@@ -99,7 +99,8 @@ def info_command(
 ) -> None:
     """Describe a checkpoint: its architecture, vocabulary, tensors and sizes."""
     from rwkvbatch.model.adapters import parse_adapter
-    from rwkvbatch.model.checkpoint import describe, open_checkpoint
+    from rwkvbatch.model.checkpoint import open_checkpoint
+    from rwkvbatch.model.description import describe
     from rwkvbatch.model.load import resolve_model_path
 
     with open_checkpoint(resolve_model_path(model).path, parse_adapter(adapter)) as checkpoint:

@@ -110,7 +110,7 @@ def _fitted(
     """By name, the large matrices in int4 as they are stored, fitted to texts; and a description of the fit."""
     from rwkvbatch.cli.views import progress_bar
     from rwkvbatch.model.calibration import fitted, pieces
-    from rwkvbatch.model.checkpoint import describe
+    from rwkvbatch.model.description import describe
     from rwkvbatch.model.quantised import Fit, packed
     from rwkvbatch.prompt.vocabulary import tokenizer_of
     from rwkvbatch.script.documents import read_documents

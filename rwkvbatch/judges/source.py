@@ -38,7 +38,8 @@ class JudgeSource:
             WorkerError, EndpointError: the server cannot be reached, or sends an invalid answer.
         """
         if self.is_local:
-            from rwkvbatch.model.checkpoint import describe, open_checkpoint
+            from rwkvbatch.model.checkpoint import open_checkpoint
+            from rwkvbatch.model.description import describe
             from rwkvbatch.model.load import resolve_model_path
             from rwkvbatch.prompt.vocabulary import tokenizer_of
 

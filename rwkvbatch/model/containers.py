@@ -126,6 +126,15 @@ def _check_sizes(contents: Contents, file_size: int, path: Path) -> None:
             )
 
 
+def is_model_directory(path: Path) -> bool:
+    """Whether a directory has a file that Hugging Face directories of a model have; not that it can be loaded."""
+    try:
+        names = [entry.name for entry in os.scandir(path)]
+    except OSError:
+        return False
+    return any(name in (CONFIG, *CONVENTIONAL) or name.endswith(INDEX_ENDING) for name in names)
+
+
 def _open_directory(path: Path, stack: ExitStack) -> NamedTensors:
     """A Hugging Face directory: an index and its shards, or one weights file, beside `config.json`."""
     try:

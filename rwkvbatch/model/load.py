@@ -19,11 +19,13 @@ from rwkvbatch.model import MODEL_VARIABLE, READ_SUFFIXES
 from rwkvbatch.model.adapters import parse_adapter
 from rwkvbatch.model.base import Model, ModelSpec, dimensions_of, is_rwkv7
 from rwkvbatch.model.checkpoint import Checkpoint, initial_wkv, open_checkpoint
+from rwkvbatch.model.containers import is_model_directory
 from rwkvbatch.model.memory import refuse_too_large
 from rwkvbatch.model.ops import Activation, Array, Operations
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.quantised import rounding_of
-from rwkvbatch.model.rwkv7 import Network, Rwkv7Model, Stepper, WeightReader, state_bytes
+from rwkvbatch.model.rwkv7 import Network, WeightReader, state_bytes
+from rwkvbatch.model.rwkv7_model import Rwkv7Model, Stepper
 from rwkvbatch.model.strategy import DTYPES, Strategy, parse_strategy
 from rwkvbatch.model.upstream import load_upstream
 
@@ -80,7 +82,7 @@ def _resolve(path: str | os.PathLike[str] | None) -> ResolvedModel:
     candidates = [file, *(Path(f"{file}{suffix}") for suffix in READ_SUFFIXES)]
     try:
         for candidate in candidates:
-            if candidate.is_file():
+            if candidate.is_file() or (candidate is file and is_model_directory(file)):
                 return ResolvedModel(candidate, bundled=False)
         if os.path.lexists(file):
             # A directory, a pipe or a dangling link: opening it raises the right error.

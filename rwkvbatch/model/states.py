@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from rwkvbatch.errors import CheckpointError
+from rwkvbatch.files import check_target
 from rwkvbatch.model.base import ModelSpec, State
 from rwkvbatch.model.checkpoint import shape_text
 from rwkvbatch.model.containers import open_tensors
@@ -79,6 +80,7 @@ def save_state(
     target = Path(path)
     if target.suffix != ".safetensors":
         target = target.with_name(target.name + ".safetensors")
+    check_target(target, STATE, replace=replace, how="replace=True replaces it")
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.tensors.items()}
     metadata = {
         "format": STATE_FORMAT,

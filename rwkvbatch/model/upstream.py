@@ -41,7 +41,7 @@ from rwkvbatch.model.base import (
 from rwkvbatch.model.checkpoint import Checkpoint, initial_wkv
 from rwkvbatch.model.memory import refuse_too_large
 from rwkvbatch.model.ops import choosing
-from rwkvbatch.model.rwkv7 import forward
+from rwkvbatch.model.rwkv7_model import forward
 from rwkvbatch.model.strategy import Strategy, parse_upstream_strategy
 
 _COPY_NUMBERS = itertools.count()

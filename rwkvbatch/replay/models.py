@@ -181,7 +181,8 @@ def vocabularies(plan: Plan) -> tuple[Tokenizer, list[str]]:
     Only the headers of the checkpoints are read. For a checkpoint that cannot be opened, there is a warning and the
     World tokenizer is used.
     """
-    from rwkvbatch.model.checkpoint import describe, open_checkpoint
+    from rwkvbatch.model.checkpoint import open_checkpoint
+    from rwkvbatch.model.description import describe
     from rwkvbatch.model.load import resolve_model_path
 
     tokenizers: list[Tokenizer] = []

@@ -16,7 +16,7 @@ from rwkvbatch.bench.workloads import Workload
 from rwkvbatch.errors import CheckpointError, RwkvBatchError, UsageError
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.rwkv7 import Rwkv7Model
+from rwkvbatch.model.rwkv7_model import Rwkv7Model
 from rwkvbatch.model.safetensors import save_tensors
 
 RATES = Rates(read=10e9, fma=100e9)

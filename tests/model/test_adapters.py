@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model.adapters import Adapter, parse_adapter, product
-from rwkvbatch.model.checkpoint import describe, open_checkpoint
+from rwkvbatch.model.checkpoint import open_checkpoint
+from rwkvbatch.model.description import describe
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.peft_config import QuantisedBaseWarning
 from tests.model.made_forms import Tensors

@@ -11,7 +11,8 @@ import torch
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.base import RaggedBatch
-from rwkvbatch.model.checkpoint import describe, open_checkpoint
+from rwkvbatch.model.checkpoint import open_checkpoint
+from rwkvbatch.model.description import describe
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.random_checkpoint import random_tensors
@@ -106,7 +107,7 @@ def test_shapes_of_a_token_matrix_that_do_not_fit_are_refused() -> None:
     cpu = CpuOps(threads=1)
     step = cpu.begin(RaggedBatch.of([[1]], [0]), cpu.make_pool(1, 1, 1, 16))
     table = cpu.table(normal(4, 16))
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="have different sizes"):
         cpu.token_matrix(step, table, cpu.array(normal(1, 16)), cpu.array(normal(1, 5)))
     beyond = cpu.begin(RaggedBatch.of([[4]], [0]), cpu.make_pool(1, 1, 1, 16))
     with pytest.raises(ValueError, match=r"must be in \[0, 4\), got 4"):

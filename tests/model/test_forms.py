@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model.checkpoint import describe, open_checkpoint
+from rwkvbatch.model.checkpoint import open_checkpoint
+from rwkvbatch.model.description import describe
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.ops import reference
 from rwkvbatch.model.random_checkpoint import random_tensors

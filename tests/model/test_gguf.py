@@ -12,7 +12,8 @@ import torch
 
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.errors import CheckpointError, MissingExtraError
-from rwkvbatch.model.checkpoint import describe, open_checkpoint
+from rwkvbatch.model.checkpoint import open_checkpoint
+from rwkvbatch.model.description import describe
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.random_checkpoint import LowRankWidths, random_tensors
 from tests.model.made_forms import Tensors, write_gguf

@@ -20,7 +20,7 @@ from rwkvbatch.model.base import Model
 from rwkvbatch.model.load import SlowBackendWarning, load_model, resolve_model_path
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.rwkv7 import Rwkv7Model
+from rwkvbatch.model.rwkv7_model import Rwkv7Model
 from rwkvbatch.replay.models import ModelLoader, Setup
 from tests.model.loading_memory import memory_of_loading
 
@@ -56,6 +56,13 @@ def test_a_directory_of_the_same_name_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a.pth").touch()
     assert resolve_model_path(tmp_path / "a").path.name == "a.pth"
+
+
+def test_model_directory_comes_before_a_file_with_a_suffix(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text("{}")
+    (tmp_path / "a.pth").touch()
+    assert resolve_model_path(tmp_path / "a").path == tmp_path / "a"
 
 
 def test_a_path_overrides_the_environment_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

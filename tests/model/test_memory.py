@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model import memory
-from rwkvbatch.model.checkpoint import describe, open_checkpoint
+from rwkvbatch.model.checkpoint import open_checkpoint
+from rwkvbatch.model.description import describe
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.memory import bytes_of_weights, free_memory, packed_bytes
 from rwkvbatch.model.random_checkpoint import LowRankWidths, random_tensors

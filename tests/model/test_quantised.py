@@ -9,6 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from rwkvbatch.bench.verify import verify
 from rwkvbatch.cli.app import app
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model.checkpoint import open_checkpoint
@@ -46,6 +47,14 @@ def test_the_file_is_what_the_strategy_makes_of_the_original(rounding: str, orig
     found, _ = model.forward(TOKENS)
     # A scale in fp32 may have moved by a unit in the last place.
     torch.testing.assert_close(found, expected, rtol=0, atol=0 if rounding == "int4" else 1e-4)
+
+
+@pytest.mark.parametrize("rounding", ["w8a8", "int4"])
+def test_a_quantised_file_is_verified(rounding: str, original: Path, tmp_path: Path) -> None:
+    out = tmp_path / "q.safetensors"
+    quantize(original, out, "--to", rounding)
+    found = verify(lambda: load_model(out, "cpu", "reference"), lambda: load_model(out, "cpu"))
+    assert found.same
 
 
 def test_writing_it_again_changes_nothing(original: Path, tmp_path: Path) -> None:

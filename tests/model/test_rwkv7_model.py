@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model import rwkv7 as forward
+from rwkvbatch.model import rwkv7_model as forward
 from rwkvbatch.model.base import Model, RaggedBatch, State
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.random_checkpoint import LowRankWidths, random_tensors

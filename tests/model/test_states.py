@@ -139,8 +139,9 @@ def test_existing_file_is_replaced_only_on_request(model: Model, tmp_path: Path)
     _, state = model.forward([[1]])
     _, other = model.forward([[2]])
     save_state(tmp_path / "a.safetensors", state, model.spec)
-    with pytest.raises(UsageError, match="already exists"):
+    with pytest.raises(UsageError, match="already exists") as caught:
         save_state(tmp_path / "a.safetensors", other, model.spec)
+    assert caught.value.hint == "replace=True replaces it"
     assert_same(load_state(tmp_path / "a.safetensors", model.spec), state)
     save_state(tmp_path / "a.safetensors", other, model.spec, replace=True)
     assert_same(load_state(tmp_path / "a.safetensors", model.spec), other)

@@ -1,4 +1,4 @@
-"""Native operations with a fault put in, to see that a test would notice it."""
+"""Native operations with an injected fault, for negative controls of bit-exact tests."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rwkvbatch.model.ops import Product, Rounding
 from rwkvbatch.model.ops.cpu import CpuOps, Isa
 
 Fault = Callable[[CpuOps, np.ndarray], None]
-"""Spoils the result [R, out] of a linear layer in place."""
+"""Changes the result [R, out] of a linear layer in place."""
 
 
 def nudge(values: np.ndarray) -> None:
-    """The next fp32 number: the least that a bit-exact test can miss."""
+    """Replace values by the next fp32 numbers, the smallest possible change."""
     values[...] = np.nextafter(values, np.float32(np.inf))
 
 

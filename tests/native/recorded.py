@@ -1,4 +1,4 @@
-"""Networks and batches as files for `replay`, which runs them without Python; see `replay/replay.cpp` for the form."""
+"""Records networks and batches for `replay`, which runs them without Python, see `replay/replay.cpp`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ ACTIVATIONS: tuple[Activation, ...] = ("none", "tanh", "sigmoid", "decay", "relu
 
 
 class Recorder:
-    """`Operations` that write down weights, and operations with registers instead of arrays.
+    """`Operations` that write weights and operations to a file, with registers instead of arrays.
 
     Args:
-        file: where to. `end` writes the last record.
-        rounding: what large matrices are rounded to by the one that reads.
+        file: the file; `end` writes its last record.
+        rounding: the rounding of large matrices when the file is read.
     """
 
     def __init__(self, file: BinaryIO, rounding: Rounding | None) -> None:
@@ -106,7 +106,7 @@ class Recorder:
         self._put(HEAD, x, *norm, layer)
         return torch.empty(0)
 
-    # What to do with it
+    # Batches and logits
 
     def step(self, batch: RaggedBatch, shifts: np.ndarray, wkv: np.ndarray) -> None:
         """A batch over a pool: shifts [capacity, L, 2, C], wkv [capacity, L, H, N, N], keys before values."""
@@ -122,6 +122,6 @@ class Recorder:
 
 
 def words(weight: Tensor) -> np.ndarray[Any, Any]:
-    """A weight [R, C] as numpy has it, bf16 as int16."""
+    """A weight [R, C] as a numpy array, with bf16 as int16."""
     dense = weight.contiguous()
     return (dense.view(torch.int16) if weight.dtype == torch.bfloat16 else dense).numpy()

@@ -1,6 +1,6 @@
-"""Bit for bit: a sequence's logits and states depend on nothing but the sequence.
+"""A sequence's logits and states depend, bit for bit, on that sequence only.
 
-Every check is also run on operations with a fault put in, and must then fail.
+Every check also runs on operations with an injected fault, and must then fail.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ SHAPES = {
     "heads of 64, bf16": Shape(128, 64, 203, torch.bfloat16),
     "heads of 32, fp16": Shape(96, 32, 131, torch.float16),
     "heads of 16, fp32": Shape(80, 16, 77, torch.float32),
-    # More inputs than share a scale, and in the channel mix more than a block of tiles has.
+    # More inputs than share a scale, and in the channel mix more than a block of tiles.
     "heads of 64, int8": Shape(192, 64, 203, torch.bfloat16, rounding="int8"),
     "heads of 64, w8a8": Shape(192, 64, 203, torch.bfloat16, rounding="w8a8"),
     "heads of 16, int4": Shape(80, 16, 203, torch.bfloat16, rounding="int4"),
     "DeepEmbed, bf16": Shape(96, 32, 67, torch.bfloat16, deep_embed=20),
-    # Few rows read only the weights whose inputs are not zero.
+    # With few rows, only the weights of nonzero inputs are read.
     "mostly zeros, bf16": Shape(128, 64, 67, torch.bfloat16, sparsity=0.85),
-    # The channel mix's last matrix lies by input.
+    # The channel mix's last matrix is stored by input.
     "mostly zeros, w8a8": Shape(64, 32, 67, torch.bfloat16, rounding="w8a8", sparsity=0.85),
 }
 MAX_BATCH = 130
 SIZES = (*range(1, 42), 63, 64, 65, *range(118, 123), *range(126, 131))
-"""Up to seven tiles of rows each size, and those where a block's 240 or 256 rows are full: of two tokens a prompt."""
+"""Batch sizes: up to 7 tiles of rows, and near full blocks of 240 or 256 rows (on average two tokens per prompt)."""
 
 
 @cache
@@ -77,7 +77,7 @@ def tensors_of(shape: Shape) -> dict[str, torch.Tensor]:
 
 
 class Runner:
-    """A network on some operations, and its states. Disturbed ones are run one by one, others as models run them."""
+    """A network on native operations. `DisturbedOps` run one by one from Python, others as a traced program."""
 
     def __init__(self, shape: Shape, ops: CpuOps) -> None:
         ops.native.set_guard(True)
@@ -89,7 +89,7 @@ class Runner:
     def run(self, lists: Sequence[Sequence[int]], state: State) -> tuple[torch.Tensor, State]:
         """Logits after every token of all lists, and the states after them."""
         pool = self.ops.make_pool(len(lists) + 1, NUM_LAYERS, *self._heads)
-        slots = list(range(len(lists), 0, -1))  # not in the order of the batch
+        slots = list(range(len(lists), 0, -1))  # reversed, unlike the order of the batch
         pool.write(slots, state)
         logits = self._network.step(self.ops, RaggedBatch.of(lists, slots, every_token=True), pool).clone()
         assert self.ops.native.take_damage() == 0
@@ -115,13 +115,13 @@ def states(shape: Shape, count: int) -> State:
     )
 
 
-def assert_same_bits(found: torch.Tensor, expected: torch.Tensor) -> None:
-    assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
+def assert_same_bits(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    assert torch.equal(actual.view(torch.int32), expected.view(torch.int32))
 
 
-def assert_same_states(found: State, expected: State) -> None:
+def assert_same_states(actual: State, expected: State) -> None:
     for name, tensor in expected.tensors.items():
-        assert_same_bits(found.tensors[name], tensor)
+        assert_same_bits(actual.tensors[name], tensor)
 
 
 def alone(runner: Runner, shape: Shape, count: int) -> list[tuple[torch.Tensor, State]]:
@@ -163,12 +163,12 @@ def neighbours_of_nan(shape: Shape, make: Make) -> None:
     runner = Runner(shape, make(1, "auto"))
     lists = prompts(shape)[:9]
     clean = states(shape, MAX_BATCH).select(range(9))
-    spoilt = clean.select(range(9))
-    for tensor in spoilt.tensors.values():
+    damaged = clean.select(range(9))
+    for tensor in damaged.tensors.values():
         tensor[1::2] = float("nan")
     starts = np.concatenate([[0], np.cumsum([len(prompt) for prompt in lists])])
     expected, expected_after = runner.run(lists, clean)
-    logits, after = runner.run(lists, spoilt)
+    logits, after = runner.run(lists, damaged)
     for index in range(9):
         rows = slice(starts[index], starts[index + 1])
         if index % 2:
@@ -194,16 +194,16 @@ def steps(shape: Shape, make: Make) -> None:
     runner = Runner(shape, make(1, "auto"))
     tokens = np.random.default_rng(5).integers(0, shape.vocab_size, 260).tolist()
     expected, expected_after = runner.run([tokens], states(shape, 1))
-    found, state = [], states(shape, 1)
+    step_logits, state = [], states(shape, 1)
     for token in tokens:
         logits, state = runner.run([[token]], state)
-        found.append(logits)
-    assert_same_bits(torch.cat(found), expected)
+        step_logits.append(logits)
+    assert_same_bits(torch.cat(step_logits), expected)
     assert_same_states(state, expected_after)
 
 
 def threads(shape: Shape, make: Make) -> None:
-    check_twins(shape, make(1, "auto"), make(2, "auto"))
+    check_same_results(shape, make(1, "auto"), make(2, "auto"))
 
 
 def groups(shape: Shape, make: Make) -> None:
@@ -220,31 +220,31 @@ def groups(shape: Shape, make: Make) -> None:
             x = ops.array(torch.randn(rows, shape.width, generator=generator))
             alone = [ops.linears([Product(x, layer)])[0] for layer in layers]
             together = ops.linears([Product(x, layer) for layer in layers])
-            for found, expected in zip(together, alone, strict=True):
-                assert_same_bits(ops.values(found), ops.values(expected))
+            for grouped, expected in zip(together, alone, strict=True):
+                assert_same_bits(ops.values(grouped), ops.values(expected))
 
 
 def instruction_sets(shape: Shape, make: Make) -> None:
     portable = make(1, "portable")
     for isa in vector_sets():
-        check_twins(shape, portable, make(1, isa))
+        check_same_results(shape, portable, make(1, isa))
 
 
 def vector_sets() -> list[Isa]:
-    """The instruction sets besides the portable one that this machine has."""
-    found: list[Isa] = []
+    """The instruction sets of this machine, without the portable one."""
+    available: list[Isa] = []
     for isa in ISAS:
         with suppress(UsageError):
-            found.append(CpuOps(1, isa).isa)
-    return found
+            available.append(CpuOps(1, isa).isa)
+    return available
 
 
-def check_twins(shape: Shape, one: CpuOps, other: CpuOps) -> None:
+def check_same_results(shape: Shape, first: CpuOps, second: CpuOps) -> None:
     for count in (1, 2, 9, 40):
         state = states(shape, MAX_BATCH).select(range(count))
-        expected, expected_after = Runner(shape, one).run(prompts(shape)[:count], state)
-        found, after = Runner(shape, other).run(prompts(shape)[:count], state)
-        assert_same_bits(found, expected)
+        expected, expected_after = Runner(shape, first).run(prompts(shape)[:count], state)
+        actual, after = Runner(shape, second).run(prompts(shape)[:count], state)
+        assert_same_bits(actual, expected)
         assert_same_states(after, expected_after)
 
 
@@ -271,7 +271,7 @@ def test_bits_do_not_depend_on(check: Check, shape: Shape) -> None:
 @pytest.mark.parametrize(
     "name", ["heads of 64, bf16", "heads of 64, int8", "heads of 64, w8a8", "heads of 16, int4", "DeepEmbed, bf16"]
 )
-def test_a_fault_is_noticed_by(check: Check, fault: Fault, name: str) -> None:
+def test_a_fault_is_detected_by(check: Check, fault: Fault, name: str) -> None:
     if check is instruction_sets and not vector_sets():
         pytest.skip("this machine has only the portable path")
     shape = SHAPES[name]
@@ -280,15 +280,15 @@ def test_a_fault_is_noticed_by(check: Check, fault: Fault, name: str) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 400])
-def test_denormals_are_kept_whatever_torch_does_with_them(rows: int) -> None:
+def test_denormals_are_kept_although_torch_flushes_them(rows: int) -> None:
     ops = CpuOps(2)
     values = torch.full((rows, 64), 3e-39)
     x, zeros, layer = ops.array(values), ops.array(0 * values), ops.linear_layer(torch.eye(64))
-    ends = [Product(x, layer), Product(zeros, layer, add=x), Product(zeros, layer, blend=(x, zeros))]
+    products = [Product(x, layer), Product(zeros, layer, add=x), Product(zeros, layer, blend=(x, zeros))]
     assert torch.set_flush_denormal(True)
     try:
-        found = ops.linears(ends)
+        results = ops.linears(products)
     finally:
         torch.set_flush_denormal(False)
-    for array in found:
+    for array in results:
         assert_same_bits(ops.values(array), values)

@@ -1,4 +1,4 @@
-"""A process that is forked after its weights were packed: worker processes are (rwkvbatch/replay/processes.py)."""
+"""A process that is forked after its weights were packed, as worker processes are (rwkvbatch/replay/processes.py)."""
 
 from __future__ import annotations
 
@@ -35,6 +35,6 @@ assert torch.equal(product(), expected)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux tells how many threads there are")
-def test_a_forked_child_starts_threads_of_its_own_and_has_the_same_bits() -> None:
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in Linux's /proc")
+def test_a_forked_child_starts_its_own_threads_and_computes_the_same_bits() -> None:
     subprocess.run([sys.executable, "-c", _PROGRAM], check=True, timeout=120)

@@ -1,4 +1,4 @@
-"""Weights whose inputs are zero are not read, and the bits are those of reading them all."""
+"""Skipping the weights of zero inputs gives the bits of reading all weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rwkvbatch.model.ops.cpu import CpuOps, Isa
 from tests.native.test_bits import assert_same_bits, vector_sets
 
 INPUTS, OUTPUTS = 300, 203
-"""Neither is a multiple of what lies together in memory."""
+"""Neither is a multiple of the units of packed weights."""
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
 
@@ -21,25 +21,26 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 def channel_mix(
     ops: CpuOps, hidden: Tensor, weight: Tensor, *, sparse: bool, add: Tensor | None = None, by_input: bool = True
 ) -> Tensor:
-    """add + relu(hidden)^2 W^T by the kernels, with all weights read or only those that are needed.
+    """add + relu(hidden)^2 W^T by the kernels.
 
     Args:
-        by_input: w8a8 weights may lie input by input.
+        sparse: whether the weights of zero inputs may be skipped.
+        by_input: whether w8a8 weights may be stored by input.
     """
     ops.native.set_guard(True)
     ops.native.set_sparse(sparse)
     inner = ops.linear_layer(torch.eye(hidden.shape[1]), activation="relu_squared")
     value = ops.linear_layer(weight, large=True, sparse_inputs=by_input)
     (squares,) = ops.linears([Product(ops.array(hidden), inner)])
-    (found,) = ops.linears([Product(squares, value, add=None if add is None else ops.array(add))])
-    values = ops.values(found)
-    del squares, found
+    (result,) = ops.linears([Product(squares, value, add=None if add is None else ops.array(add))])
+    values = ops.values(result)
+    del squares, result
     assert ops.native.take_damage() == 0
     return values
 
 
 def hidden_rows(rows: int, zeros: float, seed: int = 0) -> Tensor:
-    """Random hidden values, so large a part of which is negative, in each row at other places."""
+    """Random hidden values. A share `zeros` of them is negative, at random positions in each row."""
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.rand(rows, INPUTS, generator=generator) + 0.1
     return torch.where(torch.rand(rows, INPUTS, generator=generator) < zeros, -sizes, sizes)
@@ -64,10 +65,10 @@ def test_the_bits_are_those_of_reading_all_weights(precision: str, isa: Isa) -> 
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
-def test_what_is_skipped_is_counted(precision: str) -> None:
+def test_skipped_bytes_are_counted(precision: str) -> None:
     ops = CpuOps(1, rounding="int8" if precision == "int8" else None)
     panels = -(-OUTPUTS // 16)
-    for rows, zeros, fewest, most in (
+    for rows, zeros, min_skipped, max_skipped in (
         (1, 0.75, 200, 260),
         (3, 0.95, 220, 275),
         (3, 0.6, 0, 0),
@@ -79,22 +80,22 @@ def test_what_is_skipped_is_counted(precision: str) -> None:
         hidden = hidden_rows(rows, zeros)
         channel_mix(ops, hidden, random_weight(PRECISIONS[precision]), sparse=True)
         skipped = ops.native.skipped_bytes - before
-        assert fewest <= skipped / (panels * 16 * (1 if precision == "int8" else 2)) <= most
+        assert min_skipped <= skipped / (panels * 16 * (1 if precision == "int8" else 2)) <= max_skipped
     ops = CpuOps(1)
     channel_mix(ops, hidden_rows(1, 0.9), random_weight(torch.bfloat16), sparse=False)
     assert ops.native.skipped_bytes == 0
 
 
-def test_a_layer_whose_inputs_are_not_of_relu_squared_reads_all() -> None:
+def test_a_layer_reads_all_weights_unless_its_inputs_come_from_relu_squared() -> None:
     ops = CpuOps(1)
     layer = ops.linear_layer(random_weight(torch.bfloat16))
     ops.linears([Product(ops.array(torch.zeros(1, INPUTS)), layer)])
     assert ops.native.skipped_bytes == 0
 
 
-def test_a_sum_that_is_zero_has_the_sign_of_all_products() -> None:
-    # The first product is -1e-50, which rounds to -0. Those of zeros with positive weights make it +0, and +0 added to
-    # -0 is +0; without them it would stay -0.
+def test_a_zero_sum_has_the_sign_of_the_sum_of_all_products() -> None:
+    # The first product is -1e-50, which rounds to -0. The products of zeros with positive weights are +0, so that the
+    # sum is +0; without them it is -0.
     hidden = torch.full((1, INPUTS), -1.0)
     hidden[0, 0] = 1e-20
     weight = torch.full((OUTPUTS, INPUTS), 1.0)
@@ -102,10 +103,10 @@ def test_a_sum_that_is_zero_has_the_sign_of_all_products() -> None:
     add = torch.full((1, OUTPUTS), -0.0)
     for isa in ("portable", *vector_sets()):
         ops = CpuOps(1, isa)
-        found = channel_mix(ops, hidden, weight, sparse=True, add=add)
+        actual = channel_mix(ops, hidden, weight, sparse=True, add=add)
         assert ops.native.skipped_bytes > 0
-        assert_same_bits(found, torch.zeros(1, OUTPUTS))
-        assert_same_bits(found, channel_mix(ops, hidden, weight, sparse=False, add=add))
+        assert_same_bits(actual, torch.zeros(1, OUTPUTS))
+        assert_same_bits(actual, channel_mix(ops, hidden, weight, sparse=False, add=add))
 
 
 def test_an_infinite_input_is_read() -> None:
@@ -114,18 +115,20 @@ def test_an_infinite_input_is_read() -> None:
     hidden[1, 77] = 1e30  # its square overflows
     for isa in ("portable", *vector_sets()):
         ops = CpuOps(1, isa)
-        found = channel_mix(ops, hidden, weight, sparse=True)
+        actual = channel_mix(ops, hidden, weight, sparse=True)
         assert ops.native.skipped_bytes > 0
-        assert torch.isfinite(found[0]).all()
-        assert torch.isinf(found[1]).all()
-        assert_same_bits(found, channel_mix(ops, hidden, weight, sparse=False))
+        assert torch.isfinite(actual[0]).all()
+        assert torch.isinf(actual[1]).all()
+        assert_same_bits(actual, channel_mix(ops, hidden, weight, sparse=False))
 
 
-def test_a_single_input_that_is_missed_is_noticed() -> None:
+def test_a_single_skipped_input_changes_the_bits() -> None:
     weight = random_weight(torch.bfloat16)
     hidden = hidden_rows(1, 0.75)
     without = hidden.clone()
-    without[0, hidden[0].clamp(min=1e-9).masked_fill(hidden[0] < 0, torch.inf).argmin()] = -1.0  # the least that counts
+    without[
+        0, hidden[0].clamp(min=1e-9).masked_fill(hidden[0] < 0, torch.inf).argmin()
+    ] = -1.0  # the smallest positive one
     ops = CpuOps(1)
     expected = channel_mix(ops, hidden, weight, sparse=False)
     with pytest.raises(AssertionError):
@@ -146,11 +149,11 @@ def test_a_row_has_the_bits_of_a_larger_batch(precision: str) -> None:
 
 
 BAND_OUTPUTS = 192
-"""Of w8a8: outputs in whole bands of 64, or weights do not lie by input."""
+"""Outputs in whole bands of 64, so that w8a8 weights are stored by input."""
 
 
 @pytest.mark.parametrize("isa", ["portable", *vector_sets()])
-def test_the_bits_of_w8a8_are_those_of_reading_all_weights_and_of_the_other_layout(isa: Isa) -> None:
+def test_w8a8_bits_are_those_of_reading_all_weights_and_of_the_other_layout(isa: Isa) -> None:
     weight = random_weight(torch.bfloat16, BAND_OUTPUTS)
     for threads in (1, 2):
         ops = CpuOps(threads, isa, rounding="w8a8")
@@ -163,7 +166,7 @@ def test_the_bits_of_w8a8_are_those_of_reading_all_weights_and_of_the_other_layo
                 assert_same_bits(channel_mix(ops, hidden, weight, sparse=True, add=add), expected)
 
 
-def test_of_w8a8_the_inputs_that_are_rounded_to_zero_are_skipped() -> None:
+def test_w8a8_inputs_that_are_rounded_to_zero_are_skipped() -> None:
     ops = CpuOps(1, rounding="w8a8")
     weight = random_weight(torch.bfloat16, BAND_OUTPUTS)
     hidden = torch.full((1, INPUTS), 1.0)
@@ -174,9 +177,7 @@ def test_of_w8a8_the_inputs_that_are_rounded_to_zero_are_skipped() -> None:
         channel_mix(ops, hidden.expand(rows, -1), weight, sparse=True)
         assert ops.native.skipped_bytes - before == skipped * BAND_OUTPUTS
     before = ops.native.skipped_bytes
-    channel_mix(
-        ops, torch.cat([hidden, hidden.roll(10)]), weight, sparse=True
-    )  # ten are zero in both, and none of the others
+    channel_mix(ops, torch.cat([hidden, hidden.roll(10)]), weight, sparse=True)  # ten inputs are zero in both rows
     assert ops.native.skipped_bytes - before == 10 * BAND_OUTPUTS
     channel_mix(ops, hidden, weight, sparse=False)
     channel_mix(ops, hidden, weight, sparse=True, by_input=False)
@@ -185,7 +186,7 @@ def test_of_w8a8_the_inputs_that_are_rounded_to_zero_are_skipped() -> None:
 
 
 @pytest.mark.parametrize("isa", ["portable", *vector_sets()])
-def test_of_w8a8_a_single_input_of_one_unit_that_is_missed_is_noticed(isa: Isa) -> None:
+def test_a_single_skipped_w8a8_input_of_value_1_changes_the_bits(isa: Isa) -> None:
     weight = random_weight(torch.bfloat16, BAND_OUTPUTS)
     hidden = hidden_rows(1, 0.75)
     hidden[0, 130] = 1.2
@@ -200,7 +201,7 @@ def test_of_w8a8_a_single_input_of_one_unit_that_is_missed_is_noticed(isa: Isa) 
 
 
 @pytest.mark.parametrize("isa", ["portable", *vector_sets()])
-def test_of_w8a8_a_row_has_the_bits_of_a_larger_batch(isa: Isa) -> None:
+def test_a_w8a8_row_has_the_bits_of_a_larger_batch(isa: Isa) -> None:
     ops = CpuOps(2, isa, rounding="w8a8")
     weight = random_weight(torch.bfloat16, BAND_OUTPUTS)
     hidden = hidden_rows(33, 0.8)

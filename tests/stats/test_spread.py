@@ -66,7 +66,7 @@ def test_an_extreme_conversation_on_the_side_of_the_mean_does_not_hide_a_differe
 STEPS = np.array([-1.0, -1.0, -0.5, -0.5, -0.5, 0.0, 0.5, -0.5, 0.0, 1.0])
 
 
-def test_steps_between_limits_keep_the_exact_test() -> None:
+def test_discrete_means_keep_the_exact_test() -> None:
     found = spread(STEPS, widest=1.0)
     assert (found.discrete, found.skewness, found.skewed.p_value) == (True, 0.0, 0.0)
     assert spread(STEPS).skewness > 0
@@ -81,7 +81,7 @@ def test_steps_between_limits_keep_the_exact_test() -> None:
         ([0.0, 0.0, 0.0, 0.0, 0.1, -0.2, 0.3, 0.4, -0.5], True),
     ],
 )
-def test_means_that_repeat_or_are_few_are_steps(values: list[float], discrete: bool) -> None:
+def test_means_that_repeat_or_are_few_are_discrete(values: list[float], discrete: bool) -> None:
     if values[0]:
         values[1] = -values[0]
     assert spread(np.array(values), widest=1.0).discrete == discrete
@@ -90,7 +90,7 @@ def test_means_that_repeat_or_are_few_are_steps(values: list[float], discrete: b
 
 @pytest.mark.parametrize("of", ["normal", "exponential"])
 def test_intervals_of_small_differences_of_a_metric_with_limits_hold_the_mean_and_are_short(of: str) -> None:
-    """As steps between limits they would be 0.3 wide, and hold 0.955 of normal means and 0.902 of exponential ones."""
+    """As discrete means they would be 0.3 wide, and hold 0.955 of normal means and 0.902 of exponential ones."""
     rng = np.random.default_rng(3)
     draws = rng.normal(0.0, 0.05, (12, 400)) if of == "normal" else rng.exponential(0.05, (12, 400)) - 0.05
     found = [
@@ -193,7 +193,7 @@ def test_a_sample_without_losses_does_not_rule_them_out(conversations: int, gain
 
 
 @pytest.mark.parametrize(("gains", "losses"), [(3, 1), (4, 1), (5, 2)])
-def test_the_interval_of_steps_is_that_of_their_spread(gains: int, losses: int) -> None:
+def test_discrete_means_have_the_interval_of_their_spread(gains: int, losses: int) -> None:
     """Ends of sign flips would be farther out: 1 for four gains and a loss of eight conversations."""
     values = np.array([1.0] * gains + [-1.0] * losses + [0.0] * (8 - gains - losses))
     low, high = spread(values, widest=1.0).tie_interval(0.05)

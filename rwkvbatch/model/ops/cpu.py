@@ -19,7 +19,8 @@ from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import Choices, FloatArray, ModelSpec, RaggedBatch, SampleBatch, State, StatePool
 from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product, Rounding, ShiftKind
 from rwkvbatch.model.ops.reference import check_state
-from rwkvbatch.model.rwkv7 import ROWS_PER_STEP, Network, Rwkv7Model, token_lists
+from rwkvbatch.model.rwkv7 import Network
+from rwkvbatch.model.rwkv7_model import ROWS_PER_STEP, Rwkv7Model, token_lists
 from rwkvbatch.model.tensor_file import StoredRows
 
 Isa = Literal["auto", "avx512amx", "avx512vnni", "avx512", "avxvnni", "avx2", "neoni8mm", "neondot", "neon", "portable"]

@@ -121,14 +121,14 @@ def quantized(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     are zero. If an input is NaN or infinite, the group's integers are zero and its scale is NaN.
     """
     rows, width = x.shape
-    blocks = F.pad(x.float(), (0, -width % group)).view(rows, -1, group)
+    blocks = F.pad(x.float(), (0, -width % group)).view(rows, -(-width // group), group)
     largest = blocks.abs().amax(2, keepdim=True)
     scales = largest / 127
     integers = (blocks * (1 / scales)).round()
     bad, small = ~blocks.isfinite().all(2, keepdim=True), largest < LEAST_INPUT
     integers = integers.masked_fill(bad | small, 0)
     scales = scales.masked_fill(small, 0).masked_fill(bad, float("nan"))
-    return integers.view(rows, -1)[:, :width], scales.squeeze(2)
+    return integers.flatten(1)[:, :width], scales.squeeze(2)
 
 
 LAYER_NORM_EPS = 1e-5

@@ -12,7 +12,8 @@ import torch
 from rwkvbatch.bench import verify as verification
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.rwkv7 import Network, Rwkv7Model
+from rwkvbatch.model.rwkv7 import Network
+from rwkvbatch.model.rwkv7_model import Rwkv7Model
 from rwkvbatch.model.safetensors import save_tensors
 from tests.model.ops.device import DEVICE, HAS_GPU
 

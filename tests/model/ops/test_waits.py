@@ -11,7 +11,8 @@ from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import NoiseKey, Reply, Request, Score
 from rwkvbatch.model.base import Dimensions, ModelSpec
 from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.rwkv7 import Network, Rwkv7Model, state_bytes
+from rwkvbatch.model.rwkv7 import Network, state_bytes
+from rwkvbatch.model.rwkv7_model import Rwkv7Model
 from tests.model.ops.device import DEVICE, waits
 from tests.model.ops.sample_batches import batch_of, logits_of, select
 

@@ -37,8 +37,8 @@ def _largest(row_ptr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
         x = tl.load(row_ptr + ids, mask=ids < VOCAB, other=float("-inf"))
         usable = x < float("inf")
         num_unusable += tl.sum((usable == 0).to(tl.int32), 0)
-        value, place = tl.max(tl.where(usable, x, float("-inf")), 0, return_indices=True)
-        best = tl.where(value > largest, start + place, best)
+        value, index = tl.max(tl.where(usable, x, float("-inf")), 0, return_indices=True)
+        best = tl.where(value > largest, start + index, best)
         largest = tl.maximum(value, largest)
     return largest, best, num_unusable
 
@@ -152,8 +152,8 @@ def _draw(
                 uniform = (words.to(tl.float64) + 0.5) * 2.3283064365386963e-10
                 scaled = (x.to(tl.float64) - largest.to(tl.float64)) / temperature.to(tl.float64)
                 score = tl.where(possible, scaled - tl.log(-tl.log(uniform)), float("-inf"))
-                value, place = tl.max(score, 0, return_indices=True)
-                best = tl.where(value > best_score, start + place, best)
+                value, index = tl.max(score, 0, return_indices=True)
+                best = tl.where(value > best_score, start + index, best)
                 best_score = tl.maximum(value, best_score)
     return best
 
