@@ -56,7 +56,8 @@ def official(tensors: NamedTensors) -> NamedTensors:
 # Parallel `module.`, torch.compile `_orig_mod.`, transformers the base model's name (`model.`, `rwkv.`).
 
 _ANCHOR = re.compile(
-    r"(.*?)(?:blocks\.\d+\.(?:att|ffn|ln[012]|attention|feed_forward)|(?:model\.)?layers\.\d+\.(?:linear_)?attn)\."
+    r"(.*?)(?:blocks\.\d+\.(?:att|ffn|ln[012]|attention|feed_forward)"
+    r"|(?:model\.)?layers\.\d+\.(?:(?:linear_)?attn|(?:ffn|mlp)\.\w+\.lora_[AB]))\."
 )
 _ROOTS = {"blocks", "emb", "ln_out", "head", "layers", "embeddings", "embed_tokens", "norm", "lm_head"}
 
@@ -124,7 +125,10 @@ _PROJECTIONS = {"r_proj": "receptance", "k_proj": "key", "v_proj": "value", "o_p
 _NAMINGS = (
     _Naming(
         FLA,
-        re.compile(r"layers\.\d+\.attn\.(?:r_k|[wa]_lora\.lora\.0\.weight)"),
+        re.compile(
+            r"layers\.\d+\.(?:attn\.(?:r_k|[wa]_lora\.lora\.0\.weight)"
+            r"|(?:attn\.[rkvo]_proj|ffn\.(?:key|value))\.lora_[AB](?:\.default)?\.weight)"
+        ),
         {
             "pre_norm": "ln0",
             "attn_norm": "ln1",
@@ -135,7 +139,10 @@ _NAMINGS = (
     ),
     _Naming(
         "transformers (RWKV-7)",
-        re.compile(r"layers\.\d+\.linear_attn\.(?:r_k|w0|k_k)"),
+        re.compile(
+            r"layers\.\d+\.(?:linear_attn\.(?:r_k|w0|k_k)"
+            r"|(?:linear_attn\.[rkvo]_proj|mlp\.(?:up|down)_proj)\.lora_[AB](?:\.default)?\.weight)"
+        ),
         {
             "input_layernorm": "ln1",
             "post_attention_layernorm": "ln2",

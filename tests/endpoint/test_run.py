@@ -120,9 +120,12 @@ def test_chat_interface_sends_messages_with_the_replies_so_far(script: Path, ser
     assert [message["role"] for message in second["messages"]] == ["system", "user", "assistant", "user"]
     assert second["messages"][2]["content"] == rows[0].reply
     assert "stop" not in second
+    server.bodies.clear()
     gold = list(rwkvbatch.run(script, endpoint=server.url, endpoint_api="chat", history="gold", **settings).rows())
     assert gold[0].reply == rows[0].reply
-    assert server.bodies[-1]["messages"][2]["content"] in ("Hi Ada!", rows[2].reply)
+    histories = {body["messages"][-1]["content"]: body["messages"][:-1] for body in server.bodies}
+    assert histories["What is my name?"][2]["content"] == "Hi Ada!"
+    assert histories["And one more."][1]["content"] == rows[2].reply
 
 
 def test_interrupted_run_continues_with_the_same_history(script: Path, server: FakeServer, tmp_path: Path) -> None:

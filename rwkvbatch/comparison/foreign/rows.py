@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, counted
@@ -109,6 +109,8 @@ def damaged(path: Path, problem: object, *, line: int | None = None) -> RunDamag
 def checked(run: ForeignRun, path: Path) -> ForeignRun:
     """`run` with notes on rows without a score.
 
+    Rows without a score get the file's checks without a verdict, so that they count as unjudged and fail gates.
+
     Raises:
         RunDirectoryError: there are no rows.
         RunDamagedError: two rows have the same key.
@@ -122,4 +124,17 @@ def checked(run: ForeignRun, path: Path) -> ForeignRun:
         run.notes.append(f"{path}: {counted(errors, 'result')} ended in an error, without a score")
     if unscored := sum(row.error is None and not row.checks for row in run.rows):
         run.notes.append(f"{path}: {counted(unscored, 'result')} without a score")
+        run.rows = _with_missing_scores(run.rows)
     return run
+
+
+def _with_missing_scores(rows: Sequence[Row]) -> list[Row]:
+    """`rows`; those without a score have the checks of their cell (of another one if it has no score) unjudged."""
+    kinds_of = {row.cell: [check.kind for check in row.checks] for row in reversed(rows) if row.checks}
+    others = next(iter(kinds_of.values()), ["score"])
+    return [
+        replace(row, checks=tuple(CheckResult(kind, None, None, None) for kind in kinds_of.get(row.cell, others)))
+        if row.error is None and not row.checks
+        else row
+        for row in rows
+    ]
