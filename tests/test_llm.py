@@ -293,6 +293,21 @@ def test_run_takes_an_llm(llm: LLM, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("strategy", ["cpu bf16", "cpu int4"]),
+        ("backend", "reference"),
+        ("adapter", "a.pth alpha=1"),
+        ("endpoint", "http://127.0.0.1:1/v1"),
+    ],
+)
+def test_run_refuses_to_load_a_loaded_model_differently(llm: LLM, name: str, value: Any) -> None:
+    keywords: Any = {name: value}
+    with pytest.raises(UsageError, match=f"{name} is given"):
+        rwkvbatch.run("datasets/demo.jsonl", model=llm, limit=1, **keywords)
+
+
+@pytest.mark.parametrize(
     ("call", "facts"),
     [
         (lambda llm: llm.generate(""), ["prompt 0", "none"]),

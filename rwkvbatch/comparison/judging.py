@@ -155,7 +155,7 @@ def _incomplete(gate: Gate, scope: GateScope, *, allow_missing: bool, partial: b
             "unreached": f"{counted(dropped.unreached, 'turn')} not reached after an error",
             "missing": f"{counted(dropped.missing, 'turn')} missing",
             "different": f"{counted(dropped.different, 'turn')} asked differently",
-            "unjudged": f"{counted(dropped.unjudged, 'turn')} without a judge's verdict",
+            "unjudged": f"{counted(dropped.unjudged, 'turn')} without a verdict",
         }
         texts = [text for name, text in sentences.items() if getattr(dropped, name) and name not in named]
         if texts:

@@ -132,31 +132,70 @@ def _questions(runs: Sequence[RunData]) -> NDArray[np.int64]:
     scripts = {run.facts.script_sha256 for run in runs}
     if len(runs) == 1 or (len(scripts) == 1 and None not in scripts):
         return np.zeros(sum(len(run.rows) for run in runs), dtype=np.int64)
+    asked = [_asked(run) for run in runs]
+    _complete(asked)
     codes: dict[Any, int] = {}
-    return np.concatenate([_questions_of(run, codes) for run in runs])
+    return np.concatenate([_codes(run, own, codes) for run, own in zip(runs, asked, strict=True)])
 
 
-def _questions_of(run: RunData, codes: dict[Any, int]) -> NDArray[np.int64]:
-    """`[rows]` a code for each question of one run; `codes` maps what identifies a question to its code."""
-    gold = any(settings.get("history") == "gold" for settings in run.facts.cells.values())
+@dataclass
+class _Question:
+    """What a turn asks in one run; an error in every row can leave the reference and the checks unknown."""
+
+    prompt: str
+    reference: str | None = None
+    checks: tuple[Any, ...] = ()
+    only_errors: bool = True
+
+
+_Questions = dict[tuple[str, int], _Question]
+"""By conversation and turn."""
+
+
+def _asked(run: RunData) -> _Questions:
+    """The questions of a run, from all repeats and cells."""
     rows = run.rows
-    questions: dict[str, dict[int, list[Any]]] = {}  # by conversation and turn: prompt, reference, checks
-    for conversation, turn, prompt, reference, checks in zip(
-        rows["conversation"], rows["turn"], rows["prompt"], rows["reference"], rows["checks"], strict=True
-    ):
-        question = questions.setdefault(conversation, {}).setdefault(int(turn), [prompt, None, ()])
+    questions: _Questions = {}
+    columns = (rows[name] for name in ("conversation", "turn", "prompt", "reference", "checks", "finish_reason"))
+    for conversation, turn, prompt, reference, checks, finish_reason in zip(*columns, strict=True):
+        question = questions.setdefault((conversation, int(turn)), _Question(prompt))
         # A row that ended in an error may have no reference and no checks; another repeat of the turn has them.
-        question[1] = reference if question[1] is None else question[1]
-        question[2] = question[2] or tuple(
+        question.reference = reference if question.reference is None else question.reference
+        question.checks = question.checks or tuple(
             (check.get("kind"), repr(check.get("expected")), check.get("weight", 1.0)) for check in checks
         )
+        question.only_errors = question.only_errors and finish_reason == "error"
+    return questions
+
+
+def _complete(runs: Sequence[_Questions]) -> None:
+    """Give turns that ended in an error in every row the reference and the checks of the first run that has them.
+
+    Otherwise they would differ from the other run's turns and be left out, and errors would not count as failed.
+    """
+    for questions in runs:
+        for key, question in questions.items():
+            if not question.only_errors:
+                continue
+            for other in (own[key] for own in runs if key in own):
+                if other.prompt == question.prompt and not other.only_errors:
+                    question.reference = other.reference if question.reference is None else question.reference
+                    question.checks = question.checks or other.checks
+                    break
+
+
+def _codes(run: RunData, asked: _Questions, codes: dict[Any, int]) -> NDArray[np.int64]:
+    """`[rows]` a code for each question of one run; `codes` maps what identifies a question to its code."""
+    gold = any(settings.get("history") == "gold" for settings in run.facts.cells.values())
     code_of: dict[tuple[str, int], int] = {}
-    for conversation, turns in questions.items():
-        history = -1
-        for turn, (prompt, reference, checks) in sorted(turns.items()):
-            code_of[conversation, turn] = codes.setdefault((history, turn, prompt, reference, checks), len(codes))
-            history = codes.setdefault((history, turn, prompt, reference if gold else None), len(codes))
-    keys = zip(rows["conversation"], rows["turn"], strict=True)
+    histories: dict[str, int] = {}
+    for (conversation, turn), question in sorted(asked.items(), key=lambda item: item[0]):
+        history, prompt, reference = histories.get(conversation, -1), question.prompt, question.reference
+        asks = (history, turn, prompt, reference, question.checks)
+        code_of[conversation, turn] = codes.setdefault(asks, len(codes))
+        seen = (history, turn, prompt, reference if gold else None)
+        histories[conversation] = codes.setdefault(seen, len(codes))
+    keys = zip(run.rows["conversation"], run.rows["turn"], strict=True)
     return np.array([code_of[conversation, int(turn)] for conversation, turn in keys], dtype=np.int64)
 
 

@@ -238,7 +238,7 @@ def left_out(dropped: Iterable[Dropped], metric: Metric | None = None, *, named:
         ("missing", "turn without a counterpart", "left out"),
         ("different", "turn not asked the same", "left out"),
         ("unfinished", "turn not there yet", ""),
-        ("unjudged", "turn without a judge's verdict", "left out"),
+        ("unjudged", "turn without a verdict", "left out"),
     ):
         counts = {variant.label: getattr(variant, name) for variant in variants if getattr(variant, name)}
         if counts:

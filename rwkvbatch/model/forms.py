@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from rwkvbatch.errors import CheckpointError
+from rwkvbatch.errors import CheckpointError, counted
 from rwkvbatch.model import gguf, web_rwkv
 from rwkvbatch.model.containers import CONFIG
 from rwkvbatch.model.strategy import PRECISIONS
@@ -49,6 +49,7 @@ def official(tensors: NamedTensors) -> NamedTensors:
     _check_config(tensors)
     for form in FORMS:
         tensors = form.undo(tensors) or tensors
+    _check_layers(tensors)
     return tensors
 
 
@@ -56,7 +57,8 @@ def official(tensors: NamedTensors) -> NamedTensors:
 # Parallel `module.`, torch.compile `_orig_mod.`, transformers the base model's name (`model.`, `rwkv.`).
 
 _ANCHOR = re.compile(
-    r"(.*?)(?:blocks\.\d+\.(?:att|ffn|ln[012]|attention|feed_forward)|(?:model\.)?layers\.\d+\.(?:linear_)?attn)\."
+    r"(.*?)(?:blocks\.\d+\.(?:att|ffn|ln[012]|attention|feed_forward)"
+    r"|(?:model\.)?layers\.\d+\.(?:(?:linear_)?attn|(?:ffn|mlp)\.\w+\.lora_[AB]))\."
 )
 _ROOTS = {"blocks", "emb", "ln_out", "head", "layers", "embeddings", "embed_tokens", "norm", "lm_head"}
 
@@ -124,7 +126,10 @@ _PROJECTIONS = {"r_proj": "receptance", "k_proj": "key", "v_proj": "value", "o_p
 _NAMINGS = (
     _Naming(
         FLA,
-        re.compile(r"layers\.\d+\.attn\.(?:r_k|[wa]_lora\.lora\.0\.weight)"),
+        re.compile(
+            r"layers\.\d+\.(?:attn\.(?:r_k|[wa]_lora\.lora\.0\.weight)"
+            r"|(?:attn\.[rkvo]_proj|ffn\.(?:key|value))\.lora_[AB](?:\.default)?\.weight)"
+        ),
         {
             "pre_norm": "ln0",
             "attn_norm": "ln1",
@@ -135,7 +140,10 @@ _NAMINGS = (
     ),
     _Naming(
         "transformers (RWKV-7)",
-        re.compile(r"layers\.\d+\.linear_attn\.(?:r_k|w0|k_k)"),
+        re.compile(
+            r"layers\.\d+\.(?:linear_attn\.(?:r_k|w0|k_k)"
+            r"|(?:linear_attn\.[rkvo]_proj|mlp\.(?:up|down)_proj)\.lora_[AB](?:\.default)?\.weight)"
+        ),
         {
             "input_layernorm": "ln1",
             "post_attention_layernorm": "ln2",
@@ -307,6 +315,21 @@ def _check_config(tensors: NamedTensors) -> None:
         if value != computed and not (computed is None and not value):
             reason = f"only {computed!r} is computed" if computed is not None else "which is not supported"
             raise CheckpointError(f"its {CONFIG} has {key} = {_shown(value)}; {reason}", path=tensors.path)
+
+
+_LAYER = re.compile(r"blocks\.(\d{1,6})\.")
+
+
+def _check_layers(tensors: NamedTensors) -> None:
+    """Refuse fewer or more layers than the configuration has: layers were lost, or are not to be computed."""
+    configured = tensors.config.get("num_hidden_layers")
+    layers = {match[1] for name in tensors.entries if (match := _LAYER.match(name))}
+    if isinstance(configured, int) and layers and "emb.weight" in tensors.entries and configured != len(layers):
+        raise CheckpointError(
+            f"its {CONFIG} has num_hidden_layers = {configured}, and its tensors have {counted(len(layers), 'layer')}",
+            path=tensors.path,
+            hint="weights and configuration belong to different models, or layers were lost",
+        )
 
 
 def _shown(value: object) -> str:

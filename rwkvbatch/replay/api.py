@@ -12,7 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
-from rwkvbatch.config import GRID_SETTINGS, TEXTS, EndpointApi, HistoryMode, Order, Switch, ThinkMode, TurnEnd
+from rwkvbatch.config import (
+    GRID_SETTINGS,
+    NO_ADAPTER,
+    TEXTS,
+    EndpointApi,
+    HistoryMode,
+    Order,
+    Switch,
+    ThinkMode,
+    TurnEnd,
+)
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.judges.source import JudgeSource, judge_source
 from rwkvbatch.replay.consistency import check_plan, log_left_out, log_lint, refuse_contradictions, with_endpoint
@@ -20,7 +30,7 @@ from rwkvbatch.replay.grid import PATHS, GridFile, make_cells
 from rwkvbatch.replay.jury import turns_with_rubrics
 from rwkvbatch.replay.layers import CHECKPOINT_ENDINGS, layer_settings, naming_origins, read_toml
 from rwkvbatch.replay.metrics import serving_metrics
-from rwkvbatch.replay.models import ModelLoader
+from rwkvbatch.replay.models import ModelLoader, setups_of
 from rwkvbatch.replay.plan import Plan, select
 from rwkvbatch.replay.pool import pool_for
 from rwkvbatch.replay.progress import Observer
@@ -168,6 +178,8 @@ def run(
     with loading():  # a script may be a pipe that never ends
         prepared = prepare(scripts, model=model, skip_bad=skip_bad, shard=shard, **sources, **settings)
     plan, skipped = prepared.plan, prepared.script.skipped
+    if loaded is not None:
+        _refuse_loading_settings(plan)
     log_lint(plan)
     observers = [] if observer is None else [observer]
     loader = ModelLoader(plan.settings, loaded, notify)
@@ -199,6 +211,22 @@ def run(
         count, path = len(skipped), result.directory / SKIPPED_NAME
         notify(f"{counted(count, 'bad line')} set aside in {path}")
     return result
+
+
+def _refuse_loading_settings(plan: Plan) -> None:
+    """Refuse settings of how a model is loaded, which would change nothing about one that is loaded already."""
+    for setup in setups_of(plan):
+        given = {
+            "strategy": setup.strategy != "auto",
+            "backend": setup.backend != "auto",
+            "adapter": setup.adapter != NO_ADAPTER,
+            "endpoint": setup.endpoint is not None,
+        }
+        for name in (name for name, is_given in given.items() if is_given):
+            raise UsageError(
+                f"{name} is given, and so is a model that is loaded already, which it cannot change",
+                hint=f"give the checkpoint's file as model, or leave {name} out",
+            )
 
 
 def _judge(plan: Plan, loader: ModelLoader, notify: Callable[[str], None]) -> JudgeSource | None:

@@ -96,6 +96,9 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         content = json.loads(read_file(path, MAX_MANIFEST_BYTES))
     except FileNotFoundError:
         return None
+    except NotADirectoryError:
+        hint = "name the directory that `rwkvbatch run SCRIPT --out DIR` made"
+        raise RunDirectoryError("is not a run directory", path=directory, hint=hint) from None
     except OSError as error:
         raise RunDirectoryError(f"cannot be read: {error.strerror or error}", path=path) from None
     except (ValueError, RecursionError) as error:

@@ -36,7 +36,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["run", "s.jsonl", "--grid", "bad.toml"], 2, "not UTF-8: byte 0xff at place 5"),
         (["run", "s.jsonl", "--out", "bad.toml"], 2, "--out bad.toml: a run is a directory, and bad.toml is not one"),
         (["run", "s.jsonl", "--out", "bad.toml/x"], 2, "--out bad.toml/x: a run is a directory, and bad.toml is not"),
-        (["merge", "s.jsonl", "--out", "m"], 3, "manifest.json: cannot be read: Not a directory\n"),
+        (["merge", "s.jsonl", "--out", "m"], 3, "error: s.jsonl: is not a run directory\n  name the directory that"),
+        (["check", "s.jsonl"], 3, "error: s.jsonl: is not a run directory\n  name the directory that"),
         (["merge", "run", "--out", "m"], 3, "manifest.json: is not JSON: "),
     ],
 )

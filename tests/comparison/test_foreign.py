@@ -13,7 +13,7 @@ import pytest
 
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.exits import ExitCode
-from rwkvbatch.comparison import load
+from rwkvbatch.comparison import compare, load
 from rwkvbatch.comparison.loading import load_runs
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RwkvBatchError, UsageError
 
@@ -318,6 +318,24 @@ def test_an_empty_score_is_a_missing_one(tmp_path: Path) -> None:
     (run,) = load_runs([table(tmp_path / "t.csv", records(score=""))])
     assert run.rows["score"].isna().all()
     assert any("6 results without a score" in note for note in run.notes)
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_missing_scores_fail_gates(tmp_path: Path, files: int) -> None:
+    whole = [record for record in records(20) if record["variant"] == "a"]
+    part = [{**record, "variant": "b", "score": record["score"] or ""} for record in whole]
+    if files == 1:
+        paths = [table(tmp_path / "t.csv", whole + part)]
+    else:
+        paths = [
+            table(tmp_path / f"{name}.csv", [{**record, "variant": ""} for record in own])
+            for name, own in (("t", whole), ("u", part))
+        ]
+    found = compare([str(path) for path in paths], fail_if=["score < 0.9"])
+    assert found.comparisons[0].num_values == 10
+    assert found.gates[0].failed
+    assert "10 turns without a verdict" in found.gates[0].reason
+    assert not any("left out" in note for note in found.notes)
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

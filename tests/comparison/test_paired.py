@@ -183,6 +183,28 @@ def test_runs_of_other_scripts_are_refused(tmp_path: Path) -> None:
     assert any("different scripts" in note for note in compare([str(a), str(b)], force=True).notes)
 
 
+@pytest.mark.parametrize("checks", [True, False])
+def test_errors_count_as_failed_also_where_the_scripts_are_not_known_to_be_the_same(
+    tmp_path: Path, checks: bool
+) -> None:
+    def end_in_errors(row: dict[str, Any], rng: np.random.Generator) -> None:
+        if row["turn"] == 1:
+            row.update(finish_reason="error", error="too long", reference=None)
+            failed = {"passed": False, "score": 0.0}
+            row["checks"] = [{**check, **failed} for check in row["checks"]] if checks else []
+
+    a = make_run(tmp_path / "a", conversations=6)
+    b = make_run(tmp_path / "b", conversations=6, change=end_in_errors)
+    same = compare([str(a), str(b)])
+    c = make_run(
+        tmp_path / "c", conversations=6, change=end_in_errors, identity_changes={"script": {"sha256": "99" * 32}}
+    )
+    found = compare([str(a), str(c)], force=True)
+    assert found.comparisons[0].num_values == same.comparisons[0].num_values == 24
+    assert found.comparisons[0].variant_mean == same.comparisons[0].variant_mean
+    assert not any("differ" in note for note in found.notes if "left out" in note)
+
+
 @pytest.mark.parametrize(
     ("changes", "note"),
     [

@@ -204,10 +204,10 @@ def test_a_check_without_a_verdict_is_missing_in_means_and_gates_and_counted(tmp
     assert (passes.num_conversations, counts.variant_mean) == (11, 2.0)
     (gate,) = analysis.gates
     assert gate.failed
-    assert "2 turns without a judge's verdict" in gate.reason
+    assert "2 turns without a verdict" in gate.reason
     assert not compare(paths, fail_if=["score < 0.5"], allow_missing=True).gates[0].failed
     assert not compare(paths, fail_if=["score < 0.5", "unjudged > 2"], allow_missing=True).failed
-    assert "4 turns without a judge's verdict in a and b" in formats.as_markdown(analysis)
+    assert "4 turns without a verdict in a and b" in formats.as_markdown(analysis)
     junit = as_junit(analysis, conversations=True)
     assert re.search(r'name="talk-1">\s*<skipped [^>]*the server is down', junit)
     assert "no verdict" in as_html(analysis)

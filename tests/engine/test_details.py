@@ -25,11 +25,11 @@ def reference_details(engine: Engine, before: tuple[int, ...], token: int, count
     return TokenDetails(token, float(logprobs[token]), tuple((id_, float(logprobs[id_])) for id_ in top))
 
 
-def assert_close(found: TokenDetails, expected: TokenDetails) -> None:
-    assert found.token == expected.token
-    assert found.logprob == pytest.approx(expected.logprob, abs=1e-4)
-    assert [token for token, _ in found.top] == [token for token, _ in expected.top]
-    assert [value for _, value in found.top] == pytest.approx([value for _, value in expected.top], abs=1e-4)
+def assert_close(actual: TokenDetails, expected: TokenDetails) -> None:
+    assert actual.token == expected.token
+    assert actual.logprob == pytest.approx(expected.logprob, abs=1e-4)
+    assert [token for token, _ in actual.top] == [token for token, _ in expected.top]
+    assert [value for _, value in actual.top] == pytest.approx([value for _, value in expected.top], abs=1e-4)
 
 
 def test_a_reply_has_the_likeliest_tokens_at_each_position(engine: Engine) -> None:
@@ -73,13 +73,13 @@ def test_a_scored_text_has_the_likeliest_tokens_whatever_else_is_in_the_batch(en
     while len(results) < 4:
         results.update(engine.step())
     assert results[again] == score
-    assert isinstance(found := results[plain], Score)
-    assert found.details == ()
+    assert isinstance(actual := results[plain], Score)
+    assert actual.details == ()
     assert isinstance(other := results[others[0]], Reply)
     assert other.details == ()
 
 
 def test_equal_logits_are_listed_by_id_and_rows_may_have_different_counts() -> None:
     logits = torch.tensor([[1.0, 3.0, 3.0, 0.0], [0.0, 1.0, 2.0, 3.0], [5.0, 0.0, 0.0, 0.0]])
-    found = likeliest(logits, [1, 0, -1], [-0.5, -4.0, 0.0], [2, 9, 1])
-    assert found == [((1, -0.5), (2, -0.5)), ((3, -1.0), (2, -2.0), (1, -3.0), (0, -4.0)), ()]
+    actual = likeliest(logits, [1, 0, -1], [-0.5, -4.0, 0.0], [2, 9, 1])
+    assert actual == [((1, -0.5), (2, -0.5)), ((3, -1.0), (2, -2.0), (1, -3.0), (0, -4.0)), ()]

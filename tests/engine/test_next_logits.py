@@ -20,9 +20,9 @@ def test_next_logits_are_those_of_the_model(tokens: tuple[int, ...], with_root: 
     root = engine.add_root(initial) if initial is not None else 0
     expected_logits, expected_state = model.forward([tokens], initial)
     for _ in range(2):
-        found = engine.next_logits(tokens, root)
-        assert torch.equal(found.logits, expected_logits[0])
-        assert torch.equal(found.state.tensors["hash"], expected_state.tensors["hash"])
+        actual = engine.next_logits(tokens, root)
+        assert torch.equal(actual.logits, expected_logits[0])
+        assert torch.equal(actual.state.tensors["hash"], expected_state.tensors["hash"])
 
 
 def test_next_logits_read_nothing_twice() -> None:

@@ -125,9 +125,9 @@ def test_logits_and_scores_after_a_pinned_prefix_equal_those_after_the_whole_his
     prefix = engine.pin_prefix(tuple(range(1, 60)))
     for tokens in ((9,), (9, 10)):
         expected, state = model.forward([[*range(1, 60), *tokens]])
-        found = engine.next_logits(tokens, prefix)
-        assert torch.equal(found.logits, expected[0])
-        assert torch.equal(found.state.tensors["hash"], state.tensors["hash"])
+        actual = engine.next_logits(tokens, prefix)
+        assert torch.equal(actual.logits, expected[0])
+        assert torch.equal(actual.state.tensors["hash"], state.tensors["hash"])
     whole = Engine(HashModel()).score((*range(1, 60), 9), (8, 7))
     assert engine.score((9,), (8, 7), prefix) == whole
 

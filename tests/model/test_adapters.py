@@ -111,9 +111,9 @@ def saved(path: Path, tensors: Tensors) -> Path:
 
 
 def assert_merged(base: Path, adapter: str, expected: Tensors, folder: Path, parts: tuple[str, ...] = ()) -> None:
-    found = logits(base, adapter)
-    torch.testing.assert_close(found, logits(saved(folder / "merged.pth", expected)), rtol=0, atol=2e-3)
-    assert (found - logits(base)).abs().max() > 0.05
+    actual = logits(base, adapter)
+    torch.testing.assert_close(actual, logits(saved(folder / "merged.pth", expected)), rtol=0, atol=2e-3)
+    assert (actual - logits(base)).abs().max() > 0.05
 
 
 def test_lora(tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_lora(tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("backend", ["reference", "upstream"])
 def test_other_backends_merge_too(backend: str, tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:
     path = saved(tmp_path / "lora.pth", lora(tiny_tensors))
-    found = logits(tiny_file, f"{path} alpha=24", backend)
-    torch.testing.assert_close(found, logits(tiny_file, f"{path} alpha=24"), rtol=0, atol=2e-3)
+    actual = logits(tiny_file, f"{path} alpha=24", backend)
+    torch.testing.assert_close(actual, logits(tiny_file, f"{path} alpha=24"), rtol=0, atol=2e-3)
 
 
 def test_pissa(tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:
@@ -183,6 +183,38 @@ def test_a_directory_of_peft_has_its_alpha(
     assert_merged(tiny_file, str(folder), with_lora(tiny_tensors, lora(tiny_tensors), factor), tmp_path)
     with pytest.raises(UsageError, match="alpha= does not apply"):
         logits(tiny_file, f"{folder} alpha=3")
+
+
+FLA_NAMES = {
+    "blocks.0.att.receptance": "layers.0.attn.r_proj",
+    "blocks.1.att.key": "layers.1.attn.k_proj",
+    "blocks.1.ffn.key": "layers.1.ffn.key",
+    "blocks.0.ffn.value": "layers.0.ffn.value",
+}
+TRANSFORMERS_NAMES = {
+    "blocks.0.att.receptance": "layers.0.linear_attn.r_proj",
+    "blocks.1.att.key": "layers.1.linear_attn.k_proj",
+    "blocks.1.ffn.key": "layers.1.mlp.up_proj",
+    "blocks.0.ffn.value": "layers.0.mlp.down_proj",
+}
+
+
+@pytest.mark.parametrize("names", [FLA_NAMES, TRANSFORMERS_NAMES], ids=["fla", "transformers"])
+@pytest.mark.parametrize("part", ["", "ffn"])
+def test_a_directory_of_peft_with_the_names_of_other_programs(
+    names: dict[str, str], part: str, tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path
+) -> None:
+    folder = peft_directory(tmp_path / "peft", tiny_tensors)
+    chosen = {target: theirs for target, theirs in names.items() if part in target}
+    parts = {name: tensor for name, tensor in lora(tiny_tensors).items() if name.rpartition(".")[0] in chosen}
+    for name in list(parts):
+        target, _, letter = name.rpartition(".")
+        parts[f"base_model.model.model.{chosen[target]}.{letter}.weight"] = parts.pop(name)
+    save_file(parts, folder / "adapter_model.safetensors")
+    expected = dict(tiny_tensors)
+    for target in chosen:
+        expected[f"{target}.weight"] = with_lora(tiny_tensors, lora(tiny_tensors), 4.0)[f"{target}.weight"]
+    assert_merged(tiny_file, str(folder), expected, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -347,11 +379,11 @@ def test_products_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> N
 
     x, y = normal(70, 40, seed=1).float(), normal(40, 130, seed=2).float()
     expected = (x.double() @ y.double()).float()
-    found = product(x, y)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    actual = product(x, y)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
     ops = cpu.CpuOps
     monkeypatch.setattr(cpu, "CpuOps", lambda: ops(5, "portable"))
-    assert torch.equal(product(x, y), found)
+    assert torch.equal(product(x, y), actual)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -59,8 +59,8 @@ def test_rounding_it_again_finds_the_same_integers_and_scales(width: int) -> Non
 
 def test_without_any_inputs_it_still_rounds() -> None:
     weight = torch.randn(5, 40, generator=torch.Generator().manual_seed(5))
-    found = RULE.dequantize(*rounded_with_feedback(weight, torch.zeros(40, 40), RULE))
-    assert float((found - weight).abs().max()) < 0.5
+    actual = RULE.dequantize(*rounded_with_feedback(weight, torch.zeros(40, 40), RULE))
+    assert float((actual - weight).abs().max()) < 0.5
 
 
 @pytest.mark.parametrize("deep_embed", [None, 4], ids=["RWKV-7", "RWKV-7a"])
@@ -107,10 +107,10 @@ def test_layers_are_fitted_to_what_the_fitted_layers_before_them_give(
 
 def test_pieces_have_token_0_before_each_and_stop_at_the_limit() -> None:
     text = list(range(1, 1200))
-    found = pieces([text, [7], [8]], 1206)
-    assert [len(piece) for piece in found] == [512, 512, 178, 2, 2]
-    assert [token for piece in found[:3] for token in piece[1:]] == text
-    assert {piece[0] for piece in found} == {0}
+    actual = pieces([text, [7], [8]], 1206)
+    assert [len(piece) for piece in actual] == [512, 512, 178, 2, 2]
+    assert [token for piece in actual[:3] for token in piece[1:]] == text
+    assert {piece[0] for piece in actual} == {0}
     assert sum(map(len, pieces([text, [7]], 600))) == 600
     assert pieces([[5]], 1) == []
 

@@ -30,11 +30,11 @@ def read(path: Path) -> Tensors:
         return {name: checkpoint[name] for name in checkpoint}
 
 
-def assert_same(found: Tensors, expected: Tensors) -> None:
-    assert found.keys() == expected.keys()
+def assert_same(actual: Tensors, expected: Tensors) -> None:
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name], tensor.detach())
+        assert actual[name].dtype == tensor.dtype
+        assert torch.equal(actual[name], tensor.detach())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -85,10 +85,10 @@ def test_state_dict_of_a_module_is_read(tmp_path: Path) -> None:
 def test_sizes_are_read_off_the_tensors(tmp_path: Path) -> None:
     tensors = random_tensors(3, 96, 51, head_size=24, hidden=100, ranks=LowRankWidths(5, 6, 7, 8))
     with open_checkpoint(write(tensors, tmp_path / "a.pth")) as checkpoint:
-        found = checkpoint.architecture
-    assert (found.generation, found.num_layers, found.width, found.vocab_size) == ("7", 3, 96, 51)
-    assert (found.num_heads, found.head_size, found.precision) == (4, 24, "bf16")
-    assert found.num_parameters == sum(tensor.numel() for tensor in tensors.values())
+        actual = checkpoint.architecture
+    assert (actual.generation, actual.num_layers, actual.width, actual.vocab_size) == ("7", 3, 96, 51)
+    assert (actual.num_heads, actual.head_size, actual.precision) == (4, 24, "bf16")
+    assert actual.num_parameters == sum(tensor.numel() for tensor in tensors.values())
 
 
 def test_ranks_and_hidden_width_may_differ_by_layer(tmp_path: Path) -> None:

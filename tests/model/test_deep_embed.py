@@ -90,8 +90,8 @@ def test_the_native_and_triton_token_matrices_are_the_reference(size: int, dtype
         reference.begin(batch, reference.make_pool(3, 1, 1, 16)), reference.table(table), offset, x
     )
     step = cpu.begin(batch, cpu.make_pool(3, 1, 1, 16))
-    found = cpu.values(cpu.token_matrix(step, cpu.table(table), cpu.array(offset), cpu.array(x)))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    actual = cpu.values(cpu.token_matrix(step, cpu.table(table), cpu.array(offset), cpu.array(x)))
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
     assert cpu.native.take_damage() == 0
 
     few = pytest.importorskip("rwkvbatch.model.ops.triton.few")
@@ -101,7 +101,7 @@ def test_the_native_and_triton_token_matrices_are_the_reference(size: int, dtype
     torch.testing.assert_close(out.cpu(), expected, rtol=1e-5, atol=1e-4)
 
 
-def test_shapes_of_a_token_matrix_that_do_not_fit_are_refused() -> None:
+def test_token_matrices_of_wrong_shapes_are_refused() -> None:
     from rwkvbatch.model.ops.cpu import CpuOps
 
     cpu = CpuOps(threads=1)
@@ -115,10 +115,10 @@ def test_shapes_of_a_token_matrix_that_do_not_fit_are_refused() -> None:
 
 
 def test_int8_rounds_the_same_matrices_on_both_backends(file: Path) -> None:
-    found = [
+    actual = [
         load_model(file, "cpu int8", backend).forward(LISTS, every_token=True)[0] for backend in ("cpu", "reference")
     ]
-    torch.testing.assert_close(*found, rtol=2e-4, atol=2e-4)
+    torch.testing.assert_close(*actual, rtol=2e-4, atol=2e-4)
 
 
 def test_a_carried_state_equals_one_call(file: Path) -> None:
@@ -131,9 +131,9 @@ def test_a_carried_state_equals_one_call(file: Path) -> None:
 
 def test_it_is_described_as_what_it_is(file: Path) -> None:
     with open_checkpoint(file) as checkpoint:
-        found = asdict(describe(checkpoint))
-    assert found["generation"] == "7a"
-    assert found["state_bytes"] == 4 * 2 * 64 * (2 + 32)
+        actual = asdict(describe(checkpoint))
+    assert actual["generation"] == "7a"
+    assert actual["state_bytes"] == 4 * 2 * 64 * (2 + 32)
 
 
 @pytest.mark.parametrize(

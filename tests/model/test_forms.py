@@ -96,12 +96,12 @@ def test_names_of_transformers_give_the_logits_of_the_pth(generation: str, tmp_p
     assert_same_logits(tmp_path / "hf", tmp_path / "official.pth")
 
 
-def test_info_says_the_form_and_what_was_undone(tiny_tensors: Tensors, tmp_path: Path) -> None:
+def test_the_description_has_the_form_and_the_conversions(tiny_tensors: Tensors, tmp_path: Path) -> None:
     folder = write_directory(tmp_path / "hf", prefixed("module.")(to_fla(tiny_tensors)))
     with open_checkpoint(folder) as checkpoint:
-        found = describe(checkpoint)
-    assert (found.form, found.kind, found.num_files) == ("flash-linear-attention", "safetensors", 3)
-    assert found.undone == (
+        actual = describe(checkpoint)
+    assert (actual.form, actual.kind, actual.num_files) == ("flash-linear-attention", "safetensors", 3)
+    assert actual.undone == (
         "the prefix 'module.' of all names",
         "the names of flash-linear-attention",
         "the transposition of the low-rank matrices",
@@ -113,9 +113,9 @@ def test_info_says_the_form_and_what_was_undone(tiny_tensors: Tensors, tmp_path:
 def test_an_index_is_read_as_its_directory(tiny_tensors: Tensors, tmp_path: Path) -> None:
     folder = write_directory(tmp_path / "hf", to_fla(tiny_tensors))
     index = folder / "model.safetensors.index.json"
-    with open_checkpoint(folder) as of_folder, open_checkpoint(index) as of_index:
-        assert of_folder.file.sha256() == of_index.file.sha256()
-        assert list(of_folder) == list(of_index)
+    with open_checkpoint(folder) as from_folder, open_checkpoint(index) as from_index:
+        assert from_folder.file.sha256() == from_index.file.sha256()
+        assert list(from_folder) == list(from_index)
 
 
 def test_two_networks_in_one_file_are_refused(tiny_tensors: Tensors, tmp_path: Path) -> None:
@@ -135,6 +135,17 @@ def test_a_configuration_that_asks_for_another_computation_is_refused(
     write_directory(folder, to_fla(tiny_tensors), config={**config, key: wrong})
     with pytest.raises(CheckpointError, match=f"its config.json has {key} = "):
         load_model(folder)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_configuration_of_other_layers_than_the_tensors_have_is_refused(
+    number: int, tiny_tensors: Tensors, tmp_path: Path
+) -> None:
+    config: dict[str, object] = {"model_type": "rwkv7", "num_hidden_layers": 2}
+    load_model(write_directory(tmp_path / "right", to_fla(tiny_tensors), config=config))
+    wrong = write_directory(tmp_path / "hf", to_fla(tiny_tensors), config={**config, "num_hidden_layers": number})
+    with pytest.raises(CheckpointError, match=f"num_hidden_layers = {number}, and its tensors have 2 layers"):
+        load_model(wrong)
 
 
 def test_a_tied_head_is_the_embedding(tiny_tensors: Tensors, tmp_path: Path) -> None:
@@ -165,16 +176,16 @@ def test_heads_of_other_sizes_are_normed_as_flash_linear_attention_does(
     tensors = random_tensors(3, 128, 97, head_size=head_size, seed=7)
     torch.save(tensors, tmp_path / "a.pth")
     folder = write_directory(tmp_path / "hf", to_fla(tensors))
-    found = load_model(folder, "cpu", backend).forward([[1, 2, 3, 4, 5]], every_token=True)[0]
+    actual = load_model(folder, "cpu", backend).forward([[1, 2, 3, 4, 5]], every_token=True)[0]
     official = load_model(tmp_path / "a.pth", "cpu", "reference")
     other = official.forward([[1, 2, 3, 4, 5]], every_token=True)[0]
     monkeypatch.setattr(reference, "GROUP_NORM_EPS", head_size * 1e-5)
-    wanted = official.forward([[1, 2, 3, 4, 5]], every_token=True)[0]
-    assert (wanted - other).abs().max() > 20 * (found - wanted).abs().max()
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    expected = official.forward([[1, 2, 3, 4, 5]], every_token=True)[0]
+    assert (expected - other).abs().max() > 20 * (actual - expected).abs().max()
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
 
 
-def test_what_is_converted_from_such_heads_is_the_same_network(tmp_path: Path) -> None:
+def test_a_conversion_of_such_heads_is_the_same_network(tmp_path: Path) -> None:
     folder = write_directory(tmp_path / "hf", to_fla(random_tensors(2, 64, 97, head_size=32)))
     with open_checkpoint(folder) as checkpoint:
         save_entries(tmp_path / "a.pth", checkpoint.rounded(None))
@@ -219,7 +230,7 @@ def test_nothing_depends_on_the_unused_tensors_of_layer_0(
     path = tmp_path / "made.pth"
     torch.save(tensors, path)
     made, plain = (
-        load_model(each, "cpu fp32", backend, threads=1).forward([[1, 2, 3]])[0] for each in (path, tiny_file)
+        load_model(file, "cpu fp32", backend, threads=1).forward([[1, 2, 3]])[0] for file in (path, tiny_file)
     )
     assert torch.equal(made, plain)
     with open_checkpoint(path) as checkpoint:

@@ -50,10 +50,10 @@ def test_info_and_convert_name_it(tiny_tensors: Tensors, tiny_file: Path, tmp_pa
 
     path = write_gguf(tmp_path / "model.gguf", tiny_tensors, matrices="BF16")
     with open_checkpoint(path) as checkpoint:
-        found = describe(checkpoint, read_values=True)
+        actual = describe(checkpoint, read_values=True)
         save_tensors(tmp_path / "back.safetensors", dict(checkpoint))
-    assert (found.kind, found.form) == ("gguf", "llama.cpp")
-    assert "the flattened r_k" in found.undone
+    assert (actual.kind, actual.form) == ("gguf", "llama.cpp")
+    assert "the flattened r_k" in actual.undone
     assert_same_logits(tmp_path / "back.safetensors", tiny_file)
     assert invoke(["model", "convert", str(tmp_path / "model"), str(tmp_path / "made.pth"), "--quiet"]) == 0
     assert_same_logits(tmp_path / "made.pth", tiny_file)

@@ -25,12 +25,12 @@ def test_a_rounding_means_the_same_to_the_kernels_and_to_the_reference(
     tokens = [[1, 2, 3, 4], *([token] for token in range(5, 20))]
     model = load_model(tmp_path / "a", f"cpu {precision}")
     assert (model.spec.backend, model.spec.bitwise, model.spec.dtype) == ("cpu", True, precision)
-    found, _ = model.forward(tokens)
+    actual, _ = model.forward(tokens)
     expected, _ = load_model(tmp_path / "a", f"cpu {precision}", "reference").forward(tokens)
     unrounded, _ = load_model(tmp_path / "a", "cpu", "reference").forward(tokens)
     # An input at the border of two integers may be rounded to the other one: which, depends on the order in which the
     # reference adds, so on the machine. It changes all logits of its sequence.
-    errors = (found - expected).abs().amax(1)
+    errors = (actual - expected).abs().amax(1)
     num_moved = int((errors > 2e-4).sum())
     assert num_moved == 0 if precision == "int8" else num_moved <= len(tokens) // 4
     rounding = float((unrounded - expected).abs().mean())
@@ -45,9 +45,9 @@ def test_int8_rounds_the_large_matrices_and_nothing_else(tmp_path: Path) -> None
         if re.fullmatch(r"head\.weight|.*\.(receptance|key|value|output)\.weight", name):
             tensors[name] = rounded_to_int8(weight)
     torch.save(tensors, tmp_path / "rounded.pth")
-    found, _ = load_model(tmp_path / "a", "cpu int8", "reference").forward([[1, 2, 3]])
+    actual, _ = load_model(tmp_path / "a", "cpu int8", "reference").forward([[1, 2, 3]])
     expected, _ = load_model(tmp_path / "rounded", "cpu", "reference").forward([[1, 2, 3]])
-    assert torch.equal(found, expected)
+    assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

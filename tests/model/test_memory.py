@@ -135,8 +135,8 @@ def test_a_file_larger_than_the_memory_is_described_without_mapping_it(
     path = tmp_path / "large.safetensors"
     assert sparse(path, 67, 4096, 65536) > 26 * 2**30
     with address_space(512 * MIB), open_checkpoint(path) as checkpoint:
-        found = describe(checkpoint)
-        assert (found.num_layers, found.width, found.vocab_size) == (67, 4096, 65536)
+        actual = describe(checkpoint)
+        assert (actual.num_layers, actual.width, actual.vocab_size) == (67, 4096, 65536)
         assert checkpoint["blocks.66.att.key.weight"].shape == (4096, 4096)
     monkeypatch.setattr(memory, "free_memory", lambda: 20 * 2**30)
     with pytest.raises(
@@ -169,8 +169,8 @@ def test_converting_takes_the_memory_of_one_tensor(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path)
     assert size > 80 * MIB
     assert int(done.stdout) * 1024 < 0.4 * size
-    for found in (load_file(tmp_path / "large-out.safetensors"), torch.load(tmp_path / "large-out.pth", mmap=True)):
-        assert found["blocks.2.ffn.key.weight"].shape == (4096, 1024)
+    for actual in (load_file(tmp_path / "large-out.safetensors"), torch.load(tmp_path / "large-out.pth", mmap=True)):
+        assert actual["blocks.2.ffn.key.weight"].shape == (4096, 1024)
 
 
 _RUN = """

@@ -44,9 +44,9 @@ def test_a_merged_state_is_the_initial_state(
     state_file = saved(tmp_path / "state.pth", tuned)
     merged = load_model(saved(tmp_path / "merged.pth", {**tiny_tensors, **tuned}), strategy, backend)
     plain = load_model(tiny_file, strategy, backend)
-    found, _ = merged.forward(TOKENS, every_token=True)
-    assert torch.equal(found, repeated(state_file, plain))
-    assert not torch.equal(found, plain.forward(TOKENS, every_token=True)[0])
+    actual, _ = merged.forward(TOKENS, every_token=True)
+    assert torch.equal(actual, repeated(state_file, plain))
+    assert not torch.equal(actual, plain.forward(TOKENS, every_token=True)[0])
     # A state that is given replaces it, zeros too.
     _, zero = plain.forward([[1], [1]])
     zeros = type(zero)({name: torch.zeros_like(tensor) for name, tensor in zero.tensors.items()})
@@ -77,12 +77,12 @@ def test_a_state_of_the_package_goes_on_where_it_ended(generation: str, tiny_fil
     _, state = model._package_model.forward([5, 6, 7], None)
     state_file = saved(tmp_path / "state.pth", state)
     expected, _ = model.forward([[5, 6, 7, 8]])
-    found, _ = model.forward([[8]], load_state(state_file, model.spec))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    actual, _ = model.forward([[8]], load_state(state_file, model.spec))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
     if generation == "7":
         native = load_model(path, "cpu")
-        found, _ = native.forward([[8]], load_state(state_file, native.spec))
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+        actual, _ = native.forward([[8]], load_state(state_file, native.spec))
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-3)
 
 
 def test_a_list_of_another_model_is_refused(tiny_file: Path, tmp_path: Path) -> None:

@@ -44,9 +44,9 @@ def test_the_file_is_what_the_strategy_makes_of_the_original(rounding: str, orig
     model = load_model(out)
     assert model.spec.dtype == rounding
     assert model.spec.vocabulary == "world"
-    found, _ = model.forward(TOKENS)
+    actual, _ = model.forward(TOKENS)
     # A scale in fp32 may have moved by a unit in the last place.
-    torch.testing.assert_close(found, expected, rtol=0, atol=0 if rounding == "int4" else 1e-4)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0 if rounding == "int4" else 1e-4)
 
 
 @pytest.mark.parametrize("rounding", ["w8a8", "int4"])

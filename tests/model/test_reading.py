@@ -101,9 +101,9 @@ def test_a_model_is_the_same_as_one_packed_from_tensors(
     file: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     strategies = ("cpu", "cpu fp32", "cpu bf16", "cpu int8", "cpu w8a8", "cpu int4")
-    found = {strategy: logits_of(folder / file, strategy) for strategy in strategies}
+    actual = {strategy: logits_of(folder / file, strategy) for strategy in strategies}
     monkeypatch.setattr(load, "_reader", lambda *_: None)
-    for strategy, logits in found.items():
+    for strategy, logits in actual.items():
         assert torch.equal(logits, logits_of(folder / file, strategy)), strategy
 
 

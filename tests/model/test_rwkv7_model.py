@@ -1,4 +1,4 @@
-"""The network over the reference operations: the `rwkv` package's logits, however the tokens are grouped."""
+"""The network with the reference operations gives the `rwkv` package's logits, for any grouping of the tokens."""
 
 from __future__ import annotations
 
@@ -69,22 +69,22 @@ def test_logits_and_states_are_those_of_the_rwkv_package(shape: Shape, tmp_path:
         dtype=torch.float32,
     )
     torch.save(tensors, tmp_path / "model.pth")
-    ours = load_model(tmp_path / "model", "cpu fp32", "reference")
-    theirs = load_model(tmp_path / "model", "cpu fp32", "upstream")
+    model = load_model(tmp_path / "model", "cpu fp32", "reference")
+    package = load_model(tmp_path / "model", "cpu fp32", "upstream")
 
-    first = token_lists(shape.vocab_size, [17, 1, 5])
-    found, state = ours.forward(first, every_token=True)
-    expected, expected_state = theirs.forward(first, every_token=True)
-    assert found.shape == expected.shape == (23, shape.vocab_size)
-    assert float((found - expected).abs().max()) < TOLERANCE
+    prompts = token_lists(shape.vocab_size, [17, 1, 5])
+    actual, state = model.forward(prompts, every_token=True)
+    expected, expected_state = package.forward(prompts, every_token=True)
+    assert actual.shape == expected.shape == (23, shape.vocab_size)
+    assert float((actual - expected).abs().max()) < TOLERANCE
     assert largest_difference(state, expected_state) < TOLERANCE
     assert 0.5 < float(expected.std()) < 10
 
-    then = token_lists(shape.vocab_size, [1, 9, 1], seed=1)
-    found, _ = ours.forward(then, state)
-    expected, _ = theirs.forward(then, expected_state)
-    assert found.shape == (3, shape.vocab_size)
-    assert float((found - expected).abs().max()) < TOLERANCE
+    continuations = token_lists(shape.vocab_size, [1, 9, 1], seed=1)
+    actual, _ = model.forward(continuations, state)
+    expected, _ = package.forward(continuations, expected_state)
+    assert actual.shape == (3, shape.vocab_size)
+    assert float((actual - expected).abs().max()) < TOLERANCE
 
 
 def test_ragged_batch_equals_one_by_one(tiny_model: Model) -> None:
@@ -127,14 +127,14 @@ def test_long_lists_are_read_in_pieces(tiny_model: Model, every_token: bool, mon
     assert largest_difference(state, whole_state) < 1e-5
 
 
-def test_given_state_is_left_as_it_is(tiny_model: Model) -> None:
+def test_forward_does_not_change_its_state_argument(tiny_model: Model) -> None:
     _, state = tiny_model.forward([[1, 2], [3]])
     before = {name: tensor.clone() for name, tensor in state.tensors.items()}
     tiny_model.forward([[4], [5, 6]], state)
     assert all(torch.equal(state.tensors[name], tensor) for name, tensor in before.items())
 
 
-def test_step_gives_logits_of_the_wanted_rows_only(tiny_model: Model) -> None:
+def test_step_returns_logits_of_the_output_rows_only(tiny_model: Model) -> None:
     (tokens,) = token_lists(VOCAB_SIZE, [6])
     every, _ = tiny_model.forward([tokens], every_token=True)
     pool = tiny_model.make_pool(3)

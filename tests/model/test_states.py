@@ -33,9 +33,9 @@ def tuned(num_layers: int = 2, heads: int = 2, size: int = 32, dtype: torch.dtyp
     }
 
 
-def assert_same(found: State, expected: State) -> None:
-    assert found.tensors.keys() == expected.tensors.keys()
-    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in expected.tensors.items())
+def assert_same(actual: State, expected: State) -> None:
+    assert actual.tensors.keys() == expected.tensors.keys()
+    assert all(torch.equal(actual.tensors[name], tensor) for name, tensor in expected.tensors.items())
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -56,8 +56,8 @@ def test_tuned_state_gives_the_logits_of_the_rwkv_package(model: Model, tiny_fil
     upstream = load_model(tiny_file, "cpu fp32", "upstream")
     state = load_state(tmp_path / "state.pth", model.spec)
     expected, _ = upstream.forward([[1, 2, 3]], load_state(tmp_path / "state.pth", upstream.spec))
-    found, _ = model.forward([[1, 2, 3]], state)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    actual, _ = model.forward([[1, 2, 3]], state)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
     turned = State({**state.tensors, "wkv": state.tensors["wkv"].transpose(-1, -2).contiguous()})
     assert float((model.forward([[1, 2, 3]], turned)[0] - expected).abs().max()) > 0.1
 
@@ -68,9 +68,9 @@ def test_tuned_state_is_transposed_for_older_generations(generation: str, tmp_pa
     torch.save(older_tensors(generation) | tuned(), tmp_path / "with-state.pth")
     torch.save(tuned(), tmp_path / "state.pth")
     plain = load_model(tmp_path / "plain.pth", "cpu fp32")
-    found, _ = plain.forward([[1, 2, 3]], load_state(tmp_path / "state.pth", plain.spec))
+    actual, _ = plain.forward([[1, 2, 3]], load_state(tmp_path / "state.pth", plain.spec))
     expected, _ = load_model(tmp_path / "with-state.pth", "cpu fp32").forward([[1, 2, 3]])
-    assert torch.equal(found, expected)
+    assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,8 @@ def test_saved_state_works_for_older_generations(generation: str, tmp_path: Path
     older = load_model(tmp_path / "model", "cpu fp32")
     _, state = older.forward([[1, 2]])
     save_state(tmp_path / "a.safetensors", state, older.spec)
-    found, _ = older.forward([[3]], load_state(tmp_path / "a.safetensors", older.spec))
-    assert torch.equal(found, older.forward([[3]], state)[0])
+    actual, _ = older.forward([[3]], load_state(tmp_path / "a.safetensors", older.spec))
+    assert torch.equal(actual, older.forward([[3]], state)[0])
 
 
 def test_saved_state_of_other_weights_is_refused(model: Model, tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ TENSORS = {"a": torch.arange(6.0).view(2, 3).t(), "b": torch.ones(4, dtype=torch
 def test_tensors_come_back(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"x{suffix}"
     save_tensors(path, TENSORS)
-    found = load_file(path) if suffix == ".safetensors" else torch.load(path, weights_only=True)
-    assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
+    actual = load_file(path) if suffix == ".safetensors" else torch.load(path, weights_only=True)
+    assert all(torch.equal(actual[name], tensor) for name, tensor in TENSORS.items())
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
@@ -38,10 +38,10 @@ def test_what_is_written_can_be_mapped_and_read_by_every_reader(tmp_path: Path) 
     assert all(tensor.data_ptr() % 64 == 0 for tensor in mapped.values() if tensor.numel())
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt", "é": '"'}
-    for found in (mapped, torch.load(tmp_path / "x.pth"), load_file(tmp_path / "x.safetensors")):
-        assert found.keys() == tensors.keys()
+    for actual in (mapped, torch.load(tmp_path / "x.pth"), load_file(tmp_path / "x.safetensors")):
+        assert actual.keys() == tensors.keys()
         assert all(
-            torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors.items()
+            torch.equal(actual[name], tensor) and actual[name].dtype == tensor.dtype for name, tensor in tensors.items()
         )
 
 

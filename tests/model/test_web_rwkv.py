@@ -98,11 +98,11 @@ def test_a_state_is_turned_back(tiny_file: Path, tmp_path: Path) -> None:
     plain = load_state(written(tmp_path / "plain.pth", tensors), spec)
     made = to_web_rwkv(tensors, transposed=WEB_RWKV_TRANSPOSED)
     for ending in (".st", ".state"):
-        found = load_state(written(tmp_path / f"made{ending}", made), spec)
-        assert torch.equal(found.tensors["wkv"], plain.tensors["wkv"])
+        actual = load_state(written(tmp_path / f"made{ending}", made), spec)
+        assert torch.equal(actual.tensors["wkv"], plain.tensors["wkv"])
     # A plain .safetensors is what everyone else writes: as it is.
-    found = load_state(written(tmp_path / "own.safetensors", {n: t.half() for n, t in tensors.items()}), spec)
-    assert torch.equal(found.tensors["wkv"], plain.tensors["wkv"])
+    actual = load_state(written(tmp_path / "own.safetensors", {n: t.half() for n, t in tensors.items()}), spec)
+    assert torch.equal(actual.tensors["wkv"], plain.tensors["wkv"])
 
 
 def test_old_and_new_names_together_are_refused(tmp_path: Path) -> None:

@@ -45,10 +45,10 @@ def copied(state: State) -> State:
     return State({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.tensors.items()})
 
 
-def assert_same_state(found: State, expected: State) -> None:
-    assert found.tensors.keys() == expected.tensors.keys()
+def assert_same_state(actual: State, expected: State) -> None:
+    assert actual.tensors.keys() == expected.tensors.keys()
     for name, tensor in expected.tensors.items():
-        assert torch.equal(found.tensors[name], tensor), name
+        assert torch.equal(actual.tensors[name], tensor), name
 
 
 def test_forward_has_the_bits_of_steps_over_a_pool(model: Model) -> None:

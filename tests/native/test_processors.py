@@ -98,26 +98,26 @@ def sampled_logits() -> np.ndarray:
 
 
 def digest(*arrays: np.ndarray) -> str:
-    found = hashlib.sha256()
+    actual = hashlib.sha256()
     for array in arrays:
-        found.update(array.tobytes())
-    return found.hexdigest()[:24]
+        actual.update(array.tobytes())
+    return actual.hexdigest()[:24]
 
 
 def digests(isa: Isa, threads: int = 1) -> dict[str, dict[str, str]]:
     """By shape and batch, what this machine makes of them."""
-    found: dict[str, dict[str, str]] = {}
+    actual: dict[str, dict[str, str]] = {}
     for title, shape in SHAPES.items():
         ops = CpuOps(threads, isa, rounding=shape.rounding)
         program = TracedProgram(Network.build(tensors_of(shape), NUM_LAYERS, ops))
-        found[title] = {}
+        actual[title] = {}
         for name, batch, shifts, wkv in pools(shape):
             pool = ops.make_pool(*wkv.shape[:4])
             pool.shifts[:], pool.wkv[:] = torch.from_numpy(shifts), torch.from_numpy(wkv)
             logits = program.step(ops, batch, pool)
             assert torch.isfinite(logits).all()
-            found[title][name] = digest(logits.numpy(), pool.shifts.numpy(), pool.wkv.numpy())
-    found["sampling"] = {}
+            actual[title][name] = digest(logits.numpy(), pool.shifts.numpy(), pool.wkv.numpy())
+    actual["sampling"] = {}
     logits = torch.from_numpy(sampled_logits())
     for name, ((temperature, top_p, least), (top_k, orders, key)) in SAMPLINGS.items():
         count, nothing = NUM_SAMPLED, np.zeros(NUM_SAMPLED, np.int64)
@@ -129,8 +129,8 @@ def digests(isa: Isa, threads: int = 1) -> dict[str, dict[str, str]]:
         )  # fmt: skip
         choices = CpuOps(threads, isa).choose(logits, batch)
         assert len(set(choices.tokens.tolist())) > 1
-        found["sampling"][name] = digest(choices.tokens, choices.logprobs)
-    return found
+        actual["sampling"][name] = digest(choices.tokens, choices.logprobs)
+    return actual
 
 
 def record(folder: Path) -> dict[str, dict[str, list[int]]]:
@@ -178,17 +178,17 @@ def build_replay(processor: str, *options: str) -> Path:
 
 def replayed(command: list[str | Path], isa: str, folder: Path) -> dict[str, dict[str, str]]:
     """As `digests`, of a program that replays recordings."""
-    found: dict[str, dict[str, str]] = {}
+    actual: dict[str, dict[str, str]] = {}
     for title, batches in record(folder).items():
         results = folder / "results"
         subprocess.run([*command, folder / title, results, isa, "2"], check=True, timeout=300)
         data = results.read_bytes()
         assert len(data) == sum(sum(parts) for parts in batches.values())
-        found[title] = {}
+        actual[title] = {}
         for name, parts in batches.items():
-            found[title][name] = hashlib.sha256(data[: sum(parts)]).hexdigest()[:24]
+            actual[title][name] = hashlib.sha256(data[: sum(parts)]).hexdigest()[:24]
             data = data[sum(parts) :]
-    return found
+    return actual
 
 
 @pytest.mark.slow

@@ -234,7 +234,7 @@ def test_an_id_without_text_in_a_reply_is_reported_once(caplog: pytest.LogCaptur
         replies = engine.generate([Request((1, 2), sampling, max_tokens=3), Request((3,), sampling, max_tokens=2)])
     assert [reply.text for reply in replies] == ["", ""]
     assert [record.message for record in caplog.records] == [
-        f"the model chose token id {textless}, which no text of the vocabulary (tokenizer.json) stands for; is it the "
+        f"the model chose token id {textless}, which has no text in the vocabulary (tokenizer.json); is this the "
         f"model's vocabulary? --ban {textless} excludes the id"
     ]
 

@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, counted
@@ -105,7 +105,10 @@ def damaged(path: Path, problem: object, *, line: int | None = None) -> RunDamag
 
 
 def checked(run: ForeignRun, path: Path) -> ForeignRun:
-    """Refuse a file without rows, and two rows of one place; says how many rows have no score."""
+    """Refuse a file without rows, and two rows of one place; says how many rows have no score.
+
+    Rows without a score get the file's checks without a verdict, so that they count as unjudged and fail gates.
+    """
     if not run.rows:
         raise RunDirectoryError("it holds no result", path=path)
     [(key, count)] = Counter(row.key for row in run.rows).most_common(1)
@@ -115,4 +118,17 @@ def checked(run: ForeignRun, path: Path) -> ForeignRun:
         run.notes.append(f"{path}: {counted(errors, 'result')} ended in an error, without a score")
     if unscored := sum(row.error is None and not row.checks for row in run.rows):
         run.notes.append(f"{path}: {counted(unscored, 'result')} without a score")
+        run.rows = _with_missing_scores(run.rows)
     return run
+
+
+def _with_missing_scores(rows: Sequence[Row]) -> list[Row]:
+    """`rows`; those without a score have the checks of their cell (of another one if it has no score) unjudged."""
+    kinds_of = {row.cell: [check.kind for check in row.checks] for row in reversed(rows) if row.checks}
+    others = next(iter(kinds_of.values()), ["score"])
+    return [
+        replace(row, checks=tuple(CheckResult(kind, None, None, None) for kind in kinds_of.get(row.cell, others)))
+        if row.error is None and not row.checks
+        else row
+        for row in rows
+    ]

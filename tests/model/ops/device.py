@@ -41,8 +41,8 @@ def _list_the_language_once() -> None:
             return getattr(inspect, name)
 
         def getmembers(self, space: Any) -> list[tuple[str, Any]]:
-            found = names.get(space)
-            return inspect.getmembers(space) if found is None else [(name, getattr(space, name)) for name in found]
+            actual = names.get(space)
+            return inspect.getmembers(space) if actual is None else [(name, getattr(space, name)) for name in actual]
 
     interpreter.inspect = ListedOnce()  # type: ignore[attr-defined]
 
@@ -86,16 +86,16 @@ WAITING = {"cpu", "item", "tolist", "__bool__", "__int__", "__float__", "__index
 
 
 class _Watch(TorchFunctionMode):
-    def __init__(self, found: list[str]) -> None:
+    def __init__(self, actual: list[str]) -> None:
         super().__init__()
-        self.found = found
+        self.actual = actual
         self.in_kernel = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         if not self.in_kernel and func.__name__ in WAITING:
-            self.found.append(func.__name__)
+            self.actual.append(func.__name__)
         return func(*args, **(kwargs or {}))
 
 
@@ -105,20 +105,20 @@ def waits() -> Iterator[list[str]]:
 
     Without a GPU: what would make it wait. Kernels do not count, which Triton's interpreter runs on copies.
     """
-    found: list[str] = []
+    actual: list[str] = []
     if HAS_GPU:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                yield found
+                yield actual
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        found += [text for warning in caught if "synchroniz" in (text := str(warning.message))]
+        actual += [text for warning in caught if "synchroniz" in (text := str(warning.message))]
         return
     from triton.runtime.interpreter import GridExecutor
 
-    watch, launch = _Watch(found), GridExecutor.__call__
+    watch, launch = _Watch(actual), GridExecutor.__call__
 
     def unwatched_launch(*args: Any, **kwargs: Any) -> None:
         watch.in_kernel = True
@@ -127,4 +127,4 @@ def waits() -> Iterator[list[str]]:
 
     with pytest.MonkeyPatch.context() as patch, watch:
         patch.setattr(GridExecutor, "__call__", unwatched_launch)
-        yield found
+        yield actual

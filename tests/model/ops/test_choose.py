@@ -71,21 +71,21 @@ def test_together_rows_get_the_bits_that_they_get_alone(ops: Operations, num_sam
 
 
 def test_a_row_with_a_given_token_gets_its_log_probability_and_the_likeliest_token(ops: Operations) -> None:
-    found = choose(ops, [0, 1], range(2, ROWS))
+    actual = choose(ops, [0, 1], range(2, ROWS))
     expected = torch.log_softmax(LOGITS.double(), 1)[range(2, ROWS), GIVEN[2:]]
-    np.testing.assert_allclose(found.logprobs[2:], expected.numpy(), rtol=1e-5, atol=5e-6)
-    assert found.tokens[2:].tolist() == LOGITS.argmax(1)[2:].tolist()
+    np.testing.assert_allclose(actual.logprobs[2:], expected.numpy(), rtol=1e-5, atol=5e-6)
+    assert actual.tokens[2:].tolist() == LOGITS.argmax(1)[2:].tolist()
 
 
 def test_rows_that_hold_nan_get_no_token_or_no_probability_and_change_no_other(ops: Operations) -> None:
     spoilt = LOGITS.clone()
     spoilt[[2, 12], 5] = float("nan")
     sampled, looked_up = range(10), range(10, ROWS)
-    clean, found = choose(ops, sampled, looked_up), choose(ops, sampled, looked_up, spoilt)
-    assert found.tokens[2] == -1
-    assert np.isnan(found.logprobs[[2, 12]]).all()
+    clean, actual = choose(ops, sampled, looked_up), choose(ops, sampled, looked_up, spoilt)
+    assert actual.tokens[2] == -1
+    assert np.isnan(actual.logprobs[[2, 12]]).all()
     others = [row for row in range(ROWS) if row not in (2, 12)]
-    assert [bits(found)[row] for row in others] == [bits(clean)[row] for row in others]
+    assert [bits(actual)[row] for row in others] == [bits(clean)[row] for row in others]
 
 
 def test_of_no_rows_there_are_no_tokens(ops: Operations) -> None:

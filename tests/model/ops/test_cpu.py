@@ -57,14 +57,14 @@ class Twins:
     def same(self, *products: tuple) -> None:
         """Compare groups of products, each given as pairs (x, layer, add, blend's start and target)."""
         sides = ([_side(product, side) for product in products] for side in (0, 1))
-        found, expected = (ops.linears(side) for ops, side in zip((self.cpu, self.reference), sides, strict=True))
-        assert len(found) == len(expected) == len(products)
-        for mine, theirs in zip(found, expected, strict=True):
+        actual, expected = (ops.linears(side) for ops, side in zip((self.cpu, self.reference), sides, strict=True))
+        assert len(actual) == len(expected) == len(products)
+        for mine, theirs in zip(actual, expected, strict=True):
             self.close(mine, theirs)
 
-    def close(self, found, expected: torch.Tensor) -> None:
-        torch.testing.assert_close(self.cpu.values(found), expected, **TOLERANCE)
-        del found
+    def close(self, actual, expected: torch.Tensor) -> None:
+        torch.testing.assert_close(self.cpu.values(actual), expected, **TOLERANCE)
+        del actual
         assert self.cpu.native.take_damage() == 0
 
 
@@ -148,9 +148,9 @@ def begin(twins: Twins, layers: int, heads: int, size: int, state: State | None 
 
 
 def same_states(pools: list) -> None:
-    found, expected = (pool.read(SLOTS).tensors for pool in pools)
+    actual, expected = (pool.read(SLOTS).tensors for pool in pools)
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, **TOLERANCE)
+        torch.testing.assert_close(actual[name], tensor, **TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -159,9 +159,9 @@ def test_embed(twins: Twins, width: int, dtype: torch.dtype) -> None:
     _, step, expected_step = begin(twins, 1, 1, width)
     weight = torch.randn(14, width, generator=torch.Generator().manual_seed(3)).to(dtype)
     norm = [twins.vectors(width, seed=seed) for seed in (1, 2)]
-    found = twins.cpu.embed(step, twins.cpu.table(weight), (norm[0][0], norm[1][0]))
+    actual = twins.cpu.embed(step, twins.cpu.table(weight), (norm[0][0], norm[1][0]))
     expected = twins.reference.embed(expected_step, twins.reference.table(weight), (norm[0][1], norm[1][1]))
-    twins.close(found, expected)
+    twins.close(actual, expected)
 
 
 @pytest.mark.parametrize(("kind", "mixes"), [("att", 6), ("ffn", 1)])
@@ -172,7 +172,7 @@ def test_shift_mix_takes_the_row_before_from_the_state_and_leaves_the_last_one_t
     x, expected_x = twins.arrays(14, 72)
     norm = [twins.vectors(72, seed=seed) for seed in (1, 2)]
     mix = twins.vectors(mixes, 72, seed=3)
-    found = twins.cpu.shift_mix(step, kind, 1, x, (norm[0][0], norm[1][0]), mix[0])  # pyright: ignore[reportArgumentType]
+    actual = twins.cpu.shift_mix(step, kind, 1, x, (norm[0][0], norm[1][0]), mix[0])  # pyright: ignore[reportArgumentType]
     expected = twins.reference.shift_mix(
         expected_step,
         kind,
@@ -181,8 +181,8 @@ def test_shift_mix_takes_the_row_before_from_the_state_and_leaves_the_last_one_t
         (norm[0][1], norm[1][1]),
         mix[1],  # pyright: ignore[reportArgumentType]
     )
-    assert len(found) == mixes
-    for mine, theirs in zip(found, expected, strict=True):
+    assert len(actual) == mixes
+    for mine, theirs in zip(actual, expected, strict=True):
         twins.close(mine, theirs)
     same_states(pools)
 
@@ -197,9 +197,9 @@ def test_wkv7_from_a_state(twins: Twins, heads: int, size: int) -> None:
         arrays[index] = (twins.cpu.array(values), values)
     small = [twins.vectors(width, seed=seed, mean=1.0) for seed in range(5)]
     mine, theirs = [pair[0] for pair in small], [pair[1] for pair in small]
-    found = twins.cpu.wkv7(step, 1, HeadRows(*[pair[0] for pair in arrays]), HeadWeights(*mine))
+    actual = twins.cpu.wkv7(step, 1, HeadRows(*[pair[0] for pair in arrays]), HeadWeights(*mine))
     expected = twins.reference.wkv7(expected_step, 1, HeadRows(*[pair[1] for pair in arrays]), HeadWeights(*theirs))
-    torch.testing.assert_close(twins.cpu.values(found), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(twins.cpu.values(actual), expected, rtol=1e-4, atol=1e-4)
     same_states(pools)
 
 
@@ -209,11 +209,11 @@ def test_head_gives_logits_of_the_output_rows_only(twins: Twins) -> None:
     x, expected_x = twins.arrays(14, 64)
     norm = [twins.vectors(64, seed=seed) for seed in (1, 2)]
     layer, expected_layer = twins.layers(203, 64)
-    found = twins.cpu.head(twins.cpu.begin(batch, pools[0]), x, (norm[0][0], norm[1][0]), layer)
+    actual = twins.cpu.head(twins.cpu.begin(batch, pools[0]), x, (norm[0][0], norm[1][0]), layer)
     expected = twins.reference.head(
         twins.reference.begin(batch, pools[1]), expected_x, (norm[0][1], norm[1][1]), expected_layer
     )
-    torch.testing.assert_close(found, expected, **TOLERANCE)
+    torch.testing.assert_close(actual, expected, **TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -228,12 +228,12 @@ def test_activations_are_right_to_a_few_units_in_the_last_place(twins: Twins, ac
     dense = np.linspace(-20, 20, 40_001)
     edges = np.array([0.0, -0.0, 1e-30, -1e-30, 0.625, -0.625, 80, -80, 1e4, -1e4, np.inf, -np.inf])
     x = np.concatenate([dense, edges]).astype(np.float32)
-    found, nan = x.copy(), np.array([np.nan], np.float32)
-    twins.cpu.native.activate(found, activation)
+    actual, nan = x.copy(), np.array([np.nan], np.float32)
+    twins.cpu.native.activate(actual, activation)
     twins.cpu.native.activate(nan, activation)
     with np.errstate(over="ignore"):
         expected = function(x.astype(np.float64))
-    np.testing.assert_allclose(found, expected, rtol=6e-7, atol=1e-37)
+    np.testing.assert_allclose(actual, expected, rtol=6e-7, atol=1e-37)
     assert np.isnan(nan).all()
 
 
@@ -274,7 +274,7 @@ def test_a_token_outside_the_vocabulary_is_refused(twins: Twins) -> None:
         twins.cpu.embed(step, twins.cpu.table(torch.zeros(13, 16)), norm)
 
 
-def test_shapes_that_do_not_fit_are_refused(twins: Twins) -> None:
+def test_wrong_shapes_are_refused(twins: Twins) -> None:
     x, _ = twins.arrays(2, 32)
     layer, _ = twins.layers(16, 48)
     with pytest.raises(ValueError, match="number of inputs is not the width"):

@@ -29,19 +29,19 @@ def test_the_same_tokens_and_probabilities_as_the_definition(
     logits = logits_of(rows, vocab_size, spread, ties=ties)
     batch = batch_of(rows, vocab_size)
     before = logits.clone()
-    found = CpuOps(threads=2, isa=isa).choose(logits, batch)  # pyright: ignore[reportArgumentType]
+    actual = CpuOps(threads=2, isa=isa).choose(logits, batch)  # pyright: ignore[reportArgumentType]
     expected = choosing.choose(logits, batch)
     assert torch.equal(logits, before)
-    assert found.tokens.tolist() == expected.tokens.tolist()
-    np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=1e-5, atol=2e-5)
+    assert actual.tokens.tolist() == expected.tokens.tolist()
+    np.testing.assert_allclose(actual.logprobs, expected.logprobs, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("fixed", [{"top_p": 0.3, "top_k": 0}, {"top_p": 1.0, "top_k": 0}, {"top_p": 1.0, "top_k": 50}])
 def test_a_whole_vocabulary(fixed: dict[str, float]) -> None:
     logits = logits_of(12, 65536, 2.0)
     batch = batch_of(12, 65536, temperature=1.0, **fixed)
-    found, expected = CpuOps().choose(logits, batch), choosing.choose(logits, batch)
-    assert found.tokens.tolist() == expected.tokens.tolist()
+    actual, expected = CpuOps().choose(logits, batch), choosing.choose(logits, batch)
+    assert actual.tokens.tolist() == expected.tokens.tolist()
 
 
 def test_unusable_rows_get_minus_one_and_their_neighbours_a_token() -> None:
@@ -52,11 +52,11 @@ def test_unusable_rows_get_minus_one_and_their_neighbours_a_token() -> None:
     logits[4, :50] = -float("inf")
     batch = without_penalties(batch_of(6, 100, temperature=1.0, top_p=0.9, top_k=0))
     ops = CpuOps()
-    found = ops.choose(logits, batch)
-    assert (found.tokens == -1).tolist() == [False, True, True, True, False, False]
-    assert found.tokens[4] >= 50
+    actual = ops.choose(logits, batch)
+    assert (actual.tokens == -1).tolist() == [False, True, True, True, False, False]
+    assert actual.tokens[4] >= 50
     clean = ops.choose(logits[[0, 4, 5]], select(batch, [0, 4, 5]))
-    assert found.tokens[[0, 4, 5]].tolist() == clean.tokens.tolist()
+    assert actual.tokens[[0, 4, 5]].tolist() == clean.tokens.tolist()
 
 
 def test_a_row_of_which_every_token_is_banned_gets_minus_one() -> None:
@@ -83,10 +83,10 @@ def test_log_probabilities_and_the_first_of_equal_maxima(vocab_size: int, isa: s
     logits = logits_of(30, vocab_size, 3.0, ties=True)
     tokens = np.random.default_rng(1).integers(0, vocab_size, 30)
     batch = select(batch_of(1, vocab_size), [], tokens)
-    found = CpuOps(threads=2, isa=isa).choose(logits, batch)  # pyright: ignore[reportArgumentType]
+    actual = CpuOps(threads=2, isa=isa).choose(logits, batch)  # pyright: ignore[reportArgumentType]
     expected = choosing.choose(logits, batch)
-    assert found.tokens.tolist() == expected.tokens.tolist()
-    np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=1e-6, atol=5e-6)
+    assert actual.tokens.tolist() == expected.tokens.tolist()
+    np.testing.assert_allclose(actual.logprobs, expected.logprobs, rtol=1e-6, atol=5e-6)
 
 
 def test_a_penalty_outside_the_vocabulary_is_refused() -> None:

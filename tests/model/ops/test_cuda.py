@@ -44,9 +44,9 @@ def compare_linears(rows: int, dtype: torch.dtype, activation: Activation, bias:
             Product(x.to(device), layer, blend=(start.to(device), target.to(device))),
         ]
 
-    found = ops.linears(products(layer, DEVICE, x))
+    actual = ops.linears(products(layer, DEVICE, x))
     expected = reference.linears(products(expected_layer, "cpu", x.float()))
-    for mine, theirs in zip(found, expected, strict=True):
+    for mine, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(mine.float().cpu(), theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] / 3)
 
 
@@ -125,10 +125,10 @@ class Sides:
         for lengths in steps:
             lists = [generator.integers(0, 40, length).tolist() for length in lengths]
             batch = RaggedBatch.of(lists, list(range(len(lists), 0, -1)))
-            found = self.network.step(self.ops, batch, pools[0])
+            actual = self.network.step(self.ops, batch, pools[0])
             expected = self.reference_network.step(self.reference, batch, pools[1])
-            assert found.dtype == torch.float32
-            torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=tolerance)
+            assert actual.dtype == torch.float32
+            torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=tolerance)
         states = [pool.read(range(1, 5)).tensors for pool in pools]
         for name, theirs in states[1].items():
             torch.testing.assert_close(states[0][name].cpu(), theirs, rtol=0, atol=tolerance)
@@ -151,15 +151,15 @@ def test_a_step_of_a_few_rows_is_the_same_as_by_the_librarys_products(
     launches: list[int] = []
     linears = few.linears
     monkeypatch.setattr(few, "linears", lambda group, outs: (launches.append(len(group)), linears(group, outs))[1])
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    actual: list[tuple[torch.Tensor, torch.Tensor]] = []
     for few_rows, num_launches in ((few.MAX_ROWS, 2 * 5 + 1), (0, 0)):
         ops = CudaOps(DEVICE, torch.float32, few_rows=few_rows)
         network, pool = Network.build(tensors, 2, ops), ops.make_pool(rows, 2, 2, 16)
         launches.clear()
         logits = network.step(ops, RaggedBatch.of([[1 + row] for row in range(rows)], range(rows)), pool)
         assert len(launches) == num_launches
-        found.append((logits, pool.read(range(rows)).tensors["wkv"]))
-    for mine, theirs in zip(*found, strict=True):
+        actual.append((logits, pool.read(range(rows)).tensors["wkv"]))
+    for mine, theirs in zip(*actual, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
 

@@ -86,9 +86,9 @@ def test_replayed_steps_read_the_new_tokens_and_advance_the_states(ops: CudaOps,
     num_steps = WARM_UPS + 2
     for step in range(num_steps):
         batch = decode(3, step)
-        found, expected = graphed.step(ops, batch, pools[0]), network.step(ops, batch, pools[1])
-        assert found.shape == (3, VOCAB_SIZE)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        actual, expected = graphed.step(ops, batch, pools[0]), network.step(ops, batch, pools[1])
+        assert actual.shape == (3, VOCAB_SIZE)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(pools[0].wkv, pools[1].wkv, rtol=1e-5, atol=1e-5)
     assert not pools[0].wkv[:, 3].any()
     assert (capture.num_captured, capture.num_replayed) == (1, num_steps - WARM_UPS)
@@ -103,8 +103,8 @@ def test_row_counts_of_one_bucket_share_a_graph_and_other_slots_may_be_used(ops:
         network.step(ops, decode(rows, 0), pools[1])
     for slots in ([2, 0, 3], [1, 3, 0, 2]):
         batch = RaggedBatch.of([[5 + slot] for slot in slots], slots)
-        found, expected = graphed.step(ops, batch, pools[0]), network.step(ops, batch, pools[1])
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        actual, expected = graphed.step(ops, batch, pools[0]), network.step(ops, batch, pools[1])
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     assert capture.num_captured == 1
 
 
@@ -153,8 +153,8 @@ def test_where_capture_fails_decoding_goes_on_without_and_says_so_once(ops: Cuda
         warnings.simplefilter("always")
         warnings.simplefilter("ignore", DeprecationWarning)  # of older interpreters of Triton, by numpy
         for step in range(WARM_UPS + 2):
-            found = graphed.step(ops, decode(1, step), pools[0])
-            torch.testing.assert_close(found, network.step(ops, decode(1, step), pools[1]))
+            actual = graphed.step(ops, decode(1, step), pools[0])
+            torch.testing.assert_close(actual, network.step(ops, decode(1, step), pools[1]))
     assert [warning.category for warning in caught] == [GraphWarning]
     assert "operation not permitted" in str(caught[0].message)
 

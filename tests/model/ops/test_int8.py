@@ -20,8 +20,8 @@ def random_weight(out: int, width: int, dtype: torch.dtype = torch.float32) -> t
     return weight.to(dtype)
 
 
-def same_bits(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    return torch.equal(found.contiguous().view(torch.int32), expected.contiguous().view(torch.int32))
+def same_bits(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    return torch.equal(actual.contiguous().view(torch.int32), expected.contiguous().view(torch.int32))
 
 
 def test_a_number_is_off_by_at_most_half_a_step_of_its_block() -> None:
@@ -41,20 +41,20 @@ def test_halves_go_to_the_even_integer_and_the_largest_number_stays() -> None:
 def test_blocks_of_an_output_have_scales_of_their_own() -> None:
     weight = torch.full((2, 2 * SCALED_INPUTS), 1e-3)
     weight[0, 0] = 127
-    found = rounded_to_int8(weight)
-    assert not found[0, 1:SCALED_INPUTS].any()
-    assert torch.allclose(found[0, SCALED_INPUTS:], weight[0, SCALED_INPUTS:])
-    assert torch.allclose(found[1], weight[1])
+    actual = rounded_to_int8(weight)
+    assert not actual[0, 1:SCALED_INPUTS].any()
+    assert torch.allclose(actual[0, SCALED_INPUTS:], weight[0, SCALED_INPUTS:])
+    assert torch.allclose(actual[1], weight[1])
 
 
 def test_zeros_stay_zeros() -> None:
     weight = random_weight(3, 200)
     weight[1] = 0
     weight[2, :SCALED_INPUTS] = 0
-    found = rounded_to_int8(weight)
-    assert not found[1].any()
-    assert not found[2, :SCALED_INPUTS].any()
-    assert torch.isfinite(found).all()
+    actual = rounded_to_int8(weight)
+    assert not actual[1].any()
+    assert not actual[2, :SCALED_INPUTS].any()
+    assert torch.isfinite(actual).all()
 
 
 def test_a_matrix_is_rounded_alike_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,8 +84,8 @@ class TestNative:
         self, ops, out: int, width: int, dtype: torch.dtype
     ) -> None:
         weight = random_weight(out, width).clamp(-6e4, 6e4).to(dtype)
-        found = self.weights_in(ops, ops.linear_layer(weight, large=True), width)
-        assert torch.equal(found, rounded_to_int8(weight))
+        actual = self.weights_in(ops, ops.linear_layer(weight, large=True), width)
+        assert torch.equal(actual, rounded_to_int8(weight))
 
     def test_zeros_halves_and_extremes_are_those_of_the_reference(self, ops) -> None:
         weight = random_weight(6, 300)
@@ -97,15 +97,15 @@ class TestNative:
         weight[4] *= 3e38
         weight[5] = torch.arange(300) % 250 / 2 - 60.5
         weight[5, ::SCALED_INPUTS] = 127
-        found = self.weights_in(ops, ops.linear_layer(weight, large=True), 300)
+        actual = self.weights_in(ops, ops.linear_layer(weight, large=True), 300)
         expected = rounded_to_int8(weight)
         assert expected[1].any()
-        assert torch.equal(found, expected)
+        assert torch.equal(actual, expected)
 
     def test_a_transposed_matrix_is_rounded_as_it_stands(self, ops) -> None:
         weight = random_weight(150, 40).t()
-        found = self.weights_in(ops, ops.linear_layer(weight, large=True), 150)
-        assert torch.equal(found, rounded_to_int8(weight))
+        actual = self.weights_in(ops, ops.linear_layer(weight, large=True), 150)
+        assert torch.equal(actual, rounded_to_int8(weight))
 
     @pytest.mark.parametrize(("out", "width"), [(64, 64), (97, 40), (16, 128), (203, 160), (130, 1290)])
     @pytest.mark.parametrize("rows", [1, 2, 3, 5, 6, 7, 8, 13, 241])
@@ -114,9 +114,9 @@ class TestNative:
         weight = torch.randn(out, width, generator=generator).bfloat16() / width**0.5
         bias, x = torch.randn(out, generator=generator), torch.randn(rows, width, generator=generator)
         reference = ReferenceOps(rounding="int8")
-        (found,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, bias, large=True))])
+        (actual,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, bias, large=True))])
         (expected,) = reference.linears([Product(x, reference.linear_layer(weight, bias, large=True))])
-        torch.testing.assert_close(ops.values(found), expected, **TOLERANCE)
+        torch.testing.assert_close(ops.values(actual), expected, **TOLERANCE)
 
     @pytest.mark.parametrize("rows", [1, 4, 40])
     def test_sums_of_whole_numbers_are_exact(self, ops, rows: int) -> None:
@@ -124,8 +124,8 @@ class TestNative:
         weight = torch.randint(-127, 128, (70, 600), generator=generator).float()
         weight[:, ::SCALED_INPUTS] = 127
         x = torch.randint(-9, 10, (rows, 600), generator=generator).float()
-        (found,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, large=True))])
-        assert torch.equal(ops.values(found), x @ weight.t())
+        (actual,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, large=True))])
+        assert torch.equal(ops.values(actual), x @ weight.t())
 
     def test_only_large_matrices_are_rounded_and_take_a_byte_a_weight(self, ops) -> None:
         weight = random_weight(512, 512, torch.bfloat16)

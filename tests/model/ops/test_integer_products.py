@@ -92,9 +92,9 @@ def integers_and_scales(weight: torch.Tensor, rounding: Rounding) -> tuple[np.nd
         else:
             largest = part.gather(1, part.abs().argmax(1, keepdim=True)).squeeze(1)
             scales.append((largest / -8).bfloat16().float())
-    found = torch.stack(scales, 1)
-    integers = (rounded.double() / found.double().repeat_interleave(group, 1)[:, : weight.shape[1]]).round()
-    return integers.nan_to_num().numpy().astype(np.int64), found.numpy()
+    actual = torch.stack(scales, 1)
+    integers = (rounded.double() / actual.double().repeat_interleave(group, 1)[:, : weight.shape[1]]).round()
+    return integers.nan_to_num().numpy().astype(np.int64), actual.numpy()
 
 
 def exact_product(x: torch.Tensor, weight: torch.Tensor, rounding: Rounding) -> np.ndarray:
@@ -140,8 +140,8 @@ class TestNative:
         layer = ops.linear_layer(weight, large=True)
         for rows in (1, 2, 3, 5, 6, 7, 13, 245):
             x = random_inputs(rows, width)
-            (found,) = ops.linears([Product(ops.array(x), layer)])
-            assert np.array_equal(ops.values(found).numpy(), exact_product(x, weight, rounding))
+            (actual,) = ops.linears([Product(ops.array(x), layer)])
+            assert np.array_equal(ops.values(actual).numpy(), exact_product(x, weight, rounding))
 
     @pytest.mark.parametrize("rounding", ROUNDED)
     def test_the_largest_integers_do_not_saturate(self, make, rounding: Rounding) -> None:
@@ -152,8 +152,8 @@ class TestNative:
         for rows in (1, 5, 30):
             x = torch.full((rows, 256), 127.0)
             x[:, 1::2] *= -1 if rows > 1 else 1
-            (found,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, large=True))])
-            assert torch.equal(ops.values(found), x @ weight.t())
+            (actual,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, large=True))])
+            assert torch.equal(ops.values(actual), x @ weight.t())
 
     def test_the_largest_stored_weights_of_four_bits_do_not_overflow(self, make) -> None:
         """Sums of 16 bits: of each group all weights but one are stored as 15, the largest, or as 0."""
@@ -167,8 +167,8 @@ class TestNative:
             for sign in (1, -1):
                 x = torch.full((rows, 256), 127.0 * sign)
                 x[rows // 2, 2::4] *= -1
-                (found,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, large=True))])
-                assert torch.equal(ops.values(found), x @ rounded_to_int4(weight).t())
+                (actual,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, large=True))])
+                assert torch.equal(ops.values(actual), x @ rounded_to_int4(weight).t())
 
     @pytest.mark.parametrize("rounding", ROUNDED)
     def test_zeros_tiny_and_non_finite_inputs_are_those_of_the_reference(self, make, rounding: Rounding) -> None:
@@ -177,11 +177,11 @@ class TestNative:
         x[1] = 0
         x[2, :128] *= 1e-36
         x[3, 200], x[4, 299], x[5, 0] = float("nan"), float("inf"), -float("inf")
-        (found,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, large=True))])
+        (actual,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, large=True))])
         (expected,) = reference.linears([Product(x, reference.linear_layer(weight, large=True))])
-        torch.testing.assert_close(ops.values(found), expected, rtol=1e-4, atol=1e-4, equal_nan=True)
-        assert ops.values(found)[3:].isnan().all()
-        assert not ops.values(found)[1].any()
+        torch.testing.assert_close(ops.values(actual), expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+        assert ops.values(actual)[3:].isnan().all()
+        assert not ops.values(actual)[1].any()
 
     @pytest.mark.parametrize("rounding", ROUNDED)
     def test_an_input_that_is_one_unit_off_is_noticed(self, make, rounding: Rounding) -> None:
@@ -191,8 +191,8 @@ class TestNative:
         integers, scales = quantized(x, ROUNDINGS[rounding].input_group or 0)
         wrong = torch.where(integers[2, 77] < 0, 1.0, -1.0) * scales[2, 77 // (ROUNDINGS[rounding].input_group or 1)]
         x[2, 77] += wrong
-        (found,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, large=True))])
-        differs = (ops.values(found).numpy() != expected).any(axis=1)
+        (actual,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, large=True))])
+        differs = (ops.values(actual).numpy() != expected).any(axis=1)
         assert differs.tolist() == [False, False, True, False]
 
     @pytest.mark.parametrize("rounding", ROUNDED)
@@ -202,9 +202,9 @@ class TestNative:
         for activation in ("none", "tanh", "relu_squared"):
             layer = ops.linear_layer(weight, bias, activation, large=True)
             slow = reference.linear_layer(weight, bias, activation, large=True)
-            (found,) = ops.linears([Product(ops.array(x), layer, add=ops.array(other))])
+            (actual,) = ops.linears([Product(ops.array(x), layer, add=ops.array(other))])
             (expected,) = reference.linears([Product(x, slow, add=other)])
-            torch.testing.assert_close(ops.values(found), expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(ops.values(actual), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("rounding", ROUNDED)

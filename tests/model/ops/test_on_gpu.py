@@ -48,17 +48,17 @@ def token_lists(lengths: list[int], seed: int) -> list[list[int]]:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 3, 64])
 def test_graphs_give_the_bits_of_the_same_steps_without_them(dtype: torch.dtype, rows: int) -> None:
-    found: list[list[torch.Tensor]] = []
+    actual: list[list[torch.Tensor]] = []
     for graphs in (True, False):
         ops, graphed = stepper(dtype, graphs=graphs)
         pool = ops.make_pool(rows, LAYERS, HEADS, HEAD_SIZE)
-        found.append(
+        actual.append(
             [
                 graphed.step(ops, RaggedBatch.of(token_lists([1] * rows, step), range(rows)), pool).clone()
                 for step in range(WARM_UPS + 3)
             ]
         )
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*actual, strict=True))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float16, 0.02), (torch.bfloat16, 0.15)])
@@ -66,17 +66,17 @@ def test_graphs_give_the_bits_of_the_same_steps_without_them(dtype: torch.dtype,
 def test_steps_of_a_few_rows_are_the_same_as_by_the_librarys_products(
     rows: int, dtype: torch.dtype, tolerance: float
 ) -> None:
-    found: list[list[torch.Tensor]] = []
+    actual: list[list[torch.Tensor]] = []
     for few_rows in (few.MAX_ROWS, 0):
         ops, graphed = stepper(dtype, few_rows=few_rows)
         pool = ops.make_pool(rows, LAYERS, HEADS, HEAD_SIZE)
-        found.append(
+        actual.append(
             [
                 graphed.step(ops, RaggedBatch.of(token_lists([1] * rows, step), range(rows)), pool).clone()
                 for step in range(WARM_UPS + 2)
             ]
         )
-    for mine, theirs in zip(*found, strict=True):
+    for mine, theirs in zip(*actual, strict=True):
         # Relative to how far logits lie apart: rounding in between is not told by a single one's size.
         torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance * float(theirs.std()))
 
@@ -100,15 +100,15 @@ def replies(lengths: list[int], num_steps: int, rows: int | None, dtype: torch.d
     ops, graphed = stepper(dtype, rows)
     pool = ops.make_pool(NUM_SLOTS, LAYERS, HEADS, HEAD_SIZE)
     own = token_lists([lengths[0], *[1] * num_steps], seed=5)
-    found: list[torch.Tensor] = []
+    actual: list[torch.Tensor] = []
     for step in range(num_steps + 1):
         others = token_lists(lengths[1:] if step == 0 else [1] * (len(lengths) - 1), seed=100 + step)
         # Among the others, not before them: the place in the batch must not matter either.
         lists = [*others[::2], own[step], *others[1::2]]
         slots = [*range(1, len(others[::2]) + 1), 0, *range(len(others[::2]) + 1, len(lengths))]
         logits = graphed.step(ops, RaggedBatch.of(lists, slots), pool)
-        found.append(logits[slots.index(0)].clone())
-    return found
+        actual.append(logits[slots.index(0)].clone())
+    return actual
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -122,35 +122,35 @@ def test_with_fixed_rows_the_bits_of_a_row_do_not_depend_on_how_many_neighbours_
 def test_with_fixed_rows_the_bits_do_not_depend_on_how_a_prompt_is_cut() -> None:
     ops, graphed = stepper(torch.bfloat16, 64)
     (tokens,) = token_lists([150], seed=3)
-    found: list[torch.Tensor] = []
+    actual: list[torch.Tensor] = []
     for cuts in ([0, 150], [0, 1, 100, 150], [0, 64, 128, 150]):
         pool = ops.make_pool(1, LAYERS, HEADS, HEAD_SIZE)
         for start, stop in pairwise(cuts):
             logits = graphed.step(ops, RaggedBatch.of([tokens[start:stop]], [0]), pool)
-        found.append(logits[-1].clone())
-    assert all(torch.equal(logits, found[0]) for logits in found)
+        actual.append(logits[-1].clone())
+    assert all(torch.equal(logits, actual[0]) for logits in actual)
 
 
 def test_within_a_bucket_the_bits_of_a_decoded_row_do_not_depend_on_what_the_others_are() -> None:
     ops, graphed = stepper(torch.float16)
-    found: list[torch.Tensor] = []
+    actual: list[torch.Tensor] = []
     for seed in (1, 2):
         pool = ops.make_pool(30, LAYERS, HEADS, HEAD_SIZE)
         others = token_lists([1] * 25, seed)
         for _ in range(WARM_UPS + 2):
             logits = graphed.step(ops, RaggedBatch.of([[7], *others], range(26)), pool)
-        found.append(logits[0].clone())
-    assert torch.equal(found[0], found[1])
+        actual.append(logits[0].clone())
+    assert torch.equal(actual[0], actual[1])
 
 
 def test_up_to_sixteen_rows_the_bits_of_a_decoded_row_do_not_depend_on_how_many_there_are() -> None:
     ops, graphed = stepper(torch.bfloat16)
-    found: list[torch.Tensor] = []
+    actual: list[torch.Tensor] = []
     for num_others in (0, 2, 15):
         pool = ops.make_pool(16, LAYERS, HEADS, HEAD_SIZE)
         others = token_lists([1] * num_others, 1)
         for _ in range(WARM_UPS + 2):
             logits = graphed.step(ops, RaggedBatch.of([*others, [7]], range(num_others + 1)), pool)
-        found.append(logits[-1].clone())
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+        actual.append(logits[-1].clone())
+    assert torch.equal(actual[0], actual[1])
+    assert torch.equal(actual[0], actual[2])

@@ -99,11 +99,11 @@ def test_tokens_are_distributed_as_defined(name: str) -> None:
         Sampling(temperature=2.5, top_p=0.55, top_k=4, min_p=0.05, order=order)  # type: ignore[arg-type]
         for order in ORDERS
     ]
-    found = np.array(draw(MAKE[name](), settings * places)).reshape(places, len(settings))
+    actual = np.array(draw(MAKE[name](), settings * places)).reshape(places, len(settings))
     chi_squares, free = 0.0, 0
     for at, sampling in enumerate(settings):
         expected = distribution(sampling)
-        counts = np.bincount(found[:, at], minlength=VOCAB_SIZE)[list(expected)]
+        counts = np.bincount(actual[:, at], minlength=VOCAB_SIZE)[list(expected)]
         wanted = np.array(list(expected.values())) * places
         assert (counts.sum(), wanted.min() >= 4) == (places, True)
         chi_squares, free = chi_squares + stats.chisquare(counts, wanted).statistic, free + len(expected) - 1

@@ -50,7 +50,7 @@ def test_output_rows_are_filled_up_with_the_first_row() -> None:
     assert pad_outputs(np.array([2, 5]), 4).tolist() == [2, 5, 0, 0]
 
 
-def test_a_step_of_single_tokens_whose_logits_are_all_wanted_is_a_decode() -> None:
+def test_a_step_of_single_tokens_that_all_need_logits_is_a_decode() -> None:
     decode = RaggedBatch.of([[1], [2]], [0, 1])
     assert is_decode(decode)
     assert not is_decode(RaggedBatch.of([[1], [2, 3]], [0, 1]))

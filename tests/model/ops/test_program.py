@@ -66,8 +66,8 @@ def test_logits_and_states_are_those_of_the_network(
     batch = RaggedBatch.of(tokens, range(len(tokens), 0, -1), every_token=every_token)
     pools = [make_pool(ops, len(tokens) + 1) for _ in range(2)]
     expected = network.step(ops, batch, pools[0]).clone()
-    found = TracedProgram(network).step(ops, batch, pools[1])
-    assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
+    actual = TracedProgram(network).step(ops, batch, pools[1])
+    assert torch.equal(actual.view(torch.int32), expected.view(torch.int32))
     for mine, theirs in zip(bits(pools[1]), bits(pools[0]), strict=True):
         assert torch.equal(mine, theirs)
     assert ops.native.take_damage() == 0

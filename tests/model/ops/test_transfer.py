@@ -19,9 +19,9 @@ ARRAYS = [
 
 
 def test_arrays_of_all_kinds_and_lengths_come_out_as_they_were() -> None:
-    found = upload(ARRAYS, "cpu")
-    assert [tensor.numpy().tolist() for tensor in found] == [array.tolist() for array in ARRAYS]
-    assert [tensor.numpy().dtype for tensor in found] == [array.dtype for array in ARRAYS]
+    actual = upload(ARRAYS, "cpu")
+    assert [tensor.numpy().tolist() for tensor in actual] == [array.tolist() for array in ARRAYS]
+    assert [tensor.numpy().dtype for tensor in actual] == [array.dtype for array in ARRAYS]
 
 
 def test_every_array_is_aligned() -> None:

@@ -29,11 +29,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:Runtim
 def compare(logits: torch.Tensor, batch: SampleBatch) -> np.ndarray:
     """The device's tokens, which have to be the definition's, with their log-probabilities."""
     on_device = logits.to(DEVICE)
-    found, expected = CudaOps(DEVICE).choose(on_device, batch), choosing.choose(logits, batch)
-    assert found.tokens.tolist() == expected.tokens.tolist()
-    np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=1e-5, atol=2e-5)
+    actual, expected = CudaOps(DEVICE).choose(on_device, batch), choosing.choose(logits, batch)
+    assert actual.tokens.tolist() == expected.tokens.tolist()
+    np.testing.assert_allclose(actual.logprobs, expected.logprobs, rtol=1e-5, atol=2e-5)
     assert torch.equal(on_device.cpu(), logits)
-    return found.tokens
+    return actual.tokens
 
 
 @pytest.mark.parametrize(
@@ -103,9 +103,9 @@ def test_log_probabilities_and_the_first_of_equal_maxima(vocab_size: int) -> Non
     logits = logits_of(6, vocab_size, 3.0, ties=True)
     tokens = np.random.default_rng(1).integers(0, vocab_size, 6)
     batch = select(batch_of(1, vocab_size), [], tokens)
-    found, expected = CudaOps(DEVICE).choose(logits.to(DEVICE), batch), choosing.choose(logits, batch)
-    assert found.tokens.tolist() == expected.tokens.tolist()
-    np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=1e-6, atol=5e-6)
+    actual, expected = CudaOps(DEVICE).choose(logits.to(DEVICE), batch), choosing.choose(logits, batch)
+    assert actual.tokens.tolist() == expected.tokens.tolist()
+    np.testing.assert_allclose(actual.logprobs, expected.logprobs, rtol=1e-6, atol=5e-6)
 
 
 def test_nothing_is_written_but_one_token_and_one_log_probability_a_row() -> None:

@@ -65,11 +65,11 @@ def test_shift_and_mixes_and_the_state_that_they_leave(
 
     step = ops.begin(pad_rows(batch, len(batch.tokens) + 2), pools[0])
     padded = torch.cat([x, torch.full((2, width), float("nan"))]).to(DEVICE)
-    found = ops.shift_mix(step, kind, 1, padded, (ops.vector(norm[0]), ops.vector(norm[1])), ops.vector(mix))
+    actual = ops.shift_mix(step, kind, 1, padded, (ops.vector(norm[0]), ops.vector(norm[1])), ops.vector(mix))
     expected = reference.shift_mix(reference.begin(batch, pools[1]), kind, 1, x, norm, mix)
-    assert len(found) == mixes
+    assert len(actual) == mixes
     tolerance = CLOSE if dtype == torch.float32 else {"rtol": 0.01, "atol": 0.01}
-    for mine, theirs in zip(found, expected, strict=True):
+    for mine, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(mine[: len(x)].float().cpu(), theirs, **tolerance)
     torch.testing.assert_close(pools[0].shifts.cpu(), pools[1].shifts, **CLOSE)
     assert untouched(memory)

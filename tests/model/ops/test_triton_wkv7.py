@@ -118,12 +118,12 @@ def test_in_chunks_the_bits_of_a_sequence_do_not_depend_on_the_others() -> None:
     rows = HeadRows(*[torch.sigmoid(normal(sum(lengths), size, seed=seed)).to(DEVICE) for seed in range(6)])
     weights = HeadWeights(*[normal(size, seed=10 + index, mean=1.0).to(DEVICE) for index in range(5)])
     own = slice(lengths[0], lengths[0] + lengths[1])
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    actual: list[tuple[torch.Tensor, torch.Tensor]] = []
     for starts, stops, slots in (([21], [56], [1]), ([0, 21, 56], [21, 56, 72], [0, 1, 2])):
         carried, out = normal(3, 1, size, size).to(DEVICE), torch.zeros_like(rows.r)
         in_chunks(rows, weights, Sequences(*map(on_device, (starts, stops, slots))), carried, out)
-        found.append((out[own], carried[1]))
-    assert all(torch.equal(alone, together) for alone, together in zip(*found, strict=True))
+        actual.append((out[own], carried[1]))
+    assert all(torch.equal(alone, together) for alone, together in zip(*actual, strict=True))
 
 
 @pytest.mark.parametrize("decay", [0.5454, 1.0])

@@ -56,8 +56,8 @@ def test_verification_passes_through_every_kernel_and_through_graphs(
         spec = replace(reference.spec, backend="cuda", dtype="fp32", device="cuda")
         return Rwkv7Model(GraphedNetwork(Network.build(tensors, 1, ops), capture), ops, spec)
 
-    found = verification.verify(lambda: reference, load)
-    assert found.same
+    actual = verification.verify(lambda: reference, load)
+    assert actual.same
     assert passed.count("captured") == len(verification.DECODE_ROWS)
     # A piece of one row is a decode step too.
     assert passed.count("replayed") >= len(verification.DECODE_ROWS) * (verification.DECODE_STEPS - WARM_UPS)

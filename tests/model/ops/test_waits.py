@@ -47,9 +47,9 @@ def request(number: int) -> Request:
 
 def num_waits(engine: Engine) -> tuple[int, list[Reply | Score]]:
     """Of one step, with what ended in it."""
-    with waits() as found:
+    with waits() as actual:
         done = engine.step()
-    return len(found), [result for _, result in done]
+    return len(actual), [result for _, result in done]
 
 
 def test_a_step_waits_once_whatever_it_holds() -> None:
@@ -79,12 +79,12 @@ def test_a_step_that_reads_beginnings_of_prompts_only_does_not_wait() -> None:
 
 
 def test_waits_are_noticed() -> None:
-    with waits() as found:
+    with waits() as actual:
         tensor = torch.arange(3, device=DEVICE)
         _ = tensor.cpu()
         _ = int(tensor[1])
         _ = bool((tensor > 1).any())
-    assert len(found) >= 3
+    assert len(actual) >= 3
 
 
 @pytest.mark.parametrize(("num_sampled", "num_given"), [(3, 0), (0, 2), (5, 6)])
@@ -92,6 +92,6 @@ def test_the_choice_of_tokens_waits_once(num_sampled: int, num_given: int) -> No
     ops, batch = CudaOps(DEVICE), batch_of(8, VOCAB_SIZE)
     logits = logits_of(num_sampled + num_given, VOCAB_SIZE, 1.0).to(DEVICE)
     given = np.arange(num_given).tolist()
-    with waits() as found:
+    with waits() as actual:
         ops.choose(logits, select(batch, range(num_sampled), given))
-    assert len(found) == 1
+    assert len(actual) == 1
