@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from rwkvbatch.errors import CheckpointError
+from rwkvbatch.errors import CheckpointError, counted
 from rwkvbatch.model import gguf, web_rwkv
 from rwkvbatch.model.containers import CONFIG
 from rwkvbatch.model.strategy import PRECISIONS
@@ -49,6 +49,7 @@ def official(tensors: NamedTensors) -> NamedTensors:
     _check_config(tensors)
     for form in FORMS:
         tensors = form.undo(tensors) or tensors
+    _check_layers(tensors)
     return tensors
 
 
@@ -314,6 +315,21 @@ def _check_config(tensors: NamedTensors) -> None:
         if value != computed and not (computed is None and not value):
             reason = f"only {computed!r} is computed" if computed is not None else "which is not supported"
             raise CheckpointError(f"its {CONFIG} has {key} = {_shown(value)}; {reason}", path=tensors.path)
+
+
+_LAYER = re.compile(r"blocks\.(\d{1,6})\.")
+
+
+def _check_layers(tensors: NamedTensors) -> None:
+    """Refuse fewer or more layers than the configuration has: layers were lost, or are not to be computed."""
+    configured = tensors.config.get("num_hidden_layers")
+    layers = {match[1] for name in tensors.entries if (match := _LAYER.match(name))}
+    if isinstance(configured, int) and layers and "emb.weight" in tensors.entries and configured != len(layers):
+        raise CheckpointError(
+            f"its {CONFIG} has num_hidden_layers = {configured}, and its tensors have {counted(len(layers), 'layer')}",
+            path=tensors.path,
+            hint="weights and configuration belong to different models, or layers were lost",
+        )
 
 
 def _shown(value: object) -> str:

@@ -137,6 +137,17 @@ def test_a_configuration_that_asks_for_another_computation_is_refused(
         load_model(folder)
 
 
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_configuration_of_other_layers_than_the_tensors_have_is_refused(
+    number: int, tiny_tensors: Tensors, tmp_path: Path
+) -> None:
+    config: dict[str, object] = {"model_type": "rwkv7", "num_hidden_layers": 2}
+    load_model(write_directory(tmp_path / "right", to_fla(tiny_tensors), config=config))
+    wrong = write_directory(tmp_path / "hf", to_fla(tiny_tensors), config={**config, "num_hidden_layers": number})
+    with pytest.raises(CheckpointError, match=f"num_hidden_layers = {number}, and its tensors have 2 layers"):
+        load_model(wrong)
+
+
 def test_a_tied_head_is_the_embedding(tiny_tensors: Tensors, tmp_path: Path) -> None:
     tied = {**tiny_tensors, "head.weight": tiny_tensors["emb.weight"]}
     torch.save(tied, tmp_path / "tied.pth")
