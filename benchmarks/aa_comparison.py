@@ -1,14 +1,14 @@
-"""A/A: the same thing twice. How often does `compare` find a difference that is not there?
+"""A/A tests: how often `compare` finds a difference between variants that are equal.
 
-The bundled model replays a script under one setting, many times. Each try deals repetitions at random to a baseline and
-its variants, as if they were runs under different seeds, and tests them as `rwkvbatch compare` does: repetitions have
-random numbers of their own, so nothing but chance differs. A try counts as a false alarm when a difference of the
-family is significant. At 5 %, about 5 of 100 tries may; exact tests of yes/no outcomes may do so less often, since
-their p-values come in steps.
+The bundled model replays a script under one setting, many times. Each try assigns repetitions at random to a baseline
+and its variants, as if they were runs under different seeds, and tests them as `rwkvbatch compare` does. Repetitions
+have independent random numbers, so that variants differ only by chance. A try is a false alarm if any difference of the
+family is significant. At a level of 5 %, this may happen in about 5 of 100 tries; exact tests of yes/no outcomes have
+fewer, because their p-values are discrete.
 
     python benchmarks/aa_comparison.py                         # the bundled model: replay, then 2,000 tries
     python benchmarks/aa_comparison.py --run runs/aa           # replay into a directory, or continue there
-    python benchmarks/aa_comparison.py --synthetic             # made-up rows, without a model
+    python benchmarks/aa_comparison.py --synthetic             # simulated rows, without a model
 """
 
 from __future__ import annotations
@@ -36,65 +36,68 @@ DESIGNS = ((8, 1, 1), (12, 1, 1), (30, 1, 1), (30, 4, 1), (30, 1, 4))
 
 @dataclass(frozen=True)
 class Sums:
-    """A metric added up by conversation and repetition: `sums` and `counts` are `[conversations, repetitions]`."""
+    """The sums of a metric and its counts of rows, both `[conversations, repetitions]`."""
 
     sums: NDArray[np.float64]
     counts: NDArray[np.float64]
 
 
 def sums_of(table: Any, metric: str) -> Sums | None:
-    """Of the repetitions that all conversations have; None where all rows have the same number."""
+    """The sums over the repetitions that all conversations have; None if all rows have the same value."""
     if metric not in table or table[metric].nunique() < 2:
         return None
-    codes, numbers = table["conversation"].factorize()[0], table["repeat"].to_numpy(dtype=np.int64)
+    codes, repeats = table["conversation"].factorize()[0], table["repeat"].to_numpy(dtype=np.int64)
     values = table[metric].to_numpy(dtype=np.float64)
     known = ~np.isnan(values)
-    shape = (int(codes.max()) + 1, int(numbers.max()) + 1)
-    place = (codes * shape[1] + numbers)[known]
-    sums = np.bincount(place, values[known], minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
-    counts = np.bincount(place, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
-    whole = (counts == counts.max(axis=1, keepdims=True)).all(axis=0)
-    return Sums(sums[:, whole], counts[:, whole])
+    shape = (int(codes.max()) + 1, int(repeats.max()) + 1)
+    flat_index = (codes * shape[1] + repeats)[known]
+    sums = np.bincount(flat_index, values[known], minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
+    counts = np.bincount(flat_index, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
+    complete = (counts == counts.max(axis=1, keepdims=True)).all(axis=0)
+    return Sums(sums[:, complete], counts[:, complete])
 
 
 @dataclass(frozen=True)
 class Alarms:
-    """Shares of tries: with a significant difference, in which anything differs, whose first interval holds 0.
+    """The results of all tries.
 
-    `num_differing`: conversations that differ between the baseline and the first variant, on average.
+    Attributes:
+        false_alarms: share of tries with a significant difference. differing: share of tries in which any pair differs.
+        covered: share of tries in which the first variant's interval contains 0.
+        num_differing: mean number of conversations that differ between the baseline and the first variant.
     """
 
-    found: float
+    false_alarms: float
     differing: float
     covered: float
     num_differing: float
 
 
 def alarms(metric: str, values: Sums, conversations: int, repeats: int, variants: int, tries: int) -> Alarms:
-    """What `tries` deals come to."""
+    """The results of `tries` tries."""
     rng = np.random.default_rng((conversations, repeats, variants))
     widest = metric_named(metric).widest
     judged = np.flatnonzero(values.counts[:, 0])
-    found = differing = covered = num_differing = 0
+    false_alarms = differing = covered = num_differing = 0
     for _ in range(tries):
-        chosen = rng.permutation(judged)[:conversations]
-        # Each conversation has a deal of its own: dealt together, the repetitions that are there would bring the
-        # correlations that they happen to have into all tries.
+        sample = rng.permutation(judged)[:conversations]
+        # Repetitions are assigned in each conversation independently. A common assignment would carry the chance
+        # correlations of the existing repetitions into all tries.
         order = rng.random((conversations, values.sums.shape[1])).argsort(axis=1)
-        dealt = order[:, : repeats * (variants + 1)].reshape(conversations, variants + 1, repeats)
-        sides = np.take_along_axis(values.sums[chosen][:, None], dealt, axis=2).sum(axis=2).T
-        counts = values.counts[chosen, 0] * repeats
+        assigned = order[:, : repeats * (variants + 1)].reshape(conversations, variants + 1, repeats)
+        sides = np.take_along_axis(values.sums[sample][:, None], assigned, axis=2).sum(axis=2).T
+        counts = values.counts[sample, 0] * repeats
         differences = np.stack([side - sides[0] for side in sides[1:]], axis=1)
         family = compare_family(differences, np.stack([counts] * variants, axis=1), widest=widest)
-        found += any(each.significant for each in family.differences)
-        differing += any(not each.identical for each in family.differences)
+        false_alarms += any(difference.significant for difference in family.differences)
+        differing += any(not difference.identical for difference in family.differences)
         num_differing += int(np.count_nonzero(differences[:, 0]))
         covered += family.differences[0].low <= 0 <= family.differences[0].high
-    return Alarms(found / tries, differing / tries, covered / tries, num_differing / tries)
+    return Alarms(false_alarms / tries, differing / tries, covered / tries, num_differing / tries)
 
 
 def replay(directory: Path, script: Path, repeats: int, conversations: int) -> Any:
-    """Rows of the bundled model, which samples its whole distribution; continues a run in `directory`."""
+    """Rows of the bundled model, sampled from its whole distribution; continues a run in `directory`."""
     import rwkvbatch
 
     rwkvbatch.run(
@@ -104,16 +107,16 @@ def replay(directory: Path, script: Path, repeats: int, conversations: int) -> A
 
 
 def synthetic(directory: Path, repeats: int, conversations: int) -> Any:
-    """Rows in which conversations differ in hardness and length, and the turns of a dialogue share a mood."""
+    """Simulated rows: conversations have a difficulty and a length, and the turns of a dialogue are correlated."""
     rng = np.random.default_rng(0)
-    hardness, length = rng.normal(size=conversations), rng.integers(20, 80, conversations)
+    difficulty, length = rng.normal(size=conversations), rng.integers(20, 80, conversations)
     rows: list[str] = []
     for number in range(conversations):
         for repeat in range(repeats):
-            mood = rng.normal()
+            dialogue_effect = rng.normal()
             for turn in range(3):
                 ids = rng.integers(0, 200, int(rng.poisson(length[number])) + 2).tolist()
-                score = float(rng.random() < 1 / (1 + np.exp(hardness[number] + mood)))
+                score = float(rng.random() < 1 / (1 + np.exp(difficulty[number] + dialogue_effect)))
                 check = {"kind": "k", "expected": "", "passed": bool(score), "score": score, "weight": 1.0}
                 row = {
                     "conversation": f"c{number}", "cell": "base", "repeat": repeat, "turn": turn, "seed": 0,
@@ -131,22 +134,23 @@ def synthetic(directory: Path, repeats: int, conversations: int) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tries", type=int, default=2000)
-    parser.add_argument("--repeats", type=int, default=200, help="repetitions to deal from")
+    parser.add_argument("--repeats", type=int, default=200, help="number of repetitions to assign from")
     parser.add_argument("--conversations", type=int, default=30)
     parser.add_argument("--script", type=Path, default=Path("datasets/memory.jsonl"))
-    parser.add_argument("--run", type=Path, help="where the rows are, or are to be")
-    parser.add_argument("--synthetic", action="store_true", help="made-up rows instead of the bundled model")
+    parser.add_argument("--run", type=Path, help="run directory to write or to continue")
+    parser.add_argument("--synthetic", action="store_true", help="simulate rows instead of replaying the bundled model")
     parser.add_argument("--patterns", type=int, default=1998, help="sign patterns drawn beyond 13 conversations")
-    chosen = parser.parse_args()
-    # A tenth of what `compare` draws: single p-values vary more, how often they are at most 5 % does not.
-    signflip.DRAWN_PATTERNS = chosen.patterns
-    started_s = time.perf_counter()
+    args = parser.parse_args()
+    # The default is a tenth of what `compare` draws. It makes single p-values vary more, but not the rate at which
+    # they are at most 5 %.
+    signflip.DRAWN_PATTERNS = args.patterns
+    start_s = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        if chosen.synthetic:
-            table = synthetic(Path(folder), chosen.repeats, chosen.conversations)
+        if args.synthetic:
+            table = synthetic(Path(folder), args.repeats, args.conversations)
         else:
-            table = replay(chosen.run or Path(folder) / "run", chosen.script, chosen.repeats, chosen.conversations)
-    print(f"{len(table):,} rows; {chosen.tries} tries of each design")
+            table = replay(args.run or Path(folder) / "run", args.script, args.repeats, args.conversations)
+    print(f"{len(table):,} rows; {args.tries} tries of each design")
     print(
         "conversations, repetitions, variants: false alarms (of tries in which anything differs), coverage of 0, "
         "conversations that differ"
@@ -155,17 +159,18 @@ def main() -> None:
         values = sums_of(table, metric)
         if values is None:
             continue
-        for conversations, own, variants in DESIGNS:
-            there = int((values.counts[:, 0] > 0).sum())
-            if conversations > there or own * (variants + 1) > values.sums.shape[1]:
+        for conversations, repeats, variants in DESIGNS:
+            num_judged = int((values.counts[:, 0] > 0).sum())
+            if conversations > num_judged or repeats * (variants + 1) > values.sums.shape[1]:
                 continue
-            of = alarms(metric, values, conversations, own, variants, chosen.tries)
+            results = alarms(metric, values, conversations, repeats, variants, args.tries)
+            among_differing = results.false_alarms / max(results.differing, 1 / args.tries)
             print(
-                f"{metric:10} {conversations:3} {own:2} {variants:2}: {of.found:6.2%} "
-                f"({of.found / max(of.differing, 1 / chosen.tries):6.2%}), {of.covered:.3f}, {of.num_differing:4.1f}",
+                f"{metric:10} {conversations:3} {repeats:2} {variants:2}: {results.false_alarms:6.2%} "
+                f"({among_differing:6.2%}), {results.covered:.3f}, {results.num_differing:4.1f}",
                 flush=True,
             )
-    print(f"{time.perf_counter() - started_s:.0f} s")
+    print(f"{time.perf_counter() - start_s:.0f} s")
 
 
 if __name__ == "__main__":

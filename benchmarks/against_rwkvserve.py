@@ -1,10 +1,10 @@
-"""rwkvbatch against RWKVServe (PyPI `rwkvserve`) on the CPU: the same random RWKV-7, greedy replies, in turns.
+"""Speed of rwkvbatch compared with RWKVServe (PyPI `rwkvserve`) on the CPU: greedy replies of the same random RWKV-7.
 
     python benchmarks/against_rwkvserve.py --python ENV/bin/python [--shape 12x768] [--rows 1,8,32] [--rounds 3]
 
-ENV is an environment in which `rwkvserve` is installed; it runs in a process of its own. Both generate replies to the
-same prompts, all in one call, weights in fp32 or bf16 and all else in fp32 (ours). First the reply tokens in fp32 are
-compared: if they differ, nothing is measured. A figure is reply tokens a second of the whole call.
+ENV is an environment in which `rwkvserve` is installed; it runs in a process of its own. Both programs generate replies
+to the same prompts in one call, in turns, with weights in fp32 or bf16; our arithmetic is in fp32. First, the reply
+tokens in fp32 are compared; if they differ, nothing is measured. A figure is the reply tokens per second of a call.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Figure:
-    """Reply tokens a second, medians over the rounds; `ratio` is the median of the rounds' quotients."""
+    """Reply tokens per second, as medians over the rounds; `ratio` is the median of the rounds' ratios."""
 
     rows: int
     ours: float
@@ -76,59 +76,60 @@ class Figure:
     ratio: float
 
 
-class Peer:
+class RwkvServe:
     """RWKVServe in a process of its own."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def ask(self, prompts: list[str], tokens: int) -> Reply:
+    def generate(self, prompts: list[str], tokens: int) -> Reply:
+        """Greedy replies of `tokens` tokens."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"prompts": prompts, "tokens": tokens}) + "\n")
         self._process.stdin.flush()
-        return Reply(**self.answer())
+        return Reply(**self.read_line())
 
-    def answer(self) -> dict[str, Any]:
-        """The next line that it prints.
+    def read_line(self) -> dict[str, Any]:
+        """The next line that the process prints.
 
         Raises:
-            RwkvBatchError: it ended.
+            RwkvBatchError: the process ended.
         """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RwkvBatchError("the process with rwkvserve ended early; what it said is above")
+            raise RwkvBatchError("the process with rwkvserve ended early; its messages are above")
         return json.loads(line)
 
 
 @contextmanager
-def peer(python: str, folder: Path, dtype: str, threads: int) -> Generator[Peer]:
-    """RWKVServe with the model in `folder`."""
+def rwkvserve(python: str, folder: Path, dtype: str, threads: int) -> Generator[RwkvServe]:
+    """A context with RWKVServe and the model in `folder`."""
     command = [python, "-c", CHILD, str(folder), dtype, str(threads)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
-            found = Peer(process)
-            found.answer()
-            yield found
+            server = RwkvServe(process)
+            server.read_line()
+            yield server
         finally:
             process.kill()
 
 
 def write_model(folder: Path, shape: str) -> Path:
-    """A random checkpoint as both read it: `model.pth`, and a `config.json` for RWKVServe."""
+    """Write a random checkpoint that both programs read: `model.pth`, with a `config.json` for RWKVServe."""
     num_layers, width = map(int, shape.split("x"))
-    # That program has one width for the chains of decay and rate, as official models do.
+    # RWKVServe has one width for the low-rank chains of decay and rate, as official models do.
     ranks = LowRankWidths.official(width)
     torch.save(random_tensors(num_layers, width, ranks=ranks), folder / "model.pth")
     sizes = {"n_layer": num_layers, "n_embd": width, "vocab_size": 65536, "head_size_a": 64, "dim_ffn": 4 * width}
     chains = {"dim_att_lora": ranks.decay, "dim_gate_lora": ranks.gate, "dim_mv_lora": ranks.value}
-    described = {"model_type": "rwkv7", "dim_att": width, **sizes, **chains}
-    (folder / "config.json").write_text(json.dumps(described))
+    config = {"model_type": "rwkv7", "dim_att": width, **sizes, **chains}
+    (folder / "config.json").write_text(json.dumps(config))
     return folder / "model.pth"
 
 
 def prompts_of(rows: int, call: int) -> list[str]:
-    """Prompts that differ from their beginning on, and from those of other calls: nothing is found in a cache."""
+    """Prompts that share no prefix with each other or with those of other calls, so that no cache helps."""
     return [f"{1000 * call + row} is a number. Tell me about it.\n\nAssistant:" for row in range(rows)]
 
 
@@ -139,20 +140,20 @@ def ours(llm: LLM, prompts: list[str], tokens: int) -> Reply:
     return Reply([list(output.outputs[0].token_ids) for output in outputs], seconds)
 
 
-def differing(mine: Reply, theirs: Reply) -> int:
-    """How many replies differ."""
+def num_differing(mine: Reply, theirs: Reply) -> int:
+    """The number of prompts whose replies differ."""
     return sum(a != b for a, b in zip(mine.ids, theirs.ids, strict=True))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", default=sys.executable, help="of an environment with rwkvserve")
+    parser.add_argument("--python", default=sys.executable, help="Python of an environment with rwkvserve")
     parser.add_argument("--shape", default="12x768")
     parser.add_argument("--rows", default="1,8,32")
-    parser.add_argument("--tokens", type=int, default=16, help="of each reply")
+    parser.add_argument("--tokens", type=int, default=16, help="tokens of each reply")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the weights when measured")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="dtype of the measured weights")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     if (load := load_of_others()) is not None and load > IDLE:
@@ -172,38 +173,42 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> list[Figure]:
-    """Check, then measure.
+    """Check that both programs give the same replies, then measure.
 
     Raises:
         RwkvBatchError: replies differ, or RWKVServe fails.
     """
     path = write_model(folder, arguments.shape)
-    counts = [int(part) for part in arguments.rows.split(",")]
-    checked = prompts_of(min(4, max(counts)), 0)
+    row_counts = [int(part) for part in arguments.rows.split(",")]
+    checked_prompts = prompts_of(min(4, max(row_counts)), 0)
+    num_checked = len(checked_prompts)
     llm = LLM(path, strategy="cpu", threads=arguments.threads, vocab="world")
-    with peer(arguments.python, folder, "fp32", arguments.threads) as other:
-        if count := differing(ours(llm, checked, arguments.tokens), other.ask(checked, arguments.tokens)):
-            raise RwkvBatchError(f"{count} of {len(checked)} greedy replies differ: it computes something else")
-    print(f"the same {len(checked)} greedy replies of {arguments.tokens} tokens", file=sys.stderr)
-    found: dict[int, list[tuple[Reply, Reply]]] = {count: [] for count in counts}
-    with peer(arguments.python, folder, arguments.dtype, arguments.threads) as other:
+    with rwkvserve(arguments.python, folder, "fp32", arguments.threads) as server:
+        mine = ours(llm, checked_prompts, arguments.tokens)
+        theirs = server.generate(checked_prompts, arguments.tokens)
+        if count := num_differing(mine, theirs):
+            raise RwkvBatchError(f"{count} of {num_checked} greedy replies differ: it computes something else")
+    print(f"the same {num_checked} greedy replies of {arguments.tokens} tokens", file=sys.stderr)
+    pairs: dict[int, list[tuple[Reply, Reply]]] = {num_rows: [] for num_rows in row_counts}
+    with rwkvserve(arguments.python, folder, arguments.dtype, arguments.threads) as server:
         for number in range(arguments.rounds):
-            for place, (count, pairs) in enumerate(found.items()):
-                prompts = prompts_of(count, 1 + number * len(found) + place)
-                pairs.append((ours(llm, prompts, arguments.tokens), other.ask(prompts, arguments.tokens)))
-                mine, theirs = pairs[-1]
+            for index, (num_rows, row_pairs) in enumerate(pairs.items()):
+                prompts = prompts_of(num_rows, 1 + number * len(pairs) + index)
+                mine, theirs = ours(llm, prompts, arguments.tokens), server.generate(prompts, arguments.tokens)
+                row_pairs.append((mine, theirs))
                 print(
-                    f"round {number + 1}, {count} rows: {mine.tokens_per_s:.1f}, rwkvserve {theirs.tokens_per_s:.1f}",
+                    f"round {number + 1}, {num_rows} rows: {mine.tokens_per_s:.1f}, "
+                    f"rwkvserve {theirs.tokens_per_s:.1f}",
                     file=sys.stderr,
                 )
     return [
         Figure(
-            count,
-            median(mine.tokens_per_s for mine, _ in pairs),
-            median(theirs.tokens_per_s for _, theirs in pairs),
-            median(mine.tokens_per_s / theirs.tokens_per_s for mine, theirs in pairs),
+            num_rows,
+            median(mine.tokens_per_s for mine, _ in row_pairs),
+            median(theirs.tokens_per_s for _, theirs in row_pairs),
+            median(mine.tokens_per_s / theirs.tokens_per_s for mine, theirs in row_pairs),
         )
-        for count, pairs in found.items()
+        for num_rows, row_pairs in pairs.items()
     ]
 
 

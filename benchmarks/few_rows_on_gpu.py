@@ -18,7 +18,8 @@ from statistics import median
 import numpy as np
 import torch
 
-from rwkvbatch.bench.workloads import best_rate, device_clock
+from rwkvbatch.bench.limits import best_rate
+from rwkvbatch.bench.workloads import device_clock
 from rwkvbatch.model.base import RaggedBatch, fp32_sums
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.model.rwkv7 import Network

@@ -1,9 +1,10 @@
-"""How often gates are wrong on data of which the truth is known.
+"""Error rates of gates on simulated data with a known truth.
 
-- A/A: baseline and variants are the same; a `significantly` gate with `--fail-if` may fail in at most 5 of 100 tries.
+- A/A: baseline and variants are equal; a `significantly` gate with `--fail-if` may fail in at most 5 of 100 tries.
 - Margin: the variant is worse by exactly the margin; a non-inferiority gate (`--fail-unless ... significantly`) may
   pass in at most 5 of 100 tries.
-- Size: with as many conversations as `rwkvbatch plan` and the gate ask for, it passes in about 80 of 100 tries.
+- Size: with the number of conversations that `rwkvbatch plan` and the gate recommend, a non-inferiority gate passes in
+  about 80 of 100 tries.
 
     python benchmarks/gate_errors.py [TRIES]          # 1,000 tries each by default, some minutes
 """
@@ -38,23 +39,23 @@ def scope(variant: Numbers, baseline: Numbers) -> GateScope:
 
 
 def yes_no(num_variants: int, worse: float = 0.0) -> Draw:
-    """Outcomes with a chance of each conversation, which is lower by `worse` in the variants."""
+    """Yes/no outcomes; each conversation has a pass rate, which is lower by `worse` in the variants."""
 
     def draw(rng: np.random.Generator, conversations: int, repeats: int) -> list[Numbers]:
-        chances = rng.uniform(worse, 1, (conversations, 1))
+        rates = rng.uniform(worse, 1, (conversations, 1))
         shape = (conversations, repeats)
-        variants = [(rng.random(shape) < chances - worse).astype(float) for _ in range(num_variants)]
-        return [(rng.random(shape) < chances).astype(float), *variants]
+        variants = [(rng.random(shape) < rates - worse).astype(float) for _ in range(num_variants)]
+        return [(rng.random(shape) < rates).astype(float), *variants]
 
     return draw
 
 
 def heavy_tailed(num_variants: int) -> Draw:
-    """Log-normal values around a hardness of each conversation."""
+    """Log-normal values, scaled by a difficulty of each conversation."""
 
     def draw(rng: np.random.Generator, conversations: int, repeats: int) -> list[Numbers]:
-        hardness = rng.gamma(4, 0.5, (conversations, 1))
-        return [hardness * rng.lognormal(0, 1, (conversations, repeats)) for _ in range(num_variants + 1)]
+        difficulty = rng.gamma(4, 0.5, (conversations, 1))
+        return [difficulty * rng.lognormal(0, 1, (conversations, repeats)) for _ in range(num_variants + 1)]
 
     return draw
 
@@ -75,7 +76,7 @@ def main() -> None:
     for name, draw in (("yes/no, 1 variant", yes_no(1)), ("yes/no, 4 variants", yes_no(4))):
         for conversations in (8, 12, 30):
             if conversations == 8 and "4" in name:
-                continue  # too few for 4 variants: such gates fail and say so
+                continue  # too few conversations for 4 variants: these gates always fail, with a reason
             share = share_failed(worse, draw, conversations, 2, tries)
             print(f"A/A, {name}, {conversations} conversations: {share:.1%} false failures", flush=True)
     more = [parse_gate("nll > baseline significantly")]
@@ -84,7 +85,7 @@ def main() -> None:
     for conversations in (12, 30):
         share = 1 - share_failed(margin, yes_no(1, worse=0.1), conversations, 2, tries)
         print(f"margin 0.1, worse by 0.1, {conversations} conversations: {share:.1%} false passes", flush=True)
-    # Of uniform chances p the mean of p (1 - p) is 1/6.
+    # The mean of p (1 - p) over uniform p is 1/6, and the difference of two outcomes has twice this variance.
     size = conversations_needed(0.1, 0.0, 2 / 6, 3)
     share = 1 - share_failed(margin, yes_no(1), size, 3, min(tries, 300))
     print(f"margin 0.1, equal, {size} conversations of 3 repetitions as planned for 80 %: {share:.0%} pass")

@@ -1,6 +1,7 @@
 """The parts of `make gpu` that need a GPU: `python benchmarks/gpu_parts.py PART [ARGUMENTS]` prints one JSON object.
 
-Weights are random and made in memory: one layer, which all layers repeat, since speed does not depend on values.
+The weights are random and in memory. All layers from the second on share one layer's weights, because speed does not
+depend on their values.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ import torch
 from torch import Tensor
 
 import rwkvbatch
+from rwkvbatch.bench.limits import Meter, Rates
 from rwkvbatch.bench.measure import Figure, figure_of
 from rwkvbatch.bench.verify import verify
-from rwkvbatch.bench.workloads import Clock, Meter, Rates, Workload, decode, prompt, stored_bytes, timed
+from rwkvbatch.bench.workloads import Clock, Workload, decode, prompt, stored_bytes, timed
 from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.random_checkpoint import random_tensors
@@ -36,16 +38,16 @@ from rwkvbatch.model.strategy import DTYPES
 HEAD_SIZE, VOCAB_SIZE = 64, 65536
 ROWS = (1, 8, 32, 128, 320)
 PROMPTS = (32, 1024)
-"""Sequences and tokens of each, of the batch of prompts that other programs' figures are of."""
+"""Number of sequences and of tokens of each in the batch of prompts, as in published figures of other programs."""
 ROUNDS = 3
 VERIFIED_SHAPE = "4x1024"
 NEIGHBOURS = (0, 1, 5, 31, 63)
-"""Other sequences in the steps that must not change a sequence's logits."""
+"""Numbers of other sequences in a step, none of which may change a sequence's logits."""
 FIXED_ROWS = 64
 
 
 class RepeatedLayers(Mapping[str, Tensor]):
-    """Random weights of a shape, whose layers from the second on are one layer."""
+    """Random weights of a shape, whose layers from the second on share one layer's weights."""
 
     def __init__(
         self, num_layers: int, width: int, dtype: torch.dtype = torch.bfloat16, vocab_size: int = VOCAB_SIZE
@@ -83,7 +85,7 @@ def model_of(tensors: RepeatedLayers, precision: str, *, graphs: bool = True, fi
 
 
 def reference_of(tensors: RepeatedLayers) -> Model:
-    """The model by the reference operations, fp32 on the CPU."""
+    """The model with the reference operations, in fp32 on the CPU."""
     ops = ReferenceOps("cpu")
     return Rwkv7Model(Network.build(tensors, tensors.num_layers, ops), ops, spec_of(tensors, "fp32", "cpu"))
 
@@ -114,7 +116,8 @@ def weights_of(shape: str, dtype: torch.dtype = torch.bfloat16) -> RepeatedLayer
 
 
 def versions() -> dict[str, Any]:
-    found: dict[str, Any] = {
+    """Versions of software, and properties of the GPU."""
+    values: dict[str, Any] = {
         "rwkvbatch": rwkvbatch.__version__,
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -124,19 +127,19 @@ def versions() -> dict[str, Any]:
     try:
         import triton
 
-        found["triton"] = triton.__version__
+        values["triton"] = triton.__version__
     except ImportError:
-        found["triton"] = None
+        values["triton"] = None
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        found |= {
+        values |= {
             "gpu": properties.name,
             "compute_capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": properties.multi_processor_count,
             "memory_gb": round(properties.total_memory / 1e9, 1),
             "driver": _driver(),
         }
-    return found
+    return values
 
 
 def _driver() -> str | None:
@@ -148,37 +151,37 @@ def _driver() -> str | None:
 
 
 def verified(precision: str) -> dict[str, Any]:
-    """`model verify` with graphs and without; ok if both are the same network."""
+    """`model verify` with CUDA graphs and without; ok if both are the same network as the reference."""
     tensors = weights_of(VERIFIED_SHAPE, DTYPES[precision])  # pyright: ignore[reportArgumentType]
-    found: dict[str, Any] = {}
+    verifications: dict[str, Any] = {}
     for name, graphs in (("with graphs", True), ("without graphs", False)):
-        found[name] = asdict(
+        verifications[name] = asdict(
             verify(partial(reference_of, tensors), partial(model_of, tensors, precision, graphs=graphs))
         )
-    return {"ok": all(each["same"] for each in found.values()), **found}
+    return {"ok": all(verification["same"] for verification in verifications.values()), **verifications}
 
 
 def invariance(model: Model, counts: tuple[int, ...] = NEIGHBOURS) -> dict[str, Any]:
-    """Whether a sequence's logits are the same bits beside other sequences: a prompt and four decode steps."""
+    """Whether a sequence's logits are bit-identical beside other sequences, in a prompt and four decode steps."""
     generator = np.random.default_rng(1)
-    own = generator.integers(1, model.spec.vocab_size, 37).tolist()
-    steps = generator.integers(1, model.spec.vocab_size, 4).tolist()
-    found: list[list[Tensor]] = []
-    for others in counts:
-        pool = model.make_pool(others + 1)
-        for slot in range(others + 1):
+    prompt_tokens = generator.integers(1, model.spec.vocab_size, 37).tolist()
+    decoded_tokens = generator.integers(1, model.spec.vocab_size, 4).tolist()
+    logits: list[list[Tensor]] = []  # by number of other sequences, then by step
+    for num_others in counts:
+        pool = model.make_pool(num_others + 1)
+        for slot in range(num_others + 1):
             pool.clear(slot)
-        neighbours = [generator.integers(1, model.spec.vocab_size, 1 + n % 7).tolist() for n in range(others)]
-        parts = [[own, *neighbours], *([[token], *([[7]] * others)] for token in steps)]
-        slots = [others, *range(others)]
-        found.append([model.step(RaggedBatch.of(part, slots), pool)[0].cpu().clone() for part in parts])
-    same = [all(map(torch.equal, found[0], each)) for each in found[1:]]
+        neighbours = [generator.integers(1, model.spec.vocab_size, 1 + n % 7).tolist() for n in range(num_others)]
+        steps = [[prompt_tokens, *neighbours], *([[token], *([[7]] * num_others)] for token in decoded_tokens)]
+        slots = [num_others, *range(num_others)]
+        logits.append([model.step(RaggedBatch.of(step, slots), pool)[0].cpu().clone() for step in steps])
+    same = [all(map(torch.equal, logits[0], beside_others)) for beside_others in logits[1:]]
     return {"ok": all(same), "same_beside": dict(zip(map(str, counts[1:]), same, strict=True))}
 
 
 def prompts(model: Model, sequences: int, length: int, clock: Clock, weight_bytes: float) -> Workload:
-    """Prompts of several sequences in one step; the size is all their tokens."""
-    one = prompt(model, length)
+    """Prefill of several prompts in one step; the workload's size is the number of tokens of all prompts."""
+    single = prompt(model, length)
     pool = model.make_pool(sequences)
     tokens = np.random.default_rng(0).integers(1, model.spec.vocab_size, (sequences, length)).tolist()
 
@@ -188,7 +191,7 @@ def prompts(model: Model, sequences: int, length: int, clock: Clock, weight_byte
         return timed(clock, model.step, RaggedBatch.of(tokens, range(sequences)), pool)
 
     name = f"prompts, {sequences} x {length:,} tokens"
-    return Workload(name, "prompt", sequences * length, once, sequences * one.operations, weight_bytes)
+    return Workload(name, "prompt", sequences * length, once, sequences * single.operations, weight_bytes)
 
 
 def speed(
@@ -199,25 +202,26 @@ def speed(
     batch: tuple[int, int] = PROMPTS,
     rounds: int = ROUNDS,
 ) -> list[Figure]:
-    """Figures of decode steps, a prompt and a batch of prompts, each with its share of the limit."""
+    """The figures of decode steps, a prompt and a batch of prompts, with their shares of the limit."""
     clock, weight_bytes = meter.clock, stored_bytes(model.spec)
     workloads = [decode(model, count, clock, weight_bytes) for count in rows]
     workloads.append(prompt(model, prompt_tokens, clock, weight_bytes))
     workloads.append(prompts(model, *batch, clock, weight_bytes))
-    found: list[Figure] = []
+    figures: list[Figure] = []
     for workload in workloads:
-        for _ in range(4):  # kernels are compiled, graphs are made
+        for _ in range(4):  # compiles kernels and captures graphs
             workload.once()
         seconds, rates = list[float](), list[Rates]()
         for _ in range(rounds):
-            if (possible := meter.measure()) is not None:
-                rates.append(possible)
+            if (limit_rates := meter.measure()) is not None:
+                rates.append(limit_rates)
             seconds.append(median(workload.once() for _ in range(workload.repeats)))
-        found.append(figure_of(workload, seconds, (), rates))
-    return found
+        figures.append(figure_of(workload, seconds, (), rates))
+    return figures
 
 
 def benchmarked(shape: str, precision: str) -> dict[str, Any]:
+    """The figures, limits and memory of a random model."""
     tensors = weights_of(shape)
     model = model_of(tensors, precision)
     del tensors
@@ -227,7 +231,7 @@ def benchmarked(shape: str, precision: str) -> dict[str, Any]:
     return {
         "ok": True,
         "figures": [asdict(figure) for figure in figures],
-        "limits": asdict(limits) if (limits := meter.found()) is not None else None,
+        "limits": asdict(limits) if (limits := meter.limits()) is not None else None,
         "memory": {"weights_gb": weights_gb, "peak_gb": torch.cuda.max_memory_allocated() / 1e9},
     }
 
@@ -236,16 +240,16 @@ def main(arguments: list[str]) -> None:
     with torch.no_grad():
         match arguments:
             case ["versions"]:
-                found = versions()
+                result = versions()
             case ["verify", precision]:
-                found = verified(precision)
+                result = verified(precision)
             case ["invariance", precision]:
-                found = invariance(model_of(weights_of(VERIFIED_SHAPE), precision, fixed_rows=FIXED_ROWS))
+                result = invariance(model_of(weights_of(VERIFIED_SHAPE), precision, fixed_rows=FIXED_ROWS))
             case ["bench", shape, precision]:
-                found = benchmarked(shape, precision)
+                result = benchmarked(shape, precision)
             case _:
                 raise SystemExit(f"unknown part: {' '.join(arguments)}")
-    print(json.dumps(found))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Everything that only a GPU can show, within ten minutes: `make gpu`, or `python benchmarks/gpu_report.py`.
+"""Report of all checks and figures that need a GPU (`make gpu`, or `python benchmarks/gpu_report.py`), in ten minutes.
 
 Runs the parts of `PARTS` one after the other, each in a process of its own with a time limit, so that a failure or a
-hang in one does not stop the rest. Writes `gpu-report.json`, and `gpu-report.md` to read. Without an NVIDIA GPU only
-the kernels are compiled, for compute capability 8.0 and 9.0. The exit code is 1 if a part that was run failed.
+hang in one does not stop the others. Writes `gpu-report.json` and the same as Markdown in `gpu-report.md`. Without an
+NVIDIA GPU, the kernels are only compiled, for compute capability 8.0 and 9.0. The exit code is 1 if any part failed.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from rwkvbatch.files import replacing
 ROOT = Path(__file__).resolve().parents[1]
 MINUTES = 10.0
 LEAST_SECONDS = 5.0
-"""A part is not begun with less time left."""
+"""The least remaining time with which a part is started."""
 KEPT_CHARACTERS = 4000
-"""Of what a part printed, from its end."""
+"""The most characters that are kept of a part's output, from its end."""
 
 Outcome = Literal["ok", "failed", "timed out", "skipped"]
 
@@ -39,9 +39,9 @@ class Part:
     """One part of the report.
 
     Attributes:
-        command: printed JSON with an entry `ok` that is false fails the part, as an exit code other than 0 does.
-        limit_s: seconds that it may take.
-        where: on what machines it runs: those with a GPU, those without, or all.
+        command: the part fails if the exit code is not 0, or if it prints a JSON object with `ok` false.
+        limit_s: time limit in seconds.
+        where: the machines on which the part runs: those with a GPU, those without, or all.
     """
 
     name: str
@@ -73,9 +73,11 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Result:
-    """Attributes:
-    found: the JSON object that the part printed, if it did.
-    printed: the end of what it printed otherwise, and of its errors.
+    """The result of a part.
+
+    Attributes:
+        found: the JSON object that the part printed; None if it printed none.
+        printed: the end of its other output, and of its standard error if it did not succeed.
     """
 
     name: str
@@ -93,9 +95,9 @@ def has_gpu() -> bool:
 
 
 def run_parts(parts: Sequence[Part], *, gpu: bool, seconds: float, say: Callable[[str], None]) -> list[Result]:
-    """Run the parts for this machine, in `seconds` in all."""
+    """Run the parts for this machine in at most `seconds` altogether."""
     end = time.monotonic() + seconds
-    found: list[Result] = []
+    results: list[Result] = []
     for part in parts:
         if part.where != "all" and (part.where == "gpu") != gpu:
             continue
@@ -106,12 +108,12 @@ def run_parts(parts: Sequence[Part], *, gpu: bool, seconds: float, say: Callable
             say(f"{part.name}, at most {limit:.0f} s")
             result = run_part(part, limit)
         say(f"{part.name}: {result.outcome}, {result.seconds:.1f} s")
-        found.append(result)
-    return found
+        results.append(result)
+    return results
 
 
 def run_part(part: Part, limit_s: float) -> Result:
-    """Run one part in a process group, which is killed at the limit."""
+    """Run one part in a process group of its own, which is killed at the time limit."""
     started = time.monotonic()
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         try:
@@ -132,8 +134,11 @@ def run_part(part: Part, limit_s: float) -> Result:
         errors.seek(0)
         text, messages = out.read(), errors.read()
     found = _json(text)
-    failed = process.returncode != 0 or (found is not None and found.get("ok") is False)
-    outcome: Outcome = "timed out" if timed_out else "failed" if failed else "ok"
+    outcome: Outcome = "ok"
+    if timed_out:
+        outcome = "timed out"
+    elif process.returncode != 0 or (found is not None and found.get("ok") is False):
+        outcome = "failed"
     printed = "" if found is not None else text[-KEPT_CHARACTERS:]
     if outcome != "ok":
         printed += messages[-KEPT_CHARACTERS:]
@@ -141,13 +146,13 @@ def run_part(part: Part, limit_s: float) -> Result:
 
 
 def _json(text: str) -> dict[str, Any] | None:
-    """The JSON object that a part printed as its last line."""
+    """The JSON object on the last line of a part's output; None without one."""
     lines = text.strip().splitlines()
     try:
-        found = json.loads(lines[-1]) if lines else None
+        value = json.loads(lines[-1]) if lines else None
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def page(results: Sequence[Result], *, gpu: bool) -> str:
@@ -176,11 +181,11 @@ def _details(result: Result) -> list[str]:
         lines += ["", f"Memory: weights {memory['weights_gb']:.2f} GB, at most {memory['peak_gb']:.2f} GB."]
     elif "with graphs" in found:
         lines += ["| | part | RMS | largest | same token | within |", "|---|---|---|---|---|---|"]
-        for how in ("with graphs", "without graphs"):
+        for mode in ("with graphs", "without graphs"):
             lines += [
-                f"| {how} | {part['name']} | {_number(part['rms'])} | {_number(part['largest'])} "
+                f"| {mode} | {part['name']} | {_number(part['rms'])} | {_number(part['largest'])} "
                 f"| {part['same_token']:.1%} | {'yes' if part['within'] else '**no**'} |"
-                for part in found[how]["parts"]
+                for part in found[mode]["parts"]
             ]
     elif found:
         lines += [f"- {name}: {value}" for name, value in found.items()]

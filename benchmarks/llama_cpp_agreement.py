@@ -1,9 +1,9 @@
-"""llama.cpp's files of a random checkpoint, and whether it computes the same network from them as we do.
+"""llama.cpp's files of a random checkpoint, and the check that it computes the same network from them as we do.
 
-What decides is a GGUF file with every tensor in fp32, for which llama.cpp rounds nothing that we do not round: the two
-differ by the order of sums only, 0.001 % of the logits' standard deviation at 12 x 768 and 0.008 % at 24 x 2048.
-Rounded kinds cannot decide: even F16, for which llama.cpp rounds the activations, is 0.24 % away at 12 x 768 and 6.5 %
-at 24 x 2048, because random networks amplify a rounding from layer to layer.
+The check uses a GGUF file with all tensors in fp32, for which llama.cpp rounds nothing that we do not round. The logits
+then differ only by the order of sums: by 0.001 % of their standard deviation at 12 x 768, and by 0.008 % at 24 x 2048.
+Other kinds cannot be checked in this way. Even with F16, for which llama.cpp rounds the activations, the logits differ
+by 0.24 % at 12 x 768 and by 6.5 % at 24 x 2048, because random networks amplify rounding from layer to layer.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from rwkvbatch.model.load import load_model
 from rwkvbatch.prompt.tokenizer import world_tokenizer
 
 BASE_KIND = "F16"
-"""The kind that is written from the checkpoint, and that `llama-quantize` makes the others of."""
+"""The kind that is written from the checkpoint; `llama-quantize` makes the other kinds from it."""
 EXACT_KIND = "F32"
-"""The kind that decides; written for that, and removed afterwards."""
+"""The kind that is checked; its file is removed afterwards."""
 TOLERANCE = 0.001
-"""Of the logits' standard deviation, for `EXACT_KIND`."""
+"""The largest difference for `EXACT_KIND`, as a share of the logits' standard deviation."""
 CHECKED_TEXT = TEXT[:200]
 
 
 @dataclass(frozen=True)
 class Files:
-    """The checkpoint, and llama.cpp's files of it by kind."""
+    """The checkpoint, and its GGUF files by kind."""
 
     checkpoint: Path
     gguf: Mapping[str, Path]
@@ -48,7 +48,7 @@ class Files:
 def make_files(
     folder: Path, shape: str, kinds: Sequence[str], llama_cpp: LlamaCpp, say: Callable[[str], None]
 ) -> Files:
-    """The files of a shape; what is not in `folder` yet is made there."""
+    """The files of a shape in `folder`; missing files are written."""
     checkpoint = folder / f"random-{shape}.safetensors"
     if not checkpoint.is_file():
         say("writing random weights")
@@ -67,17 +67,17 @@ def make_files(
 
 
 def our_logits(checkpoint: Path, threads: int | None) -> Logits:
-    """Ours after each token of `CHECKED_TEXT`, with the weights as they are and all arithmetic in fp32."""
+    """Our logits after each token of `CHECKED_TEXT`, with unrounded weights and all arithmetic in fp32."""
     tokens = world_tokenizer().encode(CHECKED_TEXT)
     model = load_model(checkpoint, "cpu", "cpu", threads=threads)
     return Logits(tokens, model.forward([tokens], every_token=True)[0].numpy().copy())
 
 
 def agreement_of(kind: str, ours: Logits, theirs: Logits) -> Agreement:
-    """How near `theirs` are to `ours`.
+    """The agreement of llama.cpp's logits with ours.
 
     Raises:
-        RwkvBatchError: they are of other tokens, or, for `EXACT_KIND`, of another network.
+        RwkvBatchError: the tokens differ, or the logits differ by more than `TOLERANCE` for `EXACT_KIND`.
     """
     if theirs.tokens != ours.tokens:
         raise RwkvBatchError(f"llama.cpp reads other tokens than we do: {theirs.tokens[:8]}, {ours.tokens[:8]}")
@@ -92,12 +92,12 @@ def agreement_of(kind: str, ours: Logits, theirs: Logits) -> Agreement:
 
 
 def relative_error(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> float:
-    """Root of the mean squared difference over the standard deviation of ours; NaN if one of theirs is NaN."""
+    """The root mean square difference divided by the standard deviation of `ours`; NaN if one of `theirs` is NaN."""
     return float(np.sqrt(np.mean((ours - theirs) ** 2)) / ours.std())
 
 
 def check(files: Files, llama_cpp: LlamaCpp, threads: int, folder: Path, say: Callable[[str], None]) -> list[Agreement]:
-    """The agreement of `EXACT_KIND`, of which a file is written to `folder` for the time, and of every kind.
+    """The agreement of `EXACT_KIND`, for which a temporary file is written to `folder`, and of every other kind.
 
     Raises:
         RwkvBatchError: see `agreement_of`.
@@ -109,11 +109,11 @@ def check(files: Files, llama_cpp: LlamaCpp, threads: int, folder: Path, say: Ca
         say(f"writing {EXACT_KIND}")
         with open_checkpoint(files.checkpoint) as opened:
             write_gguf(exact, opened, torch.float32)
-        found: list[Agreement] = []
+        agreements: list[Agreement] = []
         for kind, path in {EXACT_KIND: exact, **files.gguf}.items():
             say(f"llama.cpp's logits, {kind}")
             theirs = llama_cpp.logits(path, threads, CHECKED_TEXT, Path(temporary) / "logits.gguf")
-            found.append(agreement_of(kind, ours, theirs))
+            agreements.append(agreement_of(kind, ours, theirs))
             if kind == EXACT_KIND:
                 exact.unlink()
-    return found
+    return agreements

@@ -1,4 +1,4 @@
-"""What `against_llama_cpp.py` measured, and what it says of that."""
+"""Measurements of `against_llama_cpp.py`, and the figures and tables made from them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from benchmarks.machine_load import IDLE
 
 @dataclass(frozen=True)
 class Agreement:
-    """How near llama.cpp's logits are to ours after each token of a text.
+    """The difference between llama.cpp's logits and ours after each token of a text.
 
     Attributes:
-        kind: of GGUF file.
-        error: root of the mean squared difference, over the standard deviation of ours.
-        same_choice: share of the tokens after which both find the same token the likeliest.
+        kind: kind of GGUF file.
+        error: root mean square difference, as a share of the standard deviation of our logits.
+        same_choice: share of positions at which both have the same likeliest token.
     """
 
     kind: str
@@ -29,11 +29,13 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Attributes:
-    what: such as `decode, 32 rows`.
-    who: our strategy (`cpu int8`), or the kind of GGUF file (`Q8_0`).
-    read_gb_s: what the machine read right before, 10^9 bytes a second.
-    others: share of the processors that other programs used meanwhile; None if unknown.
+    """One measurement.
+
+    Attributes:
+        what: the workload, such as `decode, 32 rows`.
+        who: our strategy (`cpu int8`), or llama.cpp's kind of GGUF file (`Q8_0`).
+        read_gb_s: memory bandwidth measured immediately before, in 10^9 bytes per second.
+        others: share of the processors that other programs used during the measurement; None if unknown.
     """
 
     round: int
@@ -46,8 +48,10 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster a strategy of ours is than llama.cpp with a kind of file: a quotient for each round, in
-    which both were measured in turn, and of these the median, the lowest and the highest."""
+    """Our speed divided by llama.cpp's speed with a kind of file: median, minimum and maximum over the rounds.
+
+    In each round, both are measured one after the other.
+    """
 
     strategy: str
     median: float
@@ -57,11 +61,13 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Figure:
-    """Attributes:
-    median, lowest, highest: tokens per second over the measurements.
-    count: how many those are.
-    ratios: of each of our strategies that was measured in the same rounds; none for ourselves.
-    read_gb_s: median.
+    """The figure of one workload, of a strategy or a kind of file.
+
+    Attributes:
+        median, lowest, highest: tokens per second over the measurements.
+        count: number of measurements.
+        ratios: one for each of our strategies that was measured in the same rounds; empty for our own figures.
+        read_gb_s: median memory bandwidth.
     """
 
     what: str
@@ -79,19 +85,24 @@ def is_ours(who: str) -> bool:
     return who.startswith("cpu")
 
 
-def figures_of(found: Sequence[Measurement], pairs: Mapping[str, Sequence[str]]) -> list[Figure]:
-    """One figure for each thing done and each who did it, things in their order, kinds after the strategies.
+def figures_of(measurements: Sequence[Measurement], pairs: Mapping[str, Sequence[str]]) -> list[Figure]:
+    """One figure per workload and strategy or kind of file; workloads in their order, our strategies before kinds.
 
     Args:
         pairs: for each kind of file, our strategies that it is compared with.
     """
-    whats = list(dict.fromkeys(measurement.what for measurement in found))
-    measured: dict[tuple[str, str], dict[int, Measurement]] = {}
-    for one in found:
-        measured.setdefault((one.what, one.who), {})[one.round] = one
-    ordered = sorted(measured, key=lambda key: (whats.index(key[0]), not is_ours(key[1])))
+    whats = list(dict.fromkeys(measurement.what for measurement in measurements))
+    by_round: dict[tuple[str, str], dict[int, Measurement]] = {}
+    for measurement in measurements:
+        by_round.setdefault((measurement.what, measurement.who), {})[measurement.round] = measurement
+    ordered = sorted(by_round, key=lambda key: (whats.index(key[0]), not is_ours(key[1])))
     return [
-        _figure(what, who, measured[what, who], {name: measured.get((what, name), {}) for name in pairs.get(who, ())})
+        _figure(
+            what,
+            who,
+            by_round[what, who],
+            {strategy: by_round.get((what, strategy), {}) for strategy in pairs.get(who, ())},
+        )
         for what, who in ordered
     ]
 
@@ -99,10 +110,14 @@ def figures_of(found: Sequence[Measurement], pairs: Mapping[str, Sequence[str]])
 def _figure(
     what: str, who: str, rounds: Mapping[int, Measurement], ours: Mapping[str, Mapping[int, Measurement]]
 ) -> Figure:
-    speeds = [one.tokens_per_s for one in rounds.values()]
+    speeds = [measurement.tokens_per_s for measurement in rounds.values()]
     ratios: list[Ratio] = []
-    for strategy, mine in ours.items():
-        quotients = [mine[number].tokens_per_s / one.tokens_per_s for number, one in rounds.items() if number in mine]
+    for strategy, our_rounds in ours.items():
+        quotients = [
+            our_rounds[number].tokens_per_s / measurement.tokens_per_s
+            for number, measurement in rounds.items()
+            if number in our_rounds
+        ]
         if quotients:
             ratios.append(Ratio(strategy, statistics.median(quotients), min(quotients), max(quotients)))
     return Figure(
@@ -113,29 +128,29 @@ def _figure(
         highest=max(speeds),
         count=len(speeds),
         ratios=tuple(ratios),
-        read_gb_s=statistics.median(one.read_gb_s for one in rounds.values()),
+        read_gb_s=statistics.median(measurement.read_gb_s for measurement in rounds.values()),
     )
 
 
-def groups_of(found: Sequence[Measurement], split_gb_s: float | None) -> dict[str, list[Measurement]]:
-    """All measurements, or those apart before which memory was read more slowly than `split_gb_s`, and the others.
+def groups_of(measurements: Sequence[Measurement], split_gb_s: float | None) -> dict[str, list[Measurement]]:
+    """The measurements in one group, or split into two by memory bandwidth at `split_gb_s`.
 
-    In each group things come in the order of `found`, whatever is missing.
+    The order of workloads and strategies in each group is that of `measurements`.
     """
     if split_gb_s is None:
-        return {"all rounds": list(found)}
-    whats = list(dict.fromkeys(measurement.what for measurement in found))
-    whos = list(dict.fromkeys(measurement.who for measurement in found))
-    ordered = sorted(found, key=lambda one: (whats.index(one.what), whos.index(one.who)))
+        return {"all rounds": list(measurements)}
+    whats = list(dict.fromkeys(measurement.what for measurement in measurements))
+    whos = list(dict.fromkeys(measurement.who for measurement in measurements))
+    ordered = sorted(measurements, key=lambda measurement: (whats.index(measurement.what), whos.index(measurement.who)))
     slow = [measurement for measurement in ordered if measurement.read_gb_s < split_gb_s]
     fast = [measurement for measurement in ordered if measurement.read_gb_s >= split_gb_s]
     groups = {f"memory below {split_gb_s:g} GB/s": slow, f"memory from {split_gb_s:g} GB/s up": fast}
     return {title: group for title, group in groups.items() if group}
 
 
-def idle_text(found: Sequence[Measurement]) -> str:
-    """Whether the machine was idle while these were measured, in a sentence."""
-    known = [one.others for one in found if one.others is not None]
+def idle_text(measurements: Sequence[Measurement]) -> str:
+    """A sentence on whether the machine was idle during the measurements."""
+    known = [measurement.others for measurement in measurements if measurement.others is not None]
     if not known:
         return "what other programs used of the processors is not known on this system"
     busy = [share for share in known if share > IDLE]
@@ -148,7 +163,7 @@ def idle_text(found: Sequence[Measurement]) -> str:
 
 
 def show(agreements: Sequence[Agreement], figures: Mapping[str, Sequence[Figure]]) -> None:
-    """Print both as text and tables."""
+    """Print the agreements as lines, and the figures as tables."""
     console = Console(highlight=False)
     for agreement in agreements:
         console.print(

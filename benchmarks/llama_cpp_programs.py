@@ -1,4 +1,4 @@
-"""llama.cpp's own programs, run one at a time, and what they print."""
+"""Runner of llama.cpp's programs, one at a time, and parser of their output."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ PROGRAMS = {
     "results": "llama-results",
 }
 CONTEXT_A_ROW = 256
-"""What llama.cpp rounds the context of a sequence up to. An RWKV's memory does not depend on it."""
+"""The multiple to which llama.cpp rounds up the context of a sequence. An RWKV's memory does not depend on it."""
 
 
 @dataclass(frozen=True)
 class Logits:
-    """Attributes:
-    tokens: token ids [T].
-    values: logits after each of them, [T, vocab_size], fp32.
+    """Logits of a text.
+
+    Attributes:
+        tokens: `[T]` token ids. values: `[T, vocab_size]` logits after each token, in fp32.
     """
 
     tokens: list[int]
@@ -38,10 +39,10 @@ class Logits:
 
 @dataclass(frozen=True)
 class LlamaCpp:
-    """The programs of one build. Each call starts one, which loads the model and warms up before it measures.
+    """The programs of one build.
 
-    Raises:
-        RwkvBatchError: from every call, when the program fails.
+    Each method starts a program, which loads the model and warms up before it measures. Every method raises
+    `RwkvBatchError` if the program fails.
     """
 
     bench: Path
@@ -54,14 +55,15 @@ class LlamaCpp:
         """The programs of the build in `folder`.
 
         Raises:
-            UsageError: some are not there.
+            UsageError: a program is missing.
         """
-        places = [folder, folder / "bin", folder / "build" / "bin"]
-        found = {
-            role: next((place / name for place in places if (place / name).is_file()), None)
-            for role, name in PROGRAMS.items()
+        folders = [folder, folder / "bin", folder / "build" / "bin"]
+        candidates = {role: [candidate / name for candidate in folders] for role, name in PROGRAMS.items()}
+        paths = {
+            role: path.absolute()
+            for role, role_candidates in candidates.items()
+            if (path := next(filter(Path.is_file, role_candidates), None)) is not None
         }
-        paths = {role: path.absolute() for role, path in found.items() if path is not None}
         if missing := [PROGRAMS[role] for role in PROGRAMS if role not in paths]:
             raise UsageError(
                 f"no {', '.join(missing)} in {folder}, its bin or its build/bin",
@@ -74,19 +76,19 @@ class LlamaCpp:
         _run([self.quantize, source, target, kind])
 
     def build(self, model: Path) -> str:
-        """The commit that llama.cpp was built from, as it says itself."""
+        """The commit that llama.cpp reports to be built from."""
         return self._bench(model, 1, "-p", "1", "-n", "0")[0]["build_commit"]
 
     def decode_one(self, model: Path, threads: int, steps: int) -> float:
-        """Tokens per second of one sequence, logits included, random tokens in."""
+        """Tokens per second of decode steps of one sequence of random tokens, including logits."""
         return tokens_per_s(self._bench(model, threads, "-p", "0", "-n", str(steps)), n_gen=steps)
 
     def read_prompt(self, model: Path, threads: int, length: int) -> float:
-        """Tokens per second of a prompt, in batches of 512, logits after its last token."""
+        """Tokens per second of a prompt in batches of 512, with logits after its last token."""
         return tokens_per_s(self._bench(model, threads, "-p", str(length), "-n", "0"), n_prompt=length)
 
     def decode_many(self, model: Path, threads: int, rows: int, steps: int) -> float:
-        """Tokens per second of `rows` sequences that step together, logits included, random tokens in."""
+        """Tokens per second of decode steps of `rows` sequences of random tokens, including logits."""
         output = _run(
             [
                 *(self.batched_bench, "-m", model, "-t", str(threads), "-c", str(rows * CONTEXT_A_ROW)),
@@ -96,7 +98,7 @@ class LlamaCpp:
         return tokens_per_s(records(output), pl=rows)
 
     def logits(self, model: Path, threads: int, text: str, target: Path) -> Logits:
-        """Those of every token of `text`, by way of the file `target`."""
+        """The logits after every token of `text`; the program writes them to the file `target`."""
         _run([self.results, "-m", model, "-t", str(threads), "-p", text, "-o", target])
         tensors = {tensor.name: tensor.data for tensor in gguf_package().GGUFReader(target).tensors}
         tokens = [int(token) for token in tensors["tokens"]]
@@ -111,15 +113,15 @@ def records(output: str) -> list[Mapping[str, Any]]:
     return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
 
 
-def tokens_per_s(found: Iterable[Mapping[str, Any]], **wanted: int) -> float:
-    """The speed in the one record that has the `wanted` entries: of `llama-bench`, or `llama-batched-bench`'s decoding.
+def tokens_per_s(printed: Iterable[Mapping[str, Any]], **entries: int) -> float:
+    """The speed in the record with the given entries, of `llama-bench` or of `llama-batched-bench`'s decode steps.
 
     Raises:
-        RwkvBatchError: none has, or several have.
+        RwkvBatchError: no record or several records have these entries.
     """
-    matching = [record for record in found if wanted.items() <= record.items()]
+    matching = [record for record in printed if entries.items() <= record.items()]
     if len(matching) != 1:
-        raise RwkvBatchError(f"llama.cpp printed {len(matching)} records of {wanted}, not one")
+        raise RwkvBatchError(f"llama.cpp printed {len(matching)} records of {entries}, not one")
     record = matching[0]
     return float(record["avg_ts"] if "avg_ts" in record else record["speed_tg"])
 
@@ -127,6 +129,6 @@ def tokens_per_s(found: Iterable[Mapping[str, Any]], **wanted: int) -> float:
 def _run(command: Sequence[str | Path]) -> str:
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        said = (result.stderr or result.stdout).strip().splitlines()
-        raise RwkvBatchError(f"{Path(command[0]).name} failed: {said[-1] if said else 'it said nothing'}")
+        lines = (result.stderr or result.stdout).strip().splitlines()
+        raise RwkvBatchError(f"{Path(command[0]).name} failed: {lines[-1] if lines else 'it printed nothing'}")
     return result.stdout

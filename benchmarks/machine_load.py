@@ -1,4 +1,4 @@
-"""How much of the processors other programs use while something is measured, from Linux's /proc/stat."""
+"""The share of the processors that other programs use during a measurement, from Linux's /proc/stat."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 IDLE = 0.05
-"""A machine of which other programs use less than this share counts as idle."""
+"""A machine counts as idle if other programs use less than this share of its processors."""
 
 _STAT = Path("/proc/stat")
 _NAMES = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
@@ -16,7 +16,11 @@ _BUSY = ("user", "nice", "system", "irq", "softirq", "steal")
 
 
 def busy_ticks(stat: str) -> int:
-    """Ticks of all processors that were not idle, by the text of /proc/stat; time taken by the host counts too."""
+    """Ticks in which a processor was not idle, summed over all processors, including time that the host took.
+
+    Args:
+        stat: the text of /proc/stat.
+    """
     fields = stat.splitlines()[0].split()
     assert fields[0] == "cpu"
     counts = dict(zip(_NAMES, map(int, fields[1:]), strict=False))
@@ -25,7 +29,10 @@ def busy_ticks(stat: str) -> int:
 
 @dataclass(frozen=True)
 class LoadReading:
-    """One reading of the clocks, in seconds; `busy` is of all programs, `own` of this one and its ended children."""
+    """Clock readings in seconds: wall time `at`, processor time `busy` of all programs, and `own` processor time.
+
+    The own processor time is that of this process and of its children that have ended.
+    """
 
     at: float
     busy: float
@@ -33,7 +40,7 @@ class LoadReading:
 
     @classmethod
     def now(cls) -> LoadReading | None:
-        """A reading; None where there is no /proc/stat."""
+        """The present readings; None on systems without /proc/stat."""
         try:
             busy = busy_ticks(_STAT.read_text()) / os.sysconf("SC_CLK_TCK")
         except OSError:
@@ -44,18 +51,18 @@ class LoadReading:
 
 
 def share_of_others(start: LoadReading | None, end: LoadReading | None, processors: int | None = None) -> float | None:
-    """Share of all processors' time that other programs used between two readings, 0 to 1; None if it is unknown.
+    """The share of all processors' time in [0, 1] that other programs used between two readings; None if unknown.
 
-    Children of this program count as its own when they have ended and were waited for.
+    A child of this process counts as another program until it has ended and was waited for.
     """
     if start is None or end is None or end.at <= start.at:
         return None
-    used = (end.busy - start.busy) - (end.own - start.own)
-    return min(1.0, max(0.0, used / (end.at - start.at) / (processors or os.cpu_count() or 1)))
+    others_s = (end.busy - start.busy) - (end.own - start.own)
+    return min(1.0, max(0.0, others_s / (end.at - start.at) / (processors or os.cpu_count() or 1)))
 
 
 def load_of_others(seconds: float = 2.0) -> float | None:
-    """Share of the processors that other programs use now, over some seconds in which this one sleeps."""
+    """The share of the processors that other programs use while this one sleeps for some seconds; None if unknown."""
     start = LoadReading.now()
     time.sleep(seconds)
     return share_of_others(start, LoadReading.now())

@@ -1,8 +1,8 @@
-"""How often does a race (`rwkvbatch run --race`) drop a truly best cell, and how many rows does it save?
+"""Error rates of races (`rwkvbatch run --race`): how often one drops a truly best cell, and how many rows it saves.
 
-Simulates races on the class that plans them (`rwkvbatch.replay.race.Race`), with scores of known truth. A race counts
-as wrong when any truly best cell was dropped at any look, and as wrong about the margin when it ended "within the
-margin" with a leader that is truly that much worse than a best cell that is left. Both may happen in 5 of 100 races.
+Simulates races with the class that plans them (`rwkvbatch.replay.race.Race`) and scores with a known truth. A race is
+wrong if any truly best cell was dropped at any look. It is wrong about the margin if it ended "within the margin" with
+a leader that is truly worse than a remaining cell by at least the margin. Both may happen in 5 of 100 races.
 
     python benchmarks/race_simulation.py                     # 2,000 races of each kind; minutes
     python benchmarks/race_simulation.py --races 100 --json
@@ -23,45 +23,47 @@ from rwkvbatch.replay.race import Draws, Race
 
 Floats = NDArray[np.float64]
 MakeTruth = Callable[[np.random.Generator], Floats]
-"""Draws the `[conversations, cells]` probabilities that a turn passes."""
+"""Draws `[conversations, cells]` probabilities that a turn passes."""
 
 CONVERSATIONS, REPEATS, TURNS = 40, 10, 2
 MARGIN = 0.1
 
 
-def _hardness(rng: np.random.Generator, spread: float) -> Floats:
+def _pass_rates(rng: np.random.Generator, spread: float) -> Floats:
+    """`[conversations]` pass rates; `spread` is the standard deviation of their logits."""
     return 1 / (1 + np.exp(-rng.normal(0.5, spread, CONVERSATIONS)))
 
 
 def all_equal(rng: np.random.Generator) -> Floats:
-    """Twelve cells with the same mean, each with hard conversations of its own."""
-    hardness = _hardness(rng, 1.5)
-    return np.stack([rng.permutation(hardness) for _ in range(12)], axis=1)
+    """Twelve cells with the same mean; each has other difficult conversations."""
+    rates = _pass_rates(rng, 1.5)
+    return np.stack([rng.permutation(rates) for _ in range(12)], axis=1)
 
 
 def two_equal(rng: np.random.Generator) -> Floats:
+    """Two cells with the same mean."""
     return all_equal(rng)[:, :2]
 
 
 def five_best(rng: np.random.Generator) -> Floats:
-    """Five equal best cells, seven that are worse by 0.02 to 0.5."""
+    """Five equal best cells, and seven that are worse by 0.02 to 0.5."""
     truth = all_equal(rng)
     return np.concatenate([truth[:, :5], truth[:, 5:] * np.linspace(0.97, 0.3, 7)], axis=1)
 
 
 def one_best(rng: np.random.Generator) -> Floats:
-    """One best cell, 49 that are worse by a twentieth to nine tenths: the grid of a sweep."""
-    return _hardness(rng, 1.0)[:, None] * np.array([1.0, *np.linspace(0.95, 0.1, 49)])
+    """One best cell, and 49 whose pass rates are lower by 5 to 90 %, as in the grid of a sweep."""
+    return _pass_rates(rng, 1.0)[:, None] * np.array([1.0, *np.linspace(0.95, 0.1, 49)])
 
 
 def greedy(rng: np.random.Generator) -> Floats:
-    """Nothing is random but the choice of conversations; equal cells pass different ones."""
+    """Eight equal cells that pass different conversations with certainty; only the sampled conversations are random."""
     passes = (np.arange(CONVERSATIONS) < CONVERSATIONS // 2).astype(np.float64)
     return np.stack([rng.permutation(passes) for _ in range(8)], axis=1)
 
 
 def rare_loss(rng: np.random.Generator) -> Floats:
-    """The best cell fails one conversation for good, which the others pass; it is a little better in all others."""
+    """A best cell that always fails one conversation, which the others pass, and is slightly better in all others."""
     truth = np.full((CONVERSATIONS, 6), 0.90)
     truth[:, 0] = 0.90 + 0.91 / (CONVERSATIONS - 1)
     truth[0] = [0.0, *[0.90] * 5]
@@ -69,7 +71,7 @@ def rare_loss(rng: np.random.Generator) -> Floats:
 
 
 def at_the_margin(rng: np.random.Generator) -> Floats:
-    """One best cell, eleven that are worse by exactly the margin: one of them leads by luck."""
+    """One best cell, and eleven that are worse by exactly the margin, one of which may lead by chance."""
     truth = np.maximum(MARGIN, all_equal(rng)[:, :1])
     others = [rng.permutation(truth[:, 0]) - MARGIN for _ in range(11)]
     return np.stack([truth[:, 0], *others], axis=1)
@@ -85,8 +87,9 @@ class Outcome:
     """Shares of races, between 0 and 1.
 
     Attributes:
-        wrong: dropped a truly best cell. wrong_margin: ended with a leader that is not within the margin.
-        found: one cell was left, a best one. ended: by the margin or with one cell left, before the budget.
+        wrong: races that dropped a truly best cell. wrong_margin: races that ended "within the margin" with a leader
+            that is not.
+        found: races that ended with one cell, which is a best one. ended: races that ended before the budget.
         rows: mean share of the rows of the full grid.
     """
 
@@ -110,19 +113,19 @@ def simulate(kind: str, races: int, *, seed: int = 0, repeats: int = REPEATS, ma
         best = np.flatnonzero(means >= means.max() - 1e-12)
         draws = Draws(int(rng.integers(2**62)), range(CONVERSATIONS), repeats * CONVERSATIONS)
         probability = truth[np.asarray(draws.conversation)]
-        # Common random numbers: cells share one number a turn in half of the draws.
-        own = rng.random((TURNS, *probability.shape))
+        # Common random numbers: in half of the draws, all cells share one random number per turn.
+        independent = rng.random((TURNS, *probability.shape))
         shared = rng.random((TURNS, len(draws), 1))
-        luck = np.where(rng.random((len(draws), 1)) < 0.5, shared, own)
-        scores = (luck < probability).mean(axis=0)
+        uniform = np.where(rng.random((len(draws), 1)) < 0.5, shared, independent)
+        scores = (uniform < probability).mean(axis=0)
         race = Race(draws, [TURNS] * len(draws), means.size, scores.item, margin=margin)
         for _ in race.looks():
             pass
-        left = race.state.left
-        wrong += not np.isin(best, left).all()
-        behind = means[left].max() - means[race.state.leader]
-        wrong_margin += race.ending == "within the margin" and behind >= MARGIN - 1e-12
-        found += left.size == 1 and left[0] in best
+        remaining = race.state.left
+        wrong += not np.isin(best, remaining).all()
+        deficit = means[remaining].max() - means[race.state.leader]
+        wrong_margin += race.ending == "within the margin" and deficit >= MARGIN - 1e-12
+        found += remaining.size == 1 and remaining[0] in best
         ended += race.ending != "budget"
         rows += race.num_rows / (TURNS * means.size * len(draws))
     return Outcome(kind, races, wrong / races, wrong_margin / races, found / races, ended / races, rows / races)
@@ -132,12 +135,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--races", type=int, default=2000)
     parser.add_argument("--kind", choices=list(KINDS), action="append")
-    parser.add_argument("--no-margin", action="store_true", help="to the budget, or until one cell is left")
+    parser.add_argument("--no-margin", action="store_true", help="race until the budget or until one cell remains")
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    for kind in given.kind or KINDS:
-        outcome = simulate(kind, given.races, margin=None if given.no_margin else MARGIN)
-        if given.json:
+    args = parser.parse_args()
+    for kind in args.kind or KINDS:
+        outcome = simulate(kind, args.races, margin=None if args.no_margin else MARGIN)
+        if args.json:
             print(json.dumps(asdict(outcome)), flush=True)
             continue
         error = math.sqrt(outcome.wrong * (1 - outcome.wrong) / outcome.races)

@@ -1,15 +1,16 @@
-"""Loads `rwkvbatch serve` with many streams whose clients leave at random, and checks every reply.
+"""Soak test of `rwkvbatch serve`: many streams, of which some are cancelled at random, with a check of every reply.
 
     python benchmarks/serve_soak.py --streams 256 --minutes 5
     python benchmarks/serve_soak.py --model FILE --conversations 384 --max-tokens 32 --state-memory 2G --minutes 0.2
 
-Measured: throughput of `rwkvbatch run` and of the server on the same conversations, in turns; then, while clients leave
-at random, every reply that was read to its end against the one of `LLM.chat` (which is a batch of its own), and the
-server's memory, open files, threads and unfinished replies. Exit code 1 if a reply differs or something leaks.
+First, the throughput of `rwkvbatch run` and of the server is measured in turns, on the same conversations. Then, while
+clients cancel requests at random, every complete reply is compared with the reply of `LLM.chat` (which has another
+batch), and the server's memory, open files, threads and unfinished replies are recorded. The exit code is 1 if a reply
+differs or a resource leaks.
 
-The clients share the machine with the server. They are one thread over plain sockets, which reads the responses of the
-throughput only when the time has been taken; its processor time is printed beside the result. As the usual packages do,
-they keep a connection for their next request.
+The clients share the machine with the server. They are one thread with plain sockets, whose processor time is printed
+beside the throughput; it parses the responses only after the time was taken. Like the usual client packages, clients
+reuse their connection for the next request.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ MODEL = "soak"
 PARAMS: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9}
 END_OF_BODY = b"\r\n0\r\n\r\n"
 MAX_RSS_GROWTH = 64 << 20
-"""Bytes between the first quarter of the soak and its end: caches fill until then."""
+"""The largest growth in bytes from the first quarter of the soak to its end; during the first quarter, caches fill."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """A conversation to ask for, and its reply by the library."""
+    """A conversation, and its reply by the library."""
 
     text: str
     seed: int
@@ -53,7 +54,7 @@ class Work:
 
 @dataclass
 class Counts:
-    """What the clients saw."""
+    """Counts of the clients' responses: read to the end, left early, with a different reply, or failed."""
 
     read: int = 0
     left: int = 0
@@ -62,22 +63,22 @@ class Counts:
     problems: list[str] = field(default_factory=list[str])
 
     def take(self, work: Work, data: bytes) -> None:
-        """Compare a whole response with what is expected."""
+        """Compare a complete response with the expected reply."""
         try:
-            found = text_of(data)
+            reply = text_of(data)
         except ValueError as error:
             self.failed += 1
             self.problems.append(f"{work.text!r}: {error}")
             return
         self.read += 1
-        if found != work.expected:
+        if reply != work.expected:
             self.different += 1
-            self.problems.append(f"{work.text!r} seed {work.seed}: {found!r} instead of {work.expected!r}")
+            self.problems.append(f"{work.text!r} seed {work.seed}: {reply!r} instead of {work.expected!r}")
 
 
 @dataclass(frozen=True)
 class Usage:
-    """The server process."""
+    """Resources that the server process uses; `rss` is in bytes."""
 
     rss: int
     files: int
@@ -101,7 +102,7 @@ class Server:
         self.address = str(parts.hostname), int(parts.port or 0)
 
     def stop(self) -> int:
-        """End it as Ctrl-C does; returns its exit code."""
+        """End the process with SIGTERM, and return its exit code."""
         self._process.terminate()
         return self._process.wait(30)
 
@@ -121,12 +122,12 @@ class Server:
 
 
 def texts_of(number: int) -> list[str]:
-    """User messages, many of which begin alike."""
-    source = random.Random(1)
+    """User messages, many of which have a common prefix."""
+    rng = random.Random(1)
     names = ["Ada", "Grace", "Alan", "Edsger", "Barbara", "Donald"]
     return [
-        f"My name is {source.choice(names)}. " * source.randint(1, 6) + f"What is {at} plus {source.randint(1, 99)}?"
-        for at in range(number)
+        f"My name is {rng.choice(names)}. " * rng.randint(1, 6) + f"What is {index} plus {rng.randint(1, 99)}?"
+        for index in range(number)
     ]
 
 
@@ -138,7 +139,7 @@ def request(work: Work, max_tokens: int) -> bytes:
 
 
 def text_of(data: bytes) -> str:
-    """The text of a streamed response; raises `ValueError` if it is not whole or not a reply."""
+    """The text of a streamed response; raises `ValueError` if it is incomplete or not a reply."""
     head, _, rest = data.partition(b"\r\n\r\n")
     if b" 200 " not in head.partition(b"\r\n")[0]:
         raise ValueError(f"answered {data[:200]!r}")
@@ -160,7 +161,7 @@ def text_of(data: bytes) -> str:
 
 @dataclass
 class Client:
-    """One stream. `leave_after`: events after which it leaves, None for never."""
+    """One stream; `leave_after` is the number of events after which it is cancelled, None for never."""
 
     connection: socket.socket
     work: Work
@@ -172,8 +173,8 @@ class Load:
     """Clients of a server, in one thread.
 
     Args:
-        leaving: the share of those that leave before the end of their response.
-        take: is given each response that was read to its end.
+        leaving: share of the requests that are cancelled before the end of their response.
+        take: called with each complete response.
     """
 
     def __init__(
@@ -188,7 +189,7 @@ class Load:
         self._selector = selectors.DefaultSelector()
 
     def run(self, streams: int, next_work: Callable[[], Work | None]) -> None:
-        """Keep `streams` streams open until there is no more work and all have ended."""
+        """Keep `streams` streams open until `next_work` returns None and all streams have ended."""
         num_open = sum(self._begin(next_work(), None) for _ in range(streams))
         while num_open:
             for key, _ in self._selector.select():
@@ -198,7 +199,11 @@ class Load:
         self._selector.close()
 
     def _begin(self, work: Work | None, connection: socket.socket | None) -> bool:
-        """Ask for `work` with a connection that was used before, or a new one; without work, end the connection."""
+        """Request `work` over a used connection or a new one; without work, close the connection.
+
+        Returns:
+            Whether a request was sent.
+        """
         is_open = connection is not None and connection.fileno() >= 0
         if work is None:
             if connection is not None and is_open:
@@ -215,18 +220,22 @@ class Load:
         return True
 
     def _read(self, client: Client) -> bool:
-        """Whether the client has ended; if not with a whole response, its connection is closed."""
+        """Read from a client's connection; close it if the request is cancelled or the connection ended.
+
+        Returns:
+            Whether the request has ended: completely, by cancellation, or by the end of the connection.
+        """
         try:
-            part = client.connection.recv(1 << 16) if client.leave_after != 0 else b""
+            received = client.connection.recv(1 << 16) if client.leave_after != 0 else b""
         except OSError as error:
-            part = b""
+            received = b""
             self._counts.problems.append(f"{client.work.text!r}: {error}")
-        client.data += part
+        client.data += received
         leaves = client.leave_after is not None and client.data.count(b"data: ") >= client.leave_after
-        is_whole = client.data.endswith(END_OF_BODY)
-        if part and not leaves and not is_whole:
+        is_complete = client.data.endswith(END_OF_BODY)
+        if received and not leaves and not is_complete:
             return False
-        if leaves or not is_whole:
+        if leaves or not is_complete:
             self._selector.unregister(client.connection)
             client.connection.close()
         if leaves:
@@ -238,32 +247,32 @@ class Load:
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second of the server, and the processor time that its clients took a token, in seconds."""
+    """Tokens per second of the server, and the clients' processor time per token in seconds."""
 
     tokens_per_s: float
     client_s: float
 
 
 def serve_speed(server: Server, work: list[Work], tokens: int, arguments: argparse.Namespace, counts: Counts) -> Speed:
-    """Ask for all of `work` once."""
+    """The speed of the server when all of `work` is requested once; its replies have `tokens` tokens altogether."""
     responses: list[tuple[Work, bytes]] = []
     queue = iter(work)
-    load = Load(server, arguments.max_tokens, 0.0, counts, lambda asked, data: responses.append((asked, data)))
-    begun_s, client_s = time.monotonic(), time.process_time()
+    load = Load(server, arguments.max_tokens, 0.0, counts, lambda one_work, data: responses.append((one_work, data)))
+    start_s, client_start_s = time.monotonic(), time.process_time()
     load.run(arguments.streams, lambda: next(queue, None))
-    speed = Speed(tokens / (time.monotonic() - begun_s), (time.process_time() - client_s) / tokens)
-    for asked, data in responses:
-        counts.take(asked, data)
+    speed = Speed(tokens / (time.monotonic() - start_s), (time.process_time() - client_start_s) / tokens)
+    for one_work, data in responses:
+        counts.take(one_work, data)
     return speed
 
 
 def soak(server: Server, work: list[Work], arguments: argparse.Namespace, counts: Counts) -> list[Usage]:
-    """The load with clients that leave; returns the server's usage over time."""
-    until_s, source = time.monotonic() + 60 * arguments.minutes, random.Random(3)
+    """Run the load with clients that cancel requests, and return the server's usage over time."""
+    end_s, rng = time.monotonic() + 60 * arguments.minutes, random.Random(3)
     load = Load(server, arguments.max_tokens, arguments.leaving, counts, counts.take)
 
     def next_work() -> Work | None:
-        return source.choice(work) if time.monotonic() < until_s else None
+        return rng.choice(work) if time.monotonic() < end_s else None
 
     running = threading.Thread(target=load.run, args=(arguments.streams, next_work))
     running.start()
@@ -279,7 +288,8 @@ def run_speed(texts: list[str], arguments: argparse.Namespace, folder: Path) -> 
     """Tokens per second of `rwkvbatch run` on the same conversations."""
     script = folder / "soak.jsonl"
     lines = [
-        json.dumps({"id": str(at), "messages": [{"role": "user", "content": text}]}) for at, text in enumerate(texts)
+        json.dumps({"id": str(index), "messages": [{"role": "user", "content": text}]})
+        for index, text in enumerate(texts)
     ]
     script.write_text("\n".join(lines) + "\n")
     options = ["--temp", str(PARAMS["temperature"]), "--top-p", str(PARAMS["top_p"])]
@@ -296,25 +306,25 @@ def _model_options(arguments: argparse.Namespace) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=None, help="a checkpoint; the bundled model unless given")
+    parser.add_argument("--model", default=None, help="a checkpoint (default: the bundled model)")
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--conversations", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=3, help="of run and serve, in turns")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of run and serve, in turns")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--state-memory", default="128M")
-    parser.add_argument("--leaving", type=float, default=0.3, help="share of requests whose client leaves early")
+    parser.add_argument("--leaving", type=float, default=0.3, help="share of requests that are cancelled")
     arguments = parser.parse_args()
     texts = texts_of(arguments.conversations)
     print("expected replies, in one batch of the library ...", flush=True)
-    params = [SamplingParams(**PARAMS, max_tokens=arguments.max_tokens, seed=at) for at in range(len(texts))]
+    params = [SamplingParams(**PARAMS, max_tokens=arguments.max_tokens, seed=seed) for seed in range(len(texts))]
     llm = LLM(arguments.model, max_batch=arguments.batch_size)
     outputs = llm.chat([[{"role": "user", "content": text}] for text in texts], params)
     tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
-    work = [Work(text, at, output.text) for at, (text, output) in enumerate(zip(texts, outputs, strict=True))]
+    work = [Work(text, seed, output.text) for seed, (text, output) in enumerate(zip(texts, outputs, strict=True))]
     llm.close()
-    # Little memory for states, so that it is full, and its pages touched, before the first figures.
+    # The memory for states is small, so that it is full, and its pages are resident, before the first usage is read.
     options = ["--batch-size", str(arguments.batch_size), "--state-memory", arguments.state_memory]
     server = Server(["--served-name", MODEL, *options, *_model_options(arguments)])
     counts, soaked, ratios = Counts(), Counts(), list[float]()
@@ -340,9 +350,9 @@ def main() -> int:
         code = server.stop()
     settled = usages[len(usages) // 4]
     print(f"  at the end: {last}; exit code {code}")
-    for name, each in {"throughput": counts, "soak": soaked}.items():
-        print(f"{name}: {each.read:,} read, {each.left:,} left, {each.different} different, {each.failed} failed")
-        for problem in each.problems[:5]:
+    for name, phase in {"throughput": counts, "soak": soaked}.items():
+        print(f"{name}: {phase.read:,} read, {phase.left:,} left, {phase.different} different, {phase.failed} failed")
+        for problem in phase.problems[:5]:
             print(f"  {problem}")
     leaks = {
         "memory": last.rss - settled.rss > MAX_RSS_GROWTH,
@@ -350,10 +360,10 @@ def main() -> int:
         "threads": last.threads > settled.threads,
         "unfinished replies": last.unfinished != 0,
     }
-    for name in [name for name, leaks_it in leaks.items() if leaks_it]:
+    for name in [name for name, is_leak in leaks.items() if is_leak]:
         print(f"leak: {name}")
-    wrong = sum(each.different + each.failed for each in (counts, soaked))
-    return 1 if wrong or any(leaks.values()) or code else 0
+    num_wrong = sum(phase.different + phase.failed for phase in (counts, soaked))
+    return 1 if num_wrong or any(leaks.values()) or code else 0
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""Whether a served model is the network in a file: greedy replies and log-probabilities of a script, paired.
+"""Comparison of a served model with the network in a file, by greedy replies and log-probabilities.
 
-The model in this process replays the script greedily; its dialogues are the prompts of both sides. The server's greedy
-reply to each prompt is then read by the model in this process, which gives every token of it a log-probability under
-the same tokens before it, so that one different token does not spoil those after it. Compared are:
+The local model replays a script greedily; its dialogues are the prompts for both sides. The local model then scores
+the server's greedy reply to each prompt: it gives each token a log-probability after the server's own preceding tokens,
+so that one different token does not affect the tokens after it. There are two figures:
 
-- the gap: |server's log-probability - ours| of each token of the server's reply, in nats;
-- the agreement: the share of the server's tokens that are ours too at their place. Rounding changes a greedy choice
-  only where two tokens are about as likely.
+- the gap: |server's log-probability - local log-probability| of each token of the server's reply, in nats;
+- the agreement: the share of the server's tokens that are also the local model's greedy choice. Rounding changes a
+  greedy choice only if two tokens are about equally likely.
 
-The same prompts are sent one at a time, once more, and all at once, and the answers compared bit for bit.
+The same prompts are sent one at a time, once more one at a time, and all at once; the three answers are compared bit
+for bit.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ Verdict = Literal["same", "rounded", "damaged"]
 Say = Callable[[str], None]
 
 SAME_GAP = 1e-3
-"""The largest gap of any token that is not called rounding: what printing 4 digits and another order of sums make."""
+"""The largest gap of any token that counts as equal: printing 4 digits and another order of sums cause this much."""
 ROUNDED_GAP, ROUNDED_AGREEMENT = 0.1, 0.95
-"""The largest mean gap, and the least agreement, of a network that is only rounded; docs/endpoints.md has figures."""
+"""The largest mean gap, and the smallest agreement, of a rounded network; docs/endpoints.md has measurements."""
 MIN_TOKENS = 50
-"""Fewer tokens decide nothing."""
+"""The fewest tokens for a verdict."""
 
 PROMPTS = (
     ("My name is Ada and I live in Oslo.", "What is my name, and where do I live?"),
@@ -55,22 +56,24 @@ PROMPTS = (
     ("Count from one to ten.",),
     ("Write a function in Python that adds two numbers.", "Now one that multiplies them."),
 )
-"""Conversations that are replayed without a script."""
+"""The user messages of the conversations that are replayed if no script is given."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a comparison came to.
+    """The result of a comparison.
 
     Attributes:
-        num_replies, num_tokens: compared. num_scored: tokens with log-probabilities on both sides.
-        mean_gap, largest_gap: in nats, over `num_scored`; None without any.
-        agreement: share of the server's tokens that are the greedy choice here.
-        same_replies: replies that are the same text as here.
-        repeated, under_load: replies that were the same, log-probabilities included, when asked once more alone, and
-            all at once.
-        at_once: how many that were.
-        begins_with_0: the server reads token 0 (end of text) before a prompt, and so does the model here then.
+        num_replies, num_tokens: numbers of compared replies and tokens. num_scored: number of tokens with
+            log-probabilities on both sides.
+        mean_gap, largest_gap: gaps of the scored tokens, in nats; None without scored tokens.
+        agreement: share of the server's tokens that are the local model's greedy choice.
+        same_replies: number of replies with the same text on both sides.
+        repeated, under_load: number of replies that were equal, including log-probabilities, when sent once more, and
+            when sent all at once.
+        at_once: number of concurrent prompts of `under_load`.
+        begins_with_0: whether the server reads token 0 (end of text) before a prompt; the local model then does too.
+        worst: the token with the largest gap, in words; None without scored tokens.
     """
 
     verdict: Verdict
@@ -95,7 +98,7 @@ class Certificate:
 
 @dataclass(frozen=True)
 class CertifyOptions:
-    """How to compare. `script` None takes `PROMPTS`; the other fields are as the settings of a run call them."""
+    """Options of a comparison: `script` (None for `PROMPTS`), and settings with the same names as those of a run."""
 
     script: Path | None = None
     endpoint_model: str | None = None
@@ -115,9 +118,9 @@ def certify(url: str, options: CertifyOptions, say: Say = lambda _: None) -> Cer
     """Compare the model that `url` serves with the one in a file.
 
     Raises:
-        UsageError: no such server or model, the chat interface, or a script with too few tokens to decide anything.
+        UsageError: an unknown server or model, the chat interface, or replies with too few tokens for a verdict.
         RowError: the server did not answer a prompt.
-        CheckpointError, ScriptError, WorkerError: as loading, reading and `Client.call`.
+        CheckpointError, ScriptError, WorkerError: the model or the script cannot be read, or a request failed.
     """
     if options.endpoint_api == "chat":
         raise UsageError("certify compares the same prompts, and with --endpoint-api chat the server makes them")
@@ -142,24 +145,28 @@ def certify(url: str, options: CertifyOptions, say: Say = lambda _: None) -> Cer
     alone, again = ask(1), ask(1)
     at_once = min(options.concurrency, len(requests))
     loaded = ask(at_once)
-    # A server may add the vocabulary's token for the beginning, which is end of text (0) in RWKV's.
-    begins = all(reply.num_prompt == len(request.tokens) + 1 for request, reply in zip(requests, alone, strict=True))
-    if begins:
+    # A server may prepend the vocabulary's beginning-of-text token, which is end of text (0) in RWKV's vocabulary.
+    begins_with_0 = all(
+        reply.num_prompt == len(request.tokens) + 1 for request, reply in zip(requests, alone, strict=True)
+    )
+    if begins_with_0:
         requests = [replace(request, tokens=(END_OF_TEXT, *request.tokens)) for request in requests]
-    here = engine.generate(requests)
-    return _compared(engine, requests, here, (alone, again, loaded), spec, at_once, begins_with_0=begins)
+    local = engine.generate(requests)
+    return _certificate(engine, requests, local, (alone, again, loaded), spec, at_once, begins_with_0=begins_with_0)
 
 
 def _requests(engine: Engine, options: CertifyOptions) -> list[Request]:
-    """The prompts of a script's turns, each after this model's own greedy replies."""
+    """The prompts of a script's turns, each after the local model's greedy replies."""
     settings: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "max_tokens": options.max_tokens}
     settings |= {"turn_end": "next-role", "limit": options.limit, "vocab": options.vocab}
     with TemporaryDirectory(prefix="rwkvbatch-certify-") as folder:
         script = options.script
         if script is None:
             script = Path(folder) / "prompts.jsonl"
-            turns = [[{"role": "user", "content": text} for text in each] for each in PROMPTS]
-            lines = [orjson.dumps({"id": str(n), "messages": messages}) for n, messages in enumerate(turns)]
+            lines = [
+                orjson.dumps({"id": str(number), "messages": [{"role": "user", "content": text} for text in texts]})
+                for number, texts in enumerate(PROMPTS)
+            ]
             script.write_bytes(b"\n".join(lines))
         result = run(script, model=engine.model, **settings)
     rows = {row.key: row for row in result.rows()}
@@ -180,16 +187,21 @@ def _requests(engine: Engine, options: CertifyOptions) -> list[Request]:
     return requests
 
 
-def _compared(
+def _certificate(
     engine: Engine,
     requests: Sequence[Request],
-    here: Sequence[Reply],
+    local: Sequence[Reply],
     served: tuple[Sequence[Reply], Sequence[Reply], Sequence[Reply]],
     spec: ServedSpec,
     at_once: int,
     *,
     begins_with_0: bool,
 ) -> Certificate:
+    """The figures of a comparison.
+
+    Args:
+        local: the local model's replies. served: the server's replies one at a time, once more, and all at once.
+    """
     alone, again, loaded = served
     gaps: list[float] = []
     num_tokens = num_matched = 0
@@ -202,32 +214,33 @@ def _compared(
         num_matched += score.num_matched
         if len(reply.logprobs) != len(reply.ids):
             continue
-        own = [abs(ours - theirs) for ours, theirs in zip(score.logprobs, reply.logprobs, strict=True)]
-        gaps += [gap if math.isfinite(gap) else math.inf for gap in own]
-        if worst is None or max(own) > worst[0]:
-            place = own.index(max(own))
-            token = engine.tokenizer.decode([reply.ids[place]])
-            ours, theirs = score.logprobs[place], reply.logprobs[place]
-            worst = max(own), f"token {place + 1} of a reply, {token!r}: {theirs:.3f} there, {ours:.3f} here"
+        reply_gaps = [abs(ours - theirs) for ours, theirs in zip(score.logprobs, reply.logprobs, strict=True)]
+        gaps += [gap if math.isfinite(gap) else math.inf for gap in reply_gaps]
+        if worst is None or max(reply_gaps) > worst[0]:
+            index = reply_gaps.index(max(reply_gaps))
+            token = engine.tokenizer.decode([reply.ids[index]])
+            ours, theirs = score.logprobs[index], reply.logprobs[index]
+            text = f"token {index + 1} of a reply, {token!r}: {theirs:.3f} there, {ours:.3f} here"
+            worst = max(reply_gaps), text
     if num_tokens < MIN_TOKENS:
         raise UsageError(
             f"the server's replies have {counted(num_tokens, 'token')}, and a verdict takes at least {MIN_TOKENS}",
             hint="give a longer --script, or more --max-tokens",
         )
     agreement = num_matched / num_tokens
-    mean = math.fsum(gaps) / len(gaps) if gaps else None
-    largest = max(gaps, default=None)
-    same_replies = sum(ours.text == theirs.text for ours, theirs in zip(here, alone, strict=True))
+    mean_gap = math.fsum(gaps) / len(gaps) if gaps else None
+    largest_gap = max(gaps, default=None)
+    same_replies = sum(ours.text == theirs.text for ours, theirs in zip(local, alone, strict=True))
     return Certificate(
-        verdict=verdict_of(mean, largest, agreement),
+        verdict=verdict_of(mean_gap, largest_gap, agreement),
         model=engine.model.spec.in_words,
         server=spec.in_words,
         api=spec.api,
         num_replies=len(requests),
         num_tokens=num_tokens,
         num_scored=len(gaps),
-        mean_gap=mean,
-        largest_gap=largest,
+        mean_gap=mean_gap,
+        largest_gap=largest_gap,
         agreement=agreement,
         same_replies=same_replies,
         repeated=_num_equal(alone, again),
@@ -239,7 +252,7 @@ def _compared(
 
 
 def verdict_of(mean_gap: float | None, largest_gap: float | None, agreement: float) -> Verdict:
-    """The verdict on the figures of a `Certificate`. Without log-probabilities the agreement alone decides.
+    """The verdict from the figures of a `Certificate`; without log-probabilities, the agreement alone decides.
 
     >>> verdict_of(0.0, 0.0, 1.0), verdict_of(0.01, 0.3, 0.99), verdict_of(2.5, 11.0, 0.1)
     ('same', 'rounded', 'damaged')
@@ -251,14 +264,14 @@ def verdict_of(mean_gap: float | None, largest_gap: float | None, agreement: flo
     return "damaged"
 
 
-def _num_equal(one: Sequence[Reply], other: Sequence[Reply]) -> int:
-    return sum(a.text == b.text and a.logprobs == b.logprobs for a, b in zip(one, other, strict=True))
+def _num_equal(first: Sequence[Reply], second: Sequence[Reply]) -> int:
+    return sum(a.text == b.text and a.logprobs == b.logprobs for a, b in zip(first, second, strict=True))
 
 
 def options_of(settings: RunSettings, script: Path | None) -> CertifyOptions:
-    """The options among the settings of a command line."""
-    given = settings.model_fields_set
-    api = settings.endpoint_api if "endpoint_api" in given else CertifyOptions.endpoint_api
+    """The options of a comparison from the settings of a command line."""
+    fields_set = settings.model_fields_set
+    api = settings.endpoint_api if "endpoint_api" in fields_set else CertifyOptions.endpoint_api
     return CertifyOptions(
         script=script,
         endpoint_model=settings.endpoint_model,
@@ -267,9 +280,9 @@ def options_of(settings: RunSettings, script: Path | None) -> CertifyOptions:
         strategy=settings.strategy,
         backend=settings.backend,
         vocab=settings.vocab,
-        max_tokens=settings.max_tokens if "max_tokens" in given else CertifyOptions.max_tokens,
+        max_tokens=settings.max_tokens if "max_tokens" in fields_set else CertifyOptions.max_tokens,
         limit=settings.limit,
-        concurrency=settings.concurrency if "concurrency" in given else CertifyOptions.concurrency,
+        concurrency=settings.concurrency if "concurrency" in fields_set else CertifyOptions.concurrency,
         timeout_s=settings.endpoint_timeout,
         retries=settings.endpoint_retries,
     )

@@ -1,8 +1,8 @@
-"""What a rounding, or another checkpoint, does to the next-token distributions on real texts.
+"""Comparison of the next-token distributions of two models on texts, such as a checkpoint and its quantization.
 
-Both models read the same tokens of every text, each from an empty state. With p the
-reference's distribution after a position and q the other's, the divergence is KL(p || q) = sum p (ln p - ln q) in nats,
-in fp64 from the logits (Kullback and Leibler, 1951); 0 means that nothing changed.
+Both models read the same tokens of every text, from an empty state. Let p be the reference's distribution of the next
+token and q the other model's. The divergence is KL(p || q) = sum p (ln p - ln q) in nats (Kullback and Leibler, 1951),
+in fp64 from the logits; it is 0 if the distributions are equal.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from rwkvbatch.script.records import Conversation
 from rwkvbatch.stats.clustered import MeanEstimate, clustered_mean
 
 CHUNK = 64
-"""Tokens that are read in one step: their logits of both models are in memory."""
+"""Tokens per step; the logits of both models for one step are in memory."""
 
 TAIL = 0.99
+"""The quantile of `Damage.divergence_tail`."""
 
 MESSAGES = 10
-"""About as many texts are named as they are read."""
+"""The approximate number of progress messages."""
 
 Say = Callable[[str], None]
 Encode = Callable[[str], Sequence[int]]
@@ -36,24 +37,26 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over tokens with its 95 % interval, clustered by text; no interval with fewer than two texts."""
+    """A mean over tokens with its 95 % interval, clustered by text; no interval for fewer than two texts."""
 
     mean: float
     low: float | None
     high: float | None
 
     @classmethod
-    def of(cls, found: MeanEstimate, transform: Callable[[float], float] = float, most: float = math.inf) -> Estimate:
-        """The transformed estimate, whose values lie in [0, `most`]."""
-        low, high = found.interval()
+    def of(
+        cls, estimate: MeanEstimate, transform: Callable[[float], float] = float, highest: float = math.inf
+    ) -> Estimate:
+        """`transform` of the mean and of the interval's ends, which are clipped to [0, `highest`]."""
+        low, high = estimate.interval()
         if math.isnan(low):
-            return cls(transform(found.mean), None, None)
-        return cls(transform(found.mean), max(0.0, transform(low)), min(most, transform(high)))
+            return cls(transform(estimate.mean), None, None)
+        return cls(transform(estimate.mean), max(0.0, transform(low)), min(highest, transform(high)))
 
 
 @dataclass(frozen=True)
 class Worst:
-    """The token with the greatest divergence: its text's id, its place among those of the text that count, from 0."""
+    """The token with the largest divergence: the id of its text, and its index among the text's scored tokens."""
 
     divergence: float
     document: str
@@ -65,12 +68,13 @@ class Damage:
     """The comparison of two models on texts.
 
     Attributes:
-        reference, other: name, strategy and precision of each, in words.
-        divergence: mean of KL(reference || other), nats a token.
-        divergence_tail: its 99th percentile.
-        same_token: share of tokens before which both find the same token the likeliest.
-        perplexity_ratio: the other's perplexity over the reference's.
-        reference_perplexity, other_perplexity: over all tokens.
+        reference, other: name, strategy and precision of the models, in words.
+        num_documents, num_tokens: numbers of texts and of scored tokens.
+        divergence: mean of KL(reference || other) in nats per token. divergence_tail: its 99th percentile.
+        worst: the token with the largest divergence.
+        same_token: share of positions at which both models have the same likeliest token.
+        perplexity_ratio: the other model's perplexity divided by the reference's.
+        reference_perplexity, other_perplexity: perplexities over all tokens.
     """
 
     reference: str
@@ -88,7 +92,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class ScoredPart:
-    """Tokens that are read, at least one, and those after them that count."""
+    """Tokens of a prefix (at least one), and the tokens after it, which are scored."""
 
     prefix: tuple[int, ...]
     scored: tuple[int, ...]
@@ -96,9 +100,9 @@ class ScoredPart:
 
 @dataclass(frozen=True)
 class ScoredText:
-    """A document or a dialogue, the unit of the intervals: its parts in order, of which each is read from the start.
+    """A document or a dialogue, which is the cluster of the intervals.
 
-    What consecutive parts have in common is read once.
+    Each part is a sequence from the start of the text. A common prefix of consecutive parts is read once.
     """
 
     id: str
@@ -106,40 +110,40 @@ class ScoredText:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that count."""
+        """Number of scored tokens."""
         return sum(len(part.scored) for part in self.parts)
 
 
 def texts_of_documents(documents: Sequence[Conversation], encode: Encode) -> list[ScoredText]:
-    """Documents (`script.documents.read_documents`) after token 0; a document's prompt is read and does not count."""
-    found: list[ScoredText] = []
+    """Documents (`script.documents.read_documents`) after token 0; a document's prompt is not scored."""
+    texts: list[ScoredText] = []
     for document in documents:
         turn = document.turns[0]
         part = ScoredPart((END_OF_TEXT, *encode(turn.user)), tuple(encode(turn.reference or "")))
-        found.append(ScoredText(document.id, (part,)))
-    return found
+        texts.append(ScoredText(document.id, (part,)))
+    return texts
 
 
 def damage(reference: Model, other: Model, texts: Sequence[ScoredText], say: Say = lambda _: None) -> Damage:
     """Compare two models on texts.
 
     Raises:
-        UsageError: the models have vocabularies of different sizes, or no token counts.
-        CheckpointError: logits that are not finite.
+        UsageError: the models have vocabularies of different sizes, or the texts have no scored tokens.
+        CheckpointError: a model gives logits that are not finite.
     """
     sizes = reference.spec.vocab_size, other.spec.vocab_size
     if sizes[0] != sizes[1]:
         raise UsageError(f"the models have vocabularies of {sizes[0]:,} and {sizes[1]:,} tokens and cannot be compared")
-    parts: list[FloatArray] = []
+    figures: list[FloatArray] = []
     for number, text in enumerate(texts):
         if number % max(1, len(texts) // MESSAGES) == 0:
             say(f"text {number + 1:,} of {len(texts):,}, {text.num_tokens:,} tokens")
-        parts.append(_of_text((reference, other), text))
-    lengths = [part.shape[1] for part in parts]
+        figures.append(_text_figures((reference, other), text))
+    lengths = [text_figures.shape[1] for text_figures in figures]
     if not sum(lengths):
         raise UsageError("the texts have no tokens that count", hint="give texts that are not empty")
-    divergences, same, theirs, mine = np.concatenate(parts, axis=1)
-    clusters = np.repeat(np.arange(len(parts)), lengths)
+    divergences, same, reference_nll, other_nll = np.concatenate(figures, axis=1)
+    clusters = np.repeat(np.arange(len(figures)), lengths)
     worst = int(divergences.argmax())
     starts = np.cumsum([0, *lengths])
     return Damage(
@@ -150,85 +154,89 @@ def damage(reference: Model, other: Model, texts: Sequence[ScoredText], say: Say
         divergence=Estimate.of(clustered_mean(divergences, clusters)),
         divergence_tail=float(np.quantile(divergences, TAIL)),
         worst=Worst(float(divergences[worst]), texts[clusters[worst]].id, worst - int(starts[clusters[worst]])),
-        same_token=Estimate.of(clustered_mean(same, clusters), most=1.0),
-        perplexity_ratio=Estimate.of(clustered_mean(mine - theirs, clusters), math.exp),
-        reference_perplexity=math.exp(theirs.mean()),
-        other_perplexity=math.exp(mine.mean()),
+        same_token=Estimate.of(clustered_mean(same, clusters), highest=1.0),
+        perplexity_ratio=Estimate.of(clustered_mean(other_nll - reference_nll, clusters), math.exp),
+        reference_perplexity=math.exp(reference_nll.mean()),
+        other_perplexity=math.exp(other_nll.mean()),
     )
 
 
-def _of_text(models: tuple[Model, Model], text: ScoredText) -> FloatArray:
-    """Divergence, same token (0 or 1), and both models' nll in nats, of the text's scored tokens: [4, num_tokens]."""
+def _text_figures(models: tuple[Model, Model], text: ScoredText) -> FloatArray:
+    """`[4, num_tokens]` divergence, same token (0 or 1), and both models' nll in nats, of the text's scored tokens."""
     readers = [_Reader(model) for model in models]
-    following = [part.prefix for part in text.parts[1:]]
-    found: list[FloatArray] = []
+    next_prefixes = [part.prefix for part in text.parts[1:]]
+    chunks: list[FloatArray] = []
     for number, part in enumerate(text.parts):
         tokens = (*part.prefix, *part.scored)
-        # Not the last token, which is not read, nor that of the next prefix, whose logits are needed.
-        kept = _common(tokens[:-1], following[number][:-1]) if number < len(following) else 0
-        pieces = [reader.read(tokens, kept, len(part.prefix) - 1) for reader in readers]
-        for (start, theirs), (_, mine) in zip(*pieces, strict=True):
-            scored = torch.tensor(tokens[start + 1 : start + 1 + len(theirs)])
-            found.append(_of_rows(theirs, mine, scored, models))
-    return np.concatenate(found, axis=1) if found else np.empty((4, 0))
+        # The last token of this part is not read. That of the next prefix must be read again, for its logits.
+        shared = _common_length(tokens[:-1], next_prefixes[number][:-1]) if number < len(next_prefixes) else 0
+        logits = [reader.read(tokens, shared, len(part.prefix) - 1) for reader in readers]
+        for (start, reference_logits), (_, other_logits) in zip(*logits, strict=True):
+            next_tokens = torch.tensor(tokens[start + 1 : start + 1 + len(reference_logits)])
+            chunks.append(_token_figures(reference_logits, other_logits, next_tokens, models))
+    return np.concatenate(chunks, axis=1) if chunks else np.empty((4, 0))
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
     """The length of the longest common prefix."""
-    pairs = zip(one, other, strict=False)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+    pairs = zip(first, second, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 class _Reader:
-    """Reads texts that begin alike with one model, each common beginning once."""
+    """Reads sequences with one model, and a prefix that consecutive sequences share only once."""
 
-    CURRENT, KEPT = 0, 1
+    CURRENT, SHARED = 0, 1
+    """Slots of the pool: the state of the sequence being read, and the state after the shared prefix."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
         self._pool = model.make_pool(2)
-        self._pool.clear(self.KEPT)
-        self._kept = 0
+        self._pool.clear(self.SHARED)
+        self._num_shared = 0
 
-    def read(self, tokens: Sequence[int], kept: int, first: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """Pieces of the logits after each token but the last, from place `first` on: (place, [n, vocab]) in fp64.
+    def read(self, tokens: Sequence[int], num_shared: int, first: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """The logits after each token but the last, from index `first` on, in chunks: (index, [n, vocab]) in fp64.
 
-        `tokens` begin as the last ones did, up to that call's `kept`; after `kept` of them the state is kept for the
-        next call. If that lies before what was kept, the next call reads everything.
+        Args:
+            tokens: begin with the shared prefix of the previous call.
+            num_shared: length of the prefix that is shared with the next call. If it is shorter than the previous one,
+                its state is not available, and the next call reads everything.
         """
-        begin, self._kept = self._kept, kept
-        self._pool.copy(self.KEPT, self.CURRENT)
-        if kept < begin:
-            self._kept = 0
-            self._pool.clear(self.KEPT)
+        begin, self._num_shared = self._num_shared, num_shared
+        self._pool.copy(self.SHARED, self.CURRENT)
+        if num_shared < begin:
+            self._num_shared = 0
+            self._pool.clear(self.SHARED)
         while begin < len(tokens) - 1:
             end = min(begin + CHUNK, len(tokens) - 1)
-            if begin < kept < end:
-                end = kept
+            if begin < num_shared < end:
+                end = num_shared
             batch = RaggedBatch.of([tokens[begin:end]], [self.CURRENT], every_token=True)
             logits = self._model.step(batch, self._pool)
-            skipped = min(max(0, first - begin), end - begin)
-            piece = logits[skipped:].detach().to("cpu", torch.float64)
-            if end == kept:
-                self._pool.copy(self.CURRENT, self.KEPT)
-            if len(piece):
-                yield begin + skipped, piece
+            num_skipped = min(max(0, first - begin), end - begin)
+            chunk = logits[num_skipped:].detach().to("cpu", torch.float64)
+            if end == num_shared:
+                self._pool.copy(self.CURRENT, self.SHARED)
+            if len(chunk):
+                yield begin + num_skipped, chunk
             begin = end
 
 
-def _of_rows(
-    theirs: torch.Tensor, mine: torch.Tensor, following: torch.Tensor, models: tuple[Model, Model]
+def _token_figures(
+    reference_logits: torch.Tensor, other_logits: torch.Tensor, next_tokens: torch.Tensor, models: tuple[Model, Model]
 ) -> FloatArray:
-    for logits, model in zip((theirs, mine), models, strict=True):
+    """As `_text_figures`, from logits `[n, vocab]` and the `next_tokens` `[n]` after them."""
+    for logits, model in zip((reference_logits, other_logits), models, strict=True):
         if not bool(torch.isfinite(logits).all()):
             raise CheckpointError(
                 f"{model.spec.in_words} gives logits that are not finite",
                 path=model.spec.path,
                 hint="rwkvbatch model verify compares it with the reference operations",
             )
-    p, q = theirs.log_softmax(1), mine.log_softmax(1)
-    # Rounding may leave a tiny negative number where the two are the same.
-    divergence = (p.exp() * (p - q)).sum(1).clamp(min=0)
-    same = (theirs.argmax(1) == mine.argmax(1)).double()
-    nll = [-each.gather(1, following[:, None]).squeeze(1) for each in (p, q)]
+    log_p, log_q = reference_logits.log_softmax(1), other_logits.log_softmax(1)
+    # Rounding may leave a tiny negative number for equal distributions.
+    divergence = (log_p.exp() * (log_p - log_q)).sum(1).clamp(min=0)
+    same = (reference_logits.argmax(1) == other_logits.argmax(1)).double()
+    nll = [-logprobs.gather(1, next_tokens[:, None]).squeeze(1) for logprobs in (log_p, log_q)]
     return torch.stack([divergence, same, *nll]).numpy()

@@ -1,6 +1,6 @@
-"""The benchmark: loads a model, then times all workloads in rounds.
+"""The benchmark: loads a model, and times all workloads in rounds.
 
-Figures that are compared are timed in the same rounds, so that a busy machine slows them alike.
+All figures that are compared are timed in the same rounds, so that other load on the machine slows them equally.
 """
 
 from __future__ import annotations
@@ -20,21 +20,9 @@ from statistics import median
 import torch
 
 from rwkvbatch import __version__
-from rwkvbatch.bench.workloads import (
-    Kind,
-    Limits,
-    Meter,
-    Rates,
-    Workload,
-    decode,
-    native_ops,
-    prompt,
-    rwkv_package,
-    sampling,
-    stored_bytes,
-    strategy_for,
-    tokenizing,
-)
+from rwkvbatch.bench.limits import Limits, Meter, Rates
+from rwkvbatch.bench.package import rwkv_package, strategy_for
+from rwkvbatch.bench.workloads import Kind, Workload, decode, native_ops, prompt, sampling, stored_bytes, tokenizing
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import Model
 from rwkvbatch.model.load import load_model
@@ -44,13 +32,13 @@ HEAD_SIZE = 64
 
 
 def write_random(size: str, folder: Path, sparsity: float | None = None) -> Path:
-    """Write random bf16 weights of the shape `size` (such as `12x768`) into `folder`; the file's path.
+    """Write random bf16 weights of the shape `size` (such as `12x768`) to a file in `folder`, and return its path.
 
     Args:
         sparsity: see `random_tensors`.
 
     Raises:
-        UsageError: `size` is not LAYERSxWIDTH, or the width is no multiple of 64.
+        UsageError: `size` is not LAYERSxWIDTH, or the width is not a multiple of 64, or there is no memory or space.
     """
     match = _SIZE.fullmatch(size)
     if match is None or not int(match[1]) or not int(match[2]) or int(match[2]) % HEAD_SIZE:
@@ -78,13 +66,14 @@ class Figure:
     """One measured quantity.
 
     Attributes:
-        name: such as `decode, 64 rows`.
-        unit: of `median` and `best`: `tokens/s`, `ms/row`, `MB/s`.
-        median, best: over the rounds.
-        limit: what bounds it, `memory` or arithmetic (`fma`, `products`); None if neither does.
-        share: time at the limit's rate over time taken, the limit measured right before; median over the rounds.
-        package: the `rwkv` package's median, in the same unit, measured in turn with ours.
-        ratio: how many times faster than that, by the medians.
+        name: name of the workload, such as `decode, 64 rows`.
+        unit: unit of `median` and `best`: `tokens/s`, `ms/row` or `MB/s`.
+        median, best: median and best of the rounds.
+        limit: the limit that is reached first: `memory`, or arithmetic (`fma`, `products`); None without limits.
+        share: the time that the work takes at that limit, divided by the time it took; median over the rounds. The
+            limit is measured immediately before the work.
+        package: the `rwkv` package's median in the same unit, measured in the same rounds.
+        ratio: how many times faster than the package, by the medians.
     """
 
     name: str
@@ -99,7 +88,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Loading:
-    """Time and memory for loading a model: 10^6 bytes of the file, of resident memory added, and their quotient."""
+    """Time and memory of loading a model.
+
+    Attributes:
+        checkpoint_mb: size of the file. resident_mb: growth of the resident memory. Both are in 10^6 bytes.
+        resident_share: `resident_mb / checkpoint_mb`.
+    """
 
     seconds: float
     checkpoint_mb: float
@@ -109,7 +103,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of a benchmark; `clock` is `wall`, or `processor` for the processor time of one thread."""
+    """The result of a benchmark; `clock` is `wall`, or `processor` if the processor time of one thread was measured."""
 
     model: str
     parameters: int
@@ -130,11 +124,13 @@ class Report:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure.
+    """The extent of a benchmark.
 
     Attributes:
+        rows: numbers of rows of the decode steps. prompt_tokens: length of the prompt. rounds: number of rounds.
         against_package: measure the `rwkv` package too.
-        processor_time: count the processor time of one thread, not wall time, to exclude the load of other programs.
+        processor_time: measure the processor time of one thread instead of wall time, to exclude the load of other
+            programs.
     """
 
     rows: Sequence[int] = (1, 8, 32, 64, 128)
@@ -153,11 +149,11 @@ def run_benchmark(
     threads: int | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Load the model at `path` (None: the bundled one) and measure it.
+    """Load the model at `path` (None for the bundled one) and measure it.
 
     Raises:
         RwkvBatchError: the model cannot be loaded.
-        UsageError: processor time of a model on a GPU.
+        UsageError: processor time is requested for a model on a GPU.
     """
     threads = 1 if plan.processor_time else threads
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -170,24 +166,24 @@ def run_benchmark(
     workloads = [decode(model, rows, clock, weight_bytes) for rows in plan.rows]
     workloads.append(prompt(model, plan.prompt_tokens, clock, weight_bytes))
     workloads += [sampling(model, clock), tokenizing(clock)]
-    ours: dict[str, list[float]] = {workload.name: [] for workload in workloads}
-    theirs: dict[str, list[float]] = {workload.name: [] for workload in workloads}
-    rates: dict[str, list[Rates]] = {workload.name: [] for workload in workloads}
-    against = nullcontext()
+    our_seconds: dict[str, list[float]] = {workload.name: [] for workload in workloads}
+    package_seconds: dict[str, list[float]] = {workload.name: [] for workload in workloads}
+    limit_rates: dict[str, list[Rates]] = {workload.name: [] for workload in workloads}
+    package_process = nullcontext()
     if plan.against_package:
         say("loading the rwkv package")
-        against = rwkv_package(Path(model.spec.path), num_threads, clock, strategy_for(model.spec.device))
-    with against as package:
+        package_process = rwkv_package(Path(model.spec.path), num_threads, clock, strategy_for(model.spec.device))
+    with package_process as package:
         for workload in workloads:
             workload.once()
         for number in range(plan.rounds):
             say(f"round {number + 1} of {plan.rounds}")
             for workload in workloads:
-                if workload.operations and (possible := meter.measure()) is not None:
-                    rates[workload.name].append(possible)
-                ours[workload.name].append(median([workload.once() for _ in range(workload.repeats)]))
+                if workload.operations and (rates := meter.measure()) is not None:
+                    limit_rates[workload.name].append(rates)
+                our_seconds[workload.name].append(median([workload.once() for _ in range(workload.repeats)]))
             if package is not None:
-                _measure_package(package, workloads, theirs)
+                _measure_package(package, workloads, package_seconds)
     return Report(
         model=model.spec.path,
         parameters=model.spec.num_parameters,
@@ -201,16 +197,22 @@ def run_benchmark(
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
         load_average_before=load_average,
         loading=loading,
-        limits=meter.found(),
-        figures=tuple(figure_of(one, ours[one.name], theirs[one.name], rates[one.name]) for one in workloads),
+        limits=meter.limits(),
+        figures=tuple(
+            figure_of(workload, our_seconds[workload.name], package_seconds[workload.name], limit_rates[workload.name])
+            for workload in workloads
+        ),
         against="rwkv" if plan.against_package else None,
     )
 
 
 def _measure_package(
-    package: Callable[[Kind, int], float], workloads: Sequence[Workload], theirs: dict[str, list[float]]
+    package: Callable[[Kind, int], float], workloads: Sequence[Workload], package_seconds: dict[str, list[float]]
 ) -> None:
-    """One round. The package has no batches, so one decode step is compared with every number of rows."""
+    """Measure the package for one round.
+
+    The package has no batches, so that one decode step of one row is compared with steps of any number of rows.
+    """
 
     @cache
     def seconds(kind: Kind, size: int) -> float:
@@ -218,7 +220,8 @@ def _measure_package(
         return median([package(kind, size) for _ in range(repeats)])
 
     for workload in workloads:
-        theirs[workload.name].append(seconds(workload.kind, 1 if workload.kind == "decode" else workload.size))
+        size = 1 if workload.kind == "decode" else workload.size
+        package_seconds[workload.name].append(seconds(workload.kind, size))
 
 
 def _load(path: Path | str | None, strategy: str, backend: str, threads: int | None) -> tuple[Model, Loading]:
@@ -227,9 +230,11 @@ def _load(path: Path | str | None, strategy: str, backend: str, threads: int | N
     model = load_model(path, strategy, backend, threads=threads)
     seconds = time.perf_counter() - start
     after = resident_bytes()
-    size_mb = Path(model.spec.path).stat().st_size / 1e6
-    grown_mb = None if before is None or after is None else (after - before) / 1e6
-    return model, Loading(seconds, size_mb, grown_mb, None if grown_mb is None else grown_mb / size_mb)
+    checkpoint_mb = Path(model.spec.path).stat().st_size / 1e6
+    if before is None or after is None:
+        return model, Loading(seconds, checkpoint_mb, None, None)
+    resident_mb = (after - before) / 1e6
+    return model, Loading(seconds, checkpoint_mb, resident_mb, resident_mb / checkpoint_mb)
 
 
 def resident_bytes() -> int | None:
@@ -242,25 +247,27 @@ def resident_bytes() -> int | None:
 
 
 def figure_of(workload: Workload, seconds: Sequence[float], package: Sequence[float], rates: Sequence[Rates]) -> Figure:
-    """The figure from the seconds of each round, ours and (unless empty) the package's.
+    """The figure of a workload.
 
     Args:
-        rates: the limits measured right before each of `seconds`, or empty.
+        seconds: our seconds in each round. package: the package's seconds in each round, or empty.
+        rates: the limits measured immediately before each of `seconds`, or empty.
     """
     limit = share = None
     if rates:
-        at_best = [(workload.weight_bytes / rate.read, workload.operations / rate.fma) for rate in rates]
-        limit = "memory" if median([memory_s - fma_s for memory_s, fma_s in at_best]) > 0 else rates[0].arithmetic
-        share = median([max(times) / taken for times, taken in zip(at_best, seconds, strict=True)])
+        limit_seconds = [(workload.weight_bytes / rate.read, workload.operations / rate.fma) for rate in rates]
+        memory_excess = median([memory_s - arithmetic_s for memory_s, arithmetic_s in limit_seconds])
+        limit = "memory" if memory_excess > 0 else rates[0].arithmetic
+        share = median([max(limits) / taken for limits, taken in zip(limit_seconds, seconds, strict=True)])
     unit, value = _UNITS[workload.kind]
-    typical, best = value(workload.size, median(seconds)), value(workload.size, min(seconds))
-    theirs = ratio = None
+    our_median, our_best = value(workload.size, median(seconds)), value(workload.size, min(seconds))
+    package_median = ratio = None
     if package:
         # The package decodes and samples one row at a time.
         size = 1 if workload.kind in ("decode", "sample") else workload.size
-        theirs = value(size, median(package))
-        ratio = theirs / typical if workload.kind == "sample" else typical / theirs
-    return Figure(workload.name, unit, typical, best, limit, share, theirs, ratio)
+        package_median = value(size, median(package))
+        ratio = package_median / our_median if workload.kind == "sample" else our_median / package_median
+    return Figure(workload.name, unit, our_median, our_best, limit, share, package_median, ratio)
 
 
 _UNITS: dict[str, tuple[str, Callable[[int, float], float]]] = {

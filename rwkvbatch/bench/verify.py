@@ -1,8 +1,8 @@
-"""Compares a backend's logits with those of the reference operations, step by step.
+"""Comparison of a backend's logits with those of the reference operations, step by step.
 
-The steps cover what a backend may compute differently: a prompt at once and in pieces, many prompts in one step, and
-decode steps of one to many rows, enough of them for graphs to be captured and replayed. Both sides read the same random
-tokens; nothing is sampled, so differences do not grow by a different choice of token.
+The steps cover the cases that a backend may compute differently: a prompt in one step and in pieces, many prompts in
+one step, and decode steps of one to many rows, enough of them for CUDA graphs to be captured and replayed. Both sides
+read the same random tokens. Nothing is sampled, so no different choice of token can increase a difference.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from rwkvbatch.model.load import load_model
 from rwkvbatch.model.strategy import DTYPES
 
 PIECES = (1, 15, 16, 40, 1, 16, 5, 22)
-"""Lengths of a prompt's pieces: one row, few and many rows, multiples of the chunk size 16 and others."""
+"""Lengths of a prompt's pieces: one, few and many tokens, multiples of the chunk size 16 and other numbers."""
 UNCOMPARED = 32
-"""The first tokens of a prompt, whose logits are not compared. After an empty state the norm of a head divides by
-almost zero and magnifies rounding, with random weights a hundredfold."""
+"""Number of the first tokens of a prompt whose logits are not compared: after an empty state, the norm of a head
+divides by almost zero, which magnifies rounding a hundredfold with random weights."""
 LENGTHS = (17, 1, 33, 15, 2, 3, 16, *(1 + number % 3 for number in range(17)))
-"""Lengths of texts that are read together, from copies of the prompt's state, and then continued by decode steps."""
+"""Lengths of texts that are read in one step, from copies of the prompt's state, and continued by decode steps."""
 DECODE_ROWS = (len(LENGTHS), 16, 3, 1)
 DECODE_STEPS = 6
-"""Decode steps of each row count. A graph is captured at the third."""
+"""Decode steps for each number of rows. A CUDA graph is captured at the third."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Limit:
-    """Allowed difference of logits, as shares of the standard deviation of the reference's logits."""
+    """The allowed difference of logits, as a share of the standard deviation of the reference's logits."""
 
     rms: float
     largest: float
@@ -52,15 +52,16 @@ LIMITS = {
     "w8a8": Limit(rms=0.3, largest=3.0),
     "int4": Limit(rms=1.0, largest=8.0),
 }
-"""By precision, finest first; docs/strategies.md has the measured differences."""
+"""Limits by precision, the finest first; docs/strategies.md has the measured differences."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the comparison, and the part that it belongs to.
+    """One step of the comparison.
 
     Attributes:
-        source: a slot whose state is first copied to all slots of the batch, or None.
+        part: name of the part that the step belongs to.
+        source: slot whose state is copied to all slots of the batch before the step; None to copy nothing.
     """
 
     part: str
@@ -73,10 +74,10 @@ class Part:
     """Differences of the logits of one part.
 
     Attributes:
-        rows: number of rows of logits that were compared.
-        rms, largest: the difference, as shares of the standard deviation of the reference's logits; None if a logit is
-            not finite.
-        same_token: the share of rows with the same likeliest token.
+        rows: number of compared rows of logits.
+        rms, largest: root mean square and maximum of the difference, as shares of the standard deviation of the
+            reference's logits; None if a logit is not finite.
+        same_token: share of rows with the same likeliest token.
         within: whether the difference is finite and within the limit.
     """
 
@@ -116,13 +117,13 @@ def verify_model(
     threads: int | None = None,
     say: Say = lambda _: None,
 ) -> Verification:
-    """Compare the logits of `backend` with those of the reference operations, fp32 on the CPU, from the same file.
+    """Compare the logits of `backend` with those of the reference operations (fp32 on the CPU) for the same file.
 
-    One model is in memory at a time, with about 150 MB of logits for a vocabulary of 65,536.
+    Only one model is in memory at a time, with about 150 MB of logits for a vocabulary of 65,536.
 
     Args:
-        threads: of both models on the CPU; None for all processors, of which the reference operations take those that
-            are idle.
+        threads: number of threads of both models on the CPU. For None, the backend uses all processors, and the
+            reference operations use the idle ones.
 
     Raises:
         RwkvBatchError: one of the two models cannot be loaded.
@@ -136,10 +137,10 @@ def verify_model(
 
 
 def idle_processors() -> int:
-    """Processors that other programs leave idle, at least one, by the load of the last minute.
+    """The number of processors that other programs leave idle, according to the last minute's load; at least 1.
 
-    Torch's threads wait for each other by spinning. Where other programs have the processors, two threads took 15 times
-    the processor time of one.
+    Torch's threads spin while they wait for each other. When other programs use the processors, two threads took 15
+    times the processor time of one.
     """
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
@@ -149,12 +150,12 @@ def idle_processors() -> int:
 def verify(
     load_reference: Callable[[], Model], load_other: Callable[[], Model], *, say: Say = lambda _: None
 ) -> Verification:
-    """Like `verify_model`, of two models that are loaded one after the other."""
+    """As `verify_model`, for two models that are loaded one after the other."""
     say("loading the reference operations, fp32 on the CPU")
     model = load_reference()
     reference, steps = model.spec, plan(model.spec.vocab_size)
     logits = list(_logits(model, steps, "reference", say))
-    # The memory of the first model is released before the second is loaded.
+    # Free the memory of the first model before the second is loaded.
     del model
     gc.collect()
     if torch.cuda.is_available():
@@ -166,7 +167,7 @@ def verify(
     limit = LIMITS[precision]
     pairs = zip(steps, logits, _logits(model, steps, f"{spec.backend} on {spec.device}", say), strict=True)
     parts = tuple(
-        compared(name, [(theirs, mine) for _, theirs, mine in group], limit)
+        _compare_part(name, [(expected, actual) for _, expected, actual in group], limit)
         for name, group in groupby(pairs, key=lambda pair: pair[0].part)
     )
     return Verification(
@@ -183,36 +184,39 @@ def verify(
 
 
 def plan(vocab_size: int) -> list[Step]:
-    """The steps, for a pool of `len(LENGTHS) + 2` cleared slots."""
-    tokens = np.random.default_rng(7)
+    """The steps of the comparison, for a pool of `len(LENGTHS) + 2` cleared slots."""
+    generator = np.random.default_rng(7)
 
-    def draw(length: int) -> list[int]:
-        return tokens.integers(0, vocab_size, length).tolist()
+    def random_tokens(length: int) -> list[int]:
+        return generator.integers(0, vocab_size, length).tolist()
 
-    together = range(len(LENGTHS))
-    at_once, in_pieces = len(LENGTHS), len(LENGTHS) + 1
-    prompt = draw(sum(PIECES))
+    text_slots = range(len(LENGTHS))
+    whole_prompt_slot, pieces_slot = len(LENGTHS), len(LENGTHS) + 1
+    prompt = random_tokens(sum(PIECES))
     steps: list[Step] = []
     for name, ends, slot in (
-        ("prompt at once", [0, len(prompt)], at_once),
-        ("prompt in pieces", np.cumsum([0, *PIECES]).tolist(), in_pieces),
+        ("prompt at once", [0, len(prompt)], whole_prompt_slot),
+        ("prompt in pieces", np.cumsum([0, *PIECES]).tolist(), pieces_slot),
     ):
-        for first, last in pairwise(ends):
-            batch = RaggedBatch.of([prompt[first:last]], [slot], every_token=True)
-            steps.append(Step(name, replace(batch, outputs=batch.outputs[max(UNCOMPARED - first, 0) :])))
-    texts = RaggedBatch.of([draw(length) for length in LENGTHS], together, every_token=True)
-    steps.append(Step(f"{len(LENGTHS)} texts together", texts, source=in_pieces))
-    for rows in DECODE_ROWS:
-        name = f"decode, {counted(rows, 'row')}"
-        steps += [Step(name, RaggedBatch.of([draw(1) for _ in range(rows)], range(rows))) for _ in range(DECODE_STEPS)]
+        for start, end in pairwise(ends):
+            batch = RaggedBatch.of([prompt[start:end]], [slot], every_token=True)
+            steps.append(Step(name, replace(batch, outputs=batch.outputs[max(UNCOMPARED - start, 0) :])))
+    texts = RaggedBatch.of([random_tokens(length) for length in LENGTHS], text_slots, every_token=True)
+    steps.append(Step(f"{len(LENGTHS)} texts together", texts, source=pieces_slot))
+    for num_rows in DECODE_ROWS:
+        name = f"decode, {counted(num_rows, 'row')}"
+        steps += [
+            Step(name, RaggedBatch.of([random_tokens(1) for _ in range(num_rows)], range(num_rows)))
+            for _ in range(DECODE_STEPS)
+        ]
     return steps
 
 
 def precision_of(spec: ModelSpec, stored: str) -> str:
-    """The precision whose limit applies to a backend: the coarsest in it.
+    """The precision whose limit applies: the coarsest of a backend, or fp32 if only stored weights are rounded.
 
-    On the CPU floating point rounds only the weights. Products of integers, also those of a quantised file, round
-    inputs too, and a difference in the last place can move an input to the next integer.
+    On the CPU, floating-point formats round only the weights. Integer products, also those of a quantised file, round
+    the inputs too, and a difference in the last place can move an input to the next integer.
 
     Args:
         stored: the precision of the weights in the file.
@@ -223,22 +227,26 @@ def precision_of(spec: ModelSpec, stored: str) -> str:
     return next((name for name in reversed(LIMITS) if name in dtype), "fp32")
 
 
-def compared(name: str, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], limit: Limit) -> Part:
-    """The differences of pairs of logits [P, vocab], the reference's first."""
-    pairs = [(theirs, mine) for theirs, mine in pairs if len(theirs)]
-    rows = sum(len(theirs) for theirs, _ in pairs)
-    differences = [(mine.double() - theirs.double()) for theirs, mine in pairs]
-    spread = _root_mean([theirs.double().var(dim=1, correction=0) for theirs, _ in pairs])
-    rms = _root_mean([difference.square().mean(dim=1) for difference in differences]) / spread
-    largest = max(float(difference.abs().max()) for difference in differences) / spread
-    same = sum(int((theirs.argmax(1) == mine.argmax(1)).sum()) for theirs, mine in pairs) / rows
+def _compare_part(name: str, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], limit: Limit) -> Part:
+    """The differences of the logits of one part.
+
+    Args:
+        pairs: the reference's and the backend's logits of each step, both `[rows, vocab]`.
+    """
+    pairs = [(expected, actual) for expected, actual in pairs if len(expected)]
+    num_rows = sum(len(expected) for expected, _ in pairs)
+    differences = [(actual.double() - expected.double()) for expected, actual in pairs]
+    deviation = _root_mean([expected.double().var(dim=1, correction=0) for expected, _ in pairs])
+    rms = _root_mean([difference.square().mean(dim=1) for difference in differences]) / deviation
+    largest = max(float(difference.abs().max()) for difference in differences) / deviation
+    same = sum(int((expected.argmax(1) == actual.argmax(1)).sum()) for expected, actual in pairs) / num_rows
     if not math.isfinite(rms):
-        return Part(name, rows, None, None, same, within=False)
-    return Part(name, rows, rms, largest, same, within=rms <= limit.rms and largest <= limit.largest)
+        return Part(name, num_rows, None, None, same, within=False)
+    return Part(name, num_rows, rms, largest, same, within=rms <= limit.rms and largest <= limit.largest)
 
 
 def _logits(model: Model, steps: Sequence[Step], name: str, say: Say) -> Iterator[torch.Tensor]:
-    """Each step's logits, on the CPU."""
+    """The logits of each step, on the CPU."""
     num_slots = len(LENGTHS) + 2
     pool = model.make_pool(num_slots)
     for slot in range(num_slots):

@@ -1,31 +1,19 @@
-"""The workloads, the machine's limits (memory bandwidth, arithmetic), and the same work by the `rwkv` package.
-
-The package runs in a process of its own, so that its threads, settings and memory do not affect ours, and takes turns.
-"""
+"""The workloads of the benchmark, and the clocks that time them."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
 import time
-from collections.abc import Callable, Generator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from rwkvbatch.errors import RwkvBatchError, UsageError, counted
+from rwkvbatch.errors import counted
 from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch, SampleBatch
 from rwkvbatch.model.rwkv7_model import Rwkv7Model
-from rwkvbatch.model.strategy import DTYPES
 from rwkvbatch.prompt.tokenizer import world_tokenizer
 
 if TYPE_CHECKING:
@@ -34,14 +22,14 @@ if TYPE_CHECKING:
 Kind = Literal["decode", "prompt", "sample", "tokenize"]
 
 Clock = Callable[[], float]
-"""Seconds: `WALL`, or on a busy machine `PROCESSOR`, the processor time of the calling thread."""
+"""Returns seconds: `WALL`, or `PROCESSOR` (processor time of the calling thread) on a busy machine."""
 WALL: Clock = time.perf_counter
 PROCESSOR: Clock = time.thread_time
 
 SAMPLE_ROWS = 64
 PENALISED_TOKENS = 64
 TEMPERATURE, TOP_P = 1.0, 0.3
-"""Those of API_DEMO_CHAT."""
+"""The sampling parameters of API_DEMO_CHAT."""
 
 TEXT = (
     "The quick brown fox jumps over the lazy dog, 1234 times; then it rests.\n\n"
@@ -56,10 +44,11 @@ class Workload:
     """Work to time.
 
     Attributes:
-        size: rows of a decode step, tokens of a prompt, rows to sample, bytes of text.
-        once: runs it once and returns the seconds.
-        operations: fp32 operations of the products with weights; the limits apply to these and to `weight_bytes`.
-        repeats: runs per round, of which the median counts.
+        size: rows of a decode step, tokens of a prompt, rows to sample, or bytes of text.
+        once: runs the work once and returns the seconds.
+        operations: fp32 operations of the products with weights. weight_bytes: bytes of weights that are read. The
+            machine's limits apply to both.
+        repeats: runs per round, whose median counts.
     """
 
     name: str
@@ -72,14 +61,19 @@ class Workload:
 
 
 def timed(clock: Clock, work: Callable[..., object], *arguments: Any) -> float:
-    """Seconds of one call."""
+    """The seconds that one call takes."""
     start = clock()
     work(*arguments)
     return clock() - start
 
 
 def decode(model: Model, rows: int, clock: Clock = WALL, weight_bytes: float = 0.0) -> Workload:
-    """A decode step of `rows` sequences, logits included, that reads `weight_bytes` of weights, if all are read."""
+    """A decode step of `rows` sequences, including logits.
+
+    Args:
+        weight_bytes: bytes of all weights that a step can read. Weights that it skips, because their inputs are zero,
+            are subtracted.
+    """
     pool = model.make_pool(rows)
     for slot in range(rows):
         pool.clear(slot)
@@ -99,12 +93,12 @@ def decode(model: Model, rows: int, clock: Clock = WALL, weight_bytes: float = 0
 
 
 def _skipped_bytes(ops: CpuOps, once: Callable[[], float]) -> float:
-    """Weights that a step does not read, as their inputs are zero; mean over a few steps."""
+    """Bytes of weights that a step skips because their inputs are zero; mean over a few steps."""
     before = ops.native.skipped_bytes
     once()
     if ops.native.skipped_bytes == before:
         return 0.0
-    before = ops.native.skipped_bytes  # the first step was from the zero state
+    before = ops.native.skipped_bytes  # excludes the first step, whose state is zero
     for _ in range(_SKIPPING_STEPS):
         once()
     return (ops.native.skipped_bytes - before) / _SKIPPING_STEPS
@@ -114,7 +108,7 @@ _SKIPPING_STEPS = 4
 
 
 def prompt(model: Model, length: int, clock: Clock = WALL, weight_bytes: float = 0.0) -> Workload:
-    """Prefill of one prompt, logits after its last token included, that reads `weight_bytes` of weights once."""
+    """Prefill of one prompt, including the logits after its last token. It reads `weight_bytes` of weights once."""
     pool = model.make_pool(1)
     generator = np.random.default_rng(length)
     spec = model.spec
@@ -130,7 +124,7 @@ def prompt(model: Model, length: int, clock: Clock = WALL, weight_bytes: float =
 
 
 def sampling(model: Model, clock: Clock = WALL) -> Workload:
-    """Sampling with penalties as in API_DEMO_CHAT, on logits of the model."""
+    """Sampling from the model's logits with penalties, as in API_DEMO_CHAT."""
     generator = np.random.default_rng(0)
     vocab_size = model.spec.vocab_size
     logits, _ = model.forward(generator.integers(1, vocab_size, (SAMPLE_ROWS, 4)).tolist())
@@ -159,13 +153,13 @@ def sampling(model: Model, clock: Clock = WALL) -> Workload:
 
 
 def tokenizing(clock: Clock = WALL) -> Workload:
-    """Encoding mixed text."""
+    """Encoding of text in several languages."""
     once = partial(timed, clock, world_tokenizer().encode, TEXT)
     return Workload("tokenizer", "tokenize", len(TEXT.encode()), once)
 
 
 def _products(spec: ModelSpec) -> int:
-    """Multiply-adds of one token: one per weight except the embedding, of which a token reads one row."""
+    """Multiply-adds of one token: one per weight, without the embedding, of which a token reads one row."""
     return spec.num_parameters - spec.vocab_size * spec.width
 
 
@@ -174,138 +168,8 @@ def stored_bytes(spec: ModelSpec) -> int:
     return _products(spec) * (4 if "fp32" in spec.dtype else 2)
 
 
-def strategy_for(device: str) -> str:
-    """The package's fastest strategy on a device."""
-    return "cpu fp32" if device == "cpu" else f"{device} fp16"
-
-
-_READ_FLOATS = 64 << 20
-"""256 MiB: more than any cache."""
-_COPIED_BYTES = 512 << 20
-_MATRIX_SIZE = 8192
-_ROUNDS_PER_PEAK = 60_000
-
-
-@dataclass(frozen=True)
-class Rates:
-    """One measurement: bytes of memory per second, operations per second; see `Limits`."""
-
-    read: float
-    fma: float
-    arithmetic: str = "fma"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The limits of a machine: medians over the rounds, and the best round.
-
-    Attributes:
-        isa: the instruction set that is used, or the GPU's name and the precision of the products.
-        read_gb_s: memory read by all threads, 10^9 bytes per second; on a GPU bytes read and written in a copy.
-        fma_gflop_s: fp32 operations in fused multiply-adds, two each; on a GPU operations of a large matrix product
-            in the model's precision.
-        arithmetic: which of these `fma_gflop_s` is: `fma` or `products`.
-    """
-
-    isa: str
-    read_gb_s: float
-    best_read_gb_s: float
-    fma_gflop_s: float
-    best_fma_gflop_s: float
-    arithmetic: str = "fma"
-
-
-@dataclass(frozen=True)
-class DeviceWork:
-    """Work that measures a device. Both functions may return before the device is done: the clock waits for it.
-
-    Attributes:
-        name: the `Limits.isa`. arithmetic: the `Limits.arithmetic`.
-        copy_bytes: bytes that `copy` reads, and writes if it does.
-        product_operations: floating-point operations of `multiply`.
-    """
-
-    name: str
-    arithmetic: str
-    copy: Callable[[], object]
-    copy_bytes: float
-    multiply: Callable[[], object]
-    product_operations: float
-
-
-def native_work(ops: CpuOps) -> DeviceWork:
-    """Reads memory and computes multiply-adds with the threads and instruction set of native operations."""
-    memory = np.ones(_READ_FLOATS, dtype=np.float32)
-    read, multiply = partial(ops.native.read_all, memory), partial(ops.native.multiply_add, _ROUNDS_PER_PEAK)
-    return DeviceWork(ops.isa, "fma", read, memory.nbytes, multiply, ops.native.operations(_ROUNDS_PER_PEAK))
-
-
-def torch_work(device: str, dtype: str) -> DeviceWork:
-    """Copies and products by torch on `device`, in the model's dtype (`fp32`, `bf16` or `fp16`)."""
-    source = torch.zeros(_COPIED_BYTES, dtype=torch.uint8, device=device)
-    copy = partial(torch.empty_like(source).copy_, source)
-    # Random, because a GPU that multiplies zeros needs less power and runs faster.
-    precision = DTYPES[dtype]  # pyright: ignore[reportArgumentType]
-    left, right = (torch.randn((_MATRIX_SIZE, _MATRIX_SIZE), device=device).to(precision) for _ in range(2))
-    multiply = partial(torch.mm, left, right, out=torch.empty_like(left))
-    name = f"{torch.cuda.get_device_name(device)}, {dtype} products"
-    return DeviceWork(name, "products", copy, 2.0 * _COPIED_BYTES, multiply, 2.0 * _MATRIX_SIZE**3)
-
-
-@dataclass
-class Meter:
-    """Measures both limits. They change with the load of the machine, so each call of `measure` measures them again.
-
-    Args:
-        work: None for a backend whose limits cannot be measured.
-        clock: must wait for the device, see `device_clock`.
-    """
-
-    work: DeviceWork | None
-    clock: Clock = WALL
-    _measured: list[Rates] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, model: Model, *, processor_time: bool = False) -> Meter:
-        """The meter and clock for the backend and device of `model`.
-
-        Raises:
-            UsageError: processor time of a model on a GPU.
-        """
-        ops, spec = native_ops(model), model.spec
-        if spec.device != "cpu" and processor_time:
-            raise UsageError("--cpu-time measures the time of a CPU thread, but the model is on a GPU")
-        clock = PROCESSOR if processor_time else device_clock(spec.device)
-        if spec.backend.startswith("cuda"):
-            return cls(torch_work(spec.device, spec.dtype), clock)
-        return cls(None if ops is None else native_work(ops), clock)
-
-    def measure(self) -> Rates | None:
-        """Measure both limits once; None if they cannot be measured."""
-        if (work := self.work) is None:
-            return None
-        read = best_rate(work.copy, work.copy_bytes, self.clock)
-        self._measured.append(
-            Rates(read, best_rate(work.multiply, work.product_operations, self.clock), work.arithmetic)
-        )
-        return self._measured[-1]
-
-    def found(self) -> Limits | None:
-        """Medians and best of the measurements; None if there are none."""
-        if self.work is None or not self._measured:
-            return None
-        reads = [rates.read / 1e9 for rates in self._measured]
-        peaks = [rates.fma / 1e9 for rates in self._measured]
-        return Limits(self.work.name, median(reads), max(reads), median(peaks), max(peaks), self.work.arithmetic)
-
-
-def best_rate(once: Callable[[], object], amount: float, clock: Clock) -> float:
-    """The amount per second, the best of three calls."""
-    return amount / min(timed(clock, once) for _ in range(3))
-
-
 def native_ops(model: Model) -> CpuOps | None:
-    """The native operations that `model` runs on, or None."""
+    """The native operations that `model` runs on; None for other operations."""
     if not isinstance(model, Rwkv7Model) or model.ops.name != "cpu":
         return None
     from rwkvbatch.model.ops.cpu import CpuOps
@@ -314,7 +178,7 @@ def native_ops(model: Model) -> CpuOps | None:
 
 
 def device_clock(device: str) -> Clock:
-    """Wall time after `device` has finished its work. Can be sent to another process."""
+    """A clock of the wall time at which `device` has finished its work. It can be sent to another process."""
     return WALL if device == "cpu" else partial(_time_when_done, device)
 
 
@@ -324,87 +188,3 @@ def _time_when_done(device: str) -> float:
     elif device == "mps":
         torch.mps.synchronize()
     return WALL()
-
-
-@contextmanager
-def rwkv_package(path: Path, threads: int, clock: Clock, strategy: str) -> Generator[Callable[[Kind, int], float]]:
-    """A function that measures the `rwkv` package in a process of its own.
-
-    It returns the seconds for one token, a prompt of that many tokens, one row's sampling, or the text.
-
-    Raises:
-        RwkvBatchError: the package cannot load the model, or its process ended.
-    """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _watch_parent) as pool:
-
-        def call(function: Callable[..., Any], *arguments: Any) -> Any:
-            try:
-                return pool.submit(function, *arguments).result()
-            except BrokenProcessPool:
-                raise RwkvBatchError("the process with the `rwkv` package ended early") from None
-
-        call(_load_package, path, threads, clock, strategy)
-        yield partial(call, _measure_package)
-
-
-def _watch_parent() -> None:
-    """Ends this process with its parent; a pool's process would wait for work after its parent was killed."""
-    if (parent := multiprocessing.parent_process()) is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def _load_package(path: Path, threads: int, clock: Clock, strategy: str) -> None:
-    from rwkvbatch.model.checkpoint import open_checkpoint
-    from rwkvbatch.model.upstream import load_package_model
-
-    global _loaded
-    torch.set_num_threads(threads)
-    with open_checkpoint(path) as checkpoint:
-        vocab_size = checkpoint.architecture.vocab_size
-        _loaded = _Package(load_package_model(checkpoint, strategy), vocab_size, clock)
-
-
-def _measure_package(kind: Kind, size: int) -> float:
-    return _loaded.measure(kind, size)
-
-
-class _Package:
-    """The package's model, sampling and tokenizer, called as in its own examples."""
-
-    def __init__(self, model: Any, vocab_size: int, clock: Clock) -> None:
-        import rwkv
-        from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
-        from rwkv.utils import PIPELINE
-
-        self._model = model
-        self._clock = clock
-        self._vocab_size = vocab_size
-        self._generator = np.random.default_rng(0)
-        self._pipeline = PIPELINE.__new__(PIPELINE)
-        self._tokenizer = TRIE_TOKENIZER(str(Path(next(iter(rwkv.__path__))) / "rwkv_vocab_v20230424.txt"))
-        self._logits, self._state = model.forward([1], model.generate_zero_state())
-
-    @torch.no_grad()
-    def measure(self, kind: Kind, size: int) -> float:
-        match kind:
-            case "decode":
-                token = int(self._generator.integers(1, self._vocab_size))
-                start = self._clock()
-                self._logits, self._state = self._model.forward([token], self._state)
-            case "prompt":
-                tokens = self._generator.integers(1, self._vocab_size, size).tolist()
-                state = self._model.generate_zero_state()
-                start = self._clock()
-                self._model.forward(tokens, state)
-            case "sample":
-                logits = self._logits.float().clone()
-                start = self._clock()
-                self._pipeline.sample_logits(logits, temperature=TEMPERATURE, top_p=TOP_P, top_k=0)
-            case _:
-                start = self._clock()
-                self._tokenizer.encode(TEXT)
-        return self._clock() - start
-
-
-_loaded: _Package
-"""In the package's process only."""

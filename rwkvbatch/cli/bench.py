@@ -23,8 +23,8 @@ from rwkvbatch.errors import UsageError, counted
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from rwkvbatch.bench.limits import Limits
     from rwkvbatch.bench.measure import Report
-    from rwkvbatch.bench.workloads import Limits
 
 EPILOG = (
     "The share of the limit is the time that the machine would need at its measured read bandwidth or multiply-add "

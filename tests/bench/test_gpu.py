@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rwkvbatch.bench import workloads
+from rwkvbatch.bench import limits, workloads
+from rwkvbatch.bench.limits import Meter
 from rwkvbatch.bench.measure import figure_of
-from rwkvbatch.bench.workloads import Meter, Workload, device_clock, strategy_for
+from rwkvbatch.bench.package import strategy_for
+from rwkvbatch.bench.workloads import Workload, device_clock
 from rwkvbatch.cli.bench import _limits  # pyright: ignore[reportPrivateUsage]
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.load import load_model
@@ -43,7 +45,7 @@ def test_limits_are_medians_over_rounds_of_the_best_of_three() -> None:
     meter = Meter(device, device.clock)
     for _ in range(3):
         meter.measure()
-    limits = meter.found()
+    limits = meter.limits()
     assert limits is not None
     assert (limits.read_gb_s, limits.best_read_gb_s) == (pytest.approx(2.0), pytest.approx(4.0))
     assert (limits.fma_gflop_s, limits.best_fma_gflop_s) == (pytest.approx(2000.0), pytest.approx(3000.0))
@@ -82,7 +84,7 @@ def test_the_meter_is_chosen_by_where_the_model_is(monkeypatch: pytest.MonkeyPat
         chosen.append((device, dtype))
         return Device([], [])
 
-    monkeypatch.setattr(workloads, "torch_work", work)
+    monkeypatch.setattr(limits, "torch_work", work)
     for device, backend, is_measured in (
         ("cpu", "reference", False),
         ("mps", "reference", False),

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from rwkvbatch.bench import measure, workloads
+from rwkvbatch.bench.limits import Rates
 from rwkvbatch.bench.measure import Figure, Plan, figure_of, run_benchmark, write_random
-from rwkvbatch.bench.workloads import Rates, Workload, rwkv_package
+from rwkvbatch.bench.package import rwkv_package
+from rwkvbatch.bench.workloads import Workload
 from rwkvbatch.errors import CheckpointError, RwkvBatchError, UsageError
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.random_checkpoint import random_tensors

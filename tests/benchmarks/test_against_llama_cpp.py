@@ -13,7 +13,7 @@ from benchmarks.llama_cpp_agreement import CHECKED_TEXT, EXACT_KIND, Files, agre
 from benchmarks.llama_cpp_figures import Measurement, figures_of, groups_of, idle_text
 from benchmarks.llama_cpp_programs import PROGRAMS, LlamaCpp, Logits, records, tokens_per_s
 from benchmarks.machine_load import LoadReading, busy_ticks, share_of_others
-from rwkvbatch.bench.workloads import Meter, Rates
+from rwkvbatch.bench.limits import Meter, Rates
 from rwkvbatch.errors import RwkvBatchError, UsageError
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.random_checkpoint import random_tensors

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import against_rwkvserve
-from benchmarks.against_rwkvserve import Reply, differing, measure, prompts_of
+from benchmarks.against_rwkvserve import Reply, measure, num_differing, prompts_of
 from rwkvbatch.errors import RwkvBatchError
 
 OPTIONS = argparse.Namespace(
@@ -21,7 +21,7 @@ def test_nothing_is_found_in_a_cache() -> None:
 
 
 def test_replies_are_compared_token_by_token() -> None:
-    assert differing(Reply([[1, 2], [3]], 1.0), Reply([[1, 2], [4]], 1.0)) == 1
+    assert num_differing(Reply([[1, 2], [3]], 1.0), Reply([[1, 2], [4]], 1.0)) == 1
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_replies_are_compared_token_by_token() -> None:
         ("sys.exit('no memory')", "ended early"),
     ],
 )
-def test_a_peer_that_answers_otherwise_or_not_is_not_measured(
+def test_nothing_is_measured_if_the_other_program_gives_other_replies_or_ends(
     answer: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ready = "import sys; print('{}', flush=True)\nfor line in sys.stdin:\n    "

@@ -13,7 +13,7 @@ import torch
 from benchmarks import gpu_report
 from benchmarks.gpu_parts import RepeatedLayers, invariance, reference_of, speed, versions
 from benchmarks.gpu_report import PARTS, Part, Result, main, page, run_parts
-from rwkvbatch.bench.workloads import Meter
+from rwkvbatch.bench.limits import Meter
 from rwkvbatch.model.random_checkpoint import random_tensors
 
 

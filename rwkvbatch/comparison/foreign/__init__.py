@@ -1,4 +1,4 @@
-"""Reads the results of other programs as rows, so that they are compared as ours are."""
+"""Readers of other programs' results, which become rows and are compared like those of a run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["ForeignRun", "read_foreign"]
 
 
 def read_foreign(path: Path) -> ForeignRun | None:
-    """The results of another program at `path`; None for what is not known as such.
+    """The results of another program at `path`; None if they are in no known format.
 
     Raises:
-        RunDirectoryError: a file cannot be read, or is of a form that is not read, or a folder holds several models.
-        RunDamagedError: a record is not what its format says.
-        MissingExtraError: a Parquet file, and `pyarrow` is not installed.
+        RunDirectoryError: a file cannot be read, or has an unsupported form, or a folder has several models.
+        RunDamagedError: a record does not follow its format.
+        MissingExtraError: a Parquet file cannot be read because `pyarrow` is not installed.
         UsageError: no number in the file can be compared.
     """
     if path.is_dir():

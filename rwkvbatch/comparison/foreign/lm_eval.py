@@ -1,8 +1,8 @@
-"""lm-evaluation-harness, `--log_samples`.
+"""Reader of samples of lm-evaluation-harness (`--log_samples`).
 
-`samples_TASK_DATE.jsonl` has one object a document and filter, with `doc_id`, `doc_hash`, `filter`, and each name in
-`metrics` as a key of its own (`lm_eval/evaluator.py`). They lie in a folder for each model, to which every evaluation
-adds files with its date (`lm_eval/loggers/evaluation_tracker.py`).
+`samples_TASK_DATE.jsonl` has one object per document and filter, with `doc_id`, `doc_hash`, `filter`, and one key for
+each name in `metrics` (`lm_eval/evaluator.py`). Each model has a folder, to which every evaluation adds files with its
+date (`lm_eval/loggers/evaluation_tracker.py`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from rwkvbatch.files import open_file
 
 
 def begins_as_lm_eval(path: Path) -> bool:
+    """Whether the first line of a file is a sample of lm-evaluation-harness."""
     try:
         first = next(_json_lines(path), {})
-    except RunDirectoryError:  # damaged or unreadable: the reader of runs says so
+    except RunDirectoryError:  # the reader of runs reports damaged and unreadable files
         return False
     return "doc_id" in first and "conversation" not in first
 
@@ -51,10 +52,10 @@ _NAME = re.compile(r"samples_(.+?)(?:_(\d{4}-\d{2}-\d{2}T[\d.:-]+))?\.jsonl")
 
 
 def find_samples(folder: Path) -> list[Path]:
-    """The files of samples in a model's folder, or in the only such folder in `folder`; none where there are none.
+    """The files of samples in a model's folder, or in the only model's folder in `folder`; empty if there are none.
 
     Raises:
-        RunDirectoryError: the folders of several models.
+        RunDirectoryError: `folder` contains the folders of several models.
     """
     if files := sorted(folder.glob("samples_*.jsonl")):
         return files
@@ -67,24 +68,25 @@ def find_samples(folder: Path) -> list[Path]:
 
 
 def read_lm_eval(path: Path, files: Sequence[Path]) -> ForeignRun:
-    """A cell a metric, `METRIC` or `METRIC,FILTER` where there are several filters, as in lm-eval's tables.
+    """The run in `files`, with one cell per metric.
 
-    Of several evaluations of a task in a folder, the newest is read.
+    As in lm-eval's tables, a cell is called `METRIC`, or `METRIC,FILTER` if there are several filters. If a task was
+    evaluated several times, the newest evaluation is read.
     """
     run = ForeignRun("lm-evaluation-harness", is_metric=True)
-    beyond: Counter[str] = Counter()
+    num_left_out: Counter[str] = Counter()
     for task, file in _newest(path, files, run.notes).items():
         records = list(_json_lines(file))
         filters = {str(record.get("filter", "none")) for record in records}
         for line, record in enumerate(records, start=1):
             if "doc_id" not in record:
                 raise damaged(file, "has no key `doc_id`", line=line)
-            # Equal numbers of different documents must not be paired.
-            mark = f"#{str(record['doc_hash'])[:8]}" if record.get("doc_hash") else ""
-            name = f"{task}/{record['doc_id']}{mark}"
-            given = record.get("metrics")
-            names = [str(key) for key in given] if isinstance(given, list) else _number_keys(record)
-            for metric in names:
+            # The hash prevents a pairing of different documents with the same number.
+            hash_suffix = f"#{str(record['doc_hash'])[:8]}" if record.get("doc_hash") else ""
+            name = f"{task}/{record['doc_id']}{hash_suffix}"
+            listed = record.get("metrics")
+            metrics = [str(key) for key in listed] if isinstance(listed, list) else _number_keys(record)
+            for metric in metrics:
                 value = record.get(metric)
                 cell = metric if len(filters) == 1 else f"{metric},{record.get('filter', 'none')}"
                 if isinstance(value, bool | int | float) and 0 <= value <= 1:
@@ -93,8 +95,8 @@ def read_lm_eval(path: Path, files: Sequence[Path]) -> ForeignRun:
                     score = [(metric, float(value))]
                     run.rows.append(make_row(name, cell, 0, score, tags=(task,), prompt=prompt, reply=reply))
                 else:
-                    beyond[metric] += 1
-    for metric, count in beyond.items():
+                    num_left_out[metric] += 1
+    for metric, count in num_left_out.items():
         run.notes.append(f"{path}: {metric} is left out: {count:,} of its values are no number in [0, 1]")
     if not run.rows:
         hint = "such as acc or exact_match; run lm-eval with --log_samples"
@@ -103,20 +105,20 @@ def read_lm_eval(path: Path, files: Sequence[Path]) -> ForeignRun:
 
 
 def _newest(path: Path, files: Sequence[Path], notes: list[str]) -> dict[str, Path]:
-    """The file of each task with the latest date; the dates of equal length sort as text."""
-    by_task: dict[str, list[tuple[str, Path]]] = {}
+    """The newest file of each task; dates have equal lengths, so they sort as text."""
+    dated_files: dict[str, list[tuple[str, Path]]] = {}
     for file in files:
-        found = _NAME.fullmatch(file.name)
-        task, date = (found[1], found[2] or "") if found else (file.stem, "")
-        by_task.setdefault(task, []).append((date, file))
-    for task, dated in by_task.items():
+        match = _NAME.fullmatch(file.name)
+        task, date = (match[1], match[2] or "") if match else (file.stem, "")
+        dated_files.setdefault(task, []).append((date, file))
+    for task, dated in dated_files.items():
         if len(dated) > 1:
             notes.append(f"{path}: {task} was evaluated {len(dated)} times; the last one, of {max(dated)[0]}, is read")
-    return {task: max(dated)[1] for task, dated in by_task.items()}
+    return {task: max(dated)[1] for task, dated in dated_files.items()}
 
 
 def _number_keys(record: Mapping[str, Any]) -> list[str]:
-    """The metrics of a record of an earlier version, which does not list them."""
+    """The metrics of a record of an earlier version, which does not list them: all keys with numbers."""
     return [key for key, value in record.items() if key != "doc_id" and isinstance(value, bool | int | float)]
 
 

@@ -1,10 +1,10 @@
-"""Logs of Inspect, and results of promptfoo, in JSON.
+"""Readers of JSON logs of Inspect and of JSON results of promptfoo.
 
 - Inspect: `eval.model`, and `samples` with `id`, `epoch`, `scores` by scorer and `error` (`inspect_ai/log/_log.py`);
   `C`, `P`, `I` and `N` stand for 1, 0.5, 0 and 0 (`value_to_float`).
-- promptfoo: `results.results`, one object a test, prompt and provider, in the order in which they ended, with `score`,
-  `success`, `failureReason` (2 is an error) and `vars` (`src/types/index.ts`). `promptIdx` numbers the pairs of a
-  provider and a prompt, `promptId` is the prompt's, and `testIdx` counts repeats of a test too.
+- promptfoo: `results.results` with one object per test, prompt and provider, in the order of completion, with `score`,
+  `success`, `failureReason` (2 is an error) and `vars` (`src/types/index.ts`). `promptIdx` is the number of a pair of
+  provider and prompt, `promptId` identifies the prompt, and `testIdx` is the number of a test or of its repeat.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from rwkvbatch.files import open_file
 
 
 def read_json_log(path: Path) -> ForeignRun | None:
+    """The run in a JSON file; None if it is neither of Inspect nor of promptfoo."""
     try:
         with open_file(path, MAX_BYTES) as file:
             content: Any = json.load(file)
@@ -66,7 +67,7 @@ _WORDS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 
 
 def _inspect(path: Path, content: Mapping[str, Any]) -> ForeignRun:
-    """A conversation a sample, a repeat an epoch, a check a scorer (or a key of its value)."""
+    """A run with one conversation per sample, one repeat per epoch, and one check per scorer or key of its value."""
     run = ForeignRun("Inspect")
     cell = str(content["eval"].get("model") or BASE)
     task = str(content["eval"].get("task") or "")
@@ -78,31 +79,31 @@ def _inspect(path: Path, content: Mapping[str, Any]) -> ForeignRun:
         if isinstance(epoch, bool) or not isinstance(epoch, int) or not 1 <= epoch <= MAX_REPEAT:
             raise BadRecordError(f"{where}.epoch must be a number from 1 to {MAX_REPEAT:,}, got {shown(epoch)}")
         scores: list[tuple[str, float]] = []
-        scored = sample.get("scores") or {}
-        if not isinstance(scored, dict):
-            raise BadRecordError(f"{where}.scores must be an object, got {shown(scored)}")
-        for scorer, score in cast("dict[str, Any]", scored).items():
+        by_scorer = sample.get("scores") or {}
+        if not isinstance(by_scorer, dict):
+            raise BadRecordError(f"{where}.scores must be an object, got {shown(by_scorer)}")
+        for scorer, score in cast("dict[str, Any]", by_scorer).items():
             value = score.get("value") if isinstance(score, dict) else None
-            parts = value.items() if isinstance(value, dict) else [("", value)]
-            for key, part in parts:
-                if part is not None and not (isinstance(part, float) and math.isnan(part)):
+            items = value.items() if isinstance(value, dict) else [("", value)]
+            for key, item in items:
+                if item is not None and not (isinstance(item, float) and math.isnan(item)):
                     kind = f"{scorer}.{key}" if key else scorer
-                    scores.append((kind, _inspect_value(part, f"{where}.scores.{kind}")))
+                    scores.append((kind, _inspect_value(item, f"{where}.scores.{kind}")))
         error = sample.get("error")
-        text = None if error is None else str(error.get("message") if isinstance(error, dict) else error)
+        error_text = None if error is None else str(error.get("message") if isinstance(error, dict) else error)
         output = sample.get("output")
         reply = output.get("completion") if isinstance(output, dict) else None
-        given = sample.get("input")
+        prompt = sample.get("input")
         run.rows.append(
             make_row(
                 as_id(str(sample["id"])),
                 cell,
                 epoch - 1,
-                [] if text is not None else scores,
+                [] if error_text is not None else scores,
                 tags=(task,) if task else (),
-                prompt=given if isinstance(given, str) else "",
+                prompt=prompt if isinstance(prompt, str) else "",
                 reply=reply if isinstance(reply, str) else "",
-                error=text,
+                error=error_text,
             )
         )
     if content.get("status") not in (None, "success"):
@@ -111,10 +112,11 @@ def _inspect(path: Path, content: Mapping[str, Any]) -> ForeignRun:
 
 
 def _inspect_value(value: object, where: str) -> float:
+    """A score of Inspect as a number; raises `BadRecordError`."""
     if isinstance(value, str):
-        known = _LETTERS.get(value, _WORDS.get(value.lower()))
-        if known is not None:
-            return known
+        score = _LETTERS.get(value, _WORDS.get(value.lower()))
+        if score is not None:
+            return score
         try:
             value = float(value)
         except ValueError:
@@ -123,7 +125,7 @@ def _inspect_value(value: object, where: str) -> float:
 
 
 def _promptfoo(path: Path, content: Mapping[str, Any]) -> ForeignRun:
-    """A conversation a test, a cell a provider (and prompt, where there are several), a repeat each time it was run."""
+    """A run with one conversation per test, one cell per provider (and prompt, if there are several), and repeats."""
     run = ForeignRun("promptfoo")
     records: list[Any] = content["results"]["results"]
     for number, record in enumerate(records):
@@ -131,9 +133,9 @@ def _promptfoo(path: Path, content: Mapping[str, Any]) -> ForeignRun:
             raise BadRecordError(f"results.results[{number}] has no `score`")
     cells = _promptfoo_cells(records)
     repeats: Counter[tuple[str, str]] = Counter()
-    # They stand in the order in which they ended.
-    for number, record in sorted(enumerate(records), key=lambda each: _promptfoo_place(each[1])):
-        cell = cells[_promptfoo_place(record)[0], _promptfoo_provider(record)]
+    # The records are in the order of completion; repeats are numbered in the order of their indices.
+    for number, record in sorted(enumerate(records), key=lambda item: _promptfoo_indices(item[1])):
+        cell = cells[_promptfoo_indices(record)[0], _promptfoo_provider(record)]
         name = _promptfoo_id(record)
         repeat = repeats[cell, name]
         repeats[cell, name] += 1
@@ -156,12 +158,12 @@ def _promptfoo(path: Path, content: Mapping[str, Any]) -> ForeignRun:
     return run
 
 
-def _promptfoo_place(record: Mapping[str, Any]) -> tuple[int, int]:
+def _promptfoo_indices(record: Mapping[str, Any]) -> tuple[int, int]:
     """The number of a result's pair of provider and prompt, and of its test."""
-    places = record.get("promptIdx", 0), record.get("testIdx", 0)
-    if not all(isinstance(place, int) for place in places):
-        raise BadRecordError(f"promptIdx and testIdx must be numbers, got {shown(places)}")
-    return places
+    indices = record.get("promptIdx", 0), record.get("testIdx", 0)
+    if not all(isinstance(index, int) for index in indices):
+        raise BadRecordError(f"promptIdx and testIdx must be numbers, got {shown(indices)}")
+    return indices
 
 
 def _promptfoo_provider(record: Mapping[str, Any]) -> str:
@@ -171,29 +173,29 @@ def _promptfoo_provider(record: Mapping[str, Any]) -> str:
 
 
 def _promptfoo_cells(records: Sequence[Mapping[str, Any]]) -> dict[tuple[int, str], str]:
-    """The cell of each pair of provider and prompt: providers of the same name are numbered from the second one on."""
+    """The cell of each (`promptIdx`, provider); the second and later providers of the same name get a number."""
     prompt_of: dict[tuple[int, str], str] = {}
     for record in records:
         prompt = record.get("prompt")
         label = prompt.get("label") if isinstance(prompt, dict) else prompt
-        pair = _promptfoo_place(record)[0], _promptfoo_provider(record)
+        pair = _promptfoo_indices(record)[0], _promptfoo_provider(record)
         prompt_of[pair] = str(record.get("promptId") or label or "")
     prompts = list(dict.fromkeys(prompt_of[pair] for pair in sorted(prompt_of)))
-    seen: Counter[tuple[str, str]] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
     cells: dict[tuple[int, str], str] = {}
     for pair in sorted(prompt_of):
-        name, prompt = pair[1], prompt_of[pair]
-        seen[name, prompt] += 1
-        copy = f"#{seen[name, prompt]}" if seen[name, prompt] > 1 else ""
-        cells[pair] = name + copy + (f",prompt={prompts.index(prompt)}" if len(prompts) > 1 else "")
+        provider, prompt = pair[1], prompt_of[pair]
+        counts[provider, prompt] += 1
+        number = f"#{counts[provider, prompt]}" if counts[provider, prompt] > 1 else ""
+        cells[pair] = provider + number + (f",prompt={prompts.index(prompt)}" if len(prompts) > 1 else "")
     return cells
 
 
 def _promptfoo_id(record: Mapping[str, Any]) -> str:
-    """A test's description and variables: its number depends on the others, and counts repeats too."""
+    """A test's description and variables; its number is not used, because it depends on other tests and on repeats."""
     case = record.get("testCase")
     case = cast("dict[str, Any]", case) if isinstance(case, dict) else {}
-    given = record.get("vars") or case.get("vars") or {}
-    text = json.dumps(given, sort_keys=True, ensure_ascii=False) if given else ""
+    variables = record.get("vars") or case.get("vars") or {}
+    variables_text = json.dumps(variables, sort_keys=True, ensure_ascii=False) if variables else ""
     description = str(case.get("description") or record.get("description") or "")
-    return as_id(" ".join(filter(None, (description, text))) or f"test {record.get('testIdx', 0)}")
+    return as_id(" ".join(filter(None, (description, variables_text))) or f"test {record.get('testIdx', 0)}")

@@ -1,4 +1,4 @@
-"""Rows of other programs' results: what all readers of foreign files share."""
+"""Rows of other programs' results, and the parts that the readers of foreign files share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rwkvbatch.results.row import SCORED, CheckResult, Logprob, Row, RowTiming, 
 MAX_BYTES = 2**31
 MAX_ID = 120
 MAX_REPEAT = 2**31 - 1
-"""Of repeats and turns."""
+"""The largest number of a repeat or turn."""
 BASE = "base"
 """The cell of results without a name."""
 
@@ -26,9 +26,9 @@ class ForeignRun:
     """The rows of another program's file.
 
     Attributes:
-        program: that wrote it, for notes.
-        rows: one a sample, repeat and variant. notes: remarks for readers of a comparison.
-        is_metric: cells are metrics of the same replies, of which the first is compared unless another is named.
+        program: the program that wrote the file, for notes.
+        rows: one row per sample, repeat and variant. notes: remarks for readers of a comparison.
+        is_metric: whether the cells are metrics of the same replies; the first one is compared unless another is named.
     """
 
     program: str
@@ -38,7 +38,7 @@ class ForeignRun:
 
 
 class BadRecordError(Exception):
-    """A record that is not of its format; the text says what is wrong."""
+    """A record that does not follow its format; the text says what is wrong."""
 
 
 def make_row(
@@ -54,7 +54,7 @@ def make_row(
     error: str | None = None,
     passed: bool | None = None,
 ) -> Row:
-    """A row with the scores as checks; without a pass of its own a check passes with a score of 1."""
+    """A row with the scores as checks; if `passed` is None, a check passes with a score of 1."""
     checks = tuple(CheckResult(kind, None, value >= 1 if passed is None else passed, value) for kind, value in scores)
     return Row(
         conversation=name,
@@ -78,6 +78,7 @@ def make_row(
 
 
 def read_score(value: object, where: str) -> float:
+    """A score in [0, 1]; raises `BadRecordError`, whose text begins with `where`."""
     if isinstance(value, bool):
         return float(value)
     if not isinstance(value, int | float) or not math.isfinite(value):
@@ -88,12 +89,13 @@ def read_score(value: object, where: str) -> float:
 
 
 def shown(value: object) -> str:
+    """A value in a message: JSON of at most 60 characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:59] + "…"
 
 
 def as_id(text: str) -> str:
-    """`text` as an id, cut to a length that can be shown, with a hash where it is cut."""
+    """`text` as an id of at most `MAX_ID` characters; a longer text is cut and gets a hash."""
     text = " ".join(text.split())
     if len(text) <= MAX_ID:
         return text
@@ -105,9 +107,13 @@ def damaged(path: Path, problem: object, *, line: int | None = None) -> RunDamag
 
 
 def checked(run: ForeignRun, path: Path) -> ForeignRun:
-    """Refuse a file without rows, and two rows of one place; says how many rows have no score.
+    """`run` with notes on rows without a score.
 
     Rows without a score get the file's checks without a verdict, so that they count as unjudged and fail gates.
+
+    Raises:
+        RunDirectoryError: there are no rows.
+        RunDamagedError: two rows have the same key.
     """
     if not run.rows:
         raise RunDirectoryError("it holds no result", path=path)

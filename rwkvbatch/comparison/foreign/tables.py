@@ -1,4 +1,4 @@
-"""Tables (CSV, Parquet) with the columns `id` and `score`, and maybe `variant`, `repeat`, `turn`, `tags`."""
+"""Reader of tables (CSV, Parquet) with columns `id` and `score`, and optionally `variant`, `repeat`, `turn`, `tags`."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ _MAX_FIELD = 2**24
 
 
 def csv_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a CSV file; the key "" has the line number."""
     csv.field_size_limit(_MAX_FIELD)
     line = 1
     try:
@@ -51,6 +52,7 @@ def csv_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def parquet_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a Parquet file; the key "" has the row number."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -63,13 +65,13 @@ def parquet_records(path: Path) -> Iterator[dict[str, Any]]:
                 for record in batch.to_pylist():
                     number += 1
                     yield {**record, "": number}
-    except (OSError, ValueError, pa.ArrowException) as error:  # names that are not UTF-8 among them
-        problem = getattr(error, "strerror", None) or " ".join(str(error).split())  # of several lines
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: for example names that are not UTF-8
+        problem = getattr(error, "strerror", None) or " ".join(str(error).split())  # the text has several lines
         raise RunDirectoryError(f"cannot be read: {problem}", path=path) from None
 
 
 def read_table(path: Path, records: Iterable[dict[str, Any]]) -> ForeignRun:
-    """A conversation an `id`, a cell a `variant`; an empty score is a missing one."""
+    """A run with one conversation per `id` and one cell per `variant`; an empty score counts as missing."""
     run = ForeignRun("a table")
     for record in records:
         line = int(record[""])
@@ -82,9 +84,9 @@ def read_table(path: Path, records: Iterable[dict[str, Any]]) -> ForeignRun:
             if not name:
                 raise BadRecordError("id is empty")
             value = record["score"]
-            scores = [] if value is None or value == "" else [("score", read_score(_number(value, "score"), "score"))]
+            scores = [] if value is None or value == "" else [("score", read_score(_number(value), "score"))]
             tags = record.get("tags")
-            listed = cast("list[Any]", tags) if isinstance(tags, list) else re.split(r"[;,]", _text(tags))
+            tag_list = cast("list[Any]", tags) if isinstance(tags, list) else re.split(r"[;,]", _text(tags))
             run.rows.append(
                 make_row(
                     as_id(name),
@@ -92,7 +94,7 @@ def read_table(path: Path, records: Iterable[dict[str, Any]]) -> ForeignRun:
                     _whole(record.get("repeat"), "repeat"),
                     scores,
                     turn=_whole(record.get("turn"), "turn"),
-                    tags=tuple(filter(None, (_text(tag).strip() for tag in listed))),
+                    tags=tuple(filter(None, (_text(tag).strip() for tag in tag_list))),
                 )
             )
         except BadRecordError as error:
@@ -101,7 +103,7 @@ def read_table(path: Path, records: Iterable[dict[str, Any]]) -> ForeignRun:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Names of columns on one line, which is not long."""
+    """Names of columns on one line of at most `_MAX_NAMES` characters."""
     text = " ".join(", ".join(names).split()) or "none"
     return text if len(text) <= _MAX_NAMES else text[:_MAX_NAMES] + "…"
 
@@ -110,19 +112,20 @@ def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _number(value: object, where: str) -> object:
+def _number(value: object) -> object:
+    """The number that a text stands for (`true` is 1, `false` is 0); other values unchanged."""
     if not isinstance(value, str):
         return value
     try:
         return float(value)
     except ValueError:
-        return {"true": 1.0, "false": 0.0}[value.lower()] if value.lower() in ("true", "false") else value
+        return {"true": 1.0, "false": 0.0}.get(value.lower(), value)
 
 
 def _whole(value: object, where: str) -> int:
     if value is None or value == "":
         return 0
-    number = _number(value, where)
+    number = _number(value)
     if isinstance(number, float) and number.is_integer():
         number = int(number)
     if isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= MAX_REPEAT:

@@ -1,4 +1,4 @@
-"""Charts of the report: each metric over the settings of a sweep, and turn by turn."""
+"""Charts of the report: metrics over the settings of a sweep, over checkpoints, over turns, and by distance."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
 
 _MAX_DOTS = 60
 _LOG_AXIS = 50
-"""The ratio of the last to the first checkpoint from which their axis is logarithmic."""
+"""The axis of checkpoints is logarithmic above this ratio of the last to the first."""
 _LEGEND_CHARACTERS = 78
-"""The characters that fit into a row of the legend."""
+"""The number of characters that fit into a row of the legend."""
 _GROUP_COLUMNS = ("conversation_code", "turn", *PROBE_COLUMNS)
-"""What `_lines` needs of the table beside its metric: copies of whole rows would take longer than the charts."""
+"""The columns that `_lines` copies besides the metric's; copying all would take longer than drawing the charts."""
 _TURN_METRICS = ("nll", "score", "tokens", "loop")
 _COLOURS = {"better": GOOD, "worse": BAD}
 
@@ -58,7 +58,7 @@ _Settings = Mapping[Variant, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class _Point:
-    """A variant's mean in one metric, and the verdict on its difference from the baseline."""
+    """A variant's mean in one metric, and the verdict on its difference from the baseline; empty without one."""
 
     variant: Variant
     mean: VariantMean
@@ -66,25 +66,30 @@ class _Point:
 
     @property
     def tip(self) -> str:
-        ends = "" if math.isnan(self.mean.low) else f" {interval(self.mean)}"
+        """The tooltip."""
+        interval_text = "" if math.isnan(self.mean.low) else f" {interval(self.mean)}"
         verdict = f"; {self.verdict} than the baseline" if self.verdict in _COLOURS else ""
-        mean = with_minus(f"{number(self.mean.mean, self.mean.metric.digits)}{ends}")
+        mean = with_minus(f"{number(self.mean.mean, self.mean.metric.digits)}{interval_text}")
         return printable(f"{self.variant.label}: {mean}{verdict}")
 
 
 def sweep_figures(analysis: Analysis) -> list[Figure]:
-    """One figure per metric whose mean differs between variants, after that of the primary metric.
+    """The primary metric's figure, then one per other metric whose mean differs between variants.
 
     Only differences in the primary metric are coloured by their verdicts.
     """
-    means = {v: {m.metric.name: m for m in analysis.means(v, turns_only=True)} for v in analysis.variants}
+    means = {
+        variant: {mean.metric.name: mean for mean in analysis.means(variant, turns_only=True)}
+        for variant in analysis.variants
+    }
     verdicts = {
         (line.pair.variant, line.metric.name): line.verdict for line in analysis.comparisons if not line.exploratory
     }
-    facts = {run.name: run.facts for run in analysis.runs}
-    several = len(analysis.runs) > 1
+    cells = {run.name: run.facts.cells for run in analysis.runs}
+    has_several_runs = len(analysis.runs) > 1
     settings = {
-        v: {**facts[v.run].cells.get(v.cell, {}), **({"run": v.run} if several else {})} for v in analysis.variants
+        variant: {**cells[variant.run].get(variant.cell, {}), **({"run": variant.run} if has_several_runs else {})}
+        for variant in analysis.variants
     }
     axes = _axes(settings)
     baselines = frozenset(pair.baseline for pair in analysis.pairs)
@@ -92,22 +97,21 @@ def sweep_figures(analysis: Analysis) -> list[Figure]:
     with report_style():
         for metric in _primary_first(analysis, TURN_METRICS):
             points = [
-                _Point(v, means[v][metric.name], verdicts.get((v, metric.name), ""))
-                for v in analysis.variants
-                if metric.name in means[v]
+                _Point(variant, means[variant][metric.name], verdicts.get((variant, metric.name), ""))
+                for variant in analysis.variants
+                if metric.name in means[variant]
             ]
-            # Of other metrics, equal means are not worth a chart.
             is_primary = metric == analysis.primary and len(points) > 1
             if is_primary or len({point.mean.mean for point in points}) > 1:
                 figure = _sweep_figure(metric, points, axes, settings, baselines)
-                caption = figure.caption + _of_all_turns(analysis)
+                caption = figure.caption + _caption_on_turns(analysis)
                 figures.append(replace(figure, caption=caption, exploratory=metric != analysis.primary))
     return figures
 
 
-def _of_all_turns(analysis: Analysis) -> str:
-    """A sentence for captions where the tables lack turns that charts have."""
-    if not any(each.missing or each.different for each in analysis.dropped):
+def _caption_on_turns(analysis: Analysis) -> str:
+    """A sentence for captions if charts have turns that the tables lack; empty otherwise."""
+    if not any(variant_dropped.missing or variant_dropped.different for variant_dropped in analysis.dropped):
         return ""
     return " Of all turns of a variant; means in tables are of those that have a counterpart."
 
@@ -120,7 +124,7 @@ def _primary_first(analysis: Analysis, metrics: Iterable[Metric]) -> list[Metric
 def _axes(settings: _Settings) -> list[str]:
     """The numeric settings, and `run`, that differ between variants, if together they identify each variant."""
     varied = varied_settings({variant.label: values for variant, values in settings.items()})
-    names = [key for key, values in varied.items() if all(map(is_number, values)) or key == "run"]
+    names = [name for name, values in varied.items() if all(map(is_number, values)) or name == "run"]
     positions = {tuple(str(values.get(name)) for name in names) for values in settings.values()}
     return names if len(positions) == len(settings) else []
 
@@ -149,45 +153,47 @@ def _heat_map(
     from matplotlib.patches import FancyBboxPatch
 
     # The axis with more values is horizontal.
-    (down, rows), (across, columns) = sorted(
-        ((name, _ordered({settings[p.variant][name] for p in points})) for name in axes), key=lambda axis: len(axis[1])
+    (y_name, y_values), (x_name, x_values) = sorted(
+        ((name, _ordered({settings[point.variant][name] for point in points})) for name in axes),
+        key=lambda axis: len(axis[1]),
     )
-    figure, plot = canvas(1.4 + 1.15 * len(columns), 0.7 + 0.62 * len(rows))
-    means = [p.mean.mean for p in points]
+    figure, plot = canvas(1.4 + 1.15 * len(x_values), 0.7 + 0.62 * len(y_values))
+    means = [point.mean.mean for point in points]
     low, span = min(means), max(means) - min(means) or 1.0
     tips: dict[str, str] = {}
-    for i, p in enumerate(points):
-        x, y = columns.index(settings[p.variant][across]), rows.index(settings[p.variant][down])
-        strength = 0.06 + 0.54 * (p.mean.mean - low) / span
+    for i, point in enumerate(points):
+        x = x_values.index(settings[point.variant][x_name])
+        y = y_values.index(settings[point.variant][y_name])
+        opacity = 0.06 + 0.54 * (point.mean.mean - low) / span
         box = FancyBboxPatch(
-            (x - 0.46, y - 0.44), 0.92, 0.88, boxstyle="round,pad=0,rounding_size=0.07", facecolor=(ACCENT, strength),
+            (x - 0.46, y - 0.44), 0.92, 0.88, boxstyle="round,pad=0,rounding_size=0.07", facecolor=(ACCENT, opacity),
             edgecolor="none", gid=f"tip-{i}",
         )  # fmt: skip
         plot.add_patch(box)
-        if p.variant in baselines:
+        if point.variant in baselines:
             box.set_edgecolor(FAINT)
             box.set_linewidth(1.2)
-        tips[f"tip-{i}"] = p.tip
-        plot.text(x, y, number(p.mean.mean, metric.digits), ha="center", va="center", color=INK)
-        if p.verdict in ("better", "worse", "differs"):
-            colour = _COLOURS.get(p.verdict, INK)
+        tips[f"tip-{i}"] = point.tip
+        plot.text(x, y, number(point.mean.mean, metric.digits), ha="center", va="center", color=INK)
+        if point.verdict in ("better", "worse", "differs"):
+            colour = _COLOURS.get(point.verdict, INK)
             plot.plot([x + 0.36], [y - 0.32], "o", markersize=4.5, color=colour, markeredgewidth=0)
-    plot.set_xlim(-0.5, len(columns) - 0.5)
-    plot.set_ylim(len(rows) - 0.5, -0.5)
-    plot.set_xticks(range(len(columns)), [label_of(value) for value in columns])
-    plot.set_yticks(range(len(rows)), [label_of(value) for value in rows])
-    plot.set_xlabel(across)
-    plot.set_ylabel(down)
+    plot.set_xlim(-0.5, len(x_values) - 0.5)
+    plot.set_ylim(len(y_values) - 0.5, -0.5)
+    plot.set_xticks(range(len(x_values)), [label_of(value) for value in x_values])
+    plot.set_yticks(range(len(y_values)), [label_of(value) for value in y_values])
+    plot.set_xlabel(x_name)
+    plot.set_ylabel(y_name)
     for spine in plot.spines.values():
         spine.set_visible(False)
-    return inline_svg(figure, label=f"{metric.title} over {across} and {down}", tips=tips, prefix=f"h-{metric.name}")
+    return inline_svg(figure, label=f"{metric.title} over {x_name} and {y_name}", tips=tips, prefix=f"h-{metric.name}")
 
 
 def _line(metric: Metric, points: Sequence[_Point], axis: str, settings: _Settings) -> str:
     figure, plot = canvas(8.4, 3.2, grid="y")
-    ordered = sorted(points, key=lambda p: settings[p.variant][axis])
-    x = [float(settings[p.variant][axis]) for p in ordered]
-    plot.plot(x, [p.mean.mean for p in ordered], color=ACCENT, linewidth=1.8)
+    ordered = sorted(points, key=lambda point: settings[point.variant][axis])
+    x = [float(settings[point.variant][axis]) for point in ordered]
+    plot.plot(x, [point.mean.mean for point in ordered], color=ACCENT, linewidth=1.8)
     tips = _error_dots(plot, x, ordered, vertical=True)
     plot.set_xticks(x, [label_of(value) for value in x])
     plot.set_xlabel(axis)
@@ -199,30 +205,31 @@ def _dots(metric: Metric, points: Sequence[_Point]) -> str:
     figure, plot = canvas(7.6, 0.75 + 0.36 * len(points), grid="x")
     positions = range(len(points))
     tips = _error_dots(plot, positions, points, vertical=False)
-    plot.set_yticks(positions, [label_of(p.variant.label) for p in points])
+    plot.set_yticks(positions, [label_of(point.variant.label) for point in points])
     plot.set_ylim(len(points) - 0.4, -0.6)
     plot.margins(x=0.08)
     return inline_svg(figure, label=f"{metric.title} by variant", tips=tips, prefix=f"d-{metric.name}")
 
 
 def _error_dots(plot: Any, positions: Sequence[float], points: Sequence[_Point], *, vertical: bool) -> dict[str, str]:
+    """Draw each point's mean as a dot on its interval, vertical or horizontal; returns the tooltips."""
     tips: dict[str, str] = {}
-    for i, (position, p) in enumerate(zip(positions, points, strict=True)):
-        colour = _COLOURS.get(p.verdict, ACCENT)
-        if not math.isnan(p.mean.low):
-            ends, here = [p.mean.low, p.mean.high], [position, position]
-            plot.plot(*((here, ends) if vertical else (ends, here)), color=colour, linewidth=2, alpha=0.55,
+    for i, (position, point) in enumerate(zip(positions, points, strict=True)):
+        mean, colour = point.mean, _COLOURS.get(point.verdict, ACCENT)
+        if not math.isnan(mean.low):
+            ends, fixed = [mean.low, mean.high], [position, position]
+            plot.plot(*((fixed, ends) if vertical else (ends, fixed)), color=colour, linewidth=2, alpha=0.55,
                       solid_capstyle="round")  # fmt: skip
-        spot = ([position], [p.mean.mean]) if vertical else ([p.mean.mean], [position])
-        plot.plot(*spot, "o", markersize=8, color=colour, markeredgecolor=PAPER, markeredgewidth=1.4, gid=f"tip-{i}")
-        tips[f"tip-{i}"] = p.tip
+        dot = ([position], [mean.mean]) if vertical else ([mean.mean], [position])
+        plot.plot(*dot, "o", markersize=8, color=colour, markeredgecolor=PAPER, markeredgewidth=1.4, gid=f"tip-{i}")
+        tips[f"tip-{i}"] = point.tip
     return tips
 
 
 def trend_figure(trend: Trend, *, exploratory: bool = False) -> Figure:
-    """The means over the checkpoints, with the simultaneous band."""
+    """The means of the checkpoints with the simultaneous band."""
     title = trend_title(trend, exploratory=exploratory)
-    figure_tips: dict[str, str] = {}
+    tips: dict[str, str] = {}
     x = [point.x for point in trend.points]
     with report_style():
         figure, plot = canvas(8.4, 3.2, grid="y")
@@ -235,12 +242,12 @@ def trend_figure(trend: Trend, *, exploratory: bool = False) -> Figure:
             mean, low, high = (
                 with_minus(number(value, trend.metric.digits)) for value in (point.mean, point.low, point.high)
             )
-            figure_tips[f"tip-{i}"] = printable(f"{point.variant.label}: {mean} [{low}, {high}]")
+            tips[f"tip-{i}"] = printable(f"{point.variant.label}: {mean} [{low}, {high}]")
         if min(x) > 0 and max(x) / min(x) > _LOG_AXIS:
             plot.set_xscale("log")
         plot.set_xlabel(label_of(trend.over))
         plot.margins(x=0.03, y=0.12)
-        svg = inline_svg(figure, label=title, tips=figure_tips, prefix=f"trend-{trend.metric.name}")
+        svg = inline_svg(figure, label=title, tips=tips, prefix=f"trend-{trend.metric.name}")
     caption = f"Mean of each checkpoint; the band holds all true means together at 95 %. {TREND_NOTE}"
     return Figure(trend.metric.name, title, caption, svg, exploratory=exploratory)
 
@@ -250,9 +257,9 @@ def _ordered(values: set[Any]) -> list[Any]:
 
 
 def turn_figures(analysis: Analysis) -> list[Figure]:
-    """One figure per metric that has numbers at several turns of dialogues: its mean at each turn, a line per variant.
+    """One figure per metric with values at several turns of dialogues: its mean at each turn, one line per variant.
 
-    Of more variants than there are colours, the baselines and those that differ most are shown.
+    If there are more variants than colours, the baselines and the variants that differ most are shown.
     """
     dialogue = analysis.table.loc[analysis.table["probe_turns"].isna()]
     turns = sorted(int(turn) for turn in dialogue["turn"].unique())
@@ -260,9 +267,10 @@ def turn_figures(analysis: Analysis) -> list[Figure]:
         return []
     variants, caption = most_different(analysis, len(SERIES)), "Mean and 95 % interval at each turn."
     if len(variants) < len(analysis.variants):
-        by = "" if analysis.primary is None else f" in {analysis.primary.name}"
-        caption += f" The baseline and the variants that differ most{by}: {len(variants)} of {len(analysis.variants)}."
-    caption += _of_all_turns(analysis)
+        metric = "" if analysis.primary is None else f" in {analysis.primary.name}"
+        counts = f"{len(variants)} of {len(analysis.variants)}"
+        caption += f" The baseline and the variants that differ most{metric}: {counts}."
+    caption += _caption_on_turns(analysis)
     shown = [metric for metric in TURN_METRICS if metric.name in _TURN_METRICS or metric == analysis.primary]
     with report_style():
         return [
@@ -304,26 +312,30 @@ def _lines(
     groups: Callable[[pd.DataFrame], Iterable[tuple[float, str, pd.DataFrame]]], axis: str, prefix: str,
     *, ticks: Sequence[int] = (), log: bool = False,
 ) -> str:  # fmt: skip
-    """The mean and interval of each group, a line per variant; `groups` gives places on the axis, names and rows."""
+    """The mean and interval of each group, with one line per variant.
+
+    Args:
+        groups: yields each group's position on the axis, its name and its rows.
+        log: whether the axis is logarithmic.
+    """
     figure, plot = canvas(8.4, 3.2, grid="y")
     tips: dict[str, str] = {}
     weights = [] if metric.weight_column is None else [metric.weight_column]
-    needed = dict.fromkeys([*_GROUP_COLUMNS, metric.column, *weights])
-    columns = [name for name in needed if name in analysis.table]
+    columns = [name for name in dict.fromkeys([*_GROUP_COLUMNS, metric.column, *weights]) if name in analysis.table]
     for i, (variant, colour) in enumerate(zip(variants, SERIES, strict=False)):
         x: list[float] = []
         y: list[float] = []
         offset = (i - (len(variants) - 1) / 2) * 0.05
-        for place, (at, name, own) in enumerate(groups(rows_of(analysis.table, variant, columns))):
-            values = own[metric.column].to_numpy(dtype=np.float64)
+        for group_index, (position, name, rows) in enumerate(groups(rows_of(analysis.table, variant, columns))):
+            values = rows[metric.column].to_numpy(dtype=np.float64)
             if np.isnan(values).all():
                 continue
-            estimate = mean_of(metric, values, own["conversation_code"].to_numpy(), weights=weights_of(own, metric))
-            x.append(at * (1 + offset) if log else at + offset)
+            estimate = mean_of(metric, values, rows["conversation_code"].to_numpy(), weights=weights_of(rows, metric))
+            x.append(position * (1 + offset) if log else position + offset)
             y.append(estimate.mean)
             if not math.isnan(estimate.low):
                 plot.plot([x[-1]] * 2, [estimate.low, estimate.high], color=colour, linewidth=1.6, alpha=0.45)
-            gid = f"tip-{i}-{place}"
+            gid = f"tip-{i}-{group_index}"
             plot.plot([x[-1]], [y[-1]], "o", markersize=6.5, color=colour, markeredgecolor=PAPER, gid=gid)
             tips[gid] = printable(f"{variant.label}, {name}: {with_minus(number(estimate.mean, metric.digits))}")
         plot.plot(x, y, color=colour, linewidth=1.6, label=label_of(variant.label), zorder=1.5)
@@ -342,13 +354,13 @@ def _lines(
 
 
 def memory_figures(analysis: Analysis) -> list[Figure]:
-    """What probes remember: the share that passed against turns, and against tokens, since the fact was said."""
+    """The share of passed probes by the number of turns, and of tokens, since the fact that they ask about was said."""
     metric = metric_named("passed")
     probes = analysis.table.loc[analysis.table["probe_turns"].notna()]
     if not bool(probes["passed"].notna().any()):
         return []
     variants = most_different(analysis, len(SERIES))
-    found: list[Figure] = []
+    figures: list[Figure] = []
     for unit in UNITS:
         if probes[f"probe_{unit}"].nunique() < 2:
             continue
@@ -363,5 +375,5 @@ def memory_figures(analysis: Analysis) -> list[Figure]:
             axis = f"{unit} since the fact was said"
             svg = _lines(metric, analysis, variants, groups, axis, f"m-{unit}", log=log)
         caption = "Share of probes whose checks all passed, with 95 % intervals."
-        found.append(Figure(f"by {unit}", f"Probes passed by {axis}", caption, svg, exploratory=True))
-    return found
+        figures.append(Figure(f"by {unit}", f"Probes passed by {axis}", caption, svg, exploratory=True))
+    return figures

@@ -1,4 +1,4 @@
-"""The comparison as JSON, CSV and Markdown."""
+"""Output of a comparison as JSON, CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ _FORMULA_SIGNS = frozenset("=+-@＝＋－＠")
 def as_json(analysis: Analysis) -> str:
     """The whole comparison as one JSON object.
 
-    `primary`, `families`, `trend` (null without `--over`), `trends` (that, and those of `--metric`), `blame` (empty
-    without `--blame`), `preferences` (empty without `--judge`), `comparisons`, `best`, `means`, `dropped`, `gates`,
-    `changes`, `runs`, `notes`.
+    Its keys are `runs`, `primary`, `families`, `trend` (null without `--over`), `trends` (the same one, then those of
+    `--metric`), `blame` (empty without `--blame`), `preferences` (empty without `--judge`), `comparisons`, `best`,
+    `means`, `dropped`, `gates`, `changes` and `notes`.
     """
     content = {
         "runs": [{"name": run.name, "path": run.source, "manifest": run.manifest} for run in analysis.runs],
@@ -62,8 +62,8 @@ def as_json(analysis: Analysis) -> str:
         "families": [vars(family) | {"metric": family.metric.name} for family in analysis.families],
         "trend": None if analysis.trend is None else analysis.trend.as_dict(),
         "trends": [trend.as_dict() | {"exploratory": trend is not analysis.trend} for trend in analysis.trends],
-        "blame": [found.as_dict() for found in analysis.blame],
-        "preferences": [found.as_dict() for found in analysis.preferences],
+        "blame": [cell_blame.as_dict() for cell_blame in analysis.blame],
+        "preferences": [pair_preferences.as_dict() for pair_preferences in analysis.preferences],
         "comparisons": analysis.records() if analysis.comparisons else [],
         "best": [_best(ranking) for ranking in analysis.rankings],
         "means": [
@@ -72,7 +72,7 @@ def as_json(analysis: Analysis) -> str:
             for variant in analysis.variants
             for mean in analysis.means(variant)
         ],
-        "dropped": [vars(each) for each in analysis.dropped],
+        "dropped": [vars(variant_dropped) for variant_dropped in analysis.dropped],
         "gates": [
             {"gate": gate.gate.text, "option": gate.gate.option, "variant": gate.label, "baseline": gate.baseline_label}
             | {
@@ -105,7 +105,7 @@ def as_json(analysis: Analysis) -> str:
 
 
 def as_csv(analysis: Analysis) -> str:
-    """`Analysis.records`, one per line."""
+    """`Analysis.records` as CSV, one record per line."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(FIELDS)
@@ -115,14 +115,14 @@ def as_csv(analysis: Analysis) -> str:
 
 
 def harmless(value: Any) -> Any:
-    """`value` as a CSV cell: text is on one line, without control characters, and no formula in a spreadsheet.
+    """`value` as a CSV cell; text becomes one line without control characters that no spreadsheet reads as a formula.
 
-    Text that begins with a formula sign, ignoring invisible characters before it, gets an apostrophe.
+    Text whose first visible character is a formula sign is preceded by an apostrophe.
     """
     if not isinstance(value, str):
         return value
-    shown = printable(value, keep_newlines=False, log=True)
-    return f"'{shown}" if _begins_formula(value) else shown
+    text = printable(value, keep_newlines=False, log=True)
+    return f"'{text}" if _begins_formula(value) else text
 
 
 def _begins_formula(text: str) -> bool:
@@ -132,7 +132,7 @@ def _begins_formula(text: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """`value` with None for NaN and infinity, at any depth: JSON and CSV do not have them."""
+    """`value` with None for NaN and infinity at any depth, because JSON and CSV lack them."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):
@@ -161,17 +161,17 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
 
 
 def as_markdown(analysis: Analysis) -> str:
-    """Conclusion, rankings, dropped rows, gates, a table per family (of means for a single variant) and notes.
+    """The comparison as Markdown, with all names escaped.
 
-    Names are escaped.
+    It has the conclusion, rankings, dropped rows, gates, a table per family (of means for a single variant) and notes.
     """
     parts = [f"**{escaped(conclusion(analysis.comparisons))}**"]
-    found = significant(line for line in analysis.comparisons if not line.exploratory)
-    if found:
-        parts.append("\n".join(f"- {escaped(finding(line))}" for line in found))
+    findings = significant(line for line in analysis.comparisons if not line.exploratory)
+    if findings:
+        parts.append("\n".join(f"- {escaped(finding(line))}" for line in findings))
     if analysis.rankings:
-        best = [f"- {escaped(f'{standing(line)} ({common_rows(line)})')}" for line in analysis.rankings]
-        parts.append("\n".join(best) + f"\n\n{escaped(RANKING_NOTE)}")
+        rankings = [f"- {escaped(f'{standing(ranking)} ({common_rows(ranking)})')}" for ranking in analysis.rankings]
+        parts.append("\n".join(rankings) + f"\n\n{escaped(RANKING_NOTE)}")
     parts += [_trend(trend, exploratory=trend is not analysis.trend) for trend in analysis.trends]
     parts += [escaped(TREND_NOTE)] if analysis.trends else []
     if sentence := left_out(analysis.dropped, analysis.primary):
@@ -180,24 +180,24 @@ def as_markdown(analysis: Analysis) -> str:
         parts.append("\n".join(f"- {'❌' if gate.failed else '✅'} {escaped(gate.line)}" for gate in analysis.gates))
     families = {family.name: family for family in analysis.families}
     for name, lines in by_family(analysis.comparisons).items():
-        about = "; ".join(filter(None, (extent(lines, analysis.repetitions), power(lines), rank_disagreement(lines))))
-        correct = correction(families[name]) if name in families else ""
-        sentences = " ".join(filter(None, (about and f"{about}.", correct)))
+        details = "; ".join(filter(None, (extent(lines, analysis.repetitions), power(lines), rank_disagreement(lines))))
+        correction_sentence = correction(families[name]) if name in families else ""
+        sentences = " ".join(filter(None, (details and f"{details}.", correction_sentence)))
         parts.append("\n\n".join(filter(None, (f"### {escaped(question(lines))}", escaped(sentences), _table(lines)))))
     if not analysis.comparisons:
         parts.extend(f"### {escaped(variant.label)}\n\n{_means(analysis, variant)}" for variant in analysis.variants)
-    parts += [_blame(found) for found in analysis.blame]
+    parts += [_blame(cell_blame) for cell_blame in analysis.blame]
     if analysis.notes:
         parts.append("\n".join(f"> {escaped(note)}" for note in analysis.notes))
     return "\n\n".join(parts) + "\n"
 
 
 def _blame(blame: Blame) -> str:
-    head = [f"### {escaped(BLAME_TITLE)}", escaped(blame.sentence) + "."]
-    if not blame.by_turn:
-        return "\n\n".join(head)
-    rows = [_row((str(turn), str(count), named_dialogues(blame, turn))) for turn, count in blame.by_turn.items()]
-    return "\n\n".join([*head, "\n".join(["| turn | dialogues | such as |", "|---:|---:|---|", *rows])])
+    paragraphs = [f"### {escaped(BLAME_TITLE)}", escaped(blame.sentence) + "."]
+    if blame.by_turn:
+        rows = [_row((str(turn), str(count), named_dialogues(blame, turn))) for turn, count in blame.by_turn.items()]
+        paragraphs.append("\n".join(["| turn | dialogues | such as |", "|---:|---:|---|", *rows]))
+    return "\n\n".join(paragraphs)
 
 
 def _trend(trend: Trend, *, exploratory: bool) -> str:
@@ -205,13 +205,13 @@ def _trend(trend: Trend, *, exploratory: bool) -> str:
     rows = [
         _row(
             (
-                f"{p.x:,g}",
-                p.variant.label,
-                number(p.mean, digits),
-                f"[{number(p.low, digits)}, {number(p.high, digits)}]",
+                f"{point.x:,g}",
+                point.variant.label,
+                number(point.mean, digits),
+                f"[{number(point.low, digits)}, {number(point.high, digits)}]",
             )
         )
-        for p in trend.points
+        for point in trend.points
     ]
     table = "\n".join([f"| {escaped(trend.over)} | checkpoint | mean | 95 % band |", "|---:|---|---:|---|", *rows])
     title = escaped(trend_title(trend, exploratory=exploratory))
@@ -238,9 +238,9 @@ def _means(analysis: Analysis, variant: Variant) -> str:
 def _table(lines: Sequence[Comparison]) -> str:
     names = "".join(f" {column.name} |" for column in COLUMNS)
     rules = "".join("---|" if column.left else "---:|" for column in COLUMNS)
-    several = len({line.pair.baseline for line in lines}) > 1
+    several_baselines = len({line.pair.baseline for line in lines}) > 1
     rows = [
-        _row((heading(line) if several else variant_label(line), *(column.text(line) for column in COLUMNS)))
+        _row((heading(line) if several_baselines else variant_label(line), *(column.text(line) for column in COLUMNS)))
         for line in lines
     ]
-    return "\n".join([f"| {'comparison' if several else 'variant'} |{names}", f"|---|{rules}", *rows])
+    return "\n".join([f"| {'comparison' if several_baselines else 'variant'} |{names}", f"|---|{rules}", *rows])

@@ -1,4 +1,4 @@
-"""The HTML report: one file that needs no network and runs only its own script."""
+"""The HTML report of a comparison: one file that needs no network and runs only its own script."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from rwkvbatch.prompt.escaping import printable
 # pyright: reportMissingTypeStubs=false
 
 MAX_FAILURE_COLUMNS: Final = 6
-"""The most variants in the tables of failures; those that differ most are shown."""
+"""The most variants in the tables of failures; if there are more, those that differ most are shown."""
 MAX_FAILURE_ROWS: Final = 30
 _HERE = Path(__file__).parent
 _MAX_NAMED_RUNS = 3
@@ -70,7 +70,7 @@ class Bar:
 
 
 def _without_controls(value: object) -> object:
-    """A value of the template. Text of models, scripts and settings turns no line and holds no workflow command."""
+    """A value for the template; text loses control characters and workflow commands of CI services."""
     return printable(value, log=True) if type(value) is str else value
 
 
@@ -160,7 +160,7 @@ def as_html(analysis: Analysis) -> str:
 
 
 def _typeset(write: Callable[..., str]) -> Callable[..., str]:
-    """`write` with minus signs instead of hyphens."""
+    """`write`, with minus signs instead of hyphens in its result."""
     return lambda *values: with_minus(write(*values))
 
 
@@ -170,13 +170,13 @@ def _tone(line: Comparison) -> str:
 
 
 def _has_both_histories(analysis: Analysis) -> bool:
-    """Whether some cells follow their own replies and others the script's."""
-    found = {settings.get("history") for run in analysis.runs for settings in run.facts.cells.values()}
-    return {"own", "gold"} <= found
+    """Whether there are cells with `--history own` and cells with `--history gold`."""
+    histories = {settings.get("history") for run in analysis.runs for settings in run.facts.cells.values()}
+    return {"own", "gold"} <= histories
 
 
 def _about(analysis: Analysis, lines: Sequence[Comparison]) -> list[str]:
-    """Sentences on the family that decides: its extent, its correction, and what it could not find."""
+    """Sentences on the primary family: its extent, its correction, and the differences that it could detect."""
     families = {family.name: family for family in analysis.families}
     sentences = [": ".join(filter(None, (question(lines), extent(lines, analysis.repetitions)))) + "."]
     if lines[0].family in families:
@@ -187,7 +187,7 @@ def _about(analysis: Analysis, lines: Sequence[Comparison]) -> list[str]:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Failures of some variants: a title, what a row is `of`, and the rows."""
+    """A table of failures: its title, the heading `of` its first column, and its rows."""
 
     title: str
     of: str
@@ -195,12 +195,12 @@ class Breakdown:
 
 
 def _failures(analysis: Analysis, variants: Sequence[Variant]) -> list[Breakdown]:
-    """The breakdowns that have a failure."""
-    found = (
+    """The tables of failures that are not empty."""
+    breakdowns = (
         Breakdown("Turns with a failed check, by tag", "tag", failures_by_tag(analysis.table, variants)),
         Breakdown("Failed checks, by kind", "check", failures_by_check(analysis.table, variants)),
     )
-    return [each for each in found if each.rows]
+    return [breakdown for breakdown in breakdowns if breakdown.rows]
 
 
 def _csp_hash(text: str) -> str:
@@ -214,28 +214,30 @@ def _title(analysis: Analysis) -> str:
         return f"{analysis.pairs[0].variant.label} against {analysis.pairs[0].baseline.label}"
     if len(analysis.variants) == 1:
         return analysis.variants[0].label
-    many = len(analysis.runs) > _MAX_NAMED_RUNS
-    names = f"{len(analysis.runs)} runs" if many else ", ".join(run.name for run in analysis.runs)
+    runs = ", ".join(run.name for run in analysis.runs)
+    if len(analysis.runs) > _MAX_NAMED_RUNS:
+        runs = f"{len(analysis.runs)} runs"
     baselines = {pair.baseline.label for pair in analysis.pairs}
     against = f" against {next(iter(baselines))}" if len(baselines) == 1 else ""
-    return f"{names}: {counted(len(analysis.pairs), 'variant')}{against}"
+    return f"{runs}: {counted(len(analysis.pairs), 'variant')}{against}"
 
 
 def _headline_facts(analysis: Analysis) -> list[tuple[str, str]]:
-    facts = [run.facts for run in analysis.runs]
-    models = dict.fromkeys(_model_name(model) for fact in facts for model in fact.models)
-    scripts = dict.fromkeys(Path(path).name for fact in facts for path in fact.scripts)
-    seeds = dict.fromkeys(str(fact.seed) for fact in facts if fact.seed is not None)
+    """Names and values of the facts under the title, without empty ones."""
+    all_facts = [run.facts for run in analysis.runs]
+    models = dict.fromkeys(_model_name(model) for facts in all_facts for model in facts.models)
+    scripts = dict.fromkeys(Path(path).name for facts in all_facts for path in facts.scripts)
+    seeds = dict.fromkeys(str(facts.seed) for facts in all_facts if facts.seed is not None)
     table = analysis.table
-    shown = [
+    named_values = [
         ("model", ", ".join(models)),
         ("script", ", ".join(scripts)),
         ("conversations", str(table["conversation"].nunique())),
         ("turns replayed", f"{len(table):,}"),
         ("seed", ", ".join(seeds)),
-        ("run on", ", ".join(dict.fromkeys((fact.created or "")[:10] for fact in facts))),
+        ("run on", ", ".join(dict.fromkeys((facts.created or "")[:10] for facts in all_facts))),
     ]
-    return [(name, value) for name, value in shown if value]
+    return [(name, value) for name, value in named_values if value]
 
 
 def _model_name(model: Any) -> str:
@@ -245,7 +247,7 @@ def _model_name(model: Any) -> str:
 
 
 def _ranges(lines: Sequence[Comparison]) -> dict[str, float]:
-    """By metric, the largest distance of a finite end of an interval from zero: the common scale of its bars."""
+    """The common scale of each metric's bars: the largest distance from zero of a finite end of an interval."""
     ranges: dict[str, float] = {}
     for line in lines:
         ends = [abs(end) for end in (line.low, line.high, line.difference) if math.isfinite(end)]
@@ -254,7 +256,7 @@ def _ranges(lines: Sequence[Comparison]) -> dict[str, float]:
 
 
 def _bar(line: Comparison, scale: float) -> Bar | None:
-    """The bar of a line; `scale` is near its edges, and an infinite end beyond them."""
+    """The bar of a line; `scale` is drawn near its edges, and an infinite end beyond them."""
     if math.isnan(line.low) or scale == 0 or (math.isinf(line.low) and math.isinf(line.high)):
         return None
     low, high, mean = (
@@ -265,7 +267,7 @@ def _bar(line: Comparison, scale: float) -> Bar | None:
 
 
 def _settings(analysis: Analysis) -> list[tuple[str, list[str]]]:
-    """The table of settings: a name, and its value in each run."""
+    """The rows of the table of settings: a name, and its value in each run."""
     columns = [
         _flat(run.manifest.get("about", {})) | _flat(_varied(run.facts.identity or {"cells": run.facts.cells}))
         for run in analysis.runs
@@ -275,14 +277,15 @@ def _settings(analysis: Analysis) -> list[tuple[str, list[str]]]:
 
 
 def _varied(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """`identity` with only those settings of cells that differ, or all of a single cell."""
+    """`identity` with only the settings that differ between cells, or with all settings of a single cell."""
     cells = identity.get("cells", {})
-    keys = varied_settings(cells) if len(cells) > 1 else None
-    shown = {
-        name: {key: value for key, value in settings.items() if keys is None or key in keys}
-        for name, settings in cells.items()
+    if len(cells) <= 1:
+        return dict(identity)
+    varied = varied_settings(cells)
+    varied_cells = {
+        name: {key: value for key, value in settings.items() if key in varied} for name, settings in cells.items()
     }
-    return {**identity, "cells": shown}
+    return {**identity, "cells": varied_cells}
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, str]:
@@ -290,11 +293,11 @@ def _flat(values: Any, prefix: str = "") -> dict[str, str]:
     if isinstance(values, dict):
         items = [(str(key), value) for key, value in cast("dict[Any, Any]", values).items()]
     elif isinstance(values, list) and any(isinstance(item, dict) for item in cast("list[Any]", values)):
-        items = [(str(place), value) for place, value in enumerate(cast("list[Any]", values))]
+        items = [(str(index), value) for index, value in enumerate(cast("list[Any]", values))]
     else:
         text = ", ".join(map(str, cast("list[Any]", values))) if isinstance(values, list) else str(values)
         return {prefix: text[:_MAX_VALUE]} if prefix else {}
-    found: dict[str, str] = {}
+    leaves: dict[str, str] = {}
     for key, value in items:
-        found.update(_flat(value, f"{prefix}.{key}" if prefix else key))
-    return found
+        leaves.update(_flat(value, f"{prefix}.{key}" if prefix else key))
+    return leaves

@@ -1,14 +1,14 @@
-"""The comparison as JUnit XML, for the test pages of CI services.
+"""Output of a comparison as JUnit XML, for the test pages of CI services.
 
 The elements and attributes are those of the schema of the Jenkins xUnit plugin (`junit-10.xsd`), which Jenkins, GitLab,
-Azure Pipelines and the GitHub actions for test reports read. GitLab shows only the text of a failure, and others only
-its `message`, so both say what failed.
+Azure Pipelines and the GitHub actions for test reports read. GitLab shows only the text of a failure and other services
+only its `message`, so both say what failed.
 """
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -31,7 +31,11 @@ _COLUMNS: Final[tuple[str, ...]] = (
 
 @dataclass(frozen=True)
 class _Case:
-    """A test case; without `kind` it passed. `text` is the body of the failure, or what a passed case printed."""
+    """A test case.
+
+    Attributes:
+        kind: None if the case passed. text: body of the failure, or output of a passed case.
+    """
 
     classname: str
     name: str
@@ -42,65 +46,67 @@ class _Case:
 
 
 def as_junit(analysis: Analysis, *, conversations: bool = False) -> str:
-    """`testsuites` with the suite `gates`, and a suite per pair with a case per metric, which always passes.
+    """An element `testsuites` with a suite `gates`, and a suite per pair with a case per metric, which always passes.
 
     Args:
-        conversations: add a suite per variant (not for baselines) with a case per conversation, which fails where a
-            check failed, is an error where a turn ended in one, and else is skipped where a judge gave no verdict.
+        conversations: add a suite per variant that is not a baseline, with a case per conversation. The case is an
+            error if a turn ended in an error, a failure if a check failed, and skipped if a judge gave no verdict.
     """
-    suites = {"gates": [_of_gate(gate.gate.text, gate.label, gate.line, gate.failed) for gate in analysis.gates]}
+    suites = {"gates": [_gate_case(gate.gate.text, gate.label, gate.line, gate.failed) for gate in analysis.gates]}
     for title, lines in by_heading(analysis.comparisons).items():
         suites[title] = [_Case(title, line.metric.name, text=summary(line)) for line in lines]
     if conversations:
         baselines = {pair.baseline for pair in analysis.pairs}
         for variant in analysis.variants:
             if variant not in baselines:
-                suites[f"conversations of {variant.label}"] = list(_of_conversations(analysis, variant))
+                suites[f"conversations of {variant.label}"] = _conversation_cases(analysis, variant)
     root = ET.Element("testsuites", name="rwkvbatch compare")
     totals = [_add_suite(root, name, cases) for name, cases in suites.items()]
-    for place, name in enumerate(("tests", "failures", "errors")):
-        root.set(name, str(sum(counts[place] for counts in totals)))
+    for index, name in enumerate(("tests", "failures", "errors")):
+        root.set(name, str(sum(counts[index] for counts in totals)))
     ET.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
 
-def _of_gate(text: str, label: str, line: str, failed: bool) -> _Case:
+def _gate_case(text: str, label: str, line: str, failed: bool) -> _Case:
     if not failed:
         return _Case(label, text, text=line)
     return _Case(label, text, "failure", "gate", line, line)
 
 
-def _of_conversations(analysis: Analysis, variant: Variant) -> Iterable[_Case]:
+def _conversation_cases(analysis: Analysis, variant: Variant) -> list[_Case]:
     rows = rows_of(analysis.table, variant)
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    turns: dict[str, list[Mapping[str, Any]]] = {}
     for values in zip(*(rows[name] for name in _COLUMNS), strict=True):
         record: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
-        found.setdefault(record["conversation"], []).append(record)
-    for conversation, turns in found.items():
-        failed = [(turn, problem) for turn in turns if (problem := _problem(turn))]
-        unjudged = [turn for turn in turns if any(check["passed"] is None for check in turn["checks"])]
-        if not failed and unjudged:
-            message = f"{len(unjudged)} of {len(turns)} turns have no verdict of a judge: {_unjudged(unjudged[0])}"
-            yield _Case(variant.label, conversation, "skipped", "judge", message, message)
-            continue
-        if not failed:
-            yield _Case(variant.label, conversation)
-            continue
-        has_error = any(turn["finish_reason"] == "error" for turn, _ in failed)
-        message = f"{len(failed)} of {len(turns)} turns failed: {failed[0][1]}"
-        body = [
-            f"turn {turn['turn']}, repeat {turn['repeat']}: {problem}\n"
-            f"  user: {_short(turn['prompt'])}\n  reply: {_short(turn['reply'])}"
-            for turn, problem in failed[:_MAX_TURNS]
-        ]
-        if len(failed) > _MAX_TURNS:
-            body.append(f"... and {len(failed) - _MAX_TURNS} more turns")
-        kind = "error" if has_error else "failure"
-        yield _Case(variant.label, conversation, kind, "turn" if has_error else "check", message, "\n".join(body))
+        turns.setdefault(record["conversation"], []).append(record)
+    return [_conversation_case(variant.label, conversation, own_turns) for conversation, own_turns in turns.items()]
+
+
+def _conversation_case(label: str, conversation: str, turns: Sequence[Mapping[str, Any]]) -> _Case:
+    failed = [(turn, problem) for turn in turns if (problem := _problem(turn))]
+    unjudged = [turn for turn in turns if any(check["passed"] is None for check in turn["checks"])]
+    if not failed and unjudged:
+        reason = _reason_without_verdict(unjudged[0])
+        message = f"{len(unjudged)} of {len(turns)} turns have no verdict of a judge: {reason}"
+        return _Case(label, conversation, "skipped", "judge", message, message)
+    if not failed:
+        return _Case(label, conversation)
+    message = f"{len(failed)} of {len(turns)} turns failed: {failed[0][1]}"
+    lines = [
+        f"turn {turn['turn']}, repeat {turn['repeat']}: {problem}\n"
+        f"  user: {_short(turn['prompt'])}\n  reply: {_short(turn['reply'])}"
+        for turn, problem in failed[:_MAX_TURNS]
+    ]
+    if len(failed) > _MAX_TURNS:
+        lines.append(f"... and {len(failed) - _MAX_TURNS} more turns")
+    if any(turn["finish_reason"] == "error" for turn, _ in failed):
+        return _Case(label, conversation, "error", "turn", message, "\n".join(lines))
+    return _Case(label, conversation, "failure", "check", message, "\n".join(lines))
 
 
 def _problem(turn: Mapping[str, Any]) -> str:
-    """What failed in a turn; empty where nothing did."""
+    """What failed in a turn; empty if nothing did."""
     if turn["finish_reason"] == "error":
         return f"error: {_short(turn['error'] or '')}"
     failed = [check for check in turn["checks"] if check["passed"] is False]
@@ -111,8 +117,8 @@ def _problem(turn: Mapping[str, Any]) -> str:
     )
 
 
-def _unjudged(turn: Mapping[str, Any]) -> str:
-    """Why a turn's first check without a verdict has none."""
+def _reason_without_verdict(turn: Mapping[str, Any]) -> str:
+    """Why the turn's first check without a verdict has none."""
     return next(_short(str(check.get("detail"))) for check in turn["checks"] if check["passed"] is None)
 
 
@@ -121,7 +127,7 @@ def _short(text: str) -> str:
 
 
 def _add_suite(root: ET.Element, name: str, cases: Iterable[_Case]) -> tuple[int, int, int]:
-    """Adds a suite; returns its numbers of tests, failures and errors."""
+    """Add a suite, and return its numbers of tests, failures and errors."""
     suite = ET.SubElement(root, "testsuite", name=_on_one_line(name))
     counts = {None: 0, "failure": 0, "error": 0, "skipped": 0}
     for case in cases:
@@ -132,16 +138,16 @@ def _add_suite(root: ET.Element, name: str, cases: Iterable[_Case]) -> tuple[int
             problem.text = safe(case.text)
         elif case.text:
             ET.SubElement(element, "system-out").text = safe(case.text)
-    tests = (sum(counts.values()), counts["failure"], counts["error"])
-    for attribute, count in zip(("tests", "failures", "errors"), tests, strict=True):
+    totals = (sum(counts.values()), counts["failure"], counts["error"])
+    for attribute, count in zip(("tests", "failures", "errors"), totals, strict=True):
         suite.set(attribute, str(count))
-    return tests
+    return totals
 
 
 def safe(text: str, *, keep_newlines: bool = True) -> str:
-    """`text` without characters that a terminal acts upon or that XML 1.0 does not allow."""
-    shown = printable(text, keep_newlines=keep_newlines, log=True)
-    return shown.replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff")
+    """`text` without characters that control a terminal or that XML 1.0 does not allow."""
+    text = printable(text, keep_newlines=keep_newlines, log=True)
+    return text.replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff")
 
 
 def _on_one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The dialogues of a report, as the page's script reads them."""
+"""The data of the HTML report's dialogues, for the page's script."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rwkvbatch.results.manifest import system_of
 # pyright: reportMissingTypeStubs=false
 
 MAX_TURNS: Final = 20_000
-"""The most turns in a report; the most changed conversations come first."""
+"""The most turns in a report; if there are more, it has the most changed conversations."""
 _ROW_COLUMNS: Final = (
     "conversation", "repeat", "tags", "turn", "prompt", "reference", "reply", "finish_reason", "error", "checks",
 )  # fmt: skip
@@ -31,9 +31,11 @@ _ROW_COLUMNS: Final = (
 
 @dataclass(frozen=True)
 class PageData:
-    """The dialogues for the page's script, and the number of conversations left out.
+    """The dialogues for the page's script.
 
-    `unknown_systems`: the scripts are gone or have changed, so whether there are system messages is unknown.
+    Attributes:
+        left_out: number of conversations left out.
+        unknown_systems: whether the system messages are unknown, because the scripts are missing or were changed.
     """
 
     content: dict[str, Any]
@@ -41,7 +43,7 @@ class PageData:
     unknown_systems: bool = False
 
     def as_script(self) -> str:
-        """JSON without characters that could end its element or begin a comment."""
+        """JSON without characters that could end its HTML element or begin a comment."""
         import orjson
 
         try:
@@ -82,33 +84,35 @@ def page_data(analysis: Analysis, *, max_turns: int = MAX_TURNS) -> PageData:
     for index, variant in enumerate(analysis.variants):
         rows = rows_of(analysis.table, variant, [*_ROW_COLUMNS, *(metric.name for metric in metrics)])
         rows = rows.loc[rows["conversation"].isin(list(conversations))]
-        numbers = rows[[metric.name for metric in metrics]].to_numpy(dtype=np.float64).tolist()
-        for own, *row in zip(numbers, *(rows[name] for name in _ROW_COLUMNS), strict=True):
-            _add(conversations, str(index), dict(zip(_ROW_COLUMNS, row, strict=True)), own)
+        metric_values = rows[[metric.name for metric in metrics]].to_numpy(dtype=np.float64).tolist()
+        for numbers, *values in zip(metric_values, *(rows[name] for name in _ROW_COLUMNS), strict=True):
+            _add(conversations, str(index), dict(zip(_ROW_COLUMNS, values, strict=True)), numbers)
     systems: dict[str, str] = {}
     unknown_systems = False
     for run in analysis.runs:
-        known = system_messages(run)
-        unknown_systems |= known is None
+        script_systems = system_messages(run)
+        unknown_systems |= script_systems is None
         for name in conversations:
-            found = {system_of(settings, (known or {}).get(name)) for settings in run.facts.cells.values() or [{}]}
-            # One that differs between cells is a setting of theirs, which the labels name.
-            if len(found) == 1 and (text := found.pop()) is not None:
-                systems[name] = text
+            in_script = (script_systems or {}).get(name)
+            cell_systems = {system_of(settings, in_script) for settings in run.facts.cells.values() or [{}]}
+            # A system message that differs between cells is one of their settings, and part of their labels.
+            if len(cell_systems) == 1 and (system := cell_systems.pop()) is not None:
+                systems[name] = system
     content = {
         "variants": [variant.label for variant in analysis.variants],
         "metrics": [
-            {"name": m.name, "title": m.title, "unit": m.unit, "digits": m.digits, "better": m.better} for m in metrics
+            {name: getattr(metric, name) for name in ("name", "title", "unit", "digits", "better")}
+            for metric in metrics
         ],
         "shown": SHOWN_METRICS,
         "pairs": pairs,
         "conversations": conversations,
         "systems": systems,
         "blame": [
-            [analysis.variants.index(found.own), each.conversation, each.repeat, each.turn]
-            for found in analysis.blame
-            for each in found.dialogues
-            if each.turn is not None and each.conversation in conversations
+            [analysis.variants.index(cell_blame.own), dialogue.conversation, dialogue.repeat, dialogue.turn]
+            for cell_blame in analysis.blame
+            for dialogue in cell_blame.dialogues
+            if dialogue.turn is not None and dialogue.conversation in conversations
         ],
     }
     return PageData(content, len(order) - len(conversations), unknown_systems and not systems)
@@ -123,7 +127,7 @@ def _add(
     conversation["rows"].setdefault(variant, []).append(
         {
             **{name: row[name] for name in ("repeat", "turn", "reply", "finish_reason", "error")},
-            "numbers": [None if value != value else round(value, 6) for value in numbers],
+            "numbers": [_number(value) for value in numbers],
             "checks": [[check["kind"], check["passed"], check.get("detail")] for check in row["checks"]],
         }
     )

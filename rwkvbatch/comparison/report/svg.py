@@ -1,7 +1,7 @@
-"""matplotlib figures as inline SVG with the page's colours and under its content policy.
+"""Conversion of matplotlib figures to inline SVG that follows the page's colours and content policy.
 
 matplotlib writes inline styles, which the content policy forbids, and fixed colours, which do not follow a dark
-theme. Here styles become attributes, and placeholder colours become CSS variables of the page.
+theme. The conversion turns styles into attributes, and placeholder colours into CSS variables of the page.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _VARIABLES: Final[Mapping[str, str]] = {
 }  # fmt: skip
 _PIXELS_PER_POINT = 4 / 3
 _DPI = 72
-"""Of SVG: a unit is a point."""
+"""The resolution of SVG, whose unit is a point."""
 _MARGIN_INCHES = 0.06
 _SMALL_PX = 520
 """Figures narrower than this shrink on a small screen; wider ones scroll."""
@@ -66,13 +66,17 @@ STYLE: Final[Mapping[str, object]] = {
     "grid.color": GRID,
     "grid.linewidth": 0.8,
     "axes.axisbelow": True,
-    "svg.hashsalt": "rwkvbatch",  # else the ids of shapes are other ones in each process
+    "svg.hashsalt": "rwkvbatch",  # without it, the ids of shapes differ in every process
 }
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of one metric; `caption` explains how to read it. `exploratory`: not of the primary metric."""
+    """A figure of one metric.
+
+    Attributes:
+        caption: how to read the figure. exploratory: whether the metric is not the primary one.
+    """
 
     name: str
     title: str
@@ -89,7 +93,7 @@ def report_style() -> AbstractContextManager[None]:
 
 
 def canvas(width: float, height: float, *, grid: Literal["x", "y"] | None = None) -> tuple[Any, Any]:
-    """A matplotlib figure with a size in inches, and its axes, with grid lines from one axis (`x` or `y`)."""
+    """A matplotlib figure of a size in inches and its axes, with grid lines at the ticks of one axis."""
     from matplotlib.figure import Figure as Drawing
 
     figure = Drawing(figsize=(width, height))
@@ -116,12 +120,12 @@ def inline_svg(figure: Any, *, label: str, tips: Mapping[str, str], prefix: str)
 
     Args:
         label: the text alternative.
-        tips: tooltips by the gid of an artist.
-        prefix: of the ids, different from that of any other figure of the page.
+        tips: tooltips by the gid of a matplotlib artist.
+        prefix: prefix of the ids, different for each figure of the page.
     """
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # glyphs missing from matplotlib's font: the browser uses its own
+        warnings.simplefilter("ignore")  # about glyphs missing from matplotlib's font; the browser uses its own font
         figure.savefig(
             buffer, format="svg", transparent=True, bbox_inches=_tight_box(figure),
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
@@ -132,8 +136,8 @@ def inline_svg(figure: Any, *, label: str, tips: Mapping[str, str], prefix: str)
             if tag == "metadata" or child.find(f"{{{_SVG}}}style") is not None:
                 root.remove(child)
     for element in root.iter():
-        _plain_attributes(element)
-        _own_ids(element, prefix, tips)
+        _style_to_attributes(element)
+        _rename_ids(element, prefix, tips)
     width_pt = float(root.get("viewBox", "0 0 600 300").split()[2])
     for name in ("height", "version"):
         root.attrib.pop(name, None)
@@ -148,10 +152,10 @@ def inline_svg(figure: Any, *, label: str, tips: Mapping[str, str], prefix: str)
 
 
 def _tight_box(figure: Any) -> Any:
-    """The box, in inches, of all that `figure` shows, and a margin.
+    """The bounding box of everything in `figure` with a margin, in inches.
 
-    That of `bbox_inches="tight"`, which draws the figure once more to find it: labels and legends here are placed
-    without a drawing.
+    It is equal to that of `bbox_inches="tight"`, which draws the figure once more to find it. The positions of labels
+    and legends here are known without drawing.
     """
     from matplotlib.backends.backend_svg import RendererSVG
 
@@ -160,14 +164,15 @@ def _tight_box(figure: Any) -> Any:
     return figure.get_tightbbox(RendererSVG(width, height, io.StringIO(), image_dpi=_DPI)).padded(_MARGIN_INCHES)
 
 
-def _plain_attributes(element: ET.Element) -> None:
+def _style_to_attributes(element: ET.Element) -> None:
+    """Turn the style into attributes, and placeholder colours into CSS variables."""
     style = element.attrib.pop("style", "")
     for declaration in style.split(";"):
         name, _, value = (part.strip() for part in declaration.partition(":"))
-        if name == "font" and (found := _FONT.search(value)):
-            element.set("font-size", found[2])
-            if found[1]:
-                element.set("font-weight", found[1])
+        if name == "font" and (match := _FONT.search(value)):
+            element.set("font-size", match[2])
+            if match[1]:
+                element.set("font-weight", match[1])
         elif name in _KEPT:
             element.set(name, value.removesuffix("px"))
     for name in _PAINT:
@@ -178,7 +183,8 @@ def _plain_attributes(element: ET.Element) -> None:
         element.set("fill", "var(--ink)")
 
 
-def _own_ids(element: ET.Element, prefix: str, tips: Mapping[str, str]) -> None:
+def _rename_ids(element: ET.Element, prefix: str, tips: Mapping[str, str]) -> None:
+    """Prefix the element's id and the ids that it refers to; replace the id of an element with a tooltip by a title."""
     name = element.get("id")
     if name is not None:
         if name in tips:
@@ -191,7 +197,7 @@ def _own_ids(element: ET.Element, prefix: str, tips: Mapping[str, str]) -> None:
             element.set("id", f"{prefix}-{name}")
     for attribute, value in list(element.attrib.items()):
         if attribute.endswith("href") and value.startswith("#"):
-            # Without the xlink prefix, which HTML parsers do not resolve.
+            # HTML parsers do not resolve the xlink prefix of the attribute.
             del element.attrib[attribute]
             element.set("href", f"#{prefix}-{value[1:]}")
         elif value.startswith("url(#"):
