@@ -261,7 +261,7 @@ def _with_sample_size(result: GateResult, scope: GateScope, interval: Interval) 
         # The interval of one side alone does not use the enlarged sample that `reach` describes.
         reach = 0.0 if form.one_sided else reach
         needed = conversations_needed(
-            distance, between, within, repeats, power=POWER, level=interval.level_each, limited=discrete, reach=reach
+            distance, between, within, repeats, power=POWER, level=interval.level_each, discrete=discrete, reach=reach
         )
         probability = f" with a probability of {POWER * 100:.0f} %"
     elif distance < (room := _room(form, result, sign)) < math.inf:

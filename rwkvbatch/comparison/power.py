@@ -269,10 +269,10 @@ def designs(
     for number in repetitions:
         components = (spread.between, spread.within, number)
         needed = conversations_needed(
-            detect, *components, power=power, level=level, limited=spread.steps, reach=spread.reach
+            detect, *components, power=power, level=level, discrete=spread.steps, reach=spread.reach
         )
         detectable = smallest_detectable(
-            len(conversations), *components, power=power, level=level, limited=spread.steps, reach=spread.reach
+            len(conversations), *components, power=power, level=level, discrete=spread.steps, reach=spread.reach
         )
         turns = round(needed * number * mean_turns)
         sizes.append(Design(number, needed, turns, detectable, enough=len(conversations) >= needed))

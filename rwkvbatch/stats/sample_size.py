@@ -10,18 +10,18 @@ from numpy.typing import ArrayLike
 from rwkvbatch.stats.clustered import t_quantile
 
 
-def detectable_errors(clusters: int, *, level: float = 0.05, power: float = 0.8, limited: bool = True) -> float:
+def detectable_errors(clusters: int, *, level: float = 0.05, power: float = 0.8, discrete: bool = True) -> float:
     """The true mean that a test finds with probability `power`, as a multiple of its standard error (Bloom 1995).
 
     Args:
         clusters: at least 2.
         level: of the test.
         power: the probability.
-        limited: the cluster means are discrete (`stats.spread.Spread.discrete`). For others the correction for skewness
-            costs power, as if the mean were divided by 1 + 21 / n^2 (by simulation, docs/statistics.md).
+        discrete: whether the cluster means are discrete (`stats.spread.Spread.discrete`). For others the correction for
+            skewness costs power, as if the mean were divided by 1 + 21 / n^2 (by simulation, docs/statistics.md).
     """
     errors = t_quantile(1 - level / 2, clusters - 1) + t_quantile(power, clusters - 1)
-    return errors if limited else errors * (1 + 21 / clusters**2)
+    return errors if discrete else errors * (1 + 21 / clusters**2)
 
 
 def components(means: ArrayLike, within: ArrayLike, repeats: ArrayLike) -> tuple[float, float]:
@@ -48,7 +48,7 @@ def components(means: ArrayLike, within: ArrayLike, repeats: ArrayLike) -> tuple
 
 def conversations_needed(
     difference: float, between: float, within: float, repeats: int, *, power: float = 0.8, level: float = 0.05,
-    limited: bool = True, reach: float = 0.0,
+    discrete: bool = True, reach: float = 0.0,
 ) -> int:  # fmt: skip
     """The number of conversations that finds a true mean difference with probability `power`.
 
@@ -59,7 +59,7 @@ def conversations_needed(
         difference: in the metric's unit.
         between, within: see `components`.
         repeats: repetitions per conversation.
-        limited: see `detectable_errors`.
+        discrete: see `detectable_errors`.
         reach: see `planned_error`.
 
     Raises:
@@ -70,7 +70,7 @@ def conversations_needed(
     variance = between + within / repeats
 
     def finds(conversations: int) -> bool:
-        errors = detectable_errors(conversations, level=level, power=power, limited=limited)
+        errors = detectable_errors(conversations, level=level, power=power, discrete=discrete)
         return errors * planned_error(conversations, variance, reach) <= difference
 
     # More conversations find whatever fewer find, so a bisection is enough.
@@ -85,7 +85,7 @@ def conversations_needed(
 
 def smallest_detectable(
     conversations: int, between: float, within: float, repeats: int, *, power: float = 0.8, level: float = 0.05,
-    limited: bool = True, reach: float = 0.0,
+    discrete: bool = True, reach: float = 0.0,
 ) -> float:  # fmt: skip
     """The smallest true mean difference that `conversations` find with probability `power`.
 
@@ -93,7 +93,7 @@ def smallest_detectable(
     """
     if conversations < _fewest_testable(level):
         return math.nan
-    errors = detectable_errors(conversations, level=level, power=power, limited=limited)
+    errors = detectable_errors(conversations, level=level, power=power, discrete=discrete)
     return errors * planned_error(conversations, between + within / repeats, reach)
 
 

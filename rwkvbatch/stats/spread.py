@@ -209,4 +209,4 @@ class Spread:
         if self.clusters < 2 or not self.standard_error > 0 or not level > 0:
             return math.nan
         error = max(self.standard_error, self.planning_error) if self.ties else self.standard_error
-        return detectable_errors(self.clusters, level=level, limited=self.discrete) * error
+        return detectable_errors(self.clusters, level=level, discrete=self.discrete) * error

@@ -219,11 +219,11 @@ def test_a_pilot_that_is_not_there_is_bad_input(script: str) -> None:
     assert invoke(["plan", script, "--detect", "0.1", "--pilot", "nowhere"]) == ExitCode.BAD_INPUT
 
 
-@pytest.mark.parametrize("limited", [True, False])
+@pytest.mark.parametrize("discrete", [True, False])
 @pytest.mark.parametrize(("difference", "power"), [(0.05, 0.9), (0.1, 0.8), (0.3, 0.8), (0.6, 0.8)])
-def test_the_size_and_the_detectable_difference_are_inverse(difference: float, power: float, limited: bool) -> None:
-    size = conversations_needed(difference, 0.04, 0.3, 3, power=power, limited=limited)
-    found, not_found = (smallest_detectable(n, 0.04, 0.3, 3, power=power, limited=limited) for n in (size, size - 1))
+def test_the_size_and_the_detectable_difference_are_inverse(difference: float, power: float, discrete: bool) -> None:
+    size = conversations_needed(difference, 0.04, 0.3, 3, power=power, discrete=discrete)
+    found, not_found = (smallest_detectable(n, 0.04, 0.3, 3, power=power, discrete=discrete) for n in (size, size - 1))
     assert found <= difference
     assert math.isnan(not_found) or not_found > difference
 
@@ -321,10 +321,10 @@ def test_scores_without_steps_take_as_many_conversations_as_numbers_without_limi
         between, within = (found["variances"][part] for part in ("between", "within"))
         assert found["variances"]["steps"] == steps
         sizes = [design["conversations"] for design in found["designs"]]
-        how: dict[str, Any] = {"limited": steps, "reach": float(steps)}
+        how: dict[str, Any] = {"discrete": steps, "reach": float(steps)}
         assert sizes == [conversations_needed(0.3, between, within, n, **how) for n in (1, 2, 3, 5, 10)]
     few = found["designs"][-1]["conversations"]
-    assert few < conversations_needed(0.3, between, within, 10, limited=False, reach=1.0)
+    assert few < conversations_needed(0.3, between, within, 10, discrete=False, reach=1.0)
 
 
 @pytest.mark.parametrize("values", [[0.0, 0.0, 0.0, 0.0], [0.5, -0.5, 0.25, -0.25]])
@@ -335,7 +335,7 @@ def test_differences_that_cancel_are_steps(values: list[float]) -> None:
 
 
 def test_a_planned_number_of_conversations_finds_a_difference_in_nll_4_times_in_5() -> None:
-    size = conversations_needed(1.0, 1.0, 0.0, 1, limited=False)
+    size = conversations_needed(1.0, 1.0, 0.0, 1, discrete=False)
     rng = np.random.default_rng(2)
     samples = rng.normal(1.0, 1.0, (400, size, 1))
     found = [compare_family(sums, np.ones_like(sums)).differences[0].significant for sums in samples]

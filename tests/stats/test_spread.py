@@ -137,14 +137,14 @@ def test_a_detectable_difference_of_numbers_without_limits_is_found_in_about_80_
     conversations: int, samples: int
 ) -> None:
     """By t alone the difference would be smaller, and found in 0.55, 0.60 and 0.69; standard errors up to 0.026."""
-    truth = detectable_errors(conversations, limited=False) / math.sqrt(conversations)
+    truth = detectable_errors(conversations, discrete=False) / math.sqrt(conversations)
     values = np.random.default_rng(1).normal(truth, 1.0, (conversations, samples))
     found = compare_family(values, np.ones_like(values)).differences
     assert np.mean([each.p <= 0.05 for each in found]) == pytest.approx(0.8, abs=0.05)
 
 
 def test_the_detectable_difference_is_in_the_standard_errors_of_the_sample() -> None:
-    expected = detectable_errors(SKEWED.size, limited=False) * spread(SKEWED).standard_error
+    expected = detectable_errors(SKEWED.size, discrete=False) * spread(SKEWED).standard_error
     assert one(SKEWED).detectable == pytest.approx(expected)
     assert math.isnan(one(SKEWED[:5]).detectable)
 
