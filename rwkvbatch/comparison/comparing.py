@@ -14,6 +14,7 @@ from rwkvbatch.comparison.judging import judge as judge_gates
 from rwkvbatch.comparison.loading import RunData, Source, load_runs
 from rwkvbatch.comparison.matching import (
     Breakdown,
+    Dropped,
     MatchedRows,
     comparable_rows,
     count_dropped,
@@ -98,6 +99,9 @@ def compare(
         UsageError: an unknown baseline or metric, no primary metric, or an invalid gate.
         InputError: a run cannot be read, or runs have no turn in common.
     """
+    for name, texts in (("metrics", metrics), ("fail_if", fail_if), ("fail_unless", fail_unless)):
+        if isinstance(texts, str):
+            raise UsageError(f"{name} must be a list of texts; got {texts!r}", hint=f"write {name}=[{texts!r}]")
     gates = [parse_gate(text, "--fail-if", significantly=gate_significant) for text in fail_if]
     gates += [parse_gate(text, "--fail-unless", significantly=gate_significant) for text in fail_unless]
     requested = None if metrics is None else tuple(dict.fromkeys(metric_named(name).name for name in metrics))
@@ -105,67 +109,42 @@ def compare(
         raise UsageError(f"--margin must be a positive number, in the unit of the primary metric; got {margin}")
     if judge is None:
         refuse_without_judge([primary, *(metrics or ())], gates)
-    loaded = load_runs(runs)
-    notes = check_runs(loaded, force=force)
-    variants = variants_of(loaded)
-    positions = {} if over is None else positions_over(over, variants, loaded)
-    if positions:
-        variants = sorted(variants, key=positions.__getitem__)
-        baseline = variants[0].label if baseline is None else baseline
-    pairs, unpaired_notes = pair_up(loaded, variants, baseline)
-    table = comparable_rows(loaded)
-    notes += _mixed_nll_notes(table)
+    matching = _Matching.of(runs, baseline, over, force=force)
+    table = matching.table
     if by == "distance" and not bool(table["probe_turns"].notna().any()):
         raise UsageError("--by distance: no run has probes", hint="see docs/scripts.md for `probes`")
-    all_matched = [match(pair, table) for pair in pairs]
-    notes += unpaired_notes + check_pairs(pairs, loaded)
-    for pair_rows in all_matched:
-        notes += _matching_notes(pair_rows)
-    matched = [pair_rows for pair_rows in all_matched if len(pair_rows.rows)]
-    if not matched and len(variants) > 1:
-        raise _no_common_turn([pair_rows.pair for pair_rows in all_matched], loaded)
-    dropped = count_dropped(variants, all_matched, table, loaded)
-    preferences: list[Preferences] = []
     if judge is not None:
-        if not matched:
-            raise UsageError(
-                "--judge compares replies of two variants, and only one is given", hint="give a second run"
-            )
-        matched, preferences = with_preference(matched, judge, table, loaded)
-        with_verdicts = {pair_rows.pair: pair_rows for pair_rows in matched}
-        all_matched = [with_verdicts.get(pair_rows.pair, pair_rows) for pair_rows in all_matched]
-        notes += [counts.sentence for counts in preferences]
-    notes += judge_notes(pairs, table)
+        matching.ask(judge)
+        primary = PREFERENCE if primary is None else primary
+    matched, variants, notes = matching.with_common_turns, matching.variants, matching.notes
+    notes += judge_notes(matching.pairs, table)
     notes += _repeat_notes(ks, matched, variants, table)
-    if judge is not None and primary is None:
-        primary = PREFERENCE
     primary_metric = _primary(primary, requested, matched, variants, table)
     shown = _shown(primary_metric, requested, matched, ks, all_metrics=all_metrics)
     trends: list[Trend] = []
     if over is not None and primary_metric is not None:
         others = [] if requested is None else [metric for metric in shown if metric != primary_metric]
-        trends, trend_notes = _trends(over, positions, primary_metric, others, table)
+        trends, trend_notes = _trends(over, matching.positions, primary_metric, others, table)
         notes += trend_notes
     tests = _Tests()
-    paired = {side for pair_rows in matched for side in (pair_rows.pair.baseline, pair_rows.pair.variant)}
-    ranked = [variant for variant in variants if variant in paired]
     for metric in shown if matched else ():
         if metric.level == "variant":
-            tests.comparisons += compare_counts(metric, [pair_rows.pair for pair_rows in matched], dropped)
+            pairs = [pair_rows.pair for pair_rows in matched]
+            tests.comparisons += compare_counts(metric, pairs, matching.dropped)
             continue
         is_primary = metric == primary_metric
         comparisons = tests.add(metric, matched, margin=margin if is_primary else None, exploratory=not is_primary)
         if is_primary or requested is not None:
-            ranking, ranking_note = rank(ranked, metric, table, comparisons)
+            ranking, ranking_note = rank(matching.paired_variants, metric, table, comparisons)
             tests.rankings += [] if ranking is None else [ranking]
             notes += [] if ranking_note is None else [ranking_note]
         if by is not None and (by == "tag" or metric.level != "conversation"):
             tests.add(metric, matched, by=by, exploratory=True)
-    scopes = scopes_of(all_matched, variants, table, dropped, loaded)
+    scopes = scopes_of(matching.all_pairs, variants, table, matching.dropped, matching.runs)
     return Analysis(
-        runs=tuple(loaded),
+        runs=tuple(matching.runs),
         variants=tuple(variants),
-        pairs=tuple(pairs),
+        pairs=tuple(matching.pairs),
         matched=tuple(matched),
         primary=primary_metric,
         comparisons=tuple(tests.comparisons),
@@ -175,14 +154,92 @@ def compare(
         table=table,
         metrics=requested,
         rankings=tuple(tests.rankings),
-        dropped=dropped,
+        dropped=matching.dropped,
         by=by,
         ks=None if ks is None else tuple(ks),
         margin=margin,
         trends=tuple(trends),
-        blame=find_blame(variants, loaded, table) if blame else (),
-        preferences=tuple(preferences),
+        blame=find_blame(variants, matching.runs, table) if blame else (),
+        preferences=tuple(matching.preferences),
     )
+
+
+@dataclass
+class _Matching:
+    """Runs, their variants, and the rows of each pair of variants that have the same conversation, turn and repeat.
+
+    Attributes:
+        positions: of the variants, by `over`; empty without it.
+        all_pairs: the matched rows of each pair, which may be none.
+        notes: for the reader, in the order of their causes.
+        preferences: what a judge said of each pair.
+    """
+
+    runs: list[RunData]
+    variants: list[Variant]
+    positions: Mapping[Variant, float]
+    pairs: list[Pair]
+    table: pd.DataFrame
+    all_pairs: list[MatchedRows]
+    dropped: tuple[Dropped, ...]
+    notes: list[str]
+    preferences: list[Preferences] = field(default_factory=list[Preferences])
+
+    @classmethod
+    def of(
+        cls, sources: Source | Iterable[Source], baseline: str | None, over: str | None, *, force: bool
+    ) -> _Matching:
+        """Load the runs and match their rows.
+
+        Raises:
+            UsageError: an unknown baseline.
+            InputError: a run cannot be read, or runs have no turn in common.
+        """
+        runs = load_runs(sources)
+        notes = check_runs(runs, force=force)
+        variants = variants_of(runs)
+        positions = {} if over is None else positions_over(over, variants, runs)
+        if positions:
+            variants = sorted(variants, key=positions.__getitem__)
+            baseline = variants[0].label if baseline is None else baseline
+        pairs, unpaired_notes = pair_up(runs, variants, baseline)
+        table = comparable_rows(runs)
+        notes += _mixed_nll_notes(table)
+        all_pairs = [match(pair, table) for pair in pairs]
+        notes += unpaired_notes + check_pairs(pairs, runs)
+        for pair_rows in all_pairs:
+            notes += _matching_notes(pair_rows)
+        dropped = count_dropped(variants, all_pairs, table, runs)
+        matching = cls(runs, variants, positions, pairs, table, all_pairs, dropped, notes)
+        if not matching.with_common_turns and len(variants) > 1:
+            raise _no_common_turn(pairs, runs)
+        return matching
+
+    @property
+    def with_common_turns(self) -> list[MatchedRows]:
+        return [pair_rows for pair_rows in self.all_pairs if len(pair_rows.rows)]
+
+    @property
+    def paired_variants(self) -> list[Variant]:
+        """The variants of pairs with common turns, in their order."""
+        paired = {side for rows in self.with_common_turns for side in (rows.pair.baseline, rows.pair.variant)}
+        return [variant for variant in self.variants if variant in paired]
+
+    def ask(self, judge: JudgesPairs) -> None:
+        """Add the verdicts of a judge to the matched rows.
+
+        Raises:
+            UsageError: there is no pair.
+        """
+        matched = self.with_common_turns
+        if not matched:
+            raise UsageError(
+                "--judge compares replies of two variants, and only one is given", hint="give a second run"
+            )
+        judged, self.preferences = with_preference(matched, judge, self.table, self.runs)
+        judged_rows = {pair_rows.pair: pair_rows for pair_rows in judged}
+        self.all_pairs = [judged_rows.get(pair_rows.pair, pair_rows) for pair_rows in self.all_pairs]
+        self.notes += [counts.sentence for counts in self.preferences]
 
 
 @dataclass
