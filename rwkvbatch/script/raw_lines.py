@@ -42,7 +42,7 @@ class RawLine:
 
 
 @contextmanager
-def opened(path: str) -> Generator[BinaryIO]:
+def opened(path: str, hint: str = NAME_ONE_FILE) -> Generator[BinaryIO]:
     """The opened file, or standard input for `-`, which is not closed; raises `ScriptError`."""
     if path == STDIN:
         yield sys.stdin.buffer
@@ -51,7 +51,7 @@ def opened(path: str) -> Generator[BinaryIO]:
         file = Path(path).open("rb")  # noqa: SIM115 (closed below; only the opening is guarded here)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ScriptError(f"cannot be read: {reason}", path=path, hint=NAME_ONE_FILE) from None
+        raise ScriptError(f"cannot be read: {reason}", path=path, hint=hint) from None
     with file:
         yield file
 
@@ -66,11 +66,12 @@ def has_end(file: BinaryIO) -> bool:
 
 def read_text(path: str, max_bytes: int) -> RawLine:
     """The first `max_bytes` of a text file, as one line; raises `ScriptError`."""
-    with opened(path) as file:
+    hint = "name a text file"
+    with opened(path, hint) as file:
         try:
             data = file.read(max_bytes + 1)
         except OSError as error:
-            raise ScriptError(f"cannot be read: {error.strerror}", path=path, hint="name a text file") from None
+            raise ScriptError(f"cannot be read: {error.strerror}", path=path, hint=hint) from None
     return RawLine(SourceLine(path, 1), data[:max_bytes].removeprefix(_BOM), len(data) <= max_bytes)
 
 
