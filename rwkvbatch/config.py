@@ -83,10 +83,12 @@ class Sampling(Settings):
     min_p: _Share = setting(
         0.0, "Drop tokens less likely than X times the likeliest one; 0 keeps all.", "X", "Sampling"
     )
-    presence_penalty: _Penalty = setting(0.0, "Penalty on tokens that are in the reply.", "X", "Sampling")
-    frequency_penalty: _Penalty = setting(0.0, "Penalty for each occurrence in the reply.", "X", "Sampling")
-    penalty_decay: _Share = setting(0.996, "Factor on the counts of occurrences at each step.", "X", "Sampling")
-    order: Order = setting("top-p-first", f"Order of the cuts: {', '.join(get_args(Order))}.", "NAME", "Sampling")
+    presence_penalty: _Penalty = setting(0.0, "Penalty for tokens that the reply already contains.", "X", "Sampling")
+    frequency_penalty: _Penalty = setting(0.0, "Penalty per occurrence of a token in the reply.", "X", "Sampling")
+    penalty_decay: _Share = setting(0.996, "Factor on the occurrence counts at each step.", "X", "Sampling")
+    order: Order = setting(
+        "top-p-first", f"Order of the sampling steps: {', '.join(get_args(Order))}.", "NAME", "Sampling"
+    )
     no_penalty: Annotated[tuple[Annotated[str, Field(max_length=1000)], ...], BeforeValidator(_texts)] = setting(
         (),
         "Tokens that are a part of TEXT are exempt from --frequency; may be repeated. An empty TEXT exempts none.",
@@ -199,9 +201,14 @@ class Stopping(Settings):
     reproducible. The texts of `stop` apply in addition to `turn_end`.
     """
 
-    max_tokens: int = setting(256, "Tokens in a reply, at most.", "N", "End of a reply", ge=1, le=1_000_000)
+    max_tokens: int = setting(256, "Maximum number of tokens in a reply.", "N", "End of a reply", ge=1, le=1_000_000)
     max_seconds: float | None = setting(
-        None, "Seconds for a reply, at most. Such an end is not reproducible.", "X", "End of a reply", gt=0, le=10**9
+        None,
+        "Maximum seconds for a reply. A reply that ends so is not reproducible.",
+        "X",
+        "End of a reply",
+        gt=0,
+        le=10**9,
     )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = setting(
         (),
@@ -267,7 +274,7 @@ class ReplyPrompt(Settings):
     )
     turn_end: TurnEnd = setting(
         "auto",
-        "What ends a reply: next-role, blank-line, end-of-text; auto is next-role. The bundled model's is blank-line.",
+        "What ends a reply: next-role, blank-line, end-of-text; auto is next-role (blank-line for the bundled model).",
         "NAME",
         "End of a reply",
     )
@@ -351,7 +358,7 @@ class CellSettings(Sampling, Stopping, DialoguePrompt, Prompting):
     """The settings that determine a reply. They may differ between the cells of a grid."""
 
     history: HistoryMode = setting(
-        "own", "What later turns see: own replies, or the script's (gold).", "MODE", "Prompt"
+        "own", "What later turns see: the model's own replies (own), or the script's (gold).", "MODE", "Prompt"
     )
     model: str | None = setting(
         None,
@@ -377,7 +384,7 @@ class CellSettings(Sampling, Stopping, DialoguePrompt, Prompting):
     backend: str = setting("auto", "cpu, reference, cuda, upstream, auto.", "NAME", "Model")
     state: str | None = setting(None, "Initial state (a state-tuned file).", "FILE", "Model")
     system: str | None = setting(
-        None, "System message, in place of the script's; an empty one is none.", "TEXT", "Prompt", text=True
+        None, "System message, in place of the script's; an empty text removes it.", "TEXT", "Prompt", text=True
     )
     prelude: str | None = setting(
         None, "Text read before the first turn (an initial exchange), or the name api-demo-chat.", "FILE", "Prompt"
@@ -390,7 +397,10 @@ class CellSettings(Sampling, Stopping, DialoguePrompt, Prompting):
         "Endpoint",
     )
     endpoint_model: str | None = setting(
-        None, "The model's name there. [dim]Default: the only one that the server lists.[/]", "NAME", "Endpoint"
+        None,
+        "Name of the model on the server. [dim]Default: the only one that the server lists.[/]",
+        "NAME",
+        "Endpoint",
     )
     endpoint_api: EndpointApi = setting(
         "completions",
@@ -427,11 +437,11 @@ class RunSettings(CellSettings, ScriptLimits):
     `threads`, and the engine's default for `state_memory`.
     """
 
-    seed: int = setting(0, "Of all randomness. [dim]Default: 0[/]", "N", "Sampling", ge=0, lt=2**63)
+    seed: int = setting(0, "Random seed. [dim]Default: 0[/]", "N", "Sampling", ge=0, lt=2**63)
     batch_size: Annotated[int, Field(ge=1, le=65536)] = setting(
-        32, "Replies generated at the same time by a worker. Changes no reply. [dim]Default: 32[/]", "N", "Model", "-b"
+        32, "Replies that a worker generates at once. Does not change replies. [dim]Default: 32[/]", "N", "Model", "-b"
     )
-    threads: int | None = setting(None, "CPU threads of a worker. Changes no reply.", "N", "Model", ge=1, le=1024)
+    threads: int | None = setting(None, "CPU threads per worker. Does not change replies.", "N", "Model", ge=1, le=1024)
     vocab: str | None = setting(
         None,
         "Vocabulary of all models: a file (World format or tokenizer.json), or world. "
@@ -444,7 +454,7 @@ class RunSettings(CellSettings, ScriptLimits):
         None, "Memory for recurrent states, such as 512M or 2G.", "SIZE", "Model", allowed=_SIZE
     )
     workers: int | None = setting(
-        None, "Worker processes, which share the weights. Changes no reply on CPUs.", "N", "Model", ge=1, le=1024
+        None, "Worker processes, which share the weights. Does not change replies on CPUs.", "N", "Model", ge=1, le=1024
     )
     devices: tuple[Annotated[str, Field(pattern=r"^(cpu|cuda(:\d{1,3})?)$")], ...] = setting(
         (),
@@ -458,13 +468,13 @@ class RunSettings(CellSettings, ScriptLimits):
         None, "Workers as actors of a Ray cluster: local, auto, or HOST:PORT.", "ADDRESS", "Model", min_length=1
     )
     concurrency: int = setting(
-        8, "Requests at a time to an endpoint. [dim]Default: 8[/]", "N", "Endpoint", ge=1, le=1024
+        8, "Concurrent requests to the endpoint. [dim]Default: 8[/]", "N", "Endpoint", ge=1, le=1024
     )
     max_requests: int | None = setting(
         None, "Send at most N requests, retries included; then the run stops.", "N", "Endpoint", ge=1, le=MAX_COUNT
     )
     endpoint_timeout: float = setting(
-        600.0, "Seconds for a whole answer, at most. [dim]Default: 600[/]", "X", "Endpoint", gt=0, le=10**6
+        600.0, "Maximum seconds for a whole answer. [dim]Default: 600[/]", "X", "Endpoint", gt=0, le=10**6
     )
     endpoint_retries: int = setting(
         5,
@@ -491,18 +501,28 @@ class RunSettings(CellSettings, ScriptLimits):
         "Judge",
     )
     judge_model: str | None = setting(
-        None, "The judge's name there. [dim]Default: the only one that the server lists.[/]", "NAME", "Judge"
+        None, "Name of the judge on the server. [dim]Default: the only one that the server lists.[/]", "NAME", "Judge"
     )
     judge_body: str = setting("", "Further fields of each request to the judge, as JSON.", "JSON", "Judge", text=True)
     max_prompt_tokens: int | None = setting(
-        None, "A turn with a longer history fails, and the run goes on.", "N", "Prompt", ge=1, le=MAX_COUNT
+        None,
+        "Maximum prompt length in tokens. Longer turns fail, and the run continues.",
+        "N",
+        "Prompt",
+        ge=1,
+        le=MAX_COUNT,
     )
     only: tuple[str, ...] = setting(
         (), "Only conversations with this id or tag; may be repeated.", "ID|TAG", "What is replayed"
     )
     limit: int | None = setting(None, "At most N conversations.", "N", "What is replayed", ge=1, le=MAX_COUNT)
     shuffle_seed: int | None = setting(
-        None, "Seed of another order of conversations, before --limit.", "N", "What is replayed", ge=-(2**63), lt=2**63
+        None,
+        "Shuffle the conversations with this seed, before --limit.",
+        "N",
+        "What is replayed",
+        ge=-(2**63),
+        lt=2**63,
     )
     repeats: Annotated[int, Field(ge=1, le=1_000_000)] = setting(
         1, "Repetitions per conversation and cell; N..M with --until-ci. [dim]Default: 1[/]", "N|N..M", "The run", "-r"
@@ -527,10 +547,10 @@ class RunSettings(CellSettings, ScriptLimits):
         lt=1,
     )
     race_level: float = setting(
-        0.05, "Probability that the race drops a best cell, at most. [dim]Default: 0.05[/]", "X", "The run", gt=0, lt=1
+        0.05, "Maximum probability that the race drops a best cell. [dim]Default: 0.05[/]", "X", "The run", gt=0, lt=1
     )
-    race_rows: int | None = setting(None, "Rows of the whole race, at most.", "N", "The run", ge=1, lt=2**63)
-    max_failures: int | None = setting(None, "Stop when more rows than this failed.", "N", "The run", ge=0, lt=2**63)
+    race_rows: int | None = setting(None, "Maximum number of rows of the whole race.", "N", "The run", ge=1, lt=2**63)
+    max_failures: int | None = setting(None, "Stop after more than N failed rows.", "N", "The run", ge=0, lt=2**63)
 
     @cached_property
     def script_limits(self) -> ScriptLimits:
@@ -540,7 +560,9 @@ class RunSettings(CellSettings, ScriptLimits):
 SYSTEM_FILE = "system_file"
 
 SETTINGS: Mapping[str, Setting] = {
-    "preset": Setting(f"A known-good combination: {', '.join(PRESETS)}. Other options change it.", "NAME", "Sampling"),
+    "preset": Setting(
+        f"A known-good combination: {', '.join(PRESETS)}. Other options override it.", "NAME", "Sampling"
+    ),
     SYSTEM_FILE: Setting("File with the system message, as --system.", "FILE", "Prompt"),
     **{
         name: item

@@ -31,7 +31,7 @@ app = command_app()
     *("endpoint_retries", "concurrency", "max_tokens", "limit"),
     endpoint_api="completions-ids (prompts as token ids), or completions (as text). [dim]Default: completions-ids[/]",
     concurrency="Requests at a time under load. [dim]Default: 16[/]",
-    max_tokens="Tokens in a reply, at most. [dim]Default: 48[/]",
+    max_tokens="Maximum number of tokens in a reply. [dim]Default: 48[/]",
     endpoint_model="The model's name at the server. [dim]Default: the only one that it lists.[/]",
 )
 def certify_command(

@@ -107,7 +107,9 @@ RunOutOption = Annotated[
 ]
 ConfigOption = Annotated[
     Path | None,
-    option("--config", "TOML file with settings. The command line and $RWKVBATCH_* win over it.", "FILE", OUTPUT_PANEL),
+    option(
+        "--config", "TOML file with settings. The command line and $RWKVBATCH_* take precedence.", "FILE", OUTPUT_PANEL
+    ),
 ]
 SparsityOption = Annotated[
     float | None,

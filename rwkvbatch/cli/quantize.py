@@ -44,7 +44,7 @@ def quantize_command(
         option("--calibrate", "Fit int4 to texts: text files, JSON lines, folders; may be repeated.", "FILE"),
     ] = None,
     calibrate_tokens: Annotated[
-        int, option("--calibrate-tokens", "Tokens of them, at most.", "N", min=FEWEST_TOKENS, max=MOST_TOKENS)
+        int, option("--calibrate-tokens", "Maximum number of tokens to read.", "N", min=FEWEST_TOKENS, max=MOST_TOKENS)
     ] = 32768,
     vocab: Annotated[str | None, option("--vocab", "Vocabulary of --calibrate: a file, or world.", "FILE")] = None,
     adapter: AdapterOption = "none",

@@ -53,7 +53,8 @@ def run_command(
         list[str], typer.Argument(metavar="SCRIPT", help="Conversations, JSON lines; - is standard input.")
     ],
     skip_bad: Annotated[
-        bool, option("--skip-bad", "Set bad lines aside in a file of the run directory.", panel=SCRIPT_PANEL)
+        bool,
+        option("--skip-bad", "Skip invalid lines, and copy them to a file of the run directory.", panel=SCRIPT_PANEL),
     ] = False,
     shard: Annotated[
         str | None, option("--shard", "Run only part I of N, for rwkvbatch merge.", "I/N", RUN_PANEL)
