@@ -182,7 +182,7 @@ def of_stream(data: bytes, chance: random.Random) -> bytes:
 
 def read_stream(path: Path) -> None:
     """An answer of a server, in pieces of seven bytes."""
-    from rwkvbatch.endpoint.client import _events, _PassingError
+    from rwkvbatch.endpoint.client import _events, _TransientError
     from rwkvbatch.endpoint.protocol import read_answer
     from rwkvbatch.errors import EndpointError
 
@@ -193,7 +193,7 @@ def read_stream(path: Path) -> None:
 
     try:
         read_answer(_events(pieces())).end(["x"])
-    except _PassingError as error:  # asked for again, and then this error
+    except _TransientError as error:  # asked for again, and then this error
         raise EndpointError(str(error)) from None
 
 
