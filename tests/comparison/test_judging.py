@@ -344,18 +344,18 @@ def test_a_variant_at_the_margin_passes_a_non_inferiority_gate_in_at_most_5_of_1
     assert passed <= 9
 
 
-@pytest.mark.parametrize(("metric", "steps"), [("score", False), ("score", True), ("nll", False)])
-def test_how_much_it_takes_allows_for_what_the_correction_of_skewness_costs(metric: str, steps: bool) -> None:
-    """It is made for numbers that are no steps."""
+@pytest.mark.parametrize(("metric", "discrete"), [("score", False), ("score", True), ("nll", False)])
+def test_how_much_it_takes_allows_for_what_the_correction_of_skewness_costs(metric: str, discrete: bool) -> None:
+    """The correction is made for differences that are not discrete."""
     rng = np.random.default_rng(3)
-    baseline, variant = (np.round(rng.random((8, 2))) if steps else rng.random((8, 2)) for _ in range(2))
+    baseline, variant = (np.round(rng.random((8, 2))) if discrete else rng.random((8, 2)) for _ in range(2))
     gate = parse_gate(f"{metric} >= baseline - 0.35 significantly", "--fail-unless")
     (result,) = judge([gate], [scope_of(variant, baseline)])
     conversations, repeats = (axis.ravel() for axis in np.indices(variant.shape))
     between, within, _ = variances((variant - baseline).ravel(), conversations, repeats)
-    limited, unlimited = (conversations_needed(0.35, between, within, 2, limited=of) for of in (True, False))
-    assert result.conversations_needed == (limited if steps else unlimited)
-    assert limited < unlimited
+    exact, corrected = (conversations_needed(0.35, between, within, 2, discrete=kind) for kind in (True, False))
+    assert result.conversations_needed == (exact if discrete else corrected)
+    assert exact < corrected
 
 
 @pytest.mark.parametrize(("conversations", "failed"), [(38, True), (182, True), (183, False)])
