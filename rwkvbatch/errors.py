@@ -187,7 +187,7 @@ def in_words(error: BaseException) -> str:
     """The type and text of an exception, which may come from foreign code with a failing `__str__`."""
     try:
         text = str(error)
-    except Exception:
+    except Exception:  # any exception: `__str__` is foreign code as well
         text = "(without a text)"
     return f"{type(error).__name__}: {text}"
 

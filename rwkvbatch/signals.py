@@ -97,8 +97,8 @@ class StopRequest(_Arrivals):
         self._may_raise = True
         try:
             yield
-        except BaseException:
-            self._raise_if_stopped()  # an import may have replaced the handler's exception by another one
+        except BaseException:  # any: an import may have replaced the handler's exception by another one
+            self._raise_if_stopped()
             raise
         finally:
             self._may_raise = False
