@@ -24,18 +24,13 @@ function(rwkv_kernels isa)
   rwkv_object(packing_${isa} packing.cpp ${isa} ${ARGN})
 endfunction()
 
+rwkv_kernels(portable)
+set(KERNELS $<TARGET_OBJECTS:kernels_portable> $<TARGET_OBJECTS:integer_portable> $<TARGET_OBJECTS:packing_portable>)
 # On macOS the target processor may differ from the machine's.
 set(PROCESSOR ${CMAKE_SYSTEM_PROCESSOR})
 if(CMAKE_OSX_ARCHITECTURES)
   set(PROCESSOR ${CMAKE_OSX_ARCHITECTURES})
 endif()
-# On processors that have kernels of their own, the portable kernels serve tests and old machines. At -O3 they take 40 % of the
-# time of the whole build, at -O2 half of that.
-if(PROCESSOR MATCHES "x86_64|AMD64|amd64|aarch64|arm64|ARM64" AND NOT RWKVBATCH_SANITIZE)
-  set(PORTABLE -O2)
-endif()
-rwkv_kernels(portable ${PORTABLE})
-set(KERNELS $<TARGET_OBJECTS:kernels_portable> $<TARGET_OBJECTS:integer_portable> $<TARGET_OBJECTS:packing_portable>)
 # Only this file decides which kernels exist: a compiler may support an instruction set for which there are none.
 if(PROCESSOR MATCHES "x86_64|AMD64|amd64")
   add_compile_definitions(RWKV_X86)
