@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, Self, TypedDict, Unpack, cast, overload
 
 from rwkvbatch.config import NO_ADAPTER, SamplingParams, ThinkMode, TurnEnd
@@ -434,5 +435,5 @@ def _check_state(state: Any) -> None:
 
 
 def _check_repetitions(n: Any) -> None:
-    if not isinstance(n, int) or n < 1:
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise UsageError(f"n must be a whole number, at least 1, got {n!r}")

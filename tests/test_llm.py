@@ -317,6 +317,7 @@ def test_run_refuses_to_load_a_loaded_model_differently(llm: LLM, name: str, val
         (lambda llm: llm.generate(["a", "b"], [WARM]), ["params", "2", "1"]),
         (lambda llm: llm.generate("a", WARM.replace(banned_token_ids=(300,))), ["300"]),
         (lambda llm: llm.generate("a", n=1.5), ["n ", "1.5"]),
+        (lambda llm: llm.generate("a", n=True), ["n ", "True"]),
         (lambda llm: llm.generate("a", {"max_tokens": 4}), ["SamplingParams", "max_tokens"]),
         (lambda llm: llm.generate("a", [{"max_tokens": 4}]), ["SamplingParams", "max_tokens"]),
         (lambda llm: llm.stream("a", {"max_tokens": 4}), ["SamplingParams", "max_tokens"]),
@@ -377,6 +378,11 @@ def test_parameters_are_sampling_and_stopping_with_a_seed() -> None:
     assert {name: getattr(SamplingParams(), name) for name in Stopping.model_fields} == Stopping().model_dump()
     with pytest.raises(UsageError, match="nonsense"):
         SamplingParams.from_preset("nonsense")
+
+
+def test_the_number_of_replies_may_be_numpys(llm: LLM) -> None:
+    replies = llm.generate(PROMPTS[0], WARM, n=np.int64(2))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert contents(replies) == contents(llm.generate(PROMPTS[0], WARM, n=2))
 
 
 def test_what_a_notebook_shows_is_short(llm: LLM) -> None:
