@@ -244,6 +244,8 @@ def test_bytes_that_are_not_utf_8_are_an_error_and_a_byte_order_mark_is_left_out
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfhi\n")))
     assert invoke(command) == 0
     assert json.loads(capsys.readouterr().out)["prompt"] == "hi"
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"h\xff\n")))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("hi\n\nich hör\n".encode() + b"\xc3\xa4h\xff\nhi\n")))
     assert invoke(command) == 3
-    assert "must be UTF-8, found byte 0xff" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert [json.loads(line)["prompt"] for line in printed.out.splitlines()] == ["hi", "ich hör"]
+    assert "<standard input>:4: messages must be UTF-8; found 0xff as byte 4 of the line" in printed.err
