@@ -71,13 +71,23 @@ def test_an_odd_argument_gives_a_typed_error_or_a_result(
         assert not llm.engine.busy
 
 
+ANY: Any = rwkvbatch
+"""The library for a type checker that is not to refuse wrong types."""
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda llm: LLM(5), "model must be a path or a loaded Model, or None; got 5"),
-        (lambda llm: LLM(llm.model, state_memory="2G"), "state_memory must be a whole number, at least 1; got '2G'"),
-        (lambda llm: LLM(llm.model, max_batch=2.5), "max_batch must be a whole number, at least 1; got 2.5"),
-        (lambda llm: LLM(llm.model, vocab=5), "vocab must be a path (text that is not empty, or a pathlib.Path), or N"),
+        (lambda llm: ANY.LLM(5), "model must be a path or a loaded Model, or None; got 5"),
+        (
+            lambda llm: ANY.LLM(llm.model, state_memory="2G"),
+            "state_memory must be a whole number, at least 1; got '2G'",
+        ),
+        (lambda llm: ANY.LLM(llm.model, max_batch=2.5), "max_batch must be a whole number, at least 1; got 2.5"),
+        (
+            lambda llm: ANY.LLM(llm.model, vocab=5),
+            "vocab must be a path (text that is not empty, or a pathlib.Path), or N",
+        ),
         (lambda llm: llm.generate("a", 5), "params must be SamplingParams or a list with one for each prompt, or None"),
         (lambda llm: llm.generate("a", bos="off"), "bos must be True or False; got 'off'"),
         (lambda llm: llm.score("a", "b", bos=0), "bos must be True or False; got 0"),
@@ -87,17 +97,17 @@ def test_an_odd_argument_gives_a_typed_error_or_a_result(
         (lambda llm: llm.chat(USER, prelude=5), "prelude must be a path"),
         (lambda llm: llm.chat(USER, think=["on"]), "think must be text; got ['on']"),
         (lambda llm: llm.stream(5), "messages must be text, token ids, or a list of messages; got 5"),
-        (lambda llm: load_model(threads="4"), "threads must be a whole number, 1 to 1,024, or None; got '4'"),
-        (lambda llm: load_state("x", None), "spec must be a ModelSpec; got None"),
-        (lambda llm: save_state("x", "y", llm.spec), "state must be a State; got 'y'"),
-        (lambda llm: rwkvbatch.run(5), "scripts must be a path (text that is not empty, or a pathlib.Path) or a list"),
-        (lambda llm: rwkvbatch.run("x", model=5), "model must be a path"),
-        (lambda llm: rwkvbatch.run("x", verify_rows=-1), "verify_rows must be a whole number, at least 0; got -1"),
-        (lambda llm: rwkvbatch.compare("x", by="turns"), "by must be one of turn, tag, distance, or None; got 'turns'"),
-        (lambda llm: rwkvbatch.compare([5]), "runs[0] must be a path"),
-        (lambda llm: rwkvbatch.compare("x", ks=[0]), "ks must be a list of whole numbers, each at least 1, or None; g"),
-        (lambda llm: Request((1,), stop="END"), "stop must be a tuple of texts that are not empty; got 'END'"),
-        (lambda llm: Engine(llm.model).generate([Request("ab")]), "token ids must be whole numbers, got 'ab'"),
+        (lambda llm: ANY.load_model(threads="4"), "threads must be a whole number, 1 to 1,024, or None; got '4'"),
+        (lambda llm: ANY.load_state("x", None), "spec must be a ModelSpec; got None"),
+        (lambda llm: ANY.save_state("x", "y", llm.spec), "state must be a State; got 'y'"),
+        (lambda llm: ANY.run(5), "scripts must be a path (text that is not empty, or a pathlib.Path) or a list"),
+        (lambda llm: ANY.run("x", model=5), "model must be a path"),
+        (lambda llm: ANY.run("x", verify_rows=-1), "verify_rows must be a whole number, at least 0; got -1"),
+        (lambda llm: ANY.compare("x", by="turns"), "by must be one of turn, tag, distance, or None; got 'turns'"),
+        (lambda llm: ANY.compare([5]), "runs[0] must be a path"),
+        (lambda llm: ANY.compare("x", ks=[0]), "ks must be a list of whole numbers, each at least 1, or None; g"),
+        (lambda llm: ANY.Request((1,), stop="END"), "stop must be a tuple of texts that are not empty; got 'END'"),
+        (lambda llm: Engine(llm.model).generate([ANY.Request("ab")]), "token ids must be whole numbers, got 'ab'"),
         (lambda llm: llm.model.forward([[1, 2], [1.7]]), "tokens[1]: token ids must be whole numbers, got 1.7"),
         (lambda llm: llm.model.forward(["12"]), "tokens[0] must be a list of at least one token id; got '12'"),
         (lambda llm: llm.model.forward([[1]], "x"), "state must be a State, or None; got 'x'"),

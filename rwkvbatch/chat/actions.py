@@ -80,8 +80,12 @@ def _parse_setting(name: str, text: str) -> dict[str, Any]:
         raise UsageError(f"/set: expected one of {', '.join(SETTABLE)}, seed; got {name[:60]!r}")
     value: Any = text
     if setting in ("banned_token_ids", "stop", "no_penalty"):
-        split = (lambda text: [part.strip() for part in text.split(",")]) if setting == "banned_token_ids" else texts_of
-        value = [] if text in ("", "none") else split(text)
+        if text in ("", "none"):
+            value = []
+        elif setting == "banned_token_ids":
+            value = [part.strip() for part in text.split(",")]
+        else:
+            value = texts_of(text)
     elif setting == "max_seconds" and text == "none":
         return {setting: None}
     elif setting == "reply_prefix" and text == "none":
