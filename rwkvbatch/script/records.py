@@ -159,7 +159,7 @@ class Turn:
         plain: whether `user` and `reference` are a prompt, which may be empty, and its continuation, which is scored
             without a chat template.
         probe: the position of a probe; None for a turn of the dialogue.
-        continuation: the text that is scored after the prompt and each choice, of a plain turn with choices; None if the
+        continuation: the text that is scored after the prompt and each choice of a plain turn; None if the
             choices themselves are scored.
     """
 
