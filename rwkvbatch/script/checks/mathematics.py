@@ -149,5 +149,5 @@ def _compared(expected: str, text: str, whole: bool) -> Equality:
 
 
 def _as_latex(text: str) -> str:
-    """`text` as a formula, unless it has formulas between delimiters, which `\\$` and the row end `\\\\[2pt]` are not."""
+    """`text` as a formula, unless it has formulas between delimiters; neither `\\$` nor `\\\\[2pt]` is one."""
     return text if _DELIMITER.search(text) else f"${text}$"
