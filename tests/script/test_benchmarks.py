@@ -346,3 +346,15 @@ def test_the_command_tells_some_of_the_records_that_are_left_out(
     lines = capsys.readouterr().err.splitlines()
     assert sum("left out: " in line and "in.jsonl:" in line for line in lines) == 5
     assert "left out: 2 more" in lines
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_an_imported_script_runs_on_the_bundled_model(name: str, tmp_path: Path) -> None:
+    for style in BENCHMARKS[name].styles:
+        lines_of(name, tmp_path, RECORDS[name], style=style)
+        script, out = str(tmp_path / "out.jsonl"), tmp_path / style
+        arguments = ["run", script, "--out", str(out), "--max-tokens", "4", "--quiet"]
+        assert invoke(arguments) in (0, 1)  # 1: a check did not pass
+        rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+        assert [row["error"] for row in rows] == [None] * len(rows)
+        assert {row["finish_reason"] for row in rows} <= {"scored"} if style != "chat" else {"stop", "eos", "length"}

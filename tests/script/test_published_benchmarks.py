@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import rwkvbatch
 from rwkvbatch.errors import MissingExtraError, ScriptError, UsageError
 from rwkvbatch.script.benchmark_import import import_benchmark
 from rwkvbatch.script.benchmarks import BENCHMARKS, Benchmark
@@ -262,6 +263,38 @@ def test_the_order_of_the_options_of_gpqa_depends_on_contents_alone_and_each_let
     assert [letter(number, **swapped) for number in range(2000)] == letters
     # 500 expected for each, with a standard deviation of 19
     assert all(420 < count < 580 for count in Counter(letters).values())
+
+
+HARNESS: list[tuple[str, Mapping[str, Any], list[tuple[str, str]]]] = [
+    ("winogrande", WINOGRANDE, [
+        ("Ada asked Bob for help because Ada", " was kind."), ("Ada asked Bob for help because Bob", " was kind."),
+    ]),
+    ("blimp", BLIMP, [("", " Who has Ada seen?"), ("", " Who have Ada seen?")]),
+    ("copa", COPA, [
+        ("The man woke up because", "  the clock rang."), ("The man woke up because", "  he slept."),
+    ]),
+    ("piqa", PIQA, [
+        ("Question: To open a jar\nAnswer:", " twist the lid."),
+        ("Question: To open a jar\nAnswer:", " twist the glass."),
+    ]),
+]  # fmt: skip
+"""By benchmark, the contexts and continuations whose likelihoods lm-evaluation-harness compares."""
+
+
+@pytest.mark.parametrize(("name", "record", "pairs"), HARNESS)
+def test_likelihoods_are_those_of_the_contexts_and_continuations_of_lm_evaluation_harness(
+    name: str, record: Mapping[str, Any], pairs: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    lines_of(name, tmp_path, record)
+    llm = rwkvbatch.LLM()
+    (row,) = rwkvbatch.run(tmp_path / "out.jsonl", model=llm.model).rows()
+    assert row.choices is not None
+    expected: list[float] = []
+    for context, continuation in pairs:
+        # Its `_encode_pair`: both are encoded together, and an empty context is token 0.
+        whole, before = (llm.tokenizer.encode(text) for text in (context + continuation, context))
+        expected.append(llm.score([0, *before], whole[len(before) :]).logprob)
+    assert [score.logprob for score in row.choices.scores] == expected
 
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
