@@ -125,14 +125,17 @@ def _summary_lines(result: RunResult) -> list[str]:
     if any(counts.values()):
         tokens = " and ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
         speed = f"{tokens} tokens in {duration(progress.elapsed_s)}, {progress.tokens_per_s:,.0f} tokens/s"
+        if result.reuse is not None:
+            speed = f"this session: {speed}"
     lines = [speed]
     if not only_scored:
         # Rows that were only scored have no number of cached tokens.
         prompt_tokens = summary.prompt_tokens - summary.scored_prompt_tokens
         computed = prompt_tokens - summary.cached_tokens
         of_replies = " of replies" if summary.scored_prompt_tokens else ""
+        whole = "whole run: " if result.reuse is not None else ""
         lines.append(
-            f"{prompt_tokens:,} prompt tokens{of_replies}: {computed:,} read, {summary.cached_tokens:,} reused"
+            f"{whole}{prompt_tokens:,} prompt tokens{of_replies}: {computed:,} read, {summary.cached_tokens:,} reused"
         )
     if summary.errors:
         rows, pronoun = ("1 row", "it") if summary.errors == 1 else (f"{summary.errors:,} rows", "them")
