@@ -240,7 +240,7 @@ class RunDirectory:
         save_file(self.path / SKIPPED_NAME, (line + b"\n" for line in lines), files=self._files, at=self.at)
 
     def close(self) -> None:
-        """Release the lock; remove a directory that was created and never claimed, with its parents if they were too."""
+        """Release the lock; remove the directory, and parents, that were created and never claimed."""
         if self._made and self._lock.lost() is None:
             with contextlib.suppress(OSError):
                 os.unlink(LOCK_NAME, dir_fd=self.at)
