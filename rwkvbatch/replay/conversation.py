@@ -77,6 +77,16 @@ class ConversationReplay:
         """All tokens before the next reply."""
         return (*self._history, *self._encoder.encode(self._template.turn(self._next.user)))
 
+    def scored_texts(self) -> list[tuple[Sequence[int], Sequence[int]]]:
+        """The tokens before each text of the next turn that is scored, and the text's own: its reference, its choices.
+
+        Raises:
+            RowError: a plain text has no token that can be scored.
+        """
+        turn = self._next
+        texts = [] if turn.reference is None else [self._reference_tokens(turn.reference)]
+        return [*texts, *map(self._choice_tokens, turn.choices)]
+
     def request(self) -> Request:
         """The engine request for the next turn's reply; raises `PromptTooLongError`."""
         tokens = self.prompt()
@@ -117,9 +127,7 @@ class ConversationReplay:
             PromptTooLongError: the prompt is longer than the settings allow.
             RwkvBatchError, ValueError: the engine refuses a request.
         """
-        turn = self._next
-        scored_texts = [] if turn.reference is None else [self._reference_tokens(turn.reference)]
-        scored_texts += map(self._choice_tokens, turn.choices)
+        turn, scored_texts = self._next, self.scored_texts()
         if not turn.generate:
             for prefix, _ in scored_texts:
                 self._check_length(len(prefix))

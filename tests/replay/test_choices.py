@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import rwkvbatch
+from rwkvbatch.cli.app import invoke
 from rwkvbatch.comparison.loading import load
 from rwkvbatch.errors import ScriptError
 from rwkvbatch.model.base import Model
@@ -322,3 +323,27 @@ def test_digests_of_choices_without_a_continuation_are_those_of_earlier_versions
             "choices": [{"name": "blue", "text": " blue"}, {"name": "green", "text": " green"}],
         },
     )  # fmt: skip
+
+
+def test_a_dry_run_counts_what_is_scored_and_no_replies(
+    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    path = tmp_path / "s.jsonl"
+    lines = [PARTIAL, {"id": "p", "prompt": "", "choices": ["a b", "c d e"]}, {"id": "t", "text": "It is."}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = rows_of(path)
+    assert invoke(["run", str(path), "--dry-run", "--json"]) == 0
+    counts = json.loads(capsysbinary.readouterr().out)
+    assert counts["first_scored_tokens"] == sum(row.scored_tokens for row in rows)
+    assert counts["first_prompt_tokens"] == sum(row.tokens.prompt for row in rows)
+    assert counts["max_reply_tokens"] == 0
+
+
+def test_a_dry_run_counts_a_text_that_cannot_be_scored_as_nothing(
+    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    path = tmp_path / "s.jsonl"
+    path.write_text(json.dumps({"prompt": "", "choices": ["a", "b c"]}) + "\n")
+    assert invoke(["run", str(path), "--dry-run", "--json", "--bos", "off"]) == 0
+    counts = json.loads(capsysbinary.readouterr().out)
+    assert (counts["first_scored_tokens"], counts["first_prompt_tokens"]) == (0, 0)
