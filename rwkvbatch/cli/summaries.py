@@ -130,6 +130,8 @@ def _summary_lines(result: RunResult) -> list[str]:
         speed = f"{tokens} tokens in {duration(progress.elapsed_s)}, {progress.tokens_per_s:,.0f} tokens/s"
         if result.reuse is not None:
             speed = f"this session: {speed}"
+    if not summary.planned:
+        speed = "this part of the run has no conversation"
     lines = [speed]
     if not only_scored:
         # Rows that were only scored have no number of cached tokens.

@@ -98,6 +98,8 @@ class TestLines:
         assert progress_line(MOMENT) == "30/100 rows, 500 tokens/s, 23 s left"
         failing = replace(MOMENT, failures=2, failed_checks=3)
         assert progress_line(failing).endswith("23 s left, 2 failed, 3 checks not passed")
+        continued = replace(failing, rows_before=20)
+        assert progress_line(continued).endswith("23 s left, 2 failed, 3 checks not passed in this session")
 
     def test_long_texts_under_way_are_in_the_line_the_bar_and_the_status(self) -> None:
         reading = replace(MOMENT, rows_done=0, rows_total=1, reply_tokens=0, reading=Reading(1, 12_400, 45_300_000))
