@@ -188,7 +188,11 @@ def _precision_lines(result: RunResult) -> list[str]:
         return []
     until_ci = result.plan.settings.until_ci
     assert until_ci is not None
-    lines = [f"--until-ci {until_ci:g}: width of the score's interval against {result.reached[0].cell}"]
+    baseline = result.reached[0].cell
+    lines = [
+        f"--until-ci {until_ci:g}: width of the score's interval against {baseline}, of each cell by itself; "
+        "those of `compare` are wider"
+    ]
     for cell in result.reached:
         if cell is result.reached[0]:
             precision = "the first cell"

@@ -61,7 +61,7 @@ class Progress:
 
     Attributes:
         rows_done: durable rows, including those of earlier sessions.
-        rows_total: rows that the run will have; in a race, up to the next look.
+        rows_total: rows that the run will have; in a race, up to the next look; at least `rows_done`.
         failures: failed rows.
         failed_checks: failed checks.
         active: conversations under way.
@@ -157,7 +157,11 @@ class Counts:
         self._started_s = self.clock()
 
     def progress(self, rows_done: int, rows_total: int) -> Progress:
-        """The progress now; the remaining time is estimated from this session's rows and shares of long texts."""
+        """The progress now; the remaining time is estimated from this session's rows and shares of long texts.
+
+        A race that is continued can have more rows than it needs up to its first look; they are no rows to do.
+        """
+        rows_total = max(rows_total, rows_done)
         elapsed_s = max(0.0, self.clock() - self._started_s)
         workers = tuple(self.workers.values())
         reading = sum((worker.reading for worker in workers), NO_READING)

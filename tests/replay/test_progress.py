@@ -63,6 +63,13 @@ class TestCounts:
         assert progress.reading == Reading(2, 50, 200)
         assert progress.seconds_left == pytest.approx(30.0)
 
+    def test_rows_beyond_the_first_look_of_a_continued_race_are_no_rows_to_do(self) -> None:
+        said: list[str] = []
+        progress = Counts(741, clock=Clock()).progress(741, 104)
+        LineObserver(said.append).started(progress)
+        assert said == ["0 of 741 rows to do"]
+        assert progress_line(progress).startswith("741/741 rows")
+
     def test_nothing_done_is_no_estimate(self) -> None:
         assert Counts(60, clock=Clock()).progress(60, 100).seconds_left is None
 
