@@ -322,7 +322,7 @@ class TestExistingDirectory:
             parts.merge()
 
     def test_a_part_is_no_place_for_the_whole(self, parts: Parts) -> None:
-        with pytest.raises(RunMismatchError, match='shard: existing run: "1/3"; this command: "nothing"'):
+        with pytest.raises(RunMismatchError, match='shard: existing run: "1/3"; this command: nothing'):
             merge(parts.paths, parts.paths[0])
 
     def test_a_directory_of_something_else_is_refused(self, parts: Parts) -> None:
