@@ -50,6 +50,17 @@ def test_the_file_is_what_the_strategy_makes_of_the_original(rounding: str, orig
 
 
 @pytest.mark.parametrize("rounding", ["w8a8", "int4"])
+def test_rows_that_are_rounded_in_pieces_are_those_of_the_whole_matrix(
+    rounding: str, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, pieces = tmp_path / "whole.safetensors", tmp_path / "pieces.safetensors"
+    quantize(original, whole, "--to", rounding)
+    monkeypatch.setattr("rwkvbatch.model.quantised._PIECE", 5 * 192)
+    quantize(original, pieces, "--to", rounding)
+    assert pieces.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("rounding", ["w8a8", "int4"])
 def test_a_quantised_file_is_verified(rounding: str, original: Path, tmp_path: Path) -> None:
     out = tmp_path / "q.safetensors"
     quantize(original, out, "--to", rounding)
