@@ -101,27 +101,63 @@ def _json(path: str, _: frozenset[str]) -> _NumberedValues:
         yield number, item
 
 
-def _csv(path: str, header: frozenset[str]) -> _NumberedValues:
+class CsvError(Exception):
+    """A line that is not CSV; the text says what is wrong."""
+
+    def __init__(self, problem: str, line: int) -> None:
+        super().__init__(problem)
+        self.line = line
+
+
+def csv_rows(path: Path | str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV file with the line on which each begins, without empty lines.
+
+    Raises:
+        CsvError: a line is not CSV or not UTF-8.
+        OSError: the file cannot be read.
+    """
     csv.field_size_limit(_MAX_FIELD)
     line = 1
-    try:
-        with open_file(Path(path), MAX_BYTES) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-            reader = csv.reader(text, strict=True)
-            names: list[str] | None = None
+    with open_file(path, MAX_BYTES) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        reader = csv.reader(text, strict=True)
+        try:
             for row in reader:
                 row_line, line = line, reader.line_num + 1
-                if not row:
+                if row:
+                    yield row_line, row
+        except csv.Error as error:
+            raise CsvError(f"is not a line of CSV: {error}", line) from None
+        except UnicodeDecodeError as error:  # its place is one in a block of the file
+            line, byte = _not_utf8(path) or (line, error.object[error.start])
+            raise CsvError(f"not UTF-8: byte 0x{byte:02x}", line) from None
+
+
+def _not_utf8(path: Path | str) -> tuple[int, int] | None:
+    """The line and the value of the first byte of a file that is not UTF-8."""
+    with open_file(path, MAX_BYTES) as file:
+        for line, data in enumerate(file, 1):
+            try:
+                data.decode()
+            except UnicodeDecodeError as error:
+                return line, data[error.start]
+    return None
+
+
+def _csv(path: str, header: frozenset[str]) -> _NumberedValues:
+    names: list[str] | None = None
+    try:
+        for line, row in csv_rows(path):
+            if names is None:
+                is_header = bool(header) and header <= set(row)
+                names = row if is_header else [str(column) for column in range(len(row))]
+                if is_header:
                     continue
-                if names is None:
-                    is_header = bool(header) and header <= set(row)
-                    names = row if is_header else [str(column) for column in range(len(row))]
-                    if is_header:
-                        continue
-                if len(row) != len(names):
-                    refuse(SourceLine(path, row_line), f"has {len(row)} columns, and the first line has {len(names)}")
-                yield row_line, dict(zip(names, row, strict=True))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ScriptError(f"is not a line of CSV: {error}", path=path, line=line) from None
+            if len(row) != len(names):
+                refuse(SourceLine(path, line), f"has {len(row)} columns, and the first line has {len(names)}")
+            yield line, dict(zip(names, row, strict=True))
+    except CsvError as error:
+        hint = "save the file as UTF-8" if "UTF-8" in str(error) else None
+        raise ScriptError(str(error), path=path, line=error.line, hint=hint) from None
 
 
 def _arrow_library(path: str) -> Any:

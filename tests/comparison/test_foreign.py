@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,34 @@ def test_hostile_files_are_refused_by_name(tmp_path: Path, name: str, content: s
         load(path)
     assert str(path) in str(caught.value)
     assert not isinstance(caught.value, UsageError) or "[0, 1]" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("id,points\na,1\n", ":1: must have the columns id and score, and has id, points"),
+        (
+            "\n\nid;score\na;1\n",
+            ":3: must have the columns id and score, and has id;score; columns are separated by commas",
+        ),
+        ("id,score,score\na,1,0\n", ":1: has the column score 2 times"),
+        ("id,points\n", ":1: must have the columns id and score, and has id, points"),
+        ('id,score\n"a\nb",1\n"c\nd",2\n', ":4: score must be in [0, 1], got 2"),
+        ("id,score\na,1,2\n", ":2: has 3 values for 2 columns: id, score"),
+        (b"id,score\na,1\nb\xe9,1\n", ":3: not UTF-8: byte 0xe9"),
+    ],
+)
+def test_a_fault_of_a_table_names_the_line_where_it_is(tmp_path: Path, content: str | bytes, problem: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(RunDamagedError, match=re.escape(problem)):
+        load(path)
+
+
+def test_empty_lines_before_the_header_of_a_table_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("\n\nid,score\na,1\n\nb,0\n")
+    assert load(path)["score"].tolist() == [1, 0]
 
 
 def test_an_inspect_log_that_was_cancelled_is_noted_and_a_score_without_a_value_is_missing(tmp_path: Path) -> None:

@@ -202,6 +202,12 @@ def test_a_difference_that_excludes_zero_is_not_written_as_zero() -> None:
 
 def test_huge_numbers_fit_on_a_line() -> None:
     assert (number(5e98, 3), number(-5e98, 3), number(1e8, 1)) == ("5e+98", "-5e+98", "100000000.0")
+
+
+def test_a_perplexity_that_overflowed_is_larger_than_every_number_and_an_end_without_limit_infinite() -> None:
+    assert number(math.inf, 3) == ">1e308"
+    assert difference(line(difference=math.inf, low=math.nan, high=math.nan)) == ">1e308"
+    assert interval(line(difference=2.0, low=1.0, high=math.inf)) == "[+1.000, +inf]"
     assert interval(line(low=1e12, high=2.5e98)) == "[+1e+12, +2.5e+98]"
 
 

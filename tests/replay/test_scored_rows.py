@@ -250,3 +250,14 @@ def test_generated_and_scored_tokens_are_counted_separately(
     messages = capsys.readouterr().err
     assert f"{len(reply.reply_ids)} reply and {scored} scored tokens in " in messages
     assert f"{reply.tokens.prompt} prompt tokens of replies: {reply.tokens.prompt} read, 0 reused" in messages
+
+
+def test_a_perplexity_beyond_all_numbers_is_shown_as_such_and_null_in_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "s.jsonl", {"prompt": "a", "continuation": "zqx vkj " * 100})
+    result = rwkvbatch.run(path, out=tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["cells"][0]["plain_text"]["text_perplexity"] is None
+    show_summary(result)
+    assert ">1e308" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rwkvbatch.errors import RunMismatchError, StorageError
+from rwkvbatch.errors import RunDirectoryError, RunMismatchError, StorageError
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.results.directory import RunDirectory, default_directory
@@ -48,6 +48,25 @@ def test_a_directory_that_is_there_is_not_given_again(tmp_path: Path, monkeypatc
         path.mkdir()
         names.append(path.name)
     assert names == ["demo-20260101-000000", "demo-20260101-000000-2", "demo-20260101-000000-3"]
+
+
+def test_a_run_that_never_began_leaves_no_directory_and_no_parent_that_it_made(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    RunDirectory(tmp_path / "old" / "runs" / "a", "").close()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
+
+
+def test_a_run_that_never_began_leaves_what_others_put_beside_it(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "runs" / "a", "")
+    (tmp_path / "runs" / "notes.txt").touch()
+    directory.close()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "runs", tmp_path / "runs" / "notes.txt"]
+
+
+def test_a_directory_that_cannot_be_made_leaves_no_parent(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="cannot be made: File name too long"):
+        RunDirectory(tmp_path / "runs" / ("a" * 300), "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_without_a_row_gives_its_directory_to_another_and_one_with_a_row_does_not(tmp_path: Path) -> None:
