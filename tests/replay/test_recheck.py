@@ -17,7 +17,7 @@ from rwkvbatch.cli.exits import ExitCode
 from rwkvbatch.errors import RowError, RunDamagedError, RunDirectoryError, RunMismatchError
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.recheck import recheck
-from rwkvbatch.results.manifest import FORMER
+from rwkvbatch.results.manifest import CHECKSUM, FORMER
 from rwkvbatch.results.row import decode_row, encode_row
 from rwkvbatch.results.summary import read_race
 from rwkvbatch.script.checks import parse_checks
@@ -127,9 +127,11 @@ def test_a_directory_without_a_run_or_script_copy_is_refused(run_directory: Path
 
 
 def test_a_run_with_an_interrupted_extension_is_refused(run_directory: Path) -> None:
-    manifest = json.loads((run_directory / "manifest.json").read_text())
-    (run_directory / "manifest.json").write_text(json.dumps({**manifest, "former": {"identity": {}, "by": "run"}}))
-    with pytest.raises(RunDirectoryError, match="interrupted"):
+    path = run_directory / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest[CHECKSUM]
+    path.write_text(json.dumps({**manifest, FORMER: {"identity": {}, "by": "run"}}))
+    with pytest.raises(RunDirectoryError, match="the last `rwkvbatch run` in it was interrupted"):
         recheck(run_directory)
 
 
