@@ -19,7 +19,7 @@ from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.exits import message, report
 from rwkvbatch.errors import RowError
 from rwkvbatch.prompt.escaping import CONTEXT, one_line, output_as_log, printable, printable_json
-from tests.chat.test_start import exchange
+from tests.chat.sessions import exchange
 from tests.comparison.make_run import make_run
 
 COMMANDS = (
