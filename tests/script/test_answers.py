@@ -145,6 +145,10 @@ def test_braces_inside_a_box_belong_to_it() -> None:
         (r"\{1, 2\}", r"\boxed{\{2, 1\}}", True),
         (r"2\sqrt{2}", r"$\sqrt{8}$", True),
         ("5", "The last of 3, 4 and 5 is 5", True),
+        (r"\$36", r"\boxed{36}", True),
+        (r"\$36", r"\boxed{\$37}", False),
+        ("32348", r"\boxed{\$32,\!348}", True),
+        (r"\begin{pmatrix} 1 \\[2pt] 2 \end{pmatrix}", r"\boxed{\begin{pmatrix} 1 \\[2pt] 2 \end{pmatrix}}", True),
     ],
 )
 def test_mathematics_is_compared_by_its_value(expected: str, reply: str, passed: bool) -> None:
