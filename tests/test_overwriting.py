@@ -1,4 +1,4 @@
-"""No command replaces a file of another kind than it writes, any file without being told to, or a run's files ever."""
+"""No command replaces a file of another kind, a file without an option that permits it, or a run's files."""
 
 from __future__ import annotations
 

@@ -130,6 +130,8 @@ def _summary_lines(result: RunResult) -> list[str]:
         speed = f"{tokens} tokens in {duration(progress.elapsed_s)}, {progress.tokens_per_s:,.0f} tokens/s"
         if result.reuse is not None:
             speed = f"this session: {speed}"
+    if not summary.planned:
+        speed = "this part of the run has no conversation"
     lines = [speed]
     if not only_scored:
         # Rows that were only scored have no number of cached tokens.
@@ -186,7 +188,11 @@ def _precision_lines(result: RunResult) -> list[str]:
         return []
     until_ci = result.plan.settings.until_ci
     assert until_ci is not None
-    lines = [f"--until-ci {until_ci:g}: width of the score's interval against {result.reached[0].cell}"]
+    baseline = result.reached[0].cell
+    lines = [
+        f"--until-ci {until_ci:g}: width of the score's interval against {baseline}, of each cell by itself; "
+        "those of `compare` are wider"
+    ]
     for cell in result.reached:
         if cell is result.reached[0]:
             precision = "the first cell"

@@ -7,11 +7,12 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.files import FileKind, check_target, file_head, save_file
-from rwkvbatch.script.benchmarks import BENCHMARKS, BadRecordError, Benchmark, Question
+from rwkvbatch.script.benchmarks import BENCHMARKS, NOT_IMPORTED, BadRecordError, Benchmark, Question
 from rwkvbatch.script.forms import read_conversation
 from rwkvbatch.script.lines import SourceLine, refuse
 from rwkvbatch.script.tables import Record, read_records
@@ -65,9 +66,7 @@ def import_benchmark(
         ScriptError: a file cannot be read, or a record is not of the benchmark's form.
         MissingExtraError: a file or a check needs an optional dependency that is not installed.
     """
-    if name not in BENCHMARKS:
-        raise UsageError(f"unknown benchmark {name!r}", hint=f"known ones: {', '.join(BENCHMARKS)}")
-    benchmark = BENCHMARKS[name]
+    benchmark = _benchmark(name)
     style = next(iter(benchmark.styles)) if style is None else style
     if style not in benchmark.styles:
         raise UsageError(f"{name} has no style {style!r}", hint=f"its styles: {', '.join(benchmark.styles)}")
@@ -77,7 +76,7 @@ def import_benchmark(
     left_out: list[str] = []
     source_of: dict[str, SourceLine] = {}
     for path in files:
-        for record in read_records(path, header=benchmark.header):
+        for record in read_records(path, benchmark.form):
             try:
                 question = _read(benchmark, record, name)
                 shots_of_question = _examples_for(question, examples, record.source, shots)
@@ -99,13 +98,31 @@ def import_benchmark(
     return Imported(name, style, len(lines), tuple(left_out))
 
 
+def _benchmark(name: str) -> Benchmark:
+    """The benchmark with a name; raises `UsageError`."""
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    if (known := name.lower()) in NOT_IMPORTED:
+        hint = "serve the model (rwkvbatch serve) to a program that runs code in a sandbox; see docs/scripts.md"
+        raise UsageError(f"{known} is not imported: {NOT_IMPORTED[known]}", hint=hint)
+    matches = get_close_matches(known.replace("_", "-"), BENCHMARKS, n=1)
+    meant = f"did you mean {matches[0]!r}? " if matches else ""
+    raise UsageError(f"unknown benchmark {name!r}", hint=f"{meant}known ones: {', '.join(BENCHMARKS)}")
+
+
 def _read(benchmark: Benchmark, record: Record, name: str) -> Question:
     """The question of a record; raises `ScriptError`."""
     try:
         return benchmark.read(record)
     except (BadRecordError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         keys = ", ".join(list(record.values)[:12])
-        problem = str(error) if isinstance(error, BadRecordError) else f"lacks {error}"
+        match error:
+            case BadRecordError():
+                problem = str(error)
+            case KeyError():
+                problem = f"lacks {error}"
+            case _:
+                problem = f"has a value of another type ({' '.join(str(error).split())})"
         refuse(
             record.source, f"is no record of {name}: {problem}", f"its columns are {keys}; docs/scripts.md has the form"
         )
@@ -126,7 +143,7 @@ def _examples(
         raise UsageError("--shots and --dev belong together", hint=f"add {missing}, the examples come from a dev file")
     groups: dict[str, list[Question]] = defaultdict(list)
     for path in dev:
-        for record in read_records(path, header=benchmark.header):
+        for record in read_records(path, benchmark.form):
             question = _read(benchmark, record, name)
             groups[question.group].append(question)
     return groups

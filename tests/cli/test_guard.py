@@ -1,4 +1,4 @@
-"""C code of plug-ins that ends the process: the real program, with such a plug-in on its path."""
+"""Plug-ins whose C code ends the process, in a real process."""
 
 from __future__ import annotations
 

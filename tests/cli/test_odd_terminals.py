@@ -1,4 +1,4 @@
-"""Terminals and widths that cannot be used, and formats that are not for terminals."""
+"""Unusable terminals and widths, and output formats that are not for terminals."""
 
 from __future__ import annotations
 

@@ -74,16 +74,16 @@ def read_results(path: Path) -> None:
 
 
 def benchmark_files() -> list[bytes]:
-    from tests.script.test_benchmarks import ARC, GSM8K, HELLASWAG, LAMBADA, MMLU, MT_BENCH
+    from tests.script.benchmark_records import RECORDS
 
-    return [lines(record) for record in (LAMBADA, MMLU, ARC, HELLASWAG, GSM8K, MT_BENCH)]
+    return [lines(record) for record in RECORDS.values()]
 
 
 def benchmark_tables() -> list[bytes]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from tests.script.test_benchmarks import LAMBADA, MMLU
+    from tests.script.benchmark_records import LAMBADA, MMLU
 
     files: list[bytes] = []
     for record in (LAMBADA, MMLU):

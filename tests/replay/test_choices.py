@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 import rwkvbatch
+from rwkvbatch.cli.app import invoke
 from rwkvbatch.comparison.loading import load
 from rwkvbatch.errors import ScriptError
 from rwkvbatch.model.base import Model
@@ -186,11 +188,12 @@ def test_the_script_copy_of_a_plain_prompt_with_choices_reads_back_equal(tmp_pat
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"prompt": ""}, "prompt: is empty"),
         ({"choices": ["a"]}, "must be 2 to 10,000 choices"),
         ({"expect": {"choice": "c"}}, "names no choice"),
         ({"generate": True}, "unknown key 'generate'"),
-        ({"continuation": "x"}, "unknown key 'continuation'"),
+        ({"continuation": ""}, "continuation: is empty, so there is nothing to score"),
+        ({"continuation": 3}, "continuation: must be a string"),
+        ({"prompt": None}, "prompt: must be a string"),
         ({"params": []}, "params: must be an object"),
         ({"params": {"temp": -1}}, "temperature"),
     ],
@@ -200,3 +203,110 @@ def test_invalid_keys_of_a_plain_prompt_with_choices_are_refused(
 ) -> None:
     with pytest.raises(ScriptError, match=problem):
         read(tmp_path, {"prompt": "p", "choices": ["a", "b"]} | change)
+
+
+def test_choices_without_a_prompt_have_the_scores_of_whole_texts(tmp_path: Path, model: Model) -> None:
+    texts = {"good": "Ada has a red book.", "bad": "Ada have a red book."}
+    lines = [{"id": name, "text": text} for name, text in texts.items()]
+    both = {"id": "both", "prompt": "", "choices": texts, "expect": {"choice": "good"}}
+    path = write(tmp_path / "s.jsonl", *lines, both)
+    llm = rwkvbatch.LLM(model)
+    for bos in ("auto", "off"):
+        rows = {row.conversation: row for row in rows_of(path, model=model, bos=bos)}
+        choices = rows["both"].choices
+        assert choices is not None
+        for score, (name, text) in zip(choices.scores, texts.items(), strict=True):
+            tokens = llm.tokenizer.encode(text)
+            # Without token 0, nothing precedes the first token, so that it is read and not scored.
+            before, scored = ([0], tokens) if bos == "auto" else (tokens[:1], tokens[1:])
+            num_bytes = sum(len(llm.tokenizer.token_bytes(token)) for token in scored)
+            assert score == ChoiceScore(name, llm.score(before, scored).logprob, len(scored), num_bytes)
+            whole = rows[name].reference
+            assert whole is not None
+            assert (whole.logprob, whole.tokens, whole.bytes) == (score.logprob, score.tokens, score.bytes)
+
+
+def test_a_choice_of_one_token_without_a_prefix_cannot_be_scored(tmp_path: Path, model: Model) -> None:
+    path = write(tmp_path / "s.jsonl", {"prompt": "", "choices": ["a", "b c"]})
+    (row,) = rows_of(path, model=model, bos="off")
+    assert "nothing is read before it: use --bos on" in str(row.error)
+
+
+PARTIAL = {
+    "id": "w", "prompt": "Ada helped Bob because ", "choices": {"1": "Ada", "2": "Bob"},
+    "continuation": " was kind.", "expect": {"choice": "1"},
+}  # fmt: skip
+
+
+def test_a_continuation_is_scored_after_the_prompt_and_each_choice(tmp_path: Path, model: Model) -> None:
+    path = write(tmp_path / "s.jsonl", PARTIAL)
+    llm = rwkvbatch.LLM(model)
+    for bos, begin in (("auto", [0]), ("off", [])):
+        (row,) = rows_of(path, model=model, bos=bos)
+        assert row.choices is not None
+        for score, name in zip(row.choices.scores, ("Ada", "Bob"), strict=True):
+            before = [*begin, *llm.tokenizer.encode(f"Ada helped Bob because {name}")]
+            expected = llm.score(before, " was kind.")
+            assert score.logprob == expected.logprob
+            assert (score.tokens, score.bytes) == (len(expected.token_ids), len(" was kind."))
+        best = row.choices.best().name
+        assert row.reply == {"1": "Ada", "2": "Bob"}[best]
+        assert row.checks[0].passed == (best == "1")
+        assert row.prompt == "Ada helped Bob because _ was kind."
+        assert row.reference is None
+        assert decode_row(encode_row(row)) == row
+
+
+def test_the_choice_may_start_the_text(tmp_path: Path, model: Model) -> None:
+    path = write(tmp_path / "s.jsonl", PARTIAL | {"prompt": ""})
+    llm = rwkvbatch.LLM(model)
+    (row,) = rows_of(path, model=model)
+    assert row.choices is not None
+    expected = [llm.score([0, *llm.tokenizer.encode(name)], " was kind.").logprob for name in ("Ada", "Bob")]
+    assert [score.logprob for score in row.choices.scores] == expected
+
+
+@pytest.mark.parametrize("change", [{}, {"prompt": ""}, {"continuation": " was glad."}])
+def test_a_continuation_after_choices_is_in_the_script_copy_and_its_digests(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    (original,) = read(tmp_path, PARTIAL | change).conversations
+    (copied,) = read(tmp_path, native_record(original)).conversations
+    assert copied == original
+    assert (copied.sha256, copied.row_contents) == (original.sha256, original.row_contents)
+    without = {key: value for key, value in (PARTIAL | change).items() if key != "continuation"}
+    (without_continuation,) = read(tmp_path, without).conversations
+    assert without_continuation.sha256 != original.sha256
+    assert without_continuation.row_contents != original.row_contents
+
+
+def test_digests_of_choices_without_a_continuation_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    line = {"id": "p", "prompt": "The sky is", "choices": [" blue", " green"]}
+    (found,) = read(tmp_path, line).conversations
+    assert found.sha256 == "6b956f654da5f913de3896c180ea708da31cff2f18c6b859b940bfdd39e0dbd6"
+    assert found.row_contents == (
+        {
+            "user": "The sky is", "reference": None, "generate": False, "plain": True, "normalize": "none",
+            "choices": [{"name": "blue", "text": " blue"}, {"name": "green", "text": " green"}],
+        },
+    )  # fmt: skip
+
+
+def test_a_dry_run_counts_scored_tokens(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    lines = [PARTIAL, {"id": "p", "prompt": "", "choices": ["a b", "c d e"]}, {"id": "t", "text": "It is."}]
+    path = write(tmp_path / "s.jsonl", *lines)
+    rows = rows_of(path)
+    assert invoke(["run", path, "--dry-run", "--json"]) == 0
+    counts = json.loads(capsysbinary.readouterr().out)
+    assert counts["first_scored_tokens"] == sum(row.scored_tokens for row in rows)
+    assert counts["first_prompt_tokens"] == sum(row.tokens.prompt for row in rows)
+    assert counts["max_reply_tokens"] == 0
+
+
+def test_a_dry_run_does_not_count_a_text_that_cannot_be_scored(
+    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    path = write(tmp_path / "s.jsonl", {"prompt": "", "choices": ["a", "b c"]})
+    assert invoke(["run", path, "--dry-run", "--json", "--bos", "off"]) == 0
+    counts = json.loads(capsysbinary.readouterr().out)
+    assert (counts["first_scored_tokens"], counts["first_prompt_tokens"]) == (0, 0)

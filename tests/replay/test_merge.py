@@ -319,7 +319,7 @@ class TestExistingDirectory:
             parts.merge()
 
     def test_merging_into_a_part_is_refused(self, parts: Parts) -> None:
-        with pytest.raises(RunMismatchError, match='shard: existing run: "1/3"; this command: "nothing"'):
+        with pytest.raises(RunMismatchError, match='shard: existing run: "1/3"; this command: nothing'):
             merge(parts.paths, parts.paths[0])
 
     def test_a_directory_with_other_files_is_refused(self, parts: Parts) -> None:

@@ -63,6 +63,13 @@ class TestCounts:
         assert progress.reading == Reading(2, 50, 200)
         assert progress.seconds_left == pytest.approx(30.0)
 
+    def test_a_continued_race_counts_no_negative_rows_to_do(self) -> None:
+        lines: list[str] = []
+        progress = Counts(741, clock=Clock()).progress(741, 104)
+        LineObserver(lines.append).started(progress)
+        assert lines == ["0 of 741 rows to do"]
+        assert progress_line(progress).startswith("741/741 rows")
+
     def test_without_a_finished_row_there_is_no_estimate(self) -> None:
         assert Counts(60, clock=Clock()).progress(60, 100).seconds_left is None
 
@@ -98,6 +105,8 @@ class TestLines:
         assert progress_line(PROGRESS) == "30/100 rows, 500 tokens/s, 23 s left"
         failing = replace(PROGRESS, failures=2, failed_checks=3)
         assert progress_line(failing).endswith("23 s left, 2 failed, 3 checks not passed")
+        continued = replace(failing, rows_before=20)
+        assert progress_line(continued).endswith("23 s left, 2 failed, 3 checks not passed in this session")
 
     def test_long_texts_in_progress_are_in_the_line_the_bar_and_the_status(self) -> None:
         reading = replace(PROGRESS, rows_done=0, rows_total=1, reply_tokens=0, reading=Reading(1, 12_400, 45_300_000))

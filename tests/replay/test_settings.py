@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -41,8 +42,12 @@ class TestLayers:
     def test_a_range_of_repeats_sets_repeats_and_max_repeats(self) -> None:
         settings = layer_settings({"repeats": "3..9", "until_ci": "0.1"}).settings
         assert (settings.repeats, settings.max_repeats, settings.until_ci) == (3, 9, 0.1)
-        with pytest.raises(UsageError, match=r"--repeats must be a whole number"):
-            layer_settings({"repeats": "3.."})
+
+    @pytest.mark.parametrize("text", ["2..1", "1..1", "3..", "..3", "2...3", "a..3", "3..2000000"])
+    def test_a_wrong_range_of_repeats_names_the_option_and_the_range(self, text: str) -> None:
+        allowed = "--repeats must be N or LOW..HIGH, whole numbers in [1, 1000000] with LOW <= HIGH and HIGH >= 2"
+        with pytest.raises(UsageError, match=re.escape(f"{allowed}, got {text}")):
+            layer_settings({"repeats": text})
 
     @pytest.mark.parametrize("short", ALIASES)
     def test_short_names_are_accepted_and_two_names_of_one_setting_are_refused(self, short: str) -> None:

@@ -113,7 +113,7 @@ class TestDirectory:
         ("other", "difference"),
         [
             (Shard(2, 3), 'shard: existing run: "1/3"; this command: "2/3"'),
-            (None, 'shard: existing run: "1/3"; this command: "nothing"'),
+            (None, 'shard: existing run: "1/3"; this command: nothing'),
         ],
     )
     def test_another_part_or_the_whole_run_cannot_resume_a_part(
@@ -126,7 +126,7 @@ class TestDirectory:
 
     def test_a_part_cannot_resume_a_whole_run(self, tmp_path: Path) -> None:
         run(tmp_path / "run", make_plan(7))
-        with pytest.raises(RunMismatchError, match='shard: existing run: "nothing"; this command: "1/3"'):
+        with pytest.raises(RunMismatchError, match='shard: existing run: nothing; this command: "1/3"'):
             run(tmp_path / "run", make_plan(7, shard=Shard(1, 3)))
 
     def test_the_same_part_again_generates_nothing(self, tmp_path: Path) -> None:
