@@ -1,3 +1,5 @@
+"""The summary and the progress display of `rwkvbatch run`."""
+
 from __future__ import annotations
 
 import io

@@ -1,4 +1,4 @@
-"""Quantised files: the same model as the strategy makes of the original, and what is refused."""
+"""Quantised files: the same model as the strategy makes from the original, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Products of integers (`w8a8`, `int4`): which numbers inputs and weights become, and the exact result of a layer."""
+"""Integer products (`w8a8`, `int4`): quantisation of inputs and weights, and the exact result of a layer."""
 
 from __future__ import annotations
 
