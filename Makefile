@@ -53,7 +53,7 @@ types: $(VENV)/.installed-test
 contracts: $(VENV)/.installed-test
 	$(BIN)/lint-imports
 
-GENERATED := docs/commands.md docs/install.md
+GENERATED := docs/commands.md docs/install.md docs/scripts.md
 
 documents: $(VENV)/.installed-test
 	$(BIN)/cog --check -I . $(GENERATED)

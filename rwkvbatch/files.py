@@ -14,7 +14,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -170,11 +170,28 @@ def write_all(files: Files, descriptor: int, data: bytes) -> None:
         num_written += count
 
 
-def make_directory(path: Path, mode: int = DIRECTORY_MODE) -> None:
-    """Make `path` and its missing parents, all with `mode`; `Path.mkdir` ignores the mode for parents."""
-    for directory in reversed([path, *path.parents]):
-        if not directory.is_dir():
-            directory.mkdir(mode, exist_ok=True)
+def make_directory(path: Path, mode: int = DIRECTORY_MODE) -> list[Path]:
+    """Make `path` and its missing parents, all with `mode`; `Path.mkdir` ignores the mode for parents.
+
+    Returns the directories that were made, parents first; if one of them cannot be made, the others are removed.
+    """
+    made: list[Path] = []
+    try:
+        for directory in reversed([path, *path.parents]):
+            if not directory.is_dir():
+                directory.mkdir(mode, exist_ok=True)
+                made.append(directory)
+    except BaseException:
+        remove_empty(made)
+        raise
+    return made
+
+
+def remove_empty(directories: Sequence[Path]) -> None:
+    """Remove directories that were made, parents first, unless something is in them."""
+    with contextlib.suppress(OSError):
+        for directory in reversed(directories):
+            directory.rmdir()
 
 
 @contextlib.contextmanager

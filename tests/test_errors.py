@@ -1,4 +1,4 @@
-"""Telling errors apart."""
+"""The distinction between kinds of errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The package as a whole: what importing it costs, and what it must never contain."""
+"""The package as a whole: the cost of importing it, and forbidden content."""
 
 from __future__ import annotations
 

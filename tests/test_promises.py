@@ -1,4 +1,4 @@
-"""The first promise on the bundled model, from the outside: what a run writes does not depend on how it was run."""
+"""The first promise on the bundled model: rows do not depend on how a run was executed."""
 
 from __future__ import annotations
 

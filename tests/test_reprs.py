@@ -1,4 +1,4 @@
-"""What a Python session shows of the library's objects: a line or two that say what one wants to know."""
+"""The `repr` of the library's objects: one or two informative lines."""
 
 from __future__ import annotations
 

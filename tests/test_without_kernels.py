@@ -1,4 +1,4 @@
-"""An installation without native kernels (no compiler was there) and one on Windows."""
+"""Installations without native kernels (no compiler), and on Windows."""
 
 from __future__ import annotations
 

@@ -114,3 +114,18 @@ def extras_table() -> str:
         raise ValueError(f"tools/documents.py: EXTRAS must say what these are for: {', '.join(sorted(undescribed))}")
     rows = [f"| `{name}` | {purpose} |" for name, purpose in EXTRAS.items() if name in declared]
     return "\n".join(["", "| extra | for |", "|---|---|", *rows, ""])
+
+
+def benchmarks_table() -> str:
+    """A line for each style of each benchmark that `script import` knows."""
+    from rwkvbatch.script.benchmarks import BENCHMARKS
+
+    lines = ["", "| benchmark | file | style | what is asked | `--shots` | measured by |", "|---|---|---|---|---|---|"]
+    for name, benchmark in BENCHMARKS.items():
+        cells = f"`{name}` | {benchmark.files}"
+        for style, declared in benchmark.styles.items():
+            default = " (default)" if len(benchmark.styles) > 1 and style == next(iter(benchmark.styles)) else ""
+            shots = "yes" if declared.shots else "no"
+            lines.append(f"| {cells} | `{style}`{default} | {declared.asks} | {shots} | {declared.measured} |")
+            cells = " | "
+    return "\n".join([*lines, ""])

@@ -10,8 +10,11 @@ import typer
 from rwkvbatch.cli.exits import message, print_json
 from rwkvbatch.cli.options import Command, JsonOption, QuietOption, command_app, examples, option
 from rwkvbatch.errors import counted
+from rwkvbatch.script.benchmarks import BENCHMARKS
 
 MAX_SHOWN = 5
+
+_NAMES = list(BENCHMARKS)
 
 app = command_app(help="Make scripts from the files of published benchmarks.", no_args_is_help=True)
 
@@ -30,15 +33,13 @@ def _group() -> None:
         "rwkvbatch script import mmlu data/test/*.csv --style plain --shots 5 --dev data/dev --out mmlu-5.jsonl",
         "rwkvbatch script import gsm8k test.jsonl --out gsm8k.jsonl",
         "rwkvbatch script import arc ARC-Challenge-Test.jsonl --style chat --out arc.jsonl",
+        "rwkvbatch script import winogrande dev.jsonl --out winogrande.jsonl",
         "rwkvbatch run mmlu.jsonl --out runs/mmlu && rwkvbatch compare runs/mmlu",
     ),
 )
 def import_command(
     benchmark: Annotated[
-        str,
-        typer.Argument(
-            metavar="BENCHMARK", help="lambada, mmlu, gsm8k, arc, hellaswag, ifeval or mt-bench.", show_default=False
-        ),
+        str, typer.Argument(metavar="BENCHMARK", help=f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}.", show_default=False)
     ],
     files: Annotated[
         list[str],
@@ -65,20 +66,12 @@ def import_command(
     """Write a script from a benchmark's own files, with the prompts of its source and the checks that it needs.
 
     Nothing is downloaded. [bold]docs/scripts.md[/] says what the files are and where the prompts come from. Examples
-    are the first ones of the dev files, for mmlu those of the same subject.
+    are the first ones of the dev files, for mmlu and mmlu-pro those of the same subject.
     """
     from rwkvbatch.script.benchmark_import import import_benchmark
-    from rwkvbatch.script.tables import data_files
 
     result = import_benchmark(
-        benchmark,
-        data_files(files),
-        out,
-        style=style,
-        shots=shots,
-        dev=data_files(dev or ()),
-        skip_bad=skip_bad,
-        replace=force,
+        benchmark, files, out, style=style, shots=shots, dev=dev or (), skip_bad=skip_bad, replace=force
     )
     for problem in result.left_out[:MAX_SHOWN]:
         message(f"left out: {problem}", quiet=quiet)

@@ -14,7 +14,7 @@ from rwkvbatch.cli.views import console, fitted_table
 from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.results.row import SCORED
-from rwkvbatch.results.summary import FORMER_VERDICTS, CellSummary, Summary, worst
+from rwkvbatch.results.summary import FORMER_VERDICTS, OVERFLOW, CellSummary, Summary, worst
 
 if TYPE_CHECKING:
     from rwkvbatch.replay.runner import RunResult
@@ -83,11 +83,13 @@ def _columns(summary: Summary) -> dict[str, list[str]]:
         columns |= {
             "tokens\nscored": ["-" if text is None else f"{text.tokens:,}" for text in texts],
             "nll": ["-" if text is None else f"{text.nll:.4f}" for text in texts],
-            "perplexity": [_number(text and text.perplexity) for text in texts],
+            "perplexity": [_perplexity(text is not None, text and text.perplexity) for text in texts],
             "bits per\nbyte": ["-" if text is None else f"{text.bits_per_byte:.4f}" for text in texts],
         }
         if any(text is not None and text.accuracy is not None for text in texts):
-            columns["perplexity\nof texts"] = [_number(text and text.text_perplexity) for text in texts]
+            columns["perplexity\nof texts"] = [
+                _perplexity(text is not None, text and text.text_perplexity) for text in texts
+            ]
             columns["accuracy"] = [
                 "-" if text is None or text.accuracy is None else f"{text.accuracy:.2%}" for text in texts
             ]
@@ -96,9 +98,10 @@ def _columns(summary: Summary) -> dict[str, list[str]]:
     return columns
 
 
-def _number(value: float | None) -> str:
+def _perplexity(has_texts: bool, value: float | None) -> str:
+    """A perplexity; None is one that overflowed where there are texts."""
     if value is None:
-        return "-"
+        return OVERFLOW if has_texts else "-"
     return f"{value:,.3f}" if value < 1e6 else f"{value:.4g}"
 
 
@@ -125,14 +128,19 @@ def _summary_lines(result: RunResult) -> list[str]:
     if any(counts.values()):
         tokens = " and ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
         speed = f"{tokens} tokens in {duration(progress.elapsed_s)}, {progress.tokens_per_s:,.0f} tokens/s"
+        if result.reuse is not None:
+            speed = f"this session: {speed}"
+    if not summary.planned:
+        speed = "this part of the run has no conversation"
     lines = [speed]
     if not only_scored:
         # Rows that were only scored have no number of cached tokens.
         prompt_tokens = summary.prompt_tokens - summary.scored_prompt_tokens
         computed = prompt_tokens - summary.cached_tokens
         of_replies = " of replies" if summary.scored_prompt_tokens else ""
+        whole = "whole run: " if result.reuse is not None else ""
         lines.append(
-            f"{prompt_tokens:,} prompt tokens{of_replies}: {computed:,} read, {summary.cached_tokens:,} reused"
+            f"{whole}{prompt_tokens:,} prompt tokens{of_replies}: {computed:,} read, {summary.cached_tokens:,} reused"
         )
     if summary.errors:
         rows, pronoun = ("1 row", "it") if summary.errors == 1 else (f"{summary.errors:,} rows", "them")
@@ -180,7 +188,11 @@ def _precision_lines(result: RunResult) -> list[str]:
         return []
     until_ci = result.plan.settings.until_ci
     assert until_ci is not None
-    lines = [f"--until-ci {until_ci:g}: width of the score's interval against {result.reached[0].cell}"]
+    baseline = result.reached[0].cell
+    lines = [
+        f"--until-ci {until_ci:g}: width of the score's interval against {baseline}, of each cell by itself; "
+        "those of `compare` are wider"
+    ]
     for cell in result.reached:
         if cell is result.reached[0]:
             precision = "the first cell"

@@ -171,6 +171,7 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
         "cells": f"{len(counts.cells):,}: {'; '.join(counts.cells[:8])}{' ...' if len(counts.cells) > 8 else ''}",
         "repeats": f"{counts.repeats:,}",
         "tokens of first prompts": f"{counts.first_prompt_tokens:,}, of which {shared:,} are shared prefixes",
+        "tokens scored in first turns": f"{counts.first_scored_tokens:,}",
         "tokens of later turns": f"{counts.later_turn_tokens:,}, and the replies before them",
         "tokens of replies": f"at most {counts.max_reply_tokens:,}",
     }

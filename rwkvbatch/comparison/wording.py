@@ -13,6 +13,7 @@ from rwkvbatch.comparison.metrics import Metric
 from rwkvbatch.comparison.paired import Comparison, Family
 from rwkvbatch.comparison.ranking import Candidate, Ranking, VariantMean
 from rwkvbatch.comparison.trend import Trend
+from rwkvbatch.results.summary import OVERFLOW
 
 ARROWS: Final = {"higher": "↑", "lower": "↓", "none": ""}
 MISSING: Final = "—"
@@ -26,9 +27,14 @@ _MAX_LABELS = 2
 
 
 def number(value: float, digits: int) -> str:
-    """A value with `digits` decimals and no negative zero; a dash for NaN, a power of ten from 10^9."""
+    """A value with `digits` decimals and no negative zero; a dash for NaN, a power of ten from 10^9.
+
+    An infinite value is a perplexity that overflowed: JSON and CSV, which lack infinity, have no number in its place.
+    """
     if math.isnan(value):
         return MISSING
+    if math.isinf(value):
+        return OVERFLOW if value > 0 else f"-{OVERFLOW}"
     if abs(value) >= _HUGE:
         return f"{value:.3g}"
     text = f"{value:.{digits}f}"
@@ -38,7 +44,12 @@ def number(value: float, digits: int) -> str:
 def signed(value: float, digits: int) -> str:
     """As `number`, with a plus sign for positive values."""
     text = number(value, digits)
-    return text if text == MISSING or text.startswith("-") or float(text) == 0 else f"+{text}"
+    return f"+{text}" if 0 < value < math.inf and not _is_zero(text) else text
+
+
+def _is_zero(text: str) -> bool:
+    """Whether a number as it is shown has no digit but 0."""
+    return bool(text) and not text.strip("0.")
 
 
 def interval(line: Comparison | VariantMean) -> str:
@@ -50,8 +61,10 @@ def interval(line: Comparison | VariantMean) -> str:
     if math.isnan(low) or (math.isinf(low) and math.isinf(high)):
         return MISSING
     if isinstance(line, VariantMean):
-        return f"[{number(low, digits)}, {number(high, digits)}]"
-    return f"[{_signed_end(line, low)}, {_signed_end(line, high)}]"
+        ends = (f"{end}" if math.isinf(end) else number(end, digits) for end in (low, high))
+    else:
+        ends = (f"{end:+}" if math.isinf(end) else _signed_end(line, end) for end in (low, high))
+    return f"[{', '.join(ends)}]"
 
 
 def difference(line: Comparison) -> str:
@@ -61,13 +74,13 @@ def difference(line: Comparison) -> str:
 
 def _signed_end(line: Comparison, value: float) -> str:
     text = signed(value, line.metric.digits)
-    return f"{value:+.1g}" if line.significant and value and float(text) == 0 else text
+    return f"{value:+.1g}" if line.significant and value and _is_zero(text) else text
 
 
 def detectable(value: float, digits: int) -> str:
     """A detectable difference; one that would round to 0 keeps one significant digit."""
     text = number(value, digits)
-    return f"{value:.1g}" if value > 0 and float(text) == 0 else text
+    return f"{value:.1g}" if value > 0 and _is_zero(text) else text
 
 
 def p_value(p: float) -> str:

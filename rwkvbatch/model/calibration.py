@@ -96,30 +96,31 @@ def rounded_with_feedback(weight: Tensor, moments: Tensor, rule: RoundingRule) -
 
     `rule` quantises the dequantised weight to the same integers and scales.
     """
-    weight = weight.float().clone()
+    weight = weight.float()
     diagonal = moments.diagonal().clone()
     scales, anchors = fitted_scales(weight, diagonal, rule.group)
     order = torch.argsort(diagonal, descending=True, stable=True)
     factor = _inverse_factor(moments[order][:, order])
-    weight = weight[:, order]
-    group_of = torch.div(order, rule.group, rounding_mode="floor")
-    integers = torch.empty_like(weight)
-    for start in range(0, weight.shape[1], COLUMNS_PER_UPDATE):
-        end = min(start + COLUMNS_PER_UPDATE, weight.shape[1])
-        errors = torch.empty(len(weight), end - start)
+    # The columns of the weight as rows, so that each is contiguous.
+    columns = weight.t()[order].contiguous()
+    scale_rows, anchor_rows = scales.t().contiguous(), anchors.t().contiguous()
+    integers = torch.empty_like(columns)
+    for start in range(0, len(columns), COLUMNS_PER_UPDATE):
+        end = min(start + COLUMNS_PER_UPDATE, len(columns))
+        errors = torch.empty(end - start, columns.shape[1])
         for index in range(start, end):
-            column, group = weight[:, index], group_of[index]
-            scale = scales[:, group]
-            rounded = _nearest(column, scale)
-            rounded = torch.where((anchors[:, group] == order[index]) & (scale != 0), float(LOWEST), rounded)
-            integers[:, index] = rounded
-            error = (column - rounded * scale) / factor[index, index]
-            weight[:, index + 1 : end] -= error[:, None] * factor[index, index + 1 : end]
-            errors[:, index - start] = error
-        weight[:, end:] -= errors @ factor[start:end, end:]
+            number = int(order[index])
+            scale, anchor = scale_rows[number // rule.group], anchor_rows[number // rule.group]
+            rounded = _nearest(columns[index], scale)
+            rounded = torch.where((anchor == number) & (scale != 0), float(LOWEST), rounded)
+            integers[index] = rounded
+            error = (columns[index] - rounded * scale) / factor[index, index]
+            columns[index + 1 : end].addr_(factor[index, index + 1 : end], error, alpha=-1)
+            errors[index - start] = error
+        columns[end:].addmm_(factor[start:end, end:].t(), errors, alpha=-1)
     unordered = torch.empty_like(integers)
-    unordered[:, order] = integers
-    return unordered, scales
+    unordered[order] = integers
+    return unordered.t().contiguous(), scales
 
 
 def _inverse_factor(moments: Tensor) -> Tensor:
@@ -128,8 +129,11 @@ def _inverse_factor(moments: Tensor) -> Tensor:
     diagonal = damped.diagonal()
     damping = DAMPING * float(diagonal.mean())
     diagonal += damping if damping > 0 else 1.0
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    # With rows and columns in the opposite order, the inverse of the lower factor of the moments is the upper factor of
+    # their inverse.
+    lower = torch.linalg.cholesky(damped.flip(0, 1))
+    inverse = torch.linalg.solve_triangular(lower, torch.eye(len(lower), dtype=lower.dtype), upper=False)
+    return inverse.flip(0, 1).float()
 
 
 def as_multiplied(x: Tensor, group: int | None) -> Tensor:

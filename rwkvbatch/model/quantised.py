@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from rwkvbatch.errors import CheckpointError
+from rwkvbatch.model.base import num_threads
 from rwkvbatch.model.ops.reference import ROUNDINGS, RoundingRule
 from rwkvbatch.model.tensor_file import Contents, Entry, StoredBytes
 
@@ -34,6 +36,8 @@ LARGE = re.compile(r"(?:.*\.(?:receptance|key|value|output)|head)\.weight")
 
 _SCALES: dict[FileRounding, torch.dtype] = {"w8a8": torch.float32, "int4": torch.bfloat16}
 _MAX_ROUNDS = 8
+_PIECE = 1 << 18
+"""Weights that a thread rounds at a time, so that intermediate results stay in its caches."""
 
 
 def rounding_of(metadata: Mapping[str, str]) -> FileRounding | None:
@@ -104,7 +108,20 @@ def _row_bytes(rounding: FileRounding, inputs: int) -> int:
 
 
 def _settled(entry: Entry, rounding: FileRounding) -> Tensor:
-    return packed(*settled(entry.load(), ROUNDINGS[rounding]), rounding)
+    """A matrix rounded to the nearest, in the format of the file; several threads round rows, torch one operation."""
+    weight, rule = entry.load(), ROUNDINGS[rounding]
+    out, inputs = weight.shape
+    result = torch.empty(out, _row_bytes(rounding, inputs), dtype=torch.uint8)
+    step = max(1, _PIECE // max(1, inputs))
+
+    def round_rows(start: int) -> None:
+        rows = slice(start, start + step)
+        result[rows] = packed(*settled(weight[rows], rule), rounding)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool, num_threads(1):
+        for _ in pool.map(round_rows, range(0, out, step)):
+            pass
+    return result
 
 
 def packed(integers: Tensor, scales: Tensor, rounding: FileRounding) -> Tensor:

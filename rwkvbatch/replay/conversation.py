@@ -77,6 +77,16 @@ class ConversationReplay:
         """All tokens before the next reply."""
         return (*self._history, *self._encoder.encode(self._template.turn(self._next.user)))
 
+    def scored_texts(self) -> list[tuple[Sequence[int], Sequence[int]]]:
+        """The tokens before each text of the next turn that is scored, and the text's own: its reference, its choices.
+
+        Raises:
+            RowError: a plain text has no token that can be scored.
+        """
+        turn = self._next
+        texts = [] if turn.reference is None else [self._reference_tokens(turn.reference)]
+        return [*texts, *map(self._choice_tokens, turn.choices)]
+
     def request(self) -> Request:
         """The engine request for the next turn's reply; raises `PromptTooLongError`."""
         tokens = self.prompt()
@@ -117,9 +127,7 @@ class ConversationReplay:
             PromptTooLongError: the prompt is longer than the settings allow.
             RwkvBatchError, ValueError: the engine refuses a request.
         """
-        turn = self._next
-        scored_texts = [] if turn.reference is None else [self._reference_tokens(turn.reference)]
-        scored_texts += map(self._choice_tokens, turn.choices)
+        turn, scored_texts = self._next, self.scored_texts()
         if not turn.generate:
             for prefix, _ in scored_texts:
                 self._check_length(len(prefix))
@@ -249,23 +257,33 @@ class ConversationReplay:
         """
         if not self._next.plain:
             return self._split_before_last(*self._template.given_reply(reference))
-        prefix, text = self._plain_prompt(), encode_long(self._encoder.tokenizer, reference)
+        return self._plain_tokens(self._next.user, encode_long(self._encoder.tokenizer, reference))
+
+    def _plain_tokens(self, prompt: str, text: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+        """The tokens before the scored part of a plain text, and the scored tokens.
+
+        Before the text are token 0 (unless `bos` is off) and its prompt, read without a template. Without either, the
+        first token of the text is not scored, because no token precedes it.
+        """
+        settings = self.task.of_turn(self.turn).settings
+        bos = (END_OF_TEXT,) if settings.begins_with_bos(plain_text=True) else ()
+        # Without the cache of encoded texts, which would keep whole documents in memory.
+        prefix = (*bos, *self._encoder.tokenizer.encode(prompt))
         if not prefix and len(text) < 2:
             raise RowError("the text has one token, and nothing is read before it: use --bos on")
         return (prefix, text) if prefix else (text[:1], text[1:])
 
-    def _plain_prompt(self) -> tuple[int, ...]:
-        """The tokens before a plain text: token 0 (unless `bos` is off) and its prompt, read without a template."""
-        settings = self.task.of_turn(self.turn).settings
-        bos = (END_OF_TEXT,) if settings.begins_with_bos(plain_text=True) else ()
-        # Without the cache of encoded texts, which would keep whole documents in memory.
-        return (*bos, *self._encoder.tokenizer.encode(self._next.user))
-
     def _choice_tokens(self, choice: Choice) -> tuple[Sequence[int], Sequence[int]]:
-        """The tokens before a choice, and its own tokens, as the beginning of a reply or after a plain prompt."""
-        if self._next.plain:
-            return self._plain_prompt(), tuple(self._encoder.encode(choice.text))
-        return self._split_before_choice(self._choice_text(choice))
+        """The tokens before a choice, and its own tokens, as the beginning of a reply or after a plain prompt.
+
+        With a `continuation` of the turn, the choice belongs to the tokens before, and the continuation is scored.
+        """
+        turn = self._next
+        if not turn.plain:
+            return self._split_before_choice(self._choice_text(choice))
+        if turn.continuation is None:
+            return self._plain_tokens(turn.user, self._encoder.encode(choice.text))
+        return self._plain_tokens(turn.user + choice.text, self._encoder.encode(turn.continuation))
 
     def _choice_text(self, choice: Choice) -> str:
         """A choice as the template writes a reply; verbatim after a `reply_prefix` or a plain prompt."""
@@ -326,10 +344,11 @@ class ConversationReplay:
                 reference = self._reference(scores[0], sums[0], work.scored_texts[0][1])
             scores, sums = scores[1:], sums[1:]
         if turn.choices:
+            texts = work.scored_texts[-len(turn.choices) :]
             choices = ChoiceScores(
                 tuple(
-                    ChoiceScore(choice.name, logprob, len(score.logprobs), len(self._choice_text(choice).encode()))
-                    for choice, score, logprob in zip(turn.choices, scores, sums, strict=True)
+                    self._choice_score(choice, tokens, logprob)
+                    for choice, (_, tokens), logprob in zip(turn.choices, texts, sums, strict=True)
                 )
             )
             if reply is None:
@@ -394,9 +413,18 @@ class ConversationReplay:
         matched = score.num_matched / num_tokens
         if not turn.plain:
             return Reference(turn.reference, score.nll, matched, num_tokens)
-        token_bytes = self._encoder.tokenizer.token_bytes
-        num_bytes = sum(len(token_bytes(token)) for token in tokens)
+        num_bytes = self._num_bytes(tokens)
         return Reference(short_text(turn.reference), -logprob / num_tokens, matched, num_tokens, logprob, num_bytes)
+
+    def _choice_score(self, choice: Choice, tokens: Sequence[int], logprob: float) -> ChoiceScore:
+        continuation = self._next.continuation
+        text = self._choice_text(choice) if continuation is None else continuation
+        not_scored = self._encoder.encode(text)[: -len(tokens)]
+        return ChoiceScore(choice.name, logprob, len(tokens), len(text.encode()) - self._num_bytes(not_scored))
+
+    def _num_bytes(self, tokens: Sequence[int]) -> int:
+        token_bytes = self._encoder.tokenizer.token_bytes
+        return sum(len(token_bytes(token)) for token in tokens)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, t
         **vars(task.key(turn)),
         seed=task.of_turn(turn).seed,
         tags=task.conversation.tags,
-        prompt=short_text(script_turn.user) if script_turn.plain else script_turn.user,
+        prompt=short_text(script_turn.shown_prompt) if script_turn.plain else script_turn.user,
         reply=text,
         reply_ids=ids,
         finish_reason="error",

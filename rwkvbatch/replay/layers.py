@@ -164,12 +164,23 @@ def checked_values(values: Mapping[str, Any], name: Callable[[str], str] = optio
         elif key == SYSTEM_FILE:
             checked["system"] = _system_text(value, name(raw_key))
         elif key == "repeats" and isinstance(value, str) and ".." in value:
-            low, _, high = value.partition("..")
-            checked["repeats"] = _checked_value(key, low, name(raw_key))
-            checked["max_repeats"] = _checked_value(key, high, name(raw_key))
+            checked |= _repeat_range(value, name(raw_key))
         else:
             checked[key] = _checked_value(key, value, name(raw_key))
     return {**from_preset, **checked}
+
+
+def _repeat_range(value: str, shown_name: str) -> dict[str, Any]:
+    """The settings that a range of repeats LOW..HIGH stands for; errors call the setting `shown_name`."""
+    low, _, high = value.partition("..")
+    try:
+        repeats = {key: _checked_value(key, part, "") for key, part in (("repeats", low), ("max_repeats", high))}
+    except UsageError:
+        repeats = {}
+    if not repeats or repeats["max_repeats"] < repeats["repeats"]:
+        allowed = "must be N or LOW..HIGH, whole numbers in [1, 1000000] with LOW <= HIGH and HIGH >= 2"
+        raise UsageError(f"{shown_name} {allowed}, got {value}")
+    return repeats
 
 
 def _system_text(path: Any, shown_name: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 
+from rwkvbatch.errors import RowError
 from rwkvbatch.replay.conversation import ConversationReplay
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.prompts import PromptEncoder
@@ -21,6 +22,7 @@ class Preview:
         first_prompt_distinct: the part of these that is computed, since shared prefixes are computed once.
         later_turn_tokens: tokens of the later turns' user messages, without the replies.
         max_reply_tokens: upper bound on the tokens of all replies.
+        first_scored_tokens: tokens of the references, choices and plain texts of the first turns, which are scored.
     """
 
     rows: int
@@ -32,6 +34,7 @@ class Preview:
     first_prompt_distinct: int
     later_turn_tokens: int
     max_reply_tokens: int
+    first_scored_tokens: int
 
     as_dict = asdict
 
@@ -43,21 +46,22 @@ def preview(plan: Plan, encoder: PromptEncoder) -> Preview:
         encoder: needs no initial states.
     """
     replays_of = plan.times_played()
-    first_prompt_tokens = later_turn_tokens = max_reply_tokens = rows = dialogues = 0
+    first_prompt_tokens = first_scored_tokens = later_turn_tokens = max_reply_tokens = rows = dialogues = 0
     prompts: set[tuple[str, tuple[int, ...]]] = set()
     numbers = [plan.number_of(conversation, cell, 0) for conversation in replays_of for cell in range(len(plan.cells))]
     for task in map(plan.task, numbers):
         turns, num_replays = task.conversation.turns, replays_of[plan.conversation_of(task.number)]
         dialogues += num_replays
         rows += num_replays * len(turns)
-        prompt = ConversationReplay(task, encoder).prompt()
+        prompt, num_scored = _first_turn(ConversationReplay(task, encoder), turns[0].generate)
         # Prompts of different models or initial states share no cached state.
         prompts.add((f"{task.settings.model}\0{task.settings.state}", prompt))
         first_prompt_tokens += num_replays * len(prompt)
+        first_scored_tokens += num_replays * num_scored
         for number, turn in enumerate(turns[1:], start=1):
             text = encoder.template(task.of_turn(number).settings).turn(turn.user)
             later_turn_tokens += num_replays * len(encoder.encode(text))
-        max_tokens = sum(task.of_turn(turn).settings.max_tokens for turn in range(len(turns)))
+        max_tokens = sum(task.of_turn(n).settings.max_tokens for n, turn in enumerate(turns) if turn.generate)
         max_reply_tokens += num_replays * max_tokens
     return Preview(
         rows=rows if plan.settings.race_rows is None else min(rows, plan.settings.race_rows),
@@ -69,7 +73,21 @@ def preview(plan: Plan, encoder: PromptEncoder) -> Preview:
         first_prompt_distinct=_num_distinct(prompts),
         later_turn_tokens=later_turn_tokens,
         max_reply_tokens=max_reply_tokens,
+        first_scored_tokens=first_scored_tokens,
     )
+
+
+def _first_turn(replay: ConversationReplay, generate: bool) -> tuple[tuple[int, ...], int]:
+    """The prompt of a first turn, and the number of tokens of it that are scored.
+
+    The prompt of a turn without a reply is the longest one before a text that is scored.
+    """
+    try:
+        texts = replay.scored_texts()
+    except RowError:  # the run reports it as the error of the row
+        texts = []
+    prompt = replay.prompt() if generate else tuple(max((prefix for prefix, _ in texts), key=len, default=()))
+    return prompt, sum(len(tokens) for _, tokens in texts)
 
 
 def _num_distinct(prompts: Iterable[tuple[str, tuple[int, ...]]]) -> int:

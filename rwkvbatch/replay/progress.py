@@ -61,7 +61,7 @@ class Progress:
 
     Attributes:
         rows_done: durable rows, including those of earlier sessions.
-        rows_total: rows that the run will have; in a race, up to the next look.
+        rows_total: rows that the run will have; in a race, up to the next look; at least `rows_done`.
         failures: failed rows.
         failed_checks: failed checks.
         active: conversations under way.
@@ -77,6 +77,7 @@ class Progress:
         questions: questions for the judge; 0 before it is asked.
         reading: progress through the long texts under way.
         scored_tokens: tokens of texts and choices that were scored in turns without generation.
+        rows_before: durable rows of earlier sessions.
     """
 
     rows_done: int
@@ -95,6 +96,7 @@ class Progress:
     questions: int = 0
     reading: Reading = NO_READING
     scored_tokens: int = 0
+    rows_before: int = 0
 
     @property
     def tokens_per_s(self) -> float:
@@ -155,7 +157,11 @@ class Counts:
         self._started_s = self.clock()
 
     def progress(self, rows_done: int, rows_total: int) -> Progress:
-        """The progress now; the remaining time is estimated from this session's rows and shares of long texts."""
+        """The progress now; the remaining time is estimated from this session's rows and shares of long texts.
+
+        A race that is continued can have more rows than it needs up to its first look; they are no rows to do.
+        """
+        rows_total = max(rows_total, rows_done)
         elapsed_s = max(0.0, self.clock() - self._started_s)
         workers = tuple(self.workers.values())
         reading = sum((worker.reading for worker in workers), NO_READING)
@@ -180,6 +186,7 @@ class Counts:
             questions=self.questions,
             reading=reading,
             scored_tokens=self.scored_tokens,
+            rows_before=self.rows_before,
         )
 
 
@@ -227,6 +234,11 @@ def figures(progress: Progress) -> str:
     """Speed, long texts under way, cells left in a race, time left and failures."""
     left_s = progress.seconds_left if progress.rows_done < progress.rows_total else None
     checks, lost = progress.failed_checks, progress.lost_workers
+    failures = (
+        f"{progress.failures:,} failed" if progress.failures else "",
+        f"{counted(checks, 'check')} not passed" if checks else "",
+    )
+    failed = ", ".join(filter(None, failures))
     only_reading = progress.reading.num_texts > 0 and not progress.reply_tokens + progress.scored_tokens
     parts = (
         "" if only_reading else f"{progress.tokens_per_s:,.0f} tokens/s",
@@ -234,8 +246,7 @@ def figures(progress: Progress) -> str:
         f"{progress.cells_left} of {progress.cells} cells left" if progress.cells_left is not None else "",
         f"judge: {progress.questions_done:,} of {progress.questions:,} questions" if progress.questions else "",
         f"{duration(left_s)} left" if left_s is not None else "",
-        f"{progress.failures:,} failed" if progress.failures else "",
-        f"{counted(checks, 'check')} not passed" if checks else "",
+        f"{failed} in this session" if failed and progress.rows_before else failed,
         f"{counted(lost, 'worker')} lost" if lost else "",
     )
     return ", ".join(filter(None, parts))

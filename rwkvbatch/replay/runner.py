@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from rwkvbatch.errors import RwkvBatchError, StorageError
+from rwkvbatch.errors import RwkvBatchError, StorageError, counted
 from rwkvbatch.files import OS_FILES, Files, save_file
 from rwkvbatch.replay.adaptive import Reached, RepeatSelection, Selection, first_round, reached, rounds
 from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
@@ -27,7 +27,7 @@ from rwkvbatch.replay.reuse import Reuse, adopt, check_rows_of_plan, missing_row
 from rwkvbatch.replay.row_index import write_members
 from rwkvbatch.replay.verdicts import OpensJudge, RunVerdicts
 from rwkvbatch.replay.verify import Difference, is_verifiable, verdict, verify_rows
-from rwkvbatch.results.directory import RunDirectory
+from rwkvbatch.results.directory import KEPT_NAME, RunDirectory
 from rwkvbatch.results.manifest import read_manifest
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
@@ -299,6 +299,9 @@ class _Session:
         unselected = [row for row in range(self._plan.num_rows) if rows.has(row) and not is_selected[row]]
         directory.set_aside(map(rows.read_line, unselected))
         rows.discard(unselected)
+        self._options.notify(
+            f"{counted(len(unselected), 'row')} that this command does not need set aside in {KEPT_NAME}"
+        )
 
     def _tasks(self, setup: Setup, *, longest_first: bool = False) -> Iterator[int]:
         """The selected tasks in the cells of `setup`."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunReplacedError, StorageError, UsageError
-from rwkvbatch.files import OS_FILES, Files, in_blocks, make_directory, open_file, save_file, write_all
+from rwkvbatch.files import OS_FILES, Files, in_blocks, make_directory, open_file, remove_empty, save_file, write_all
 from rwkvbatch.prompt.escaping import file_name
 from rwkvbatch.results.lock import LOCK_NAME, DirectoryLock
 from rwkvbatch.results.manifest import (
@@ -65,9 +65,8 @@ class RunDirectory:
         self.path = path
         self.damage: RunDamagedError | None = None
         self._files = files
-        self._is_new = not path.exists()
         try:
-            make_directory(path)
+            self._made = make_directory(path)
         except FileExistsError as error:
             raise UsageError(
                 f"--out {path}: a run is a directory, and {error.filename} is not one",
@@ -129,7 +128,7 @@ class RunDirectory:
             refuse_other_run(self.path, self.manifest, identity, shard)
         else:
             write_manifest(self.path, identity, make_about(), shard, files=self._files, at=self.at)
-        self._is_new = False
+        self._made.clear()
 
     def set_manifest_aside(self) -> None:
         """Keep the damaged manifest under another name; raises `StorageError`."""
@@ -241,11 +240,11 @@ class RunDirectory:
         save_file(self.path / SKIPPED_NAME, (line + b"\n" for line in lines), files=self._files, at=self.at)
 
     def close(self) -> None:
-        """Release the lock; remove a directory that was created and never claimed."""
-        if self._is_new and self._lock.lost() is None:
+        """Release the lock; remove the directory, and parents, that were created and never claimed."""
+        if self._made and self._lock.lost() is None:
             with contextlib.suppress(OSError):
                 os.unlink(LOCK_NAME, dir_fd=self.at)
-                self.path.rmdir()
+                remove_empty(self._made)
         self._lock.release()
 
     def _remove_leftovers(self) -> None:

@@ -17,7 +17,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from rwkvbatch.config import CellSettings
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError, parsing_problem
@@ -287,6 +287,10 @@ def _shard_name(shard: Any) -> dict[str, str]:
     return {} if shard is None else {"shard": shard_text(shard) or "unreadable"}
 
 
+_ABSENT: Final = object()
+"""The value of a key that is missing."""
+
+
 def _differences(name: str, old: Any, new: Any) -> list[tuple[str, str, str]]:
     """Dotted name, old value and new value of all differences, at any depth."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -294,11 +298,13 @@ def _differences(name: str, old: Any, new: Any) -> list[tuple[str, str, str]]:
         differences: list[tuple[str, str, str]] = []
         for key in dict.fromkeys([*old_values, *new_values]):
             inner = f"{name}.{key}" if name else key
-            differences += _differences(inner, old_values.get(key, "nothing"), new_values.get(key, "nothing"))
+            differences += _differences(inner, old_values.get(key, _ABSENT), new_values.get(key, _ABSENT))
         return differences
     return [] if old == new else [(name, _short(old), _short(new))]
 
 
 def _short(value: Any) -> str:
+    if value is _ABSENT:
+        return "nothing"
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:59] + "…"

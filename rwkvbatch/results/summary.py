@@ -20,6 +20,9 @@ MAX_SUMMARY_BYTES = 256 * 2**20
 FORMER_VERDICTS = "former_verdicts"
 """Key of a race's result: whether its rows were judged again later, with other verdicts."""
 
+OVERFLOW = ">1e308"
+"""The text of a perplexity that is larger than every number of 64 bits; JSON has null in its place."""
+
 
 @dataclass(frozen=True)
 class FailureShare:
@@ -41,9 +44,9 @@ class TextSummary:
 
     Attributes:
         texts, tokens, bytes: numbers of scored texts, tokens and bytes.
-        nll: negative log-likelihood per token over all tokens, in nats. perplexity: exp(nll).
+        nll: negative log-likelihood per token over all tokens, in nats. perplexity: exp(nll); None on overflow.
         bits_per_byte: negative log-likelihood per byte over all bytes, in bits.
-        text_perplexity: exponential of the mean negative log-likelihood of a text, as in LAMBADA.
+        text_perplexity: exponential of the mean negative log-likelihood of a text, as in LAMBADA; None on overflow.
         accuracy: share of the continuations that greedy decoding would write; None if no text has a prompt.
     """
 

@@ -7,11 +7,13 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.files import FileKind, check_target, file_head, save_file
-from rwkvbatch.script.benchmarks import BENCHMARKS, BadRecordError, Benchmark, Question
+from rwkvbatch.script.benchmarks import BENCHMARKS, NOT_IMPORTED, BadRecordError, Benchmark, Question
+from rwkvbatch.script.data_files import data_files
 from rwkvbatch.script.forms import read_conversation
 from rwkvbatch.script.lines import SourceLine, refuse
 from rwkvbatch.script.tables import Record, read_records
@@ -55,6 +57,7 @@ def import_benchmark(
     """Write a script of the questions in a benchmark's files.
 
     Args:
+        files: files, or folders of them (`data_files`).
         style: one of the benchmark's styles; None for its first.
         shots: number of examples before each question: the first ones of its group (subject) in the `dev` files.
         skip_bad: leave out records that cannot be used, instead of raising.
@@ -65,19 +68,18 @@ def import_benchmark(
         ScriptError: a file cannot be read, or a record is not of the benchmark's form.
         MissingExtraError: a file or a check needs an optional dependency that is not installed.
     """
-    if name not in BENCHMARKS:
-        raise UsageError(f"unknown benchmark {name!r}", hint=f"known ones: {', '.join(BENCHMARKS)}")
-    benchmark = BENCHMARKS[name]
+    benchmark = _benchmark(name)
     style = next(iter(benchmark.styles)) if style is None else style
     if style not in benchmark.styles:
         raise UsageError(f"{name} has no style {style!r}", hint=f"its styles: {', '.join(benchmark.styles)}")
     examples = _examples(name, benchmark, style, shots, dev)
+    paths = data_files(files)
     check_target(out, SCRIPT, option="--out", replace=replace, how="--force replaces it")
     lines: list[bytes] = []
     left_out: list[str] = []
     source_of: dict[str, SourceLine] = {}
-    for path in files:
-        for record in read_records(path, header=benchmark.header):
+    for path in paths:
+        for record in read_records(path, benchmark.form):
             try:
                 question = _read(benchmark, record, name)
                 shots_of_question = _examples_for(question, examples, record.source, shots)
@@ -94,9 +96,21 @@ def import_benchmark(
                 continue
             lines.append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
     if not lines:
-        raise ScriptError(f"holds no question that can be used; the first problem: {left_out[0]}", path=files[0])
+        raise ScriptError(f"holds no question that can be used; the first problem: {left_out[0]}", path=paths[0])
     save_file(out, lines)
     return Imported(name, style, len(lines), tuple(left_out))
+
+
+def _benchmark(name: str) -> Benchmark:
+    """The benchmark with a name; raises `UsageError`."""
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    if (known := name.lower()) in NOT_IMPORTED:
+        hint = "serve the model (rwkvbatch serve) to a program that runs code in a sandbox; see docs/scripts.md"
+        raise UsageError(f"{known} is not imported: {NOT_IMPORTED[known]}", hint=hint)
+    matches = get_close_matches(known.replace("_", "-"), BENCHMARKS, n=1)
+    meant = f"did you mean {matches[0]!r}? " if matches else ""
+    raise UsageError(f"unknown benchmark {name!r}", hint=f"{meant}known ones: {', '.join(BENCHMARKS)}")
 
 
 def _read(benchmark: Benchmark, record: Record, name: str) -> Question:
@@ -105,7 +119,13 @@ def _read(benchmark: Benchmark, record: Record, name: str) -> Question:
         return benchmark.read(record)
     except (BadRecordError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         keys = ", ".join(list(record.values)[:12])
-        problem = str(error) if isinstance(error, BadRecordError) else f"lacks {error}"
+        match error:
+            case BadRecordError():
+                problem = str(error)
+            case KeyError():
+                problem = f"lacks {error}"
+            case _:
+                problem = f"has a value of another type ({' '.join(str(error).split())})"
         refuse(
             record.source, f"is no record of {name}: {problem}", f"its columns are {keys}; docs/scripts.md has the form"
         )
@@ -125,8 +145,8 @@ def _examples(
         missing = "--dev FILE" if shots else "--shots N"
         raise UsageError("--shots and --dev belong together", hint=f"add {missing}, the examples come from a dev file")
     groups: dict[str, list[Question]] = defaultdict(list)
-    for path in dev:
-        for record in read_records(path, header=benchmark.header):
+    for path in data_files(dev):
+        for record in read_records(path, benchmark.form):
             question = _read(benchmark, record, name)
             groups[question.group].append(question)
     return groups

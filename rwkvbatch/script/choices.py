@@ -1,8 +1,9 @@
 """Choices of a user message and their likelihoods under a model (multiple choice).
 
-Each choice is scored as the beginning of the reply. Choices of different lengths are compared by the sum of their
-log-probabilities, or by this sum per token or per byte (lm-evaluation-harness: `acc` uses the sum, `acc_norm` the sum
-per byte).
+Each choice is scored as the beginning of the reply, or after a plain prompt; or the same continuation is scored after
+each ("partial scoring": Trinh and Le 2018, https://arxiv.org/abs/1806.02847). Texts of different lengths are compared
+by the sum of their log-probabilities, or by this sum per token or per byte (lm-evaluation-harness: `acc` uses the sum,
+`acc_norm` the sum per byte).
 """
 
 from __future__ import annotations

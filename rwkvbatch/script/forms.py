@@ -324,7 +324,7 @@ def _refuse_form(line: Mapping[str, Any], source: SourceLine, _default_id: str) 
             refuse(source, f"unknown key {shown(key)}", f"did you mean {matches[0]!r}?")
     known = (
         "known forms have `messages` (native, OpenAI), `conversations` (ShareGPT), `conversation` (LMSYS), "
-        "`turns` (MT-Bench), `text` or `prompt` and `continuation` (plain text)"
+        "`turns` (MT-Bench), `text` or `prompt` with `continuation` or `choices` (plain text)"
     )
     hint = f"{known} or `custom_id` and `body` (OpenAI batch); see docs/scripts.md"
     jq_filter = next((jq_filter for key, jq_filter in _JQ_FILTERS.items() if key in line), None)

@@ -98,6 +98,7 @@ class _Continuation(_Plain):
 class _PlainChoices(_Plain):
     prompt: str
     choices: Any
+    continuation: str | None = None
     expect: Any = None
 
 
@@ -159,7 +160,9 @@ def is_plain_text(line: Mapping[str, Any]) -> bool:
 def read_plain_text(
     line: Mapping[str, Any], source: SourceLine, default_id: str, *, lenient: bool = False
 ) -> Conversation:
-    """A line of plain text that is scored: `text`, or `prompt` and `continuation` or `choices`; see `docs/scripts.md`.
+    """A line of plain text that is scored: `text`, or `prompt` and `continuation`, `choices` or both.
+
+    See `docs/scripts.md`.
 
     Args:
         lenient: ignore unknown keys that do not resemble a known one; for lines of published data sets.
@@ -183,13 +186,16 @@ def read_plain_text(
 
 
 def _read_plain_choices(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
-    """A prompt and choices without a template. The choices are scored after the prompt exactly as they are written."""
+    """A prompt, which may be empty, and choices without a template; all are read exactly as they are written.
+
+    The choices are scored after the prompt. With a continuation, it is scored after the prompt and each choice.
+    """
     raw = _PlainChoices.read(line, source)
-    if not raw.prompt:
-        refuse(source, "prompt: is empty, so the choices have nothing to follow", "write what they continue")
+    if raw.continuation is not None and not raw.continuation:
+        refuse(source, "continuation: is empty, so there is nothing to score", "leave it out to score the choices")
     checks = () if raw.expect is None else parse_checks(raw.expect, source)
     choices = parse_choices(raw.choices, source)
-    turn = Turn(raw.prompt, None, checks, choices=choices, generate=False, plain=True)
+    turn = Turn(raw.prompt, None, checks, choices=choices, generate=False, plain=True, continuation=raw.continuation)
     check_needs(turn, source, "the prompt")
     tags = read_tags(raw.tags, source)
     conversation = Conversation(read_id(raw.id, default_id, source), None, (turn,), tags, {}, source)
@@ -223,6 +229,8 @@ def native_record(conversation: Conversation) -> dict[str, Any]:
     if first.plain and first.choices:
         message = _user_record(first)
         record |= {"prompt": message.pop("content"), **message}
+        if first.continuation is not None:
+            record["continuation"] = first.continuation
     elif first.plain:
         record |= {"prompt": first.user, "continuation": first.reference} if first.user else {"text": first.reference}
     else:

@@ -159,6 +159,8 @@ class Turn:
         plain: whether `user` and `reference` are a prompt, which may be empty, and its continuation, which is scored
             without a chat template.
         probe: the position of a probe; None for a turn of the dialogue.
+        continuation: the text that is scored after the prompt and each choice of a plain turn; None if the
+            choices themselves are scored.
     """
 
     user: str
@@ -169,6 +171,12 @@ class Turn:
     generate: bool = True
     plain: bool = False
     probe: Probe | None = None
+    continuation: str | None = None
+
+    @property
+    def shown_prompt(self) -> str:
+        """The message or prompt for readers. Before a `continuation`, `_` stands for the choice."""
+        return self.user if self.continuation is None else f"{self.user}_{self.continuation}"
 
     @property
     def likelihood_record(self) -> dict[str, Any]:
@@ -178,6 +186,7 @@ class Turn:
             **({} if self.generate else {"generate": False}),
             **({"plain": True} if self.plain else {}),
             **({} if self.probe is None else {"probe": vars(self.probe)}),
+            **({} if self.continuation is None else {"continuation": self.continuation}),
         }
 
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rwkvbatch.errors import MissingExtraError, ScriptError
+from rwkvbatch.errors import MissingExtraError, ScriptError, counted
 from rwkvbatch.files import open_file
 from rwkvbatch.script.lines import SourceLine, is_array, is_object, parse_line, refuse
 
@@ -20,6 +20,14 @@ _MAX_FIELD = 2**24
 
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".arrow")
 """File name suffixes of the formats that can be read."""
+
+COMPRESSED = {
+    ".gz": "gunzip -k", ".zst": "unzstd", ".xz": "unxz -k", ".bz2": "bunzip2 -k", ".tgz": "tar xf", ".tar": "tar xf",
+    ".zip": "unzip", ".7z": "7z x",
+}  # fmt: skip
+"""By file name suffix of compressed files and archives, the command that unpacks them."""
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,26 @@ class Record:
     source: SourceLine
 
 
-def read_records(path: str, *, header: frozenset[str] = frozenset()) -> Iterator[Record]:
-    """The records of a file, whose format is known by its suffix.
+@dataclass(frozen=True)
+class TableForm:
+    """The form of a data set's files beyond their format.
 
-    Args:
+    Attributes:
         header: the first line of a CSV file is a header if it has all these columns.
+        inside: the key of a JSON object whose array has the records.
+        label: the column whose values are in `NAME-labels.lst`, one a line, if the records of `NAME.jsonl` lack it.
+    """
+
+    header: frozenset[str] = frozenset()
+    inside: str = ""
+    label: str = ""
+
+
+NO_FORM = TableForm()
+
+
+def read_records(path: str, form: TableForm = NO_FORM) -> Iterator[Record]:
+    """The records of a file, whose format is known by its suffix.
 
     Raises:
         ScriptError: the file cannot be read, or a record is damaged.
@@ -56,24 +79,67 @@ def read_records(path: str, *, header: frozenset[str] = frozenset()) -> Iterator
         ".ndjson": _lines,
     }
     ending = Path(path).suffix.lower()
+    if ending in COMPRESSED:
+        command = "tar xf" if Path(path).stem.endswith(".tar") else COMPRESSED[ending]
+        raise ScriptError("is compressed or an archive", path=path, hint=f"unpack it first: {command} {path}")
     if ending not in readers:
-        hint = "it is known by its ending; give the file one"
+        hint = "the format is known by the ending; give the file one"
         raise ScriptError(f"must be a file that ends in {', '.join(ENDINGS)}", path=path, hint=hint)
     number = 0
     try:
-        for number, (line, values) in enumerate(readers[ending](path, header), 1):
-            yield Record(values, number, SourceLine(path, line))
+        _refuse_lfs_pointer(path)
+        labels = _labels(path, form.label)
+        for number, (line, values) in enumerate(readers[ending](path, form), 1):
+            source = SourceLine(path, line)
+            if labels is not None:
+                values = _labelled(values, form.label, labels, number, source)
+            yield Record(values, number, source)
     except OSError as error:
         raise ScriptError(f"cannot be read: {error.strerror or ' '.join(str(error).split())}", path=path) from None
     if not number:
         raise ScriptError("holds no record", path=path, hint="is it the right file?")
+    if labels is not None and len(labels) != number:
+        problem = f"has {counted(len(labels), 'line')}, and {path} has {counted(number, 'record')}"
+        raise ScriptError(problem, path=_labels_path(path), hint="take the labels of the same file")
+
+
+def _refuse_lfs_pointer(path: str) -> None:
+    with open_file(Path(path), MAX_BYTES) as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            hint = "`git lfs pull` in its folder fetches the file"
+            raise ScriptError("is a pointer of Git LFS, which stands for the file", path=path, hint=hint)
+
+
+def _labels_path(path: str) -> str:
+    return str(Path(path).with_name(f"{Path(path).stem}-labels.lst"))
+
+
+def _labels(path: str, column: str) -> list[str] | None:
+    """The labels of a `.jsonl` file that are in a file beside it, one a line; None without such a file."""
+    labels_path = Path(_labels_path(path))
+    if not column or Path(path).suffix.lower() not in (".jsonl", ".ndjson") or not labels_path.is_file():
+        return None
+    with open_file(labels_path, MAX_BYTES) as file:
+        return file.read().decode("utf-8", "replace").split()
+
+
+def _labelled(
+    values: Mapping[str, Any], column: str, labels: Sequence[str], number: int, source: SourceLine
+) -> Mapping[str, Any]:
+    """The values of a record with its label, unless it has one itself."""
+    if column in values:
+        return values
+    if number > len(labels):
+        problem = f"has no label: {_labels_path(source.path)} has {counted(len(labels), 'line')}"
+        refuse(source, problem, "take the labels of the same file")
+    return {**values, column: labels[number - 1]}
 
 
 _NumberedValues = Iterator[tuple[int, Mapping[str, Any]]]
 """The line number and the values of each record."""
 
 
-def _lines(path: str, _: frozenset[str]) -> _NumberedValues:
+def _lines(path: str, _: TableForm) -> _NumberedValues:
     with open_file(Path(path), MAX_BYTES) as file:
         for line, data in enumerate(file, 1):
             source = SourceLine(path, line)
@@ -85,15 +151,17 @@ def _lines(path: str, _: frozenset[str]) -> _NumberedValues:
                 yield line, parse_line(text, source)
 
 
-def _json(path: str, _: frozenset[str]) -> _NumberedValues:
-    """An array of objects, one object, or JSON Lines in spite of the suffix."""
+def _json(path: str, form: TableForm) -> _NumberedValues:
+    """An array of objects, one object, an object with an array of them, or JSON Lines in spite of the suffix."""
     with open_file(Path(path), MAX_BYTES) as file:
         data = file.read()
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
-        yield from _lines(path, frozenset())
+        yield from _lines(path, form)
         return
+    if form.inside and is_object(value) and is_array(value.get(form.inside)):
+        value = value[form.inside]
     items = value if is_array(value) else [value]
     for number, item in enumerate(items, 1):
         if not is_object(item):
@@ -101,27 +169,63 @@ def _json(path: str, _: frozenset[str]) -> _NumberedValues:
         yield number, item
 
 
-def _csv(path: str, header: frozenset[str]) -> _NumberedValues:
+class CsvError(Exception):
+    """A line that is not CSV; the text says what is wrong."""
+
+    def __init__(self, problem: str, line: int) -> None:
+        super().__init__(problem)
+        self.line = line
+
+
+def csv_rows(path: Path | str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV file with the line on which each begins, without empty lines.
+
+    Raises:
+        CsvError: a line is not CSV or not UTF-8.
+        OSError: the file cannot be read.
+    """
     csv.field_size_limit(_MAX_FIELD)
     line = 1
-    try:
-        with open_file(Path(path), MAX_BYTES) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-            reader = csv.reader(text, strict=True)
-            names: list[str] | None = None
+    with open_file(path, MAX_BYTES) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        reader = csv.reader(text, strict=True)
+        try:
             for row in reader:
                 row_line, line = line, reader.line_num + 1
-                if not row:
+                if row:
+                    yield row_line, row
+        except csv.Error as error:
+            raise CsvError(f"is not a line of CSV: {error}", line) from None
+        except UnicodeDecodeError as error:  # its place is one in a block of the file
+            line, byte = _not_utf8(path) or (line, error.object[error.start])
+            raise CsvError(f"not UTF-8: byte 0x{byte:02x}", line) from None
+
+
+def _not_utf8(path: Path | str) -> tuple[int, int] | None:
+    """The line and the value of the first byte of a file that is not UTF-8."""
+    with open_file(path, MAX_BYTES) as file:
+        for line, data in enumerate(file, 1):
+            try:
+                data.decode()
+            except UnicodeDecodeError as error:
+                return line, data[error.start]
+    return None
+
+
+def _csv(path: str, form: TableForm) -> _NumberedValues:
+    names: list[str] | None = None
+    try:
+        for line, row in csv_rows(path):
+            if names is None:
+                is_header = bool(form.header) and form.header <= set(row)
+                names = row if is_header else [str(column) for column in range(len(row))]
+                if is_header:
                     continue
-                if names is None:
-                    is_header = bool(header) and header <= set(row)
-                    names = row if is_header else [str(column) for column in range(len(row))]
-                    if is_header:
-                        continue
-                if len(row) != len(names):
-                    refuse(SourceLine(path, row_line), f"has {len(row)} columns, and the first line has {len(names)}")
-                yield row_line, dict(zip(names, row, strict=True))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ScriptError(f"is not a line of CSV: {error}", path=path, line=line) from None
+            if len(row) != len(names):
+                refuse(SourceLine(path, line), f"has {len(row)} columns, and the first line has {len(names)}")
+            yield line, dict(zip(names, row, strict=True))
+    except CsvError as error:
+        hint = "save the file as UTF-8" if "UTF-8" in str(error) else None
+        raise ScriptError(str(error), path=path, line=error.line, hint=hint) from None
 
 
 def _arrow_library(path: str) -> Any:
@@ -133,7 +237,7 @@ def _arrow_library(path: str) -> Any:
     return import_module("pyarrow")
 
 
-def _parquet(path: str, _: frozenset[str]) -> _NumberedValues:
+def _parquet(path: str, _: TableForm) -> _NumberedValues:
     library = _arrow_library(path)
     try:
         with open_file(Path(path), MAX_BYTES) as file:
@@ -142,7 +246,7 @@ def _parquet(path: str, _: frozenset[str]) -> _NumberedValues:
         raise ScriptError(f"is not a Parquet file: {' '.join(str(error).split())}", path=path) from None
 
 
-def _arrow(path: str, _: frozenset[str]) -> _NumberedValues:
+def _arrow(path: str, _: TableForm) -> _NumberedValues:
     """Both formats of Arrow's IPC: the stream format, which the `datasets` library writes, and the file format."""
     library = _arrow_library(path)
     try:
@@ -164,21 +268,3 @@ def _batches(batches: Any) -> _NumberedValues:
         for record in batch.to_pylist():
             number += 1
             yield number, record
-
-
-def data_files(paths: Sequence[str]) -> list[str]:
-    """The files among `paths`, and in folders the files with one of `ENDINGS`, by name.
-
-    Raises:
-        ScriptError: a folder without such a file.
-    """
-    files: list[str] = []
-    for path in paths:
-        if not Path(path).is_dir():
-            files.append(path)
-            continue
-        in_folder = sorted(str(file) for file in Path(path).iterdir() if file.suffix.lower() in ENDINGS)
-        if not in_folder:
-            raise ScriptError(f"holds no file that ends in {', '.join(ENDINGS)}", path=path)
-        files += in_folder
-    return files

@@ -1,4 +1,4 @@
-"""A GPU's limits, with a device and a clock that are not there: arithmetic, and what is chosen when."""
+"""GPU benchmark arithmetic and choices, with a simulated device and clock."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Measurements of the benchmark command."""
+
 from __future__ import annotations
 
 import os

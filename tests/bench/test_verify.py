@@ -1,4 +1,4 @@
-"""Verification: the same network is recognised, and another one, or one step gone wrong, is found out."""
+"""`bench.verify`: accepts the same network, and finds another network or one wrong step."""
 
 from __future__ import annotations
 

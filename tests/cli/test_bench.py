@@ -1,3 +1,5 @@
+"""The `rwkvbatch bench` command."""
+
 from __future__ import annotations
 
 import json

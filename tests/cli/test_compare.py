@@ -1,4 +1,4 @@
-"""`rwkvbatch compare` from the shell's side: formats, files, exit codes, errors."""
+"""The `rwkvbatch compare` command: formats, files, exit codes, errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One message an error, and nothing in it that acts upon a terminal."""
+"""Error messages of the command line: one per error, without control characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""C code of plug-ins that ends the process: the real program, with such a plug-in on its path."""
+"""Plug-ins whose C code ends the process, in a real process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.replay.test_processes import children_of, is_alive
+from tests.replay.worker_processes import children_of, is_alive
 
 PLUGIN = """
 import ctypes, os, pathlib, sys, time

@@ -204,3 +204,10 @@ def test_comparing_different_parts_of_two_runs_is_answered_with_merging_both(
     assert invoke(["compare", str(parts[0]), str(tmp_path / "other-2")]) == 3
     assert "parts of each run with `rwkvbatch merge" in capsys.readouterr().err
     assert invoke(["compare", str(parts[0]), str(tmp_path / "other-1")]) == 0
+
+
+def test_a_part_without_a_conversation_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "s.jsonl"
+    script.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
+    assert invoke(["run", str(script), "--shard", "2/2", "-o", str(tmp_path / "part")]) == 0
+    assert "this part of the run has no conversation" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Options that are made from the declaration of the settings."""
+"""Command line options derived from the declaration of the settings."""
 
 from __future__ import annotations
 

@@ -134,6 +134,23 @@ def test_the_same_command_again_has_nothing_to_do(
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
 
 
+def test_the_summary_of_a_continued_run_says_which_figures_are_the_session_s(
+    script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", str(script), "--out", str(tmp_path / "out"), "--max-tokens", "4", "--temp", "1"]
+    assert invoke(arguments) == 0
+    assert "this session" not in capsys.readouterr().err
+    assert invoke([*arguments, "--repeats", "2"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["session"]["reply_tokens"] < sum(cell["reply_tokens"] for cell in summary["cells"])
+    assert any(
+        line.startswith(f"this session: {summary['session']['reply_tokens']} reply tokens in ") for line in lines
+    )
+    prompt_tokens = sum(cell["prompt_tokens"] for cell in summary["cells"])
+    assert any(line.startswith(f"whole run: {prompt_tokens} prompt tokens: ") for line in lines)
+
+
 def test_another_setting_is_refused_with_the_difference(
     script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,3 +1,5 @@
+"""The summary and the progress display of `rwkvbatch run`."""
+
 from __future__ import annotations
 
 import io
@@ -131,7 +133,7 @@ def test_what_until_ci_came_to_is_told_cell_by_cell(capsys: pytest.CaptureFixtur
     result = replace(result, reached=reached)
     show_summary(result)
     said = capsys.readouterr().err
-    assert "--until-ci 0.5: width of the score's interval against a\n" in said
+    assert "--until-ci 0.5: width of the score's interval against a, of each cell by itself; those of `compare`" in said
     assert "  a: 3 repeats, the first cell\n" in said
     assert "  b: 3 repeats, width 0.25\n" in said
     assert "  c: 3 repeats, width 0.75, wider than asked\n" in said

@@ -1,4 +1,4 @@
-"""`rwkvbatch show` from the shell's side."""
+"""The `rwkvbatch show` command."""
 
 from __future__ import annotations
 

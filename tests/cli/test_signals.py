@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM before a run is under way, and in other commands."""
+"""SIGINT and SIGTERM before a run has started, and in other commands."""
 
 from __future__ import annotations
 

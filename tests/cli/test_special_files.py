@@ -1,4 +1,4 @@
-"""FIFOs, devices, endless, huge and hostile files in the place of any file that a command reads: refused at once."""
+"""FIFOs, devices, endless, huge and hostile files instead of any file that a command reads are refused."""
 
 from __future__ import annotations
 

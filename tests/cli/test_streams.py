@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, or read by nobody: real ones, of real processes."""
+"""Closed, full and unread standard streams of real processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables at all widths: nothing is cut off, nothing is wider than the terminal, no line ends in blanks."""
+"""Tables at all terminal widths: no text is cut off, no line is too long or ends in spaces."""
 
 from __future__ import annotations
 

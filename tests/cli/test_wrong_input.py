@@ -1,4 +1,4 @@
-"""What users get wrong: one clear message each, and the exit code that says whose fault it was."""
+"""Wrong input: one clear message each, and the right exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the bundled model is good for: the figures of docs/demo-model.md, as far as a gate needs them."""
+"""Accuracy of the bundled model: the figures of docs/demo-model.md that gates depend on."""
 
 from __future__ import annotations
 

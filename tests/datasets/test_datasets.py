@@ -1,4 +1,4 @@
-"""The example scripts: what the generator makes, readable, held out, and one conversation in five forms."""
+"""The example scripts: reproducible, readable, held out; the same conversation in five forms."""
 
 import json
 from collections import Counter

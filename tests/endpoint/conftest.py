@@ -1,3 +1,5 @@
+"""An engine and a fake server over it, shared by the tests."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""`certify` against servers of the same, a rounded and a damaged network, and of ones whose answers vary."""
+"""`certify` against servers of the same, a quantised and a damaged network, and servers with varying answers."""
 
 from __future__ import annotations
 

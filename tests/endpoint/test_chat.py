@@ -1,4 +1,4 @@
-"""`chat --endpoint`: the same front end over a served model."""
+"""`chat --endpoint`: the chat front ends with a served model."""
 
 from __future__ import annotations
 

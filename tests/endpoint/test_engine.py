@@ -1,4 +1,4 @@
-"""`EndpointEngine` beside the run: cancelling, streaming, what it warns of, and answers that cannot be used."""
+"""`EndpointEngine` outside of runs: cancellation, streaming, warnings, unusable answers."""
 
 from __future__ import annotations
 

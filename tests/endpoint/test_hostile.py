@@ -1,4 +1,4 @@
-"""Servers that misbehave: each gets a clear error of the request, in bounded time and memory."""
+"""Misbehaving servers: a clear error per request, in bounded time and memory."""
 
 from __future__ import annotations
 

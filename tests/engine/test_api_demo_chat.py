@@ -1,4 +1,4 @@
-"""Replies held against a plain chat loop over the `rwkv` package, as API_DEMO_CHAT has it, and against its own loop."""
+"""Replies against a plain chat loop over the `rwkv` package (API_DEMO_CHAT), and against that package's own loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How replies end, and the history that the next turn follows."""
+"""The ends of replies, and the history for the next turn."""
 
 from __future__ import annotations
 

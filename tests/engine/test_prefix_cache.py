@@ -1,3 +1,5 @@
+"""The prefix tree: splits, eviction order, pinned states."""
+
 import random
 
 import pytest

@@ -1,4 +1,4 @@
-"""Sampling against the `rwkv` package's own, and its penalties against a plain API_DEMO_CHAT loop."""
+"""Sampling against that of the `rwkv` package, and penalties against a plain API_DEMO_CHAT loop."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""The scheduler, without a model."""
+
 from rwkvbatch.engine.prefix_cache import PrefixTree
 from rwkvbatch.engine.scheduler import Scheduler, SequenceState
 from tests.engine.hash_model import HashPool

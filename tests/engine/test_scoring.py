@@ -1,4 +1,4 @@
-"""Texts that are scored, alone and beside replies."""
+"""Scoring of texts, alone and in a batch with replies."""
 
 from __future__ import annotations
 

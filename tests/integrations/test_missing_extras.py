@@ -1,4 +1,4 @@
-"""What is said where an extra is not installed."""
+"""Error messages for extras that are not installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs that know nothing of rwkvbatch against `rwkvbatch serve`: lm-evaluation-harness, llm, promptfoo."""
+"""Other programs as clients of `rwkvbatch serve`: lm-evaluation-harness, llm, promptfoo."""
 
 from __future__ import annotations
 

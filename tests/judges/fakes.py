@@ -1,4 +1,4 @@
-"""A judge that answers at once, and remembers what it was asked."""
+"""A fake judge that answers immediately and records the questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bundled model as a judge: a mechanism, as it is too small to judge well."""
+"""The bundled model as a judge; it tests the mechanism, since the model is too small to judge well."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Votes, and which questions a judge is asked."""
+"""Votes, and the questions that a judge is asked."""
 
 from __future__ import annotations
 

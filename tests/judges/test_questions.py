@@ -1,4 +1,4 @@
-"""The texts that a judge reads, and what identifies them."""
+"""Texts and identities of the questions to a judge."""
 
 from __future__ import annotations
 

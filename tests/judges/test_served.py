@@ -1,4 +1,4 @@
-"""A served judge: how its answers are read, and what becomes of a server that misbehaves."""
+"""A served judge: parsing of its answers, and servers that misbehave."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tiny checkpoint that the tests share, and one thread for all of them."""
+"""A small checkpoint shared by the tests, and one torch thread."""
 
 from __future__ import annotations
 

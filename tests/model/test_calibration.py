@@ -43,6 +43,15 @@ def test_outputs_on_inputs_that_occur_err_less_than_with_rounding_to_the_nearest
     assert error(fed_back) < 0.4 * error(RULE.rounded(weight))
 
 
+def test_the_factor_is_that_of_the_inverse_of_damped_moments() -> None:
+    x = correlated(300, 40)
+    moments = x.T @ x
+    factor = calibration._inverse_factor(moments)
+    damped = moments.double() + calibration.DAMPING * moments.double().diagonal().mean() * torch.eye(40)
+    assert torch.equal(factor, factor.triu())
+    torch.testing.assert_close(factor.double().T @ factor.double() @ damped, torch.eye(40).double(), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("width", [131, 32, 1])
 def test_rounding_it_again_finds_the_same_integers_and_scales(width: int) -> None:
     x = correlated(300, width)

@@ -1,4 +1,4 @@
-"""Sound checkpoints of every form are read as they are, and their rounding says when it cannot be."""
+"""Valid checkpoints of every form are read exactly; rounding that cannot be done is refused."""
 
 from __future__ import annotations
 

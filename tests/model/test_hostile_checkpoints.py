@@ -1,4 +1,4 @@
-"""Damaged and malicious weights files end in one clear message, quickly, in little memory, and run nothing."""
+"""Damaged and malicious weights files: one clear message, in bounded time and memory, and no code runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models loaded with the strategy `cpu int8`: which weights are rounded, what is refused, how much memory it takes."""
+"""Models loaded with the strategy `cpu int8`: rounded tensors, refusals, memory."""
 
 from __future__ import annotations
 

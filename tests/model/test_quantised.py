@@ -1,4 +1,4 @@
-"""Quantised files: the same model as the strategy makes of the original, and what is refused."""
+"""Quantised files: the same model as the strategy makes from the original, and refusals."""
 
 from __future__ import annotations
 
@@ -47,6 +47,17 @@ def test_the_file_is_what_the_strategy_makes_of_the_original(rounding: str, orig
     actual, _ = model.forward(TOKENS)
     # A scale in fp32 may have moved by a unit in the last place.
     torch.testing.assert_close(actual, expected, rtol=0, atol=0 if rounding == "int4" else 1e-4)
+
+
+@pytest.mark.parametrize("rounding", ["w8a8", "int4"])
+def test_rows_that_are_rounded_in_pieces_are_those_of_the_whole_matrix(
+    rounding: str, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, pieces = tmp_path / "whole.safetensors", tmp_path / "pieces.safetensors"
+    quantize(original, whole, "--to", rounding)
+    monkeypatch.setattr("rwkvbatch.model.quantised._PIECE", 5 * 192)
+    quantize(original, pieces, "--to", rounding)
+    assert pieces.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize("rounding", ["w8a8", "int4"])

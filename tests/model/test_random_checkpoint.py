@@ -1,4 +1,4 @@
-"""Random checkpoints: reproducible, lively, and without overflow in any precision."""
+"""Random checkpoints: reproducible, with varied logits and without overflow in any precision."""
 
 from __future__ import annotations
 

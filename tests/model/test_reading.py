@@ -1,4 +1,4 @@
-"""Matrices that the kernels read and pack straight from the file: the same bits as packing their tensors."""
+"""Matrices that the kernels read and pack directly from the file have the bits of packed tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Process-wide settings are set inside a block, and put back however it ends."""
+"""Process-wide settings are set inside a block and restored after it, also after an exception."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""State files: tuned ones are placed as the packages do, saved ones come back exactly or not at all."""
+"""State files: tuned states are placed as by the `rwkv` package, saved ones are restored exactly or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strategy strings: what they mean, and what is said of those that mean nothing."""
+"""Strategy strings: parsing and error messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `rwkv` package behind its fence: same logits as called plainly, no traces left in the process."""
+"""The `rwkv` package as a backend: the logits of plain calls, and no change to the process."""
 
 from __future__ import annotations
 

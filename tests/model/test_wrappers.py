@@ -1,4 +1,4 @@
-"""Checkpoints of training programs: tensors inside other dicts, beside arguments and optimizer states."""
+"""Checkpoints of training programs: tensors inside other dicts, next to arguments and optimizer states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Native operations with an injected fault, for negative controls of bit-exact tests."""
+"""Native operations with an injected fault: negative controls for tests of bits."""
 
 from __future__ import annotations
 

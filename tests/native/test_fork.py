@@ -1,4 +1,4 @@
-"""A process that is forked after its weights were packed, as worker processes are (rwkvbatch/replay/processes.py)."""
+"""A process forked after packing its weights, as worker processes are (rwkvbatch/replay/processes.py)."""
 
 from __future__ import annotations
 

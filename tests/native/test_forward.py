@@ -1,4 +1,4 @@
-"""`CpuModel.forward`: the bits of steps over a pool, a pure function, and memory that comes back only when free."""
+"""`CpuModel.forward`: the bits of pool steps, a pure function, and reuse of memory that nothing refers to."""
 
 from __future__ import annotations
 

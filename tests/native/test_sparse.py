@@ -1,4 +1,4 @@
-"""Skipping the weights of zero inputs gives the bits of reading all weights."""
+"""Skipping the weights of zero inputs gives the same bits as reading all weights."""
 
 from __future__ import annotations
 

@@ -19,47 +19,26 @@ from rwkvbatch.script.benchmark_import import import_benchmark
 from rwkvbatch.script.benchmarks import BENCHMARKS, BadRecordError
 from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Conversation
+from tests.script.benchmark_records import (
+    ARC,
+    ARC_AI2,
+    GSM8K,
+    HELLASWAG,
+    LAMBADA,
+    MMLU,
+    MT_BENCH,
+    RECORDS,
+    lines_of,
+    written,
+)
 from tests.script.writing import HERE
-
-LAMBADA = {"text": "He gave her the book, and she read the\nbook"}
-MMLU = {"question": "What is 1 + 1?", "subject": "abstract_algebra", "choices": ["1", "2", "3", "4"], "answer": 1}
-ARC = {
-    "id": "Mercury_1",
-    "question": "What is hot?",
-    "choices": {"text": ["ice", "the sun", "snow"], "label": ["1", "2", "3"]},
-    "answerKey": "2",
-}
-ARC_AI2 = {
-    "id": "MCAS_1",
-    "question": {"stem": "What is hot?", "choices": [{"text": "ice", "label": "A"}, {"text": "the sun", "label": "B"}]},
-    "answerKey": "B",
-}
-HELLASWAG = {
-    "ind": 24,
-    "activity_label": "Roof removal",
-    "ctx_a": "A man is sitting on a roof.",
-    "ctx_b": "he",
-    "endings": ["is singing.", "stands [title] pulls [step] it  up.", "sleeps.", "starts."],
-    "label": "1",
-}
-GSM8K = {"question": "How many are 2 and 3?", "answer": "2 + 3 = <<2+3=5>>5\n#### 1,005"}
-MT_BENCH = {"question_id": 81, "category": "math", "turns": ["Add 1 and 1.", "Double it."], "reference": ["2", ""]}
-
-
-def written(path: Path, *records: Any) -> str:
-    path.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
-    return str(path)
 
 
 def imported(
     name: str, tmp_path: Path, *records: Mapping[str, Any], dev: Sequence[Mapping[str, Any]] = (), **options: Any
 ) -> tuple[Conversation, ...]:
-    if dev:
-        options["dev"] = [written(tmp_path / "dev.jsonl", *dev)]
-    out = tmp_path / "out.jsonl"
-    out.unlink(missing_ok=True)
-    import_benchmark(name, [written(tmp_path / "in.jsonl", *records)], out, **options)
-    return read_scripts([str(out)]).conversations
+    lines_of(name, tmp_path, *records, dev=dev, **options)
+    return read_scripts([str(tmp_path / "out.jsonl")]).conversations
 
 
 def test_lambada_is_the_last_word_after_all_others(tmp_path: Path) -> None:
@@ -213,11 +192,6 @@ def test_mt_bench_has_the_temperature_of_its_category(tmp_path: Path) -> None:
     assert math.tags == ("math",)
 
 
-RECORDS: dict[str, Mapping[str, Any]] = {
-    "lambada": LAMBADA, "mmlu": MMLU, "gsm8k": GSM8K, "arc": ARC, "hellaswag": HELLASWAG, "mt-bench": MT_BENCH,
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("name", RECORDS)
 def test_parquet_arrow_and_json_files_give_the_same_script(name: str, tmp_path: Path) -> None:
     table = pa.Table.from_pylist([dict(RECORDS[name])])
@@ -239,7 +213,7 @@ def test_parquet_arrow_and_json_files_give_the_same_script(name: str, tmp_path: 
 @pytest.mark.parametrize("name", [*RECORDS, "ifeval"])
 @pytest.mark.parametrize(
     "record",
-    [{}, {"text": 3}, {"text": "word"}, {"question": "Q"}, {"question": "Q", "answer": "5"}, {"id": "x", "turns": []}],
+    [{}, {"text": 3}, {"text": "word"}, {"question": "Q"}, {"question": "Q", "answer": "x"}, {"id": "x", "turns": []}],
 )
 def test_records_of_another_form_are_refused_with_their_line(name: str, record: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match=rf"in\.jsonl:1: is no record of {name}: "):
@@ -268,8 +242,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 def test_what_is_wrong_with_a_record_is_said(name: str, record: dict[str, Any], problem: str, tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match=problem.replace("(", r"\(")):
         imported(name, tmp_path, record)
-    good = {"mmlu": MMLU, "arc": ARC, "hellaswag": HELLASWAG, "gsm8k": GSM8K, "lambada": LAMBADA, "mt-bench": MT_BENCH}
-    assert len(imported(name, tmp_path, record, good[name], skip_bad=True)) == 1
+    assert len(imported(name, tmp_path, record, RECORDS[name], skip_bad=True)) == 1
 
 
 def test_choices_that_are_the_same_text_are_refused_with_their_line(tmp_path: Path) -> None:
@@ -373,3 +346,15 @@ def test_the_command_tells_some_of_the_records_that_are_left_out(
     lines = capsys.readouterr().err.splitlines()
     assert sum("left out: " in line and "in.jsonl:" in line for line in lines) == 5
     assert "left out: 2 more" in lines
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_an_imported_script_runs_on_the_bundled_model(name: str, tmp_path: Path) -> None:
+    for style in BENCHMARKS[name].styles:
+        lines_of(name, tmp_path, RECORDS[name], style=style)
+        script, out = str(tmp_path / "out.jsonl"), tmp_path / style
+        arguments = ["run", script, "--out", str(out), "--max-tokens", "4", "--quiet"]
+        assert invoke(arguments) in (0, 1)  # 1: a check did not pass
+        rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+        assert [row["error"] for row in rows] == [None] * len(rows)
+        assert {row["finish_reason"] for row in rows} <= {"scored"} if style != "chat" else {"stop", "eos", "length"}

@@ -1,4 +1,4 @@
-"""Numbers in answers: read exactly, or refused, and never misread."""
+"""Numbers in answers: read exactly or refused as unclear."""
 
 # ruff: noqa: E501 (tables of cases)
 
@@ -18,7 +18,7 @@ from rwkvbatch.script.records import ReplyFacts
 
 READ: list[tuple[str, str]] = [
     ("50 m^2", "50"), ("5 kg CO2", "5"), ("5 m/s²", "5"), ("x_1 = 4", "4"), ("log_{10}(100) = 2", "2"),
-    ("-$5", "-5"), ("$-5", "-5"), ("−€5", "-5"), ("-US$5", "-5"), ("- $5", "5"), ("(-5)", "-5"), ("3-5", "5"), ("–5", "-5"),
+    ("-$5", "-5"), ("$-5", "-5"), ("−€5", "-5"), ("-US$5", "-5"), ("(-5)", "-5"), ("3-5", "5"), ("–5", "-5"),
     ("1,234,567.5", "1234567.5"), ("1.234.567,89", "1234567.89"), ("1.234,56", "1234.56"), ("12,34,567", "1234567"),
     ("1'234'567.8", "1234567.8"), ("1\u00a0234\u202f567", "1234567"), ("1_000", "1000"), ("1{,}234", "1234"), (r"1\,234", "1234"),
     ("3 \\times 10^5", "300000"), ("3 × 10⁵", "300000"), ("3*10^{-2}", "0.03"), ("3x10^5", "300000"), ("6.022e23", "6.022e23"),
@@ -36,22 +36,36 @@ REFUSED = [
     "0,123", "1234,567", "12x5", "0x1F", "3D", "2x", "5K", "7B", "$5M", "5万", "5 dozen", "3 and a half",
     "√2", "\\sqrt{2}", "2π", "2\\pi", "\\frac{\\pi}{2}", "5 ± 2", "2^n", "10^x", "1/0", "1e5000", "9" * 5000,
     "3 million 500 thousand", "5'10\"", "--5", "9^9999", "2h30", "3\\frac{-1}{2}",
+    "-(5)", "-\\boxed{5}", "- 5", "total minus 5",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "value"), READ)
 def test_a_number_is_read_exactly(text: str, value: str) -> None:
-    for around in ("{}", "It is {}.", "First 7, then {}", "= {}\n"):
-        assert last_number(around.format(text)) == Fraction(value)
+    for sentence in ("{}", "It is {}.", "First 7, then {}", "= {}\n"):
+        assert last_number(sentence.format(text)) == Fraction(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("答案是-5。", -5), ("答えは−5", -5), ("结果为负5度", -5), ("5个-6个", 6), ("2023年-2024年", 2024), ("3到5", 5),
+        ("x = - 5", -5), ("Answer: − 5", -5), ("(- 5)", -5), ("$- 5$", -5), ("x = {-}5", -5), ("\\text{-}5", -5),
+        ("minus 5", -5), ("It is minus $5.", -5), ("negative 5 degrees", -5), ("10 minus 5", 5), ("10 - 5", 5),
+        ("- 5", 5), ("Answer:\n- 5", 5), ("- $5", 5), ("10 - 4 = - 5", -5),
+    ],
+)  # fmt: skip
+def test_a_minus_is_a_sign_where_it_cannot_be_a_hyphen_a_bullet_or_between_two_numbers(text: str, value: int) -> None:
+    assert last_number(text) == value
 
 
 @pytest.mark.parametrize("text", NONE)
-def test_digits_glued_to_letters_or_an_exponent_mark_are_no_number(text: str) -> None:
+def test_digits_joined_to_letters_or_an_exponent_are_no_number(text: str) -> None:
     assert last_number(text) is None
 
 
 @pytest.mark.parametrize("text", REFUSED)
-def test_what_could_mean_different_numbers_is_refused(text: str) -> None:
+def test_an_ambiguous_number_is_refused(text: str) -> None:
     with pytest.raises(UnclearNumberError):
         last_number(f"It is {text}")
 
@@ -63,7 +77,7 @@ def test_only_the_last_number_has_to_be_clear() -> None:
 @pytest.mark.parametrize(
     "entry", [{"number": 5}, {"not": {"number": 5}}, {"any": [{"number": 5}, {"not": {"number": 6}}]}]
 )
-def test_a_refused_number_fails_the_check_whatever_stands_around_it(entry: object) -> None:
+def test_an_ambiguous_number_fails_its_check_in_any_combination(entry: object) -> None:
     found = judge_all(parse_checks(entry, SourceLine("a", 1)), ReplyFacts("3,5", "stop", 1))
     assert not found.passed
     assert found.score == 0
@@ -75,7 +89,7 @@ _AFTER = st.sampled_from(["", ".", " kg CO2", " m^2", "%", " km/h", " (exactly)"
 
 
 @given(st.integers(-(10**15), 10**15), st.integers(0, 999), _GROUPED, _MARKS, _AFTER, st.sampled_from(["-", "−", "–"]))
-def test_a_number_is_found_however_it_is_written(
+def test_a_number_is_read_in_every_notation(
     whole: int, rest: int, form: str, mark: str, after: str, minus: str
 ) -> None:
     decimals = f".{rest:03}" if "_" not in form else ""
@@ -98,7 +112,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 @given(st.integers(1, 999), st.integers(1, 999))
-def test_two_numbers_with_a_mark_between_them_are_never_read_as_the_second_alone(first: int, second: int) -> None:
+def test_numbers_joined_by_a_mark_are_not_read_as_the_second_alone(first: int, second: int) -> None:
     for mark in (",", "/", ":", ".", "'", "^", "e"):
         try:
             found = last_number(f"{first}{mark}{second}")

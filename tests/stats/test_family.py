@@ -1,4 +1,4 @@
-"""Sign-flip comparisons: exact errors, and numbers that never contradict each other."""
+"""Sign-flip comparisons: exact error rates, and consistency of intervals, p-values and verdicts."""
 
 from __future__ import annotations
 

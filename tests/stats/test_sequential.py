@@ -1,4 +1,4 @@
-"""Evidence over many looks, and the elimination of cells: its rule, and how rarely it drops a truly best cell."""
+"""Sequential evidence, and the elimination of cells: its rule, and how rarely it drops a truly best cell."""
 
 from __future__ import annotations
 

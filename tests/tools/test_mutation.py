@@ -1,3 +1,5 @@
+"""The mutation tool."""
+
 from __future__ import annotations
 
 import pytest

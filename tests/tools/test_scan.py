@@ -1,4 +1,4 @@
-"""The chunked scan against the loop that it stands for."""
+"""The chunked scan against the plain loop."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The weights in the package: the same network to the trainer, to this program and to the `rwkv` package."""
+"""The bundled weights are the same network for the trainer, this program and the `rwkv` package."""
 
 import os
 import subprocess

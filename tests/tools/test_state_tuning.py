@@ -1,4 +1,4 @@
-"""State tuning: only the state is learnt, it lowers the loss, and the file has the names that readers expect."""
+"""State tuning: trains only the state, lowers the loss, and writes the tensor names that readers expect."""
 
 from pathlib import Path
 from random import Random

@@ -1,4 +1,4 @@
-"""The training network and loop: the same logits as the `rwkv` package, resumable, and able to learn."""
+"""The training network and loop: the logits of the `rwkv` package, resumable, and the loss falls."""
 
 import os
 import subprocess

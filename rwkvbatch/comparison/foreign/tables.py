@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,11 +20,13 @@ from rwkvbatch.comparison.foreign.rows import (
     read_score,
     shown,
 )
-from rwkvbatch.errors import MissingExtraError, RunDirectoryError
+from rwkvbatch.errors import MissingExtraError, RunDirectoryError, counted
 from rwkvbatch.files import open_file
+from rwkvbatch.script.tables import CsvError, csv_rows
 
+_REQUIRED = ("id", "score")
+_OPTIONAL = ("variant", "repeat", "turn", "tags")
 _MAX_NAMES = 200
-_MAX_FIELD = 2**24
 
 # JSON values, and pyarrow, have no types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -35,20 +35,21 @@ _MAX_FIELD = 2**24
 
 def csv_records(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a CSV file; the key "" has the line number."""
-    csv.field_size_limit(_MAX_FIELD)
-    line = 1
+    columns: list[str] | None = None
     try:
-        with open_file(path, MAX_BYTES) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-            reader = csv.DictReader(text, strict=True)
-            for record in reader:
-                line = reader.line_num
-                if None in record or None in record.values():
-                    raise csv.Error(f"it has other columns than the first line: {_listed(reader.fieldnames or ())}")
-                yield {**record, "": line}
+        for line, values in csv_rows(path):
+            if columns is None:
+                columns = values
+                _check_columns(columns, path, line=line)
+            elif len(values) != len(columns):
+                problem = f"has {counted(len(values), 'value')} for {counted(len(columns), 'column')}"
+                raise damaged(path, f"{problem}: {_listed(columns)}", line=line)
+            else:
+                yield {**dict(zip(columns, values, strict=True)), "": line}
     except OSError as error:
         raise RunDirectoryError(f"cannot be read: {error.strerror or error}", path=path) from None
-    except (csv.Error, ValueError) as error:
-        raise damaged(path, f"is not a line of CSV: {error}", line=line) from None
+    except CsvError as error:
+        raise damaged(path, error, line=error.line) from None
 
 
 def parquet_records(path: Path) -> Iterator[dict[str, Any]]:
@@ -61,7 +62,9 @@ def parquet_records(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with open_file(path, MAX_BYTES) as file:
             number = 0
-            for batch in pq.ParquetFile(file).iter_batches():
+            table = pq.ParquetFile(file)
+            _check_columns(table.schema_arrow.names, path)
+            for batch in table.iter_batches():
                 for record in batch.to_pylist():
                     number += 1
                     yield {**record, "": number}
@@ -76,10 +79,6 @@ def read_table(path: Path, records: Iterable[dict[str, Any]]) -> ForeignRun:
     for record in records:
         line = int(record[""])
         try:
-            for column in ("id", "score"):
-                if column not in record:
-                    columns = _listed(list(filter(None, record)))
-                    raise BadRecordError(f"it must have the columns id and score, and has {columns}")
             name = _text(record["id"])
             if not name:
                 raise BadRecordError("id is empty")
@@ -100,6 +99,18 @@ def read_table(path: Path, records: Iterable[dict[str, Any]]) -> ForeignRun:
         except BadRecordError as error:
             raise damaged(path, error, line=line) from None
     return checked(run, path)
+
+
+def _check_columns(columns: Sequence[str], path: Path, *, line: int | None = None) -> None:
+    """Raise `RunDamagedError` if a required column is missing or a column that is read is there twice."""
+    for name in _REQUIRED:
+        if name not in columns:
+            commas = "; columns are separated by commas" if line is not None and len(columns) == 1 else ""
+            problem = f"must have the columns {' and '.join(_REQUIRED)}, and has {_listed(columns)}{commas}"
+            raise damaged(path, problem, line=line)
+    for name in (*_REQUIRED, *_OPTIONAL):
+        if columns.count(name) > 1:
+            raise damaged(path, f"has the column {name} {columns.count(name)} times", line=line)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,26 +21,31 @@ SCALED_INPUTS = 128
 INT4_SCALED_INPUTS = 32
 """Inputs of an output that share a scale, in 4 bits."""
 
-_PIECE = 1 << 20
-"""Weights that `RoundingRule.rounded` holds in fp32 at a time."""
+_PIECE = 1 << 18
+"""Weights that are quantised at a time, so that intermediate results stay in the caches."""
 
 Rounded = tuple[Tensor, Tensor]
 """Integers [out, in] and scales [out, groups], both fp32."""
 
 
-def _int8_block(block: Tensor) -> Rounded:
-    scale = block.abs().amax(1, keepdim=True) / 127
-    integers = (block / scale).round().clamp(-127, 127)
+def _int8_groups(groups: Tensor) -> Rounded:
+    return _nearest(groups, groups.abs().amax(1, keepdim=True) / 127, -127, 127)
+
+
+def _int4_groups(groups: Tensor) -> Rounded:
+    low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
+    largest = torch.where(high > -low, high, low)
+    # Of two opposite numbers the first one counts. `argmax` for all groups would be several times slower.
+    tied = (high == -low).squeeze(1).nonzero().squeeze(1)
+    rows = groups[tied]
+    largest[tied] = rows.gather(1, rows.abs().argmax(1, keepdim=True))
+    return _nearest(groups, (largest / -8).to(torch.bfloat16).float(), -8, 7)
+
+
+def _nearest(groups: Tensor, scale: Tensor, lowest: int, highest: int) -> Rounded:
+    integers = (groups / scale).round_().clamp_(lowest, highest)
     # Zeros, and denormals so small that their scale is zero.
-    integers[scale.squeeze(1) == 0] = 0
-    return integers, scale
-
-
-def _int4_block(block: Tensor) -> Rounded:
-    largest = block.gather(1, block.abs().argmax(1, keepdim=True))
-    scale = (largest / -8).to(torch.bfloat16).float()
-    integers = (block / scale).round().clamp(-8, 7)
-    integers[scale.squeeze(1) == 0] = 0
+    integers[(scale == 0).squeeze(1).nonzero().squeeze(1)] = 0
     return integers, scale
 
 
@@ -49,13 +54,13 @@ class RoundingRule:
     """How a strategy quantises the large matrices.
 
     Attributes:
-        quantize_block: quantises fp32 weights [out, up to `group`], which get one scale per output.
-        group: number of inputs that share a scale; the last group may have fewer.
+        quantize_groups: quantises fp32 weights [groups, up to `group`], which get one scale per row.
+        group: number of inputs that share a scale; the last group of an output may have fewer.
         rounds_inputs: whether inputs are rounded too, in the same groups (`quantized`).
         bytes_per_weight: bytes in memory, including the weight's share of the scale.
     """
 
-    quantize_block: Callable[[Tensor], Rounded]
+    quantize_groups: Callable[[Tensor], Rounded]
     group: int
     rounds_inputs: bool
     bytes_per_weight: float
@@ -67,27 +72,47 @@ class RoundingRule:
 
     def quantize(self, weight: Tensor) -> Rounded:
         """Integers and scales of a weight [out, in]."""
-        blocks = [self.quantize_block(block.float()) for block in weight.split(self.group, 1)]
-        return torch.cat([integers for integers, _ in blocks], 1), torch.cat([scale for _, scale in blocks], 1)
+        out, inputs = weight.shape
+        integers, scales = torch.empty(out, inputs), torch.empty(out, -(-inputs // self.group))
+        whole = inputs // self.group
+        for rows in self._pieces(out, inputs):
+            groups = weight[rows, : whole * self.group].float().reshape(-1, self.group)
+            if groups.numel():
+                numbers, scale = self.quantize_groups(groups)
+                integers[rows, : whole * self.group] = numbers.view(-1, whole * self.group)
+                scales[rows, :whole] = scale.view(-1, whole)
+            if inputs % self.group:
+                rest = weight[rows, whole * self.group :].float()
+                integers[rows, whole * self.group :], scales[rows, whole:] = self.quantize_groups(rest)
+        return integers, scales
 
     def dequantize(self, integers: Tensor, scales: Tensor) -> Tensor:
         """The weight [out, in] that integers and scales stand for, fp32."""
-        return integers * scales.repeat_interleave(self.group, 1)[:, : integers.shape[1]]
+        out, inputs = integers.shape
+        result = torch.empty(out, inputs)
+        for rows in self._pieces(out, inputs):
+            each_scale = scales[rows].repeat_interleave(self.group, 1)[:, :inputs]
+            torch.mul(integers[rows], each_scale, out=result[rows])
+        return result
 
     def rounded(self, weight: Tensor) -> Tensor:
         """A weight [out, in] quantised and dequantised, fp32."""
-        out, inputs = weight.shape
-        result = torch.empty(out, inputs)
-        step = max(1, _PIECE // inputs)
-        for start in range(0, out, step):
-            result[start : start + step] = self.dequantize(*self.quantize(weight[start : start + step]))
+        result = torch.empty(weight.shape)
+        for rows in self._pieces(*weight.shape):
+            result[rows] = self.dequantize(*self.quantize(weight[rows]))
         return result
+
+    @staticmethod
+    def _pieces(out: int, inputs: int) -> Iterator[slice]:
+        """Rows that hold about `_PIECE` weights together."""
+        step = max(1, _PIECE // max(1, inputs))
+        return (slice(start, start + step) for start in range(0, out, step))
 
 
 ROUNDINGS: dict[Rounding, RoundingRule] = {
-    "int8": RoundingRule(_int8_block, SCALED_INPUTS, False, 1 + 4 / SCALED_INPUTS),
-    "w8a8": RoundingRule(_int8_block, SCALED_INPUTS, True, 1 + 4 / SCALED_INPUTS),
-    "int4": RoundingRule(_int4_block, INT4_SCALED_INPUTS, True, 1 / 2 + 2 / INT4_SCALED_INPUTS),
+    "int8": RoundingRule(_int8_groups, SCALED_INPUTS, False, 1 + 4 / SCALED_INPUTS),
+    "w8a8": RoundingRule(_int8_groups, SCALED_INPUTS, True, 1 + 4 / SCALED_INPUTS),
+    "int4": RoundingRule(_int4_groups, INT4_SCALED_INPUTS, True, 1 / 2 + 2 / INT4_SCALED_INPUTS),
 }
 
 

@@ -37,8 +37,19 @@ _FIRST = re.compile(
 )
 _ALONE = re.compile(rf"(?<![A-Za-z0-9_'’])(?P<letter>[A-Z]){_END}")
 _NOT = re.compile(
-    r"(?:\bnot|n't|n’t|\brather than|\bneither|\bnor|不是)(?: the letter| option| choice)?[*_`(\[ ]*$", re.IGNORECASE
+    r"(?:\b(?:(?:not|cannot|[a-z]+n['’]t)(?: be)?|rather than|neither|nor|except(?: for)?"
+    r"|(?:all|anything|everything) but|rul(?:e|ed|ing) out|eliminat(?:e|ed|ing))|不是|除了)"
+    r"(?: the letter| option| choice)?[*_`(\[ ]*$",
+    re.IGNORECASE,
 )
+"""The end of a text before a letter that is denied."""
+_IS_NOT = re.compile(
+    r"[*_`)\] ]*(?:\b(?:(?:is|was|could|would|must|should)(?:n['’]t| not)|can(?:not|['’]t| not))\b"
+    r"|\b(?:is|was|must be|seems|looks) (?:the |an? )?(?:wrong|incorrect|false|ruled out|eliminated)\b"
+    r"|不对|不是|是错|错)",
+    re.IGNORECASE,
+)
+"""The beginning of a text after a letter that is denied."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,7 @@ def find_letter(text: str, letters: str) -> tuple[str | None, str]:
         return _known_letter(first["letter"], letters)
     single = [match for match in _ALONE.finditer(text) if not _is_word(match, text)]
     named = {match["letter"] for match in single} & set(letters)
-    if len(named) == 1 and not any(_NOT.search(text[max(0, match.start() - 40) : match.start()]) for match in single):
+    if len(named) == 1 and not any(_is_denied(match, text) for match in single):
         return named.pop(), ""
     return None, f"does not say which letter ({', '.join(sorted(named))})" if named else f"names no letter of {letters}"
 
@@ -120,6 +131,12 @@ def _states_letter(match: re.Match[str], text: str) -> bool:
 def _is_word(match: re.Match[str], text: str) -> bool:
     """Whether a letter that stands alone is the article `A` or the pronoun `I`."""
     return match["letter"] in "AI" and _is_before_word(text, match.end())
+
+
+def _is_denied(match: re.Match[str], text: str) -> bool:
+    """Whether the words around a letter that stands alone say that it is not the answer."""
+    before = _NOT.search(text[max(0, match.start() - 40) : match.start()])
+    return before is not None or _IS_NOT.match(text, match.end()) is not None
 
 
 def _is_before_word(text: str, index: int) -> bool:

@@ -14,6 +14,7 @@ import enum
 import json
 import logging
 import os
+import re
 import resource
 import select
 import signal
@@ -47,6 +48,7 @@ class Equality(enum.Enum):
 # math_verify has no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
+_DELIMITER = re.compile(r"(?<!\\)(?:\$|\\[\[(])")
 _lock = threading.Lock()
 _child: _Child | None = None
 
@@ -147,4 +149,5 @@ def _compared(expected: str, text: str, whole: bool) -> Equality:
 
 
 def _as_latex(text: str) -> str:
-    return text if "$" in text or "\\[" in text or "\\(" in text else f"${text}$"
+    """`text` as a formula, unless it has formulas between delimiters; neither `\\$` nor `\\\\[2pt]` is one."""
+    return text if _DELIMITER.search(text) else f"${text}$"

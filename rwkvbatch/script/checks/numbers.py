@@ -29,8 +29,8 @@ _DIGITS = r"(?:\d+(?:[.,'_\u00a0]\d+)*|\.\d+)"
 _POWER = r"\^\{?\s?(?P<NAME>[-+]?\d{1,6})\s?\}?(?![\d.]*\d)"
 _TEN_TO, _TO = _POWER.replace("NAME", "ten"), _POWER.replace("NAME", "own")
 _NUMBER = re.compile(
-    # A minus is a sign only if it cannot be a hyphen or stand between two numbers.
-    rf"(?P<sign>(?<![\w)\]}}%-])[-+])?(?:{_CURRENCY}(?P<inner_sign>[-+])?)?"
+    # A minus is a sign only if it cannot be a hyphen or stand between two numbers (`3-5`, `5个-6个`).
+    rf"(?P<sign>(?<![{_LETTER}\d_)\]}}%-])(?<!\d\w)(?<!\d\w\w)[-+])?(?:{_CURRENCY}(?P<inner_sign>[-+])?)?"
     r"(?:"
     rf"(?:(?P<whole>{_DIGITS})[ \u00a0]?)?\\frac\s?\{{\s?(?P<over>-?\d+)\s?\}}\s?\{{\s?(?P<under>\d+)\s?\}}"
     r"|(?:(?P<units>\d+)[ \u00a0-])?(?P<top>\d+) ?/ ?(?P<bottom>\d+)(?![.,]?\d)"
@@ -62,6 +62,7 @@ _NO_NUMBER_AFTER = re.compile(rf"(?:st|nd|rd|th)(?![{_LETTER}\d])")
 _UNCLEAR_BEFORE = re.compile(
     r"(?:--|[√±] ?|\\(?:sqrt|pm)(?:\[\d+\])? ?\{?|\\frac ?\{[^{}\n]*\}? ?\{?[^{}\n]*"  # roots, tolerances, fractions
     r"|\d[:.,'_\u00a0]|/ ?|\d-\d{1,2}-"  # times, dates, versions
+    r"|-\s?(?:\(|\\boxed ?\{|\{)\s?|\b(?:is|are|be|equals) -[ \u00a0]|(?<!\d )\bminus[ \u00a0]"  # possible signs
     rf"|(?:{'|'.join(_SCALES)})s? (?:and )?)$",
     re.IGNORECASE,
 )
@@ -85,9 +86,22 @@ _PLAIN = str.maketrans(
         **{"’": "'", "＋": "+", "⁄": "/", "٫": ".", "٬": ",", "￥": "¥", "％": "%"},
     }
 )
+_MINUS = "[-−–－﹣]"
+_BEGINS_NUMBER = r"(?=[\d.$€£¥]|\\frac)"
 _RAISED = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
 _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"\\[dtc]frac"), r"\\frac"),
+    (re.compile(rf"(?:\\text)?\{{({_MINUS})\}}"), r"\1"),
+    # A sign apart from its number, where it cannot stand between two numbers.
+    (re.compile(rf"([=≈<>≤≥(\[{{:：$][ \u00a0]?){_MINUS}[ \u00a0]{_BEGINS_NUMBER}"), r"\1-"),
+    (re.compile(rf"\bnegative[ \u00a0]{_BEGINS_NUMBER}", re.IGNORECASE), "-"),
+    (
+        re.compile(
+            rf"(?:^|(?<=[=≈:(])|(?<=[=≈:(] )|(?<=\bis )|(?<=\bequals ))minus[ \u00a0]{_BEGINS_NUMBER}", re.IGNORECASE
+        ),
+        "-",
+    ),
+    (re.compile(r"(?<!\d)负(?=\d)"), "-"),
     (re.compile(r"\\frac\s?(\d)\s?(\d)"), r"\\frac{\1}{\2}"),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"(?<=\d)\\[,;](?=\d)"), "\u00a0"),

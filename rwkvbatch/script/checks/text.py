@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
+import string
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -119,15 +120,43 @@ class _TextRule(ABC):
 
     def judge(self, facts: ReplyFacts) -> Verdict:
         text = answer(facts)
-        fold = str.casefold if self.ignore_case else str
-        return self._judge(fold(text), tuple(map(fold, self.texts)), f"got {excerpt(text)}")
+        return self._judge(self._folded(text), tuple(map(self._folded, self.texts)), f"got {excerpt(text)}")
+
+    def _folded(self, text: str) -> str:
+        return text.casefold() if self.ignore_case else text
 
     @abstractmethod
     def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict: ...
 
 
+_PUNCTUATION = str.maketrans(dict.fromkeys(f"{string.punctuation}‘’´", " "))
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
 class OneOf(_TextRule):
-    """The answer equals one of the texts."""
+    """The answer equals one of the texts.
+
+    With all options, texts are compared as by TriviaQA's `triviaqa_evaluation.py`:
+    https://github.com/mandarjoshi90/triviaqa.
+    """
+
+    options: ClassVar[frozenset[str]] = IGNORE_CASE | {"ignore_punctuation", "ignore_articles"}
+    ignore_punctuation: bool = False
+    ignore_articles: bool = False
+
+    @classmethod
+    def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
+        return cls(
+            cls._texts(expected), *(flag(options, f"ignore_{what}") for what in ("case", "punctuation", "articles"))
+        )
+
+    def _folded(self, text: str) -> str:
+        """`text` without what is ignored; the text itself if nothing else is left of it (`The The`)."""
+        text = super()._folded(text)
+        folded = text.translate(_PUNCTUATION) if self.ignore_punctuation else text
+        folded = _ARTICLES.sub(" ", folded) if self.ignore_articles else folded
+        return " ".join(folded.split()) or text if self.ignore_punctuation or self.ignore_articles else text
 
     @classmethod
     def _texts(cls, expected: Any) -> tuple[str, ...]:

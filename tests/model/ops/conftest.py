@@ -1,4 +1,4 @@
-"""Triton's interpreter is chosen before anything imports Triton; see `device.py`."""
+"""Selects Triton's interpreter before anything imports Triton; see `device.py`."""
 
 from tests.model.ops import device
 

@@ -1,4 +1,4 @@
-"""Where the GPU operations are tested: on a GPU where there is one, else on the CPU by Triton's interpreter."""
+"""The device of GPU tests: a GPU if there is one, else Triton's interpreter on the CPU."""
 
 from __future__ import annotations
 

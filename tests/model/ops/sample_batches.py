@@ -1,4 +1,4 @@
-"""Logits and sampling settings of all kinds, for the tests of every implementation."""
+"""Logits and sampling settings of all kinds, for the tests of every sampling implementation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forking to side streams and joining again, with streams that only write down what happens."""
+"""Forking work to side streams and joining it, with streams that record the order of events."""
 
 from __future__ import annotations
 

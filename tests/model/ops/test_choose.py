@@ -1,4 +1,4 @@
-"""Choosing tokens for replies and looking given ones up in one operation: every row gets what it gets alone."""
+"""Choosing tokens and looking up given tokens in one call: each row's result is independent of the others."""
 
 from __future__ import annotations
 

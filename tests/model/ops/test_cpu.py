@@ -1,4 +1,4 @@
-"""Each native operation against its slow twin."""
+"""Each native operation against its reference implementation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPU operations put together: linear layers, and the whole network against the reference operations."""
+"""GPU linear layers, and the whole network on GPU operations, against the reference operations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decode steps as graphs.
+"""Decode steps as CUDA graphs.
 
 The capture is a stand-in: like a real graph it launches the same things on the same memory, but it holds the function
 and runs it again.

@@ -1,4 +1,4 @@
-"""Index arrays of a ragged batch: which rows belong together, and how they are read."""
+"""Index arrays of a ragged batch: the rows of each sequence, and how they are processed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matrices rounded to int8: which numbers they become, and linear layers of them against the slow twin."""
+"""Matrices quantised to int8, and linear layers of them against the reference implementation."""
 
 from __future__ import annotations
 

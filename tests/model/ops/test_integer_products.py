@@ -1,4 +1,4 @@
-"""Products of integers (`w8a8`, `int4`): which numbers inputs and weights become, and the exact result of a layer."""
+"""Integer products (`w8a8`, `int4`): quantisation of inputs and weights, and the exact result of a layer."""
 
 from __future__ import annotations
 
@@ -78,6 +78,34 @@ class TestInt4:
     def test_the_largest_number_is_eight_steps_below_zero(self) -> None:
         weight = torch.tensor([[4.0, 0.25, -0.75, 3.5, -3.75, 0.0]])
         assert rounded_to_int4(weight).tolist() == [[4, 0, -1, 3.5, -3.5, 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rounding", ["w8a8", "int4"])
+def test_each_group_of_inputs_has_the_integers_and_the_scale_of_the_rule(
+    rounding: Rounding, dtype: torch.dtype
+) -> None:
+    rule = ROUNDINGS[rounding]
+    weight = random_weight(40, 2 * rule.group + 5)
+    weight[0] = 0
+    weight[1] *= 1e-42  # denormal: the scale is zero
+    weight[2:30] = (weight[2:30] * 4).round() / 4  # many groups have two opposite numbers of the largest magnitude
+    weight = weight.to(dtype)
+    integers, scales = rule.quantize(weight)
+    ties = 0
+    for row, numbers in enumerate(weight.float().tolist()):
+        for group, start in enumerate(range(0, len(numbers), rule.group)):
+            block = np.array(numbers[start : start + rule.group], np.float32)
+            largest = block[np.abs(block).argmax()]
+            ties += bool(largest and (block == -largest).any())
+            if rounding == "w8a8":
+                scale, lowest, highest = np.abs(largest) / np.float32(127), -127, 127
+            else:
+                scale, lowest, highest = torch.tensor(largest / np.float32(-8)).bfloat16().float().numpy(), -8, 7
+            expected = np.clip(np.rint(block / scale), lowest, highest) if scale else np.zeros_like(block)
+            assert scales[row, group] == scale
+            assert np.array_equal(integers[row, start : start + rule.group].numpy(), expected)
+    assert ties > 5
 
 
 def integers_and_scales(weight: torch.Tensor, rounding: Rounding) -> tuple[np.ndarray, np.ndarray]:

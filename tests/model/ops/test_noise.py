@@ -1,3 +1,5 @@
+"""The noise of sampling: Philox and Gumbel noise keyed by content."""
+
 import numpy as np
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What only a GPU can show: real graphs, no waiting within a step, and rows that do not depend on their neighbours."""
+"""Tests that need a GPU: real graphs, no synchronisation within a step, rows independent of their neighbours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cuts of every order of the sampling steps, against a definition with sorted lists, in every implementation."""
+"""The cuts in every order of the sampling steps, against a definition with sorted lists, for every implementation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filling up batches: which row counts there are, and what the rows that were filled in are."""
+"""Padding of batches: the permitted row counts, and the content of padding rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step as one native call is the step that the network takes operation by operation."""
+"""A step as one native call equals the step computed operation by operation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small arrays go to the device together, and come out as they were."""
+"""Small arrays are copied to the device in one transfer and arrive unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernels are compiled to machine code without a GPU: what the interpreter lets pass the compiler may not."""
+"""The kernels compile to machine code without a GPU; the interpreter accepts more than the compiler."""
 
 from __future__ import annotations
 

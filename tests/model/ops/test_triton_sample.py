@@ -1,4 +1,4 @@
-"""The choice of tokens as kernels, against the definition in `choosing.choose`."""
+"""The Triton kernel that chooses tokens, against the definition in `choosing.choose`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layer norm, token shift and mixes as kernels, against the reference operations."""
+"""Triton kernels of layer norm, token shift and mixes, against the reference operations."""
 
 from __future__ import annotations
 

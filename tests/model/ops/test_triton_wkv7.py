@@ -1,4 +1,4 @@
-"""The recurrence as kernels, row by row and in chunks, against the reference operations."""
+"""Triton kernels of the recurrence, row by row and in chunks, against the reference operations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rwkvbatch model verify` over the operations of a GPU: what it passes through there, and that they pass."""
+"""`rwkvbatch model verify` with GPU operations: it uses every kernel, and they pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often the host waits for the device in a step of the engine: once at most, for the chosen tokens."""
+"""Host synchronisations per engine step: at most one, for the chosen tokens."""
 
 from __future__ import annotations
 

@@ -1,0 +1,335 @@
+"""Published benchmarks: readers of their files, and the prompts of their sources as lines of a script.
+
+`BENCHMARKS` declares each: its files, its prompts with their sources, and what measures it. The command's help and the
+table of `docs/scripts.md` are made from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rwkvbatch.script.benchmarks.letters import (
+    GPQA_ANSWERS,
+    read_gpqa,
+    read_mmlu,
+    read_mmlu_pro,
+    write_gpqa_plain,
+    write_mmlu_plain,
+    write_mmlu_pro,
+    write_mmlu_rwkv,
+    write_options_chat,
+)
+from rwkvbatch.script.benchmarks.likelihood import (
+    read_arc,
+    read_blimp,
+    read_boolq,
+    read_copa,
+    read_hellaswag,
+    read_lambada,
+    read_openbookqa,
+    read_piqa,
+    read_sciq,
+    read_winogrande,
+    read_xwinograd,
+    write_answer,
+    write_blank,
+    write_boolq,
+    write_continuation,
+    write_lambada,
+    write_sciq,
+)
+from rwkvbatch.script.benchmarks.open_answers import (
+    read_aime,
+    read_gsm8k,
+    read_ifeval,
+    read_math,
+    read_mt_bench,
+    read_simpleqa,
+    read_triviaqa,
+    write_boxed,
+    write_gsm8k,
+    write_ifeval,
+    write_mt_bench,
+    write_simpleqa,
+    write_triviaqa,
+)
+from rwkvbatch.script.benchmarks.question import BadRecordError, Benchmark, Question, Style
+from rwkvbatch.script.tables import TableForm
+
+__all__ = ["BENCHMARKS", "NOT_IMPORTED", "BadRecordError", "Benchmark", "Question", "Style"]
+
+
+def _form(*header: str, inside: str = "", label: str = "") -> TableForm:
+    return TableForm(frozenset(header), inside, label)
+
+
+_CHAT_LETTER = "a message that asks for a last line `Answer: LETTER` (openai/simple-evals `common.py`)"
+_BOXED = "the problem and a request for a `\\boxed{}` (QwenLM/Qwen2.5-Math `evaluation/utils.py`, `deepseek-math`)"
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "lambada": Benchmark(
+        "LAMBADA",
+        "lines with `text` (OpenAI's `lambada_test.jsonl`, EleutherAI/lambada_openai)",
+        read_lambada,
+        {
+            "plain": Style(
+                write_lambada,
+                "the last word after all others (RWKV-LM, lm-evaluation-harness `lambada_openai.yaml`)",
+                "`text_perplexity`, `accuracy`",
+            )
+        },
+    ),
+    "mmlu": Benchmark(
+        "MMLU",
+        "hendrycks/test (`SUBJECT_test.csv`), cais/mmlu",
+        read_mmlu,
+        {
+            "rwkv": Style(
+                write_mmlu_rwkv, "the prompt of RWKV-LM's `rwkv_mmlu_eval.py`, ` A` to ` D` after it", "`choice`"
+            ),
+            "plain": Style(write_mmlu_plain, "the prompt of hendrycks/test `evaluate.py`", "`choice`", shots=True),
+            "chat": Style(write_options_chat, _CHAT_LETTER, "`letter`"),
+        },
+        _form("question", "answer"),
+    ),
+    "mmlu-pro": Benchmark(
+        "MMLU-Pro",
+        "TIGER-Lab/MMLU-Pro",
+        read_mmlu_pro,
+        {
+            "chat": Style(
+                write_mmlu_pro,
+                "up to ten options, and to think step by step; examples have the reasoning of the `validation` file "
+                "(lm-evaluation-harness `mmlu_pro`)",
+                "`letter`",
+                shots=True,
+            )
+        },
+    ),
+    "gpqa": Benchmark(
+        "GPQA",
+        "`gpqa_diamond.csv`, `gpqa_main.csv`, `gpqa_extended.csv` (Idavidrein/gpqa)",
+        read_gpqa,
+        {
+            "plain": Style(
+                write_gpqa_plain,
+                "the options, and ` (A)` to ` (D)` after `Answer:` (lm-evaluation-harness `gpqa`, `zeroshot` or "
+                "`n_shot`)",
+                "`choice`",
+                shots=True,
+            ),
+            "chat": Style(write_options_chat, _CHAT_LETTER, "`letter`"),
+        },
+        _form("Question", *GPQA_ANSWERS),
+    ),
+    "arc": Benchmark(
+        "ARC",
+        "AI2's `.jsonl` files, allenai/ai2_arc",
+        read_arc,
+        {
+            "plain": Style(
+                write_answer,
+                "`Question: ...\\nAnswer:`, the options after it (lm-evaluation-harness `arc_easy.yaml`)",
+                "`choice`",
+                shots=True,
+            ),
+            "chat": Style(write_options_chat, _CHAT_LETTER, "`letter`"),
+        },
+        _form("question", "AnswerKey"),
+    ),
+    "hellaswag": Benchmark(
+        "HellaSwag",
+        "rowanz/hellaswag, Rowan/hellaswag",
+        read_hellaswag,
+        {
+            "plain": Style(
+                write_continuation,
+                "the endings after the context, cleaned as lm-evaluation-harness does (`hellaswag.yaml`, `utils.py`)",
+                "`choice`",
+                shots=True,
+            )
+        },
+    ),
+    "piqa": Benchmark(
+        "PIQA",
+        "`valid.jsonl` with `valid-labels.lst` beside it (ybisk/piqa), baber/piqa",
+        read_piqa,
+        {
+            "plain": Style(
+                write_answer,
+                "`Question: ...\\nAnswer:`, the two solutions after it (lm-evaluation-harness `piqa.yaml`)",
+                "`choice`",
+                shots=True,
+            )
+        },
+        _form(label="label"),
+    ),
+    "sciq": Benchmark(
+        "SciQ",
+        "AI2's `test.json`, allenai/sciq",
+        read_sciq,
+        {
+            "plain": Style(
+                write_sciq,
+                "the passage (`support`), `Question: ...\\nAnswer:`, the answers after it (lm-evaluation-harness "
+                "`sciq.yaml`)",
+                "`choice`",
+                shots=True,
+            )
+        },
+    ),
+    "openbookqa": Benchmark(
+        "OpenBookQA",
+        "AI2's `test.jsonl`, allenai/openbookqa",
+        read_openbookqa,
+        {
+            "plain": Style(
+                write_continuation,
+                "the options after the beginning of the sentence (lm-evaluation-harness `openbookqa.yaml`)",
+                "`choice`",
+                shots=True,
+            )
+        },
+    ),
+    "boolq": Benchmark(
+        "BoolQ",
+        "Google's `dev.jsonl` (google/boolq), SuperGLUE's `val.jsonl` (aps/super_glue)",
+        read_boolq,
+        {
+            "plain": Style(
+                write_boolq,
+                "the passage, `Question: ...?\\nAnswer:`, ` no` and ` yes` after it (lm-evaluation-harness "
+                "`super_glue/boolq`)",
+                "`choice`",
+                shots=True,
+            )
+        },
+    ),
+    "copa": Benchmark(
+        "COPA",
+        "SuperGLUE's `val.jsonl` (aps/super_glue)",
+        read_copa,
+        {
+            "plain": Style(
+                write_continuation,
+                "the premise with `because` or `therefore`, the two sentences after it (lm-evaluation-harness "
+                "`super_glue/copa`)",
+                "`choice`",
+                shots=True,
+            )
+        },
+    ),
+    "winogrande": Benchmark(
+        "WinoGrande",
+        "AI2's `dev.jsonl`, allenai/winogrande",
+        read_winogrande,
+        {
+            "plain": Style(
+                write_blank,
+                "the text after the blank, once for each filling of the blank (lm-evaluation-harness `winogrande`)",
+                "`choice`",
+                shots=True,
+            )
+        },
+    ),
+    "xwinograd": Benchmark(
+        "XWinograd",
+        "Muennighoff/xwinograd, a file for each language",
+        read_xwinograd,
+        {"plain": Style(write_blank, "as for winogrande (lm-evaluation-harness `xwinograd`)", "`choice`", shots=True)},
+    ),
+    "blimp": Benchmark(
+        "BLiMP",
+        "alexwarstadt/blimp (`data/UID.jsonl`), nyu-mll/blimp",
+        read_blimp,
+        {
+            "plain": Style(
+                write_continuation,
+                "nothing: the two sentences are compared, each after token 0 and a space (lm-evaluation-harness "
+                "`blimp`)",
+                "`choice`",
+            )
+        },
+    ),
+    "gsm8k": Benchmark(
+        "GSM8K",
+        "openai/grade-school-math, openai/gsm8k",
+        read_gsm8k,
+        {
+            "chat": Style(
+                write_gsm8k,
+                "the question; worked examples before it as in lm-evaluation-harness `gsm8k.yaml`",
+                "`number`",
+                shots=True,
+            )
+        },
+        _form("question", "answer"),
+    ),
+    "math": Benchmark(
+        "MATH",
+        "MATH-500 (openai/prm800k `math_splits/test.jsonl`, HuggingFaceH4/MATH-500); hendrycks/math (a `.json` file "
+        "for each problem), EleutherAI/hendrycks_math",
+        read_math,
+        {"chat": Style(write_boxed(2048), _BOXED, "`math`")},
+    ),
+    "aime": Benchmark(
+        "AIME",
+        "Maxwell-Jia/AIME_2024, HuggingFaceH4/aime_2024, math-ai/aime25, gneubig/aime-1983-2024 (CSV)",
+        read_aime,
+        {"chat": Style(write_boxed(32_768), "as for math", "`math`")},
+        _form("Question", "Answer"),
+    ),
+    "triviaqa": Benchmark(
+        "TriviaQA",
+        "the original `*-dev.json`, mandarjoshi/trivia_qa (`rc.nocontext`, `unfiltered.nocontext`)",
+        read_triviaqa,
+        {
+            "chat": Style(
+                write_triviaqa,
+                "`Question: ...?\\nAnswer:`, until a line end, full stop or comma (lm-evaluation-harness `triviaqa`); "
+                "compared with all aliases as mandarjoshi90/triviaqa `triviaqa_evaluation.py` does",
+                "`one_of`",
+                shots=True,
+            )
+        },
+        _form(inside="Data"),
+    ),
+    "simpleqa": Benchmark(
+        "SimpleQA",
+        "openai/simple-evals `simple_qa_test_set.csv`",
+        read_simpleqa,
+        {
+            "chat": Style(
+                write_simpleqa,
+                "the question; a [judge](judges.md) compares the reply with the answer, by a rubric after that of "
+                "`simpleqa_eval.py`, with two grades instead of three",
+                "`judge`",
+            )
+        },
+        _form("problem", "answer"),
+    ),
+    "ifeval": Benchmark(
+        "IFEval",
+        "google-research `input_data.jsonl`, google/IFEval",
+        read_ifeval,
+        {"chat": Style(write_ifeval, "the prompt (google-research `instruction_following_eval`)", "`ifeval`")},
+    ),
+    "mt-bench": Benchmark(
+        "MT-Bench",
+        "FastChat `question.jsonl`",
+        read_mt_bench,
+        {
+            "chat": Style(
+                write_mt_bench,
+                "the turns, at the temperature of the category (FastChat `common.py`)",
+                "references, if any",
+            )
+        },
+    ),
+}
+"""The benchmarks that can be imported, by name."""
+
+_RUNS_CODE = "its checks run code that the model wrote, and this program runs none"
+
+NOT_IMPORTED: Mapping[str, str] = {"humaneval": _RUNS_CODE, "mbpp": _RUNS_CODE}
+"""Benchmarks that are not imported, and the reason."""

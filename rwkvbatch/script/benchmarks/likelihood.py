@@ -1,0 +1,186 @@
+"""Benchmarks in which the likelihoods of texts are compared: of answers after a prompt, endings, or whole sentences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rwkvbatch.script.benchmarks.question import Question, Write, bad, label_of, line_of, text_of
+from rwkvbatch.script.lines import is_array, is_object, shown
+from rwkvbatch.script.tables import Record
+
+NO_TEST_LABELS = "those of the test file are not published, so take the validation file"
+
+
+def text_choices(prompt_of: Callable[[Question], str]) -> Write:
+    """Writes lines whose choices are the texts of the options after a space, as in lm-evaluation-harness.
+
+    Examples are whole texts before the prompt, each with its right answer and a blank line.
+    """
+
+    def write(question: Question, examples: Sequence[Question]) -> dict[str, Any]:
+        shots = "".join(f"{prompt_of(example)} {example.options[example.answer]}\n\n" for example in examples)
+        choices = {name: f" {text}" for name, text in question.options.items()}
+        prompt = shots + prompt_of(question)
+        return line_of(question, prompt=prompt, choices=choices, expect={"choice": question.answer})
+
+    return write
+
+
+write_continuation = text_choices(lambda question: question.text)
+write_answer = text_choices(lambda question: f"Question: {question.text}\nAnswer:")
+
+
+def read_lambada(record: Record) -> Question:
+    text = text_of(record.values, "text")
+    before, space, last = text.rpartition(" ")
+    if not space or not before.strip() or not last.strip():
+        bad("text must have a last word after a space")
+    return Question(f"lambada-{record.number}", before, answer=f" {last}")
+
+
+def write_lambada(question: Question, _: Sequence[Question]) -> dict[str, Any]:
+    return line_of(question, prompt=question.text, continuation=question.answer)
+
+
+def read_arc(record: Record) -> Question:
+    values = record.values
+    text, choices = values["question"], values.get("choices")
+    if is_object(text):  # AI2's own files
+        text, choices = text["stem"], text["choices"]
+    if not is_object(choices) and not is_array(choices):
+        bad("its CSV files have the options inside the question; take the .jsonl file beside it")
+    return _lettered(record, text, choices)
+
+
+def read_openbookqa(record: Record) -> Question:
+    values = record.values
+    text, choices = values.get("question_stem"), values.get("choices")
+    if is_object(values.get("question")):  # AI2's own files
+        text, choices = values["question"]["stem"], values["question"]["choices"]
+    return _lettered(record, text, choices)
+
+
+def _lettered(record: Record, text: Any, choices: Any) -> Question:
+    """The question of a record with `id`, `answerKey`, and choices with `label` and `text`: an object or an array."""
+    if is_object(choices):
+        pairs = list(zip(choices["label"], choices["text"], strict=True))
+    elif is_array(choices):
+        pairs = [(choice["label"], choice["text"]) for choice in choices]
+    else:
+        bad("choices must be an object of `label` and `text`, or a list of such objects")
+    options = {str(label): option for label, option in pairs}
+    answer = str(record.values["answerKey"]).strip()
+    if answer not in options or not isinstance(text, str):
+        bad(f"answerKey must be one of {', '.join(options)}, got {shown(answer)}")
+    return Question(text_of(record.values, "id"), text, options, answer)
+
+
+def read_hellaswag(record: Record) -> Question:
+    values = record.values
+    label = str(values["label"])
+    if not label:
+        bad(f"it has no label; {NO_TEST_LABELS}")
+    second_part = values["ctx_b"]
+    context = f"{values['activity_label']}: {values['ctx_a']} {second_part[:1].upper()}{second_part[1:].lower()}"
+    options = {str(index): _without_markup(text) for index, text in enumerate(values["endings"])}
+    if label not in options:
+        bad(f"label must be one of {', '.join(options)}, got {shown(label)}")
+    return Question(f"hellaswag-{record.number}", _without_markup(context), options, label)
+
+
+def _without_markup(text: str) -> str:
+    """A text without the markup of WikiHow articles that the data contain."""
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+
+def read_piqa(record: Record) -> Question:
+    values = record.values
+    options = {"0": text_of(values, "sol1"), "1": text_of(values, "sol2")}
+    if_missing = f"{NO_TEST_LABELS}, valid.jsonl with valid-labels.lst beside it"
+    label = label_of(values, "label", {0: "0", 1: "1"}, if_missing)
+    return Question(f"piqa-{record.number}", text_of(values, "goal"), options, label)
+
+
+SCIQ_OPTIONS = ("distractor1", "distractor2", "distractor3", "correct_answer")
+
+
+def read_sciq(record: Record) -> Question:
+    values = record.values
+    support = values["support"]
+    if not isinstance(support, str):
+        bad(f"support must be a text, which may be empty, got {shown(support)}")
+    options = {name: text_of(values, name) for name in SCIQ_OPTIONS}
+    question = text_of(values, "question")
+    return Question(f"sciq-{record.number}", question, options, "correct_answer", record={"support": support.lstrip()})
+
+
+write_sciq = text_choices(lambda q: f"{q.record['support']}\nQuestion: {q.text}\nAnswer:")
+
+
+def read_boolq(record: Record) -> Question:
+    values = record.values
+    key = "answer" if "answer" in values else "label"
+    answer = label_of(values, key, {0: "no", 1: "yes"}, NO_TEST_LABELS)
+    options = {"no": "no", "yes": "yes"}
+    passage, text = text_of(values, "passage"), text_of(values, "question")
+    return Question(f"boolq-{record.number}", text, options, answer, record={"passage": passage})
+
+
+write_boolq = text_choices(lambda q: f"{q.record['passage']}\nQuestion: {q.text}?\nAnswer:")
+
+_CONNECTORS = {"cause": "because", "effect": "therefore"}
+
+
+def read_copa(record: Record) -> Question:
+    values = record.values
+    connector = _CONNECTORS.get(kind := text_of(values, "question"))
+    if connector is None:
+        bad(f"question must be one of {', '.join(_CONNECTORS)}, got {shown(kind)}")
+    answer = label_of(values, "label", {0: "choice1", 1: "choice2"}, NO_TEST_LABELS)
+    premise = text_of(values, "premise").strip()[:-1]  # without its full stop
+    # As in the source, the choices begin with a space, so that there are two spaces before them.
+    options = {name: f" {_lower_first(text_of(values, name))}" for name in ("choice1", "choice2")}
+    return Question(f"copa-{record.number}", f"{premise} {connector}", options, answer, tags=(kind,))
+
+
+def _lower_first(text: str) -> str:
+    return text[0].lower() + text[1:]
+
+
+def read_winogrande(record: Record) -> Question:
+    return _read_blank(record, record.values.get("qID") or f"winogrande-{record.number}")
+
+
+def read_xwinograd(record: Record) -> Question:
+    return _read_blank(record, f"xwinograd-{record.number}")
+
+
+def _read_blank(record: Record, name: str) -> Question:
+    """A sentence with a blank, written as `_`. The text is what precedes the blank; `record` has what follows."""
+    values = record.values
+    before, blank, after = text_of(values, "sentence").partition("_")
+    if not blank or not after.strip():
+        bad("sentence must have a blank `_` and text after it")
+    options = {"1": text_of(values, "option1"), "2": text_of(values, "option2")}
+    answer = label_of(values, "answer", {1: "1", 2: "2"}, NO_TEST_LABELS)
+    return Question(str(name), before, options, answer, record={"after": after.strip()})
+
+
+def write_blank(question: Question, examples: Sequence[Question]) -> dict[str, Any]:
+    """A line in which the text after the blank is scored, once for each filling of the blank."""
+    shots = "".join(f"{e.text}{e.options[e.answer]} {e.record['after']}\n\n" for e in examples)
+    return line_of(
+        question, prompt=shots + question.text, choices=dict(question.options),
+        continuation=f" {question.record['after']}", expect={"choice": question.answer},
+    )  # fmt: skip
+
+
+def read_blimp(record: Record) -> Question:
+    values = record.values
+    options = {"good": text_of(values, "sentence_good"), "bad": text_of(values, "sentence_bad")}
+    paradigm = text_of(values, "UID")
+    pair = values.get("pairID", values.get("pair_id"))
+    tags = tuple(dict.fromkeys(str(values[key]) for key in ("field", "linguistics_term", "UID") if values.get(key)))
+    return Question(f"{paradigm}-{record.number if pair is None else pair}", "", options, "good", tags=tags)

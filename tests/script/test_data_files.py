@@ -1,0 +1,127 @@
+"""Which files of a data set are read from folders, and what is said of files that cannot be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rwkvbatch.cli.app import invoke
+from rwkvbatch.errors import ScriptError
+from rwkvbatch.script import data_files as module
+from rwkvbatch.script.benchmark_import import import_benchmark
+from rwkvbatch.script.data_files import data_files, split_of
+from rwkvbatch.script.tables import COMPRESSED, read_records
+from tests.script.benchmark_records import LAMBADA, MMLU, written
+
+
+def files_in(folder: Path, *names: str) -> str:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written(path, LAMBADA)
+    return str(folder)
+
+
+def found(folder: Path) -> list[str]:
+    return [str(Path(path).relative_to(folder)) for path in data_files([str(folder)])]
+
+
+def test_folders_are_searched_with_their_subfolders_and_without_hidden_files(tmp_path: Path) -> None:
+    files_in(tmp_path, "b.jsonl", "a/c.csv", "a/d/e.JSON", ".git/f.json", ".g.jsonl", "h.txt", "i")
+    assert found(tmp_path) == ["a/c.csv", "a/d/e.JSON", "b.jsonl"]
+    assert data_files(["x.jsonl", str(tmp_path / "a")]) == ["x.jsonl", *data_files([str(tmp_path / "a")])]
+
+
+def test_the_metadata_that_datasets_saves_is_no_data(tmp_path: Path) -> None:
+    files_in(tmp_path, "data-00000-of-00001.arrow", "dataset_info.json", "state.json", "dataset_dict.json")
+    assert found(tmp_path) == ["data-00000-of-00001.arrow"]
+
+
+def test_a_folder_that_datasets_saved_is_imported(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    folder = tmp_path / "mmlu_test_dataset"
+    files_in(folder, "dataset_info.json", "state.json")
+    table = pa.Table.from_pylist([dict(MMLU)])
+    with pa.ipc.new_stream(folder / "data-00000-of-00001.arrow", table.schema) as stream:
+        stream.write_table(table)
+    assert invoke(["script", "import", "mmlu", str(folder), "-o", str(tmp_path / "out.jsonl"), "-q"]) == 0
+    assert json.loads((tmp_path / "out.jsonl").read_text())["id"] == "abstract_algebra-1"
+
+
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [
+        ("test-00000-of-00001.parquet", "test"),
+        ("gsm8k-train.arrow", "train"),
+        ("abstract_algebra_test.csv", "test"),
+        ("ARC-Challenge-Dev.jsonl", "dev"),
+        ("auxiliary_train/data.arrow", "train"),
+        ("train/validation-00000-of-00001.parquet", "validation"),
+        ("test/en.jsonl", "test"),
+        ("winogrande/train_xs.jsonl", "train"),
+        ("data.jsonl", None),
+        ("latest/contest.jsonl", None),
+        ("devices/trains.jsonl", None),
+    ],
+)
+def test_the_split_is_known_by_the_name_of_the_file_or_folder(path: str, split: str | None) -> None:
+    assert split_of(path) == split
+
+
+def test_files_of_several_splits_are_refused_with_their_numbers(tmp_path: Path) -> None:
+    folder = files_in(tmp_path, "gsm8k-test.arrow", "gsm8k-train.arrow", "more/gsm8k-train.arrow", "dataset_info.json")
+    with pytest.raises(ScriptError, match=r"several splits: test \(1 file\), train \(2 files\)") as caught:
+        data_files([folder])
+    assert f"such as {tmp_path / 'gsm8k-test.arrow'}" in str(caught.value.hint)
+
+
+def test_a_folder_of_one_split_with_other_files_is_read(tmp_path: Path) -> None:
+    files_in(tmp_path, "test/anatomy_test.csv", "test/astronomy_test.csv", "notes.json")
+    assert len(found(tmp_path)) == 3
+
+
+def test_a_folder_of_compressed_files_names_one(tmp_path: Path) -> None:
+    with pytest.raises(ScriptError, match=r"holds no file that ends in \.jsonl") as caught:
+        data_files([files_in(tmp_path, "test.jsonl.gz", "readme.txt")])
+    assert "test.jsonl.gz is compressed or an archive: unpack it first" in str(caught.value.hint)
+
+
+def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_FILES", 3)
+    files_in(tmp_path, "a.json", "b.json", "c/d.json")
+    assert len(found(tmp_path)) == 3
+    files_in(tmp_path, "c/e.txt")
+    with pytest.raises(ScriptError, match="holds more than 3 files"):
+        data_files([str(tmp_path)])
+
+
+def test_folders_are_searched_to_a_limited_depth(tmp_path: Path) -> None:
+    files_in(tmp_path, "a.json", "/".join("12345678") + "/b.json", "/".join("123456789") + "/c.json")
+    assert found(tmp_path) == ["1/2/3/4/5/6/7/8/b.json", "a.json"]
+
+
+@pytest.mark.parametrize("suffix", COMPRESSED)
+def test_compressed_files_name_the_command_that_unpacks_them(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"test.jsonl{suffix}"
+    path.write_bytes(b"\x1f\x8b")
+    with pytest.raises(ScriptError, match="is compressed or an archive") as caught:
+        list(read_records(str(path)))
+    assert f"{COMPRESSED[suffix]} {path}" in str(caught.value.hint)
+
+
+def test_an_archive_of_tar_is_unpacked_by_tar(tmp_path: Path) -> None:
+    with pytest.raises(ScriptError) as caught:
+        list(read_records(str(tmp_path / "data.tar.gz")))
+    assert "tar xf " in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", ["test.jsonl", "test.json", "test.csv", "test.parquet", "test.arrow"])
+def test_a_pointer_of_git_lfs_is_refused_as_such(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:35dc\nsize 446564\n")
+    with pytest.raises(ScriptError, match="is a pointer of Git LFS") as caught:
+        import_benchmark("math", [str(path)], tmp_path / "out.jsonl")
+    assert "git lfs pull" in str(caught.value.hint)
