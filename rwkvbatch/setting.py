@@ -5,6 +5,7 @@ The records are frozen and refuse unknown keys and values out of range. `replace
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar, cast, get_args
@@ -123,14 +124,14 @@ def allowed_values(record: type[BaseModel], key: str, message: str) -> str:
         message: pydantic's message, which is used if the field has no limits.
     """
     if key not in record.model_fields:
-        return _as_requirement(message)
+        return as_requirement(message)
     field = record.model_fields[key]
     declared = next((item.allowed for item in field.metadata if isinstance(item, Setting)), None)
     annotation: Any = field.annotation
     kinds = {int: "a whole number", float: "a number"}
     kind = next((text for number, text in kinds.items() if annotation in (number, number | None)), None)
     if declared or kind is None:
-        return declared or _as_requirement(message)
+        return declared or as_requirement(message)
     bounds = {limit: getattr(item, limit) for item in field.metadata for limit in _LIMITS if hasattr(item, limit)}
     lowest = bounds.get("ge", bounds.get("gt"))
     highest = bounds.get("le", bounds.get("lt"))
@@ -141,8 +142,13 @@ def allowed_values(record: type[BaseModel], key: str, message: str) -> str:
     return f"must be {kind} in {'[' if 'ge' in bounds else '('}{lowest}, {highest}{']' if 'le' in bounds else ')'}"
 
 
-def _as_requirement(message: str) -> str:
-    return message.removeprefix("Value error, ").replace("Input should", "must")
+_SIZE = re.compile(r"\w+ should have (at (?:least|most) \d+ \w+)(?: after validation, not .*)?")
+
+
+def as_requirement(message: str) -> str:
+    """What a value must be, of a message of pydantic: `must be a valid string`, `must have at least 1 item`."""
+    size = _SIZE.fullmatch(message)
+    return f"must have {size[1]}" if size else message.removeprefix("Value error, ").replace("Input should", "must")
 
 
 def explain(error: ValidationError, where: str, record: type[BaseModel]) -> str:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, SamplingParams
 from rwkvbatch.errors import RwkvBatchError, UsageError
 from rwkvbatch.prompt.escaping import printable
-from rwkvbatch.setting import allowed_values, shown_value
+from rwkvbatch.setting import allowed_values, as_requirement, shown_value
 from rwkvbatch.setting_names import full_name
 
 MAX_STOPS = 32
@@ -249,7 +249,7 @@ def _fields(values: Mapping[str, Any], kind: type[ChatFields | CompletionFields]
         if item["type"] == "missing":
             raise RequestError(f"{place}: is required", param=name) from None
         raise RequestError(
-            f"{place}: {item['msg'].replace('Input should', 'must')}, got {shown_value(item['input'])}", param=name
+            f"{place}: {as_requirement(item['msg'])}, got {shown_value(item['input'])}", param=name
         ) from None
 
 

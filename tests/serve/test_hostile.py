@@ -72,7 +72,7 @@ def problem(answer: tuple[int, Any, Any]) -> tuple[int, str, str | None]:
         ({"messages": [{"role": "user"}]}, "messages.0.content: must be text, or a list", "messages"),
         ({"messages": [{"role": "user", "content": None}]}, "list of text parts; got null", "messages"),
         ({"messages": [{"role": "user", "content": []}]}, "list of text parts; got []", "messages"),
-        ({"messages": []}, "messages: List should have at least 1 item", "messages"),
+        ({"messages": []}, "messages: must have at least 1 item, got []", "messages"),
         ({"messages": [{"role": "user", "content": "a"}] * 2}, "assistant messages must take turns", "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role: must be system, developer", "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "only text parts", "messages"),
