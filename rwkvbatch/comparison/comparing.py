@@ -315,7 +315,7 @@ def _primary(
         return any(pair_rows.values(metric).baseline.size for pair_rows in matched)
 
     if name is not None:
-        metric = metric_named(name)
+        metric = metric_named(name, option="--primary")
         if not metric.tested:
             alternative = f"; {metric.log_of} can" if metric.log_of else ""
             raise UsageError(f"--primary {name}: differences in it are not tested, so it cannot decide{alternative}")
