@@ -105,6 +105,8 @@ def compare(
     gates = [parse_gate(text, "--fail-if", significantly=gate_significant) for text in fail_if]
     gates += [parse_gate(text, "--fail-unless", significantly=gate_significant) for text in fail_unless]
     requested = None if metrics is None else tuple(dict.fromkeys(metric_named(name).name for name in metrics))
+    if primary is not None:
+        metric_named(primary, option="--primary")
     if margin is not None and not (math.isfinite(margin) and margin > 0):
         raise UsageError(f"--margin must be a positive number, in the unit of the primary metric; got {margin}")
     if judge is None:
@@ -315,7 +317,7 @@ def _primary(
         return any(pair_rows.values(metric).baseline.size for pair_rows in matched)
 
     if name is not None:
-        metric = metric_named(name, option="--primary")
+        metric = metric_named(name)
         if not metric.tested:
             alternative = f"; {metric.log_of} can" if metric.log_of else ""
             raise UsageError(f"--primary {name}: differences in it are not tested, so it cannot decide{alternative}")
