@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tracemalloc
 from array import array
 from pathlib import Path
@@ -234,9 +235,15 @@ def test_documents_that_cannot_be_scored_are_refused_by_name(tmp_path: Path) -> 
         (tmp_path / "latin.txt", "not UTF-8"),
         (tmp_path / "missing.txt", "cannot be read"),
         (chats, "is no text to score"),
+        (write_lines(tmp_path / "prompt.jsonl", [{"prompt": "a"}]), "continuation: is missing, and only a prompt"),
+        (
+            write_lines(tmp_path / "choices.jsonl", [{"prompt": "a", "choices": ["b", "c"]}]),
+            r"continuation: is missing(?s:.)*`rwkvbatch run` scores choices",
+        ),
     ):
-        with pytest.raises(ScriptError, match=message):
+        with pytest.raises(ScriptError) as caught:
             read_documents([str(path)])
+        assert re.search(message, f"{caught.value}\n{caught.value.hint}")
     with pytest.raises(UsageError, match="holds no document"):
         read_documents([str(tmp_path / "none")])
     found = read_documents([str(tmp_path / "empty.txt"), str(script(tmp_path / "s.jsonl"))], skip_bad=True)
