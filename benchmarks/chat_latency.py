@@ -1,10 +1,10 @@
-"""How long a chat takes from Enter to the first token, and whether it grows over 200 turns.
+"""Latency of a chat from Enter to the first token, and its growth over 200 turns.
 
     python benchmarks/chat_latency.py [TURNS]        (at least 20; 200 when not given)
 
-Drives the chat's own loop (everything but the input line's keys) with the bundled model, drawing on a terminal that
-forgets, with a transcript on the disk. "Overhead" is the time from the line to the first piece on the terminal, less
-the engine's own time to its first token.
+Runs the chat's loop (all but the input line) with the bundled model, drawing on a terminal that discards its output,
+with a transcript on the disk. "Overhead" is the time from the line to the first text on the terminal, minus the
+engine's time to its first token.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from rwkvbatch.chat.start import ChatArguments, open_chat
 from rwkvbatch.chat.terminal import TerminalView
 
 
-class _Sink(io.StringIO):
-    """A terminal that forgets."""
+class _DiscardingTerminal(io.StringIO):
+    """A terminal whose output is discarded."""
 
     def write(self, text: str) -> int:
         return len(text)
@@ -33,30 +33,30 @@ class _Sink(io.StringIO):
 
 def main() -> None:
     num_turns = max(int(sys.argv[1]) if len(sys.argv) > 1 else 200, 20)
-    view = TerminalView(Console(file=_Sink(), force_terminal=True, width=100, height=30, highlight=False))
+    view = TerminalView(Console(file=_DiscardingTerminal(), force_terminal=True, width=100, height=30, highlight=False))
     with tempfile.TemporaryDirectory() as directory:
         arguments = ChatArguments(transcript=Path(directory) / "transcript.jsonl")
         chat = open_chat(arguments, view, is_terminal=False)
         overhead_ms: list[float] = []
-        whole_ms: list[float] = []
+        turn_ms: list[float] = []
         memory_mib: list[float] = []
-        pieces: list[float] = []
-        show = view.piece
+        shown_at_s: list[float] = []
+        show_piece = view.piece
 
-        def piece(text: str) -> None:
-            show(text)
-            pieces.append(time.perf_counter())
+        def show_and_record(text: str) -> None:
+            show_piece(text)
+            shown_at_s.append(time.perf_counter())
 
-        view.piece = piece
+        view.piece = show_and_record
         for number in range(num_turns):
-            pieces.clear()
-            begun_s = time.perf_counter()
+            shown_at_s.clear()
+            started_s = time.perf_counter()
             handle_line(chat, f"My number is {number % 10}. What is my number?")
-            whole_ms.append((time.perf_counter() - begun_s) * 1000)
+            turn_ms.append((time.perf_counter() - started_s) * 1000)
             last = chat.session.tree.last
             assert last is not None
-            if pieces:
-                overhead_ms.append((pieces[0] - begun_s - last.first_token_s) * 1000)
+            if shown_at_s:
+                overhead_ms.append((shown_at_s[0] - started_s - last.first_token_s) * 1000)
             memory_mib.append(_resident_mib())
         chat.transcript.close()
     tokens = len(chat.session.tree.history())
@@ -68,15 +68,15 @@ def main() -> None:
     for first, last in ((0, 20), (num_turns - 20, num_turns)):
         print(
             f"turns {first + 1} to {last}: overhead median {statistics.median(overhead_ms[first:last]):.2f} ms, "
-            f"whole turn median {statistics.median(whole_ms[first:last]):.1f} ms"
+            f"turn median {statistics.median(turn_ms[first:last]):.1f} ms"
         )
     half = num_turns // 2
-    kib_a_turn = (memory_mib[-1] - memory_mib[half - 1]) * 1024 / (num_turns - half)
-    print(f"memory: {kib_a_turn:.0f} KiB a turn over the second half, {memory_mib[-1]:.0f} MiB at the end")
+    kib_per_turn = (memory_mib[-1] - memory_mib[half - 1]) * 1024 / (num_turns - half)
+    print(f"memory: {kib_per_turn:.0f} KiB per turn over the second half, {memory_mib[-1]:.0f} MiB at the end")
 
 
-def _percentile(values: list[float], share: float) -> float:
-    return sorted(values)[min(int(len(values) * share), len(values) - 1)]
+def _percentile(values: list[float], fraction: float) -> float:
+    return sorted(values)[min(int(len(values) * fraction), len(values) - 1)]
 
 
 def _resident_mib() -> float:

@@ -1,10 +1,10 @@
-"""Rows per second that the driver sustains, with simulated workers that reply at once, lag, crash and join.
+"""Rows per second of the driver with simulated workers that reply at once, lag, crash and join.
 
-Real are the plan, the assignments, the counts, and the store with its checksums and flushes on a disk. The workers are
-simulated in this process and send lines of the right form; their time counts against the result. Afterwards the rows
-are brought into the plan's order, and every line is checked.
+The plan, the assignments, the counts, and the store with its checksums and flushes on a disk are real. The workers are
+simulated in this process and send lines of the right form; their time is included in the result. Afterwards the rows
+are sorted, and every line is checked.
 
-    python benchmarks/driver_throughput.py [--rows 2000000] [--workers 1000] [--folder DIR] [--picture FILE.svg]
+    python benchmarks/driver_throughput.py [--rows 2000000] [--workers 1000] [--folder DIR] [--figure FILE.svg]
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from rwkvbatch.script.records import Conversation, Turn
 
 TURNS = 4
 REPEATS = 100
-ROOM = 48
-LOSS, LAG = 1e-3, 5e-3
+CAPACITY = 48
+LOSS_PROBABILITY, LAG_PROBABILITY = 1e-3, 5e-3
 LAG_S = (0.5, 5.0)
 REJOIN_S = (0.5, 2.0)
 SAMPLE_S = 1.0
@@ -53,18 +53,18 @@ _BODY = (
 
 
 @dataclass
-class _Simulated:
+class _SimulatedWorker:
     held: deque[int] = field(default_factory=deque[int])
     wakes_s: float = 0.0
 
 
 class SimulatedPool:
-    """A `WorkerPool` of workers that finish whole tasks at once, some of them late, some of them never."""
+    """A `WorkerPool` of workers that finish whole tasks at once, of which some lag and some are lost."""
 
     def __init__(self, plan: Plan, count: int, seed: int) -> None:
         self._plan = plan
         self._random = random.Random(seed)
-        self._workers: dict[int, _Simulated] = {}
+        self._workers: dict[int, _SimulatedWorker] = {}
         self._joining = [0.0] * count
         self._next = 0
         self._turn = itertools.count()
@@ -104,8 +104,8 @@ class SimulatedPool:
         self._killed.clear()
         for at_s in [at_s for at_s in self._joining if at_s <= now]:
             self._joining.remove(at_s)
-            self._workers[self._next] = _Simulated()
-            events.append((self._next, Joined(f"simulated {self._next}", ROOM)))
+            self._workers[self._next] = _SimulatedWorker()
+            events.append((self._next, Joined(f"simulated {self._next}", CAPACITY)))
             self._next += 1
             self.num_joins += 1
         for number in list(self._workers):
@@ -121,10 +121,10 @@ class SimulatedPool:
         worker = self._workers[number]
         if not worker.held or worker.wakes_s > now:
             return
-        chance = self._random.random()
-        if chance < LOSS:
-            self._lose(number, now, "lost by chance", events)
-        elif chance < LOSS + LAG:
+        uniform = self._random.random()
+        if uniform < LOSS_PROBABILITY:
+            self._lose(number, now, "lost at random", events)
+        elif uniform < LOSS_PROBABILITY + LAG_PROBABILITY:
             self.num_lags += 1
             worker.wakes_s = now + self._random.uniform(*LAG_S)
         else:
@@ -161,7 +161,7 @@ def make_plan(rows: int) -> Plan:
 
 @dataclass(frozen=True)
 class Sample:
-    """A moment of the run."""
+    """Rows and memory at a time of the run."""
 
     at_s: float
     rows: int
@@ -169,23 +169,23 @@ class Sample:
 
 
 class Sampler:
-    """Notes rows and memory once a second."""
+    """Records rows and memory once a second."""
 
     def __init__(self, counts: Counts) -> None:
         self._counts = counts
-        self._began_s = time.monotonic()
-        self._next_s = self._began_s
+        self._started_s = time.monotonic()
+        self._next_s = self._started_s
         self.samples: list[Sample] = []
 
     def __call__(self) -> None:
         now = time.monotonic()
         if now >= self._next_s:
             self._next_s = now + SAMPLE_S
-            self.note()
+            self.record()
 
-    def note(self) -> None:
+    def record(self) -> None:
         memory = (resident_bytes() or 0) / 1e6
-        self.samples.append(Sample(time.monotonic() - self._began_s, self._counts.rows, memory))
+        self.samples.append(Sample(time.monotonic() - self._started_s, self._counts.rows, memory))
 
 
 def draw(samples: Sequence[Sample], path: Path) -> None:
@@ -199,7 +199,7 @@ def draw(samples: Sequence[Sample], path: Path) -> None:
     steps = list(itertools.pairwise(samples))
     upper.plot([b.at_s for _, b in steps], [(b.rows - a.rows) / (b.at_s - a.at_s) / 1e3 for a, b in steps])
     upper.axhline(20, color="0.6", linestyle="--", linewidth=1)
-    upper.set(ylabel="thousand rows a second", ylim=(0, None))
+    upper.set(ylabel="thousand rows per second", ylim=(0, None))
     lower.plot([s.at_s for s in samples], [s.resident_mb for s in samples])
     lower.set(ylabel="resident MB", xlabel="seconds", ylim=(0, None))
     for axes in (upper, lower):
@@ -213,8 +213,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--workers", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=None, help="on the disk to be measured; default: here")
-    parser.add_argument("--picture", type=Path, default=None)
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="folder on the disk to measure; default: the current one"
+    )
+    parser.add_argument("--figure", type=Path, default=None)
     options = parser.parse_args()
 
     plan = make_plan(options.rows)
@@ -224,27 +226,27 @@ def main() -> None:
         pool = SimulatedPool(plan, options.workers, options.seed)
         sampler = Sampler(counts)
         driver = PoolDriver(plan, pool, RowRecorder(plan, store, counts), after_step=sampler)
-        began_s = time.monotonic()
+        started_s = time.monotonic()
         driver.run(range(plan.num_tasks), setups_of(plan)[0])
         store.flush()
-        driven_s = time.monotonic() - began_s
-        sampler.note()
+        run_s = time.monotonic() - started_s
+        sampler.record()
         store.finalize()
-        sampler.note()
+        sampler.record()
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-        ordered_s = time.monotonic() - began_s - driven_s
+        sort_s = time.monotonic() - started_s - run_s
         store.close()
         size = (Path(folder) / "results.jsonl").stat().st_size
         checked = RowStore(Path(folder), plan.num_rows, plan.row_number)
-        checked_s = time.monotonic() - began_s - driven_s - ordered_s
+        check_s = time.monotonic() - started_s - run_s - sort_s
         assert checked.num_rows == plan.num_rows
         checked.close()
-    print(f"{plan.num_rows:,} rows, {size / 1e9:.2f} GB, in {driven_s:.1f} s: {plan.num_rows / driven_s:,.0f} rows/s")
+    print(f"{plan.num_rows:,} rows, {size / 1e9:.2f} GB, in {run_s:.1f} s: {plan.num_rows / run_s:,.0f} rows/s")
     print(f"workers: {pool.num_joins:,} joined, {pool.num_lost:,} lost, {pool.num_lags:,} lagged")
-    print(f"memory: {sampler.samples[0].resident_mb:,.0f} MB at first, {peak_mb:,.0f} MB at most, ordering included")
-    print(f"bringing the rows into order: {ordered_s:.1f} s; checking every line: {checked_s:.1f} s")
-    if options.picture is not None:
-        draw(sampler.samples[:-1], options.picture)
+    print(f"memory: {sampler.samples[0].resident_mb:,.0f} MB at first, {peak_mb:,.0f} MB at most, including sorting")
+    print(f"sorting the rows: {sort_s:.1f} s; checking every line: {check_s:.1f} s")
+    if options.figure is not None:
+        draw(sampler.samples[:-1], options.figure)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A step of 1 to 16 rows on a GPU, its matrix products by the kernels for a few rows and by cuBLAS, in turns.
+"""Decode steps of 1 to 16 rows on a GPU with the kernels for few rows and with cuBLAS, alternately.
 
     python benchmarks/few_rows_on_gpu.py [LAYERSxWIDTH] [bf16|fp16]      (24x2048 bf16 when not given)
 
-Random weights, decode steps as graphs, as the program runs them. A row of the table: milliseconds a step both ways
-(medians over the rounds, each round a median of several steps), the share that reading the weights once would take of
-it at the bandwidth of a copy measured in the same round, and the ratio. Above 1 the kernels for a few rows are faster.
+Random weights, decode steps as CUDA graphs. A row of the table: milliseconds per step of both (medians over the rounds,
+each of which is a median of several steps), the share of the step that reading the weights once would take at the
+bandwidth of a copy measured in the same round, and the ratio. Above 1 the kernels for few rows are faster.
 Needs an NVIDIA GPU; ends with exit code 2 without one.
 """
 
@@ -47,7 +47,7 @@ def measure(num_layers: int, width: int, dtype: torch.dtype) -> None:
     from rwkvbatch.model.ops.triton import few
 
     tensors = random_tensors(num_layers, width, VOCAB_SIZE, HEAD_SIZE, dtype=dtype)
-    # A step reads one row of the embedding, and all the rest.
+    # A step reads all weights but the embedding, of which it reads one row per token.
     weight_bytes = sum(
         tensor.numel() * tensor.element_size() for name, tensor in tensors.items() if name != "emb.weight"
     )
@@ -55,32 +55,32 @@ def measure(num_layers: int, width: int, dtype: torch.dtype) -> None:
     source = torch.zeros(COPIED_BYTES, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     few_rows, cublas = (steppers(tensors, num_layers, width, dtype, rows) for rows in (few.MAX_ROWS, 0))
-    ways = {"few.py": few_rows, "cuBLAS": cublas}
+    variants = {"few.py": few_rows, "cuBLAS": cublas}
 
     print(f"{torch.cuda.get_device_name()}, {num_layers}x{width} {dtype}, {weight_bytes / 1e9:.2f} GB of weights")
     print(f"{'rows':>4}{'few.py ms':>12}{'of copy':>9}{'cuBLAS ms':>12}{'of copy':>9}{'ratio':>8}")
     for rows in ROWS:
-        steps = {name: make(rows) for name, make in ways.items()}
+        steps = {name: make(rows) for name, make in variants.items()}
         for step in steps.values():
-            for _ in range(5):  # kernels are compiled, graphs are made
+            for _ in range(5):  # compiles kernels and captures graphs
                 step()
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
         for _ in range(ROUNDS):
-            rate = best_rate(lambda: target.copy_(source), 2.0 * COPIED_BYTES, clock)
+            bytes_per_s = best_rate(lambda: target.copy_(source), 2.0 * COPIED_BYTES, clock)
             for name, step in steps.items():
                 seconds = timed(step)
-                found[name].append((seconds, weight_bytes / rate / seconds))
-        cells, middles = "", []
+                found[name].append((seconds, weight_bytes / bytes_per_s / seconds))
+        cells, median_s = "", []
         for measured in found.values():
-            middles.append(median(seconds for seconds, _ in measured))
-            cells += f"{1e3 * middles[-1]:>12.3f}{median(share for _, share in measured):>9.0%}"
-        print(f"{rows:>4}{cells}{middles[1] / middles[0]:>8.2f}", flush=True)
+            median_s.append(median(seconds for seconds, _ in measured))
+            cells += f"{1e3 * median_s[-1]:>12.3f}{median(share for _, share in measured):>9.0%}"
+        print(f"{rows:>4}{cells}{median_s[1] / median_s[0]:>8.2f}", flush=True)
 
 
 def steppers(
     tensors: dict[str, torch.Tensor], num_layers: int, width: int, dtype: torch.dtype, few_rows: int
 ) -> Callable[[int], Callable[[], object]]:
-    """From a number of rows to a decode step of so many, over a copy of the weights of their own."""
+    """A function that makes a decode step of a given number of rows, over its own copy of the weights."""
     from rwkvbatch.model.ops.cuda import CudaOps
     from rwkvbatch.model.ops.graphs import GraphedNetwork, cuda_capture
 
@@ -99,7 +99,7 @@ def steppers(
 
 
 def timed(step: Callable[[], object]) -> float:
-    """Seconds a step, the median of `STEPS`, each waited for."""
+    """Seconds per step, the median of `STEPS` synchronised steps."""
     seconds: list[float] = []
     for _ in range(STEPS):
         torch.cuda.synchronize()

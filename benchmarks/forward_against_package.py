@@ -1,8 +1,8 @@
-"""`Model.forward`, as a library calls it, against `Model.step` over a pool and the `rwkv` package's `forward`.
+"""`Model.forward`, as a library calls it, compared with `Model.step` over a pool and `forward` of the `rwkv` package.
 
-All three in one process on the same random checkpoint, in turns; medians, and medians of the rounds' ratios. The
-package has no batches, so one token of its one stream is compared with every number of rows. It reads its prompt in
-pieces of 128.
+All three run alternately in one process on the same random checkpoint; medians, and medians of the rounds' ratios. The
+package has no batches: one token of its one stream is compared with every number of rows. It reads its prompt in
+chunks of 128 tokens.
 
     python benchmarks/forward_against_package.py [--shape 12x768] [--rows 1 32 64] [--rounds 7]
 """
@@ -23,7 +23,7 @@ from rwkvbatch.bench.measure import write_random
 from rwkvbatch.model.base import Model, RaggedBatch, State
 from rwkvbatch.model.load import load_model
 
-PROMPT, PIECE = 512, 128
+PROMPT_TOKENS, CHUNK_TOKENS = 512, 128
 TOKEN = 5
 
 
@@ -36,7 +36,7 @@ def seconds(clock: Callable[[], float], work: Callable[[], object], repeats: int
 
 
 class Forward:
-    """The loop that a library's user writes: every call is given the state that the last one returned."""
+    """The loop of a user of the library: every call gets the state that the last one returned."""
 
     def __init__(self, model: Model, rows: int) -> None:
         self._model, self._rows = model, rows
@@ -47,7 +47,7 @@ class Forward:
 
 
 class Step:
-    """The same as steps over a pool of states, which are advanced in place."""
+    """The same decoding by steps over a pool of states, which are updated in place."""
 
     def __init__(self, model: Model, rows: int) -> None:
         self._model, self._pool = model, model.make_pool(rows)
@@ -60,7 +60,7 @@ class Step:
 
 
 class Package:
-    """The package's decoding of one token after the other, and its prompt."""
+    """Decoding token by token with the package, and reading a prompt with it."""
 
     def __init__(self, path: Path) -> None:
         from rwkvbatch.model.checkpoint import open_checkpoint
@@ -77,16 +77,16 @@ class Package:
     @torch.no_grad()
     def prompt(self) -> None:
         state = self._model.generate_zero_state()
-        for start in range(0, PROMPT, PIECE):
-            _, state = self._model.forward(list(range(start + 1, start + PIECE + 1)), state)
+        for start in range(0, PROMPT_TOKENS, CHUNK_TOKENS):
+            _, state = self._model.forward(list(range(start + 1, start + CHUNK_TOKENS + 1)), state)
 
 
-def report(name: str, rounds: list[tuple[float, ...]], tokens: int, others: list[str], theirs: int) -> None:
-    """One line: our tokens per second, and how many times those of each other."""
-    mine = tokens / median(each[0] for each in rounds)
-    line = f"{name:22} forward {mine:8.1f} tokens/s"
+def report(name: str, rounds: list[tuple[float, ...]], tokens: int, others: list[str], package_tokens: int) -> None:
+    """One line: tokens per second of `forward`, and its ratio to each of the others."""
+    tokens_per_s = tokens / median(each[0] for each in rounds)
+    line = f"{name:22} forward {tokens_per_s:8.1f} tokens/s"
     for index, other in enumerate(others, start=1):
-        count = tokens if other == "step" else theirs
+        count = tokens if other == "step" else package_tokens
         ratios = [(tokens / each[0]) / (count / each[index]) for each in rounds]
         line += f"; {median(ratios):5.2f} of {other} ({min(ratios):.2f} to {max(ratios):.2f})"
     print(line, flush=True)
@@ -110,21 +110,25 @@ def main() -> None:
         package = None if arguments.without_package else Package(path)
         others = ["step", *(["the package"] if package else [])]
         for rows in arguments.rows:
-            works: list[Callable[[], None]] = [Forward(model, rows), Step(model, rows), *([package] if package else [])]
+            variants: list[Callable[[], None]] = [
+                Forward(model, rows),
+                Step(model, rows),
+                *([package] if package else []),
+            ]
             repeats = max(1, 16 // rows)
-            for work in works:
+            for work in variants:
                 work()
                 work()
-            rounds = [tuple(seconds(clock, work, repeats) for work in works) for _ in range(arguments.rounds)]
+            rounds = [tuple(seconds(clock, work, repeats) for work in variants) for _ in range(arguments.rounds)]
             report(f"decode, {rows} row{'s' if rows > 1 else ''}", rounds, rows, others, 1)
-        tokens = list(range(1, PROMPT + 1))
+        tokens = list(range(1, PROMPT_TOKENS + 1))
         prompts: list[Callable[[], object]] = [lambda: model.forward([tokens])]
         if package is not None:
             prompts.append(package.prompt)
         for work in prompts:
             work()
         rounds = [tuple(seconds(clock, work, 1) for work in prompts) for _ in range(arguments.rounds)]
-        report(f"prompt, {PROMPT} tokens", rounds, PROMPT, others[1:], PROMPT)
+        report(f"prompt, {PROMPT_TOKENS} tokens", rounds, PROMPT_TOKENS, others[1:], PROMPT_TOKENS)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""An RWKV-7 checkpoint as the GGUF file that llama.cpp reads. Needs the `gguf` package.
+"""Writes an RWKV-7 checkpoint as a GGUF file for llama.cpp. Needs the package `gguf`.
 
-Tensors are stored as llama.cpp's own converter stores them: matrices in fp16, everything else in fp32; so are the
+Tensors are stored as by llama.cpp's converter: matrices in fp16, everything else in fp32, including the
 factors of the decay's low-rank chain and the mixes.
 """
 
@@ -23,7 +23,7 @@ from rwkvbatch.prompt.tokenizer import load_entries
 
 LAYER_NORM_EPS = 1e-5
 CONTEXT_LENGTH = 1 << 20
-"""RWKV has no limit, the format wants one."""
+"""The format requires a limit; RWKV has none."""
 
 _OUTSIDE_BLOCKS = {"emb": "token_embd", "blocks.0.ln0": "token_embd_norm", "ln_out": "output_norm", "head": "output"}
 _IN_BLOCKS = {
@@ -53,10 +53,10 @@ class GgufTensor:
 
 
 def gguf_name(name: str) -> str:
-    """The name in GGUF of a checkpoint's tensor.
+    """The GGUF name of a tensor of a checkpoint.
 
     Raises:
-        KeyError: it has none by itself: the mixes `att.x_*`, of which one tensor is made.
+        KeyError: it has none: the mixes `att.x_*`, which are fused into one tensor.
     """
     ending = name.rpartition(".")[2]
     stem = name.removesuffix(f".{ending}") if ending in ("weight", "bias") else name
@@ -80,7 +80,7 @@ def gguf_tensors(
     for layer in range(num_layers):
         mixes = torch.stack([tensors[f"blocks.{layer}.att.{name}"].reshape(1, 1, -1) for name in MIX_NAMES])
         yield _stored(f"blk.{layer}.time_mix_lerp_fused.weight", mixes, matrix_dtype)
-    # llama.cpp insists on the value residual of layer 0, in the rate's shapes, and does not use it.
+    # llama.cpp requires the value residual of layer 0, in the shapes of the rate, and does not use it.
     for part in "012":
         rate = tensors[f"blocks.0.att.a{part}"].squeeze()
         yield _stored(f"blk.0.time_mix_v{part}.weight", rate.T if part != "0" else rate, matrix_dtype)
@@ -95,14 +95,14 @@ def _stored(name: str, values: torch.Tensor, matrix_dtype: torch.dtype) -> GgufT
 
 
 def token_texts(entries: Sequence[bytes], vocab_size: int) -> list[bytes]:
-    """The vocabulary as llama.cpp spells it: tokens as the inside of Python's bytes literals, every id with a text."""
+    """The vocabulary in llama.cpp's form: each token as the inside of a Python bytes literal, no text empty."""
     texts = [repr(entry)[2:-1].encode() if entry else b"" for entry in entries[:vocab_size]]
     texts += [b""] * (vocab_size - len(texts))
     return [text or (b"[PAD%d]" % token if token else b"<s>") for token, text in enumerate(texts)]
 
 
 def gguf_package() -> Any:
-    """The module `gguf`, which reads and writes such files.
+    """The module `gguf`, which reads and writes GGUF files.
 
     Raises:
         UsageError: it is not installed.
@@ -114,10 +114,10 @@ def gguf_package() -> Any:
 
 
 def write_gguf(path: Path, checkpoint: Checkpoint, matrix_dtype: torch.dtype = torch.float16) -> None:
-    """Write `checkpoint`, which is of RWKV-7, with the World vocabulary.
+    """Write an RWKV-7 checkpoint with the World vocabulary.
 
     Args:
-        matrix_dtype: fp16 as llama.cpp's converter has it, or fp32.
+        matrix_dtype: fp16, like llama.cpp's converter, or fp32.
 
     Raises:
         UsageError: `gguf` is not installed.
@@ -135,7 +135,7 @@ def write_gguf(path: Path, checkpoint: Checkpoint, matrix_dtype: torch.dtype = t
     writer.add_decay_lora_rank(_length(checkpoint, "blocks.0.att.w1", 1))
     writer.add_iclr_lora_rank(_length(checkpoint, "blocks.0.att.a1", 1))
     writer.add_gate_lora_rank(_length(checkpoint, "blocks.0.att.g1", 1))
-    # A model of one layer has no value residual, but the format wants a width.
+    # The format requires a width of the value residual, which a model of one layer lacks.
     residual = "blocks.1.att.v1" if shape.num_layers > 1 else "blocks.0.att.a1"
     writer.add_value_residual_mix_lora_rank(_length(checkpoint, residual, 1))
     kind = gguf.LlamaFileType.ALL_F32 if matrix_dtype == torch.float32 else gguf.LlamaFileType.MOSTLY_F16
@@ -146,7 +146,7 @@ def write_gguf(path: Path, checkpoint: Checkpoint, matrix_dtype: torch.dtype = t
     writer.add_tokenizer_model("rwkv")
     writer.add_token_list(texts)
     writer.add_token_types(types)
-    # Twice through the checkpoint, so that one tensor is in memory at a time.
+    # Two passes over the checkpoint, so that one tensor is in memory at a time.
     for tensor in gguf_tensors(checkpoint, shape.num_layers, matrix_dtype):
         writer.add_tensor_info(tensor.name, tensor.values.shape, tensor.values.dtype, tensor.values.nbytes)
     writer.write_header_to_file()

@@ -1,9 +1,9 @@
-"""lm-evaluation-harness with the model `rwkvbatch` against a plain loop over the `rwkv` package, in turns.
+"""lm-evaluation-harness with the model `rwkvbatch` compared with a plain loop over the `rwkv` package, alternately.
 
-python benchmarks/lm_eval_against_loop.py [LAYERSxWIDTH] [QUESTIONS] [TURNS]
+python benchmarks/lm_eval_against_loop.py [LAYERSxWIDTH] [QUESTIONS] [ROUNDS]
 
 Needs the extra `lm-eval`. Multiple choice with four options after 5 examples: the request type of most of its tasks.
-The ratio is printed by the clock and in CPU seconds of all threads, which other programs on the machine disturb less
+The ratio is printed in wall time and in CPU seconds of all threads, which are less affected by other programs
 (with OMP_NUM_THREADS=1, so that waiting threads do not count).
 """
 
@@ -13,7 +13,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from rwkvbatch.model.load import load_model
 
 def requests(count: int) -> list[Instance]:
     """The requests of `count` questions with four options each, after the same five examples."""
-    choose = random.Random(1)
+    generator = random.Random(1)
     words = [
         "stone",
         "river",
@@ -42,16 +42,16 @@ def requests(count: int) -> list[Instance]:
         "number",
         "letter",
     ]
-    texts = [f"Question: {' '.join(choose.choices(words, k=20))}?\nAnswer:" for _ in range(count + 5)]
-    shots = "\n\n".join(f"{text} {choose.choice(words)}" for text in texts[:5])
-    pairs = [(f"{shots}\n\n{text}", f" {word}") for text in texts[5:] for word in choose.sample(words, 4)]
-    return [Instance("loglikelihood", {}, pair, at, ("speed", at, 1)) for at, pair in enumerate(pairs)]
+    texts = [f"Question: {' '.join(generator.choices(words, k=20))}?\nAnswer:" for _ in range(count + 5)]
+    shots = "\n\n".join(f"{text} {generator.choice(words)}" for text in texts[:5])
+    pairs = [(f"{shots}\n\n{text}", f" {word}") for text in texts[5:] for word in generator.sample(words, 4)]
+    return [Instance("loglikelihood", {}, pair, index, ("speed", index, 1)) for index, pair in enumerate(pairs)]
 
 
-def loop(model: Any, lm: RwkvBatchLM, asked: Sequence[Instance]) -> list[tuple[float, bool]]:
-    """Each request on its own: the context in one call, then token after token."""
+def loop(model: Any, lm: RwkvBatchLM, requested: Sequence[Instance]) -> list[tuple[float, bool]]:
+    """Each request by itself: the context in one call, then token by token."""
     found: list[tuple[float, bool]] = []
-    for request in asked:
+    for request in requested:
         context, target = lm._encode_pair(*request.args)
         logits, state = model.forward([[0, *context]], None)
         total, greedy = 0.0, True
@@ -65,24 +65,28 @@ def loop(model: Any, lm: RwkvBatchLM, asked: Sequence[Instance]) -> list[tuple[f
     return found
 
 
-def main(shape: str = "12x768", count: str = "20", turns: str = "2") -> None:
-    asked = requests(int(count))
+def timed(work: Callable[[], list[tuple[float, bool]]]) -> tuple[list[tuple[float, bool]], float, float]:
+    """The scores that `work` returns, its wall time and its CPU time in seconds."""
+    start_s, start_cpu_s = time.perf_counter(), time.process_time()
+    scores = work()
+    return scores, time.perf_counter() - start_s, time.process_time() - start_cpu_s
+
+
+def main(shape: str = "12x768", count: str = "20", rounds: str = "2") -> None:
+    requested = requests(int(count))
     with tempfile.TemporaryDirectory() as folder:
         path = str(write_random(shape, Path(folder)))
         package = load_model(path, "cpu fp32", "upstream")
-        for _ in range(int(turns)):
+        for _ in range(int(rounds)):
             lm = RwkvBatchLM(path)
-            begin, begin_cpu = time.perf_counter(), time.process_time()
-            ours = lm.loglikelihood(asked, disable_tqdm=True)
-            middle, middle_cpu = time.perf_counter(), time.process_time()
-            theirs = loop(package, lm, asked)
-            end, end_cpu = time.perf_counter(), time.process_time()
-            worst = max(abs(one[0] - two[0]) for one, two in zip(ours, theirs, strict=True))
+            scores, run_s, run_cpu_s = timed(lambda lm=lm: lm.loglikelihood(requested, disable_tqdm=True))
+            loop_scores, loop_s, loop_cpu_s = timed(lambda lm=lm: loop(package, lm, requested))
+            largest = max(abs(score[0] - expected[0]) for score, expected in zip(scores, loop_scores, strict=True))
             print(
-                f"{shape}, {len(asked)} requests: rwkvbatch {middle - begin:.1f} s, loop {end - middle:.1f} s, ratio "
-                f"{(end - middle) / (middle - begin):.1f}; CPU {middle_cpu - begin_cpu:.1f} s and "
-                f"{end_cpu - middle_cpu:.1f} s, ratio {(end_cpu - middle_cpu) / (middle_cpu - begin_cpu):.1f}; "
-                f"largest difference {worst:.2g} nats",
+                f"{shape}, {len(requested)} requests: rwkvbatch {run_s:.1f} s, loop {loop_s:.1f} s, ratio "
+                f"{loop_s / run_s:.1f}; CPU {run_cpu_s:.1f} s and {loop_cpu_s:.1f} s, "
+                f"ratio {loop_cpu_s / run_cpu_s:.1f}; "
+                f"largest difference {largest:.2g} nats",
                 flush=True,
             )
 

@@ -1,12 +1,12 @@
-"""Time to first token from a cold start, against reading the same file by plain read(), in turns.
+"""Time to the first token from a cold start, compared with reading the same file by read(), alternately.
 
     python benchmarks/loading.py [--shape 24x2048] [--strategy "cpu bf16"] [--rounds 5] [--file FILE | --folder FOLDER]
 
-Each round does everything twice: with the file's pages dropped from the page cache (posix_fadvise, after a sync), and
-with them there. Cold is the file, not the interpreter: a process of its own imports the package first, which is timed
-apart, then waits for the pages to be dropped, loads the model and computes the logits after one token. Prints medians,
-ratios as medians of the rounds' quotients, the phases of loading, and a bound: the same reading by all threads into
-fresh memory on huge pages, which is the least that weights in memory of their own can cost. Linux only.
+Each round measures twice: with the file's pages dropped from the page cache (posix_fadvise, after a sync), and with
+them cached. The file is cold, not the interpreter: a new process imports the package first, which is timed separately,
+waits for the pages to be dropped, loads the model and computes the logits after one token. Prints medians, medians of
+the rounds' ratios, the phases of loading, and a lower bound: reading the file by all threads into fresh memory on huge
+pages, the least cost of weights in memory of the process. Linux only.
 """
 
 from __future__ import annotations
@@ -36,35 +36,35 @@ PART_BYTES = 256 << 10
 
 CHILD = """
 import json, resource, sys, time
-began = time.perf_counter()
+started_s = time.perf_counter()
 from rwkvbatch.model import load
 from rwkvbatch.model.rwkv7 import Network
 from rwkvbatch.model.tensor_file import NamedTensors
-imported = time.perf_counter() - began
-spent = {}
+import_s = time.perf_counter() - started_s
+phases = {}
 def timed(owner, name, phase):
     function = getattr(owner, name)
-    def measured(*arguments):
-        began = time.perf_counter()
+    def timed_function(*arguments):
+        started_s = time.perf_counter()
         try:
             return function(*arguments)
         finally:
-            spent[phase] = spent.get(phase, 0) + time.perf_counter() - began
-    setattr(owner, name, measured)
-timed(Network, "build", "packed")
-timed(NamedTensors, "sha256", "hashed")
+            phases[phase] = phases.get(phase, 0) + time.perf_counter() - started_s
+    setattr(owner, name, timed_function)
+timed(Network, "build", "pack_s")
+timed(NamedTensors, "sha256", "hash_s")
 print("ready", flush=True)
 sys.stdin.readline()
 before = resource.getrusage(resource.RUSAGE_SELF)
-began = time.perf_counter()
+started_s = time.perf_counter()
 model = load.load_model(sys.argv[1], sys.argv[2], "auto")
-loaded = time.perf_counter()
+loaded_at_s = time.perf_counter()
 model.forward([[1]])
-first_token = time.perf_counter() - loaded
+first_token_s = time.perf_counter() - loaded_at_s
 after = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps({
-    "imported": imported, "loaded": loaded - began, "first_token": first_token, **spent,
-    "user": after.ru_utime - before.ru_utime, "system": after.ru_stime - before.ru_stime,
+    "import_s": import_s, "load_s": loaded_at_s - started_s, "first_token_s": first_token_s, **phases,
+    "user_s": after.ru_utime - before.ru_utime, "system_s": after.ru_stime - before.ru_stime,
     "peak_bytes": after.ru_maxrss * 1024,
 }))
 """
@@ -72,59 +72,60 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Loading:
-    """Seconds; what one process took.
+    """Seconds of one process that loads a model.
 
     Attributes:
-        imported: importing the package, cached.
-        loaded: loading the model, of which
-        packed: reading and packing the weights, and
-        hashed: waiting after that for the file's hash.
-        first_token: of one step after loading.
-        user, system: processor time of loading and the step, of all threads.
-        peak_bytes: the most memory that the process had.
+        import_s: importing the package, cached.
+        load_s: loading the model, of which
+        pack_s: reading and packing the weights, and
+        hash_s: waiting afterwards for the hash of the file.
+        first_token_s: one step after loading.
+        user_s, system_s: processor time of loading and the step, of all threads.
+        peak_bytes: peak memory of the process.
     """
 
-    imported: float
-    loaded: float
-    packed: float
-    hashed: float
-    first_token: float
-    user: float
-    system: float
+    import_s: float
+    load_s: float
+    pack_s: float
+    hash_s: float
+    first_token_s: float
+    user_s: float
+    system_s: float
     peak_bytes: int
 
 
 @dataclass(frozen=True)
 class Round:
-    """Seconds, with the file's pages in the cache or not.
+    """Seconds of one round, with the file's pages in the cache or not.
 
     Attributes:
-        read: of the file by read(), into one buffer.
-        copied: of the file by all threads, into fresh memory.
-        loading: of a model.
-        others: share of the processors that other programs used while the model was loaded.
+        read_s: reading the file by read(), into one buffer.
+        copy_s: reading the file by all threads, into fresh memory.
+        loading: loading the model.
+        others_share: share of the processors that other programs used while the model was loaded.
     """
 
-    read: float
-    copied: float
+    read_s: float
+    copy_s: float
     loading: Loading
-    others: float | None
+    others_share: float | None
 
     @property
     def ratio(self) -> float:
-        return (self.loading.loaded + self.loading.first_token) / self.read
+        """Loading and the first token, relative to reading the file."""
+        return (self.loading.load_s + self.loading.first_token_s) / self.read_s
 
     @property
     def bound(self) -> float:
-        return self.copied / self.read
+        return self.copy_s / self.read_s
 
 
 def prepare(path: Path, *, cold: bool) -> None:
-    """Have a file's pages in the page cache, or not."""
+    """Drop a file's pages from the page cache, or read them into it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         if cold:
-            os.fsync(descriptor)  # pages that are not written yet are not dropped
+            os.fsync(descriptor)  # dirty pages are not dropped
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         else:
             while os.read(descriptor, READ_BYTES):
@@ -134,7 +135,7 @@ def prepare(path: Path, *, cold: bool) -> None:
 
 
 def seconds_to_read(path: Path) -> float:
-    """Seconds to read a file from its beginning to its end, into one buffer."""
+    """Seconds to read a file from start to end into one buffer."""
     buffer = bytearray(READ_BYTES)
     started = time.perf_counter()
     with path.open("rb", buffering=0) as file:
@@ -144,7 +145,7 @@ def seconds_to_read(path: Path) -> float:
 
 
 def seconds_to_copy(path: Path) -> float:
-    """Seconds to read a file into fresh memory on huge pages, a part a task, by as many threads as processors."""
+    """Seconds to read a file into fresh memory on huge pages, in parts, by as many threads as processors."""
     size, threads = path.stat().st_size, len(os.sched_getaffinity(0))
     with path.open("rb", buffering=0) as file, mmap.mmap(-1, size) as memory, ThreadPoolExecutor(threads) as pool:
         memory.madvise(mmap.MADV_HUGEPAGE)
@@ -156,21 +157,21 @@ def seconds_to_copy(path: Path) -> float:
 
         started = time.perf_counter()
         list(pool.map(read, range(threads)))
-        taken = time.perf_counter() - started
+        copy_s = time.perf_counter() - started
         view.release()
-    return taken
+    return copy_s
 
 
-def measured(path: Path, strategy: str, *, cold: bool) -> Round:
+def measure_round(path: Path, strategy: str, *, cold: bool) -> Round:
     """One round.
 
     Raises:
         RwkvBatchError: the model could not be loaded.
     """
     prepare(path, cold=cold)
-    read = seconds_to_read(path)
+    read_s = seconds_to_read(path)
     prepare(path, cold=cold)
-    copied = seconds_to_copy(path)
+    copy_s = seconds_to_copy(path)
     command = [sys.executable, "-c", CHILD, str(path), strategy]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdin is not None
@@ -180,27 +181,28 @@ def measured(path: Path, strategy: str, *, cold: bool) -> Round:
         before = LoadReading.now()
         child.stdin.write("\n")
         child.stdin.flush()
-        found = child.stdout.read()
+        output = child.stdout.read()
         child.wait()
     if child.returncode != 0:
         raise RwkvBatchError(f"a process that loads {path} with {strategy!r} failed")
-    return Round(read, copied, Loading(**json.loads(found)), share_of_others(before, LoadReading.now()))
+    return Round(read_s, copy_s, Loading(**json.loads(output)), share_of_others(before, LoadReading.now()))
 
 
 def report(rounds: list[Round], size: int, state: str) -> str:
-    """A few lines about the rounds with the file in one state."""
+    """Lines about the rounds with the file in one state."""
 
-    def middle(name: str) -> float:
-        return median(getattr(one.loading, name) for one in rounds)
+    def median_of(name: str) -> float:
+        return median(getattr(each.loading, name) for each in rounds)
 
     return (
-        f"{state}: read at {median(size / one.read for one in rounds) / 1e9:.2f} GB/s; loading and the first token "
-        f"take {median(one.ratio for one in rounds):.2f} x as long, reading into fresh memory alone "
-        f"{median(one.bound for one in rounds):.2f} x\n"
-        f"  seconds: loading {middle('loaded'):.2f} (weights {middle('packed'):.2f}, then waiting for the hash "
-        f"{middle('hashed'):.2f}), first token {middle('first_token'):.2f}; processor time {middle('user'):.2f} in the "
-        f"program, {middle('system'):.2f} in the system\n"
-        f"  importing the package {middle('imported'):.2f} s, at most {middle('peak_bytes') / 1e9:.2f} GB of memory"
+        f"{state}: read at {median(size / each.read_s for each in rounds) / 1e9:.2f} GB/s; loading and the first token "
+        f"take {median(each.ratio for each in rounds):.2f} x as long, reading into fresh memory alone "
+        f"{median(each.bound for each in rounds):.2f} x\n"
+        f"  seconds: loading {median_of('load_s'):.2f} (weights {median_of('pack_s'):.2f}, then waiting for the hash "
+        f"{median_of('hash_s'):.2f}), first token {median_of('first_token_s'):.2f}; processor time "
+        f"{median_of('user_s'):.2f} in the program, {median_of('system_s'):.2f} in the system\n"
+        f"  importing the package {median_of('import_s'):.2f} s, "
+        f"at most {median_of('peak_bytes') / 1e9:.2f} GB of memory"
     )
 
 
@@ -209,7 +211,9 @@ def main() -> None:
     parser.add_argument("--shape", default="24x2048")
     parser.add_argument("--strategy", default="cpu bf16")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=None, help="where the checkpoint is made, and found again")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where the checkpoint is written, and read the next time"
+    )
     parser.add_argument("--file", type=Path, default=None, help="a checkpoint to load, of any kind")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
@@ -225,24 +229,26 @@ def main() -> None:
                     path = write_random(arguments.shape, folder)
             size = path.stat().st_size
             for number in range(arguments.rounds):
-                for state, found in rounds.items():
-                    one = measured(path, arguments.strategy, cold=state == "cold")
-                    found.append(one)
+                for state, rounds_of_state in rounds.items():
+                    current = measure_round(path, arguments.strategy, cold=state == "cold")
+                    rounds_of_state.append(current)
+                    loading = current.loading
                     print(
-                        f"round {number + 1} of {arguments.rounds}, {state}: read {one.read:.2f} s, into memory "
-                        f"{one.copied:.2f} s, loaded {one.loading.loaded:.2f} s, first token "
-                        f"{one.loading.first_token:.2f} s, {one.ratio:.2f} x; others use {one.others or 0:.0%}",
+                        f"round {number + 1} of {arguments.rounds}, {state}: read {current.read_s:.2f} s, into memory "
+                        f"{current.copy_s:.2f} s, loaded {loading.load_s:.2f} s, first token "
+                        f"{loading.first_token_s:.2f} s, {current.ratio:.2f} x; "
+                        f"others use {current.others_share or 0:.0%}",
                         file=sys.stderr,
                     )
     except RwkvBatchError as error:
         raise SystemExit(f"error: {error}") from None
     if arguments.json:
-        each = {state: [asdict(one) for one in found] for state, found in rounds.items()}
-        print(json.dumps({"bytes": size, "strategy": arguments.strategy, "rounds": each}))
+        by_state = {state: [asdict(each) for each in of_state] for state, of_state in rounds.items()}
+        print(json.dumps({"bytes": size, "strategy": arguments.strategy, "rounds": by_state}))
         return
     print(f"{path.name}, {arguments.strategy}, {size / 1e9:.2f} GB")
-    for state, found in rounds.items():
-        print(report(found, size, state))
+    for state, rounds_of_state in rounds.items():
+        print(report(rounds_of_state, size, state))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Decoding 32 sequences over the reference operations against the `rwkv` package's one stream.
+"""Decoding 32 sequences with the reference operations compared with the one stream of the `rwkv` package.
 
-Both in one run, in turn, on the same random checkpoint of 12 layers x 768; medians, and their ratio.
+Both run alternately in one process on the same random checkpoint of 12 layers x 768; medians, and medians of ratios.
 
     python benchmarks/reference_against_package.py [--rows 32] [--rounds 5] [--shape 12x768]
 """
@@ -50,7 +50,7 @@ def main() -> None:
         ]
     ours_median = statistics.median(speed for speed, _ in speeds)
     package_median = statistics.median(speed for _, speed in speeds)
-    ratios = [mine / theirs for mine, theirs in speeds]
+    ratios = [speed / package_speed for speed, package_speed in speeds]
     print(f"reference operations, {arguments.rows} rows: {ours_median:8.1f} tokens/s")
     print(f"rwkv package, one stream:      {package_median:8.1f} tokens/s")
     print(f"ratio: median {statistics.median(ratios):.1f}, {min(ratios):.1f} to {max(ratios):.1f}")

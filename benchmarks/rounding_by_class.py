@@ -1,12 +1,12 @@
-"""What rounding each class of matrices costs: one class at a time, and all but one, against the unrounded model.
+"""Cost of rounding each class of matrices, one at a time and all but one, compared with the unrounded model.
 
     python benchmarks/rounding_by_class.py [--model NAME] [--texts FILE ...] [--to int4] [--fit 16384]
 
-Without --texts the dialogues of datasets/ are read, as plain text. Prints for each class the divergence of the
-next-token distributions, how often the likeliest token is the same, and the bytes that the rounding saves of the
-class in bf16: the recipe of `model quantize` (`model/quantised.py`) is to round what saves much and costs little.
-With --fit TOKENS the usual classes are rounded to 4 bits fitted to every other text instead, and that and rounding to
-the nearest are measured on the texts in between.
+Without --texts the dialogues of datasets/ are read as plain text. Prints for each class the divergence of the
+next-token distributions, how often the likeliest token is the same, and the bytes saved relative to the
+class in bf16. `model quantize` (`model/quantised.py`) rounds the classes that save much and cost little.
+With --fit TOKENS the default classes are instead rounded to 4 bits fitted to every other text, and this and rounding
+to nearest are measured on the remaining texts.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ CLASSES: dict[str, str] = {
     "low-rank chains": r"blocks\.\d+\.att\.[wavg][12]",
 }
 """Names of tensors by class."""
-USUAL = tuple(name for name in CLASSES if name not in ("emb", "low-rank chains"))
+DEFAULT_CLASSES = tuple(name for name in CLASSES if name not in ("emb", "low-rank chains"))
 """The classes that `model quantize` rounds."""
 
 
 Recipe = Callable[[str], Rounding | None]
-"""What a tensor is rounded to, by its name."""
+"""The rounding of a tensor, by its name."""
 
 
 class RecipeOps(CpuOps):
-    """Native operations that round each linear layer by a recipe, whatever the network says is large."""
+    """Native operations that round each linear layer by a recipe, instead of only the large ones."""
 
     def __init__(self, recipe: Recipe, names: Mapping[int, str], threads: int | None) -> None:
         super().__init__(threads)
@@ -85,7 +85,7 @@ class RecipeOps(CpuOps):
 
 
 @dataclass(frozen=True)
-class Checkpointed:
+class LoadedCheckpoint:
     """A checkpoint in memory."""
 
     tensors: dict[str, Tensor]
@@ -93,7 +93,7 @@ class Checkpointed:
     threads: int | None
 
     @classmethod
-    def load(cls, model: str | None, threads: int | None) -> Checkpointed:
+    def load(cls, model: str | None, threads: int | None) -> LoadedCheckpoint:
         with open_checkpoint(resolve_model_path(model).path) as checkpoint:
             tensors = {name: checkpoint[name] for name in checkpoint}
         return cls(tensors, load_model(model, "cpu", "cpu", threads=threads), threads)
@@ -102,7 +102,7 @@ class Checkpointed:
         """The model with tensors rounded by the recipe, and their inputs where the rounding says so.
 
         Args:
-            weights: to be rounded in the place of some of the checkpoint's.
+            weights: replace tensors of the checkpoint before rounding.
         """
         tensors = {**self.tensors, **(weights or {})}
         if (rounding := recipe("emb.weight")) is not None:
@@ -113,23 +113,23 @@ class Checkpointed:
         return CpuModel(Network.build(tensors, spec.num_layers, ops), ops, spec)
 
     def bytes_saved(self, recipe: Recipe) -> int:
-        """Of weights in bf16."""
-        saved = 0.0
+        """Bytes saved by the recipe, relative to weights in bf16."""
+        saved_bytes = 0.0
         for name, tensor in self.tensors.items():
             if (rounding := recipe(name)) is not None:
-                saved += tensor.numel() * (2 - ROUNDINGS[rounding].bytes_per_weight)
-        return round(saved)
+                saved_bytes += tensor.numel() * (2 - ROUNDINGS[rounding].bytes_per_weight)
+        return round(saved_bytes)
 
     def fitted(self, model: str | None, texts: list[ScoredText], tokens: int) -> dict[str, Tensor]:
-        """The large matrices in 4 bits fitted to texts, multiplied out."""
+        """The large matrices rounded to 4 bits fitted to texts, dequantized."""
         with open_checkpoint(resolve_model_path(model).path) as checkpoint:
-            cut = pieces((text.parts[0].scored for text in texts), tokens)
-            found = fitted(checkpoint, cut, lambda *_: None)
+            chunks = pieces((text.parts[0].scored for text in texts), tokens)
+            found = fitted(checkpoint, chunks, lambda *_: None)
             return {name: ROUNDINGS["int4"].dequantize(*rounded) for name, rounded in found}
 
 
 def recipe_of(by_class: Mapping[str, Rounding]) -> Recipe:
-    """The recipe that rounds classes."""
+    """The recipe that rounds the tensors of these classes."""
     patterns: dict[re.Pattern[str], Rounding] = {
         re.compile(CLASSES[name]): rounding for name, rounding in by_class.items()
     }
@@ -141,7 +141,7 @@ def recipe_of(by_class: Mapping[str, Rounding]) -> Recipe:
 
 
 def dialogues(model: Model, names: tuple[str, ...] = SCRIPTS) -> list[ScoredText]:
-    """The dialogues of scripts in datasets/, of which every token after the first counts."""
+    """The dialogues of scripts in datasets/; every token after the first is scored."""
     engine = Engine(model, tokenizer=tokenizer_of(model.spec, None))
     plan = prepare([DATASETS / f"{name}.jsonl" for name in names], preset="greedy", history="gold").plan
     found: list[ScoredText] = []
@@ -159,31 +159,35 @@ def texts_of(arguments: argparse.Namespace, model: Model) -> list[ScoredText]:
 
 
 def variants(rounding: Rounding) -> dict[str, dict[str, Rounding]]:
-    """What is rounded to what, by the name of the measurement."""
-    usual: dict[str, Rounding] = dict.fromkeys(USUAL, rounding)
+    """The rounding of each class, by the name of the measurement."""
+    default: dict[str, Rounding] = dict.fromkeys(DEFAULT_CLASSES, rounding)
     found: dict[str, dict[str, Rounding]] = {f"only {name}": {name: rounding} for name in CLASSES}
-    found |= {f"usual, not {left}": {name: rounding for name in USUAL if name != left} for left in USUAL}
-    found |= {"usual": usual, "usual and low-rank chains": {**usual, "low-rank chains": rounding}}
+    found |= {
+        f"default, not {omitted}": {name: rounding for name in DEFAULT_CLASSES if name != omitted}
+        for omitted in DEFAULT_CLASSES
+    }
+    found |= {"default": default, "default and low-rank chains": {**default, "low-rank chains": rounding}}
     if rounding == "int4":
-        fine: Rounding = "w8a8"
-        found["usual, head in w8a8"] = {**usual, "head": fine}
-        found["usual, head and chains w8a8"] = {**usual, "head": fine, "low-rank chains": fine}
+        finer: Rounding = "w8a8"
+        found["default, head in w8a8"] = {**default, "head": finer}
+        found["default, head, chains w8a8"] = {**default, "head": finer, "low-rank chains": finer}
     found["all"] = dict.fromkeys(CLASSES, rounding)
     return found
 
 
-def line(name: str, found: Damage, saved: int) -> str:
+def line(name: str, found: Damage, saved_bytes: int) -> str:
     kl = found.divergence
     interval = "" if kl.low is None else f"({kl.low:.5f} to {kl.high:.5f})"
     return (
         f"{name:26} KL {kl.mean:.5f} {interval:22} 99 % {found.divergence_tail:.4f}  same token "
-        f"{found.same_token.mean:.2%}  perplexity x {found.perplexity_ratio.mean:.4f}  saves {saved / 1e6:,.2f} MB"
+        f"{found.same_token.mean:.2%}  perplexity x {found.perplexity_ratio.mean:.4f}  "
+        f"saves {saved_bytes / 1e6:,.2f} MB"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=None, help="the bundled one unless given")
+    parser.add_argument("--model", default=None, help="default: the bundled model")
     parser.add_argument("--texts", nargs="+", default=[])
     parser.add_argument("--to", choices=("int8", "w8a8", "int4"), default="int4")
     parser.add_argument(
@@ -191,29 +195,29 @@ def main() -> None:
         type=int,
         default=0,
         metavar="TOKENS",
-        help="also measure weights that are fitted to TOKENS tokens of the texts",
+        help="measure weights that are fitted to TOKENS tokens of the texts",
     )
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--limit", type=int, default=None, help="texts")
+    parser.add_argument("--limit", type=int, default=None, help="maximum number of texts")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     rounding = cast("Rounding", arguments.to)
     try:
-        checkpoint = Checkpointed.load(arguments.model, arguments.threads)
+        checkpoint = LoadedCheckpoint.load(arguments.model, arguments.threads)
         texts = texts_of(arguments, checkpoint.unrounded)[: arguments.limit]
         results: dict[str, dict[str, object]] = {}
 
-        def measure(name: str, recipe: Recipe, held: list[ScoredText], weights: dict[str, Tensor]) -> None:
-            found = damage(checkpoint.unrounded, checkpoint.rounded(recipe, weights), held)
-            saved = checkpoint.bytes_saved(recipe)
-            results[name] = {**asdict(found), "bytes_saved": saved}
-            print(line(name, found, saved), file=sys.stderr if arguments.json else sys.stdout, flush=True)
+        def measure(name: str, recipe: Recipe, measured_texts: list[ScoredText], weights: dict[str, Tensor]) -> None:
+            found = damage(checkpoint.unrounded, checkpoint.rounded(recipe, weights), measured_texts)
+            saved_bytes = checkpoint.bytes_saved(recipe)
+            results[name] = {**asdict(found), "bytes_saved": saved_bytes}
+            print(line(name, found, saved_bytes), file=sys.stderr if arguments.json else sys.stdout, flush=True)
 
         if arguments.fit:
-            usual = recipe_of(variants("int4")["usual"])
+            default = recipe_of(variants("int4")["default"])
             weights = checkpoint.fitted(arguments.model, texts[::2], arguments.fit)
-            measure("held out, to the nearest", usual, texts[1::2], {})
-            measure("held out, fitted", usual, texts[1::2], weights)
+            measure("held out, to nearest", default, texts[1::2], {})
+            measure("held out, fitted", default, texts[1::2], weights)
         else:
             for name, by_class in variants(rounding).items():
                 measure(name, recipe_of(by_class), texts, {})

@@ -1,9 +1,9 @@
-"""`rwkvbatch run` against a plain loop over the `rwkv` package: 64 conversations x 3 turns x 64 tokens.
+"""`rwkvbatch run` compared with a plain loop over the `rwkv` package: 64 conversations x 3 turns x 64 tokens.
 
-The loop is what one writes without this project: one conversation at a time, its state carried from turn to turn
-(so it is not handicapped by re-reading histories), the package's `sample_logits`, API_DEMO_CHAT's penalties. It is
-timed on some of the conversations, since all take long, in turns with the run. Medians of tokens per second, and
-their ratio.
+The loop is that of a user without this project: one conversation at a time, its state kept from turn to turn
+(histories are not read again), the package's `sample_logits`, API_DEMO_CHAT's penalties. It is
+timed on some of the conversations, because all take long, alternately with the run. Medians of tokens per second, and
+of their ratios.
 
     python benchmarks/run_against_loop.py [--shape 12x768] [--conversations 64] [--loop 2] [--rounds 3]
 """
@@ -56,8 +56,8 @@ def plain_loop(package: Model, tokenizer: Tokenizer, count: int) -> float:
             occurrence: dict[int, float] = {}
             for _ in range(MAX_TOKENS):
                 row = logits[0].clone()
-                for token, seen in occurrence.items():
-                    row[token] -= SAMPLING.presence_penalty + seen * SAMPLING.frequency_penalty
+                for token, weight in occurrence.items():
+                    row[token] -= SAMPLING.presence_penalty + weight * SAMPLING.frequency_penalty
                 row[0] -= 1e10
                 token = sample(None, row, temperature=SAMPLING.temperature, top_p=SAMPLING.top_p)  # type: ignore[arg-type]
                 for seen_token in occurrence:
@@ -69,7 +69,7 @@ def plain_loop(package: Model, tokenizer: Tokenizer, count: int) -> float:
 
 
 def replay(model: Model, script: Path) -> float:
-    """Reply tokens per second of the whole run, prompts and durable rows included."""
+    """Reply tokens per second of the whole run, including prompts and durable rows."""
     with tempfile.TemporaryDirectory() as folder:
         started_s = time.perf_counter()
         result = rwkvbatch.run(
@@ -102,14 +102,14 @@ def main() -> None:
         package = load_model(path, "cpu fp32", "upstream")
         tokenizer = world_tokenizer(ours.spec.vocab_size)
         speeds: dict[str, list[float]] = {"run": [], "loop": []}
-        measured: dict[str, Callable[[], float]] = {
+        measurements: dict[str, Callable[[], float]] = {
             "run": lambda: replay(ours, script),
             "loop": lambda: plain_loop(package, tokenizer, arguments.loop),
         }
         for _ in range(arguments.rounds):
-            for name, measure in measured.items():
+            for name, measure in measurements.items():
                 speeds[name].append(measure())
-    ratios = [mine / theirs for mine, theirs in zip(speeds["run"], speeds["loop"], strict=True)]
+    ratios = [run_speed / loop_speed for run_speed, loop_speed in zip(speeds["run"], speeds["loop"], strict=True)]
     print(f"rwkvbatch run ({ours.spec.backend}): {statistics.median(speeds['run']):8.1f} reply tokens/s")
     print(f"plain loop over the package: {statistics.median(speeds['loop']):8.1f} reply tokens/s")
     print(f"ratio: median {statistics.median(ratios):.1f}, {min(ratios):.1f} to {max(ratios):.1f}")

@@ -1,4 +1,4 @@
-"""One worker of one thread against two of them, and against one of two threads: the same run, in turns; medians.
+"""One worker of one thread compared with two workers and with two threads: the same run, alternately; medians.
 
 python benchmarks/workers.py [--shape 12x768 | --model FILE] [--conversations 64] [--rounds 3]
 """
@@ -31,7 +31,7 @@ def write_script(path: Path, count: int) -> None:
 
 @dataclass(frozen=True)
 class Setting:
-    """Workers, and the threads of each."""
+    """A number of workers, and of threads of each."""
 
     workers: int
     threads: int
@@ -44,25 +44,25 @@ SETTINGS = (Setting(1, 1), Setting(2, 1), Setting(1, 2))
 
 
 class Stopwatch:
-    """Reply tokens per second from the moment at which the first worker is ready, its model loaded."""
+    """Measures reply tokens per second since the first worker has loaded its model."""
 
     def __init__(self) -> None:
-        self._began_s: float | None = None
+        self._started_s: float | None = None
         self.tokens_per_s = 0.0
 
     def started(self, progress: Progress) -> None: ...
 
     def moved(self, progress: Progress) -> None:
-        if self._began_s is None and progress.workers:
-            self._began_s = time.monotonic()
+        if self._started_s is None and progress.workers:
+            self._started_s = time.monotonic()
 
     def ended(self, progress: Progress) -> None:
-        assert self._began_s is not None
-        self.tokens_per_s = progress.reply_tokens / (time.monotonic() - self._began_s)
+        assert self._started_s is not None
+        self.tokens_per_s = progress.reply_tokens / (time.monotonic() - self._started_s)
 
 
 def replay(model: Path, script: Path, setting: Setting, batch_size: int) -> float:
-    """Reply tokens per second; loading the model does not count."""
+    """Reply tokens per second, without the time to load the model."""
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         rwkvbatch.run(
@@ -80,7 +80,7 @@ def replay(model: Path, script: Path, setting: Setting, batch_size: int) -> floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="12x768", help="random weights of this shape, unless --model")
+    parser.add_argument("--shape", default="12x768", help="shape of random weights, without --model")
     parser.add_argument("--model", type=Path, default=None)
     parser.add_argument("--conversations", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -92,12 +92,12 @@ def main() -> None:
         script = Path(folder) / "script.jsonl"
         write_script(script, options.conversations)
         for _ in range(options.rounds):
-            for setting, found in speeds.items():
-                found.append(replay(model, script, setting, options.batch_size))
-    for setting, found in speeds.items():
-        ratios = [there / here for here, there in zip(speeds[SETTINGS[0]], found, strict=True)]
+            for setting, tokens_per_s in speeds.items():
+                tokens_per_s.append(replay(model, script, setting, options.batch_size))
+    for setting, tokens_per_s in speeds.items():
+        ratios = [speed / baseline for baseline, speed in zip(speeds[SETTINGS[0]], tokens_per_s, strict=True)]
         print(
-            f"{setting!s:12} {statistics.median(found):8.1f} reply tokens/s, "
+            f"{setting!s:12} {statistics.median(tokens_per_s):8.1f} reply tokens/s, "
             f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         )
 

@@ -1,8 +1,8 @@
-"""Steps that skip the weights whose inputs are zero, against steps that read all weights.
+"""Steps that skip the weights whose inputs are zero, compared with steps that read all weights.
 
-Both in one process with the same random checkpoint, in which `--sparsity` is the share of the inputs of `ffn.value`
-that are zero, in turns; first their logits are compared bit for bit. Prints for each number of rows how much was not
-read, the median times, and the median, the least and the greatest ratio of the rounds.
+Both run alternately in one process on the same random checkpoint, in which `--sparsity` is the share of the inputs of
+`ffn.value` that are zero. First their logits are compared bit for bit. Prints for each number of rows the bytes not
+read, the median times, and the median, smallest and largest ratio of the rounds.
 
     python benchmarks/zeros_skipped.py [--shape 24x2048] [--sparsity 0.75] [--strategy "cpu bf16"] [--rows 1 2 3]
         [--threads 2] [--rounds 15] [--cpu-time]
@@ -29,7 +29,7 @@ from rwkvbatch.model.ops.cpu import CpuOps
 Clock = Callable[[], float]
 
 STEPS = 4
-"""Steps of one turn, of which the fastest counts; one more before them is not timed."""
+"""Timed steps of one measurement, of which the fastest counts; one step before them is not timed."""
 
 
 class Steps:
@@ -54,21 +54,21 @@ class Steps:
     def logits(self) -> FloatArray:
         """Logits of three steps from the empty state."""
         self.restart()
-        found = []
+        logits = []
         for _ in range(3):
             self.seconds(time.perf_counter)
-            found.append(self._logits.numpy().copy())
-        return np.concatenate(found)
+            logits.append(self._logits.numpy().copy())
+        return np.concatenate(logits)
 
 
-def turn(ops: CpuOps, steps: Steps, clock: Clock, skip: bool) -> float:
+def fastest_step_s(ops: CpuOps, steps: Steps, clock: Clock, skip: bool) -> float:
     """Seconds of a step that skips zeros, or reads all weights."""
     ops.native.set_sparse(skip)
     steps.seconds(clock)
     return min(steps.seconds(clock) for _ in range(STEPS))
 
 
-def measured(model: Model, ops: CpuOps, rows: int, rounds: int, clock: Clock) -> str:
+def measure(model: Model, ops: CpuOps, rows: int, rounds: int, clock: Clock) -> str:
     """One line of the table.
 
     Raises:
@@ -84,8 +84,8 @@ def measured(model: Model, ops: CpuOps, rows: int, rounds: int, clock: Clock) ->
     skipped = ops.native.skipped_bytes - before
     read_s, skip_s, ratios = [], [], []
     for _ in range(rounds):
-        read_s.append(turn(ops, steps, clock, skip=False))
-        skip_s.append(turn(ops, steps, clock, skip=True))
+        read_s.append(fastest_step_s(ops, steps, clock, skip=False))
+        skip_s.append(fastest_step_s(ops, steps, clock, skip=True))
         ratios.append(read_s[-1] / skip_s[-1])
     return (
         f"{rows} row{'s' if rows > 1 else ' '}  skipped {skipped / 1e6:,.0f} of {ops.step_bytes / 1e6:,.0f} MB  "
@@ -104,17 +104,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--cpu-time", action="store_true", help="processor time of one thread, on a busy machine")
-    given = parser.parse_args()
-    clock = time.thread_time if given.cpu_time else time.perf_counter
+    arguments = parser.parse_args()
+    clock = time.thread_time if arguments.cpu_time else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
-        load = partial(load_model, strategy=given.strategy, threads=1 if given.cpu_time else given.threads)
-        model = load(write_random(given.shape, Path(folder), given.sparsity))
+        load = partial(load_model, strategy=arguments.strategy, threads=1 if arguments.cpu_time else arguments.threads)
+        model = load(write_random(arguments.shape, Path(folder), arguments.sparsity))
     ops = native_ops(model)
     assert ops is not None, "only the native operations skip zeros"
     threads = f"{ops.threads} thread{'s' if ops.threads > 1 else ''}"
-    print(f"{given.shape}, {given.sparsity:.0%} zeros, {given.strategy}, {ops.isa}, {threads}")
-    for rows in given.rows:
-        print(measured(model, ops, rows, given.rounds, clock), flush=True)
+    print(f"{arguments.shape}, {arguments.sparsity:.0%} zeros, {arguments.strategy}, {ops.isa}, {threads}")
+    for rows in arguments.rows:
+        print(measure(model, ops, rows, arguments.rounds, clock), flush=True)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from rwkvbatch.model.safetensors import CHECKPOINT, STATE, check_tensor_target, 
 from rwkvbatch.model.states import save_state
 from rwkvbatch.replay.logs import logging_to
 from tests.chat.scripted_model import ScriptedModel
-from tests.chat.test_commands import PipeChat, new_chat
+from tests.chat.sessions import PipeChat, new_chat
 
 NOTE = FileKind("a note", lambda path: file_head(path).startswith("note"))
 FOREIGN = {

@@ -69,17 +69,9 @@ def import_command(
     are the first ones of the dev files, for mmlu and mmlu-pro those of the same subject.
     """
     from rwkvbatch.script.benchmark_import import import_benchmark
-    from rwkvbatch.script.data_files import data_files
 
     result = import_benchmark(
-        benchmark,
-        data_files(files),
-        out,
-        style=style,
-        shots=shots,
-        dev=data_files(dev or ()),
-        skip_bad=skip_bad,
-        replace=force,
+        benchmark, files, out, style=style, shots=shots, dev=dev or (), skip_bad=skip_bad, replace=force
     )
     for problem in result.left_out[:MAX_SHOWN]:
         message(f"left out: {problem}", quiet=quiet)

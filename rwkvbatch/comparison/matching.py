@@ -323,7 +323,8 @@ def paired_values(rows: pd.DataFrame, metric: Metric) -> PairedValues:
 
 def has_both_values(rows: pd.DataFrame, metric: Metric) -> NDArray[np.bool_]:
     """`[rows]` whether both sides of a matched row have a value of a metric of turns, and of equal weight."""
-    known = rows[f"{metric.column}_a"].notna().to_numpy() & rows[f"{metric.column}_b"].notna().to_numpy()
+    baseline, variant = (rows[f"{metric.column}{side}"].to_numpy(dtype=np.float64) for side in ("_a", "_b"))
+    known = ~(np.isnan(baseline) | np.isnan(variant))
     weights = weights_of(rows, metric, ("_a", "_b"))
     return known if weights is None else known & ~np.isnan(weights)
 

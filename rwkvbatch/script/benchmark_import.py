@@ -13,6 +13,7 @@ from pathlib import Path
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.files import FileKind, check_target, file_head, save_file
 from rwkvbatch.script.benchmarks import BENCHMARKS, NOT_IMPORTED, BadRecordError, Benchmark, Question
+from rwkvbatch.script.data_files import data_files
 from rwkvbatch.script.forms import read_conversation
 from rwkvbatch.script.lines import SourceLine, refuse
 from rwkvbatch.script.tables import Record, read_records
@@ -56,6 +57,7 @@ def import_benchmark(
     """Write a script of the questions in a benchmark's files.
 
     Args:
+        files: files, or folders of them (`data_files`).
         style: one of the benchmark's styles; None for its first.
         shots: number of examples before each question: the first ones of its group (subject) in the `dev` files.
         skip_bad: leave out records that cannot be used, instead of raising.
@@ -71,11 +73,12 @@ def import_benchmark(
     if style not in benchmark.styles:
         raise UsageError(f"{name} has no style {style!r}", hint=f"its styles: {', '.join(benchmark.styles)}")
     examples = _examples(name, benchmark, style, shots, dev)
+    paths = data_files(files)
     check_target(out, SCRIPT, option="--out", replace=replace, how="--force replaces it")
     lines: list[bytes] = []
     left_out: list[str] = []
     source_of: dict[str, SourceLine] = {}
-    for path in files:
+    for path in paths:
         for record in read_records(path, benchmark.form):
             try:
                 question = _read(benchmark, record, name)
@@ -93,7 +96,7 @@ def import_benchmark(
                 continue
             lines.append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
     if not lines:
-        raise ScriptError(f"holds no question that can be used; the first problem: {left_out[0]}", path=files[0])
+        raise ScriptError(f"holds no question that can be used; the first problem: {left_out[0]}", path=paths[0])
     save_file(out, lines)
     return Imported(name, style, len(lines), tuple(left_out))
 
@@ -142,7 +145,7 @@ def _examples(
         missing = "--dev FILE" if shots else "--shots N"
         raise UsageError("--shots and --dev belong together", hint=f"add {missing}, the examples come from a dev file")
     groups: dict[str, list[Question]] = defaultdict(list)
-    for path in dev:
+    for path in data_files(dev):
         for record in read_records(path, benchmark.form):
             question = _read(benchmark, record, name)
             groups[question.group].append(question)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.likelihood_against_loop import (
-    Found,
+    Result,
     Text,
     check_equal,
     lambada_loop,
@@ -34,7 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
 
 
 def with_greedy(texts: list[Text], package: Model, tokenizer: Tokenizer) -> list[Text]:
-    """Every second text goes on with the token that the model finds likeliest, so that it is right."""
+    """The texts, every second of which continues with the likeliest token, so that accuracy is above 0."""
     changed: list[Text] = []
     for number, text in enumerate(texts):
         logits, _ = package.forward([[0, *tokenizer.encode(text.prompt)]])
@@ -66,8 +66,8 @@ def test_mmlu_is_that_of_the_authors_loop(models: tuple[Model, Model], tmp_path:
 
 
 def test_a_difference_in_the_sixth_digit_is_reported() -> None:
-    check_equal(Found(0.5, 2.0), Found(0.5, 2.0000001), "x")
+    check_equal(Result(0.5, 2.0), Result(0.5, 2.0000001), "x")
     with pytest.raises(SystemExit, match="perplexity differs"):
-        check_equal(Found(0.5, 2.0), Found(0.5, 2.00002), "x")
+        check_equal(Result(0.5, 2.0), Result(0.5, 2.00002), "x")
     with pytest.raises(SystemExit, match="accuracy differs"):
-        check_equal(Found(0.5, 2.0), Found(0.25, 2.0), "x")
+        check_equal(Result(0.5, 2.0), Result(0.25, 2.0), "x")

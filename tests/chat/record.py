@@ -23,7 +23,7 @@ COLORS = {"brown": "yellow", "default": None}
 
 
 def styled(cell: pyte.screens.Char) -> Style:
-    """The terminal cell's look, for rich."""
+    """The style of a terminal cell for rich."""
     names = {name: COLORS.get(name, name) for name in (cell.fg, cell.bg)}
 
     def color(name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""A terminal to draw on and read back: pyte's, with everything that scrolled off its top."""
+"""A file that draws on an emulated terminal (pyte), whose lines and scrollback can be read."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class ScreenFile(io.StringIO):
         self.stream.feed(text)
 
     def lines(self) -> list[str]:
-        """All lines from the first one ever, without spaces at their ends and without empty ones at the end.
+        """All lines with the scrollback, without trailing spaces and trailing empty lines.
 
-        A full row continues in the next one: the terminal has wrapped it.
+        A full row continues in the next one, because the terminal wraps lines.
         """
         columns = self.screen.columns
         past = ["".join(row[column].data for column in range(columns)) for row in self.screen.history.top]

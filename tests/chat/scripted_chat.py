@@ -1,4 +1,4 @@
-"""A chat with a scripted model, as a program of its own: `python -m tests.chat.scripted_chat DIRECTORY [SECONDS]`."""
+"""A program: a chat with a scripted model. `python -m tests.chat.scripted_chat DIRECTORY [SECONDS PER STEP]`."""
 
 from __future__ import annotations
 

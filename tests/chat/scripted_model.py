@@ -1,4 +1,4 @@
-"""A model with scripted replies, byte by byte; its state is all tokens that it has read."""
+"""A model with scripted replies, one byte per token; its state is all tokens read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rwkvbatch.model.ops import choosing
 from rwkvbatch.prompt.tokenizer import world_tokenizer
 
 REPLY_PREFIX = "So = yes:"
-"""The one prefix that it takes for the beginning of its reply."""
+"""The only reply prefix that the model recognises as the start of its reply."""
 
 VOCAB_SIZE = 300
 
@@ -25,7 +25,7 @@ def echo(message: str) -> str:
 
 @cache
 def _bytes_of() -> list[bytes]:
-    """By token: all that was read is decoded at every step."""
+    """The bytes of each token, cached because every step decodes all tokens read."""
     tokenizer = world_tokenizer(VOCAB_SIZE)
     return [tokenizer.token_bytes(token) for token in range(VOCAB_SIZE)]
 
@@ -75,12 +75,12 @@ class ScriptedModel:
             time.sleep(self.step_s)
         self.num_rows.append(len(batch.tokens))
         logits = torch.full((len(batch.outputs), VOCAB_SIZE), -20.0)
-        wanted = {int(row): at for at, row in enumerate(batch.outputs)}
+        outputs = {int(row): index for index, row in enumerate(batch.outputs)}
         for sequence, slot in enumerate(batch.slots):
             for row in range(batch.starts[sequence], batch.starts[sequence + 1]):
                 pool.read_tokens[slot] += (int(batch.tokens[row]),)
-                if row in wanted:
-                    logits[wanted[row], self._next(pool.read_tokens[slot])] = 20.0
+                if row in outputs:
+                    logits[outputs[row], self._next(pool.read_tokens[slot])] = 20.0
         return logits
 
     def _next(self, tokens: tuple[int, ...]) -> int:

@@ -1,4 +1,4 @@
-"""A program in a real pseudo-terminal, whose screen can be read."""
+"""Python programs in a pseudo-terminal whose screen can be read."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Terminal:
         self.process = pexpect.spawn(
             sys.executable, ["-u", *arguments], dimensions=(rows, columns), env=values, cwd=str(ROOT), timeout=TIMEOUT_S
         )
-        # The terminal's answers, such as to the question where the cursor is.
+        # Answers of the terminal to requests such as that for the position of the cursor.
         self.screen.write_process_input = self.process.send
 
     def __enter__(self) -> Self:
@@ -59,7 +59,7 @@ class Terminal:
         self.process.close(force=True)
 
     def leave(self) -> None:
-        """Stop the reply and leave with Ctrl-D: a killed program writes no coverage data."""
+        """Stop the reply and leave with Ctrl-D, because a killed program writes no coverage data."""
         end_s = time.monotonic() + LEAVE_S
         while self.process.isalive() and time.monotonic() < end_s:
             self.process.send("\x03\x04")
@@ -68,7 +68,7 @@ class Terminal:
 
     @property
     def lines(self) -> list[str]:
-        """All rows from the first one on, without spaces at their ends."""
+        """All rows with the scrollback, without trailing spaces."""
         past = [
             "".join(row[column].data for column in range(self.screen.columns)).rstrip()
             for row in self.screen.history.top
@@ -82,19 +82,19 @@ class Terminal:
     def send(self, text: str) -> None:
         self.process.send(text)
 
-    def wait(self, condition: Callable[[], bool], what: str) -> None:
+    def wait(self, condition: Callable[[], bool], description: str) -> None:
         """Read until `condition` holds."""
         end_s = time.monotonic() + TIMEOUT_S
         while not condition():
             while not self.read() and self.process.isalive() and time.monotonic() < end_s:
                 pass
-            assert time.monotonic() < end_s, f"waited for {what}; the screen:\n{self.text}"
+            assert time.monotonic() < end_s, f"waited for {description}; the screen:\n{self.text}"
 
     def wait_for(self, text: str) -> None:
         self.wait(lambda: text in self.text, repr(text))
 
     def wait_for_prompt(self) -> None:
-        """An input line that waits is the last one on the screen, above the status."""
+        """Wait until an empty input line is the last one above the status line."""
         self.wait(self._at_prompt, "the prompt")
 
     def submit(self, text: str) -> None:
@@ -112,7 +112,7 @@ class Terminal:
         return len(shown) >= 2 and shown[-2].rstrip() == PROMPT and " · turn " in shown[-1]
 
     def read(self) -> bool:
-        """What has come by now, waiting a moment for it; whether there was something."""
+        """Read and draw available output, waiting up to 0.05 s; returns whether there was any."""
         try:
             data = self.process.read_nonblocking(65536, timeout=0.05)
         except (pexpect.TIMEOUT, pexpect.EOF):

@@ -1,11 +1,11 @@
-"""Every command, without a terminal: effect, output and errors."""
+"""Commands of a chat without a terminal: effects, output, errors, completions, editor."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,46 +13,14 @@ from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
 from rwkvbatch.chat.actions import edit_text
-from rwkvbatch.chat.app import Chat
-from rwkvbatch.chat.commands import COMMANDS, handle_line, run_lines
-from rwkvbatch.chat.pipe import PlainView
-from rwkvbatch.chat.session import Session
-from rwkvbatch.chat.storage import Transcript
+from rwkvbatch.chat.commands import COMMANDS, run_lines
 from rwkvbatch.chat.terminal import CommandCompleter, status_line
 from rwkvbatch.chat.tree import tree_values
-from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import StorageError, UsageError
 from rwkvbatch.model.checkpoint import open_tensors
 from tests.chat.scripted_model import REPLY_PREFIX, ScriptedModel, echo
-
-SETTINGS = CellSettings(temperature=0.0, top_p=0.0, max_tokens=200)
-
-
-@dataclass
-class PipeChat:
-    """A chat whose output can be read."""
-
-    chat: Chat
-    out: io.StringIO
-    err: io.StringIO
-
-    def send(self, line: str) -> str:
-        """The output of `line`, on both streams."""
-        for stream in (self.out, self.err):
-            stream.seek(0)
-            stream.truncate()
-        self.success = handle_line(self.chat, line)
-        return self.out.getvalue() + self.err.getvalue()
-
-
-def new_chat(transcript: Path | None = None) -> PipeChat:
-    out, err = io.StringIO(), io.StringIO()
-    session = Session(Engine(ScriptedModel()), SETTINGS)
-    session.begin()
-    chat = Chat(session, PlainView(out, err), Transcript(transcript), lambda _: Engine(ScriptedModel(str.upper)))
-    chat.transcript.start(session)
-    return PipeChat(chat, out, err)
+from tests.chat.sessions import GREEDY, PipeChat, new_chat
 
 
 @pytest.fixture
@@ -123,7 +91,7 @@ def chat() -> PipeChat:
         ("   ", "/help"),
     ],
 )
-def test_output_of_a_command(chat: PipeChat, line: str, expected: str) -> None:
+def test_the_output_of_a_command(chat: PipeChat, line: str, expected: str) -> None:
     assert expected in chat.send(line)
 
 
@@ -134,17 +102,17 @@ def test_every_command_is_documented(chat: PipeChat, name: str) -> None:
     assert f"/{name}" in chat.send("/help")
 
 
-def test_a_command_that_is_refused_changes_nothing(chat: PipeChat) -> None:
+def test_a_refused_command_changes_nothing(chat: PipeChat) -> None:
     chat.send("hello")
     before = tree_values(chat.chat.session.tree)
     for line in ("/undo 2", "/pick 1", "/switch x", "/again 0", "/set temp -1", "/load /nonexistent"):
         chat.send(line)
         assert not chat.success
     assert tree_values(chat.chat.session.tree) == before
-    assert chat.chat.session.settings == SETTINGS
+    assert chat.chat.session.settings == GREEDY
 
 
-def test_a_line_without_an_end_is_refused(chat: PipeChat) -> None:
+def test_an_endless_line_is_refused(chat: PipeChat) -> None:
     class Endless(io.StringIO):
         def readline(self, size: int | None = -1, /) -> str:
             assert size is not None
@@ -155,7 +123,7 @@ def test_a_line_without_an_end_is_refused(chat: PipeChat) -> None:
         run_lines(chat.chat, Endless())
 
 
-def test_another_reply_of_greedy_sampling_gets_a_note(chat: PipeChat) -> None:
+def test_retrying_a_greedy_reply_gets_a_note(chat: PipeChat) -> None:
     chat.send("hello")
     assert "greedy" in chat.send("/retry")
     assert "greedy" in chat.send("/again 2")
@@ -164,10 +132,10 @@ def test_another_reply_of_greedy_sampling_gets_a_note(chat: PipeChat) -> None:
     assert "greedy" not in chat.send("/again 2")
 
 
-def test_a_template_that_cannot_be_used_leaves_the_settings_as_they_were(chat: PipeChat, tmp_path: Path) -> None:
+def test_an_invalid_template_leaves_the_settings_unchanged(chat: PipeChat, tmp_path: Path) -> None:
     path = tmp_path / "t.jinja"
     path.write_text("{{ unknown(")
-    chat.chat.session.settings = SETTINGS.replace(template=str(path))
+    chat.chat.session.settings = GREEDY.replace(template=str(path))
     assert "t.jinja" in chat.send("/think on")
     assert chat.chat.session.settings.think == "off"
 
@@ -180,7 +148,7 @@ def test_a_session_is_saved_loaded_and_continued(chat: PipeChat, tmp_path: Path)
     assert other.send("more") == "You said: more\n"
 
 
-def test_a_state_is_saved_and_begins_a_conversation(chat: PipeChat, tmp_path: Path) -> None:
+def test_a_saved_state_starts_a_conversation(chat: PipeChat, tmp_path: Path) -> None:
     chat.send("hello")
     assert "the state after" in chat.send(f"/state save {tmp_path / 'x'}")
     path = tmp_path / "x.safetensors"
@@ -192,21 +160,21 @@ def test_a_state_is_saved_and_begins_a_conversation(chat: PipeChat, tmp_path: Pa
     assert "loaded" in other.send(f"/load {tmp_path / 's.json'}")
     path.write_bytes(b"something else")
     assert "the initial state has changed" in other.send(f"/load {tmp_path / 's.json'}")
-    # After an initial state the tokens alone do not determine the state.
+    # After an initial state the tokens do not determine the state.
     chat.send(f"/state save {tmp_path / 'y.safetensors'}")
     with open_tensors(tmp_path / "y.safetensors") as file:
         assert "tokens" not in file.metadata
 
 
-@pytest.mark.parametrize("agreed", [False, True])
-def test_what_would_be_lost_on_a_terminal_is_asked_about_first(
-    agreed: bool, chat: PipeChat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_confirmed", [False, True])
+def test_replacing_a_file_or_session_needs_confirmation_on_a_terminal(
+    is_confirmed: bool, chat: PipeChat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    questions: list[str] = []
 
     def confirm(question: str) -> bool:
-        asked.append(question)
-        return agreed
+        questions.append(question)
+        return is_confirmed
 
     chat.chat.is_terminal = True
     monkeypatch.setattr(chat.chat.view, "confirm", confirm)
@@ -215,26 +183,26 @@ def test_what_would_be_lost_on_a_terminal_is_asked_about_first(
     chat.send(f"/save {path}")
     before = path.read_bytes()
     chat.send("more")
-    assert ("already exists" in chat.send(f"/save {path}")) != agreed
-    assert (path.read_bytes() != before) == agreed
-    said = chat.send(f"/load {path}")
-    assert ("not loaded; /save FILE saves this session" in said) != agreed
-    assert [question.split(". ")[-1] for question in asked] == ["Replace it?", "Load another one?"]
+    assert ("already exists" in chat.send(f"/save {path}")) != is_confirmed
+    assert (path.read_bytes() != before) == is_confirmed
+    output = chat.send(f"/load {path}")
+    assert ("not loaded; /save FILE saves this session" in output) != is_confirmed
+    assert [question.split(". ")[-1] for question in questions] == ["Replace it?", "Load another one?"]
     assert "loaded" in chat.send(f"/load! {path}")
-    assert len(asked) == 2
+    assert len(questions) == 2
 
 
-def test_an_export_lists_the_replies_that_it_does_not_repeat(chat: PipeChat, tmp_path: Path) -> None:
+def test_an_export_lists_replies_that_a_run_does_not_repeat(chat: PipeChat, tmp_path: Path) -> None:
     chat.send("hello")
     chat.send("more")
     tree = chat.chat.session.tree
     tree.exchanges[1] = replace(tree.exchanges[1], finish_reason="cancelled")
-    said = chat.send(f"/export {tmp_path / 'e.jsonl'}")
-    assert "It does not make all of the same replies:\n  the reply of turn 2 was stopped" in said
-    assert "makes the same replies" not in said
+    output = chat.send(f"/export {tmp_path / 'e.jsonl'}")
+    assert "It does not make all of the same replies:\n  the reply of turn 2 was stopped" in output
+    assert "makes the same replies" not in output
 
 
-def test_an_empty_reply_is_no_reference_of_an_export(chat: PipeChat, tmp_path: Path) -> None:
+def test_an_export_has_no_reference_for_an_empty_reply(chat: PipeChat, tmp_path: Path) -> None:
     chat.send("/set stop You")
     chat.send("hello")
     chat.send(f"/export {tmp_path / 'e.jsonl'}")
@@ -242,7 +210,7 @@ def test_an_empty_reply_is_no_reference_of_an_export(chat: PipeChat, tmp_path: P
     assert [message["role"] for message in record["messages"]] == ["user"]
 
 
-def test_another_system_message_begins_a_conversation(chat: PipeChat) -> None:
+def test_another_system_message_starts_a_branch(chat: PipeChat) -> None:
     chat.send("hello")
     assert "on branch branch-2; /switch main goes back" in chat.send("/system Be brief.")
     assert chat.send("/system") == "Be brief.\n"
@@ -250,13 +218,13 @@ def test_another_system_message_begins_a_conversation(chat: PipeChat) -> None:
     assert "1 turn" in chat.send("/switch main")
 
 
-def test_another_model_goes_on(chat: PipeChat) -> None:
+def test_another_model_continues_the_conversation(chat: PipeChat) -> None:
     chat.send("hello")
     assert "reads the conversation" in chat.send("/model other.pth")
     assert chat.send("more") == "MORE\n"
 
 
-def test_an_export_names_the_prelude_and_has_the_settings_of_each_turn(chat: PipeChat, tmp_path: Path) -> None:
+def test_an_export_has_the_prelude_and_the_settings_of_each_turn(chat: PipeChat, tmp_path: Path) -> None:
     chat.chat.session.begin(system="Be brief.", prelude="User: a\n\nAssistant: b\n\n")
     chat.send("/set max_tokens 3")
     assert "stopped at 3 tokens" in chat.send("hello")
@@ -269,14 +237,14 @@ def test_an_export_names_the_prelude_and_has_the_settings_of_each_turn(chat: Pip
     assert [message.get("params") for message in record["messages"][1::2]] == [None, {"think": "fake"}]
 
 
-def test_a_prefix_begins_the_replies_until_it_is_taken_away(chat: PipeChat) -> None:
+def test_a_reply_prefix_starts_replies_until_it_is_removed(chat: PipeChat) -> None:
     assert f"set reply_prefix {REPLY_PREFIX}" in chat.send(f"/set reply_prefix {REPLY_PREFIX}")
     assert chat.send("hello") == f"{REPLY_PREFIX}{echo('hello')}\n"
     assert "set reply_prefix none" in chat.send("/set reply_prefix none")
     assert chat.send("more") == f"{echo('more')}\n"
 
 
-def test_an_unwritable_file_is_an_error_and_an_unwritable_transcript_ends_the_chat(tmp_path: Path) -> None:
+def test_an_unwritable_file_is_refused_and_an_unwritable_transcript_ends_the_chat(tmp_path: Path) -> None:
     chat = new_chat(tmp_path / "t.jsonl")
     chat.send("hello")
     assert "nowhere" in chat.send(f"/save {tmp_path / 'nowhere' / 's.json'}")
@@ -291,14 +259,14 @@ def test_an_unwritable_file_is_an_error_and_an_unwritable_transcript_ends_the_ch
         def nearly_full(descriptor: int, data: bytes) -> int:
             return write(descriptor, data) if b'"typed"' in data else full(descriptor, data)
 
-        for place in (full, nearly_full):  # before the message is sent, and after its reply
-            patch.setattr("rwkvbatch.chat.storage.os.write", place)
+        for failing_write in (full, nearly_full):  # before the message is sent, and after its reply
+            patch.setattr("rwkvbatch.chat.storage.os.write", failing_write)
             with pytest.raises(StorageError, match="transcript cannot be written: No space left"):
                 chat.send("more")
     chat.chat.transcript.close()
 
 
-def test_lines_end_with_quit_and_line_ends_are_removed(chat: PipeChat) -> None:
+def test_lines_are_read_until_quit(chat: PipeChat) -> None:
     prompts = io.StringIO()
     lines = io.StringIO("hello\r\n/nothing\n/quit\nnever\n")
     assert not run_lines(chat.chat, lines, prompts)
@@ -307,7 +275,7 @@ def test_lines_end_with_quit_and_line_ends_are_removed(chat: PipeChat) -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "offered"),
+    ("line", "expected"),
     [
         ("/pre", ["/preset"]),
         ("/preset cr", ["creative"]),
@@ -326,15 +294,15 @@ def test_lines_end_with_quit_and_line_ends_are_removed(chat: PipeChat) -> None:
         ("/pre\nx", []),
     ],
 )
-def test_completions_of_a_line(chat: PipeChat, typed: str, offered: list[str]) -> None:
+def test_completions_of_a_line(chat: PipeChat, line: str, expected: list[str]) -> None:
     chat.send("/branch side")
     chat.send("/switch main")
-    found = [c.text for c in CommandCompleter(chat.chat).get_completions(Document(typed), CompleteEvent())]
-    assert set(offered) <= set(found)
-    assert bool(found) == bool(offered)
+    found = [c.text for c in CommandCompleter(chat.chat).get_completions(Document(line), CompleteEvent())]
+    assert set(expected) <= set(found)
+    assert bool(found) == bool(expected)
 
 
-def test_completion_of_file_names(chat: PipeChat, tmp_path: Path) -> None:
+def test_file_names_are_completed(chat: PipeChat, tmp_path: Path) -> None:
     (tmp_path / "session.json").touch()
     for command in ("/load", "/state load"):
         document = Document(f"{command} {tmp_path}/ses")
@@ -372,7 +340,7 @@ def test_an_unknown_setting_lists_the_known_ones(chat: PipeChat) -> None:
     assert "seed; got 'tmep'" in chat.send("/set tmep 1")
 
 
-def test_counts_of_one_are_singular(chat: PipeChat) -> None:
+def test_counts_of_1_are_singular(chat: PipeChat) -> None:
     chat.send("hello")
     output = chat.send("/stats")
     assert "1 turn," in output
@@ -382,7 +350,7 @@ def test_counts_of_one_are_singular(chat: PipeChat) -> None:
 @pytest.mark.parametrize(
     ("script", "reply"), [("true", "unchanged"), (": >", "unchanged"), ("echo new >", "You said: new")]
 )
-def test_editing_the_last_message(
+def test_edit_replaces_the_last_message(
     chat: PipeChat, script: str, reply: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     editor = tmp_path / "editor"

@@ -1,4 +1,4 @@
-"""`run` replays what `/export` writes to the same tokens."""
+"""`/export`: `rwkvbatch run` replays exported conversations to the same tokens."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session
 from rwkvbatch.config import RunSettings
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import UsageError
+from rwkvbatch.prompt.templates import PRELUDES
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.layers import layer_settings
 from rwkvbatch.replay.models import Setup
@@ -22,12 +23,12 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.prompts import PromptEncoder
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.script.reader import read_scripts
-from tests.chat.test_session import SETTINGS, NamedModel, new_session
+from tests.chat.sessions import SAMPLED, NamedModel, new_session
 from tests.engine.hash_model import HashModel
 
 
 class HashLoader:
-    """The model of these tests, for a run."""
+    """A loader of the model of these tests for runs."""
 
     def __init__(self) -> None:
         self._engine = Engine(HashModel())
@@ -53,7 +54,7 @@ def options_of(command: str) -> tuple[list[str], dict[str, Any]]:
 
 
 def replay(command: str) -> list[tuple[int, ...]]:
-    """The replies of the run that `command` starts, with the model of these tests in place of its own."""
+    """The replies of the run that `command` describes, with the model of these tests."""
     scripts, values = options_of(command)
     values.pop("model", None)
     layered = layer_settings(values)
@@ -64,9 +65,7 @@ def replay(command: str) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("prelude", [None, "User: hi\n\nAssistant: Hi.\n\n", "named"])
-def test_a_conversation_replays(tmp_path: Path, prelude: str | None) -> None:
-    from rwkvbatch.prompt.templates import PRELUDES
-
+def test_an_exported_conversation_replays(tmp_path: Path, prelude: str | None) -> None:
     text = PRELUDES["api-demo-chat"] if prelude == "named" else prelude
     session = new_session(prelude=text)
     replies = [session.ask(text).ids for text in ("first", "second\n\nline", "日本")]
@@ -84,32 +83,32 @@ def test_retries_picks_and_changed_settings_replay(tmp_path: Path) -> None:
     session.ask("third")
     session.identity = Identity(99)
     session.ask("fourth")
-    done = export(session, tmp_path / "a.jsonl")
-    assert replay(done.command) == [exchange.ids for exchange in session.tree.path()]
-    assert not done.caveats
+    exported = export(session, tmp_path / "a.jsonl")
+    assert replay(exported.command) == [exchange.ids for exchange in session.tree.path()]
+    assert not exported.caveats
 
 
 def test_thinking_and_a_system_message_replay(tmp_path: Path) -> None:
-    session = Session(Engine(HashModel()), SETTINGS.replace(think="on"), Identity(3))
+    session = Session(Engine(HashModel()), SAMPLED.replace(think="on"), Identity(3))
     session.begin(system="Be brief.")
     replies = [session.ask(text).ids for text in ("first", "second")]
     assert replay(export(session, tmp_path / "a.jsonl").command) == replies
 
 
 def test_changed_thinking_modes_prefixes_and_token_0_replay(tmp_path: Path) -> None:
-    session = Session(Engine(HashModel()), SETTINGS.replace(think="on", bos="on"), Identity(3))
+    session = Session(Engine(HashModel()), SAMPLED.replace(think="on", bos="on"), Identity(3))
     session.begin()
     session.ask("first")
     for changed in ({"think": "fake"}, {"reply_prefix": "So,"}, {"think": "off"}, {"reply_prefix": ""}):
         session.use_settings(session.settings.replace(**changed))
         session.ask("next")
-    done = export(session, tmp_path / "a.jsonl")
-    assert replay(done.command) == [exchange.ids for exchange in session.tree.path()]
-    assert not done.caveats
+    exported = export(session, tmp_path / "a.jsonl")
+    assert replay(exported.command) == [exchange.ids for exchange in session.tree.path()]
+    assert not exported.caveats
 
 
 def test_a_repeat_of_a_run_replays(tmp_path: Path) -> None:
-    session = Session(Engine(HashModel()), SETTINGS, Identity(3, "other", 2))
+    session = Session(Engine(HashModel()), SAMPLED, Identity(3, "other", 2))
     session.begin()
     replies = [session.ask("first").ids]
     assert replay(export(session, tmp_path / "a.jsonl").command) == replies
@@ -146,9 +145,9 @@ IN_THE_SCRIPT = {
     "reply_prefix": "So",
     "bos": "on",
 }
-FROM_THE_OPENING_OR_THE_SEED = {"system", "prelude", "state", "seed", "repeats"}
-OF_NO_CHAT = {"history", "judge", "judge_strategy", "judge_vocab", "judge_url", "judge_model", "judge_body"}
-"""A chat's next turn sees the reply that it showed, and no check judges it."""
+FROM_OPENING_OR_SEED = {"system", "prelude", "state", "seed", "repeats"}
+NOT_IN_A_CHAT = {"history", "judge", "judge_strategy", "judge_vocab", "judge_url", "judge_model", "judge_body"}
+"""In a chat the history has the model's replies, and no check judges them."""
 
 CHANGE_NO_REPLY = {
     *("threads", "batch_size", "state_memory", "workers", "devices", "ray"),
@@ -159,27 +158,27 @@ CHANGE_NO_REPLY = {
 
 
 def test_every_declared_setting_is_exported_or_changes_no_reply() -> None:
-    declared = {*IN_THE_COMMAND, *IN_THE_SCRIPT, *FROM_THE_OPENING_OR_THE_SEED, *OF_NO_CHAT, *CHANGE_NO_REPLY}
+    declared = {*IN_THE_COMMAND, *IN_THE_SCRIPT, *FROM_OPENING_OR_SEED, *NOT_IN_A_CHAT, *CHANGE_NO_REPLY}
     assert declared == set(RunSettings.model_fields)
     assert set(IN_THE_SCRIPT) == {*TURN_SETTINGS, "bos"}
 
 
 @pytest.mark.parametrize("name", [*IN_THE_COMMAND, *IN_THE_SCRIPT])
-def test_a_setting_of_a_chat_is_that_of_the_exported_run(tmp_path: Path, name: str) -> None:
+def test_the_exported_run_has_each_setting_of_the_chat(tmp_path: Path, name: str) -> None:
     value = {**IN_THE_COMMAND, **IN_THE_SCRIPT}[name]
     assert value != RunSettings.model_fields[name].default
     changed = {} if name == "vocab" else {name: value}
-    session = Session(Engine(HashModel()), SETTINGS.replace(**changed), vocab=str(value) if name == "vocab" else None)
+    session = Session(Engine(HashModel()), SAMPLED.replace(**changed), vocab=str(value) if name == "vocab" else None)
     session.begin()
     session.ask("first")
-    scripts, given = options_of(export(session, tmp_path / "a.jsonl").command)
-    layered = layer_settings(given)
+    scripts, options = options_of(export(session, tmp_path / "a.jsonl").command)
+    layered = layer_settings(options)
     plan = Plan(read_scripts(scripts).conversations, [Cell("base", {})], layered)
     settings = plan.settings if name == "vocab" else plan.task(0).of_turn(0).settings
     assert getattr(settings, name) == value
 
 
-def test_replies_that_a_replay_does_not_repeat_are_listed(tmp_path: Path) -> None:
+def test_stopped_replies_are_listed_as_caveats(tmp_path: Path) -> None:
     session = new_session()
     session.ask("first", should_stop=lambda: True)
     session.settings = session.settings.replace(think="fake")
@@ -188,7 +187,7 @@ def test_replies_that_a_replay_does_not_repeat_are_listed(tmp_path: Path) -> Non
     assert "turn 1 was stopped" in caveats
 
 
-def test_replies_of_another_model_are_listed(tmp_path: Path) -> None:
+def test_replies_of_another_model_are_listed_as_caveats(tmp_path: Path) -> None:
     session = new_session(NamedModel())
     session.ask("first")
     session.use_engine(Engine(NamedModel(weights_sha256="b")))

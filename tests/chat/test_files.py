@@ -1,4 +1,4 @@
-"""Saved sessions and transcripts: round trips, and refusal of damaged files and of other models."""
+"""Saved sessions and transcripts: round trips, damaged files, other models, permissions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.prefix_cache import Node
 from rwkvbatch.errors import InputError, StorageError
-from tests.chat.test_session import SETTINGS, NamedModel, new_session
+from tests.chat.sessions import SAMPLED, NamedModel, new_session
 from tests.engine.hash_model import HashModel
 
 
-def filled() -> Session:
+def session_with_two_branches() -> Session:
     session = new_session()
     session.ask("a")
     session.tree.branch("side")
@@ -33,23 +33,23 @@ def filled() -> Session:
 NESTED = b'{"event": "start"}\n' + b"[" * 100_000 + b"\n{}\n"
 
 
-def empty() -> Session:
+def empty_session() -> Session:
     session = Session(Engine(HashModel()), CellSettings())
     session.begin()
     return session
 
 
 def test_a_saved_session_continues_with_the_same_replies(tmp_path: Path) -> None:
-    session, other = filled(), empty()
+    session, loaded = session_with_two_branches(), empty_session()
     save_session(session, tmp_path / "s.json")
-    load_session(other, tmp_path / "s.json")
-    assert other.tree == session.tree
-    assert other.settings.temperature == 0.25
-    assert other.ask("c").ids == session.ask("c").ids
+    load_session(loaded, tmp_path / "s.json")
+    assert loaded.tree == session.tree
+    assert loaded.settings.temperature == 0.25
+    assert loaded.ask("c").ids == session.ask("c").ids
 
 
 def test_loading_releases_the_pins_of_the_previous_tree(tmp_path: Path) -> None:
-    session = filled()
+    session = session_with_two_branches()
     save_session(session, tmp_path / "s.json")
     for number in range(100):
         load_session(session, tmp_path / "s.json")
@@ -68,7 +68,7 @@ def _nodes(node: Node) -> Iterator[Node]:
 
 
 def test_a_transcript_with_an_incomplete_last_line_continues_with_the_same_replies(tmp_path: Path) -> None:
-    session, other = new_session(), empty()
+    session, loaded = new_session(), empty_session()
     transcript = Transcript(tmp_path / "t.jsonl")
     transcript.start(session)
     transcript.typed("a")
@@ -77,20 +77,20 @@ def test_a_transcript_with_an_incomplete_last_line_continues_with_the_same_repli
     transcript.close()
     with (tmp_path / "t.jsonl").open("a") as file:
         file.write('{"event": "exch')
-    load_session(other, tmp_path / "t.jsonl")
-    assert other.tree == session.tree
-    assert other.ask("b").ids == session.ask("b").ids
+    load_session(loaded, tmp_path / "t.jsonl")
+    assert loaded.tree == session.tree
+    assert loaded.ask("b").ids == session.ask("b").ids
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
-    session = filled()
+    session = session_with_two_branches()
     save_session(session, tmp_path / "s.json")
     with pytest.raises(InputError, match="another model"):
-        load_session(Session(Engine(NamedModel()), SETTINGS), tmp_path / "s.json")
+        load_session(Session(Engine(NamedModel()), SAMPLED), tmp_path / "s.json")
 
 
 def test_an_altered_file_is_refused(tmp_path: Path) -> None:
-    session = filled()
+    session = session_with_two_branches()
     path = tmp_path / "s.json"
     save_session(session, path)
     values = json.loads(path.read_text())
@@ -105,18 +105,20 @@ def test_a_file_that_is_not_a_session_is_refused(tmp_path: Path, content: bytes)
     path = tmp_path / "s.json"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"session|format|transcript"):
-        load_session(empty(), path)
+        load_session(empty_session(), path)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
-def test_a_transcript_is_a_regular_file(make: Callable[[Path], None], tmp_path: Path) -> None:
-    make(tmp_path / "it")
-    with pytest.raises(StorageError, match=r"it: the transcript cannot be written: it is a .*, not a regular file"):
-        Transcript(tmp_path / "it")
+def test_a_transcript_that_is_a_special_file_is_refused(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "special")
+    with pytest.raises(
+        StorageError, match=r"special: the transcript cannot be written: it is a .*, not a regular file"
+    ):
+        Transcript(tmp_path / "special")
 
 
 def test_damage_in_a_transcript_names_the_line(tmp_path: Path) -> None:
-    session = filled()
+    session = session_with_two_branches()
     transcript = Transcript(tmp_path / "t.jsonl")
     transcript.start(session)
     transcript.close()
@@ -129,25 +131,25 @@ def test_damage_in_a_transcript_names_the_line(tmp_path: Path) -> None:
 
 
 def test_changed_settings_are_restored_from_the_transcript(tmp_path: Path) -> None:
-    session, other = new_session(), empty()
+    session, loaded = new_session(), empty_session()
     transcript = Transcript(tmp_path / "t.jsonl")
     transcript.start(session)
     session.settings = session.settings.replace(temperature=0.125)
     transcript.settings(session)
     transcript.close()
-    load_session(other, tmp_path / "t.jsonl")
-    assert other.settings.temperature == 0.125
+    load_session(loaded, tmp_path / "t.jsonl")
+    assert loaded.settings.temperature == 0.125
 
 
-def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_unwritable_directories_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="nowhere"):
-        save_session(filled(), tmp_path / "nowhere" / "s.json")
+        save_session(session_with_two_branches(), tmp_path / "nowhere" / "s.json")
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="transcript cannot be written"):
         Transcript(tmp_path / "file" / "t.jsonl")
 
 
-def test_a_transcript_that_a_crash_cut_off_inside_a_character_loads_up_to_there(tmp_path: Path) -> None:
+def test_a_transcript_cut_off_inside_a_character_loads_up_to_there(tmp_path: Path) -> None:
     session, path = new_session(), tmp_path / "t.jsonl"
     transcript = Transcript(path)
     transcript.start(session)
@@ -156,13 +158,13 @@ def test_a_transcript_that_a_crash_cut_off_inside_a_character_loads_up_to_there(
     transcript.close()
     with path.open("ab") as file:
         file.write('{"event": "typed", "text": "größe'.encode()[:-3])
-    other = empty()
-    load_session(other, path)
-    assert other.tree == session.tree
+    loaded = empty_session()
+    load_session(loaded, path)
+    assert loaded.tree == session.tree
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "problem"),
     [
         (lambda tree: tree["exchanges"][0].update(ids=[10**9]), "token ids must be integers in 0 to"),
         (lambda tree: tree["openings"][0].update(tokens=[-1]), "token ids must be integers in 0 to"),
@@ -175,22 +177,22 @@ def test_a_transcript_that_a_crash_cut_off_inside_a_character_loads_up_to_there(
         (lambda tree: tree["branches"]["main"].update(opening=9), "an opening must be in 0 to 0, got 9"),
     ],
 )
-def test_a_session_whose_checksum_is_right_and_whose_values_are_not_is_bad_input(
-    change: Callable[[Any], None], said: str, tmp_path: Path
+def test_a_session_with_invalid_values_and_a_correct_checksum_is_refused(
+    change: Callable[[Any], None], problem: str, tmp_path: Path
 ) -> None:
-    save_session(filled(), tmp_path / "s.json")
+    save_session(session_with_two_branches(), tmp_path / "s.json")
     values = json.loads((tmp_path / "s.json").read_text())
     del values["sha256"]
     change(values["dialogue"])
     values["sha256"] = storage._checksum(values)  # pyright: ignore[reportPrivateUsage]
     (tmp_path / "s.json").write_text(json.dumps(values))
-    with pytest.raises(InputError, match=said):
-        load_session(empty(), tmp_path / "s.json")
+    with pytest.raises(InputError, match=problem):
+        load_session(empty_session(), tmp_path / "s.json")
 
 
-def test_a_session_of_an_older_version_has_its_former_names_and_what_its_template_meant(tmp_path: Path) -> None:
-    """Without `turn_end`, a template's file alone said what ends a reply; `finish` was `finish_reason`."""
-    session, path = filled(), tmp_path / "s.json"
+def test_a_session_of_an_older_version_is_read_with_former_names_and_turn_end(tmp_path: Path) -> None:
+    """Earlier versions had no `turn_end` (templates decided what ends a reply), and `finish` for `finish_reason`."""
+    session, path = session_with_two_branches(), tmp_path / "s.json"
     save_session(session, path)
     values = json.loads(path.read_text())
     del values["sha256"]
@@ -202,14 +204,14 @@ def test_a_session_of_an_older_version_has_its_former_names_and_what_its_templat
         exchange["finish"] = exchange.pop("finish_reason")
     values["sha256"] = storage._checksum(values)  # pyright: ignore[reportPrivateUsage]
     path.write_text(json.dumps(values))
-    other = empty()
-    load_session(other, path)
-    assert other.settings.turn_end == "next-role"
-    for mine, theirs in zip(session.tree.exchanges, other.tree.exchanges, strict=True):
-        assert (mine.finish_reason, theirs.settings["turn_end"]) == (theirs.finish_reason, "next-role")
+    loaded = empty_session()
+    load_session(loaded, path)
+    assert loaded.settings.turn_end == "next-role"
+    for saved, read in zip(session.tree.exchanges, loaded.tree.exchanges, strict=True):
+        assert (read.finish_reason, read.settings["turn_end"]) == (saved.finish_reason, "next-role")
 
 
-def test_the_chat_s_directory_is_its_owner_s_alone_whatever_the_umask(tmp_path: Path) -> None:
+def test_directories_of_transcripts_are_private_with_any_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         Transcript(tmp_path / "state" / "chats" / "t.jsonl").close()

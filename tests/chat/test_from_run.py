@@ -1,4 +1,4 @@
-"""Continuing a run at one of its turns: the replies that follow are the run's."""
+"""`chat --from`: continuing a run at one of its turns with its settings, files and replies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rwkvbatch.errors import RunDirectoryError, UsageError
 from rwkvbatch.model.load import BUNDLED_MODEL, load_model
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
-from tests.chat.test_session import new_session
+from tests.chat.sessions import new_session
 
 TURNS = ("My name is Ada.", "What is my name?", "And what is 1 plus 2?")
 
@@ -45,7 +45,7 @@ def rows(run: Path, repeat: int) -> list[Row]:
 
 
 @pytest.mark.parametrize("repeat", [0, 1])
-def test_the_turns_after_the_point_are_those_of_the_run(run: Path, repeat: int) -> None:
+def test_the_next_replies_equal_those_of_the_run(run: Path, repeat: int) -> None:
     point = read_point(f"{run}:c:1:0", repeat=repeat)
     assert point.system == "Be brief."
     row = point.rows[-1]
@@ -56,7 +56,7 @@ def test_the_turns_after_the_point_are_those_of_the_run(run: Path, repeat: int) 
     assert [session.ask(text).ids for text in TURNS[1:]] == [row.reply_ids for row in rows(run, repeat)[1:]]
 
 
-def test_a_missing_turn_lists_what_exists(run: Path) -> None:
+def test_a_missing_turn_conversation_or_cell_is_refused_with_the_existing_ones(run: Path) -> None:
     for name, expected in (
         ("x", "RUN:CONVERSATION:TURN"),
         (f"{run}:c:1:9", "0 to 2"),
@@ -80,7 +80,7 @@ def test_another_model_or_prelude_is_refused(run: Path) -> None:
         replay(session, point)
 
 
-def test_turns_of_a_run_over_references_follow_those(tmp_path: Path) -> None:
+def test_turns_of_a_run_with_gold_history_follow_the_references(tmp_path: Path) -> None:
     messages = [
         {"role": "user", "content": "My name is Ada."},
         {"role": "assistant", "content": "Hello, and good morning to you."},
@@ -103,8 +103,8 @@ def test_turns_of_a_run_over_references_follow_those(tmp_path: Path) -> None:
     assert "turn 1 is the run's reference" in caveat
 
 
-def changed(run: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """A copy of a run whose manifest is another one, as an older version would have written it."""
+def copy_with_manifest(run: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of a run with a changed manifest."""
     out = run.parent / f"changed-{len(list(run.parent.iterdir()))}"
     shutil.copytree(run, out)
     content = json.loads((out / "manifest.json").read_text())
@@ -113,11 +113,11 @@ def changed(run: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     return out
 
 
-def test_a_run_without_a_copy_of_its_script_takes_the_system_message_from_the_script(run: Path, tmp_path: Path) -> None:
+def test_without_a_copy_the_system_message_is_read_from_the_script(run: Path, tmp_path: Path) -> None:
     script = tmp_path / "s.jsonl"
     other = {"id": "other", "messages": [{"role": "user", "content": "Hi."}]}
     script.write_text(json.dumps(other) + "\n" + (run.parent / "s.jsonl").read_text())
-    out = changed(run, lambda content: content["about"].update(scripts=[str(script)]))
+    out = copy_with_manifest(run, lambda content: content["about"].update(scripts=[str(script)]))
     (copy,) = out.glob("script*")
     copy.unlink()
     assert read_point(f"{out}:c:1:0").system == "Be brief."
@@ -130,7 +130,7 @@ def test_a_run_without_a_copy_of_its_script_takes_the_system_message_from_the_sc
         read_point(f"{out}:c:1:0")
 
 
-def test_another_vocabulary_than_the_runs_is_refused(run: Path) -> None:
+def test_another_vocabulary_is_refused(run: Path) -> None:
     cell = read_point(f"{run}:c:1:0").cell
     point = replace(read_point(f"{run}:c:1:0"), cell={**cell, "tokenizer_sha256": "ab" * 32})
     session = Session(Engine(load_model()), CellSettings(**settings_of(point)))
@@ -139,7 +139,7 @@ def test_another_vocabulary_than_the_runs_is_refused(run: Path) -> None:
         replay(session, point)
 
 
-def test_files_that_the_run_did_not_begin_with_or_does_not_name_are_refused(run: Path, tmp_path: Path) -> None:
+def test_preludes_that_the_run_does_not_have_or_name_are_refused(run: Path, tmp_path: Path) -> None:
     point = read_point(f"{run}:c:1:0")
     refuse_other_files(point, CellSettings())
     prelude = tmp_path / "prelude.txt"
@@ -150,9 +150,7 @@ def test_files_that_the_run_did_not_begin_with_or_does_not_name_are_refused(run:
         refuse_other_files(replace(point, cell={**point.cell, "prelude_sha256": "ab" * 32}), CellSettings())
 
 
-def test_a_run_is_continued_where_its_script_is_not(run: Path, tmp_path: Path) -> None:
-    import shutil
-
+def test_a_run_is_continued_without_its_script_file(run: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(run, moved)
     script = run.parent / "s.jsonl"
@@ -169,8 +167,8 @@ def test_a_run_is_continued_where_its_script_is_not(run: Path, tmp_path: Path) -
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"n": {"type": "integer"}}}}}]
 
 
-def test_params_of_the_script_and_its_turns_and_its_tools_are_taken_from_the_run(tmp_path: Path) -> None:
-    """Each row is read with its own settings, in whose place those of the command line stand."""
+def test_params_and_tools_of_the_script_are_applied(tmp_path: Path) -> None:
+    """Each row is read with its own settings, which those of the command line override."""
     messages: list[dict[str, Any]] = [
         {"role": "user", "content": TURNS[0], "params": {"think": "fake", "max_tokens": 3}},
         {"role": "tool", "content": "{}", "reply_prefix": "Well,"},
@@ -192,7 +190,7 @@ def test_params_of_the_script_and_its_turns_and_its_tools_are_taken_from_the_run
     assert session.ask(TURNS[2]).ids == rows(out, 0)[2].reply_ids
 
 
-def test_the_vocabulary_is_that_of_the_run_and_another_system_message_is_refused(
+def test_a_missing_vocabulary_and_another_system_message_are_refused(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = shutil.copytree(run, tmp_path / "out")
@@ -206,7 +204,7 @@ def test_the_vocabulary_is_that_of_the_run_and_another_system_message_is_refused
     assert "began with another system message" in capsys.readouterr().err
 
 
-def test_the_state_the_prompts_settings_and_the_prelude_are_those_of_the_run(
+def test_state_prompt_settings_and_prelude_of_the_run_are_used_or_refused_when_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state, prelude = tmp_path / "state.safetensors", tmp_path / "prelude.txt"
@@ -237,7 +235,7 @@ def test_the_state_the_prompts_settings_and_the_prelude_are_those_of_the_run(
     assert "--state" in capsys.readouterr().err
 
 
-def test_bytes_that_are_not_utf_8_are_an_error_and_a_byte_order_mark_is_left_out(
+def test_invalid_utf8_on_standard_input_is_refused_and_a_byte_order_mark_removed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["chat", "--json", "--no-transcript", "--quiet"]

@@ -1,46 +1,27 @@
-"""Ask, undo, retry and branch over a model whose state is a hash of all tokens read."""
+"""Chat sessions over a hash model: asking, undo, retry, branches, other models and states."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from rwkvbatch.chat.session import Identity, Session
+from rwkvbatch.chat.session import Session
 from rwkvbatch.chat.tree import ConversationTree
-from rwkvbatch.config import CellSettings, Sampling
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import NoiseKey, Request
 from rwkvbatch.errors import NonFiniteLogitsError, UsageError
-from rwkvbatch.model.base import ModelSpec, State
+from rwkvbatch.model.base import State
 from rwkvbatch.model.states import save_state
+from tests.chat.sessions import SAMPLED, new_session
 from tests.engine.hash_model import HashModel
 
-SETTINGS = CellSettings(**{**dict(Sampling(temperature=1.0, top_p=0.9, banned_token_ids=(0,))), "max_tokens": 12})
 
-
-@dataclass
-class NamedModel(HashModel):
-    """A model with the weights' hash of choice."""
-
-    weights_sha256: str = "a"
-
-    @property
-    def spec(self) -> ModelSpec:
-        return replace(super().spec, weights_sha256=self.weights_sha256)
-
-
-def new_session(model: HashModel | None = None, *, prelude: str | None = "User: hi\n\nAssistant: Hi.\n\n") -> Session:
-    session = Session(Engine(model or HashModel()), SETTINGS, Identity(seed=5))
-    session.begin(prelude=prelude)
-    return session
-
-
-def test_a_reply_is_the_one_that_the_engine_gives_for_the_whole_text() -> None:
+def test_a_reply_equals_that_of_the_engine_for_the_whole_text() -> None:
     session = new_session()
     session.ask("first")
     exchange = session.ask("second")
@@ -53,14 +34,14 @@ def test_a_reply_is_the_one_that_the_engine_gives_for_the_whole_text() -> None:
         *encode("User: second\n\nAssistant:"),
     )
     (expected,) = Engine(HashModel()).generate(
-        [Request(tokens=tuple(tokens), sampling=SETTINGS.sampling, noise=NoiseKey(5, "chat", 0, 1), max_tokens=12)]
+        [Request(tokens=tuple(tokens), sampling=SAMPLED.sampling, noise=NoiseKey(5, "chat", 0, 1), max_tokens=12)]
     )
     assert exchange.ids == expected.ids
     assert exchange.logprobs == expected.logprobs
     assert session.tree.history() == expected.history
 
 
-def test_a_follow_up_reads_only_its_own_tokens() -> None:
+def test_a_later_turn_reads_only_its_own_tokens() -> None:
     model = HashModel()
     session = new_session(model)
     for number in range(5):
@@ -70,7 +51,7 @@ def test_a_follow_up_reads_only_its_own_tokens() -> None:
 
 
 def num_calls(act: Callable[[], object]) -> int:
-    """How many functions are called, generators resumed included."""
+    """The number of function calls, including resumed generators."""
     events = 0
 
     def count(_frame: object, event: str, _argument: object) -> None:
@@ -85,8 +66,8 @@ def num_calls(act: Callable[[], object]) -> int:
     return events
 
 
-def test_a_turn_is_as_much_work_after_a_hundred_turns_as_after_ten(monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session(Engine(HashModel(), state_memory=20 * 1024), SETTINGS.replace(stop=(), max_tokens=4))
+def test_the_work_of_a_turn_does_not_grow_with_the_number_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(Engine(HashModel(), state_memory=20 * 1024), SAMPLED.replace(stop=(), max_tokens=4))
     session.begin(system="Be brief.")
     monkeypatch.setattr(ConversationTree, "history", None)
     monkeypatch.setattr(ConversationTree, "path", None)
@@ -105,12 +86,12 @@ def test_a_turn_is_as_much_work_after_a_hundred_turns_as_after_ten(monkeypatch: 
         session.next_token()
 
     calls = [num_calls(turn) for _ in range(100)]
-    # Replies differ in their bytes, and so do the calls that decode them.
+    # The calls that decode a reply depend on its bytes.
     assert max(calls[-20:]) < 1.1 * max(calls[5:25])
     assert max(sizes) == min(sizes)
 
 
-def test_the_same_messages_get_the_same_replies() -> None:
+def test_two_sessions_with_the_same_messages_have_the_same_replies() -> None:
     replies = []
     for _ in range(2):
         session = new_session()
@@ -127,7 +108,7 @@ def move_switch(session: Session) -> None:
 
 
 @pytest.mark.parametrize("move", [move_undo, move_switch])
-def test_going_back_reads_nothing_again(move: Callable[[Session], None]) -> None:
+def test_undo_and_switch_read_no_token_again(move: Callable[[Session], None]) -> None:
     session = new_session()
     for number in range(4):
         session.ask(f"message {number}")
@@ -140,9 +121,9 @@ def test_going_back_reads_nothing_again(move: Callable[[Session], None]) -> None
     assert exchange.num_read <= len(exchange.prompt) + 3
 
 
-def test_branches_keep_their_state_whatever_else_is_read() -> None:
+def test_a_branch_keeps_its_state_while_others_are_read() -> None:
     model = HashModel()
-    session = Session(Engine(model, state_memory=8 * 1024), SETTINGS)
+    session = Session(Engine(model, state_memory=8 * 1024), SAMPLED)
     session.begin()
     for number in range(3):
         session.ask(f"message {number}")
@@ -162,7 +143,7 @@ def test_undo_then_the_same_message_gives_the_same_reply() -> None:
     assert session.ask("b").ids == first.ids
 
 
-def test_retry_takes_another_seed_each_time_and_replaces_the_last_reply() -> None:
+def test_retry_uses_the_next_seed_and_replaces_the_last_reply() -> None:
     session = new_session()
     first = session.ask("a")
     second, third = session.retry(), session.retry()
@@ -171,16 +152,16 @@ def test_retry_takes_another_seed_each_time_and_replaces_the_last_reply() -> Non
     assert session.tree.path() == [third]
 
 
-def test_again_gives_what_retries_would_have_given_and_changes_nothing_until_one_is_picked() -> None:
-    session, other = new_session(), new_session()
+def test_again_gives_the_replies_of_retries_and_pick_selects_one() -> None:
+    session, retried = new_session(), new_session()
     first = session.ask("a")
-    other.ask("a")
-    made = session.again(3)
-    assert [exchange.ids for exchange in made] == [other.retry().ids for _ in range(3)]
+    retried.ask("a")
+    alternatives = session.again(3)
+    assert [exchange.ids for exchange in alternatives] == [retried.retry().ids for _ in range(3)]
     assert session.tree.last == first
     session.pick(2)
-    assert session.tree.last == made[1]
-    assert session.ask("b").parent == made[1].number
+    assert session.tree.last == alternatives[1]
+    assert session.ask("b").parent == alternatives[1].number
 
 
 @pytest.mark.parametrize("number", [0, 4, -1])
@@ -203,7 +184,7 @@ def test_a_stopped_reply_is_kept_and_continued() -> None:
     assert session.ask("b").turn == 1
 
 
-def test_an_error_while_printing_leaves_no_request_in_the_engine() -> None:
+def test_an_error_while_printing_cancels_the_request() -> None:
     session = new_session()
 
     def fail(_text: str) -> None:
@@ -215,7 +196,7 @@ def test_an_error_while_printing_leaves_no_request_in_the_engine() -> None:
     assert session.ask("a").ids == new_session().ask("a").ids
 
 
-def test_a_reply_after_an_error_between_two_steps_is_its_own() -> None:
+def test_an_error_between_two_steps_cancels_the_request() -> None:
     session = new_session()
 
     def fail() -> bool:
@@ -227,7 +208,7 @@ def test_a_reply_after_an_error_between_two_steps_is_its_own() -> None:
     assert session.ask("a").ids == new_session().ask("a").ids
 
 
-def test_a_failed_reply_is_an_error_and_leaves_the_tree_unchanged() -> None:
+def test_a_failed_reply_leaves_the_tree_unchanged() -> None:
     session = new_session(HashModel(not_finite_after=1))
     with pytest.raises(NonFiniteLogitsError):
         session.ask("a")
@@ -239,28 +220,28 @@ def test_an_empty_message_is_refused(text: str) -> None:
     session = new_session()
     with pytest.raises(UsageError, match="the message is empty"):
         session.ask(text)
-    (kept,) = (session.ask("hello"),)
+    exchange = session.ask("hello")
     with pytest.raises(UsageError, match="the message is empty"):
         session.edit(text)
-    assert session.tree.path() == [kept]
+    assert session.tree.path() == [exchange]
 
 
-def test_a_reply_after_an_initial_state_is_the_engines(tmp_path: Path) -> None:
+def test_a_reply_after_an_initial_state_equals_that_of_the_engine(tmp_path: Path) -> None:
     state, model = State({"hash": torch.tensor([[4321]])}), HashModel()
     save_state(tmp_path / "x.safetensors", state, model.spec)
-    session = Session(Engine(model), SETTINGS)
+    session = Session(Engine(model), SAMPLED)
     session.begin(state_file=tmp_path / "x.safetensors")
     reply = session.ask("a")
     engine = Engine(HashModel())
     root = engine.add_root(state)
     tokens = tuple(engine.tokenizer.encode("User: a\n\nAssistant:"))
     (expected,) = engine.generate(
-        [Request(tokens=tokens, sampling=SETTINGS.sampling, noise=NoiseKey(0, "chat"), max_tokens=12, root=root)]
+        [Request(tokens=tokens, sampling=SAMPLED.sampling, noise=NoiseKey(0, "chat"), max_tokens=12, root=root)]
     )
     assert reply.ids == expected.ids
 
 
-def test_another_system_message_begins_a_conversation_and_the_old_one_stays() -> None:
+def test_another_system_message_starts_a_branch_and_keeps_the_former_one() -> None:
     session = new_session()
     session.ask("a")
     session.begin(system="Be brief.")
@@ -303,14 +284,14 @@ def test_another_vocabulary_is_refused() -> None:
         session.use_engine(Engine(HashModel(vocab_size=400)))
 
 
-def test_unknown_log_probabilities_are_computed() -> None:
+def test_missing_log_probabilities_are_computed() -> None:
     session = new_session()
     exchange = session.ask("a")
-    again = session.logprobs(replace(exchange, logprobs=()))
-    assert again == pytest.approx(exchange.logprobs, abs=1e-5)
+    computed = session.logprobs(replace(exchange, logprobs=()))
+    assert computed == pytest.approx(exchange.logprobs, abs=1e-5)
 
 
-def test_next_token_logits() -> None:
+def test_next_token_logits_equal_those_of_the_model() -> None:
     session = new_session()
     session.ask("a")
     model = HashModel()

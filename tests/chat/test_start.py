@@ -1,4 +1,4 @@
-"""The chat as a program, from a pipe; and the defaults of a session."""
+"""The chat as a program: pipes, JSON, exit codes, default settings, continuing sessions and runs."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from rwkvbatch.chat.app import Chat
 from rwkvbatch.chat.commands import handle_line
 from rwkvbatch.chat.pipe import JsonView, PlainView
 from rwkvbatch.chat.start import ChatArguments, chat_settings, choose_prelude, open_chat, run_chat
-from rwkvbatch.chat.tree import Exchange
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.config import RunSettings, preset
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.templates import PRELUDES
 from rwkvbatch.replay.layers import layer_settings
+from tests.chat.sessions import exchange
 from tests.chat.terminal import Terminal
 
 ROOT = Path(__file__).parents[2]
 
 
-def chat_process(tmp_path: Path, typed: str, *options: str) -> subprocess.CompletedProcess[str]:
+def chat_process(tmp_path: Path, stdin: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "rwkvbatch", "chat", *options],
-        input=typed,
+        input=stdin,
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -43,37 +43,37 @@ def chat_process(tmp_path: Path, typed: str, *options: str) -> subprocess.Comple
 
 
 @dataclass(frozen=True)
-class Done:
+class Result:
     returncode: int
     stdout: str
     stderr: str
 
 
-Run = Callable[..., Done]
+Run = Callable[..., Result]
 
 
 @pytest.fixture
 def chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process, with `typed` as its standard input."""
+    """The command in this process, with `stdin` as its standard input."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
 
-    def run(typed: str, *options: str) -> Done:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed.encode())))
+    def run(stdin: str, *options: str) -> Result:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
         code = invoke(["chat", *options])
-        said = capsys.readouterr()
-        return Done(code, said.out, said.err)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
 
     return run
 
 
-def test_each_line_of_a_pipe_gets_a_reply(tmp_path: Path) -> None:
-    done = chat_process(tmp_path, "My name is Ada.\n\nWhat is my name?\n/stats\n")
-    assert done.returncode == 0
-    replies = done.stdout.splitlines()
+def test_each_line_of_standard_input_gets_a_reply(tmp_path: Path) -> None:
+    result = chat_process(tmp_path, "My name is Ada.\n\nWhat is my name?\n/stats\n")
+    assert result.returncode == 0
+    replies = result.stdout.splitlines()
     assert "Ada" in replies[1]
-    assert "MiB" in done.stdout
-    assert "the bundled demo model" in done.stderr
-    assert "type a message" in done.stderr
+    assert "MiB" in result.stdout
+    assert "the bundled demo model" in result.stderr
+    assert "type a message" in result.stderr
     (transcript,) = (tmp_path / "rwkvbatch" / "chats").iterdir()
     assert transcript.stat().st_mode & 0o777 == 0o600
     events = [json.loads(line) for line in transcript.read_text().splitlines()]
@@ -82,9 +82,9 @@ def test_each_line_of_a_pipe_gets_a_reply(tmp_path: Path) -> None:
 
 def test_json_output_is_one_object_per_reply(chat: Run) -> None:
     lines = "My name is Ada.\nWhat is my name?\n/again 2\n/params\n/nothing\n"
-    done = chat(lines, "--json", "--quiet", "--temp", "1", "--top-p", "1", "--no-transcript")
-    assert done.returncode == 1
-    replies = [json.loads(line) for line in done.stdout.splitlines()]
+    result = chat(lines, "--json", "--quiet", "--temp", "1", "--top-p", "1", "--no-transcript")
+    assert result.returncode == 1
+    replies = [json.loads(line) for line in result.stdout.splitlines()]
     assert [(reply["turn"], reply["prompt"], reply["seed"]) for reply in replies] == [
         (0, "My name is Ada.", 0),
         (1, "What is my name?", 0),
@@ -97,8 +97,8 @@ def test_json_output_is_one_object_per_reply(chat: Run) -> None:
         assert reply["logprob"]["mean"] == pytest.approx(reply["logprob"]["sum"] / len(reply["reply_ids"]))
         assert reply["timing"]["total_s"] >= reply["timing"]["first_token_s"] > 0
     assert replies[1]["timing"]["cached_tokens"] >= replies[0]["tokens"]["prompt"]
-    assert "max_tokens" in done.stderr
-    assert "there is no command /nothing" in done.stderr
+    assert "max_tokens" in result.stderr
+    assert "there is no command /nothing" in result.stderr
 
 
 @pytest.mark.parametrize("options", [{"raw": True}, {"is_terminal": True}])
@@ -116,30 +116,26 @@ def test_json_output_escapes_control_characters() -> None:
     assert not err.getvalue()
 
 
-def exchange(reply: str) -> Exchange:
-    return Exchange(0, None, 0, 0, 0, 0, "hi", (1,), (2,), (2,), reply, reply, "stop", None, {})
-
-
-def test_a_wrong_command_in_a_pipe_is_an_error_and_the_exit_code_1(chat: Run, tmp_path: Path) -> None:
-    done = chat("/nothing\nhi\n", "--no-transcript", "--quiet")
-    assert done.returncode == 1
-    assert done.stderr.startswith("rwkvbatch: there is no command /nothing")
-    assert done.stdout.strip()
+def test_an_unknown_command_on_standard_input_exits_with_1(chat: Run, tmp_path: Path) -> None:
+    result = chat("/nothing\nhi\n", "--no-transcript", "--quiet")
+    assert result.returncode == 1
+    assert result.stderr.startswith("rwkvbatch: there is no command /nothing")
+    assert result.stdout.strip()
     assert not list(tmp_path.iterdir())
 
 
-def test_tokens_can_be_banned_by_a_comma_list_as_in_run(chat: Run) -> None:
-    done = chat("/params\n", "--ban", "3,5", "--no-transcript")
-    assert done.returncode == 0, done.stderr
-    assert "3,5" in done.stdout + done.stderr
+def test_ban_accepts_a_comma_list(chat: Run) -> None:
+    result = chat("/params\n", "--ban", "3,5", "--no-transcript")
+    assert result.returncode == 0, result.stderr
+    assert "3,5" in result.stdout + result.stderr
 
 
-def test_a_wrong_option_is_refused_before_a_model_is_loaded(chat: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_option_is_refused_before_a_model_is_loaded(chat: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rwkvbatch.chat.start.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
-    done = chat("", "--temp", "hot")
-    assert done.returncode == 2
-    assert "--temp" in done.stderr
-    assert "Traceback" not in done.stderr
+    result = chat("", "--temp", "hot")
+    assert result.returncode == 2
+    assert "--temp" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_raw_output_to_a_terminal_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,18 +157,18 @@ def test_sampling_defaults_depend_on_the_model(values: dict[str, str], bundled: 
     assert chat_settings(layer_settings(values).settings, bundled=bundled).sampling == preset(name)
 
 
-def test_a_temperature_beside_greedy_samples() -> None:
+def test_an_explicit_temperature_turns_greedy_sampling_off() -> None:
     assert preset("greedy").greedy
     for values in ({"temperature": "0.5"}, {"preset": "greedy", "temperature": "0.5"}):
         assert not chat_settings(layer_settings(values).settings, bundled=True).sampling.greedy
 
 
-def test_one_option_changes_only_itself() -> None:
+def test_an_option_changes_only_its_setting() -> None:
     settings = chat_settings(layer_settings({"temperature": "0.5"}).settings, bundled=False)
     assert settings.sampling == preset("api-demo-chat").replace(temperature=0.5)
 
 
-def test_the_initial_exchange_is_used_by_default(tmp_path: Path) -> None:
+def test_the_default_prelude_depends_on_model_and_state(tmp_path: Path) -> None:
     settings = RunSettings()
     assert choose_prelude(settings, bundled=False) == PRELUDES["api-demo-chat"]
     assert choose_prelude(settings, bundled=True) is None
@@ -185,7 +181,7 @@ def test_the_initial_exchange_is_used_by_default(tmp_path: Path) -> None:
         choose_prelude(settings.replace(prelude=str(tmp_path / "none.txt")), bundled=True)
 
 
-def opened(*lines: str, **values: Any) -> tuple[Chat, str]:
+def chat_after(*lines: str, **values: Any) -> tuple[Chat, str]:
     """A chat with the bundled model after `lines`, and its output."""
     out, err = io.StringIO(), io.StringIO()
     arguments = ChatArguments(**{"no_transcript": True, **values})
@@ -197,7 +193,7 @@ def opened(*lines: str, **values: Any) -> tuple[Chat, str]:
 
 def test_a_chat_continues_a_saved_session_a_transcript_and_a_state(tmp_path: Path) -> None:
     transcript = tmp_path / "t.jsonl"
-    opened(
+    chat_after(
         "My name is Ada.",
         f"/save {tmp_path / 's.json'}",
         f"/state save {tmp_path / 'x.safetensors'}",
@@ -205,8 +201,8 @@ def test_a_chat_continues_a_saved_session_a_transcript_and_a_state(tmp_path: Pat
         transcript=transcript,
     )
     for path in (transcript, tmp_path / "s.json"):
-        assert "Your name is Ada." in opened("What is my name?", load=path)[1]
-    chat, output = opened("What is my name?", "/params", values={"state": str(tmp_path / "x.safetensors")})
+        assert "Your name is Ada." in chat_after("What is my name?", load=path)[1]
+    chat, output = chat_after("What is my name?", "/params", values={"state": str(tmp_path / "x.safetensors")})
     assert "Your name is Ada." in output
     assert chat.session.tree.openings[0].state == str(tmp_path / "x.safetensors")
 
@@ -216,17 +212,17 @@ def test_a_chat_continues_a_run_with_its_settings(tmp_path: Path) -> None:
     (tmp_path / "s.jsonl").write_text(json.dumps({"id": "c", "messages": messages}) + "\n")
     out = tmp_path / "out"
     assert invoke(["run", str(tmp_path / "s.jsonl"), "--temp", "0.4", "--seed", "7", "--out", str(out), "-q"]) == 0
-    chat, output = opened("/params", from_run=f"{out}:c:0")
+    chat, output = chat_after("/params", from_run=f"{out}:c:0")
     assert "> My name is Ada." in output
     assert chat.session.settings.temperature == 0.4
     assert chat.session.identity.seed == 7
-    chat, _ = opened(from_run=f"{out}:c:0", values={"temperature": "0.9"})
+    chat, _ = chat_after(from_run=f"{out}:c:0", values={"temperature": "0.9"})
     assert chat.session.settings.temperature == 0.9
     with pytest.raises(UsageError, match="RUN:CONVERSATION:TURN"):
-        opened(from_run="somewhere:c")
+        chat_after(from_run="somewhere:c")
 
 
-def test_the_whole_program_on_a_terminal(tmp_path: Path) -> None:
+def test_a_session_of_the_program_on_a_terminal(tmp_path: Path) -> None:
     arguments = ["-m", "rwkvbatch", "chat", "--prelude", "none"]
     with Terminal(arguments, environment={"XDG_STATE_HOME": str(tmp_path)}) as terminal:
         terminal.wait_for_prompt()
@@ -250,7 +246,9 @@ def test_the_whole_program_on_a_terminal(tmp_path: Path) -> None:
         (("--prelude", "api-demo-chat"), False),
     ],
 )
-def test_the_bundled_model_is_called_greedy_where_it_is(chat: Run, options: tuple[str, ...], greedy: bool) -> None:
-    done = chat("", *options, "--no-transcript")
-    assert ("greedy, without penalties and initial exchange" in done.stderr) == greedy
-    assert "use another model with --model FILE" in done.stderr
+def test_the_greeting_names_greedy_sampling_only_where_it_applies(
+    chat: Run, options: tuple[str, ...], greedy: bool
+) -> None:
+    result = chat("", *options, "--no-transcript")
+    assert ("greedy, without penalties and initial exchange" in result.stderr) == greedy
+    assert "use another model with --model FILE" in result.stderr

@@ -1,4 +1,4 @@
-"""The chat in a real pseudo-terminal, with its screen read back."""
+"""The chat in a pseudo-terminal, with its screen read back."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(directory: Path) -> Iterator[Terminal]:
-    """One session that most tests share, since starting takes seconds."""
+    """A session that most tests share, because starting takes seconds."""
     editor = directory / "editor"
     editor.write_text('#!/bin/sh\necho edited > "$1"\n')
     editor.chmod(0o755)
@@ -42,7 +42,7 @@ def shared(directory: Path) -> Iterator[Terminal]:
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
-    """One whose replies take long enough for something to happen meanwhile."""
+    """A session with slow replies."""
     with start(tmp_path_factory.mktemp("slow"), 0.003, columns=80, rows=24) as terminal:
         yield terminal
 
@@ -65,7 +65,7 @@ def test_a_message_is_answered(shared: Terminal) -> None:
     assert after(shared, "hello") == ["You said: hello"]
 
 
-def test_markdown_is_shown_as_such(shared: Terminal) -> None:
+def test_markdown_is_rendered(shared: Terminal) -> None:
     shown = after(shared, "markdown")
     assert shown == ["Some bold words.", "  def f(x):", "      return x + 1", " • one", " • two", "Done."]
 
@@ -78,13 +78,13 @@ def test_control_characters_are_shown_escaped(shared: Terminal) -> None:
     assert "\u202e" not in shared.raw.decode()
 
 
-def test_wide_and_combining_characters(shared: Terminal) -> None:
+def test_wide_and_combining_characters_are_shown(shared: Terminal) -> None:
     shown = "".join(after(shared, "wide"))
-    # The terminal puts letters and their accents together.
+    # The terminal composes letters and accents.
     assert "".join(shown.split()) == "日本語の文章です。" * 8 + "ééend"
 
 
-def test_a_long_reply_scrolls_away_whole(shared: Terminal) -> None:
+def test_a_long_reply_is_complete_in_the_scrollback(shared: Terminal) -> None:
     assert after(shared, "long") == LONG.split("\n")
 
 
@@ -124,13 +124,13 @@ def test_an_unknown_command_names_close_ones(shared: Terminal) -> None:
         ("/undo", "removed 1 turn"),
     ],
 )
-def test_every_command_answers(shared: Terminal, command: str, expected: str) -> None:
+def test_commands_print_their_results(shared: Terminal, command: str, expected: str) -> None:
     if command in ("/retry", "/again 2", "/tokens 3", "/undo", "/top"):
         shared.submit("start")
     assert expected in " ".join(" ".join(after(shared, command)).split())
 
 
-def test_completion_of_commands_and_values(shared: Terminal) -> None:
+def test_commands_and_values_are_completed(shared: Terminal) -> None:
     for typed, offered, whole in (("/pre", "/preset NAME", "/preset"), (" gre", "  greedy", "/preset greedy")):
         shared.send(typed)
         shared.wait(lambda offered=offered: any(offered in line for line in shared.screen.display), offered)
@@ -140,7 +140,7 @@ def test_completion_of_commands_and_values(shared: Terminal) -> None:
     shared.wait_for_prompt()
 
 
-def test_several_lines_with_alt_enter(shared: Terminal) -> None:
+def test_alt_enter_adds_a_line_to_the_message(shared: Terminal) -> None:
     shared.send("one\x1b\rtwo")
     shared.wait_for("  two")
     shared.send("\r")
@@ -157,7 +157,7 @@ def test_a_paste_of_a_thousand_lines_is_one_message(shared: Terminal) -> None:
     shared.wait_for_prompt()
 
 
-def test_the_history_is_searched_and_private(shared: Terminal, directory: Path) -> None:
+def test_the_history_can_be_searched_and_is_private(shared: Terminal, directory: Path) -> None:
     shared.submit("a rare word: xylophone")
     shared.submit("something else")
     shared.send("\x12xylo")
@@ -195,7 +195,7 @@ def test_the_editor_changes_the_last_message(shared: Terminal) -> None:
     assert turn_of(shared) == turn
 
 
-def test_files_are_written_and_read(shared: Terminal, directory: Path) -> None:
+def test_sessions_exports_and_states_are_written_and_read(shared: Terminal, directory: Path) -> None:
     shared.submit("remember")
     for name, command in (("s.json", "/save"), ("e.jsonl", "/export"), ("st.safetensors", "/state save")):
         assert "rror" not in " ".join(after(shared, f"{command} {directory / name}"))
@@ -226,7 +226,7 @@ def test_ctrl_c_stops_the_reply_and_the_conversation_continues(tmp_path: Path) -
         terminal.wait_for("left cleanly")
 
 
-def test_what_is_typed_during_a_reply_is_the_next_line(slow: Terminal) -> None:
+def test_text_typed_during_a_reply_is_the_next_input(slow: Terminal) -> None:
     slow.send("paragraph\r")
     slow.wait_for("w3w")
     slow.send("typed ahead")
@@ -236,7 +236,7 @@ def test_what_is_typed_during_a_reply_is_the_next_line(slow: Terminal) -> None:
     slow.wait_for_prompt()
 
 
-def test_a_resize_during_a_reply_loses_nothing(slow: Terminal) -> None:
+def test_a_resize_during_a_reply_loses_no_line(slow: Terminal) -> None:
     slow.send("long\r")
     slow.wait_for("line 5 of")
     slow.resize(50, 24)
@@ -247,7 +247,7 @@ def test_a_resize_during_a_reply_loses_nothing(slow: Terminal) -> None:
         assert f"line {number} of" in words
 
 
-def test_forty_columns_without_colour(tmp_path: Path) -> None:
+def test_a_narrow_terminal_without_colour_shows_complete_texts(tmp_path: Path) -> None:
     with start(tmp_path, columns=40, rows=20, environment={"NO_COLOR": "1"}) as terminal:
         terminal.submit("markdown")
         terminal.submit("/params")
@@ -259,7 +259,7 @@ def test_forty_columns_without_colour(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_nothing_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
+def test_the_transcript_of_a_killed_process_has_all_messages_and_text(tmp_path: Path) -> None:
     with start(tmp_path, 0.01) as terminal:
         terminal.submit("first")
         terminal.send("long\r")

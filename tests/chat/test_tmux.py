@@ -20,26 +20,26 @@ pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is no
 
 
 class Pane:
-    """A tmux server of its own with one pane."""
+    """A separate tmux server with one pane."""
 
     def __init__(self, command: str) -> None:
         self.socket = f"rwkvbatch-{uuid.uuid4().hex[:8]}"
         self.run("-f", "/dev/null", "new-session", "-d", "-x", "60", "-y", "20", command)
 
     def run(self, *arguments: str) -> str:
-        done = self._call(*arguments)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        completed = self._call(*arguments)
+        assert completed.returncode == 0, completed.stderr
+        return completed.stdout
 
     def close(self) -> None:
-        """Leave the program, with which its server ends; end both when it does not."""
+        """Leave the program, which ends its server; kill the server if it still runs."""
         end_s = time.monotonic() + 10
-        while self._is_there() and time.monotonic() < end_s:
+        while self._is_running() and time.monotonic() < end_s:
             self._call("send-keys", "C-c", "C-d")
             time.sleep(0.3)
         self._call("kill-server")
 
-    def _is_there(self) -> bool:
+    def _is_running(self) -> bool:
         return self._call("has-session").returncode == 0
 
     def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -67,7 +67,7 @@ def pane(tmp_path: Path) -> Iterator[Pane]:
         pane.close()
 
 
-def test_a_reply_a_stop_and_resizes(pane: Pane) -> None:
+def test_a_stopped_reply_is_complete_after_resizes(pane: Pane) -> None:
     pane.wait_for("turn 1")
     pane.run("send-keys", "hello", "Enter")
     pane.wait_for("You said: hello")
@@ -86,17 +86,17 @@ def test_a_reply_a_stop_and_resizes(pane: Pane) -> None:
     assert not [line for line in lines if "Ctrl-C stops" in line and "lists the commands" not in line]
 
 
-def test_a_paragraph_that_is_wrapped_anew_in_mid_stream_loses_no_word(pane: Pane) -> None:
+def test_a_paragraph_resized_while_it_is_streamed_loses_no_word(pane: Pane) -> None:
     pane.wait_for("turn 1")
     pane.run("send-keys", "paragraph", "Enter")
     for number, columns in ((12, 44), (30, 70), (55, 45), (80, 60)):
         pane.wait_for(f"w{number}w")
         pane.run("resize-window", "-x", str(columns), "-y", "20")
     pane.wait_for("turn 2")
-    # Rows that the terminal itself has wrapped are joined.
+    # -J joins rows that the terminal has wrapped.
     output = " ".join(pane.run("capture-pane", "-p", "-J", "-S", "-").split())
     words = [int(word) for word in re.findall(r"\bw(\d+)w\b", output)]
     for before, after in itertools.pairwise(words):
-        # A row that had to stay comes again, whole; nothing is skipped.
+        # Rows that stay after a resize are repeated whole; none is skipped.
         assert after <= before + 1
     assert set(words) == set(range(120))

@@ -1,4 +1,4 @@
-"""The tree of a session: writing and reading it, undo, redo, branches, and that nothing said is lost."""
+"""The tree of a session: writing and reading, undo, redo, branches that keep removed turns."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from rwkvbatch.chat.session import Session
 from rwkvbatch.chat.tree import read_tree, tree_values
 from rwkvbatch.errors import UsageError
-from tests.chat.test_session import new_session
+from tests.chat.sessions import new_session
 
 
-def test_a_tree_is_the_same_after_writing_and_reading() -> None:
+def test_a_tree_is_read_as_written() -> None:
     session = new_session()
     session.ask("a")
     session.retry()
@@ -49,7 +49,7 @@ def test_an_inconsistent_tree_is_refused() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 3, -1])
-def test_undoing_more_turns_than_there_are_is_refused(count: int) -> None:
+def test_undoing_an_impossible_number_of_turns_is_refused(count: int) -> None:
     session = new_session()
     session.ask("a")
     session.ask("b")
@@ -58,11 +58,11 @@ def test_undoing_more_turns_than_there_are_is_refused(count: int) -> None:
     assert len(session.tree.path()) == 2
 
 
-def _replies(session: Session) -> list[str]:
+def _messages(session: Session) -> list[str]:
     return [exchange.user for exchange in session.tree.path()]
 
 
-def test_what_a_pick_cuts_off_stays_as_a_branch() -> None:
+def test_turns_removed_by_pick_are_kept_as_a_branch() -> None:
     session = new_session()
     session.ask("a")
     session.again(2)
@@ -79,7 +79,7 @@ def test_what_a_pick_cuts_off_stays_as_a_branch() -> None:
 
 
 @pytest.mark.parametrize("command", ["undo", "retry", "edit", "pick"])
-def test_redo_takes_back_what_cut_something_off(command: str) -> None:
+def test_redo_restores_turns_removed_by_a_command(command: str) -> None:
     session = new_session()
     session.ask("a")
     session.ask("b")
@@ -103,22 +103,22 @@ def test_redo_takes_back_what_cut_something_off(command: str) -> None:
         assert session.tree.path() == after
 
 
-def test_redo_takes_back_several_moves_one_after_the_other() -> None:
+def test_redo_restores_several_undos_in_reverse_order() -> None:
     session = new_session()
     for message in ("a", "b", "c", "d"):
         session.ask(message)
     session.tree.undo()
     session.tree.undo(2)
     session.redo()
-    assert _replies(session) == ["a", "b", "c"]
+    assert _messages(session) == ["a", "b", "c"]
     session.redo()
-    assert _replies(session) == ["a", "b", "c", "d"]
+    assert _messages(session) == ["a", "b", "c", "d"]
     assert list(session.tree.branches) == ["main"]
     with pytest.raises(UsageError, match="there is none since the last message"):
         session.redo()
 
 
-def test_a_message_ends_what_redo_takes_back_and_the_turns_stay_as_a_branch() -> None:
+def test_after_a_message_redo_is_refused_and_removed_turns_are_a_branch() -> None:
     session = new_session()
     for message in ("a", "b"):
         session.ask(message)
@@ -127,10 +127,10 @@ def test_a_message_ends_what_redo_takes_back_and_the_turns_stay_as_a_branch() ->
     with pytest.raises(UsageError):
         session.redo()
     session.tree.switch("branch-2")
-    assert _replies(session) == ["a", "b"]
+    assert _messages(session) == ["a", "b"]
 
 
-def test_turns_that_another_branch_holds_get_no_branch_of_their_own() -> None:
+def test_removed_turns_of_another_branch_get_no_new_branch() -> None:
     session = new_session()
     session.ask("a")
     session.tree.branch("side")
@@ -145,7 +145,7 @@ def test_turns_that_another_branch_holds_get_no_branch_of_their_own() -> None:
     moves=st.lists(st.sampled_from(["ask", "undo", "redo", "retry", "again", "pick", "branch", "switch"]), max_size=25)
 )
 @settings(max_examples=30, deadline=None)
-def test_every_exchange_that_was_on_a_branch_stays_on_one(moves: list[str]) -> None:
+def test_every_exchange_stays_on_a_branch(moves: list[str]) -> None:
     session = new_session()
     reached: set[int] = set()
     for number, move in enumerate(moves):
@@ -169,10 +169,10 @@ def test_every_exchange_that_was_on_a_branch_stays_on_one(moves: list[str]) -> N
                 case _:
                     tree.switch(list(tree.branches)[number % len(tree.branches)])
         reached |= {exchange.number for exchange in tree.path()}
-        held: set[int] = set()
+        on_branches: set[int] = set()
         for end in tree.branches.values():
-            at = end.exchange
-            while at is not None:
-                held.add(at)
-                at = tree.exchanges[at].parent
-        assert reached <= held
+            exchange_number = end.exchange
+            while exchange_number is not None:
+                on_branches.add(exchange_number)
+                exchange_number = tree.exchanges[exchange_number].parent
+        assert reached <= on_branches

@@ -1,4 +1,4 @@
-"""The views of terminals of any width and of pipes."""
+"""Views of a chat: terminals of any width, pipes, notes, folded thinking."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from rwkvbatch.chat.tree import Exchange
 from rwkvbatch.errors import UsageError
 from rwkvbatch.signals import stopping_on_interrupt
 from tests.chat.screen import ScreenFile
-from tests.chat.test_session import new_session
+from tests.chat.sessions import new_session
 
 PLAIN = Exchange(0, None, 0, 0, 0, 0, "hi", (1,), (2, 3), (2, 3), "A *reply*.", "A *reply*.", "stop", None, {})
 THINKING = replace(PLAIN, reply="<think>\nSome thoughts.\n</think>\nAn answer.")
 
 
-def shown(view: View, file: ScreenFile, pieces: list[str], exchange: Exchange | None) -> list[str]:
+def lines_of(view: View, file: ScreenFile, pieces: list[str], exchange: Exchange | None) -> list[str]:
     view.begin_reply("")
     view.tick()
     for piece in pieces:
@@ -39,25 +39,25 @@ def terminal(columns: int = 60) -> tuple[TerminalView, ScreenFile]:
     return TerminalView(file.console()), file
 
 
-def test_an_empty_reply_and_a_reply_that_ended_early_get_a_note() -> None:
+def test_empty_and_truncated_replies_get_a_note() -> None:
     view, file = terminal()
-    assert shown(view, file, [], replace(PLAIN, reply="", ids=(), finish_reason="length")) == [
+    assert lines_of(view, file, [], replace(PLAIN, reply="", ids=(), finish_reason="length")) == [
         "(an empty reply)",
         "[stopped at 0 tokens · /set max_tokens N allows more]",
     ]
     view, file = terminal()
-    assert shown(view, file, ["A"], replace(PLAIN, finish_reason="time"))[-1] == "[stopped by the time limit]"
+    assert lines_of(view, file, ["A"], replace(PLAIN, finish_reason="time"))[-1] == "[stopped by the time limit]"
 
 
-def test_the_text_of_a_failed_reply_stays() -> None:
+def test_the_text_of_a_failed_reply_is_kept() -> None:
     view, file = terminal()
-    assert shown(view, file, ["half a", " reply"], None) == ["half a reply"]
+    assert lines_of(view, file, ["half a", " reply"], None) == ["half a reply"]
     view, file = terminal()
-    assert shown(view, file, [], None) == [""]
+    assert lines_of(view, file, [], None) == [""]
 
 
 @pytest.mark.parametrize("folded", [False, True])
-def test_thinking_that_never_ends_is_shown_unless_it_is_folded(folded: bool) -> None:
+def test_unfinished_thinking_is_shown_unless_folded(folded: bool) -> None:
     view, file = terminal()
     view.folded = folded
     view.begin_reply(" <think")
@@ -76,7 +76,7 @@ def test_an_error_is_shown_with_its_hint() -> None:
 
 
 @pytest.mark.parametrize("columns", [40, 100])
-def test_alternatives_are_side_by_side_where_there_is_room(columns: int) -> None:
+def test_alternatives_are_side_by_side_on_wide_terminals(columns: int) -> None:
     view, file = terminal(columns)
     view.alternatives([PLAIN, THINKING])
     lines = file.lines()
@@ -92,7 +92,7 @@ def test_replayed_replies_fold_their_thinking() -> None:
     assert file.lines() == ["› hi", "▸ 2 words of thinking · /fold off", "An answer."]
 
 
-def test_one_gap_is_enough() -> None:
+def test_consecutive_gaps_are_one_empty_line() -> None:
     view, file = terminal()
     view.show(Text("one"))
     view.gap()
@@ -116,7 +116,7 @@ def test_a_pipe_gets_control_characters_only_with_raw(raw: bool) -> None:
     assert out.getvalue() == ("<think>x\x1b[31m\n" if raw else "<think>x\\x1b[31m\n")
 
 
-def test_a_pipe_gets_a_failed_reply_in_a_line_of_its_own() -> None:
+def test_a_failed_reply_is_a_line_of_its_own_in_a_pipe() -> None:
     view, out, _ = plain()
     view.begin_reply("")
     view.end_reply(None)
@@ -127,7 +127,7 @@ def test_a_pipe_gets_a_failed_reply_in_a_line_of_its_own() -> None:
     assert out.getvalue() == "half\n"
 
 
-def test_messages_and_alternatives_in_a_pipe() -> None:
+def test_a_pipe_has_alternatives_on_standard_output_and_messages_on_standard_error() -> None:
     view, out, err = plain()
     view.end_reply(replace(PLAIN, finish_reason="length"))
     view.alternatives([PLAIN])
@@ -150,50 +150,52 @@ def test_input_that_is_not_a_terminal_is_unchanged(monkeypatch: pytest.MonkeyPat
         pass
 
 
-def test_interrupts_are_the_main_threads() -> None:
-    noted: list[list[int]] = []
+def test_interrupts_are_not_handled_in_other_threads() -> None:
+    signals: list[list[int]] = []
 
     def other() -> None:
         with stopping_on_interrupt() as numbers:
-            noted.append(numbers)
+            signals.append(numbers)
 
     thread = threading.Thread(target=other)
     thread.start()
     thread.join()
-    assert noted == [[]]
+    assert signals == [[]]
 
 
 @pytest.mark.parametrize("folded", [False, True])
-def test_without_styles_the_parts_of_a_thinking_reply_have_marks(folded: bool) -> None:
+def test_without_colours_thinking_and_answer_have_labels(folded: bool) -> None:
     view, file = terminal()
     view.console.no_color = True
     view.folded = folded
     pieces = ["<think>\nSome", " thoughts.\n", "</think>\nAn", " answer."]
-    marks = ["[thinking]", "[answer]"]
-    lines = shown(view, file, pieces, THINKING)
-    assert [line for line in lines if line in marks] == ([] if folded else marks)
+    labels = ["[thinking]", "[answer]"]
+    lines = lines_of(view, file, pieces, THINKING)
+    assert [line for line in lines if line in labels] == ([] if folded else labels)
     if not folded:
-        assert lines.index(marks[0]) < lines.index("Some thoughts.") < lines.index(marks[1]) < lines.index("An answer.")
+        assert (
+            lines.index(labels[0]) < lines.index("Some thoughts.") < lines.index(labels[1]) < lines.index("An answer.")
+        )
     view._last_frame_s = 0.0
-    view.tick()  # after the end there is nothing to draw
+    view.tick()  # draws nothing after the end
     assert file.lines() == lines
 
 
-def test_figures_of_a_reply_without_log_probabilities_have_no_perplexity() -> None:
+def test_stats_of_a_reply_without_log_probabilities_have_no_perplexity() -> None:
     session = new_session()
     view, file = terminal(100)
     chat = Chat(session, view, Transcript(None), lambda _: session.engine)
-    kept = session.ask("a")
-    assert "nats per token" in _shown_by(chat, file, "/stats")
-    session.tree.exchanges[-1] = replace(kept, logprobs=())
-    found = _shown_by(chat, file, "/stats")
+    exchange = session.ask("a")
+    assert "nats per token" in _output_of(chat, file, "/stats")
+    session.tree.exchanges[-1] = replace(exchange, logprobs=())
+    found = _output_of(chat, file, "/stats")
     assert "prompt tokens read" in found
     assert "nats per token" not in found
-    session.tree.exchanges[-1] = replace(kept, ids=(0, 65))
-    assert "(end of text)" in _shown_by(chat, file, "/tokens")
+    session.tree.exchanges[-1] = replace(exchange, ids=(0, 65))
+    assert "(end of text)" in _output_of(chat, file, "/tokens")
 
 
-def _shown_by(chat: Chat, file: ScreenFile, line: str) -> str:
+def _output_of(chat: Chat, file: ScreenFile, line: str) -> str:
     before = len(file.lines())
     assert handle_line(chat, line)
     return "\n".join(file.lines()[before:])

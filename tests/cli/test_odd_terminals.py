@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rwkvbatch.chat.terminal import TerminalView
 from rwkvbatch.cli.app import _usable_width, invoke
-from tests.chat.test_start import exchange
+from tests.chat.sessions import exchange
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "-5", "x", "", "9" * 30])

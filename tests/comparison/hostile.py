@@ -1,4 +1,4 @@
-"""A run whose texts contain markup, control characters and formulas."""
+"""A run whose names and texts contain markup, control characters and formulas."""
 
 from __future__ import annotations
 

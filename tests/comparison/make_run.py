@@ -1,4 +1,4 @@
-"""Synthetic run directories: rows as `rwkvbatch.results.row` writes them, with effects that tests choose."""
+"""Synthetic run directories: rows in the form of `rwkvbatch.results.row`, with effects that tests choose."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def make_run(
 
 
 def write_run(directory: Path, rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any] | None) -> None:
-    """`rows` with their checksums into `directory`; no manifest where that is None."""
+    """Write `rows` with their checksums, and a manifest unless it is None, into `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "results.jsonl").write_bytes(b"".join(map(encode, rows)))
     if manifest is not None:

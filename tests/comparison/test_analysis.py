@@ -1,4 +1,4 @@
-"""The whole comparison: gates on runs, and refusals."""
+"""Whole comparisons: gates, refusals, rows left out, errors and missing rows, margins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rwkvbatch.errors import RunMismatchError, UsageError
 from tests.comparison.make_run import RowChange, make_row, make_run, write_run
 
 
-def test_gates_on_a_run_alone_are_judged_on_all_its_rows(tmp_path: Path) -> None:
+def test_gates_on_a_single_run_are_judged_on_all_its_rows(tmp_path: Path) -> None:
     path = str(make_run(tmp_path / "a", conversations=6, repeats=2))
     result = compare([path], fail_if=["score < 2", "pass_at_2 > 1", "all_2 <= 1"])
     assert [gate.failed for gate in result.gates] == [True, False, True]
@@ -31,7 +31,7 @@ def test_gates_on_pass_at_k_are_judged_by_conversation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gate", ["score * nll > 1 significantly", "p95(score) > 1 significantly"])
-def test_significance_is_refused_where_there_is_no_test_for_it(tmp_path: Path, gate: str) -> None:
+def test_significance_of_a_gate_without_a_test_is_refused(tmp_path: Path, gate: str) -> None:
     path = str(make_run(tmp_path / "a", cells=("t=1", "t=2")))
     with pytest.raises(UsageError, match="sums and multiples of means"):
         compare([path], fail_if=[gate])
@@ -44,7 +44,7 @@ def test_runs_without_a_common_turn_are_refused(tmp_path: Path) -> None:
         compare([str(tmp_path / "a"), str(tmp_path / "b")])
 
 
-def test_turns_that_were_asked_something_else_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_turns_with_different_prompts_are_left_out_and_counted(tmp_path: Path) -> None:
     for name in ("a", "b"):
         rows = [make_row("x"), make_row("y", prompt=f"Who is {name}?"), make_row("y", turn=1)]
         write_run(tmp_path / name, rows, manifest={})
@@ -54,7 +54,7 @@ def test_turns_that_were_asked_something_else_are_left_out_and_counted(tmp_path:
     assert analysis.comparisons[0].num_values == 1
 
 
-def test_ids_made_from_line_numbers_do_not_pair_different_questions(tmp_path: Path) -> None:
+def test_ids_from_line_numbers_do_not_pair_different_questions(tmp_path: Path) -> None:
     scripts = {"a": ["one", "two", "three"], "b": ["zero", "one", "two"]}
     for name, prompts in scripts.items():
         rows = [make_row(f"line-{number}", prompt=prompt) for number, prompt in enumerate([*prompts, "same"], start=1)]
@@ -74,25 +74,25 @@ def test_ids_made_from_line_numbers_do_not_pair_different_questions(tmp_path: Pa
     ],
     ids=["reference", "checks"],
 )
-def test_turns_that_were_judged_by_something_else_are_not_pairs(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_turns_with_different_references_or_checks_are_left_out(tmp_path: Path, change: dict[str, Any]) -> None:
     write_run(tmp_path / "a", [make_row("x"), make_row("y")], manifest={})
     write_run(tmp_path / "b", [make_row("x"), make_row("y", **change)], manifest={})
     assert compare([str(tmp_path / name) for name in "ab"]).comparisons[0].num_values == 1
 
 
-def failing(rows: int) -> RowChange:
-    """The first `rows` conversations of cell t=2 end in an error at turn 0, and turn 1 is not reached."""
+def failing(num_conversations: int) -> RowChange:
+    """The first conversations of cell t=2 end in an error at turn 0, and turn 1 is not reached."""
 
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
         row["checks"][0].update(passed=True, score=1.0)
-        if row["cell"] == "t=2" and int(row["conversation"].removeprefix("talk-")) < rows:
+        if row["cell"] == "t=2" and int(row["conversation"].removeprefix("talk-")) < num_conversations:
             error = "not reached: turn 0 of this conversation failed" if row["turn"] else "out of memory"
             row.update(finish_reason="error", error=error, checks=[], reference=None)
 
     return change
 
 
-def test_errors_and_turns_not_reached_count_as_failed_and_are_counted(tmp_path: Path) -> None:
+def test_errors_and_turns_not_reached_fail_and_are_counted(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=10, repeats=2, change=failing(4))
     analysis = compare([str(path)], ks=[2], all_metrics=True)
     found = {line.metric.name: line for line in analysis.comparisons}
@@ -103,14 +103,14 @@ def test_errors_and_turns_not_reached_count_as_failed_and_are_counted(tmp_path: 
     assert "8 turns with an error in t=2 (failed); 8 turns not reached in t=2 (failed)" in left_out(analysis.dropped)
 
 
-def test_counts_of_variants_can_be_shown(tmp_path: Path) -> None:
+def test_errors_and_missing_turns_are_metrics(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), change=failing(3))
     (errors, missing) = compare([str(path)], metrics=["errors", "missing"]).comparisons
     assert (errors.baseline_mean, errors.variant_mean, errors.verdict) == (0, 6, "untested")
     assert missing.difference == 0
 
 
-def test_planned_rows_that_are_not_there_are_counted_by_cell(tmp_path: Path) -> None:
+def test_missing_planned_rows_are_counted_by_cell(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"), conversations=4, repeats=1)
     lines = (path / "results.jsonl").read_bytes().splitlines(keepends=True)
     (path / "results.jsonl").write_bytes(b"".join(lines[:11]))
@@ -121,7 +121,7 @@ def test_planned_rows_that_are_not_there_are_counted_by_cell(tmp_path: Path) -> 
     assert [each.unfinished for each in compare([f"{path}::t=2"]).dropped] == [5]
 
 
-def test_k_above_the_repetitions_is_said(tmp_path: Path) -> None:
+def test_k_above_the_number_of_repetitions_is_refused_or_noted(tmp_path: Path) -> None:
     path = str(make_run(tmp_path / "a", cells=("t=1", "t=2"), repeats=2))
     with pytest.raises(UsageError, match=r"pass_at_3 cannot be estimated: .* at most 2 repetitions"):
         compare([path], ks=[3])
@@ -142,7 +142,7 @@ def test_without_checks_and_references_a_primary_metric_must_be_chosen(tmp_path:
         compare([path], primary="first_token_s")
 
 
-def test_a_margin_makes_equivalence_a_verdict(tmp_path: Path) -> None:
+def test_with_a_margin_equivalent_is_a_verdict(tmp_path: Path) -> None:
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
         row["reference"]["nll"] = 2.0 + 0.01 * rng.normal()
 
@@ -154,7 +154,7 @@ def test_a_margin_makes_equivalence_a_verdict(tmp_path: Path) -> None:
         compare([path], margin=0.0)
 
 
-def test_a_single_run_has_pass_at_k_and_groups(tmp_path: Path) -> None:
+def test_means_of_a_single_run_have_pass_at_k_and_groups(tmp_path: Path) -> None:
     path = str(make_run(tmp_path / "a", repeats=3))
     analysis = compare([path], by="tag")
     means = {(mean.metric.name, mean.group) for mean in analysis.means(analysis.variants[0])}
@@ -162,7 +162,7 @@ def test_a_single_run_has_pass_at_k_and_groups(tmp_path: Path) -> None:
     assert ("pass_at_3", None) in {(m.metric.name, m.group) for m in compare([path]).means(analysis.variants[0])}
 
 
-def test_the_secondary_metrics_are_compared_on_demand(tmp_path: Path) -> None:
+def test_secondary_metrics_are_exploratory(tmp_path: Path) -> None:
     analysis = compare([str(make_run(tmp_path / "a", cells=("t=1", "t=2")))])
     assert {line.metric.name for line in analysis.comparisons} == {"score"}
     assert {"nll", "tokens", "pass_at_2"} <= {line.metric.name for line in analysis.secondary}
@@ -170,7 +170,7 @@ def test_the_secondary_metrics_are_compared_on_demand(tmp_path: Path) -> None:
     assert analysis.secondary_families[0].name == "nll"
 
 
-def test_where_every_turn_ended_in_an_error_the_message_says_so(tmp_path: Path) -> None:
+def test_runs_of_which_every_turn_ended_in_an_error_are_refused(tmp_path: Path) -> None:
     def change(row: dict[str, Any], _: np.random.Generator) -> None:
         row.update(error="out of memory", finish_reason="error", checks=[], reference=None, reply="", reply_ids=[])
 
@@ -179,7 +179,7 @@ def test_where_every_turn_ended_in_an_error_the_message_says_so(tmp_path: Path) 
         compare(paths)
 
 
-def test_repetitions_that_differ_between_conversations_are_a_range(tmp_path: Path) -> None:
+def test_repetitions_that_differ_between_conversations_are_shown_as_a_range(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=6, repeats=4, turns=2)
     lines = (run / "results.jsonl").read_bytes().splitlines(keepends=True)
     rows = [json.loads(line) for line in lines]

@@ -1,4 +1,4 @@
-"""`compare --blame`: the turn at which a dialogue went wrong."""
+"""`compare --blame`: the first turn that fails only after the model's own history."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from tests.replay.fakes import FakeLoader, make_conversation, make_plan
 GOLD = "a reference"
 
 
-class Good:
-    """The reply is the good one."""
+class IsGood:
+    """Passes for the reply `good`."""
 
     def judge(self, facts: ReplyFacts) -> Verdict:
         return Verdict(facts.text == "good", float(facts.text == "good"))
 
 
-def derails(request: Request, reply: Reply) -> Reply:
-    """`lost` fails after the bad word that it says at turn 1, `hard` at turn 1 whatever the history, `both` do both."""
+def derailing_reply(request: Request, reply: Reply) -> Reply:
+    """Replies: `lost` fails after its own bad word of turn 1, `hard` at turn 1 with any history, `both` in both."""
     name, turn = request.noise.conversation, request.noise.turn
     history = bytes(token - 1 for token in request.tokens).decode()
     text = "good"
@@ -48,7 +48,7 @@ def derails(request: Request, reply: Reply) -> Reply:
 
 
 def script() -> list[Conversation]:
-    check = Check("good", 1, Good())
+    check = Check("good", 1, IsGood())
     found: list[Conversation] = []
     for name in ("fine", "lost", "hard", "both"):
         base = make_conversation(name, 4, checks=[check], reference=GOLD)
@@ -63,11 +63,11 @@ def script() -> list[Conversation]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("blame") / "run"
     plan = make_plan(conversations=script(), cells=make_cells({"history": ["own", "gold"]}))
-    execute(plan, FakeLoader(change=derails), RunOptions(out=out))
+    execute(plan, FakeLoader(change=derailing_reply), RunOptions(out=out))
     return out
 
 
-def test_the_first_turn_that_only_the_own_history_fails_is_blamed(run: Path) -> None:
+def test_the_first_turn_that_fails_only_with_its_own_history_is_blamed(run: Path) -> None:
     (found,) = compare(run, blame=True).blame
     assert (found.own.cell, found.gold.cell, found.num_dialogues) == ("history=own", "history=gold", 4)
     assert {each.conversation: (each.failed, each.turn, each.cause) for each in found.dialogues} == {
@@ -100,15 +100,15 @@ def test_every_format_has_the_table(run: Path, tmp_path: Path, capsys: pytest.Ca
     assert json.loads(capsys.readouterr().out)["blame"] == []
 
 
-def test_two_runs_are_held_against_each_other(tmp_path: Path) -> None:
+def test_two_runs_of_different_histories_are_compared(tmp_path: Path) -> None:
     for history in ("own", "gold"):
         plan = make_plan(conversations=script(), cells=make_cells({}), history=history)
-        execute(plan, FakeLoader(change=derails), RunOptions(out=tmp_path / history))
+        execute(plan, FakeLoader(change=derailing_reply), RunOptions(out=tmp_path / history))
     (found,) = compare([tmp_path / "own", tmp_path / "gold"], blame=True).blame
     assert found.by_turn == {2: 2}
 
 
-def test_a_turn_that_the_gold_history_lacks_is_no_verdict(run: Path, tmp_path: Path) -> None:
+def test_a_turn_missing_with_gold_history_is_of_unknown_cause(run: Path, tmp_path: Path) -> None:
     lines = (run / "results.jsonl").read_bytes().splitlines(keepends=True)
     kept = [
         line for line in lines if not (json.loads(line)["cell"] == "history=gold" and json.loads(line)["turn"] == 2)
@@ -123,18 +123,18 @@ def test_a_turn_that_the_gold_history_lacks_is_no_verdict(run: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"cells": {}}, "differ in nothing but --history"),
         ({"cells": {"temperature": [0.3, 1.0]}}, "differ in nothing but --history"),
         ({"cells": {"history": ["own", "gold"]}, "checks": False}, "needs turns with checks"),
     ],
 )
-def test_what_it_needs_is_said(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+def test_runs_that_cannot_be_blamed_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     conversations = script()
     if not settings.get("checks", True):
         conversations = [replace(c, turns=tuple(Turn(t.user, t.reference) for t in c.turns)) for c in conversations]
     plan = make_plan(conversations=conversations, cells=make_cells(settings["cells"]))
     execute(plan, FakeLoader(), RunOptions(out=tmp_path / "run"))
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         compare(tmp_path / "run", blame=True)

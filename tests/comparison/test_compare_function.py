@@ -1,4 +1,4 @@
-"""`compare` and `Analysis` as a library: paths, results in memory, tables and their text."""
+"""`compare` and `Analysis` as a library: paths, results in memory, tables, representations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Settings(BaseModel):
 
 
 def in_memory(rows: Sequence[dict[str, Any]], *, seed: int = 1, script: str = "ab", planned: int | None = None) -> Any:
-    """What a run without a directory returns, as far as `compare` needs it."""
+    """The parts of a result without a directory that `compare` reads."""
 
     def read() -> Iterator[Row]:
         return map(Row.from_dict, rows)
@@ -49,7 +49,7 @@ def rows_of(cells: Sequence[str] = ("base",), seed: int = 0, conversations: int 
     return [make_row(f"talk-{number}", cell=cell, rng=rng) for cell in cells for number in range(conversations)]
 
 
-def test_results_in_memory_give_the_table_that_their_directory_gives(tmp_path: Path) -> None:
+def test_results_in_memory_give_the_table_of_their_directory(tmp_path: Path) -> None:
     script = tmp_path / "script.jsonl"
     script.write_text("".join(SCRIPT % (name, f"Count: 1 2 {name}") for name in "abc"))
     settings: dict[str, Any] = {"temperature": [0.0, 1.0], "max_tokens": 4}
@@ -59,8 +59,8 @@ def test_results_in_memory_give_the_table_that_their_directory_gives(tmp_path: P
     for table in tables:
         assert set(table["variant"]) == {"temp=1"}
         assert "nll" in set(table["metric"])
-    same = [table[~table["metric"].isin(COLUMNS_OF_TIMINGS)].reset_index(drop=True) for table in tables]
-    assert same[0].equals(same[1])
+    untimed = [table[~table["metric"].isin(COLUMNS_OF_TIMINGS)].reset_index(drop=True) for table in tables]
+    assert untimed[0].equals(untimed[1])
 
 
 def test_a_result_with_a_directory_is_read_from_it(tmp_path: Path) -> None:
@@ -80,13 +80,13 @@ def test_results_in_memory_are_named_by_position_and_can_be_the_baseline(tmp_pat
 def test_the_plan_of_a_result_in_memory_is_checked_like_a_manifest() -> None:
     a, b = in_memory(rows_of()), in_memory(rows_of(seed=1), seed=2)
     assert any("different seeds" in note for note in compare([a, b]).notes)
-    other = in_memory(rows_of(), script="cd")
+    of_another_script = in_memory(rows_of(), script="cd")
     with pytest.raises(RunMismatchError, match="result-2 and result-1 replayed different scripts"):
-        compare([a, other])
+        compare([a, of_another_script])
 
 
 def test_equal_settings_in_memory_are_not_called_the_same_run() -> None:
-    """Weights have no hash there: a difference can be one of the models."""
+    """Weights in memory have no hash, so that the models may differ."""
     assert compare([in_memory(rows_of()), in_memory(rows_of(seed=1))]).notes == ()
 
 
@@ -95,7 +95,7 @@ def test_an_unfinished_result_in_memory_has_a_note() -> None:
     assert notes == ("result-2 is not finished: 8 of 20 rows are there",)
 
 
-def test_a_result_without_rows_and_one_given_twice_are_refused() -> None:
+def test_no_run_a_result_without_rows_and_a_result_given_twice_are_refused() -> None:
     with pytest.raises(RunDirectoryError, match="result-1"):
         compare(in_memory([]))
     result = in_memory(rows_of())
@@ -105,7 +105,7 @@ def test_a_result_without_rows_and_one_given_twice_are_refused() -> None:
         compare([])
 
 
-def test_a_path_called_like_a_result_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_with_the_name_of_a_result_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_run(tmp_path / "result-1")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="result-1"):
@@ -113,12 +113,12 @@ def test_a_path_called_like_a_result_in_memory_is_refused(tmp_path: Path, monkey
     assert len(compare([in_memory(rows_of()), "./result-1"], force=True).runs) == 2
 
 
-def test_the_text_of_a_hostile_run_does_not_act_on_a_terminal(tmp_path: Path) -> None:
+def test_the_repr_of_a_hostile_run_has_no_control_characters(tmp_path: Path) -> None:
     text = repr(compare(hostile_run(tmp_path / "a")))
     assert not set(text) & set("\x1b\x07\x00\u202e\u2028\r")
 
 
-def test_the_table_has_a_row_per_comparison(tmp_path: Path) -> None:
+def test_the_table_has_a_row_for_each_comparison(tmp_path: Path) -> None:
     analysis = compare([f"{make_run(tmp_path / 'a', cells=('t=1', 't=2', 't=3'))}::t={n}" for n in (3, 1)])
     table = analysis.to_pandas()
     assert len(table) == len(analysis.comparisons)
@@ -135,7 +135,7 @@ def test_the_table_of_a_single_variant_has_its_means() -> None:
     assert table["variant_mean"].notna().all()
 
 
-def test_the_text_of_an_analysis_has_the_conclusion_and_the_differences(tmp_path: Path) -> None:
+def test_the_repr_has_the_conclusion_and_the_differences(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"))
     text = repr(compare(path, metrics=["score"], fail_if=["score < -1"]))
     assert text.startswith("<Analysis: 3 variants, 144 rows>\n  ")
@@ -145,7 +145,7 @@ def test_the_text_of_an_analysis_has_the_conclusion_and_the_differences(tmp_path
     assert "score 0." in repr(compare(in_memory(rows_of())))
 
 
-def test_the_text_of_a_large_analysis_is_short(tmp_path: Path) -> None:
+def test_the_repr_of_a_large_analysis_is_shortened(tmp_path: Path) -> None:
     text = repr(compare(make_run(tmp_path / "a", cells=[f"t={n}" for n in range(30)], conversations=2)))
     assert len(text.splitlines()) < 20
     assert "more lines, see to_pandas()" in text

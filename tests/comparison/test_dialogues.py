@@ -1,4 +1,4 @@
-"""Word diffs and the order of changed conversations."""
+"""Word diffs of replies, and the order of changed conversations."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from rwkvbatch.comparison.dialogues import most_changed, most_changed_turn, turn
 from tests.comparison.make_run import make_row, write_run
 
 
-def shown(before: str, after: str) -> list[tuple[str, str]]:
+def pieces(before: str, after: str) -> list[tuple[str, str]]:
     return [(piece.kind, piece.text) for piece in word_diff(before, after)]
 
 
-def test_a_changed_word_is_gone_and_new_between_what_stayed() -> None:
-    assert shown("the old boat", "the new boat") == [
+def test_a_changed_word_is_gone_and_new_between_unchanged_text() -> None:
+    assert pieces("the old boat", "the new boat") == [
         ("same", "the "), ("gone", "old"), ("new", "new"), ("same", " boat"),
     ]  # fmt: skip
 
 
 def test_neighbouring_changed_words_are_one_piece() -> None:
-    assert shown("a b c d", "a x y d") == [("same", "a "), ("gone", "b c"), ("new", "x y"), ("same", " d")]
+    assert pieces("a b c d", "a x y d") == [("same", "a "), ("gone", "b c"), ("new", "x y"), ("same", " d")]
 
 
 def test_equal_texts_have_no_change() -> None:
-    assert shown("same text", "same text") == [("same", "same text")]
-    assert shown("", "") == []
+    assert pieces("same text", "same text") == [("same", "same text")]
+    assert pieces("", "") == []
 
 
-def test_huge_texts_are_not_searched() -> None:
+def test_huge_texts_are_replaced_whole() -> None:
     before, after = "a " * 5000, "b " * 5000
-    assert shown(before, after) == [("gone", before), ("new", after)]
+    assert pieces(before, after) == [("gone", before), ("new", after)]
 
 
 @given(st.text("ab \n.", max_size=30), st.text("ab \n.", max_size=30))
-def test_the_pieces_make_up_both_texts(before: str, after: str) -> None:
+def test_the_pieces_join_to_both_texts(before: str, after: str) -> None:
     pieces = word_diff(before, after)
     assert "".join(piece.text for piece in pieces if piece.kind != "new") == before
     assert "".join(piece.text for piece in pieces if piece.kind != "gone") == after

@@ -1,4 +1,4 @@
-"""Probes by distance: groups, the table and the figure of the report."""
+"""Probes by distance from the fact: groups, the table, and figures of the report."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rwkvbatch.comparison.report.html import as_html
 from rwkvbatch.errors import UsageError
 
 
-def probed(path: Path, num_turns: int = 4) -> Path:
-    """Two conversations of `num_turns` turns, whose probe passes only while the fact is near."""
+def run_with_probes(path: Path, num_turns: int = 4) -> Path:
+    """A run of two conversations of `num_turns` turns with a probe for a fact of turn 0."""
     script = path / "s.jsonl"
     probes = [{"content": "Who am I?", "expect": {"contains": "Ada"}}]
     turns = [{"role": "user", "content": text} for text in ("My name is Ada.", *["Say hello."] * (num_turns - 1))]
@@ -36,7 +36,7 @@ def test_groups_are_single_turns_and_powers_of_two_of_tokens() -> None:
     assert groups[-1].middle == 85.0
 
 
-def test_many_different_turns_are_grouped() -> None:
+def test_many_different_turns_are_grouped_by_powers_of_two() -> None:
     rows = pd.DataFrame({"probe_turns": [float(n) for n in range(50)], "probe_tokens": [float("nan")] * 50})
     groups = distance_groups(rows)
     assert [group.label for group in groups] == [
@@ -46,22 +46,22 @@ def test_many_different_turns_are_grouped() -> None:
 
 
 def test_compare_shows_the_pass_rate_at_each_distance(tmp_path: Path) -> None:
-    run = probed(tmp_path)
+    run = run_with_probes(tmp_path)
     analysis = rwkvbatch.compare(run, by="distance")
     table = analysis.to_pandas()
-    own = table[table["group"].notna()]
-    assert list(own["group"])[:4] == ["0 turns", "1 turn", "2 turns", "3 turns"]
-    assert (own["num_values"][:4] == 2).all()
-    assert {group.split()[-1] for group in own["group"][4:]} == {"tokens"}
+    grouped = table[table["group"].notna()]
+    assert list(grouped["group"])[:4] == ["0 turns", "1 turn", "2 turns", "3 turns"]
+    assert (grouped["num_values"][:4] == 2).all()
+    assert {group.split()[-1] for group in grouped["group"][4:]} == {"tokens"}
     rows = analysis.table
     far = rows[(rows["probe_turns"] == 3) & (rows["cell"] == analysis.variants[0].cell)]
-    assert own.iloc[3]["baseline_mean"] == far["score"].mean()
+    assert grouped.iloc[3]["baseline_mean"] == far["score"].mean()
     by_turn = rwkvbatch.compare(run, by="turn", metrics=["tokens"]).to_pandas()
     assert list(by_turn["group"].dropna()) == ["turn 0", "turn 1", "turn 2", "turn 3"]
 
 
-def test_the_report_draws_the_curve(tmp_path: Path) -> None:
-    run = probed(tmp_path)
+def test_the_report_has_figures_by_turns_and_tokens(tmp_path: Path) -> None:
+    run = run_with_probes(tmp_path)
     analysis = rwkvbatch.compare(run)
     figures = memory_figures(analysis)
     assert [figure.title for figure in figures] == [
@@ -74,8 +74,8 @@ def test_the_report_draws_the_curve(tmp_path: Path) -> None:
 def test_metrics_of_probes_alone_have_no_chart_of_turns(tmp_path: Path) -> None:
     script = tmp_path / "s.jsonl"
     turns = [{"role": "user", "content": text} for text in ("My name is Ada.", "Hi.")]
-    ask = {"content": "What is my name?", "expect": {"contains": "Ada"}}
-    script.write_text(json.dumps({"probes": [ask], "messages": turns}) + "\n")
+    probe = {"content": "What is my name?", "expect": {"contains": "Ada"}}
+    script.write_text(json.dumps({"probes": [probe], "messages": turns}) + "\n")
     rwkvbatch.run(script, out=tmp_path / "run", temperature=[0.0, 1.0], max_tokens=8)
     analysis = rwkvbatch.compare(tmp_path / "run")
     assert analysis.primary is not None
@@ -83,7 +83,7 @@ def test_metrics_of_probes_alone_have_no_chart_of_turns(tmp_path: Path) -> None:
     assert {"score", "tokens"} & {figure.name for figure in turn_figures(analysis)} == {"tokens"}
 
 
-def test_without_probes_there_is_no_distance(tmp_path: Path) -> None:
+def test_by_distance_without_probes_is_refused(tmp_path: Path) -> None:
     script = tmp_path / "s.jsonl"
     script.write_text('{"messages": [{"role": "user", "content": "Hi", "expect": {"contains": "a"}}]}\n')
     rwkvbatch.run(script, out=tmp_path / "run", max_tokens=2)

@@ -1,4 +1,4 @@
-"""Results of other programs, compared as ours."""
+"""Results of other programs: lm-evaluation-harness, Inspect, promptfoo, tables."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from rwkvbatch.comparison.loading import load_runs
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RwkvBatchError, UsageError
 
 FILES = Path(__file__).parents[1] / "fixtures" / "foreign"
-"""Files that the programs wrote, without what is not read: promptfoo 0.121.20, Inspect 0.3.285, lm-eval 0.4.13."""
+"""Files of promptfoo 0.121.20, Inspect 0.3.285 and lm-eval 0.4.13, without the parts that are not read."""
 
 
-OWN_DOCUMENTS = ("0#f04af639", "1#7a746b15", "2#897346fd")
+LM_EVAL_DOCUMENTS = ("0#f04af639", "1#7a746b15", "2#897346fd")
 
 
-def scores(seed: int, chance: float, number: int = 60) -> list[float]:
-    source = random.Random(seed)
-    return [float(source.random() < chance) for _ in range(number)]
+def scores(seed: int, probability: float, count: int = 60) -> list[float]:
+    generator = random.Random(seed)
+    return [float(generator.random() < probability) for _ in range(count)]
 
 
 def lm_eval(path: Path, values: list[float], **changes: Any) -> Path:
@@ -90,17 +90,17 @@ def records(number: int = 3, **changes: Any) -> list[dict[str, Any]]:
     return [{"id": f"q{n}", "variant": v, "repeat": 0, "score": n % 2, **changes} for n in range(number) for v in "ab"]
 
 
-def test_the_difference_is_paired_and_that_of_a_table_of_the_same_scores(
+def test_all_formats_with_the_same_scores_give_the_same_difference(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one, other = scores(1, 0.5), scores(2, 0.8)
+    baseline, variant = scores(1, 0.5), scores(2, 0.8)
     pairs = {
         "lm_eval": [lm_eval(tmp_path / name / "samples_arc_2024-01-02T03-04-05.678.jsonl", values)
-                    for name, values in (("x", one), ("y", other))],
+                    for name, values in (("x", baseline), ("y", variant))],
         "inspect": [inspect(tmp_path / f"{name}.json", [v for value in values for v in (value, value)])
-                    for name, values in (("i", one), ("j", other))],
+                    for name, values in (("i", baseline), ("j", variant))],
         "table": [table(tmp_path / f"{name}.csv", [{"id": n, "score": value} for n, value in enumerate(values)])
-                  for name, values in (("u", one), ("v", other))],
+                  for name, values in (("u", baseline), ("v", variant))],
     }  # fmt: skip
     found: dict[str, Any] = {}
     for name, paths in pairs.items():
@@ -108,11 +108,11 @@ def test_the_difference_is_paired_and_that_of_a_table_of_the_same_scores(
         rows = json.loads(capsys.readouterr().out)["comparisons"]
         found[name] = next(row for row in rows if row["metric"] == "score")
     for row in found.values():
-        assert row["difference"] == pytest.approx(sum(other) / 60 - sum(one) / 60)
+        assert row["difference"] == pytest.approx(sum(variant) / 60 - sum(baseline) / 60)
         assert row["low"] == pytest.approx(found["table"]["low"])
 
 
-def test_lm_eval_compares_one_metric_and_others_by_name(tmp_path: Path) -> None:
+def test_the_score_of_lm_eval_is_its_first_metric_or_the_named_one(tmp_path: Path) -> None:
     path = lm_eval(tmp_path / "model" / "samples_arc_easy_2024-01-02T03-04-05.678.jsonl", [1.0, 0.0])
     (first,) = load_runs([path])
     assert list(first.rows["score"]) == [1.0, 0.0]
@@ -136,7 +136,7 @@ def test_lm_eval_s_filters_are_cells(tmp_path: Path) -> None:
     assert load(path)["cell"].tolist() == ["acc,strict-match"]
 
 
-def test_inspect_s_letters_errors_and_epochs(tmp_path: Path) -> None:
+def test_inspect_values_errors_and_epochs_are_read(tmp_path: Path) -> None:
     path = inspect(tmp_path / "log.json", ["C", "I", "P", "N", True, "0.25"])
     frame = load(path)
     assert frame["score"].tolist() == [1.0, 0.0, 0.5, 0.0, 1.0, 0.25]
@@ -150,7 +150,7 @@ def test_inspect_s_letters_errors_and_epochs(tmp_path: Path) -> None:
     assert any("1 result ended in an error" in note for note in run.notes)
 
 
-def test_promptfoo_s_providers_are_cells_and_repeated_tests_repeats(tmp_path: Path) -> None:
+def test_promptfoo_providers_are_cells_and_repeated_tests_are_repeats(tmp_path: Path) -> None:
     path = promptfoo(tmp_path / "p.json", [1, 0, 0.5])
     content = json.loads(path.read_text())
     content["results"]["results"] *= 2
@@ -165,9 +165,7 @@ def test_promptfoo_s_providers_are_cells_and_repeated_tests_repeats(tmp_path: Pa
     assert invoke(["compare", str(path), "--quiet"]) == ExitCode.DONE
 
 
-def test_promptfoo_s_own_file_has_cells_by_provider_and_prompt_in_their_order(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_file_of_promptfoo_has_cells_by_provider_and_prompt_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     path = FILES / "promptfoo.json"
     frame = load(path)
     name = "openai:chat:rwkvbatch-demo"
@@ -185,7 +183,7 @@ def test_promptfoo_s_own_file_has_cells_by_provider_and_prompt_in_their_order(
     assert row["difference"] == -0.75
 
 
-def test_promptfoo_s_own_file_of_an_aborted_evaluation_has_a_missing_score() -> None:
+def test_a_file_of_an_aborted_promptfoo_evaluation_has_a_missing_score() -> None:
     (run,) = load_runs([FILES / "promptfoo_aborted.json"])
     failed = run.rows[run.rows["cell"] == "openai:chat:other,prompt=0"]
     assert failed["score"].isna().tolist() == [True]
@@ -193,7 +191,7 @@ def test_promptfoo_s_own_file_of_an_aborted_evaluation_has_a_missing_score() -> 
     assert run.rows["cell"].iloc[0] == "openai:chat:rwkvbatch-demo,prompt=0"
 
 
-def test_inspect_s_own_logs_of_two_settings_are_compared_by_sample(capsys: pytest.CaptureFixture[str]) -> None:
+def test_logs_of_inspect_are_compared_by_sample(capsys: pytest.CaptureFixture[str]) -> None:
     greedy, sampled = FILES / "inspect_greedy.json", FILES / "inspect_sampled.json"
     frame = load(greedy)
     assert set(frame["conversation"]) == {"Ada", "Bob", "3"}
@@ -212,13 +210,13 @@ def test_an_inspect_log_of_another_form_names_the_command_that_converts_it(tmp_p
     assert "inspect log convert --to json" in str(caught.value.hint)
 
 
-def test_of_lm_eval_s_own_folder_the_last_evaluation_of_each_task_is_read() -> None:
+def test_the_last_evaluation_of_each_task_in_a_folder_of_lm_eval_is_read() -> None:
     (run,) = load_runs([FILES / "lm_eval"])
-    assert run.rows["conversation"].tolist() == [f"own_replies/{name}" for name in OWN_DOCUMENTS]
+    assert run.rows["conversation"].tolist() == [f"own_replies/{name}" for name in LM_EVAL_DOCUMENTS]
     assert any("own_sums was evaluated 2 times; the last one, of 2026-11-28T23-49-07.350313" in n for n in run.notes)
     assert any("tasks without exact_match are left out: own_sums" in note for note in run.notes)
     (sums,) = load_runs([f"{FILES / 'lm_eval'}::acc_norm"])
-    assert sums.rows["conversation"].tolist() == [f"own_sums/{name}" for name in OWN_DOCUMENTS]
+    assert sums.rows["conversation"].tolist() == [f"own_sums/{name}" for name in LM_EVAL_DOCUMENTS]
     assert sums.rows["score"].tolist() == [1.0, 1.0, 1.0]
 
 
@@ -230,19 +228,19 @@ def test_the_folders_of_several_models_are_refused_and_named(tmp_path: Path) -> 
     assert f"{tmp_path / 'one'} {tmp_path / 'two'}" in str(caught.value.hint)
 
 
-def test_parquet_and_csv_are_the_same(tmp_path: Path) -> None:
+def test_parquet_and_csv_give_the_same_rows(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     content = records(4)
     pq.write_table(pa.Table.from_pylist(content), tmp_path / "t.parquet")
-    one, other = load(tmp_path / "t.parquet"), load(table(tmp_path / "t.csv", content))
+    parquet, csv_table = load(tmp_path / "t.parquet"), load(table(tmp_path / "t.csv", content))
     columns = ["conversation", "cell", "repeat", "score", "tags"]
-    assert one[columns].equals(other[columns])
+    assert parquet[columns].equals(csv_table[columns])
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "problem"),
     [
         ({"score": 87}, "score must be in [0, 1], got 87"),
         ({"score": "nan"}, "score must be a number in [0, 1]"),
@@ -253,11 +251,11 @@ def test_parquet_and_csv_are_the_same(tmp_path: Path) -> None:
         ({"id": "same"}, "3 results have the same place"),
     ],
 )
-def test_a_wrong_table_is_one_clear_error(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_an_invalid_table_is_refused_with_its_path(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
     path = table(tmp_path / "t.csv", records(**change))
     with pytest.raises(RunDamagedError) as caught:
         load(path)
-    assert said in str(caught.value)
+    assert problem in str(caught.value)
     assert str(path) in str(caught.value)
 
 
@@ -325,14 +323,14 @@ def test_empty_lines_before_the_header_of_a_table_are_left_out(tmp_path: Path) -
     assert load(path)["score"].tolist() == [1, 0]
 
 
-def test_an_inspect_log_that_was_cancelled_is_noted_and_a_score_without_a_value_is_missing(tmp_path: Path) -> None:
+def test_a_cancelled_inspect_log_is_noted_and_scores_without_a_value_are_missing(tmp_path: Path) -> None:
     path = inspect(tmp_path / "log.json", [1, None, 0, math.nan], status="cancelled")
     (run,) = load_runs([path])
     assert run.rows["score"].isna().tolist() == [False, True, False, True]
     assert f"{path} is not finished: its status is 'cancelled'" in run.notes
 
 
-def test_empty_lines_of_lm_eval_are_passed_over_and_long_names_are_cut(tmp_path: Path) -> None:
+def test_empty_lines_are_skipped_and_long_names_are_shortened(tmp_path: Path) -> None:
     path = lm_eval(tmp_path / "samples_arc_2024-01-02T03-04-05.678.jsonl", [1.0, 0.0])
     path.write_text(path.read_text().replace("\n", "\n\n"))
     assert load(path)["score"].tolist() == [1.0, 0.0]
@@ -343,7 +341,7 @@ def test_empty_lines_of_lm_eval_are_passed_over_and_long_names_are_cut(tmp_path:
     assert all(name.startswith("qqq") and len(name) < 300 for name in names)
 
 
-def test_an_empty_score_is_a_missing_one(tmp_path: Path) -> None:
+def test_an_empty_score_is_missing(tmp_path: Path) -> None:
     (run,) = load_runs([table(tmp_path / "t.csv", records(score=""))])
     assert run.rows["score"].isna().all()
     assert any("6 results without a score" in note for note in run.notes)
@@ -357,8 +355,8 @@ def test_missing_scores_fail_gates(tmp_path: Path, files: int) -> None:
         paths = [table(tmp_path / "t.csv", whole + part)]
     else:
         paths = [
-            table(tmp_path / f"{name}.csv", [{**record, "variant": ""} for record in own])
-            for name, own in (("t", whole), ("u", part))
+            table(tmp_path / f"{name}.csv", [{**record, "variant": ""} for record in records_of_file])
+            for name, records_of_file in (("t", whole), ("u", part))
         ]
     found = compare([str(path) for path in paths], fail_if=["score < 0.9"])
     assert found.comparisons[0].num_values == 10
@@ -375,7 +373,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: py
     assert "rwkvbatch[parquet]" in str(caught.value.hint)
 
 
-def test_a_single_metric_of_lm_eval_has_no_others_to_name(tmp_path: Path) -> None:
+def test_a_single_metric_of_lm_eval_has_no_note_about_others(tmp_path: Path) -> None:
     path = lm_eval(tmp_path / "samples_arc_2024-01-02T03-04-05.678.jsonl", [1.0, 0.0], metrics=["acc"])
     (run,) = load_runs([path])
     assert run.rows["score"].tolist() == [1.0, 0.0]

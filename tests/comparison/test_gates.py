@@ -1,4 +1,4 @@
-"""Gates: the language, its errors, and what fails."""
+"""Gates: the expression language, its errors, significance, and reasons for failure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAN = float("nan")
 
 
 def scope(variant: Mapping[str, list[float]], baseline: Mapping[str, list[float]] | None = None) -> GateScope:
-    """Each number is a conversation of its own."""
+    """A scope in which each number is of its own conversation."""
 
     def column(metric: str, of_baseline: bool) -> Column:
         side = (baseline or {}) if of_baseline else variant
@@ -70,11 +70,11 @@ def test_perplexity_is_the_exponential_of_the_mean() -> None:
     assert outcome("perplexity > 1", {"perplexity": [1.0, 3.0]}).left == pytest.approx(np.exp(2.0))
 
 
-def test_a_number_is_enough_for_a_run_alone() -> None:
+def test_a_gate_on_a_single_run_compares_with_a_number() -> None:
     assert outcome("score < 0.8", {"score": [0.5, 0.9]}).failed
 
 
-def test_a_significant_gate_lets_noise_pass() -> None:
+def test_a_significant_gate_does_not_fail_by_noise() -> None:
     rng = np.random.default_rng(1)
     baseline = list(rng.normal(0.5, 0.2, 12))
     noisy = [value - 0.01 + rng.normal(0, 0.3) for value in baseline]
@@ -85,11 +85,11 @@ def test_a_significant_gate_lets_noise_pass() -> None:
     assert outcome("score < baseline significantly", {"score": worse}, {"score": baseline}).failed
 
 
-def test_the_line_of_a_significant_gate_has_the_interval_and_says_where_it_decides() -> None:
+def test_the_line_of_a_significant_gate_has_the_interval_and_p() -> None:
     rng = np.random.default_rng(1)
     baseline = list(rng.normal(0.5, 0.1, 12))
     better, worse = ([value + step + rng.normal(0, 0.02) for value in baseline] for step in (0.3, -0.3))
-    noisy = [value - 0.01 + (0.3 if place % 2 else -0.3) for place, value in enumerate(baseline)]
+    noisy = [value - 0.01 + (0.3 if number % 2 else -0.3) for number, value in enumerate(baseline)]
     gate = "score < baseline significantly"
     lines = [outcome(gate, {"score": side}, {"score": baseline}).line for side in (better, worse, noisy)]
     assert [line[:6] for line in lines] == ["passed", "FAILED", "passed"]
@@ -133,7 +133,7 @@ def test_significant_gates_are_corrected_for_the_number_of_variants() -> None:
         ("", "expected a number", 0),
     ],
 )
-def test_a_wrong_expression_is_pointed_at(text: str, problem: str, column: int) -> None:
+def test_an_invalid_expression_is_refused_with_a_caret_at_the_problem(text: str, problem: str, column: int) -> None:
     with pytest.raises(UsageError) as caught:
         parse_gate(text)
     message, shown, caret = caught.value.message.split("\n")
@@ -153,7 +153,7 @@ def test_any_text_is_a_gate_or_a_usage_error(text: str) -> None:
         parse_gate(text)
 
 
-def test_a_baseline_where_there_is_none_is_an_error() -> None:
+def test_a_gate_on_a_missing_baseline_is_refused() -> None:
     with pytest.raises(UsageError, match="only one variant"):
         outcome("score < baseline", {"score": [1.0]})
 
@@ -180,14 +180,14 @@ def test_a_gate_without_a_number_fails_with_the_reason(text: str, reason: str) -
         "nll / nll > 1", "nll / 0 > 1", "score - score > 0", "score + pass_at_2 > 1",
     ],
 )  # fmt: skip
-def test_significance_of_what_has_no_test_is_an_error_of_usage(text: str) -> None:
+def test_significance_of_an_expression_without_a_test_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="significance is defined only"):
         parse_gate(f"{text} significantly")
     with pytest.raises(UsageError, match="significance is defined only"):
         parse_gate(text, significantly=True)
 
 
-def test_the_line_of_a_gate_says_what_was_found() -> None:
+def test_the_line_of_a_gate_has_both_sides() -> None:
     assert outcome("score < 0.8", {"score": [0.5]}).line == "FAILED: score < 0.8 [new: 0.5 < 0.8]"
 
 
@@ -212,7 +212,7 @@ def test_nesting_up_to_the_limit_and_long_sums_are_judged() -> None:
 
 
 @pytest.mark.parametrize("number", ["1e999", "9" * 400, "٣", "1_000"])
-def test_only_plain_numbers_in_range_are_numbers(number: str) -> None:
+def test_numbers_out_of_range_or_in_other_notations_are_refused(number: str) -> None:
     with pytest.raises(UsageError, match="--fail-if"):
         parse_gate(f"score < {number}")
 
@@ -243,7 +243,7 @@ def test_any_linear_form_can_be_significant(text: str, failed: bool) -> None:
 
 @pytest.mark.parametrize("conversations", [6, 12, MANY])
 @pytest.mark.parametrize("metric", ["score", "nll"])
-def test_a_gate_on_the_baseline_alone_is_that_on_the_same_numbers_of_a_variant(metric: str, conversations: int) -> None:
+def test_a_gate_on_a_baseline_equals_one_on_a_variant_with_the_same_values(metric: str, conversations: int) -> None:
     """By sign flips, six conversations that all score 0.5 would show a mean above 0.49."""
     rng = np.random.default_rng(conversations)
     for values in ([0.5] * conversations, list(rng.uniform(0.4, 0.8, conversations))):
@@ -259,7 +259,7 @@ def test_a_gate_on_the_baseline_alone_is_that_on_the_same_numbers_of_a_variant(m
 
 @pytest.mark.parametrize("text", ["nll > 0.49", "nll < 9", "baseline.nll > 0.49", "baseline.nll < 9"])
 @pytest.mark.parametrize("nll", [0.0, 0.5])
-def test_equal_numbers_without_limits_cannot_be_judged(text: str, nll: float) -> None:
+def test_equal_values_of_an_unbounded_metric_cannot_be_judged(text: str, nll: float) -> None:
     numbers = {"nll": [nll] * MANY}
     result = outcome(f"{text} significantly", numbers, numbers if "baseline" in text else None)
     assert result.failed
@@ -267,9 +267,7 @@ def test_equal_numbers_without_limits_cannot_be_judged(text: str, nll: float) ->
 
 
 @pytest.mark.parametrize(("conversations", "failed"), [(6, True), (MANY, True), (200, False)])
-def test_a_share_of_an_equal_baseline_is_shown_by_as_many_conversations_as_a_margin(
-    conversations: int, failed: bool
-) -> None:
+def test_a_share_of_the_baseline_needs_as_many_conversations_as_a_margin(conversations: int, failed: bool) -> None:
     """If all pass on both sides, of 40 conversations a share of 9 % may still fail; of 200 at most 1.8 %."""
     numbers = {"score": [1.0] * conversations}
     for condition in ("0.95 * baseline", "baseline - 0.05"):
@@ -280,14 +278,14 @@ def test_a_share_of_an_equal_baseline_is_shown_by_as_many_conversations_as_a_mar
         assert not failed or "equal there too" in result.note or conversations == 6
 
 
-def test_equal_gains_do_not_show_that_they_are_the_least() -> None:
-    """Six gains of 0.2: there is a gain, and it may be smaller on average."""
+def test_equal_gains_of_few_conversations_are_significant_but_not_their_size() -> None:
+    """Six gains of 0.2 show a gain, which may be smaller on average."""
     variant, baseline = {"score": [0.7] * 6}, {"score": [0.5] * 6}
     assert outcome("score > baseline significantly", variant, baseline).failed
     assert not outcome("score > baseline + 0.1 significantly", variant, baseline).failed
 
 
-def test_the_conversations_that_equal_scores_need_are_enough() -> None:
+def test_the_number_of_conversations_needed_is_the_smallest_that_suffices() -> None:
     (result,) = judge([parse_gate("score > 0.4 significantly", "--fail-unless")], [scope({"score": [0.5] * 8})])
     needed = result.conversations_needed
     assert needed is not None
@@ -313,14 +311,14 @@ def test_a_significant_gate_without_numbers_fails_with_the_reason(text: str, wit
 
 
 @pytest.mark.parametrize(("limit", "failed"), [(1.4, True), (1.6, False)])
-def test_a_metric_without_limits_has_an_interval_of_its_own(limit: float, failed: bool) -> None:
+def test_an_unbounded_metric_can_be_significant_with_enough_conversations(limit: float, failed: bool) -> None:
     values = [1.5 + 0.001 * (number % 5) for number in range(MANY)]
     assert outcome(f"nll > {limit} significantly", {"nll": values}).failed == failed
     few = outcome("nll > 1.4 significantly", {"nll": values[:1]})
     assert (few.failed, few.reason) == (True, "cannot be judged: 1 conversation cannot show it, whatever the outcome")
 
 
-def test_a_variant_without_a_baseline_does_not_keep_others_from_being_judged() -> None:
+def test_variants_with_a_baseline_are_judged_beside_one_without() -> None:
     numbers = {"score": [0.9] * MANY}
     alone, paired = judge(
         [parse_gate("score < baseline - 0.5 significantly")], [scope(numbers), scope(numbers, numbers)]

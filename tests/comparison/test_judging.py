@@ -1,4 +1,4 @@
-"""Gates on runs: what they judge, what makes them fail, and that they agree with the table."""
+"""Gates on runs: rows judged, failures by errors and missing rows, significance, agreement with the table."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.comparison.make_run import encode, make_row, make_run
 Change = Callable[[dict[str, Any], np.random.Generator], None]
 
 
-def scored(share: float, errors: int = 0) -> Change:
-    """Rows of which `share` pass, in their order; the last `errors` conversations end in an error."""
+def passing(share: float, errors: int = 0) -> Change:
+    """Let `share` of the conversations pass; the last `errors` conversations end in an error."""
 
     def change(row: dict[str, Any], _: np.random.Generator) -> None:
         number = int(row["conversation"].removeprefix("talk-"))
@@ -45,56 +45,56 @@ def runs(tmp_path: Path, baseline: Change, variant: Change, **options: Any) -> l
     ]
 
 
-def only(analysis: Analysis) -> GateResult:
+def only_gate(analysis: Analysis) -> GateResult:
     (result,) = analysis.gates
     return result
 
 
-def plan(directory: str, rows_total: int, state: str = "interrupted") -> None:
+def write_status(directory: str, rows_total: int, state: str = "interrupted") -> None:
     status = {"state": state, "rows_total": rows_total, "pid": 1, "host": "elsewhere", "updated": "today"}
     (Path(directory) / "status.json").write_text(json.dumps(status))
 
 
-def cut(directory: str, rows: int) -> None:
+def truncate(directory: str, num_rows: int) -> None:
     results = Path(directory) / "results.jsonl"
-    results.write_bytes(b"".join(results.read_bytes().splitlines(keepends=True)[:rows]))
+    results.write_bytes(b"".join(results.read_bytes().splitlines(keepends=True)[:num_rows]))
 
 
-def test_errors_count_as_failed_and_a_gate_fails_on_them(tmp_path: Path) -> None:
-    paths = runs(tmp_path, scored(1.0), scored(0.6, errors=20))
+def test_a_gate_fails_on_errors_which_count_as_failed(tmp_path: Path) -> None:
+    paths = runs(tmp_path, passing(1.0), passing(0.6, errors=20))
     gate = "score < baseline - 0.02"
-    result = only(compare(paths, fail_if=[gate]))
+    result = only_gate(compare(paths, fail_if=[gate]))
     assert result.failed
     assert result.reason == "b: 20 turns ended in an error (--allow-missing judges the rest)"
-    allowed = only(compare(paths, fail_if=[gate], allow_missing=True))
+    allowed = only_gate(compare(paths, fail_if=[gate], allow_missing=True))
     assert allowed.failed
     assert not allowed.reason
     assert (allowed.left, allowed.right) == (pytest.approx(0.3), pytest.approx(0.98))
 
 
 @pytest.mark.parametrize("gate", ["score < 0.1", "tokens > 1000", "score < baseline significantly"])
-def test_an_error_of_the_baseline_fails_a_gate_too(tmp_path: Path, gate: str) -> None:
-    paths = runs(tmp_path, scored(0.5, errors=3), scored(0.5))
-    result = only(compare(paths, fail_if=[gate]))
+def test_an_error_of_the_baseline_fails_a_gate(tmp_path: Path, gate: str) -> None:
+    paths = runs(tmp_path, passing(0.5, errors=3), passing(0.5))
+    result = only_gate(compare(paths, fail_if=[gate]))
     assert result.failed
     assert "a: 3 turns ended in an error" in result.reason
-    assert not only(compare(paths, fail_if=[gate], allow_missing=True)).failed
+    assert not only_gate(compare(paths, fail_if=[gate], allow_missing=True)).failed
 
 
 def test_missing_turns_fail_a_gate_unless_they_are_allowed(tmp_path: Path) -> None:
-    paths = runs(tmp_path, scored(0.5), scored(0.5))
-    cut(paths[1], 30)
-    plan(paths[1], 30, "done")
-    result = only(compare(paths, fail_if=["score < 0.1"]))
+    paths = runs(tmp_path, passing(0.5), passing(0.5))
+    truncate(paths[1], 30)
+    write_status(paths[1], 30, "done")
+    result = only_gate(compare(paths, fail_if=["score < 0.1"]))
     assert result.failed
     assert "b: 10 turns missing" in result.reason
-    assert not only(compare(paths, fail_if=["score < 0.1"], allow_missing=True)).failed
+    assert not only_gate(compare(paths, fail_if=["score < 0.1"], allow_missing=True)).failed
 
 
-def test_gates_use_the_pairs_of_the_table(tmp_path: Path) -> None:
-    paths = runs(tmp_path, scored(0.7), scored(0.5))
-    cut(paths[1], 30)
-    plan(paths[1], 30, "done")
+def test_gates_are_judged_on_the_pairs_of_the_table(tmp_path: Path) -> None:
+    paths = runs(tmp_path, passing(0.7), passing(0.5))
+    truncate(paths[1], 30)
+    write_status(paths[1], 30, "done")
     analysis = compare(paths, fail_if=["score < baseline - 0.5", "score < 0.1"], allow_missing=True)
     (line,) = analysis.comparisons
     for result in analysis.gates:
@@ -102,27 +102,27 @@ def test_gates_use_the_pairs_of_the_table(tmp_path: Path) -> None:
     assert analysis.gates[0].right == line.baseline_mean - 0.5
 
 
-def test_counts_of_errors_and_missing_turns_can_be_named(tmp_path: Path) -> None:
-    paths = runs(tmp_path, scored(0.5), scored(0.5, errors=2))
-    cut(paths[0], 39)
-    plan(paths[0], 39, "done")
+def test_gates_on_counts_of_errors_and_missing_turns(tmp_path: Path) -> None:
+    paths = runs(tmp_path, passing(0.5), passing(0.5, errors=2))
+    truncate(paths[0], 39)
+    write_status(paths[0], 39, "done")
     names = ["errors > 2", "errors > 1", "missing > 0", "baseline.missing > 0", "unreached + errors > baseline.errors"]
     results = compare(paths, fail_if=names, allow_missing=True).gates
     assert [result.failed for result in results] == [False, True, False, True, True]
 
 
-def test_a_gate_that_names_errors_judges_them_itself(tmp_path: Path) -> None:
-    paths = runs(tmp_path, scored(0.5), scored(0.5, errors=2))
-    assert not only(compare(paths, fail_if=["errors > 2"])).failed
-    assert not only(compare(paths, fail_if=["failed > 0.1"])).failed
-    assert only(compare(paths, fail_if=["missing > 2"])).failed
+def test_a_gate_on_errors_does_not_fail_by_the_presence_of_errors(tmp_path: Path) -> None:
+    paths = runs(tmp_path, passing(0.5), passing(0.5, errors=2))
+    assert not only_gate(compare(paths, fail_if=["errors > 2"])).failed
+    assert not only_gate(compare(paths, fail_if=["failed > 0.1"])).failed
+    assert only_gate(compare(paths, fail_if=["missing > 2"])).failed
 
 
 @pytest.mark.parametrize("unfinished", [0, 1])
 def test_an_unfinished_run_fails_every_gate_unless_partial(tmp_path: Path, unfinished: int) -> None:
-    paths = runs(tmp_path, scored(0.5), scored(0.5))
-    cut(paths[unfinished], 8)
-    plan(paths[unfinished], 160)
+    paths = runs(tmp_path, passing(0.5), passing(0.5))
+    truncate(paths[unfinished], 8)
+    write_status(paths[unfinished], 160)
     gates = ["score < -1", "errors > 100", "score < baseline significantly"]
     results = compare(paths, fail_if=gates, allow_missing=True).gates
     assert all(result.failed for result in results)
@@ -131,81 +131,81 @@ def test_an_unfinished_run_fails_every_gate_unless_partial(tmp_path: Path, unfin
 
 
 def test_a_part_of_a_run_fails_every_gate_unless_partial(tmp_path: Path) -> None:
-    path = runs(tmp_path, scored(0.5), scored(0.5))[0]
+    path = runs(tmp_path, passing(0.5), passing(0.5))[0]
     manifest = json.loads((Path(path) / "manifest.json").read_text())
     (Path(path) / "manifest.json").write_text(json.dumps(manifest | {"shard": {"part": 2, "parts": 8}}))
-    failed = only(compare([path], fail_if=["score < -1"]))
+    failed = only_gate(compare([path], fail_if=["score < -1"]))
     assert failed.failed
     assert "is part 2/8 of a run; `rwkvbatch merge` combines the parts (--partial" in failed.line
-    assert not only(compare([path], fail_if=["score < -1"], partial=True)).failed
+    assert not only_gate(compare([path], fail_if=["score < -1"], partial=True)).failed
 
 
-def test_numbers_of_a_gate_are_told_apart(tmp_path: Path) -> None:
+def test_the_line_of_a_gate_has_enough_digits_to_distinguish_its_sides(tmp_path: Path) -> None:
     def change(row: dict[str, Any], _: np.random.Generator) -> None:
         row["checks"][0]["score"] = 0.9999999
 
     path = str(make_run(tmp_path / "run", change=change))
-    assert "0.9999999 < 1" in only(compare([path], fail_if=["score < 1"])).line
+    assert "0.9999999 < 1" in only_gate(compare([path], fail_if=["score < 1"])).line
 
 
-def test_a_run_without_a_status_is_unfinished_where_its_manifest_has_more_conversations(tmp_path: Path) -> None:
+def test_a_run_without_a_status_is_unfinished_when_its_manifest_has_more_conversations(tmp_path: Path) -> None:
     path = str(make_run(tmp_path / "a", conversations=10, repeats=2, turns=2))
-    assert not only(compare(path, fail_if=["score < -1"])).failed
-    cut(path, 30)
-    result = only(compare(path, fail_if=["score < -1"]))
+    assert not only_gate(compare(path, fail_if=["score < -1"])).failed
+    truncate(path, 30)
+    result = only_gate(compare(path, fail_if=["score < -1"]))
     assert result.failed
     assert "is not finished: 5 planned turns" in result.reason
 
 
-def test_a_cell_that_has_not_begun_fails_the_gates_of_its_run(tmp_path: Path) -> None:
+def test_a_cell_without_rows_fails_the_gates_of_its_run(tmp_path: Path) -> None:
     path = str(make_run(tmp_path / "a", cells=("x", "y", "z"), conversations=10))
-    cut(path, 80)
-    plan(path, 120)
-    result = only(compare([path], fail_if=["score < -1"]))
+    truncate(path, 80)
+    write_status(path, 120)
+    result = only_gate(compare([path], fail_if=["score < -1"]))
     assert result.label == "y"
     assert "is not finished: 40 planned turns" in result.reason
 
 
 @pytest.mark.parametrize("conversations", [1, 5])
 def test_too_few_conversations_fail_a_significant_gate(tmp_path: Path, conversations: int) -> None:
-    paths = runs(tmp_path, scored(1.0), scored(0.0), conversations=conversations, repeats=10)
-    result = only(compare(paths, fail_if=["score < baseline significantly"]))
+    paths = runs(tmp_path, passing(1.0), passing(0.0), conversations=conversations, repeats=10)
+    result = only_gate(compare(paths, fail_if=["score < baseline significantly"]))
     assert result.failed
-    some = f"{conversations} conversation{'s' if conversations > 1 else ''}"
-    assert result.reason == f"cannot be judged: {some} cannot show it, whatever the outcome"
+    count = f"{conversations} conversation{'s' if conversations > 1 else ''}"
+    assert result.reason == f"cannot be judged: {count} cannot show it, whatever the outcome"
 
 
 def test_a_margin_that_no_outcome_can_reach_fails_a_significant_gate(tmp_path: Path) -> None:
-    paths = runs(tmp_path, scored(1.0), scored(0.0), conversations=6)
-    assert only(compare(paths, fail_if=["score < baseline significantly"])).shown
-    result = only(compare(paths, fail_if=["score < baseline - 0.9 significantly"]))
+    paths = runs(tmp_path, passing(1.0), passing(0.0), conversations=6)
+    assert only_gate(compare(paths, fail_if=["score < baseline significantly"])).shown
+    result = only_gate(compare(paths, fail_if=["score < baseline - 0.9 significantly"]))
     assert result.failed
     assert "6 conversations cannot show it" in result.reason
 
 
 @pytest.mark.parametrize(("conversations", "reason"), [(1, "1 conversation "), (4, "4 conversations "), (40, "")])
-def test_a_run_alone_needs_enough_conversations_too(tmp_path: Path, conversations: int, reason: str) -> None:
-    path = str(make_run(tmp_path / "a", change=scored(0.9), conversations=conversations))
-    result = only(compare(path, fail_if=["score < 0.2 significantly"]))
+def test_a_single_run_needs_enough_conversations(tmp_path: Path, conversations: int, reason: str) -> None:
+    path = str(make_run(tmp_path / "a", change=passing(0.9), conversations=conversations))
+    result = only_gate(compare(path, fail_if=["score < 0.2 significantly"]))
     assert result.failed == bool(reason)
     assert reason in result.reason
 
 
 def test_a_variant_without_a_counterpart_fails_gates_that_need_one(tmp_path: Path) -> None:
     paths = [
-        str(make_run(tmp_path / "a", cells=("x", "y"), change=scored(0.5))),
-        str(make_run(tmp_path / "b", cells=("x", "z"), change=scored(0.5))),
+        str(make_run(tmp_path / "a", cells=("x", "y"), change=passing(0.5))),
+        str(make_run(tmp_path / "b", cells=("x", "z"), change=passing(0.5))),
     ]
     gates = compare(paths, fail_if=["score < baseline - 0.5", "score < 0.1"]).gates
     found = {(result.label, result.gate.text): result for result in gates}
-    alone = found["b::z", "score < baseline - 0.5"]
-    assert alone.failed
-    assert alone.reason == "cannot be judged: there is no baseline"
+    unpaired = found["b::z", "score < baseline - 0.5"]
+    assert unpaired.failed
+    assert unpaired.reason == "cannot be judged: there is no baseline"
     assert not found["b::z", "score < 0.1"].failed
     assert not found["b::x", "score < baseline - 0.5"].failed
 
 
-def test_a_pair_without_common_turns_is_a_failed_gate(tmp_path: Path) -> None:
+def test_a_gate_on_a_pair_without_common_turns_fails(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("x", "y"), conversations=3)
     with (path / "results.jsonl").open("ab") as file:
         file.write(encode(make_row("other", cell="z")))
@@ -216,7 +216,7 @@ def test_a_pair_without_common_turns_is_a_failed_gate(tmp_path: Path) -> None:
     }
 
 
-def test_a_gate_table_and_verdict_agree(tmp_path: Path) -> None:
+def test_gates_agree_with_intervals_and_verdicts_of_the_table(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     shares = {"base": 0.6, "same": 0.6, "worse": 0.2, "little": 0.5}
 
@@ -241,11 +241,11 @@ def test_a_gate_table_and_verdict_agree(tmp_path: Path) -> None:
     assert {result.label for result in analysis.gates if result.failed} == {"worse"}
 
 
-def test_non_inferiority_is_shown_by_the_lower_end_of_the_interval(tmp_path: Path) -> None:
-    paths = runs(tmp_path, scored(0.5), scored(0.6), conversations=200)
+def test_non_inferiority_is_decided_by_the_lower_end_of_the_interval(tmp_path: Path) -> None:
+    paths = runs(tmp_path, passing(0.5), passing(0.6), conversations=200)
     gate = "score >= baseline - 0.02 significantly"
     analysis = compare(paths, fail_unless=[gate])
-    result = only(analysis)
+    result = only_gate(analysis)
     assert not result.failed
     assert result.low == pytest.approx(analysis.comparisons[0].low + 0.02)
     assert result.line.startswith(f"passed: unless {gate} [b: 0.6 >= 0.48, left - right = +0.12 [")
@@ -261,29 +261,29 @@ def noisy(shift: float, seed: int) -> Change:
     return change
 
 
-def test_non_inferiority_that_lacks_data_says_how_much_it_takes(tmp_path: Path) -> None:
+def test_a_failed_non_inferiority_gate_has_the_conversations_needed(tmp_path: Path) -> None:
     paths = runs(tmp_path, noisy(0, 1), noisy(0, 2), repeats=3)
-    result = only(compare(paths, fail_unless=["score >= baseline - 0.02 significantly"]))
+    result = only_gate(compare(paths, fail_unless=["score >= baseline - 0.02 significantly"]))
     assert result.failed
     assert result.conversations_needed is not None
     # Two independent yes/no outcomes, 3 repetitions: (1.96 + 0.84)^2 * (0.25 + 0.25) / 3 / 0.02^2 = 3267
     assert 2000 < result.conversations_needed < 5000
     assert f"about {result.conversations_needed:,} conversations of 3 repetitions show it" in result.line
-    more = only(compare(paths, fail_unless=["score >= baseline - 0.2 significantly"]))
+    more = only_gate(compare(paths, fail_unless=["score >= baseline - 0.2 significantly"]))
     assert more.conversations_needed is None or more.conversations_needed < 60
 
 
-def test_how_much_it_takes_is_not_told_from_one_conversation(tmp_path: Path) -> None:
+def test_one_conversation_gives_no_number_of_conversations_needed(tmp_path: Path) -> None:
     paths = runs(tmp_path, noisy(0, 1), noisy(0, 2), conversations=1, repeats=5)
-    result = only(compare(paths, fail_unless=["score >= baseline - 0.02 significantly"]))
+    result = only_gate(compare(paths, fail_unless=["score >= baseline - 0.02 significantly"]))
     assert result.failed
     assert result.note == "the number of conversations that it takes cannot be told from one"
     assert result.conversations_needed is None
 
 
-def test_more_data_is_not_the_answer_where_the_opposite_is_shown(tmp_path: Path) -> None:
+def test_no_number_is_given_when_the_opposite_is_significant(tmp_path: Path) -> None:
     paths = runs(tmp_path, noisy(0.3, 1), noisy(-0.3, 2))
-    result = only(compare(paths, fail_unless=["score >= baseline - 0.02 significantly"]))
+    result = only_gate(compare(paths, fail_unless=["score >= baseline - 0.02 significantly"]))
     assert result.failed
     assert result.conversations_needed is None
     assert not result.note
@@ -291,14 +291,14 @@ def test_more_data_is_not_the_answer_where_the_opposite_is_shown(tmp_path: Path)
 
 def test_a_superiority_gate_takes_the_difference_that_was_found(tmp_path: Path) -> None:
     paths = runs(tmp_path, noisy(0, 1), noisy(0.05, 3), conversations=20)
-    result = only(compare(paths, fail_unless=["score > baseline significantly"]))
+    result = only_gate(compare(paths, fail_unless=["score > baseline significantly"]))
     if result.left > result.right:
         assert result.conversations_needed is not None
         assert "if the true values are those found" in result.note
 
 
 def test_fail_unless_without_significance_compares_the_means(tmp_path: Path) -> None:
-    paths = runs(tmp_path, scored(0.5), scored(0.4))
+    paths = runs(tmp_path, passing(0.5), passing(0.4))
     gates = ["score >= baseline - 0.2", "score >= baseline - 0.02"]
     assert [result.failed for result in compare(paths, fail_unless=gates).gates] == [False, True]
 
@@ -345,8 +345,8 @@ def test_a_variant_at_the_margin_passes_a_non_inferiority_gate_in_at_most_5_of_1
 
 
 @pytest.mark.parametrize(("metric", "discrete"), [("score", False), ("score", True), ("nll", False)])
-def test_how_much_it_takes_allows_for_what_the_correction_of_skewness_costs(metric: str, discrete: bool) -> None:
-    """The correction is made for differences that are not discrete."""
+def test_the_conversations_needed_include_the_correction_for_skewness(metric: str, discrete: bool) -> None:
+    """Only differences that are not discrete are corrected."""
     rng = np.random.default_rng(3)
     baseline, variant = (np.round(rng.random((8, 2))) if discrete else rng.random((8, 2)) for _ in range(2))
     gate = parse_gate(f"{metric} >= baseline - 0.35 significantly", "--fail-unless")
@@ -359,17 +359,19 @@ def test_how_much_it_takes_allows_for_what_the_correction_of_skewness_costs(metr
 
 
 @pytest.mark.parametrize(("conversations", "failed"), [(38, True), (182, True), (183, False)])
-def test_equal_pairs_show_no_more_than_their_number_allows(tmp_path: Path, conversations: int, failed: bool) -> None:
-    paths = runs(tmp_path, scored(0.5), scored(0.5), conversations=conversations)
-    result = only(compare(paths, fail_unless=["score >= baseline - 0.02 significantly"]))
+def test_equal_pairs_need_as_many_conversations_as_the_margin_allows(
+    tmp_path: Path, conversations: int, failed: bool
+) -> None:
+    paths = runs(tmp_path, passing(0.5), passing(0.5), conversations=conversations)
+    result = only_gate(compare(paths, fail_unless=["score >= baseline - 0.02 significantly"]))
     assert result.failed == failed
     if failed:
         assert result.conversations_needed == 183
         assert "about 183 conversations show it, if all pairs are equal there too" in result.line
 
 
-def test_a_rare_loss_beyond_the_margin_seldom_passes_a_non_inferiority_gate() -> None:
-    """The variant fails in 6 % of conversations, and often in none of those that were asked."""
+def test_a_rare_loss_beyond_the_margin_passes_in_at_most_5_of_100_comparisons() -> None:
+    """The variant fails in 6 % of all conversations, and often in none of the 12 of a sample."""
     rng = np.random.default_rng(2)
     gate = parse_gate("score >= baseline - 0.05 significantly", "--fail-unless")
     passed = 0

@@ -1,4 +1,4 @@
-"""Reading runs as tables."""
+"""Reading runs as tables: names, cells, notes, damage, metrics of all rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rwkvbatch.results.row import Row
 from tests.comparison.make_run import encode, make_row, make_run, write_run
 
 
-def test_load_gives_one_row_a_turn_with_the_metrics_as_columns(tmp_path: Path) -> None:
+def test_load_gives_one_row_per_turn_with_metrics_as_columns(tmp_path: Path) -> None:
     make_run(tmp_path / "a", conversations=3, repeats=2, turns=2)
     table = load(tmp_path / "a")
     assert len(table) == 12
@@ -32,12 +32,12 @@ def test_the_synthetic_rows_are_rows_of_a_run(tmp_path: Path) -> None:
     assert json.loads(json.dumps(row.as_dict())) == json.loads(json.dumps(make_row("a")))
 
 
-def test_several_runs_come_as_one_table_with_their_names(tmp_path: Path) -> None:
+def test_several_runs_are_one_table_with_their_names(tmp_path: Path) -> None:
     paths = [make_run(tmp_path / name, conversations=2) for name in ("a", "b")]
     assert list(load(paths)["run"].unique()) == ["a", "b"]
 
 
-def test_runs_with_the_same_last_name_keep_their_whole_paths(tmp_path: Path) -> None:
+def test_runs_with_the_same_last_name_are_named_by_their_paths(tmp_path: Path) -> None:
     paths = [str(make_run(tmp_path / name / "out", conversations=2)) for name in ("a", "b")]
     assert [run.name for run in load_runs(paths)] == paths
 
@@ -47,26 +47,26 @@ def test_a_directory_whose_name_is_not_utf_8_is_named_by_escapes(tmp_path: Path)
     assert list(load(paths)["run"].unique()) == ["a\\udcff", "b"]
 
 
-def test_a_results_file_alone_is_read_with_a_note_that_its_script_is_unknown(tmp_path: Path) -> None:
+def test_a_results_file_without_a_manifest_is_read_with_a_note(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [make_row("x")], manifest=None)
     run = load_runs([str(tmp_path / "a" / "results.jsonl")])[0]
     assert len(run.rows) == 1
     assert "no manifest.json" in run.notes[0]
 
 
-def test_a_single_cell_is_named_after_two_colons(tmp_path: Path) -> None:
+def test_a_single_cell_is_selected_after_two_colons(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=2)
     run = load_runs([f"{path}::t=2"])[0]
     assert run.cells == ["t=2"]
 
 
-def test_an_unknown_cell_is_refused_beside_the_whole_run_too(tmp_path: Path) -> None:
+def test_an_unknown_cell_is_refused_beside_the_whole_run(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=2)
     with pytest.raises(RunDirectoryError, match="no cell 't=3'"):
         load_runs([f"{path}::t=3", str(path)])
 
 
-def test_a_run_that_is_not_finished_comes_with_a_note(tmp_path: Path) -> None:
+def test_an_unfinished_run_has_a_note(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", conversations=2)
     (path / "status.json").write_text(
         '{"state": "interrupted", "rows_total": 3000, "pid": 1, "host": "h", "updated": "now"}'
@@ -82,14 +82,14 @@ def test_rows_that_a_finished_run_lost_are_counted_in_a_note(tmp_path: Path) -> 
     assert load_runs([str(path)])[0].notes == (f"{path} is not finished: 8 of 3,000 planned rows are there",)
 
 
-def test_an_unknown_cell_names_those_there_are(tmp_path: Path) -> None:
+def test_an_unknown_cell_is_refused_with_the_existing_ones(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=2)
     with pytest.raises(RunDirectoryError, match="no cell 't=3'") as caught:
         load_runs([f"{path}::t=3"])
     assert "t=1, t=2" in (caught.value.hint or "")
 
 
-def test_a_line_cut_short_at_the_end_is_left_out_with_a_note(tmp_path: Path) -> None:
+def test_a_truncated_last_line_is_left_out_with_a_note(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", conversations=2, repeats=1, turns=1) / "results.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
     run = load_runs([str(tmp_path / "a")])[0]
@@ -97,7 +97,7 @@ def test_a_line_cut_short_at_the_end_is_left_out_with_a_note(tmp_path: Path) -> 
     assert "last line is incomplete" in run.notes[0]
 
 
-def test_a_row_whose_checksum_does_not_match_is_an_error_with_its_line(tmp_path: Path) -> None:
+def test_a_row_with_a_wrong_checksum_is_refused_with_its_line(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", conversations=3, repeats=1, turns=1) / "results.jsonl"
     lines = path.read_bytes().split(b"\n")
     lines[1] = lines[1].replace(b"Question", b"Answer__")
@@ -107,7 +107,7 @@ def test_a_row_whose_checksum_does_not_match_is_an_error_with_its_line(tmp_path:
 
 
 @pytest.mark.parametrize("line", [b"{}\n", b"[1]\n", b"nonsense\n", b'{"conversation": 1}\n', b"\xff\xfe\n"])
-def test_what_is_no_row_is_an_error_with_its_line(tmp_path: Path, line: bytes) -> None:
+def test_a_line_that_is_no_row_is_refused_with_its_number(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "results.jsonl").write_bytes(encode(make_row("x")) + line)
     with pytest.raises(RunDamagedError, match=r"results\.jsonl:2: is not a row"):
         load_runs([str(tmp_path)])
@@ -131,31 +131,31 @@ def test_what_is_no_row_is_an_error_with_its_line(tmp_path: Path, line: bytes) -
         {"reply_ids": "abc"},
     ],
 )
-def test_a_value_of_the_wrong_kind_is_an_error_with_its_line(tmp_path: Path, change: dict[str, object]) -> None:
+def test_a_value_of_the_wrong_type_is_refused_with_its_line(tmp_path: Path, change: dict[str, object]) -> None:
     (tmp_path / "results.jsonl").write_bytes(encode(make_row("x")) + encode({**make_row("y"), **change}))
     with pytest.raises(RunDamagedError, match=r"results\.jsonl:2: is not a row"):
         load_runs([str(tmp_path)])
 
 
-def test_a_turn_that_is_there_twice_counts_once_and_the_last_wins(tmp_path: Path) -> None:
+def test_of_a_duplicated_turn_the_last_row_counts(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [make_row("x", reply="first"), make_row("x", reply="second")], manifest={})
     run = load_runs([str(tmp_path / "a")])[0]
     assert list(run.rows["reply"]) == ["second"]
     assert "more than once" in run.notes[0]
 
 
-def test_a_missing_run_says_how_to_make_one(tmp_path: Path) -> None:
+def test_a_missing_run_is_refused_with_the_command_that_makes_one(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="there is no such run") as caught:
         load_runs([str(tmp_path / "none")])
     assert "rwkvbatch run" in (caught.value.hint or "")
 
 
-def test_a_directory_without_results_says_so(tmp_path: Path) -> None:
+def test_a_directory_without_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match=r"no results\.jsonl"):
         load_runs([str(tmp_path)])
 
 
-def test_an_error_row_has_no_metrics_of_a_reply(tmp_path: Path) -> None:
+def test_an_error_row_has_no_metrics_of_its_reply(tmp_path: Path) -> None:
     failed = make_row("x", finish_reason="error", error="too long", checks=[], reference=None, reply="", reply_ids=[])
     write_run(tmp_path / "a", [failed], manifest={})
     row = load(tmp_path / "a").iloc[0]
@@ -165,7 +165,7 @@ def test_an_error_row_has_no_metrics_of_a_reply(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("replies", "tokens"), [(3, 10**6), (10**6, 40), (1, 1)])
-def test_metrics_do_not_depend_on_how_many_replies_are_counted_at_once(
+def test_metrics_do_not_depend_on_the_batch_in_which_replies_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replies: int, tokens: int
 ) -> None:
     rng = np.random.default_rng(3)
@@ -181,7 +181,7 @@ def test_metrics_do_not_depend_on_how_many_replies_are_counted_at_once(
         np.testing.assert_array_equal(table[metric.name].to_numpy(), alone, err_msg=metric.name)
 
 
-def test_rows_have_the_numbers_of_every_metric_whatever_parts_they_have(tmp_path: Path) -> None:
+def test_every_metric_is_computed_for_rows_of_every_kind(tmp_path: Path) -> None:
     text = {"text": "x", "nll": 1.0, "matched": 1.0, "tokens": 3, "logprob": -3.0, "bytes": 9}
     check = {"kind": "choice", "expected": "a", "passed": True, "score": 1.0, "weight": 1.0, "detail": None}
     scores = [{"name": name, "logprob": -1.0, "tokens": 2, "bytes": 5} for name in "ab"]
@@ -203,10 +203,10 @@ def test_rows_have_the_numbers_of_every_metric_whatever_parts_they_have(tmp_path
 
 
 @pytest.mark.parametrize("collected", [True, False])
-def test_the_collector_of_garbage_is_left_as_it_was(tmp_path: Path, *, collected: bool) -> None:
+def test_loading_restores_the_state_of_the_garbage_collector(tmp_path: Path, *, collected: bool) -> None:
     path = make_run(tmp_path / "a", conversations=1)
     was_on = gc.isenabled()
-    gc.unfreeze()  # what the tests' own start has set aside
+    gc.unfreeze()  # objects that tests/conftest.py has frozen
     try:
         (gc.enable if collected else gc.disable)()
         load(path)
@@ -217,7 +217,7 @@ def test_the_collector_of_garbage_is_left_as_it_was(tmp_path: Path, *, collected
         gc.freeze()
 
 
-def test_a_manifest_that_is_not_json_is_an_error(tmp_path: Path) -> None:
+def test_a_manifest_that_is_not_json_is_refused(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", conversations=1)
     (path / "manifest.json").write_text("{", encoding="utf-8")
     with pytest.raises(RunDamagedError, match=r"manifest\.json: is not JSON"):
@@ -228,27 +228,27 @@ def test_a_manifest_that_is_not_json_is_an_error(tmp_path: Path) -> None:
     ("line", "reason"),
     [('{"id": "a"}', "it has no key 'conversation'"), ("{", "it is not JSON"), ("[]", "it is not a JSON object")],
 )
-def test_a_file_that_is_no_run_s_is_refused_in_words(line: str, reason: str, tmp_path: Path) -> None:
+def test_a_file_without_rows_of_a_run_is_refused_with_the_reason(line: str, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(RunDamagedError, match=rf"x\.jsonl:1: is not a row of a run: {reason}$"):
         load_runs([str(path)])
 
 
-def test_rows_without_checksums_are_read_from_a_file_alone_and_refused_in_a_run_directory(tmp_path: Path) -> None:
+def test_rows_without_checksums_are_read_from_a_single_file_and_refused_in_a_run_directory(tmp_path: Path) -> None:
     make_run(tmp_path / "a", conversations=2)
     rows = (tmp_path / "a" / "results.jsonl").read_bytes().splitlines()
     alone = tmp_path / "rows.jsonl"
     alone.write_bytes(b"".join(line[:-18] + b"}\r\n" for line in rows))
     assert b"crc" not in alone.read_bytes()
-    [ours], [theirs] = load_runs([str(alone)]), load_runs([str(tmp_path / "a")])
-    assert ours.rows.equals(theirs.rows)
+    [from_file], [from_directory] = load_runs([str(alone)]), load_runs([str(tmp_path / "a")])
+    assert from_file.rows.equals(from_directory.rows)
     (tmp_path / "a" / "results.jsonl").write_bytes(alone.read_bytes())
     with pytest.raises(RunDamagedError, match=r"results\.jsonl:1: .*checksum"):
         load_runs([str(tmp_path / "a")])
 
 
-def test_a_wrong_checksum_is_refused_in_a_file_alone_too(tmp_path: Path) -> None:
+def test_a_wrong_checksum_is_refused_in_a_single_file(tmp_path: Path) -> None:
     line = encode(make_row("a")).replace(b"talk", b"tolk").replace(b'"a"', b'"b"')
     (tmp_path / "rows.jsonl").write_bytes(line)
     with pytest.raises(RunDamagedError, match=r"rows\.jsonl:1: .*checksum"):
@@ -270,7 +270,7 @@ def test_a_run_given_twice_is_refused(tmp_path: Path) -> None:
     assert len(load_runs([f"{path}::t=1", f"{path}::t=2"])) == 1
 
 
-def test_empty_lines_are_passed_over_and_an_adaptation_that_was_interrupted_is_noted(tmp_path: Path) -> None:
+def test_empty_lines_are_skipped_and_an_interrupted_extension_is_noted(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", conversations=2)
     results, manifest = path / "results.jsonl", path / "manifest.json"
     results.write_bytes(results.read_bytes().replace(b"\n", b"\n\n"))
@@ -292,7 +292,7 @@ def test_empty_lines_are_passed_over_and_an_adaptation_that_was_interrupted_is_n
         (12, "abc", {"a": 4, "b": 4, "c": 4}),  # `a` has more than its even share
     ],
 )
-def test_rows_that_are_missing_are_counted_by_cell_where_that_is_known(
+def test_missing_rows_are_counted_by_cell_where_that_is_known(
     planned: int | None, cells: str, missing: dict[str, int], tmp_path: Path
 ) -> None:
     (run,) = load_runs([str(make_run(tmp_path / "a", cells=("a",), conversations=2))])
@@ -300,7 +300,7 @@ def test_rows_that_are_missing_are_counted_by_cell_where_that_is_known(
 
 
 @pytest.mark.parametrize("content", [b"hello world", b"hello\n", b"{}\n", b"\0\1", b""])
-def test_a_file_that_is_no_result_leads_to_what_is(tmp_path: Path, content: bytes) -> None:
+def test_the_hint_for_a_file_without_results_depends_on_its_place(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(InputError) as caught:
         load_runs([str(tmp_path / "x.txt")])

@@ -1,4 +1,4 @@
-"""Means of one variant by itself."""
+"""Means of a single variant and their intervals."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def means_of(path: Path) -> dict[str, VariantMean]:
     return {mean.metric.name: mean for mean in analysis.means(analysis.variants[0])}
 
 
-def nearly_all_pass_and_none_surprises(row: dict[str, Any], rng: np.random.Generator) -> None:
+def nearly_all_at_a_limit(row: dict[str, Any], rng: np.random.Generator) -> None:
     passed = row["conversation"] != "talk-0" or row["turn"] > 0
     row["checks"] = [{"kind": "contains", "expected": "boat", "passed": passed, "score": float(passed)}]
     row["logprob"]["mean"] = -1.0 if row["conversation"] == "talk-0" else 0.0
     row["reference"]["nll"] = 1.0 if row["conversation"] == "talk-0" else 0.0
 
 
-def test_an_interval_ends_at_what_the_metric_can_be(tmp_path: Path) -> None:
-    means = means_of(make_run(tmp_path / "a", conversations=3, change=nearly_all_pass_and_none_surprises))
+def test_an_interval_is_within_the_bounds_of_its_metric(tmp_path: Path) -> None:
+    means = means_of(make_run(tmp_path / "a", conversations=3, change=nearly_all_at_a_limit))
     assert means["logprob"].high == 0.0
     assert means["nll"].low == 0.0
     assert means["perplexity"].low == 1.0
@@ -37,17 +37,17 @@ def test_an_interval_ends_at_what_the_metric_can_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("passed", [0.0, 1.0])
-def test_means_at_a_limit_have_intervals_that_mirror_each_other(tmp_path: Path, passed: float) -> None:
+def test_means_at_a_limit_have_the_interval_of_clopper_and_pearson(tmp_path: Path, passed: float) -> None:
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
         row["checks"][0].update(passed=bool(passed), score=passed)
 
     found = means_of(make_run(tmp_path / "a", conversations=10, change=change))["score"]
-    # 1 - 0.025^(1/10), Clopper and Pearson with as many values as conversations.
+    # Clopper and Pearson with as many values as conversations.
     width = 1 - 0.025 ** (1 / 10)
     assert (found.low, found.high) == pytest.approx((0.0, width) if passed == 0 else (1 - width, 1.0))
 
 
-def test_an_interval_within_what_is_possible_is_that_of_numbers_without_limits(tmp_path: Path) -> None:
+def test_an_interval_within_the_bounds_is_that_of_an_unbounded_metric(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", conversations=12)
     table = compare([str(path)]).table
     low, high = unlimited_interval(table["logprob"], table["conversation"].factorize()[0])
@@ -55,14 +55,14 @@ def test_an_interval_within_what_is_possible_is_that_of_numbers_without_limits(t
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
 
 
-def test_what_cannot_be_known_stays_unknown(tmp_path: Path) -> None:
+def test_one_conversation_has_no_interval(tmp_path: Path) -> None:
     found = means_of(make_run(tmp_path / "a", conversations=1))["nll"]
     assert math.isnan(found.low)
     assert math.isnan(found.high)
 
 
 @pytest.mark.parametrize("nll", [0.0, 1.5])
-def test_equal_numbers_without_limits_do_not_show_how_others_vary(tmp_path: Path, nll: float) -> None:
+def test_equal_values_of_an_unbounded_metric_have_no_interval(tmp_path: Path, nll: float) -> None:
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
         row["reference"]["nll"] = nll
 
@@ -73,16 +73,17 @@ def test_equal_numbers_without_limits_do_not_show_how_others_vary(tmp_path: Path
 
 
 @pytest.mark.parametrize("score", [0.0, 0.25, 0.5, 1.0])
-def test_equal_scores_leave_room_for_conversations_of_another_kind(tmp_path: Path, score: float) -> None:
+def test_equal_scores_have_the_interval_for_unseen_conversations(tmp_path: Path, score: float) -> None:
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
         row["checks"][0].update(passed=score == 1, score=score)
 
-    found, others = means_of(make_run(tmp_path / "a", conversations=9, change=change))["score"], 1 - 0.025 ** (1 / 9)
-    assert (found.low, found.high) == pytest.approx((score * (1 - others), score + (1 - score) * others))
+    found = means_of(make_run(tmp_path / "a", conversations=9, change=change))["score"]
+    unseen = 1 - 0.025 ** (1 / 9)  # the largest share of other conversations of which none of 9 would be seen
+    assert (found.low, found.high) == pytest.approx((score * (1 - unseen), score + (1 - score) * unseen))
 
 
 @pytest.mark.parametrize("metric", TURN_METRICS, ids=lambda metric: metric.name)
-def test_no_metric_goes_beyond_its_bounds(metric: Any, tmp_path: Path) -> None:
+def test_values_are_within_the_bounds_of_their_metric(metric: Any, tmp_path: Path) -> None:
     table = compare([str(make_run(tmp_path / "a", conversations=6))]).table
     values = table[metric.name].dropna()
     low, high = metric.shown(metric.lowest), metric.shown(metric.highest)

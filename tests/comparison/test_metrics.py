@@ -1,4 +1,4 @@
-"""Each metric on rows with a known value."""
+"""Metrics of turns on rows with known values."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ METRICS = {metric.name: metric for metric in TURN_METRICS}
 
 
 def value(name: str, **changes: object) -> float | None:
-    of = METRICS[name].value
-    assert of is not None
-    return of(make_row("x", **changes))
+    value_of = METRICS[name].value
+    assert value_of is not None
+    return value_of(make_row("x", **changes))
 
 
 def check(score: float, weight: float = 1.0) -> dict[str, object]:
@@ -41,11 +41,11 @@ def test_a_turn_without_checks_has_no_score() -> None:
 
 
 @pytest.mark.parametrize(("finish_reason", "expected"), [("stop", 1.0), ("eos", 1.0), ("length", 0.0), ("time", 0.0)])
-def test_stopped_tells_replies_that_ended_by_themselves(finish_reason: str, expected: float) -> None:
+def test_stopped_is_1_for_replies_that_ended_by_stop_or_eos(finish_reason: str, expected: float) -> None:
     assert value("stopped", finish_reason=finish_reason) == expected
 
 
-def test_distinct_counts_different_ngrams() -> None:
+def test_distinct_is_the_share_of_different_ngrams() -> None:
     ids = [1, 2, 1, 2, 3]
     assert value("distinct1", reply_ids=ids) == pytest.approx(3 / 5)
     assert value("distinct2", reply_ids=ids) == pytest.approx(3 / 4)
@@ -55,7 +55,7 @@ def test_a_reply_of_one_token_has_no_distinct_2() -> None:
     assert value("distinct2", reply_ids=[7]) is None
 
 
-def test_a_looping_reply_scores_near_one_and_one_without_repeats_zero() -> None:
+def test_loop_is_near_1_for_a_looping_reply_and_0_without_repeats() -> None:
     assert value("loop", reply_ids=[1, 2, 3] * 20) == pytest.approx(57 / 60)
     assert value("loop", reply_ids=list(range(60))) == 0.0
 
@@ -73,7 +73,7 @@ any_ids = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=10)
 
 @settings(deadline=None)
 @given(st.lists(few_ids | loops | any_ids, max_size=6))
-def test_the_ngrams_of_many_replies_at_once_are_those_of_each_alone(replies: list[list[int]]) -> None:
+def test_ngrams_of_many_replies_at_once_equal_those_of_each(replies: list[list[int]]) -> None:
     counts = count_ngrams([array("q", ids) for ids in replies])
     for metric in TURN_METRICS:
         if metric.ngram_values is not None:

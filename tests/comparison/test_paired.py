@@ -1,4 +1,4 @@
-"""The paired table against scipy and plain arithmetic."""
+"""Paired comparisons, checked against scipy and plain arithmetic; notes, breakdowns, refusals."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def worse_nll(amount: float, cell: str = "t=2") -> Any:
     return change
 
 
-def test_difference_interval_and_p_are_those_of_the_sign_flips_of_conversations(tmp_path: Path) -> None:
+def test_difference_interval_and_p_are_those_of_sign_flips_by_conversation(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=9, repeats=3, turns=2)
     found = line(compare([str(path)], metrics=["nll"]).comparisons, "nll")
     means = load(path).pivot_table(index="conversation", columns="cell", values="nll")
@@ -58,32 +58,32 @@ def _nll(conversation: str, nll: float) -> dict[str, Any]:
     return make_row(conversation, reference=reference)
 
 
-def test_a_large_effect_is_found_and_called_worse_where_lower_is_better(tmp_path: Path) -> None:
+def test_a_large_increase_is_worse_for_a_metric_of_which_lower_is_better(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=30, change=worse_nll(2.0))
     found = line(compare([str(path)], primary="nll").comparisons, "nll")
     assert found.verdict == "worse"
     assert found.losses > 25
 
 
-def test_equal_runs_differ_in_nothing(tmp_path: Path) -> None:
+def test_equal_runs_are_identical_in_all_metrics(tmp_path: Path) -> None:
     paths = [str(make_run(tmp_path / name)) for name in ("a", "b")]
     comparisons = compare(paths, all_metrics=True).comparisons
     assert all(item.difference == 0 for item in comparisons)
     assert {item.verdict for item in comparisons} == {"identical", "untested"}
 
 
-def test_equal_settings_with_other_seeds_rarely_differ(tmp_path: Path) -> None:
-    alarms = 0
+def test_runs_that_differ_in_the_seed_only_seldom_differ_significantly(tmp_path: Path) -> None:
+    false_positives = 0
     for seed in range(20):
         paths = [
             str(make_run(tmp_path / f"{seed}-{i}", conversations=8, repeats=1, seed=1000 * i + seed)) for i in (1, 2)
         ]
         found = compare(paths).comparisons
-        alarms += any(item.verdict in ("better", "worse", "differs") for item in found)
-    assert alarms <= 3
+        false_positives += any(item.verdict in ("better", "worse", "differs") for item in found)
+    assert false_positives <= 3
 
 
-def test_each_metric_is_a_family_of_its_own_and_all_but_the_primary_are_exploratory(tmp_path: Path) -> None:
+def test_each_metric_is_a_family_and_only_the_primary_one_is_not_exploratory(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"), conversations=20, change=worse_nll(2.0))
     whole, alone = compare([str(path)], all_metrics=True), compare([str(path)])
     assert [family.name for family in whole.families][:3] == ["score", "nll", "perplexity"]
@@ -92,7 +92,7 @@ def test_each_metric_is_a_family_of_its_own_and_all_but_the_primary_are_explorat
     assert line(whole.comparisons, "nll").p_adjusted < 0.001
 
 
-def test_tests_that_cannot_differ_do_not_count(tmp_path: Path) -> None:
+def test_identical_pairs_do_not_count_in_the_correction(tmp_path: Path) -> None:
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
         passed = row["cell"] == "t=2" and row["conversation"] > "talk-1"
         row["checks"][0].update(passed=passed, score=float(passed))
@@ -104,14 +104,14 @@ def test_tests_that_cannot_differ_do_not_count(tmp_path: Path) -> None:
     assert {item.verdict for item in many.comparisons[1:]} == {"identical"}
 
 
-def test_a_metric_alone_that_is_not_the_primary_one_is_exploratory(tmp_path: Path) -> None:
+def test_a_single_metric_other_than_the_primary_one_is_exploratory(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=12)
     (found,) = compare([str(path)], metrics=["nll"]).comparisons
     assert found.p_adjusted == found.p
     assert found.exploratory
 
 
-def test_timings_are_shown_and_not_tested(tmp_path: Path) -> None:
+def test_timings_are_compared_without_a_test(tmp_path: Path) -> None:
     def slower(row: dict[str, Any], rng: np.random.Generator) -> None:
         row["timing"]["first_token_s"] += 5.0 * (row["cell"] == "t=2")
 
@@ -174,7 +174,7 @@ def test_a_breakdown_by_tag_takes_the_rows_with_that_tag(tmp_path: Path) -> None
     assert groups["even"] == sum(tags == ("even",) for tags in table["tags"]) / 2
 
 
-def test_runs_of_other_scripts_are_refused(tmp_path: Path) -> None:
+def test_runs_of_different_scripts_are_refused_without_force(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a")
     b = make_run(tmp_path / "b", identity_changes={"script": {"sha256": "99" * 32}})
     with pytest.raises(RunMismatchError, match="different scripts") as caught:
@@ -184,9 +184,7 @@ def test_runs_of_other_scripts_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("checks", [True, False])
-def test_errors_count_as_failed_also_where_the_scripts_are_not_known_to_be_the_same(
-    tmp_path: Path, checks: bool
-) -> None:
+def test_errors_count_as_failed_for_different_scripts_too(tmp_path: Path, checks: bool) -> None:
     def end_in_errors(row: dict[str, Any], rng: np.random.Generator) -> None:
         if row["turn"] == 1:
             row.update(finish_reason="error", error="too long", reference=None)
@@ -214,27 +212,27 @@ def test_errors_count_as_failed_also_where_the_scripts_are_not_known_to_be_the_s
         ({}, "the same weights, script, settings and seed"),
     ],
 )
-def test_notes_name_what_makes_a_comparison_unreliable(tmp_path: Path, changes: dict[str, Any], note: str) -> None:
+def test_differences_between_runs_are_noted(tmp_path: Path, changes: dict[str, Any], note: str) -> None:
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", **changes)
     notes = compare([str(a), str(b)]).notes
     assert any(note in item for item in notes), notes
 
 
-def test_runs_with_nothing_in_common_are_an_error(tmp_path: Path) -> None:
+def test_runs_without_common_conversations_are_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [make_row("x")], manifest={})
     write_run(tmp_path / "b", [make_row("y")], manifest={})
     with pytest.raises(RunMismatchError, match="in common"):
         compare([str(tmp_path / "a"), str(tmp_path / "b")])
 
 
-def test_sweeps_without_a_common_cell_are_an_error(tmp_path: Path) -> None:
+def test_sweeps_without_a_common_cell_are_refused(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", cells=("t=1", "t=2"))
     b = make_run(tmp_path / "b", cells=("t=3", "t=4"))
     with pytest.raises(RunMismatchError, match="in common"):
         compare([str(a), str(b)])
 
 
-def test_a_gate_does_not_pass_because_a_run_has_nothing_to_judge(tmp_path: Path) -> None:
+def test_a_gate_on_a_run_without_common_turns_fails(tmp_path: Path) -> None:
     for name, conversation in {"a": "x", "b": "x", "c": "y"}.items():
         write_run(tmp_path / name, [make_row(conversation)], manifest={})
     paths = [str(tmp_path / name) for name in "abc"]
@@ -245,12 +243,12 @@ def test_a_gate_does_not_pass_because_a_run_has_nothing_to_judge(tmp_path: Path)
     assert results["c"].reason.startswith("cannot be judged: c and a have no turn in common")
 
 
-def test_an_unknown_metric_lists_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_metric_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="score, passed, nll"):
         compare([str(make_run(tmp_path / "a"))], metrics=["bleu"])
 
 
-def test_wins_and_losses_weight_the_rows_of_a_conversation_as_the_mean_does() -> None:
+def test_wins_and_losses_are_weighted_like_the_mean() -> None:
     columns = {"nll_a": [2.0, 2.0], "nll_b": [4.0, 1.0], "nll_weight_a": [1.0, 99.0], "nll_weight_b": [1.0, 99.0]}
     rows = pd.DataFrame(columns | {"conversation_code": [0, 0]})
     pair = Pair(Variant("a", "base", "a"), Variant("b", "base", "b"))

@@ -1,4 +1,4 @@
-"""Pairs of variants and baselines."""
+"""Pairs of variants and baselines: cells, runs, sweeps, explicit baselines."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from tests.comparison.make_run import make_run, write_run
 
 
 def runs(tmp_path: Path, **cells: tuple[str, ...]) -> list[RunData]:
-    return load_runs([str(make_run(tmp_path / name, cells=own, conversations=1)) for name, own in cells.items()])
+    return load_runs(
+        [str(make_run(tmp_path / name, cells=cells_of_run, conversations=1)) for name, cells_of_run in cells.items()]
+    )
 
 
-def paired(loaded: list[RunData], asked: str | None = None) -> list[tuple[str, str]]:
-    pairs, _ = pair_up(loaded, variants_of(loaded), asked)
+def paired(loaded: list[RunData], baseline: str | None = None) -> list[tuple[str, str]]:
+    pairs, _ = pair_up(loaded, variants_of(loaded), baseline)
     return [(pair.baseline.label, pair.variant.label) for pair in pairs]
 
 
-def test_two_runs_are_named_by_themselves_and_the_first_is_the_baseline(tmp_path: Path) -> None:
+def test_the_first_of_two_runs_is_the_baseline(tmp_path: Path) -> None:
     assert paired(runs(tmp_path, a=("base",), b=("base",))) == [("a", "b")]
 
 
-def test_the_cells_of_one_run_are_compared_with_its_first(tmp_path: Path) -> None:
+def test_cells_of_one_run_are_compared_with_the_first(tmp_path: Path) -> None:
     loaded = runs(tmp_path, a=("t=1", "t=2", "t=3"))
     assert paired(loaded) == [("t=1", "t=2"), ("t=1", "t=3")]
 
@@ -50,26 +52,26 @@ def test_two_sweeps_are_compared_cell_by_cell(tmp_path: Path) -> None:
     assert "b::t=9" in notes[0]
 
 
-def test_a_cell_as_baseline_of_two_sweeps_holds_within_each(tmp_path: Path) -> None:
+def test_a_cell_is_the_baseline_within_each_of_two_sweeps(tmp_path: Path) -> None:
     loaded = runs(tmp_path, a=("t=1", "t=2"), b=("t=1", "t=2"))
     assert paired(loaded, "t=2") == [("a::t=2", "a::t=1"), ("b::t=2", "b::t=1")]
 
 
-def test_two_cells_of_one_run_can_be_picked_out(tmp_path: Path) -> None:
+def test_two_cells_of_one_run_can_be_selected(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"), conversations=1)
     loaded = load_runs([f"{path}::t=3", f"{path}::t=1"])
     assert paired(loaded, f"{path}::t=3") == [("t=3", "t=1")]
 
 
-def test_an_unknown_baseline_lists_what_there_is(tmp_path: Path) -> None:
+def test_an_unknown_baseline_is_refused_with_the_existing_ones(tmp_path: Path) -> None:
     loaded = runs(tmp_path, a=("t=1", "t=2"))
     with pytest.raises(UsageError, match="'t=7'") as caught:
         paired(loaded, "t=7")
     assert "t=1, t=2" in (caught.value.hint or "")
 
 
-def facts(path: Path, **changes: Any) -> Path:
-    """Changes of `about` and of the manifest itself."""
+def change_manifest(path: Path, **changes: Any) -> Path:
+    """Change `about` and other keys of the manifest; returns the path."""
     content = json.loads((path / "manifest.json").read_text())
     content["about"].update(changes.pop("about", {}))
     (path / "manifest.json").write_text(json.dumps({**content, **changes}))
@@ -78,7 +80,7 @@ def facts(path: Path, **changes: Any) -> Path:
 
 def test_runs_of_other_versions_and_parts_of_runs_are_noted(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a")
-    b = facts(make_run(tmp_path / "b"), about={"rwkvbatch": "0.2.0"}, shard={"part": 1, "parts": 2})
+    b = change_manifest(make_run(tmp_path / "b"), about={"rwkvbatch": "0.2.0"}, shard={"part": 1, "parts": 2})
     notes = compare([str(a), str(b)]).notes
     assert "different versions of rwkvbatch (a 0.1.0, b 0.2.0)" in notes
     assert f"{b} is one part of a run; `rwkvbatch merge` combines the parts" in notes
@@ -89,8 +91,8 @@ def test_runs_of_other_versions_and_parts_of_runs_are_noted(tmp_path: Path) -> N
     [(1, "is part 2/2 of the same run: parts have no"), (2, "is part 2/2 of another: they have no conversation")],
 )
 def test_parts_without_a_common_conversation_are_not_compared(tmp_path: Path, seed: int, message: str) -> None:
-    a = facts(make_run(tmp_path / "a", conversations=2), shard={"part": 1, "parts": 2})
-    b = facts(make_run(tmp_path / "b", conversations=2, seed=seed), shard={"part": 2, "parts": 2})
+    a = change_manifest(make_run(tmp_path / "a", conversations=2), shard={"part": 1, "parts": 2})
+    b = change_manifest(make_run(tmp_path / "b", conversations=2, seed=seed), shard={"part": 2, "parts": 2})
     lines = [line.replace(b"talk-", b"other-") for line in (b / "results.jsonl").read_bytes().splitlines(keepends=True)]
     rows = [json.loads(line) for line in lines]
     write_run(b, [{k: v for k, v in row.items() if k != "crc"} for row in rows], None)

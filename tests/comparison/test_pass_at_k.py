@@ -1,4 +1,4 @@
-"""pass@k and all-k-pass against counting every choice of k repeats."""
+"""pass@k and all-k-pass, compared with counting every choice of k repeats."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def test_both_equal_the_share_among_all_choices_of_k_repeats(passed: int, k: int
     assert all_k_pass(5, passed, k) == pytest.approx(sum(map(all, choices)) / len(choices))
 
 
-def test_more_repeats_than_there_are_is_an_error() -> None:
+def test_k_above_the_number_of_repeats_is_refused() -> None:
     with pytest.raises(ValueError, match=r"k must be in \[1, 3\]"):
         pass_at_k(3, 1, 4)
 
 
 @pytest.mark.parametrize("passed", [-1, 4])
-def test_more_passes_than_repeats_or_fewer_than_none_are_an_error(passed: int) -> None:
+def test_an_impossible_number_of_passes_is_refused(passed: int) -> None:
     with pytest.raises(ValueError, match=rf"passed repeats must be in \[0, 3\]; got {passed}"):
         all_k_pass(3, passed, 1)

@@ -1,4 +1,4 @@
-"""`compare` with a judge of pairs: both orders, ties, clusters, gates, formats, and answers that are kept."""
+"""`compare` with a judge of pairs: both orders, ties, gates, formats, stored answers, missing verdicts."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from rwkvbatch.results.opinions import PREFERENCES_NAME
 from tests.comparison.make_run import make_row, make_run, write_run
 from tests.judges.fakes import FakeJudge, reply_in
 
-Says = Callable[[Ask], Opinion]
+Answer = Callable[[Ask], Opinion]
 
 
-def longer(ask: Ask) -> Opinion:
+def prefer_longer(ask: Ask) -> Opinion:
     a, b = (reply_in(ask.question.text, f"reply_{name}") for name in "ab")
     return Opinion(0.9 if len(a) > len(b) else 0.1)
 
 
-def pair_judge(says: Says = longer) -> tuple[PairJudge, FakeJudge]:
-    judge = FakeJudge(says)
+def pair_judge(answer: Answer = prefer_longer) -> tuple[PairJudge, FakeJudge]:
+    judge = FakeJudge(answer)
     return PairJudge(Opinions(judge, "d", MemoryRecord()), "fake#d"), judge
 
 
 def runs(
     tmp_path: Path, conversations: int = 12, change: Callable[[dict[str, Any], Any], None] | None = None
 ) -> list[str]:
-    """Two runs; a variant's replies are longer, but for those of turn 0, which are equal."""
+    """Two runs; replies of the second are longer, but for those of turn 0, which are equal."""
 
     def of_variant(row: dict[str, Any], rng: np.random.Generator) -> None:
         if row["turn"]:
@@ -70,7 +70,7 @@ def test_wins_in_both_orders_are_tested_by_conversation(tmp_path: Path) -> None:
     assert len(asked.asked) == 48  # both orders of 24 pairs
 
 
-def test_the_orders_that_disagree_are_ties_and_counted_as_position_bias(tmp_path: Path) -> None:
+def test_orders_that_disagree_are_ties_and_counted_as_position_bias(tmp_path: Path) -> None:
     judge, _ = pair_judge(lambda _: Opinion(0.8))
     analysis = compare(runs(tmp_path), judge=judge)
     (line,), (found,) = analysis.comparisons, analysis.preferences
@@ -80,20 +80,20 @@ def test_the_orders_that_disagree_are_ties_and_counted_as_position_bias(tmp_path
     assert found.sentence in analysis.notes
 
 
-def test_swapping_the_runs_asks_nothing_new_and_turns_the_result_around(tmp_path: Path) -> None:
+def test_swapping_the_runs_asks_no_new_question_and_negates_the_difference(tmp_path: Path) -> None:
     judge, asked = pair_judge()
-    one = compare(runs(tmp_path), judge=judge)
+    forward = compare(runs(tmp_path), judge=judge)
     number = len(asked.asked)
-    other = compare([str(tmp_path / "b"), str(tmp_path / "a")], judge=judge)
+    reverse = compare([str(tmp_path / "b"), str(tmp_path / "a")], judge=judge)
     assert len(asked.asked) == number
-    assert other.comparisons[0].difference == -one.comparisons[0].difference
+    assert reverse.comparisons[0].difference == -forward.comparisons[0].difference
 
 
-def test_a_missing_verdict_is_neither_and_fails_a_gate(tmp_path: Path) -> None:
-    def says(ask: Ask) -> Opinion:
-        return Opinion(problem="down") if "talk-3?" in ask.question.text else longer(ask)
+def test_a_missing_verdict_is_left_out_and_fails_gates_on_the_preference(tmp_path: Path) -> None:
+    def answer(ask: Ask) -> Opinion:
+        return Opinion(problem="down") if "talk-3?" in ask.question.text else prefer_longer(ask)
 
-    judge, _ = pair_judge(says)
+    judge, _ = pair_judge(answer)
     gates: dict[str, Any] = {"fail_if": ["preference < baseline"], "judge": judge}
     analysis = compare(runs(tmp_path), **gates)
     (found,), (line,), (gate,) = analysis.preferences, analysis.comparisons, analysis.gates
@@ -101,21 +101,21 @@ def test_a_missing_verdict_is_neither_and_fails_a_gate(tmp_path: Path) -> None:
     assert gate.failed
     assert "2 pairs without a verdict of the judge" in gate.reason
     assert not compare(runs(tmp_path / "again"), allow_missing=True, **gates).gates[0].failed
-    # Other metrics do not need it.
+    # Gates on other metrics do not need the verdicts.
     assert not compare(runs(tmp_path / "more"), fail_if=["score < 0"], judge=judge).gates[0].failed
 
 
 def test_an_error_loses_to_a_reply(tmp_path: Path) -> None:
-    def fails(row: dict[str, Any], _: np.random.Generator) -> None:
+    def fail(row: dict[str, Any], _: np.random.Generator) -> None:
         if row["conversation"] == "talk-0":
             row |= {"finish_reason": "error", "error": "out of memory", "reply": "", "checks": []}
 
     judge, _ = pair_judge()
-    (found,) = compare(runs(tmp_path, change=fails), judge=judge).preferences
+    (found,) = compare(runs(tmp_path, change=fail), judge=judge).preferences
     assert (found.errors, found.losses, found.wins) == (4, 4, 22)
 
 
-def test_the_dialogue_before_each_reply_is_shown_from_its_own_side(tmp_path: Path) -> None:
+def test_each_reply_is_shown_after_the_dialogue_of_its_run(tmp_path: Path) -> None:
     def rows(word: str) -> list[dict[str, Any]]:
         return [make_row("c", turn=turn, reply=f"{word} {turn}") for turn in range(3)]
 
@@ -135,9 +135,9 @@ def test_the_dialogue_before_each_reply_is_shown_from_its_own_side(tmp_path: Pat
     assert "Assistant: Answer 1.\nUser: Question 2" in reply_in(last, "conversation")
 
 
-def test_another_criterion_is_another_question(tmp_path: Path) -> None:
+def test_another_criterion_asks_new_questions(tmp_path: Path) -> None:
     paths = runs(tmp_path)
-    record, judge = MemoryRecord(), FakeJudge(longer)
+    record, judge = MemoryRecord(), FakeJudge(prefer_longer)
     for number, criterion in enumerate(("Be brief.", "Be long."), start=1):
         compare(paths, judge=PairJudge(Opinions(judge, "d", record), "fake#d", criterion))
         assert len(judge.asked) == 48 * number
@@ -145,8 +145,8 @@ def test_another_criterion_is_another_question(tmp_path: Path) -> None:
 
 
 def every_format(analysis: Analysis) -> dict[str, str]:
-    made = {"md": formats.as_markdown(analysis), "csv": formats.as_csv(analysis), "json": formats.as_json(analysis)}
-    return {**made, "html": as_html(analysis), "junit": as_junit(analysis, conversations=True)}
+    texts = {"md": formats.as_markdown(analysis), "csv": formats.as_csv(analysis), "json": formats.as_json(analysis)}
+    return {**texts, "html": as_html(analysis), "junit": as_junit(analysis, conversations=True)}
 
 
 def test_every_format_has_the_metric_and_the_position_bias(tmp_path: Path) -> None:
@@ -164,19 +164,19 @@ def test_every_format_has_the_metric_and_the_position_bias(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "options", [{"primary": "preference"}, {"metrics": ["preference"]}, {"fail_if": ["preference < 1"]}]
 )
-def test_the_metric_needs_a_judge(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_preference_without_a_judge_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="what a judge says about pairs"):
         compare(runs(tmp_path), **options)
 
 
-def test_one_variant_has_no_pairs(tmp_path: Path) -> None:
+def test_a_judge_with_a_single_variant_is_refused(tmp_path: Path) -> None:
     judge, _ = pair_judge()
     make_run(tmp_path / "a")
     with pytest.raises(UsageError, match="two variants"):
         compare([str(tmp_path / "a")], judge=judge)
 
 
-def test_over_checkpoints_another_metric_must_be_primary(tmp_path: Path) -> None:
+def test_over_checkpoints_the_primary_metric_cannot_be_preference(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         make_run(tmp_path / f"step-{step}", seed=step)
     paths, (judge, _) = [str(tmp_path / f"step-{step}") for step in (1, 2, 3)], pair_judge()
@@ -193,7 +193,7 @@ def unjudged(row: dict[str, Any], _: np.random.Generator) -> None:
         row["checks"] = [{**check, "passed": None, "score": None, "detail": "the server is down"}]
 
 
-def test_a_check_without_a_verdict_is_missing_in_means_and_gates_and_counted(tmp_path: Path) -> None:
+def test_checks_without_a_verdict_are_left_out_counted_and_fail_gates(tmp_path: Path) -> None:
     make_run(tmp_path / "a", change=unjudged)
     make_run(tmp_path / "b", change=unjudged)
     paths = [str(tmp_path / "a"), str(tmp_path / "b")]
@@ -213,7 +213,7 @@ def test_a_check_without_a_verdict_is_missing_in_means_and_gates_and_counted(tmp
     assert "no verdict" in as_html(analysis)
 
 
-def test_different_judges_of_checks_are_named(tmp_path: Path) -> None:
+def test_different_judges_of_checks_are_noted(tmp_path: Path) -> None:
     def other(row: dict[str, Any], rng: np.random.Generator) -> None:
         unjudged(row, rng)
         row["checks"][0]["judge"] = "other#1"
@@ -225,27 +225,27 @@ def test_different_judges_of_checks_are_named(tmp_path: Path) -> None:
     assert not any("different judges" in note for note in compare([str(tmp_path / "a")]).notes)
 
 
-def test_the_command_keeps_its_answers_beside_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_stores_its_answers_in_the_first_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = runs(tmp_path, 6)
     command = ["compare", *paths, "--judge", "bundled", "--judge-criterion", "Be brief.", "--json"]
     assert invoke(command) == 0
     first = json.loads(capsys.readouterr().out)
     assert first["primary"] == "preference"
-    kept = tmp_path / "a" / PREFERENCES_NAME
-    before = kept.read_bytes()
+    stored = tmp_path / "a" / PREFERENCES_NAME
+    before = stored.read_bytes()
     assert before.count(b'"probability"') == 24
     assert invoke(["compare", *paths[::-1], *command[3:]]) == 0
-    assert kept.read_bytes() == before
+    assert stored.read_bytes() == before
     second = json.loads(capsys.readouterr().out)["preferences"][0]
     assert second["wins"] == first["preferences"][0]["losses"]
 
 
-def test_the_command_refuses_options_of_a_judge_without_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_of_a_judge_without_one_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["compare", *runs(tmp_path, 2), "--judge-criterion", "x"]) == 2
     assert "--judge FILE or --judge-url URL" in capsys.readouterr().err
 
 
-def test_answers_that_cannot_be_kept_are_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_answers_that_cannot_be_stored_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = runs(tmp_path, 2)
     (tmp_path / "a" / PREFERENCES_NAME).mkdir()
     assert invoke(["compare", *paths, "--judge", "bundled"]) == 0

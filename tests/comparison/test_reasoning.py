@@ -1,4 +1,4 @@
-"""Metrics of runs with thinking: truncated, closed, lengths of both parts, votes."""
+"""Metrics of replies with thinking: truncation, lengths of both parts, majority votes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def value(name: str, **changes: Any) -> float | None:
     return metric.value(make_row("c", **changes).as_dict())
 
 
-def test_truncated_and_closed() -> None:
+def test_truncated_and_think_closed() -> None:
     assert value("truncated", finish_reason="length") == 1.0
     assert value("truncated", finish_reason="stop") == 0.0
     assert value("truncated", finish_reason="scored") is None
@@ -31,7 +31,7 @@ def test_truncated_and_closed() -> None:
     assert value("think_closed", reply="4") is None
 
 
-def test_tokens_of_thinking_and_of_the_answer() -> None:
+def test_think_tokens_and_answer_tokens_sum_to_the_reply() -> None:
     row = replace(make_row("c"), tokens=TokenCounts(5, 9, 6))
     assert decode_row(encode_row(row)).tokens == TokenCounts(5, 9, 6)
     found = {name: metric_named(name).value(row.as_dict()) for name in ("think_tokens", "answer_tokens")}  # type: ignore[misc]
@@ -51,11 +51,13 @@ def test_tokens_of_thinking_and_of_the_answer() -> None:
         ([("4", True), ("four", True), ("a", False), ("a", False), ("4", True)], 2, 0.5),
     ],
 )
-def test_majority(votes: list[tuple[str, bool]], k: int, expected: float) -> None:
+def test_majority_at_k_is_the_expected_share_of_passing_majorities(
+    votes: list[tuple[str, bool]], k: int, expected: float
+) -> None:
     assert majority_at_k(votes, k) == pytest.approx(expected)
 
 
-def test_majority_needs_as_many_repeats() -> None:
+def test_majority_at_k_above_the_number_of_repeats_is_refused() -> None:
     with pytest.raises(ValueError, match="k must be in"):
         majority_at_k([("a", True)], 2)
     assert metric_named("majority@3").name == "majority_at_3"
@@ -63,7 +65,7 @@ def test_majority_needs_as_many_repeats() -> None:
         metric_named("majority_3")
 
 
-def test_a_vote_is_the_last_number_or_the_text() -> None:
+def test_the_vote_of_a_number_check_is_the_last_number_or_the_text() -> None:
     number = [{"kind": "number"}]
     assert vote_of("<think>7</think> It is 1,234 or 5.0.", number) == vote_of("5", number) == "5"
     assert vote_of("So 1/4.", number) != vote_of("So 3/4.", number) == vote_of("It is 0.75", number)
@@ -86,17 +88,17 @@ def test_a_vote_is_the_last_number_or_the_text() -> None:
         ("math", ["It is 7", "7.0"], "8"),
     ],
 )
-def test_a_vote_is_what_the_check_reads(kind: str, replies: list[str], other: str) -> None:
+def test_the_vote_is_the_answer_that_the_check_reads(kind: str, replies: list[str], other: str) -> None:
     (vote,) = {vote_of(reply, [{"kind": "contains"}, {"kind": kind}]) for reply in replies}
     assert vote_of(other, [{"kind": kind}]) != vote
 
 
-def test_an_unclear_answer_votes_for_its_text() -> None:
+def test_the_vote_of_an_unclear_answer_is_its_text() -> None:
     assert vote_of("A or B", [{"kind": "letter"}]) == "a or b"
     assert vote_of("\\boxed{1,2}", [{"kind": "boxed"}]) == "1,2"
 
 
-def test_the_majority_of_a_conversation() -> None:
+def test_majority_of_a_conversation_differs_from_pass_at_k() -> None:
     def row(repeat: int, reply: str, passed: bool) -> Any:
         check = CheckResult("number", 4, passed, float(passed))
         return replace(make_row("c", reply=reply), repeat=repeat, checks=(check,))

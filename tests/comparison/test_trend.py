@@ -1,4 +1,4 @@
-"""The trend over checkpoints: their positions, the test, and the band."""
+"""Trends over checkpoints: positions, the test, the band, formats."""
 
 from __future__ import annotations
 
@@ -25,22 +25,24 @@ from tests.comparison.make_run import make_run
 
 def trend_of(tmp_path: Path, slope: float, *, names: str = "step-{}", conversations: int = 20, **options: Any) -> Trend:
     paths: list[str] = []
-    for place, step in enumerate((100, 200, 1000, 3000)):
+    for position, step in enumerate((100, 200, 1000, 3000)):
 
-        def change(row: dict[str, Any], rng: np.random.Generator, place: int = place) -> None:
-            row["checks"][0]["score"] = float(np.clip(0.5 + slope * place + rng.normal(0, 0.05), 0, 1))
+        def change(row: dict[str, Any], rng: np.random.Generator, position: int = position) -> None:
+            row["checks"][0]["score"] = float(np.clip(0.5 + slope * position + rng.normal(0, 0.05), 0, 1))
 
         paths.append(
-            str(make_run(tmp_path / names.format(step), conversations=conversations, change=change, seed=place))
+            str(make_run(tmp_path / names.format(step), conversations=conversations, change=change, seed=position))
         )
-    # As a shell sorts them: step-100, step-1000, step-200, step-3000.
+    # In the order of a shell: step-100, step-1000, step-200, step-3000.
     found = compare(sorted(paths), over=options.pop("over", "step"), **options).trend
     assert found is not None
     return found
 
 
 @pytest.mark.parametrize(("slope", "verdict"), [(0.1, "improves"), (-0.1, "worsens"), (0.0, "no trend found")])
-def test_the_verdict_follows_the_direction_of_the_metric(tmp_path: Path, slope: float, verdict: str) -> None:
+def test_the_verdict_depends_on_the_slope_and_the_direction_of_the_metric(
+    tmp_path: Path, slope: float, verdict: str
+) -> None:
     trend = trend_of(tmp_path, slope)
     assert [point.x for point in trend.points] == [100, 200, 1000, 3000]
     assert trend.verdict == verdict
@@ -49,13 +51,13 @@ def test_the_verdict_follows_the_direction_of_the_metric(tmp_path: Path, slope: 
         assert abs(trend.concordance) > 0.8
 
 
-def test_other_metrics_have_trends_that_are_exploratory(tmp_path: Path) -> None:
-    def change(row: dict[str, Any], rng: np.random.Generator, place: int) -> None:
-        row["checks"][0]["score"] = float(np.clip(0.3 + 0.1 * place + rng.normal(0, 0.05), 0, 1))
-        row["reference"]["nll"] = 2.0 + 0.2 * place + float(rng.normal(0, 0.02))
+def test_trends_of_other_metrics_are_exploratory(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator, position: int) -> None:
+        row["checks"][0]["score"] = float(np.clip(0.3 + 0.1 * position + rng.normal(0, 0.05), 0, 1))
+        row["reference"]["nll"] = 2.0 + 0.2 * position + float(rng.normal(0, 0.02))
 
     paths = [
-        str(make_run(tmp_path / f"step-{n}", conversations=12, seed=n, change=partial(change, place=n)))
+        str(make_run(tmp_path / f"step-{n}", conversations=12, seed=n, change=partial(change, position=n)))
         for n in range(4)
     ]
     analysis = compare(paths, over="step", metrics=["nll", "perplexity", "score", "accuracy"])
@@ -72,11 +74,11 @@ def test_other_metrics_have_trends_that_are_exploratory(tmp_path: Path) -> None:
     assert "(exploratory) over step: 4 checkpoints" in as_markdown(analysis).replace("\\", "")
 
 
-def test_few_conversations_decide_nothing(tmp_path: Path) -> None:
+def test_few_conversations_are_too_little_data(tmp_path: Path) -> None:
     assert trend_of(tmp_path, 0.1, conversations=4).verdict == "too little data"
 
 
-def test_concordance_is_kendalls_tau_within_conversations(tmp_path: Path) -> None:
+def test_concordance_is_the_mean_of_kendalls_tau_by_conversation(tmp_path: Path) -> None:
     from scipy.stats import kendalltau
 
     scores = np.random.default_rng(3).permutation(6 * 4).reshape(6, 4) / 24
@@ -92,7 +94,7 @@ def test_concordance_is_kendalls_tau_within_conversations(tmp_path: Path) -> Non
     assert trend.concordance == pytest.approx(np.mean([kendalltau(range(4), row).statistic for row in scores]))
 
 
-def test_the_earliest_checkpoint_is_the_baseline_and_units_are_read(tmp_path: Path) -> None:
+def test_the_first_checkpoint_is_the_baseline_and_units_of_positions_are_read(tmp_path: Path) -> None:
     paths = [str(make_run(tmp_path / name, seed=1)) for name in ("tokens-2b", "tokens-500m", "tokens-1.5b")]
     analysis = compare(paths, over="tokens")
     assert analysis.trend is not None
@@ -101,35 +103,35 @@ def test_the_earliest_checkpoint_is_the_baseline_and_units_are_read(tmp_path: Pa
     assert analysis.trend.verdict == "no change"
 
 
-def test_a_list_gives_the_positions(tmp_path: Path) -> None:
+def test_positions_are_read_from_a_list(tmp_path: Path) -> None:
     trend = trend_of(tmp_path, 0.1, over="100,1000,200,3e3")
     assert [point.variant.label for point in trend.points] == ["step-100", "step-200", "step-1000", "step-3000"]
 
 
 @pytest.mark.parametrize(("slope", "verdict"), [(5, "rises"), (-5, "falls")])
-def test_a_metric_without_a_better_side_rises_or_falls(tmp_path: Path, slope: int, verdict: str) -> None:
-    def change(row: dict[str, Any], rng: np.random.Generator, place: int) -> None:
-        row["tokens"]["reply"] = 40 + slope * place + int(rng.integers(3))
+def test_a_metric_without_direction_rises_or_falls(tmp_path: Path, slope: int, verdict: str) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator, position: int) -> None:
+        row["tokens"]["reply"] = 40 + slope * position + int(rng.integers(3))
 
-    paths = [str(make_run(tmp_path / f"step-{n}", seed=n, change=partial(change, place=n))) for n in range(3)]
+    paths = [str(make_run(tmp_path / f"step-{n}", seed=n, change=partial(change, position=n))) for n in range(3)]
     analysis = compare(paths, over="step", primary="tokens")
     assert analysis.trend is not None
     assert (analysis.trend.metric.name, analysis.trend.verdict) == ("tokens", verdict)
 
 
-def test_the_trend_of_passing_k_times_is_of_whole_conversations(tmp_path: Path) -> None:
-    def change(row: dict[str, Any], _: np.random.Generator, place: int) -> None:
-        passed = int(row["conversation"].removeprefix("talk-")) < 4 * place
+def test_the_trend_of_all_k_is_computed_by_conversation(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], _: np.random.Generator, position: int) -> None:
+        passed = int(row["conversation"].removeprefix("talk-")) < 4 * position
         row["checks"][0] |= {"passed": passed, "score": float(passed)}
 
-    paths = [str(make_run(tmp_path / f"step-{n}", change=partial(change, place=n))) for n in range(4)]
+    paths = [str(make_run(tmp_path / f"step-{n}", change=partial(change, position=n))) for n in range(4)]
     trend = compare(paths, over="step", primary="all_2").trend
     assert trend is not None
     assert [point.mean for point in trend.points] == [0, 4 / 12, 8 / 12, 1]
     assert (trend.num_values, trend.num_conversations, trend.verdict) == (12, 12, "improves")
 
 
-def test_a_setting_of_the_cells_may_be_the_axis(tmp_path: Path) -> None:
+def test_positions_are_read_from_a_setting_of_the_cells(tmp_path: Path) -> None:
     settings = {name: {"temperature": value} for name, value in (("a", 0.5), ("b", 2), ("c", 1.0))}
     trend = compare(
         [str(make_run(tmp_path / "run", cells=list(settings), settings=settings))], over="temperature"
@@ -138,13 +140,13 @@ def test_a_setting_of_the_cells_may_be_the_axis(tmp_path: Path) -> None:
     assert [(point.variant.cell, point.x) for point in trend.points] == [("a", 0.5), ("c", 1.0), ("b", 2.0)]
 
 
-def test_two_checkpoints_have_no_trend(tmp_path: Path) -> None:
+def test_two_checkpoints_are_refused(tmp_path: Path) -> None:
     paths = [str(make_run(tmp_path / f"step-{n}")) for n in range(2)]
     with pytest.raises(UsageError, match="--over needs at least 3 checkpoints, got 2"):
         compare(paths, over="step")
 
 
-def test_bars_are_as_high_as_the_means_and_at_most_as_many_as_fit(tmp_path: Path) -> None:
+def test_the_sparkline_has_a_bar_for_each_mean_that_fits(tmp_path: Path) -> None:
     trend = trend_of(tmp_path / "a", 0.1)
     points = [replace(trend.points[0], mean=mean) for mean in (0.0, 0.5, 0.25, 1.0)]
     assert sparkline(replace(trend, points=tuple(points)), 80) == "▁▅▃█"
@@ -156,12 +158,12 @@ def test_bars_are_as_high_as_the_means_and_at_most_as_many_as_fit(tmp_path: Path
     ("over", "message"),
     [("epoch", "no number after 'epoch'"), ("1,2,3", "one number for each of the 4"), ("1,2,2,3", "are both at 2")],
 )
-def test_positions_that_are_unknown_are_refused(tmp_path: Path, over: str, message: str) -> None:
+def test_invalid_positions_are_refused(tmp_path: Path, over: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         trend_of(tmp_path, 0.1, over=over)
 
 
-def test_rows_that_only_some_checkpoints_have_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_rows_missing_at_some_checkpoints_are_left_out_and_counted(tmp_path: Path) -> None:
     paths = [str(make_run(tmp_path / f"step-{n}", conversations=12 - 2 * (n == 2), seed=n)) for n in range(3)]
     trend = compare(paths, over="step", force=True).trend
     assert trend is not None
@@ -182,7 +184,7 @@ def test_every_format_has_the_trend(tmp_path: Path) -> None:
     assert json.loads(as_json(compare(paths)))["trend"] is None
 
 
-def test_the_simultaneous_level_is_between_bonferronis_and_that_of_one() -> None:
+def test_the_simultaneous_level_is_between_that_of_one_test_and_bonferroni() -> None:
     rng = np.random.default_rng(0)
     one = rng.normal(size=(30, 1))
     assert simultaneous_level(one) == 0.05
@@ -191,16 +193,16 @@ def test_the_simultaneous_level_is_between_bonferronis_and_that_of_one() -> None
 
 
 @pytest.mark.slow
-def test_the_band_holds_all_means_together_in_95_of_100_samples() -> None:
+def test_the_band_covers_all_means_in_95_of_100_samples() -> None:
     from rwkvbatch.comparison.metrics import metric_named
     from rwkvbatch.comparison.trend import band
 
-    rng, held, num = np.random.default_rng(1), 0, 150
+    rng, num_covered, num_samples = np.random.default_rng(1), 0, 150
     conversations = np.repeat(np.arange(30), 2)
-    for _ in range(num):
+    for _ in range(num_samples):
         true = np.linspace(0.4, 0.7, 8)
-        easy = rng.normal(0, 0.1, (30, 1)).repeat(2, axis=0)
-        values = (rng.random((60, 8)) < np.clip(true + easy, 0, 1)).astype(float)
+        ease = rng.normal(0, 0.1, (30, 1)).repeat(2, axis=0)
+        values = (rng.random((60, 8)) < np.clip(true + ease, 0, 1)).astype(float)
         _, ends = band(metric_named("score"), values, conversations)
-        held += all(low <= mean <= high for mean, (low, high) in zip(true, ends, strict=True))
-    assert held / num >= 0.92
+        num_covered += all(low <= mean <= high for mean, (low, high) in zip(true, ends, strict=True))
+    assert num_covered / num_samples >= 0.92

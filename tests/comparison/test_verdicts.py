@@ -1,4 +1,4 @@
-"""Interval, p-value, verdict and ranking never contradict each other, whatever the design."""
+"""Verdicts: intervals, p-values, verdicts and rankings agree in random designs; wording of numbers."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Design:
     margin: float | None
 
 
-def designs(number: int, seed: int) -> Iterator[Design]:
+def designs(count: int, seed: int) -> Iterator[Design]:
     rng = np.random.default_rng(seed)
-    for _ in range(number):
+    for _ in range(count):
         clusters = int(rng.integers(1, 9)) if rng.random() < 0.99 else int(rng.integers(9, 30))
         variants, rows_each = int(rng.integers(2, 7)), int(rng.integers(1, 4))
         conversations = np.repeat(np.arange(clusters), rows_each)
@@ -117,16 +117,16 @@ def check_line(line: Comparison) -> None:
 
 
 def check_ranking(ranking: Ranking, lines: list[Comparison]) -> None:
-    able = {candidate.variant: candidate.could_be_best for candidate in ranking.candidates}
+    could_be_best = {candidate.variant: candidate.could_be_best for candidate in ranking.candidates}
     assert ranking.best.could_be_best
     sign = 1 if ranking.metric.better == "higher" else -1
     for other in ranking.indistinguishable:
         assert sign * other.mean <= sign * ranking.best.mean
     for line in lines:
         if line.verdict == "better":
-            assert not able[line.pair.baseline]
+            assert not could_be_best[line.pair.baseline]
         if line.verdict == "worse":
-            assert not able[line.pair.variant]
+            assert not could_be_best[line.pair.variant]
     beaten_by = {candidate.variant: candidate.beaten_by for candidate in ranking.candidates}
     verdicts = {line.pair.variant: line.verdict for line in lines}
     for variant, rival in beaten_by.items():
@@ -136,29 +136,29 @@ def check_ranking(ranking: Ranking, lines: list[Comparison]) -> None:
             assert any(line.pair.variant.label == rival and line.verdict == "better" for line in lines)
 
 
-def check_designs(number: int, seed: int) -> None:
+def check_designs(count: int, seed: int) -> None:
     num_rankings = 0
-    for design in designs(number, seed):
+    for design in designs(count, seed):
         lines, ranking = analysed(design)
         for line in lines:
             check_line(line)
         if ranking is not None:
             num_rankings += 1
             check_ranking(ranking, lines)
-    assert num_rankings > number / 4
+    assert num_rankings > count / 4
 
 
-def test_nothing_contradicts_anything_in_500_random_designs() -> None:
+def test_intervals_verdicts_and_rankings_agree_in_500_random_designs() -> None:
     check_designs(500, seed=1)
 
 
 @pytest.mark.slow
-def test_nothing_contradicts_anything_in_9500_more_random_designs() -> None:
+def test_intervals_verdicts_and_rankings_agree_in_9500_more_random_designs() -> None:
     check_designs(9500, seed=2)
 
 
 def line(**changes: object) -> Comparison:
-    """Significantly better in score."""
+    """A comparison that is significantly better in score, with `changes`."""
     base = Comparison(
         pair=Pair(Variant("a", "x", "a"), Variant("b", "x", "b")), metric=metric_named("score"), group=None,
         family="score", baseline_mean=0.5, variant_mean=0.6, difference=0.1, standard_error=0.02, low=0.02, high=0.18,
@@ -189,18 +189,18 @@ def test_the_verdict_follows_from_the_interval(changes: dict[str, object], verdi
     assert line(**changes).verdict == verdict
 
 
-def test_an_end_that_excludes_zero_is_not_written_as_zero() -> None:
+def test_an_end_of_an_interval_that_excludes_zero_is_not_shown_as_zero() -> None:
     assert interval(line(low=0.00004)) == "[+4e-05, +0.180]"
     assert interval(line(low=-0.00004)) == "[0.000, +0.180]"
     assert interval(line(low=-math.inf, high=math.inf)) == "—"
 
 
-def test_a_difference_that_excludes_zero_is_not_written_as_zero() -> None:
+def test_a_difference_that_excludes_zero_is_not_shown_as_zero() -> None:
     assert difference(line(difference=2e-10, low=1e-10, high=3e-10)) == "+2e-10"
     assert difference(line(difference=2e-10, low=-1e-10, high=3e-10)) == "0.000"
 
 
-def test_huge_numbers_fit_on_a_line() -> None:
+def test_huge_numbers_are_shown_with_an_exponent() -> None:
     assert (number(5e98, 3), number(-5e98, 3), number(1e8, 1)) == ("5e+98", "-5e+98", "100000000.0")
 
 
@@ -222,24 +222,24 @@ def test_a_perplexity_that_overflowed_is_larger_than_every_number_and_an_end_wit
         ({"decidable": False, "low": -1.0, "high": 1.0, "margin": 1.0}, "too little data"),
     ],
 )
-def test_a_verdict_says_that_the_whole_interval_is_within_the_margin(changes: dict[str, object], words: str) -> None:
+def test_a_verdict_names_the_margin_that_contains_the_interval(changes: dict[str, object], words: str) -> None:
     assert verdict(line(**changes)) == words
 
 
 @pytest.mark.parametrize(("metric", "outcome"), [("score", "failed"), ("pass_at_2", "failed"), ("nll", "left out")])
-def test_turns_with_errors_fail_checks_and_have_no_number_of_other_metrics(metric: str, outcome: str) -> None:
+def test_turns_with_errors_fail_in_metrics_of_checks_and_are_left_out_of_others(metric: str, outcome: str) -> None:
     dropped = [Dropped("a", errors=2, unreached=1)]
     assert left_out(dropped, metric_named(metric)) == (
         f"Not as planned: 2 turns with an error in a ({outcome}); 1 turn not reached in a ({outcome})."
     )
 
 
-def test_counts_of_whole_variants_are_of_no_conversations() -> None:
+def test_counts_of_variants_have_no_conversations_and_directions() -> None:
     counts = line(metric=metric_named("errors"), num_conversations=1, num_values=1)
     assert (extent([counts], (2, 2)), directions(counts)) == ("", "—")
 
 
-def test_a_signed_rank_test_that_disagrees_is_noticed_for_heavy_tails_only() -> None:
+def test_a_disagreeing_signed_rank_test_counts_for_metrics_with_heavy_tails_only() -> None:
     assert not line(p_rank=0.5).rank_disagrees
     assert line(p_rank=0.5, metric=metric_named("nll")).rank_disagrees
     assert not line(p_rank=0.01, metric=metric_named("nll")).rank_disagrees

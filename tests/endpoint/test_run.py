@@ -86,10 +86,21 @@ def test_characters_of_several_tokens_are_scored_by_the_server(
         assert (served.reference.tokens, served.reference.matched) == (own.tokens, own.matched)
 
 
-def test_choices_are_scored_by_the_server(tmp_path: Path, server: FakeServer) -> None:
+CHOICES: list[dict[str, Any]] = [
+    {
+        "messages": [
+            {"role": "user", "content": "Sky?", "choices": ["blue", "a green one"], "expect": {"choice": "blue"}}
+        ]
+    },
+    {"prompt": "", "choices": ["The sky is blue.", "The sky are blue."]},
+    {"prompt": "Ada thanked ", "choices": ["Ada", "Bob"], "continuation": ", who helped."},
+]
+
+
+@pytest.mark.parametrize("line", CHOICES)
+def test_choices_are_scored_by_the_server(line: dict[str, Any], tmp_path: Path, server: FakeServer) -> None:
     path = tmp_path / "choices.jsonl"
-    turn = {"role": "user", "content": "Sky?", "choices": ["blue", "a green one"], "expect": [{"choice": "blue"}]}
-    path.write_text(json.dumps({"id": "sky", "messages": [turn]}) + "\n")
+    path.write_text(json.dumps({"id": "sky", **line}) + "\n")
     (here,) = rwkvbatch.run(path, **GREEDY).rows()
     (there,) = rwkvbatch.run(path, endpoint=server.url, endpoint_api="completions-ids", **GREEDY).rows()
     assert here.choices is not None

@@ -1,1 +1,1 @@
-"""Hostile files for every reader of files of other programs: made by hand and by seeded changes of sound ones."""
+"""Hostile files for every reader of files of other programs: written by hand, and valid ones changed at random."""

@@ -1,4 +1,4 @@
-"""`python -m tests.hostile [N] [SEED] [READER...]`: N refused files for each reader, in this process; a JSON line each.
+"""`python -m tests.hostile [N] [SEED] [READER...]`: reads hostile files until each reader has refused N; JSON lines.
 
 Each file must be read or refused with one message that names it, in bounded time and memory, and leave no file open.
 """
@@ -24,20 +24,20 @@ from tests.hostile.readers import READERS
 MAX_CPU_S = 5.0
 MAX_MIB = 300.0
 MAX_MESSAGE = 1200
-TRIES_FOR_ONE = 50
-"""Most changed files for each that is refused: many changes do no harm."""
+MAX_TRIES_PER_REFUSAL = 50
+"""Limit of changed files for each refused one; many changes leave a file valid."""
 
 
 def main() -> None:
     arguments = sys.argv[1:]
-    wanted, seed = int(arguments[0]) if arguments else 200, int(arguments[1]) if len(arguments) > 1 else 0
+    num_refusals, seed = int(arguments[0]) if arguments else 200, int(arguments[1]) if len(arguments) > 1 else 0
     for name in arguments[2:] or READERS:
-        print(json.dumps({"reader": name, **outcome(name, READERS[name], wanted, seed)}), flush=True)  # noqa: T201
+        print(json.dumps({"reader": name, **outcome(name, READERS[name], num_refusals, seed)}), flush=True)  # noqa: T201
 
 
-def outcome(name: str, reader: Reader, wanted: int, seed: int) -> dict[str, Any]:
-    """How many files were refused and read, by exit code, the worst costs, and the problems."""
-    chance = random.Random(f"{seed} {name}")
+def outcome(name: str, reader: Reader, num_refusals: int, seed: int) -> dict[str, Any]:
+    """Numbers of refused and read files, exit codes, the largest costs, and problems."""
+    generator = random.Random(f"{seed} {name}")
     counts, problems, worst_s, worst_mib = Counter[str](), list[str](), 0.0, 0.0
     with tempfile.TemporaryDirectory() as root:
         path = Path(root) / "files" / reader.file
@@ -46,21 +46,21 @@ def outcome(name: str, reader: Reader, wanted: int, seed: int) -> dict[str, Any]
         seeds = reader.seeds()
         for data in seeds:
             path.write_bytes(data)
-            reader.read(path)  # sound files, and modules are imported
+            reader.read(path)  # valid files; also imports modules
         open_before = num_open_files()
-        files = [*reader.made.values()]
-        changed = changed_files(seeds, reader.changes, chance)
-        for number in range(wanted * TRIES_FOR_ONE):
-            if counts["refused"] >= wanted:
+        written_by_hand = [*reader.written_by_hand.values()]
+        changed = changed_files(seeds, reader.changes, generator)
+        for number in range(num_refusals * MAX_TRIES_PER_REFUSAL):
+            if counts["refused"] >= num_refusals:
                 break
-            data = files[number] if number < len(files) else next(changed)
+            data = written_by_hand[number] if number < len(written_by_hand) else next(changed)
             path.write_bytes(data)
             before, started = peak_mib(), time.process_time()
             problem = problem_of(reader, path, counts)
-            spent, grown = time.process_time() - started, peak_mib() - before
-            worst_s, worst_mib = max(worst_s, spent), max(worst_mib, grown)
-            if spent > MAX_CPU_S or grown > MAX_MIB:
-                problem = problem or f"took {spent:.1f} s and {grown:.0f} MiB"
+            cpu_s, grown_mib = time.process_time() - started, peak_mib() - before
+            worst_s, worst_mib = max(worst_s, cpu_s), max(worst_mib, grown_mib)
+            if cpu_s > MAX_CPU_S or grown_mib > MAX_MIB:
+                problem = problem or f"took {cpu_s:.1f} s and {grown_mib:.0f} MiB"
             if problem:
                 kept = Path(tempfile.gettempdir()) / f"hostile-{name}-{number}"
                 kept.write_bytes(data)
@@ -72,7 +72,7 @@ def outcome(name: str, reader: Reader, wanted: int, seed: int) -> dict[str, Any]
 
 
 def problem_of(reader: Reader, path: Path, counts: Counter[str]) -> str | None:
-    """Read one file; what is wrong with how that ended."""
+    """Read one file; returns the problem with the outcome, or None."""
     try:
         reader.read(path)
     except RwkvBatchError as error:

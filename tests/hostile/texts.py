@@ -1,4 +1,4 @@
-"""Readers of results, benchmarks and chats of other programs, and of what clients and servers send."""
+"""Hostile files for readers of results, benchmarks and chats, and of bodies and streams of HTTP."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def inspect_logs() -> list[bytes]:
 
 
 def promptfoo_results() -> list[bytes]:
-    usual = {"promptIdx": 0, "score": 1, "success": True, "failureReason": 0, "response": {"output": "r"}}
+    common = {"promptIdx": 0, "score": 1, "success": True, "failureReason": 0, "response": {"output": "r"}}
     results = [
-        {**usual, "testIdx": n, "provider": {"id": provider}, "vars": {"q": f"q{n}"}, "namedScores": {}}
+        {**common, "testIdx": n, "provider": {"id": provider}, "vars": {"q": f"q{n}"}, "namedScores": {}}
         for n in range(3)
         for provider in "ab"
     ]
@@ -51,20 +51,20 @@ def promptfoo_results() -> list[bytes]:
 
 
 def tables() -> list[bytes]:
-    head = b"id,variant,repeat,turn,tags,score\n"
-    return [head + b"".join(f"q{n},{v},0,0,x;y,{n % 2}\n".encode() for n in range(4) for v in "ab")]
+    header = b"id,variant,repeat,turn,tags,score\n"
+    return [header + b"".join(f"q{n},{v},0,0,x;y,{n % 2}\n".encode() for n in range(4) for v in "ab")]
 
 
 def parquet_tables() -> list[bytes]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    made: list[bytes] = []
+    files: list[bytes] = []
     for compression in ("none", "snappy"):
         file = io.BytesIO()
         pq.write_table(pa.table({"id": ["a", "b", "c"], "score": [0.0, 1.0, 0.5]}), file, compression=compression)
-        made.append(file.getvalue())
-    return made
+        files.append(file.getvalue())
+    return files
 
 
 def read_results(path: Path) -> None:
@@ -85,16 +85,16 @@ def benchmark_tables() -> list[bytes]:
 
     from tests.script.benchmark_records import LAMBADA, MMLU
 
-    made: list[bytes] = []
+    files: list[bytes] = []
     for record in (LAMBADA, MMLU):
         file = io.BytesIO()
         pq.write_table(pa.table({name: [value] for name, value in record.items()}), file)
-        made.append(file.getvalue())
-    return made
+        files.append(file.getvalue())
+    return files
 
 
 def read_benchmark(path: Path) -> None:
-    """Import it as each benchmark: the last refusal is raised if none takes it."""
+    """Import the file as each benchmark; if all refuse it, raise the first refusal."""
     from rwkvbatch.errors import ScriptError
     from rwkvbatch.script.benchmark_import import import_benchmark
     from rwkvbatch.script.benchmarks import BENCHMARKS
@@ -120,13 +120,13 @@ def chats() -> list[bytes]:
     parts = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
     turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
     body = {"model": "m", "messages": messages, "temperature": 0.5, "max_tokens": 4, "seed": 1}
-    asked = {"messages": [{"role": "user", "content": "a", "expect": [{"contains": "b"}]}], "params": {"top_k": 3}}
+    checked = {"messages": [{"role": "user", "content": "a", "expect": [{"contains": "b"}]}], "params": {"top_k": 3}}
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
     return [
         lines({"id": "1", "messages": messages, "source": "x"}, {"messages": parts, "prompt_id": 3}),
         lines({"id": "1", "conversations": turns}, {"conversation_id": "2", "conversation": messages, "turn": 1}),
         lines({"question_id": 81, "category": "math", "turns": ["a", "b"], "reference": ["c", ""]}),
-        lines({"custom_id": "x", "method": "POST", "url": "/v1/chat/completions", "body": body}, asked),
+        lines({"custom_id": "x", "method": "POST", "url": "/v1/chat/completions", "body": body}, checked),
         lines({"id": "t", "text": "a"}, {"prompt": "a", "continuation": " b"}, {"prompt": "a", "choices": ["b", "c"]}),
         lines({"messages": messages, "tools": [tool]}),
     ]
@@ -169,14 +169,14 @@ def streams() -> list[bytes]:
     ]
 
 
-def of_stream(data: bytes, chance: random.Random) -> bytes:
+def of_stream(data: bytes, generator: random.Random) -> bytes:
     """A change of one event's JSON, where it is JSON."""
     parts = data.split(b"\n")
-    at = chance.choice([at for at, part in enumerate(parts) if part.startswith(b"data: {")] or [0])
+    at = generator.choice([at for at, part in enumerate(parts) if part.startswith(b"data: {")] or [0])
     try:
-        parts[at] = b"data: " + of_json(parts[at][6:], chance)
+        parts[at] = b"data: " + of_json(parts[at][6:], generator)
     except ValueError:
-        return of_bytes(data, chance)
+        return of_bytes(data, generator)
     return b"\n".join(parts)
 
 
@@ -193,7 +193,7 @@ def read_stream(path: Path) -> None:
 
     try:
         read_answer(_events(pieces())).end(["x"])
-    except _TransientError as error:  # asked for again, and then this error
+    except _TransientError as error:  # the client repeats the request, and then raises this error
         raise EndpointError(str(error)) from None
 
 

@@ -1,4 +1,4 @@
-"""Readers of weights, vocabularies, adapters and states."""
+"""Hostile files for readers of weights, vocabularies, adapters and states."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def tiny_spec() -> ModelSpec:
 
 
 def read_checkpoint(path: Path, adapter: Adapter | None = None) -> None:
-    """Open weights, and read every tensor."""
+    """Open weights and read every tensor."""
     with open_checkpoint(path, adapter) as checkpoint:
         for name in checkpoint:
             checkpoint.check(name)
@@ -73,12 +73,12 @@ def hf_indexes() -> list[bytes]:
     return [index_of({name: f"model-{1 + number % 2:05}-of-00002.safetensors" for number, name in enumerate(names)})]
 
 
-def index_of(places: object) -> bytes:
-    return json.dumps({"metadata": {}, "weight_map": places}).encode()
+def index_of(weight_map: object) -> bytes:
+    return json.dumps({"metadata": {}, "weight_map": weight_map}).encode()
 
 
 def quantised_files() -> list[bytes]:
-    made: list[bytes] = []
+    files: list[bytes] = []
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "x.safetensors"
         source.write_bytes(save(tiny_tensors()))
@@ -87,8 +87,8 @@ def quantised_files() -> list[bytes]:
             with open_checkpoint(source) as checkpoint:
                 entries, metadata = quantised(checkpoint.rounded(None), rounding)
                 save_entries(out, entries, metadata=metadata)
-            made.append(out.read_bytes())
-    return made
+            files.append(out.read_bytes())
+    return files
 
 
 def adapter_files() -> list[bytes]:
@@ -106,7 +106,7 @@ def base_beside(folder: Path) -> None:
 
 
 def read_adapter(path: Path) -> None:
-    """With and without LoRA's alpha, which is refused for other kinds."""
+    """Read the adapter without alpha, or else with it, which only LoRA accepts."""
     try:
         read_checkpoint(path.parent / "base.safetensors", Adapter(path))
     except RwkvBatchError:
@@ -150,32 +150,32 @@ def world_vocabularies() -> list[bytes]:
 
 
 def read_vocabulary(path: Path) -> None:
-    """Read it, and encode and decode with it."""
+    """Read the vocabulary, and encode and decode with it."""
     vocabulary._read.cache_clear()
     tokenizer = vocabulary.read_vocabulary(path, VOCAB_SIZE)
     tokenizer.decode(tokenizer.encode("User: abc über 你好\n\nAssistant:"))
 
 
 def states() -> list[bytes]:
-    tuned, listed = io.BytesIO(), io.BytesIO()
+    tuned, state_list = io.BytesIO(), io.BytesIO()
     torch.save({"blocks.0.att.time_state": torch.ones(2, 2, 2)}, tuned)
-    torch.save([torch.ones(WIDTH), torch.ones(2, 2, 2), torch.ones(WIDTH)], listed)
+    torch.save([torch.ones(WIDTH), torch.ones(2, 2, 2), torch.ones(WIDTH)], state_list)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "saved.safetensors"
         shift = torch.ones(1, 1, WIDTH)
         state = State({"att_shift": shift, "ffn_shift": shift.clone(), "wkv": torch.ones(1, 1, 2, 2, 2)})
         save_state(path, state, tiny_spec())
         saved = path.read_bytes()
-    return [saved, save({"blocks.0.att.time_state": torch.ones(2, 2, 2)}), tuned.getvalue(), listed.getvalue()]
+    return [saved, save({"blocks.0.att.time_state": torch.ones(2, 2, 2)}), tuned.getvalue(), state_list.getvalue()]
 
 
 def read_state(path: Path) -> None:
     load_state(path, tiny_spec())
 
 
-def of_state(data: bytes, chance: random.Random) -> bytes:
-    """A change of the header, where there is one."""
-    return of_safetensors(data, chance) if data[8:9] == b"{" else of_bytes(data, chance)
+def of_state(data: bytes, generator: random.Random) -> bytes:
+    """Change the header of a safetensors file, or bytes of other files."""
+    return of_safetensors(data, generator) if data[8:9] == b"{" else of_bytes(data, generator)
 
 
 def with_header(header: object, data: bytes = bytes(64)) -> bytes:
@@ -213,7 +213,7 @@ READERS: Mapping[str, Reader] = {
     ),
     "hf-index": Reader(
         "model.safetensors.index.json", lambda path: read_checkpoint(path.parent), hf_indexes, [of_json, of_bytes],
-        {name: index_of(places) for name, places in (("out", {"a": "../x"}), ("self", {"a": "."}), ("list", []))},
+        {"out": index_of({"a": "../x"}), "self": index_of({"a": "."}), "list": index_of([])},
         hf_weights,
         words=('"weight_map"', "model-00001-of-00002.safetensors", "../", "lm_head.weight"),
     ),

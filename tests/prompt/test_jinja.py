@@ -1,4 +1,4 @@
-"""Prompt templates from files: what they make, and what they may not do."""
+"""Prompt templates from files: rendered prompts, forbidden constructs, limits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Assistant:{% endmacro %}
 REST = "{% macro user(text) %}{{ text }}{% endmacro %}{% macro reply(text) %}{{ text }}{% endmacro %}"
 
 
-def test_a_chatml_file_makes_chatml() -> None:
+def test_a_chatml_file_renders_chatml() -> None:
     template = load_template(Prompting(template=str(CHATML)))
     assert template.opening("Be brief.", None) == "<|im_start|>system\nBe brief.<|im_end|>\n"
     assert template.turn(" Hi ") == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
@@ -37,7 +37,7 @@ def test_a_chatml_file_makes_chatml() -> None:
     assert (template.closing, template.stops) == ("<|im_end|>\n", ("<|im_end|>",))
 
 
-def test_a_template_sees_the_thinking_mode_except_in_past_turns() -> None:
+def test_the_thinking_mode_is_rendered_in_the_last_turn_only() -> None:
     template = load_template(Prompting(template=str(CHATML), think="short"))
     assert template.turn("x") == "<|im_start|>user\nx think a bit<|im_end|>\n<|im_start|>assistant\n<think"
     assert template.past_turn("x") == "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
@@ -45,7 +45,7 @@ def test_a_template_sees_the_thinking_mode_except_in_past_turns() -> None:
 
 
 @pytest.mark.parametrize("think", ["off", "on", "fake"])
-def test_the_official_template_written_as_a_file_is_the_official_template(think: str, tmp_path: Path) -> None:
+def test_the_official_template_as_a_file_renders_the_same_text(think: str, tmp_path: Path) -> None:
     path = tmp_path / "official.jinja"
     path.write_text(OFFICIAL, encoding="utf-8")
     official = load_template(Prompting.parse({"think": think}))
@@ -59,7 +59,7 @@ def test_the_official_template_written_as_a_file_is_the_official_template(think:
     assert from_file.closing == "\n\n"
 
 
-def test_a_prelude_that_is_closed_already_is_not_closed_twice() -> None:
+def test_a_prelude_is_closed_once() -> None:
     template = read_template(str(CHATML), ReplyPrompt())
     closed = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nHi.<|im_end|>\n"
     assert template.opening(None, closed) == closed
@@ -95,12 +95,12 @@ def test_a_prelude_that_is_closed_already_is_not_closed_twice() -> None:
         ("{% set system = 'x' %}", "defines no macro 'system'"),
     ],
 )  # fmt: skip
-def test_what_a_prompt_template_may_not_do_is_refused_with_its_line(source: str, message: str) -> None:
+def test_forbidden_constructs_are_refused_with_their_line(source: str, message: str) -> None:
     with pytest.raises(TemplateError, match=message):
         JinjaTemplate(source + OFFICIAL * ("system" not in source), "t.jinja", ReplyPrompt())
 
 
-def test_an_undefined_name_in_a_macro_is_refused_with_its_line_before_any_turn() -> None:
+def test_an_undefined_name_in_a_macro_is_refused_at_loading() -> None:
     with pytest.raises(TemplateError, match=r"t\.jinja:2: in the macro 'system': 'nothing' is undefined"):
         JinjaTemplate("{% macro system(text) %}\n{{ nothing }}{% endmacro %}" + REST, "t.jinja", ReplyPrompt())
 
@@ -111,7 +111,7 @@ def test_a_missing_macro_is_named() -> None:
     assert "{% macro system(text) %}" in str(caught.value.hint)
 
 
-def test_output_is_bounded_however_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_of_a_macro_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jinja, "MAX_OUTPUT_CHARACTERS", 1000)
     doubled = "{% set a = text %}" + "{% set a = a + a %}" * 60
     for body in (doubled + "{{ a }}", "{{ text }}" * 300):
@@ -119,21 +119,21 @@ def test_output_is_bounded_however_it_is_made(monkeypatch: pytest.MonkeyPatch) -
             JinjaTemplate("{% macro system(text) %}" + body + "{% endmacro %}" + REST, "t.jinja", ReplyPrompt())
 
 
-def test_doubling_at_the_top_of_the_file_is_bounded_too() -> None:
+def test_text_outside_macros_is_bounded() -> None:
     with pytest.raises(TemplateError, match="more than"):
         JinjaTemplate(
             "{% set a = 'aaaaaaaaaaaaaaaa' %}" + "{% set a = a + a %}" * 60 + OFFICIAL, "t.jinja", ReplyPrompt()
         )
 
 
-def test_each_rendering_has_the_whole_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_rendering_has_the_whole_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jinja, "MAX_OUTPUT_CHARACTERS", 100)
     template = JinjaTemplate(OFFICIAL, "t.jinja", ReplyPrompt())
     assert [template.turn("x" * 80) for _ in range(5)] == ["User: " + "x" * 80 + "\n\nAssistant:"] * 5
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"x" * (MAX_TEMPLATE_BYTES + 1)])
-def test_a_file_that_is_no_small_text_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf8_or_too_large_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "t.jinja"
     path.write_bytes(content)
     with pytest.raises(TemplateError, match=r"t\.jinja: (cannot be read|is larger than)"):
@@ -146,7 +146,7 @@ def test_a_file_that_cannot_be_opened_is_refused(name: str, tmp_path: Path) -> N
         read_template(str(tmp_path / name), ReplyPrompt())
 
 
-def test_a_template_past_its_deadline_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_past_its_deadline_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = "{% macro system(text) %}" + "{{ text|upper|lower|length }}" * 100 + "{% endmacro %}"
     template = JinjaTemplate(slow + REST, "t.jinja", ReplyPrompt())
     monkeypatch.setattr(jinja, "DEADLINE_S", 0.05)
@@ -154,36 +154,36 @@ def test_a_template_past_its_deadline_is_an_error(monkeypatch: pytest.MonkeyPatc
         template.opening("a" * 3_000_000, None)
 
 
-def test_the_template_markdown_writes_the_sample_of_the_templates_file() -> None:
-    """The frame of the first sample in RWKV-LM's `RWKV7-G1x-templates.txt` of 2026-04-18 (commit b562542)."""
+def test_the_template_markdown_renders_the_sample_of_the_templates_file() -> None:
+    """The first sample without its content in RWKV-LM's `RWKV7-G1x-templates.txt` of 2026-04-18 (commit b562542)."""
     system = '### `f`\n**Description:** Fetches.\n**Parameters:**\n```json\n{\n  "type": "object"\n}\n```'
-    form = load_template(Prompting(template="markdown", think="on"))
-    first = form.opening(system, None) + form.turn("Can you?")
+    template = load_template(Prompting(template="markdown", think="on"))
+    first = template.opening(system, None) + template.turn("Can you?")
     assert first == f"### System\n{system}\n### User\nCan you?\n### Assistant\n<think"
-    assert form.past_turn("a") + form.reply("b\n\nc") == "### User\na\n### Assistant\nb\n\nc\n"
-    assert (form.closing, form.stops[0]) == ("\n", "\n### User\n")
+    assert template.past_turn("a") + template.reply("b\n\nc") == "### User\na\n### Assistant\nb\n\nc\n"
+    assert (template.closing, template.stops[0]) == ("\n", "\n### User\n")
     request = load_template(Prompting(template="markdown", think="short-parens")).turn("a")
     assert request == "### User\na (think a bit)\n### Assistant\n<think"
 
 
 @pytest.mark.parametrize(("think", "reply"), [("off", ""), ("on", "<think"), ("fake-oneline", "<think></think")])
-def test_the_template_bot_writes_what_the_chat_template_of_transformers_rwkv_writes(think: str, reply: str) -> None:
-    """As its `tests/models/rwkv/test_tokenization_rwkv.py` of 2026-08-11 (commit c29f4fb) has the prompts."""
-    form = load_template(Prompting.parse({"template": "bot", "think": think}))
-    assert form.opening("Be brief.", None) == "System✿Be brief.✿\n"
-    assert form.turn("A\r\n\r\nB\n\n\n") == f"User✿A\nB✿\nBot✿{reply}"
-    assert form.past_turn("Hi") + form.reply("Done") == "User✿Hi✿\nBot✿Done✿\n"
-    assert (form.closing, form.stops) == ("✿\n", ("✿",))
+def test_the_template_bot_renders_the_prompts_of_the_tests_of_transformers(think: str, reply: str) -> None:
+    """The prompts of transformers' `tests/models/rwkv/test_tokenization_rwkv.py` of 2026-08-11 (commit c29f4fb)."""
+    template = load_template(Prompting.parse({"template": "bot", "think": think}))
+    assert template.opening("Be brief.", None) == "System✿Be brief.✿\n"
+    assert template.turn("A\r\n\r\nB\n\n\n") == f"User✿A\nB✿\nBot✿{reply}"
+    assert template.past_turn("Hi") + template.reply("Done") == "User✿Hi✿\nBot✿Done✿\n"
+    assert (template.closing, template.stops) == ("✿\n", ("✿",))
 
 
-def test_a_template_without_a_space_before_replies_has_none_before_a_prefix_either() -> None:
-    form = load_template(Prompting(template="bot", reply_prefix="The answer is"))
-    assert form.turn("a") == "User✿a✿\nBot✿The answer is"
-    assert form.given_reply("The answer is 3") == ("The answer is", " 3✿\n")
+def test_reply_space_false_removes_the_space_before_replies_and_prefixes() -> None:
+    template = load_template(Prompting(template="bot", reply_prefix="The answer is"))
+    assert template.turn("a") == "User✿a✿\nBot✿The answer is"
+    assert template.given_reply("The answer is 3") == ("The answer is", " 3✿\n")
     with pytest.raises(TemplateError, match="`reply_space` must be true or false"):
         JinjaTemplate("{% set reply_space = 'no' %}" + OFFICIAL, "t.jinja", ReplyPrompt())
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_every_template_that_comes_with_the_program_is_documented(name: str) -> None:
+def test_every_built_in_template_is_documented(name: str) -> None:
     assert f"--template {name}" in (Path(__file__).parents[2] / "docs" / "prompts.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Cleaning, the official template, thinking modes."""
+"""The official template: cleaning of texts, thinking modes, ends of turns, preludes."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ THINKING: list[ThinkMode] = ["on", "short", "long", "fake"]
 
 
 def api_demo_chat_prompt(message: str) -> str:
-    """What API_DEMO_CHAT feeds for one message (its order of the two replacements does not matter without \\r)."""
+    """The prompt of API_DEMO_CHAT for one message (the order of its two replacements matters only with \\r)."""
     return "User: " + re.sub(r"\n+", "\n", message.strip()) + "\n\nAssistant:"
 
 
 @given(text=st.text(st.sampled_from("ab \n\r\té"), max_size=20))
 @example(text="a\r\r\nb")
 @example(text="a\n\r\n\r\nb")
-def test_cleaned_text_has_no_blank_line_and_no_space_at_its_ends(text: str) -> None:
+def test_cleaned_text_has_no_blank_line_and_no_outer_space(text: str) -> None:
     cleaned = clean(text)
     assert "\n\n" not in cleaned
     assert "\r\n" not in cleaned
@@ -50,11 +50,11 @@ def test_cleaning_many_carriage_returns_takes_linear_time() -> None:
 
 
 @given(text=st.text(st.characters(exclude_characters="\r")))
-def test_a_turn_is_what_api_demo_chat_feeds(text: str) -> None:
+def test_a_turn_is_the_prompt_of_api_demo_chat(text: str) -> None:
     assert OfficialTemplate().turn(text) == api_demo_chat_prompt(text)
 
 
-def test_the_official_template_segment_by_segment() -> None:
+def test_the_official_template_renders_each_segment() -> None:
     template = load_template(Prompting())
     assert template.opening("Be\r\n\r\nbrief. ", None) == "System: Be\nbrief.\n\n"
     assert template.turn(" Hi\n\n\nthere ") == "User: Hi\nthere\n\nAssistant:"
@@ -77,7 +77,7 @@ def test_the_official_template_segment_by_segment() -> None:
         ("long-parens", "User: x (think a lot)\n\nAssistant: <think"),
     ],
 )
-def test_each_thinking_mode_ends_the_prompt_in_its_way(think: ThinkMode, end: str) -> None:
+def test_the_thinking_mode_sets_the_end_of_the_prompt(think: ThinkMode, end: str) -> None:
     template = load_template(Prompting(think=think))
     assert template.turn("x") == end
     assert template.past_turn("x") == "User: x\n\nAssistant:"
@@ -94,14 +94,14 @@ def test_each_thinking_mode_ends_the_prompt_in_its_way(think: ThinkMode, end: st
     ],
 )
 @pytest.mark.parametrize("think", ["off", "on", "fake"])
-def test_what_ends_a_reply_does_not_depend_on_thinking(
+def test_turn_end_sets_stop_strings_independently_of_thinking(
     think: ThinkMode, turn_end: TurnEnd, stops: tuple[str, ...], reply: str
 ) -> None:
     template = load_template(Prompting(think=think, turn_end=turn_end))
     assert (template.stops, template.reply("a\n\nb")) == (stops, reply)
 
 
-def test_the_bundled_model_ends_replies_without_thinking_with_a_blank_line() -> None:
+def test_turn_end_auto_is_blank_line_for_the_bundled_model_without_thinking() -> None:
     assert sha256_of_file(str(BUNDLED_MODEL), "") == BUNDLED_SHA256
     found = [with_turn_end(ReplyPrompt(think=think), BUNDLED_SHA256).turn_end for think in get_args(ThinkMode)]
     assert found == ["blank-line", *["next-role"] * 8]
@@ -114,14 +114,14 @@ def test_thinking_replies_may_hold_blank_lines_and_stop_before_the_next_user(thi
     assert load_template(Prompting(think=think)).stops == ("\nUser:",)
 
 
-def test_a_shown_reply_has_the_thinking_part_that_the_prompt_began() -> None:
+def test_a_shown_reply_includes_the_thinking_part_opened_by_the_prompt() -> None:
     assert (
         OfficialTemplate(ReplyPrompt(think="on")).shown_reply(">\n1+1\n</think>\n2\n\n") == "<think>\n1+1\n</think>\n2"
     )
     assert OfficialTemplate(ReplyPrompt(think="fake")).shown_reply(">\n2\n\n") == "<think>\n</think>\n2"
 
 
-def test_an_empty_system_message_and_no_prelude_open_with_nothing() -> None:
+def test_without_system_message_and_prelude_the_opening_is_empty() -> None:
     assert OfficialTemplate().opening(None, None) == ""
     assert OfficialTemplate().opening(" \n", " ") == ""
 
@@ -132,7 +132,7 @@ def test_a_prelude_follows_the_system_message_and_ends_in_one_blank_line() -> No
     assert template.opening(None, "User: a\n\nAssistant: b\n\n\n") == "User: a\n\nAssistant: b\n\n"
 
 
-def test_the_built_in_prelude_is_read_as_it_is() -> None:
+def test_the_built_in_prelude_is_the_opening_unchanged() -> None:
     text = PRELUDES["api-demo-chat"]
     assert OfficialTemplate().opening(None, text) == text
     assert text.startswith("User: hi\n\nAssistant: Hi. I am your assistant")
@@ -146,7 +146,7 @@ def test_a_prelude_is_a_name_or_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"\xff", b"x" * (MAX_PRELUDE_BYTES + 1)])
-def test_a_prelude_that_is_no_text_file_is_refused(content: bytes | None, tmp_path: Path) -> None:
+def test_a_prelude_that_is_missing_not_utf8_or_too_large_is_refused(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "prelude.txt"
     if content is not None:
         path.write_bytes(content)

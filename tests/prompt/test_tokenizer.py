@@ -1,4 +1,4 @@
-"""The World tokenizer against the `rwkv` package's own, on any text and vocabulary size."""
+"""The World tokenizer, compared with that of the `rwkv` package and a reference by longest match."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import rwkvbatch.prompt.tokenizer as tokenizer_module
 from rwkvbatch.errors import InputError, UsageError
 from rwkvbatch.prompt.tokenizer import WorldTokenizer, encode_long, load_entries, vocabulary_path, world_tokenizer
 
-# Texts that are likely to hit long entries: words, repeated characters, code, several scripts.
+# Pieces that are long entries of the vocabulary: words, repeated characters, code, several scripts.
 _PIECES = st.sampled_from(
     [
         " the",
@@ -54,20 +54,20 @@ def world() -> WorldTokenizer:
 
 
 @given(text=TEXTS)
-def test_gives_the_packages_ids_on_any_text(
+def test_any_text_has_the_ids_of_the_package(
     text: str, package_tokenizer: TRIE_TOKENIZER, world: WorldTokenizer
 ) -> None:
     assert world.encode(text) == package_tokenizer.encode(text)
 
 
-def test_gives_the_packages_ids_on_long_runs_and_real_text(
+def test_repeated_characters_and_source_code_have_the_ids_of_the_package(
     package_tokenizer: TRIE_TOKENIZER, world: WorldTokenizer
 ) -> None:
     for text in (" " * 1000, "=" * 77, "-" * 161, "\n" * 9, Path(__file__).read_text(encoding="utf-8")):
         assert world.encode(text) == package_tokenizer.encode(text)
 
 
-def test_every_entry_is_encoded_as_itself(world: WorldTokenizer) -> None:
+def test_every_entry_is_encoded_as_its_id(world: WorldTokenizer) -> None:
     for token in range(257, 65530):
         data = world.token_bytes(token)
         try:
@@ -78,7 +78,7 @@ def test_every_entry_is_encoded_as_itself(world: WorldTokenizer) -> None:
 
 
 @given(text=TEXTS, vocab_size=st.sampled_from([257, 300, 512, 4096, 65536]))
-def test_decoding_gives_the_text_back_at_every_vocabulary_size(text: str, vocab_size: int) -> None:
+def test_text_is_decoded_from_its_ids_at_every_vocabulary_size(text: str, vocab_size: int) -> None:
     tokenizer = world_tokenizer(vocab_size)
     tokens = tokenizer.encode(text)
     assert tokenizer.decode(tokens) == text
@@ -86,7 +86,7 @@ def test_decoding_gives_the_text_back_at_every_vocabulary_size(text: str, vocab_
 
 
 def longest_matches(data: bytes, entries: Mapping[bytes, int]) -> list[int]:
-    """The slow twin: what the tokenizer does, said in the plainest way."""
+    """Reference implementation: the longest entry at each position."""
     at, ids = 0, list[int]()
     while at < len(data):
         length = next(n for n in range(130, 0, -1) if data[at : at + n] in entries and at + n <= len(data))
@@ -96,21 +96,21 @@ def longest_matches(data: bytes, entries: Mapping[bytes, int]) -> list[int]:
 
 
 @given(text=TEXTS)
-def test_a_smaller_vocabulary_is_the_longest_match_among_its_entries(text: str, world: WorldTokenizer) -> None:
+def test_a_smaller_vocabulary_encodes_by_longest_match_of_its_entries(text: str, world: WorldTokenizer) -> None:
     entries = {world.token_bytes(token): token for token in range(1, 600)}
     assert world_tokenizer(600).encode(text) == longest_matches(text.encode(), entries)
 
 
-# Letters, digits, other ASCII and parts of characters next to each other in every order: where pieces begin and end.
-_EDGES = st.text(st.sampled_from("aZ09 \t\n\r.,'_-(é你。🙂"))
+# Letters, digits, other ASCII and multi-byte characters next to each other: the boundaries of cached pieces.
+_BOUNDARIES = st.text(st.sampled_from("aZ09 \t\n\r.,'_-(é你。🙂"))
 
 
-@given(text=_EDGES)
-def test_words_that_end_in_any_way_get_the_packages_ids(
+@given(text=_BOUNDARIES)
+def test_words_with_any_boundaries_have_the_ids_of_the_package(
     text: str, package_tokenizer: TRIE_TOKENIZER, world: WorldTokenizer
 ) -> None:
-    for again in (text, text, text + text, f" {text}."):
-        assert world.encode(again) == package_tokenizer.encode(again)
+    for encoded_text in (text, text, text + text, f" {text}."):
+        assert world.encode(encoded_text) == package_tokenizer.encode(encoded_text)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def cold_tokenizer() -> WorldTokenizer:
 
 @settings(max_examples=20)
 @given(texts=st.lists(TEXTS, min_size=3))
-def test_full_caches_change_no_ids(
+def test_full_caches_change_no_id(
     texts: list[str], package_tokenizer: TRIE_TOKENIZER, cold_tokenizer: WorldTokenizer
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -147,7 +147,7 @@ def test_a_text_encoded_in_blocks_has_the_same_ids(size: int, text: str, world: 
         assert list(encode_long(world, text * 3)) == whole
 
 
-def test_a_long_text_takes_a_few_times_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoding_a_long_text_takes_less_than_5_times_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer_module, "_BLOCK_BYTES", 4096)
     text = "It was a bright cold day in April, and the clocks were striking thirteen. " * 4000
     tokenizer = world_tokenizer(512)
@@ -162,14 +162,14 @@ def test_a_long_text_takes_a_few_times_its_memory(monkeypatch: pytest.MonkeyPatc
 
 
 @given(text=st.text(st.sampled_from("ab. é")))
-def test_entries_that_go_on_after_a_word_are_found_all_the_same(text: str) -> None:
+def test_entries_across_word_boundaries_are_found(text: str) -> None:
     entries = [b"", *(bytes([byte]) for byte in range(256)), b"a b", b"b.", b"\xc3\xa9 a"]
     ids = {entry: token for token, entry in enumerate(entries) if entry}
     assert WorldTokenizer(entries, len(entries)).encode(text) == longest_matches(text.encode(), ids)
 
 
 @given(tokens=st.lists(st.integers(1, 65529)))
-def test_bytes_are_the_packages_for_any_tokens(
+def test_any_tokens_have_the_bytes_of_the_package(
     tokens: list[int], package_tokenizer: TRIE_TOKENIZER, world: WorldTokenizer
 ) -> None:
     assert world.decode_bytes(tokens) == package_tokenizer.decodeBytes(tokens)
@@ -181,7 +181,7 @@ def test_ids_without_an_entry_decode_to_nothing(token: int, world: WorldTokenize
     assert world.token_bytes(token) == b""
 
 
-def test_a_lone_surrogate_is_refused_with_its_place(world: WorldTokenizer) -> None:
+def test_a_lone_surrogate_is_refused_with_its_position(world: WorldTokenizer) -> None:
     with pytest.raises(InputError, match=r"character 3 of a text, U\+D800"):
         world.encode("ab\ud800")
 
@@ -202,5 +202,5 @@ def test_loading_imports_neither_torch_nor_the_package() -> None:
         "import sys; from rwkvbatch.prompt.tokenizer import world_tokenizer; world_tokenizer().encode('hi');"
         "print([name for name in ('torch', 'numpy', 'rwkv', 'rwkv.model') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert completed.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""The vocabulary file and its cache."""
+"""The file of the World vocabulary and its cache."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def test_ids_are_places_and_gaps_are_empty(source: Path, tmp_path: Path) -> None:
+def test_entries_are_indexed_by_id_and_gaps_are_empty(source: Path, tmp_path: Path) -> None:
     entries = load_entries(source, tmp_path / "cache")
     assert len(entries) == 301
     assert (entries[0], entries[66], entries[257], entries[258], entries[300]) == (b"", b"A", b"ab", b"", "你".encode())
@@ -51,7 +51,7 @@ def test_a_damaged_cache_is_replaced(source: Path, tmp_path: Path, damage: bytes
     assert cache.read_bytes() == whole
 
 
-def test_every_flipped_byte_of_a_cache_is_noticed(source: Path, tmp_path: Path) -> None:
+def test_a_cache_with_a_flipped_bit_is_replaced(source: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     first = load_entries(source, cache)
     whole = cache.read_bytes()
@@ -67,7 +67,7 @@ def test_another_vocabulary_does_not_use_the_cache(source: Path, tmp_path: Path)
     assert load_entries(source, cache)[257] == b"cd"
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(source: Path, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_ignored(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert load_entries(source, tmp_path / "file" / "cache")[257] == b"ab"
     (tmp_path / "folder").mkdir()
@@ -89,18 +89,16 @@ def test_a_cache_that_cannot_be_written_is_no_error(source: Path, tmp_path: Path
         "257 '' 0",
     ],
 )
-def test_a_line_that_is_no_entry_is_refused_with_its_place(line: str) -> None:
+def test_a_line_that_is_no_entry_is_refused_with_its_number(line: str) -> None:
     with pytest.raises(InputError, match=r"some\.txt:257: not an entry"):
         parse_entries((SMALL[: SMALL.index("257 ")] + line).encode(), Path("some.txt"))
 
 
-def test_a_missing_or_empty_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_empty_vocabulary_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         load_entries(tmp_path / "none", tmp_path / "cache")
     with pytest.raises(InputError, match="no vocabulary entry"):
         parse_entries(b"\n\n", tmp_path)
-    monkey = pytest.MonkeyPatch()
-    with monkey.context() as patched:
-        patched.setattr(vocabulary, "find_spec", lambda name: None)
-        with pytest.raises(InputError, match="not installed"):
-            vocabulary.vocabulary_path()
+    monkeypatch.setattr(vocabulary, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="not installed"):
+        vocabulary.vocabulary_path()

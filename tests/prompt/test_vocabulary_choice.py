@@ -1,4 +1,4 @@
-"""Which tokenizer a checkpoint gets: declared, brought, by its number of ids, or as told; and byte-level BPE."""
+"""The choice of a checkpoint's tokenizer (metadata, files, size, `--vocab`), and byte-level BPE."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ CORPUS = [
 SIZE = 330
 
 
-def made_tokenizer(**changes: Any) -> bytes:
-    """A byte-level BPE tokenizer of up to 320 ids as a tokenizer.json; `changes` to its JSON."""
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = tokenizers.decoders.ByteLevel()
+def bpe_json(**changes: Any) -> bytes:
+    """The tokenizer.json of a byte-level BPE tokenizer of up to 320 ids, with `changes`."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=320,
         special_tokens=["<|endoftext|>", "<|padding|>"],
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator(CORPUS, trainer)
-    return json.dumps({**json.loads(made.to_str()), **changes}).encode()
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return json.dumps({**json.loads(tokenizer.to_str()), **changes}).encode()
 
 
-CONTENT = made_tokenizer()
+CONTENT = bpe_json()
 BPE = BpeTokenizer(CONTENT, SIZE, Path("tokenizer.json"))
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a model says about its vocabulary."""
+    """The facts about a checkpoint that decide its tokenizer."""
 
     vocab_size: int
     path: str = "models/some.pth"
@@ -67,7 +67,7 @@ class Checkpoint:
 
 
 @pytest.fixture(autouse=True)
-def _not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def _without_vocab_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RWKVBATCH_VOCAB")
 
 
@@ -79,7 +79,7 @@ class TestBytePairs:
         assert BPE.decode(BPE.encode(text)) == text == package.decode(BPE.encode(text))
 
     @given(st.text(max_size=40))
-    def test_every_text_comes_back_whole_and_in_pieces(self, text: str) -> None:
+    def test_any_text_is_decoded_from_its_ids_at_once_and_incrementally(self, text: str) -> None:
         ids = BPE.encode(text)
         assert BPE.decode(ids) == text
         stream = TextStream(BPE.token_bytes)
@@ -91,7 +91,7 @@ class TestBytePairs:
         stream = TextStream(BPE.token_bytes)
         assert [stream.push(token) for token in ids] == ["", "ü"]
 
-    def test_a_special_token_in_a_text_is_the_text_that_it_is(self) -> None:
+    def test_the_text_of_a_special_token_is_encoded_as_text(self) -> None:
         ids = BPE.encode("a<|endoftext|>b")
         assert 0 not in ids
         assert BPE.decode(ids) == "a<|endoftext|>b"
@@ -100,7 +100,7 @@ class TestBytePairs:
         with pytest.raises(InputError, match=r"U\+D800, is half of a surrogate pair"):
             BPE.encode("\ud800")
 
-    def test_ids_of_the_model_that_the_file_lacks_decode_to_nothing(self) -> None:
+    def test_ids_that_the_file_lacks_have_no_text(self) -> None:
         last = max(json.loads(CONTENT)["model"]["vocab"].values())
         assert textless_ids(BPE) == frozenset(range(last + 1, SIZE))
         assert BPE.token_bytes(0) == b""
@@ -115,19 +115,13 @@ class TestBytePairs:
             (b"{", "is not JSON"),
             (b"[1]", "not a JSON object"),
             (b"{}", "is not byte-level BPE"),
-            (made_tokenizer(decoder={"type": "WordPiece", "prefix": "##", "cleanup": True}), "its decoder WordPiece"),
-            (
-                made_tokenizer(model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}),
-                "its model is WordLevel",
-            ),
-            (made_tokenizer(model={"type": "BPE", "vocab": 3}), "is not a tokenizer"),
-            (
-                made_tokenizer(added_tokens=[]),
-                r"id 0 must be a special token that ends the text, it is '<\|endoftext\|>'",
-            ),
+            (bpe_json(decoder={"type": "WordPiece", "prefix": "##", "cleanup": True}), "its decoder WordPiece"),
+            (bpe_json(model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}), "its model is WordLevel"),
+            (bpe_json(model={"type": "BPE", "vocab": 3}), "is not a tokenizer"),
+            (bpe_json(added_tokens=[]), r"id 0 must be a special token that ends the text, it is '<\|endoftext\|>'"),
         ],
     )
-    def test_what_is_no_byte_level_bpe_is_refused(self, content: bytes, message: str) -> None:
+    def test_tokenizers_other_than_byte_level_bpe_are_refused(self, content: bytes, message: str) -> None:
         with pytest.raises(InputError, match=message):
             BpeTokenizer(content, SIZE, Path("tokenizer.json"))
 
@@ -144,11 +138,11 @@ class TestBytePairs:
 
 class TestChoice:
     @pytest.mark.parametrize("size", [65525, 65529, 65536])
-    def test_world_is_known_by_its_size(self, size: int) -> None:
+    def test_the_world_vocabulary_is_recognised_by_its_size(self, size: int) -> None:
         assert tokenizer_of(Checkpoint(size)).sha256 == world_tokenizer(size).sha256
 
     @pytest.mark.parametrize("size", [300, 20_096, 50_253, 50_305, 65_524, 65_537, 151_936])
-    def test_an_unknown_size_is_refused_with_the_way_out(self, size: int) -> None:
+    def test_an_unknown_size_is_refused_with_the_options_to_set(self, size: int) -> None:
         with pytest.raises(CheckpointError, match=f"has {size:,} token ids, and no known vocabulary has") as caught:
             tokenizer_of(Checkpoint(size))
         assert "--vocab FILE" in str(caught.value.hint)
@@ -164,19 +158,19 @@ class TestChoice:
         found = tokenizer_of(checkpoint)
         assert (found.sha256, found.vocab_size) == (BPE.sha256, size)
 
-    def test_a_file_beside_a_checkpoint_of_another_size_is_left_alone(self, tmp_path: Path) -> None:
+    def test_a_file_beside_a_checkpoint_of_another_size_is_ignored(self, tmp_path: Path) -> None:
         (tmp_path / "20B_tokenizer.json").write_bytes(CONTENT)
         (tmp_path / "tokenizer.json").write_bytes(CONTENT)
         with pytest.raises(CheckpointError):
             tokenizer_of(Checkpoint(SIZE, str(tmp_path / "some.pth")))
 
-    def test_a_directory_brings_its_own(self, tmp_path: Path) -> None:
+    def test_a_directory_has_its_own_tokenizer(self, tmp_path: Path) -> None:
         (tmp_path / "tokenizer.json").write_bytes(CONTENT)
         assert tokenizer_of(Checkpoint(SIZE, str(tmp_path))).sha256 == BPE.sha256
         world = Checkpoint(300, str(tmp_path), vocabulary_file=str(vocabulary_path()))
         assert tokenizer_of(world).sha256 == world_tokenizer(300).sha256
 
-    def test_what_the_metadata_declare_and_what_is_told_go_before_the_size(
+    def test_metadata_and_explicit_vocabularies_override_the_size(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         path = tmp_path / "mine.json"
@@ -188,11 +182,11 @@ class TestChoice:
         assert tokenizer_of(Checkpoint(65_536)).sha256 == BPE.sha256
         assert tokenizer_of(Checkpoint(65_536), "world").name == "rwkv-world"
 
-    def test_metadata_that_declare_something_else_do_not_count(self) -> None:
+    def test_unknown_metadata_are_ignored(self) -> None:
         with pytest.raises(CheckpointError):
             tokenizer_of(Checkpoint(300, vocabulary="martian"))
 
-    def test_a_world_file_is_cut_to_the_model(self) -> None:
+    def test_a_world_file_is_truncated_to_the_ids_of_the_model(self) -> None:
         found = read_vocabulary(vocabulary_path(), 512)
         assert found.sha256 == world_tokenizer(512).sha256
         assert found.encode("Hello world") == world_tokenizer(512).encode("Hello world")
@@ -228,7 +222,7 @@ def test_an_id_without_text_in_a_reply_is_reported_once(caplog: pytest.LogCaptur
     model = HashModel(vocab_size=SIZE)
     engine = Engine(model, tokenizer=BPE)
     textless = min(textless_ids(BPE))
-    # Everything else is banned.
+    # All other ids are banned.
     sampling = Sampling(banned_token_ids=tuple(token for token in range(SIZE) if token != textless))
     with caplog.at_level(logging.WARNING):
         replies = engine.generate([Request((1, 2), sampling, max_tokens=3), Request((3,), sampling, max_tokens=2)])
@@ -254,7 +248,7 @@ def run(*options: str) -> int:
     return invoke(["run", "s.jsonl", "-m", "small.pth", "--max-tokens", "5", "--quiet", "--out", "out", *options])
 
 
-def test_a_run_with_an_unknown_vocabulary_is_refused_and_goes_on_when_told(
+def test_a_run_with_an_unknown_vocabulary_needs_the_option_vocab(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run() == ExitCode.BAD_INPUT
@@ -263,12 +257,12 @@ def test_a_run_with_an_unknown_vocabulary_is_refused_and_goes_on_when_told(
     assert run("--vocab", "world") == ExitCode.DONE
     cells = json.loads((files / "out" / "manifest.json").read_text())["identity"]["cells"]
     assert {cell["tokenizer_sha256"] for cell in cells.values()} == {world_tokenizer(SIZE).sha256}
-    # Another vocabulary is another run.
+    # A run cannot be resumed with another vocabulary.
     assert run("--vocab", "vocabulary.json") == ExitCode.BAD_INPUT
     assert "tokenizer_sha256" in capsys.readouterr().err
 
 
-def test_a_run_reads_and_writes_with_the_vocabulary_that_it_is_given(files: Path) -> None:
+def test_replies_of_a_run_are_decoded_with_its_vocabulary(files: Path) -> None:
     assert run("--vocab", "vocabulary.json") == ExitCode.DONE
     rows = [json.loads(line) for line in (files / "out" / "results.jsonl").read_text().splitlines()]
     assert len(rows) == 2
@@ -292,23 +286,26 @@ def test_info_names_the_tokenizer_and_the_ids_without_text(files: Path, capsys: 
 
 def test_a_safetensors_file_declares_the_world_vocabulary(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["model", "convert", "small.pth", "plain.safetensors"]) == ExitCode.DONE
-    assert invoke(["model", "convert", "small.pth", "told.safetensors", "--vocab", "world"]) == ExitCode.DONE
-    assert invoke(["model", "convert", "told.safetensors", "again.safetensors", "--dtype", "bf16"]) == ExitCode.DONE
-    assert invoke(["model", "convert", "small.pth", "told.pth", "--vocab", "world"]) == ExitCode.USAGE
+    assert invoke(["model", "convert", "small.pth", "declared.safetensors", "--vocab", "world"]) == ExitCode.DONE
+    assert (
+        invoke(["model", "convert", "declared.safetensors", "converted.safetensors", "--dtype", "bf16"])
+        == ExitCode.DONE
+    )
+    assert invoke(["model", "convert", "small.pth", "declared.pth", "--vocab", "world"]) == ExitCode.USAGE
     assert invoke(["model", "random", "1x64", "random.safetensors", "--vocab", "400"]) == ExitCode.DONE
-    for name, known in (("plain", False), ("told", True), ("again", True), ("random", True)):
+    for name, known in (("plain", False), ("declared", True), ("converted", True), ("random", True)):
         capsys.readouterr()
         assert invoke(["model", "info", f"{name}.safetensors", "--json"]) == ExitCode.DONE
         assert ("name" in json.loads(capsys.readouterr().out)["tokenizer"]) == known
 
 
-def test_the_bundled_model_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tokenizer_of_the_bundled_model_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["model", "info", "--json"]) == ExitCode.DONE
     found = json.loads(capsys.readouterr().out)["tokenizer"]
     assert (found["name"], found["num_textless"]) == ("rwkv-world", 0)
 
 
-def test_a_plan_counts_with_the_checkpoints_tokenizer_and_names_ids_without_text(
+def test_a_dry_run_warns_about_ids_without_text_and_unknown_vocabularies(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def plan(*options: str) -> dict[str, Any]:

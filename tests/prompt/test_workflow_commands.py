@@ -1,4 +1,4 @@
-"""Text of models and scripts is never a command to the service that runs a workflow."""
+"""Workflow commands of CI services: text of models and scripts never is one in logs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.exits import message, report
 from rwkvbatch.errors import RowError
 from rwkvbatch.prompt.escaping import CONTEXT, one_line, output_as_log, printable, printable_json
-from tests.chat.test_start import exchange
+from tests.chat.sessions import exchange
 from tests.comparison.make_run import make_run
 
 COMMANDS = (
@@ -40,12 +40,12 @@ PARTS = st.lists(
 
 
 def is_command(line: str) -> bool:
-    """As the runners look at a line: those of GitHub (`ActionCommand.cs`) and Azure (`LoggingCommand.cs`).
+    """Whether the runners of GitHub (`ActionCommand.cs`) or Azure (`LoggingCommand.cs`) take a line for a command.
 
-    Both compare with the culture's rules, which ignore format characters and variation selectors.
+    Both compare by the rules of a culture, which ignore format characters and variation selectors.
     """
-    seen = "".join(c for c in line if unicodedata.category(c) != "Cf" and not "\ufe00" <= c <= "\ufe0f")
-    return seen.lstrip().startswith("::") or "##[" in seen or "##vso[" in seen
+    compared = "".join(c for c in line if unicodedata.category(c) != "Cf" and not "\ufe00" <= c <= "\ufe0f")
+    return compared.lstrip().startswith("::") or "##[" in compared or "##vso[" in compared
 
 
 @pytest.fixture(params=["GITHUB_ACTIONS", "TF_BUILD"])
@@ -59,7 +59,7 @@ def assert_no_command(text: str) -> None:
 
 @pytest.mark.usefixtures("in_ci")
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_is_cut_in_text_and_in_json(command: str) -> None:
+def test_commands_are_escaped_in_text_and_in_json(command: str) -> None:
     assert is_command(command)
     assert_no_command(printable(command))
     assert_no_command(printable_json(json.dumps(command, ensure_ascii=False)))
@@ -69,7 +69,7 @@ def test_a_command_is_cut_in_text_and_in_json(command: str) -> None:
 @pytest.mark.usefixtures("in_ci")
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(PARTS)
-def test_no_text_is_a_command_however_it_is_cut_into_pieces(parts: list[str]) -> None:
+def test_no_text_is_a_command_whole_or_in_pieces(parts: list[str]) -> None:
     assert_no_command(printable("".join(parts)))
     before = shown = ""
     for part in parts:
@@ -80,16 +80,16 @@ def test_no_text_is_a_command_however_it_is_cut_into_pieces(parts: list[str]) ->
 
 @pytest.mark.usefixtures("in_ci")
 @pytest.mark.parametrize("text", ["runs/sweep::temp=0.7", "a: b", "std::vector", "## A heading", "[1] #2", "12:30"])
-def test_ordinary_text_stays(text: str) -> None:
+def test_ordinary_text_is_unchanged(text: str) -> None:
     assert printable(text) == text
 
 
 @pytest.mark.usefixtures("in_ci")
-def test_a_word_that_is_wrapped_to_the_beginning_of_a_line_is_no_command() -> None:
+def test_a_command_inside_a_word_is_escaped_because_lines_are_wrapped() -> None:
     assert_no_command(printable("word::add-mask::secret")[len("word") :])
 
 
-def test_elsewhere_text_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_of_ci_text_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GITHUB_ACTIONS", "TF_BUILD"):
         monkeypatch.delenv(name, raising=False)
     assert printable("::add-mask::x ##[y]") == "::add-mask::x ##[y]"
@@ -121,7 +121,7 @@ def hostile_rows(row: dict[str, Any], _: np.random.Generator) -> None:
     ],
     ids=" ".join,
 )
-def test_no_command_prints_what_a_run_holds_as_a_workflow_command(
+def test_show_and_compare_print_no_workflow_command(
     arguments: list[str], tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
@@ -134,14 +134,14 @@ def test_no_command_prints_what_a_run_holds_as_a_workflow_command(
 
 
 @pytest.mark.usefixtures("in_ci")
-def test_messages_and_errors_are_no_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_messages_and_errors_are_no_workflow_commands(capsys: pytest.CaptureFixture[str]) -> None:
     message(HOSTILE)
     report(RowError(HOSTILE), debug=False)
     assert_no_command(re.sub("^rwkvbatch: ", "", capsys.readouterr().err, flags=re.MULTILINE))
 
 
 @pytest.mark.usefixtures("in_ci")
-def test_a_chat_through_pipes_writes_no_command_even_token_by_token() -> None:
+def test_a_chat_through_pipes_writes_no_workflow_command() -> None:
     out, err = io.StringIO(), io.StringIO()
     view = PlainView(out, err)
     view.begin_reply("")
@@ -158,7 +158,7 @@ def test_a_chat_through_pipes_writes_no_command_even_token_by_token() -> None:
     assert json.loads(lines.getvalue())["reply"] == HOSTILE
 
 
-def test_files_and_output_that_is_no_terminal_have_no_commands_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logs_have_no_workflow_command_outside_of_ci(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GITHUB_ACTIONS", "TF_BUILD"):
         monkeypatch.delenv(name, raising=False)
     for command in COMMANDS:
@@ -170,13 +170,13 @@ def test_files_and_output_that_is_no_terminal_have_no_commands_anywhere(monkeypa
 
 
 @given(st.text())
-def test_a_json_line_is_one_line_for_every_reader(text: str) -> None:
+def test_a_json_line_has_no_line_separator(text: str) -> None:
     line = one_line(json.dumps([text], ensure_ascii=False))
     assert json.loads(line) == [text]
     assert len(line.splitlines()) == 1
 
 
-def test_hidden_controls_of_replies_are_escaped_with_raw_too() -> None:
+def test_raw_output_escapes_c1_and_bidi_controls() -> None:
     out = io.StringIO()
     view = PlainView(out, io.StringIO(), raw=True)
     view.begin_reply("")

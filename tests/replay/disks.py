@@ -1,4 +1,4 @@
-"""Disks that count, kill, fail, and lose what was not flushed when the power is cut."""
+"""File systems that count calls, kill the process, fail, or lose unflushed data in a power cut."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rwkvbatch.files import FILE_MODE, Files
 
 
 class CountedFiles(Files):
-    """Counts the calls that change the disk; `at_call` is asked before each."""
+    """Counts the calls that change the disk; `at_call` performs each."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -49,7 +49,7 @@ class CountedFiles(Files):
 
 
 class KillingFiles(CountedFiles):
-    """SIGKILL at call number `at` (from 0): in the middle of its write (`half`), or `after` it."""
+    """Kills the process at call number `at` (from 0): in the middle of its write (`half`), or `after` it."""
 
     def __init__(self, at: int, moment: str) -> None:
         super().__init__()
@@ -68,7 +68,10 @@ class KillingFiles(CountedFiles):
 
 
 class FailingFiles(CountedFiles):
-    """Call number `at` fails; and all later ones, if `forever`."""
+    """Fails call number `at` with error `code`, and all later calls if `forever`.
+
+    `short` writes half of the data before the error.
+    """
 
     def __init__(self, at: int, code: int = errno.ENOSPC, *, forever: bool = False, short: bool = False) -> None:
         super().__init__()
@@ -94,7 +97,7 @@ class _Inode:
 
 @dataclass
 class PowerCutFiles(Files):
-    """Real files, and what of them a power cut would leave: what was synced, and any part of the rest."""
+    """Real files that a power cut reduces to what was synced and any part of the rest."""
 
     names: dict[Path, _Inode] = field(default_factory=dict[Path, _Inode])
     durable_names: dict[Path, _Inode] = field(default_factory=dict[Path, _Inode])
@@ -129,7 +132,7 @@ class PowerCutFiles(Files):
         self.durable_names = dict(self.names)
 
     def cut_power(self, choose: Callable[[int], int]) -> None:
-        """Leave on the disk what a power cut might; `choose(n)` picks a number from 0 to n."""
+        """Leave on the disk what a power cut may leave; `choose(n)` returns a number from 0 to n."""
         names = self.names if choose(1) else self.durable_names
         current = {id(inode): path.read_bytes() for path, inode in self.names.items()}
         contents: dict[Path, bytes] = {}

@@ -1,6 +1,6 @@
-"""A model that answers at once, plans made of nothing, and system calls that kill, fail or lose what was not flushed.
+"""A fake engine whose replies are hashes of their requests, its loader, and made plans, conversations and rows.
 
-Nothing here imports torch, so that a process that is going to be killed starts quickly.
+Nothing here imports torch, so that processes that tests kill start quickly.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from rwkvbatch.config import RunSettings
 from rwkvbatch.engine.request import FinishReason, Reading, Reply, ReplyTiming, Request, Score, closed_history
-from rwkvbatch.errors import RowError
+from rwkvbatch.errors import CheckpointError, RowError
 from rwkvbatch.replay.grid import Cell, make_cells
 from rwkvbatch.replay.layers import Layered
 from rwkvbatch.replay.models import Setup
@@ -66,7 +66,7 @@ class FakeSpec:
 
 
 def pure_reply(request: Request) -> Reply:
-    """A reply that depends on everything that it may depend on, and on nothing else."""
+    """A reply that depends on every field of the request that it may depend on, and on nothing else."""
     key = f"{request.tokens}{request.sampling}{request.noise}{request.max_tokens}{request.stop}{request.root}"
     digest = hashlib.blake2b(key.encode()).digest()
     text = " " + " ".join(WORDS[byte % len(WORDS)] for byte in digest[: 1 + digest[0] % 4])
@@ -87,10 +87,10 @@ def pure_score(prefix: Sequence[int], continuation: Sequence[int]) -> Score:
 
 
 class FakeEngine:
-    """Keeps the first `max_batch` requests for one to three steps each, in an order of its own.
+    """Finishes each of the first `max_batch` requests after one to three steps, in reverse order.
 
     Args:
-        change: makes another reply of a request's, or raises.
+        change: returns another reply for a request and its reply, or raises.
     """
 
     def __init__(self, max_batch: int, change: Callable[[Request, Reply], Reply] | None = None) -> None:
@@ -144,7 +144,7 @@ class FakeEngine:
 
 
 class FakeLoader:
-    """Makes `FakeEngine`s, and remembers them."""
+    """Makes `FakeEngine`s and keeps them in `engines`."""
 
     def __init__(self, spec: FakeSpec | None = None, change: Callable[[Request, Reply], Reply] | None = None) -> None:
         self.spec = spec or FakeSpec()
@@ -169,9 +169,16 @@ class FakeLoader:
         return sum(len(engine.submitted) for engine in self.engines)
 
 
+class NoModel(FakeLoader):
+    """A loader whose checkpoint is missing."""
+
+    def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
+        raise CheckpointError("there is no such file", path="weights.pth", hint="put it there")
+
+
 @dataclass(frozen=True)
-class Slow:
-    """Makes every reply take a moment."""
+class Delayed:
+    """Delays every reply."""
 
     seconds: float
 
@@ -181,8 +188,8 @@ class Slow:
 
 
 @dataclass(frozen=True)
-class Deadly:
-    """Kills the process that replies in a conversation."""
+class KillsProcess:
+    """Kills the process that generates a reply of this conversation."""
 
     conversation: str
 
@@ -193,8 +200,8 @@ class Deadly:
 
 
 @dataclass(frozen=True)
-class Longer:
-    """A check on the reply's length."""
+class LongerThan:
+    """A check that passes for replies longer than `minimum` characters."""
 
     minimum: int
 
@@ -204,8 +211,8 @@ class Longer:
 
 
 @dataclass(frozen=True)
-class Raises:
-    """A plug-in that is broken, as the guard of plug-ins reports it."""
+class RaisingCheck:
+    """A check of a broken plug-in, as the guard of plug-ins reports it."""
 
     def judge(self, facts: ReplyFacts) -> Verdict:
         raise RowError("the check 'mine' failed with ZeroDivisionError: broken plug-in")
@@ -235,7 +242,7 @@ def make_plan(
 ) -> Plan:
     """Conversations of one to four turns, some with checks and references, in two cells."""
     if conversations is None:
-        check = Check("longer", 12, Longer(12))
+        check = Check("longer", 12, LongerThan(12))
         conversations = [
             make_conversation(
                 f"c{number}",
@@ -253,7 +260,7 @@ def make_plan(
 def make_row(
     conversation: str, turn: int = 0, *, finish_reason: str = "stop", reply: str = "hello", **changes: Any
 ) -> Row:
-    """A row out of nothing."""
+    """A row of default values, with `changes`."""
     values: dict[str, Any] = {
         "conversation": conversation,
         "cell": "base",

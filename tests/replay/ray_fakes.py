@@ -1,4 +1,4 @@
-"""What runs on the nodes of a Ray cluster in tests: loaders, changes of replies, an actor that takes processors."""
+"""Fakes that run on the nodes of a Ray cluster: loaders, changes of replies, an actor that reserves processors."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from typing import Any
 
 from rwkvbatch.config import RunSettings
 from rwkvbatch.engine.request import Reply, Request
-from rwkvbatch.errors import CheckpointError
-from tests.replay.fakes import FakeLoader, FakeSpec, Slow
+from tests.replay.fakes import Delayed, FakeLoader, FakeSpec, NoModel
 
 
 @dataclass(frozen=True)
-class Together:
-    """Holds every reply back until `count` processes reply; then makes it take a moment."""
+class WaitForProcesses:
+    """Delays replies until `count` processes have one, and then for `seconds` each."""
 
-    meeting: Path
+    folder: Path
     count: int
     seconds: float
 
     def __call__(self, request: Request, reply: Reply) -> Reply:
-        (self.meeting / str(os.getpid())).touch()
+        (self.folder / str(os.getpid())).touch()
         deadline = time.monotonic() + 120
-        while len(list(self.meeting.iterdir())) < self.count and time.monotonic() < deadline:
+        while len(list(self.folder.iterdir())) < self.count and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(self.seconds)
         return reply
@@ -38,12 +37,12 @@ class Together:
 class FailsOnce:
     """At the first reply, once in all processes together, kills its process or raises."""
 
-    mark: Path
+    marker: Path
     error: Exception | None = None
 
     def __call__(self, request: Request, reply: Reply) -> Reply:
         try:
-            self.mark.touch(exist_ok=False)
+            self.marker.touch(exist_ok=False)
         except FileExistsError:
             return reply
         if self.error is not None:
@@ -59,23 +58,18 @@ def fake_loader(settings: RunSettings, change: Any = None) -> FakeLoader:
 
 @dataclass(frozen=True)
 class OtherWeights:
-    """Finds other weights in every process but the first that asks."""
+    """Loads other weights in every process but the first."""
 
-    mark: Path
+    marker: Path
 
     def __call__(self, settings: RunSettings) -> FakeLoader:
         del settings
         try:
-            with self.mark.open("x") as file:
+            with self.marker.open("x") as file:
                 file.write(str(os.getpid()))
         except FileExistsError:
             return FakeLoader(FakeSpec(weights_sha256="e" * 64))
-        return FakeLoader(change=Slow(0.5))
-
-
-class NoModel(FakeLoader):
-    def specs(self, setups: Any) -> Any:
-        raise CheckpointError("there is no such file", path="weights.pth", hint="put it there")
+        return FakeLoader(change=Delayed(0.5))
 
 
 def no_model(settings: RunSettings) -> FakeLoader:
@@ -84,8 +78,8 @@ def no_model(settings: RunSettings) -> FakeLoader:
 
 
 @dataclass(frozen=True)
-class OnlyHere:
-    """A loader that can be pickled, but not unpickled: a node without the plug-in."""
+class NotOnTheNode:
+    """A loader that can be pickled but not unpickled, as on a node without the plug-in."""
 
     def __call__(self, settings: RunSettings) -> FakeLoader:
         return FakeLoader()
@@ -94,28 +88,28 @@ class OnlyHere:
         return importlib.import_module, ("no_such_plugin",)
 
 
-class Holder:
-    """An actor that takes processors away."""
+class CpuHolder:
+    """An actor that reserves processors."""
 
-    def here(self) -> bool:
+    def is_ready(self) -> bool:
         return True
 
 
-class Recorder(FakeLoader):
-    """Writes where it runs to a file whose path is relative to the driver's directory."""
+class EnvironmentRecorder(FakeLoader):
+    """Writes the names of variables to a file whose path is relative to the working directory."""
 
     def specs(self, setups: Any) -> Any:
         Path("found.txt").write_text("\n".join(name for name in os.environ if name.startswith("RWKVBATCH_OF_")))
         return super().specs(setups)
 
 
-def recorder(settings: RunSettings) -> FakeLoader:
+def environment_recorder(settings: RunSettings) -> FakeLoader:
     del settings
-    return Recorder()
+    return EnvironmentRecorder()
 
 
 class WarningLoader(FakeLoader):
-    """Warns where the model is loaded, and where an engine is made."""
+    """Warns when the model is loaded and when an engine is made."""
 
     def specs(self, setups: Any) -> Any:
         warnings.warn("the model is slow", UserWarning, stacklevel=2)

@@ -1,8 +1,8 @@
-"""A run of small steps that catches signals as `rwkvbatch run` does; a program, to be sent signals.
+"""A program for tests of signals: a run of slow steps that handles signals as `rwkvbatch run` does.
 
 `python -m tests.replay.slow_run DIRECTORY [SECONDS A STEP]`
 
-Beside the directory, the file `in-a-step` tells that a step has begun.
+The file `in-a-step` beside the directory appears when the first step starts.
 """
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+"""Adaptive repetitions (`--until-ci`): rounds, the cells that get more, and resuming."""
+
 from __future__ import annotations
 
 import math
@@ -12,20 +14,20 @@ from rwkvbatch.replay.adaptive import RepeatSelection, first_round, reached, rou
 from rwkvbatch.replay.api import prepare
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.row import CheckResult
 from rwkvbatch.results.store import MemoryRows
 from rwkvbatch.script.records import Check
 from rwkvbatch.stats.precision import planning_width
-from tests.replay.fakes import FakeLoader, Longer, make_conversation, make_plan, make_row
+from tests.replay.fakes import LongerThan, make_conversation, make_plan, make_row
+from tests.replay.runs import StopAfter, results, run
 
 CELLS = [Cell("a", {}), Cell("b", {"temperature": 0.5}), Cell("c", {"temperature": 0.7})]
 
 
-def plan_of(low: int, high: int, width: float = 0.1) -> Plan:
-    check = Check("longer", 12, Longer(12))
+def plan_of(repeats: int, max_repeats: int, width: float = 0.1) -> Plan:
+    check = Check("longer", 12, LongerThan(12))
     conversations = [make_conversation(f"c{n}", 2, checks=[check]) for n in range(4)]
-    return make_plan(conversations=conversations, cells=CELLS, repeats=low, max_repeats=high, until_ci=width)
+    return make_plan(conversations=conversations, cells=CELLS, repeats=repeats, max_repeats=max_repeats, until_ci=width)
 
 
 def fill(plan: Plan, rows: MemoryRows, selection: RepeatSelection, scores: dict[str, float]) -> None:
@@ -39,10 +41,11 @@ def fill(plan: Plan, rows: MemoryRows, selection: RepeatSelection, scores: dict[
                 rows.append({task.first_row + turn: row})
 
 
-def repeats_of(plan: Plan, wide: Any) -> list[tuple[int, ...]]:
+def repeats_of(plan: Plan, is_wide: Any) -> list[tuple[int, ...]]:
     rows = MemoryRows()
+    """The repetitions of each cell, round by round; `is_wide` decides which cells get more."""
     repeats: list[tuple[int, ...]] = []
-    for selection in rounds(plan, rows, wide):
+    for selection in rounds(plan, rows, is_wide):
         repeats.append(selection.repeats)
         fill(plan, rows, selection, {"a": 0.5, "b": 0.6, "c": 0.9})
     return repeats
@@ -54,12 +57,12 @@ def test_without_until_ci_there_is_one_round() -> None:
 
 
 def test_cells_with_a_wide_interval_and_the_baseline_get_more_repeats() -> None:
-    def wide(differences: Sequence[float], conversations: Sequence[int], *, width: float) -> bool:
+    def is_wide(differences: Sequence[float], conversations: Sequence[int], *, width: float) -> bool:
         assert width == 0.1
         assert set(conversations) == {0, 1, 2, 3}
-        return differences[0] > 0.2  # only c, by its place in `scores`
+        return differences[0] > 0.2  # only cell c
 
-    assert repeats_of(plan_of(2, 5), wide) == [(2, 2, 2), (3, 2, 3), (4, 2, 4), (5, 2, 5)]
+    assert repeats_of(plan_of(2, 5), is_wide) == [(2, 2, 2), (3, 2, 3), (4, 2, 4), (5, 2, 5)]
 
 
 def test_rounds_end_when_all_cells_are_precise() -> None:
@@ -67,25 +70,25 @@ def test_rounds_end_when_all_cells_are_precise() -> None:
 
 
 def test_a_precise_cell_is_not_tested_again() -> None:
-    asked: list[int] = []
+    num_differences: list[int] = []
 
-    def wide(differences: Sequence[float], conversations: Sequence[int], *, width: float) -> bool:
-        asked.append(len(differences))
-        return len(asked) != 1
+    def is_wide(differences: Sequence[float], conversations: Sequence[int], *, width: float) -> bool:
+        num_differences.append(len(differences))
+        return len(num_differences) != 1
 
-    assert repeats_of(plan_of(2, 4), wide) == [(2, 2, 2), (3, 2, 3), (4, 2, 4)]
-    assert asked == [16, 16, 24]
+    assert repeats_of(plan_of(2, 4), is_wide) == [(2, 2, 2), (3, 2, 3), (4, 2, 4)]
+    assert num_differences == [16, 16, 24]
 
 
 def test_differences_are_paired_by_conversation_turn_and_repeat() -> None:
     plan = plan_of(2, 3)
     seen: list[list[float]] = []
 
-    def wide(differences: Sequence[float], conversations: Sequence[int], *, width: float) -> bool:
+    def is_wide(differences: Sequence[float], conversations: Sequence[int], *, width: float) -> bool:
         seen.append([round(difference, 9) for difference in differences])
         return False
 
-    repeats_of(plan, wide)
+    repeats_of(plan, is_wide)
     assert seen == [[0.1] * 16, [0.4] * 16]
 
 
@@ -95,20 +98,14 @@ def test_each_round_adds_a_quarter_of_the_repeats() -> None:
 
 
 def test_a_resumed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    def run(name: str, **options: Any) -> Any:
-        return execute(plan_of(2, 6, 0.8), FakeLoader(), RunOptions(out=tmp_path / name, **options))
-
-    whole = run("whole")
+    whole = run(tmp_path / "whole", plan_of(2, 6, 0.8))
     counts = {cell.name: cell.rows for cell in whole.summary.cells}
     assert whole.summary.complete
     assert min(counts.values()) >= 2 * 4 * 2
     assert counts["a"] == max(counts.values())
-    steps = iter(range(1000))
-    while run("parts", should_stop=lambda: next(steps) % 5 == 4).interrupted:
+    while run(tmp_path / "parts", plan_of(2, 6, 0.8), should_stop=StopAfter(4)).interrupted:
         pass
-    names = ("whole", "parts")
-    one, other = ((tmp_path / name / "results.jsonl").read_bytes() for name in names)
-    assert one == other
+    assert results(tmp_path / "parts") == results(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +125,7 @@ def test_until_ci_without_checks_or_a_second_cell_is_refused(
         prepare(script, **values, **lists)
 
 
-def test_reached_has_the_repeats_and_the_width_of_the_stopping_rule() -> None:
+def test_reached_has_the_repeats_and_the_width_of_each_cell() -> None:
     plan, rows = plan_of(2, 6), MemoryRows()
     selection = RepeatSelection(plan, (4, 4, 2))
     fill(plan, rows, selection, {"a": 0.5, "b": 0.6, "c": 0.9})

@@ -1,4 +1,4 @@
-"""Turns of choices: likelihoods, checks, the history after them, and hostile choices."""
+"""Turns with choices: likelihoods, checks, history, and invalid choices."""
 
 from __future__ import annotations
 
@@ -14,39 +14,29 @@ from rwkvbatch.cli.app import invoke
 from rwkvbatch.comparison.loading import load
 from rwkvbatch.errors import ScriptError
 from rwkvbatch.model.base import Model
-from rwkvbatch.model.load import load_model
 from rwkvbatch.replay.grid import make_cells
 from rwkvbatch.results.row import Row, decode_row, encode_row
 from rwkvbatch.script.choices import ChoiceScore, ChoiceScores
 from rwkvbatch.script.native import native_record
 from rwkvbatch.script.reader import read_scripts
 from tests.replay.fakes import make_plan
-from tests.replay.runs import StopAfter, results, run
+from tests.replay.runs import check_invariance, run
+from tests.script.writing import conversation, read, user, write
 
 QUESTION = "What is my name?"
 NAMES = ["Ada", "Bob", "Ada Lovelace"]
 
 
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return load_model(None)
+def write_conversation(path: Path, *messages: dict[str, Any]) -> str:
+    return write(path, conversation(*messages, id="c"))
 
 
-def user(content: str, **more: Any) -> dict[str, Any]:
-    return {"role": "user", "content": content, **more}
-
-
-def write(path: Path, *messages: dict[str, Any], **more: Any) -> Path:
-    path.write_text(json.dumps({"id": "c", "messages": list(messages), **more}) + "\n")
-    return path
-
-
-def rows_of(path: Path, **options: Any) -> list[Row]:
+def rows_of(path: str, **options: Any) -> list[Row]:
     return sorted(rwkvbatch.run(path, **options).rows(), key=lambda row: (row.repeat, row.turn))
 
 
-def test_each_choice_is_scored_as_the_beginning_of_the_reply(tmp_path: Path, model: Model) -> None:
-    path = write(tmp_path / "s.jsonl", user("My name is Ada."), user(QUESTION, choices=NAMES))
+def test_each_choice_is_scored_as_the_start_of_a_reply(tmp_path: Path, model: Model) -> None:
+    path = write_conversation(tmp_path / "s.jsonl", user("My name is Ada."), user(QUESTION, choices=NAMES))
     row = rows_of(path, model=model, max_tokens=4)[1]
     llm = rwkvbatch.LLM(model)
     first = rows_of(path, model=model, max_tokens=4)[0]
@@ -63,10 +53,10 @@ def test_each_choice_is_scored_as_the_beginning_of_the_reply(tmp_path: Path, mod
     assert decode_row(encode_row(row)) == row
 
 
-def test_after_a_reply_prefix_a_choice_is_read_as_it_stands(tmp_path: Path, model: Model) -> None:
+def test_after_a_reply_prefix_choices_are_scored_without_an_added_space(tmp_path: Path, model: Model) -> None:
     choices = {"A": " Ada", "B": " Bob"}
     message = user(QUESTION, choices=choices, reply_prefix="It is")
-    (row,) = rows_of(write(tmp_path / "s.jsonl", message), model=model, bos="on")
+    (row,) = rows_of(write_conversation(tmp_path / "s.jsonl", message), model=model, bos="on")
     llm = rwkvbatch.LLM(model)
     prompt = [0, *llm.tokenizer.encode(f"User: {QUESTION}\n\nAssistant: It is")]
     assert row.choices is not None
@@ -76,79 +66,69 @@ def test_after_a_reply_prefix_a_choice_is_read_as_it_stands(tmp_path: Path, mode
 
 
 @pytest.mark.parametrize("normalize", ["none", "token", "byte"])
-def test_the_three_ways_to_compare(normalize: Any) -> None:
+def test_normalize_selects_the_measure_that_compares_choices(normalize: Any) -> None:
     scores = ChoiceScores((ChoiceScore("a", -4.0, 1, 10), ChoiceScore("b", -5.0, 5, 5), ChoiceScore("c", -9.0, 6, 40)))
     assert scores.best(normalize).name == {"none": "a", "token": "b", "byte": "c"}[normalize]
     assert scores.as_dict()["best"] == {"none": "a", "token": "b", "byte": "c"}
 
 
-def test_equally_likely_choices_go_to_the_first() -> None:
+def test_the_first_of_equally_likely_choices_is_the_best() -> None:
     scores = ChoiceScores((ChoiceScore("a", -4.0, 1, 1), ChoiceScore("b", -4.0, 1, 1)))
     assert scores.best().name == "a"
 
 
-def test_the_check_and_the_probability_of_the_right_choice(tmp_path: Path, model: Model) -> None:
+def test_choice_checks_judge_the_best_choice_and_metrics_have_its_probability(tmp_path: Path, model: Model) -> None:
     checks = [{"choice": "Ada"}, {"choice": 1}, {"any": [{"choice": 1}, {"choice": 0}]}]
-    path = write(tmp_path / "s.jsonl", user("My name is Ada. " + QUESTION, choices=NAMES, expect=checks))
+    path = write_conversation(tmp_path / "s.jsonl", user("My name is Ada. " + QUESTION, choices=NAMES, expect=checks))
     (row,) = rows_of(path, model=model, out=tmp_path / "run")
     assert row.choices is not None
     best = row.choices.best().name
     assert [check.score for check in row.checks] == [best == "Ada", best == "Bob", best in ("Ada", "Bob")]
-    shares = [math.exp(score.logprob) for score in row.choices.scores]
+    likelihoods = [math.exp(score.logprob) for score in row.choices.scores]
     table = load(tmp_path / "run")
-    assert table["probability"][0] == pytest.approx(shares[0] / sum(shares), rel=1e-12)
+    assert table["probability"][0] == pytest.approx(likelihoods[0] / sum(likelihoods), rel=1e-12)
     assert math.isnan(table["tokens"][0])
 
 
 @pytest.mark.parametrize("history", ["own", "gold"])
-def test_the_dialogue_goes_on_with_the_chosen_text_or_the_reference(tmp_path: Path, model: Model, history: Any) -> None:
+def test_the_history_has_the_chosen_text_or_the_reference(tmp_path: Path, model: Model, history: Any) -> None:
     turns = [user(QUESTION, choices=NAMES), {"role": "assistant", "content": "Nobody."}, user("Say hello.")]
-    path = write(tmp_path / "s.jsonl", *turns)
+    path = write_conversation(tmp_path / "s.jsonl", *turns)
     first, second = rows_of(path, model=model, history=history, max_tokens=8)
-    given = first.reply if history == "own" else "Nobody."
+    answer = first.reply if history == "own" else "Nobody."
     llm = rwkvbatch.LLM(model)
-    text = f"User: {QUESTION}\n\nAssistant: {given}\n\nUser: Say hello.\n\nAssistant:"
+    text = f"User: {QUESTION}\n\nAssistant: {answer}\n\nUser: Say hello.\n\nAssistant:"
     assert second.tokens.prompt == len(llm.tokenizer.encode(text))
-    prompt = llm.tokenizer.encode(f"User: {QUESTION}\n\nAssistant:"), llm.tokenizer.encode(f" {given}\n\n")
+    prompt = llm.tokenizer.encode(f"User: {QUESTION}\n\nAssistant:"), llm.tokenizer.encode(f" {answer}\n\n")
     tokens = [*prompt[0], *prompt[1], *llm.tokenizer.encode("User: Say hello.\n\nAssistant:")]
     assert llm.score(tokens, list(second.reply_ids)).logprob == pytest.approx(second.logprob.sum, abs=1e-4)
 
 
-def test_with_generate_a_reply_is_written_as_without_choices(tmp_path: Path, model: Model) -> None:
-    plain = rows_of(write(tmp_path / "p.jsonl", user(QUESTION)), model=model, temperature=1.0)
+def test_with_generate_the_reply_is_that_of_a_turn_without_choices(tmp_path: Path, model: Model) -> None:
+    plain = rows_of(write_conversation(tmp_path / "p.jsonl", user(QUESTION)), model=model, temperature=1.0)
     both = rows_of(
-        write(tmp_path / "b.jsonl", user(QUESTION, choices=NAMES, generate=True)), model=model, temperature=1.0
+        write_conversation(tmp_path / "b.jsonl", user(QUESTION, choices=NAMES, generate=True)),
+        model=model,
+        temperature=1.0,
     )
     assert both[0].reply_ids == plain[0].reply_ids
     assert both[0].finish_reason == plain[0].finish_reason
     assert both[0].choices is not None
 
 
-def test_choices_do_not_depend_on_the_batch_and_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    script = tmp_path / "s.jsonl"
-    lines = [
-        {"messages": [user(f"Name {n}?", choices=NAMES, expect={"choice": 1}), user("And then?")]} for n in range(6)
-    ]
-    script.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    conversations = read_scripts([str(script)]).conversations
-    whole, parts, alone = tmp_path / "whole", tmp_path / "parts", tmp_path / "alone"
-    run(whole, make_plan(conversations=conversations))
-    assert run(parts, make_plan(conversations=conversations), should_stop=StopAfter(3)).interrupted
-    run(parts, make_plan(conversations=conversations))
-    run(alone, make_plan(conversations=conversations, batch_size=1))
-    assert results(parts) == results(whole) == results(alone)
+def test_rows_of_choices_depend_neither_on_the_batch_nor_on_interruptions(tmp_path: Path) -> None:
+    lines = [conversation(user(f"Name {n}?", choices=NAMES, expect={"choice": 1}), user("And then?")) for n in range(6)]
+    check_invariance(tmp_path, read(tmp_path, *lines).conversations, interrupt_after=[3])
 
 
-def test_ten_thousand_choices_that_begin_with_each_other(tmp_path: Path) -> None:
+def test_ten_thousand_choices_with_common_prefixes_are_scored_in_order(tmp_path: Path) -> None:
     choices = ["1" + "0" * (number % 40) + str(number) for number in range(10_000)]
-    script = write(tmp_path / "s.jsonl", user("Which?", choices=choices, expect={"choice": 9_999}))
-    plan = make_plan(conversations=read_scripts([str(script)]).conversations, cells=make_cells({}), batch_size=64)
-    rows = list(run(None, plan).rows())
-    assert len(rows) == 1
-    for row in rows:
-        assert row.choices is not None
-        assert [score.name for score in row.choices.scores] == choices
-        assert decode_row(encode_row(row)) == row
+    script = write_conversation(tmp_path / "s.jsonl", user("Which?", choices=choices, expect={"choice": 9_999}))
+    plan = make_plan(conversations=read_scripts([script]).conversations, cells=make_cells({}), batch_size=64)
+    (row,) = run(None, plan).rows()
+    assert row.choices is not None
+    assert [score.name for score in row.choices.scores] == choices
+    assert decode_row(encode_row(row)) == row
 
 
 @pytest.mark.parametrize(
@@ -173,16 +153,15 @@ def test_ten_thousand_choices_that_begin_with_each_other(tmp_path: Path) -> None
         ({"choices": ["a", "b"], "expect": {"choice": True}}, "must be the name of a choice"),
     ],
 )
-def test_bad_choices_are_refused(tmp_path: Path, more: dict[str, Any], message: str) -> None:
+def test_invalid_choices_are_refused(tmp_path: Path, more: dict[str, Any], message: str) -> None:
     with pytest.raises(ScriptError, match=message):
-        read_scripts([str(write(tmp_path / "s.jsonl", user("Which?", **more)))])
+        read_scripts([write_conversation(tmp_path / "s.jsonl", user("Which?", **more))])
 
 
-def test_choices_of_a_plain_prompt_are_read_exactly_as_they_are_written(tmp_path: Path, model: Model) -> None:
+def test_a_plain_prompt_with_choices_is_tokenized_verbatim(tmp_path: Path, model: Model) -> None:
     prompt = "User: Is it\n\n\nblue?\n\nAssistant: The answer is"
     line = {"id": "p", "prompt": prompt, "choices": {"A": " A", "B": " B"}, "expect": {"choice": "B"}}
-    path = tmp_path / "s.jsonl"
-    path.write_text(json.dumps(line) + "\n")
+    path = write(tmp_path / "s.jsonl", line)
     llm = rwkvbatch.LLM(model)
     for bos, begin in (("auto", [0]), ("on", [0]), ("off", [])):
         (row,) = rows_of(path, model=model, bos=bos, reply_prefix="Hm", think="fake")
@@ -197,16 +176,13 @@ def test_choices_of_a_plain_prompt_are_read_exactly_as_they_are_written(tmp_path
         assert decode_row(encode_row(row)) == row
 
 
-def test_choices_of_a_plain_prompt_are_in_the_script_of_the_run(tmp_path: Path) -> None:
+def test_the_script_copy_of_a_plain_prompt_with_choices_reads_back_equal(tmp_path: Path) -> None:
     line = {"id": "p", "prompt": "The sky is", "choices": [" blue", " green"], "expect": {"choice": 0}, "tags": ["t"]}
-    path = tmp_path / "s.jsonl"
-    path.write_text(json.dumps(line | {"params": {"bos": "off"}}) + "\n")
-    (found,) = read_scripts([str(path)]).conversations
-    path.write_text(json.dumps(native_record(found)) + "\n")
-    (again,) = read_scripts([str(path)]).conversations
-    assert again == found
-    assert again.sha256 == found.sha256
-    assert again.row_contents == found.row_contents
+    (original,) = read(tmp_path, line | {"params": {"bos": "off"}}).conversations
+    (copied,) = read(tmp_path, native_record(original)).conversations
+    assert copied == original
+    assert copied.sha256 == original.sha256
+    assert copied.row_contents == original.row_contents
 
 
 @pytest.mark.parametrize(
@@ -222,19 +198,18 @@ def test_choices_of_a_plain_prompt_are_in_the_script_of_the_run(tmp_path: Path) 
         ({"params": {"temp": -1}}, "temperature"),
     ],
 )
-def test_wrong_choices_of_a_plain_prompt_are_errors(change: dict[str, Any], problem: str, tmp_path: Path) -> None:
-    path = tmp_path / "s.jsonl"
-    path.write_text(json.dumps({"prompt": "p", "choices": ["a", "b"]} | change) + "\n")
+def test_invalid_keys_of_a_plain_prompt_with_choices_are_refused(
+    change: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
     with pytest.raises(ScriptError, match=problem):
-        read_scripts([str(path)])
+        read(tmp_path, {"prompt": "p", "choices": ["a", "b"]} | change)
 
 
-def test_choices_without_a_prompt_are_scored_as_whole_texts_are(tmp_path: Path, model: Model) -> None:
+def test_choices_without_a_prompt_have_the_scores_of_whole_texts(tmp_path: Path, model: Model) -> None:
     texts = {"good": "Ada has a red book.", "bad": "Ada have a red book."}
-    path = tmp_path / "s.jsonl"
     lines = [{"id": name, "text": text} for name, text in texts.items()]
-    lines += [{"id": "both", "prompt": "", "choices": texts, "expect": {"choice": "good"}}]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    both = {"id": "both", "prompt": "", "choices": texts, "expect": {"choice": "good"}}
+    path = write(tmp_path / "s.jsonl", *lines, both)
     llm = rwkvbatch.LLM(model)
     for bos in ("auto", "off"):
         rows = {row.conversation: row for row in rows_of(path, model=model, bos=bos)}
@@ -251,9 +226,8 @@ def test_choices_without_a_prompt_are_scored_as_whole_texts_are(tmp_path: Path, 
             assert (whole.logprob, whole.tokens, whole.bytes) == (score.logprob, score.tokens, score.bytes)
 
 
-def test_a_choice_of_one_token_cannot_be_scored_where_nothing_precedes_it(tmp_path: Path, model: Model) -> None:
-    path = tmp_path / "s.jsonl"
-    path.write_text(json.dumps({"prompt": "", "choices": ["a", "b c"]}) + "\n")
+def test_a_choice_of_one_token_without_a_prefix_cannot_be_scored(tmp_path: Path, model: Model) -> None:
+    path = write(tmp_path / "s.jsonl", {"prompt": "", "choices": ["a", "b c"]})
     (row,) = rows_of(path, model=model, bos="off")
     assert "nothing is read before it: use --bos on" in str(row.error)
 
@@ -265,8 +239,7 @@ PARTIAL = {
 
 
 def test_a_continuation_is_scored_after_the_prompt_and_each_choice(tmp_path: Path, model: Model) -> None:
-    path = tmp_path / "s.jsonl"
-    path.write_text(json.dumps(PARTIAL) + "\n")
+    path = write(tmp_path / "s.jsonl", PARTIAL)
     llm = rwkvbatch.LLM(model)
     for bos, begin in (("auto", [0]), ("off", [])):
         (row,) = rows_of(path, model=model, bos=bos)
@@ -284,9 +257,8 @@ def test_a_continuation_is_scored_after_the_prompt_and_each_choice(tmp_path: Pat
         assert decode_row(encode_row(row)) == row
 
 
-def test_a_blank_may_begin_the_text(tmp_path: Path, model: Model) -> None:
-    path = tmp_path / "s.jsonl"
-    path.write_text(json.dumps(PARTIAL | {"prompt": ""}) + "\n")
+def test_the_choice_may_start_the_text(tmp_path: Path, model: Model) -> None:
+    path = write(tmp_path / "s.jsonl", PARTIAL | {"prompt": ""})
     llm = rwkvbatch.LLM(model)
     (row,) = rows_of(path, model=model)
     assert row.choices is not None
@@ -295,27 +267,22 @@ def test_a_blank_may_begin_the_text(tmp_path: Path, model: Model) -> None:
 
 
 @pytest.mark.parametrize("change", [{}, {"prompt": ""}, {"continuation": " was glad."}])
-def test_a_continuation_after_choices_is_in_the_script_of_the_run_and_in_its_digests(
+def test_a_continuation_after_choices_is_in_the_script_copy_and_its_digests(
     change: dict[str, Any], tmp_path: Path
 ) -> None:
-    path = tmp_path / "s.jsonl"
-    path.write_text(json.dumps(PARTIAL | change) + "\n")
-    (found,) = read_scripts([str(path)]).conversations
-    path.write_text(json.dumps(native_record(found)) + "\n")
-    (again,) = read_scripts([str(path)]).conversations
-    assert again == found
-    assert (again.sha256, again.row_contents) == (found.sha256, found.row_contents)
+    (original,) = read(tmp_path, PARTIAL | change).conversations
+    (copied,) = read(tmp_path, native_record(original)).conversations
+    assert copied == original
+    assert (copied.sha256, copied.row_contents) == (original.sha256, original.row_contents)
     without = {key: value for key, value in (PARTIAL | change).items() if key != "continuation"}
-    path.write_text(json.dumps(without) + "\n")
-    (other,) = read_scripts([str(path)]).conversations
-    assert other.sha256 != found.sha256
-    assert other.row_contents != found.row_contents
+    (without_continuation,) = read(tmp_path, without).conversations
+    assert without_continuation.sha256 != original.sha256
+    assert without_continuation.row_contents != original.row_contents
 
 
 def test_digests_of_choices_without_a_continuation_are_those_of_earlier_versions(tmp_path: Path) -> None:
-    path = tmp_path / "s.jsonl"
-    path.write_text(json.dumps({"id": "p", "prompt": "The sky is", "choices": [" blue", " green"]}) + "\n")
-    (found,) = read_scripts([str(path)]).conversations
+    line = {"id": "p", "prompt": "The sky is", "choices": [" blue", " green"]}
+    (found,) = read(tmp_path, line).conversations
     assert found.sha256 == "6b956f654da5f913de3896c180ea708da31cff2f18c6b859b940bfdd39e0dbd6"
     assert found.row_contents == (
         {
@@ -325,25 +292,21 @@ def test_digests_of_choices_without_a_continuation_are_those_of_earlier_versions
     )  # fmt: skip
 
 
-def test_a_dry_run_counts_what_is_scored_and_no_replies(
-    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
-) -> None:
-    path = tmp_path / "s.jsonl"
+def test_a_dry_run_counts_scored_tokens(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     lines = [PARTIAL, {"id": "p", "prompt": "", "choices": ["a b", "c d e"]}, {"id": "t", "text": "It is."}]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path = write(tmp_path / "s.jsonl", *lines)
     rows = rows_of(path)
-    assert invoke(["run", str(path), "--dry-run", "--json"]) == 0
+    assert invoke(["run", path, "--dry-run", "--json"]) == 0
     counts = json.loads(capsysbinary.readouterr().out)
     assert counts["first_scored_tokens"] == sum(row.scored_tokens for row in rows)
     assert counts["first_prompt_tokens"] == sum(row.tokens.prompt for row in rows)
     assert counts["max_reply_tokens"] == 0
 
 
-def test_a_dry_run_counts_a_text_that_cannot_be_scored_as_nothing(
+def test_a_dry_run_does_not_count_a_text_that_cannot_be_scored(
     tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    path = tmp_path / "s.jsonl"
-    path.write_text(json.dumps({"prompt": "", "choices": ["a", "b c"]}) + "\n")
-    assert invoke(["run", str(path), "--dry-run", "--json", "--bos", "off"]) == 0
+    path = write(tmp_path / "s.jsonl", {"prompt": "", "choices": ["a", "b c"]})
+    assert invoke(["run", path, "--dry-run", "--json", "--bos", "off"]) == 0
     counts = json.loads(capsysbinary.readouterr().out)
     assert (counts["first_scored_tokens"], counts["first_prompt_tokens"]) == (0, 0)

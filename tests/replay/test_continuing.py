@@ -1,4 +1,4 @@
-"""Runs that go on in a directory that is there: from where they stopped, or not at all."""
+"""Runs into an existing directory: resumed, or refused with the difference."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class TestContinuing:
         assert not run(tmp_path / "parts", make_plan(batch_size=4)).interrupted
         assert results(tmp_path / "parts") == results(tmp_path / "whole")
 
-    def test_nothing_that_is_there_is_generated_again(self, tmp_path: Path) -> None:
+    def test_existing_rows_are_not_generated_again(self, tmp_path: Path) -> None:
         plan = make_plan(6)
         run(tmp_path / "run", plan, should_stop=StopAfter(4))
-        there = len(list(read_rows(tmp_path / "run")))
+        num_existing = len(list(read_rows(tmp_path / "run")))
         loader = FakeLoader()
         run(tmp_path / "run", plan, loader)
-        assert 0 < there < plan.num_rows
-        assert loader.num_generated == plan.num_rows - there
+        assert 0 < num_existing < plan.num_rows
+        assert loader.num_generated == plan.num_rows - num_existing
         idle = FakeLoader()
         run(tmp_path / "run", plan, idle)
         assert idle.num_generated == 0
 
-    def test_resuming_goes_on_inside_a_conversation(self, tmp_path: Path) -> None:
+    def test_a_run_interrupted_inside_a_conversation_resumes_at_its_next_turn(self, tmp_path: Path) -> None:
         plan = make_plan(conversations=[make_conversation("c", 5)], cells=[Cell("base", {})])
         whole = FakeLoader()
         run(tmp_path / "whole", plan, whole)
@@ -47,7 +47,7 @@ class TestContinuing:
         assert loader.engines[0].submitted == whole.engines[0].submitted[-loader.num_generated :]
 
     @pytest.mark.parametrize(
-        ("change", "named"),
+        ("change", "difference"),
         [
             ({"max_tokens": 9}, "cells.temp=0.3.max_tokens: existing run: 256; this command: 9"),
             ({"seed": 4}, "seed: existing run: 0; this command: 4"),
@@ -60,13 +60,13 @@ class TestContinuing:
         ],
     )
     def test_a_directory_of_another_run_is_refused_with_the_difference(
-        self, tmp_path: Path, change: dict[str, Any], named: str
+        self, tmp_path: Path, change: dict[str, Any], difference: str
     ) -> None:
         run(tmp_path / "run")
         before = results(tmp_path / "run")
         with pytest.raises(RunMismatchError) as caught:
             run(tmp_path / "run", make_plan(**change))
-        assert named in str(caught.value)
+        assert difference in str(caught.value)
         assert results(tmp_path / "run") == before
 
     def test_other_weights_are_refused(self, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ class TestContinuing:
         with pytest.raises(RunMismatchError, match="weights_sha256"):
             run(tmp_path / "run", loader=FakeLoader(FakeSpec(weights_sha256="0" * 64)))
 
-    def test_a_run_begun_under_other_rules_of_generation_is_refused(
+    def test_a_run_with_other_generation_rules_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         run(tmp_path / "run")
@@ -83,11 +83,13 @@ class TestContinuing:
             run(tmp_path / "run")
 
     @pytest.mark.parametrize("change", [{"batch_size": 1}, {"threads": 1}, {"max_failures": 3}])
-    def test_settings_that_change_no_reply_may_differ(self, tmp_path: Path, change: dict[str, Any]) -> None:
+    def test_a_run_resumes_with_other_settings_that_change_no_reply(
+        self, tmp_path: Path, change: dict[str, Any]
+    ) -> None:
         run(tmp_path / "run", should_stop=StopAfter(3))
         assert not run(tmp_path / "run", make_plan(**change)).interrupted
 
-    def test_a_directory_with_other_files_is_left_alone(self, tmp_path: Path) -> None:
+    def test_a_directory_with_other_files_is_refused_and_left_unchanged(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("precious")
         with pytest.raises(RunDirectoryError, match=r"thesis\.tex"):
             run(tmp_path)
@@ -100,7 +102,7 @@ class TestContinuing:
             run(tmp_path / "run")
 
     @pytest.mark.parametrize("content", ["", "[]", "{", '{"identity": 3}', '{"identity": {}, "format": 99}'])
-    def test_a_damaged_manifest_is_one_clear_error(self, tmp_path: Path, content: str) -> None:
+    def test_a_damaged_manifest_is_refused_by_its_name(self, tmp_path: Path, content: str) -> None:
         run(tmp_path / "run")
         (tmp_path / "run" / "manifest.json").write_text(content)
         with pytest.raises(RunDirectoryError, match=r"manifest\.json"):
@@ -115,17 +117,17 @@ class TestContinuing:
         lock.release()
         assert results(tmp_path / "run") == before
 
-    def test_a_file_in_place_of_the_directory_is_one_clear_error(self, tmp_path: Path) -> None:
+    def test_a_file_in_place_of_the_directory_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         for path in (tmp_path / "file", tmp_path / "file" / "run"):
             with pytest.raises(UsageError, match=r"a run is a directory, and .*file is not one"):
                 run(path)
 
-    def test_a_directory_made_for_nothing_goes_away(self, tmp_path: Path) -> None:
-        class Broken(FakeLoader):
+    def test_a_new_directory_is_removed_when_the_model_cannot_be_loaded(self, tmp_path: Path) -> None:
+        class FailingLoader(FakeLoader):
             def specs(self, setups: Any) -> Any:
                 raise StorageError("no model")
 
         with pytest.raises(StorageError):
-            run(tmp_path / "run", loader=Broken())
+            run(tmp_path / "run", loader=FailingLoader())
         assert not (tmp_path / "run").exists()

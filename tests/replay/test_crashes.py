@@ -1,4 +1,4 @@
-"""Killed at every write point, at random times, while resuming: the same rows as a run that was never interrupted."""
+"""Runs killed at every write, at random times and while resuming have the rows of uninterrupted runs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +14,10 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.fixture
-def fast_directory() -> Iterator[Path]:
-    """In memory where there is such a file system: a killed process needs no disk, and flushes cost nothing."""
-    parent = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=parent if os.access(parent, os.W_OK) else None) as name:
-        yield Path(name)
-
-
 def harness(*arguments: str) -> dict[str, Any]:
-    # Not measured when coverage is: that takes its time and writes files where the kills should meet the run.
+    # Without coverage, which would slow the program down and write files of its own.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "tests.replay.crash_harness", *arguments],
         cwd=ROOT,
         env=environment,
@@ -36,37 +26,37 @@ def harness(*arguments: str) -> dict[str, Any]:
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    assert completed.returncode == 0, completed.stderr
+    return json.loads(completed.stdout)
 
 
 @pytest.mark.slow
-def test_killed_at_every_write_point_and_again_while_resuming(fast_directory: Path) -> None:
-    found = harness(str(fast_directory), "every-point")
+def test_a_run_killed_at_every_write_and_while_resuming_loses_nothing(tmp_path: Path) -> None:
+    found = harness(str(tmp_path), "every-point")
     assert found["problems"] == []
     assert found["points"] > 30
     assert found["kills"] > found["points"] * 2
 
 
 @pytest.mark.slow
-def test_killed_at_random_times_under_load(fast_directory: Path) -> None:
-    found = harness(str(fast_directory), "random", "20261123")
+def test_runs_killed_at_random_times_lose_nothing(tmp_path: Path) -> None:
+    found = harness(str(tmp_path), "random", "20261123")
     assert found["problems"] == []
     assert found["kills"] >= 40
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["extend", "check"])
-def test_killed_at_every_point_while_rows_are_adapted_and_judged_again(fast_directory: Path, mode: str) -> None:
-    found = harness(str(fast_directory), mode)
+def test_extending_and_judging_again_killed_at_every_write_lose_nothing(tmp_path: Path, mode: str) -> None:
+    found = harness(str(tmp_path), mode)
     assert found["problems"] == []
     assert found["points"] > 20
     assert found["kills"] > found["points"]
 
 
 @pytest.mark.slow
-def test_whole_commands_killed_at_random_moments(fast_directory: Path) -> None:
-    found = harness(str(fast_directory), "choices,convert", "20261128", "--kills", "4")
+def test_commands_killed_at_random_times_lose_nothing(tmp_path: Path) -> None:
+    found = harness(str(tmp_path), "choices,convert", "20261128", "--kills", "4")
     assert found["problems"] == []
     assert found["by_kind"].keys() == {"choices", "convert"}
     assert min(found["by_kind"].values()) >= 4

@@ -1,4 +1,4 @@
-"""A manifest that was changed is noticed, and written anew from the command, its rows and the script's copy."""
+"""Damaged manifests: refused, and rebuilt by `--repair` from the command, the rows and the script's copy."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ def plan_of(num_conversations: int = 5, **settings: Any) -> Plan:
     )
 
 
-def other_seed(path: Path) -> None:
+def change_seed(path: Path) -> None:
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 1', 1))
 
 
-def cut(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
 
 
-def no_identity(path: Path) -> None:
+def remove_identity(path: Path) -> None:
     path.write_text("{}")
 
 
-def files(directory: Path) -> dict[str, bytes]:
+def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir() if path.name not in (".lock", "status.json")}
 
 
-@pytest.mark.parametrize("damage", [other_seed, cut, no_identity])
-def test_it_is_refused_with_the_way_out_and_repaired_without_running_a_row_again(
+@pytest.mark.parametrize("damage", [change_seed, truncate, remove_identity])
+def test_a_damaged_manifest_is_refused_and_repair_rebuilds_it_without_generating(
     damage: Callable[[Path], None], tmp_path: Path
 ) -> None:
     run(tmp_path, plan_of())
@@ -60,19 +60,19 @@ def test_it_is_refused_with_the_way_out_and_repaired_without_running_a_row_again
     assert (tmp_path / "manifest.damaged-1").read_bytes() == damaged
 
 
-def test_a_run_that_was_interrupted_goes_on_after_the_repair(tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_after_the_repair(tmp_path: Path) -> None:
     run(tmp_path / "whole", plan_of())
     run(tmp_path / "run", plan_of(), should_stop=StopAfter(4))
-    cut(tmp_path / "run" / "manifest.json")
+    truncate(tmp_path / "run" / "manifest.json")
     run(tmp_path / "run", plan_of(), repair=True)
     whole = [json.loads(line)["reply_ids"] for line in results(tmp_path / "whole").splitlines()]
     assert [json.loads(line)["reply_ids"] for line in results(tmp_path / "run").splitlines()] == whole
 
 
-def test_a_command_of_another_run_repairs_nothing(tmp_path: Path) -> None:
+def test_the_command_of_another_run_repairs_nothing(tmp_path: Path) -> None:
     run(tmp_path, plan_of())
-    cut(tmp_path / "manifest.json")
-    before = files(tmp_path)
+    truncate(tmp_path / "manifest.json")
+    before = contents(tmp_path)
     with pytest.raises(RunDamagedError, match="this row is not of this command's run"):
         run(tmp_path, plan_of(seed=3), repair=True)
     with pytest.raises(RunDamagedError, match="not the script of this run"):
@@ -81,4 +81,4 @@ def test_a_command_of_another_run_repairs_nothing(tmp_path: Path) -> None:
     del before["script.jsonl"]
     with pytest.raises(RunDamagedError, match="no copy of the script"):
         run(tmp_path, plan_of(), repair=True)
-    assert files(tmp_path) == before
+    assert contents(tmp_path) == before

@@ -1,4 +1,4 @@
-"""The drivers, with a pool whose events the test chooses, and with a worker in this process."""
+"""Drivers: one over a pool whose events the test chooses, one over a worker in this process."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def test_a_worker_that_fails_before_it_joins_has_its_log_reported(caplog: pytest
     assert "Traceback of the failure" in caplog.messages
 
 
-class TestInThisProcess:
-    def test_rows_are_never_encoded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+class TestLocalDriver:
+    def test_rows_are_not_encoded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def encode(row: object) -> bytes:
             pytest.fail("a row was encoded")
 
@@ -112,7 +112,7 @@ class TestInThisProcess:
         assert driver.run(range(plan.num_tasks), setups_of(plan)[0])
         assert rows.num_rows == plan.num_rows
 
-    def test_a_run_of_finished_tasks_loads_no_model(self) -> None:
+    def test_a_run_of_finished_tasks_makes_no_engine(self) -> None:
         plan, rows = make_plan(3), MemoryRows()
         for number in range(plan.num_rows):
             rows.append({number: make_row("c")})
@@ -124,10 +124,10 @@ class TestInThisProcess:
     def test_a_stopped_run_continues_with_the_same_worker(self) -> None:
         plan, rows, loader, counts = make_plan(9, batch_size=2), MemoryRows(), FakeLoader(), Counts()
         driver = LocalDriver(plan, loader, RowRecorder(plan, rows, counts), StopAfter(4))
-        driver_setup = setups_of(plan)[0]
-        assert not driver.run(range(plan.num_tasks), driver_setup)
+        setup = setups_of(plan)[0]
+        assert not driver.run(range(plan.num_tasks), setup)
         assert 0 < rows.num_rows < plan.num_rows
         driver.should_stop = lambda: False
-        assert driver.run(range(plan.num_tasks), driver_setup)
+        assert driver.run(range(plan.num_tasks), setup)
         assert rows.num_rows == plan.num_rows == counts.rows == counts.workers[0].rows
         assert len(loader.engines) == 1

@@ -1,4 +1,4 @@
-"""Ways out of a run that is not complete: checks that never end or that exit, loaders and drivers that are killed."""
+"""Runs that cannot complete normally: checks that hang or exit, loaders and drivers that are killed."""
 
 from __future__ import annotations
 
@@ -26,40 +26,40 @@ from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.script.records import Check, ReplyFacts, Verdict
 from tests.replay.fakes import FakeLoader, make_conversation, make_plan
-from tests.replay.test_processes import children_of, is_alive, run
+from tests.replay.worker_processes import children_of, is_alive, process_pool, run_in_processes
 
 
 @dataclass(frozen=True)
-class Hangs:
-    """A check that never returns to the interpreter: a C function that runs for ever."""
+class HangingCheck:
+    """A check that never returns to the interpreter: a regular expression with exponential backtracking."""
 
     def judge(self, facts: ReplyFacts) -> Verdict:
         re.match(r"(a|aa)+$", "a" * 200 + "b")
-        raise AssertionError("it came back")
+        raise AssertionError("the match returned")
 
 
 @dataclass(frozen=True)
-class Leaves:
-    """A check that wants to end the process."""
+class ExitingCheck:
+    """A check that raises an exception that is not an `Exception`."""
 
-    how: type[BaseException] = SystemExit
+    exception: type[BaseException] = SystemExit
 
     def judge(self, facts: ReplyFacts) -> Verdict:
-        raise self.how(0)
+        raise self.exception(0)
 
 
-def with_check(rule: Any, others: int = 4) -> list[Any]:
+def with_check(rule: Any, num_others: int = 4) -> list[Any]:
     """One conversation with the check, and others without."""
-    made = [make_conversation(f"c{number}", 2) for number in range(others)]
-    return [make_conversation("bad", 2, checks=[Check("bad", None, rule)]), *made]
+    others = [make_conversation(f"c{number}", 2) for number in range(num_others)]
+    return [make_conversation("bad", 2, checks=[Check("bad", None, rule)]), *others]
 
 
 class TestHangingChecks:
-    def test_a_conversation_that_hangs_two_workers_becomes_error_rows_and_the_others_go_on(
+    def test_a_conversation_that_hangs_two_workers_becomes_error_rows_and_others_are_replayed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(driver, "JUDGING_S", 0.3)
-        result = run(tmp_path / "run", make_plan(conversations=with_check(Hangs()), repeats=1))
+        result = run_in_processes(tmp_path / "run", make_plan(conversations=with_check(HangingCheck()), repeats=1))
         rows = list(result.rows())
         assert len(rows) == result.plan.num_rows
         failed = [row for row in rows if row.finish_reason == "error"]
@@ -70,52 +70,52 @@ class TestHangingChecks:
         assert failed[1].error is not None
         assert failed[1].error.startswith("not reached")
 
-    def test_a_worker_s_other_tasks_are_not_blamed(self) -> None:
-        found = Dispatcher([0, 1, 2], lambda _: 0)
-        found.joined(0, 3)
-        assert [a.tasks for a in found.assignments()] == [(0, 1, 2)]
-        assert found.left(0, hung_by=0) == []
-        found.joined(1, 3)
-        assert [a.tasks for a in found.assignments()] == [(0,)]  # alone
-        assert found.left(1, hung_by=0) == [0]
+    def test_other_tasks_of_a_hanging_worker_keep_their_attempts(self) -> None:
+        dispatcher = Dispatcher([0, 1, 2], lambda _: 0)
+        dispatcher.joined(0, 3)
+        assert [a.tasks for a in dispatcher.assignments()] == [(0, 1, 2)]
+        assert dispatcher.left(0, hung_by=0) == []
+        dispatcher.joined(1, 3)
+        assert [a.tasks for a in dispatcher.assignments()] == [(0,)]  # alone
+        assert dispatcher.left(1, hung_by=0) == [0]
         for worker in (2, 3):  # the others have all their attempts
-            found.joined(worker, 3)
-            assert [sorted(a.tasks) for a in found.assignments()] == [[1, 2]]
-            assert found.left(worker) == []
-        assert not found.finished
+            dispatcher.joined(worker, 3)
+            assert [sorted(a.tasks) for a in dispatcher.assignments()] == [[1, 2]]
+            assert dispatcher.left(worker) == []
+        assert not dispatcher.finished
 
-    def test_a_copy_on_another_worker_counts_too(self) -> None:
+    def test_a_hanging_copy_of_a_straggler_counts_as_an_attempt(self) -> None:
         now = [0.0]
-        found = Dispatcher([0, 1], lambda task: task, clock=lambda: now[0])
-        found.joined(0, 1)
-        found.joined(1, 1)
-        found.assignments()
-        found.finish(1, 1)
+        dispatcher = Dispatcher([0, 1], lambda task: task, clock=lambda: now[0])
+        dispatcher.joined(0, 1)
+        dispatcher.joined(1, 1)
+        dispatcher.assignments()
+        dispatcher.finish(1, 1)
         now[0] = 100.0
-        (copy,) = found.assignments()
+        (copy,) = dispatcher.assignments()
         assert (copy.worker, copy.tasks) == (1, (0,))
-        assert found.left(0, 0) == []
-        assert found.left(1, 0) == [0]
-        assert found.finished
+        assert dispatcher.left(0, 0) == []
+        assert dispatcher.left(1, 0) == [0]
+        assert dispatcher.finished
 
-    def test_workers_end_with_a_killed_driver_whatever_they_are_doing(self, tmp_path: Path) -> None:
+    def test_hanging_workers_end_when_their_driver_is_killed(self, tmp_path: Path) -> None:
         code = (
             "import sys; from pathlib import Path\n"
-            "from tests.replay.test_endings import Hangs, make_plan, run, with_check\n"
-            "run(Path(sys.argv[1]), make_plan(conversations=with_check(Hangs(), 0), repeats=2))\n"
+            "from tests.replay.test_endings import HangingCheck, make_plan, run_in_processes, with_check\n"
+            "run_in_processes(Path(sys.argv[1]), make_plan(conversations=with_check(HangingCheck(), 0), repeats=2))\n"
         )
         process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")])
         deadline = time.monotonic() + 60
-        family: list[int] = []
-        while len(family) < 3 or not all(map(is_busy, family[1:])):
+        processes: list[int] = []
+        while len(processes) < 3 or not all(map(is_busy, processes[1:])):
             assert time.monotonic() < deadline
             assert process.poll() is None
             template = children_of(process.pid)
-            family = [*template, *(children_of(template[0]) if template else [])]
+            processes = [*template, *(children_of(template[0]) if template else [])]
             time.sleep(0.1)
         process.kill()
         process.wait()
-        while any(map(is_alive, family)):
+        while any(map(is_alive, processes)):
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
@@ -129,32 +129,34 @@ def is_busy(process: int) -> bool:
     return int(fields[11]) / os.sysconf("SC_CLK_TCK") >= 0.5
 
 
-class TestForeignExits:
-    @pytest.mark.parametrize("how", [SystemExit, GeneratorExit])
-    def test_a_check_that_raises_what_is_no_exception_ends_its_row(
-        self, tmp_path: Path, how: type[BaseException]
+class TestExitingChecks:
+    @pytest.mark.parametrize("exception", [SystemExit, GeneratorExit])
+    def test_a_check_that_raises_no_exception_subclass_ends_its_conversation(
+        self, tmp_path: Path, exception: type[BaseException]
     ) -> None:
-        result = execute(make_plan(conversations=with_check(Leaves(how))), FakeLoader(), RunOptions(out=tmp_path / "x"))
+        result = execute(
+            make_plan(conversations=with_check(ExitingCheck(exception))), FakeLoader(), RunOptions(out=tmp_path / "x")
+        )
         rows = list(result.rows())
         assert len(rows) == result.plan.num_rows
         failed = [row for row in rows if row.finish_reason == "error"]
         assert {row.conversation for row in failed} == {"bad"}
-        assert f"check 'bad' failed: {how.__name__}" in str(failed[0].error)
+        assert f"check 'bad' failed: {exception.__name__}" in str(failed[0].error)
 
-    def test_so_does_one_in_a_worker(self, tmp_path: Path) -> None:
-        result = run(tmp_path / "run", make_plan(conversations=with_check(Leaves())))
+    def test_system_exit_in_a_worker_ends_its_conversation(self, tmp_path: Path) -> None:
+        result = run_in_processes(tmp_path / "run", make_plan(conversations=with_check(ExitingCheck())))
         assert {row.conversation for row in result.rows() if row.error} == {"bad"}
 
-    def test_ctrl_c_in_a_check_is_still_ctrl_c(self, tmp_path: Path) -> None:
-        plan = make_plan(conversations=with_check(Leaves(KeyboardInterrupt)))
+    def test_keyboard_interrupt_in_a_check_interrupts_the_run(self, tmp_path: Path) -> None:
+        plan = make_plan(conversations=with_check(ExitingCheck(KeyboardInterrupt)))
         with pytest.raises(KeyboardInterrupt):
             execute(plan, FakeLoader(), RunOptions(out=tmp_path / "x"))
         assert json.loads((tmp_path / "x" / "status.json").read_text())["state"] == "interrupted"
 
 
 class TestLoaderKilled:
-    def test_before_a_worker_is_started_it_is_loaded_again(self, tmp_path: Path) -> None:
-        class Killed(ProcessPool):
+    def test_a_template_killed_before_workers_start_is_loaded_again(self, tmp_path: Path) -> None:
+        class KillsTemplate(ProcessPool):
             def begin(self, setup: Any) -> None:
                 template = self._template
                 assert template is not None
@@ -163,19 +165,19 @@ class TestLoaderKilled:
                 super().begin(setup)
 
         plan = make_plan(6)
-        result = execute(plan, FakeLoader(), RunOptions(out=tmp_path, pool=lambda p: Killed(p, FakeLoader, 2)))
+        result = execute(plan, FakeLoader(), RunOptions(out=tmp_path, pool=lambda p: KillsTemplate(p, FakeLoader, 2)))
         assert result.summary.complete
 
-    def test_again_and_again_it_ends_the_run_with_an_error_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_template_that_is_killed_every_time_ends_the_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pool = ProcessPool(make_plan(3), FakeLoader, 2)
 
-        def gone(_: Any) -> None:
+        def fail(_: Any) -> None:
             raise EOFError("the process that loads the model ended with -9")
 
         try:
             setup = setups_of(make_plan(3))[0]
             pool.specs([setup])
-            monkeypatch.setattr(pool, "_start", gone)
+            monkeypatch.setattr(pool, "_start", fail)
             monkeypatch.setattr(pool, "_load", lambda _: None)
             with pytest.raises(WorkerError, match=r"the process that starts workers is gone.*ended with -9"):
                 pool.begin(setup)
@@ -194,7 +196,7 @@ class TestExitCode:
     @pytest.mark.parametrize(
         "error", [WorkerError("no worker is left"), EOFError("x"), SystemExit(0), OSError(5, "I/O error"), ValueError()]
     )
-    def test_a_run_that_ends_before_its_last_row_has_its_own(
+    def test_an_unfinished_run_exits_with_5_and_can_be_resumed(
         self,
         script: Path,
         tmp_path: Path,
@@ -214,7 +216,7 @@ class TestExitCode:
         assert json.loads((out / "status.json").read_text())["state"] != "running"
         assert invoke(arguments) in (0, 1)
 
-    def test_a_stream_that_ends_early_is_no_user_who_cancels(
+    def test_eof_of_a_stream_is_an_internal_error_and_not_an_interruption(
         self, script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         def end(*_: object, **__: object) -> RunResult:
@@ -225,7 +227,7 @@ class TestExitCode:
         assert "half a message" in capsys.readouterr().err
 
 
-class Kill:
+class KillTemplate:
     """An observer that kills the process which loads the model, when the run begins."""
 
     def started(self, progress: Progress) -> None:
@@ -237,8 +239,8 @@ class Kill:
     def ended(self, progress: Progress) -> None: ...
 
 
-def test_a_loader_that_is_killed_while_workers_start_costs_nothing_but_time(tmp_path: Path) -> None:
+def test_a_run_completes_when_the_loader_is_killed_while_workers_start(tmp_path: Path) -> None:
     plan = make_plan(4)
-    pool = partial(ProcessPool, make_loader=FakeLoader, count=2)
-    result = execute(plan, FakeLoader(), RunOptions(out=tmp_path / "x", pool=pool, observers=[Kill()]))
+    pool = partial(process_pool, make_loader=FakeLoader, num_workers=2)
+    result = execute(plan, FakeLoader(), RunOptions(out=tmp_path / "x", pool=pool, observers=[KillTemplate()]))
     assert result.summary.complete

@@ -1,4 +1,4 @@
-"""Whole runs over an engine that answers at once."""
+"""Whole runs over a fake engine: rows, checks, progress, status and summary."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 
 from rwkvbatch.replay.grid import Cell
-from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import read_rows
-from rwkvbatch.results.row import Row
+from rwkvbatch.results.summary import summarize
 from tests.replay.fakes import FakeLoader, FakeSpec, make_conversation, make_plan
-from tests.replay.runs import StopAfter, Watcher, results, run
+from tests.replay.runs import ProgressRecorder, StopAfter, results, run
 
 
 class TestRows:
-    def test_every_row_of_the_plan_is_there_once_and_in_its_order(self, tmp_path: Path) -> None:
+    def test_a_run_has_every_row_of_the_plan_once_and_in_order(self, tmp_path: Path) -> None:
         plan = make_plan(7, repeats=2)
         result = run(tmp_path / "run", plan)
         rows = list(result.rows())
@@ -30,10 +29,10 @@ class TestRows:
         run(tmp_path / "b", make_plan(9, batch_size=batch_size))
         assert results(tmp_path / "a") == results(tmp_path / "b")
 
-    def test_in_memory_they_are_the_same_as_on_the_disk(self, tmp_path: Path) -> None:
+    def test_rows_in_memory_equal_rows_on_disk(self, tmp_path: Path) -> None:
         assert list(run(None).rows()) == list(run(tmp_path / "run").rows())
 
-    def test_a_finished_task_is_replaced_at_once(self) -> None:
+    def test_a_finished_task_is_replaced_while_others_run(self) -> None:
         loader = FakeLoader()
         run(None, make_plan(30, batch_size=4, cells=[Cell("base", {})]), loader)
         assert loader.engines[0].most_active <= 8  # four tasks, each perhaps with a reference to score
@@ -57,7 +56,7 @@ class TestRows:
         text = bytes(token - 1 for token in loader.engines[0].submitted[1].tokens).decode()
         assert "Assistant: What it should say\n\nUser: c asks 1" in text
 
-    def test_references_are_scored_after_what_the_model_has_read(self) -> None:
+    def test_references_are_scored_with_their_tokens_and_matches(self) -> None:
         rows = list(run(None).rows())
         scored = [row for row in rows if row.reference is not None]
         assert scored
@@ -67,13 +66,13 @@ class TestRows:
             assert row.reference.tokens == len(" a reference\n\n")
             assert 0 <= row.reference.matched <= 1
 
-    def test_cells_share_their_luck(self) -> None:
+    def test_cells_share_random_numbers(self) -> None:
         loader = FakeLoader()
         run(None, make_plan(1), loader)
         first, second = (request.noise for request in loader.engines[0].submitted[:2])
         assert first == second
 
-    def test_checks_are_judged(self) -> None:
+    def test_the_summary_counts_the_checks_of_all_rows(self) -> None:
         result = run(None)
         judged = [check for row in result.rows() for check in row.checks]
         assert {check.passed for check in judged} == {True, False}
@@ -82,25 +81,26 @@ class TestRows:
         assert not result.summary.passed
 
 
-class TestWatching:
-    def test_the_status_says_done_at_the_end(self, tmp_path: Path) -> None:
+class TestFiles:
+    def test_the_status_of_a_finished_run_is_done(self, tmp_path: Path) -> None:
         result = run(tmp_path / "run")
         status = json.loads((tmp_path / "run" / "status.json").read_text())
         assert status["state"] == "done"
         assert status["rows_done"] == status["rows_total"] == result.plan.num_rows
 
-    def test_the_status_says_interrupted(self, tmp_path: Path) -> None:
+    def test_the_status_of_a_stopped_run_is_interrupted(self, tmp_path: Path) -> None:
         run(tmp_path / "run", should_stop=StopAfter(2))
         assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "interrupted"
 
-    def test_progress_never_counts_a_row_that_is_at_risk(self, tmp_path: Path) -> None:
-        seen: list[Progress] = []
-        run(tmp_path / "run", make_plan(40), observers=[Watcher(seen)])
-        assert [p.rows_done for p in seen] == sorted(p.rows_done for p in seen)
-        assert seen[-1].rows_done == seen[-1].rows_total
-        assert any(0 < p.rows_done < p.rows_total for p in seen)
+    def test_the_rows_in_progress_only_grow(self, tmp_path: Path) -> None:
+        recorder = ProgressRecorder()
+        run(tmp_path / "run", make_plan(40), observers=[recorder])
+        rows_done = [progress.rows_done for progress in recorder.seen]
+        assert rows_done == sorted(rows_done)
+        assert rows_done[-1] == recorder.seen[-1].rows_total
+        assert any(0 < count < rows_done[-1] for count in rows_done)
 
-    def test_the_manifest_says_what_was_run(self, tmp_path: Path) -> None:
+    def test_the_manifest_has_the_command_cells_and_weights(self, tmp_path: Path) -> None:
         run(tmp_path / "run", scripts=("made.jsonl",), command="rwkvbatch run made.jsonl")
         manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
         assert list(manifest["identity"]["cells"]) == ["temp=0.3", "temp=1"]
@@ -108,16 +108,14 @@ class TestWatching:
         assert manifest["about"]["command"] == "rwkvbatch run made.jsonl"
         assert len(manifest["about"]["code_sha256"]) == 64
 
-    def test_the_summary_can_be_made_again_from_the_rows(self, tmp_path: Path) -> None:
-        from rwkvbatch.results.summary import summarize
-
+    def test_the_summary_can_be_derived_from_the_rows(self, tmp_path: Path) -> None:
         result = run(tmp_path / "run")
         written = json.loads((tmp_path / "run" / "summary.json").read_text())
-        again = summarize(read_rows(tmp_path / "run"), ["temp=0.3", "temp=1"], result.plan.num_rows)
-        assert {**json.loads(json.dumps(again.as_dict())), "session": written["session"]} == written
+        derived = summarize(read_rows(tmp_path / "run"), ["temp=0.3", "temp=1"], result.plan.num_rows)
+        assert {**json.loads(json.dumps(derived.as_dict())), "session": written["session"]} == written
 
 
-def test_a_row_says_everything_that_replaying_it_needs(tmp_path: Path) -> None:
-    rows: list[Row] = list(run(None, make_plan(8)).rows())
+def test_rows_have_finish_reasons_and_stop_strings() -> None:
+    rows = list(run(None, make_plan(8)).rows())
     assert {row.finish_reason for row in rows} == {"stop", "eos", "length"}
     assert {row.stopped_by for row in rows if row.finish_reason == "stop"} == {"\n\n"}

@@ -1,4 +1,4 @@
-"""Commands that extend or change a run: rows that are the same are kept, others are judged again or generated."""
+"""Commands that extend or change a run: unchanged rows are kept, others are judged again or generated."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.runner import RunResult, read_rows
 from rwkvbatch.script.choices import Choice
 from rwkvbatch.script.records import Check, Conversation, Probe, ReplyFacts, Turn, Verdict
-from tests.replay.fakes import FakeLoader, Longer, make_conversation, make_plan
+from tests.replay.fakes import FakeLoader, LongerThan, make_conversation, make_plan
 from tests.replay.runs import StopAfter, results, run
 
 
-class Breaks:
+class BrokenCheck:
     """A check that makes its row an error row."""
 
     def judge(self, facts: ReplyFacts) -> Verdict:
@@ -30,139 +30,141 @@ class Breaks:
 TEMPERATURES = make_cells({"temperature": [0.3, 1.0]})
 
 
-def checked(minimum: int = 12, name: str = "longer") -> Check:
-    return Check(name, minimum, Longer(minimum))
+def length_check(minimum: int = 12, name: str = "longer") -> Check:
+    return Check(name, minimum, LongerThan(minimum))
 
 
-def script(number: int = 4, **changes: Any) -> list[Conversation]:
-    return [make_conversation(f"c{n}", 1 + n % 3, checks=[checked()], **changes) for n in range(number)]
+def script(num_conversations: int = 4, **changes: Any) -> list[Conversation]:
+    return [make_conversation(f"c{n}", 1 + n % 3, checks=[length_check()], **changes) for n in range(num_conversations)]
 
 
 def plan_of(conversations: Sequence[Conversation] | None = None, **settings: Any) -> Plan:
-    chosen = script() if conversations is None else conversations
-    return make_plan(conversations=chosen, **{"cells": TEMPERATURES, "repeats": 2, **settings})
+    replayed = script() if conversations is None else conversations
+    return make_plan(conversations=replayed, **{"cells": TEMPERATURES, "repeats": 2, **settings})
 
 
-def extend(directory: Path, first: Plan, then: Plan) -> tuple[RunResult, FakeLoader]:
-    """Run `first`, then `then` in the same directory; its rows must be those of a new run of `then`."""
+def extend(directory: Path, first: Plan, second: Plan) -> tuple[RunResult, FakeLoader]:
+    """Run `first`, then `second` in the same directory; its rows must be those of a new run of `second`."""
     run(directory, first)
-    return continue_with(directory, then)
+    return continue_with(directory, second)
 
 
-def continue_with(directory: Path, then: Plan) -> tuple[RunResult, FakeLoader]:
+def continue_with(directory: Path, plan: Plan) -> tuple[RunResult, FakeLoader]:
     loader = FakeLoader()
-    result = run(directory, then, loader)
+    result = run(directory, plan, loader)
     fresh = directory.with_name(f"{directory.name}-fresh-{len(list(directory.parent.iterdir()))}")
-    run(fresh, then)
+    run(fresh, plan)
     assert results(directory) == results(fresh)
     for name in ("manifest.json", "summary.json"):
-        ours, theirs = (json.loads((where / name).read_text()) for where in (directory, fresh))
-        assert ours.keys() - {"session"} == theirs.keys() - {"session"}
-        assert all(ours[key] == theirs[key] for key in ours if key not in ("about", "session"))
+        extended, new = (json.loads((path / name).read_text()) for path in (directory, fresh))
+        assert extended.keys() - {"session"} == new.keys() - {"session"}
+        assert all(extended[key] == new[key] for key in extended if key not in ("about", "session"))
     assert (directory / "script.jsonl").read_bytes() == (fresh / "script.jsonl").read_bytes()
     return result, loader
 
 
-def counts(result: RunResult) -> tuple[int, int, int]:
+def reuse_counts(result: RunResult) -> tuple[int, int, int]:
     assert result.reuse is not None
     return result.reuse.to_generate, result.reuse.judged_again, result.reuse.kept
 
 
-class TestRowsAreKept:
-    def test_more_repeats_generate_the_new_ones_only(self, tmp_path: Path) -> None:
+class TestKeptRows:
+    def test_more_repeats_generate_only_the_new_rows(self, tmp_path: Path) -> None:
         result, loader = extend(tmp_path / "run", plan_of(repeats=1), plan_of(repeats=3))
         rows = plan_of(repeats=1).num_rows
-        assert counts(result) == (2 * rows, 0, rows)
+        assert reuse_counts(result) == (2 * rows, 0, rows)
         assert loader.num_generated == 2 * rows
 
-    def test_more_cells(self, tmp_path: Path) -> None:
+    def test_more_cells_generate_only_their_rows(self, tmp_path: Path) -> None:
         wider = make_cells({"temperature": [0.1, 0.3, 1.0]})
         result, loader = extend(tmp_path / "run", plan_of(), plan_of(cells=wider))
         rows = plan_of().num_rows
-        assert counts(result) == (rows // 2, 0, rows)
+        assert reuse_counts(result) == (rows // 2, 0, rows)
         assert loader.num_generated == rows // 2
 
-    def test_a_single_cell_becomes_one_of_a_grid(self, tmp_path: Path) -> None:
+    def test_a_single_cell_becomes_a_cell_of_a_grid(self, tmp_path: Path) -> None:
         single = plan_of(cells=[Cell("base", {})], temperature=0.3)
         result, _ = extend(tmp_path / "run", single, plan_of())
-        assert counts(result) == (single.num_rows, 0, single.num_rows)
+        assert reuse_counts(result) == (single.num_rows, 0, single.num_rows)
 
     def test_conversations_may_be_added_anywhere_and_reordered(self, tmp_path: Path) -> None:
         old = script()
         new = [make_conversation("first", 2), old[2], old[0], make_conversation("middle", 1), old[3], old[1]]
         result, loader = extend(tmp_path / "run", plan_of(old), plan_of(new))
-        assert counts(result) == (3 * 4, 0, plan_of(old).num_rows)
+        assert reuse_counts(result) == (3 * 4, 0, plan_of(old).num_rows)
         assert loader.num_generated == 3 * 4
 
-    def test_a_changed_turn_is_generated_again_with_those_after_it(self, tmp_path: Path) -> None:
+    def test_a_changed_turn_and_later_turns_are_generated_again(self, tmp_path: Path) -> None:
         old = script(6)
         turns = old[5].turns
         new = [*old[:5], replace(old[5], turns=(turns[0], replace(turns[1], user="Something else"), turns[2]))]
         result, loader = extend(tmp_path / "run", plan_of(old), plan_of(new))
-        assert counts(result)[0] == loader.num_generated == 2 * 4
+        assert reuse_counts(result)[0] == loader.num_generated == 2 * 4
         assert result.reuse is not None
         assert result.reuse.set_aside == 2 * 4
 
     @pytest.mark.parametrize(
         "change", [{"system": "Be verbose."}, {"params": {"temperature": 0.7}}, {"params": {"seed": 9}}]
     )
-    def test_what_concerns_a_whole_conversation_generates_it_again(
+    def test_a_changed_system_message_or_params_generate_the_conversation_again(
         self, tmp_path: Path, change: dict[str, Any]
     ) -> None:
         old = script()
         cells = [Cell("base", {})]
         new = [*old[:3], replace(old[3], **change)]
         result, loader = extend(tmp_path / "run", plan_of(old, cells=cells), plan_of(new, cells=cells))
-        assert counts(result)[0] == loader.num_generated == 2 * len(old[3].turns)
+        assert reuse_counts(result)[0] == loader.num_generated == 2 * len(old[3].turns)
 
-    def test_a_turn_may_be_added_to_a_conversation(self, tmp_path: Path) -> None:
+    def test_an_added_turn_generates_only_its_rows(self, tmp_path: Path) -> None:
         old = script()
         new = [replace(old[0], turns=(*old[0].turns, Turn("And more?"))), *old[1:]]
         result, loader = extend(tmp_path / "run", plan_of(old), plan_of(new))
-        assert counts(result) == (4, 0, plan_of(old).num_rows)
+        assert reuse_counts(result) == (4, 0, plan_of(old).num_rows)
         assert loader.num_generated == 4
 
-    def test_a_reference_that_changes_generates_its_turn_again(self, tmp_path: Path) -> None:
+    def test_a_changed_reference_generates_its_turn_again(self, tmp_path: Path) -> None:
         old = script(reference="a reference")
         turns = old[2].turns
         new = [*old[:2], replace(old[2], turns=(*turns[:2], replace(turns[2], reference="another"))), old[3]]
         result, _ = extend(tmp_path / "run", plan_of(old), plan_of(new))
-        assert counts(result)[0] == 4
+        assert reuse_counts(result)[0] == 4
 
-    def test_other_checks_and_tags_are_judged_without_generating(self, tmp_path: Path) -> None:
+    def test_changed_checks_and_tags_are_judged_again_without_generating(self, tmp_path: Path) -> None:
         old = script()
-        new = [replace(c, tags=("new",), turns=tuple(replace(t, checks=(checked(20),)) for t in c.turns)) for c in old]
+        new = [
+            replace(c, tags=("new",), turns=tuple(replace(t, checks=(length_check(20),)) for t in c.turns)) for c in old
+        ]
         result, loader = extend(tmp_path / "run", plan_of(old), plan_of(new))
-        assert counts(result) == (0, plan_of(old).num_rows, 0)
+        assert reuse_counts(result) == (0, plan_of(old).num_rows, 0)
         assert loader.num_generated == 0
 
-    def test_a_check_that_breaks_makes_the_error_rows_of_a_new_run(self, tmp_path: Path) -> None:
+    def test_an_added_broken_check_makes_the_error_rows_of_a_new_run(self, tmp_path: Path) -> None:
         old = script()
-        broken = replace(old[2].turns[1], checks=(Check("broken", 1, Breaks()),))
+        broken = replace(old[2].turns[1], checks=(Check("broken", 1, BrokenCheck()),))
         new = [*old[:2], replace(old[2], turns=(old[2].turns[0], broken, old[2].turns[2])), old[3]]
         result, loader = extend(tmp_path / "run", plan_of(old), plan_of(new))
         assert loader.num_generated == 0
         assert result.summary.errors == 2 * 4
 
-    def test_the_same_command_keeps_everything(self, tmp_path: Path) -> None:
-        said: list[str] = []
+    def test_the_same_command_keeps_all_rows(self, tmp_path: Path) -> None:
+        messages: list[str] = []
         run(tmp_path / "run", plan_of())
         before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name == "manifest.json"}
-        result = run(tmp_path / "run", plan_of(), notify=said.append)
-        assert counts(result) == (0, 0, plan_of().num_rows)
-        assert said == [f"{tmp_path / 'run'}: 0 rows to generate, 0 judged again, {plan_of().num_rows} kept"]
+        result = run(tmp_path / "run", plan_of(), notify=messages.append)
+        assert reuse_counts(result) == (0, 0, plan_of().num_rows)
+        assert messages == [f"{tmp_path / 'run'}: 0 rows to generate, 0 judged again, {plan_of().num_rows} kept"]
         assert all(path.read_bytes() == content for path, content in before.items())
 
-    def test_the_counts_are_given_before_anything_is_generated(self, tmp_path: Path) -> None:
-        said: list[str] = []
+    def test_the_counts_are_reported_before_anything_is_generated(self, tmp_path: Path) -> None:
+        messages: list[str] = []
         run(tmp_path / "run", plan_of(repeats=1))
-        run(tmp_path / "run", plan_of(), notify=said.append, should_stop=StopAfter(0))
+        run(tmp_path / "run", plan_of(), notify=messages.append, should_stop=StopAfter(0))
         rows = plan_of(repeats=1).num_rows
-        assert said == [f"{tmp_path / 'run'}: {rows} rows to generate, 0 judged again, {rows} kept"]
+        assert messages == [f"{tmp_path / 'run'}: {rows} rows to generate, 0 judged again, {rows} kept"]
 
 
-class TestRowsThatACommandDoesNotHave:
-    def test_they_are_set_aside_and_taken_back(self, tmp_path: Path) -> None:
+class TestRowsSetAside:
+    def test_rows_outside_the_plan_are_set_aside_and_taken_back(self, tmp_path: Path) -> None:
         whole, less = plan_of(), plan_of(script(2), repeats=1)
         result, loader = extend(tmp_path / "run", whole, less)
         assert loader.num_generated == 0
@@ -171,17 +173,20 @@ class TestRowsThatACommandDoesNotHave:
         result, loader = continue_with(tmp_path / "run", whole)
         assert loader.num_generated == 0
         assert result.reuse is not None
-        assert (result.reuse.taken_back, counts(result)) == (result.reuse.kept - less.num_rows, (0, 0, whole.num_rows))
+        assert (result.reuse.taken_back, reuse_counts(result)) == (
+            result.reuse.kept - less.num_rows,
+            (0, 0, whole.num_rows),
+        )
 
-    def test_rows_that_are_taken_back_are_judged_by_the_checks_of_now(self, tmp_path: Path) -> None:
+    def test_rows_taken_back_are_judged_by_the_current_checks(self, tmp_path: Path) -> None:
         old = script()
-        new = [replace(c, turns=tuple(replace(t, checks=(checked(20),)) for t in c.turns)) for c in old]
+        new = [replace(c, turns=tuple(replace(t, checks=(length_check(20),)) for t in c.turns)) for c in old]
         extend(tmp_path / "run", plan_of(old), plan_of(old[:1]))
         result, loader = continue_with(tmp_path / "run", plan_of(new))
-        assert counts(result) == (0, plan_of(old).num_rows, 0)
+        assert reuse_counts(result) == (0, plan_of(old).num_rows, 0)
         assert loader.num_generated == 0
 
-    def test_a_script_that_is_changed_back_finds_its_rows(self, tmp_path: Path) -> None:
+    def test_a_script_that_is_changed_back_takes_its_rows_back(self, tmp_path: Path) -> None:
         old, changed = script(), script()
         changed[1] = replace(changed[1], system="Be long.")
         extend(tmp_path / "run", plan_of(old), plan_of(changed))
@@ -192,7 +197,7 @@ class TestRowsThatACommandDoesNotHave:
         kept = (tmp_path / "run" / "kept.jsonl").read_bytes().splitlines()
         assert len(kept) == len(set(kept)) == 2 * 2 * 4
 
-    def test_a_cut_line_of_the_kept_rows_is_passed_over(self, tmp_path: Path) -> None:
+    def test_a_truncated_line_of_the_kept_rows_is_ignored(self, tmp_path: Path) -> None:
         old = script()
         run(tmp_path / "run", plan_of(old))
         run(tmp_path / "run", plan_of(old[:2]))
@@ -203,8 +208,8 @@ class TestRowsThatACommandDoesNotHave:
         assert loader.num_generated == 1
 
 
-class TestWhatDiffers:
-    def test_weights_are_named_by_their_files(self, tmp_path: Path) -> None:
+class TestRefusals:
+    def test_differing_weights_are_named_by_their_files(self, tmp_path: Path) -> None:
         from tests.replay.fakes import FakeSpec
 
         run(tmp_path / "run", plan_of(), FakeLoader(FakeSpec(path="a.pth")))
@@ -213,7 +218,7 @@ class TestWhatDiffers:
         assert "weights_sha256 (model): existing run: a.pth" in str(caught.value)
         assert "this command: b.pth" in str(caught.value)
 
-    def test_nothing_is_changed_by_a_refused_command(self, tmp_path: Path) -> None:
+    def test_a_refused_command_changes_nothing(self, tmp_path: Path) -> None:
         run(tmp_path / "run", plan_of())
         before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
         with pytest.raises(RunMismatchError, match=r"seed: existing run: 0; this command: 1"):
@@ -225,30 +230,30 @@ class TestWhatDiffers:
             )
         assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
-    def test_a_setting_that_takes_the_place_of_params_is_refused(self, tmp_path: Path) -> None:
-        own = script(params={"temperature": 0.5})
+    def test_an_explicit_setting_that_overrides_params_is_refused(self, tmp_path: Path) -> None:
+        conversations = script(params={"temperature": 0.5})
         cells = [Cell("base", {})]
-        run(tmp_path / "run", plan_of(own, cells=cells))
+        run(tmp_path / "run", plan_of(conversations, cells=cells))
         with pytest.raises(RunMismatchError, match=r"settings given for all conversations.*temperature"):
-            run(tmp_path / "run", plan_of(own, cells=cells, explicit=["temperature"]))
-        result, _ = continue_with(tmp_path / "run", plan_of(own, cells=cells, explicit=["top_k"]))
-        assert counts(result)[0] == 0
+            run(tmp_path / "run", plan_of(conversations, cells=cells, explicit=["temperature"]))
+        result, _ = continue_with(tmp_path / "run", plan_of(conversations, cells=cells, explicit=["top_k"]))
+        assert reuse_counts(result)[0] == 0
 
 
-class TestAfterAnInterruption:
+class TestAfterInterruptionOrDamage:
     @pytest.mark.parametrize("steps", [1, 2, 3])
-    def test_an_interrupted_run_may_be_extended(self, tmp_path: Path, steps: int) -> None:
+    def test_an_interrupted_run_can_be_extended(self, tmp_path: Path, steps: int) -> None:
         assert run(tmp_path / "run", plan_of(repeats=1, batch_size=3), should_stop=StopAfter(steps)).interrupted
         continue_with(tmp_path / "run", plan_of(script(6), repeats=2))
 
-    def test_a_torn_last_line_does_not_swallow_rows_that_are_taken_back(self, tmp_path: Path) -> None:
+    def test_rows_are_taken_back_after_a_torn_last_line(self, tmp_path: Path) -> None:
         run(tmp_path / "run", plan_of())
         run(tmp_path / "run", plan_of(script(2)))
         path = tmp_path / "run" / "results.jsonl"
         path.write_bytes(path.read_bytes()[:-20])
         continue_with(tmp_path / "run", plan_of())
 
-    def test_damaged_rows_are_repaired_as_before(self, tmp_path: Path) -> None:
+    def test_extending_with_repair_generates_damaged_rows_again(self, tmp_path: Path) -> None:
         run(tmp_path / "run", plan_of())
         path = tmp_path / "run" / "results.jsonl"
         lines = path.read_bytes().splitlines(keepends=True)
@@ -261,7 +266,7 @@ class TestAfterAnInterruption:
         assert loader.num_generated == plan_of(repeats=1).num_rows + 1
 
 
-def test_every_row_says_what_it_was_made_from(tmp_path: Path) -> None:
+def test_content_and_repeat_identify_a_row(tmp_path: Path) -> None:
     run(tmp_path / "run", plan_of())
     lines = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_bytes().splitlines()]
     rows = list(read_rows(tmp_path / "run"))
@@ -273,17 +278,17 @@ def test_every_row_says_what_it_was_made_from(tmp_path: Path) -> None:
 class TestAfterABrokenCheck:
     def broken(self, old: list[Conversation]) -> list[Conversation]:
         first, second, third = old[2].turns
-        breaking = replace(second, checks=(Check("broken", 1, Breaks()),))
+        breaking = replace(second, checks=(Check("broken", 1, BrokenCheck()),))
         return [*old[:2], replace(old[2], turns=(first, breaking, third)), old[3]]
 
-    def test_the_replies_are_found_again_when_the_check_is_mended(self, tmp_path: Path) -> None:
+    def test_replies_are_reused_when_a_broken_check_is_replaced(self, tmp_path: Path) -> None:
         old = script()
         extend(tmp_path / "run", plan_of(old), plan_of(self.broken(old)))
         result, loader = continue_with(tmp_path / "run", plan_of(old))
         assert loader.num_generated == 0
         assert result.summary.errors == 0
 
-    def test_another_broken_check_leaves_the_error_rows(self, tmp_path: Path) -> None:
+    def test_replies_are_reused_after_two_broken_checks(self, tmp_path: Path) -> None:
         old = script()
         extend(tmp_path / "run", plan_of(old), plan_of(self.broken(old)))
         again = self.broken([replace(each, tags=("new",)) for each in old])
@@ -295,18 +300,18 @@ class TestAfterABrokenCheck:
 
 class TestProbesAndChoices:
     def asked(self, *probes: str, chosen: str = "none") -> list[Conversation]:
-        turns = make_conversation("c", 3, checks=[checked()]).turns
-        check = Check("choice", "a", Longer(1), options={"normalize": chosen})
+        turns = make_conversation("c", 3, checks=[length_check()]).turns
+        check = Check("choice", "a", LongerThan(1), options={"normalize": chosen})
         choosing = Turn("Which?", None, (check,), choices=(Choice("a", "a"), Choice("b", "b b")), generate=False)
-        own = [Turn(text, None, (checked(),), probe=Probe(at, 0)) for at, text in enumerate(probes)]
+        own = [Turn(text, None, (length_check(),), probe=Probe(at, 0)) for at, text in enumerate(probes)]
         return [replace(make_conversation("c"), turns=(turns[0], choosing, turns[2], *own))]
 
-    def test_a_probe_may_be_added_and_changed_without_the_dialogue(self, tmp_path: Path) -> None:
+    def test_an_added_or_changed_probe_generates_only_its_rows(self, tmp_path: Path) -> None:
         result, loader = extend(tmp_path / "run", plan_of(self.asked("What?")), plan_of(self.asked("What?", "Who?")))
-        assert counts(result) == (4, 0, 4 * 4)
+        assert reuse_counts(result) == (4, 0, 4 * 4)
         result, loader = continue_with(tmp_path / "run", plan_of(self.asked("Why?", "Who?")))
-        assert counts(result)[0] == loader.num_generated == 4
+        assert reuse_counts(result)[0] == loader.num_generated == 4
 
-    def test_what_decides_about_the_chosen_text_generates_the_turns_after_it(self, tmp_path: Path) -> None:
+    def test_a_changed_choice_normalization_generates_the_turns_after_it(self, tmp_path: Path) -> None:
         result, _ = extend(tmp_path / "run", plan_of(self.asked()), plan_of(self.asked(chosen="byte")))
-        assert counts(result) == (2 * 4, 0, 4)
+        assert reuse_counts(result) == (2 * 4, 0, 4)

@@ -1,4 +1,4 @@
-"""The log: what a line holds, who may read it, and that it stops nothing."""
+"""The log: fields of a line, levels, file permissions, and failing log files."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_line_is_one_json_object_with_what_the_record_has_besides(tmp_path: Path) -> None:
+def test_a_line_is_one_json_object_with_the_record_s_extra_fields(tmp_path: Path) -> None:
     path = tmp_path / "log"
     with logging_to(path, quiet=True):
         log.info("loaded %s", "it\nnow", extra={"seconds": 1.5, "path": Path("x")})
-        log.debug("not wanted")
+        log.debug("below the level")
     (line,) = lines(path)
     assert line["message"] == "loaded it\nnow"
     assert (line["level"], line["logger"]) == ("info", "rwkvbatch.test")
@@ -32,9 +32,7 @@ def test_a_line_is_one_json_object_with_what_the_record_has_besides(tmp_path: Pa
     assert str(line["time"])[-1] == "Z"
 
 
-def test_an_error_brings_its_traceback_into_the_file_and_only_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_traceback_is_written_to_the_file_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with logging_to(tmp_path / "log"):
         try:
             raise ValueError("lost \x1b[31m")
@@ -49,15 +47,15 @@ def test_an_error_brings_its_traceback_into_the_file_and_only_there(
     ("options", "shown"),
     [({}, ["warning", "error"]), ({"verbose": True}, ["info", "warning", "error"]), ({"quiet": True}, ["error"])],
 )
-def test_standard_error_shows_as_much_as_was_asked_for(
+def test_verbose_and_quiet_set_the_level_of_standard_error(
     options: dict[str, bool], shown: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with logging_to(None, **options):
         log.info("x")
         log.warning("x")
         log.error("x")
-    log.error("afterwards nothing is shown by this")
-    assert [line.split(": ")[1] for line in capsys.readouterr().err.splitlines() if "x" in line] == shown
+    log.error("not shown: the handler is removed")
+    assert [line.split(": ")[1] for line in capsys.readouterr().err.splitlines() if line.endswith(": x")] == shown
 
 
 def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,13 +64,13 @@ def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixt
     assert "\x1b" not in capsys.readouterr().err
 
 
-def test_verbose_puts_debug_into_the_file(tmp_path: Path) -> None:
+def test_verbose_adds_debug_messages_to_the_file(tmp_path: Path) -> None:
     with logging_to(tmp_path / "log", verbose=True, quiet=True):
         log.debug("fine")
     assert [line["message"] for line in lines(tmp_path / "log")] == ["fine"]
 
 
-def test_a_log_is_added_to_and_only_its_owner_may_write_it(tmp_path: Path) -> None:
+def test_a_log_file_is_appended_to_and_only_its_owner_may_write_it(tmp_path: Path) -> None:
     path = tmp_path / "log"
     before = os.umask(0)
     try:
@@ -85,7 +83,7 @@ def test_a_log_is_added_to_and_only_its_owner_may_write_it(tmp_path: Path) -> No
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_a_full_disk_is_logged_once_and_stops_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_reported_once_and_logging_to_the_terminal_continues(capsys: pytest.CaptureFixture[str]) -> None:
     with logging_to(Path("/dev/full")):
         for _ in range(3):
             log.info("x")
@@ -97,7 +95,7 @@ def test_a_full_disk_is_logged_once_and_stops_nothing(capsys: pytest.CaptureFixt
     ]
 
 
-def test_a_pipe_without_a_reader_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_pipe_without_a_reader_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with (
         pytest.raises(UsageError, match="pipe: cannot be opened: nothing reads this pipe"),
@@ -106,9 +104,7 @@ def test_a_pipe_without_a_reader_is_refused_at_once(tmp_path: Path) -> None:
         pass
 
 
-def test_a_pipe_that_is_full_is_logged_once_and_stops_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_pipe_is_reported_once_without_blocking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -122,7 +118,7 @@ def test_a_pipe_that_is_full_is_logged_once_and_stops_nothing(
     assert line.endswith("; continuing without it")
 
 
-def test_a_mistake_in_the_program_is_not_taken_for_a_full_disk(
+def test_a_record_that_cannot_be_formatted_does_not_close_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Broken:
@@ -146,15 +142,13 @@ def test_a_file_that_cannot_be_opened_is_a_usage_error(tmp_path: Path) -> None:
         pass
 
 
-def test_keys_that_are_not_read_and_probable_mistakes_are_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unread_keys_and_lint_findings_of_a_script_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "s.jsonl"
     line = {"messages": [{"role": "user", "content": " Hi", "name": "Ada"}]}
     path.write_text(json.dumps(line) + "\n")
     with caplog.at_level(logging.WARNING):
         rwkvbatch.run(path, system="Be brief.\nUser: x", max_tokens=1)
-    said = [record.getMessage() for record in caplog.records]
-    assert "keys that are not read, with their numbers of lines: messages[].name (1)" in said
-    assert any(text.startswith("--system: role-line: ") for text in said)
-    assert any("which change replies or scores: 1 outer-space; --dry-run lists them" in text for text in said)
+    messages = [record.getMessage() for record in caplog.records]
+    assert "keys that are not read, with their numbers of lines: messages[].name (1)" in messages
+    assert any(text.startswith("--system: role-line: ") for text in messages)
+    assert any("which change replies or scores: 1 outer-space; --dry-run lists them" in text for text in messages)

@@ -1,4 +1,4 @@
-"""Parts of a run put together, against the run that was never cut."""
+"""Merging the parts of a run, compared with the undivided run."""
 
 from __future__ import annotations
 
@@ -27,31 +27,22 @@ from rwkvbatch.files import OS_FILES, Files
 from rwkvbatch.replay.merge import Merged, merge
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.row_index import Shard
-from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.lock import DirectoryLock
 from rwkvbatch.results.row import decode_row, encode_row
 from rwkvbatch.script.lines import SourceLine
 from rwkvbatch.script.reader import SkippedLine
+from tests.memory import memory_folder
 from tests.replay.disks import CountedFiles, FailingFiles, PowerCutFiles
 from tests.replay.fakes import FakeLoader, make_conversation, make_plan
-from tests.replay.runs import results
+from tests.replay.runs import StopAfter, results, run
 
 
-def run(directory: Path, plan: Plan, steps: int | None = None, **options: Any) -> FakeLoader:
-    """Run `plan`, or no more than `steps` steps of it."""
-    loader = FakeLoader()
-    left = iter(range(steps)) if steps is not None else None
-    stop = (lambda: False) if left is None else (lambda: next(left, None) is None)
-    execute(plan, loader, RunOptions(out=directory, should_stop=stop, **options))
-    return loader
-
-
-def figures(directory: Path) -> dict[str, Any]:
-    """The summary without what tells of the process that wrote it."""
+def summary_of(directory: Path) -> dict[str, Any]:
+    """The summary without the session of the process that wrote it."""
     return {k: v for k, v in json.loads((directory / "summary.json").read_text()).items() if k != "session"}
 
 
-def identity(directory: Path) -> Any:
+def identity_of(directory: Path) -> Any:
     return json.loads((directory / "manifest.json").read_text())["identity"]
 
 
@@ -74,12 +65,12 @@ class Parts:
         paths = [self.paths[part - 1] for part in parts or (1, 2, 3)]
         return merge(paths, self.out, files=files, allow_missing=allow_missing, command="rwkvbatch merge")
 
-    def cut(self, part: int, lines: int) -> None:
+    def truncate(self, part: int, lines: int) -> None:
         """Leave `lines` rows of a part."""
         path = self.paths[part - 1] / "results.jsonl"
         path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:lines]))
 
-    def change_line(self, part: int, line: int, content: bytes) -> None:
+    def replace_line(self, part: int, line: int, content: bytes) -> None:
         path = self.paths[part - 1] / "results.jsonl"
         lines = path.read_bytes().splitlines(keepends=True)
         lines[line - 1] = content
@@ -98,19 +89,19 @@ def parts(tmp_path: Path) -> Parts:
     return found
 
 
-class TestWhole:
+class TestCompleteMerge:
     def test_rows_manifest_and_summary_are_those_of_the_undivided_run(self, parts: Parts) -> None:
         merged = parts.merge(3, 1, 2)
         assert results(parts.out) == results(parts.whole)
-        assert identity(parts.out) == identity(parts.whole)
-        assert figures(parts.out) == figures(parts.whole)
+        assert identity_of(parts.out) == identity_of(parts.whole)
+        assert summary_of(parts.out) == summary_of(parts.whole)
         assert (merged.rows, merged.planned, merged.missing) == (merged.planned, parts.plan().num_rows, ())
         status = json.loads((parts.out / "status.json").read_text())
         assert (status["state"], status["rows_done"], status["rows_total"]) == ("done", merged.rows, merged.rows)
 
     @settings(max_examples=25)
     @given(data=st.data())
-    def test_it_is_so_for_any_script_cut_anyhow_and_continued(self, data: st.DataObject) -> None:
+    def test_any_division_of_any_script_merges_into_the_undivided_run(self, data: st.DataObject) -> None:
         turns = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=9), label="turns")
         num_parts = data.draw(st.integers(1, 5), label="parts")
         repeats = data.draw(st.integers(1, 3), label="repeats")
@@ -121,12 +112,12 @@ class TestWhole:
             batch_size = data.draw(st.integers(1, 8), label="batch size")
             return make_plan(conversations=conversations, repeats=repeats, shard=shard, batch_size=batch_size)
 
-        with tempfile.TemporaryDirectory() as name:
+        with tempfile.TemporaryDirectory(dir=memory_folder()) as name:
             root = Path(name)
             run(root / "whole", plan(None))
             for part in order:
                 shard = Shard(part, num_parts)
-                run(root / str(part), plan(shard), steps=data.draw(st.integers(0, 20), label="steps"))
+                run(root / str(part), plan(shard), should_stop=StopAfter(data.draw(st.integers(0, 20), label="steps")))
                 if data.draw(st.booleans(), label="continued"):
                     run(root / str(part), plan(shard))
             paths = [root / str(part) for part in order]
@@ -135,26 +126,28 @@ class TestWhole:
             run(root / "out", plan(None))
             assert results(root / "out") == results(root / "whole")
 
-    def test_a_run_into_the_merged_directory_has_nothing_to_do(self, parts: Parts) -> None:
+    def test_a_run_into_the_merged_directory_generates_nothing(self, parts: Parts) -> None:
         parts.merge()
-        assert run(parts.out, parts.plan()).num_generated == 0
+        loader = FakeLoader()
+        run(parts.out, parts.plan(), loader)
+        assert loader.num_generated == 0
         assert results(parts.out) == results(parts.whole)
 
-    def test_the_manifest_says_what_the_parts_were(self, parts: Parts) -> None:
+    def test_the_manifest_has_the_commands_of_the_parts(self, parts: Parts) -> None:
         parts.merge()
         about = json.loads((parts.out / "manifest.json").read_text())["about"]
         assert about["command"] == "rwkvbatch merge"
         assert list(about["parts"]) == ["1/3", "2/3", "3/3"]
         assert "--shard 2/3" in about["parts"]["2/3"]["command"]
 
-    def test_the_script_s_bad_lines_come_along(self, parts: Parts) -> None:
+    def test_skipped_lines_of_the_script_are_copied(self, parts: Parts) -> None:
         bad = b'{"broken\r'
         skipped = [SkippedLine(SourceLine("s.jsonl", 1), bad, True, ScriptError("bad"))]
         run(parts.paths[1], parts.plan(2), skipped=skipped)
         parts.merge()
         assert (parts.out / "skipped.jsonl").read_bytes() == bad + b"\n"
 
-    def test_parts_made_by_other_code_are_noted(self, parts: Parts) -> None:
+    def test_parts_made_by_other_code_are_reported(self, parts: Parts) -> None:
         assert parts.merge().notes == ()
         path = parts.paths[0] / "manifest.json"
         manifest = json.loads(path.read_text())
@@ -164,50 +157,52 @@ class TestWhole:
 
 
 class TestMissing:
-    def test_nothing_is_written_and_what_is_missing_is_said(self, parts: Parts) -> None:
-        there = len(results(parts.paths[1]).splitlines())
+    def test_an_incomplete_merge_writes_nothing_and_lists_the_missing_rows(self, parts: Parts) -> None:
+        num_rows = len(results(parts.paths[1]).splitlines())
         first = decode_row(parts.line(2, 4)).key
-        parts.cut(2, 3)
+        parts.truncate(2, 3)
         merged = parts.merge(1, 2)
         assert merged.summary is None
         assert not parts.out.exists()
         incomplete, absent = merged.missing
-        assert (incomplete.shard, incomplete.path, incomplete.rows) == (Shard(2, 3), parts.paths[1], there - 3)
+        assert (incomplete.shard, incomplete.path, incomplete.rows) == (Shard(2, 3), parts.paths[1], num_rows - 3)
         assert incomplete.command is not None
         assert "--shard 2/3" in incomplete.command
         assert incomplete.first == first
         assert (absent.shard, absent.path, absent.rows) == (Shard(3, 3), None, None)
 
-    def test_an_incomplete_merge_is_gone_on_with_by_an_undivided_run(self, parts: Parts) -> None:
-        parts.cut(2, 3)
+    def test_an_incomplete_merge_can_be_resumed_by_an_undivided_run(self, parts: Parts) -> None:
+        parts.truncate(2, 3)
         merged = parts.merge(1, 2, allow_missing=True)
         assert merged.summary is not None
         assert merged.summary.planned == parts.plan().num_rows
         assert not merged.summary.complete
         assert json.loads((parts.out / "status.json").read_text())["state"] == "interrupted"
-        assert run(parts.out, parts.plan()).num_generated > 0
+        loader = FakeLoader()
+        run(parts.out, parts.plan(), loader)
+        assert loader.num_generated > 0
         assert results(parts.out) == results(parts.whole)
-        assert figures(parts.out) == figures(parts.whole)
+        assert summary_of(parts.out) == summary_of(parts.whole)
 
-    def test_the_command_that_runs_the_rest_is_the_part_s_for_the_whole(self, parts: Parts) -> None:
+    def test_the_command_for_missing_rows_is_that_of_a_part_without_its_shard(self, parts: Parts) -> None:
         rest = parts.merge(1, 2, allow_missing=True).rest_command
         assert rest == f"rwkvbatch run 'a b.jsonl' --out {parts.out}"
 
-    def test_what_a_crash_left_at_the_end_of_a_part_is_no_row(self, parts: Parts) -> None:
+    def test_a_torn_last_line_of_a_part_is_a_missing_row(self, parts: Parts) -> None:
         path = parts.paths[1] / "results.jsonl"
         content = path.read_bytes()
         path.write_bytes(content[:-20])
         merged = parts.merge()
         assert [(missing.shard, missing.rows) for missing in merged.missing] == [(Shard(2, 3), 1)]
 
-    def test_a_part_that_has_not_begun_is_missing_in_full(self, parts: Parts) -> None:
-        there = len(results(parts.paths[1]).splitlines())
+    def test_all_rows_of_a_part_without_results_are_missing(self, parts: Parts) -> None:
+        num_rows = len(results(parts.paths[1]).splitlines())
         (parts.paths[1] / "results.jsonl").unlink()
-        assert [missing.rows for missing in parts.merge().missing] == [there]
+        assert [missing.rows for missing in parts.merge().missing] == [num_rows]
 
 
 class TestRefusals:
-    def test_parts_of_different_runs_with_the_difference(self, parts: Parts) -> None:
+    def test_parts_of_different_runs_are_refused_with_the_difference(self, parts: Parts) -> None:
         other = parts.root / "other"
         run(other, parts.plan(2, max_tokens=9))
         with pytest.raises(RunMismatchError) as caught:
@@ -217,22 +212,22 @@ class TestRefusals:
         assert f"{parts.paths[0]}: 256" in str(caught.value)
         assert not parts.out.exists()
 
-    def test_parts_of_different_numbers_of_parts(self, parts: Parts) -> None:
+    def test_parts_of_different_divisions_are_refused(self, parts: Parts) -> None:
         other = parts.root / "other"
         run(other, make_plan(7, repeats=2, shard=Shard(2, 4)))
         with pytest.raises(RunMismatchError, match=r"is part 2/4, and .*part-1 is part 1/3"):
             merge([parts.paths[0], other], parts.out)
 
-    def test_a_part_that_is_given_twice(self, parts: Parts) -> None:
+    def test_a_part_given_twice_is_refused(self, parts: Parts) -> None:
         with pytest.raises(RunDirectoryError, match="is part 1/3, and so is "):
             parts.merge(1, 2, 1)
 
-    def test_a_whole_run(self, parts: Parts) -> None:
+    def test_a_whole_run_is_refused(self, parts: Parts) -> None:
         with pytest.raises(RunDirectoryError, match="holds a whole run, not a part of one"):
             merge([parts.paths[0], parts.whole], parts.out)
 
     @pytest.mark.parametrize("name", ["nowhere", "empty"])
-    def test_what_is_no_run(self, parts: Parts, name: str) -> None:
+    def test_a_directory_without_a_run_is_refused(self, parts: Parts, name: str) -> None:
         (parts.root / "empty").mkdir()
         with pytest.raises(RunDirectoryError, match=r"holds no run|no such directory"):
             merge([parts.root / name], parts.out)
@@ -240,20 +235,20 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "shard", [3, {}, {"part": 0, "parts": 3, "rows_of_run": 1}, {"part": "1", "parts": 3, "rows_of_run": 1}]
     )
-    def test_a_manifest_that_does_not_say_which_part_it_is(self, parts: Parts, shard: Any) -> None:
+    def test_a_manifest_without_a_valid_shard_is_refused(self, parts: Parts, shard: Any) -> None:
         path = parts.paths[0] / "manifest.json"
         manifest = {key: value for key, value in json.loads(path.read_text()).items() if key != "sha256"}
         path.write_text(json.dumps({**manifest, "shard": shard}))
         with pytest.raises(RunDirectoryError, match="does not say which part"):
             parts.merge()
 
-    def test_parts_whose_conversations_do_not_make_up_the_run(self, parts: Parts) -> None:
+    def test_parts_with_the_same_conversations_are_refused(self, parts: Parts) -> None:
         taken = (parts.paths[1] / "shard.jsonl").read_bytes()
         (parts.paths[0] / "shard.jsonl").write_bytes(taken)
         with pytest.raises(RunDirectoryError, match=r"\(shard\.jsonl\) do not make up the run"):
             parts.merge()
 
-    def test_a_conversation_that_no_part_has(self, parts: Parts) -> None:
+    def test_parts_that_lack_a_conversation_are_refused(self, parts: Parts) -> None:
         path = parts.paths[0] / "shard.jsonl"
         path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
         with pytest.raises(RunDirectoryError, match="do not make up the run"):
@@ -268,19 +263,21 @@ class TestRefusals:
             (lambda parts: b"{}\n", "it does not end in a checksum"),
         ],
     )
-    def test_a_damaged_row_with_its_line_and_the_way_out(self, parts: Parts, change: Any, problem: str) -> None:
-        parts.change_line(1, 2, change(parts))
+    def test_a_damaged_row_is_refused_with_its_line_and_the_command_to_repair_it(
+        self, parts: Parts, change: Any, problem: str
+    ) -> None:
+        parts.replace_line(1, 2, change(parts))
         with pytest.raises(RunDamagedError, match=rf"part-1/results\.jsonl:2: .*{problem}") as caught:
             parts.merge()
         assert "--shard 1/3" in str(caught.value.hint)
         assert "--repair" in str(caught.value.hint)
         assert not parts.out.exists()
 
-    def test_a_row_of_another_version_with_its_line(self, parts: Parts) -> None:
+    def test_a_row_of_another_version_is_refused_with_its_line(self, parts: Parts) -> None:
         body = json.loads(parts.line(1, 3))
         del body["crc"], body["timing"]
         text = json.dumps(body).encode()
-        parts.change_line(1, 3, b'%s,"crc":"%08x"}\n' % (text[:-1], crc32(text)))
+        parts.replace_line(1, 3, b'%s,"crc":"%08x"}\n' % (text[:-1], crc32(text)))
         with pytest.raises(RunDamagedError, match=r"part-1/results\.jsonl:3: .*not a row of this version"):
             parts.merge()
         assert not (parts.out / "results.jsonl").exists()
@@ -300,38 +297,38 @@ class TestExistingDirectory:
         assert results(parts.out) == results(parts.whole)
         assert len(json.loads((parts.out / "manifest.json").read_text())["about"]["parts"]) == 3
 
-    @pytest.mark.parametrize("now", [(1, 2), (3,)])
-    def test_rows_that_the_parts_do_not_have_are_not_lost(self, parts: Parts, now: tuple[int, ...]) -> None:
+    @pytest.mark.parametrize("merged_parts", [(1, 2), (3,)])
+    def test_a_merge_that_would_drop_rows_is_refused(self, parts: Parts, merged_parts: tuple[int, ...]) -> None:
         parts.merge()
         with pytest.raises(RunMismatchError, match=r"out/results\.jsonl:\d+: the parts lack this row"):
-            parts.merge(*now, allow_missing=True)
+            parts.merge(*merged_parts, allow_missing=True)
         assert results(parts.out) == results(parts.whole)
 
-    def test_a_row_that_came_out_otherwise_is_not_lost(self, parts: Parts) -> None:
+    def test_a_merge_that_would_change_a_row_is_refused(self, parts: Parts) -> None:
         parts.merge()
         row = decode_row(parts.line(1, 2))
         changed = encode_row(replace(row, timing=replace(row.timing, total_s=99.0)))
-        parts.change_line(1, 2, changed)
+        parts.replace_line(1, 2, changed)
         with pytest.raises(RunMismatchError, match="another one in its place"):
             parts.merge()
 
-    def test_another_run_is_refused_before_the_parts_are_read(self, parts: Parts) -> None:
+    def test_the_directory_of_another_run_is_refused_before_the_parts_are_read(self, parts: Parts) -> None:
         run(parts.out, parts.plan(seed=4))
-        parts.change_line(1, 2, b"{}\n")
+        parts.replace_line(1, 2, b"{}\n")
         with pytest.raises(RunMismatchError, match="seed: existing run: 4; this command: 0"):
             parts.merge()
 
-    def test_a_part_is_no_place_for_the_whole(self, parts: Parts) -> None:
+    def test_merging_into_a_part_is_refused(self, parts: Parts) -> None:
         with pytest.raises(RunMismatchError, match='shard: existing run: "1/3"; this command: nothing'):
             merge(parts.paths, parts.paths[0])
 
-    def test_a_directory_of_something_else_is_refused(self, parts: Parts) -> None:
+    def test_a_directory_with_other_files_is_refused(self, parts: Parts) -> None:
         parts.out.mkdir()
         (parts.out / "thesis.tex").touch()
         with pytest.raises(RunDirectoryError, match="is not empty and holds no run"):
             parts.merge()
 
-    def test_another_writer_keeps_the_merge_out(self, parts: Parts) -> None:
+    def test_a_directory_locked_by_another_writer_is_refused(self, parts: Parts) -> None:
         parts.out.mkdir()
         lock = DirectoryLock(parts.out)
         with pytest.raises(RunLockedError):
@@ -340,33 +337,33 @@ class TestExistingDirectory:
 
 
 class TestDurability:
-    def test_a_merge_that_failed_at_any_write_is_done_by_the_next_one(self, parts: Parts) -> None:
+    def test_a_merge_that_failed_at_any_write_is_completed_by_the_next_one(self, parts: Parts) -> None:
         counted = CountedFiles()
         parts.merge(files=counted)
         expected = results(parts.whole)
         assert len(counted.calls) > 12
         for at in range(len(counted.calls)):
-            for before in (False, True):
-                out = parts.root / f"out-{at}-{before}"
-                if before:
+            for is_partial in (False, True):
+                out = parts.root / f"out-{at}-{is_partial}"
+                if is_partial:
                     merge(parts.paths[:1], out, allow_missing=True)
-                old = results(out) if before else None
+                old = results(out) if is_partial else None
                 failing = FailingFiles(at, errno.EIO, forever=True, short=True)
                 try:
                     merge(parts.paths, out, files=failing)
                 except (StorageError, RunDirectoryError):
-                    there = out / "results.jsonl"
-                    assert (there.read_bytes() if there.exists() else None) in (old, expected)
+                    path = out / "results.jsonl"
+                    assert (path.read_bytes() if path.exists() else None) in (old, expected)
                 merge(parts.paths, out)
                 assert results(out) == expected
-                assert figures(out) == figures(parts.whole)
+                assert summary_of(out) == summary_of(parts.whole)
 
     @pytest.mark.parametrize("seed", range(8))
-    def test_a_power_cut_after_it_takes_nothing(self, parts: Parts, seed: int) -> None:
+    def test_a_power_cut_after_a_merge_loses_nothing(self, parts: Parts, seed: int) -> None:
         files = PowerCutFiles()
         parts.merge(files=files)
-        chance = random.Random(seed)
-        files.cut_power(lambda most: chance.randint(0, most))
+        generator = random.Random(seed)
+        files.cut_power(lambda maximum: generator.randint(0, maximum))
         assert results(parts.out) == results(parts.whole)
-        assert identity(parts.out) == identity(parts.whole)
-        assert figures(parts.out) == figures(parts.whole)
+        assert identity_of(parts.out) == identity_of(parts.whole)
+        assert summary_of(parts.out) == summary_of(parts.whole)

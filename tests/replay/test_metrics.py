@@ -1,4 +1,4 @@
-"""Figures for Prometheus, over a real socket."""
+"""Prometheus metrics of a run, over a real socket."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rwkvbatch.replay.progress import Progress, WorkerProgress
 from tests.replay.fakes import make_plan
 from tests.replay.runs import run
 
-MOMENT = Progress(
+PROGRESS = Progress(
     rows_done=30,
     rows_total=100,
     failures=2,
@@ -35,22 +35,22 @@ MOMENT = Progress(
 )
 
 
-def figures(url: str) -> dict[str, float]:
+def scrape(url: str) -> dict[str, float]:
     with urllib.request.urlopen(url, timeout=10) as answer:
         text = answer.read().decode()
     return {sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
 
 
 @pytest.fixture
-def served() -> Iterator[MetricsObserver]:
+def observer() -> Iterator[MetricsObserver]:
     with serving_metrics(0) as observer:
         yield observer
 
 
-def test_the_figures_are_those_of_the_latest_moment(served: MetricsObserver) -> None:
-    served.started(replace(MOMENT, rows_done=0))
-    served.moved(MOMENT)
-    found = figures(served.url)
+def test_metrics_are_those_of_the_latest_progress(observer: MetricsObserver) -> None:
+    observer.started(replace(PROGRESS, rows_done=0))
+    observer.moved(PROGRESS)
+    found = scrape(observer.url)
     assert found.pop("rwkvbatch_peak_memory_bytes") > 1e6
     assert found == {
         "rwkvbatch_running": 1,
@@ -68,38 +68,38 @@ def test_the_figures_are_those_of_the_latest_moment(served: MetricsObserver) -> 
     }
 
 
-def test_before_the_run_begins_there_are_no_figures_of_it(served: MetricsObserver) -> None:
-    assert set(figures(served.url)) == {"rwkvbatch_running", "rwkvbatch_peak_memory_bytes"}
+def test_before_a_run_starts_only_the_process_has_metrics(observer: MetricsObserver) -> None:
+    assert set(scrape(observer.url)) == {"rwkvbatch_running", "rwkvbatch_peak_memory_bytes"}
 
 
-def test_a_time_that_cannot_be_estimated_is_left_out(served: MetricsObserver) -> None:
-    served.started(replace(MOMENT, seconds_left=None))
-    assert "rwkvbatch_left_seconds" not in figures(served.url)
+def test_a_time_left_that_cannot_be_estimated_is_omitted(observer: MetricsObserver) -> None:
+    observer.started(replace(PROGRESS, seconds_left=None))
+    assert "rwkvbatch_left_seconds" not in scrape(observer.url)
 
 
-def test_after_the_run_it_is_not_running(served: MetricsObserver) -> None:
-    served.started(MOMENT)
-    served.ended(replace(MOMENT, rows_done=100))
-    found = figures(served.url)
+def test_after_the_run_running_is_0(observer: MetricsObserver) -> None:
+    observer.started(PROGRESS)
+    observer.ended(replace(PROGRESS, rows_done=100))
+    found = scrape(observer.url)
     assert (found["rwkvbatch_running"], found["rwkvbatch_rows_done"]) == (0, 100)
 
 
-def test_nobody_but_this_machine_can_ask(served: MetricsObserver) -> None:
-    port = int(served.url.rsplit(":", 1)[1].partition("/")[0])
-    assert served.url == f"http://127.0.0.1:{port}/metrics"
-    # 127.0.0.2 is this machine too, and what listens on all addresses answers there.
+def test_metrics_are_served_on_the_loopback_address_only(observer: MetricsObserver) -> None:
+    port = int(observer.url.rsplit(":", 1)[1].partition("/")[0])
+    assert observer.url == f"http://127.0.0.1:{port}/metrics"
+    # A server on all addresses would answer on 127.0.0.2 too.
     with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.2", port), timeout=2):
         pass
 
 
-def test_the_port_is_free_again_afterwards() -> None:
+def test_the_port_is_closed_afterwards() -> None:
     with serving_metrics(0) as observer:
         url = observer.url
     with pytest.raises(urllib.error.URLError):
-        figures(url)
+        scrape(url)
 
 
-def test_a_port_that_is_taken_is_a_usage_error() -> None:
+def test_a_port_in_use_is_a_usage_error() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -112,7 +112,7 @@ def test_a_port_that_is_taken_is_a_usage_error() -> None:
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
-def test_what_is_no_port_is_a_usage_error(port: int) -> None:
+def test_a_number_that_is_no_port_is_a_usage_error(port: int) -> None:
     with (
         pytest.raises(UsageError, match=f"--metrics must be a port from 0 to 65535, got {port}"),
         serving_metrics(port),
@@ -120,15 +120,15 @@ def test_what_is_no_port_is_a_usage_error(port: int) -> None:
         pass
 
 
-def test_without_the_client_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
+def test_without_the_client_library_the_hint_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    original_import = builtins.__import__
 
-    def without_it(name: str, *rest: Any) -> Any:
+    def import_without_client(name: str, *rest: Any) -> Any:
         if name.startswith("prometheus_client"):
             raise ImportError(name)
-        return real(name, *rest)
+        return original_import(name, *rest)
 
-    monkeypatch.setattr(builtins, "__import__", without_it)
+    monkeypatch.setattr(builtins, "__import__", import_without_client)
     with pytest.raises(MissingExtraError) as caught, serving_metrics(0):
         pass
     assert "pip install 'rwkvbatch[prometheus]'" in str(caught.value.hint)
@@ -155,22 +155,22 @@ def test_several_observers_receive_each_update_in_order() -> None:
     assert calls[-4:] == ["a moved", "b moved", "a ended", "b ended"]
 
 
-def test_a_run_serves_its_figures_while_it_goes_on(
+def test_a_run_serves_its_metrics_while_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = tmp_path / "small.jsonl"
     script.write_text('{"id": "a", "messages": [{"role": "user", "content": "Hi"}]}\n')
-    seen: list[dict[str, float]] = []
+    samples: list[dict[str, float]] = []
     moved = MetricsObserver.moved
 
-    def look(self: MetricsObserver, progress: Progress) -> None:
+    def moved_and_scraped(self: MetricsObserver, progress: Progress) -> None:
         moved(self, progress)
-        seen.append(figures(self.url))
+        samples.append(scrape(self.url))
 
-    monkeypatch.setattr(MetricsObserver, "moved", look)
+    monkeypatch.setattr(MetricsObserver, "moved", moved_and_scraped)
     command = ["run", str(script), "--out", str(tmp_path / "out"), "--max-tokens", "3", "--metrics", "0"]
     assert invoke(command) == 0
-    assert all(found["rwkvbatch_running"] == 1 for found in seen)
-    assert [found["rwkvbatch_rows_wanted"] for found in seen] == [1] * len(seen)
-    assert seen[-1]["rwkvbatch_reply_tokens_total"] > 0
+    assert all(found["rwkvbatch_running"] == 1 for found in samples)
+    assert [found["rwkvbatch_rows_wanted"] for found in samples] == [1] * len(samples)
+    assert samples[-1]["rwkvbatch_reply_tokens_total"] > 0
     assert "metrics for Prometheus are at http://127.0.0.1:" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Real models behind a plan: several of them, and initial states."""
+"""Runs of real models: several in one grid, and with initial states."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_cells_are_grouped_by_model() -> None:
     assert [(setup.model, setup.cells) for setup in setups_of(plan)] == [("b", (0, 1)), ("a", (2, 3))]
 
 
-def test_several_models_are_a_dimension_and_give_what_each_gives_alone(models: Path, script: Path) -> None:
+def test_models_of_a_grid_give_the_replies_that_each_gives_alone(models: Path, script: Path) -> None:
     names = [str(models / "one"), str(models / "two")]
     swept = replies(script, model=names, temperature=0.7)
     assert list(swept) == ["model=one", "model=two"]
@@ -56,7 +56,7 @@ def test_several_models_are_a_dimension_and_give_what_each_gives_alone(models: P
     assert swept["model=one"] != swept["model=two"]
 
 
-def test_a_directory_of_several_models_is_continued(models: Path, script: Path, tmp_path: Path) -> None:
+def test_a_run_of_several_models_is_resumed(models: Path, script: Path, tmp_path: Path) -> None:
     torch.save(random_tensors(1, 64, vocab_size=400, seed=5), models / "wider.pth")
     names = [str(models / "one"), str(models / "wider")]
     steps = iter(range(100))
@@ -71,7 +71,7 @@ def test_a_directory_of_several_models_is_continued(models: Path, script: Path, 
     assert cells["model=one"]["weights_sha256"] != cells["model=wider"]["weights_sha256"]
 
 
-def test_a_run_of_the_bundled_model_that_was_interrupted_ends_with_the_same_rows(tmp_path: Path) -> None:
+def test_an_interrupted_run_of_the_bundled_model_ends_with_the_same_rows(tmp_path: Path) -> None:
     demo = Path(__file__).parent.parent.parent / "datasets" / "demo.jsonl"
     settings = {"limit": 4, "max_tokens": 12, "top_p": 0.9, "temperature": [0.5, 1.0]}
     whole = list(rwkvbatch.run(demo, **settings).rows())
@@ -81,21 +81,19 @@ def test_a_run_of_the_bundled_model_that_was_interrupted_ends_with_the_same_rows
         rwkvbatch.run(demo, out=parts, batch_size=batch_size, should_stop=lambda s=steps: next(s) > 40, **settings)
     resumed = list(rwkvbatch.run(demo, out=parts, **settings).rows())
     assert any(row.reference for row in whole)
-    for one, other in zip(whole, resumed, strict=True):
-        assert one.key == other.key
-        assert (one.reply, one.reply_ids, one.finish_reason, one.checks) == (
-            other.reply,
-            other.reply_ids,
-            other.finish_reason,
-            other.checks,
+    for expected, row in zip(whole, resumed, strict=True):
+        assert row.key == expected.key
+        assert (row.reply, row.reply_ids, row.finish_reason, row.checks) == (
+            expected.reply,
+            expected.reply_ids,
+            expected.finish_reason,
+            expected.checks,
         )
-        # To the last bit on the native kernels; the reference operations round with the batch.
-        assert one.logprob.sum == pytest.approx(other.logprob.sum, abs=1e-3)
+        # Equal bit for bit with the native kernels; the rounding of the reference operations depends on the batch.
+        assert row.logprob.sum == pytest.approx(expected.logprob.sum, abs=1e-3)
 
 
-def test_an_initial_state_changes_replies_and_cells_with_and_without_one_can_be_swept(
-    models: Path, script: Path, tmp_path: Path
-) -> None:
+def test_an_initial_state_changes_replies_and_a_grid_can_vary_it(models: Path, script: Path, tmp_path: Path) -> None:
     state = tmp_path / "tuned.pth"
     generator = torch.Generator().manual_seed(3)
     tensors = {f"blocks.{i}.att.time_state": torch.randn(1, 64, 64, generator=generator) for i in range(2)}
@@ -110,12 +108,12 @@ def test_an_initial_state_changes_replies_and_cells_with_and_without_one_can_be_
     assert swept == {"plain": plain, "tuned": tuned}
 
 
-def test_a_state_file_that_is_not_there_is_one_clear_error(models: Path, script: Path, tmp_path: Path) -> None:
+def test_a_missing_state_file_is_refused(models: Path, script: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--state nowhere\.pth: cannot be read"):
         rwkvbatch.run(script, model=str(models / "one"), state="nowhere.pth", out=tmp_path / "out")
 
 
-def test_files_that_cannot_be_used_leave_no_directory(models: Path, script: Path, tmp_path: Path) -> None:
+def test_unusable_states_and_templates_leave_no_directory(models: Path, script: Path, tmp_path: Path) -> None:
     template = tmp_path / "t.jinja"
     template.write_text("hello")
     for values in ({"state": str(models / "one.pth")}, {"template": str(template)}):
@@ -124,6 +122,6 @@ def test_files_that_cannot_be_used_leave_no_directory(models: Path, script: Path
         assert not (tmp_path / "out").exists()
 
 
-def test_a_loaded_model_can_be_given(models: Path, script: Path) -> None:
+def test_a_loaded_model_gives_the_replies_of_its_file(models: Path, script: Path) -> None:
     model = rwkvbatch.load_model(models / "one")
     assert replies(script, model=model) == replies(script, model=str(models / "one"))

@@ -1,4 +1,4 @@
-"""An error about a setting that nobody typed says where it came from."""
+"""Origins of settings: errors name the environment variable or file that a setting came from."""
 
 from __future__ import annotations
 
@@ -16,72 +16,72 @@ from rwkvbatch.replay.layers import Origin, layer_settings, naming_origins
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A script in the current directory, in which there is no `nowhere`."""
+    """A script in the current directory, which has no `nowhere`."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "s.jsonl"
     path.write_text('{"id": "c", "messages": [{"role": "user", "content": "Hi"}]}\n')
     return str(path)
 
 
-def told(error: RwkvBatchError, *origins: Origin) -> str:
+def message_of(error: RwkvBatchError, *origins: Origin) -> str:
     with pytest.raises(RwkvBatchError) as caught, naming_origins(origins):
         raise error
     return str(caught.value)
 
 
-def test_an_error_that_names_the_option_says_where_its_value_came_from() -> None:
+def test_an_error_that_names_an_option_names_its_origin() -> None:
     error = UsageError("--state-memory must hold two states, got 5")
     origins = [Origin("--state", "x", "a.toml"), Origin("--state-memory", 5, "RWKVBATCH_STATE_MEMORY")]
-    assert told(error, *origins) == (
+    assert message_of(error, *origins) == (
         "--state-memory must hold two states, got 5 (--state-memory is from RWKVBATCH_STATE_MEMORY)"
     )
 
 
 @pytest.mark.parametrize("path", ["~/m", "~/m.pth", "~/m.safetensors"])
-def test_an_error_about_the_file_that_a_setting_names_says_where_the_setting_came_from(path: str) -> None:
+def test_an_error_about_a_file_names_the_origin_of_the_setting_with_its_path(path: str) -> None:
     error = CheckpointError("is damaged", path=Path(path).expanduser())
-    assert told(error, Origin("--model", "~/m", "a.toml")).endswith("is damaged (--model is from a.toml)")
+    assert message_of(error, Origin("--model", "~/m", "a.toml")).endswith("is damaged (--model is from a.toml)")
 
 
-def test_an_error_about_something_else_is_left_as_it_is() -> None:
+def test_an_error_about_another_file_is_unchanged() -> None:
     error = CheckpointError("is damaged", path="other.pth")
-    assert told(error, Origin("--model", "m", "a.toml")) == "other.pth: is damaged"
+    assert message_of(error, Origin("--model", "m", "a.toml")) == "other.pth: is damaged"
 
 
-def test_a_place_that_the_error_names_already_is_not_named_again() -> None:
+def test_an_origin_that_the_message_already_names_is_not_added() -> None:
     error = UsageError("RWKVBATCH_TOP_P must be a number, --top-p too")
-    assert "(" not in told(error, Origin("--top-p", "x", "RWKVBATCH_TOP_P"))
+    assert "(" not in message_of(error, Origin("--top-p", "x", "RWKVBATCH_TOP_P"))
 
 
-def test_of_a_setting_with_several_values_only_the_one_that_is_shown_is_told_of() -> None:
+def test_of_several_values_only_the_origin_of_the_one_in_the_message_is_named() -> None:
     origins = [
         Origin("--strategy", "cpu fp9", "a.toml", is_only=False),
         Origin("--strategy", "cpu fp8", "b.toml", is_only=False),
     ]
-    assert told(UsageError("--strategy cannot be 'cpu fp8'"), *origins).endswith("(--strategy is from b.toml)")
+    assert message_of(UsageError("--strategy cannot be 'cpu fp8'"), *origins).endswith("(--strategy is from b.toml)")
 
 
-def test_the_origin_survives_the_way_from_another_process() -> None:
+def test_the_origin_of_an_error_is_pickled_with_it() -> None:
     error = CheckpointError("is damaged", path="m.pth")
     error.add_origin("--model is from a.toml")
     copied = pickle.loads(pickle.dumps(error))
     assert (str(copied), copied.path) == (str(error), "m.pth")
 
 
-def test_layers_remember_where_settings_came_from_unless_the_command_line_gave_them(tmp_path: Path) -> None:
+def test_layers_record_the_origins_of_settings_not_given_on_the_command_line(tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text('preset = "creative"\nmodel = "m"\nseed = 1\ntop_k = 3\n')
     environment = {"RWKVBATCH_SEED": "2", "RWKVBATCH_TEMP": "0.5"}
     layered = layer_settings({"top_k": 4}, environment=environment, config=config)
-    places = {origin.option: (origin.value, origin.place) for origin in layered.origins}
-    assert places["--model"] == ("m", str(config))
-    assert places["--frequency"] == (0.4, str(config))
-    assert places["--seed"] == (2, "RWKVBATCH_SEED")
-    assert places["--temp"] == (0.5, "RWKVBATCH_TEMP")
-    assert "--top-k" not in places
+    origins = {origin.option: (origin.value, origin.place) for origin in layered.origins}
+    assert origins["--model"] == ("m", str(config))
+    assert origins["--frequency"] == (0.4, str(config))
+    assert origins["--seed"] == (2, "RWKVBATCH_SEED")
+    assert origins["--temp"] == (0.5, "RWKVBATCH_TEMP")
+    assert "--top-k" not in origins
 
 
-def test_a_grid_file_remembers_what_it_gave_to_which_cells() -> None:
+def test_a_grid_file_records_the_values_of_its_cells() -> None:
     file = GridFile("g.toml", {"grid": {"model": ["a", "b"]}, "cells": {"own": {"state": "s"}}})
     cells = make_cells({"temperature": ["0.1", "0.2"]}, file)
     assert [(origin.option, origin.value) for origin in file.origins(cells)] == [
@@ -93,15 +93,15 @@ def test_a_grid_file_remembers_what_it_gave_to_which_cells() -> None:
 
 class TestCommands:
     @pytest.mark.parametrize("command", ["run", "chat", "bench"])
-    def test_a_model_of_the_environment_that_is_not_there(
+    def test_a_missing_model_from_the_environment_is_named_with_its_variable(
         self, command: str, script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setenv("RWKVBATCH_MODEL", "nowhere/m")
         assert invoke([command, *([script] if command == "run" else [])]) == 3
-        assert "nowhere/m: there is no such file (" in (said := capsys.readouterr().err)
-        assert "from RWKVBATCH_MODEL)" in said
+        assert "nowhere/m: there is no such file (" in (message := capsys.readouterr().err)
+        assert "from RWKVBATCH_MODEL)" in message
 
-    def test_a_model_that_was_typed_is_nobody_elses(
+    def test_a_missing_model_from_the_command_line_has_no_origin(
         self, script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setenv("RWKVBATCH_MODEL", "nowhere/m")
@@ -126,7 +126,7 @@ class TestCommands:
             ('[grid]\nmodel = ["nowhere/m"]', 3),
         ],
     )
-    def test_whatever_a_config_file_gave(
+    def test_an_error_about_a_setting_of_a_config_file_names_the_file(
         self, setting: str, code: int, script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         config = tmp_path / "c.toml"
@@ -134,7 +134,9 @@ class TestCommands:
         assert invoke(["run", script, "--config", str(config), "--out", str(tmp_path / "out")]) == code
         assert f" from {config})" in capsys.readouterr().err
 
-    def test_in_the_library(self, script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_errors_of_the_library_name_origins(
+        self, script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("RWKVBATCH_MODEL", "nowhere/m")
         with pytest.raises(CheckpointError, match=r"\(from RWKVBATCH_MODEL\)"):
             rwkvbatch.load_model()

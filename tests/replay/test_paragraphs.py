@@ -1,8 +1,9 @@
-"""Runs of a model that answers in paragraphs: they stay whole in all modes, and in runs that are resumed or merged."""
+"""Replies of several paragraphs: in all modes, and in resumed and merged runs."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from rwkvbatch.results.row import Row
 from rwkvbatch.script.lines import SourceLine
 from rwkvbatch.script.records import Conversation, Turn
 from tests.chat.scripted_model import VOCAB_SIZE, ScriptedModel
+from tests.replay.runs import StopAfter
 
 ANSWER = "First.\n\n- one\n- two\n\nLast."
 GOLD = "One.\n\nTwo."
@@ -32,7 +34,7 @@ GREEDY = {"temperature": 0.0, "max_tokens": 100}
 
 
 class ScriptedLoader:
-    """Loads a model that gives `ANSWER` to everything."""
+    """Loads a model whose reply is always `ANSWER`."""
 
     def __init__(self) -> None:
         self._engine = Engine(ScriptedModel(lambda _: ANSWER))
@@ -55,75 +57,73 @@ def conversations() -> list[Conversation]:
     return [Conversation(f"c{n}", None, turns, (), {}, SourceLine("s.jsonl", n)) for n in range(4)]
 
 
-def run(out: Path | None = None, steps: int | None = None, shard: Shard | None = None, **settings: Any) -> list[Row]:
-    """The rows of a run, which ends after `steps` of its steps."""
-    left = iter(range(steps)) if steps is not None else None
-    stop = (lambda: False) if left is None else (lambda: next(left, None) is None)
+def run(out: Path | None = None, num_steps: float = math.inf, shard: Shard | None = None, **settings: Any) -> list[Row]:
+    """The rows of a run that is stopped after `num_steps` steps."""
     plan = Plan(conversations(), make_cells({}), layer_settings({**GREEDY, "batch_size": 2, **settings}), shard)
-    return list(execute(plan, ScriptedLoader(), RunOptions(out=out, should_stop=stop)).rows())  # type: ignore[arg-type]
+    return list(execute(plan, ScriptedLoader(), RunOptions(out=out, should_stop=StopAfter(num_steps))).rows())  # type: ignore[arg-type]
 
 
 def num_tokens(text: str) -> int:
     return len(world_tokenizer(VOCAB_SIZE).encode(text))
 
 
-def facts(rows: list[Row]) -> list[dict[str, Any]]:
+def without_timing(rows: list[Row]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.as_dict().items() if key != "timing"} for row in rows]
 
 
 @pytest.mark.parametrize("history", ["own", "gold"])
 @pytest.mark.parametrize("think", ["off", "on"])
 def test_replies_have_all_their_paragraphs_in_every_mode(think: str, history: str) -> None:
-    begun = "<think" if think == "on" else ""
+    opening = "<think" if think == "on" else ""
     rows = run(think=think, history=history)
     assert [(row.reply, row.finish_reason, row.stopped_by) for row in rows] == [
-        (begun + ANSWER, "stop", "\nUser:")
+        (opening + ANSWER, "stop", "\nUser:")
     ] * len(rows)
 
 
-def test_a_blank_line_ends_them_on_request() -> None:
+def test_turn_end_selects_what_ends_a_reply() -> None:
     assert {row.reply for row in run(turn_end="blank-line")} == {"First."}
     assert {row.reply for row in run(preset="api-demo-chat")} == {"First."}
     assert {row.finish_reason for row in run(turn_end="end-of-text")} == {"length"}
 
 
 @pytest.mark.parametrize("history", ["own", "gold"])
-def test_a_history_has_the_paragraphs_and_one_blank_line_after_them(history: str) -> None:
+def test_the_history_has_all_paragraphs_and_one_blank_line_after_them(history: str) -> None:
     rows = run(history=history)
-    turn = num_tokens("User: a\n\nAssistant:")
-    # The model's own tokens are bytes.
-    last = num_tokens(f" {GOLD}\n\n") if history == "gold" else len(ANSWER) + num_tokens("\n\n")
-    assert [row.tokens.prompt for row in rows[:3]] == [turn * (n + 1) + last * n for n in range(3)]
+    num_turn = num_tokens("User: a\n\nAssistant:")
+    # The tokens that the scripted model generates are bytes.
+    num_answer = num_tokens(f" {GOLD}\n\n") if history == "gold" else len(ANSWER) + num_tokens("\n\n")
+    assert [row.tokens.prompt for row in rows[:3]] == [num_turn * (n + 1) + num_answer * n for n in range(3)]
 
 
-def test_the_whole_reference_is_scored() -> None:
+def test_all_paragraphs_of_the_reference_are_scored() -> None:
     found = run()[0].reference
     assert found is not None
     assert found.tokens == num_tokens(f" {GOLD}\n\n")
 
 
 @pytest.mark.parametrize("history", ["own", "gold"])
-def test_a_resumed_run_and_merged_parts_are_the_whole_run(tmp_path: Path, history: str) -> None:
-    whole = facts(run(history=history))
-    done = len(run(tmp_path / "cut", steps=60, history=history))
-    assert 0 < done < len(whole)
-    assert facts(run(tmp_path / "cut", history=history)) == whole
+def test_a_resumed_run_and_merged_parts_have_the_rows_of_the_whole_run(tmp_path: Path, history: str) -> None:
+    whole = without_timing(run(history=history))
+    num_done = len(run(tmp_path / "resumed", num_steps=60, history=history))
+    assert 0 < num_done < len(whole)
+    assert without_timing(run(tmp_path / "resumed", history=history)) == whole
     for part in (1, 2):
         run(tmp_path / f"part-{part}", shard=Shard(part, 2), history=history)
     merge([tmp_path / "part-1", tmp_path / "part-2"], tmp_path / "merged")
-    assert facts(list(read_results(tmp_path / "merged" / "results.jsonl"))) == whole
+    assert without_timing(list(read_results(tmp_path / "merged" / "results.jsonl"))) == whole
 
 
-def test_a_run_of_an_earlier_version_goes_on_with_its_blank_line(tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_version_resumes_with_turn_end_blank_line(tmp_path: Path) -> None:
     rows = run(turn_end="blank-line")
-    run(tmp_path / "old", steps=40, turn_end="blank-line")
+    run(tmp_path / "old", num_steps=40, turn_end="blank-line")
     path = tmp_path / "old" / "manifest.json"
     manifest = json.loads(path.read_text())
     del manifest[CHECKSUM]
     for cell in manifest["identity"]["cells"].values():
         del cell["turn_end"], cell["bos"], cell["reply_prefix"]
     path.write_text(json.dumps(manifest))
-    assert facts(run(tmp_path / "old")) == facts(rows)
+    assert without_timing(run(tmp_path / "old")) == without_timing(rows)
     found = read_manifest(tmp_path / "old")
     assert found is not None
     assert found["identity"]["cells"]["base"]["turn_end"] == "blank-line"

@@ -1,4 +1,4 @@
-"""Which settings a conversation or turn with params of its own is generated with."""
+"""Settings of conversations and turns that have their own params."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.replay.fakes import make_conversation, make_plan
 
 
 def settings_of(
-    turn: int, given: dict[str, Any] | None = None, cell: dict[str, Any] | None = None
+    turn: int, explicit: dict[str, Any] | None = None, cell: dict[str, Any] | None = None
 ) -> tuple[float, int]:
     conversation = Conversation(
         "c",
@@ -26,12 +26,12 @@ def settings_of(
         {"temperature": 0.5, "seed": 8},
         SourceLine("s.jsonl", 1),
     )
-    plan = Plan([conversation], [Cell("base", cell or {})], layer_settings(given or {}))
+    plan = Plan([conversation], [Cell("base", cell or {})], layer_settings(explicit or {}))
     found = plan.task(0).of_turn(turn)
     return found.settings.temperature, found.seed
 
 
-def test_settings_of_a_conversation_win_unless_the_command_line_or_the_grid_gives_them() -> None:
+def test_params_of_a_conversation_win_unless_the_command_line_or_the_grid_gives_them() -> None:
     conversation = make_conversation("c", 1, params={"temperature": 0.2, "max_tokens": 7, "seed": 99})
     cells = [Cell("base", {})]
 
@@ -46,17 +46,17 @@ def test_settings_of_a_conversation_win_unless_the_command_line_or_the_grid_give
     assert first(swept) == (0.9, 7, 99)
 
 
-def test_a_turns_params_win_over_the_conversations() -> None:
+def test_params_of_a_turn_win_over_those_of_its_conversation() -> None:
     assert settings_of(0) == (0.5, 8)
     assert settings_of(1) == (0.25, 9)
 
 
-def test_the_command_line_and_the_grid_win_over_both() -> None:
-    assert settings_of(1, given={"temperature": 0.75}) == (0.75, 9)
+def test_the_command_line_and_the_grid_win_over_params_of_a_turn() -> None:
+    assert settings_of(1, explicit={"temperature": 0.75}) == (0.75, 9)
     assert settings_of(1, cell={"temperature": 0.875}) == (0.875, 9)
 
 
-def test_values_that_cannot_be_are_refused_with_their_turn() -> None:
+def test_invalid_params_of_a_turn_are_refused_with_its_line_and_number() -> None:
     conversation = Conversation("c", None, (Turn("a", params={"top_p": 7}),), (), {}, SourceLine("s.jsonl", 3))
     with pytest.raises(UsageError, match=r"s\.jsonl:3: params of turn 0"):
         Plan([conversation], [Cell("base", {})], layer_settings({}))

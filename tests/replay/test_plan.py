@@ -18,7 +18,7 @@ def names(cells: tuple[Cell, ...]) -> list[str]:
 
 
 class TestGrid:
-    def test_nothing_varied_is_one_cell(self) -> None:
+    def test_without_a_grid_there_is_one_cell(self) -> None:
         assert make_cells({}) == (Cell("base", {}),)
 
     def test_lists_make_their_product_in_the_order_given(self) -> None:
@@ -60,11 +60,11 @@ class TestGrid:
             "history=gold,temp=1",
         ]
 
-    def test_names_of_files_are_short(self) -> None:
+    def test_cell_names_have_file_names_without_folders_and_suffixes(self) -> None:
         cells = make_cells({"model": ["/models/rwkv7 1.5b.pth", "b.safetensors"], "ban": [[], [0, 1]]})
         assert names(cells)[:2] == ["model=rwkv7_1.5b,ban=none", "model=rwkv7_1.5b,ban=0+1"]
 
-    def test_files_of_one_name_are_told_apart_by_as_many_folders_as_it_takes(self) -> None:
+    def test_files_of_one_name_get_the_folders_that_distinguish_them(self) -> None:
         paths = ["/m/one/last/x.pth", "/m/two/last/x.pth", "x.pth", "/m/two/y.pth"]
         assert names(make_cells({"model": paths})) == [
             "model=one_last_x", "model=two_last_x", "model=x", "model=y",
@@ -89,7 +89,7 @@ class TestGrid:
             ({"top_k": list(range(200)), "max_tokens": list(range(1, 200))}, (), "at most 10,000 are allowed"),
         ],
     )
-    def test_what_cannot_be_is_said(self, lists: Any, tables: Any, message: str) -> None:
+    def test_invalid_grids_are_refused(self, lists: Any, tables: Any, message: str) -> None:
         with pytest.raises(UsageError) as caught:
             make_cells(lists, *[GridFile("g.toml", table) for table in tables])
         assert message in str(caught.value)
@@ -102,43 +102,41 @@ class TestPlan:
         num_cells=st.integers(1, 3),
         repeats=st.integers(1, 3),
     )
-    def test_every_row_has_one_place_and_every_place_one_row(
-        self, turns: list[int], num_cells: int, repeats: int
-    ) -> None:
+    def test_row_numbers_and_keys_are_a_bijection(self, turns: list[int], num_cells: int, repeats: int) -> None:
         conversations = [make_conversation(f"c{n}", count) for n, count in enumerate(turns)]
         cells = [Cell(f"cell{n}", {}) for n in range(num_cells)]
         plan = make_plan(conversations=conversations, cells=cells, repeats=repeats)
-        places: list[int | None] = []
+        numbers: list[int | None] = []
         for number in range(plan.num_tasks):
             task = plan.task(number)
             assert task.number == number
             first, last = plan.rows_of(number)
             assert first == task.first_row
             for turn in range(last - first):
-                places.append(plan.row_number(task.key(turn)))
+                numbers.append(plan.row_number(task.key(turn)))
                 assert plan.task_of_row(first + turn) == (number, turn)
-        assert places == list(range(plan.num_rows))
+        assert numbers == list(range(plan.num_rows))
 
-    def test_a_row_of_another_run_has_no_place(self) -> None:
+    def test_a_row_key_of_another_run_has_no_number(self) -> None:
         plan = make_plan(2)
         key = plan.task(0).key(0)
         for change in ({"conversation": "x"}, {"cell": "x"}, {"repeat": 1}, {"repeat": -1}, {"turn": 1}, {"turn": -1}):
             assert plan.row_number(type(key)(**{**vars(key), **change})) is None
 
-    def test_tasks_of_one_conversation_stand_together(self) -> None:
+    def test_tasks_of_one_conversation_are_consecutive(self) -> None:
         plan = make_plan(3, repeats=2)
         order = [plan.task(n).conversation.id for n in range(plan.num_tasks)]
         assert order == sorted(order)
 
-    def test_a_plan_needs_a_conversation(self) -> None:
+    def test_a_plan_without_conversations_is_refused(self) -> None:
         with pytest.raises(UsageError, match="there is no conversation to replay"):
             make_plan(conversations=[])
 
-    def test_two_conversations_of_one_id_are_refused(self) -> None:
+    def test_two_conversations_with_one_id_are_refused(self) -> None:
         with pytest.raises(UsageError, match="same id"):
             make_plan(conversations=[make_conversation("a"), make_conversation("a")])
 
-    def test_params_that_cannot_be_with_a_cell_are_refused_before_anything_runs(self) -> None:
+    def test_invalid_params_are_refused_with_their_line(self) -> None:
         with pytest.raises(UsageError, match=r"made\.jsonl:1: params: "):
             make_plan(conversations=[make_conversation("a", params={"top_p": 7})])
 
@@ -149,24 +147,24 @@ class TestSelecting:
     def ids(self, **settings: Any) -> list[str]:
         return [c.id for c in select(self.conversations, RunSettings(**settings))]
 
-    def test_by_id_and_by_tag(self) -> None:
+    def test_only_selects_by_id_and_by_tag(self) -> None:
         assert self.ids(only=("odd", "c4")) == ["c1", "c3", "c4", "c5", "c7"]
 
-    def test_a_limit_takes_the_first(self) -> None:
+    def test_limit_selects_the_first(self) -> None:
         assert self.ids(only=("odd",), limit=2) == ["c1", "c3"]
 
-    def test_a_name_that_is_none_is_an_error_with_close_ones(self) -> None:
+    def test_an_unknown_name_is_refused_with_close_matches(self) -> None:
         with pytest.raises(UsageError, match="--only od: no conversation") as caught:
             self.ids(only=("od",))
         assert caught.value.hint == "close ones: odd"
 
-    def test_shuffling_is_another_order_of_the_same_and_always_the_same(self) -> None:
-        one, other = self.ids(shuffle_seed=1), self.ids(shuffle_seed=2)
-        assert sorted(one) == sorted(other) == self.ids()
-        assert len({tuple(one), tuple(other), tuple(self.ids())}) == 3
-        assert one == self.ids(shuffle_seed=1)
+    def test_shuffling_is_a_permutation_that_depends_on_the_seed(self) -> None:
+        first, second = self.ids(shuffle_seed=1), self.ids(shuffle_seed=2)
+        assert sorted(first) == sorted(second) == self.ids()
+        assert len({tuple(first), tuple(second), tuple(self.ids())}) == 3
+        assert first == self.ids(shuffle_seed=1)
 
-    def test_the_shuffled_order_of_two_does_not_hang_on_the_others(self) -> None:
+    def test_the_shuffled_order_of_two_does_not_depend_on_the_others(self) -> None:
         whole = self.ids(shuffle_seed=1)
         part = select(self.conversations[3:], RunSettings(shuffle_seed=1))
         assert [c.id for c in part] == [name for name in whole if name in {c.id for c in part}]

@@ -11,16 +11,16 @@ import pytest
 from rwkvbatch.replay.api import prepare
 
 
-def told(
+def warnings_for(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     *params: Mapping[str, Any],
     lists: Mapping[str, Any] | None = None,
     **values: Any,
 ) -> str:
-    """What is said about a script with a conversation for each of `params`."""
+    """The warnings about a script with a conversation for each of `params`."""
     script = tmp_path / "s.jsonl"
-    lines = [{"messages": [{"role": "user", "content": "Hi"}], "params": own} for own in params or [{}]]
+    lines = [{"messages": [{"role": "user", "content": "Hi"}], "params": each} for each in params or [{}]]
     script.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with caplog.at_level(logging.WARNING, logger="rwkvbatch"):
         prepare(script, **values, **(lists or {}))
@@ -29,33 +29,37 @@ def told(
 
 class TestRepeatsOfGreedyReplies:
     @pytest.mark.parametrize("values", [{"temperature": 0}, {"top_p": 0}, {"top_k": 1}, {"preset": "greedy"}])
-    def test_are_said_to_change_nothing(
+    def test_repeats_of_greedy_replies_are_warned_about(
         self, values: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        said = told(tmp_path, caplog, repeats=5, **values)
-        assert "--repeats 5 changes nothing: replies are greedy" in said
-        assert "leave it out, or sample" in said
+        warnings = warnings_for(tmp_path, caplog, repeats=5, **values)
+        assert "--repeats 5 changes nothing: replies are greedy" in warnings
+        assert "leave it out, or sample" in warnings
 
     @pytest.mark.parametrize("values", [{"repeats": 5}, {"temperature": 0}])
-    def test_not_without_repeats_nor_where_replies_are_sampled(
+    def test_no_warning_without_repeats_or_where_replies_are_sampled(
         self, values: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        assert told(tmp_path, caplog, **values) == ""
+        assert warnings_for(tmp_path, caplog, **values) == ""
 
-    def test_in_some_cells_are_told_with_their_names(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        said = told(tmp_path, caplog, repeats=2, lists={"temperature": [0, 1]})
-        assert "changes nothing in the cell temp=0: " in said
-        assert "run such cells without it" in said
+    def test_the_warning_names_the_greedy_cells(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        warnings = warnings_for(tmp_path, caplog, repeats=2, lists={"temperature": [0, 1]})
+        assert "changes nothing in the cell temp=0: " in warnings
+        assert "run such cells without it" in warnings
 
-    def test_in_all_cells_are_told_without_their_names(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        assert "nothing in any cell: " in told(tmp_path, caplog, repeats=2, top_p=0, lists={"temperature": [0.5, 1]})
+    def test_the_warning_names_no_cell_when_all_are_greedy(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert "nothing in any cell: " in warnings_for(
+            tmp_path, caplog, repeats=2, top_p=0, lists={"temperature": [0.5, 1]}
+        )
 
-    def test_of_many_cells_only_some_are_named(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_the_warning_names_only_some_of_many_cells(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         lists = {"temperature": [0, 1], "top_p": [n / 10 for n in range(1, 11)]}
-        said = told(tmp_path, caplog, repeats=2, lists=lists)
-        assert "temp=0,top_p=0.8 and 2 more: " in said
+        warnings = warnings_for(tmp_path, caplog, repeats=2, lists=lists)
+        assert "temp=0,top_p=0.8 and 2 more: " in warnings
 
-    def test_are_not_told_of_where_one_conversation_samples_by_its_own_params(
+    def test_no_warning_where_params_make_one_conversation_sampled(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         own = ({}, {"temperature": 1})
@@ -66,9 +70,9 @@ class TestRepeatsOfGreedyReplies:
         script.write_text("".join(json.dumps(line) + "\n" for line in lines))
         prepare(script, repeats=2, config=config)
         assert caplog.text == ""
-        assert "nothing: " in told(tmp_path, caplog, *own, repeats=2, temperature=0)
+        assert "nothing: " in warnings_for(tmp_path, caplog, *own, repeats=2, temperature=0)
 
-    def test_are_told_of_where_every_conversation_is_greedy_by_its_own_params(
+    def test_greedy_params_of_every_conversation_are_warned_about(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        assert "nothing: " in told(tmp_path, caplog, {"temperature": 0}, {"top_p": 0}, repeats=2)
+        assert "nothing: " in warnings_for(tmp_path, caplog, {"temperature": 0}, {"top_p": 0}, repeats=2)

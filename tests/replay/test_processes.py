@@ -1,4 +1,4 @@
-"""Worker processes: the same rows as one process, whatever happens to them."""
+"""Worker processes: the rows of one process, whatever happens to the workers."""
 
 from __future__ import annotations
 
@@ -17,26 +17,24 @@ import pytest
 
 from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.errors import CheckpointError, UsageError, WorkerError
+from rwkvbatch.replay.grid import make_cells
 from rwkvbatch.replay.models import Setup, setups_of
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Joined, Leave, pool_for
 from rwkvbatch.replay.processes import ProcessPool, _describe, _uses_gpu
 from rwkvbatch.replay.progress import Progress
-from rwkvbatch.replay.runner import RunOptions, RunResult, execute
-from tests.replay.fakes import Deadly, FakeLoader, Slow, make_conversation, make_plan
+from rwkvbatch.replay.runner import RunResult
+from tests.replay.fakes import Delayed, FakeLoader, KillsProcess, NoModel, make_conversation, make_plan
+from tests.replay.runs import StopAfter, results, results_of, run
+from tests.replay.worker_processes import children_of, run_in_processes
 
 
 @dataclass(frozen=True)
-class Faulty:
-    """Raises what nobody expects."""
+class Failing:
+    """RaisingCheck an exception that the worker does not expect."""
 
     def __call__(self, request: Request, reply: Reply) -> Reply:
         raise ZeroDivisionError("a bug")
-
-
-class NoModel(FakeLoader):
-    def specs(self, setups: Any) -> Any:
-        raise CheckpointError("the file is damaged", path="weights.pth", hint="get it again")
 
 
 class NoEngine(FakeLoader):
@@ -44,26 +42,10 @@ class NoEngine(FakeLoader):
         raise UsageError("no memory for states", hint="raise --state-memory")
 
 
-def run(directory: Path | None, plan: Plan, change: Any = None, workers: int = 2, **options: Any) -> RunResult:
-    make_loader = partial(FakeLoader, change=change)
-    pool = partial(process_pool, make_loader=make_loader, count=workers)
-    return execute(plan, FakeLoader(), RunOptions(out=directory, pool=pool, **options))
-
-
-def process_pool(plan: Plan, *, make_loader: Any, count: int) -> ProcessPool:
-    return ProcessPool(plan, make_loader, count)
-
-
-def alone(directory: Path, plan: Plan) -> bytes:
-    execute(plan, FakeLoader(), RunOptions(out=directory))
-    return (directory / "results.jsonl").read_bytes()
-
-
 class KillOnce:
-    """An observer that kills a worker when some rows are there."""
+    """An observer that kills a worker after `rows` rows."""
 
-    def __init__(self, directory: Path, rows: int = 6) -> None:
-        self.directory = directory
+    def __init__(self, rows: int = 6) -> None:
         self.rows = rows
         self.killed = 0
         self.latest: Progress | None = None
@@ -80,32 +62,27 @@ class KillOnce:
         self.latest = progress
 
 
-def children_of(process: int) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True)
-    return [int(word) for word in listed.stdout.split() if Path(f"/proc/{word}").exists()]
-
-
-def test_the_rows_are_those_of_one_process(tmp_path: Path) -> None:
+def test_worker_processes_give_the_rows_of_one_process(tmp_path: Path) -> None:
     plan = make_plan(12, repeats=2)
-    result = run(tmp_path / "many", plan, workers=3)
-    assert (tmp_path / "many" / "results.jsonl").read_bytes() == alone(tmp_path / "one", plan)
+    result = run_in_processes(tmp_path / "many", plan, num_workers=3)
+    assert results(tmp_path / "many") == results_of(tmp_path / "one", plan)
     assert result.summary.complete
     assert not result.interrupted
 
 
-def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path: Path) -> None:
+def test_a_killed_worker_loses_no_row(tmp_path: Path) -> None:
     plan = make_plan(12, batch_size=2)
-    observer = KillOnce(tmp_path)
-    run(tmp_path / "many", plan, Slow(0.01), observers=[observer])
+    observer = KillOnce()
+    run_in_processes(tmp_path / "many", plan, Delayed(0.01), observers=[observer])
     assert observer.killed == 1
     assert observer.latest is not None
     assert observer.latest.lost_workers == 1
-    assert (tmp_path / "many" / "results.jsonl").read_bytes() == alone(tmp_path / "one", plan)
+    assert results(tmp_path / "many") == results_of(tmp_path / "one", plan)
 
 
-def test_a_conversation_that_kills_three_workers_becomes_error_rows_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_conversation_that_kills_three_workers_becomes_error_rows_and_others_are_replayed(tmp_path: Path) -> None:
     plan = make_plan(conversations=[make_conversation(f"c{n}", 2) for n in range(6)])
-    result = run(tmp_path / "run", plan, Deadly("c3"))
+    result = run_in_processes(tmp_path / "run", plan, KillsProcess("c3"))
     rows = list(result.rows())
     assert len(rows) == plan.num_rows
     errors = {(row.conversation, row.turn): row.error or "" for row in rows if row.finish_reason == "error"}
@@ -115,41 +92,37 @@ def test_a_conversation_that_kills_three_workers_becomes_error_rows_and_the_othe
     assert errors["c3", 1].startswith("not reached")
 
 
-def test_a_fault_of_the_program_is_an_error_row_too_and_its_traceback_is_in_the_log(
+def test_an_unexpected_exception_is_an_error_row_with_its_traceback_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = make_plan(conversations=[make_conversation("c", 1)])
-    result = run(tmp_path / "run", plan, Faulty())
+    result = run_in_processes(tmp_path / "run", plan, Failing())
     assert all("ZeroDivisionError: a bug" in (row.error or "") for row in result.rows())
     assert "Traceback" in caplog.text
 
 
 @pytest.mark.slow
-def test_several_models_are_served_one_after_the_other(tmp_path: Path) -> None:
-    from rwkvbatch.replay.grid import make_cells
-
+def test_several_models_are_run_one_after_the_other(tmp_path: Path) -> None:
     plan = make_plan(4, cells=make_cells({"model": ["a.pth", "b.pth"]}))
-    run(tmp_path / "many", plan)
-    assert (tmp_path / "many" / "results.jsonl").read_bytes() == alone(tmp_path / "one", plan)
+    run_in_processes(tmp_path / "many", plan)
+    assert results(tmp_path / "many") == results_of(tmp_path / "one", plan)
 
 
-def test_a_run_goes_on_with_workers_where_it_was_stopped_without_and_the_other_way_round(tmp_path: Path) -> None:
+def test_a_run_is_resumed_with_workers_and_without_in_either_order(tmp_path: Path) -> None:
     plan = make_plan(10, batch_size=2)
-    expected = alone(tmp_path / "one", plan)
-    calls = iter(range(1000))
-    execute(plan, FakeLoader(), RunOptions(out=tmp_path / "a", should_stop=lambda: next(calls) > 3))
-    assert run(tmp_path / "a", plan).summary.complete
-    assert (tmp_path / "a" / "results.jsonl").read_bytes() == expected
+    expected = results_of(tmp_path / "one", plan)
+    run(tmp_path / "a", plan, should_stop=StopAfter(4))
+    assert run_in_processes(tmp_path / "a", plan).summary.complete
+    assert results(tmp_path / "a") == expected
 
-    stop = StopWhenSomeAreThere()
-    stopped = run(tmp_path / "b", plan, Slow(0.05), observers=[stop], should_stop=stop)
+    stop = StopAfterRows()
+    stopped = run_in_processes(tmp_path / "b", plan, Delayed(0.05), observers=[stop], should_stop=stop)
     assert stopped.interrupted
-    execute(plan, FakeLoader(), RunOptions(out=tmp_path / "b"))
-    assert (tmp_path / "b" / "results.jsonl").read_bytes() == expected
+    assert results_of(tmp_path / "b", plan) == expected
 
 
-class StopWhenSomeAreThere:
-    """An observer that asks for an end when workers have finished a few rows."""
+class StopAfterRows:
+    """An observer and stop condition: stops the run after 4 rows."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -165,49 +138,40 @@ class StopWhenSomeAreThere:
         return self.rows >= 4
 
 
-def test_what_was_finished_when_the_run_was_stopped_is_kept(tmp_path: Path) -> None:
+def test_rows_finished_before_a_stop_are_kept(tmp_path: Path) -> None:
     plan = make_plan(conversations=[make_conversation(f"c{n}", 1) for n in range(40)], batch_size=2)
-    stop = StopWhenSomeAreThere()
-    result = run(tmp_path / "run", plan, Slow(0.1), observers=[stop], should_stop=stop)
+    stop = StopAfterRows()
+    result = run_in_processes(tmp_path / "run", plan, Delayed(0.1), observers=[stop], should_stop=stop)
     assert result.interrupted
     assert 4 <= result.summary.rows < plan.num_rows
 
 
 def test_no_worker_outlives_the_run(tmp_path: Path) -> None:
     before = set(children_of(os.getpid()))
-    run(tmp_path / "run", make_plan(3))
+    run_in_processes(tmp_path / "run", make_plan(3))
     assert set(children_of(os.getpid())) == before
 
 
-def is_alive(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def test_a_model_that_cannot_be_loaded_is_the_error_that_it_is(tmp_path: Path) -> None:
-    pool = partial(process_pool, make_loader=NoModel, count=2)
-    with pytest.raises(CheckpointError, match="damaged") as error:
-        execute(make_plan(2), FakeLoader(), RunOptions(out=tmp_path / "run", pool=pool))
-    assert error.value.hint == "get it again"
+def test_the_error_of_a_model_that_cannot_be_loaded_is_raised_by_the_driver(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file") as caught:
+        run_in_processes(tmp_path / "run", make_plan(2), make_loader=NoModel)
+    assert caught.value.hint == "put it there"
     assert not (tmp_path / "run").exists()
 
 
-def test_an_engine_that_cannot_be_made_ends_the_run(tmp_path: Path) -> None:
-    pool = partial(process_pool, make_loader=NoEngine, count=2)
-    with pytest.raises(UsageError, match="no memory") as error:
-        execute(make_plan(2), FakeLoader(), RunOptions(out=tmp_path / "run", pool=pool))
-    assert error.value.hint == "raise --state-memory"
+def test_the_error_of_an_engine_that_cannot_be_made_is_raised_by_the_driver(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no memory") as caught:
+        run_in_processes(tmp_path / "run", make_plan(2), make_loader=NoEngine)
+    assert caught.value.hint == "raise --state-memory"
 
 
-def test_workers_that_only_ever_die_end_the_run(tmp_path: Path) -> None:
-    plan = make_plan(conversations=[make_conversation("c", 1, params=None) for _ in range(1)], repeats=40)
+def test_a_run_ends_when_workers_crash_without_a_row(tmp_path: Path) -> None:
+    plan = make_plan(conversations=[make_conversation("c", 1)], repeats=40)
     with pytest.raises(WorkerError, match="workers ended without a row"):
-        run(tmp_path / "run", plan, Deadly("c"))
+        run_in_processes(tmp_path / "run", plan, KillsProcess("c"))
 
 
-def test_a_plan_can_be_sent_to_another_process() -> None:
+def test_a_plan_can_be_pickled() -> None:
     plan = make_plan(5, repeats=3, batch_size=7)
     sent = pickle.loads(pickle.dumps(plan))
     assert [sent.task(n) for n in range(sent.num_tasks)] == [plan.task(n) for n in range(plan.num_tasks)]
@@ -215,14 +179,14 @@ def test_a_plan_can_be_sent_to_another_process() -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "device", "wanted"),
+    ("strategy", "device", "expected"),
     [("auto", "cuda:1", "cuda:1"), ("cuda fp16", "cuda:1", "cuda:1 fp16"), ("cpu bf16", None, "cpu bf16")],
 )
-def test_a_device_takes_the_place_of_the_strategys(strategy: str, device: str | None, wanted: str) -> None:
-    assert Setup(None, strategy, "auto", (0,)).on_device(device).strategy == wanted
+def test_a_device_replaces_that_of_the_strategy(strategy: str, device: str | None, expected: str) -> None:
+    assert Setup(None, strategy, "auto", (0,)).on_device(device).strategy == expected
 
 
-def test_a_loaded_model_cannot_be_given_to_processes() -> None:
+def test_a_loaded_model_with_workers_is_refused() -> None:
     with pytest.raises(UsageError, match="loaded already"):
         pool_for(make_plan(1, workers=2).settings, model_given=True)
 
@@ -233,7 +197,7 @@ def test_fewer_workers_than_devices_are_refused() -> None:
 
 
 class PrivateMemory:
-    """An observer that looks how much memory each worker has for itself alone."""
+    """An observer that records the private memory of each worker."""
 
     def __init__(self) -> None:
         self.bytes: list[int] = []
@@ -254,8 +218,8 @@ def private_bytes(process: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what memory is shared")
-def test_the_weights_are_in_memory_once(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports shared memory")
+def test_workers_share_the_memory_of_the_weights(tmp_path: Path) -> None:
     import rwkvbatch
     from rwkvbatch.bench.measure import write_random
 
@@ -273,25 +237,25 @@ def test_the_weights_are_in_memory_once(tmp_path: Path) -> None:
     assert max(observer.bytes) < path.stat().st_size / 2
 
 
-def test_the_bundled_models_rows_are_the_same(tmp_path: Path) -> None:
+def test_worker_processes_give_the_rows_of_the_bundled_model(tmp_path: Path) -> None:
     import rwkvbatch
 
     settings: dict[str, Any] = {"temperature": 1.0, "limit": 6, "max_tokens": 24}
-    one = rwkvbatch.run("datasets/demo.jsonl", **settings)
-    many = rwkvbatch.run("datasets/demo.jsonl", workers=2, out=tmp_path / "run", **settings)
+    expected = rwkvbatch.run("datasets/demo.jsonl", **settings)
+    result = rwkvbatch.run("datasets/demo.jsonl", workers=2, out=tmp_path / "run", **settings)
 
     def plain(result: RunResult) -> list[dict[str, Any]]:
         return [{k: v for k, v in row.as_dict().items() if k != "timing"} for row in result.rows()]
 
-    assert plain(one) == plain(many)
+    assert plain(result) == plain(expected)
     status = json.loads((tmp_path / "run" / "status.json").read_text())
-    # On a busy machine the first may have done everything before the second is there.
+    # On a busy machine the first worker may finish all tasks before the second joins.
     assert {worker["name"] for worker in status["workers"]} <= {"worker 0", "worker 1"}
-    assert sum(worker["rows"] for worker in status["workers"]) >= many.summary.rows
+    assert sum(worker["rows"] for worker in status["workers"]) >= result.summary.rows
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_whole_group_does_not_end_the_process_that_loads_however_early_it_comes(
+def test_an_early_signal_to_the_process_group_does_not_end_the_template(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     popen: Any = subprocess.Popen
@@ -310,7 +274,7 @@ def test_a_signal_to_the_whole_group_does_not_end_the_process_that_loads_however
         pool.close()
 
 
-def test_a_worker_is_coming_until_it_has_joined() -> None:
+def test_workers_count_as_starting_until_they_join() -> None:
     plan = make_plan(3)
     pool = ProcessPool(plan, FakeLoader, 2)
     try:
@@ -326,7 +290,7 @@ def test_a_worker_is_coming_until_it_has_joined() -> None:
         pool.close()
 
 
-def test_orders_to_a_worker_that_is_gone_go_nowhere() -> None:
+def test_orders_to_an_unknown_worker_are_ignored() -> None:
     plan = make_plan(2)
     pool = ProcessPool(plan, partial(FakeLoader), 1)
     pool.send(7, Leave())
@@ -337,17 +301,17 @@ def test_orders_to_a_worker_that_is_gone_go_nowhere() -> None:
 @pytest.mark.parametrize(
     ("status", "text"), [(None, "ended"), (3 << 8, "ended with exit code 3"), (9, "was ended by SIGKILL")]
 )
-def test_the_end_of_a_process_is_described(status: int | None, text: str) -> None:
+def test_exit_statuses_are_described(status: int | None, text: str) -> None:
     assert _describe(status) == text
 
 
 @pytest.mark.parametrize(
-    ("strategy", "there", "wants"),
+    ("strategy", "is_available", "uses_gpu"),
     [("auto", True, True), ("auto", False, False), ("cuda fp16", False, True), ("cpu", True, False)],
 )
-def test_a_gpu_is_used_if_the_strategy_names_it_or_auto_finds_one(
-    strategy: str, there: bool, wants: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_gpu_is_used_when_the_strategy_names_it_or_auto_finds_one(
+    strategy: str, is_available: bool, uses_gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: is_available)
     (setup,) = setups_of(make_plan(1, strategy=strategy))
-    assert _uses_gpu(setup) == wants
+    assert _uses_gpu(setup) == uses_gpu

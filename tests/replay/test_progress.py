@@ -23,7 +23,7 @@ from rwkvbatch.replay.progress import (
 )
 from rwkvbatch.results.status import StatusFile
 
-MOMENT = Progress(
+PROGRESS = Progress(
     rows_done=30,
     rows_total=100,
     failures=0,
@@ -43,7 +43,7 @@ class Clock:
 
 
 class TestCounts:
-    def test_only_this_session_s_rows_go_into_the_estimate(self) -> None:
+    def test_the_time_left_is_estimated_from_this_session_s_rows(self) -> None:
         clock = Clock()
         counts = Counts(rows_before=60, clock=clock)
         counts.reply_tokens = 500
@@ -52,7 +52,7 @@ class TestCounts:
         assert progress.seconds_left == pytest.approx(10.0)
         assert progress.tokens_per_s == pytest.approx(50.0)
 
-    def test_a_long_text_under_way_counts_by_the_share_that_was_read(self) -> None:
+    def test_a_long_text_in_progress_counts_by_the_share_that_was_read(self) -> None:
         clock = Clock()
         counts = Counts(clock=clock)
         counts.workers = {
@@ -63,17 +63,17 @@ class TestCounts:
         assert progress.reading == Reading(2, 50, 200)
         assert progress.seconds_left == pytest.approx(30.0)
 
-    def test_rows_beyond_the_first_look_of_a_continued_race_are_no_rows_to_do(self) -> None:
-        said: list[str] = []
+    def test_a_continued_race_counts_no_negative_rows_to_do(self) -> None:
+        lines: list[str] = []
         progress = Counts(741, clock=Clock()).progress(741, 104)
-        LineObserver(said.append).started(progress)
-        assert said == ["0 of 741 rows to do"]
+        LineObserver(lines.append).started(progress)
+        assert lines == ["0 of 741 rows to do"]
         assert progress_line(progress).startswith("741/741 rows")
 
-    def test_nothing_done_is_no_estimate(self) -> None:
+    def test_without_a_finished_row_there_is_no_estimate(self) -> None:
         assert Counts(60, clock=Clock()).progress(60, 100).seconds_left is None
 
-    def test_a_clock_that_goes_back_gives_no_negative_time(self) -> None:
+    def test_a_clock_set_back_gives_no_negative_time(self) -> None:
         clock = Clock()
         counts = Counts(reply_tokens=10, clock=clock)
         clock.now -= 100
@@ -98,61 +98,61 @@ class TestLines:
             (7800, "2 h 10 min"),
         ],
     )
-    def test_durations(self, seconds: float, text: str) -> None:
+    def test_durations_are_rounded_with_their_unit(self, seconds: float, text: str) -> None:
         assert duration(seconds) == text
 
     def test_a_line_has_rows_speed_time_left_and_failures(self) -> None:
-        assert progress_line(MOMENT) == "30/100 rows, 500 tokens/s, 23 s left"
-        failing = replace(MOMENT, failures=2, failed_checks=3)
+        assert progress_line(PROGRESS) == "30/100 rows, 500 tokens/s, 23 s left"
+        failing = replace(PROGRESS, failures=2, failed_checks=3)
         assert progress_line(failing).endswith("23 s left, 2 failed, 3 checks not passed")
         continued = replace(failing, rows_before=20)
         assert progress_line(continued).endswith("23 s left, 2 failed, 3 checks not passed in this session")
 
-    def test_long_texts_under_way_are_in_the_line_the_bar_and_the_status(self) -> None:
-        reading = replace(MOMENT, rows_done=0, rows_total=1, reply_tokens=0, reading=Reading(1, 12_400, 45_300_000))
+    def test_long_texts_in_progress_are_in_the_line_the_bar_and_the_status(self) -> None:
+        reading = replace(PROGRESS, rows_done=0, rows_total=1, reply_tokens=0, reading=Reading(1, 12_400, 45_300_000))
         assert progress_line(reading) == "0/1 rows, 12,400 of 45,300,000 tokens of a long text read, 23 s left"
         assert reading.as_dict()["reading"] == {"num_texts": 1, "num_read": 12_400, "num_tokens": 45_300_000}
-        assert "reading" not in MOMENT.as_dict()
+        assert "reading" not in PROGRESS.as_dict()
         observer = BarObserver(Console(file=io.StringIO(), width=100))
         observer.moved(replace(reading, reading=Reading(1, 50, 100)))
         assert observer.tasks[0].completed == 0.5
 
-    def test_there_is_a_line_a_minute(self) -> None:
-        clock, said = Clock(), list[str]()
-        observer = LineObserver(said.append, clock)
-        observer.started(MOMENT)
+    def test_a_line_is_written_every_minute(self) -> None:
+        clock, lines = Clock(), list[str]()
+        observer = LineObserver(lines.append, clock)
+        observer.started(PROGRESS)
         for _ in range(300):
             clock.now += 1
-            observer.moved(MOMENT)
-        observer.ended(MOMENT)
-        assert said[0] == "70 of 100 rows to do"
-        assert len(said) == 1 + 5 + 1
+            observer.moved(PROGRESS)
+        observer.ended(PROGRESS)
+        assert lines[0] == "70 of 100 rows to do"
+        assert len(lines) == 1 + 5 + 1
 
-    def test_the_bar_shows_the_figures_and_goes_away(self) -> None:
+    def test_the_bar_shows_rows_and_speed(self) -> None:
         stream = io.StringIO()
         observer = BarObserver(Console(file=stream, force_terminal=True, width=100))
-        observer.started(MOMENT)
-        observer.moved(replace(MOMENT, rows_done=60))
-        observer.ended(replace(MOMENT, rows_done=100))
+        observer.started(PROGRESS)
+        observer.moved(replace(PROGRESS, rows_done=60))
+        observer.ended(replace(PROGRESS, rows_done=100))
         assert "500 tokens/s" in stream.getvalue()
         assert "100/100 rows" in stream.getvalue()
 
 
 def with_workers(count: int) -> Progress:
     workers = tuple(WorkerProgress(f"worker {n}", 2, 10 * n, 100 * n) for n in range(count))
-    return replace(MOMENT, workers=workers, lost_workers=1)
+    return replace(PROGRESS, workers=workers, lost_workers=1)
 
 
 class TestWorkers:
-    def test_the_line_says_what_each_has_under_way_and_how_many_were_lost(self) -> None:
+    def test_the_line_has_the_active_tasks_of_workers_and_the_number_lost(self) -> None:
         line = progress_line(with_workers(2))
         assert line.endswith("23 s left, 1 worker lost; under way: worker 0: 2, worker 1: 2")
         assert progress_line(replace(with_workers(2), active=0)).endswith("23 s left, 1 worker lost")
 
-    def test_a_single_one_is_not_named(self) -> None:
+    def test_a_single_worker_is_not_named(self) -> None:
         assert "worker 0" not in progress_line(with_workers(1))
 
-    def test_each_has_a_line_under_the_bar_and_many_are_summed_up(self) -> None:
+    def test_the_bar_has_a_line_for_each_of_8_workers_and_a_sum_of_the_others(self) -> None:
         stream = io.StringIO()
         observer = BarObserver(Console(file=stream, force_terminal=True, width=100))
         observer.started(with_workers(12))
@@ -163,7 +163,7 @@ class TestWorkers:
         assert "4 more" in shown
         assert "380 rows" in shown  # 80 + 90 + 100 + 110
 
-    def test_they_are_in_the_status_file(self, tmp_path: Path) -> None:
+    def test_the_status_file_has_the_workers(self, tmp_path: Path) -> None:
         StatusFile(tmp_path).update(with_workers(2).as_dict())
         content = json.loads((tmp_path / "status.json").read_text())
         assert content["workers"][1] == {
@@ -177,35 +177,35 @@ class TestWorkers:
 
 
 class TestStatus:
-    def test_it_is_written_every_two_seconds_and_at_the_end(self, tmp_path: Path) -> None:
+    def test_the_status_is_written_every_two_seconds_and_at_the_end(self, tmp_path: Path) -> None:
         clock = Clock()
         status = StatusFile(tmp_path, clock=clock, wall_clock=lambda: 0.0)
         path = tmp_path / "status.json"
         written: list[int] = []
         for second in range(7):
-            status.update(replace(MOMENT, rows_done=second).as_dict())
+            status.update(replace(PROGRESS, rows_done=second).as_dict())
             written.append(json.loads(path.read_text())["rows_done"])
             clock.now += 1
         assert written == [0, 0, 2, 2, 4, 4, 6]
-        status.update(replace(MOMENT, rows_done=99).as_dict(), "failed", "the reason")
+        status.update(replace(PROGRESS, rows_done=99).as_dict(), "failed", "the reason")
         content = json.loads(path.read_text())
         assert (content["state"], content["error"], content["rows_done"]) == ("failed", "the reason", 99)
         assert content["started"] == "1970-01-01T00:00:00Z"
 
-    def test_a_clock_that_goes_back_does_not_silence_it(self, tmp_path: Path) -> None:
+    def test_the_status_is_written_after_a_clock_is_set_back(self, tmp_path: Path) -> None:
         clock = Clock()
         status = StatusFile(tmp_path, clock=clock)
-        status.update(MOMENT.as_dict())
+        status.update(PROGRESS.as_dict())
         clock.now -= 1e6
-        status.update(replace(MOMENT, rows_done=31).as_dict())
+        status.update(replace(PROGRESS, rows_done=31).as_dict())
         assert json.loads((tmp_path / "status.json").read_text())["rows_done"] == 31
 
-    def test_a_disk_that_is_full_does_not_stop_the_run(self, tmp_path: Path) -> None:
-        class Full(Files):
+    def test_a_full_disk_leaves_no_status_and_raises_nothing(self, tmp_path: Path) -> None:
+        class FullDisk(Files):
             def create(self, path: Path, mode: int = FILE_MODE, at: int | None = None) -> int:
                 raise OSError(28, "No space left on device")
 
-        StatusFile(tmp_path, files=Full()).update(MOMENT.as_dict())
+        StatusFile(tmp_path, files=FullDisk()).update(PROGRESS.as_dict())
         assert list(tmp_path.iterdir()) == []
 
 
@@ -216,8 +216,8 @@ class TestStepLog:
             log = StepLog(clock)
             for step in range(25):
                 clock.now += 2.0 if step == 3 else 1.0
-                log.count(MOMENT)
-            log.end(MOMENT, interrupted=False)
+                log.count(PROGRESS)
+            log.end(PROGRESS, interrupted=False)
         records = [vars(record) for record in caplog.records]
         assert [record["steps"] for record in records] == [9, 10, 6]
         assert (records[0]["step_longest_s"], records[1]["step_longest_s"]) == (2.0, 1.0)

@@ -1,4 +1,4 @@
-"""Races: draws, dropped cells, and rows equal to those of the full grid."""
+"""Races between cells: draws, dropped cells, and rows equal to those of the full grid."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TEMPERATURES = [0.02, 0.4, 0.6, 0.9]
 BREAKS = "this breaks the check"
 
 
-class SaysGood:
+class ContainsGood:
     def judge(self, facts: ReplyFacts) -> Verdict:
         if BREAKS in facts.text:
             raise RowError("the plug-in is broken")
@@ -41,9 +41,9 @@ class SaysGood:
 
 
 def worse_when_hot(request: Request, reply: Reply) -> Reply:
-    """Says `good` less often the higher the temperature is, by the reply's own randomness."""
-    luck = sum(map(ord, reply.text)) % 97 / 97
-    if luck < request.sampling.temperature:
+    """Replies `good` less often at higher temperatures; the text of the fake reply is the source of randomness."""
+    uniform = sum(map(ord, reply.text)) % 97 / 97
+    if uniform < request.sampling.temperature:
         return reply
     ids = tuple(ByteTokenizer().encode(" good\n\n"))
     history = (*request.tokens, *ids)
@@ -51,7 +51,7 @@ def worse_when_hot(request: Request, reply: Reply) -> Reply:
 
 
 def race_plan(repeats: int = 20, **settings: Any) -> Plan:
-    check = Check("good", 1, SaysGood())
+    check = Check("good", 1, ContainsGood())
     conversations = [make_conversation(f"c{n}", 1 + n % 3, checks=[check]) for n in range(8)]
     cells = make_cells({"temperature": TEMPERATURES})
     return make_plan(conversations=conversations, cells=cells, repeats=repeats, **{"race": True, **settings})
@@ -82,7 +82,7 @@ class TestDraws:
         assert list(long.conversation)[:50] == list(short.conversation)
         assert list(short.conversation) != list(other.conversation)
 
-    def test_the_first_draws_never_change(self) -> None:
+    def test_the_first_draws_are_the_same_in_every_version(self) -> None:
         assert list(Draws(0, range(100), 10).conversation) == FIRST_DRAWS
 
 
@@ -94,7 +94,7 @@ class TestPlanning:
         race = Race(Draws(0, range(5), 60), [2] * 60, 3, score, **options)
         return list(race.looks()), race
 
-    def test_cells_in_the_race_play_every_draw_and_looks_become_rarer(self) -> None:
+    def test_remaining_cells_run_every_draw_and_looks_become_rarer(self) -> None:
         looks, race = self.looks(lambda draw, cell: 0.5)
         draws = [look[0] for look in looks]
         assert draws[:10] + draws[-3:] == [8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 51, 57, 60]
@@ -102,13 +102,13 @@ class TestPlanning:
         assert race.ending == "budget"
         assert race.num_rows == 60 * 2 * 3
 
-    def test_it_ends_with_one_cell(self) -> None:
+    def test_a_race_ends_with_one_cell(self) -> None:
         looks, race = self.looks(lambda draw, cell: float(cell == 1))
         assert race.ending == "one cell left"
         assert list(race.state.left) == [1]
         assert looks[-1][1] < 20
 
-    def test_it_ends_when_no_cell_can_be_much_better_than_the_leader(self) -> None:
+    def test_a_race_ends_when_no_cell_can_exceed_the_leader_by_the_margin(self) -> None:
         looks, race = self.looks(lambda draw, cell: 0.0 if cell == 2 else 0.5, margin=0.3)
         assert race.ending == "within the margin"
         assert list(race.state.left) == [0, 1]
@@ -138,7 +138,7 @@ def test_a_race_with_too_few_draws_for_its_level_can_drop_no_cell(cells: int, le
 
 
 @pytest.mark.parametrize("kind", ["all_equal", "greedy", "rare_loss", "at_the_margin"])
-def test_best_cells_are_dropped_and_margins_missed_in_at_most_5_of_100_races(kind: str) -> None:
+def test_few_races_drop_a_best_cell_or_miss_the_margin(kind: str) -> None:
     # 15 races of each kind; benchmarks/race_simulation.py runs 2,000.
     outcome = simulate(kind, 15, repeats=5)
     assert outcome.wrong <= 3 / 15
@@ -168,8 +168,12 @@ class TestRun:
         assert len(of_full) == full.num_rows
         assert {json.dumps(row) for row in without_timing(tmp_path / "race")} < of_full
         for task in range(0, plan.num_tasks, 7):
-            one, other = plan.task(task), full.task(task)
-            assert (one.first_row, one.seed, one.key(0)) == (other.first_row, other.seed, other.key(0))
+            in_race, in_full = plan.task(task), full.task(task)
+            assert (in_race.first_row, in_race.seed, in_race.key(0)) == (
+                in_full.first_row,
+                in_full.seed,
+                in_full.key(0),
+            )
 
     def test_an_interrupted_race_ends_with_the_same_bytes(self, tmp_path: Path) -> None:
         whole = run_race(tmp_path / "whole", race_plan())
@@ -184,10 +188,12 @@ class TestRun:
     def test_the_result_does_not_depend_on_the_batch_size(self) -> None:
         assert run_race(None, race_plan(batch_size=3)).race == run_race(None, race_plan(batch_size=64)).race
 
-    @pytest.mark.parametrize("then", [{"race_level": 0.01}, {"race_level": 0.2}, {"race_rows": 200}, {"race": False}])
-    def test_another_race_over_the_same_rows_ends_as_a_new_one(self, tmp_path: Path, then: dict[str, Any]) -> None:
+    @pytest.mark.parametrize(
+        "changes", [{"race_level": 0.01}, {"race_level": 0.2}, {"race_rows": 200}, {"race": False}]
+    )
+    def test_a_changed_race_over_existing_rows_equals_a_new_one(self, tmp_path: Path, changes: dict[str, Any]) -> None:
         run_race(tmp_path / "race", race_plan(2))
-        result, fresh = (run_race(tmp_path / name, race_plan(2, **then)) for name in ("race", "fresh"))
+        result, fresh = (run_race(tmp_path / name, race_plan(2, **changes)) for name in ("race", "fresh"))
         assert result.race == fresh.race
         assert without_timing(tmp_path / "race") == without_timing(tmp_path / "fresh")
         assert result.reuse is not None
@@ -212,7 +218,7 @@ class TestRun:
         assert result.race.cells[0].score == 0.0
         assert "temp=0.02" not in result.race.left
 
-    def test_progress_has_the_cells_left_and_no_estimate_of_the_time(self) -> None:
+    def test_progress_has_the_number_of_cells_left_and_no_time_left(self) -> None:
         seen: list[Progress] = []
 
         class Observer:

@@ -1,4 +1,4 @@
-"""Whole runs of the program on a cluster that `--ray local` starts and ends."""
+"""Whole runs of the command line program on a cluster that `--ray local` starts and stops."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 import rwkvbatch
 from rwkvbatch.replay.runner import RunResult
 from tests.replay.crash_harness.processes import wait_until
-from tests.replay.test_processes import children_of
+from tests.replay.worker_processes import children_of
 
 pytest.importorskip("ray", reason="Ray is not installed")
 
@@ -25,18 +25,18 @@ ROOT = Path(__file__).parents[2]
 
 
 def actors_of(process: int) -> set[int]:
-    """Process ids of the actors of a cluster that `process` has started."""
+    """Process ids of the actors of the cluster that `process` has started."""
     parents: dict[int, int] = {}
     names: dict[int, str] = {}
     for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # the process has ended
             parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             names[int(folder.name)] = (folder / "cmdline").read_text()
     found = {child for child, name in names.items() if name.startswith("ray::RayWorker")}
     return {child for child in found if parents.get(parents[child]) == process}
 
 
-def test_a_run_on_its_own_cluster_ends_by_ctrl_c_and_is_continued_without_ray(tmp_path: Path) -> None:
+def test_a_run_on_a_local_cluster_is_interrupted_by_sigint_and_resumed_without_ray(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"temperature": 1.0, "limit": 6, "max_tokens": 24, "repeats": 3}
     command = [
         sys.executable, "-m", "rwkvbatch", "run", "datasets/demo.jsonl", "--temp", "1", "--limit", "6",
@@ -53,16 +53,16 @@ def test_a_run_on_its_own_cluster_ends_by_ctrl_c_and_is_continued_without_ray(tm
     os.killpg(process.pid, signal.SIGINT)
     output, messages = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "rwkvbatch run" in messages  # the command that continues it
+    assert "rwkvbatch run" in messages  # the command that resumes it
     for word in ("raylet", "WARNING", "INFO", "usage", "Traceback"):
         assert word not in messages
         assert word not in output
     num_rows = len(results.read_bytes().splitlines())
-    one = rwkvbatch.run(ROOT / "datasets/demo.jsonl", **settings)
-    assert 0 < num_rows < one.summary.rows
+    expected = rwkvbatch.run(ROOT / "datasets/demo.jsonl", **settings)
+    assert 0 < num_rows < expected.summary.rows
     whole = rwkvbatch.run(ROOT / "datasets/demo.jsonl", out=tmp_path / "run", **settings)
-    assert plain_rows(whole) == plain_rows(one)
-    assert len(plain_rows(whole)) == one.summary.planned
+    assert plain_rows(whole) == plain_rows(expected)
+    assert len(plain_rows(whole)) == expected.summary.planned
 
 
 def plain_rows(result: RunResult) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ def plain_rows(result: RunResult) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_run_whose_ray_node_is_killed_is_unfinished_and_says_so(tmp_path: Path) -> None:
+def test_a_run_whose_ray_node_is_killed_exits_with_5_and_the_command_to_resume(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = ["run", "datasets/demo.jsonl", "--ray", "local", "--workers", "2", "--repeats", "400", "--out", str(out)]
     process = subprocess.Popen([sys.executable, "-m", "rwkvbatch", *command], stderr=subprocess.PIPE, text=True)
@@ -82,9 +82,9 @@ def test_a_run_whose_ray_node_is_killed_is_unfinished_and_says_so(tmp_path: Path
             time.sleep(0.05)
         (raylet,) = [n for n in children_of(process.pid) if Path(f"/proc/{n}/comm").read_text() == "raylet\n"]
         os.kill(raylet, signal.SIGKILL)
-        _, said = process.communicate(timeout=120)
+        _, messages = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 5
-    assert "To continue: rwkvbatch run" in said
+    assert "To continue: rwkvbatch run" in messages
     assert json.loads((out / "status.json").read_text())["state"] == "failed"

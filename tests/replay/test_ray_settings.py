@@ -1,4 +1,4 @@
-"""What workers reserve on a cluster, and settings that are refused before one is started."""
+"""Resources that workers reserve on a Ray cluster, and settings that are refused before one starts."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ GPUS = {"1" * 56: {"CPU": 16.0, "GPU": 2.0}, "2" * 56: {"CPU": 16.0, "GPU": 2.0}
 
 
 def reserved(nodes: dict[str, dict[str, float]], **settings: Any) -> list[tuple[float, float]]:
-    """Processors and GPUs of each worker."""
-    found = reservations(nodes, RunSettings(**settings), [settings.get("strategy", "auto")])
-    return [(options["num_cpus"], options["num_gpus"]) for options in found]
+    """CPUs and GPUs of each worker."""
+    options_of_workers = reservations(nodes, RunSettings(**settings), [settings.get("strategy", "auto")])
+    return [(options["num_cpus"], options["num_gpus"]) for options in options_of_workers]
 
 
 def test_without_gpus_every_node_gets_one_worker_with_all_its_processors() -> None:
@@ -36,13 +36,13 @@ def test_without_gpus_every_node_gets_one_worker_with_all_its_processors() -> No
     assert placed == {"5" * 56: 4, "b" * 56: 8}
 
 
-def test_a_given_number_of_workers_is_spread_by_ray() -> None:
+def test_workers_are_spread_by_ray_when_their_number_is_set() -> None:
     found = reservations(SMALL | BIG, RunSettings(workers=2), ["auto"])
     assert [options["scheduling_strategy"] for options in found] == ["SPREAD"] * 2
 
 
 @pytest.mark.parametrize(("count", "cpus"), [(1, 8), (2, 4), (3, 4), (4, 2), (12, 1)])
-def test_workers_reserve_the_largest_share_of_which_all_fit(count: int, cpus: int) -> None:
+def test_workers_reserve_the_largest_share_with_which_all_fit(count: int, cpus: int) -> None:
     assert reserved(SMALL | BIG, workers=count) == [(cpus, 0)] * count
 
 
@@ -70,7 +70,7 @@ def test_devices_give_the_number_of_workers() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"strategy": "cpu"}, {"devices": ("cpu", "cpu")}])
-def test_gpus_are_left_alone_by_runs_on_cpus(settings: dict[str, Any]) -> None:
+def test_runs_on_cpus_reserve_no_gpu(settings: dict[str, Any]) -> None:
     assert reserved(GPUS, **settings) == [(16, 0)] * 2
 
 
@@ -79,22 +79,20 @@ def test_a_head_node_without_processors_gets_no_worker() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"strategy": "cuda fp16"}, {"devices": ("cuda",)}])
-def test_gpus_that_are_not_there_are_refused(settings: dict[str, Any]) -> None:
+def test_missing_gpus_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(WorkerError, match="the cluster has none"):
         reserved(BIG, **settings)
 
 
 @pytest.mark.parametrize("auto", [False, True])
-def test_an_address_where_nothing_listens_is_a_wrong_option_at_once(
-    auto: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_address_where_nothing_listens_is_refused(auto: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, and not listening
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         monkeypatch.setenv("RAY_ADDRESS", address)
-        given = "auto" if auto else address
-        with pytest.raises(NoClusterError, match=f"--ray {given}: nothing listens there"):
-            connect(given, 1)
+        option = "auto" if auto else address
+        with pytest.raises(NoClusterError, match=f"--ray {option}: nothing listens there"):
+            connect(option, 1)
 
 
 def test_the_ray_client_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,20 +108,22 @@ def test_devices_of_two_kinds_are_refused() -> None:
         pool_for(RunSettings(ray="auto", devices=("cpu", "cuda")))
 
 
-def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else found(name, *rest))
+def test_without_ray_the_hint_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    original_find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else original_find_spec(name, *rest)
+    )
     with pytest.raises(MissingExtraError) as error:
         pool_for(RunSettings(ray="auto"))
     assert "pip install 'rwkvbatch[ray]'" in str(error.value.hint)
 
 
-def test_a_cluster_without_processors_has_no_worker() -> None:
+def test_a_cluster_without_processors_is_refused() -> None:
     with pytest.raises(WorkerError, match="the cluster offers no processors"):
         reserved({"5" * 56: {"memory": 1e9}})
 
 
-def test_a_node_with_another_version_says_so_before_it_changes_anything(tmp_path: Path) -> None:
+def test_a_node_with_another_version_is_refused_before_it_changes_its_directory(tmp_path: Path) -> None:
     before = Path.cwd()
     expected = {**versions(), "rwkvbatch": "9.9", "python": "2.7"}
     with pytest.raises(WorkerError, match=r"runs .*rwkvbatch .+, not 9\.9") as caught:
@@ -132,7 +132,7 @@ def test_a_node_with_another_version_says_so_before_it_changes_anything(tmp_path
     assert Path.cwd() == before
 
 
-def test_orders_to_an_actor_that_is_gone_go_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_orders_to_an_unknown_actor_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[Any] = []
     monkeypatch.setattr(ray_pool._ray, "kill", lambda handle, no_restart: killed.append((handle, no_restart)))
     pool = RayPool(make_plan(1), lambda _: FakeLoader())
@@ -141,6 +141,6 @@ def test_orders_to_an_actor_that_is_gone_go_nowhere(monkeypatch: pytest.MonkeyPa
     assert killed == []
     assert list(pool.receive(0.0)) == []
     pool._actors[3] = _Actor(3, "handle", "1 processor")
-    pool.send(3, Leave())  # it does not serve yet
+    pool.send(3, Leave())  # ignored: the actor does not serve yet
     pool.kill(3)
     assert killed == [("handle", False)]

@@ -1,4 +1,4 @@
-"""Plain texts in runs and in `rwkvbatch score`: likelihoods, pieces, resuming, documents of every kind."""
+"""Plain texts in runs and in `rwkvbatch score`: likelihoods, chunks of long texts, resuming, documents."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -20,41 +19,35 @@ from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import LONG_TEXT_TOKENS
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.model.base import Model
-from rwkvbatch.model.load import load_model
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.replay.grid import make_cells
 from rwkvbatch.replay.models import ModelLoader
-from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.row import SHORT_TEXT, Row, decode_row, encode_row
 from rwkvbatch.script.documents import LeftOutWarning, read_documents
 from tests.replay.fakes import make_plan
-from tests.replay.runs import StopAfter, Watcher, results, run
+from tests.replay.runs import ProgressRecorder, check_invariance
+from tests.script.writing import conversation, read, user, write
 
 TEXTS = ["One small text.", "Another text, which is a little longer than the first one.", "größe 🌲"]
 PAIRS = [("The sky is", " blue"), ("My name is Ada. What is my name? It is", " Ada"), ("1, 2, 3,", " 4")]
 
 
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return load_model(None)
+LINES: list[dict[str, Any]] = [
+    *({"text": text} for text in TEXTS),
+    *({"prompt": prompt, "continuation": text} for prompt, text in PAIRS),
+]
 
 
-def write_lines(path: Path, lines: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
+def script(path: Path) -> str:
+    return write(path, *LINES)
 
 
-def script(path: Path) -> Path:
-    lines: list[dict[str, Any]] = [{"text": text} for text in TEXTS]
-    return write_lines(path, lines + [{"prompt": prompt, "continuation": text} for prompt, text in PAIRS])
-
-
-def rows_of(path: Path, **options: Any) -> list[Row]:
+def rows_of(path: str, **options: Any) -> list[Row]:
     return sorted(rwkvbatch.run(path, **options).rows(), key=lambda row: row.conversation)
 
 
-def test_a_text_has_the_log_probability_that_the_library_gives_it_after_token_0(tmp_path: Path, model: Model) -> None:
+def test_texts_have_the_log_probability_of_llm_score_after_token_0(tmp_path: Path, model: Model) -> None:
     rows = rows_of(script(tmp_path / "s.jsonl"), model=model)
     llm = rwkvbatch.LLM(model)
     encode = llm.tokenizer.encode
@@ -71,32 +64,32 @@ def test_a_text_has_the_log_probability_that_the_library_gives_it_after_token_0(
 
 
 @pytest.mark.parametrize("step_rows", [1, 7, 64, 512])
-def test_a_long_text_has_the_same_bits_whatever_the_piece(model: Model, step_rows: int) -> None:
+def test_log_probabilities_do_not_depend_on_the_chunk_size(model: Model, step_rows: int) -> None:
     tokens = [1 + number * 37 % 90 for number in range(300)]
-    whole = Engine(model, step_rows=4096).score([0], tokens)
+    expected = Engine(model, step_rows=4096).score([0], tokens)
     engine = Engine(model, step_rows=step_rows)
-    other = engine.submit_score([0], tokens[:50])
-    number = engine.submit_score([0], tokens, cache=False)
-    found = dict(engine.step())
+    prefix_id = engine.submit_score([0], tokens[:50])
+    whole_id = engine.submit_score([0], tokens, cache=False)
+    scores = dict(engine.step())
     while engine.busy:
-        found |= dict(engine.step())
-    assert found[number] == whole
-    assert found[other].logprobs == whole.logprobs[:50]  # type: ignore[union-attr]
+        scores |= dict(engine.step())
+    assert scores[whole_id] == expected
+    assert scores[prefix_id].logprobs == expected.logprobs[:50]  # type: ignore[union-attr]
 
 
-def test_progress_moves_inside_a_long_text(tmp_path: Path) -> None:
-    seen: list[Progress] = []
-    path = write_lines(tmp_path / "s.jsonl", [{"text": "a b " * LONG_TEXT_TOKENS}])
-    plan = make_plan(conversations=read_documents([str(path)]).conversations, cells=make_cells({}), threads=1)
-    execute(plan, ModelLoader(plan.settings), RunOptions(observers=[Watcher(seen)]))
-    read = [progress.reading.num_read for progress in seen if progress.reading.num_texts]
+def test_progress_is_reported_within_a_long_text(tmp_path: Path) -> None:
+    recorder = ProgressRecorder()
+    path = write(tmp_path / "s.jsonl", {"text": "a b " * LONG_TEXT_TOKENS})
+    plan = make_plan(conversations=read_documents([path]).conversations, cells=make_cells({}), threads=1)
+    execute(plan, ModelLoader(plan.settings), RunOptions(observers=[recorder]))
+    read = [progress.reading.num_read for progress in recorder.seen if progress.reading.num_texts]
     assert len(set(read)) > 5
     assert read == sorted(read)
-    (num_tokens,) = {progress.reading.num_tokens for progress in seen if progress.reading.num_texts}
+    (num_tokens,) = {progress.reading.num_tokens for progress in recorder.seen if progress.reading.num_texts}
     assert num_tokens / 2 < max(read) < num_tokens
 
 
-def test_a_scored_text_takes_few_bytes_a_token(model: Model) -> None:
+def test_a_queued_text_takes_less_than_8_bytes_per_token(model: Model) -> None:
     tokens = array("i", [1 + number % 90 for number in range(100_000)])
     engine = Engine(model)
     tracemalloc.start()
@@ -108,23 +101,14 @@ def test_a_scored_text_takes_few_bytes_a_token(model: Model) -> None:
     assert peak < 8 * len(tokens)
 
 
-def test_rows_do_not_depend_on_the_batch_and_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    from rwkvbatch.script.reader import read_scripts
-
-    conversations = read_scripts([str(script(tmp_path / "s.jsonl"))]).conversations
-    whole, parts, alone = tmp_path / "whole", tmp_path / "parts", tmp_path / "alone"
-    run(whole, make_plan(conversations=conversations))
-    interrupted = run(parts, make_plan(conversations=conversations), should_stop=StopAfter(1)).interrupted
-    assert interrupted
-    run(parts, make_plan(conversations=conversations))
-    run(alone, make_plan(conversations=conversations, batch_size=1))
-    assert results(parts) == results(whole) == results(alone)
+def test_rows_of_texts_depend_neither_on_the_batch_nor_on_interruptions(tmp_path: Path) -> None:
+    check_invariance(tmp_path, read(tmp_path, *LINES).conversations, interrupt_after=[1])
 
 
-def test_rows_are_read_back_as_written_and_rows_of_replies_have_no_new_keys(tmp_path: Path, model: Model) -> None:
+def test_rows_are_decoded_as_encoded_and_rows_of_replies_have_no_further_keys(tmp_path: Path, model: Model) -> None:
     for row in rows_of(script(tmp_path / "s.jsonl"), model=model):
         assert decode_row(encode_row(row)) == row
-    line = write_lines(tmp_path / "c.jsonl", [{"messages": [{"role": "user", "content": "Hi"}]}])
+    line = write(tmp_path / "c.jsonl", conversation())
     (row,) = rows_of(line, model=model, max_tokens=2)
     assert list(row.as_dict()) == [
         "conversation", "cell", "repeat", "turn", "seed", "tags", "prompt", "reply", "reply_ids", "finish_reason",
@@ -132,7 +116,7 @@ def test_rows_are_read_back_as_written_and_rows_of_replies_have_no_new_keys(tmp_
     ]  # fmt: skip
 
 
-def test_the_summary_and_compare_take_perplexity_over_all_tokens_of_a_cell(tmp_path: Path, model: Model) -> None:
+def test_the_summary_and_compare_compute_perplexity_over_all_tokens_of_a_cell(tmp_path: Path, model: Model) -> None:
     result = rwkvbatch.run(script(tmp_path / "s.jsonl"), model=model, out=tmp_path / "run")
     references = [row.reference for row in result.rows() if row.reference is not None]
     total = -math.fsum(reference.logprob or 0.0 for reference in references)
@@ -156,27 +140,26 @@ def test_the_summary_and_compare_take_perplexity_over_all_tokens_of_a_cell(tmp_p
     assert "tokens" not in means
 
 
-def test_two_models_are_compared_by_all_their_tokens(tmp_path: Path) -> None:
-    np.random.seed(3)
+def test_compare_weights_texts_by_their_tokens(tmp_path: Path, model: Model) -> None:
     path = tmp_path / "other.pth"
-    torch.save(random_tensors(1, 64, vocab_size=load_model(None).spec.vocab_size), path)
+    torch.save(random_tensors(1, 64, vocab_size=model.spec.vocab_size), path)
     lines = script(tmp_path / "s.jsonl")
     for name, checkpoint in (("a", None), ("b", path)):
         rwkvbatch.run(lines, model=checkpoint, out=tmp_path / name)
     analysis = rwkvbatch.compare([tmp_path / "a", tmp_path / "b"], fail_if=["nll < baseline.nll"])
     (line,) = analysis.comparisons
     assert line.metric.name == "nll"
-    found = [json.loads(row)["reference"] for row in (tmp_path / "b" / "results.jsonl").read_text().splitlines()]
+    scores = [json.loads(row)["reference"] for row in (tmp_path / "b" / "results.jsonl").read_text().splitlines()]
     assert line.variant_mean == pytest.approx(
-        -sum(one["logprob"] for one in found) / sum(one["tokens"] for one in found), rel=1e-12
+        -sum(score["logprob"] for score in scores) / sum(score["tokens"] for score in scores), rel=1e-12
     )
     assert line.difference == pytest.approx(line.variant_mean - line.baseline_mean, rel=1e-9)
     assert analysis.gates[0].left == pytest.approx(line.variant_mean, rel=1e-12)
 
 
-def test_a_long_text_is_not_repeated_in_its_row(tmp_path: Path, model: Model) -> None:
+def test_a_row_has_the_size_and_hash_of_a_long_text(tmp_path: Path, model: Model) -> None:
     text = "abc " * SHORT_TEXT
-    (row,) = rows_of(write_lines(tmp_path / "s.jsonl", [{"text": text}]), model=model)
+    (row,) = rows_of(write(tmp_path / "s.jsonl", {"text": text}), model=model)
     assert row.reference is not None
     assert len(row.reference.text) < 400
     assert f"[{len(text):,} bytes, sha256 " in row.reference.text
@@ -195,28 +178,28 @@ def test_a_long_text_is_not_repeated_in_its_row(tmp_path: Path, model: Model) ->
         ({"continuation": "a"}, "prompt: is missing"),
     ],
 )
-def test_bad_lines_of_text_are_refused(tmp_path: Path, line: dict[str, Any], message: str) -> None:
+def test_invalid_lines_of_text_are_refused(tmp_path: Path, line: dict[str, Any], message: str) -> None:
     with pytest.raises(ScriptError, match=message):
-        rwkvbatch.run(write_lines(tmp_path / "s.jsonl", [line]))
+        rwkvbatch.run(write(tmp_path / "s.jsonl", line))
 
 
-def test_documents_are_files_lines_and_folders(tmp_path: Path) -> None:
+def test_documents_are_read_from_files_lines_and_folders(tmp_path: Path) -> None:
     folder = tmp_path / "books"
     (folder / "deep").mkdir(parents=True)
     (folder / "b.txt").write_text("Second.")
-    (folder / "a.md").write_text("First.\r\n\r\nKept as it is. ")
+    (folder / "a.md").write_text("First.\r\n\r\nKept verbatim. ")
     (folder / "deep" / "c").write_text("Third.")
     (folder / "picture.png").write_bytes(b"\x89PNG\0\0")
     (folder / ".hidden").write_text("no")
-    write_lines(folder / "d.jsonl", [{"text": "Fourth.", "meta": {"source": "web"}}])
+    write(folder / "d.jsonl", {"text": "Fourth.", "meta": {"source": "web"}})
     (folder / "empty.txt").touch()
     (folder / "latin.txt").write_bytes("größe".encode("latin-1"))
     with pytest.warns(
         LeftOutWarning, match=r"^3 files of folders left out, without text in UTF-8: .*empty.txt, .*latin"
     ):
         found = read_documents([str(folder)]).conversations
-    assert [one.turns[0].reference for one in found] == [
-        "First.\r\n\r\nKept as it is. ",
+    assert [document.turns[0].reference for document in found] == [
+        "First.\r\n\r\nKept verbatim. ",
         "Second.",
         "Fourth.",
         "Third.",
@@ -225,11 +208,11 @@ def test_documents_are_files_lines_and_folders(tmp_path: Path) -> None:
     assert found[2].id == "d.jsonl:1"
 
 
-def test_documents_that_cannot_be_scored_are_refused_by_name(tmp_path: Path) -> None:
+def test_unreadable_documents_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin.txt").write_bytes("größe".encode("latin-1"))
     (tmp_path / "none").mkdir()
-    chats = write_lines(tmp_path / "chats.jsonl", [{"messages": [{"role": "user", "content": "Hi"}]}])
+    chats = write(tmp_path / "chats.jsonl", conversation())
     for path, message in (
         (tmp_path / "empty.txt", r"empty.txt:1: is empty"),
         (tmp_path / "latin.txt", "not UTF-8"),
@@ -246,16 +229,16 @@ def test_documents_that_cannot_be_scored_are_refused_by_name(tmp_path: Path) -> 
         assert re.search(message, f"{caught.value}\n{caught.value.hint}")
     with pytest.raises(UsageError, match="holds no document"):
         read_documents([str(tmp_path / "none")])
-    found = read_documents([str(tmp_path / "empty.txt"), str(script(tmp_path / "s.jsonl"))], skip_bad=True)
+    found = read_documents([str(tmp_path / "empty.txt"), script(tmp_path / "s.jsonl")], skip_bad=True)
     assert (len(found.conversations), len(found.skipped)) == (6, 1)
 
 
-def test_a_run_counts_generated_and_scored_tokens_apart(
+def test_generated_and_scored_tokens_are_counted_separately(
     tmp_path: Path, model: Model, capsys: pytest.CaptureFixture[str]
 ) -> None:
     choices = {"prompt": "2 + 2 =", "choices": [" 4", " 5"]}
-    talk = {"messages": [{"role": "user", "content": "My name is Ada."}]}
-    path = write_lines(tmp_path / "s.jsonl", [{"text": TEXTS[0]}, choices, talk])
+    chat = conversation(user("My name is Ada."))
+    path = write(tmp_path / "s.jsonl", {"text": TEXTS[0]}, choices, chat)
     result = rwkvbatch.run(path, model=model)
     rows = {row.conversation: row for row in result.rows()}
     text, chosen, reply = (rows[f"line-{number}"] for number in (1, 2, 3))
@@ -271,16 +254,16 @@ def test_a_run_counts_generated_and_scored_tokens_apart(
     assert summary.scored_prompt_tokens == text.tokens.prompt + chosen.tokens.prompt
 
     show_summary(result)
-    said = capsys.readouterr().err
-    assert f"{len(reply.reply_ids)} reply and {scored} scored tokens in " in said
-    assert f"{reply.tokens.prompt} prompt tokens of replies: {reply.tokens.prompt} read, 0 reused" in said
+    messages = capsys.readouterr().err
+    assert f"{len(reply.reply_ids)} reply and {scored} scored tokens in " in messages
+    assert f"{reply.tokens.prompt} prompt tokens of replies: {reply.tokens.prompt} read, 0 reused" in messages
 
 
-def test_a_perplexity_of_texts_beyond_all_numbers_is_shown_as_such_and_null_in_json(
+def test_a_perplexity_beyond_all_numbers_is_shown_as_such_and_null_in_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = [{"prompt": "a", "continuation": "zqx vkj " * 100}]
-    result = rwkvbatch.run(write_lines(tmp_path / "s.jsonl", lines), out=tmp_path / "out")
+    path = write(tmp_path / "s.jsonl", {"prompt": "a", "continuation": "zqx vkj " * 100})
+    result = rwkvbatch.run(path, out=tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["cells"][0]["plain_text"]["text_perplexity"] is None
     show_summary(result)

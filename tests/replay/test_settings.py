@@ -21,7 +21,7 @@ def config_file(tmp_path: Path, text: str) -> Path:
 
 
 class TestLayers:
-    def test_each_layer_wins_over_those_below(self, tmp_path: Path) -> None:
+    def test_each_layer_overrides_the_layers_below(self, tmp_path: Path) -> None:
         config = config_file(tmp_path, "temperature = 0.1\ntop_p = 0.1\ntop-k = 1\n")
         environment = {"RWKVBATCH_TEMP": "0.2", "RWKVBATCH_TOP_P": "0.2", "HOME": "/"}
         settings = layer_settings({"temperature": "0.3"}, environment=environment, config=config).settings
@@ -32,14 +32,14 @@ class TestLayers:
         layered = layer_settings({"temp": 1}, environment={"RWKVBATCH_SEED": "3"}, config=config)
         assert layered.explicit == {"temperature"}
 
-    def test_a_preset_stands_for_all_of_sampling_in_its_layer(self, tmp_path: Path) -> None:
+    def test_a_preset_sets_all_sampling_settings_of_its_layer(self, tmp_path: Path) -> None:
         config = config_file(tmp_path, "temperature = 0.7\nmax_tokens = 9\n")
         layered = layer_settings({"preset": "creative", "top_p": 0.5}, config=config)
         assert layered.settings.sampling == PRESETS["creative"].replace(top_p=0.5)
         assert layered.settings.max_tokens == 9
         assert "frequency_penalty" in layered.explicit
 
-    def test_repeats_up_to_a_limit_are_two_settings(self) -> None:
+    def test_a_range_of_repeats_sets_repeats_and_max_repeats(self) -> None:
         settings = layer_settings({"repeats": "3..9", "until_ci": "0.1"}).settings
         assert (settings.repeats, settings.max_repeats, settings.until_ci) == (3, 9, 0.1)
 
@@ -63,25 +63,25 @@ class TestLayers:
         assert (settings.banned_token_ids, settings.only) == ((0, 261), ("a", "b"))
 
     @pytest.mark.parametrize(("text", "size"), [("4096", 4096), ("512M", 2**29), ("1.5 GiB", 3 * 2**29)])
-    def test_memory_is_given_in_bytes_or_with_a_unit(self, text: str, size: int) -> None:
+    def test_memory_is_a_number_of_bytes_or_has_a_unit(self, text: str, size: int) -> None:
         assert layer_settings({"state_memory": text}).settings.state_memory == size
 
-    def test_one_value_will_do_where_several_may_stand(self, tmp_path: Path) -> None:
+    def test_a_single_value_is_accepted_for_a_list(self, tmp_path: Path) -> None:
         settings = layer_settings({"ban": 0}, config=config_file(tmp_path, 'stop = "a,b"\n')).settings
         assert (settings.banned_token_ids, settings.stop) == ((0,), ("a,b",))
 
 
 class TestErrors:
-    def test_an_unknown_key_names_the_file_and_close_ones(self, tmp_path: Path) -> None:
+    def test_an_unknown_key_is_refused_with_its_file_and_close_matches(self, tmp_path: Path) -> None:
         config = config_file(tmp_path, "temprature = 1\n")
         with pytest.raises(UsageError, match=r"settings\.toml: temprature: unknown setting; did you mean temperature"):
             layer_settings({}, config=config)
 
-    def test_a_slip_in_the_environment_is_an_error(self) -> None:
+    def test_an_unknown_variable_of_the_environment_is_refused(self) -> None:
         with pytest.raises(UsageError, match="RWKVBATCH_TEMPERATUR: unknown setting; did you mean temperature"):
             layer_settings({}, environment={"RWKVBATCH_TEMPERATUR": "1"})
 
-    def test_other_variables_of_the_program_are_none_of_its_business(self) -> None:
+    def test_variables_that_are_not_settings_are_ignored(self) -> None:
         assert layer_settings({}, environment={"RWKVBATCH_DEBUG": "1"}).settings == layer_settings({}).settings
 
     @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ class TestErrors:
             ("preset", "wild", "--preset must be one of default, greedy"),
         ],
     )
-    def test_a_value_names_its_option_what_is_allowed_and_what_was_there(
+    def test_an_invalid_value_is_refused_with_its_option_and_what_is_allowed(
         self, key: str, value: Any, message: str
     ) -> None:
         with pytest.raises(UsageError) as caught:
@@ -125,22 +125,22 @@ class TestErrors:
         assert str(caught.value).startswith(message)
 
     @pytest.mark.parametrize("content", [b"temperature = ", b"\xff\xfe", b"a = 1\na = 2"])
-    def test_a_file_that_is_not_toml_is_one_clear_error(self, tmp_path: Path, content: bytes) -> None:
+    def test_a_file_that_is_not_toml_is_refused(self, tmp_path: Path, content: bytes) -> None:
         path = tmp_path / "x.toml"
         path.write_bytes(content)
         with pytest.raises(UsageError, match=r"--config .*x\.toml: not a TOML file"):
             layer_settings({}, config=path)
 
-    def test_a_missing_file_is_one_clear_error(self, tmp_path: Path) -> None:
+    def test_a_missing_file_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"--config .*none\.toml: cannot be read: No such file"):
             layer_settings({}, config=tmp_path / "none.toml")
 
-    def test_a_missing_prelude_names_the_known_ones(self) -> None:
+    def test_the_hint_for_a_missing_prelude_names_the_built_in_ones(self) -> None:
         with pytest.raises(UsageError, match="cannot be read") as caught:
             load_prelude("nowhere.txt")
         assert "api-demo-chat" in str(caught.value.hint)
 
-    def test_a_known_prelude_needs_no_file(self) -> None:
+    def test_a_built_in_prelude_needs_no_file(self) -> None:
         assert load_prelude("api-demo-chat").startswith("User: hi\n\nAssistant:")
 
 
@@ -155,33 +155,33 @@ class TestLists:
         assert split_lists({"model": "a,b"}) == ({"model": "a,b"}, {})
         assert split_lists({"model": "c.pth, a,b.pth,x,y"})[1] == {"model": ["c.pth", "a,b.pth", "x", "y"]}
 
-    def test_a_comma_list_is_a_dimension_and_one_value_is_none(self) -> None:
+    def test_a_comma_list_is_a_dimension_and_a_single_value_is_not(self) -> None:
         single, several = split_lists({"temp": "0.3, 0.7", "top_p": "0.5", "stop": ["a,b"]})
         assert several == {"temperature": ["0.3", "0.7"]}
         assert single == {"top_p": "0.5", "stop": ["a,b"]}
 
-    def test_an_empty_place_is_an_error(self) -> None:
+    def test_an_empty_item_is_refused(self) -> None:
         with pytest.raises(UsageError, match="--temp has an empty item"):
             split_lists({"temp": "0.3,,0.7"})
 
-    def test_names_of_options_are_those_of_the_command_line(self) -> None:
+    def test_option_names_are_those_of_the_command_line(self) -> None:
         assert [option_name(key) for key in ("temperature", "top_p")] == ["--temp", "--top-p"]
 
 
 class TestPreparing:
-    def test_a_setting_for_all_cells_and_for_some_is_an_error(self, tmp_path: Path) -> None:
+    def test_a_setting_for_all_cells_and_for_some_is_refused(self, tmp_path: Path) -> None:
         grid = tmp_path / "grid.toml"
         grid.write_text("[grid]\ntemperature = [0.3, 0.7]\n")
         with pytest.raises(UsageError, match="--temp is given for all cells, and the grid gives it for some"):
             prepare("x.jsonl", temperature=1, grid=grid)
 
-    def test_a_grid_may_vary_what_a_preset_sets(self, tmp_path: Path) -> None:
+    def test_a_grid_overrides_a_preset(self, tmp_path: Path) -> None:
         script = tmp_path / "s.jsonl"
         script.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
         plan = prepare(script, preset="greedy", frequency_penalty=[0, 0.5]).plan
         assert [(c.temperature, c.frequency_penalty) for c in plan.cell_settings] == [(0.0, 0.0), (0.0, 0.5)]
 
-    def test_a_grid_in_the_config_file_counts(self, tmp_path: Path) -> None:
+    def test_a_grid_in_the_config_file_makes_cells(self, tmp_path: Path) -> None:
         script = tmp_path / "s.jsonl"
         script.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
         config = config_file(tmp_path, "top_p = 0.9\n[grid]\ntemperature = [0.3, 0.7]\n")
@@ -206,7 +206,7 @@ class TestPreparing:
     @pytest.mark.parametrize(
         "values", [{"max_repeats": 5}, {"until_ci": 0.1}, {"repeats": 5, "max_repeats": 3, "until_ci": 1}]
     )
-    def test_adaptive_repeats_need_both_their_settings(self, values: dict[str, Any]) -> None:
+    def test_adaptive_repeats_need_both_settings(self, values: dict[str, Any]) -> None:
         with pytest.raises(UsageError, match="--repeats"):
             prepare("x.jsonl", **values)
 
@@ -258,12 +258,12 @@ NUMBERS = sorted(
 
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**400])
-def test_every_number_has_bounds_of_its_own(name: str, value: int) -> None:
+def test_numbers_beyond_64_bits_are_refused(name: str, value: int) -> None:
     with pytest.raises(UsageError, match=name):
         RunSettings.parse({name: value})
 
 
-def test_a_number_that_no_array_holds_is_refused_where_the_script_has_it(tmp_path: Path) -> None:
+def test_a_number_beyond_64_bits_in_a_script_is_refused(tmp_path: Path) -> None:
     script = tmp_path / "script.jsonl"
     line = '{"messages": [{"role": "user", "content": "x"}], "params": {"top_k": 9223372036854775808}}'
     script.write_text(line + "\n")
@@ -273,7 +273,7 @@ def test_a_number_that_no_array_holds_is_refused_where_the_script_has_it(tmp_pat
         prepare([str(script)])
 
 
-def test_settings_of_later_versions_mean_in_earlier_manifests_what_replies_were() -> None:
+def test_manifests_of_earlier_versions_get_defaults_and_full_names() -> None:
     identity = {"cells": {"base": {"temperature": 1.0, "presence": 0.5}}}
     cell = identity_with_full_names(identity)["cells"]["base"]
     assert cell["min_p"] == CellSettings().min_p

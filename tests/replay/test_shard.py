@@ -1,4 +1,4 @@
-"""Parts of a run: who gets which conversation, and what a part's directory is taken for."""
+"""Parts of a run: division of the conversations, row numbers, and the directory of a part."""
 
 from __future__ import annotations
 
@@ -40,34 +40,32 @@ class TestShare:
         assert all(list(share) == sorted(share) for share in shares)
 
     @given(turns=st.lists(st.integers(1, 30), min_size=1, max_size=60), parts=st.integers(1, 20))
-    def test_parts_differ_by_no_more_turns_than_the_longest_conversation_has(
-        self, turns: list[int], parts: int
-    ) -> None:
+    def test_parts_differ_by_at_most_the_turns_of_the_longest_conversation(self, turns: list[int], parts: int) -> None:
         loads = [sum(turns[number] for number in Shard(part, parts).share(turns)) for part in range(1, parts + 1)]
         assert max(loads) - min(loads) <= max(turns)
 
-    def test_conversations_of_one_length_are_dealt_out_in_turn(self) -> None:
+    def test_conversations_of_equal_length_are_assigned_round_robin(self) -> None:
         assert Shard(1, 3).share([2] * 8) == (0, 3, 6)
         assert Shard(3, 3).share([2] * 8) == (2, 5)
 
-    def test_a_long_conversation_is_made_up_for_by_several_short_ones(self) -> None:
+    def test_a_long_conversation_is_balanced_by_several_short_ones(self) -> None:
         assert Shard(1, 2).share([1, 1, 6, 1, 1, 1]) == (2,)
         assert Shard(2, 2).share([1, 1, 6, 1, 1, 1]) == (0, 1, 3, 4, 5)
 
 
 class TestParse:
-    def test_it_is_the_part_and_the_number_of_parts(self) -> None:
+    def test_a_shard_is_a_part_and_a_number_of_parts(self) -> None:
         assert Shard.parse(" 2/8 ") == Shard(2, 8)
         assert str(Shard(2, 8)) == "2/8"
 
     @pytest.mark.parametrize("text", ["0/8", "9/8", "2", "2/", "-1/8", "1/0", "a/b", "1/8/8", "١/٨", "1/999999"])
-    def test_anything_else_is_refused_with_what_is_allowed(self, text: str) -> None:
+    def test_invalid_shards_are_refused_with_what_is_allowed(self, text: str) -> None:
         with pytest.raises(UsageError, match="--shard must be I/N with 1 <= I <= N"):
             Shard.parse(text)
 
 
 class TestPlan:
-    def test_rows_and_tasks_keep_the_numbers_of_the_whole(self) -> None:
+    def test_rows_and_tasks_have_the_numbers_of_the_whole_run(self) -> None:
         whole = make_plan(7, repeats=2)
         found: list[int] = []
         for plan in parts_of(3, repeats=2):
@@ -77,7 +75,7 @@ class TestPlan:
                 found.append(number)
         assert sorted(found) == list(range(whole.num_tasks))
 
-    def test_rows_of_another_part_have_no_place(self) -> None:
+    def test_rows_of_another_part_have_no_number(self) -> None:
         first, second = parts_of(2)
         number = first.chosen[0]
         key = first.task(first.number_of(number, 0, 0)).key(0)
@@ -92,7 +90,7 @@ class TestPlan:
             assert sum(getattr(part, name) for part in parts) == getattr(whole, name)
         assert parts[0].rows == first_round(parts_of(3, repeats=2)[0]).num_rows
 
-    def test_repeats_until_a_precision_are_refused(self, tmp_path: Path) -> None:
+    def test_until_ci_with_a_shard_is_refused(self, tmp_path: Path) -> None:
         script = tmp_path / "s.jsonl"
         script.write_text(json.dumps({"id": "a", "messages": [{"role": "user", "content": "Hi"}]}))
         with pytest.raises(UsageError, match="--until-ci decides by the rows of all conversations"):
@@ -100,13 +98,13 @@ class TestPlan:
 
 
 class TestDirectory:
-    def test_parts_run_the_rows_of_the_whole_between_them(self, tmp_path: Path) -> None:
+    def test_the_parts_together_have_the_rows_of_the_whole_run(self, tmp_path: Path) -> None:
         whole = run(tmp_path / "whole", make_plan(7, repeats=2))
         rows = [run(tmp_path / str(plan.shard and plan.shard.part), plan) for plan in parts_of(3, repeats=2)]
         assert sorted(key for part in rows for key in part) == sorted(whole)
         assert all(rows)
 
-    def test_a_part_without_a_conversation_is_done_at_once(self, tmp_path: Path) -> None:
+    def test_a_part_without_conversations_has_no_rows(self, tmp_path: Path) -> None:
         plan = make_plan(2, shard=Shard(3, 3))
         assert run(tmp_path / "run", plan) == []
         assert list(read_members(tmp_path / "run")) == []
@@ -118,7 +116,7 @@ class TestDirectory:
             (None, 'shard: existing run: "1/3"; this command: nothing'),
         ],
     )
-    def test_another_part_or_the_whole_does_not_continue_a_part(
+    def test_another_part_or_the_whole_run_cannot_resume_a_part(
         self, tmp_path: Path, other: Shard | None, difference: str
     ) -> None:
         run(tmp_path / "run", make_plan(7, shard=Shard(1, 3)))
@@ -126,19 +124,19 @@ class TestDirectory:
             run(tmp_path / "run", make_plan(7, shard=other))
         assert difference in str(caught.value)
 
-    def test_a_part_does_not_continue_a_whole_run(self, tmp_path: Path) -> None:
+    def test_a_part_cannot_resume_a_whole_run(self, tmp_path: Path) -> None:
         run(tmp_path / "run", make_plan(7))
         with pytest.raises(RunMismatchError, match='shard: existing run: nothing; this command: "1/3"'):
             run(tmp_path / "run", make_plan(7, shard=Shard(1, 3)))
 
-    def test_the_same_part_continues_it_and_has_nothing_to_do(self, tmp_path: Path) -> None:
+    def test_the_same_part_again_generates_nothing(self, tmp_path: Path) -> None:
         rows = run(tmp_path / "run", make_plan(7, shard=Shard(1, 3)))
         loader = FakeLoader()
         execute(make_plan(7, shard=Shard(1, 3)), loader, RunOptions(out=tmp_path / "run"))
         assert loader.num_generated == 0
         assert rows == run(tmp_path / "run", make_plan(7, shard=Shard(1, 3)))
 
-    def test_a_row_of_another_part_is_damage(self, tmp_path: Path) -> None:
+    def test_a_row_of_another_part_is_refused_as_damage(self, tmp_path: Path) -> None:
         first, second = parts_of(2)
         run(tmp_path / "1", first)
         run(tmp_path / "2", second)
@@ -147,7 +145,7 @@ class TestDirectory:
         with pytest.raises(RunDamagedError, match="not in this run"):
             run(tmp_path / "1", first)
 
-    def test_the_default_directory_says_which_part_it_is(self, tmp_path: Path) -> None:
+    def test_the_default_directory_is_named_by_the_part(self, tmp_path: Path) -> None:
         name = default_directory(["demo.jsonl"], tmp_path, part=str(Shard(2, 8))).name
         assert name.startswith("demo-20")
         assert name.endswith("-part-2-of-8")
@@ -156,7 +154,7 @@ class TestDirectory:
 class TestMembers:
     MEMBERS = (Member(0, "ünï", 2), Member(7, '"quoted"', 1))
 
-    def test_they_come_back_as_they_were_written(self, tmp_path: Path) -> None:
+    def test_members_are_read_as_written(self, tmp_path: Path) -> None:
         write_members(OS_FILES, tmp_path, self.MEMBERS)
         assert tuple(read_members(tmp_path)) == self.MEMBERS
 
@@ -174,14 +172,14 @@ class TestMembers:
             "[" * 10_000,
         ],
     )
-    def test_a_line_that_is_none_is_named(self, tmp_path: Path, line: str) -> None:
+    def test_an_invalid_line_is_refused_with_its_number(self, tmp_path: Path, line: str) -> None:
         write_members(OS_FILES, tmp_path, self.MEMBERS)
         with (tmp_path / "shard.jsonl").open("a") as file:
             file.write(line + "\n")
         with pytest.raises(RunDamagedError, match=r"shard\.jsonl:3: "):
             list(read_members(tmp_path))
 
-    def test_a_missing_file_is_said_with_the_way_out(self, tmp_path: Path) -> None:
+    def test_a_missing_file_is_refused_with_the_command_that_rewrites_it(self, tmp_path: Path) -> None:
         with pytest.raises(RunDirectoryError, match="cannot be read") as caught:
             list(read_members(tmp_path))
         assert "rewrites this file" in str(caught.value.hint)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, once and twice."""
+"""SIGINT and SIGTERM during a run: once, twice, and while models are loaded."""
 
 from __future__ import annotations
 
@@ -17,39 +17,37 @@ import pytest
 from rwkvbatch.replay.models import Setup
 from rwkvbatch.replay.runner import RunOptions, execute, read_rows
 from rwkvbatch.signals import DUPLICATE_S, StoppedEarly, stop_on_signals
+from tests.replay.crash_harness.processes import wait_until
 from tests.replay.fakes import FakeLoader, make_plan
+from tests.replay.runs import StopAfter, results_of, run
 from tests.replay.slow_run import IN_STEP_NAME
 
 ROOT = Path(__file__).parent.parent.parent
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
 
-def start(directory: Path, step_s: str) -> subprocess.Popen[str]:
-    """A run under way: some rows are written."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.replay.slow_run", str(directory), step_s],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    results = directory / "results.jsonl"
-    deadline = time.monotonic() + 60
-    while not (results.exists() and results.stat().st_size):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def start(directory: Path, step_s: float, is_ready: Callable[[], bool]) -> subprocess.Popen[str]:
+    """A running process for which `is_ready` has become true."""
+    command = [sys.executable, "-m", "tests.replay.slow_run", str(directory), str(step_s)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert wait_until(lambda: process.poll() is not None or is_ready(), 60)
+    assert process.poll() is None
     return process
 
 
-def continue_and_compare(directory: Path, tmp_path: Path) -> None:
-    for out in (directory, tmp_path / "whole"):
-        execute(make_plan(60, batch_size=5), FakeLoader(), RunOptions(out=out))
-    assert (directory / "results.jsonl").read_bytes() == (tmp_path / "whole" / "results.jsonl").read_bytes()
+def has_rows(directory: Path) -> bool:
+    path = directory / "results.jsonl"
+    return path.exists() and path.stat().st_size > 0
+
+
+def resume_and_compare(directory: Path, tmp_path: Path) -> None:
+    plan = make_plan(60, batch_size=5)
+    assert results_of(directory, plan) == results_of(tmp_path / "whole", plan)
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
-def test_the_first_signal_ends_the_run_in_order(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    process = start(tmp_path / "run", "0.01")
+def test_the_first_signal_stops_the_run_after_its_step(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    process = start(tmp_path / "run", 0.01, lambda: has_rows(tmp_path / "run"))
     process.send_signal(number)
     assert process.wait(60) == code
     assert process.stderr is not None
@@ -58,12 +56,14 @@ def test_the_first_signal_ends_the_run_in_order(tmp_path: Path, number: signal.S
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["state"] == "interrupted"
     assert status["rows_done"] == len(list(read_rows(tmp_path / "run"))) < status["rows_total"]
-    continue_and_compare(tmp_path / "run", tmp_path)
+    resume_and_compare(tmp_path / "run", tmp_path)
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
-def test_the_second_signal_leaves_at_once_and_loses_no_row(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    # Steps of ten seconds: an orderly end would have to wait for one.
+def test_the_second_signal_ends_the_process_at_once_and_loses_no_row(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    # Steps take ten seconds: stopping after the step would take as long.
     process = start_in_a_long_step(tmp_path / "run")
     process.send_signal(number)
     assert process.stderr is not None
@@ -73,36 +73,19 @@ def test_the_second_signal_leaves_at_once_and_loses_no_row(tmp_path: Path, numbe
     assert process.wait(60) == code
     assert "stopped at once" in process.stderr.read()
     process.stderr.close()
-    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "running"  # no time to say more
+    assert (
+        json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "running"
+    )  # the process ended without writing it
     assert list(read_rows(tmp_path / "run"))
-    continue_and_compare(tmp_path / "run", tmp_path)
+    resume_and_compare(tmp_path / "run", tmp_path)
 
 
 def start_in_a_long_step(directory: Path) -> subprocess.Popen[str]:
-    execute(make_plan(60, batch_size=5), FakeLoader(), RunOptions(out=directory, should_stop=After(3)))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.replay.slow_run", str(directory), "10"],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not directory.with_name(IN_STEP_NAME).exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return process
+    run(directory, make_plan(60, batch_size=5), should_stop=StopAfter(3))
+    return start(directory, 10, directory.with_name(IN_STEP_NAME).exists)
 
 
-class After:
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def __call__(self) -> bool:
-        self.steps -= 1
-        return self.steps < 0
-
-
-def test_handlers_are_put_back() -> None:
+def test_former_signal_handlers_are_restored() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with stop_on_signals(lambda _: None) as stop:
         assert not stop()
@@ -111,37 +94,37 @@ def test_handlers_are_put_back() -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
-def test_two_signals_at_the_same_time_are_one(
+def test_two_signals_within_100_ms_count_as_one(
     number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left: list[int] = []
-    monkeypatch.setattr("rwkvbatch.signals.end_process", left.append)
-    said: list[str] = []
-    with stop_on_signals(said.append) as stop:
+    exit_codes: list[int] = []
+    monkeypatch.setattr("rwkvbatch.signals.end_process", exit_codes.append)
+    messages: list[str] = []
+    with stop_on_signals(messages.append) as stop:
         signal.raise_signal(number)
         signal.raise_signal(number)
-        assert (len(said), left) == (1, [])
+        assert (len(messages), exit_codes) == (1, [])
         monkeypatch.setattr("rwkvbatch.signals.DUPLICATE_S", 0.0)
         signal.raise_signal(number)
-    assert left == [code]
+    assert exit_codes == [code]
     assert stop.signal_number == number
 
 
 def raise_and_drop(number: int) -> None:
-    """What imports and weak references' callbacks do with an exception that comes in the middle of them."""
+    """Drop the exception of the signal handler, as imports and callbacks of weak references do."""
     with suppress(BaseException):
         signal.raise_signal(number)
 
 
-def raise_something_else(number: int) -> None:
-    """What an import that was broken off may do when it is tried again."""
+def raise_and_replace(number: int) -> None:
+    """Raise another exception in place of the signal handler's, as an interrupted import does when it is repeated."""
     try:
         signal.raise_signal(number)
-    except BaseException:  # what the handler raises, whatever it is
+    except BaseException:
         raise ImportError("cannot load module more than once") from None
 
 
-@pytest.mark.parametrize("send", [signal.raise_signal, raise_and_drop, raise_something_else])
+@pytest.mark.parametrize("send", [signal.raise_signal, raise_and_drop, raise_and_replace])
 def test_a_signal_while_models_are_loaded_ends_the_run_before_anything_is_written(
     send: Callable[[int], None], tmp_path: Path
 ) -> None:
@@ -150,17 +133,17 @@ def test_a_signal_while_models_are_loaded_ends_the_run_before_anything_is_writte
             send(signal.SIGTERM)
             return super().specs(setups)
 
-    said: list[str] = []
-    with stop_on_signals(said.append) as stop:
+    messages: list[str] = []
+    with stop_on_signals(messages.append) as stop:
         options = RunOptions(out=tmp_path / "run", should_stop=stop, loading=stop.interruptible)
         with pytest.raises(StoppedEarly):
             execute(make_plan(5), SlowLoader(), options)
-    assert (stop.signal_number, said) == (signal.SIGTERM, [])
+    assert (stop.signal_number, messages) == (signal.SIGTERM, [])
     assert not (tmp_path / "run").exists()
 
 
-def test_a_signal_before_loading_ends_the_run_too() -> None:
+def test_a_signal_before_loading_stops_the_run() -> None:
     with stop_on_signals(lambda _: None) as stop:
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(StoppedEarly), stop.interruptible():
-            pytest.fail("it was begun")
+            pytest.fail("loading was started")

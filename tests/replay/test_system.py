@@ -1,4 +1,4 @@
-"""`--system` and `--system-file`: what they replace, what they fill in, and what rows and reports say of them."""
+"""`--system` and `--system-file`: replacing and filling in system messages, grids, and reports."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def systems(script: Path, **settings: Any) -> list[tuple[str, str, str | None]]:
     for number in range(plan.num_tasks):
         task = plan.task(number)
         prompt = ByteTokenizer().decode(list(ConversationReplay(task, PromptEncoder(ByteTokenizer())).prompt()))
-        begin = prompt.partition("\n\n")[0]
-        system = begin.removeprefix("System: ") if begin.startswith("System: ") else None
+        first_part = prompt.partition("\n\n")[0]
+        system = first_part.removeprefix("System: ") if first_part.startswith("System: ") else None
         found.append((task.conversation.id, task.cell.name, system))
     return found
 
 
-def test_what_is_given_replaces_the_scripts_and_an_empty_text_removes_it(script: Path) -> None:
+def test_an_explicit_text_replaces_system_messages_and_an_empty_one_removes_them(script: Path) -> None:
     assert systems(script) == [("with", "base", "Own."), ("without", "base", None)]
     assert systems(script, system="A, b.") == [("with", "base", "A, b."), ("without", "base", "A, b.")]
     assert systems(script, system="") == [("with", "base", None), ("without", "base", None)]
 
 
-def test_the_environment_and_the_config_file_fill_in_where_there_is_none(script: Path, tmp_path: Path) -> None:
+def test_the_environment_and_the_config_file_fill_in_missing_system_messages(script: Path, tmp_path: Path) -> None:
     expected = [("with", "base", "Own."), ("without", "base", "Env.")]
     assert systems(script, environment={"RWKVBATCH_SYSTEM": "Env."}) == expected
     (tmp_path / "c.toml").write_text('system = "Env."\n')
@@ -60,7 +60,7 @@ def test_the_environment_and_the_config_file_fill_in_where_there_is_none(script:
     assert systems(script, environment={"RWKVBATCH_SYSTEM_FILE": str(tmp_path / "env.txt")}) == expected
 
 
-def test_a_grid_varies_texts_and_files(script: Path, tmp_path: Path) -> None:
+def test_a_grid_varies_system_texts_and_files(script: Path, tmp_path: Path) -> None:
     for name in ("brief", "long"):
         (tmp_path / f"{name}.txt").write_text(f"Be {name}.\n")
     files = [str(tmp_path / f"{name}.txt") for name in ("brief", "long")]
@@ -82,7 +82,7 @@ def test_a_grid_varies_texts_and_files(script: Path, tmp_path: Path) -> None:
         ({"system_file": "nothing.txt"}, "--system-file nothing.txt: cannot be read"),
     ],
 )
-def test_contradictions_and_unreadable_files_are_refused(
+def test_contradictory_options_and_unreadable_files_are_refused(
     script: Path, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(script.parent)
@@ -91,9 +91,9 @@ def test_contradictions_and_unreadable_files_are_refused(
         prepare(script, **settings)
 
 
-def test_a_run_shows_the_system_message_that_was_read(script: Path, tmp_path: Path) -> None:
-    given: dict[str, Any] = {"max_tokens": 1, "out": tmp_path / "given", "system": ["Be brief.", ""]}
-    rwkvbatch.run(script, **given)
+def test_dialogues_and_the_manifest_have_the_system_message_that_was_read(script: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"max_tokens": 1, "out": tmp_path / "given", "system": ["Be brief.", ""]}
+    rwkvbatch.run(script, **settings)
     rwkvbatch.run(script, max_tokens=1, out=tmp_path / "filled", environment={"RWKVBATCH_SYSTEM": "Env."})
     shown = [
         (each.conversation, each.system) for run in load_runs([str(tmp_path / "given")]) for each in dialogues(run)

@@ -1,8 +1,7 @@
-"""Checks that a judge answers: in a run, when it is continued or changed, in `check`, and without a judge."""
+"""Verdicts of judges: in runs that are new, resumed or changed, in `rwkvbatch check`, and without a judge."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from rwkvbatch.replay.merge import merge
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.recheck import recheck
 from rwkvbatch.replay.row_index import Shard
+from rwkvbatch.replay.runner import read_rows
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.summary import FailureShare
 from rwkvbatch.script.checks.judged import NOT_ASKED
@@ -28,25 +28,25 @@ from rwkvbatch.script.reader import read_scripts
 from tests.judges.fakes import FakeJudge, FakeSource, reply_in
 from tests.replay.fakes import FakeLoader, make_plan
 from tests.replay.runs import StopAfter, results, run
+from tests.script.writing import assistant, conversation, read, user, write
 
 RUBRIC = {"judge": "Names an elm.", "votes": 3}
 
 
-def plan_of(tmp_path: Path, expect: Any = RUBRIC, *, number: int = 4, repeats: int = 2, **settings: Any) -> Plan:
-    path = tmp_path / "script.jsonl"
-    ask = [{"role": "user", "content": f"Say {turn}", "expect": expect} for turn in range(2)]
-    lines = [{"id": f"c{n}", "messages": ask, "tags": ["t"]} for n in range(number)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return make_plan(conversations=read_scripts([str(path)]).conversations, repeats=repeats, **settings)
+def plan_of(
+    tmp_path: Path, expect: Any = RUBRIC, *, num_conversations: int = 4, repeats: int = 2, **settings: Any
+) -> Plan:
+    messages = [user(f"Say {turn}", expect=expect) for turn in range(2)]
+    lines = [conversation(*messages, id=f"c{n}", tags=["t"]) for n in range(num_conversations)]
+    path = write(tmp_path / "script.jsonl", *lines)
+    return make_plan(conversations=read_scripts([path]).conversations, repeats=repeats, **settings)
 
 
 def rows_of(path: Path) -> list[Row]:
-    from rwkvbatch.replay.runner import read_rows
-
     return list(read_rows(path))
 
 
-def test_rows_have_the_verdicts_of_the_judge_by_whom_and_how(tmp_path: Path) -> None:
+def test_rows_have_the_verdicts_of_the_judge_with_its_name_and_votes(tmp_path: Path) -> None:
     source = FakeSource()
     result = run(tmp_path / "run", plan_of(tmp_path), judge=source)
     rows = rows_of(tmp_path / "run")
@@ -62,51 +62,53 @@ def test_rows_have_the_verdicts_of_the_judge_by_whom_and_how(tmp_path: Path) -> 
     assert (result.summary.checks, result.summary.checks_passed, result.summary.unjudged) == (32, passed, 0)
     assert result.summary.failed_checks == {"judge": FailureShare(32 - passed, 32)}
     assert source.num_opened == 1
-    # Questions about equal replies are one question.
+    # Equal questions are asked once.
     assert len(source.judge.asked) == len({(reply_in(a.question.text), a.question.text) for a in source.judge.asked})
 
 
-def test_in_memory_the_verdicts_are_the_same(tmp_path: Path) -> None:
+def test_verdicts_in_memory_equal_verdicts_on_disk(tmp_path: Path) -> None:
     on_disk = run(tmp_path / "run", plan_of(tmp_path), judge=FakeSource())
     in_memory = run(None, plan_of(tmp_path), judge=FakeSource())
     assert [row.checks for row in in_memory.rows()] == [row.checks for row in on_disk.rows()]
 
 
-def test_the_same_command_asks_nothing_and_changes_nothing(tmp_path: Path) -> None:
+def test_the_same_command_asks_no_question_and_changes_nothing(tmp_path: Path) -> None:
     run(tmp_path / "run", plan_of(tmp_path), judge=FakeSource())
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.suffix == ".jsonl"}
     source, loader = FakeSource(), FakeLoader()
     run(tmp_path / "run", plan_of(tmp_path), loader, judge=source)
     assert (len(source.judge.asked), loader.num_generated) == (0, 0)
-    run(tmp_path / "run", plan_of(tmp_path), loader)  # without a judge: those that are there stay
+    run(tmp_path / "run", plan_of(tmp_path), loader)  # without a judge, existing verdicts are kept
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.suffix == ".jsonl"} == before
 
 
-def test_only_what_changed_is_asked_again(tmp_path: Path) -> None:
+def test_only_changed_questions_are_asked_again(tmp_path: Path) -> None:
     run(tmp_path / "run", plan_of(tmp_path), judge=FakeSource())
     first = rows_of(tmp_path / "run")
     more, loader = FakeSource(), FakeLoader()
-    run(tmp_path / "run", plan_of(tmp_path, number=5), loader, judge=more)  # another conversation
+    run(tmp_path / "run", plan_of(tmp_path, num_conversations=5), loader, judge=more)  # another conversation
     assert 0 < len(more.judge.asked) <= 8
     assert {ask.question.text.count("Say") for ask in more.judge.asked} == {1}
     rubric = FakeSource()
-    result = run(tmp_path / "run", plan_of(tmp_path, {**RUBRIC, "judge": "Names a fir."}, number=5), judge=rubric)
+    result = run(
+        tmp_path / "run", plan_of(tmp_path, {**RUBRIC, "judge": "Names a fir."}, num_conversations=5), judge=rubric
+    )
     assert result.reuse is not None
     assert result.reuse.judged_again == 40
     assert all("Names a fir." in ask.question.text for ask in rubric.judge.asked)
     assert rubric.judge.asked
     other = FakeSource(FakeJudge(lambda _: Opinion(1.0), version=2))
-    run(tmp_path / "run", plan_of(tmp_path, number=5), judge=other)
+    run(tmp_path / "run", plan_of(tmp_path, num_conversations=5), judge=other)
     assert other.judge.asked
     assert all(row.checks[0].passed for row in rows_of(tmp_path / "run"))
-    back = FakeSource()
-    run(tmp_path / "run", plan_of(tmp_path), judge=back)  # as at first: all answers are still there
-    assert not back.judge.asked
+    first_again = FakeSource()
+    run(tmp_path / "run", plan_of(tmp_path), judge=first_again)  # the first command: all answers are stored
+    assert not first_again.judge.asked
     assert [row.checks for row in rows_of(tmp_path / "run")] == [row.checks for row in first]
 
 
 @pytest.mark.parametrize("answers", [0, 1, 5])
-def test_a_run_that_was_stopped_while_it_judged_ends_as_one_that_was_not(tmp_path: Path, answers: int) -> None:
+def test_a_run_stopped_while_judging_ends_with_the_same_bytes(tmp_path: Path, answers: int) -> None:
     run(tmp_path / "whole", plan_of(tmp_path), judge=FakeSource())
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run", plan_of(tmp_path), judge=FakeSource(FakeJudge(stop_after=answers)))
@@ -123,20 +125,20 @@ def test_a_run_that_was_stopped_while_it_judged_ends_as_one_that_was_not(tmp_pat
 
 
 @pytest.mark.parametrize("answers", [2, 4])
-def test_a_run_that_was_killed_while_it_judged_finds_its_answers_again(tmp_path: Path, answers: int) -> None:
+def test_a_run_killed_while_judging_reuses_its_answers(tmp_path: Path, answers: int) -> None:
     run(tmp_path / "whole", plan_of(tmp_path), judge=FakeSource())
     child = os.fork()
     if not child:
         asked: list[Ask] = []
 
-        def says(ask: Ask) -> Opinion:
+        def answer(ask: Ask) -> Opinion:
             if len(asked) == answers:
                 os.kill(os.getpid(), signal.SIGKILL)
             asked.append(ask)
             return FakeJudge().says(ask)
 
         try:
-            run(tmp_path / "run", plan_of(tmp_path), judge=FakeSource(FakeJudge(says)))
+            run(tmp_path / "run", plan_of(tmp_path), judge=FakeSource(FakeJudge(answer)))
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -147,14 +149,14 @@ def test_a_run_that_was_killed_while_it_judged_finds_its_answers_again(tmp_path:
     assert results(tmp_path / "run") == results(tmp_path / "whole")
 
 
-def test_a_signal_ends_the_judging_between_answers(tmp_path: Path) -> None:
+def test_a_signal_stops_judging_between_answers(tmp_path: Path) -> None:
     source = FakeSource()
-    steps = StopAfter(10**6)
+    steps = StopAfter()
 
     def answers(asks: Iterator[Ask]) -> Iterator[Any]:
         for number, ask in enumerate(asks):
             if number == 2:
-                steps.steps = 0
+                steps.num_steps_left = 0
             source.judge.asked.append(ask)
             yield ask, Opinion(0.9)
             yield None
@@ -169,27 +171,27 @@ def test_a_signal_ends_the_judging_between_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", range(1, 12))
-def test_a_disk_that_fails_while_it_judges_loses_no_row_and_no_answer(tmp_path: Path, call: int) -> None:
+def test_a_disk_that_fails_while_judging_loses_no_row(tmp_path: Path, call: int) -> None:
     run(tmp_path / "whole", plan_of(tmp_path), judge=FakeSource())
     judging = False
 
-    class Failing(Files):
-        left = call
+    class FailingDisk(Files):
+        num_left = call
 
         def write(self, descriptor: int, data: bytes) -> int:
             if judging:
-                self.left -= 1
-                if not self.left:
+                self.num_left -= 1
+                if not self.num_left:
                     raise OSError(28, "No space left on device")
             return super().write(descriptor, data)
 
-    def says(ask: Ask) -> Opinion:
+    def answer(ask: Ask) -> Opinion:
         nonlocal judging
         judging = True
         return FakeJudge().says(ask)
 
     with pytest.raises(StorageError):
-        run(tmp_path / "run", plan_of(tmp_path), judge=FakeSource(FakeJudge(says)), files=Failing())
+        run(tmp_path / "run", plan_of(tmp_path), judge=FakeSource(FakeJudge(answer)), files=FailingDisk())
     assert len(rows_of(tmp_path / "run")) == 32
     source, loader = FakeSource(), FakeLoader()
     run(tmp_path / "run", plan_of(tmp_path), loader, judge=source)
@@ -197,11 +199,11 @@ def test_a_disk_that_fails_while_it_judges_loses_no_row_and_no_answer(tmp_path: 
     assert results(tmp_path / "run") == results(tmp_path / "whole")
 
 
-def test_a_judge_that_fails_gives_a_missing_score_with_a_reason_and_is_asked_again(tmp_path: Path) -> None:
-    def says(ask: Ask) -> Opinion:
+def test_a_failed_answer_is_a_missing_score_with_its_reason_and_is_asked_again(tmp_path: Path) -> None:
+    def answer(ask: Ask) -> Opinion:
         return Opinion(problem="the server is down") if "Say 1" in ask.question.text else Opinion(1.0)
 
-    result = run(tmp_path / "run", plan_of(tmp_path), judge=FakeSource(FakeJudge(says)))
+    result = run(tmp_path / "run", plan_of(tmp_path), judge=FakeSource(FakeJudge(answer)))
     rows = rows_of(tmp_path / "run")
     missing = [row for row in rows if row.turn == 1]
     assert all(row.checks[0].passed for row in rows if row.turn == 0)
@@ -217,7 +219,7 @@ def test_a_judge_that_fails_gives_a_missing_score_with_a_reason_and_is_asked_aga
     assert all("Say 1" in ask.question.text for ask in source.judge.asked)
 
 
-def test_without_a_judge_verdicts_are_missing_and_check_adds_them(tmp_path: Path) -> None:
+def test_check_adds_the_verdicts_of_a_run_without_a_judge(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, [{"min_tokens": 1}, RUBRIC])
     result = run(tmp_path / "run", plan)
     assert result.summary.unjudged == 32
@@ -233,7 +235,7 @@ def test_without_a_judge_verdicts_are_missing_and_check_adds_them(tmp_path: Path
     assert results(tmp_path / "run") == results(tmp_path / "whole")
 
 
-def test_check_with_another_rubric_has_no_verdict_until_a_judge_is_asked(tmp_path: Path) -> None:
+def test_check_with_another_rubric_has_no_verdicts_without_a_judge(tmp_path: Path) -> None:
     run(tmp_path / "run", plan_of(tmp_path), judge=FakeSource())
     plan_of(tmp_path, {"judge": "Names a fir."})
     found = recheck(tmp_path / "run", [str(tmp_path / "script.jsonl")])
@@ -244,36 +246,34 @@ def test_check_with_another_rubric_has_no_verdict_until_a_judge_is_asked(tmp_pat
 
 
 @pytest.mark.parametrize("history", ["own", "gold"])
-def test_the_dialogue_is_shown_as_the_model_saw_it(tmp_path: Path, history: str) -> None:
-    path = tmp_path / "script.jsonl"
+def test_the_judge_is_shown_the_dialogue_that_the_model_read(tmp_path: Path, history: str) -> None:
     probe = {"content": "What?", "expect": {"judge": "P", "context": "dialogue"}}
     messages = [
-        {"role": "user", "content": "One", "probes": [probe]},
-        {"role": "assistant", "content": "GOLD"},
-        {"role": "user", "content": "Two", "expect": {"judge": "D", "context": "dialogue"}},
-        {"role": "assistant", "content": "REF"},
-        {"role": "user", "content": "Three", "expect": [{"judge": "T"}]},
-        {"role": "assistant", "content": "REF3"},
+        user("One", probes=[probe]),
+        assistant("GOLD"),
+        user("Two", expect={"judge": "D", "context": "dialogue"}),
+        assistant("REF"),
+        user("Three", expect=[{"judge": "T"}]),
+        assistant("REF3"),
     ]
-    path.write_text(json.dumps({"id": "c", "messages": messages}) + "\n")
     settings: dict[str, Any] = {
-        "conversations": read_scripts([str(path)]).conversations,
+        "conversations": read(tmp_path, conversation(*messages, id="c")).conversations,
         "cells": make_cells({}),
         "history": history,
     }
     source = FakeSource()
     run(tmp_path / "run", make_plan(**settings), judge=source)
     first = next(row.reply for row in rows_of(tmp_path / "run") if row.turn == 0)
-    seen = {reply_in(ask.question.text, "requirement"): reply_in(ask.question.text, "conversation")
+    shown = {reply_in(ask.question.text, "requirement"): reply_in(ask.question.text, "conversation")
             for ask in source.judge.asked}  # fmt: skip
     before = f"User: One\nAssistant: {'GOLD' if history == 'gold' else first}\nUser:"
-    assert seen == {"P": f"{before} What?", "D": f"{before} Two", "T": "User: Three"}
+    assert shown == {"P": f"{before} What?", "D": f"{before} Two", "T": "User: Three"}
     again = FakeSource()
     recheck(tmp_path / "run", judge=again)
     assert not again.judge.asked  # the same questions
 
 
-def test_a_race_stops_where_a_verdict_is_missing_and_goes_on_when_it_is_there(tmp_path: Path) -> None:
+def test_a_race_stops_at_a_missing_verdict_and_resumes_with_it(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"repeats": 10, "race": True}
     failing = FakeSource(FakeJudge(lambda _: Opinion(problem="down")))
     with pytest.raises(RowError, match=r"there is none on .*: down"):
@@ -283,14 +283,14 @@ def test_a_race_stops_where_a_verdict_is_missing_and_goes_on_when_it_is_there(tm
     assert result.race.looks > 0
 
 
-def test_verdicts_decide_how_many_repeats_until_ci_takes(tmp_path: Path) -> None:
+def test_until_ci_waits_for_the_verdicts_of_the_judge(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"repeats": 2, "max_repeats": 6, "until_ci": 0.01}
     result = run(None, plan_of(tmp_path, **settings), judge=FakeSource())
     assert all(cell.repeats == 6 for cell in result.reached)
     assert all(row.checks[0].passed is not None for row in result.rows())
 
 
-def test_a_merge_has_the_answers_of_all_parts(tmp_path: Path) -> None:
+def test_a_merged_run_has_the_answers_of_all_parts(tmp_path: Path) -> None:
     paths = [tmp_path / "1", tmp_path / "2"]
     for number, path in enumerate(paths, start=1):
         run(path, plan_of(tmp_path, shard=Shard(number, 2)), judge=FakeSource())
@@ -302,15 +302,15 @@ def test_a_merge_has_the_answers_of_all_parts(tmp_path: Path) -> None:
     assert not source.judge.asked
 
 
-def test_a_judge_beside_a_script_without_rubrics_is_a_note_and_without_one_too(
+def test_a_judge_without_rubrics_and_rubrics_without_a_judge_are_noted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan_of(tmp_path, {"min_tokens": 1}, number=1)
+    plan_of(tmp_path, {"min_tokens": 1}, num_conversations=1)
     options = ["--max-tokens", "2", "--preset", "greedy"]
     script = str(tmp_path / "script.jsonl")
     assert invoke(["run", script, *options, "--judge", "bundled", "--out", str(tmp_path / "a")]) == 0
     assert "the script has no check `judge`" in capsys.readouterr().err
-    plan_of(tmp_path, number=1)
+    plan_of(tmp_path, num_conversations=1)
     assert invoke(["run", script, *options, "--out", str(tmp_path / "b")]) == 1
     shown = capsys.readouterr().err
     assert "none is given (--judge FILE, --judge-url URL)" in shown

@@ -1,4 +1,4 @@
-"""`--verify-batch`: rows made again, alone and in another batch."""
+"""`--verify-batch`: rows are generated again, alone and in another batch."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ PLAIN_CHOICES = {"prompt": "The sky is", "choices": [" blue", " green"]}
 
 
 class TestVerifying:
-    def test_rows_that_come_out_the_same_are_called_bitwise(self, tmp_path: Path) -> None:
+    def test_equal_rows_are_reported_as_bitwise(self, tmp_path: Path) -> None:
         result = run(tmp_path / "run", verify_rows=7)
         assert result.verified is not None
         assert result.verified["bitwise"]
         assert json.loads((tmp_path / "run" / "verify.json").read_text()) == result.verified
 
-    def test_a_backend_that_depends_on_the_batch_is_found_out(self) -> None:
-        class Careless(FakeLoader):
+    def test_tokens_that_depend_on_the_batch_are_reported(self) -> None:
+        class BatchDependentLoader(FakeLoader):
             def engine(self, setup: Any, plan: Plan, batch: int) -> Any:
                 def change(request: Request, reply: Reply) -> Reply:
                     ids = (*reply.ids[:3], reply.ids[3] % 256 + 1, *reply.ids[4:]) if batch == 1 else reply.ids
@@ -38,24 +38,24 @@ class TestVerifying:
                 self.change = change
                 return super().engine(setup, plan, batch)
 
-        result = run(None, make_plan(5, batch_size=4), Careless(), verify_rows=5)
+        result = run(None, make_plan(5, batch_size=4), BatchDependentLoader(), verify_rows=5)
         assert result.verified is not None
         assert not result.verified["bitwise"]
         assert {(d["where"], d["first_token"]) for d in result.verified["differences"]} == {("alone", 3)}
 
-    def test_log_probabilities_alone_may_differ(self) -> None:
-        class Rounding(FakeLoader):
+    def test_differences_of_log_probabilities_alone_are_reported_with_their_size(self) -> None:
+        class RoundingLoader(FakeLoader):
             def engine(self, setup: Any, plan: Plan, batch: int) -> Any:
                 self.change = lambda request, reply: replace(
                     reply, logprobs=tuple(p - 1e-6 * batch for p in reply.logprobs)
                 )
                 return super().engine(setup, plan, batch)
 
-        result = run(None, make_plan(5, batch_size=4), Rounding(), verify_rows=5)
+        result = run(None, make_plan(5, batch_size=4), RoundingLoader(), verify_rows=5)
         assert result.verified is not None
         assert result.verified["held"].startswith("tokens of 5 rows; log-probabilities differ by up to")
 
-    def test_scored_rows_are_made_again_too(self, tmp_path: Path) -> None:
+    def test_scored_rows_are_verified(self, tmp_path: Path) -> None:
         path = tmp_path / "s.jsonl"
         name = {"role": "user", "content": "Name?", "choices": ["Ada", "Bob", "Ada Lovelace"]}
         probe = {"content": "Who?", "choices": ["I", "You"]}
@@ -80,13 +80,13 @@ class TestVerifying:
             (1, 0.0, 1, {("alone", 0)}),
         ],
     )
-    def test_scores_that_depend_on_the_batch_are_found_out(
+    def test_scores_that_depend_on_the_batch_are_reported(
         self, wrong_batch: int, shift: float, matched: int, found: set[tuple[str, int]], tmp_path: Path
     ) -> None:
         path = tmp_path / "s.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in [{"text": "A text."}, PLAIN_CHOICES]))
 
-        class Careless(FakeEngine):
+        class WrongScores(FakeEngine):
             def submit_score(self, prefix: Any, continuation: Any, root: int = 0, *, cache: bool = True) -> int:
                 score = pure_score(prefix, continuation)
                 logprobs = [score.logprobs[0] - shift, *score.logprobs[1:]]
@@ -94,7 +94,7 @@ class TestVerifying:
 
         class Loader(FakeLoader):
             def engine(self, setup: Any, plan: Plan, batch: int) -> Any:
-                return Careless(batch) if batch == wrong_batch else super().engine(setup, plan, batch)
+                return WrongScores(batch) if batch == wrong_batch else super().engine(setup, plan, batch)
 
         plan = make_plan(conversations=read_scripts([str(path)]).conversations, cells=make_cells({}), batch_size=64)
         result = run(None, plan, Loader(), verify_rows=2)

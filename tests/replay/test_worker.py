@@ -1,4 +1,4 @@
-"""One worker over an engine that replies at once: tasks that come twice or fail, and requests that cannot be made."""
+"""A worker over a fake engine: tasks that are assigned twice or fail, and requests that are refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def three_turns() -> Plan:
     return make_plan(conversations=[make_conversation("c", 3, reference="a reference")])
 
 
-def test_a_task_that_comes_twice_runs_once() -> None:
+def test_a_task_assigned_twice_runs_once() -> None:
     loader = FakeLoader()
     worker = worker_of(three_turns(), loader)
     worker.add(0, {})
@@ -42,30 +42,30 @@ def test_a_task_that_comes_twice_runs_once() -> None:
     assert loader.num_generated == 3
 
 
-def test_rows_that_are_there_after_a_turn_that_fails_stay() -> None:
+def test_existing_rows_after_a_failed_turn_are_kept() -> None:
     plan = three_turns()
     worker = worker_of(plan, FakeLoader())
     worker.add(0, {})
-    done = rows_of(worker)
+    first_rows = rows_of(worker)
 
-    def fails(request: Request, reply: Reply) -> Reply:
+    def fail(request: Request, reply: Reply) -> Reply:
         return replace(reply, finish_reason="error", error="the engine broke")
 
-    worker = worker_of(plan, FakeLoader(change=fails))
-    worker.add(0, {2: done[2]})
-    made = rows_of(worker)
-    assert {number: row.error for number, row in made.items()} == {0: "the engine broke", 1: made[1].error}
-    assert "turn 0" in str(made[1].error)
+    worker = worker_of(plan, FakeLoader(change=fail))
+    worker.add(0, {2: first_rows[2]})
+    rows = rows_of(worker)
+    assert {number: row.error for number, row in rows.items()} == {0: "the engine broke", 1: rows[1].error}
+    assert "turn 0" in str(rows[1].error)
 
 
-def test_a_result_that_nobody_waits_for_is_dropped() -> None:
+def test_a_result_of_an_unknown_request_is_dropped() -> None:
     worker = worker_of(three_turns(), FakeLoader())
     worker._take_result(99, Score((-1.0,), 1))
     assert not worker.step().rows
 
 
-class Refusing:
-    """An engine that takes the reply and refuses to score."""
+class RefusingEngine:
+    """An engine that accepts requests for replies and refuses those for scores."""
 
     def __init__(self) -> None:
         self.cancelled: list[int] = []
@@ -84,15 +84,15 @@ def replay_of(plan: Plan) -> ConversationReplay:
     return ConversationReplay(plan.task(0), FakeLoader().encoder(setups_of(plan)[0], plan))
 
 
-def test_a_turn_whose_second_request_is_refused_takes_the_first_one_back() -> None:
-    replay, engine = replay_of(three_turns()), Refusing()
-    replay.submit_more(cast("Any", engine))  # nothing has been begun
+def test_a_turn_whose_second_request_is_refused_cancels_the_first() -> None:
+    replay, engine = replay_of(three_turns()), RefusingEngine()
+    replay.submit_more(cast("Any", engine))  # does nothing before `submit`
     with pytest.raises(ValueError, match="no room"):
         replay.submit(cast("Any", engine))
     assert engine.cancelled == [7]
 
 
-def test_a_score_with_an_error_is_the_turns_error() -> None:
+def test_the_error_of_a_score_is_that_of_its_turn() -> None:
     turn = three_turns().conversations[0].turns[0]
     with pytest.raises(RowError, match="the server gave up"):
         ConversationReplay._check_scores(turn, [Score((), 0), Score((), 0, error="the server gave up")])

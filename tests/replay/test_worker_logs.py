@@ -1,4 +1,4 @@
-"""What workers and libraries say on the way: it reaches the driver's log, once, from wherever it was said."""
+"""Warnings in workers and loaders: each is once in the driver's log."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class WarningLoader(FakeLoader):
         return super().specs(setups)
 
     def engine(self, setup: Setup, plan: Plan, batch: int) -> Any:
-        if batch > 1:  # not the template's warming up
+        if batch > 1:  # not when the template is warmed up
             warnings.warn(f"process {os.getpid()} is slow", UserWarning, stacklevel=2)
         return super().engine(setup, plan, batch)
 
@@ -39,7 +39,7 @@ class WarningLoader(FakeLoader):
 class WarningReply:
     def __call__(self, request: Request, reply: Reply) -> Reply:
         warnings.warn("a reply is odd", RuntimeWarning, stacklevel=2)
-        time.sleep(0.02)  # so that both workers get something to do
+        time.sleep(0.02)  # so that both workers get tasks
         return reply
 
 
@@ -52,15 +52,15 @@ def test_warnings_of_worker_processes_are_in_the_drivers_log(
 ) -> None:
     pool = partial(make_pool, loader=partial(WarningLoader, change=WarningReply()))
     execute(make_plan(12, batch_size=2), FakeLoader(), RunOptions(out=tmp_path / "out", pool=pool))
-    said = [record.getMessage() for record in caplog.records if record.name == "rwkvbatch.warnings"]
-    assert said.count("the model is slow") == 1
-    assert len({text for text in said if text.startswith("process ")}) == 2
-    assert said.count("a reply is odd") == 2
+    messages = [record.getMessage() for record in caplog.records if record.name == "rwkvbatch.warnings"]
+    assert messages.count("the model is slow") == 1
+    assert len({text for text in messages if text.startswith("process ")}) == 2
+    assert messages.count("a reply is odd") == 2
     assert all(record.levelno == logging.WARNING for record in caplog.records if record.name == "rwkvbatch.warnings")
     assert capfd.readouterr().err == ""
 
 
-def test_entries_collected_before_the_service_are_reported_with_it() -> None:
+def test_entries_collected_before_serving_are_reported() -> None:
     class Channel:
         def __init__(self) -> None:
             self.sent: list[Any] = []
@@ -83,7 +83,7 @@ def test_entries_collected_before_the_service_are_reported_with_it() -> None:
     assert [entry.text for report in reports for entry in report.logs] == ["early"]
 
 
-def test_afterwards_warnings_go_where_they_went() -> None:
+def test_warnings_are_no_longer_collected_afterwards() -> None:
     with collecting_logs(LogCollector()):
         pass
     with pytest.warns(UserWarning, match="later"):

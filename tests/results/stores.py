@@ -1,4 +1,4 @@
-"""A store whose plan has the conversations `0` to `199`, one row each."""
+"""Stores for a plan of the conversations `0` to `199`, one row each."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Clock:
         return self.now
 
 
-def place(key: RowKey) -> int | None:
+def row_number(key: RowKey) -> int | None:
     number = int(key.conversation) if key.conversation.isdigit() else -1
     return number if 0 <= number < NUM_ROWS else None
 
 
 def open_store(directory: Path, **options: Any) -> RowStore:
-    return RowStore(directory, NUM_ROWS, place, **options)
+    return RowStore(directory, NUM_ROWS, row_number, **options)
 
 
 def fill(directory: Path, numbers: range | list[int], **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""A row as a line of `results.jsonl`, and back."""
+"""Rows as lines of `results.jsonl`: encoding, decoding, checksums, invalid values."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from tests.replay.fakes import make_row
 
 class TestLines:
     @given(reply=st.text(), prompt=st.text(st.characters()), ids=st.lists(st.integers(0, 2**31 - 1)))
-    def test_a_row_comes_back_from_its_line(self, reply: str, prompt: str, ids: list[int]) -> None:
+    def test_a_row_is_decoded_from_its_line(self, reply: str, prompt: str, ids: list[int]) -> None:
         row = make_row("1", reply=reply, prompt=prompt, reply_ids=tuple(ids))
         line = encode_row(row)
         assert line.count(b"\n") == 1
         assert decode_row(line) == row
 
     @pytest.mark.parametrize(("name", "value"), [("repeat", -1), ("turn", 2**31), ("seed", 2**64), ("cell", None)])
-    def test_a_wrong_value_is_found_after_rows_that_are_right(self, name: str, value: object) -> None:
+    def test_an_invalid_value_is_refused(self, name: str, value: object) -> None:
         values = json.loads(json.dumps(make_row("1").as_dict()))
         check_values(values)
         with pytest.raises(TypeError, match=f"^{name} must be"):
             check_values({**values, name: value})
 
     @pytest.mark.parametrize(
-        ("change", "said"),
+        ("change", "message"),
         [
             ({"finish_reason": "tired"}, "finish_reason must be one of "),
             ({"tokens": []}, "tokens must be an object, got []"),
@@ -58,16 +58,16 @@ class TestLines:
             ({"reply_ids": [1.0]}, "reply_ids must contain token ids, got 1.0"),
         ],
     )
-    def test_a_wrong_part_is_named_with_what_it_must_be(self, change: dict[str, object], said: str) -> None:
+    def test_an_invalid_part_is_refused_with_what_is_allowed(self, change: dict[str, object], message: str) -> None:
         values = json.loads(json.dumps(make_row("1").as_dict()))
-        with pytest.raises((TypeError, ValueError), match=re.escape(said)):
+        with pytest.raises((TypeError, ValueError), match=re.escape(message)):
             check_values({**values, **change})
 
     def test_a_lone_surrogate_is_kept(self) -> None:
         row = make_row("1", prompt="\ud800 and 树")
         assert decode_row(encode_row(row)) == row
 
-    def test_the_old_name_of_finish_reason_is_read(self) -> None:
+    def test_the_former_name_of_finish_reason_is_read(self) -> None:
         row = make_row("1", finish_reason="length")
         body = encode_row(row)[:-19].replace(b'"finish_reason"', b'"finish"') + b"}"
         line = b'%s,"crc":"%08x"}\n' % (body[:-1], zlib.crc32(body))
@@ -80,7 +80,7 @@ class TestLines:
         ids=st.lists(st.integers(0, 2**31 - 1)),
         change=st.none() | st.tuples(st.integers(0, 10_000), st.integers(1, 255)),
     )
-    def test_the_head_alone_is_that_of_the_whole_row_and_as_easily_refused(
+    def test_the_head_of_a_line_is_decoded_or_refused_like_the_whole_row(
         self, prompt: str, finish_reason: str, ids: list[int], change: tuple[int, int] | None
     ) -> None:
         line = bytearray(encode_row(make_row("1", 3, finish_reason=finish_reason, prompt=prompt, reply_ids=tuple(ids))))
@@ -97,20 +97,20 @@ class TestLines:
         assert outcome(decode_head) == outcome(decode_row)
 
     @pytest.mark.parametrize("body", ["[]", "null", '{"conversation":["a"],"cell":"b"}', "[" * 5000 + "]" * 5000])
-    def test_a_head_of_something_else_is_refused(self, body: str) -> None:
+    def test_a_line_that_is_no_row_has_no_head(self, body: str) -> None:
         text = body[:-1] + "}"
         line = f'{body[:-1]},"crc":"{zlib.crc32(text.encode()):08x}"}}\n'.encode()
         with pytest.raises(BadLineError, match=r"not a (row of this version|JSON object)|not JSON"):
             decode_head(line)
 
-    def test_the_checksum_is_that_of_the_line_without_it(self) -> None:
+    def test_the_checksum_is_the_crc_of_the_line_without_it(self) -> None:
         line = encode_row(make_row("1"))
         text, _, tail = line.decode().rpartition(',"crc":"')
         assert tail == f'{zlib.crc32((text + "}").encode()):08x}"}}\n'
         assert list(json.loads(line))[-1] == "crc"
 
     @given(data=st.data())
-    def test_any_changed_byte_is_noticed(self, data: st.DataObject) -> None:
+    def test_any_changed_byte_is_refused(self, data: st.DataObject) -> None:
         line = bytearray(encode_row(make_row("1", reply="größe")))
         at = data.draw(st.integers(0, len(line) - 1))
         line[at] ^= data.draw(st.integers(1, 255))
@@ -118,7 +118,7 @@ class TestLines:
             decode_row(bytes(line))
 
     @given(cut=st.integers(0, 10_000))
-    def test_any_cut_line_is_noticed(self, cut: int) -> None:
+    def test_any_truncated_line_is_refused(self, cut: int) -> None:
         line = encode_row(make_row("1"))
         with pytest.raises(BadLineError):
             decode_row(line[: cut % len(line)])
@@ -130,5 +130,5 @@ class TestLines:
             encode_row(make_row("1", logprob=Logprob(float("inf"), 0.0)))
 
 
-def test_every_way_in_which_a_reply_of_a_run_can_end_is_known() -> None:
+def test_finish_reasons_of_rows_are_those_of_the_engine_and_scored() -> None:
     assert (set(get_args(FinishReason)) - {"cancelled"}) | {SCORED} == FINISH_REASONS

@@ -1,4 +1,4 @@
-"""One writer for a run directory."""
+"""The lock of a run directory: one writer."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from rwkvbatch.results.lock import DirectoryLock
 
 
 class TestLock:
-    def test_a_second_writer_is_told_who_is_there(self, tmp_path: Path) -> None:
+    def test_a_second_writer_is_refused_with_the_process_and_command_of_the_first(self, tmp_path: Path) -> None:
         lock = DirectoryLock(tmp_path, "rwkvbatch run x.jsonl")
         with pytest.raises(RunLockedError, match=rf"process {os.getpid()} on .*rwkvbatch run x\.jsonl"):
             DirectoryLock(tmp_path)
         lock.release()
         DirectoryLock(tmp_path).release()
 
-    def test_a_lock_left_behind_by_a_dead_process_does_not_lock(self, tmp_path: Path) -> None:
+    def test_the_lock_file_of_a_dead_process_does_not_lock(self, tmp_path: Path) -> None:
         (tmp_path / ".lock").write_text('{"pid": 1, "host": "h", "command": "c"}')
         DirectoryLock(tmp_path).release()
 
-    def test_a_file_in_place_of_the_directory_is_one_clear_error(self, tmp_path: Path) -> None:
+    def test_a_file_in_place_of_the_directory_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(RunDirectoryError, match="cannot be written to"):
             DirectoryLock(tmp_path / "file")
 
     @pytest.mark.parametrize("of_directory", [True, False])
-    def test_a_file_system_may_lack_locks_of_directories_but_not_of_files(
+    def test_locks_of_directories_are_optional_and_those_of_files_required(
         self, of_directory: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         flock = fcntl.flock

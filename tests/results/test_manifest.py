@@ -1,4 +1,4 @@
-"""What a manifest says about the program."""
+"""The digest of the program's code in the manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`verdicts.jsonl`: answers are kept, damage is asked again, nothing hostile is used, and the file is bounded."""
+"""`verdicts.jsonl`: stored answers, damaged and hostile lines, flushes, the limit on unused answers."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from tests.judges.fakes import FakeJudge
 KEYS = [f"{number:032x}" for number in range(1000)]
 
 
-def filled(path: Path, number: int = 3, judge: FakeJudge | None = None) -> str:
+def store_answers(path: Path, count: int = 3, judge: FakeJudge | None = None) -> str:
     with OpinionStore(path) as store:
         digest = store.use(judge or FakeJudge())
-        for key in KEYS[:number]:
+        for key in KEYS[:count]:
             store.add(key, Opinion(0.25))
     assert digest is not None
     return digest
 
 
-def found(path: Path, number: int = 3, judge: FakeJudge | None = None) -> list[float | None]:
+def stored_probabilities(path: Path, count: int = 3, judge: FakeJudge | None = None) -> list[float | None]:
     with OpinionStore(path) as store:
         store.use(judge or FakeJudge())
-        return [store.probability(key) for key in KEYS[:number]]
+        return [store.probability(key) for key in KEYS[:count]]
 
 
 def line(**values: Any) -> bytes:
     return with_checksum(json.dumps(values).encode())
 
 
-def test_answers_are_found_again_by_the_judge_that_gave_them(tmp_path: Path) -> None:
-    filled(tmp_path)
+def test_answers_are_read_for_the_judge_that_gave_them(tmp_path: Path) -> None:
+    store_answers(tmp_path)
     with OpinionStore(tmp_path) as store:
         store.use(FakeJudge())
         store.add(KEYS[5], Opinion(votes={7: True, None: False}))
     before = (tmp_path / VERDICTS_NAME).read_bytes()
-    assert found(tmp_path) == [0.25] * 3
+    assert stored_probabilities(tmp_path) == [0.25] * 3
     with OpinionStore(tmp_path) as store:
-        assert store.use(None) is not None  # the one that answered last
+        assert store.use(None) is not None  # the judge that answered last
         assert (store.vote(KEYS[5], 7), store.vote(KEYS[5], None), store.vote(KEYS[5], 8)) == (True, False, None)
     assert (tmp_path / VERDICTS_NAME).read_bytes() == before
-    assert found(tmp_path, judge=FakeJudge(version=2)) == [None] * 3
-    assert found(tmp_path) == [0.25] * 3
+    assert stored_probabilities(tmp_path, judge=FakeJudge(version=2)) == [None] * 3
+    assert stored_probabilities(tmp_path) == [0.25] * 3
 
 
 def test_without_a_file_there_is_no_judge(tmp_path: Path) -> None:
@@ -59,19 +59,19 @@ def test_without_a_file_there_is_no_judge(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 20, 60])
-def test_a_torn_line_is_asked_again_and_does_not_spoil_the_next_one(tmp_path: Path, cut: int) -> None:
-    filled(tmp_path)
+def test_a_torn_line_is_ignored_and_the_next_line_is_written_whole(tmp_path: Path, cut: int) -> None:
+    store_answers(tmp_path)
     path = tmp_path / VERDICTS_NAME
     path.write_bytes(path.read_bytes()[:-cut])
-    assert found(tmp_path) == [0.25, 0.25, None]
+    assert stored_probabilities(tmp_path) == [0.25, 0.25, None]
     with OpinionStore(tmp_path) as store:
         store.use(FakeJudge())
         store.add(KEYS[2], Opinion(0.75))
-    assert found(tmp_path) == [0.25, 0.25, 0.75]
+    assert stored_probabilities(tmp_path) == [0.25, 0.25, 0.75]
 
 
-def test_the_lines_of_a_file_are_those_that_are_whole_and_ours(tmp_path: Path) -> None:
-    filled(tmp_path, 2)
+def test_read_lines_of_returns_only_whole_lines_of_the_store(tmp_path: Path) -> None:
+    store_answers(tmp_path, 2)
     path = tmp_path / VERDICTS_NAME
     lines = path.read_bytes().splitlines(keepends=True)
     foreign = [b"no line\n", with_checksum(b'{"a":1}'), line(judge="x", filler="x" * MAX_LINE_BYTES)]
@@ -109,8 +109,8 @@ def hostile(digest: str) -> list[bytes]:
 
 
 @pytest.mark.parametrize("number", range(22))
-def test_a_line_that_is_none_of_ours_is_not_used(tmp_path: Path, number: int) -> None:
-    digest = filled(tmp_path, 2)
+def test_a_hostile_line_is_ignored(tmp_path: Path, number: int) -> None:
+    digest = store_answers(tmp_path, 2)
     lines = hostile(digest)
     assert len(lines) == 22
     path = tmp_path / VERDICTS_NAME
@@ -136,36 +136,36 @@ def test_a_link_or_a_special_file_is_refused(tmp_path: Path, kind: str) -> None:
     assert target.read_bytes() == b""
 
 
-def test_a_file_of_another_process_is_refused_where_the_directory_is_not_locked(tmp_path: Path) -> None:
+def test_a_file_open_in_another_process_is_refused_without_a_lock_of_the_directory(tmp_path: Path) -> None:
     with OpinionStore(tmp_path, alone=True), pytest.raises(RunDirectoryError, match="another process"):
         OpinionStore(tmp_path, alone=True)
     OpinionStore(tmp_path, alone=True).close()
 
 
-def test_a_write_that_fails_stops(tmp_path: Path) -> None:
-    class Full(Files):
+def test_a_failed_write_is_raised(tmp_path: Path) -> None:
+    class FullDisk(Files):
         def write(self, descriptor: int, data: bytes) -> int:
             raise OSError(28, "No space left on device")
 
-    with OpinionStore(tmp_path, files=Full()) as store, pytest.raises(StorageError, match="No space left"):
+    with OpinionStore(tmp_path, files=FullDisk()) as store, pytest.raises(StorageError, match="No space left"):
         store.use(FakeJudge())
 
 
-def test_every_answer_is_flushed_before_it_is_64_lines_old(tmp_path: Path) -> None:
+def test_answers_are_flushed_every_64_lines_and_at_the_end(tmp_path: Path) -> None:
     synced: list[int] = []
 
-    class Counting(Files):
-        written = 0
+    class CountingFiles(Files):
+        num_written = 0
 
         def write(self, descriptor: int, data: bytes) -> int:
-            self.written += 1
+            self.num_written += 1
             return super().write(descriptor, data)
 
         def sync(self, descriptor: int) -> None:
-            synced.append(self.written)
+            synced.append(self.num_written)
             super().sync(descriptor)
 
-    files = Counting()
+    files = CountingFiles()
     with OpinionStore(tmp_path, files=files, clock=lambda: 0.0) as store:
         store.use(FakeJudge())
         for key in KEYS[:200]:
@@ -173,17 +173,17 @@ def test_every_answer_is_flushed_before_it_is_64_lines_old(tmp_path: Path) -> No
     assert synced == [64, 128, 192, 201]
 
 
-def test_unused_answers_beyond_a_limit_are_dropped_the_oldest_first(tmp_path: Path) -> None:
-    filled(tmp_path, 30, FakeJudge(version=2))
-    digest = filled(tmp_path, 40)
+def test_the_oldest_unused_answers_beyond_a_limit_are_dropped(tmp_path: Path) -> None:
+    store_answers(tmp_path, 30, FakeJudge(version=2))
+    digest = store_answers(tmp_path, 40)
     with OpinionStore(tmp_path) as store:
         store.use(FakeJudge())
         store.drop_unused(set(KEYS[:10]), most=30)
-    assert found(tmp_path, 40) == [0.25] * 40  # 60 unused lines are allowed
+    assert stored_probabilities(tmp_path, 40) == [0.25] * 40  # 60 unused lines are allowed
     with OpinionStore(tmp_path) as store:
         store.use(FakeJudge())
         store.drop_unused(set(KEYS[:10]), most=20)
-    assert found(tmp_path, 40) == [0.25] * 10 + [None] * 10 + [0.25] * 20
+    assert stored_probabilities(tmp_path, 40) == [0.25] * 10 + [None] * 10 + [0.25] * 20
     lines = (tmp_path / VERDICTS_NAME).read_bytes().splitlines()
     assert len(lines) == 1 + 30
     assert json.loads(lines[0])["judge"] == digest

@@ -1,4 +1,4 @@
-"""What a store finds when it is opened: whole rows, torn tails, damage."""
+"""Opening a store: existing rows, torn last lines, damage, repair."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row, encode_row
+from tests.memory import memory_folder
 from tests.replay.fakes import make_row
 from tests.replay.runs import results
 from tests.results.stores import fill, open_store
 
 
 class TestOpening:
-    def test_rows_are_there_again(self, tmp_path: Path) -> None:
+    def test_existing_rows_are_read_in_order(self, tmp_path: Path) -> None:
         fill(tmp_path, [3, 1, 2])
         store = open_store(tmp_path)
         assert [row.conversation for row in store.rows()] == ["1", "2", "3"]
@@ -29,8 +30,8 @@ class TestOpening:
 
     @given(cut=st.integers(1, 10_000), garbage=st.binary(max_size=30))
     @settings(max_examples=40)
-    def test_a_torn_tail_is_cut_off_and_kept(self, cut: int, garbage: bytes) -> None:
-        with tempfile.TemporaryDirectory() as name:
+    def test_a_torn_last_line_is_removed_and_kept_in_a_file(self, cut: int, garbage: bytes) -> None:
+        with tempfile.TemporaryDirectory(dir=memory_folder()) as name:
             directory = Path(name)
             fill(directory, range(3))
             whole = results(directory)
@@ -46,7 +47,7 @@ class TestOpening:
             store.close()
             assert results(directory) == whole
 
-    def test_every_torn_tail_is_kept_under_a_name_of_its_own(self, tmp_path: Path) -> None:
+    def test_each_torn_last_line_is_kept_in_its_own_file(self, tmp_path: Path) -> None:
         for count in range(1, 4):
             with (tmp_path / "results.jsonl").open("ab") as file:
                 file.write(b"torn %d" % count)
@@ -79,7 +80,7 @@ class TestOpening:
         assert results(tmp_path) == b"".join([lines[0], lines[2], lines[4], lines[1]])
 
     @pytest.mark.parametrize("row", [make_row("elsewhere"), make_row("1")])
-    def test_a_row_of_no_place_and_a_second_one_are_damage_even_at_the_end(self, tmp_path: Path, row: Row) -> None:
+    def test_a_foreign_or_duplicated_row_is_damage_even_at_the_end(self, tmp_path: Path, row: Row) -> None:
         fill(tmp_path, range(3))
         with (tmp_path / "results.jsonl").open("ab") as file:
             file.write(encode_row(row))
@@ -87,7 +88,7 @@ class TestOpening:
             open_store(tmp_path)
         assert open_store(tmp_path, repair=True).num_rows == 3
 
-    def test_a_directory_in_the_file_s_place_is_an_error_with_its_name(self, tmp_path: Path) -> None:
+    def test_a_directory_in_place_of_the_results_is_refused_by_name(self, tmp_path: Path) -> None:
         (tmp_path / "results.jsonl").mkdir()
         with pytest.raises(RunDirectoryError, match=r"results\.jsonl"):
             open_store(tmp_path)

@@ -1,4 +1,4 @@
-"""Names of run directories."""
+"""Run directories: default names, removal, refusal of other runs, files set aside."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.replay.fakes import make_plan, make_row
 
 
 def row_of(plan: Plan) -> Row:
-    """Some row that belongs to `plan`."""
+    """A row of the first conversation and cell of `plan`."""
     return make_row(plan.conversations[0].id, cell=plan.cells[0].name)
 
 
@@ -31,7 +31,7 @@ def row_of(plan: Plan) -> Row:
 @example(name="..jsonl")
 @example(name="-rf.jsonl")
 @example(name="世" * 85)
-def test_a_script_of_any_name_gets_a_directory_right_below_runs(name: str) -> None:
+def test_a_script_of_any_name_gets_a_printable_directory_name_in_runs(name: str) -> None:
     path = default_directory([f"folder/{name}"])
     assert path.parent == Path("runs")
     assert re.search(r"-\d{8}-\d{6}(-\d+)?$", path.name)
@@ -40,7 +40,9 @@ def test_a_script_of_any_name_gets_a_directory_right_below_runs(name: str) -> No
     assert len(path.name.encode()) < 200
 
 
-def test_a_directory_that_is_there_is_not_given_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_name_of_an_existing_directory_gets_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("time.strftime", lambda _: "20260101-000000")
     names: list[str] = []
     for _ in range(3):
@@ -50,26 +52,26 @@ def test_a_directory_that_is_there_is_not_given_again(tmp_path: Path, monkeypatc
     assert names == ["demo-20260101-000000", "demo-20260101-000000-2", "demo-20260101-000000-3"]
 
 
-def test_a_run_that_never_began_leaves_no_directory_and_no_parent_that_it_made(tmp_path: Path) -> None:
+def test_a_run_that_never_started_removes_its_directory_and_parents(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     RunDirectory(tmp_path / "old" / "runs" / "a", "").close()
     assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
 
 
-def test_a_run_that_never_began_leaves_what_others_put_beside_it(tmp_path: Path) -> None:
+def test_a_run_that_never_started_keeps_files_beside_its_directory(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "runs" / "a", "")
     (tmp_path / "runs" / "notes.txt").touch()
     directory.close()
     assert list(tmp_path.rglob("*")) == [tmp_path / "runs", tmp_path / "runs" / "notes.txt"]
 
 
-def test_a_directory_that_cannot_be_made_leaves_no_parent(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_leaves_no_parent(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="cannot be made: File name too long"):
         RunDirectory(tmp_path / "runs" / ("a" * 300), "")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_without_a_row_gives_its_directory_to_another_and_one_with_a_row_does_not(tmp_path: Path) -> None:
+def test_a_directory_with_rows_is_refused_to_another_run_and_one_without_is_not(tmp_path: Path) -> None:
     for identity in ({"seed": 1}, {"seed": 2}):
         directory = RunDirectory(tmp_path, "")
         directory.claim(identity, dict)
@@ -84,7 +86,7 @@ def test_a_run_without_a_row_gives_its_directory_to_another_and_one_with_a_row_d
 
 
 @pytest.mark.parametrize(
-    ("wanted", "said"),
+    ("wanted", "lines"),
     [
         ({"seed": 3, "given_for_all": ["seed"]}, ["    seed: existing run: 2; this command: 3"]),
         (
@@ -96,23 +98,21 @@ def test_a_run_without_a_row_gives_its_directory_to_another_and_one_with_a_row_d
         ),
     ],
 )
-def test_another_run_is_told_by_its_settings_before_where_they_came_from(
-    wanted: dict[str, object], said: list[str]
-) -> None:
-    there = {"identity": {"seed": 2, "given_for_all": []}}
+def test_differing_settings_are_listed_before_how_they_were_given(wanted: dict[str, object], lines: list[str]) -> None:
+    existing = {"identity": {"seed": 2, "given_for_all": []}}
     with pytest.raises(RunMismatchError) as caught:
-        refuse_other_run(Path("runs/x"), there, wanted)
-    assert str(caught.value).splitlines()[1:] == said
+        refuse_other_run(Path("runs/x"), existing, wanted)
+    assert str(caught.value).splitlines()[1:] == lines
 
 
-def told(there: dict[str, Any], wanted: dict[str, Any], **options: Any) -> list[str]:
+def differences(existing: dict[str, Any], wanted: dict[str, Any], **options: Any) -> list[str]:
     with pytest.raises(RunMismatchError) as caught:
-        refuse_other_run(Path("runs/x"), there, wanted, **options)
+        refuse_other_run(Path("runs/x"), existing, wanted, **options)
     return [line.strip() for line in str(caught.value).splitlines()[1:]]
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "said"),
+    ("before", "now", "difference"),
     [
         ({}, {}, "cells.a.weights_sha256 (model): existing run: 1; this command: 2"),
         (
@@ -132,30 +132,30 @@ def told(there: dict[str, Any], wanted: dict[str, Any], **options: Any) -> list[
         ),
     ],
 )
-def test_another_file_is_told_by_its_name_where_the_manifests_have_it(
-    before: dict[str, Any], now: dict[str, Any], said: str
+def test_differing_files_are_named_when_the_manifests_have_their_names(
+    before: dict[str, Any], now: dict[str, Any], difference: str
 ) -> None:
     sides = [{"cells": {"a": {"weights_sha256": number}}} for number in (1, 2)]
-    assert told({"identity": sides[0], "about": before}, sides[1], about=now) == [said]
+    assert differences({"identity": sides[0], "about": before}, sides[1], about=now) == [difference]
 
 
-def test_of_many_differences_the_first_are_told() -> None:
+def test_of_many_differences_the_first_are_listed() -> None:
     sides = [{f"setting-{number:02}": side for number in range(30)} for side in (1, 2)]
-    lines = told({"identity": sides[0]}, sides[1])
+    lines = differences({"identity": sides[0]}, sides[1])
     assert lines[0] == "setting-00: existing run: 1; this command: 2"
     assert lines[-1] == f"and {30 - (len(lines) - 1)} more"
 
 
-def test_an_extended_run_has_a_cell_in_common_or_is_told_the_nearest() -> None:
+def test_an_extension_without_a_common_cell_is_refused_with_the_nearest_cell() -> None:
     old = {"cells": {"a": {"temperature": 1.0, "top_p": 0.5}}, "repeats": 1}
     refuse_other_run(Path("runs/x"), {"identity": old}, {**old, "repeats": 3}, extend=True)
     new = {"cells": {"b": {"temperature": 2.0, "top_p": 0.9}, "c": {"temperature": 2.0, "top_p": 0.5}}}
-    lines = told({"identity": old}, new, extend=True)
+    lines = differences({"identity": old}, new, extend=True)
     assert lines == ["cells.a (this command: c).temperature: existing run: 1.0; this command: 2.0"]
     refuse_other_run(Path("runs/x"), {"identity": {}}, {}, extend=True)
 
 
-def test_a_disk_without_room_for_the_lock_s_courtesy_is_told_with_the_run_s_own_file(
+def test_a_full_disk_is_reported_with_the_manifest_and_not_with_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> int:
@@ -169,7 +169,7 @@ def test_a_disk_without_room_for_the_lock_s_courtesy_is_told_with_the_run_s_own_
     directory.close()
 
 
-def test_what_is_set_aside_when_a_run_goes_on_is_told_with_its_file(
+def test_lines_set_aside_when_a_run_is_resumed_are_logged_with_their_file(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = make_plan()
@@ -187,5 +187,5 @@ def test_what_is_set_aside_when_a_run_goes_on_is_told_with_its_file(
     directory.close()
 
 
-def test_standard_input_has_a_name_too(tmp_path: Path) -> None:
+def test_the_default_name_for_standard_input_is_stdin(tmp_path: Path) -> None:
     assert default_directory(["-"], tmp_path).name.startswith("stdin-")

@@ -1,4 +1,4 @@
-"""The script's copy in a run directory."""
+"""The copy of the script in a run directory: contents, compression, damage."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_conversations_of_every_data_set_are_read_back(path: Path, tmp_path:
     assert [each.sha256 for each in copy or ()] == [each.sha256 for each in found]
 
 
-def test_defaults_and_params_are_written_out(tmp_path: Path) -> None:
+def test_a_script_of_every_form_is_read_back_equal(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = [
         {"defaults": {"tags": ["t"], "params": {"seed": 3}, "expect": [{"contains": "a", "weight": 2}]}},
         {
@@ -63,13 +63,13 @@ def test_defaults_and_params_are_written_out(tmp_path: Path) -> None:
     found = read_scripts([str(path)]).conversations
     write_script(tmp_path, found)
     assert read_script(tmp_path, manifest_of(found)) == found
-    again = read_scripts([str(tmp_path / SCRIPT_NAME)]).conversations
-    assert again == found
-    assert [each.sha256 for each in again] == [each.sha256 for each in found]
+    from_copy = read_scripts([str(tmp_path / SCRIPT_NAME)]).conversations
+    assert from_copy == found
+    assert [each.sha256 for each in from_copy] == [each.sha256 for each in found]
 
 
 def test_every_field_of_a_conversation_is_written() -> None:
-    """A field that a later version adds must be in `native_record`, or the copy would not be what was replayed."""
+    """A field added later must be in `native_record`, or the copy would lack it."""
     assert {item.name for item in fields(Turn)} == {
         "user", "reference", "checks", "params", "choices", "generate", "plain", "probe"
     }  # fmt: skip
@@ -91,13 +91,13 @@ def test_every_field_of_a_conversation_is_written() -> None:
     }
 
 
-def test_a_large_script_is_compressed_and_takes_the_place_of_a_small_one(tmp_path: Path) -> None:
+def test_a_large_script_is_compressed_and_replaces_the_plain_copy(tmp_path: Path) -> None:
     small = tuple(Conversation(f"c{n}", None, (Turn("hi"),), (), {}, SourceLine("", 1)) for n in range(3))
     large = tuple(replace(each, system="word " * 200_000) for each in small)
-    for written, name, gone in ((small, SCRIPT_NAME, COMPRESSED_NAME), (large, COMPRESSED_NAME, SCRIPT_NAME)):
+    for written, name, removed_name in ((small, SCRIPT_NAME, COMPRESSED_NAME), (large, COMPRESSED_NAME, SCRIPT_NAME)):
         write_script(tmp_path, written)
         assert (tmp_path / name).exists()
-        assert not (tmp_path / gone).exists()
+        assert not (tmp_path / removed_name).exists()
         assert read_script(tmp_path, manifest_of(written)) == written
     first = (tmp_path / COMPRESSED_NAME).read_bytes()
     write_script(tmp_path, large)
@@ -115,7 +115,7 @@ def test_a_damaged_or_changed_copy_is_refused(tmp_path: Path, damage: bytes) -> 
 
 
 @pytest.mark.parametrize("cut", [5, 300, -5])
-def test_a_cut_compressed_copy_is_refused(tmp_path: Path, cut: int) -> None:
+def test_a_truncated_compressed_copy_is_refused(tmp_path: Path, cut: int) -> None:
     found = (Conversation("c0", "word " * 300_000, (Turn("hi"),), (), {}, SourceLine("", 1)),)
     write_script(tmp_path, found)
     path = tmp_path / COMPRESSED_NAME
@@ -125,5 +125,5 @@ def test_a_cut_compressed_copy_is_refused(tmp_path: Path, cut: int) -> None:
     assert isinstance(caught.value, RunDamagedError | OSError.__base__)
 
 
-def test_a_directory_without_a_copy_has_none(tmp_path: Path) -> None:
+def test_a_directory_without_a_copy_gives_none(tmp_path: Path) -> None:
     assert read_script(tmp_path, {"identity": {}}) is None

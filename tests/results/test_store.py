@@ -1,4 +1,4 @@
-"""Rows in the file: when they are safe, their order, and calls that fail."""
+"""The row store: flushes, rewriting in order, discarding, failing calls."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class TestFlushing:
         store.append({0: make_row("0")})
         assert files.calls == ["write"]
 
-    def test_rows_count_as_durable_after_the_flush_and_not_before(self, tmp_path: Path) -> None:
+    def test_rows_are_durable_after_the_flush(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
         store.append({0: make_row("0")})
         assert (store.num_rows, store.num_durable) == (1, 0)
         store.flush()
         assert store.num_durable == 1
 
-    def test_no_more_rows_than_allowed_are_at_risk(self, tmp_path: Path) -> None:
+    def test_at_most_flush_rows_are_not_durable(self, tmp_path: Path) -> None:
         store = open_store(tmp_path, flush_rows=5)
         for number in range(23):
             store.append({number: make_row(str(number))})
             assert store.num_rows - store.num_durable < 5
         assert store.num_durable == 20
 
-    def test_a_row_gets_no_older_than_allowed(self, tmp_path: Path) -> None:
+    def test_rows_are_durable_within_flush_seconds(self, tmp_path: Path) -> None:
         clock = Clock()
         store = open_store(tmp_path, flush_seconds=2.0, clock=clock)
         for number in range(100):
@@ -51,7 +51,7 @@ class TestFlushing:
                 store.tick()
             assert clock.now - written_s <= 2.0
 
-    def test_a_tick_without_rows_does_nothing(self, tmp_path: Path) -> None:
+    def test_a_tick_without_rows_makes_no_call(self, tmp_path: Path) -> None:
         files, clock = CountedFiles(), Clock()
         store = open_store(tmp_path, files=files, clock=clock)
         files.calls.clear()
@@ -78,7 +78,7 @@ class TestFlushing:
 
 
 class TestRewriting:
-    def test_finalizing_brings_rows_into_the_plan_s_order(self, tmp_path: Path) -> None:
+    def test_finalizing_sorts_rows_by_number(self, tmp_path: Path) -> None:
         ordered, shuffled = tmp_path / "a", tmp_path / "b"
         for directory, numbers in ((ordered, [0, 1, 2, 3]), (shuffled, [2, 0, 3, 1])):
             directory.mkdir()
@@ -99,7 +99,7 @@ class TestRewriting:
         store.close()
         assert [row.conversation for row in read_results(tmp_path / "results.jsonl")] == ["2", "5", "3"]
 
-    def test_discarded_rows_are_gone_and_can_be_written_again(self, tmp_path: Path) -> None:
+    def test_discarded_rows_can_be_written_again(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
         store.append({0: make_row("0")})
         store.append({1: make_row("1", finish_reason="error")})
@@ -110,7 +110,7 @@ class TestRewriting:
         store.close()
         assert [row.finish_reason for row in read_results(tmp_path / "results.jsonl")] == ["stop", "stop"]
 
-    def test_a_row_cannot_be_written_twice(self, tmp_path: Path) -> None:
+    def test_a_second_row_of_a_number_is_refused(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
         store.append({0: make_row("0")})
         with pytest.raises(ValueError, match="before"):
@@ -119,7 +119,7 @@ class TestRewriting:
 
 class TestFailures:
     @pytest.mark.parametrize("short", [False, True])
-    def test_after_a_failed_write_nothing_more_is_promised_and_nothing_half_stays(
+    def test_after_a_failed_write_calls_are_refused_and_the_partial_row_is_removed(
         self, tmp_path: Path, short: bool
     ) -> None:
         files = FailingFiles(-1, short=short)
@@ -137,21 +137,21 @@ class TestFailures:
         assert [row.conversation for row in read_results(tmp_path / "results.jsonl")] == ["0"]
         assert results(tmp_path).endswith(b"\n")
 
-    def test_a_failed_flush_is_never_tried_again(self, tmp_path: Path) -> None:
+    def test_a_failed_flush_is_not_repeated(self, tmp_path: Path) -> None:
         files = FailingFiles(-1, errno.EIO)
         store = open_store(tmp_path, files=files)
         store.append({0: make_row("0")})
         files.at = len(files.calls)
         with pytest.raises(StorageError, match="flush failed"):
             store.flush()
-        syncs = files.calls.count("sync")
+        num_syncs = files.calls.count("sync")
         with pytest.raises(StorageError):
             store.flush()
         store.close()
-        assert files.calls.count("sync") == syncs
+        assert files.calls.count("sync") == num_syncs
         assert store.num_durable == 0
 
-    def test_every_failing_call_of_a_rewrite_leaves_the_old_rows_or_the_new(self, tmp_path: Path) -> None:
+    def test_a_failure_of_any_call_of_a_rewrite_loses_no_row(self, tmp_path: Path) -> None:
         counted = CountedFiles()
         for at in range(40):
             directory = tmp_path / str(at)
@@ -183,7 +183,7 @@ class TestFailures:
         assert store.num_durable == 0
 
 
-def test_rows_that_come_together_put_no_more_at_risk_than_allowed(tmp_path: Path) -> None:
+def test_appending_several_rows_flushes_before_flush_rows_is_exceeded(tmp_path: Path) -> None:
     def group(first: int) -> list[EncodedRow]:
         return [EncodedRow.of(n, make_row(f"c{n}")) for n in range(first, first + 5)]
 
@@ -195,7 +195,7 @@ def test_rows_that_come_together_put_no_more_at_risk_than_allowed(tmp_path: Path
     store.close()
 
 
-def test_no_rows_are_no_write(tmp_path: Path) -> None:
+def test_appending_no_rows_writes_nothing(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     store.append({})
     store.append({1: make_row("1")})

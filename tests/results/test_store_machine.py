@@ -1,4 +1,4 @@
-"""A store under whatever may be done to it, in any order, power cuts included."""
+"""A stateful property test of the row store: any order of operations and power cuts."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from rwkvbatch.errors import RunLockedError
 from rwkvbatch.results.lock import DirectoryLock
 from rwkvbatch.results.row import Row
+from tests.memory import memory_folder
 from tests.replay.disks import PowerCutFiles
 from tests.replay.fakes import make_row
 from tests.results.stores import NUM_ROWS, Clock, open_store
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Whatever is appended, flushed, cut off and reopened: a durable row stays, no row is there twice or altered."""
+    """Durable rows stay, and no row is duplicated or altered, after any operations."""
 
     numbers = Bundle("numbers")
 
     @initialize()
-    def begin(self) -> None:
-        self.directory = Path(tempfile.mkdtemp())
+    def open_empty(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(dir=memory_folder()))
         self.files = PowerCutFiles()
         self.clock = Clock()
         self.written: dict[int, Row] = {}
@@ -37,7 +38,7 @@ class StoreMachine(RuleBasedStateMachine):
     def _open(self) -> None:
         self.store = open_store(self.directory, files=self.files, clock=self.clock, flush_rows=4)
         found = {n for n in range(NUM_ROWS) if self.store.has(n)}
-        assert self.durable <= found, "a row that was reported as done is gone"
+        assert self.durable <= found, "a durable row is missing"
         assert found <= set(self.written)
         for number in found:
             assert self.store.read(number) == self.written[number]
@@ -45,7 +46,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.durable = found
         assert self.store.num_durable == len(found)
 
-    def _note(self) -> None:
+    def _update_durable(self) -> None:
         if self.store.num_durable == len(self.written):
             self.durable = set(self.written)
 
@@ -58,38 +59,38 @@ class StoreMachine(RuleBasedStateMachine):
             return
         self.written[number] = row
         self.store.append({number: row})
-        self._note()
+        self._update_durable()
 
     @rule(seconds=st.floats(-10, 10))
     def tick(self, seconds: float) -> None:
         self.clock.now += seconds
         self.store.tick()
-        self._note()
+        self._update_durable()
 
     @rule()
     def flush(self) -> None:
         self.store.flush()
-        self._note()
+        self._update_durable()
 
     @rule()
     def finalize(self) -> None:
         self.store.finalize()
-        self._note()
+        self._update_durable()
 
     @rule()
     def retry_errors(self) -> None:
-        gone = [n for n in self.written if self.store.failed(n)]
-        self.store.discard(gone)
-        for number in gone:
+        failed = [n for n in self.written if self.store.failed(n)]
+        self.store.discard(failed)
+        for number in failed:
             del self.written[number]
-        self.durable -= set(gone)
-        if gone:
+        self.durable -= set(failed)
+        if failed:
             self.durable = set(self.written)
 
     @rule(data=st.data())
     def cut_power(self, data: st.DataObject) -> None:
-        self.files.cut_power(lambda most: data.draw(st.integers(0, most)))
-        self.store._descriptor = -1  # pyright: ignore[reportPrivateUsage]  # the dead process's
+        self.files.cut_power(lambda maximum: data.draw(st.integers(0, maximum)))
+        self.store._descriptor = -1  # pyright: ignore[reportPrivateUsage]  # the descriptor of the dead process
         self.lock.release()
         self.lock = DirectoryLock(self.directory)
         self._open()

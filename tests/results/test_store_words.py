@@ -1,4 +1,4 @@
-"""The small print of the store: its words, the moments of its flushes, what it knows when it is opened again."""
+"""The row store in detail: error messages, times of flushes, descriptors, failed rows."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tests.results.stores import Clock, fill, open_store
 HINT = "1 row is safe; make room or repair the disk, then run the same command again to continue"
 
 
-class TestMoments:
-    def test_a_tick_at_once_and_a_tick_soon_after_leave_the_row_to_its_group(self, tmp_path: Path) -> None:
+class TestFlushesAndDescriptors:
+    def test_early_ticks_do_not_flush(self, tmp_path: Path) -> None:
         clock = Clock()
         store = open_store(tmp_path, flush_seconds=2.0, clock=clock)
         store.append({0: make_row("0")})
@@ -33,30 +33,30 @@ class TestMoments:
             store.tick()
             assert store.num_durable == 0
 
-    def test_a_row_that_will_be_exactly_too_old_at_the_next_look_is_flushed(self, tmp_path: Path) -> None:
+    def test_a_tick_flushes_a_row_that_would_be_too_old_at_the_next_tick(self, tmp_path: Path) -> None:
         clock = Clock()
         store = open_store(tmp_path, flush_seconds=2.0, clock=clock)
         store.append({0: make_row("0")})
-        clock.now = 101.0  # a second old, and a second after the last look
+        clock.now = 101.0  # the row and the last tick are a second old
         store.tick()
         assert store.num_durable == 1
 
-    def test_a_flush_of_nothing_makes_no_call(self, tmp_path: Path) -> None:
+    def test_a_flush_without_rows_makes_no_call(self, tmp_path: Path) -> None:
         files = CountedFiles()
         store = open_store(tmp_path, files=files)
         files.calls.clear()
         store.flush()
         assert files.calls == []
 
-    @pytest.mark.parametrize("broken", ["opening", "rewriting", "nothing"])
-    def test_only_descriptors_that_are_its_own_are_closed_and_each_once(self, tmp_path: Path, broken: str) -> None:
-        class Watched(Files):
-            refuse = False
+    @pytest.mark.parametrize("failing", ["opening", "rewriting", "nothing"])
+    def test_each_opened_descriptor_is_closed_once(self, tmp_path: Path, failing: str) -> None:
+        class RecordingFiles(Files):
+            fails = False
             opened: ClassVar[list[int]] = []
             closed: ClassVar[list[int]] = []
 
             def open_append(self, path: Path, at: int | None = None) -> int:
-                if self.refuse:
+                if self.fails:
                     raise OSError(errno.EMFILE, "Too many open files")
                 self.opened.append(super().open_append(path, at))
                 return self.opened[-1]
@@ -70,22 +70,22 @@ class TestMoments:
                 if descriptor > 2:
                     super().close(descriptor)
 
-        files = Watched()
+        files = RecordingFiles()
         files.opened.clear()
         files.closed.clear()
-        files.refuse = broken == "opening"
+        files.fails = failing == "opening"
         with contextlib.suppress(StorageError, RunDirectoryError):
             store = open_store(tmp_path, files=files)
             store.append({1: make_row("1")})
             store.append({0: make_row("0")})
-            files.refuse = broken == "rewriting"
+            files.fails = failing == "rewriting"
             with contextlib.suppress(StorageError):
                 store.finalize()
             store.close()
             store.close()
         assert sorted(files.closed) == sorted(files.opened)
 
-    def test_closing_twice_is_harmless(self, tmp_path: Path) -> None:
+    def test_closing_twice_flushes_once(self, tmp_path: Path) -> None:
         files = CountedFiles()
         store = open_store(tmp_path, files=files)
         store.append({0: make_row("0")})
@@ -97,7 +97,7 @@ class TestMoments:
 
 
 class TestFailedRows:
-    def test_a_store_that_is_opened_again_knows_which_rows_failed(self, tmp_path: Path) -> None:
+    def test_an_opened_store_knows_which_rows_failed(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
         store.append({3: make_row("3", finish_reason="error")})
         store.append({1: make_row("1")})
@@ -105,7 +105,7 @@ class TestFailedRows:
         store = open_store(tmp_path)
         assert [store.failed(number) for number in range(4)] == [False, False, False, True]
 
-    def test_a_rewrite_keeps_the_failures_of_the_rows_that_stay_and_only_those(self, tmp_path: Path) -> None:
+    def test_a_rewrite_keeps_the_failures_of_the_remaining_rows(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
         for number, finish_reason in ((3, "error"), (2, "error"), (1, "stop")):
             store.append({number: make_row(str(number), finish_reason=finish_reason)})
@@ -114,7 +114,7 @@ class TestFailedRows:
         assert [store.failed(number) for number in range(4)] == [False, False, False, True]
 
 
-class TestWords:
+class TestMessages:
     @pytest.mark.parametrize(
         ("conversation", "problem"),
         [
@@ -122,7 +122,7 @@ class TestWords:
             ("0", "an earlier line has the same turn"),
         ],
     )
-    def test_a_row_in_the_wrong_place(self, tmp_path: Path, conversation: str, problem: str) -> None:
+    def test_the_message_for_a_foreign_or_duplicated_row(self, tmp_path: Path, conversation: str, problem: str) -> None:
         fill(tmp_path, range(2))
         with (tmp_path / "results.jsonl").open("ab") as file:
             file.write(2 * encode_row(make_row(conversation)))
@@ -133,7 +133,9 @@ class TestWords:
         assert caught.value.hint == ("give --repair to set damaged rows aside in results.damaged and run them again")
 
     @pytest.mark.parametrize(("count", "more"), [(1, ""), (3, " (and 2 more)")])
-    def test_only_the_first_of_many_damaged_lines_is_told(self, tmp_path: Path, count: int, more: str) -> None:
+    def test_the_message_names_the_first_damaged_line_and_counts_others(
+        self, tmp_path: Path, count: int, more: str
+    ) -> None:
         fill(tmp_path, range(2))
         path = tmp_path / "results.jsonl"
         path.write_bytes(count * b"x\n" + results(tmp_path))
@@ -141,15 +143,15 @@ class TestWords:
             open_store(tmp_path)
         assert str(caught.value) == f"{path}:1: the row is damaged: it does not end in a checksum{more}"
 
-    def test_a_directory_in_the_place_of_the_rows(self, tmp_path: Path) -> None:
+    def test_the_message_for_a_directory_in_place_of_the_results(self, tmp_path: Path) -> None:
         path = tmp_path / "results.jsonl"
         path.mkdir()
         with pytest.raises(RunDirectoryError) as caught:
             open_store(tmp_path)
         assert str(caught.value) == f"{path}: cannot be opened for writing: Is a directory"
 
-    def test_a_repair_that_fails(self, tmp_path: Path) -> None:
-        class NoRoom(CountedFiles):
+    def test_the_message_for_a_failed_repair(self, tmp_path: Path) -> None:
+        class FullDisk(CountedFiles):
             def create(self, path: Path, mode: int = FILE_MODE, at: int | None = None) -> int:
                 raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -157,25 +159,25 @@ class TestWords:
         path = tmp_path / "results.jsonl"
         path.write_bytes(results(tmp_path) + b"torn")
         with pytest.raises(StorageError) as caught:
-            open_store(tmp_path, files=NoRoom())
+            open_store(tmp_path, files=FullDisk())
         assert str(caught.value) == f"{path}: repair failed: No space left on device"
         assert results(tmp_path).endswith(b"torn")
 
-    def test_what_can_be_wrong_with_a_line(self) -> None:
-        def sealed(content: bytes) -> bytes:
+    def test_the_messages_for_invalid_lines(self) -> None:
+        def with_checksum(content: bytes) -> bytes:
             return b'%s,"crc":"%08x"}\n' % (content[:-1], zlib.crc32(content))
 
         whole = encode_row(make_row("1"))
         for line, problem in (
             (whole[:-1], "it does not end in a checksum"),
             (whole.replace(b"hello", b"hallo"), "its checksum does not match"),
-            (sealed(b'{"turn":0}'), "it is not a row of this version (KeyError: 'conversation')"),
+            (with_checksum(b'{"turn":0}'), "it is not a row of this version (KeyError: 'conversation')"),
         ):
             with pytest.raises(BadLineError) as caught:
                 decode_row(line)
             assert str(caught.value) == problem
 
-    def test_reading_only_names_the_line_and_the_way_out(self, tmp_path: Path) -> None:
+    def test_the_message_for_reading_a_damaged_line(self, tmp_path: Path) -> None:
         fill(tmp_path, range(3))
         path = tmp_path / "results.jsonl"
         path.write_bytes(b"x\n" + results(tmp_path))
@@ -184,12 +186,12 @@ class TestWords:
         assert str(caught.value) == f"{path}:1: the row is damaged: it does not end in a checksum"
         assert caught.value.hint == ("continue the run with --repair to set damaged rows aside and run them again")
 
-    def test_reading_what_is_not_there(self, tmp_path: Path) -> None:
+    def test_the_message_for_reading_a_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(RunDirectoryError) as caught:
             list(read_results(tmp_path / "none"))
         assert str(caught.value) == f"{tmp_path / 'none'}: cannot be read: No such file or directory"
 
-    def test_a_row_that_changes_under_the_store(self, tmp_path: Path) -> None:
+    def test_the_message_for_a_row_changed_on_disk(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
         store.append({0: make_row("0")})
         path = tmp_path / "results.jsonl"
@@ -198,7 +200,7 @@ class TestWords:
             store.read(0)
         assert str(caught.value) == f"{path}: a row changed on the disk during the run: its checksum does not match"
 
-    def test_each_failure_says_what_was_tried_why_not_and_how_many_rows_are_safe(self, tmp_path: Path) -> None:
+    def test_messages_of_failed_writes_have_the_cause_and_the_number_of_safe_rows(self, tmp_path: Path) -> None:
         files = FailingFiles(-1)
         store = open_store(tmp_path, files=files)
         store.append({1: make_row("1")})
@@ -215,12 +217,12 @@ class TestWords:
         )
 
     def test_a_write_whose_flush_fails_too_is_reported_as_the_write(self, tmp_path: Path) -> None:
-        class Broken(FailingFiles):
+        class FailingSyncs(FailingFiles):
             def sync(self, descriptor: int) -> None:
                 if self.at >= 0:
                     raise OSError(errno.EIO, "Input/output error")
 
-        files = Broken(-1)
+        files = FailingSyncs(-1)
         store = open_store(tmp_path, files=files)
         store.append({0: make_row("0")})
         files.at = len(files.calls)
@@ -229,29 +231,27 @@ class TestWords:
         assert store.num_durable == 0
 
     def test_a_rewrite_that_cannot_open_the_new_file_can_still_be_closed(self, tmp_path: Path) -> None:
-        class Once(CountedFiles):
-            armed = False
+        class FailingOpen(CountedFiles):
+            fails = False
 
             def open_append(self, path: Path, at: int | None = None) -> int:
-                if self.armed:
+                if self.fails:
                     raise OSError(errno.EMFILE, "Too many open files")
                 return super().open_append(path, at)
 
-        files = Once()
+        files = FailingOpen()
         store = open_store(tmp_path, files=files)
         store.append({1: make_row("1")})
         store.append({0: make_row("0")})
-        files.armed = True
+        files.fails = True
         with pytest.raises(StorageError) as caught:
             store.finalize()
         assert str(caught.value) == f"{tmp_path / 'results.jsonl'}: rewrite failed: Too many open files"
         store.close()
 
 
-def test_of_a_line_without_an_end_only_the_beginning_is_kept_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A file of zeros as large as the disk must not be read into memory at once."""
+def test_only_the_start_of_an_endless_line_is_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of zeros as large as the disk must not be read into memory."""
     fill(tmp_path, range(1))
     end = len(results(tmp_path))
     with (tmp_path / "results.jsonl").open("ab") as file:

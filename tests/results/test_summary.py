@@ -1,4 +1,4 @@
-"""The shares of failures in a run's summary."""
+"""Shares of failures in the summary of a run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_order_of_rows_does_not_change_the_summary() -> None:
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_the_worst_have_the_largest_share(number: int) -> None:
+def test_worst_returns_the_largest_shares(number: int) -> None:
     shares = {"a": FailureShare(1, 10), "b": FailureShare(1, 2), "c": FailureShare(0, 9), "d": FailureShare(5, 10)}
     shares |= {"e": FailureShare(1, 20)}
     assert [name for name, _ in worst(shares, number)] == ["d", "b", "a"][:number]

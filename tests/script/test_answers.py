@@ -79,14 +79,14 @@ UNCLEAR = [
 
 
 @pytest.mark.parametrize(("reply", "letter"), CLEAR.items())
-def test_a_letter_is_read_where_a_reply_names_one(reply: str, letter: str) -> None:
+def test_the_letter_that_a_reply_names_is_found(reply: str, letter: str) -> None:
     assert judged({"letter": letter, "letters": "ABCD"}, reply) == Verdict(True, 1.0)
-    other = "A" if letter != "A" else "B"
-    assert not judged({"letter": other, "letters": "ABCD"}, reply).passed
+    wrong = "A" if letter != "A" else "B"
+    assert not judged({"letter": wrong, "letters": "ABCD"}, reply).passed
 
 
 @pytest.mark.parametrize("reply", UNCLEAR)
-def test_an_unclear_letter_fails_every_check(reply: str) -> None:
+def test_an_unclear_letter_is_undecided_for_every_check(reply: str) -> None:
     for letter in "ABCD":
         entry = {"letter": letter, "letters": "ABCD"}
         assert judged(entry, reply).undecided
@@ -102,7 +102,7 @@ def test_a_letter_must_be_one_of_the_letters(entry: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("letters", ["AA", "ab", "A", 4])
-def test_wrong_letters_are_errors(letters: Any) -> None:
+def test_invalid_letters_are_refused(letters: Any) -> None:
     with pytest.raises(ScriptError, match=r"expect\.letters: must"):
         parse_checks({"letter": "A", "letters": letters}, HERE)
 
@@ -123,11 +123,11 @@ def test_wrong_letters_are_errors(letters: Any) -> None:
         (r"so \boxed 2", False),
     ],
 )
-def test_the_last_whole_box_is_compared(reply: str, passed: bool) -> None:
+def test_the_last_complete_box_is_compared(reply: str, passed: bool) -> None:
     assert judged({"boxed": r"\frac{1}{2}"}, reply).passed == passed
 
 
-def test_braces_inside_a_box_belong_to_it() -> None:
+def test_a_box_may_contain_braces() -> None:
     assert answers.last_boxed(r"\boxed{\{1, 2\}} and \fbox{a_{b_{c}}}") == r"a_{b_{c}}"
     assert answers.last_boxed(r"\boxed{\{1, 2\}}") == r"\{1, 2\}"
 
@@ -155,29 +155,31 @@ def test_mathematics_is_compared_by_its_value(expected: str, reply: str, passed:
     assert judged({"math": expected}, reply).passed == passed
 
 
-def test_an_expression_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_past_its_deadline_is_undecided_and_the_next_has_a_new_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     check = parse_checks({"math": "12"}, HERE)
     monkeypatch.setattr(mathematics, "DEADLINE_S", 0.3)
     found = judge_all(check, ReplyFacts(r"\boxed{9^{9^{9^{9^9}}}}", "stop", 3))
     assert found.undecided
     assert not found.passed
     monkeypatch.undo()
-    assert judge_all(check, ReplyFacts(r"\boxed{12.0}", "stop", 3)).passed  # the next comparison has a new process
+    assert judge_all(check, ReplyFacts(r"\boxed{12.0}", "stop", 3)).passed  # in a new process
 
 
-def test_an_expected_value_that_cannot_be_read_is_an_error() -> None:
+def test_an_expected_value_that_is_no_expression_is_refused() -> None:
     with pytest.raises(ScriptError, match=r"expect\.math: must be an expression"):
         parse_checks({"math": "$"}, HERE)
 
 
-def test_without_math_verify_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_math_verify_the_hint_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match="math-verify") as caught:
         parse_checks({"math": "1"}, HERE)
     assert "rwkvbatch[math]" in str(caught.value.hint)
 
 
-def test_a_comparison_whose_process_does_not_start_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_whose_process_starts_too_late_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mathematics, "START_DEADLINE_S", 0.0)
     monkeypatch.setattr(mathematics, "_child", None)
     assert mathematics.compare("7", "7 - started late") == mathematics.Equality.GAVE_UP
@@ -185,7 +187,7 @@ def test_a_comparison_whose_process_does_not_start_in_time_is_given_up(monkeypat
     mathematics.compare.cache_clear()
 
 
-def test_a_forked_process_leaves_the_comparing_one_to_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_process_does_not_end_the_comparing_process(monkeypatch: pytest.MonkeyPatch) -> None:
     mathematics.compare("1", "1.0")
     child = mathematics._child
     assert child is not None
@@ -195,8 +197,8 @@ def test_a_forked_process_leaves_the_comparing_one_to_its_parent(monkeypatch: py
     assert child._process.poll() is None
 
 
-class Library:
-    """In place of math-verify: texts are equal or not."""
+class FakeMathVerify:
+    """Stands for math-verify: expressions are equal when their texts are."""
 
     @staticmethod
     def parse(text: str, parsing_timeout: None) -> list[str]:
@@ -207,17 +209,23 @@ class Library:
         return [] if "nothing" in text else [text]
 
     @staticmethod
-    def verify(wanted: list[str], found: list[str], timeout_seconds: None) -> bool:
-        return wanted == found
+    def verify(expected: list[str], found: list[str], timeout_seconds: None) -> bool:
+        return expected == found
 
 
-def test_the_comparing_process_answers_each_line_with_one(
+def test_the_comparing_process_answers_each_line_with_one_line(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    asked = [("x", "x", True), ("x", "y", True), ("x", r"\(x\)", True), ("x", "$x$", False), ("x", "nothing", True)]
-    asked += [("x", "huge", True), ("x", "wrong", True), ("nothing", "x", True)]
-    lines = [json.dumps({"expected": a, "text": b, "whole": whole}) for a, b, whole in asked]
-    monkeypatch.setattr(mathematics, "import_module", lambda _: Library)
+    comparisons = [
+        ("x", "x", True),
+        ("x", "y", True),
+        ("x", r"\(x\)", True),
+        ("x", "$x$", False),
+        ("x", "nothing", True),
+    ]
+    comparisons += [("x", "huge", True), ("x", "wrong", True), ("nothing", "x", True)]
+    lines = [json.dumps({"expected": a, "text": b, "whole": whole}) for a, b, whole in comparisons]
+    monkeypatch.setattr(mathematics, "import_module", lambda _: FakeMathVerify)
     monkeypatch.setattr(mathematics.resource, "setrlimit", lambda *_: None)
     monkeypatch.setattr(mathematics.logging, "disable", lambda _: None)
     monkeypatch.setattr(mathematics.os, "dup2", lambda *_: None)
@@ -227,46 +235,46 @@ def test_the_comparing_process_answers_each_line_with_one(
     assert capfd.readouterr().out.split("\n")[:-1] == answers
 
 
-class Commas:
-    """An instruction as lm-evaluation-harness has them: built from its arguments, then asked about a text."""
+class AtMostCommas:
+    """An instruction with the interface of lm-evaluation-harness: at most `most` commas."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def build_description(self, *, most: int = 0) -> None:
         self.most = most
-        random.random()  # as those do that choose what their arguments leave open
+        random.random()  # as instructions do that choose missing arguments
 
     def check_following(self, text: str) -> bool:
         return text.count(",") <= self.most
 
 
 @pytest.fixture
-def instructions_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    names = {"punctuation:commas": Commas, "length_constraints:number_sentences": Commas}
+def fake_instructions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    names = {"punctuation:commas": AtMostCommas, "length_constraints:number_sentences": AtMostCommas}
     for name in ("lm_eval", "lm_eval.tasks", "lm_eval.tasks.ifeval"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     registry: Any = ModuleType("registry")
     registry.INSTRUCTION_DICT = names
     monkeypatch.setitem(sys.modules, "lm_eval.tasks.ifeval.instructions_registry", registry)
-    detecting: Any = ModuleType("langdetect")
-    detecting.DetectorFactory = type("DetectorFactory", (), {"seed": None})
-    monkeypatch.setitem(sys.modules, "langdetect", detecting)
+    langdetect: Any = ModuleType("langdetect")
+    langdetect.DetectorFactory = type("DetectorFactory", (), {"seed": None})
+    monkeypatch.setitem(sys.modules, "langdetect", langdetect)
 
     def find(_: str) -> None:
         raise LookupError
 
-    counting: Any = ModuleType("nltk")
-    counting.data = SimpleNamespace(find=find)
-    monkeypatch.setitem(sys.modules, "nltk", counting)
+    nltk: Any = ModuleType("nltk")
+    nltk.data = SimpleNamespace(find=find)
+    monkeypatch.setitem(sys.modules, "nltk", nltk)
     instructions._registry.cache_clear()
     yield
     instructions._registry.cache_clear()
 
 
-@pytest.mark.usefixtures("instructions_there")
+@pytest.mark.usefixtures("fake_instructions")
 @pytest.mark.parametrize("rank", [None, "7"])
-def test_instructions_are_judged_each_and_nothing_else_of_the_process_changes(
+def test_each_instruction_is_judged_without_changing_the_environment_or_random_state(
     rank: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if rank is None:
@@ -279,13 +287,13 @@ def test_instructions_are_judged_each_and_nothing_else_of_the_process_changes(
     assert judged({"ifeval": entries}, "One two.") == Verdict(True, 1.0)
     assert judged({"ifeval": entries}, "One, two.") == Verdict(False, 0.5, "ifeval: does not follow punctuation:commas")
     assert judged({"ifeval": entries}, "a, b,\nc.").score == 0.5
-    assert judged({"ifeval": entries, "loose": True}, "a, b,\nc.").passed  # its last line alone has none
+    assert judged({"ifeval": entries, "loose": True}, "a, b,\nc.").passed  # its last line alone has no comma
     assert not judged({"ifeval": entries}, " ").passed
     assert os.environ.get("LOCAL_RANK") == rank
     assert random.getstate() == before
 
 
-@pytest.mark.usefixtures("instructions_there")
+@pytest.mark.usefixtures("fake_instructions")
 @pytest.mark.parametrize(
     ("entry", "message"),
     [

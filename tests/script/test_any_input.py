@@ -1,4 +1,4 @@
-"""Whatever bytes or objects come, they are read or refused in words."""
+"""Property tests: any bytes and any JSON object are read as conversations or refused with a message."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rwkvbatch.script.reader import Script, read_scripts
 from tests.script.writing import write
 
 
-def outcome(path: str) -> Script | ScriptError:
+def read_or_error(path: str) -> Script | ScriptError:
     try:
         return read_scripts([path])
     except ScriptError as error:
@@ -45,7 +45,7 @@ _BYTES = st.one_of(st.binary(max_size=200), st.lists(st.sampled_from(_FRAGMENTS)
 def test_any_bytes_are_read_or_refused(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("any") / "demo.jsonl"
     path.write_bytes(data)
-    found = outcome(str(path))
+    found = read_or_error(str(path))
     assert found.message if isinstance(found, ScriptError) else found.conversations
 
 
@@ -73,7 +73,7 @@ _SHAPES = st.recursive(
 
 @given(value=st.dictionaries(st.sampled_from(_KEYS), _SHAPES, max_size=5))
 def test_any_object_is_read_or_refused(value: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
-    found = outcome(write(tmp_path_factory.mktemp("any") / "demo.jsonl", value))
+    found = read_or_error(write(tmp_path_factory.mktemp("any") / "demo.jsonl", value))
     if isinstance(found, ScriptError):
         assert found.line in (1, None)
     else:

@@ -1,4 +1,4 @@
-"""Lines that cannot be read: refused with their place and a way out, or set aside."""
+"""Lines that cannot be read: refused with file, line and hint, or set aside."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ BAD_LINES: list[tuple[bytes, str]] = [
 
 
 @pytest.mark.parametrize(("line", "message"), BAD_LINES)
-def test_a_bad_line_is_refused_with_its_place_and_a_way_out(line: bytes, message: str, tmp_path: Path) -> None:
+def test_a_bad_line_is_refused_with_its_line_and_column(line: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match=r"demo\.jsonl:" + message) as caught:
         read(tmp_path, GOOD, line)
     assert len(str(caught.value)) < 1000
@@ -83,12 +83,12 @@ def test_a_bad_line_can_be_set_aside(line: bytes, message: str, tmp_path: Path) 
     assert skipped.error.line == 2
 
 
-def test_setting_all_lines_aside_leaves_nothing_to_do(tmp_path: Path) -> None:
+def test_a_script_whose_lines_are_all_set_aside_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match="holds no conversation that can be used"):
         read(tmp_path, b"{", skip_bad=True)
 
 
-def test_unknown_keys_name_what_was_probably_meant(tmp_path: Path) -> None:
+def test_the_hint_for_an_unknown_key_is_a_close_match_or_the_allowed_keys(tmp_path: Path) -> None:
     with pytest.raises(ScriptError) as caught:
         read(tmp_path, {"mesages": []})
     assert caught.value.hint == "did you mean 'messages'?"
@@ -97,7 +97,7 @@ def test_unknown_keys_name_what_was_probably_meant(tmp_path: Path) -> None:
     assert caught.value.hint == "allowed: expect, id, messages, params, probes, tags, tool_choice, tools"
 
 
-def test_indented_json_and_arrays_are_told_how_to_become_lines(tmp_path: Path) -> None:
+def test_the_hint_for_indented_json_and_arrays_says_how_to_make_lines(tmp_path: Path) -> None:
     with pytest.raises(ScriptError) as caught:
         read(tmp_path, b"{", b'  "messages": []', b"}")
     assert "indented JSON" in str(caught.value.hint)
@@ -115,21 +115,21 @@ def test_indented_json_and_arrays_are_told_how_to_become_lines(tmp_path: Path) -
         ([], "defaults: must be an object"),
     ],
 )
-def test_wrong_defaults_are_refused(defaults: Any, message: str, tmp_path: Path) -> None:
+def test_invalid_defaults_are_refused(defaults: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match=":1: " + message):
         read(tmp_path, {"defaults": defaults}, conversation())
 
 
-def test_a_file_of_bad_lines_alone_says_why_the_first_one_is_bad(tmp_path: Path) -> None:
+def test_the_error_for_only_bad_lines_has_the_first_one(tmp_path: Path) -> None:
     with pytest.raises(ScriptError) as caught:
         read(tmp_path, b"{", skip_bad=True)
-    said = str(caught.value)
-    assert "holds no conversation that can be used; its first bad line: " in said
-    assert "demo.jsonl:1:2: not JSON" in said
+    message = str(caught.value)
+    assert "holds no conversation that can be used; its first bad line: " in message
+    assert "demo.jsonl:1:2: not JSON" in message
 
 
 @pytest.mark.parametrize(
-    ("params", "said"),
+    ("params", "message"),
     [
         ({"temperature": -1}, "params: temperature: must be a number in [0, 100], got -1"),
         ({"ban": ["a"]}, "params: banned_token_ids.0: must be token ids, whole numbers from 0 up, got 'a'"),
@@ -139,14 +139,16 @@ def test_a_file_of_bad_lines_alone_says_why_the_first_one_is_bad(tmp_path: Path)
         ),
     ],
 )
-def test_a_param_says_what_it_may_be(params: dict[str, object], said: str, tmp_path: Path) -> None:
+def test_an_invalid_param_is_refused_with_what_is_allowed(
+    params: dict[str, object], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ScriptError) as caught:
         read(tmp_path, conversation(params=params))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-class TestWhatIsSaidOfTheOtherLines:
-    """The hint of the first bad line, when bad lines are not set aside."""
+class TestHintAboutOtherLines:
+    """The hint of the first bad line counts the other bad lines."""
 
     @staticmethod
     def hint(tmp_path: Path, *lines: Any) -> str:
@@ -163,29 +165,29 @@ class TestWhatIsSaidOfTheOtherLines:
             "  --skip-bad sets bad lines aside and runs the others"
         )
 
-    def test_one_bad_line_among_good_ones(self, tmp_path: Path) -> None:
+    def test_one_bad_line_suggests_skip_bad(self, tmp_path: Path) -> None:
         hint = self.hint(tmp_path, {"mesages": []}, conversation())
         assert hint == "did you mean 'messages'?\n  --skip-bad sets bad lines aside and runs the others"
 
-    def test_where_all_are_bad_nothing_is_left_to_run(self, tmp_path: Path) -> None:
+    def test_only_bad_lines_are_counted_without_suggesting_skip_bad(self, tmp_path: Path) -> None:
         hint = self.hint(tmp_path, {"mesages": []}, b"[]")
         assert hint == "did you mean 'messages'?\n  1 more line is bad in this file, 0 can be used"
 
-    def test_counting_ends_at_a_limit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_counting_stops_at_a_limit_of_bytes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("rwkvbatch.script.reader.COUNTED_BYTES", 40)
         hint = self.hint(tmp_path, {"mesages": []}, *[b'{"a": 1}'] * 10, conversation())
         assert "at least 4 more lines are bad in this file\n  --skip-bad" in hint
 
-    def test_a_line_that_is_too_long_ends_the_counting(self, tmp_path: Path) -> None:
+    def test_counting_stops_at_a_line_that_is_too_long(self, tmp_path: Path) -> None:
         path = write(tmp_path / "demo.jsonl", b"{", b"{", b"x" * 200, b"{")
         with pytest.raises(ScriptError) as caught:
             read_scripts([path], limits=ScriptLimits(max_line_bytes=100))
         assert "at least 1 more line is bad" in str(caught.value.hint)
 
-    def test_nobody_waits_for_the_rest_of_a_pipe(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        receiving, sending = os.pipe()
-        os.write(sending, b"{\n")
-        with os.fdopen(sending, "wb"), os.fdopen(receiving, "rb") as pipe:
+    def test_the_rest_of_a_pipe_is_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        reader, writer = os.pipe()
+        os.write(writer, b"{\n")
+        with os.fdopen(writer, "wb"), os.fdopen(reader, "rb") as pipe:
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(pipe))
             with pytest.raises(ScriptError) as caught:
                 read_scripts(["-"])

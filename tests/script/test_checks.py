@@ -1,4 +1,4 @@
-"""`expect`: each kind judges as documented, and what is wrong is told before anything is generated."""
+"""Checks (`expect`): verdicts of each kind, and refused values."""
 
 from __future__ import annotations
 
@@ -113,12 +113,12 @@ FAILED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("entry", "text"), PASSED)
-def test_a_reply_that_is_as_expected_passes(entry: dict[str, Any], text: str) -> None:
+def test_a_reply_passes(entry: dict[str, Any], text: str) -> None:
     assert judge(entry, text, reference="x")[0]
 
 
 @pytest.mark.parametrize(("entry", "text"), FAILED)
-def test_a_reply_that_is_not_as_expected_fails_with_a_reason(entry: dict[str, Any], text: str) -> None:
+def test_a_reply_fails_with_a_detail(entry: dict[str, Any], text: str) -> None:
     assert not judge(entry, text)[0]
 
 
@@ -168,7 +168,7 @@ BAD: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("raw", "message"), BAD)
-def test_a_wrong_check_is_refused_with_file_line_and_place(raw: Any, message: str) -> None:
+def test_an_invalid_check_is_refused_with_file_line_and_path(raw: Any, message: str) -> None:
     with pytest.raises(ScriptError, match=r"^demo\.jsonl:3: .*" + message):
         parse_checks(raw, HERE)
 
@@ -182,22 +182,22 @@ def test_an_entry_with_several_kinds_is_several_checks() -> None:
     assert checks[0].as_dict() == {"contains": "a", "ignore_case": True, "weight": 2.0}
 
 
-def test_one_entry_may_stand_without_an_array() -> None:
+def test_one_entry_needs_no_array() -> None:
     assert parse_checks({"equals": "a"}, HERE) == parse_checks([{"equals": "a"}], HERE)
 
 
-def test_contains_scores_the_share_that_is_there() -> None:
+def test_contains_scores_the_share_of_texts_found() -> None:
     assert judge({"contains": ["a", "b", "c", "d"]}, "abc") == (False, 0.75)
 
 
-def test_any_takes_the_best_score_and_all_weighs_them() -> None:
+def test_any_has_the_best_score_and_all_the_weighted_mean() -> None:
     entries = [{"contains": ["a", "b"], "weight": 3}, {"equals": "x"}]
     assert judge({"any": entries}, "a") == (False, 0.5)
     assert judge({"all": entries}, "a") == (False, 3 * 0.5 / 4)
     assert judge({"not": {"contains": ["a", "b"]}}, "a") == (True, 0.5)
 
 
-def test_judging_all_weighs_the_checks() -> None:
+def test_judge_all_has_the_weighted_mean_of_scores() -> None:
     checks = parse_checks([{"equals": "a", "weight": 3}, {"equals": "b"}], HERE)
     facts = ReplyFacts("a", "stop", 1)
     assert judge_all(checks, facts).score == 0.75
@@ -206,7 +206,7 @@ def test_judging_all_weighs_the_checks() -> None:
     assert judge_all(checks[:1], facts).detail is None
 
 
-def test_similarity_is_sacrebleus_chrf() -> None:
+def test_similarity_is_the_chrf_of_sacrebleu() -> None:
     from sacrebleu import sentence_chrf
 
     reply, reference = "The cat sat on a mat.", "A cat is on the mat."
@@ -215,7 +215,7 @@ def test_similarity_is_sacrebleus_chrf() -> None:
     assert score == pytest.approx(sentence_chrf(reply, [reference]).score / 100)
 
 
-def test_similarity_needs_a_reference_on_its_own_turn_and_skips_turns_without_one_elsewhere(tmp_path: Path) -> None:
+def test_similarity_needs_a_reference_and_as_a_default_skips_turns_without_one(tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match="turn 0: the check 'any' needs a reference reply"):
         read(tmp_path, conversation(user(expect={"any": [{"similarity": 0.5}, {"equals": "a"}]})))
     assert read(tmp_path, conversation(user(expect={"similarity": 0.5}), assistant())).conversations
@@ -227,7 +227,7 @@ def test_similarity_needs_a_reference_on_its_own_turn_and_skips_turns_without_on
     ("entry", "module", "extra"),
     [({"similarity": 0.5}, "sacrebleu", "metrics"), ({"json": {"type": "object"}}, "jsonschema", "checks")],
 )
-def test_a_missing_extra_is_named_with_the_line_that_wants_it_and_how_to_get_it(
+def test_a_missing_extra_is_refused_with_the_line_and_how_to_install_it(
     entry: dict[str, Any], module: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
@@ -244,25 +244,25 @@ def test_valid_json_needs_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("pattern", [r"(a+)+$", r"(a|aa)+$", r"(\w+\s?)*$", r"(.*a){20}$"])
-def test_a_pattern_that_would_take_forever_is_given_up(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pattern_past_its_deadline_gives_up(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rwkvbatch.script.checks.text.DEADLINE_S", 0.05)
     (check,) = parse_checks({"regex": pattern}, HERE)
     assert str(check.judge(ReplyFacts("a" * 3000 + "!", "stop", 1)).detail).startswith("gave up")
 
 
-def test_a_pattern_in_a_schema_that_would_take_forever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pattern_in_a_schema_past_its_deadline_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rwkvbatch.script.checks.text.DEADLINE_S", 0.05)
     assert not judge({"json": {"pattern": "(a|aa)+$"}}, json.dumps("a" * 3000 + "!"))[0]
 
 
-def test_a_schema_that_would_take_forever_is_given_up() -> None:
+def test_a_schema_past_its_deadline_fails() -> None:
     defs: dict[str, Any] = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(60)}
     schema = {"$ref": "#/$defs/d0", "$defs": {**defs, "d60": {}}}
     assert not judge({"json": schema}, "1")[0]
 
 
 @pytest.mark.parametrize("schema", [{"$ref": "#"}, {"$ref": "#/nowhere"}])
-def test_a_schema_that_leads_nowhere_fails_the_check_and_nothing_else(schema: dict[str, Any]) -> None:
+def test_a_schema_with_a_circular_or_missing_reference_fails_its_check(schema: dict[str, Any]) -> None:
     assert not judge({"json": schema}, "1")[0]
 
 

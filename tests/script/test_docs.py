@@ -1,4 +1,4 @@
-"""The examples in `docs/scripts.md` and `docs/prompts.md` are true."""
+"""Examples in `docs/scripts.md` and `docs/prompts.md` are accepted by the reader, the checks and the linter."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_checks_in_the_documentation_are_read() -> None:
 LINT_EXAMPLES = re.findall(r"\| `([a-z-]+)` \| [^|]* \| `(\".*?\")` \|", TEXT)
 
 
-def test_every_code_but_the_one_without_has_an_example() -> None:
+def test_every_lint_rule_has_an_example() -> None:
     assert len(LINT_EXAMPLES) == len(_RULES)
 
 
@@ -48,7 +48,7 @@ def test_the_lint_examples_in_the_documentation_are_found(code: str, content: st
     assert code in [warning.code for warning in lint(script, turn_end="blank-line")]
 
 
-def test_the_template_in_the_documentation_is_the_tested_one() -> None:
+def test_the_template_in_the_documentation_is_the_tested_file() -> None:
     documented = re.findall(
         r"```jinja\n(.*?)```", (ROOT / "docs" / "prompts.md").read_text(encoding="utf-8"), re.DOTALL
     )

@@ -1,4 +1,4 @@
-"""Lines without an end, of any size and content: reading ends, in bounded memory, and says where."""
+"""Endless and huge lines: reading stops in bounded memory with an error that has the line number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GOOD = b'{"id": "good", "messages": [{"role": "user", "content": "Hi"}]}\n'
 
 
 class Endless(io.RawIOBase):
-    """`head`, and then the same byte for ever."""
+    """A stream of the lines of `head` followed by an endless line."""
 
     def __init__(self, head: bytes) -> None:
         self.head = head
@@ -42,7 +42,7 @@ class Stdin:
 
 
 @pytest.mark.parametrize("skip_bad", [True, False])
-def test_a_line_without_an_end_is_refused_with_its_number_in_little_memory(
+def test_an_endless_line_is_refused_with_its_number_in_bounded_memory(
     skip_bad: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = Endless(GOOD)
@@ -59,7 +59,7 @@ def test_a_line_without_an_end_is_refused_with_its_number_in_little_memory(
     assert peak < 2**22 + 10 * limit
 
 
-def test_a_gigantic_line_that_ends_is_set_aside_shortened(tmp_path: Path) -> None:
+def test_a_huge_line_is_set_aside_shortened(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     path.write_bytes(b"x" * 3_000_000 + b"\n" + GOOD)
     script = read_scripts([str(path)], limits=ScriptLimits(max_line_bytes=100_000), skip_bad=True)
@@ -68,7 +68,7 @@ def test_a_gigantic_line_that_ends_is_set_aside_shortened(tmp_path: Path) -> Non
     assert [found.id for found in script.conversations] == ["good"]
 
 
-def test_bad_lines_without_number_are_refused(tmp_path: Path) -> None:
+def test_more_bad_lines_than_conversations_allowed_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     path.write_bytes(GOOD + b"bad\n" * 4)
     with pytest.raises(UsageError, match=r"s\.jsonl:5: more than 3 bad lines; the last one: .*not JSON"):
@@ -87,7 +87,7 @@ def test_bad_lines_without_number_are_refused(tmp_path: Path) -> None:
     ).map(b"".join),
     skip_bad=st.booleans(),
 )
-def test_any_bytes_are_conversations_or_one_clear_error(content: bytes, skip_bad: bool, tmp_path: Path) -> None:
+def test_any_bytes_are_read_or_refused_with_the_file_name(content: bytes, skip_bad: bool, tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     path.write_bytes(content)
     refused: RwkvBatchError | None = None

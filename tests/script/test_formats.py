@@ -1,4 +1,4 @@
-"""The forms that others define, and how a line's form is told."""
+"""Forms of scripts that other programs define, and how the form of a line is recognised."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rwkvbatch.script.records import Turn
 from tests.script.writing import assistant, conversation, read, user
 
 
-def said(turns: Any) -> list[tuple[str, str | None]]:
+def texts_of(turns: Any) -> list[tuple[str, str | None]]:
     return [(turn.user, turn.reference) for turn in turns]
 
 
-def test_one_conversation_says_the_same_in_every_form(tmp_path: Path) -> None:
+def test_one_conversation_has_the_same_turns_in_every_form(tmp_path: Path) -> None:
     messages = [user("a"), assistant("b"), user("c")]
     parts = [{"role": "user", "content": [{"type": "text", "text": "a"}]}, *messages[1:]]
     share = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]
@@ -33,18 +33,18 @@ def test_one_conversation_says_the_same_in_every_form(tmp_path: Path) -> None:
         {"question_id": 5, "turns": ["a", "c"], "reference": ["b"]},
     ]
     found = read(tmp_path, *lines).conversations
-    assert [one.id for one in found] == ["1", "line-2", "3", "4", "5"]
-    assert [said(one.turns) for one in found] == [[("a", "b"), ("c", None)]] * 5
+    assert [conversation.id for conversation in found] == ["1", "line-2", "3", "4", "5"]
+    assert [texts_of(conversation.turns) for conversation in found] == [[("a", "b"), ("c", None)]] * 5
 
 
-def test_system_messages_of_every_form(tmp_path: Path) -> None:
+def test_system_messages_are_read_in_every_form(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = [
         conversation({"role": "system", "content": "s"}, user()),
         conversation({"role": "developer", "content": "s"}, user()),
         {"conversations": [{"from": "system", "value": "s"}, {"from": "user", "value": "Hi"}]},
         {"system": "s", "conversations": [{"from": "human", "value": "Hi"}]},
     ]
-    assert [one.system for one in read(tmp_path, *lines).conversations] == ["s"] * 4
+    assert [found.system for found in read(tmp_path, *lines).conversations] == ["s"] * 4
 
 
 def test_sampling_fields_of_a_request_become_params(tmp_path: Path) -> None:
@@ -84,10 +84,10 @@ def test_an_mt_bench_category_is_a_tag_and_empty_references_are_none(tmp_path: P
     line = {"question_id": 81, "category": "writing", "turns": ["a", "b", "c"], "reference": ["", None, "z"]}
     (found,) = read(tmp_path, line).conversations
     assert found.tags == ("writing",)
-    assert said(found.turns) == [("a", None), ("b", None), ("c", "z")]
+    assert texts_of(found.turns) == [("a", None), ("b", None), ("c", "z")]
 
 
-def test_keys_of_other_forms_that_mean_nothing_here_are_ignored(tmp_path: Path) -> None:
+def test_unused_keys_of_other_forms_are_ignored(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = [
         {"id": "1", "conversations": [{"from": "human", "value": "a", "weight": 1}], "source": "web", "lang": "en"},
         {"question_id": 2, "turns": ["a"], "cluster": 3},
@@ -142,14 +142,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("line", "message"), BAD)
-def test_a_line_that_cannot_be_replayed_is_refused_with_the_place_in_it(
+def test_a_line_that_cannot_be_replayed_is_refused_with_the_path_in_it(
     line: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ScriptError, match=r"demo\.jsonl:1: " + message):
         read(tmp_path, line)
 
 
-def test_the_form_is_told_line_by_line(tmp_path: Path) -> None:
+def test_the_form_is_recognised_line_by_line(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = [
         {"turns": ["a"]},
         conversation(),
@@ -158,7 +158,7 @@ def test_the_form_is_told_line_by_line(tmp_path: Path) -> None:
     assert len(read(tmp_path, *lines).conversations) == 3
 
 
-def test_a_native_line_with_a_request_field_is_told_where_it_belongs(tmp_path: Path) -> None:
+def test_a_native_line_with_a_field_of_a_request_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match="unknown key 'temperature'"):
         read(tmp_path, conversation(id="x", temperature=1))
 
@@ -170,7 +170,7 @@ def test_a_line_without_an_id_is_native_when_a_message_has_native_keys(tmp_path:
     assert [check.kind for check in second.turns[0].checks] == ["equals"]
 
 
-SHAREGPT_CUT_OUT: dict[str, Any] = {
+SHAREGPT_STARTING_WITH_A_REPLY: dict[str, Any] = {
     "id": "a",
     "conversations": [
         {"from": "system", "value": "Be brief."},
@@ -182,22 +182,23 @@ SHAREGPT_CUT_OUT: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_a_sharegpt_conversation_that_begins_with_a_reply_is_told_how_to_go_without_it(
-    first: int, tmp_path: Path
-) -> None:
-    line = {**SHAREGPT_CUT_OUT, "conversations": SHAREGPT_CUT_OUT["conversations"][1 - first :]}
+def test_the_hint_for_a_sharegpt_conversation_that_begins_with_a_reply_removes_it(first: int, tmp_path: Path) -> None:
+    line = {
+        **SHAREGPT_STARTING_WITH_A_REPLY,
+        "conversations": SHAREGPT_STARTING_WITH_A_REPLY["conversations"][1 - first :],
+    }
     with pytest.raises(ScriptError, match=rf"conversations\[{first}\]: 'gpt' comes before any question") as caught:
         read(tmp_path, line)
     assert WITHOUT_FIRST_REPLY in str(caught.value.hint)
 
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed")
-def test_the_way_to_go_without_first_replies_works_and_leaves_other_lines_alone(tmp_path: Path) -> None:
-    good = {"id": "b", "conversations": SHAREGPT_CUT_OUT["conversations"][2:]}
-    lines = "".join(json.dumps(line) + "\n" for line in (SHAREGPT_CUT_OUT, good))
+def test_the_command_of_the_hint_removes_first_replies_and_keeps_other_lines(tmp_path: Path) -> None:
+    good = {"id": "b", "conversations": SHAREGPT_STARTING_WITH_A_REPLY["conversations"][2:]}
+    lines = "".join(json.dumps(line) + "\n" for line in (SHAREGPT_STARTING_WITH_A_REPLY, good))
     command = shlex.split(WITHOUT_FIRST_REPLY)
-    made = subprocess.run(command, input=lines.encode(), capture_output=True, check=True).stdout
-    one, other = read(tmp_path, *made.splitlines()).conversations
-    assert (one.system, other.system) == ("Be brief.", None)
-    assert one.turns == other.turns == (Turn("Who are you?", "Nobody."),)
-    assert json.loads(made.splitlines()[1]) == good
+    output = subprocess.run(command, input=lines.encode(), capture_output=True, check=True).stdout
+    cut, unchanged = read(tmp_path, *output.splitlines()).conversations
+    assert (cut.system, unchanged.system) == ("Be brief.", None)
+    assert cut.turns == unchanged.turns == (Turn("Who are you?", "Nobody."),)
+    assert json.loads(output.splitlines()[1]) == good

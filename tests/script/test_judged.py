@@ -1,4 +1,4 @@
-"""The check `judge`: its values, its verdict from a ruling, and combinations with a missing one."""
+"""The check `judge`: its options, verdicts from rulings, and combinations with missing rulings."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ KIND = {"judge": "Kind."}
 
 def verdict(expect: Any, passed: bool | str | None = "not asked", reply: str = "Hello elm") -> Verdict:
     checks = parse_checks(expect, HERE)
-    rulings = {} if passed == "not asked" else {Rubric("Kind."): Ruling(passed, "so it is", "j#1")}  # type: ignore[arg-type]
+    rulings = {} if passed == "not asked" else {Rubric("Kind."): Ruling(passed, "the reason", "j#1")}  # type: ignore[arg-type]
     return judge_all(checks, ReplyFacts(reply, "stop", 3, rulings=rulings))
 
 
 @pytest.mark.parametrize(
-    ("expect", "named"),
+    ("expect", "problem"),
     [
         ({"judge": ""}, "must be a rubric"),
         ({"judge": ["Kind."]}, "must be a rubric"),
@@ -44,12 +44,12 @@ def verdict(expect: Any, passed: bool | str | None = "not asked", reply: str = "
         ({**KIND, "vote": 3}, "unknown key 'vote'"),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_place(expect: dict[str, Any], named: str) -> None:
-    with pytest.raises(ScriptError, match=f"^s.jsonl:3: .*{named}"):
+def test_an_invalid_value_is_refused_with_its_line(expect: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ScriptError, match=f"^s.jsonl:3: .*{problem}"):
         parse_checks(expect, HERE)
 
 
-def test_what_the_judge_sees_is_part_of_the_rubric() -> None:
+def test_the_rubric_has_the_options_of_the_check() -> None:
     (check,) = parse_checks({"judge": " Kind. ", "votes": 5, "context": "dialogue", "reference": True}, HERE)
     assert check.rubrics == (Rubric("Kind.", 5, "dialogue", True),)
     assert check.needs_reference
@@ -90,12 +90,12 @@ def test_a_missing_verdict_is_neither_a_pass_nor_a_fail_in_any_combination(
     assert result.missing == (found is None)
     if found is None:
         assert result.detail is not None
-        assert (NOT_ASKED if passed == "not asked" else "so it is") in result.detail
+        assert (NOT_ASKED if passed == "not asked" else "the reason") in result.detail
     else:
         assert (result.passed, result.score) == found
 
 
-def test_a_rubric_that_names_a_reference_it_does_not_show_is_a_probable_mistake(tmp_path: Path) -> None:
+def test_lint_finds_a_rubric_that_names_a_reference_without_showing_it(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     rubric = {"judge": "Says the same as the reference."}
     messages = [
@@ -108,7 +108,7 @@ def test_a_rubric_that_names_a_reference_it_does_not_show_is_a_probable_mistake(
     assert (warning.code, warning.place) == ("rubric-without-reference", "turn 0")
 
 
-def test_a_dry_run_says_how_much_a_judge_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_counts_the_questions_to_the_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "s.jsonl"
     turn = {"role": "user", "content": "Hi", "expect": [KIND, KIND, {"not": {"judge": "Rude."}}]}
     path.write_text(json.dumps({"messages": [turn, turn]}) + "\n")

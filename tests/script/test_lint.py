@@ -1,4 +1,4 @@
-"""Each trap is found where it is, and only there."""
+"""Lint: each rule finds its mistakes with their place, and nothing else."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CASES: list[tuple[dict[str, Any], list[tuple[str, str]]]] = [
 
 
 @pytest.mark.parametrize(("message", "expected"), CASES)
-def test_a_trap_in_a_user_message_is_found(
+def test_mistakes_in_a_user_message_are_found(
     message: dict[str, Any], expected: list[tuple[str, str]], tmp_path: Path
 ) -> None:
     assert codes(tmp_path, message) == expected
@@ -54,10 +54,10 @@ def test_system_messages_of_options_are_linted() -> None:
     assert lint_system(["", "Be brief.", "the end of a file\n", "also\r\n"]) == ()
 
 
-def test_the_place_names_system_turn_or_reference(tmp_path: Path) -> None:
+def test_the_place_of_a_warning_is_system_turn_or_reference(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": " s"}, user(), assistant("a "), user("b ")]
-    places = [("outer-space", "system"), ("outer-space", "turn 0 reference"), ("outer-space", "turn 1")]
-    assert codes(tmp_path, *messages) == places
+    expected = [("outer-space", "system"), ("outer-space", "turn 0 reference"), ("outer-space", "turn 1")]
+    assert codes(tmp_path, *messages) == expected
 
 
 def test_a_blank_line_in_a_reference_has_its_own_warning(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_blank_line_in_a_reference_has_its_own_warning(tmp_path: Path) -> None
     assert codes(tmp_path, user(), assistant(" ")) == [("empty-reference", "turn 0 reference")]
 
 
-def test_a_reference_that_does_not_begin_with_the_prefix_is_found(tmp_path: Path) -> None:
+def test_a_reference_without_the_reply_prefix_is_found(tmp_path: Path) -> None:
     messages = user(), assistant("So it is."), {**user(), "reply_prefix": "Yes"}, assistant("No.")
     script = read(tmp_path, conversation(*messages)).conversations
     assert [w.place for w in lint(script)] == ["turn 1 reference"]
@@ -80,13 +80,13 @@ def test_a_clean_conversation_has_no_warnings(tmp_path: Path) -> None:
     assert codes(tmp_path, SYSTEM, user("My name is Ada."), assistant("Hi Ada!"), user("Who am I?\nSay it.")) == []
 
 
-def test_turns_without_a_reference_matter_under_gold_history_only(tmp_path: Path) -> None:
+def test_missing_references_are_found_with_gold_history_only(tmp_path: Path) -> None:
     conversations = read(tmp_path, conversation(user("a"), user("b"), assistant("c"), user("d"))).conversations
     assert lint(conversations) == ()
     assert [(w.code, w.place) for w in lint(conversations, history="gold")] == [("missing-reference", "turn 0")]
 
 
-def test_a_warning_says_file_line_conversation_and_the_way_out(tmp_path: Path) -> None:
+def test_a_warning_has_file_line_and_conversation(tmp_path: Path) -> None:
     script = read(tmp_path, b"", conversation(user("a\n\nb"), id="x"))
     (warning,) = lint(script.conversations)
     assert (warning.source.line, warning.conversation) == (2, "x")
@@ -95,5 +95,5 @@ def test_a_warning_says_file_line_conversation_and_the_way_out(tmp_path: Path) -
 
 def test_every_code_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "scripts.md").read_text(encoding="utf-8")
-    for code in [*(trap.code for trap in lint_module._RULES), "missing-reference", "rubric-without-reference"]:
+    for code in [*(rule.code for rule in lint_module._RULES), "missing-reference", "rubric-without-reference"]:
         assert f"| `{code}` |" in text

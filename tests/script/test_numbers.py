@@ -1,4 +1,4 @@
-"""Numbers in answers: read exactly, or refused, and never misread."""
+"""Numbers in answers: read exactly or refused as unclear."""
 
 # ruff: noqa: E501 (tables of cases)
 
@@ -42,8 +42,8 @@ REFUSED = [
 
 @pytest.mark.parametrize(("text", "value"), READ)
 def test_a_number_is_read_exactly(text: str, value: str) -> None:
-    for around in ("{}", "It is {}.", "First 7, then {}", "= {}\n"):
-        assert last_number(around.format(text)) == Fraction(value)
+    for sentence in ("{}", "It is {}.", "First 7, then {}", "= {}\n"):
+        assert last_number(sentence.format(text)) == Fraction(value)
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_a_minus_is_a_sign_where_it_cannot_be_a_hyphen_a_bullet_or_between_two_n
 
 
 @pytest.mark.parametrize("text", NONE)
-def test_digits_glued_to_letters_or_an_exponent_mark_are_no_number(text: str) -> None:
+def test_digits_joined_to_letters_or_an_exponent_are_no_number(text: str) -> None:
     assert last_number(text) is None
 
 
 @pytest.mark.parametrize("text", REFUSED)
-def test_what_could_mean_different_numbers_is_refused(text: str) -> None:
+def test_an_ambiguous_number_is_refused(text: str) -> None:
     with pytest.raises(UnclearNumberError):
         last_number(f"It is {text}")
 
@@ -77,7 +77,7 @@ def test_only_the_last_number_has_to_be_clear() -> None:
 @pytest.mark.parametrize(
     "entry", [{"number": 5}, {"not": {"number": 5}}, {"any": [{"number": 5}, {"not": {"number": 6}}]}]
 )
-def test_a_refused_number_fails_the_check_whatever_stands_around_it(entry: object) -> None:
+def test_an_ambiguous_number_fails_its_check_in_any_combination(entry: object) -> None:
     found = judge_all(parse_checks(entry, SourceLine("a", 1)), ReplyFacts("3,5", "stop", 1))
     assert not found.passed
     assert found.score == 0
@@ -89,7 +89,7 @@ _AFTER = st.sampled_from(["", ".", " kg CO2", " m^2", "%", " km/h", " (exactly)"
 
 
 @given(st.integers(-(10**15), 10**15), st.integers(0, 999), _GROUPED, _MARKS, _AFTER, st.sampled_from(["-", "−", "–"]))
-def test_a_number_is_found_however_it_is_written(
+def test_a_number_is_read_in_every_notation(
     whole: int, rest: int, form: str, mark: str, after: str, minus: str
 ) -> None:
     decimals = f".{rest:03}" if "_" not in form else ""
@@ -112,7 +112,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 @given(st.integers(1, 999), st.integers(1, 999))
-def test_two_numbers_with_a_mark_between_them_are_never_read_as_the_second_alone(first: int, second: int) -> None:
+def test_numbers_joined_by_a_mark_are_not_read_as_the_second_alone(first: int, second: int) -> None:
     for mark in (",", "/", ":", ".", "'", "^", "e"):
         try:
             found = last_number(f"{first}{mark}{second}")

@@ -1,4 +1,4 @@
-"""Patterns of checks match what they match in Python's `re`."""
+"""Regular expressions of checks match what they match in Python's `re`."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def assert_same_matches(pattern: str, texts: list[str]) -> None:
             assert re.search(r"\(\?[imsaux-]*[ax]", pattern)  # flags that are refused
             return
     for text in texts:
-        one, other = expected.search(text), found.search(text, timeout=5)
-        assert (one and one.span()) == (other and other.span()), (pattern, text)
+        expected_match, match = expected.search(text), found.search(text, timeout=5)
+        assert (match and match.span()) == (expected_match and expected_match.span()), (pattern, text)
 
 
 @given(
@@ -100,7 +100,7 @@ def assert_same_matches(pattern: str, texts: list[str]) -> None:
 @example("a{e}", "ab")
 @example("x{,}", "xx")
 @example("[[:alpha:]]", "a")
-def test_a_pattern_matches_exactly_what_it_matches_in_re(pattern: str, text: str) -> None:
+def test_any_pattern_matches_what_it_matches_in_re(pattern: str, text: str) -> None:
     assert_same_matches(pattern, [*TEXTS, text])
 
 
@@ -119,7 +119,7 @@ def test_a_pattern_matches_exactly_what_it_matches_in_re(pattern: str, text: str
         ("^[b-d]+$", "abc", False),
         (r"^[^\W1]$", "a", True),
         (r"^[^\W1]$", "1", False),
-        (r"^(?>a+)ab$", "aab", False),  # what an atomic group took it keeps
+        (r"^(?>a+)ab$", "aab", False),  # an atomic group gives nothing back
         (r"^a++ab$", "aab", False),
         (r"^a+?b$", "aab", True),
         (r"a(?=b)", "ab", True),
@@ -144,7 +144,7 @@ def test_a_pattern_matches_exactly_what_it_matches_in_re(pattern: str, text: str
         (r"(?a)\w", "é", False),
     ],
 )
-def test_braces_and_classes_have_the_meaning_that_re_gives_them(pattern: str, text: str, matches: bool) -> None:
+def test_patterns_have_the_meaning_of_re(pattern: str, text: str, matches: bool) -> None:
     assert (compile_pattern(pattern).search(text) is not None) == matches == (re.search(pattern, text) is not None)
 
 

@@ -1,4 +1,4 @@
-"""Check plug-ins, as an installed package brings them."""
+"""Check plug-ins: of an installed package, broken, endless, and ending the process."""
 
 from __future__ import annotations
 
@@ -41,21 +41,23 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the example package installed into it by pip, without any network."""
+    """A folder into which pip has installed the example package, without a network."""
     source = tmp_path_factory.mktemp("source")
     for path in PACKAGE.iterdir():
         if path.is_file():
             (source / path.name).write_bytes(path.read_bytes())
     target = tmp_path_factory.mktemp("target")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
-    done = subprocess.run([*command, "--target", str(target), str(source)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    completed = subprocess.run(
+        [*command, "--target", str(target), str(source)], capture_output=True, text=True, check=False
+    )
+    assert completed.returncode == 0, completed.stderr
     return target
 
 
 def judged(entries: list[object], *paths: Path) -> list[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         input="\n".join(map(json.dumps, entries)),
         capture_output=True,
@@ -64,10 +66,10 @@ def judged(entries: list[object], *paths: Path) -> list[str]:
         env=environment,
         cwd=Path(__file__).parents[2],
     )
-    return done.stdout.splitlines()
+    return completed.stdout.splitlines()
 
 
-def test_an_installed_plug_in_brings_its_checks(installed: Path) -> None:
+def test_the_checks_of_an_installed_package_are_available(installed: Path) -> None:
     entries: list[object] = [
         {"words": 3},
         {"words": 2},
@@ -102,7 +104,7 @@ def test_without_the_package_its_kind_is_unknown() -> None:
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example package in this process, without installing it."""
+    """The example package in this process, not installed."""
     monkeypatch.syspath_prepend(str(PACKAGE))
     names = {"words": "Words", "explodes": "Explodes"}
     points = {kind: EntryPoint(kind, f"{PACKAGE.name}:{name}", checks.ENTRY_POINTS) for kind, name in names.items()}
@@ -124,7 +126,7 @@ def test_a_plug_in_that_raises_or_scores_out_of_range_is_a_row_error() -> None:
 
 
 @pytest.mark.usefixtures("example")
-def test_a_plug_in_that_cannot_read_its_value_is_told_with_the_place() -> None:
+def test_a_value_that_a_plug_in_cannot_read_is_refused_with_its_path() -> None:
     with pytest.raises(ScriptError, match=r"demo\.jsonl:3: expect\.explodes: the plug-in cannot read this: TypeError"):
         parse_checks({"explodes": []}, HERE)
     with pytest.raises(ScriptError, match=r"expect\.words: must be a number of words, got 'x'"):
@@ -132,7 +134,7 @@ def test_a_plug_in_that_cannot_read_its_value_is_told_with_the_place() -> None:
 
 
 class Uncallable:
-    parse = "by nothing"
+    parse = "not callable"
     options = frozenset[str]()
 
 
@@ -146,14 +148,14 @@ def broken_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("broken_plugin")
 @pytest.mark.parametrize("kind", ["broken", "odd", "uncallable"])
-def test_a_plug_in_that_cannot_be_loaded_is_named_with_the_way_out(kind: str) -> None:
+def test_a_plug_in_that_cannot_be_loaded_is_refused_by_name(kind: str) -> None:
     with pytest.raises(UsageError, match=f"the check '{kind}' is a plug-in that cannot be loaded") as caught:
         parse_checks({kind: 1}, HERE)
     assert "reinstall or remove" in str(caught.value.hint)
 
 
 @pytest.mark.usefixtures("broken_plugin")
-def test_a_broken_plug_in_does_not_disturb_other_checks() -> None:
+def test_a_broken_plug_in_does_not_affect_other_checks() -> None:
     assert "broken" in check_kinds()
     assert len(parse_checks({"equals": "a"}, HERE)) == 1
     with pytest.raises(ScriptError, match="unknown key 'brken'"):
@@ -168,7 +170,7 @@ def test_the_former_name_of_the_finish_reason_still_works() -> None:
         facts.finish = "stop"  # type: ignore[misc]
 
 
-class _Foreign:
+class _PluginCheck:
     def __init__(self, act: Callable[[], Any]) -> None:
         self._act = act
 
@@ -182,18 +184,18 @@ def _endless() -> NoReturn:
             sum(range(100))
 
 
-def test_a_plug_in_past_its_deadline_has_failed() -> None:
-    found = _Guarded("words", _Foreign(_endless), deadline_s=0.05).judge(FACTS)
+def test_a_plug_in_past_its_deadline_fails() -> None:
+    found = _Guarded("words", _PluginCheck(_endless), deadline_s=0.05).judge(FACTS)
     assert found == Verdict(False, 0.0, "gave up: took longer than 0.05 s", undecided=True)
 
 
 @pytest.mark.parametrize("error", [SystemExit(0), ValueError("no"), GeneratorExit()])
-def test_whatever_a_plug_in_raises_is_an_error_of_its_row(error: BaseException) -> None:
+def test_any_exception_of_a_plug_in_is_an_error_of_its_row(error: BaseException) -> None:
     def act() -> NoReturn:
         raise error
 
     with pytest.raises(RowError, match=f"the check 'words' failed with {type(error).__name__}"):
-        _Guarded("words", _Foreign(act)).judge(FACTS)
+        _Guarded("words", _PluginCheck(act)).judge(FACTS)
 
 
 ENDINGS: dict[str, Callable[[], None]] = {
@@ -204,20 +206,20 @@ ENDINGS: dict[str, Callable[[], None]] = {
 }
 
 
-@pytest.mark.parametrize("shown", ENDINGS)
-def test_a_plug_in_cannot_end_the_process(shown: str) -> None:
+@pytest.mark.parametrize("call", ENDINGS)
+def test_a_plug_in_cannot_end_the_process(call: str) -> None:
     def act() -> Verdict:
         with contextlib.suppress(Exception):
-            ENDINGS[shown]()
+            ENDINGS[call]()
         return Verdict(True, 1.0)
 
-    real = os._exit
-    with pytest.raises(RowError, match=re.escape(f"it tried to end the process: {shown}")):
-        _Guarded("words", _Foreign(act)).judge(FACTS)
-    assert os._exit is posix._exit is real
+    original_exit = os._exit
+    with pytest.raises(RowError, match=re.escape(f"it tried to end the process: {call}")):
+        _Guarded("words", _PluginCheck(act)).judge(FACTS)
+    assert os._exit is posix._exit is original_exit
 
 
-def test_child_processes_of_a_plug_in_end_as_they_do() -> None:
+def test_child_processes_of_a_plug_in_may_exit() -> None:
     def act() -> Verdict:
         child = os.fork()
         if child == 0:
@@ -225,10 +227,10 @@ def test_child_processes_of_a_plug_in_end_as_they_do() -> None:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         return Verdict(code == 7, 1.0, str(code))
 
-    assert _Guarded("words", _Foreign(act)).judge(FACTS) == Verdict(True, 1.0, "7")
+    assert _Guarded("words", _PluginCheck(act)).judge(FACTS) == Verdict(True, 1.0, "7")
 
 
-def test_a_signal_ends_the_process_also_while_a_plug_in_runs() -> None:
+def test_a_signal_ends_the_process_while_a_plug_in_runs() -> None:
     program = (
         "import signal, time; from rwkvbatch.signals import leave_at_once, staying_alive; leave_at_once()\n"
         "with staying_alive(): signal.raise_signal(signal.SIGTERM)\n"
@@ -237,26 +239,26 @@ def test_a_signal_ends_the_process_also_while_a_plug_in_runs() -> None:
     assert (found.returncode, found.stderr) == (143, "rwkvbatch: terminated\n")
 
 
-def test_ctrl_c_in_a_plug_in_is_ctrl_c() -> None:
+def test_keyboard_interrupt_in_a_plug_in_is_raised() -> None:
     def act() -> NoReturn:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        _Guarded("words", _Foreign(act)).judge(FACTS)
+        _Guarded("words", _PluginCheck(act)).judge(FACTS)
 
 
 @pytest.mark.parametrize(
-    "around",
+    "combine",
     [lambda entry: entry, lambda entry: {"not": entry}, lambda entry: {"not": {"all": [entry, {"equals": "x"}]}}],
 )
-def test_a_check_that_cannot_judge_has_failed_whatever_stands_around_it(
-    around: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+def test_a_check_that_raises_fails_in_any_combination(
+    combine: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def judge(*_: object) -> NoReturn:
         raise MemoryError
 
     monkeypatch.setattr("rwkvbatch.script.checks.text.Contains.judge", judge)
-    found = judge_all(parse_checks(around({"contains": "a"}), SourceLine("a", 1)), FACTS)
+    found = judge_all(parse_checks(combine({"contains": "a"}), SourceLine("a", 1)), FACTS)
     assert not found.passed
     assert found.score == 0
     assert "could not judge: MemoryError" in str(found.detail)

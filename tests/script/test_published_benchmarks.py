@@ -364,7 +364,7 @@ def test_labels_are_read_from_the_file_beside_the_records(tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", ["humaneval", "mbpp", "HumanEval"])
 def test_benchmarks_that_run_code_are_refused_with_the_reason(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"{name.lower()} is not imported: its checks run code") as caught:
-        import_benchmark(name, ["x.jsonl"], tmp_path / "out.jsonl")
+        import_benchmark(name, [str(tmp_path)], tmp_path / "out.jsonl")
     assert "rwkvbatch serve" in str(caught.value.hint)
 
 

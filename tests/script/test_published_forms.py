@@ -1,4 +1,4 @@
-"""Chat files as they are published: read by a rule that is documented, or refused with the rule."""
+"""Published chat files: keys, roles, arrays and ids that are read, ignored or refused."""
 
 # ruff: noqa: E501 (tables of cases)
 
@@ -15,19 +15,19 @@ from rwkvbatch.script.reader import Script, read_scripts
 from tests.script.writing import assistant, conversation, read, user
 
 
-def written(tmp_path: Path, text: str, name: str = "data.json") -> Script:
+def read_text(tmp_path: Path, text: str, name: str = "data.json") -> Script:
     (tmp_path / name).write_text(text, encoding="utf-8")
     return read_scripts([str(tmp_path / name)])
 
 
 def test_unknown_keys_beside_messages_are_ignored_and_counted(tmp_path: Path) -> None:
-    lines = [conversation(id=f"c{at}", source="web", prompt_id="p", label=1, prompt="x") for at in range(3)]
+    lines = [conversation(id=f"c{n}", source="web", prompt_id="p", label=1, prompt="x") for n in range(3)]
     script = read(tmp_path, *lines, conversation(user(weight=1)))
     assert [found.id for found in script.conversations] == ["c0", "c1", "c2", "line-4"]
     assert script.ignored == {"source": 3, "prompt_id": 3, "label": 3, "prompt": 3, "messages[].weight": 1}
 
 
-def test_the_name_of_a_person_is_counted_and_that_of_a_tool_is_read(tmp_path: Path) -> None:
+def test_the_name_of_a_user_is_ignored_and_that_of_a_tool_is_read(tmp_path: Path) -> None:
     call = {"role": "assistant", "content": None, "function_call": {"name": "clock", "arguments": "{}"}}
     result = {"role": "function", "name": "clock", "content": "noon"}
     script = read(tmp_path, conversation(user(name="Ada"), call, result, source="web"))
@@ -41,13 +41,13 @@ def test_a_role_that_is_no_text_beside_from_is_ignored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["message", "mesages", "tag", "param", "expects", "temprature", "max_token"])
-def test_near_misses_of_known_keys_are_errors_beside_messages(key: str, tmp_path: Path) -> None:
+def test_misspelt_keys_beside_messages_are_refused(key: str, tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match=f"unknown key '{key}'"):
         read(tmp_path, {**conversation(source="web"), key: 1})
 
 
 @pytest.mark.parametrize("key", ["expct", "parms", "contnt"])
-def test_near_misses_of_the_keys_of_messages_are_errors(key: str, tmp_path: Path) -> None:
+def test_misspelt_keys_of_messages_are_refused(key: str, tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match=rf"messages\[0\]: unknown key '{key}'"):
         read(tmp_path, conversation({**user(), key: 1}, id="x", source="web"))
 
@@ -56,7 +56,7 @@ def test_a_number_is_an_id_beside_other_keys_of_data_sets(tmp_path: Path) -> Non
     assert read(tmp_path, conversation(id=17, source="web")).conversations[0].id == "17"
 
 
-def test_conversations_may_have_roles_and_contents(tmp_path: Path) -> None:
+def test_conversations_may_have_the_keys_role_and_content(tmp_path: Path) -> None:
     script = read(tmp_path, {"id": "a", "conversations": [user(content="Hi"), assistant(content="Ho")]})
     (turn,) = script.conversations[0].turns
     assert (turn.user, turn.reference) == ("Hi", "Ho")
@@ -84,7 +84,7 @@ ROLES: list[tuple[list[dict[str, Any]], str]] = [
 
 @pytest.mark.parametrize(("messages", "message"), ROLES)
 @pytest.mark.parametrize("form", ["messages", "conversations", "conversation", "body"])
-def test_what_cannot_be_replayed_is_refused_by_name_in_all_forms(
+def test_messages_that_cannot_be_replayed_are_refused_in_every_form(
     messages: list[dict[str, Any]], message: str, form: str, tmp_path: Path
 ) -> None:
     line = {"custom_id": "x", "body": {"messages": messages}} if form == "body" else {form: messages, "source": "web"}
@@ -102,7 +102,7 @@ def test_a_line_of_no_known_form_lists_the_forms(line: dict[str, Any], tmp_path:
     assert "known forms have `messages`" in str(caught.value.hint)
 
 
-def test_the_temperature_that_a_question_requires_is_used(tmp_path: Path) -> None:
+def test_required_temperature_of_a_question_becomes_a_param(tmp_path: Path) -> None:
     script = read(tmp_path, {"question_id": 1, "turns": ["a"], "required_temperature": 0.1})
     assert dict(script.conversations[0].params) == {"temperature": 0.1}
 
@@ -112,14 +112,14 @@ ITEMS = [conversation(user(content="Hi")), conversation(user(content="Ho"), id="
 
 @pytest.mark.parametrize("indent", [None, 2])
 def test_the_array_of_a_json_file_is_read(indent: int | None, tmp_path: Path) -> None:
-    script = written(tmp_path, json.dumps(ITEMS, indent=indent))
+    script = read_text(tmp_path, json.dumps(ITEMS, indent=indent))
     assert [found.id for found in script.conversations] == ["item-1", "x"]
-    assert script.sha256 == written(tmp_path, "\ufeff" + json.dumps(ITEMS, indent=4)).sha256
+    assert script.sha256 == read_text(tmp_path, "\ufeff" + json.dumps(ITEMS, indent=4)).sha256
 
 
 def test_a_json_file_may_be_one_object_or_lines(tmp_path: Path) -> None:
-    assert len(written(tmp_path, json.dumps(ITEMS[0], indent=2)).conversations) == 1
-    assert len(written(tmp_path, "\n".join(map(json.dumps, ITEMS))).conversations) == 2
+    assert len(read_text(tmp_path, json.dumps(ITEMS[0], indent=2)).conversations) == 1
+    assert len(read_text(tmp_path, "\n".join(map(json.dumps, ITEMS))).conversations) == 2
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_json_file_may_be_one_object_or_lines(tmp_path: Path) -> None:
 )
 def test_a_bad_array_is_refused_with_its_line_and_item(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match=message):
-        written(tmp_path, text)
+        read_text(tmp_path, text)
 
 
 def test_bad_items_can_be_set_aside(tmp_path: Path) -> None:
@@ -157,6 +157,6 @@ def test_ids_and_tags_may_have_any_printable_character(name: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1bb", "a\u2028b", "a\u202eb", "\u3000a", "a\ue000", "a\x85b", ""])
-def test_ids_have_no_controls(name: str, tmp_path: Path) -> None:
+def test_ids_with_control_characters_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match="cannot be an id"):
         read(tmp_path, conversation(id=name))

@@ -1,4 +1,4 @@
-"""Files to conversations: what is in them, their places and ids."""
+"""Reading script files: conversations, ids, defaults, standard input, documents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rwkvbatch.script.reader import read_scripts
 from tests.script.writing import assistant, conversation, read, user, write
 
 
-def test_a_conversation_knows_what_it_says_and_where_it_stood(tmp_path: Path) -> None:
+def test_a_conversation_has_its_messages_params_and_source(tmp_path: Path) -> None:
     line = {
         "id": "names-1",
         "tags": ["memory", "memory"],
@@ -60,19 +60,21 @@ def test_ids_must_differ_between_all_files(tmp_path: Path) -> None:
         read_scripts([first, second])
 
 
-@pytest.mark.parametrize("given", ["a/b", "../../etc", "..", "ключ", "a b", "x" * 200, "=1+1"])
-def test_any_printable_id_is_taken(given: str, tmp_path: Path) -> None:
-    assert read(tmp_path, conversation(id=given)).conversations[0].id == given
+@pytest.mark.parametrize("conversation_id", ["a/b", "../../etc", "..", "ключ", "a b", "x" * 200, "=1+1"])
+def test_any_printable_id_is_accepted(conversation_id: str, tmp_path: Path) -> None:
+    assert read(tmp_path, conversation(id=conversation_id)).conversations[0].id == conversation_id
 
 
-@pytest.mark.parametrize("given", ["", "x" * 201, "a\nb", "a\x1b[0m", "a\x00", " a", "a ", "\u202ea", "a\u2028b"])
-def test_other_ids_are_refused(given: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "conversation_id", ["", "x" * 201, "a\nb", "a\x1b[0m", "a\x00", " a", "a ", "\u202ea", "a\u2028b"]
+)
+def test_ids_that_are_empty_long_or_not_printable_are_refused(conversation_id: str, tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match=r"demo\.jsonl:1: id: cannot be an id") as caught:
-        read(tmp_path, conversation(id=given))
+        read(tmp_path, conversation(id=conversation_id))
     assert "1 to 200 printable characters" in str(caught.value.hint)
 
 
-def test_standard_input_is_read_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_input_is_read_and_named_in_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     content = json.dumps(conversation()).encode() + b"\n{}\n"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
     with pytest.raises(ScriptError, match="<stdin>:2: messages: is missing"):
@@ -81,14 +83,14 @@ def test_standard_input_is_read_and_named(monkeypatch: pytest.MonkeyPatch) -> No
     assert read_scripts(["-"]).conversations[0].id == "line-1"
 
 
-def test_standard_input_cannot_be_given_twice_and_something_must_be_given() -> None:
+def test_standard_input_twice_and_no_script_are_refused() -> None:
     with pytest.raises(UsageError, match="only once"):
         read_scripts(["-", "-"])
     with pytest.raises(UsageError, match="no script"):
         read_scripts([])
 
 
-def test_a_byte_order_mark_and_carriage_returns_at_line_ends_are_taken(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_carriage_returns_at_line_ends_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "demo.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(json.dumps(conversation(id=i)).encode() for i in "ab"))
     assert [found.id for found in read_scripts([str(path)]).conversations] == ["a", "b"]
@@ -114,7 +116,7 @@ def test_a_file_that_cannot_be_opened_is_refused(name: str, tmp_path: Path) -> N
         read_scripts([str(tmp_path / name)])
 
 
-def test_defaults_are_given_to_every_conversation_of_their_file_only(tmp_path: Path) -> None:
+def test_defaults_apply_to_every_conversation_of_their_file_only(tmp_path: Path) -> None:
     defaults = {"tags": ["all"], "params": {"temperature": 0, "top_p": 1}, "expect": {"max_tokens": 9}}
     first = write(
         tmp_path / "a.jsonl",
@@ -122,18 +124,21 @@ def test_defaults_are_given_to_every_conversation_of_their_file_only(tmp_path: P
         conversation(user("a", expect={"equals": "x"}), user("b"), tags=["own"], params={"top_p": 0.5}),
     )
     second = write(tmp_path / "b.jsonl", conversation())
-    one, other = read_scripts([first, second]).conversations
-    assert (one.tags, one.params) == (("all", "own"), {"temperature": 0, "top_p": 0.5})
-    assert [[check.kind for check in turn.checks] for turn in one.turns] == [["equals", "max_tokens"], ["max_tokens"]]
-    assert (other.tags, other.params, other.turns[0].checks) == ((), {}, ())
+    with_defaults, without = read_scripts([first, second]).conversations
+    assert (with_defaults.tags, with_defaults.params) == (("all", "own"), {"temperature": 0, "top_p": 0.5})
+    assert [[check.kind for check in turn.checks] for turn in with_defaults.turns] == [
+        ["equals", "max_tokens"],
+        ["max_tokens"],
+    ]
+    assert (without.tags, without.params, without.turns[0].checks) == ((), {}, ())
 
 
-def test_a_conversations_own_checks_are_given_to_every_turn(tmp_path: Path) -> None:
+def test_checks_of_a_conversation_apply_to_every_turn(tmp_path: Path) -> None:
     (found,) = read(tmp_path, conversation(user("a"), user("b"), expect={"not_contains": "!"})).conversations
     assert [[check.kind for check in turn.checks] for turn in found.turns] == [["not_contains"]] * 2
 
 
-def test_the_hash_of_a_script_is_that_of_what_it_says(tmp_path: Path) -> None:
+def test_the_hash_of_a_script_depends_on_content_and_order_only(tmp_path: Path) -> None:
     lines = [conversation(user("a"), id="a"), conversation(user("b"), id="b")]
     plain = read(tmp_path, *lines).sha256
     assert read(tmp_path, b"", *(dict(reversed(line.items())) for line in lines)).sha256 == plain
@@ -141,7 +146,7 @@ def test_the_hash_of_a_script_is_that_of_what_it_says(tmp_path: Path) -> None:
     assert read(tmp_path, conversation(user("A"), id="a"), lines[1]).sha256 != plain
 
 
-def test_a_json_file_may_hold_lines_and_has_a_limit_as_one_text(
+def test_a_json_file_with_a_comment_or_too_large_an_array_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "demo.json", b"# a comment", conversation())
@@ -158,12 +163,12 @@ def test_a_json_file_may_hold_lines_and_has_a_limit_as_one_text(
     ("paths", "message"),
     [([], "no file is given"), (["a.txt", ""], "the name of a file is empty"), (["-", "-"], "can be read only once")],
 )
-def test_documents_need_names_that_can_be_read(paths: list[str], message: str) -> None:
+def test_invalid_names_of_documents_are_refused(paths: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         read_documents(paths)
 
 
-def test_a_document_may_have_any_further_key(tmp_path: Path) -> None:
+def test_further_keys_of_a_document_are_ignored(tmp_path: Path) -> None:
     path = write(tmp_path / "texts.jsonl", {"text": "Once upon a time.", "body": "x", "meta": {"lang": "en"}})
     (found,) = read_documents([path]).conversations
     assert found.turns[0].reference == "Once upon a time."

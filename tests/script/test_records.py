@@ -1,4 +1,4 @@
-"""Conversations as values."""
+"""Conversations as values: hashes, pickling, short names of params."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FULL: dict[str, Any] = conversation(
 )
 
 
-def test_the_hash_does_not_depend_on_the_place(tmp_path: Path) -> None:
+def test_the_hash_does_not_depend_on_the_line(tmp_path: Path) -> None:
     first = read(tmp_path, FULL).conversations[0]
     second = read(tmp_path, b"", conversation(id="other"), FULL).conversations[1]
     assert first == second
@@ -51,15 +51,15 @@ def test_the_hash_is_the_same_on_every_machine(tmp_path: Path) -> None:
         {"expect": {"finish": "stop"}},
     ],
 )
-def test_everything_that_a_conversation_says_is_in_its_hash(change: dict[str, Any], tmp_path: Path) -> None:
+def test_the_hash_depends_on_all_content(change: dict[str, Any], tmp_path: Path) -> None:
     assert read(tmp_path, {**FULL, **change}).conversations[0].sha256 != read(tmp_path, FULL).conversations[0].sha256
 
 
-def test_conversations_travel_between_processes(tmp_path: Path) -> None:
+def test_conversations_can_be_pickled(tmp_path: Path) -> None:
     (found,) = read(tmp_path, FULL).conversations
-    back = pickle.loads(pickle.dumps(found))
-    assert back == found
-    assert back.sha256 == found.sha256
+    copied = pickle.loads(pickle.dumps(found))
+    assert copied == found
+    assert copied.sha256 == found.sha256
 
 
 class TestShortNamesOfParams:
@@ -68,14 +68,14 @@ class TestShortNamesOfParams:
     OLD: ClassVar = {"presence": 0.1, "frequency": 0.2, "decay": 0.9, "ban": [0]}
     NEW: ClassVar = {"presence_penalty": 0.1, "frequency_penalty": 0.2, "penalty_decay": 0.9, "banned_token_ids": [0]}
 
-    def test_they_mean_the_same_and_the_digest_is_that_of_the_old_script(self) -> None:
+    def test_short_names_are_read_as_full_names_with_the_former_digest(self) -> None:
         source = SourceLine("a.jsonl", 1)
         old, new = parse_params(self.OLD, source), parse_params(self.NEW, source)
         assert old == new
         assert set(new) == set(self.NEW)
-        made = Conversation("a", None, (Turn("hi", params=new),), (), new, source)
-        # The digest that the version which knew only the short names gave; old runs are continued by it.
-        assert made.sha256 == "72e118cd62a5b182aeb5b876b09c4f03c4f7f7a85d82ff5219a9c0f628ddb1b1"
+        conversation_with_params = Conversation("a", None, (Turn("hi", params=new),), (), new, source)
+        # The digest of the version that had only the short names; its runs are resumed by it.
+        assert conversation_with_params.sha256 == "72e118cd62a5b182aeb5b876b09c4f03c4f7f7a85d82ff5219a9c0f628ddb1b1"
 
     def test_both_names_of_one_setting_are_refused(self) -> None:
         with pytest.raises(ScriptError, match="ban and banned_token_ids"):

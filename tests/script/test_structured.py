@@ -1,4 +1,4 @@
-"""JSON in answers: fences, exact arithmetic, formats, deadlines."""
+"""JSON in answers: fenced blocks, exact arithmetic, formats, deadlines."""
 
 # ruff: noqa: E501 (tables of cases)
 
@@ -30,7 +30,7 @@ FENCED = [
 
 
 @pytest.mark.parametrize("text", FENCED)
-def test_a_fenced_block_is_read_in_all_the_ways_that_models_write_it(text: str) -> None:
+def test_a_fenced_block_is_read_in_all_notations(text: str) -> None:
     assert judge({"json": True}, text).passed
     assert not judge({"json": True}, f"Here it is:\n{text}").passed
     assert judge({"json": True, "prose": True}, f"Here it is:\n\n{text}\n\nI hope that helps!").passed
@@ -41,7 +41,7 @@ def test_a_fenced_block_is_read_in_all_the_ways_that_models_write_it(text: str) 
 @pytest.mark.parametrize(
     "text", ['```python\n{"a": 1}\n```', '```json\n{"a": 1}\n~~~', '```json\n{"a": 1}', "```json\n```", "```"]
 )
-def test_what_is_no_fenced_block_of_json_fails(text: str) -> None:
+def test_a_text_without_a_fenced_block_of_json_fails(text: str) -> None:
     assert not judge({"json": True}, text).passed
     assert not judge({"json": True, "prose": True}, text).passed
 
@@ -81,7 +81,7 @@ def test_multiples_are_computed_exactly(step: float, value: float, valid: bool) 
     [("[1, true]", True), ("[1, 1.0]", False), ("[0, false]", True), ('[{"a": 1, "b": [2]}, {"b": [2.0], "a": 1}]', False),
      ('["1", 1]', True), ("[[], {}]", True), ("[null, null]", False)],
 )  # fmt: skip
-def test_equal_items_are_those_that_json_schema_says_are_equal(items: str, valid: bool) -> None:
+def test_items_are_compared_as_json_schema_defines(items: str, valid: bool) -> None:
     assert judge({"json": {"uniqueItems": True}}, items).passed == valid
 
 
@@ -103,7 +103,7 @@ def test_a_format_is_checked(name: str) -> None:
     assert judge({"json": {"format": name}}, "1").passed
 
 
-def test_an_unknown_format_is_refused_and_a_property_of_that_name_is_not() -> None:
+def test_an_unknown_format_is_refused_and_a_property_named_format_is_not() -> None:
     with pytest.raises(ScriptError, match="the format 'int32', which is not checked; known: date, time"):
         judge({"json": {"properties": {"a": {"format": "int32"}}}}, "1")
     named = {"properties": {"format": {"type": "string"}, "patternProperties": {}}, "const": {"format": "int32"}}
@@ -111,20 +111,20 @@ def test_an_unknown_format_is_refused_and_a_property_of_that_name_is_not() -> No
 
 
 @pytest.mark.parametrize("reply", ["7" * 5000, "[" * 20_000 + "]" * 20_000])
-def test_json_beyond_the_parser_is_neither_valid_nor_invalid(reply: str) -> None:
+def test_json_beyond_the_limits_of_the_parser_is_undecided(reply: str) -> None:
     for raw in ({"json": "valid"}, {"not": {"json": "valid"}}):
         found = judge(raw, reply)
         assert (found.passed, found.undecided) == (False, True)
         assert "gave up reading JSON: it " in str(found.detail)
 
 
-def test_unique_items_of_many_objects_are_judged_at_once() -> None:
+def test_unique_items_of_many_objects_are_judged_within_the_deadline() -> None:
     items = [{"id": number, "tags": [number, str(number)]} for number in range(6000)]
     assert judge({"json": {"uniqueItems": True}}, json.dumps(items)).passed
     assert not judge({"json": {"uniqueItems": True}}, json.dumps([*items, items[0]])).passed
 
 
-def test_a_schema_past_its_deadline_has_failed_whatever_stands_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_schema_past_its_deadline_fails_in_any_combination(monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {f"d{number}": {"allOf": [{"$ref": f"#/$defs/d{number + 1}"}]} for number in range(100)}
     names["d100"] = {"type": "integer"}
     schema = {"$defs": names, "items": {"$ref": "#/$defs/d50"}}
@@ -143,6 +143,6 @@ def test_a_schema_past_its_deadline_has_failed_whatever_stands_around_it(monkeyp
         ({"choice": "A"}, "choice: the turn has no choices", False),
     ],
 )
-def test_a_check_without_what_it_compares_with_has_failed(entry: dict[str, Any], detail: str, undecided: bool) -> None:
+def test_a_check_without_a_reference_or_choices_fails(entry: dict[str, Any], detail: str, undecided: bool) -> None:
     found = judge(entry, "A")
     assert (found.passed, found.detail, found.undecided) == (False, detail, undecided)

@@ -1,4 +1,4 @@
-"""OpenAI's tools, tool calls and results become the texts of RWKV-LM's templates file; the check `tool_call`."""
+"""Tools, tool calls and results in the text form of RWKV-LM's templates file, and the check `tool_call`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ RESULT = {
 EXAMPLE = json.loads(
     r'''"System: Tools:\n[\n{\"name\":\"find_free_slots\",\"description\":\"Find free calendar slots\",\"arguments\":{\"date\":{\"type\":\"string\"},\"duration_minutes\":{\"type\":\"integer\"},\"time_window\":{\"type\":\"string\"}}},\n{\"name\":\"create_calendar_event\",\"description\":\"Create a calendar event\",\"arguments\":{\"title\":{\"type\":\"string\"},\"start_time\":{\"type\":\"string\"},\"end_time\":{\"type\":\"string\"},\"attendees\":{\"type\":\"array\",\"items\":{\"type\":\"string\"}}}}\n]\nReturn only a JSON function call.\n\nUser: Schedule a 30-minute sync with Bob on 2026-05-08 afternoon.\n\nAssistant: ```json\n{\"name\":\"find_free_slots\",\"arguments\":{\"date\":\"2026-05-08\",\"duration_minutes\":30,\"time_window\":\"afternoon\"}}\n```\n\nUser: Function output:\n{\"free_slots\":[{\"start\":\"2026-05-08T15:00:00+09:00\",\"end\":\"2026-05-08T15:30:00+09:00\"}],\"bob_email\":\"bob@example.com\"}\n\nAssistant: ```json"'''  # noqa: E501
 )
-"""The second example of function calls in RWKV-LM's `RWKV-v7/RWKV7-G1x-templates.txt` (2026-07-18), as it stands."""
+"""The second example of function calls in RWKV-LM's `RWKV-v7/RWKV7-G1x-templates.txt` (2026-07-18), verbatim."""
 
 
 def prompt(conversation: Conversation) -> str:
@@ -70,7 +70,7 @@ def prompt(conversation: Conversation) -> str:
     return "".join(parts) + form.turn(last.user) + (f" {prefix}" if prefix else "")
 
 
-def one(tmp_path: Path, line: dict[str, Any]) -> Conversation:
+def read_one(tmp_path: Path, line: dict[str, Any]) -> Conversation:
     return read(tmp_path, line).conversations[0]
 
 
@@ -90,55 +90,55 @@ def one(tmp_path: Path, line: dict[str, Any]) -> Conversation:
     ],
     ids=["openai", "native", "bare functions", "batch", "former names"],
 )
-def test_the_prompt_is_the_example_of_the_templates_file(line: dict[str, Any], tmp_path: Path) -> None:
-    found = one(tmp_path, line)
+def test_every_form_of_tools_gives_the_prompt_of_the_templates_file(line: dict[str, Any], tmp_path: Path) -> None:
+    found = read_one(tmp_path, line)
     assert prompt(found) == EXAMPLE
-    assert one(tmp_path, native_record(found)) == found
+    assert read_one(tmp_path, native_record(found)) == found
 
 
-def test_the_tools_stand_after_the_scripts_own_system_message(tmp_path: Path) -> None:
-    found = one(tmp_path, conversation({"role": "system", "content": "Be brief."}, ASKED, tools=TOOLS))
+def test_tools_are_listed_after_the_system_message_of_the_script(tmp_path: Path) -> None:
+    found = read_one(tmp_path, conversation({"role": "system", "content": "Be brief."}, ASKED, tools=TOOLS))
     assert found.system == "Be brief."
     assert prompt(found).startswith("System: Be brief.\nTools:\n[\n{")
 
 
-def test_required_arguments_are_shown_where_others_are_optional(tmp_path: Path) -> None:
-    some = {**SLOTS, "parameters": {**SLOTS["parameters"], "required": ["date"]}}  # type: ignore[dict-item]
-    assert '}},"required":["date"]}' in prompt(one(tmp_path, conversation(ASKED, tools=[some])))
+def test_required_arguments_are_listed_when_some_are_optional(tmp_path: Path) -> None:
+    with_optional = {**SLOTS, "parameters": {**SLOTS["parameters"], "required": ["date"]}}  # type: ignore[dict-item]
+    assert '}},"required":["date"]}' in prompt(read_one(tmp_path, conversation(ASKED, tools=[with_optional])))
 
 
-def test_a_schema_that_the_short_form_would_cut_stays_whole(tmp_path: Path) -> None:
+def test_a_schema_that_the_short_form_cannot_express_is_shown_whole(tmp_path: Path) -> None:
     schema = {"$defs": {"d": {"type": "string"}}, "properties": {"date": {"$ref": "#/$defs/d"}}}
-    text = prompt(one(tmp_path, conversation(ASKED, tools=[{"name": "f", "parameters": schema}])))
+    text = prompt(read_one(tmp_path, conversation(ASKED, tools=[{"name": "f", "parameters": schema}])))
     assert '{"name":"f","parameters":{"$defs":{"d":{"type":"string"}},"properties":' in text
 
 
-def test_a_reply_in_words_does_not_begin_with_a_call(tmp_path: Path) -> None:
-    found = one(tmp_path, conversation(ASKED, CALLS, RESULT, assistant("At 15:00."), user("Thanks"), tools=TOOLS))
+def test_a_turn_whose_reference_is_no_call_has_no_reply_prefix(tmp_path: Path) -> None:
+    found = read_one(tmp_path, conversation(ASKED, CALLS, RESULT, assistant("At 15:00."), user("Thanks"), tools=TOOLS))
     assert [turn.params["reply_prefix"] for turn in found.turns] == ["```json", "", "```json"]
 
 
-def test_a_named_function_is_begun_and_none_shows_no_tools(tmp_path: Path) -> None:
+def test_tool_choice_starts_the_call_of_a_named_function_or_removes_the_tools(tmp_path: Path) -> None:
     chosen = {"type": "function", "function": {"name": "find_free_slots"}}
-    found = one(tmp_path, conversation(ASKED, CALLS, tools=TOOLS, tool_choice=chosen))
-    begun = found.turns[0].params["reply_prefix"]
-    assert begun == '```json\n{"name":"find_free_slots","arguments":'
-    assert (found.turns[0].reference or "").startswith(begun)
-    without = one(tmp_path, conversation(ASKED, tools=TOOLS, tool_choice="none"))
+    found = read_one(tmp_path, conversation(ASKED, CALLS, tools=TOOLS, tool_choice=chosen))
+    reply_prefix = found.turns[0].params["reply_prefix"]
+    assert reply_prefix == '```json\n{"name":"find_free_slots","arguments":'
+    assert (found.turns[0].reference or "").startswith(reply_prefix)
+    without = read_one(tmp_path, conversation(ASKED, tools=TOOLS, tool_choice="none"))
     assert (without.tools, without.turns[0].params) == ((), {})
 
 
-def test_a_messages_own_prefix_stays(tmp_path: Path) -> None:
-    found = one(tmp_path, conversation({**ASKED, "reply_prefix": "Well,"}, tools=TOOLS))
+def test_an_explicit_reply_prefix_is_kept(tmp_path: Path) -> None:
+    found = read_one(tmp_path, conversation({**ASKED, "reply_prefix": "Well,"}, tools=TOOLS))
     assert found.turns[0].params["reply_prefix"] == "Well,"
-    found = one(tmp_path, conversation(ASKED, tools=TOOLS, params={"reply_prefix": "Well,"}))
+    found = read_one(tmp_path, conversation(ASKED, tools=TOOLS, params={"reply_prefix": "Well,"}))
     assert (found.params["reply_prefix"], found.turns[0].params) == ("Well,", {})
 
 
-def test_several_calls_and_their_results_stand_below_each_other_in_the_order_of_the_calls(tmp_path: Path) -> None:
+def test_several_calls_and_results_are_in_the_order_of_the_calls(tmp_path: Path) -> None:
     calls = {**CALLS, "tool_calls": [CALL, {**CALL, "id": "c2"}]}
     results = [{"role": "tool", "tool_call_id": name, "content": name.upper()} for name in ("c2", "c1")]
-    found = one(tmp_path, conversation(ASKED, calls, *results, tools=TOOLS))
+    found = read_one(tmp_path, conversation(ASKED, calls, *results, tools=TOOLS))
     text = CALL["function"]["name"]  # type: ignore[index]
     assert len(found.turns) == 2
     assert (found.turns[0].reference or "").startswith(f'```json\n[\n{{"name":"{text}",')
@@ -146,9 +146,9 @@ def test_several_calls_and_their_results_stand_below_each_other_in_the_order_of_
     assert len(calls_in(found.turns[0].reference or "")) == 2
 
 
-def test_a_result_may_follow_the_models_own_call_and_have_checks(tmp_path: Path) -> None:
+def test_a_result_without_a_call_before_it_may_have_checks(tmp_path: Path) -> None:
     result = {"role": "tool", "content": "{}", "expect": {"contains": "x"}}
-    found = one(tmp_path, conversation({**ASKED, "expect": {"tool_call": "find_free_slots"}}, result, tools=TOOLS))
+    found = read_one(tmp_path, conversation({**ASKED, "expect": {"tool_call": "find_free_slots"}}, result, tools=TOOLS))
     assert [len(turn.checks) for turn in found.turns] == [1, 1]
     assert found.turns[1].user == "Function output:\n{}"
 
@@ -191,7 +191,9 @@ def test_a_result_may_follow_the_models_own_call_and_have_checks(tmp_path: Path)
         (conversation(ASKED, tools=TOOLS, functions=[SLOTS]), "functions: is the former name of tools"),
     ],
 )
-def test_what_cannot_be_read_is_refused_by_its_place(line: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_invalid_tools_and_calls_are_refused_with_their_path(
+    line: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ScriptError, match=message):
         read(tmp_path, line)
 
@@ -238,7 +240,7 @@ def test_calls_are_compared_by_name_and_by_arguments_as_json_values(expected: An
 
 
 @pytest.mark.parametrize(("reply", "passes"), [(fenced("f", {"a": 1}), True), (fenced("f"), False), ("No.", False)])
-def test_true_expects_the_calls_of_the_reference(reply: str, passes: bool) -> None:
+def test_tool_call_true_expects_the_calls_of_the_reference(reply: str, passes: bool) -> None:
     (check,) = parse_checks({"tool_call": True}, HERE)
     assert check.needs_reference
     assert check.judge(ReplyFacts(reply, "stop", 5, fenced("f", {"a": 1}))).passed == passes
@@ -249,41 +251,41 @@ def test_true_expects_the_calls_of_the_reference(reply: str, passes: bool) -> No
     assert str(wrong.detail).startswith("the reference is no call")
 
 
-def test_a_reference_may_give_arguments_as_an_object(tmp_path: Path) -> None:
-    """OpenAI's API has a string of JSON there; others write the object itself."""
+def test_arguments_of_a_call_may_be_an_object(tmp_path: Path) -> None:
+    """OpenAI's API has a string of JSON; other programs write the object."""
     call = {"function": {"name": "find_free_slots", "arguments": ARGUMENTS}}
-    found = one(
+    found = read_one(
         tmp_path, conversation(ASKED, {**CALLS, "tool_calls": [call]}, RESULT | {"tool_call_id": None}, tools=TOOLS)
     )
     assert prompt(found) == EXAMPLE
 
 
-def test_further_arguments_may_be_allowed() -> None:
+def test_allow_extra_allows_further_arguments() -> None:
     (check,) = parse_checks({"tool_call": {"name": "f", "arguments": {"a": 1}}, "allow_extra": True}, HERE)
     assert check.judge(ReplyFacts(fenced("f", {"a": 1, "b": 2}), "stop", 5)).passed
     assert not check.judge(ReplyFacts(fenced("f", {"b": 2}), "stop", 5)).passed
 
 
 @pytest.mark.parametrize("wrong", [False, 1, "", {}, {"name": "f", "args": {}}, {"name": "f", "arguments": "{}"}, [1]])
-def test_a_wrong_expectation_is_refused(wrong: Any) -> None:
+def test_an_invalid_expectation_is_refused(wrong: Any) -> None:
     with pytest.raises(ScriptError, match="tool_call"):
         parse_checks({"tool_call": wrong}, HERE)
 
 
 def test_calls_of_unknown_functions_are_found_by_lint(tmp_path: Path) -> None:
     other = {**CALLS, "tool_calls": [{"function": {"name": "g", "arguments": "{}"}}]}
-    found = lint([one(tmp_path, conversation({**ASKED, "expect": {"tool_call": "h"}}, other, tools=TOOLS))])
+    found = lint([read_one(tmp_path, conversation({**ASKED, "expect": {"tool_call": "h"}}, other, tools=TOOLS))])
     assert [(warning.code, warning.place) for warning in found] == [
         ("unknown-function", "turn 0 reference"),
         ("unknown-function", "turn 0"),
     ]
-    assert not lint([one(tmp_path, conversation(ASKED, CALLS, RESULT, tools=TOOLS))])
+    assert not lint([read_one(tmp_path, conversation(ASKED, CALLS, RESULT, tools=TOOLS))])
 
 
-def test_the_order_of_keys_that_the_prompt_shows_is_part_of_the_digest(tmp_path: Path) -> None:
+def test_the_digest_depends_on_the_order_of_keys_in_the_prompt(tmp_path: Path) -> None:
     other = {**SLOTS, "parameters": {"properties": dict(reversed(SLOTS["parameters"]["properties"].items()))}}  # type: ignore[index]
     first, second = (
-        one(tmp_path, conversation(ASKED, tools=[tool], id="x", tags=[]))
+        read_one(tmp_path, conversation(ASKED, tools=[tool], id="x", tags=[]))
         for tool in ({**SLOTS, "parameters": {"properties": SLOTS["parameters"]["properties"]}}, other)  # type: ignore[index]
     )
     assert prompt(first) != prompt(second)

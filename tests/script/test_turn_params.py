@@ -1,4 +1,4 @@
-"""Params of a single turn: read from its user message, and over those of the conversation."""
+"""Params of single turns, read from their user messages."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ def test_a_user_message_may_have_params(tmp_path: Path) -> None:
     assert [dict(turn.params) for turn in found.turns] == [{"temperature": 0.2, "seed": 7}, {}]
 
 
-def test_the_beginning_of_a_reply_is_one_of_them(tmp_path: Path) -> None:
+def test_reply_prefix_of_a_message_is_a_param_of_its_turn(tmp_path: Path) -> None:
     first, second = conversation({**user("a"), "reply_prefix": "So"}, id="x"), user("a", params={"reply_prefix": "So"})
     assert read(tmp_path, first).sha256 == read(tmp_path, conversation(second, id="x")).sha256
     assert dict(read(tmp_path, first).conversations[0].turns[0].params) == {"reply_prefix": "So"}
 
 
-def test_token_0_is_for_a_conversation_or_a_file(tmp_path: Path) -> None:
+def test_bos_is_a_param_of_a_conversation_or_of_defaults(tmp_path: Path) -> None:
     defaults = {"defaults": {"params": {"bos": True, "reply_prefix": "So"}}}
-    own = conversation(user("a"), id="x", params={"bos": "off", "think": "fake"})
-    (found,) = read(tmp_path, defaults, own).conversations
+    line = conversation(user("a"), id="x", params={"bos": "off", "think": "fake"})
+    (found,) = read(tmp_path, defaults, line).conversations
     assert dict(found.params) == {"bos": "off", "reply_prefix": "So", "think": "fake"}
 
 
-def test_they_are_part_of_what_a_conversation_says(tmp_path: Path) -> None:
+def test_the_hash_of_a_conversation_depends_on_params_of_turns(tmp_path: Path) -> None:
     lines = [conversation(user("a", params=params), id="x") for params in ({}, {"seed": 7})]
-    plain, other = (read(tmp_path, line).conversations[0].sha256 for line in lines)
-    assert plain != other
-    assert plain == read(tmp_path, conversation(user("a"), id="x")).conversations[0].sha256
+    without_params, with_params = (read(tmp_path, line).conversations[0].sha256 for line in lines)
+    assert with_params != without_params
+    assert without_params == read(tmp_path, conversation(user("a"), id="x")).conversations[0].sha256
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "problem"),
     [
         (conversation(user("a", params={"temprature": 1}), id="x"), r"messages\[0\].params"),
         (conversation(user("a", params={"temperature": -1}), id="x"), "temperature"),
@@ -59,6 +59,8 @@ def test_they_are_part_of_what_a_conversation_says(tmp_path: Path) -> None:
         (conversation(user("a"), id="x", params={"bos": 1}), "bos: must be 'auto', 'on' or 'off', got 1"),
     ],
 )
-def test_wrong_ones_are_refused_with_their_place(tmp_path: Path, line: dict[str, Any], said: str) -> None:
-    with pytest.raises(ScriptError, match=said):
+def test_invalid_params_of_messages_are_refused_with_their_path(
+    tmp_path: Path, line: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ScriptError, match=problem):
         read(tmp_path, line)

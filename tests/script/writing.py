@@ -1,4 +1,4 @@
-"""Scripts for tests."""
+"""Messages, conversations and script files for tests."""
 
 from __future__ import annotations
 

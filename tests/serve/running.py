@@ -1,4 +1,4 @@
-"""A server on a free port of this process, over the bundled model."""
+"""A server in this process on a free port, over the bundled model, and raw HTTP requests."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SETTINGS = RunSettings(threads=1, max_tokens=24)
 class Server:
     """A running server and a plain client of it."""
 
-    def __init__(self, serving: Serving, opened: LoadedServer) -> None:
+    def __init__(self, serving: Serving, loaded: LoadedServer) -> None:
         self.serving = serving
-        self.opened = opened
+        self.loaded = loaded
         self.url = serving.url
-        self.batcher = opened.batcher
+        self.batcher = loaded.batcher
         self.address = (str(urlsplit(self.url).hostname), int(urlsplit(self.url).port or 0))
 
     def send(
@@ -35,9 +35,9 @@ class Server:
         """Status, decoded JSON body and headers; `body` is an object for JSON, or bytes."""
         connection = http.client.HTTPConnection(*self.address, timeout=20)
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-        given = {"content-type": "application/json", **(headers or {})}
+        all_headers = {"content-type": "application/json", **(headers or {})}
         try:
-            connection.request(method or ("GET" if body is None else "POST"), path, data, given)
+            connection.request(method or ("GET" if body is None else "POST"), path, data, all_headers)
             response = connection.getresponse()
             content = response.read()
             kind = response.headers.get("content-type", "")
@@ -53,25 +53,32 @@ class Server:
         return self.send("/v1/completions", {"model": MODEL, "prompt": prompt, **fields})
 
 
+def raw_post(path: str, fields: object) -> bytes:
+    """A POST request with a JSON body, as bytes for a socket."""
+    body = json.dumps(fields).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
 @contextmanager
 def running(change: Callable[[LoadedServer], None] = lambda _: None, **arguments: Any) -> Generator[Server]:
-    opened = LoadedServer(replace(ServeArguments(SETTINGS, port=0), **arguments))
-    change(opened)
-    serving = Serving(opened)
+    loaded = LoadedServer(replace(ServeArguments(SETTINGS, port=0), **arguments))
+    change(loaded)
+    serving = Serving(loaded)
     ready = threading.Event()
     thread = threading.Thread(target=serving.run, args=(ready.set,))
     thread.start()
     try:
         assert ready.wait(20)
-        yield Server(serving, opened)
+        yield Server(serving, loaded)
     finally:
         serving.stop()
         thread.join(20)
         assert not thread.is_alive()
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
-    until = time.monotonic() + seconds
+def eventually(condition: Callable[[], bool], timeout_s: float = 60.0) -> bool:
+    until = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > until:
             return False

@@ -1,4 +1,4 @@
-"""The gate before the routes, without a server."""
+"""The gate before the routes: responses that fail, counted responses, disconnections; without a server."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rwkvbatch.serve.app import Access, _Gate, _wait_for_disconnect
 SCOPE = {"type": "http", "method": "GET", "path": "/x", "headers": []}
 
 
-def through(app: Any, scope: dict[str, Any]) -> tuple[list[Any], Counter[Any]]:
-    """What a client is sent, and the responses that are counted."""
+def call_gate(app: Any, scope: dict[str, Any]) -> tuple[list[Any], Counter[Any]]:
+    """The messages sent to the client, and the counted responses."""
     sent: list[Any] = []
     answered: Counter[Any] = Counter()
 
@@ -30,34 +30,34 @@ def through(app: Any, scope: dict[str, Any]) -> tuple[list[Any], Counter[Any]]:
     return sent, answered
 
 
-def test_what_is_no_request_is_left_alone() -> None:
+def test_a_scope_that_is_no_request_is_ignored() -> None:
     async def app(*_: Any) -> None:
         raise AssertionError
 
-    assert through(app, {"type": "lifespan"}) == ([], Counter())
+    assert call_gate(app, {"type": "lifespan"}) == ([], Counter())
 
 
-@pytest.mark.parametrize("begun", [False, True])
-def test_a_response_that_fails_is_an_error_before_its_head_and_a_broken_connection_after_it(
-    begun: bool, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("has_started", [False, True])
+def test_a_failing_response_is_status_500_or_a_broken_connection_once_it_has_started(
+    has_started: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        if begun:
+        if has_started:
             await send({"type": "http.response.start", "status": 200, "headers": []})
         raise ZeroDivisionError("a bug")
 
-    if begun:
+    if has_started:
         with pytest.raises(ZeroDivisionError):
-            through(app, dict(SCOPE))
+            call_gate(app, dict(SCOPE))
         assert "a response failed" in caplog.text
     else:
-        sent, answered = through(app, dict(SCOPE))
+        sent, answered = call_gate(app, dict(SCOPE))
         assert sent[0]["status"] == 500
         assert answered == {("/x", 500): 1}
         assert "a request failed" in caplog.text
 
 
-def test_the_end_of_a_connection_is_waited_for() -> None:
+def test_wait_for_disconnect_returns_at_the_disconnection() -> None:
     messages = iter([{"type": "http.request"}, {"type": "http.disconnect"}])
 
     async def receive() -> Any:

@@ -1,4 +1,4 @@
-"""How updates of many flights reach the event loop, tested without an engine and a loop."""
+"""Updates of many flights to the event loop, without an engine and a real loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REPLY = Reply("abc", (1,), (1,), "eos", None, (0.0,), 1, 0, ReplyTiming(0, 0, 0,
 
 
 class Loop:
-    """An event loop that runs what it is handed at once, and counts."""
+    """An event loop that calls functions at once, and counts the calls."""
 
     def __init__(self) -> None:
         self.num_calls = 0
@@ -29,7 +29,7 @@ class Loop:
 
 
 class Steps:
-    """Steps of an engine that gives each of some flights a piece of text."""
+    """Steps of an engine, each of which adds a piece of text to every flight."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, num_flights: int) -> None:
         self.now_s = 100.0
@@ -51,7 +51,7 @@ class Steps:
         return {flight.take_text(0) for flight in self.flights}
 
 
-def test_all_flights_get_their_updates_with_one_call_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_updates_of_all_flights_take_one_call_per_step(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = Steps(monkeypatch, 4)
     for number in range(3):
         steps.step(str(number))
@@ -60,7 +60,9 @@ def test_all_flights_get_their_updates_with_one_call_a_step(monkeypatch: pytest.
     assert steps.loop.num_calls == 3
 
 
-def test_many_streams_get_the_first_text_at_once_and_then_in_larger_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_streams_get_their_first_text_at_once_and_later_text_in_larger_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     steps = Steps(monkeypatch, 200)
     steps.step("a")
     assert steps.texts() == {"a"}
@@ -74,7 +76,7 @@ def test_many_streams_get_the_first_text_at_once_and_then_in_larger_pieces(monke
     assert steps.texts() == {"bcde"}
 
 
-def test_the_end_of_a_reply_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_a_reply_is_delivered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = Steps(monkeypatch, 200)
     steps.step("a")
     ending = steps.flights[3]
@@ -84,9 +86,7 @@ def test_the_end_of_a_reply_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> No
     assert steps.texts() == {"a", ""}
 
 
-def test_without_an_engine_requests_end_with_an_error_and_figures_are_those_so_far(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_an_engine_requests_end_with_an_error_and_counters_are_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = Steps(monkeypatch, 1)
     (flight,) = steps.flights
     steps.batcher._begin(flight)
@@ -97,19 +97,19 @@ def test_without_an_engine_requests_end_with_an_error_and_figures_are_those_so_f
     assert (steps.batcher.num_cached_states, steps.batcher.num_waiting) == (0, 0)
 
 
-def test_the_end_of_the_server_ends_what_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_the_batcher_ends_unfinished_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     batcher = Steps(monkeypatch, 0).batcher
     flight = batcher.submit([Request((1,)), Request((2,))], streams=False)
     assert batcher.num_unfinished == 2
     batcher._running[5] = flight, 0
-    batcher._drop(flight)  # as when its client has left, while there is no engine
+    batcher._drop(flight)  # its client has disconnected, and there is no engine
     assert not batcher._running
     batcher.close()
     assert str(flight.error) == "the server is shutting down"
     assert batcher.num_unfinished == 0
 
 
-def test_a_second_result_of_a_request_changes_nothing() -> None:
+def test_a_second_result_of_a_request_is_ignored() -> None:
     flight = Flight([Request((1,)), Request((2,))], streams=False)
     flight.put([(0, REPLY), (0, REPLY)])
     assert not flight.is_done
@@ -117,7 +117,7 @@ def test_a_second_result_of_a_request_changes_nothing() -> None:
     assert flight.is_done
 
 
-def test_a_request_without_work_is_done_at_once_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_flight_is_done_at_once_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     batcher = Steps(monkeypatch, 0).batcher
     flight = batcher.submit([], streams=False)
     assert flight.is_done

@@ -1,4 +1,4 @@
-"""The examples of docs/serve.md run."""
+"""Examples, fields and limits in docs/serve.md."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def test_the_python_example_prints_a_reply(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out.strip()
 
 
-def test_every_setting_that_a_request_may_give_is_documented() -> None:
+def test_every_setting_of_a_request_is_documented() -> None:
     openai_fields = {"temperature", "top_p", "presence_penalty", "frequency_penalty"}
     assert [name for name in protocol.OWN_FIELDS if f"`{name}`" not in TEXT and name not in openai_fields] == []
 
 
-def test_the_limits_of_the_document_are_those_of_the_program() -> None:
+def test_the_documented_limits_are_those_of_the_program() -> None:
     assert f"{protocol.MAX_STOPS}, {protocol.MAX_STOP_CHARACTERS} " in TEXT
     assert f"| prompts times `n` | {protocol.MAX_REPLIES} |" in TEXT
     assert f"`--max-prompt-tokens`, {server.DEFAULT_MAX_PROMPT_TOKENS} " in TEXT

@@ -1,4 +1,4 @@
-"""Clients that send what they should not, or too much, or too slowly."""
+"""Hostile clients: invalid requests, huge and slow ones, disconnections; failing engines."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import json
 import logging
 import re
 import socket
-import time
-from collections.abc import Generator
 from contextlib import suppress
 from typing import Any
 
@@ -17,17 +15,11 @@ import pytest
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.serve import server as server_module
 from rwkvbatch.serve.app import Access
-from tests.serve.running import MODEL, Server, eventually, running
+from tests.serve.running import MODEL, Server, eventually, raw_post, running
 
 KEY = "s3cret"
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
 ENDLESS = {"banned_token_ids": [0], "turn_end": "end-of-text", "max_tokens": 4096}
-
-
-@pytest.fixture(scope="module")
-def server() -> Generator[Server]:
-    with running() as started:
-        yield started
 
 
 def still_serves(server: Server) -> bool:
@@ -81,14 +73,14 @@ def problem(answer: tuple[int, Any, Any]) -> tuple[int, str, str | None]:
         ({"messages": [{"role": "user", "content": "x" * 200_000}]}, "this server reads at most 65,536", "messages"),
     ],
 )
-def test_what_cannot_be_served_is_refused_by_name(
+def test_invalid_fields_of_a_chat_are_refused_by_name(
     server: Server, fields: dict[str, Any], message: str, param: str | None
 ) -> None:
     status, text, found = problem(server.send("/v1/chat/completions", {**CHAT, **fields}))
     assert status == 400
     assert message in text
     assert param in (None, found)
-    # Neither options nor arguments of the library are a client's.
+    # Clients know neither command line options nor arguments of the library.
     assert not re.search(r"--[a-z]|[a-z]=(?!=)", text)
 
 
@@ -109,7 +101,7 @@ def test_what_cannot_be_served_is_refused_by_name(
         ({}, "prompt"),
     ],
 )
-def test_completions_that_cannot_be_served_are_refused(server: Server, fields: dict[str, Any], message: str) -> None:
+def test_invalid_fields_of_a_completion_are_refused(server: Server, fields: dict[str, Any], message: str) -> None:
     status, text, _ = problem(server.send("/v1/completions", {"model": MODEL, **fields}))
     assert status == 400
     assert message in text
@@ -130,17 +122,17 @@ def test_bodies_that_are_no_requests_are_refused(server: Server, body: bytes) ->
     assert still_serves(server)
 
 
-def test_a_chat_is_not_told_of_the_echo_that_only_completions_have(server: Server) -> None:
+def test_the_error_of_a_chat_does_not_mention_echo(server: Server) -> None:
     status, text, _ = problem(server.send("/v1/chat/completions", {**CHAT, "max_tokens": 0}))
     assert (status, text) == (400, "max_tokens: must be a whole number in [1, 4096], got 0")
 
 
-def test_an_unknown_field_of_another_route_is_named(server: Server) -> None:
+def test_an_unknown_field_of_tokenize_and_detokenize_is_named(server: Server) -> None:
     for path, fields in (("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [65]})):
         assert problem(server.send(path, {**fields, "speed": 1}))[:2] == (400, "speed: unknown field")
 
 
-def test_a_fault_of_the_program_is_status_500_and_logged(
+def test_an_unexpected_exception_is_status_500_and_logged(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any) -> Any:
@@ -153,12 +145,12 @@ def test_a_fault_of_the_program_is_status_500_and_logged(
     assert still_serves(server)
 
 
-def test_a_setting_is_refused_whatever_equals_it_was_accepted(server: Server) -> None:
+def test_a_number_for_bos_is_refused_after_true_was_accepted(server: Server) -> None:
     for bos, status in ((True, 200), (1, 400), (1.0, 400), (True, 200)):
         assert server.chat("hi", max_tokens=1, bos=bos)[0] == status
 
 
-def test_bodies_that_are_too_large_are_refused_without_being_read(server: Server) -> None:
+def test_bodies_that_are_too_large_are_refused_before_they_are_read(server: Server) -> None:
     with socket.create_connection(server.address, 10) as connection:
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: 10000000000\r\n\r\n".encode())
@@ -169,11 +161,11 @@ def test_bodies_that_are_too_large_are_refused_without_being_read(server: Server
         with suppress(OSError):
             for _ in range(100):
                 connection.sendall(chunk)
-            pytest.fail("100 MB were taken")
+            pytest.fail("100 MB were accepted")
     assert still_serves(server)
 
 
-def test_a_page_of_another_site_cannot_ask(server: Server) -> None:
+def test_requests_of_pages_of_other_sites_are_refused(server: Server) -> None:
     body = json.dumps(CHAT).encode()
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         assert server.send("/v1/chat/completions", body, {"content-type": kind})[0] == 415
@@ -186,7 +178,7 @@ def test_a_page_of_another_site_cannot_ask(server: Server) -> None:
 @pytest.mark.parametrize(
     "path", ["/", "/v1", "/v1/chat/completions/", "/v1/models/../health", "/docs", "/%00", "/%ff", "//health"]
 )
-def test_other_paths_and_methods_are_refused_as_json(server: Server, path: str) -> None:
+def test_unknown_paths_and_methods_are_refused_with_a_json_error(server: Server, path: str) -> None:
     status, text, _ = problem(server.send(path, method="GET"))
     assert status == 404
     assert "no such route; there are /detokenize, /health" in text or path.startswith("/v1/models/")
@@ -211,7 +203,7 @@ CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.mark.parametrize(
-    ("begin", "endless"),
+    ("start", "endless"),
     {
         "a path": (b"GET /", b"a"),
         "a field": (GET + b"X-Long: ", b"a"),
@@ -224,35 +216,37 @@ CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
     }.values(),
     ids=lambda value: value[:12],
 )
-def test_an_endless_head_ends_the_connection(server: Server, begin: bytes, endless: bytes) -> None:
+def test_the_connection_of_an_endless_head_is_closed(server: Server, start: bytes, endless: bytes) -> None:
     part = endless * (65536 // len(endless))
     with socket.create_connection(server.address, 10) as connection:
         with suppress(OSError):
-            connection.sendall(begin)
+            connection.sendall(start)
             for _ in range(1000):
                 connection.sendall(part)
-            pytest.fail("64 MB were taken")
+            pytest.fail("64 MB were accepted")
         data = read_all(connection)
     assert data == b"" or data.startswith(b"HTTP/1.1 400 ")
     assert still_serves(server)
 
 
-def test_requests_of_one_connection_are_answered_in_their_order_up_to_a_number(server: Server) -> None:
+def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
     get = GET + b"\r\n"
     models = get.replace(b"/health", b"/v1/models")
     with socket.create_connection(server.address, 10) as connection:
         connection.sendall((get + models) * 20 + get.replace(b"Host", b"Connection: close\r\nHost"))
         kinds = [b'"object":"list"' in part for part in read_all(connection).split(b"HTTP/1.1 200 OK")[1:]]
     assert kinds == [False, True] * 20 + [False]
+
+
+def test_too_many_pipelined_requests_are_refused(server: Server) -> None:
     with socket.create_connection(server.address, 10) as connection:
-        connection.sendall(get * 10_000)
+        connection.sendall((GET + b"\r\n") * 10_000)
         assert read_all(connection).startswith(b"HTTP/1.1 400 ")
-    body = json.dumps({**CHAT, **ENDLESS, "stream": True}).encode()
+
+
+def test_data_after_a_request_ends_the_connection_and_cancels_its_stream(server: Server) -> None:
     with socket.create_connection(server.address, 10) as connection:
-        connection.sendall(
-            POST.replace(b"/tokenize", b"/v1/chat/completions") + b"Content-Length: %d\r\n\r\n" % len(body)
-        )
-        connection.sendall(body)
+        connection.sendall(raw_post("/v1/chat/completions", {**CHAT, **ENDLESS, "stream": True}))
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
         connection.sendall(b"\x16\x03\x01")
         assert b"HTTP/1.1" not in read_all(connection)
@@ -270,13 +264,13 @@ def test_requests_of_one_connection_are_answered_in_their_order_up_to_a_number(s
     ],
     ids=range(4),
 )
-def test_what_is_no_request_is_refused(server: Server, data: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_malformed_requests_are_refused(server: Server, data: bytes, caplog: pytest.LogCaptureFixture) -> None:
     for before in (b"", GET + b"\r\n"):
         with socket.create_connection(server.address, 10) as connection:
             connection.sendall(before)
             if before:
                 answer = b""
-                while not answer.endswith(b"}"):  # head and body may come apart
+                while not answer.endswith(b"}"):  # head and body may arrive separately
                     answer += connection.recv(65536)
                 assert answer.startswith(b"HTTP/1.1 200 ")
             connection.sendall(data)
@@ -284,7 +278,7 @@ def test_what_is_no_request_is_refused(server: Server, data: bytes, caplog: pyte
     assert not caplog.records
 
 
-def test_slow_heads_and_bodies_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_heads_and_bodies_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "HEAD_SECONDS", 0.2)
 
     def make_service(opened: server_module.LoadedServer) -> None:
@@ -298,10 +292,9 @@ def test_slow_heads_and_bodies_end(monkeypatch: pytest.MonkeyPatch) -> None:
                 connection.sendall(data)
                 assert read_all(connection) == b""
         with socket.create_connection(server.address, 10) as connection:
-            connection.sendall(b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
-            connection.sendall(b"Content-Length: 100\r\n\r\n{")
+            connection.sendall(POST + b"Content-Length: 100\r\n\r\n{")
             assert read_all(connection).startswith(b"HTTP/1.1 408 ")
-        # A second request of the same connection, begun and not ended.
+        # An unfinished second request of the same connection.
         with socket.create_connection(server.address, 10) as connection:
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             response = http.client.HTTPResponse(connection)
@@ -309,11 +302,10 @@ def test_slow_heads_and_bodies_end(monkeypatch: pytest.MonkeyPatch) -> None:
             assert response.read().startswith(b'{"status":"ok"')
             connection.sendall(b"GET /hea")
             assert read_all(connection) == b""
-        # A second one, begun while the first is answered: the response goes on.
+        # An unfinished second request while the first is answered: the response is completed.
         with socket.create_connection(server.address, 10) as connection:
-            body = json.dumps({**CHAT, **ENDLESS, "max_tokens": 400, "stream": True}).encode()
-            connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n")
-            connection.sendall(b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            fields = {**CHAT, **ENDLESS, "max_tokens": 400, "stream": True}
+            connection.sendall(raw_post("/v1/chat/completions", fields))
             connection.sendall(b"GET /hea")
             response = http.client.HTTPResponse(connection)
             response.begin()
@@ -326,26 +318,22 @@ def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch)
     with running() as server, socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(server.address)
-        # Longer than what the two sockets hold.
+        # Longer than the buffers of the two sockets.
         fields = {"model": MODEL, "prompt": "x" * 60_000, "echo": True, "stream": True, "n": 128}
-        body = json.dumps(fields).encode()
-        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        connection.sendall(raw_post("/v1/completions", fields))
         assert eventually(lambda: server.batcher.num_unfinished == 128)
         assert eventually(lambda: server.batcher.num_cancelled == 1 and server.batcher.num_unfinished == 0)
 
 
-def test_a_client_that_leaves_before_its_reply_frees_its_place(server: Server) -> None:
+def test_a_disconnection_before_the_reply_cancels_its_request(server: Server) -> None:
     cancelled = server.batcher.num_cancelled
-    body = json.dumps({**CHAT, **ENDLESS, "n": 4}).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with socket.create_connection(server.address, 10) as connection:
-        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        connection.sendall(raw_post("/v1/chat/completions", {**CHAT, **ENDLESS, "n": 4}))
         assert eventually(lambda: server.batcher.num_unfinished == 4)
     assert eventually(lambda: server.batcher.num_cancelled == cancelled + 1 and server.batcher.num_unfinished == 0)
 
 
-def test_more_than_the_queue_is_refused_with_429() -> None:
+def test_a_request_beyond_the_queue_is_refused_with_429() -> None:
     settings = server_module.RunSettings(threads=1, batch_size=1)
     with running(settings=settings, max_queue=2) as server:
         answer = server.chat("hi", n=4)
@@ -355,7 +343,7 @@ def test_more_than_the_queue_is_refused_with_429() -> None:
         assert server.chat("hi", n=3)[0] == 200
 
 
-def test_a_key_is_needed_for_everything_but_health() -> None:
+def test_every_route_but_health_needs_the_key() -> None:
     with running(key=KEY) as server:
         assert server.send("/health")[0] == 200
         for headers in (
@@ -371,15 +359,15 @@ def test_a_key_is_needed_for_everything_but_health() -> None:
         assert server.send("/v1/models", headers={"authorization": f"bearer {KEY}"})[0] == 200
 
 
-def test_an_engine_that_fails_ends_its_replies_and_is_made_again(
+def test_a_failing_engine_ends_its_replies_and_is_replaced(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     before = server.batcher.stats.num_generated
-    step, fails = Engine.step, [True]
+    step, remaining_failures = Engine.step, [True]
 
     def fail_once(engine: Engine) -> Any:
-        if fails and fails.pop():
+        if remaining_failures and remaining_failures.pop():
             raise RuntimeError("device lost")
         return step(engine)
 
@@ -391,14 +379,14 @@ def test_an_engine_that_fails_ends_its_replies_and_is_made_again(
     assert server.batcher.stats.num_generated > before
 
 
-def test_an_engine_that_cannot_be_made_again_is_not_healthy(caplog: pytest.LogCaptureFixture) -> None:
-    def fails() -> None:
+def test_a_server_whose_engine_cannot_be_replaced_is_unhealthy(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
         raise ZeroDivisionError
 
     caplog.set_level(logging.CRITICAL)
     with running() as server:
         server.batcher._make_engine = lambda: (_ for _ in ()).throw(MemoryError("none left"))
-        server.batcher._command(fails)
+        server.batcher._command(fail)
         assert eventually(lambda: server.send("/health")[0] == 503)
         status, text, _ = problem(server.chat("hi"))
         assert status == 503
@@ -406,14 +394,14 @@ def test_an_engine_that_cannot_be_made_again_is_not_healthy(caplog: pytest.LogCa
 
 
 def test_errors_before_the_first_text_of_a_stream_have_a_status(server: Server) -> None:
-    banned = list(range(server.opened.model.spec.vocab_size))
+    banned = list(range(server.loaded.model.spec.vocab_size))
     for stream in (True, False):
         status, text, _ = problem(server.chat("hi", stream=stream, banned_token_ids=banned))
         assert status == 500
         assert "every token is banned" in text
 
 
-def test_errors_in_the_middle_of_a_stream_are_its_last_event(
+def test_an_error_within_a_stream_is_its_last_event(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
@@ -438,21 +426,20 @@ def test_errors_in_the_middle_of_a_stream_are_its_last_event(
 def test_the_server_stops_while_a_stream_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "GRACE_SECONDS", 0)
     with running() as server, socket.create_connection(server.address, 10) as connection:
-        body = json.dumps({**CHAT, **ENDLESS, "stream": True}).encode()
-        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        connection.sendall(raw_post("/v1/chat/completions", {**CHAT, **ENDLESS, "stream": True}))
         assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
-        time.sleep(0.05)
+        server.serving.stop()
+        assert b"[DONE]" not in read_all(connection)
 
 
-def test_figures_count_what_was_served(server: Server) -> None:
-    def figures() -> dict[str, float]:
+def test_metrics_count_responses_and_tokens(server: Server) -> None:
+    def metrics() -> dict[str, float]:
         lines = [line for line in server.send("/metrics")[1].splitlines() if not line.startswith("#")]
         return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
 
-    before = figures()
+    before = metrics()
     reply = server.chat("hi", max_tokens=3)[1]
-    after = figures()
+    after = metrics()
     name = 'rwkvbatch_http_responses_total{path="/v1/chat/completions",status="200"}'
     assert after[name] - before.get(name, 0) == 1
     assert after["rwkvbatch_generated_tokens_total"] - before["rwkvbatch_generated_tokens_total"] == 3
@@ -461,7 +448,7 @@ def test_figures_count_what_was_served(server: Server) -> None:
     assert after["rwkvbatch_unfinished_replies"] == 0
 
 
-def test_the_vocabulary_is_served(server: Server) -> None:
+def test_tokenize_and_detokenize_are_inverse(server: Server) -> None:
     text = "Grüße, 世界"
     tokens = server.send("/tokenize", {"prompt": text, "add_special_tokens": False})[1]["tokens"]
     assert server.send("/detokenize", {"tokens": tokens})[1] == {"prompt": text}

@@ -1,16 +1,15 @@
-"""The `openai` package as a client: replies are those of the library, whatever else is served."""
+"""The `openai` package as a client: replies, logprobs and streams equal those of the library."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
 from typing import Any
 
 import openai
 import pytest
 
 from rwkvbatch import LLM, SamplingParams
-from tests.serve.running import MODEL, Server, running
+from tests.serve.running import MODEL, Server, eventually
 
 SAMPLED = {"temperature": 1.5, "top_p": 0.9}
 MESSAGES: list[Any] = [
@@ -19,12 +18,6 @@ MESSAGES: list[Any] = [
     {"role": "assistant", "content": "Hi Ada!"},
     {"role": "user", "content": "What is my name?"},
 ]
-
-
-@pytest.fixture(scope="module")
-def server() -> Generator[Server]:
-    with running() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +34,7 @@ def params(seed: int, **more: Any) -> SamplingParams:
     return SamplingParams(**{"max_tokens": 24, **SAMPLED, **more}, seed=seed)
 
 
-def test_a_chat_reply_is_the_librarys(client: openai.OpenAI, llm: LLM) -> None:
+def test_a_chat_reply_equals_that_of_the_library(client: openai.OpenAI, llm: LLM) -> None:
     reply = client.chat.completions.create(model=MODEL, messages=MESSAGES, seed=7, n=3, **SAMPLED)
     expected = llm.chat(MESSAGES, params(7), n=3)
     assert [choice.message.content for choice in reply.choices] == [output.text for output in expected.outputs]
@@ -79,7 +72,7 @@ def test_the_pieces_of_a_stream_join_to_the_reply(client: openai.OpenAI, llm: LL
 
 
 @pytest.mark.parametrize("bos", [False, True])
-def test_a_completion_is_the_librarys(client: openai.OpenAI, llm: LLM, bos: bool) -> None:
+def test_a_completion_equals_that_of_the_library(client: openai.OpenAI, llm: LLM, bos: bool) -> None:
     reply = client.completions.create(
         model=MODEL,
         prompt=["Once", "The sky is"],
@@ -95,21 +88,21 @@ def test_a_completion_is_the_librarys(client: openai.OpenAI, llm: LLM, bos: bool
     assert [choice.index for choice in reply.choices] == [0, 1, 2, 3]
 
 
-def test_token_ids_are_read_as_they_are_given(client: openai.OpenAI, llm: LLM) -> None:
+def test_a_prompt_of_token_ids_is_read_unchanged(client: openai.OpenAI, llm: LLM) -> None:
     ids = llm.tokenizer.encode("User: hi\n\nAssistant:")
     reply = client.completions.create(model=MODEL, prompt=ids, seed=3, max_tokens=5, echo=True, **SAMPLED)
     expected = llm.generate(ids, params(3, max_tokens=5))
     assert reply.choices[0].text == "User: hi\n\nAssistant:" + expected.text
 
 
-def test_a_streamed_completion_with_echo_begins_with_the_prompt(client: openai.OpenAI, llm: LLM) -> None:
+def test_a_streamed_completion_with_echo_starts_with_the_prompt(client: openai.OpenAI, llm: LLM) -> None:
     chunks = client.completions.create(model=MODEL, prompt="Once", seed=3, stream=True, echo=True, **SAMPLED)
     text = "".join(choice.text for chunk in chunks for choice in chunk.choices)
     assert text == "Once" + llm.generate("Once", params(3)).text
 
 
 @pytest.mark.parametrize("max_tokens", [0, 1])
-def test_echoed_logprobs_are_the_librarys_scores(client: openai.OpenAI, llm: LLM, max_tokens: int) -> None:
+def test_echoed_logprobs_equal_scores_of_the_library(client: openai.OpenAI, llm: LLM, max_tokens: int) -> None:
     text = "User: Grüße\n\nAssistant: Hi"
     reply = client.completions.create(
         model=MODEL, prompt=text, echo=True, logprobs=1, max_tokens=max_tokens, temperature=0, extra_body={"bos": "on"}
@@ -132,7 +125,7 @@ def test_echoed_logprobs_are_the_librarys_scores(client: openai.OpenAI, llm: LLM
         assert reply.choices[0].text == text
 
 
-def test_the_first_token_of_given_ids_has_no_logprob(client: openai.OpenAI, llm: LLM) -> None:
+def test_the_first_token_of_a_prompt_of_ids_has_no_logprob(client: openai.OpenAI, llm: LLM) -> None:
     reply = client.completions.create(model=MODEL, prompt=[0, 10, 20], echo=True, logprobs=0, max_tokens=0)
     with_bos = client.completions.create(
         model=MODEL, prompt=[10, 20], echo=True, logprobs=0, max_tokens=0, extra_body={"bos": "on"}
@@ -149,19 +142,19 @@ def test_the_first_token_of_given_ids_has_no_logprob(client: openai.OpenAI, llm:
     assert reply.choices[0].logprobs.tokens[0] == "<|endoftext|>"
 
 
-def test_given_ids_that_begin_with_token_0_do_not_get_another(client: openai.OpenAI) -> None:
-    given, other = (
+def test_bos_adds_no_second_token_0_to_a_prompt_of_ids(client: openai.OpenAI) -> None:
+    with_bos, without_bos = (
         client.completions.create(
             model=MODEL, prompt=[0, 10, 20], echo=True, logprobs=0, max_tokens=1, temperature=0, extra_body={"bos": bos}
         )
         for bos in ("on", "off")
     )
-    assert given.choices == other.choices
-    assert given.usage == other.usage
+    assert with_bos.choices == without_bos.choices
+    assert with_bos.usage == without_bos.usage
 
 
-def test_a_reply_that_ends_at_once_still_has_the_logprob_of_its_end(client: openai.OpenAI) -> None:
-    """lm-evaluation-harness drops the last of the listed tokens, which is the generated one."""
+def test_an_empty_reply_has_the_logprob_of_its_end_token(client: openai.OpenAI) -> None:
+    """lm-evaluation-harness drops the last listed token as the generated one."""
     banned = {"banned_token_ids": list(range(1, 512))}
     reply = client.completions.create(
         model=MODEL, prompt="ab", echo=True, logprobs=1, max_tokens=1, temperature=0, extra_body={**banned, "bos": "on"}
@@ -171,7 +164,7 @@ def test_a_reply_that_ends_at_once_still_has_the_logprob_of_its_end(client: open
     assert reply.choices[0].logprobs.tokens == ["a", "b", "<|endoftext|>"]
 
 
-def test_chat_logprobs_name_tokens_and_their_bytes(client: openai.OpenAI, llm: LLM) -> None:
+def test_chat_logprobs_have_tokens_and_their_bytes(client: openai.OpenAI, llm: LLM) -> None:
     reply = client.chat.completions.create(
         model=MODEL, messages=MESSAGES, seed=7, logprobs=True, top_logprobs=2, **SAMPLED
     )
@@ -197,14 +190,14 @@ def test_each_chunk_of_a_chat_has_the_logprobs_of_its_tokens(client: openai.Open
         texts.append(choice.delta.content or "")
         chunks.append([] if logprobs is None else logprobs.content or [])
     assert [each for chunk in chunks for each in chunk] == whole.logprobs.content
-    assert any(texts[:-1])  # so that logprobs that all come with the last chunk fail below
+    assert any(texts[:-1])  # otherwise all logprobs could come with the last chunk
     for at in range(len(chunks)):
         data = b"".join(bytes(each.bytes) for chunk in chunks[: at + 1] for each in chunk)
         assert data.decode(errors="ignore").lstrip().startswith("".join(texts[: at + 1]))
 
 
 @pytest.mark.parametrize("echo", [False, True])
-def test_the_logprobs_of_a_streamed_completion_join_to_those_of_the_whole(client: openai.OpenAI, echo: bool) -> None:
+def test_logprobs_of_a_streamed_completion_join_to_those_of_the_whole(client: openai.OpenAI, echo: bool) -> None:
     fields: dict[str, Any] = {"model": MODEL, "prompt": "Grüße, 世界", "echo": echo, "logprobs": 1, "seed": 4, "n": 2}
     whole = client.completions.create(**fields, **SAMPLED)
     names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
@@ -227,7 +220,7 @@ def test_the_logprobs_of_a_streamed_completion_join_to_those_of_the_whole(client
     [(["zzz", "e"], 64, "e"), (None, 4, None), (None, 400, None), (["zzz", "\n\n"], 400, "\n\n")],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_stop_reason_is_the_clients_stop_text_that_ended_the_reply(
+def test_stop_reason_is_the_stop_string_that_ended_the_reply(
     client: openai.OpenAI, stop: list[str] | None, max_tokens: int, expected: str | None, stream: bool
 ) -> None:
     fields: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "temperature": 0, "stop": stop}
@@ -237,7 +230,7 @@ def test_stop_reason_is_the_clients_stop_text_that_ended_the_reply(
     assert choice.model_extra["stop_reason"] == expected
 
 
-def test_replies_do_not_depend_on_what_else_is_served(server: Server, llm: LLM) -> None:
+def test_replies_do_not_depend_on_concurrent_requests(server: Server, llm: LLM) -> None:
     texts = [f"Question {number}: what is {number} plus {number}?" for number in range(24)]
 
     async def ask_all() -> list[str | None]:
@@ -252,29 +245,27 @@ def test_replies_do_not_depend_on_what_else_is_served(server: Server, llm: LLM) 
 
             return await asyncio.gather(*map(ask, texts))
 
-    together = asyncio.run(ask_all())
-    for text, reply in zip(texts, together, strict=True):
+    replies = asyncio.run(ask_all())
+    for text, reply in zip(texts, replies, strict=True):
         messages = [{"role": "user", "content": text}]
         assert reply == llm.chat(messages, params(len(text), max_tokens=len(text))).text
 
 
-def test_headers_say_the_seed_and_what_is_promised(client: openai.OpenAI) -> None:
+def test_headers_have_the_seed_and_whether_the_reply_is_reproducible(client: openai.OpenAI) -> None:
     raw = client.chat.completions.with_raw_response.create(model=MODEL, messages=MESSAGES, **SAMPLED)
     assert raw.headers["x-rwkvbatch-reproducible"] == "bitwise"
     seed = int(raw.headers["x-rwkvbatch-seed"])
-    again = client.chat.completions.create(model=MODEL, messages=MESSAGES, seed=seed, **SAMPLED)
+    repeated = client.chat.completions.create(model=MODEL, messages=MESSAGES, seed=seed, **SAMPLED)
     first = raw.parse()
-    assert again.choices[0].message.content == first.choices[0].message.content
-    assert again.system_fingerprint == first.system_fingerprint
+    assert repeated.choices[0].message.content == first.choices[0].message.content
+    assert repeated.system_fingerprint == first.system_fingerprint
     timed = client.chat.completions.with_raw_response.create(
         model=MODEL, messages=MESSAGES, extra_body={"max_seconds": 60}
     )
     assert timed.headers["x-rwkvbatch-reproducible"] == "no; max_seconds"
 
 
-def test_a_client_that_closes_its_stream_frees_its_place(server: Server, client: openai.OpenAI) -> None:
-    from tests.serve.running import eventually
-
+def test_closing_a_stream_cancels_its_request(server: Server, client: openai.OpenAI) -> None:
     cancelled = server.batcher.num_cancelled
     extra = {"banned_token_ids": [0], "turn_end": "end-of-text"}
     with client.chat.completions.create(
@@ -296,26 +287,26 @@ def test_models_are_listed(server: Server, client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_echo_without_a_reply_is_the_prompt(client: openai.OpenAI, stream: bool) -> None:
-    given: dict[str, Any] = {"model": MODEL, "prompt": ["one", "two"], "echo": True, "max_tokens": 0}
+    fields: dict[str, Any] = {"model": MODEL, "prompt": ["one", "two"], "echo": True, "max_tokens": 0}
     if stream:
         texts = ["", ""]
-        for chunk in client.completions.create(**given, stream=True):
+        for chunk in client.completions.create(**fields, stream=True):
             for choice in chunk.choices:
                 texts[choice.index] += choice.text
     else:
-        texts = [choice.text for choice in client.completions.create(**given).choices]
+        texts = [choice.text for choice in client.completions.create(**fields).choices]
     assert texts == ["one", "two"]
 
 
-def test_fields_that_change_nothing_here_are_taken(client: openai.OpenAI) -> None:
+def test_fields_without_effect_are_accepted(client: openai.OpenAI) -> None:
     plain = client.chat.completions.create(model=MODEL, messages=MESSAGES, seed=7, max_tokens=8, temperature=0)
     parts = [{**message, "content": [{"type": "text", "text": part} for part in _halves(message["content"])]}
              for message in MESSAGES]  # fmt: skip
-    more = {"user": "me", "max_completion_tokens": 8, "logit_bias": {}, "metadata": {"a": "b"}}
-    same = client.chat.completions.create(
-        model=MODEL, messages=parts, seed=7, max_tokens=8, temperature=0, extra_body=more
+    without_effect = {"user": "me", "max_completion_tokens": 8, "logit_bias": {}, "metadata": {"a": "b"}}
+    reply = client.chat.completions.create(
+        model=MODEL, messages=parts, seed=7, max_tokens=8, temperature=0, extra_body=without_effect
     )
-    assert same.choices[0].message.content == plain.choices[0].message.content
+    assert reply.choices[0].message.content == plain.choices[0].message.content
 
 
 def _halves(text: str) -> tuple[str, str]:

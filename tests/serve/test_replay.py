@@ -1,4 +1,4 @@
-"""`rwkvbatch run --endpoint` against this server: greedy replies are those of `rwkvbatch run` on the model."""
+"""`rwkvbatch run --endpoint` with this server: greedy replies equal those of a run on the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONVERSATIONS = [
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
-def test_a_script_replayed_through_the_server_has_the_replies_of_a_run(tmp_path: Path, api: str) -> None:
+def test_a_run_through_the_server_has_the_replies_of_a_run_on_the_model(tmp_path: Path, api: str) -> None:
     script = tmp_path / "script.jsonl"
     script.write_text("".join(json.dumps(each) + "\n" for each in CONVERSATIONS))
 
@@ -31,5 +31,5 @@ def test_a_script_replayed_through_the_server_has_the_replies_of_a_run(tmp_path:
     with running() as server:
         options = ("--endpoint", f"{server.url}/v1", "--endpoint-model", MODEL, "--endpoint-api", api)
         served = replies("served", *options)
-    assert served == replies("own")
+    assert served == replies("local")
     assert len(served) == 4

@@ -36,7 +36,7 @@ def test_a_signal_and_its_duplicate_stop_the_server_once(number: signal.Signals)
     assert signal.getsignal(number) == before
 
 
-def test_the_program_says_its_address_and_ends_in_order() -> None:
+def test_the_program_prints_its_address_and_exits_with_0_on_sigterm() -> None:
     with subprocess.Popen(PROGRAM, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         ready = json.loads(process.stdout.readline())
@@ -63,7 +63,7 @@ def test_the_program_says_its_address_and_ends_in_order() -> None:
         (["--temp", "0.1,0.2"], 2, "--temp must be a number"),
     ],
 )
-def test_what_cannot_be_served_ends_with_one_message(
+def test_invalid_options_end_with_their_exit_code_and_message(
     options: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert invoke(["serve", "--port", "0", *options]) == code
@@ -72,7 +72,7 @@ def test_what_cannot_be_served_ends_with_one_message(
     assert "Traceback" not in error
 
 
-def test_a_port_that_is_taken_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -81,19 +81,19 @@ def test_a_port_that_is_taken_is_a_usage_error(capsys: pytest.CaptureFixture[str
     assert f"--host 127.0.0.1 --port {port}: cannot listen there: Address already in use" in capsys.readouterr().err
 
 
-def test_a_missing_extra_names_the_way_out() -> None:
+def test_a_missing_extra_is_named_with_the_command_that_installs_it() -> None:
     code = (
         "import sys\n"
         "sys.modules['uvicorn'] = None\n"
         "from rwkvbatch.cli.app import invoke\n"
         "raise SystemExit(invoke(['serve']))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "pip install 'rwkvbatch[serve]'" in done.stderr
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert completed.returncode == 2
+    assert "pip install 'rwkvbatch[serve]'" in completed.stderr
 
 
-def test_keys_come_from_the_environment_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert key_from_environment() is None
     monkeypatch.setenv("RWKVBATCH_API_KEY", "s3cret")
     assert key_from_environment() == "s3cret"
@@ -103,13 +103,13 @@ def test_keys_come_from_the_environment_only(monkeypatch: pytest.MonkeyPatch) ->
     assert "two words" not in str(caught.value)
 
 
-def test_named_states_are_given_once() -> None:
+def test_named_states_have_unique_names() -> None:
     assert named_states(["a=x.pth", "b=y=z.pth"]) == {"a": "x.pth", "b": "y=z.pth"}
     with pytest.raises(UsageError, match="gives 'a' twice"):
         named_states(["a=x", "a=y"])
 
 
-def test_initial_states_are_chosen_by_name(tmp_path: Path) -> None:
+def test_a_request_selects_an_initial_state_by_name(tmp_path: Path) -> None:
     llm = LLM(threads=1)
     spec = llm.spec
     torch.manual_seed(1)

@@ -52,7 +52,8 @@ def main() -> None:
                 raise AssertionError(f"the message does not name the file: {error}") from error
 
     seeds = {f"sound-{number}": data for number, data in enumerate(sound)}
-    seeds |= {f"made-{number}": data for number, data in enumerate(reader.made.values()) if len(data) < MAX_BYTES}
+    small = (data for data in reader.written_by_hand.values() if len(data) < MAX_BYTES)
+    seeds |= {f"hand-{number}": data for number, data in enumerate(small)}
     largest = max(map(len, seeds.values()))
     fuzz(read_one, seeds, max_bytes=max(MAX_BYTES, largest), words=tuple(reader.words), seconds_an_input=10)
 

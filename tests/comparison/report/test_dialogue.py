@@ -1,4 +1,4 @@
-"""Dialogues of one run, as `rwkvbatch show` prints them."""
+"""Dialogues of one run in the terminal (`rwkvbatch show`): order, errors, selection."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def run(tmp_path: Path) -> RunData:
     return load_runs([str(tmp_path / "a")])[0]
 
 
-def printed(run: RunData, **chosen: Any) -> str:
+def printed(run: RunData, **selection: Any) -> str:
     text = io.StringIO()
-    found = dialogues(run, **chosen)
+    found = dialogues(run, **selection)
     print_dialogues(found, Console(file=text, width=100), many_cells=True, many_repeats=True)
     return text.getvalue()
 
 
-def test_turns_come_in_order_with_their_checks_and_numbers(run: RunData) -> None:
+def test_turns_are_printed_in_order_with_their_checks_and_numbers(run: RunData) -> None:
     text = printed(run, conversations=["names-2"])
     assert text.index("turn 0, ended by stop") < text.index("turn 1, ended by stop")
     assert "✓ contains 'boat'" in text
@@ -46,30 +46,30 @@ def test_turns_come_in_order_with_their_checks_and_numbers(run: RunData) -> None
     assert "score 1.00" in text
 
 
-def test_an_error_stands_in_the_place_of_the_reply(run: RunData) -> None:
+def test_an_error_is_printed_instead_of_the_reply(run: RunData) -> None:
     text = printed(run, conversations=["sums"])
     assert "too long" in text
     assert "Assistant" not in text
 
 
-def test_what_a_model_wrote_does_not_act_upon_the_terminal(run: RunData) -> None:
+def test_replies_are_printed_without_control_characters(run: RunData) -> None:
     text = printed(run, conversations=["names-1"], cells=["t=1"])
     assert "\x1b" not in text
     assert "there." in text
 
 
-def test_patterns_cells_repeats_and_turns_choose(run: RunData) -> None:
-    def chosen(**what: Any) -> list[tuple[str, str, int, int]]:
-        found = dialogues(run, **what)
+def test_dialogues_are_selected_by_pattern_cell_repeat_turn_and_failure(run: RunData) -> None:
+    def selected(**selection: Any) -> list[tuple[str, str, int, int]]:
+        found = dialogues(run, **selection)
         return [(d.conversation, d.cell, d.repeat, len(d.turns)) for d in found]
 
-    assert chosen(conversations=["names-*"], cells=["t=2"]) == [("names-2", "t=2", 0, 2), ("names-1", "t=2", 1, 1)]
-    assert chosen(repeat=1) == [("names-1", "t=2", 1, 1)]
-    assert chosen(turn=1) == [("names-2", "t=2", 0, 1)]
-    assert {name for name, *_ in chosen(failed_only=True)} == {"names-2", "sums"}
+    assert selected(conversations=["names-*"], cells=["t=2"]) == [("names-2", "t=2", 0, 2), ("names-1", "t=2", 1, 1)]
+    assert selected(repeat=1) == [("names-1", "t=2", 1, 1)]
+    assert selected(turn=1) == [("names-2", "t=2", 0, 1)]
+    assert {name for name, *_ in selected(failed_only=True)} == {"names-2", "sums"}
 
 
-def test_a_name_that_is_not_there_is_an_error_with_those_that_are(run: RunData) -> None:
+def test_an_unknown_name_is_refused_with_the_existing_ones(run: RunData) -> None:
     with pytest.raises(UsageError, match="none called 'zzz'") as caught:
         dialogues(run, conversations=["zzz"])
     assert "names-2" in (caught.value.hint or "")

@@ -1,4 +1,4 @@
-"""JUnit XML: valid by its schema, failures with text in the body, a case per conversation on request."""
+"""JUnit XML: validity by its schema, texts of failures, a test case per conversation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# The facts of `junit-10.xsd` of the Jenkins xUnit plugin (jenkinsci/xunit-plugin, types/model/xsd) that are used here.
+# From `junit-10.xsd` of the Jenkins xUnit plugin (jenkinsci/xunit-plugin, types/model/xsd).
 SCHEMA = {
     "testsuites": Rule(optional=names("name time tests failures errors"), children=names("testsuite")),
     "testsuite": Rule(
@@ -51,8 +51,8 @@ SCHEMA = {
 }
 
 
-def checked(text: str) -> ET.Element:
-    """The root element of a document that keeps to the schema, and whose counts are right."""
+def parse_valid(text: str) -> ET.Element:
+    """The root element, after checking the document against the schema and its counts."""
     root = ET.fromstring(text.encode())
     assert root.tag == "testsuites"
     for element in root.iter():
@@ -88,22 +88,22 @@ def analysis(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
     return compare([str(path)], fail_if=["score < 2", "score < -1"], allow_missing=True)
 
 
-def test_only_gates_fail_without_cases_of_conversations(analysis: Analysis) -> None:
-    root = checked(as_junit(analysis))
+def test_without_cases_of_conversations_only_gates_fail(analysis: Analysis) -> None:
+    root = parse_valid(as_junit(analysis))
     gates, *pairs = root.findall("testsuite")
     assert (gates.get("tests"), gates.get("failures")) == ("2", "1")
     assert root.get("failures") == "1"
     assert sum(len(pair) for pair in pairs) == len(analysis.comparisons)
 
 
-def test_the_failure_of_a_gate_is_in_its_text_as_well(analysis: Analysis) -> None:
-    (failure,) = checked(as_junit(analysis)).findall(".//failure")
+def test_the_message_of_a_failed_gate_is_in_its_text(analysis: Analysis) -> None:
+    (failure,) = parse_valid(as_junit(analysis)).findall(".//failure")
     assert failure.get("message") == failure.text
     assert (failure.text or "").startswith("FAILED: score < 2 [t=2: ")
 
 
-def test_each_conversation_of_a_variant_is_a_case_on_request(analysis: Analysis) -> None:
-    root = checked(as_junit(analysis, conversations=True))
+def test_with_junit_cases_each_conversation_of_a_variant_is_a_case(analysis: Analysis) -> None:
+    root = parse_valid(as_junit(analysis, conversations=True))
     (suite,) = [suite for suite in root if suite.get("name") == "conversations of t=2"]
     assert [case.get("name") for case in suite] == ["talk-0", "talk-1", "talk-2", "talk-3"]
     assert [[child.tag for child in case] for case in suite] == [[], ["failure"], ["error"], []]
@@ -117,18 +117,18 @@ def test_each_conversation_of_a_variant_is_a_case_on_request(analysis: Analysis)
     assert "error: out of memory" in (suite.findall(".//error")[0].text or "")
 
 
-def test_a_conversation_with_many_failures_is_cut(tmp_path: Path) -> None:
+def test_the_text_of_many_failures_is_shortened(tmp_path: Path) -> None:
     def fail(row: dict[str, Any], _: np.random.Generator) -> None:
         row["checks"][0] |= {"passed": False, "score": 0.0}
 
     analysis = compare([str(make_run(tmp_path / "a", conversations=1, repeats=30, change=fail))])
-    (failure,) = checked(as_junit(analysis, conversations=True)).findall(".//failure")
+    (failure,) = parse_valid(as_junit(analysis, conversations=True)).findall(".//failure")
     assert (failure.text or "").endswith("... and 40 more turns")
 
 
-def test_hostile_text_keeps_to_the_schema(tmp_path: Path) -> None:
+def test_hostile_text_is_valid_by_the_schema(tmp_path: Path) -> None:
     text = as_junit(compare([str(hostile_run(tmp_path / "a"))], fail_if=["score < 2"]), conversations=True)
-    checked(text)
+    parse_valid(text)
     assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", text)
 
 

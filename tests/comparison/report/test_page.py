@@ -1,4 +1,4 @@
-"""The report's text, before any browser sees it."""
+"""The HTML report as text: structure, policy, figures, data, hostile text."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def grid_page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of other parts of a page: half a second less for each."""
+    """Omit the figures, which take half a second, in tests of other parts of a page."""
     for name in ("sweep_figures", "turn_figures"):
         monkeypatch.setattr(f"rwkvbatch.comparison.report.html.{name}", lambda _: [])
 
@@ -66,7 +66,7 @@ def test_the_same_runs_make_the_same_bytes(tmp_path: Path) -> None:
     assert as_html(analysis) == as_html(analysis)
 
 
-def test_long_labels_break_behind_their_commas_and_the_verdict_has_minus_signs(grid_page: str, tmp_path: Path) -> None:
+def test_long_labels_can_break_after_commas_and_the_verdict_has_minus_signs(grid_page: str, tmp_path: Path) -> None:
     assert "temp=0.3,<wbr>frequency=0.0</th>" in grid_page
     paths = [str(make_run(tmp_path / name, seed=seed)) for seed, name in enumerate("ab")]
     (headline,) = re.findall(r'id="verdict">\s*<p>(.*?)</p>', as_html(compare(paths)))
@@ -79,7 +79,7 @@ def _pairs() -> list[tuple[float, float]]:
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_the_page_names_every_cell_under_its_standing(tmp_path: Path) -> None:
+def test_the_page_lists_every_cell_as_best_indistinguishable_or_worse(tmp_path: Path) -> None:
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
         row["checks"][0]["score"] = float(row["cell"] != "t=2")
 
@@ -97,7 +97,7 @@ def policy(text: str) -> str:
     return next(a["content"] or "" for tag, a in Elements(text).tags if tag == "meta" and "http-equiv" in a)
 
 
-def test_the_policy_allows_nothing_but_the_pages_own_script_and_style(grid_page: str) -> None:
+def test_the_policy_allows_only_the_script_and_style_of_the_page(grid_page: str) -> None:
     found = Elements(grid_page)
     allowed = policy(grid_page)
     assert allowed.startswith("default-src 'none';")
@@ -123,20 +123,20 @@ def test_no_element_has_inline_styles_or_handlers(grid_page: str) -> None:
         assert not [name for name in attributes if name.startswith("on")], tag
 
 
-def test_no_id_is_there_twice(grid_page: str) -> None:
+def test_ids_are_unique(grid_page: str) -> None:
     ids = [a["id"] for _, a in Elements(grid_page).tags if "id" in a]
     assert len(ids) == len(set(ids))
 
 
-def test_figures_follow_the_pages_colours(grid_page: str) -> None:
+def test_figures_use_the_colours_of_the_page(grid_page: str) -> None:
     drawings = re.findall(r"<svg .*?</svg>", grid_page, re.DOTALL)
     assert len(drawings) > 5
     for drawing in drawings:
         assert "var(--" in drawing
-        assert not re.search(r"#0[1-8]0", drawing), "a stand-in colour was left"
+        assert not re.search(r"#0[1-8]0", drawing), "a placeholder colour was left"
 
 
-def test_two_settings_make_a_heat_map_and_one_makes_lines(grid_page: str, tmp_path: Path) -> None:
+def test_two_settings_give_a_heat_map_and_one_gives_lines(grid_page: str, tmp_path: Path) -> None:
     assert (
         "over temperature and frequency_penalty" in grid_page or "over frequency_penalty and temperature" in grid_page
     )
@@ -146,7 +146,7 @@ def test_two_settings_make_a_heat_map_and_one_makes_lines(grid_page: str, tmp_pa
     assert 'aria-label="score over temperature"' in page
 
 
-def test_intervals_by_turn_end_at_what_a_metric_can_be(tmp_path: Path) -> None:
+def test_intervals_by_turn_are_within_the_bounds_of_their_metric(tmp_path: Path) -> None:
     def only_the_first_fails(row: dict[str, Any], _rng: np.random.Generator) -> None:
         passed = row["conversation"] != "talk-0"
         row["checks"] = [{"kind": "contains", "expected": "boat", "passed": passed, "score": float(passed)}]
@@ -160,7 +160,7 @@ def test_intervals_by_turn_end_at_what_a_metric_can_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cells", [("a", "b"), ("t=1,p=1", "t=1,p=2", "t=2,p=1", "t=2,p=2")])
-def test_the_primary_metric_has_the_first_chart_where_all_means_are_equal_too(
+def test_the_first_chart_is_of_the_primary_metric_even_when_all_means_are_equal(
     tmp_path: Path, cells: tuple[str, ...]
 ) -> None:
     def equal(row: dict[str, Any], _rng: np.random.Generator) -> None:
@@ -171,7 +171,7 @@ def test_the_primary_metric_has_the_first_chart_where_all_means_are_equal_too(
     assert figures[0].name == "score"
 
 
-def test_a_metric_of_a_single_turn_has_no_chart_of_turns(tmp_path: Path) -> None:
+def test_a_metric_of_a_single_turn_has_no_chart_by_turn(tmp_path: Path) -> None:
     def only_first(row: dict[str, Any], _rng: np.random.Generator) -> None:
         row["checks"] = row["checks"] if row["turn"] == 0 else []
 
@@ -179,7 +179,7 @@ def test_a_metric_of_a_single_turn_has_no_chart_of_turns(tmp_path: Path) -> None
     assert {"score", "tokens"} & {figure.name for figure in figures} == {"tokens"}
 
 
-def test_of_many_variants_turn_figures_show_the_baseline_and_the_most_different(tmp_path: Path) -> None:
+def test_charts_by_turn_show_the_baseline_and_the_most_different_of_many_variants(tmp_path: Path) -> None:
     def change(row: dict[str, Any], _rng: np.random.Generator) -> None:
         row["checks"][0]["score"] = 0.1 if row["cell"] in ("temp=9", "temp=11") else 0.5 + 0.01 * (row["turn"] == 1)
 
@@ -199,7 +199,7 @@ def verdict_panel(page: str) -> str:
     return page[page.index('id="verdict"') : page.index("<noscript>")]
 
 
-def test_the_page_leads_with_the_verdicts_of_the_first_screen(tmp_path: Path) -> None:
+def test_the_page_starts_with_the_verdicts_and_the_rows_left_out(tmp_path: Path) -> None:
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
         row["checks"][0]["score"] = {"t=1": 0.5, "t=2": 0.5, "t=3": 0.1}[row["cell"]] + rng.normal(0, 0.02)
         if row["cell"] == "t=2" and row["conversation"] == "talk-0":
@@ -219,7 +219,7 @@ def test_the_page_leads_with_the_verdicts_of_the_first_screen(tmp_path: Path) ->
     assert page.index('id="verdict"') < page.index('id="sweep"') < page.index('id="table"')
 
 
-def test_figures_begin_with_the_primary_metric_and_call_the_others_exploratory(tmp_path: Path) -> None:
+def test_figures_start_with_the_primary_metric_and_mark_others_as_exploratory(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"))
     page = as_html(compare([str(path)], primary="nll"))
     options = re.findall(r"<option value=\"(\w+)\">([^<]*)</option>", page[page.index("sweep-figure-metric") :])
@@ -228,13 +228,13 @@ def test_figures_begin_with_the_primary_metric_and_call_the_others_exploratory(t
     assert ("score", "score ↑ (exploratory)") in options
 
 
-def test_secondary_metrics_are_collapsed_and_never_coloured(tmp_path: Path) -> None:
+def test_secondary_metrics_are_collapsed_and_not_coloured(tmp_path: Path) -> None:
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
         row["checks"][0]["score"] = 0.5
         row["reference"]["nll"] = (1.0 if row["cell"] == "t=2" else 2.0) + rng.normal(0, 0.01)
 
     analysis = compare([str(make_run(tmp_path / "a", cells=("t=1", "t=2"), change=change))])
-    assert any(line.verdict == "better" for line in analysis.secondary), "otherwise this tests nothing"
+    assert any(line.verdict == "better" for line in analysis.secondary), "a secondary metric must be better"
     page = as_html(analysis)
     assert re.search(r"<details>\s*<summary>Other metrics \(exploratory\)", page)
     assert 'data-verdict="better"' in page
@@ -268,7 +268,7 @@ def test_failures_are_counted_by_tag_and_by_kind_of_check(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_system_messages_come_from_the_script_that_was_run_and_no_other(tmp_path: Path) -> None:
+def test_system_messages_are_read_from_the_script_only_while_its_hash_matches(tmp_path: Path) -> None:
     script = tmp_path / "script.jsonl"
     user = {"role": "user", "content": "?"}
     systems = [{"role": "system", "content": f"Be <b>{n}</b>."} for n in range(3)]
@@ -293,16 +293,16 @@ def test_system_messages_come_from_the_script_that_was_run_and_no_other(tmp_path
 
 def test_long_names_do_not_make_a_figure_wider(tmp_path: Path) -> None:
     widths: list[float] = []
-    for place, name in enumerate(("t", "temp=0.3,top_p=0.5,frequency=0.3,pres")):
+    for number, name in enumerate(("t", "temp=0.3,top_p=0.5,frequency=0.3,pres")):
         cells = [f"{name}{n}" for n in range(8)]
-        analysis = compare([str(make_run(tmp_path / str(place), conversations=2, cells=cells))])
+        analysis = compare([str(make_run(tmp_path / str(number), conversations=2, cells=cells))])
         view_box = re.search(r'viewBox="0 0 ([\d.]+) ', turn_figures(analysis)[0].svg)
         assert view_box
         widths.append(float(view_box[1]))
     assert widths[1] == pytest.approx(widths[0], rel=0.05)
 
 
-def test_the_page_without_its_data_is_well_under_six_megabytes(grid_page: str) -> None:
+def test_the_page_without_its_data_is_below_2_megabytes(grid_page: str) -> None:
     data = next(text for tag, text in Elements(grid_page).raw if tag == "script")
     assert len(grid_page) - len(data) < 2_000_000
 
@@ -318,7 +318,7 @@ def test_hostile_text_adds_no_element(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_the_dialogues_survive_the_page_letter_by_letter(tmp_path: Path) -> None:
+def test_the_data_of_the_page_have_the_replies_unchanged(tmp_path: Path) -> None:
     analysis = compare([str(hostile_run(tmp_path / "a"))])
     data = json.loads(next(text for tag, text in Elements(as_html(analysis)).raw if tag == "script"))
     replies = {
@@ -327,7 +327,7 @@ def test_the_dialogues_survive_the_page_letter_by_letter(tmp_path: Path) -> None
     assert replies == set(analysis.table["reply"])
 
 
-def test_the_page_has_the_records_of_its_turns(tmp_path: Path) -> None:
+def test_the_data_of_the_page_have_the_records_of_all_turns(tmp_path: Path) -> None:
     def change(row: dict[str, Any], _: np.random.Generator) -> None:
         if row["conversation"] == "talk-1" and row["turn"] == 1:
             row.update(error="out of memory", finish_reason="error", checks=[], reference=None, reply="", reply_ids=[])
@@ -336,9 +336,9 @@ def test_the_page_has_the_records_of_its_turns(tmp_path: Path) -> None:
     content = page_data(analysis).content
     names = [metric["name"] for metric in content["metrics"]]
     for variant, cell in enumerate(("t=1", "t=2")):
-        own = analysis.table.loc[analysis.table["cell"] == cell]
+        rows_of_cell = analysis.table.loc[analysis.table["cell"] == cell]
         shown = {name: iter(talk["rows"][str(variant)]) for name, talk in content["conversations"].items()}
-        for row in own.to_dict("records"):
+        for row in rows_of_cell.to_dict("records"):
             record, found = turn_record(row), next(shown[row["conversation"]])
             numbers = [None if name not in record["metrics"] else round(record["metrics"][name], 6) for name in names]
             assert found["numbers"] == numbers
@@ -349,7 +349,7 @@ def test_the_page_has_the_records_of_its_turns(tmp_path: Path) -> None:
         assert all(next(rest, None) is None for rest in shown.values())
 
 
-def test_a_large_run_keeps_the_most_changed_conversations_and_says_how_many_are_left_out(tmp_path: Path) -> None:
+def test_a_large_run_keeps_the_most_changed_conversations_and_counts_those_left_out(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=10, repeats=1, turns=2)
     found = page_data(compare([str(path)]), max_turns=12)
     assert len(found.content["conversations"]) == 3
@@ -357,34 +357,34 @@ def test_a_large_run_keeps_the_most_changed_conversations_and_says_how_many_are_
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_one_run_alone_makes_a_page_with_its_means(tmp_path: Path) -> None:
+def test_the_page_of_a_single_run_has_its_means(tmp_path: Path) -> None:
     page = as_html(compare([str(make_run(tmp_path / "alone"))]))
     assert "<h2>Means</h2>" in page
     for words in ("most changed come first", "Tests flip", "paired by"):
         assert words not in page
 
 
-def test_charts_say_where_they_have_turns_that_the_tables_lack(tmp_path: Path) -> None:
+def test_captions_say_when_charts_have_turns_that_are_not_in_the_tables(tmp_path: Path) -> None:
     a, b, c = (
         str(make_run(tmp_path / name, conversations=3, repeats=n, seed=ord(name)))
         for name, n in (("a", 2), ("b", 2), ("c", 3))
     )
     words = "Of all turns of a variant; means in tables are of those that have a counterpart."
-    for paths, said in (((a, b), False), ((a, c), True)):
+    for paths, is_mentioned in (((a, b), False), ((a, c), True)):
         analysis = compare(paths)
         captions = [figure.caption for figure in (*sweep_figures(analysis)[:1], *turn_figures(analysis)[:1])]
-        assert [words in caption for caption in captions] == [said, said]
+        assert [words in caption for caption in captions] == [is_mentioned, is_mentioned]
 
 
-@pytest.mark.parametrize(("histories", "said"), [(("own", "gold"), True), (("own", "own"), False)])
-def test_drift_is_named_where_both_histories_are_there(
-    histories: tuple[str, str], said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("histories", "is_mentioned"), [(("own", "gold"), True), (("own", "own"), False)])
+def test_drift_is_mentioned_when_both_histories_are_compared(
+    histories: tuple[str, str], is_mentioned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rwkvbatch.comparison.report.html.sweep_figures", lambda _: [])
     monkeypatch.setattr("rwkvbatch.comparison.report.charts._TURN_METRICS", ())
     settings = {f"cell {n}": {"history": history} for n, history in enumerate(histories)}
     page = as_html(compare([str(make_run(tmp_path / "a", cells=list(settings), settings=settings, conversations=3))]))
-    assert ("gap between own and gold history is drift" in page) == said
+    assert ("gap between own and gold history is drift" in page) == is_mentioned
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -402,7 +402,7 @@ def test_settings_that_differ_between_runs_are_marked(tmp_path: Path) -> None:
 )
 @example(text="</script><script>alert(1)</script>")
 @example(text="<!--<script>")
-def test_no_text_ends_the_element_of_the_data_and_all_of_it_arrives(text: str) -> None:
+def test_any_text_in_the_data_stays_within_its_element(text: str) -> None:
     script = PageData({text: [text]}, 0).as_script()
     page = Elements(f'<script type="application/json">{script}</script><p>end</p>')
     assert [tag for tag, _ in page.tags] == ["script", "p"]
@@ -410,7 +410,7 @@ def test_no_text_ends_the_element_of_the_data_and_all_of_it_arrives(text: str) -
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_bars_of_one_metric_share_a_scale(tmp_path: Path) -> None:
+def test_bars_of_one_metric_have_one_scale(tmp_path: Path) -> None:
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
         row["checks"][0]["score"] = {"t=1": 0.9, "t=2": 0.8, "t=3": 0.1}[row["cell"]] + rng.normal(0, 0.02)
 

@@ -1,4 +1,4 @@
-"""The report in a real browser, opened from the disk: it works, and hostile text runs nothing."""
+"""The HTML report in a real browser: search, sorting, keys, themes, and hostile text."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def page(browser: webdriver.Chrome, report: Path) -> webdriver.Chrome:
     browser.set_window_size(1280, 900)
-    # Another page first: of the same one again, a busy browser may show the old document for a moment.
+    # Loading the same page again may leave the old document for a moment; loading another one first does not.
     browser.get("about:blank")
     browser.get(report.as_uri())
     WebDriverWait(browser, 60).until(lambda shown: shown.find_elements(By.CSS_SELECTOR, "#talk .turn"))
@@ -88,25 +88,25 @@ def names(page: webdriver.Chrome) -> list[str]:
 
 
 def column(page: webdriver.Chrome, number: int) -> list[str]:
-    """The texts of a column of the comparisons that are shown, read at one moment."""
+    """The texts of a column of the visible comparisons, read by one script."""
     rows = "document.querySelectorAll('#comparisons tbody tr:not([hidden])')"
     return page.execute_script(f"return [...{rows}].map(row => row.cells[{number}].innerText)")
 
 
-def test_it_loads_from_the_disk_without_a_word_in_the_console(page: webdriver.Chrome) -> None:
+def test_the_page_loads_from_disk_without_console_messages(page: webdriver.Chrome) -> None:
     assert page.get_log("browser") == []
     assert page.find_element(By.TAG_NAME, "h1").text.startswith("a: 2 variants")
     assert page.find_elements(By.CSS_SELECTOR, "#talk .turn")
 
 
-def test_search_filters_the_conversations_by_their_texts(page: webdriver.Chrome) -> None:
+def test_search_filters_conversations_by_their_texts(page: webdriver.Chrome) -> None:
     assert len(names(page)) == 14
     page.find_element(By.ID, "search").send_keys("ZEBRA")
     assert names(page) == ["talk-3"]
     assert page.find_element(By.ID, "count").text == "1 of 14"
 
 
-def test_only_worse_conversations_can_be_shown(page: webdriver.Chrome) -> None:
+def test_the_filter_shows_worse_conversations_only(page: webdriver.Chrome) -> None:
     Select(page.find_element(By.ID, "which")).select_by_value("worse")
     scores = [
         row.find_elements(By.TAG_NAME, "td")[1].text for row in page.find_elements(By.CSS_SELECTOR, "#talk-list tr")
@@ -115,7 +115,7 @@ def test_only_worse_conversations_can_be_shown(page: webdriver.Chrome) -> None:
     assert all(score.startswith(MINUS) for score in scores)
 
 
-def test_the_list_sorts_by_name_both_ways(page: webdriver.Chrome) -> None:
+def test_the_list_is_sorted_by_name_in_both_directions(page: webdriver.Chrome) -> None:
     button = page.find_element(By.CSS_SELECTOR, "button[data-key=name]")
     button.click()
     ascending = names(page)
@@ -138,7 +138,7 @@ def test_the_verdicts_are_the_first_table_and_other_metrics_are_collapsed(page: 
     assert others.is_displayed()
 
 
-def test_the_table_shows_one_metric_and_can_show_all(page: webdriver.Chrome) -> None:
+def test_the_table_shows_one_metric_or_all(page: webdriver.Chrome) -> None:
     open_others(page)
     assert len({text.split()[0] for text in column(page, 1)}) == 1
     Select(page.find_element(By.ID, "metric-filter")).select_by_value("")
@@ -146,7 +146,7 @@ def test_the_table_shows_one_metric_and_can_show_all(page: webdriver.Chrome) -> 
     assert "score" not in {text.split()[0] for text in column(page, 1)}
 
 
-def test_the_table_sorts_by_number(page: webdriver.Chrome) -> None:
+def test_the_table_is_sorted_by_number(page: webdriver.Chrome) -> None:
     open_others(page)
     Select(page.find_element(By.ID, "metric-filter")).select_by_value("")
     page.find_element(By.XPATH, "//table[@id='comparisons']//button[text()='difference']").click()
@@ -165,7 +165,7 @@ def test_a_system_message_is_above_its_dialogue(browser: webdriver.Chrome, tmp_p
     assert browser.find_element(By.CSS_SELECTOR, "#talk .system").text == "system\nSpeak <b>plainly</b>."
 
 
-def test_a_dialogue_shows_its_diff_word_by_word(page: webdriver.Chrome) -> None:
+def test_a_dialogue_shows_its_word_diff(page: webdriver.Chrome) -> None:
     page.find_element(By.CSS_SELECTOR, '#talk-list tr[data-name="talk-3"]').click()
     talk = page.find_element(By.ID, "talk")
     assert talk.find_element(By.TAG_NAME, "h3").text == "talk-3"
@@ -174,7 +174,7 @@ def test_a_dialogue_shows_its_diff_word_by_word(page: webdriver.Chrome) -> None:
     assert "reference nll" in talk.text
 
 
-def test_the_pieces_of_a_diff_make_up_both_replies(page: webdriver.Chrome) -> None:
+def test_the_pieces_of_a_diff_join_to_both_replies(page: webdriver.Chrome) -> None:
     same = page.execute_script(
         """
         const data = JSON.parse(document.getElementById("data").textContent);
@@ -210,7 +210,7 @@ def test_the_figure_changes_with_the_metric(page: webdriver.Chrome) -> None:
     assert [figure.get_attribute("data-name") for figure in shown] == ["nll"]
 
 
-def test_keys_go_through_the_conversations_and_to_the_search(page: webdriver.Chrome) -> None:
+def test_keys_select_conversations_and_focus_the_search(page: webdriver.Chrome) -> None:
     body = page.find_element(By.TAG_NAME, "body")
     order = names(page)
     body.send_keys("j")
@@ -223,7 +223,7 @@ def test_keys_go_through_the_conversations_and_to_the_search(page: webdriver.Chr
     assert page.switch_to.active_element.get_attribute("id") == "search"
 
 
-def test_the_button_turns_the_page_dark_and_light(page: webdriver.Chrome) -> None:
+def test_the_button_switches_the_theme(page: webdriver.Chrome) -> None:
     def background() -> str:
         return page.execute_script("return getComputedStyle(document.body).backgroundColor")
 
@@ -234,7 +234,7 @@ def test_the_button_turns_the_page_dark_and_light(page: webdriver.Chrome) -> Non
     assert background() == before
 
 
-def test_nothing_is_wider_than_a_phone(browser: webdriver.Chrome, tmp_path: Path) -> None:
+def test_the_page_fits_the_width_of_a_phone(browser: webdriver.Chrome, tmp_path: Path) -> None:
     cells = [f"temperature={t},frequency={f},a-rather-long-setting=true" for t in (0.3, 1.0) for f in (0.0, 1.0)]
 
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
@@ -251,13 +251,13 @@ def test_nothing_is_wider_than_a_phone(browser: webdriver.Chrome, tmp_path: Path
         widths = page.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
         assert widths[0] <= widths[1]
         scroll = "document.querySelector('.verdict .scroll')"
-        content, room = page.execute_script(f"return [{scroll}.scrollWidth, {scroll}.clientWidth]")
-        assert content <= room, "the verdicts need no sideways scrolling"
+        content_width, visible_width = page.execute_script(f"return [{scroll}.scrollWidth, {scroll}.clientWidth]")
+        assert content_width <= visible_width, "the verdicts need no sideways scrolling"
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_hostile_text_runs_nothing_and_is_shown_as_text(browser: webdriver.Chrome, tmp_path: Path) -> None:
+def test_hostile_text_is_shown_and_runs_no_script(browser: webdriver.Chrome, tmp_path: Path) -> None:
     report = tmp_path / "hostile.html"
     report.write_text(as_html(compare([str(hostile_run(tmp_path / "a"))])), encoding="utf-8")
     browser.get(report.as_uri())
@@ -269,7 +269,7 @@ def test_hostile_text_runs_nothing_and_is_shown_as_text(browser: webdriver.Chrom
     assert browser.get_log("browser") == []
 
 
-def test_the_policy_stops_a_script_that_got_in_all_the_same(page: webdriver.Chrome) -> None:
+def test_the_policy_blocks_injected_scripts(page: webdriver.Chrome) -> None:
     page.execute_script(
         "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.pwned=1\">');"
         "const script = document.createElement('script'); script.textContent = 'window.pwned=2';"

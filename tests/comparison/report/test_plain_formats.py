@@ -1,4 +1,4 @@
-"""JSON, CSV, Markdown and JUnit: they parse, they agree, and hostile names do nothing in them."""
+"""JSON, CSV, Markdown and JUnit: content, agreement with the analysis, hostile text."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_json_and_markdown_have_the_ranking(tmp_path: Path) -> None:
     assert f"- {escaped(standing(ranking))}" in as_markdown(result)
 
 
-def test_hostile_names_of_ranked_variants_do_nothing(tmp_path: Path) -> None:
+def test_hostile_names_of_ranked_variants_are_escaped(tmp_path: Path) -> None:
     runs = [str(hostile_run(tmp_path / name, seed)) for seed, name in enumerate("ab")]
     result = compare(runs)
     assert len(result.rankings[0].candidates) == 4
@@ -83,13 +83,13 @@ def test_json_has_null_and_no_nan(analysis: Analysis) -> None:
     json.loads(as_json(analysis), parse_constant=refuse)
 
 
-def test_json_of_a_hostile_run_does_nothing_to_a_terminal(hostile: Analysis) -> None:
+def test_json_of_a_hostile_run_has_no_control_characters(hostile: Analysis) -> None:
     text = as_json(hostile)
     assert printable(text) == text
     assert json.loads(text)["changes"][0]["conversations"][0]["conversation"].startswith("=HYPERLINK(1)</script>")
 
 
-def test_csv_has_a_line_a_comparison_with_full_precision(analysis: Analysis) -> None:
+def test_csv_has_a_line_per_comparison_with_full_precision(analysis: Analysis) -> None:
     rows = list(csv.DictReader(io.StringIO(as_csv(analysis))))
     assert list(rows[0]) == list(COLUMNS)
     assert [float(row["difference"]) for row in rows] == [c.difference for c in analysis.comparisons]
@@ -110,7 +110,7 @@ def test_csv_of_a_single_run_has_the_intervals_of_its_means(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =1", "\r=1", "＝1"])
-def test_text_that_a_spreadsheet_could_run_gets_an_apostrophe(text: str) -> None:
+def test_text_that_a_spreadsheet_would_evaluate_gets_an_apostrophe(text: str) -> None:
     assert harmless(text) == f"'{printable(text, keep_newlines=False)}"
 
 
@@ -118,7 +118,7 @@ def test_text_that_a_spreadsheet_could_run_gets_an_apostrophe(text: str) -> None
 @example(value="\ufeff=1+1")
 @example(value="\u200b\t @x")
 @example(value="::")
-def test_no_text_is_a_formula_several_lines_or_acts_upon_a_terminal(value: str) -> None:
+def test_any_text_in_csv_is_one_line_and_no_formula(value: str) -> None:
     written = io.StringIO()
     csv.writer(written, lineterminator="\n").writerow([harmless(value), "end"])
     (row,) = csv.reader(io.StringIO(written.getvalue(), newline=""))
@@ -130,7 +130,7 @@ def test_no_text_is_a_formula_several_lines_or_acts_upon_a_terminal(value: str) 
 
 @given(value=ANY_TEXT)
 @example(value="::")
-def test_markdown_shows_any_text_letter_by_letter_and_as_nothing_else(value: str) -> None:
+def test_markdown_renders_any_text_as_plain_text(value: str) -> None:
     from markdown_it import MarkdownIt
 
     shown = escaped(f"a {value} z")
@@ -143,7 +143,7 @@ def test_markdown_shows_any_text_letter_by_letter_and_as_nothing_else(value: str
 
 
 @given(value=ANY_TEXT)
-def test_xml_keeps_any_text_that_may_be_printed(value: str) -> None:
+def test_xml_keeps_any_printable_text(value: str) -> None:
     element = ET.Element("a", b=xml_safe(value))
     element.text = xml_safe(value)
     read = ET.fromstring(ET.tostring(element, encoding="unicode"))
@@ -151,11 +151,11 @@ def test_xml_keeps_any_text_that_may_be_printed(value: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["temp=0.7", "a", "", None, -1.5, 3])
-def test_other_values_stay(value: object) -> None:
+def test_other_values_are_unchanged(value: object) -> None:
     assert harmless(value) == value
 
 
-def test_no_csv_cell_of_a_hostile_run_begins_a_formula(hostile: Analysis) -> None:
+def test_no_csv_cell_of_a_hostile_run_is_a_formula(hostile: Analysis) -> None:
     for row in csv.reader(io.StringIO(as_csv(hostile))):
         for cell in row:
             if not _is_number(cell):
@@ -193,7 +193,7 @@ def test_every_format_names_the_families(tmp_path: Path) -> None:
     assert as_markdown(result).count("Exploratory family of 4 tests") == 2
 
 
-def test_markdown_has_a_table_with_equally_many_cells_in_every_line(tmp_path: Path) -> None:
+def test_every_line_of_a_markdown_table_has_the_same_number_of_cells(tmp_path: Path) -> None:
     hostile = compare([str(hostile_run(tmp_path / "a"))], all_metrics=True)
     lines = [line for line in as_markdown(hostile).splitlines() if line.startswith("|")]
     counts = {line.replace("\\|", "").count("|") for line in lines}
@@ -201,13 +201,13 @@ def test_markdown_has_a_table_with_equally_many_cells_in_every_line(tmp_path: Pa
     assert len(counts) == 1
 
 
-def test_markdown_of_hostile_names_has_no_markup_and_no_controls(hostile: Analysis) -> None:
+def test_markdown_of_hostile_names_has_no_markup_and_no_control_characters(hostile: Analysis) -> None:
     text = as_markdown(hostile)
     assert "<script" not in text.replace("\\<", "")
     assert not set(text) & set("\x1b\x07\x00\u202e\u2028")
 
 
-def test_junit_of_a_hostile_run_is_xml(hostile: Analysis) -> None:
+def test_junit_of_a_hostile_run_is_valid_xml(hostile: Analysis) -> None:
     assert ET.fromstring(as_junit(hostile).encode()).tag == "testsuites"
 
 
@@ -228,17 +228,15 @@ def test_a_single_run_has_its_means_in_every_plain_format(alone: Analysis) -> No
 
 
 @pytest.mark.parametrize("write", [as_markdown, as_csv, as_json, as_junit, as_html])
-def test_a_perplexity_beyond_all_numbers_is_written_all_the_same(
-    tmp_path: Path, write: Callable[[Analysis], str]
-) -> None:
+def test_every_format_can_write_an_infinite_perplexity(tmp_path: Path, write: Callable[[Analysis], str]) -> None:
     def change(row: dict[str, Any], rng: object) -> None:
         del rng
         row["reference"]["nll"] = 2000.0 + row["repeat"]
 
-    one = compare([str(make_run(tmp_path / "a", cells=("t=1",), change=change))])
-    two = compare([str(make_run(tmp_path / "b", cells=("t=1", "t=2", "t=3"), change=change))])
-    assert write(one)
-    assert write(two)
+    single = compare([str(make_run(tmp_path / "a", cells=("t=1",), change=change))])
+    several = compare([str(make_run(tmp_path / "b", cells=("t=1", "t=2", "t=3"), change=change))])
+    assert write(single)
+    assert write(several)
 
 
 def test_the_means_of_a_single_run_are_those_of_the_requested_metrics(tmp_path: Path) -> None:

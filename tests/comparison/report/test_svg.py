@@ -1,4 +1,4 @@
-"""Figures of the report: how they are drawn, and what surrounds them."""
+"""Figures of the report: drawn once, with the box that two drawings give."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.comparison.make_run import make_run
 
 
 def analysis_of(kind: str, folder: Path) -> Analysis:
-    """Runs whose report has figures of this kind, among them one with a logarithmic axis and long labels."""
+    """Runs whose report has figures of this kind; those of a trend have a logarithmic axis, others long labels."""
     if kind == "trend":
         return compare(
             [str(make_run(folder / f"step-{10**n}", conversations=4, seed=n)) for n in range(4)], over="step"
@@ -40,7 +40,7 @@ def figures_of(analysis: Analysis) -> list[svg.Figure]:
 
 
 @pytest.mark.parametrize("kind", ["heat map", "line", "dots", "trend"])
-def test_a_figure_is_drawn_once_and_is_what_two_drawings_would_make(
+def test_a_figure_drawn_once_equals_one_with_a_measured_box(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     analysis = analysis_of(kind, tmp_path)
@@ -58,15 +58,15 @@ def test_a_figure_is_drawn_once_and_is_what_two_drawings_would_make(
     monkeypatch.setattr(svg, "_tight_box", lambda _: "tight")
     with mpl.rc_context({"savefig.pad_inches": 0.06}):
         twice = figures_of(analysis)
-    for ours, theirs in zip(once, twice, strict=True):
-        text, numbers = without_numbers(ours.svg)
-        their_text, their_numbers = without_numbers(theirs.svg)
-        assert text == their_text
-        assert np.abs(np.subtract(numbers, their_numbers)).max() < 1e-3
+    for drawn_once, drawn_twice in zip(once, twice, strict=True):
+        text, numbers = without_numbers(drawn_once.svg)
+        expected_text, expected_numbers = without_numbers(drawn_twice.svg)
+        assert text == expected_text
+        assert np.abs(np.subtract(numbers, expected_numbers)).max() < 1e-3
 
 
 def without_numbers(text: str) -> tuple[str, list[float]]:
-    """Without the names of clip paths, which are hashes of coordinates."""
+    """Text and numbers, without the names of clip paths, which are hashes of coordinates."""
     text = re.sub(r"-p[0-9a-f]{10}\b", "", text)
     number = re.compile(r"-?\d+\.?\d*(?:e-?\d+)?")
     return number.sub("#", text), [float(found) for found in number.findall(text)]

@@ -1,4 +1,4 @@
-"""The terminal's tables: width, colours, safety."""
+"""Tables in the terminal: width, columns, colours, hostile text, notes."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
 
 
 @pytest.mark.parametrize("width", [80, 140])
-def test_no_line_is_wider_than_the_terminal(pair: Analysis, width: int) -> None:
+def test_lines_fit_the_width_of_the_terminal(pair: Analysis, width: int) -> None:
     assert max(map(len, printed(pair, width=width).splitlines())) <= width
 
 
-def test_numbers_are_whole_at_80_columns(pair: Analysis) -> None:
+def test_numbers_are_not_shortened_at_80_columns(pair: Analysis) -> None:
     text = printed(pair)
     assert "…" not in text.split("Most changed")[0]
     assert "score ↑" in text
 
 
 @pytest.mark.parametrize("width", [40, 60])
-def test_a_narrow_terminal_has_fewer_columns_and_whole_labels(tmp_path: Path, width: int) -> None:
+def test_a_narrow_terminal_has_fewer_columns_and_complete_labels(tmp_path: Path, width: int) -> None:
     cells = ("temp=0,decay=0", "temp=0,decay=1", "temp=1,decay=1", "temp=2,decay=1")
     text = printed(compare([str(make_run(tmp_path / "a", cells=cells))]), width=width)
     assert max(map(len, text.splitlines())) <= width
@@ -59,7 +59,7 @@ def test_a_narrow_terminal_has_fewer_columns_and_whole_labels(tmp_path: Path, wi
     assert ("interval" in text) == (width == 60)
 
 
-def test_a_wide_terminal_shows_what_could_be_detected_and_p(pair: Analysis) -> None:
+def test_a_wide_terminal_has_columns_for_the_detectable_difference_and_p(pair: Analysis) -> None:
     assert "W/T/L" in printed(pair, width=80, num_changes=0)
     assert not re.search("(?m)^.* p +$", printed(pair, width=60, num_changes=0))
     assert re.search(r"(?m)W/T/L detectable +p\b", printed(pair, width=140))
@@ -96,21 +96,21 @@ def test_the_first_screen_of_twelve_cells_has_at_most_20_lines_of_80_columns(tmp
     assert lines[-1].startswith("--all shows")
 
 
-def test_checkpoints_with_a_common_beginning_are_shown_without_it(tmp_path: Path) -> None:
+def test_the_common_prefix_of_checkpoints_is_shown_once(tmp_path: Path) -> None:
     runs = [str(make_run(tmp_path / f"rwkv7-g1-1.5b-long-name-step-{n}00", seed=n)) for n in (1, 2, 3)]
     text = printed(compare(runs), num_changes=0)
     assert re.search(r"(?m)^rwkv7-g1-1.5b-long-name- *\nstep-\* ", text)
     assert re.search("(?m)^300 ", text)
 
 
-def test_without_colours_there_is_no_escape_and_changes_have_brackets(pair: Analysis) -> None:
+def test_without_colours_changes_are_in_brackets(pair: Analysis) -> None:
     text = printed(pair)
     assert "\x1b" not in text
     assert "[-" in text
     assert "{+" in text
 
 
-def test_all_metrics_are_shown_on_request_and_marked(tmp_path: Path) -> None:
+def test_all_metrics_are_marked_as_exploratory_but_the_primary_one(tmp_path: Path) -> None:
     path = str(make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3", "t=4")))
     first, everything = (printed(compare([path], all_metrics=every), num_changes=0) for every in (False, True))
     assert "nll" not in first
@@ -119,22 +119,22 @@ def test_all_metrics_are_shown_on_request_and_marked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
-def test_the_ranking_is_under_the_table_and_fits_the_width(tmp_path: Path, width: int) -> None:
+def test_the_ranking_fits_the_width(tmp_path: Path, width: int) -> None:
     cells = [f"temp={number},frequency=0.25" for number in range(9)]
     text = printed(compare([str(make_run(tmp_path / "a", cells=cells))]), width=width)
     assert max(map(len, text.splitlines())) <= width
-    said = " ".join(text[text.index("score: best ") :].split())
-    assert re.match(r"score: best temp=\d,frequency=0.25 \(0.\d+\); not distinguishable: .*\d more", said)
+    ranking = " ".join(text[text.index("score: best ") :].split())
+    assert re.match(r"score: best temp=\d,frequency=0.25 \(0.\d+\); not distinguishable: .*\d more", ranking)
 
 
-def test_the_ranking_counts_what_it_leaves_out(tmp_path: Path) -> None:
+def test_the_ranking_counts_turns_that_only_some_variants_have(tmp_path: Path) -> None:
     for name in "abc":
         write_run(tmp_path / name, [make_row(talk) for talk in ("x", "y", name)], manifest={})
     text = printed(compare([str(tmp_path / name) for name in "abc"]))
     assert "3 turns in some only; means relative to the baseline's" in " ".join(text.split())
 
 
-def test_one_run_alone_shows_its_means(tmp_path: Path) -> None:
+def test_a_single_run_has_its_means(tmp_path: Path) -> None:
     text = printed(compare([str(make_run(tmp_path / "alone"))]))
     assert "alone" in text
     assert "mean" in text
@@ -142,17 +142,17 @@ def test_one_run_alone_shows_its_means(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("colour", [False, True])
-def test_hostile_text_reaches_no_terminal(tmp_path: Path, colour: bool) -> None:
+def test_hostile_text_is_escaped(tmp_path: Path, colour: bool) -> None:
     analysis = compare([str(hostile_run(tmp_path / "a"))], fail_if=["score < 2"])
     name = str(analysis.table["conversation"].iloc[0])
     for text in (printed(analysis, colour=colour), printed(analysis, colour=colour, show=name)):
         assert "\x1b]" not in text
         assert "\x1b[2J" not in text
         assert not set(text) & set("\x07\x00\u202e\u2028\r")
-        assert "bold]" in text, "markup in the data must be shown, not obeyed"
+        assert "bold]" in text, "markup in the data must be shown"
 
 
-def test_one_conversation_side_by_side_has_both_replies(pair: Analysis) -> None:
+def test_a_conversation_is_printed_side_by_side(pair: Analysis) -> None:
     text = printed(pair, show="talk-3", width=160)
     assert "Question 1 of talk-3?" in text
     assert "t=1" in text
@@ -164,8 +164,8 @@ def test_an_unknown_conversation_is_a_usage_error(pair: Analysis) -> None:
         printed(pair, show="nobody")
 
 
-def test_a_signed_rank_test_that_does_not_agree_is_told(tmp_path: Path) -> None:
-    """Nearly all conversations are a little worse, and two are so much better that the mean shows nothing."""
+def test_a_disagreeing_signed_rank_test_is_noted(tmp_path: Path) -> None:
+    """Nearly all conversations are a little worse, and two so much better that the mean does not differ."""
 
     def change(row: dict[str, Any], _: np.random.Generator) -> None:
         number = int(row["conversation"].removeprefix("talk-"))
@@ -177,7 +177,7 @@ def test_a_signed_rank_test_that_does_not_agree_is_told(tmp_path: Path) -> None:
     assert "nll: the signed-rank test does not agree for t=2 (p < 0.001)" in printed(analysis, num_changes=0)
 
 
-def test_the_level_of_a_signed_rank_test_among_several_is_told(tmp_path: Path) -> None:
+def test_the_note_on_several_signed_rank_tests_has_their_level(tmp_path: Path) -> None:
     def change(row: dict[str, Any], _: np.random.Generator) -> None:
         number, cell = int(row["conversation"].removeprefix("talk-")), float(row["cell"].removeprefix("t="))
         worse = -9.0 if number < 2 else 0.1 + 0.001 * number * cell
@@ -186,11 +186,11 @@ def test_the_level_of_a_signed_rank_test_among_several_is_told(tmp_path: Path) -
     path = make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"), conversations=40, repeats=1, turns=1, change=change)
     analysis = compare([str(path)], primary="nll")
     (level,) = {line.level_each for line in analysis.comparisons}
-    told = " ".join(printed(analysis, num_changes=0).split())
-    assert f"t=2 (p < 0.001), t=3 (p < 0.001); each test is at {level:.2g}" in told
+    text = " ".join(printed(analysis, num_changes=0).split())
+    assert f"t=2 (p < 0.001), t=3 (p < 0.001); each test is at {level:.2g}" in text
 
 
-def test_a_small_detectable_difference_is_not_written_as_0(tmp_path: Path) -> None:
+def test_a_small_detectable_difference_is_not_shown_as_0(tmp_path: Path) -> None:
     def change(row: dict[str, Any], noise: np.random.Generator) -> None:
         row["reference"]["nll"] = 1.0 + (row["cell"] == "t=2") * noise.normal() * 1e-5
 
@@ -201,7 +201,7 @@ def test_a_small_detectable_difference_is_not_written_as_0(tmp_path: Path) -> No
     assert f"detectable: {line.detectable:.1g}" in printed(analysis, num_changes=0)
 
 
-def test_metrics_that_were_chosen_have_no_hint_at_others(tmp_path: Path) -> None:
+def test_chosen_metrics_have_no_hint_at_others(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"))
     assert "--all shows" in printed(compare([str(path)]))
     assert "--all shows" not in printed(compare([str(path)], metrics=["nll"]))

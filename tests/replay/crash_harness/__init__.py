@@ -1,1 +1,1 @@
-"""Processes that are killed, and what they must leave: `python -m tests.replay.crash_harness DIRECTORY KIND`."""
+"""Kills processes and checks what they leave: `python -m tests.replay.crash_harness DIRECTORY KIND`."""

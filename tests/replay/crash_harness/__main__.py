@@ -1,4 +1,4 @@
-"""Runs and commands that are killed; a program, so that it can fork without torch's threads.
+"""Command line of the crash harness; a program of its own, so that it can fork without torch's threads.
 
     python -m tests.replay.crash_harness DIRECTORY KIND [SEED] [--kills N]
 
@@ -23,14 +23,14 @@ def main() -> None:
     parser.add_argument("kind")
     parser.add_argument("seed", type=int, nargs="?", default=0)
     parser.add_argument("--kills", type=int, default=40)
-    given = parser.parse_args()
-    given.directory.mkdir(parents=True, exist_ok=True)
-    if given.kind in points.KINDS:
-        found = points.KINDS[given.kind](given.directory, given.seed, given.kills)
+    arguments = parser.parse_args()
+    arguments.directory.mkdir(parents=True, exist_ok=True)
+    if arguments.kind in points.KINDS:
+        found = points.KINDS[arguments.kind](arguments.directory, arguments.seed, arguments.kills)
     else:
         from tests.replay.crash_harness import commands
 
-        found = commands.kill_kinds(given.directory, given.kind, given.seed, given.kills)
+        found = commands.kill_kinds(arguments.directory, arguments.kind, arguments.seed, arguments.kills)
     print(json.dumps(found))  # noqa: T201
 
 

@@ -1,4 +1,4 @@
-"""Kills the whole program at random moments until each command has come to its end; then compares what is there."""
+"""Kills the whole program at random times until each command completes; then compares the results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.replay.crash_harness.points import lost_replies
 from tests.replay.crash_harness.processes import import_everything, kill, run_program, start_program, wait, wait_until
 
 FINISHED = (0, 1)
-"""Exit codes of a command that came to its end: done, or done and a check of a reply failed."""
+"""Exit codes of a completed command: done, or done with failed checks."""
 HANGS_S = 120.0
 MAX_ATTEMPTS = 300
 
@@ -38,7 +38,7 @@ def kill_kinds(root: Path, name: str, seed: int, kills: int) -> dict[str, Any]:
     for each in names:
         folder = root / each
         folder.mkdir(parents=True)
-        killed = _Killed(KINDS[each](folder), folder, random.Random(f"{seed} {each}"))
+        killed = _KilledJob(KINDS[each](folder), folder, random.Random(f"{seed} {each}"))
         killed.until(kills)
         counts[each] = killed.kills
         problems += killed.problems
@@ -48,19 +48,19 @@ def kill_kinds(root: Path, name: str, seed: int, kills: int) -> dict[str, Any]:
     return {"kills": sum(counts.values()), "by_kind": counts, "problems": problems}
 
 
-class _Killed:
-    """One job, begun again and again.
+class _KilledJob:
+    """A job that is started again until it completes.
 
     Attributes:
-        kills: processes that were killed so far. problems: what was wrong after one.
+        kills: number of processes killed so far. problems: what was wrong after a kill.
     """
 
-    def __init__(self, job: Job, folder: Path, chance: random.Random) -> None:
-        self.job, self._folder, self._chance = job, folder, chance
+    def __init__(self, job: Job, folder: Path, generator: random.Random) -> None:
+        self.job, self._folder, self._generator = job, folder, generator
         self.kills, self.problems = 0, list[str]()
         self._others = set(_children())
         self._server: int | None = None
-        self._expected_at = self._begin("expected")
+        self._expected_at = self._prepare("expected")
         self._restart_server()
         started = time.monotonic()
         code = run_program(job.arguments(self._expected_at))
@@ -69,39 +69,40 @@ class _Killed:
             raise RuntimeError(f"{folder}: the command ends with {code} when nothing is killed")
         self._expected = job.result(self._expected_at)
         if not self._expected:
-            raise RuntimeError(f"{folder}: the command leaves nothing")
+            raise RuntimeError(f"{folder}: the command has no result")
 
     def until(self, kills: int) -> None:
         number = 0
         while self.kills < kills:
             number += 1
-            path = self._begin(f"run-{number}")
+            path = self._prepare(f"run-{number}")
             for attempt in range(MAX_ATTEMPTS):
-                if self._ended(path, attempt):
+                if self._completes(path, attempt):
                     break
             else:
-                self.problems.append(f"{path}: never came to its end")
+                self.problems.append(f"{path}: never completed")
             self._compare(path)
             shutil.rmtree(path)
 
-    def _begin(self, name: str) -> Path:
+    def _prepare(self, name: str) -> Path:
         path = self._folder / name
         if self.job.before:
             shutil.copytree(self.job.before, path)
         return path
 
-    def _ended(self, path: Path, attempt: int) -> bool:
-        """Start the command, and kill it or its server; whether it came to its end."""
-        for left in path.glob(".rwkvbatch-*.tmp"):  # the next command removes those of killed ones, once they are old
-            os.utime(left, (0, 0))
+    def _completes(self, path: Path, attempt: int) -> bool:
+        """Start the command, and kill it or its server; whether it completed."""
+        # The next command removes old temporary files of killed ones.
+        for leftover in path.glob(".rwkvbatch-*.tmp"):
+            os.utime(leftover, (0, 0))
         child = start_program(self.job.arguments(path))
-        # Later attempts get longer, so that a command that does all of its work again comes to an end.
-        time.sleep(self._chance.uniform(0.0, self._seconds * (1.0 + 0.1 * attempt)))
+        # Later attempts last longer, so that a command that repeats all of its work completes.
+        time.sleep(self._generator.uniform(0.0, self._seconds * (1.0 + 0.1 * attempt)))
         if self.job.serving is None:
             code = kill(child)
         else:
             self._kill_server()
-            if self._chance.random() < 0.7:  # else the run has to give up
+            if self._generator.random() < 0.7:  # otherwise the run has to give up
                 self._restart_server()
             code = wait(child, HANGS_S)
             if code is None:
@@ -114,35 +115,35 @@ class _Killed:
         self.kills += code == -signal.SIGKILL
         if code not in (*FINISHED, -signal.SIGKILL) and self.job.serving is None:
             self.problems.append(f"{path}: ended with {code}")
-        self._after(path)
+        self._check_after_kill(path)
         return code in FINISHED and not (self.job.serving and _failures(path))
 
-    def _after(self, path: Path) -> None:
-        """What must hold after each kill."""
+    def _check_after_kill(self, path: Path) -> None:
+        """Check that orphans ended, and that files and rows are whole."""
         if not wait_for_orphans(self._others | ({self._server} if self._server else set())):
-            self.problems.append(f"{path}: processes go on without the one that started them")
+            self.problems.append(f"{path}: processes continue after their parent was killed")
             self._others |= set(_children())
         if (path / "out.safetensors").exists():
             before = self.job.before
             allowed = [self._expected, *([self.job.result(before)] if before else [])]
             if self.job.result(path) not in allowed:
-                self.problems.append(f"{path}: half a file under the final name")
+                self.problems.append(f"{path}: an incomplete file under the final name")
         elif (path / "results.jsonl").exists():
             self._check_rows(path)
 
     def _check_rows(self, path: Path) -> None:
-        """No row twice; each is right, but for a torn last line; as many as were reported; none of before is lost."""
+        """Check that rows are unique, correct but for a torn last line, as many as reported, and that none was lost."""
         found = Counter(row.key for row in read_results(path / "results.jsonl"))
         if found.most_common(1) and found.most_common(1)[0][1] > 1:
-            self.problems.append(f"{path}: a row is there twice")
+            self.problems.append(f"{path}: a row is duplicated")
         with suppress(FileNotFoundError):
-            said = json.loads((path / "status.json").read_text())["rows_done"]
-            if said > len(found) and self.job.before is None:
-                self.problems.append(f"{path}: {said} rows were reported as done, {len(found)} are there")
+            num_reported = json.loads((path / "status.json").read_text())["rows_done"]
+            if num_reported > len(found) and self.job.before is None:
+                self.problems.append(f"{path}: {num_reported} rows were reported as done, {len(found)} exist")
         if self.job.before is None:
             for row in read_results(path / "results.jsonl"):
                 if without_timing(row) != self._expected[row.key] and not (self.job.serving and row.error):
-                    self.problems.append(f"{path}: the row {row.key.in_words()} is another one")
+                    self.problems.append(f"{path}: the row {row.key.in_words()} is wrong")
         else:
             self.problems += lost_replies(path, self.job.before)
 
@@ -151,9 +152,9 @@ class _Killed:
         in_order = list(found) if isinstance(found, dict) else None
         if found != self._expected or (in_order is not None and in_order != list(self._expected)):
             self.problems.append(f"{path}: the result differs from that of a command that was not killed")
-        named = {each.name for each in path.iterdir()} ^ {each.name for each in self._expected_at.iterdir()}
-        if named:
-            self.problems.append(f"{path}: files that are only in one of the two: {sorted(named)}")
+        differing = {each.name for each in path.iterdir()} ^ {each.name for each in self._expected_at.iterdir()}
+        if differing:
+            self.problems.append(f"{path}: files in only one of the two: {sorted(differing)}")
 
     def _restart_server(self) -> None:
         if self.job.serving is not None:
@@ -186,7 +187,7 @@ def _children() -> list[int]:
 
 
 def wait_for_orphans(known: set[int], seconds: float = 30.0) -> bool:
-    """Whether all children but `known` ended by themselves."""
+    """Whether all children but `known` end by themselves within `seconds`."""
     until = time.monotonic() + seconds
     while True:
         others = [child for child in _children() if child not in known]

@@ -1,4 +1,4 @@
-"""Runs that are killed at every call that changes the disk, or at random times, over a model that answers at once."""
+"""Kills runs over a fake engine at every call that changes the disk, or at random times."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from rwkvbatch.results.row import BadLineError, RowKey, decode_row
 from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Check, Conversation
 from tests.replay.disks import CountedFiles, KillingFiles
-from tests.replay.fakes import FakeLoader, Longer, make_conversation, make_plan
+from tests.replay.fakes import FakeLoader, LongerThan, make_conversation, make_plan
 
 DONE_NAME = "rows-reported-as-done"
 ADAPTING_CALLS = 32
-"""Calls after which a command that extends a run has adapted its rows, at the least."""
+"""A number of calls after which a command that extends a run has adapted its rows."""
 
 
 class Reporter:
-    """Writes down, outside the run directory, how many rows were reported as done."""
+    """Writes the number of rows reported as done to a file outside the run directory."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -47,12 +47,12 @@ class Reporter:
     started = ended = moved
 
 
-def make(batch: int = 3) -> Plan:
-    return make_plan(4, batch_size=batch, seed=5)
+def small_plan(batch_size: int = 3) -> Plan:
+    return make_plan(4, batch_size=batch_size, seed=5)
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """How a child that does `work` ended: 0, or minus the signal."""
+    """The exit code of a child that does `work`, or minus the signal."""
     child = os.fork()
     if child == 0:
         try:
@@ -69,38 +69,38 @@ def run_once(directory: Path, files: Files = OS_FILES, pause_s: float = 0.0) -> 
     if pause_s:
         loader.change = lambda request, reply: (time.sleep(pause_s), reply)[1]
     reporter = Reporter(directory.with_name(directory.name + DONE_NAME))
-    execute(make(), loader, RunOptions(out=directory, observers=[reporter], files=files))
+    execute(small_plan(), loader, RunOptions(out=directory, observers=[reporter], files=files))
 
 
 def problems_after_kill(directory: Path) -> list[str]:
-    """Rows that were reported as done and are not there, or are there twice."""
+    """Whether rows that were reported as done are missing, or rows are duplicated."""
     reported = directory.with_name(directory.name + DONE_NAME)
     counts = [int(line) for line in reported.read_text().split()] if reported.exists() else []
     results = directory / "results.jsonl"
     keys = [row.key for row in read_results(results)] if results.exists() else []
     problems: list[str] = []
     if len(keys) < max(counts, default=0):
-        problems.append(f"{directory}: {max(counts)} rows were reported as done, {len(keys)} are there")
+        problems.append(f"{directory}: {max(counts)} rows were reported as done, {len(keys)} exist")
     if len(set(keys)) < len(keys):
-        problems.append(f"{directory}: a row is there twice")
+        problems.append(f"{directory}: a row is duplicated")
     return problems
 
 
 def compare(directory: Path, expected: bytes) -> list[str]:
-    """What differs from a run that was never interrupted: nothing may."""
+    """Differences from a run that was not interrupted."""
     if (directory / "results.jsonl").read_bytes() != expected:
         return [f"{directory}: the rows differ from those of an uninterrupted run"]
     leftovers = [path.name for path in directory.iterdir() if path.name.endswith(".tmp")]
-    return [f"{directory}: left behind {leftovers}"] if leftovers else []
+    return [f"{directory}: temporary files were left: {leftovers}"] if leftovers else []
 
 
 def every_point(root: Path, expected: bytes) -> dict[str, Any]:
-    """Kill at every call that changes the disk, in and after it; resume; kill the resuming run as well."""
+    """Kill a run at every call that changes the disk, in and after it; resume it; kill the resumed run too."""
     counted = CountedFiles()
     run_once(root / "counted", counted)
     kills, problems = 0, list[str]()
     for at, name in enumerate(counted.calls):
-        for moment in ("half", "after"):  # just before a call is just after the one before it
+        for moment in ("half", "after"):  # before a call is after the previous one
             if moment == "half" and name != "write":
                 continue
             directory = root / f"{at}-{moment}"
@@ -111,18 +111,18 @@ def every_point(root: Path, expected: bytes) -> dict[str, Any]:
                     problems.append(f"{directory}: ended with {status}")
                 problems += problems_after_kill(directory)
             if in_child(lambda d=directory: run_once(d)) != 0:
-                problems.append(f"{directory}: could not be continued")
+                problems.append(f"{directory}: could not be resumed")
             problems += compare(directory, expected)
             shutil.rmtree(directory)
     return {"points": len(counted.calls), "kills": kills, "problems": problems}
 
 
-def random_times(root: Path, expected: bytes, seed: int, wanted_kills: int) -> dict[str, Any]:
-    """Kill at random times, again and again, until the run is done; so many runs as it takes."""
-    chance = random.Random(seed)
+def random_times(root: Path, expected: bytes, seed: int, min_kills: int) -> dict[str, Any]:
+    """Kill runs at random times until each is done, and until there were `min_kills` kills."""
+    generator = random.Random(seed)
     kills, problems = 0, list[str]()
     number = 0
-    while kills < wanted_kills:
+    while kills < min_kills:
         number += 1
         directory = root / f"random-{number}"
         for attempt in range(200):
@@ -130,7 +130,7 @@ def random_times(root: Path, expected: bytes, seed: int, wanted_kills: int) -> d
             if child == 0:
                 run_once(directory, pause_s=0.001)
                 os._exit(0)
-            time.sleep(chance.uniform(0.0, 0.03 + 0.003 * attempt))
+            time.sleep(generator.uniform(0.0, 0.03 + 0.003 * attempt))
             os.kill(child, signal.SIGKILL)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             if status == 0:
@@ -138,7 +138,7 @@ def random_times(root: Path, expected: bytes, seed: int, wanted_kills: int) -> d
             kills += 1
             problems += problems_after_kill(directory)
         else:
-            problems.append(f"{directory}: never came to its end")
+            problems.append(f"{directory}: never completed")
             continue
         problems += compare(directory, expected)
     return {"runs": number, "kills": kills, "problems": problems}
@@ -149,7 +149,7 @@ def first_plan() -> Plan:
 
 
 def extended_plan() -> Plan:
-    """More repeats, one conversation less, one more, one changed, and other checks."""
+    """More repeats, one conversation removed, one added, one changed, and other checks."""
     old = script(5, minimum=20)
     turns = old[3].turns
     changed = replace(old[3], turns=(*turns[:-1], replace(turns[-1], user="Something else")))
@@ -159,26 +159,26 @@ def extended_plan() -> Plan:
 
 
 def script(number: int, minimum: int = 12) -> list[Conversation]:
-    check = Check("longer", minimum, Longer(minimum))
+    check = Check("longer", minimum, LongerThan(minimum))
     return [make_conversation(f"c{n}", 1 + n % 3, checks=[check] if n % 2 else []) for n in range(number)]
 
 
-def extending(directory: Path, plan: Plan, files: Files = OS_FILES) -> None:
+def run_plan(directory: Path, plan: Plan, files: Files = OS_FILES) -> None:
     execute(plan, FakeLoader(), RunOptions(out=directory, files=files))
 
 
 def extend_at_every_point(root: Path) -> dict[str, Any]:
-    """Kill a command that extends a run at every call; then it is given again, or the first command is, and then it."""
+    """Kill a command that extends a run at every call; then run it again, or first the original command."""
     for name, plan in (("first", first_plan()), ("extended", extended_plan())):
-        extending(root / name, plan)
+        run_plan(root / name, plan)
     expected = {name: (root / name / "results.jsonl").read_bytes() for name in ("first", "extended")}
     counted = CountedFiles()
     shutil.copytree(root / "first", root / "counted")
-    extending(root / "counted", extended_plan(), counted)
+    run_plan(root / "counted", extended_plan(), counted)
     kills, problems = 0, list[str]()
     plans = {"first": first_plan, "extended": extended_plan}
     for at, name in enumerate(counted.calls):
-        if at > ADAPTING_CALLS and at % 5:  # then rows are generated: `every_point` kills at all of these
+        if at > ADAPTING_CALLS and at % 5:  # rows are generated: `every_point` covers these calls
             continue
         for moment in ("half", "after"):
             if moment == "half" and name != "write":
@@ -186,7 +186,7 @@ def extend_at_every_point(root: Path) -> dict[str, Any]:
             killed = root / f"{at}-{moment}"
             shutil.copytree(root / "first", killed)
             for point in (at, (at * 7 + 3) % len(counted.calls)):
-                status = in_child(lambda d=killed, p=point, m=moment: extending(d, extended_plan(), KillingFiles(p, m)))
+                status = in_child(lambda d=killed, p=point, m=moment: run_plan(d, extended_plan(), KillingFiles(p, m)))
                 kills += status == -signal.SIGKILL
                 if status not in (0, -signal.SIGKILL):
                     problems.append(f"{killed}: ended with {status}")
@@ -195,8 +195,8 @@ def extend_at_every_point(root: Path) -> dict[str, Any]:
                 directory = root / f"{at}-{moment}-{len(then)}"
                 shutil.copytree(killed, directory)
                 for wanted in then:
-                    if in_child(lambda d=directory, p=plans[wanted]: extending(d, p())) != 0:
-                        problems.append(f"{directory}: {wanted} could not be continued")
+                    if in_child(lambda d=directory, p=plans[wanted]: run_plan(d, p())) != 0:
+                        problems.append(f"{directory}: {wanted} could not be resumed")
                     problems += compare(directory, expected[wanted])
                 shutil.rmtree(directory)
             shutil.rmtree(killed)
@@ -204,29 +204,29 @@ def extend_at_every_point(root: Path) -> dict[str, Any]:
 
 
 def lost_replies(directory: Path, before: Path) -> list[str]:
-    """Rows of the run before that are neither in the results nor among the kept rows."""
-    there = {row.key: row.reply_ids for row in read_results(before / "results.jsonl")}
+    """Rows of the earlier run that are neither in the results nor among the kept rows."""
+    earlier = {row.key: row.reply_ids for row in read_results(before / "results.jsonl")}
     found: dict[RowKey, set[tuple[int, ...]]] = {}
     for name in ("results.jsonl", "kept.jsonl"):
         for line in (directory / name).read_bytes().splitlines(keepends=True) if (directory / name).exists() else ():
             with suppress(BadLineError):
                 row = decode_row(line)
                 found.setdefault(row.key, set()).add(row.reply_ids)
-    return [f"{directory}: lost {key.in_words()}" for key, ids in there.items() if ids not in found.get(key, set())]
+    return [f"{directory}: lost {key.in_words()}" for key, ids in earlier.items() if ids not in found.get(key, set())]
 
 
 def check_at_every_point(root: Path) -> dict[str, Any]:
-    """Kill `rwkvbatch check` at every call; then it is given again, or the run's own command is."""
-    made: dict[str, Path] = {}
+    """Kill `rwkvbatch check` at every call; then run it again, or the command of the run."""
+    scripts: dict[str, Path] = {}
     for name, expected in (("old", "elm"), ("new", "fir")):
-        asked = [{"role": "user", "content": f"Say {turn}", "expect": {"contains": expected}} for turn in range(2)]
-        made[name] = root / f"{name}.jsonl"
-        made[name].write_text("".join(json.dumps({"id": f"c{n}", "messages": asked}) + "\n" for n in range(3)))
-        extending(root / name, checked_plan(made[name]))
-    results = {name: (root / name / "results.jsonl").read_bytes() for name in made}
+        messages = [{"role": "user", "content": f"Say {turn}", "expect": {"contains": expected}} for turn in range(2)]
+        scripts[name] = root / f"{name}.jsonl"
+        scripts[name].write_text("".join(json.dumps({"id": f"c{n}", "messages": messages}) + "\n" for n in range(3)))
+        run_plan(root / name, checked_plan(scripts[name]))
+    results = {name: (root / name / "results.jsonl").read_bytes() for name in scripts}
     counted = CountedFiles()
     shutil.copytree(root / "old", root / "counted")
-    recheck(root / "counted", [str(made["new"])], files=counted)
+    recheck(root / "counted", [str(scripts["new"])], files=counted)
     kills, problems = 0, list[str]()
     for at, call in enumerate(counted.calls):
         for moment in ("half", "after"):
@@ -235,19 +235,19 @@ def check_at_every_point(root: Path) -> dict[str, Any]:
             killed = root / f"check-{at}-{moment}"
             shutil.copytree(root / "old", killed)
             files = KillingFiles(at, moment)
-            status = in_child(lambda d=killed, f=files: recheck(d, [str(made["new"])], files=f) and None)
+            status = in_child(lambda d=killed, f=files: recheck(d, [str(scripts["new"])], files=f) and None)
             kills += status == -signal.SIGKILL
             if status not in (0, -signal.SIGKILL):
                 problems.append(f"{killed}: ended with {status}")
             if (killed / "results.jsonl").read_bytes() not in results.values():
-                problems.append(f"{killed}: half of the verdicts are new")
+                problems.append(f"{killed}: only some of the verdicts are new")
             for then in ("check", "old", "new"):
                 directory = root / f"check-{at}-{moment}-{then}"
                 shutil.copytree(killed, directory)
                 if then == "check":
-                    recheck(directory, [str(made["new"])])
+                    recheck(directory, [str(scripts["new"])])
                 else:
-                    extending(directory, checked_plan(made[then]))
+                    run_plan(directory, checked_plan(scripts[then]))
                 problems += compare(directory, results["old" if then == "old" else "new"])
                 shutil.rmtree(directory)
             shutil.rmtree(killed)

@@ -1,4 +1,4 @@
-"""The whole program in forked processes: everything is imported once, so that kills meet the work and not imports."""
+"""The whole program in forked processes, which start with all modules imported so that kills hit the work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OPTIONAL = ("integrations", "triton", "lm_eval")
 
 
 def import_everything() -> None:
-    """Import all of the package but what needs extras."""
+    """Import all modules of the package that need no extras, and adopt orphans."""
     import rwkvbatch
 
     for module in pkgutil.walk_packages(rwkvbatch.__path__, "rwkvbatch."):
@@ -28,12 +28,12 @@ def import_everything() -> None:
 
 
 def adopt_orphans() -> None:
-    """Processes whose parent was killed become this one's children, so that it sees whether they end."""
+    """Make processes whose parent was killed children of this one, which then sees whether they end."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def start_program(work: Sequence[str] | Callable[[], None], *, ends_with_parent: bool = False) -> int:
-    """The id of a child that runs the program with arguments, or a function; its output goes nowhere."""
+    """The id of a child that runs the program with arguments, or a function; its output is discarded."""
     child = os.fork()
     if child:
         return child
@@ -58,7 +58,7 @@ def start_program(work: Sequence[str] | Callable[[], None], *, ends_with_parent:
 
 
 def wait(child: int, seconds: float | None = None) -> int | None:
-    """The exit code, minus the signal; None when the child is still there after `seconds`."""
+    """The exit code, or minus the signal; None when the child still runs after `seconds`."""
     until = None if seconds is None else time.monotonic() + seconds
     while True:
         found, status = os.waitpid(child, 0 if until is None else os.WNOHANG)
@@ -70,7 +70,7 @@ def wait(child: int, seconds: float | None = None) -> int | None:
 
 
 def kill(child: int) -> int:
-    """Kill the child; how it ended, which may have been before."""
+    """Kill the child; its exit code, or minus the signal. It may have ended before."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(child, signal.SIGKILL)
     code = wait(child)
@@ -82,8 +82,8 @@ def run_program(work: Sequence[str] | Callable[[], None]) -> int | None:
     return wait(start_program(work), 300)
 
 
-def sound(code: int | None) -> None:
-    """Raises `RuntimeError` for another exit code than 0 and 1 (a check of a reply failed)."""
+def check_exit(code: int | None) -> None:
+    """Raise `RuntimeError` for an exit code other than 0 and 1 (a check of a reply failed)."""
     if code not in (0, 1):
         raise RuntimeError(f"the preparation ended with {code}; CRASH_HARNESS_SHOW=1 shows messages")
 
