@@ -218,9 +218,9 @@ def test_unreadable_documents_are_refused_by_name(tmp_path: Path) -> None:
         (tmp_path / "latin.txt", "not UTF-8"),
         (tmp_path / "missing.txt", "cannot be read"),
         (chats, "is no text to score"),
-        (write_lines(tmp_path / "prompt.jsonl", [{"prompt": "a"}]), "continuation: is missing, and only a prompt"),
+        (write(tmp_path / "prompt.jsonl", {"prompt": "a"}), "continuation: is missing, and only a prompt"),
         (
-            write_lines(tmp_path / "choices.jsonl", [{"prompt": "a", "choices": ["b", "c"]}]),
+            write(tmp_path / "choices.jsonl", {"prompt": "a", "choices": ["b", "c"]}),
             r"continuation: is missing(?s:.)*`rwkvbatch run` scores choices",
         ),
     ):
