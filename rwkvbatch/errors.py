@@ -2,6 +2,7 @@
 
     RwkvBatchError
     ├── UsageError              an invalid option or setting (exit code 2)
+    │   ├── ArgumentError       an argument of a function of the library; also a ValueError
     │   ├── MissingExtraError   the setting needs an optional dependency
     │   └── TargetExistsError   a file to write exists, and no option allows its replacement
     ├── InputError              a file that cannot be used (exit code 3)
@@ -60,6 +61,10 @@ class RwkvBatchError(Exception):
 
 class UsageError(RwkvBatchError):
     """An option or a setting has an invalid value."""
+
+
+class ArgumentError(UsageError, ValueError):
+    """An argument of a function of the library has a wrong type or value."""
 
 
 class MissingExtraError(UsageError):

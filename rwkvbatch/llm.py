@@ -7,23 +7,68 @@ import os
 import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from typing import Any, Self, TypedDict, Unpack, cast, overload
 
+from rwkvbatch.arguments import (
+    ITERABLE,
+    NAME,
+    PATH,
+    SWITCH,
+    TEXT,
+    Kind,
+    check_argument,
+    checks,
+    either,
+    instance_of,
+    list_of,
+    optional,
+    whole_number,
+)
 from rwkvbatch.config import NO_ADAPTER, SamplingParams, ThinkMode, TurnEnd
 from rwkvbatch.engine.engine import DEFAULT_STATE_MEMORY, Engine
 from rwkvbatch.engine.request import Reply, Request, Score
 from rwkvbatch.engine.shared import SharedEngine
 from rwkvbatch.errors import NonFiniteLogitsError, UsageError
 from rwkvbatch.model.base import Model, ModelSpec, State
-from rwkvbatch.model.load import load_model
+from rwkvbatch.model.load import LOADING, load_model
 from rwkvbatch.outputs import RequestOutput, ScoreOutput, output_of
 from rwkvbatch.prepared import Message, PreparedPrompt, Prompt, PromptBuilder, TextStripper
-from rwkvbatch.prompt.templates import load_prelude
+from rwkvbatch.prompt.templates import PromptTemplate, load_prelude
 from rwkvbatch.prompt.tokenizer import Tokenizer
 from rwkvbatch.prompt.vocabulary import tokenizer_of
 
 _Params = SamplingParams | Sequence[SamplingParams] | None
+_MAX_REPLIES = 1_000_000
+"""Most replies to one prompt, as most repetitions of a run."""
+
+_PARAMS = instance_of(SamplingParams, "SamplingParams", "SamplingParams(max_tokens=64, ...)")
+_PROMPTS = Kind("text, token ids, or a list of them", either(TEXT, ITERABLE).accepts)
+_CONVERSATIONS = Kind(
+    "a list of messages, or a list of such lists",
+    ITERABLE.accepts,
+    '[{"role": "user", "content": TEXT}]; generate continues a text as it is',
+)
+_PROMPT_OR_MESSAGES = Kind(
+    "text, token ids, or a list of messages",
+    lambda value: TEXT.accepts(value) or (ITERABLE.accepts(value) and hasattr(value, "__getitem__")),
+)
+_PAIR = Kind(
+    "a prompt and its continuation",
+    lambda value: isinstance(value, tuple | list) and len(cast("Sequence[object]", value)) == 2,
+)
+_SCORING = {
+    "bos": SWITCH,
+    "initial_state": optional(
+        instance_of(State, "a State", "load_state(FILE, llm.spec) reads one from a file, llm.state(PROMPT) makes one")
+    ),
+}
+_STREAMING = {**_SCORING, "params": optional(_PARAMS)}
+_GENERATING = {
+    **_SCORING,
+    "params": optional(either(_PARAMS, list_of(_PARAMS, "a list with one for each prompt"))),
+    "n": whole_number(1, _MAX_REPLIES),
+}
+_FORM = {"think": TEXT, "turn_end": TEXT, "reply_prefix": TEXT, "template": optional(PATH), "prelude": optional(PATH)}
 
 
 class _Options(TypedDict, total=False):
@@ -36,8 +81,8 @@ class _ChatOptions(_Options, total=False):
     think: ThinkMode
     turn_end: TurnEnd
     reply_prefix: str
-    template: str | None
-    prelude: str | None
+    template: str | os.PathLike[str] | None
+    prelude: str | os.PathLike[str] | None
 
 
 class LLM:
@@ -64,6 +109,13 @@ class LLM:
         CheckpointError: the checkpoint is missing, damaged, or not an RWKV checkpoint.
     """
 
+    @checks(
+        model=optional(either(NAME, instance_of(Model, "a loaded Model"))),
+        **LOADING,
+        max_batch=whole_number(1),
+        state_memory=whole_number(1),
+        vocab=optional(PATH),
+    )
     def __init__(
         self,
         model: str | os.PathLike[str] | Model | None = None,
@@ -74,7 +126,7 @@ class LLM:
         adapter: str = NO_ADAPTER,
         max_batch: int = 64,
         state_memory: int = DEFAULT_STATE_MEMORY,
-        vocab: str | None = None,
+        vocab: str | os.PathLike[str] | None = None,
     ) -> None:
         if model is None or isinstance(model, str | os.PathLike):
             loaded = load_model(model, strategy, backend, threads=threads, adapter=adapter)
@@ -83,7 +135,7 @@ class LLM:
         else:
             raise UsageError("strategy, backend, threads and adapter need a checkpoint to load, got a loaded model")
         self._model: Model | None = loaded
-        tokenizer = tokenizer_of(loaded.spec, vocab)
+        tokenizer = tokenizer_of(loaded.spec, None if vocab is None else os.fspath(vocab))
         self._new_engine = lambda: SharedEngine(
             Engine(self.model, tokenizer=tokenizer, max_batch=max_batch, state_memory=state_memory)
         )
@@ -136,6 +188,7 @@ class LLM:
     def generate(
         self, prompts: Sequence[str] | Sequence[Sequence[int]], params: _Params = None, **options: Unpack[_Options]
     ) -> list[RequestOutput]: ...
+    @checks(prompts=_PROMPTS, **_GENERATING)
     def generate(
         self, prompts: Any, params: _Params = None, *, n: int = 1, bos: bool = False, initial_state: State | None = None
     ) -> RequestOutput | list[RequestOutput]:
@@ -173,6 +226,7 @@ class LLM:
     def chat(
         self, messages: Sequence[Sequence[Message]], params: _Params = None, **options: Unpack[_ChatOptions]
     ) -> list[RequestOutput]: ...
+    @checks(messages=_CONVERSATIONS, **_GENERATING, **_FORM)
     def chat(
         self,
         messages: Any,
@@ -182,8 +236,8 @@ class LLM:
         think: ThinkMode = "off",
         turn_end: TurnEnd = "auto",
         reply_prefix: str = "",
-        template: str | None = None,
-        prelude: str | None = None,
+        template: str | os.PathLike[str] | None = None,
+        prelude: str | os.PathLike[str] | None = None,
         bos: bool = False,
         initial_state: State | None = None,
     ) -> RequestOutput | list[RequestOutput]:
@@ -205,11 +259,7 @@ class LLM:
             TemplateError: the template file cannot be used.
             CheckpointError, NonFiniteLogitsError: as `generate`.
         """
-        form = self._builder.template(think, turn_end, reply_prefix, template)
-        opening = None if prelude is None else load_prelude(prelude)
-        if isinstance(messages, str):
-            hint = '[{"role": "user", "content": TEXT}]; generate continues a text as it is'
-            raise UsageError(f"messages must be a list of messages, got {messages!r:.80}", hint=hint)
+        form, opening = self._form(think, turn_end, reply_prefix, template, prelude)
         items, is_single = _as_list(messages)
         prepared = [
             self._builder.conversation(item, form, opening, f"conversation {number}", bos)
@@ -218,6 +268,7 @@ class LLM:
         outputs = self._outputs(prepared, params, n, initial_state)
         return outputs[0] if is_single else outputs
 
+    @checks(messages=_PROMPT_OR_MESSAGES, **_STREAMING, **_FORM)
     def stream(
         self,
         messages: str | Sequence[int] | Sequence[Message],
@@ -226,8 +277,8 @@ class LLM:
         think: ThinkMode = "off",
         turn_end: TurnEnd = "auto",
         reply_prefix: str = "",
-        template: str | None = None,
-        prelude: str | None = None,
+        template: str | os.PathLike[str] | None = None,
+        prelude: str | os.PathLike[str] | None = None,
         bos: bool = False,
         initial_state: State | None = None,
     ) -> Generator[str, None, RequestOutput]:
@@ -242,8 +293,7 @@ class LLM:
         """
         is_prompt = isinstance(messages, str) or (len(messages) > 0 and not isinstance(messages[0], Mapping))
         if not is_prompt:
-            form = self._builder.template(think, turn_end, reply_prefix, template)
-            opening = None if prelude is None else load_prelude(prelude)
+            form, opening = self._form(think, turn_end, reply_prefix, template, prelude)
             prepared = self._builder.conversation(
                 cast("Sequence[Message]", messages), form, opening, "conversation", bos
             )
@@ -253,7 +303,7 @@ class LLM:
             prepared = self._builder.prompt(cast("Prompt", messages), "the prompt", bos)
         with self._lock:
             shared, root = self._with_root(initial_state)
-        request = prepared.request(SamplingParams() if params is None else _checked_params(params), root)
+        request = prepared.request(params or SamplingParams(), root)
         request.sampling.check_vocabulary(self.spec.vocab_size)
         return self._stream(shared, request, prepared)
 
@@ -265,6 +315,7 @@ class LLM:
     def score(
         self, prompt: Prompt, continuations: Sequence[Prompt], *, bos: bool = False, initial_state: State | None = None
     ) -> list[ScoreOutput]: ...
+    @checks(continuations=_PROMPTS, **_SCORING)
     def score(
         self, prompt: Prompt, continuations: Any, *, bos: bool = False, initial_state: State | None = None
     ) -> ScoreOutput | list[ScoreOutput]:
@@ -286,6 +337,7 @@ class LLM:
         )
         return outputs[0] if is_single else outputs
 
+    @checks(pairs=ITERABLE, **_SCORING)
     def score_pairs(
         self, pairs: Iterable[tuple[Prompt, Prompt]], *, bos: bool = False, initial_state: State | None = None
     ) -> list[ScoreOutput]:
@@ -317,6 +369,7 @@ class LLM:
             outputs.append(ScoreOutput(tuple(score.logprobs), score.num_matched, ids))
         return outputs
 
+    @checks(**_SCORING)
     def state(self, prompt: Prompt, *, bos: bool = False, initial_state: State | None = None) -> State:
         """The recurrent state after a prompt (batch size 1), for `initial_state` and `save_state`.
 
@@ -332,6 +385,19 @@ class LLM:
             with shared.broken_by_errors():
                 return shared.engine.next_logits(tokens, root).state
 
+    def _form(
+        self,
+        think: ThinkMode,
+        turn_end: TurnEnd,
+        reply_prefix: str,
+        template: str | os.PathLike[str] | None,
+        prelude: str | os.PathLike[str] | None,
+    ) -> tuple[PromptTemplate, str | None]:
+        """The template of a conversation, and the text of its prelude."""
+        file = None if template is None else os.fspath(template)
+        opening = None if prelude is None else load_prelude(os.fspath(prelude))
+        return self._builder.template(think, turn_end, reply_prefix, file), opening
+
     def _open(self) -> SharedEngine:
         _ = self.model  # raises when closed
         if self._shared is None or self._shared.is_broken:
@@ -343,7 +409,6 @@ class LLM:
         shared = self._open()
         if state is None:
             return shared, 0
-        _check_state(state)
         try:
             return shared, shared.root(state)
         except UsageError:  # no room for another state beside those of earlier calls
@@ -353,11 +418,10 @@ class LLM:
     def _outputs(
         self, prompts: Sequence[PreparedPrompt], params: _Params, n: int, initial_state: State | None
     ) -> list[RequestOutput]:
-        _check_repetitions(n)
         if isinstance(params, SamplingParams | None):
-            params_list = [params or SamplingParams()] * len(prompts)
+            params_list: Sequence[SamplingParams] = [params or SamplingParams()] * len(prompts)
         else:
-            params_list = list(map(_checked_params, [params] if isinstance(params, Mapping) else params))
+            params_list = params
         if len(params_list) != len(prompts):
             raise UsageError(f"params: expected one, or one for each of {len(prompts)} prompts; got {len(params_list)}")
         with self._lock:
@@ -399,13 +463,11 @@ class LLM:
             shared.abandoned.append(number)
 
 
-def _as_list(value: Any) -> tuple[list[Any], bool]:
+def _as_list(value: Iterable[Any]) -> tuple[list[Any], bool]:
     """Prompts or conversations as a list, and whether `value` is a single one."""
     if isinstance(value, str):
         return [value], True
-    if isinstance(value, bytes | bytearray) or not isinstance(value, Iterable):
-        raise UsageError(f"expected text, token ids, messages, or a list of them, got {value!r:.80}")
-    items: list[Any] = list(cast("Iterable[Any]", value))
+    items = list(value)
     first = items[0] if items else None
     # A token id may be a scalar of numpy or torch. Their arrays have `__index__` too, but `ndim` > 0.
     is_token = hasattr(first, "__index__") and getattr(first, "ndim", 0) == 0
@@ -413,27 +475,7 @@ def _as_list(value: Any) -> tuple[list[Any], bool]:
     return ([items], True) if is_single else (items, False)
 
 
-def _checked_params(params: Any) -> SamplingParams:
-    if not isinstance(params, SamplingParams):
-        raise UsageError(
-            f"params must be SamplingParams, got {params!r:.80}", hint="SamplingParams(max_tokens=64, ...)"
-        )
-    return params
-
-
-def _checked_pair(pair: Any) -> tuple[Prompt, Prompt]:
-    if not isinstance(pair, tuple | list) or len(cast("Sequence[Any]", pair)) != 2:
-        raise UsageError(f"pairs: each must be a prompt and its continuation, got {pair!r:.80}")
+def _checked_pair(pair: object) -> tuple[Prompt, Prompt]:
+    check_argument("pairs: each", pair, _PAIR)
     prompt, continuation = cast("Sequence[Prompt]", pair)
     return prompt, continuation
-
-
-def _check_state(state: Any) -> None:
-    if not isinstance(state, State):
-        hint = "load_state(FILE, llm.spec) reads one from a file, llm.state(PROMPT) makes one"
-        raise UsageError(f"initial_state must be a State, got {state!r:.80}", hint=hint)
-
-
-def _check_repetitions(n: Any) -> None:
-    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
-        raise UsageError(f"n must be a whole number, at least 1, got {n!r}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from rwkvbatch.arguments import ITERABLE, Kind, check_argument
 from rwkvbatch.config import Prompting, SamplingParams, ThinkMode, TurnEnd
 from rwkvbatch.engine.request import END_OF_TEXT, NoiseKey, Request
 from rwkvbatch.errors import InputError, UsageError
@@ -21,6 +22,9 @@ Prompt = str | Sequence[int]
 
 Message = Mapping[str, str]
 """`{"role": "system", "user" or "assistant", "content": text}`."""
+
+
+_MESSAGES = Kind("a list of messages", lambda value: ITERABLE.accepts(value) and hasattr(value, "__len__"))
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ class PromptBuilder:
             UsageError: messages whose roles do not alternate.
             InputError: as `prompt`.
         """
+        check_argument(name, messages, _MESSAGES)
         remaining: list[Any] = list(messages)
         for number, message in enumerate(remaining):
             match message:

@@ -313,7 +313,7 @@ def test_run_refuses_to_load_a_loaded_model_differently(llm: LLM, name: str, val
         (lambda llm: llm.generate(""), ["prompt 0", "none"]),
         (lambda llm: llm.generate(["a", [300]]), ["prompt 1", "[0, 300)", "300"]),
         (lambda llm: llm.generate([[1.5]]), ["prompt 0", "token ids"]),
-        (lambda llm: llm.generate("a", n=0), ["n ", "at least 1", "0"]),
+        (lambda llm: llm.generate("a", n=0), ["n must", "1 to 1,000,000", "got 0"]),
         (lambda llm: llm.generate(["a", "b"], [WARM]), ["params", "2", "1"]),
         (lambda llm: llm.generate("a", WARM.replace(banned_token_ids=(300,))), ["300"]),
         (lambda llm: llm.generate("a", n=1.5), ["n ", "1.5"]),

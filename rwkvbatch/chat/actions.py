@@ -80,9 +80,12 @@ def _parse_setting(name: str, text: str) -> dict[str, Any]:
         raise UsageError(f"/set: expected one of {', '.join(SETTABLE)}, seed; got {name[:60]!r}")
     value: Any = text
     if setting in ("banned_token_ids", "stop", "no_penalty"):
-        value = [] if text in ("", "none") else [part.strip() for part in text.split(",")]
-        if setting != "banned_token_ids":
-            value = [part.encode().decode("unicode_escape") if part.isascii() else part for part in value]
+        if text in ("", "none"):
+            value = []
+        elif setting == "banned_token_ids":
+            value = [part.strip() for part in text.split(",")]
+        else:
+            value = texts_of(text)
     elif setting == "max_seconds" and text == "none":
         return {setting: None}
     elif setting == "reply_prefix" and text == "none":
@@ -90,6 +93,48 @@ def _parse_setting(name: str, text: str) -> dict[str, Any]:
     elif not text:
         raise UsageError(f"/set {name}: the value is missing")
     return checked_values({setting: value}, lambda key: f"/set {SHORT_NAMES.get(key, key)}:")
+
+
+_ITEM = re.compile(
+    r"""\s* (?: "(?P<double>(?:[^"\\]|\\.)*)" | '(?P<single>(?:[^'\\]|\\.)*)' | (?P<plain>(?:[^,\\]|\\.|\\$)*?) )
+    \s* (?P<separator> , | $ )""",
+    re.VERBOSE,
+)
+_ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|(.?))", re.DOTALL)
+_ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", '"': '"', "'": "'", ",": ","}
+
+
+def texts_of(text: str) -> list[str]:
+    """The texts of a list such as `\\n, "a, b"`: separated by commas, each plain or in quotation marks, with escapes.
+
+    Raises:
+        UsageError: a quotation mark is not closed, or an escape is unknown.
+    """
+    texts: list[str] = []
+    position = 0
+    while True:
+        match = _ITEM.match(text, position)
+        assert match is not None  # plain text matches up to the next comma
+        quoted, plain_text = match["double"] or match["single"], match["plain"]
+        if plain_text and plain_text[0] in "\"'" and len(plain_text) > 1:
+            raise UsageError(
+                f"the quotation mark of {plain_text[:60]} is not closed",
+                hint='write "a, b" for a text with a comma, and \\" for a quotation mark itself',
+            )
+        texts.append(_ESCAPE.sub(_unescaped, quoted or plain_text or ""))
+        if not match["separator"]:
+            return texts
+        position = match.end()
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    if code := match[1] or match[2]:
+        return chr(int(code, 16))
+    if match[3] not in _ESCAPED:
+        raise UsageError(
+            f"there is no escape {match[0]}", hint="the escapes are \\n \\t \\r \\xHH \\uHHHH \\, \\\" \\' and \\\\"
+        )
+    return _ESCAPED[match[3]]
 
 
 def _change(chat: Chat, values: dict[str, Any]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, TextIO, get_args
 
@@ -149,6 +151,10 @@ class Command:
         return f"/{self.name} {self.argument.usage}".rstrip()
 
 
+_UNDECODED = re.compile("[\udc80-\udcff]")
+"""A byte that is not UTF-8, as the error handler `surrogateescape` decodes it."""
+
+
 def run_lines(chat: Chat, lines: TextIO, prompt: TextIO | None = None) -> bool:
     """Execute the lines of a pipe or file until its end or `/quit`. Returns whether all succeeded.
 
@@ -161,20 +167,24 @@ def run_lines(chat: Chat, lines: TextIO, prompt: TextIO | None = None) -> bool:
         StorageError: the transcript cannot be written.
     """
     success = True
-    while not chat.left:
+    for number in count(1):
+        if chat.left:
+            break
         if prompt is not None:
             print("> ", end="", file=prompt, flush=True)
-        try:
-            line = lines.readline(MAX_LINE_CHARACTERS + 1)
-        except UnicodeDecodeError as error:
-            found = f"found byte 0x{error.object[error.start]:02x}"
+        line = lines.readline(MAX_LINE_CHARACTERS + 1)
+        if undecoded := _UNDECODED.search(line):
+            byte = len(line[: undecoded.start()].encode()) + 1
             raise InputError(
-                f"standard input: messages must be UTF-8, {found}", hint="convert the file, for example with iconv"
-            ) from None
+                f"messages must be UTF-8; found 0x{ord(undecoded[0]) - 0xDC00:02x} as byte {byte} of the line",
+                path="<standard input>",
+                line=number,
+                hint="earlier lines were answered; convert the file, for example with iconv",
+            )
         if not line:
             break
         if len(line) > MAX_LINE_CHARACTERS:
-            raise UsageError(f"standard input: a line must have at most {MAX_LINE_CHARACTERS:,} characters")
+            raise UsageError(f"<standard input>:{number}: a line must have at most {MAX_LINE_CHARACTERS:,} characters")
         success = handle_line(chat, line.removesuffix("\n").removesuffix("\r")) and success
     return success
 
@@ -272,7 +282,9 @@ COMMANDS: Mapping[str, Command] = {
             "Change a setting of the next replies, such as /set temp 0.7.",
             actions.set_value,
             Argument("NAME VALUE", choices=actions.setting_choices),
-            more=f"Settings: {', '.join(actions.SETTABLE)}, seed. Lists (ban, stop) are separated by commas.",
+            more=f"Settings: {', '.join(actions.SETTABLE)}, seed. Lists (ban, stop, no_penalty) are separated by "
+            'commas. A text with a comma is put into quotation marks: /set stop "a, b", c. \\n is a line end; \\t, '
+            "\\r, \\xHH and \\uHHHH are read too, and \\\\ is a backslash.",
         ),
         Command("preset", "Use a preset of sampling settings.", actions.use_preset, one_of("NAME", tuple(PRESETS))),
         Command(

@@ -241,9 +241,13 @@ def _show_keys(chat: Chat) -> None:
 
 
 def _use_utf8() -> None:
-    """Make the standard streams use UTF-8 in any locale, skip a byte order mark, and escape unencodable output."""
+    """Make the standard streams use UTF-8 in any locale, skip a byte order mark, and escape unencodable output.
+
+    Bytes of the input that are not UTF-8 become surrogates, which `run_lines` refuses with the line's number. Strict
+    decoding would fail for all lines of a block.
+    """
     for stream, encoding, errors in (
-        (sys.stdin, "utf-8-sig", "strict"),
+        (sys.stdin, "utf-8-sig", "surrogateescape"),
         (sys.stdout, "utf-8", "backslashreplace"),
         (sys.stderr, "utf-8", "backslashreplace"),
     ):

@@ -5,13 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, get_args
 
+from rwkvbatch.arguments import (
+    ITERABLE,
+    NUMBER,
+    SWITCH,
+    TEXT,
+    checks,
+    either,
+    instance_of,
+    list_of,
+    one_of,
+    optional,
+    whole_number,
+)
 from rwkvbatch.comparison.analysis import Analysis, available_metrics
 from rwkvbatch.comparison.blame import blame as find_blame
 from rwkvbatch.comparison.gates import parse_gate
 from rwkvbatch.comparison.judging import judge as judge_gates
-from rwkvbatch.comparison.loading import RunData, Source, load_runs
+from rwkvbatch.comparison.loading import SOURCE, RunData, Source, load_runs
 from rwkvbatch.comparison.matching import (
     Breakdown,
     Dropped,
@@ -49,6 +62,28 @@ PRIMARY_METRICS: Final = ("score", "nll")
 """The default primary metric is the first of these that has values."""
 
 
+_TEXTS = list_of(TEXT, "a list of texts", "one text needs brackets too: ['nll']")
+
+
+@checks(
+    runs=either(SOURCE, ITERABLE),
+    baseline=optional(TEXT),
+    primary=optional(TEXT),
+    metrics=optional(_TEXTS),
+    all_metrics=SWITCH,
+    margin=optional(NUMBER),
+    over=optional(TEXT),
+    by=optional(one_of(get_args(Breakdown))),
+    ks=optional(list_of(whole_number(1), "a list of whole numbers, each at least 1")),
+    fail_if=_TEXTS,
+    fail_unless=_TEXTS,
+    gate_significant=SWITCH,
+    allow_missing=SWITCH,
+    partial=SWITCH,
+    force=SWITCH,
+    blame=SWITCH,
+    judge=optional(instance_of(JudgesPairs, "a judge of pairs of replies")),
+)
 def compare(
     runs: Source | Iterable[Source],
     *,
@@ -99,9 +134,6 @@ def compare(
         UsageError: an unknown baseline or metric, no primary metric, or an invalid gate.
         InputError: a run cannot be read, or runs have no turn in common.
     """
-    for name, texts in (("metrics", metrics), ("fail_if", fail_if), ("fail_unless", fail_unless)):
-        if isinstance(texts, str):
-            raise UsageError(f"{name} must be a list of texts; got {texts!r}", hint=f"write {name}=[{texts!r}]")
     gates = [parse_gate(text, "--fail-if", significantly=gate_significant) for text in fail_if]
     gates += [parse_gate(text, "--fail-unless", significantly=gate_significant) for text in fail_unless]
     requested = None if metrics is None else tuple(dict.fromkeys(metric_named(name).name for name in metrics))

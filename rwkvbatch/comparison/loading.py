@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
 
 from rwkvbatch import __version__
+from rwkvbatch.arguments import ITERABLE, PATH, check_argument, checks, either, instance_of
 from rwkvbatch.comparison.foreign import read_foreign
 from rwkvbatch.comparison.table import NO_RESULTS, read_results, tabulate
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
@@ -168,6 +169,10 @@ Source = str | os.PathLike[str] | ResultInMemory
 """A run directory or results file, `PATH::CELL` for one cell of it, or the result of `rwkvbatch.run`."""
 
 
+SOURCE = either(PATH, instance_of(ResultInMemory, "a result of rwkvbatch.run"))
+
+
+@checks(runs=either(SOURCE, ITERABLE))
 def load(runs: Source | Iterable[Source]) -> pd.DataFrame:
     """All turns of `runs` as one table with the columns of `RunData.rows` and `run`, the name of the run.
 
@@ -201,6 +206,7 @@ def load_runs(sources: Source | Iterable[Source]) -> list[RunData]:
     on_disk: set[str] = set()
     in_memory: dict[str, ResultInMemory] = {}
     for number, source in enumerate(source_list, start=1):
+        check_argument(f"runs[{number - 1}]", source, SOURCE)
         if isinstance(source, ResultInMemory) and source.directory is None:
             path, separator, key = f"result-{number}", "", id(source)
             in_memory[path] = source

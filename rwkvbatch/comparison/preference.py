@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 PREFERENCE = "preference"
 
 
+@runtime_checkable
 class JudgesPairs(Protocol):
     """A judge of pairs of replies, see `judges.pairs.PairJudge`."""
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rwkvbatch.arguments import FUNCTION, checks, instance_of, optional, whole_number
 from rwkvbatch.engine.prefix_cache import Node, PrefixTree
 from rwkvbatch.engine.request import (
     END_OF_TEXT,
@@ -28,7 +29,7 @@ from rwkvbatch.engine.request import (
 )
 from rwkvbatch.engine.scheduler import Chunk, Scheduler, SequenceState
 from rwkvbatch.engine.sequence import Generation, Job, Scoring, StepWork
-from rwkvbatch.errors import UsageError, is_out_of_memory
+from rwkvbatch.errors import ArgumentError, UsageError, is_out_of_memory
 from rwkvbatch.model.base import Choices, Model, State, check_tokens
 from rwkvbatch.prompt.tokenizer import Tokenizer
 from rwkvbatch.prompt.vocabulary import textless_ids, tokenizer_of
@@ -76,6 +77,14 @@ class Engine:
         InputError: as `tokenizer_of`.
     """
 
+    @checks(
+        model=instance_of(Model, "a loaded Model", "load_model(FILE) loads one"),
+        tokenizer=optional(instance_of(Tokenizer, "a tokenizer")),
+        max_batch=whole_number(1),
+        step_rows=whole_number(1),
+        state_memory=whole_number(1),
+        clock=FUNCTION,
+    )
     def __init__(
         self,
         model: Model,
@@ -86,8 +95,6 @@ class Engine:
         state_memory: int = DEFAULT_STATE_MEMORY,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        if max_batch < 1 or step_rows < 1:
-            raise UsageError(f"batch size and rows a step must be at least 1, got {max_batch} and {step_rows}")
         capacity = min(state_memory // max(model.spec.state_bytes, 1), MAX_SLOTS + max_batch)
         if capacity < 2:
             raise UsageError(
@@ -166,7 +173,7 @@ class Engine:
         length of the conversation. The tokens are pinned, not their state: an evicted state is computed again.
 
         Raises:
-            ValueError: a token outside the vocabulary, or an unknown root.
+            ArgumentError: a token outside the vocabulary, or an unknown root.
         """
         check_tokens(tokens, self.model.spec.vocab_size)
         return self._scheduler.tree.pin_prefix(root, tuple(tokens))
@@ -182,7 +189,7 @@ class Engine:
             A handle for `unpin_state`; None when no state is cached, or when half of all states are pinned already.
 
         Raises:
-            ValueError: an unknown root.
+            ArgumentError: an unknown root.
         """
         if self._num_pinned_states >= self._max_pinned_states:
             return None
@@ -199,7 +206,7 @@ class Engine:
         """Queue a request; returns the number under which `step` returns its reply.
 
         Raises:
-            ValueError: no tokens, a token outside the vocabulary, or an unknown root.
+            ArgumentError: no tokens, a token outside the vocabulary, or an unknown root.
             UsageError: a banned token outside the vocabulary.
         """
         request.sampling.check_vocabulary(self.model.spec.vocab_size)
@@ -226,10 +233,10 @@ class Engine:
             num_top: how many of the likeliest tokens `Score.details` has at each position; None for no details.
 
         Raises:
-            ValueError: as `submit`, or `prefix` or `continuation` is empty.
+            ArgumentError: as `submit`, or `prefix` or `continuation` is empty.
         """
         if not prefix or not continuation:
-            raise ValueError("scoring needs at least one token in the prefix and one in the continuation")
+            raise ArgumentError("scoring needs at least one token in the prefix and one in the continuation")
         base = self._scheduler.tree.base(root)
         return self._submit_scoring(base, prefix, continuation, cache=cache, num_top=num_top)
 
@@ -267,7 +274,7 @@ class Engine:
         """Log-probabilities of `continuation` after `prefix`; does not affect active requests.
 
         Raises:
-            ValueError: as `submit_score`.
+            ArgumentError: as `submit_score`.
         """
         request_id = self.submit_score(prefix, continuation, root)
         result = self._run_until([request_id])[request_id]
@@ -278,10 +285,10 @@ class Engine:
         """The next token's logits and the state after `tokens`; does not affect active requests.
 
         Raises:
-            ValueError: as `submit`.
+            ArgumentError: as `submit`.
         """
         if not tokens:
-            raise ValueError("next-token logits need at least one token before them")
+            raise ArgumentError("next-token logits need at least one token before them")
         check_tokens(tokens, self.model.spec.vocab_size)
         before = self._state_after(self._scheduler.tree.insert(root, tuple(tokens[:-1])))
         logits, state = self.model.forward([[tokens[-1]]], before)
@@ -327,7 +334,7 @@ class Engine:
 
     def _new_sequence(self, base: Node, tokens: Sequence[int], num_unread_at_end: int = 1) -> SequenceState:
         if not tokens:
-            raise ValueError("a request needs at least one token")
+            raise ArgumentError("a request needs at least one token")
         check_tokens(tokens, self.model.spec.vocab_size)
         num_prompt = base.depth + len(tokens)
         tokens = tokens if isinstance(tokens, array) else array("i", tokens)

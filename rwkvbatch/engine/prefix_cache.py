@@ -6,6 +6,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from rwkvbatch.errors import ArgumentError
+
 Tokens = tuple[int, ...]
 
 
@@ -61,11 +63,11 @@ class PrefixTree:
         """The node of `root`.
 
         Raises:
-            ValueError: there is no such root.
+            ArgumentError: there is no such root.
         """
         node = self._roots.get(root)
         if node is None:
-            raise ValueError(f"there is no initial state {root}")
+            raise ArgumentError(f"there is no initial state {root}")
         return node
 
     def pin_prefix(self, root: int, tokens: Tokens) -> int:

@@ -7,6 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from rwkvbatch.arguments import (
+    FUNCTION,
+    NON_EMPTY_TEXT,
+    NUMBER,
+    TEXT,
+    check_argument,
+    instance_of,
+    list_of,
+    optional,
+    whole_number,
+)
 from rwkvbatch.config import Sampling
 from rwkvbatch.errors import counted
 
@@ -41,9 +52,23 @@ class NoiseKey:
         return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"rwkvbatch").digest(), "little")
 
 
+_REQUEST_KINDS = {
+    "sampling": instance_of(Sampling, "Sampling"),
+    "noise": instance_of(NoiseKey, "a NoiseKey"),
+    "max_tokens": whole_number(1),
+    "max_seconds": optional(NUMBER),
+    "stop": list_of(NON_EMPTY_TEXT, "a tuple of texts that are not empty"),
+    "closing": TEXT,
+    "root": whole_number(),
+    "num_top": optional(whole_number(0)),
+    "on_text": optional(FUNCTION),
+    "on_details": optional(FUNCTION),
+}
+
+
 @dataclass(frozen=True)
 class Request:
-    """One reply to generate.
+    """One reply to generate. Arguments of other kinds than those below raise `ArgumentError`.
 
     Attributes:
         tokens: all tokens between `root` and the reply: history and prompt. The engine uses the longest cached prefix.
@@ -75,6 +100,10 @@ class Request:
     num_top: int | None = None
     on_text: Callable[[str], None] | None = field(default=None, compare=False)
     on_details: Callable[[TokenDetails], None] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, kind in _REQUEST_KINDS.items():
+            check_argument(name, getattr(self, name), kind)
 
     def __repr__(self) -> str:
         changed = [

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rwkvbatch.errors import counted
+from rwkvbatch.errors import ArgumentError, counted
+from rwkvbatch.setting import shown_value
 
 
 @contextmanager
@@ -62,10 +63,12 @@ IntArray = npt.NDArray[np.int64]
 
 
 def check_tokens(tokens: Sequence[int] | IntArray, vocab_size: int) -> None:
-    """Raise `ValueError` unless all `tokens` are in [0, vocab_size)."""
+    """Raise `ArgumentError` unless all `tokens` are whole numbers in [0, vocab_size)."""
     ids = np.asarray(tokens)
+    if ids.size and ids.dtype.kind not in "iu":
+        raise ArgumentError(f"token ids must be whole numbers, got {shown_value(ids.reshape(-1)[0].item())}")
     if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
-        raise ValueError(f"token ids must be in [0, {vocab_size}), got {ids[(ids < 0) | (ids >= vocab_size)][0]}")
+        raise ArgumentError(f"token ids must be in [0, {vocab_size}), got {ids[(ids < 0) | (ids >= vocab_size)][0]}")
 
 
 FloatArray = npt.NDArray[np.float32]

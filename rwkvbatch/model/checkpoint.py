@@ -19,7 +19,7 @@ from rwkvbatch.model.foreign import refuse_network, refuse_quantised, refuse_var
 from rwkvbatch.model.forms import official
 from rwkvbatch.model.pth import LIST_PREFIX
 from rwkvbatch.model.strategy import PRECISIONS, Precision
-from rwkvbatch.model.tensor_file import Entry, NamedTensors, StoredRows, check_finite
+from rwkvbatch.model.tensor_file import Entry, NamedTensors, StoredRows, check_finite, unread_type
 
 MAX_NAMES_SHOWN = 4
 
@@ -46,7 +46,7 @@ def inspect(file: NamedTensors) -> Architecture:
     for name, entry in file.entries.items():
         if entry.dtype not in PRECISIONS:
             kind = str(entry.dtype).removeprefix("torch.")
-            raise CheckpointError(f"the tensor {name!r} must be bf16, fp16 or fp32, it is {kind}", path=file.path)
+            raise unread_type(name, kind, file.path)
         if entry.num_elements == 0:
             raise CheckpointError(f"the tensor {name!r} is empty (shape {shape_text(entry.shape)})", path=file.path)
         sizes[entry.dtype] += entry.num_elements

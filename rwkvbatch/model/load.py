@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
+from rwkvbatch.arguments import NAME, TEXT, checks, optional, whole_number
 from rwkvbatch.config import NO_ADAPTER
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model import MODEL_VARIABLE, READ_SUFFIXES
@@ -114,6 +115,12 @@ def _similar_names(file: Path) -> str:
     return " or ".join(repr(name) for name in difflib.get_close_matches(file.name, names, n=2))
 
 
+LOADING = {"strategy": TEXT, "backend": TEXT, "threads": optional(whole_number(1, 1024)), "adapter": TEXT}
+"""Kinds of the arguments that say how a model is loaded."""
+
+
+# `resolve_model_path` refuses impossible names.
+@checks(path=optional(NAME), **LOADING)
 def load_model(
     path: str | os.PathLike[str] | None = None,
     strategy: str = "auto",
@@ -143,8 +150,6 @@ def load_model(
     """
     if backend not in get_args(Backend):
         raise UsageError(f"--backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads must be at least 1, got {threads}")
     parsed_adapter = parse_adapter(adapter)
     with _naming_origin(path), open_checkpoint(resolve_model_path(path).path, parsed_adapter) as checkpoint:
         generation = checkpoint.architecture.generation
@@ -170,7 +175,7 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
             f"again, to {strategy.precision}, which loses a part of the adapter's effect; give the unquantised "
             f'checkpoint, or --strategy "{strategy.device} fp32"',
             RoundedAgainWarning,
-            stacklevel=2,
+            stacklevel=4,
         )
     name, ops = _operations(checkpoint, strategy, backend, threads)
     _refuse_unrunnable(checkpoint, ops)
@@ -279,7 +284,7 @@ def _operations(
                 "the native kernels are not installed; using the reference operations, many times slower; to get the "
                 "kernels, install rwkvbatch from a wheel, or again with GCC or Clang installed",
                 SlowBackendWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
     return "reference", ReferenceOps("cpu", rounding=strategy.rounding)
 
@@ -297,7 +302,7 @@ def _gpu_operations(strategy: Strategy, dtype: torch.dtype, backend: str) -> tup
             warnings.warn(
                 f"{missing}; using the reference operations on the GPU, several times slower",
                 SlowBackendWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
     if strategy.fixed_rows is not None:
         raise UsageError(

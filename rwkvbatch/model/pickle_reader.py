@@ -35,6 +35,16 @@ STORAGE_DTYPES = {
     "BoolStorage": torch.bool,
 }
 
+_OTHER_DTYPES = {
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+    "QInt8Storage": "qint8",
+    "QUInt8Storage": "quint8",
+    "QInt32Storage": "qint32",
+    "UntypedStorage": "bytes",
+}
+"""The types of storages whose tensors are not read."""
+
 MAX_STEPS = 1_000_000
 MAX_DIMENSIONS = 8
 
@@ -52,9 +62,9 @@ class Global:
 
 @dataclass(frozen=True)
 class StorageRef:
-    """A block of numbers in the file."""
+    """A block of numbers in the file; `dtype` is the name of a type that is not read, or its class."""
 
-    dtype: torch.dtype
+    dtype: torch.dtype | str
     key: str
     num_elements: int
 
@@ -68,6 +78,13 @@ class StoredTensor:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     negative: bool = False
+
+
+@dataclass(frozen=True)
+class UnreadTensor:
+    """A tensor of a type that is not read, such as `float8_e4m3fn`."""
+
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -112,7 +129,7 @@ _OTHER_TENSORS = {
     "_rebuild_device_tensor_from_numpy": "a tensor of another device",
     "_rebuild_device_tensor_from_cpu_tensor": "a tensor of another device",
     "_rebuild_wrapper_subclass": "a tensor of a class of its own",
-    "_rebuild_tensor_v3": "a tensor of an unsupported type",
+    "_rebuild_qtensor": "a quantised tensor",
 }
 
 
@@ -282,9 +299,7 @@ class PickleReader:
             raise self._error("a tensor refers to a storage of an unknown kind")
         if not isinstance(key, str) or not _is_size(num_elements):
             raise TypeError
-        dtype = STORAGE_DTYPES.get(kind.name)
-        if dtype is None:
-            raise self._error(f"a tensor has the unsupported type {kind.name[:80]}")
+        dtype = STORAGE_DTYPES.get(kind.name) or _OTHER_DTYPES.get(kind.name) or kind.name[:80]
         storage = StorageRef(dtype, key, num_elements)
         self.storages[key] = storage
         return storage
@@ -299,7 +314,9 @@ class PickleReader:
                 return _sizes(arguments[0])
             case "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2":
                 return self._tensor(*arguments)
-            case "torch._utils._rebuild_parameter" if isinstance(arguments[0], StoredTensor):
+            case "torch._utils._rebuild_tensor_v3":
+                return UnreadTensor(_dtype_name(arguments[6]))
+            case "torch._utils._rebuild_parameter" if isinstance(arguments[0], StoredTensor | UnreadTensor):
                 return arguments[0]
             case "torch._tensor._rebuild_from_type_v2":
                 inner, kind, inner_arguments = arguments[:3]
@@ -312,8 +329,12 @@ class PickleReader:
             raise self._error(f"it holds {kind}, which is not supported", hint="save plain tensors")
         return self._opaque(function)
 
-    def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *options: Any) -> StoredTensor:
+    def _tensor(
+        self, storage: Any, offset: Any, shape: Any, strides: Any, *options: Any
+    ) -> StoredTensor | UnreadTensor:
         """A tensor. `options` are `requires_grad`, the hooks and, since torch 1.13, its conj and neg bits."""
+        if isinstance(storage, StorageRef) and isinstance(storage.dtype, str):
+            return UnreadTensor(storage.dtype)
         bits = options[2] if len(options) > 2 else {}
         if not isinstance(bits, dict):
             raise TypeError
@@ -323,6 +344,13 @@ class PickleReader:
         if not isinstance(storage, StorageRef) or not _is_size(offset) or len(tensor.shape) != len(tensor.strides):
             raise TypeError
         return tensor
+
+
+def _dtype_name(value: Any) -> str:
+    """The name of the type of a tensor that has no storage class of its own (`_rebuild_tensor_v3`)."""
+    if not isinstance(value, Global) or value.module != "torch":
+        raise TypeError
+    return value.name[:80]
 
 
 def _sizes(values: Any) -> tuple[int, ...]:

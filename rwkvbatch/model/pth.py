@@ -15,9 +15,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
+
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model.pickle_reader import STORAGE_DTYPES, Opaque, PickleReader, StoredTensor
-from rwkvbatch.model.tensor_file import Contents, Entry, OnWritten, StoredBytes, ignored
+from rwkvbatch.model.pickle_reader import STORAGE_DTYPES, Opaque, PickleReader, StoredTensor, UnreadTensor
+from rwkvbatch.model.tensor_file import Contents, Entry, OnWritten, StoredBytes, ignored, unread_type
 
 MAX_DIRECTORY_BYTES = 4 << 20
 MAX_PICKLE_BYTES = 16 << 20
@@ -135,6 +137,8 @@ def read_legacy(descriptor: int, path: Path) -> Contents:
         count = os.pread(descriptor, 8, position)
         if int.from_bytes(count, "little") != storage.num_elements or len(count) != 8:
             raise CheckpointError(f"cut off or damaged at its storage {key[:80]!r}", path=path)
+        if isinstance(storage.dtype, str):
+            raise CheckpointError(f"its storage {key[:80]!r} has the unsupported type {storage.dtype}", path=path)
         length = storage.num_elements * storage.dtype.itemsize
         locations[key] = (position + 8, length)
         position += 8 + length
@@ -180,6 +184,8 @@ def _tensors(value: Any, path: Path) -> tuple[dict[str, StoredTensor], tuple[str
         raise CheckpointError(f"expected a dict of tensors, found one {_kind(value)}", path=path, hint=hint)
     hint = "save its dict of tensors alone" if any(isinstance(item, dict) for item in value.values()) else None
     for name, tensor in value.items():
+        if isinstance(tensor, UnreadTensor):
+            raise unread_type(str(name), tensor.dtype, path)
         if not isinstance(name, str) or not isinstance(tensor, StoredTensor):
             raise CheckpointError(
                 f"expected a dict of tensors; its entry {str(name)[:80]!r} is of type {_kind(tensor)}",
@@ -191,16 +197,19 @@ def _tensors(value: Any, path: Path) -> tuple[dict[str, StoredTensor], tuple[str
 
 def _is_state_dict(value: dict[Any, Any]) -> bool:
     """Whether more than half of the entries are tensors."""
-    tensors = sum(isinstance(item, StoredTensor) for item in value.values())
+    tensors = sum(isinstance(item, StoredTensor | UnreadTensor) for item in value.values())
     return 2 * tensors > len(value)
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, StoredTensor | UnreadTensor):
+        return "tensor"
     return value.name if isinstance(value, Opaque) else type(value).__name__
 
 
 def _stored(name: str, tensor: StoredTensor, location: tuple[int, int], path: Path) -> StoredBytes:
     dtype = tensor.storage.dtype
+    assert isinstance(dtype, torch.dtype)
     start, length = location
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
     span = 0 if 0 in tensor.shape else last + 1  # number of elements from the first to the last one

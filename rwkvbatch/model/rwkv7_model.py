@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rwkvbatch.errors import counted
+from rwkvbatch.arguments import SWITCH, checks
+from rwkvbatch.errors import ArgumentError, counted
 from rwkvbatch.model.base import (
     Choices,
     IntArray,
@@ -25,24 +26,40 @@ from rwkvbatch.model.base import (
     tf32,
 )
 from rwkvbatch.model.ops import Operations
+from rwkvbatch.setting import shown_value
 
 
 def token_lists(tokens: Sequence[Sequence[int]], state: State | None, vocab_size: int) -> list[IntArray]:
     """The arguments of `Model.forward` as arrays.
 
     Raises:
-        ValueError: no list, an empty one, a token id outside the vocabulary, or a state of another batch size.
+        ArgumentError: no list, an empty one, a token id outside the vocabulary, or a state of another batch size.
     """
-    if len(tokens) == 0:
-        raise ValueError("tokens must hold at least one list of token ids")
-    lists = [np.asarray(ids, dtype=np.int64) for ids in tokens]
-    for index, ids in enumerate(lists):
-        if ids.ndim != 1 or len(ids) == 0:
-            raise ValueError(f"tokens[{index}] must be a list of at least one token id")
-    check_tokens(np.concatenate(lists), vocab_size)
+    if isinstance(tokens, str | bytes | Mapping) or not isinstance(tokens, Iterable):
+        raise ArgumentError(f"tokens must be a list of lists of token ids; got {shown_value(tokens)}")
+    lists = [_token_array(ids, index, vocab_size) for index, ids in enumerate(tokens)]
+    if not lists:
+        raise ArgumentError("tokens must hold at least one list of token ids; got none")
+    given: object = state
+    if given is not None and not isinstance(given, State):
+        raise ArgumentError(f"state must be a State, or None; got {shown_value(given)}")
     if state is not None and state.batch_size != len(lists):
-        raise ValueError(f"the state has {counted(state.batch_size, 'sequence')}, tokens has {len(lists)}")
+        raise ArgumentError(f"the state has {counted(state.batch_size, 'sequence')}, tokens has {len(lists)}")
     return lists
+
+
+def _token_array(ids: object, index: int, vocab_size: int) -> IntArray:
+    try:
+        array = np.asarray(None if isinstance(ids, str | bytes) else ids)
+    except (TypeError, ValueError):  # lists of several lengths, tensors on a GPU
+        array = np.asarray(None)
+    if array.ndim != 1 or len(array) == 0:
+        raise ArgumentError(f"tokens[{index}] must be a list of at least one token id; got {shown_value(ids)}")
+    try:
+        check_tokens(array, vocab_size)
+    except ArgumentError as error:
+        raise error.add_place(f"tokens[{index}]") from None
+    return array.astype(np.int64)
 
 
 ROWS_PER_STEP = 1024
@@ -143,6 +160,7 @@ class Rwkv7Model:
         with torch.no_grad(), num_threads(self._threads):
             return self.ops.choose(logits, batch)
 
+    @checks(every_token=SWITCH)
     def forward(
         self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False
     ) -> tuple[Tensor, State]:

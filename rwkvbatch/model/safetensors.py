@@ -17,7 +17,7 @@ from torch import Tensor
 from rwkvbatch.errors import CheckpointError, StorageError, UsageError
 from rwkvbatch.files import FILE_MODE, PRIVATE_MODE, FileKind, check_target, open_file, replacing
 from rwkvbatch.model import pth
-from rwkvbatch.model.tensor_file import Contents, Entry, OnWritten, StoredBytes, ignored
+from rwkvbatch.model.tensor_file import Contents, Entry, OnWritten, StoredBytes, ignored, unread_type
 
 MAX_HEADER_BYTES = 16 << 20
 
@@ -81,7 +81,7 @@ def read_header(descriptor: int, path: Path) -> Contents:
         raise CheckpointError(f"damaged or cut off safetensors file ({_reason(error)})", path=path) from error
     for name, entry in entries.items():
         if entry.dtype is None:
-            raise CheckpointError(f"the tensor {name!r} has the unsupported type {header[name]['dtype']}", path=path)
+            raise unread_type(name, str(header[name]["dtype"]), path)
     return Contents({name: entry.stored() for name, entry in entries.items()}, metadata)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from rwkvbatch.arguments import ITERABLE, PATH, SWITCH, checks, instance_of, list_of, optional
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.files import check_target
 from rwkvbatch.model.base import ModelSpec, State
@@ -28,6 +29,10 @@ _SIZES = ("generation", "num_layers", "width", "num_heads", "head_size", "vocab_
 _TUNED = re.compile(r"blocks\.(\d{1,6})\.att\.time_state")
 
 
+_SPEC = instance_of(ModelSpec, "a ModelSpec", "the attribute `spec` of an LLM or a model")
+
+
+@checks(path=PATH, spec=_SPEC)
 def load_state(path: str | Path, spec: ModelSpec) -> State:
     """Load a state for the model that `spec` describes.
 
@@ -57,6 +62,14 @@ def load_state(path: str | Path, spec: ModelSpec) -> State:
         )
 
 
+@checks(
+    path=PATH,
+    state=instance_of(State, "a State", "llm.state(PROMPT) makes one"),
+    spec=_SPEC,
+    tokens=optional(list_of(ITERABLE, "a list of lists of token ids")),
+    replace=SWITCH,
+    private=SWITCH,
+)
 def save_state(
     path: str | Path,
     state: State,

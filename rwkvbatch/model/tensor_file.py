@@ -330,6 +330,16 @@ _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32:
 _CHECKED_CHUNK = 1 << 18
 
 
+def unread_type(name: str, dtype: str, path: Path) -> CheckpointError:
+    """The error for a tensor whose type is not one that networks are read in."""
+    hint = "save it as bf16"
+    if dtype.lower().startswith(("float8", "f8_")):
+        hint = "multiply it by its scale, if the checkpoint has scales, and save it as bf16"
+    return CheckpointError(
+        f"the tensor {name[:80]!r} must be bf16, fp16 or fp32, it is {dtype[:80]}", path=path, hint=hint
+    )
+
+
 def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
     """Raise `CheckpointError` when `tensor` (fp32, bf16 or fp16) holds NaN or infinity."""
     # With numpy, in one thread: torch's threads would wait for each other on a busy machine, for chunks this small.

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rwkvbatch.arguments import SWITCH, checks
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model.base import (
     RWKV7,
@@ -253,6 +254,7 @@ class UpstreamModel:
     def choose(self, logits: Tensor, batch: SampleBatch) -> Choices:
         return choosing.choose(logits, batch)
 
+    @checks(every_token=SWITCH)
     def forward(
         self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False
     ) -> tuple[Tensor, State]:

@@ -20,7 +20,7 @@ from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rwkvbatch.errors import InputError, UsageError
 from rwkvbatch.files import OS_FILES, PRIVATE_MODE, read_file, replace_file
@@ -160,6 +160,7 @@ _PREFIX_BYTES = 4
 """The length of the prefix by which entries longer than it are looked up."""
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """The interface of tokenizers.
 

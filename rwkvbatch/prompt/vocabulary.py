@@ -100,8 +100,9 @@ def read_vocabulary(path: Path, vocab_size: int) -> Tokenizer:
     """
     try:
         status = path.stat()
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=path, hint=f"give {_VOCAB_OPTIONS}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        problem = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot be read: {problem}", path=path, hint=f"give {_VOCAB_OPTIONS}") from None
     return _read(path, vocab_size, status.st_mtime_ns, status.st_size)
 
 

@@ -12,6 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
+from rwkvbatch.arguments import (
+    FUNCTION,
+    PATH,
+    SWITCH,
+    TEXT,
+    Kind,
+    checks,
+    either,
+    instance_of,
+    list_of,
+    optional,
+    whole_number,
+)
 from rwkvbatch.config import (
     GRID_SETTINGS,
     NO_ADAPTER,
@@ -118,6 +131,34 @@ class RunKeywords(TypedDict, total=False):
     max_conversations: int
 
 
+_PATHS = list_of(PATH, "a list of paths")
+
+
+def _is_model(value: object) -> bool:
+    """Whether it has what runs use of a model; an `LLM` has it in its attribute `model`."""
+    return hasattr(getattr(value, "model", value), "spec")
+
+
+@checks(
+    scripts=either(PATH, _PATHS),
+    out=optional(PATH),
+    model=optional(either(PATH, _PATHS, Kind("a loaded Model or LLM", _is_model))),
+    grid=optional(PATH),
+    config=optional(PATH),
+    environment=optional(instance_of(Mapping, "a mapping of names to texts, such as os.environ")),
+    documents=SWITCH,
+    skip_bad=SWITCH,
+    shard=optional(TEXT),
+    retry_errors=SWITCH,
+    repair=SWITCH,
+    verify_rows=whole_number(0),
+    metrics_port=optional(whole_number(0, 65535)),
+    observer=optional(instance_of(Observer, "an Observer")),
+    notify=FUNCTION,
+    should_stop=FUNCTION,
+    loading=FUNCTION,
+    command=TEXT,
+)
 def run(
     scripts: PathLike | Sequence[PathLike],
     *,

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TextColumn
@@ -190,6 +190,7 @@ class Counts:
         )
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Receives a run's progress; its methods must return quickly."""
 

@@ -345,17 +345,19 @@ def messages_of(fields: ChatFields) -> list[dict[str, str]]:
 
 def _message(number: int, message: Mapping[str, Any]) -> dict[str, str]:
     where = f"messages.{number}"
-    values = {name: value for name, value in message.items() if value not in (None, [])}
-    for name in values.keys() - {"role", "content"}:
-        raise RequestError(f"{where}.{name[:SHOWN_NAME]}: this server does not support it", param="messages")
-    role, content = values.get("role"), values.get("content", "")
+    for name, value in message.items():
+        if name not in ("role", "content") and value not in (None, []):
+            raise RequestError(f"{where}.{name[:SHOWN_NAME]}: this server does not support it", param="messages")
+    role, content = message.get("role"), message.get("content")
     if role not in ("system", "developer", "user", "assistant"):
         problem = "must be system, developer, user or assistant"
         raise RequestError(f"{where}.role: {problem}, got {shown_value(role)}", param="messages")
-    if isinstance(content, list):
+    if isinstance(content, list) and content:
         content = "".join(_part(where, part) for part in cast("list[object]", content))
     if not isinstance(content, str):
-        raise RequestError(f"{where}.content: must be text, got {shown_value(content)}", param="messages")
+        found = "null" if content is None else shown_value(content)  # pyright: ignore[reportUnknownArgumentType]
+        found = found if "content" in message else "none"
+        raise RequestError(f"{where}.content: must be text, or a list of text parts; got {found}", param="messages")
     return {"role": "system" if role == "developer" else role, "content": content}
 
 

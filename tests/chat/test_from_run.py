@@ -242,6 +242,8 @@ def test_invalid_utf8_on_standard_input_is_refused_and_a_byte_order_mark_removed
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfhi\n")))
     assert invoke(command) == 0
     assert json.loads(capsys.readouterr().out)["prompt"] == "hi"
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"h\xff\n")))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("hi\n\nich hör\n".encode() + b"\xc3\xa4h\xff\nhi\n")))
     assert invoke(command) == 3
-    assert "must be UTF-8, found byte 0xff" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert [json.loads(line)["prompt"] for line in printed.out.splitlines()] == ["hi", "ich hör"]
+    assert "<standard input>:4: messages must be UTF-8; found 0xff as byte 4 of the line" in printed.err

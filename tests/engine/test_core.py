@@ -229,7 +229,7 @@ def test_a_step_interrupted_while_its_progress_is_recorded_is_done_again(monkeyp
 
 @pytest.mark.parametrize(("max_batch", "step_rows"), [(0, 8), (8, 0)])
 def test_batch_size_and_step_rows_below_1_are_refused(max_batch: int, step_rows: int) -> None:
-    with pytest.raises(UsageError, match=f"must be at least 1, got {max_batch} and {step_rows}"):
+    with pytest.raises(UsageError, match="must be a whole number, at least 1; got 0"):
         Engine(HashModel(), max_batch=max_batch, step_rows=step_rows)
 
 

@@ -166,7 +166,7 @@ def test_bad_choice_is_a_usage_error(strategy: str, backend: str, message: str, 
 
 
 def test_bad_thread_count_is_a_usage_error(tiny_file: Path) -> None:
-    with pytest.raises(UsageError, match="--threads must be at least 1, got 0"):
+    with pytest.raises(UsageError, match="threads must be a whole number, 1 to 1,024, or None; got 0"):
         load_model(tiny_file, threads=0)
 
 

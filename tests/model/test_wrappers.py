@@ -129,7 +129,10 @@ def test_a_module_pickled_whole_is_named(tmp_path: Path) -> None:
     [
         (lambda: torch.eye(4).to_sparse(), "a sparse tensor"),
         (lambda: torch.ones(2, device="meta"), "a tensor without values"),
-        (lambda: torch.ones(2, dtype=torch.complex64).conj(), "unsupported type ComplexFloatStorage"),
+        (lambda: torch.ones(2, dtype=torch.complex64).conj(), "must be bf16, fp16 or fp32, it is complex64"),
+        (lambda: torch.ones(2).to(torch.float8_e4m3fn), "must be bf16, fp16 or fp32, it is float8_e4m3fn"),
+        (lambda: torch.ones(2, dtype=torch.uint16), "'head.weight' must be bf16, fp16 or fp32, it is uint16"),
+        (lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "a quantised tensor"),
     ],
 )
 def test_tensors_of_other_kinds_are_named(make: Any, name: str, tiny_tensors: Tensors, tmp_path: Path) -> None:
@@ -137,6 +140,15 @@ def test_tensors_of_other_kinds_are_named(make: Any, name: str, tiny_tensors: Te
     with pytest.raises(CheckpointError, match=name) as caught:
         load_model(tmp_path / "a.pth")
     assert "run" not in caught.value.message
+
+
+def test_tensors_of_other_types_beside_the_weights_do_no_harm(
+    tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path
+) -> None:
+    """An optimizer's state may hold float8, which is not read."""
+    moments = {"exp_avg": torch.ones(2).to(torch.float8_e5m2), "step": torch.ones(2, dtype=torch.complex64)}
+    torch.save({"model": tiny_tensors, "optimizer": {"state": {0: moments}}}, tmp_path / "a.pth")
+    assert torch.equal(load_model(tmp_path / "a.pth").forward([[1]])[0], load_model(tiny_file).forward([[1]])[0])
 
 
 def test_parts_of_deepspeed_checkpoints(tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rwkvbatch import _native
+from rwkvbatch.arguments import SWITCH, checks
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import Choices, FloatArray, ModelSpec, RaggedBatch, SampleBatch, State, StatePool
 from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product, Rounding, ShiftKind
@@ -411,6 +412,7 @@ class CpuModel(Rwkv7Model):
         super().__init__(program, ops, spec, initial_wkv=initial_wkv)
         self._cpu, self._program = ops, program.native
 
+    @checks(every_token=SWITCH)
     def forward(
         self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False
     ) -> tuple[Tensor, State]:

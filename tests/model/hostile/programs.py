@@ -57,7 +57,7 @@ def programs() -> Iterator[Case]:
     lone = b"(" + unicode_item(b"storage") + b"ctorch\nFloatStorage\n" + b"K\x00" + unicode_item(b"cpu") + b"K\x01tQ"
     yield from_bytes("storage-key-number", program(name + lone), "damaged")
     odd = tensor_item(b"w", (1,), (1,)).replace(b"FloatStorage", b"QuadStorage")
-    yield from_bytes("unknown-storage", program(odd), "unsupported type QuadStorage")
+    yield from_bytes("unknown-storage", program(odd), "must be bf16, fp16 or fp32, it is QuadStorage")
     yield from_bytes("unequal-axes", program(tensor_item(b"w", (1, 1), (1,))), "damaged")
     old = legacy_head()
     yield from_bytes("old-preamble", old.replace(b"}(", b"](") + b"\x80\x02}." + b"\x80\x02].", "damaged")
