@@ -30,7 +30,8 @@ def show_summary(result: RunResult) -> None:
     err = console(stderr=True)
     err.print(summary_table(result.summary, err.width))
     for line in _summary_lines(result):
-        err.print(Text(printable(line)), soft_wrap=True)
+        # A line with a path or a command is not wrapped, so that it can be copied.
+        err.print(Text(printable(line)), soft_wrap=line.startswith(("rows are in ", "next")))
 
 
 def summary_table(summary: Summary, width: int = 100) -> Table:

@@ -137,6 +137,8 @@ def compare(
     gates = [parse_gate(text, "--fail-if", significantly=gate_significant) for text in fail_if]
     gates += [parse_gate(text, "--fail-unless", significantly=gate_significant) for text in fail_unless]
     requested = None if metrics is None else tuple(dict.fromkeys(metric_named(name).name for name in metrics))
+    if primary is not None:
+        metric_named(primary, option="--primary")
     if margin is not None and not (math.isfinite(margin) and margin > 0):
         raise UsageError(f"--margin must be a positive number, in the unit of the primary metric; got {margin}")
     if judge is None:

@@ -113,12 +113,16 @@ def _rows_with(rows: pd.DataFrame, column: str, number: int) -> pd.DataFrame:
 def turn_record(row: Mapping[Any, Any], side: str = "") -> dict[str, Any]:
     """One turn as JSON values; `metrics` has only those with a value.
 
+    `probe_after` is the turn of the dialogue after which a probe was asked; None for turns of the dialogue.
+
     Args:
         side: suffix of the columns of one side of matched rows.
     """
     values = {metric.name: row[f"{metric.name}{side}"] for metric in TURN_METRICS}
+    probe_after = row.get(f"probe_after{side}", math.nan)
     return {
         "turn": row["turn"],
+        "probe_after": None if math.isnan(probe_after) else int(probe_after),
         **{name: row[f"{name}{side}"] for name in _TURN_TEXTS},
         "metrics": {name: value for name, value in values.items() if not math.isnan(value)},
     }

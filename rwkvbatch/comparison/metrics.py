@@ -329,8 +329,8 @@ _REPEAT_METRIC: Final = re.compile(
 )
 
 
-def metric_named(name: str) -> Metric:
-    """The metric with a name or title.
+def metric_named(name: str, *, option: str = "--metric") -> Metric:
+    """The metric with a name or title; an error names the option.
 
     Names with a number K are `pass_at_K` or `pass@K`, `majority_at_K` or `majority@K`, and `all_K` or `all K pass`.
 
@@ -346,7 +346,7 @@ def metric_named(name: str) -> Metric:
             return Metric(f"all_{k}", f"all {k} pass", "higher", level="conversation", highest=1.0)
         kind = prefix.partition("_")[0].rstrip("@")
         return Metric(f"{kind}_at_{k}", f"{kind}@{k}", "higher", level="conversation", highest=1.0)
-    raise UsageError(f"--metric must be one of {KNOWN_NAMES}; got {name!r}")
+    raise UsageError(f"{option} must be one of {KNOWN_NAMES}; got {name!r}")
 
 
 def pass_value(metric: str, outcomes: Sequence[bool]) -> float:

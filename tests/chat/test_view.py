@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import threading
 from dataclasses import replace
 
@@ -147,7 +148,7 @@ def test_a_pipe_has_alternatives_on_standard_output_and_messages_on_standard_err
 def test_input_that_is_not_a_terminal_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("typed"))
     with unechoed_input():
-        pass
+        assert sys.stdin.read() == "typed"
 
 
 def test_interrupts_are_not_handled_in_other_threads() -> None:

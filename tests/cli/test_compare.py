@@ -116,6 +116,7 @@ def test_nobody_else_may_write_a_report_whatever_the_umask(sweep: str, tmp_path:
         (["--format", "pdf"], ExitCode.USAGE, "--format must be one of table, md"),
         (["--by", "mood"], ExitCode.USAGE, "--by must be turn, tag or distance"),
         (["--margin", "0"], ExitCode.USAGE, "--margin must be a positive number"),
+        (["--primary", "scor"], ExitCode.USAGE, "--primary must be one of score, passed, "),
         (["--primary", "perplexity"], ExitCode.USAGE, "cannot decide; nll can"),
         (["--baseline", "t=1", "--baseline=t=2"], ExitCode.USAGE, "--baseline is given twice"),
         (["--k", "1", "--k", "2"], ExitCode.USAGE, "several values go into a list: --k 1,2"),

@@ -124,7 +124,7 @@ def test_percentiles_lie_between_neighbours() -> None:
     assert percentile([0.0, 10.0], 0.95) == 9.5
 
 
-def test_what_until_ci_came_to_is_told_cell_by_cell(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_of_until_ci_has_a_line_for_each_cell(capsys: pytest.CaptureFixture[str]) -> None:
     cells = [Cell(name, {}) for name in "abcde"]
     plan = make_plan(2, cells=cells, repeats=2, max_repeats=3, until_ci=0.5)
     result = execute(plan, FakeLoader(), RunOptions())
@@ -132,13 +132,14 @@ def test_what_until_ci_came_to_is_told_cell_by_cell(capsys: pytest.CaptureFixtur
     reached = tuple(Reached(name, 3, width) for name, width in widths.items())
     result = replace(result, reached=reached)
     show_summary(result)
-    said = capsys.readouterr().err
-    assert "--until-ci 0.5: width of the score's interval against a, of each cell by itself; those of `compare`" in said
-    assert "  a: 3 repeats, the first cell\n" in said
-    assert "  b: 3 repeats, width 0.25\n" in said
-    assert "  c: 3 repeats, width 0.75, wider than asked\n" in said
-    assert "  d: 3 repeats, width unknown" in said
-    assert "  e: 3 repeats, nothing to compare\n" in said
+    shown = capsys.readouterr().err
+    unwrapped = " ".join(shown.split())
+    assert "--until-ci 0.5: width of the score's interval against a, of each cell by itself; those of" in unwrapped
+    assert "  a: 3 repeats, the first cell\n" in shown
+    assert "  b: 3 repeats, width 0.25\n" in shown
+    assert "  c: 3 repeats, width 0.75, wider than asked\n" in shown
+    assert "  d: 3 repeats, width unknown" in shown
+    assert "  e: 3 repeats, nothing to compare\n" in shown
     record = until_ci_record(result)
     assert record is not None
     assert [cell["width"] for cell in record["cells"]] == [None, 0.25, 0.75, None, None]

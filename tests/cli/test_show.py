@@ -41,6 +41,26 @@ def test_a_dialogue_shows_both_speakers_the_checks_and_the_numbers(
     assert "nll" in out
 
 
+def test_a_probe_is_shown_as_one_with_the_turn_after_which_it_was_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        del rng
+        if row["turn"] == 1:
+            row["probe"] = {"after": 0, "number": 0, "turns": 0, "tokens": 9}
+
+    run = str(make_run(tmp_path / "run", cells=("t=1",), conversations=1, repeats=1, change=change))
+    assert invoke(["show", run]) == ExitCode.DONE
+    dialogue, probe = capsys.readouterr().out.split("\n\n")[:2]
+    assert "User" in dialogue
+    assert "asked after" not in dialogue
+    assert probe.startswith("Probe ")
+    assert "turn 1, asked after turn 0, ended by" in probe
+    assert invoke(["show", run, "--json"]) == ExitCode.DONE
+    turns = json.loads(capsys.readouterr().out)["turns"]
+    assert [turn["probe_after"] for turn in turns] == [None, 0]
+
+
 def test_json_has_one_dialogue_a_line(run: str, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     found = records(run, capsys=capsysbinary)
     assert len(found) == 16

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import random
+import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,13 +81,24 @@ class Parts:
         return results(self.paths[part - 1]).splitlines(keepends=True)[line - 1]
 
 
+def parts_in(root: Path) -> Parts:
+    return Parts(root, root / "whole", [root / f"part-{part}" for part in (1, 2, 3)])
+
+
+@pytest.fixture(scope="module")
+def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The undivided run and its parts, of which each test gets a copy."""
+    parts = parts_in(tmp_path_factory.mktemp("runs"))
+    run(parts.whole, parts.plan())
+    for number, path in enumerate(parts.paths, start=1):
+        run(path, parts.plan(number), command=f"rwkvbatch run 'a b.jsonl' --shard {number}/3 --out {path}")
+    return parts.root
+
+
 @pytest.fixture
-def parts(tmp_path: Path) -> Parts:
-    found = Parts(tmp_path, tmp_path / "whole", [tmp_path / f"part-{part}" for part in (1, 2, 3)])
-    run(found.whole, found.plan())
-    for number, path in enumerate(found.paths, start=1):
-        run(path, found.plan(number), command=f"rwkvbatch run 'a b.jsonl' --shard {number}/3 --out {path}")
-    return found
+def parts(finished_runs: Path, tmp_path: Path) -> Parts:
+    shutil.copytree(finished_runs, tmp_path, dirs_exist_ok=True)
+    return parts_in(tmp_path)
 
 
 class TestCompleteMerge:

@@ -200,11 +200,11 @@ class TestRun:
         assert result.reuse.kept > 0
 
     def test_rows_that_a_changed_race_does_not_need_are_said_to_be_set_aside(self, tmp_path: Path) -> None:
-        long, said = run_race(tmp_path / "race", race_plan(2, race_level=0.01)), list[str]()
-        short = run_race(tmp_path / "race", race_plan(2, race_level=0.5), notify=said.append)
+        long, messages = run_race(tmp_path / "race", race_plan(2, race_level=0.01)), list[str]()
+        short = run_race(tmp_path / "race", race_plan(2, race_level=0.5), notify=messages.append)
         fewer = long.summary.rows - short.summary.rows
         assert fewer > 0
-        assert said[-1] == f"{fewer} rows that this command does not need set aside in kept.jsonl"
+        assert messages[-1] == f"{fewer} rows that this command does not need set aside in kept.jsonl"
 
     def test_failed_turns_score_0(self) -> None:
         def fails_when_cold(request: Request, reply: Reply) -> Reply:

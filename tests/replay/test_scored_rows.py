@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tracemalloc
 from array import array
 from pathlib import Path
@@ -217,9 +218,15 @@ def test_unreadable_documents_are_refused_by_name(tmp_path: Path) -> None:
         (tmp_path / "latin.txt", "not UTF-8"),
         (tmp_path / "missing.txt", "cannot be read"),
         (chats, "is no text to score"),
+        (write(tmp_path / "prompt.jsonl", {"prompt": "a"}), "continuation: is missing, and only a prompt"),
+        (
+            write(tmp_path / "choices.jsonl", {"prompt": "a", "choices": ["b", "c"]}),
+            r"continuation: is missing(?s:.)*`rwkvbatch run` scores choices",
+        ),
     ):
-        with pytest.raises(ScriptError, match=message):
+        with pytest.raises(ScriptError) as caught:
             read_documents([str(path)])
+        assert re.search(message, f"{caught.value}\n{caught.value.hint}")
     with pytest.raises(UsageError, match="holds no document"):
         read_documents([str(tmp_path / "none")])
     found = read_documents([str(tmp_path / "empty.txt"), script(tmp_path / "s.jsonl")], skip_bad=True)

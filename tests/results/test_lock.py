@@ -24,7 +24,9 @@ class TestLock:
 
     def test_the_lock_file_of_a_dead_process_does_not_lock(self, tmp_path: Path) -> None:
         (tmp_path / ".lock").write_text('{"pid": 1, "host": "h", "command": "c"}')
-        DirectoryLock(tmp_path).release()
+        lock = DirectoryLock(tmp_path, "rwkvbatch run x.jsonl")
+        assert "rwkvbatch run x.jsonl" in (tmp_path / ".lock").read_text()
+        lock.release()
 
     def test_a_file_in_place_of_the_directory_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()

@@ -71,7 +71,7 @@ def test_a_script_of_every_form_is_read_back_equal(tmp_path: Path) -> None:
 def test_every_field_of_a_conversation_is_written() -> None:
     """A field added later must be in `native_record`, or the copy would lack it."""
     assert {item.name for item in fields(Turn)} == {
-        "user", "reference", "checks", "params", "choices", "generate", "plain", "probe"
+        "user", "reference", "checks", "params", "choices", "continuation", "generate", "plain", "probe"
     }  # fmt: skip
     assert {item.name for item in fields(Conversation)} == {
         "id", "system", "turns", "tags", "params", "source", "tools"

@@ -1,4 +1,4 @@
-"""Which files of a data set are read from folders, and what is said of files that cannot be read."""
+"""Data files of folders: which are read, and messages about files that cannot be read."""
 
 from __future__ import annotations
 

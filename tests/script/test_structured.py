@@ -53,7 +53,8 @@ def test_prose_must_be_a_boolean() -> None:
 
 @given(st.text(st.sampled_from("`~\n {}[]1jsonJ\r"), max_size=60))
 def test_any_text_can_be_searched_for_fences(text: str) -> None:
-    judge({"json": True, "prose": True}, text)
+    verdict = judge({"json": True, "prose": True}, text)
+    assert verdict.passed == (verdict.score == 1.0) == (verdict.detail is None)
 
 
 def test_many_opening_fences_are_read_in_linear_time() -> None:

@@ -224,7 +224,8 @@ def _turn(record: Mapping[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row(Text("User", "cyan"), Text(printable(record["prompt"])))
+    is_probe = record["probe_after"] is not None
+    table.add_row(Text("Probe" if is_probe else "User", "cyan"), Text(printable(record["prompt"])))
     if record["error"]:
         table.add_row(Text("Error", "bold red"), Text(printable(record["error"]), "red"))
     else:
@@ -237,7 +238,8 @@ def _turn(record: Mapping[str, Any]) -> Table:
         if not check["passed"] and check.get("detail"):
             text += f": {check['detail']}"
         table.add_row("", safe(text, style))
-    details = [f"turn {record['turn']}", f"ended by {record['finish_reason']}", *_metric_values(record, SHOWN_METRICS)]
+    position = f"turn {record['turn']}" + (f", asked after turn {record['probe_after']}" if is_probe else "")
+    details = [position, f"ended by {record['finish_reason']}", *_metric_values(record, SHOWN_METRICS)]
     table.add_row("", safe(", ".join(details), "dim"))
     return table
 
