@@ -93,18 +93,27 @@ def setting(default: _T, help: str, metavar: str, panel: Panel | None, flag: str
     field.metadata.append(declared)
     if declared.text or metavar == "NAME":
         field.metadata.append(AfterValidator(_encodable))
-    if not isinstance(default, bool):
-        field.metadata.append(BeforeValidator(_no_boolean))
+    field.metadata.append(BeforeValidator(_no_bytes if isinstance(default, bool) else _no_boolean_or_bytes))
     return field
 
 
-def _no_boolean(value: Any) -> Any:
-    """Refuse true and false, which pydantic converts to 1 and 0."""
-    checked: object = value
-    items = cast("Sequence[object]", checked) if isinstance(checked, list | tuple) else (checked,)
-    if any(isinstance(item, bool) for item in items):
+def _no_boolean_or_bytes(value: Any) -> Any:
+    """Refuse true and false, which pydantic converts to 1 and 0, and bytes."""
+    if any(isinstance(item, bool) for item in _items(value)):
         raise ValueError("must not be true or false")
+    return _no_bytes(value)
+
+
+def _no_bytes(value: Any) -> Any:
+    """Refuse bytes, which pydantic decodes to text."""
+    if any(isinstance(item, bytes | bytearray) for item in _items(value)):
+        raise ValueError("must not be bytes")
     return value
+
+
+def _items(value: object) -> Sequence[object]:
+    """The items of a list; a value that is no list is its only item."""
+    return cast("Sequence[object]", value) if isinstance(value, list | tuple) else (value,)
 
 
 def _encodable(value: Any) -> Any:

@@ -138,11 +138,13 @@ class Analysis:
     def means(self, variant: Variant, *, turns_only: bool = False) -> list[VariantMean]:
         """The means of one variant in the requested metrics, or in all metrics if none were requested.
 
-        Without pairs, the means are those of the groups of `by`. `turns_only` leaves out the metrics of conversations.
+        Without pairs, those of the groups of `by` follow. `turns_only` leaves out the metrics of conversations.
         """
-        ks, by = () if turns_only else self.ks, self.by if not self.pairs else None
+        ks = () if turns_only else self.ks
+        breakdowns: list[Breakdown | None] = [None] if self.by is None or self.pairs else [None, self.by]
         return [
             mean
+            for by in breakdowns
             for mean in variant_means(self.table, variant, by=by, ks=ks)
             if self.metrics is None or mean.metric.name in self.metrics
         ]

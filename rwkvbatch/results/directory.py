@@ -76,9 +76,10 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"cannot be made: {error.strerror}", path=path, hint="give another directory with --out"
             ) from None
+        # Before the lock, whose file stays: nothing is written in a directory of other files.
+        self._refuse_other_files(path)
         self._lock = DirectoryLock(path, command)
         try:
-            self._remove_leftovers()
             try:
                 self.manifest = read_manifest(path)
             except RunDamagedError as error:
@@ -86,7 +87,8 @@ class RunDirectory:
                     raise
                 self.manifest, self.damage = None, error
             if self.manifest is None and self.damage is None:
-                self._refuse_other_files()
+                self._refuse_other_files(self.at)
+            self._remove_leftovers()
         except BaseException:  # KeyboardInterrupt too: no caller can close an object whose construction failed
             self._lock.release()
             raise
@@ -254,8 +256,14 @@ class RunDirectory:
             with contextlib.suppress(OSError):
                 os.unlink(f"{name}.tmp", dir_fd=self.at)
 
-    def _refuse_other_files(self) -> None:
-        names = set(os.listdir(self.at))  # noqa: PTH208 (a descriptor)
+    def _refuse_other_files(self, directory: Path | int) -> None:
+        """Raise `RunDirectoryError` if the open directory or path has no manifest but other files."""
+        try:
+            names = set(os.listdir(directory))  # noqa: PTH208 (may be a descriptor)
+        except OSError:  # the lock reports it
+            return
+        if MANIFEST_NAME in names:
+            return
         if RESULTS_NAME in names:
             raise RunDirectoryError(
                 f"has {RESULTS_NAME} but no manifest, so it is unknown which run it is of",

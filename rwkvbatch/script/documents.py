@@ -16,7 +16,7 @@ from rwkvbatch.config import ScriptLimits
 from rwkvbatch.errors import ScriptError, UsageError, counted
 from rwkvbatch.files import open_file
 from rwkvbatch.script.lines import STDIN
-from rwkvbatch.script.reader import Script, ScriptReader
+from rwkvbatch.script.reader import Script, ScriptReader, refuse_repeated
 from rwkvbatch.script.shape import MAX_ID_LENGTH
 
 JSON_ENDINGS = frozenset({".jsonl", ".ndjson"})
@@ -42,13 +42,12 @@ def read_documents(paths: Sequence[str], *, limits: ScriptLimits | None = None, 
     Raises:
         ScriptError: a file cannot be read, is not UTF-8, is empty, or is longer than a line of a script may be; or a
             line is bad.
-        UsageError: no path, or a folder without any document.
+        UsageError: no path, a folder without any document, or a file or standard input is given twice.
     """
     if not paths or "" in paths:
         raise UsageError("no file is given" if not paths else "the name of a file is empty", hint="name a text file")
-    if list(paths).count(STDIN) > 1:
-        raise UsageError("standard input (-) can be read only once", hint="give - once")
     files = [(path, file) for path in paths for file in _files(path)]
+    refuse_repeated([file for _, file in files])
     reader = ScriptReader(limits or ScriptLimits(), skip_bad, has_several_files=len(files) > 1, documents=True)
     left_out: list[str] = []
     for path, file in files:

@@ -78,17 +78,28 @@ def read_scripts(paths: Sequence[str], *, limits: ScriptLimits | None = None, sk
 
     Raises:
         ScriptError: a file cannot be read or holds no conversation, or a line is bad and `skip_bad` is not set.
-        UsageError: no path, an empty path, or standard input twice.
+        UsageError: no path, an empty path, or a path or standard input twice.
         MissingExtraError: a check needs an optional dependency that is not installed.
     """
     if not paths or "" in paths:
         raise UsageError("the name of a script is empty" if paths else "no script is given", hint=NAME_ONE_FILE)
-    if list(paths).count(STDIN) > 1:
-        raise UsageError("standard input (-) can be read only once", hint="give - once")
+    refuse_repeated(paths)
     reader = ScriptReader(limits or ScriptLimits(), skip_bad, has_several_files=len(paths) > 1)
     for path in paths:
         reader.read_file(path)
     return reader.script()
+
+
+def refuse_repeated(paths: Sequence[str]) -> None:
+    """Raise `UsageError` if a path or standard input is given twice."""
+    if list(paths).count(STDIN) > 1:
+        raise UsageError("standard input (-) can be read only once", hint="give - once")
+    seen: set[Path] = set()
+    for path in paths:
+        full_path = Path(path).absolute()
+        if path != STDIN and full_path in seen:
+            raise UsageError(f"{path} is given twice", hint="name each file once")
+        seen.add(full_path)
 
 
 def read_copy(file: BinaryIO, path: str) -> tuple[Conversation, ...]:

@@ -88,3 +88,12 @@ def test_values_are_within_the_bounds_of_their_metric(metric: Any, tmp_path: Pat
     values = table[metric.name].dropna()
     low, high = metric.shown(metric.lowest), metric.shown(metric.highest)
     assert ((values >= low) & (values <= high)).all()
+
+
+def test_the_groups_of_a_single_variant_follow_its_mean_over_all_rows(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", conversations=6)
+    analysis = compare([str(path)], by="turn", metrics=["score"])
+    found = analysis.means(analysis.variants[0])
+    assert [mean.group for mean in found] == [None, "turn 0", "turn 1"]
+    assert found[0].mean == means_of(path)["score"].mean
+    assert found[0].num_values == sum(mean.num_values for mean in found[1:])

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from rwkvbatch.config import GRID_SETTINGS, PRESETS, CellSettings, RunSettings, ScriptLimits
+from rwkvbatch.config import GRID_SETTINGS, PRESETS, CellSettings, RunSettings, SamplingParams, ScriptLimits
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.prompt.templates import load_prelude
 from rwkvbatch.replay.api import RunKeywords, prepare, split_lists
@@ -279,3 +279,11 @@ def test_manifests_of_earlier_versions_get_defaults_and_full_names() -> None:
     assert cell["min_p"] == CellSettings().min_p
     assert tuple(cell["no_penalty"]) == CellSettings().no_penalty
     assert "presence" not in cell
+
+
+@pytest.mark.parametrize(
+    "changes", [{"stop": b"x"}, {"stop": [b"x"]}, {"temperature": b"1"}, {"order": b"top-k-first"}]
+)
+def test_bytes_are_no_value_of_a_setting(changes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(changes))}: must .*, got .*b'"):
+        SamplingParams(**changes)

@@ -71,6 +71,14 @@ def test_a_directory_that_cannot_be_created_leaves_no_parent(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
+def test_nothing_is_written_in_a_directory_of_other_files(tmp_path: Path) -> None:
+    (tmp_path / "summary.json.tmp").write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunDirectoryError, match=r"is not empty and holds no run \(it has 'notes.txt'\)"):
+        RunDirectory(tmp_path, "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "summary.json.tmp"]
+
+
 def test_a_directory_with_rows_is_refused_to_another_run_and_one_without_is_not(tmp_path: Path) -> None:
     for identity in ({"seed": 1}, {"seed": 2}):
         directory = RunDirectory(tmp_path, "")

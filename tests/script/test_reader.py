@@ -90,6 +90,19 @@ def test_standard_input_twice_and_no_script_are_refused() -> None:
         read_scripts([])
 
 
+def test_a_file_that_is_given_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "a.jsonl", conversation())
+    for paths in (["a.jsonl", "a.jsonl"], [path, "a.jsonl"]):
+        with pytest.raises(UsageError, match=r"a\.jsonl is given twice"):
+            read_scripts(paths)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("Once upon a time.")
+    for paths in (["texts/a.txt", "texts/a.txt"], ["texts", "texts/a.txt"]):
+        with pytest.raises(UsageError, match=r"texts/a\.txt is given twice"):
+            read_documents(paths)
+
+
 def test_a_byte_order_mark_and_carriage_returns_at_line_ends_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "demo.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(json.dumps(conversation(id=i)).encode() for i in "ab"))

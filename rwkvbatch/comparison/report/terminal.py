@@ -262,19 +262,34 @@ def _similar_names(analysis: Analysis, name: str) -> str:
 
 
 def _means(analysis: Analysis) -> Iterator[Table]:
-    """The means of a single variant, one table per group."""
-    groups: dict[str | None, list[VariantMean]] = {}
-    for mean in analysis.means(analysis.variants[0]):
-        groups.setdefault(mean.group, []).append(mean)
-    for group, means in groups.items():
-        title = analysis.variants[0].label + (f", {group}" if group else "")
-        table = Table(title=safe(title, "bold"), title_justify="left", box=None, pad_edge=False)
-        table.add_column("metric")
-        table.add_column("mean", justify="right")
-        table.add_column("95 % interval")
+    """The means of a single variant: a table of all metrics or, with `by`, a table of the groups for each metric."""
+    label, means = analysis.variants[0].label, analysis.means(analysis.variants[0])
+    if analysis.by is None:
+        table = _table_of_means(label, "metric")
         for mean in means:
-            table.add_row(metric_title(mean.metric), number(mean.mean, mean.metric.digits), interval(mean))
+            table.add_row(metric_title(mean.metric), *_cells_of_mean(mean))
         yield table
+        return
+    by_metric: dict[str, Table] = {}
+    for mean in means:
+        title = metric_title(mean.metric)
+        if title not in by_metric:
+            by_metric[title] = _table_of_means(f"{label}, {title}", "of")
+            by_metric[title].add_column("values", justify="right")
+        by_metric[title].add_row(safe(mean.group or "all"), *_cells_of_mean(mean), f"{mean.num_values:,}")
+    yield from by_metric.values()
+
+
+def _table_of_means(title: str, first_column: str) -> Table:
+    table = Table(title=safe(title, "bold"), title_justify="left", box=None, pad_edge=False)
+    table.add_column(first_column, overflow="fold")
+    table.add_column("mean", justify="right")
+    table.add_column("95 % interval")
+    return table
+
+
+def _cells_of_mean(mean: VariantMean) -> tuple[str, str]:
+    return number(mean.mean, mean.metric.digits), interval(mean)
 
 
 def _print_changes(matched: MatchedRows, console: Console, num_changes: int) -> None:
