@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -11,6 +11,9 @@ from rwkvbatch.cli.exits import message, print_json
 from rwkvbatch.cli.options import Command, JsonOption, QuietOption, command_app, examples, option
 from rwkvbatch.errors import counted
 from rwkvbatch.script.benchmarks import BENCHMARKS
+
+if TYPE_CHECKING:
+    from rwkvbatch.script.choices import Normalize
 
 MAX_SHOWN = 5
 
@@ -33,6 +36,7 @@ def _group() -> None:
         "rwkvbatch script import mmlu data/test/*.csv --style plain --shots 5 --dev data/dev --out mmlu-5.jsonl",
         "rwkvbatch script import gsm8k test.jsonl --out gsm8k.jsonl",
         "rwkvbatch script import arc ARC-Challenge-Test.jsonl --style chat --out arc.jsonl",
+        "rwkvbatch script import hellaswag hellaswag_val.jsonl --normalize byte --out hellaswag.jsonl",
         "rwkvbatch script import winogrande dev.jsonl --out winogrande.jsonl",
         "rwkvbatch run mmlu.jsonl --out runs/mmlu && rwkvbatch compare runs/mmlu",
     ),
@@ -58,6 +62,12 @@ def import_command(
     dev: Annotated[
         list[str] | None, option("--dev", "File or folder that the examples come from; may be repeated.", "FILE")
     ] = None,
+    normalize: Annotated[
+        str,
+        option(
+            "--normalize", "Compare likelihoods of choices as sums (none), per token or per byte.", "none|token|byte"
+        ),
+    ] = "none",
     skip_bad: Annotated[bool, option("--skip-bad", "Leave out records that cannot be used.")] = False,
     force: Annotated[bool, option("--force", "Replace the script if it exists.")] = False,
     json_output: JsonOption = False,
@@ -71,8 +81,9 @@ def import_command(
     from rwkvbatch.script.benchmark_import import import_benchmark
 
     result = import_benchmark(
-        benchmark, files, out, style=style, shots=shots, dev=dev or (), skip_bad=skip_bad, replace=force
-    )
+        benchmark, files, out, style=style, shots=shots, dev=dev or (), normalize=cast("Normalize", normalize),
+        skip_bad=skip_bad, replace=force,
+    )  # fmt: skip
     for problem in result.left_out[:MAX_SHOWN]:
         message(f"left out: {problem}", quiet=quiet)
     if len(result.left_out) > MAX_SHOWN:

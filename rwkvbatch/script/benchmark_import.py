@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.files import FileKind, check_target, file_head, save_file
 from rwkvbatch.script.benchmarks import BENCHMARKS, NOT_IMPORTED, BadRecordError, Benchmark, Question
+from rwkvbatch.script.choices import NORMALIZE, Normalize
 from rwkvbatch.script.data_files import data_files
 from rwkvbatch.script.forms import read_conversation
 from rwkvbatch.script.lines import SourceLine, refuse
@@ -51,6 +53,7 @@ def import_benchmark(
     style: str | None = None,
     shots: int = 0,
     dev: Sequence[str] = (),
+    normalize: Normalize = "none",
     skip_bad: bool = False,
     replace: bool = False,
 ) -> Imported:
@@ -60,11 +63,12 @@ def import_benchmark(
         files: files, or folders of them (`data_files`).
         style: one of the benchmark's styles; None for its first.
         shots: number of examples before each question: the first ones of its group (subject) in the `dev` files.
+        normalize: what the likelihoods of choices are divided by before they are compared.
         skip_bad: leave out records that cannot be used, instead of raising.
         replace: whether an existing script `out` may be replaced.
 
     Raises:
-        UsageError: the benchmark or style is unknown, or the style has no examples.
+        UsageError: the benchmark or style is unknown, or the style has no examples or no choices to normalize.
         ScriptError: a file cannot be read, or a record is not of the benchmark's form.
         MissingExtraError: a file or a check needs an optional dependency that is not installed.
     """
@@ -72,6 +76,8 @@ def import_benchmark(
     style = next(iter(benchmark.styles)) if style is None else style
     if style not in benchmark.styles:
         raise UsageError(f"{name} has no style {style!r}", hint=f"its styles: {', '.join(benchmark.styles)}")
+    if normalize not in NORMALIZE:
+        raise UsageError(f"--normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}")
     examples = _examples(name, benchmark, style, shots, dev)
     paths = data_files(files)
     check_target(out, SCRIPT, option="--out", replace=replace, how="--force replaces it")
@@ -84,6 +90,8 @@ def import_benchmark(
                 question = _read(benchmark, record, name)
                 shots_of_question = _examples_for(question, examples, record.source, shots)
                 line = benchmark.styles[style].write(question, shots_of_question)
+                if normalize != "none":
+                    _normalize_choices(line, normalize, f"{name} in the style {style!r}")
                 conversation_id = read_conversation(line, record.source, "").id
                 if (earlier := source_of.setdefault(conversation_id, record.source)) is not record.source:
                     problem = f"the id {conversation_id!r} was already used at {earlier}"
@@ -99,6 +107,13 @@ def import_benchmark(
         raise ScriptError(f"holds no question that can be used; the first problem: {left_out[0]}", path=paths[0])
     save_file(out, lines)
     return Imported(name, style, len(lines), tuple(left_out))
+
+
+def _normalize_choices(line: dict[str, Any], normalize: Normalize, benchmark: str) -> None:
+    """Set how the check of a line's choices compares their likelihoods; raises `UsageError` if there is none."""
+    if "choice" not in line.get("expect", {}):
+        raise UsageError(f"{benchmark} compares no likelihoods of choices", hint="leave --normalize out")
+    line["expect"]["normalize"] = normalize
 
 
 def _benchmark(name: str) -> Benchmark:

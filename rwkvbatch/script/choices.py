@@ -2,8 +2,8 @@
 
 Each choice is scored as the beginning of the reply, or after a plain prompt; or the same continuation is scored after
 each ("partial scoring": Trinh and Le 2018, https://arxiv.org/abs/1806.02847). Texts of different lengths are compared
-by the sum of their log-probabilities, or by this sum per token or per byte (lm-evaluation-harness: `acc` uses the sum,
-`acc_norm` the sum per byte).
+by the sum of their log-probabilities, or by this sum per token or per byte (lm-evaluation-harness: `acc` uses the sum;
+`acc_norm` the sum per character, without the space before a choice).
 """
 
 from __future__ import annotations

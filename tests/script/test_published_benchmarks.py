@@ -17,6 +17,7 @@ from rwkvbatch.script.benchmark_import import import_benchmark
 from rwkvbatch.script.benchmarks import BENCHMARKS, Benchmark
 from rwkvbatch.script.benchmarks.letters import read_gpqa
 from rwkvbatch.script.checks import judge_all, parse_checks
+from rwkvbatch.script.choices import Normalize
 from rwkvbatch.script.records import ReplyFacts
 from rwkvbatch.script.tables import Record
 from tests.script.benchmark_records import (
@@ -359,6 +360,25 @@ def test_labels_are_read_from_the_file_beside_the_records(tmp_path: Path) -> Non
     labels.write_text("1\n0\n1\n")
     with pytest.raises(ScriptError, match=r"valid-labels\.lst: has 3 lines, and .*valid\.jsonl has 2 records"):
         import_benchmark("piqa", [path], tmp_path / "out.jsonl", replace=True)
+
+
+@pytest.mark.parametrize("normalize", ["token", "byte"])
+def test_likelihoods_of_choices_can_be_normalized(normalize: Normalize, tmp_path: Path) -> None:
+    path, out = tmp_path / "blimp.jsonl", tmp_path / "out.jsonl"
+    path.write_text(json.dumps(BLIMP) + "\n")
+    import_benchmark("blimp", [str(path)], out, normalize=normalize)
+    assert json.loads(out.read_text())["expect"] == {"choice": "good", "normalize": normalize}
+
+
+def test_normalizing_is_refused_where_no_likelihoods_of_choices_are_compared(tmp_path: Path) -> None:
+    path, out = tmp_path / "lambada.jsonl", tmp_path / "out.jsonl"
+    path.write_text('{"text": "Tom has a red book"}\n')
+    with pytest.raises(UsageError, match="lambada in the style 'plain' compares no likelihoods of choices"):
+        import_benchmark("lambada", [str(path)], out, normalize="byte")
+    wrong: Any = "char"
+    with pytest.raises(UsageError, match="--normalize must be one of none, token, byte, got 'char'"):
+        import_benchmark("blimp", [str(path)], out, normalize=wrong)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("name", ["humaneval", "mbpp", "HumanEval"])
