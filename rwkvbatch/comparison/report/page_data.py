@@ -26,6 +26,7 @@ MAX_TURNS: Final = 20_000
 """The most turns in a report; if there are more, it has the most changed conversations."""
 _ROW_COLUMNS: Final = (
     "conversation", "repeat", "tags", "turn", "prompt", "reference", "reply", "finish_reason", "error", "checks",
+    "probe_after",
 )  # fmt: skip
 
 
@@ -123,7 +124,8 @@ def _add(
 ) -> None:
     conversation = conversations[row["conversation"]]
     conversation["tags"] = list(row["tags"])
-    conversation["asked"].setdefault(str(row["turn"]), [row["prompt"], row["reference"]])
+    probe_after = _number(row["probe_after"])
+    conversation["asked"].setdefault(str(row["turn"]), [row["prompt"], row["reference"], probe_after])
     conversation["rows"].setdefault(variant, []).append(
         {
             **{name: row[name] for name in ("repeat", "turn", "reply", "finish_reason", "error")},

@@ -307,10 +307,11 @@
       const of = (rows) => rows && rows.find((row) => row.turn === turn && row.repeat === state.repeat);
       const left = of(before), right = of(after);
       if (!left && !right) continue;
-      const [asked, reference] = talk.asked[turn];
+      const [asked, reference, probeAfter] = talk.asked[turn];
       const box = make("article", "turn");
       const question = make("p", "asked");
-      question.append(make("small", "", `turn ${turn}`), document.createTextNode(asked));
+      const position = probeAfter === null ? `turn ${turn}` : `probe after turn ${probeAfter}`;
+      question.append(make("small", "", position), document.createTextNode(asked));
       box.append(question);
       const sides = make("div", before ? "sides" : "sides single");
       const pieces = left && right && !left.error && !right.error ? wordDiff(left.reply, right.reply) : null;

@@ -165,6 +165,18 @@ def test_a_system_message_is_above_its_dialogue(browser: webdriver.Chrome, tmp_p
     assert browser.find_element(By.CSS_SELECTOR, "#talk .system").text == "system\nSpeak <b>plainly</b>."
 
 
+def test_a_probe_is_marked_with_the_turn_after_which_it_was_asked(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    script = tmp_path / "probes.jsonl"
+    turns = [{"role": "user", "content": "My name is Ada."}, {"role": "user", "content": "Hi."}]
+    probes = [{"content": "Who am I?", "expect": {"contains": "Ada"}}]
+    script.write_text(json.dumps({"id": "a", "messages": turns, "probes": probes}), encoding="utf-8")
+    report = tmp_path / "probes.html"
+    report.write_text(as_html(compare([rwkvbatch.run(script, max_tokens=3)])), encoding="utf-8")
+    browser.get(report.as_uri())
+    shown = [item.text for item in browser.find_elements(By.CSS_SELECTOR, "#talk .asked small")]
+    assert shown == ["turn 0", "turn 1", "probe after turn 0", "probe after turn 1"]
+
+
 def test_a_dialogue_shows_its_word_diff(page: webdriver.Chrome) -> None:
     page.find_element(By.CSS_SELECTOR, '#talk-list tr[data-name="talk-3"]').click()
     talk = page.find_element(By.ID, "talk")
