@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 from rwkvbatch.arguments import (
     FUNCTION,
+    NAME,
     PATH,
     SWITCH,
     TEXT,
@@ -140,7 +141,7 @@ def _is_model(value: object) -> bool:
 
 
 @checks(
-    scripts=either(PATH, _PATHS),
+    scripts=either(NAME, list_of(NAME, "a list of paths")),  # `read_scripts` refuses empty names
     out=optional(PATH),
     model=optional(either(PATH, _PATHS, Kind("a loaded Model or LLM", _is_model))),
     grid=optional(PATH),
