@@ -181,7 +181,7 @@ def make_directory(path: Path, mode: int = DIRECTORY_MODE) -> list[Path]:
             if not directory.is_dir():
                 directory.mkdir(mode, exist_ok=True)
                 made.append(directory)
-    except BaseException:
+    except BaseException:  # KeyboardInterrupt too: no caller knows what was made
         remove_empty(made)
         raise
     return made

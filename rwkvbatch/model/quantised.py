@@ -23,7 +23,7 @@ from torch import Tensor
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.base import num_threads
-from rwkvbatch.model.ops.reference import ROUNDINGS, RoundingRule
+from rwkvbatch.model.ops.reference import ROUNDINGS, RoundingRule, row_pieces
 from rwkvbatch.model.tensor_file import Contents, Entry, StoredBytes
 
 FileRounding = Literal["w8a8", "int4"]
@@ -36,8 +36,6 @@ LARGE = re.compile(r"(?:.*\.(?:receptance|key|value|output)|head)\.weight")
 
 _SCALES: dict[FileRounding, torch.dtype] = {"w8a8": torch.float32, "int4": torch.bfloat16}
 _MAX_ROUNDS = 8
-_PIECE = 1 << 18
-"""Weights that a thread rounds at a time, so that intermediate results stay in its caches."""
 
 
 def rounding_of(metadata: Mapping[str, str]) -> FileRounding | None:
@@ -112,14 +110,12 @@ def _settled(entry: Entry, rounding: FileRounding) -> Tensor:
     weight, rule = entry.load(), ROUNDINGS[rounding]
     out, inputs = weight.shape
     result = torch.empty(out, _row_bytes(rounding, inputs), dtype=torch.uint8)
-    step = max(1, _PIECE // max(1, inputs))
 
-    def round_rows(start: int) -> None:
-        rows = slice(start, start + step)
+    def round_rows(rows: slice) -> None:
         result[rows] = packed(*settled(weight[rows], rule), rounding)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool, num_threads(1):
-        for _ in pool.map(round_rows, range(0, out, step)):
+        for _ in pool.map(round_rows, row_pieces(out, inputs)):
             pass
     return result
 

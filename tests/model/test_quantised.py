@@ -55,7 +55,7 @@ def test_rows_that_are_rounded_in_pieces_are_those_of_the_whole_matrix(
 ) -> None:
     whole, pieces = tmp_path / "whole.safetensors", tmp_path / "pieces.safetensors"
     quantize(original, whole, "--to", rounding)
-    monkeypatch.setattr("rwkvbatch.model.quantised._PIECE", 5 * 192)
+    monkeypatch.setattr("rwkvbatch.model.ops.reference._PIECE", 5 * 192)
     quantize(original, pieces, "--to", rounding)
     assert pieces.read_bytes() == whole.read_bytes()
 

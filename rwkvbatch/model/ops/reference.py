@@ -75,38 +75,32 @@ class RoundingRule:
         out, inputs = weight.shape
         integers, scales = torch.empty(out, inputs), torch.empty(out, -(-inputs // self.group))
         whole = inputs // self.group
-        for rows in self._pieces(out, inputs):
-            groups = weight[rows, : whole * self.group].float().reshape(-1, self.group)
-            if groups.numel():
-                numbers, scale = self.quantize_groups(groups)
-                integers[rows, : whole * self.group] = numbers.view(-1, whole * self.group)
-                scales[rows, :whole] = scale.view(-1, whole)
-            if inputs % self.group:
-                rest = weight[rows, whole * self.group :].float()
-                integers[rows, whole * self.group :], scales[rows, whole:] = self.quantize_groups(rest)
+        if whole:
+            groups = weight[:, : whole * self.group].float().reshape(-1, self.group)
+            numbers, scale = self.quantize_groups(groups)
+            integers[:, : whole * self.group] = numbers.view(out, -1)
+            scales[:, :whole] = scale.view(out, -1)
+        if inputs % self.group:
+            rest = weight[:, whole * self.group :].float()
+            integers[:, whole * self.group :], scales[:, whole:] = self.quantize_groups(rest)
         return integers, scales
 
     def dequantize(self, integers: Tensor, scales: Tensor) -> Tensor:
         """The weight [out, in] that integers and scales stand for, fp32."""
-        out, inputs = integers.shape
-        result = torch.empty(out, inputs)
-        for rows in self._pieces(out, inputs):
-            each_scale = scales[rows].repeat_interleave(self.group, 1)[:, :inputs]
-            torch.mul(integers[rows], each_scale, out=result[rows])
-        return result
+        return integers * scales.repeat_interleave(self.group, 1)[:, : integers.shape[1]]
 
     def rounded(self, weight: Tensor) -> Tensor:
         """A weight [out, in] quantised and dequantised, fp32."""
         result = torch.empty(weight.shape)
-        for rows in self._pieces(*weight.shape):
+        for rows in row_pieces(*weight.shape):
             result[rows] = self.dequantize(*self.quantize(weight[rows]))
         return result
 
-    @staticmethod
-    def _pieces(out: int, inputs: int) -> Iterator[slice]:
-        """Rows that hold about `_PIECE` weights together."""
-        step = max(1, _PIECE // max(1, inputs))
-        return (slice(start, start + step) for start in range(0, out, step))
+
+def row_pieces(out: int, inputs: int) -> Iterator[slice]:
+    """Rows that hold about `_PIECE` weights together."""
+    step = max(1, _PIECE // max(1, inputs))
+    return (slice(start, start + step) for start in range(0, out, step))
 
 
 ROUNDINGS: dict[Rounding, RoundingRule] = {
