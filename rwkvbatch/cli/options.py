@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand, TyperOption
@@ -23,14 +23,15 @@ from rwkvbatch.model import MODEL_VARIABLE, READ_SUFFIXES
 
 if TYPE_CHECKING:
     from typer._click import Context
+    from typer._click.core import Parameter
 
 OUTPUT_PANEL = "Output"
 
 
 class Command(TyperCommand):
-    """A command that refuses an option with one value that is given twice; Typer would use the last value.
+    """A command that refuses an option with one value that is given twice, and empty paths.
 
-    The paragraphs of its help are filled to the width of the terminal; Typer would keep the docstring's line ends.
+    Typer would use the last value, and the current directory. The paragraphs of its help are filled to the width of the terminal; Typer would keep the docstring's line ends.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -43,12 +44,16 @@ class Command(TyperCommand):
 
         Raises:
             UsageError: an option with one value is given twice; the hint shows its comma list if it takes one.
+                A path is empty, as that of a shell variable without a value.
         """
-        *_, given_params = self.make_parser(ctx).parse_args(args=list(args))
+        values, _, given_params = self.make_parser(ctx).parse_args(args=list(args))
         counts = Counter(param for param in given_params if isinstance(param, TyperOption) and _takes_one_value(param))
         for option, count in counts.items():
             if count > 1:
                 raise _given_twice(option, args, grid=self.name == "run")
+        for param in given_params:
+            if param.metavar in _PATHS:
+                _check_path(param, values.get(param.name or ""))
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Context) -> Any:
@@ -60,6 +65,21 @@ class Command(TyperCommand):
             return super().invoke(ctx)
         except EOFError as error:
             raise RuntimeError(f"a stream ended early: {error}") from error
+
+
+_PATHS = {"FILE", "FILE...", "DIR", "IN", "OUT", "MODEL", "PART...", "RUN", "RUN...", "SCRIPT", "SCRIPT..."}
+"""The metavariables of options and arguments that are paths."""
+
+
+def _check_path(param: Parameter, value: object) -> None:
+    """Raises `UsageError` if `value`, or one of several values, is empty or white space."""
+    paths = cast("Sequence[object]", value) if isinstance(value, list | tuple) else [value]
+    for path in paths:
+        if isinstance(path, str) and not path.strip():
+            name = (
+                max(param.opts, key=len) if isinstance(param, TyperOption) else str(param.metavar).removesuffix("...")
+            )
+            raise UsageError(f"{name} must be a path, got {path!r}", hint="a variable of the shell may have no value")
 
 
 def _takes_one_value(option: TyperOption) -> bool:

@@ -51,6 +51,19 @@ def test_every_command_refuses_options_given_twice_and_fills_its_help(command: A
             command.make_context(command.name, [name, "1", name, "2"])
 
 
+@pytest.mark.parametrize("command", all_commands(), ids=lambda command: command.name)
+def test_every_command_refuses_empty_paths(command: Any) -> None:
+    for param in command.params:
+        if "Path" in str(param.type_descriptor.annotation) or param.metavar in ("FILE", "RUN...", "SCRIPT", "MODEL"):
+            is_option = isinstance(param, TyperOption)
+            name = param.opts[0] if is_option else param.metavar.removesuffix("...")
+            before = [each for each in command.params if not isinstance(each, TyperOption)]
+            for empty in ("", " "):
+                arguments = [name, empty] if is_option else ["x"] * before.index(param) + [empty]
+                with pytest.raises(UsageError, match=f"{name} must be a path, got {empty!r}"):
+                    command.make_context(command.name, arguments)
+
+
 def test_every_setting_is_declared_once() -> None:
     for name, field in RunSettings.model_fields.items():
         (declared,) = [item for item in field.metadata if isinstance(item, Setting)]
