@@ -12,10 +12,10 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from rwkvbatch.cli.exits import message
 from rwkvbatch.errors import UsageError
@@ -44,7 +44,8 @@ class Command(TyperCommand):
 
         Raises:
             UsageError: an option with one value is given twice; the hint shows its comma list if it takes one.
-                A path is empty, as that of a shell variable without a value.
+                A path is empty, as that of a shell variable without a value. A value is not a number of the option's
+                range, or none of its words.
         """
         values, _, given_params = self.make_parser(ctx).parse_args(args=list(args))
         counts = Counter(param for param in given_params if isinstance(param, TyperOption) and _takes_one_value(param))
@@ -54,7 +55,14 @@ class Command(TyperCommand):
         for param in given_params:
             if param.metavar in _PATHS:
                 _check_path(param, values.get(param.name or ""))
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            param = error.param
+            if isinstance(param, TyperOption | TyperArgument) and (allowed := _allowed(param)) is not None:
+                value = values.get(param.name or "")
+                raise UsageError(f"{_name_of(param)} must be {allowed}, got {value!r}") from None
+            raise
 
     def invoke(self, ctx: Context) -> Any:
         """Run the command as Typer does, except that `EOFError` is an internal error.
@@ -76,10 +84,26 @@ def _check_path(param: Parameter, value: object) -> None:
     paths = cast("Sequence[object]", value) if isinstance(value, list | tuple) else [value]
     for path in paths:
         if isinstance(path, str) and not path.strip():
-            name = (
-                max(param.opts, key=len) if isinstance(param, TyperOption) else str(param.metavar).removesuffix("...")
-            )
-            raise UsageError(f"{name} must be a path, got {path!r}", hint="a variable of the shell may have no value")
+            hint = "a variable of the shell may have no value"
+            raise UsageError(f"{_name_of(param)} must be a path, got {path!r}", hint=hint)
+
+
+def _name_of(param: Parameter) -> str:
+    """The longest name of an option; the metavariable of an argument."""
+    if isinstance(param, TyperOption):
+        return max(param.opts, key=len)
+    return (param.metavar or param.name or "").removesuffix("...")
+
+
+def _allowed(param: TyperOption | TyperArgument) -> str | None:
+    """What the value of an option or argument must be; None if it is neither a number nor one of several words."""
+    annotation: Any = param.type_descriptor.annotation
+    if words := get_args(annotation):
+        return " or ".join(map(str, words))
+    kind = {int: "a whole number", float: "a number"}.get(annotation)
+    if kind is None or param.min is None:
+        return kind
+    return f"{kind}, at least {param.min}" if param.max is None else f"{kind} in [{param.min}, {param.max}]"
 
 
 def _takes_one_value(option: TyperOption) -> bool:
