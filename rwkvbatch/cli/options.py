@@ -31,7 +31,8 @@ OUTPUT_PANEL = "Output"
 class Command(TyperCommand):
     """A command that refuses an option with one value that is given twice, and empty paths.
 
-    Typer would use the last value, and the current directory. The paragraphs of its help are filled to the width of the terminal; Typer would keep the docstring's line ends.
+    Typer would use the last value, and the current directory. The paragraphs of its help are filled to the width of
+    the terminal; Typer would keep the docstring's line ends.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
