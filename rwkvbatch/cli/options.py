@@ -60,10 +60,11 @@ class Command(TyperCommand):
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:
             param = error.param
-            if isinstance(param, TyperOption | TyperArgument) and (allowed := _allowed(param)) is not None:
-                value = values.get(param.name or "")
-                raise UsageError(f"{_name_of(param)} must be {allowed}, got {value!r}") from None
-            raise
+            if not isinstance(param, TyperOption | TyperArgument) or (allowed := _allowed(param)) is None:
+                raise
+            if not isinstance(value := values.get(param.name or ""), str):  # it is missing
+                raise
+            raise UsageError(f"{_name_of(param)} must be {allowed}, got {value!r}") from None
 
     def invoke(self, ctx: Context) -> Any:
         """Run the command as Typer does, except that `EOFError` is an internal error.
