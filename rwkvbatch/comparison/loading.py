@@ -136,8 +136,8 @@ class RunData:
         facts: what was run; empty without a manifest.
         manifest: the content of `manifest.json`; empty without one.
         rows: one row per turn; the columns are `conversation, cell, repeat, turn, seed, finish_reason, error, prompt,
-            reply, tags, reference, checks, unjudged, judge, probe_turns, probe_tokens, probe_after`, one per metric,
-            and one per weight (NaN if a turn has no value).
+            reply, tags, reference, checks, unjudged, judge, choices, probe_turns, probe_tokens, probe_after`, one per
+            metric, and one per weight (NaN if a turn has no value).
         notes: warnings for readers of a comparison.
         unfinished: number of planned rows that do not exist (yet), by cell; empty if the run is finished, or if the
             number of planned rows is unknown. If the cells have different numbers of rows, only the total is known,

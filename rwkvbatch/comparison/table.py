@@ -35,7 +35,7 @@ PROBE_COLUMNS: Final = ("probe_turns", "probe_tokens")
 """Distances of probes from the message that they ask about; NaN in other rows."""
 _CONTENT: Final = (
     "conversation", "cell", "repeat", "turn", "seed", "finish_reason", "error", "prompt", "reply", "tags", "reference",
-    "checks", "unjudged", "judge", *PROBE_COLUMNS, "probe_after",
+    "checks", "unjudged", "judge", "choices", *PROBE_COLUMNS, "probe_after",
 )  # fmt: skip
 _TEXTS: Final = ("conversation", "cell", "finish_reason", "prompt", "reply")
 _INTEGERS: Final = ("repeat", "turn", "seed")
@@ -221,7 +221,7 @@ def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
     for name in _INTEGERS:
         if not (isinstance(row[name], int) and -(2**63) <= row[name] < 2**63):
             raise TypeError(f"{name} is not an integer")
-    prompt, reference = row["prompt"], row["reference"]
+    prompt, reference, choices = row["prompt"], row["reference"], row.get("choices")
     reference_text = None if reference is None else reference["text"]
     unjudged, judge = False, None
     for check in row["checks"]:
@@ -242,6 +242,7 @@ def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
         row["checks"],
         unjudged,
         judge or None,
+        None if choices is None else tuple(choices["scores"]),
         *_distances(row.get("probe")),
     )
 
