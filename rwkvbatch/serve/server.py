@@ -302,8 +302,8 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if number := self._batcher.num_unfinished:
             self.notify(
-                f"stopping after the unfinished replies ({number}), in at most {GRACE_SECONDS} s; a second signal stops "
-                "at once"
+                f"stopping after the unfinished replies ({number}), in at most {GRACE_SECONDS} s; "
+                "a second signal stops at once"
             )
         timer = asyncio.get_running_loop().call_later(GRACE_SECONDS, self._end_replies)
         try:
