@@ -62,11 +62,15 @@ class StoredBytes:
 
 @dataclass(frozen=True)
 class Contents:
-    """The table of contents of a file: its tensors, its metadata texts, and the conversions applied (a phrase each)."""
+    """The table of contents of a file: its tensors, its metadata texts, and the conversions applied (a phrase each).
+
+    `choice` says which of several networks in the file was chosen; empty if there is one.
+    """
 
     entries: Mapping[str, StoredBytes]
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     undone: tuple[str, ...] = ()
+    choice: str = ""
 
 
 class TensorFile:
@@ -77,6 +81,7 @@ class TensorFile:
         entries: the stored tensors by name.
         metadata: the texts that the file stores beside its tensors.
         undone: the conversions applied to find the tensors, a phrase each.
+        choice: which of several networks in the file was chosen; empty if there is one.
         num_bytes: size of the file.
     """
 
@@ -86,6 +91,7 @@ class TensorFile:
         self.entries = contents.entries
         self.metadata = contents.metadata
         self.undone = contents.undone
+        self.choice = contents.choice
         self._descriptor = descriptor
         self._status = os.fstat(descriptor)
         self.num_bytes = self._status.st_size
