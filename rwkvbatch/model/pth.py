@@ -19,7 +19,7 @@ import torch
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.pickle_reader import STORAGE_DTYPES, Opaque, PickleReader, StoredTensor, UnreadTensor
-from rwkvbatch.model.tensor_file import Contents, Entry, OnWritten, StoredBytes, ignored, unread_type
+from rwkvbatch.model.tensor_file import Checksum, Contents, Entry, OnWritten, StoredBytes, ignored, unread_type
 
 MAX_DIRECTORY_BYTES = 4 << 20
 MAX_PICKLE_BYTES = 16 << 20
@@ -85,7 +85,11 @@ def read_zip(descriptor: int, path: Path) -> Contents:
         if location is None:
             raise CheckpointError(f"its tensors need a record data/{key[:80]} that is not there", path=path)
         entries[name] = _stored(name, tensor, location, path)
-    return Contents(entries, undone=undone, choice=choice)
+    # torch.serialization.set_crc32_options(False) writes 0 in place of the checksums.
+    checksums = {
+        each.filename: Checksum(each.filename, *locations[each.filename], each.CRC) for each in members if each.CRC
+    }
+    return Contents(entries, undone=undone, choice=choice, checksums=tuple(checksums.values()))
 
 
 def _locations(descriptor: int, members: list[zipfile.ZipInfo], path: Path) -> dict[str, tuple[int, int]]:
