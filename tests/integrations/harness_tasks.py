@@ -47,7 +47,7 @@ def write_tasks(made: Path) -> Path:
     lines: list[dict[str, Any]] = []
     for number in range(12):
         one, two = choose.randint(1, 9), choose.randint(1, 9)
-        options = [str(one + two), str(one + two + 1), "a longer answer"]
+        options = [str(one + two), str(one + two + 1), "eine längere Antwort"]
         choose.shuffle(options)
         text = f"My name is {choose.choice(['Ada', 'Bob', 'Eve'])} and I have {one} boats and {two} hats {number}"
         right = options.index(str(one + two))
@@ -64,14 +64,24 @@ def write_tasks(made: Path) -> Path:
 
 
 def evaluated(lm: Any, folder: Path, tasks: Sequence[str], **options: Any) -> dict[str, float]:
+    """The metrics of each task, by `TASK METRIC`."""
+    return {
+        f"{task} {metric}": value
+        for task, found in _evaluate(lm, folder, tasks, **options)["results"].items()
+        for metric, value in found.items()
+        if isinstance(value, float) and "stderr" not in metric
+    }
+
+
+def samples_of(lm: Any, folder: Path, task: str) -> list[dict[str, Any]]:
+    """The harness' records of a task's documents, with their metrics."""
+    return _evaluate(lm, folder, [task])["samples"][f"own_{task}"]
+
+
+def _evaluate(lm: Any, folder: Path, tasks: Sequence[str], **options: Any) -> dict[str, Any]:
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     results = simple_evaluate(
         model=lm, tasks=[f"own_{name}" for name in tasks], task_manager=manager, bootstrap_iters=0, **options
     )
     assert results is not None
-    return {
-        f"{task} {metric}": value
-        for task, found in results["results"].items()
-        for metric, value in found.items()
-        if isinstance(value, float) and "stderr" not in metric
-    }
+    return results
