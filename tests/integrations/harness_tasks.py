@@ -25,6 +25,13 @@ doc_to_target: "{{right}}"
 doc_to_choice: "{{options}}"
 metric_list: [{metric: acc, aggregation: mean}, {metric: acc_norm, aggregation: mean}]
 """,
+    "lengths": """
+output_type: multiple_choice
+doc_to_text: "{{text}}. Who am I?"
+doc_to_target: 0
+doc_to_choice: "{{[text.split(' ')[3], 'Zoë Ünal', text]}}"
+metric_list: [{metric: acc, aggregation: mean}, {metric: acc_norm, aggregation: mean}]
+""",
     "texts": """
 output_type: loglikelihood_rolling
 doc_to_text: ""
@@ -47,7 +54,7 @@ def write_tasks(made: Path) -> Path:
     lines: list[dict[str, Any]] = []
     for number in range(12):
         one, two = choose.randint(1, 9), choose.randint(1, 9)
-        options = [str(one + two), str(one + two + 1), "eine längere Antwort"]
+        options = [str(one + two), str(one + two + 1), "a longer answer"]
         choose.shuffle(options)
         text = f"My name is {choose.choice(['Ada', 'Bob', 'Eve'])} and I have {one} boats and {two} hats {number}"
         right = options.index(str(one + two))

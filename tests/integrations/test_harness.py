@@ -112,13 +112,13 @@ def test_results_equal_those_of_a_plain_loop(
 
 
 def test_choices_of_a_script_have_the_accuracies_of_the_harness(folder: Path, tmp_path: Path) -> None:
-    samples = samples_of(RwkvBatchLM(), folder, "sums")
+    samples = samples_of(RwkvBatchLM(), folder, "lengths")
     lines: list[dict[str, Any]] = []
     for number, sample in enumerate(samples):
-        doc, (prompt, _) = sample["doc"], sample["arguments"][0]
-        choices = {str(index): f" {text}" for index, text in enumerate(doc["options"])}
+        prompt = sample["arguments"][0][0]
+        choices = {str(index): text for index, (_, text) in enumerate(sample["arguments"])}
         for normalize in ("none", "character"):
-            expect = {"choice": str(doc["right"]), "normalize": normalize}
+            expect = {"choice": str(sample["target"]), "normalize": normalize}
             name = f"{number} {normalize}"
             lines.append({"id": name, "prompt": prompt, "choices": choices, "expect": expect})
     script = tmp_path / "s.jsonl"
