@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
-from typer.core import TyperArgument, TyperCommand, TyperOption
+from typer.core import TyperCommand, TyperOption
 
 from rwkvbatch.cli.exits import message
 from rwkvbatch.errors import UsageError
@@ -59,12 +59,11 @@ class Command(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:
-            param = error.param
-            if not isinstance(param, TyperOption | TyperArgument) or (allowed := _allowed(param)) is None:
+            value = values.get((error.param and error.param.name) or "")
+            allowed = _allowed(error.param)
+            if error.param is None or allowed is None or not isinstance(value, str):  # a missing value is None
                 raise
-            if not isinstance(value := values.get(param.name or ""), str):  # it is missing
-                raise
-            raise UsageError(f"{_name_of(param)} must be {allowed}, got {value!r}") from None
+            raise UsageError(f"{_name_of(error.param)} must be {allowed}, got {value!r}") from None
 
     def invoke(self, ctx: Context) -> Any:
         """Run the command as Typer does, except that `EOFError` is an internal error.
@@ -97,15 +96,17 @@ def _name_of(param: Parameter) -> str:
     return (param.metavar or param.name or "").removesuffix("...")
 
 
-def _allowed(param: TyperOption | TyperArgument) -> str | None:
+def _allowed(param: Parameter | None) -> str | None:
     """What the value of an option or argument must be; None if it is neither a number nor one of several words."""
-    annotation: Any = param.type_descriptor.annotation
+    # These attributes are not part of Typer's documentation.
+    annotation: Any = getattr(getattr(param, "type_descriptor", None), "annotation", None)
+    lowest, highest = getattr(param, "min", None), getattr(param, "max", None)
     if words := get_args(annotation):
         return " or ".join(map(str, words))
     kind = {int: "a whole number", float: "a number"}.get(annotation)
-    if kind is None or param.min is None:
+    if kind is None or lowest is None:
         return kind
-    return f"{kind}, at least {param.min}" if param.max is None else f"{kind} in [{param.min}, {param.max}]"
+    return f"{kind}, at least {lowest}" if highest is None else f"{kind} in [{lowest}, {highest}]"
 
 
 def _takes_one_value(option: TyperOption) -> bool:
