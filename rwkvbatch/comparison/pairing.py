@@ -122,11 +122,23 @@ def check_runs(runs: Sequence[RunData], *, force: bool) -> list[str]:
                 f"different versions of rwkvbatch ({first.name} {expected.version}, {run.name} {facts.version})"
             )
         if expected.identity and expected.identity == facts.identity:
-            notes.append(
-                f"{first.name} and {run.name} have the same weights, script, settings and seed: a difference in "
-                "anything but timings is a fault of the program"
-            )
+            same = f"{first.name} and {run.name} have the same weights, script, settings and seed: replies that differ"
+            cause = _chance(expected) or _chance(facts)
+            notes.append(f"{same} are a fault of the program" if cause is None else f"{same} do so because {cause}")
     return notes
+
+
+def _chance(facts: RunFacts) -> str | None:
+    """Why the same run made again may have other replies; None if it has the same ones."""
+    for model in facts.models:
+        if model.get("bitwise") is False:
+            name = str(model.get("path"))[:80]
+            if "endpoint" in model:
+                return f"{name} is a served model, which may reply differently at each request"
+            return f"the backend of {name} does not guarantee the same replies for every batch"
+    if any(settings.get("max_seconds") is not None for settings in facts.cells.values()):
+        return "--max-seconds ends replies by the clock"
+    return None
 
 
 _PROMPT_SETTINGS = (
