@@ -11,6 +11,7 @@ import mmap
 import os
 import stat
 import threading
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -61,12 +62,28 @@ class StoredBytes:
 
 
 @dataclass(frozen=True)
+class Checksum:
+    """The CRC-32 that a file gives for the `length` bytes of its record `name`, from `start`."""
+
+    name: str
+    start: int
+    length: int
+    crc32: int
+
+
+@dataclass(frozen=True)
 class Contents:
-    """The table of contents of a file: its tensors, its metadata texts, and the conversions applied (a phrase each)."""
+    """The table of contents of a file: its tensors, its metadata texts, and the conversions applied (a phrase each).
+
+    `choice` says which of several networks in the file was chosen; empty if there is one. `checksums` are those that
+    the file gives.
+    """
 
     entries: Mapping[str, StoredBytes]
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     undone: tuple[str, ...] = ()
+    choice: str = ""
+    checksums: tuple[Checksum, ...] = ()
 
 
 class TensorFile:
@@ -77,6 +94,7 @@ class TensorFile:
         entries: the stored tensors by name.
         metadata: the texts that the file stores beside its tensors.
         undone: the conversions applied to find the tensors, a phrase each.
+        choice: which of several networks in the file was chosen; empty if there is one.
         num_bytes: size of the file.
     """
 
@@ -86,6 +104,8 @@ class TensorFile:
         self.entries = contents.entries
         self.metadata = contents.metadata
         self.undone = contents.undone
+        self.choice = contents.choice
+        self._checksums = contents.checksums
         self._descriptor = descriptor
         self._status = os.fstat(descriptor)
         self.num_bytes = self._status.st_size
@@ -129,6 +149,30 @@ class TensorFile:
     def is_same_file(self, other: TensorFile) -> bool:
         """Whether both are the same file, by device and inode."""
         return os.path.samestat(self._status, other._status)
+
+    def check_checksums(self) -> None:
+        """Compare the file with the checksums in it; without any, as in a `.safetensors` file, do nothing.
+
+        Loading does not, because it would take longer.
+
+        Raises:
+            CheckpointError: a record is damaged, or the file cannot be read.
+        """
+        buffer = memoryview(bytearray(_HASH_CHUNK))
+        for record in self._checksums:
+            position, end, found = record.start, record.start + record.length, 0
+            try:
+                while count := os.preadv(self._descriptor, [buffer[: end - position]], position):
+                    found = zlib.crc32(buffer[:count], found)
+                    position += count
+            except OSError as error:
+                raise CheckpointError(f"cannot read it: {error.strerror}", path=self.path) from error
+            if found != record.crc32:
+                raise CheckpointError(
+                    f"damaged: its record {record.name[:80]!r} does not have the CRC-32 that the file gives for it",
+                    path=self.path,
+                    hint="copy or download it again",
+                )
 
     def start_hashing(self) -> threading.Thread:
         """Start to compute `sha256` in a background thread; returns the thread."""
@@ -291,6 +335,11 @@ class NamedTensors:
     def read(self, name: str) -> torch.Tensor:
         """The tensor `name`, in new memory; raises as `TensorFile.read`."""
         return self.entries[name].load()
+
+    def check_checksums(self) -> None:
+        """Compare all files with their checksums; raises as `TensorFile.check_checksums`."""
+        for file in self.files:
+            file.check_checksums()
 
     def start_hashing(self) -> threading.Thread:
         """Start to hash all files in background threads; returns the thread of the last file."""
