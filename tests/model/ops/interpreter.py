@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 
@@ -49,7 +49,7 @@ def _patch_the_language_once_per_launch(tl: Any, interpreter: Any) -> None:
     patch_language = interpreter._patch_lang
     patched: set[str] = set()  # modules, until the end of the kernel
 
-    @lru_cache(maxsize=None)
+    @cache
     def modules_of(function: Callable[..., Any]) -> frozenset[str]:
         return frozenset(it.__name__ for it in function.__globals__.values() if it is tl or it is tl.core)
 
