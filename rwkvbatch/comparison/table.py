@@ -48,6 +48,9 @@ _NGRAM_METRICS: Final = [metric for metric in TURN_METRICS if metric.ngram_value
 _WEIGHTED_METRICS: Final = [metric for metric in TURN_METRICS if metric.weight is not None and not metric.log_of]
 
 _MAX_VALUE: Final = 1e100
+_MANY_OBJECTS: Final = 100_000
+"""New objects whose first scan by the garbage collector takes longer (10 ms) than it takes to find out how to avoid it.
+"""
 
 # Batches of n-gram counting: large enough for array operations, small enough for the processor's cache.
 _BATCH_REPLIES: Final = 512
@@ -208,7 +211,8 @@ def without_collection() -> Generator[None]:
         yield
     finally:
         if was_enabled:
-            if gc.get_freeze_count() == 0:
+            # Counting the frozen objects takes a time proportional to their number.
+            if gc.get_count()[0] > _MANY_OBJECTS and gc.get_freeze_count() == 0:
                 # Freezing and unfreezing moves all objects to the oldest generation, which is rarely collected.
                 gc.freeze()
                 gc.unfreeze()
