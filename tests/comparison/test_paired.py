@@ -245,7 +245,7 @@ def test_the_note_on_equal_runs_blames_the_program_only_if_it_promises_the_same_
         manifest["about"]["models"][0].update(model)
         (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     same = "a and b have the same weights, script, settings and seed: replies that differ"
-    assert compare([str(path) for path in paths]).notes == [f"{same} {cause}"]
+    assert compare([str(path) for path in paths]).notes == (f"{same} {cause}",)
 
 
 def test_runs_without_common_conversations_are_refused(tmp_path: Path) -> None:
