@@ -6,8 +6,18 @@ BIN    := $(VENV)/bin
 OUT    ?= runs
 JOBS   ?= auto
 
+# Given on the command line, too, an empty OUT is runs/ and not the root of the file system.
+override OUT := $(or $(strip $(OUT)),runs)
+
 # A run ends with 1 when checks on replies failed: that is a result here, not a reason to stop.
 CHECKS_FAILED := [ $$? -eq 1 ]
+
+# Only a folder that is a run, or empty, makes room for a new run.
+define remove_run
+	@set -- "$(OUT)/$@"; [ ! -e "$$1" ] || [ -e "$$1/manifest.json" ] || [ -e "$$1/.lock" ] || rmdir "$$1" 2>/dev/null || \
+		{ echo "$(OUT)/$@ is no run: move it, or choose another folder with OUT=FOLDER" >&2; exit 1; }
+	rm -rf "$(OUT)/$@"
+endef
 
 .PHONY: help setup demo test test-arm test-ecosystem lint types contracts documents unit all-tests fix check bench gpu sweep compare gate train datasets fuzz sanitize docs wheels test-oldest clean
 
@@ -37,9 +47,9 @@ $(VENV)/.installed-ecosystem: $(BIN)/python $(INPUTS)
 setup: $(VENV)/.installed-test  ## Make .venv with the package (editable) and all that the tests need
 
 demo: $(VENV)/.installed  ## Replay datasets/demo.jsonl on the bundled model into runs/demo
-	rm -rf $(OUT)/demo
-	$(BIN)/rwkvbatch run datasets/demo.jsonl --preset greedy --out $(OUT)/demo || $(CHECKS_FAILED)
-	$(BIN)/rwkvbatch show $(OUT)/demo --limit 4
+	$(remove_run)
+	$(BIN)/rwkvbatch run datasets/demo.jsonl --preset greedy --out "$(OUT)/demo" || $(CHECKS_FAILED)
+	$(BIN)/rwkvbatch show "$(OUT)/demo" --limit 4
 
 check: lint types contracts documents  ## Everything but the tests: lint, types, import contracts, generated documents
 
@@ -90,18 +100,18 @@ gpu: $(VENV)/.installed-test  ## Verify, test and measure everything on an NVIDI
 	$(BIN)/python benchmarks/gpu_report.py --out gpu-report
 
 sweep: $(VENV)/.installed  ## Temperature x frequency penalty, 5 repeats, on the bundled model, into runs/sweep
-	rm -rf $(OUT)/sweep
+	$(remove_run)
 	$(BIN)/rwkvbatch run datasets/styles.jsonl datasets/copying.jsonl --grid datasets/grid.toml --top-p 1 \
-		--repeats 5 --out $(OUT)/sweep || $(CHECKS_FAILED)
+		--repeats 5 --out "$(OUT)/sweep" || $(CHECKS_FAILED)
 
 compare: $(VENV)/.installed  ## Compare the cells of runs/sweep and write its report
-	$(BIN)/rwkvbatch compare $(OUT)/sweep
-	$(BIN)/rwkvbatch compare $(OUT)/sweep --format html --replace --out $(OUT)/sweep/report.html
+	$(BIN)/rwkvbatch compare "$(OUT)/sweep"
+	$(BIN)/rwkvbatch compare "$(OUT)/sweep" --format html --replace --out "$(OUT)/sweep/report.html"
 
 gate: $(VENV)/.installed  ## Exit with 1 when greedy decoding on the bundled model has become worse
-	rm -rf $(OUT)/gate
-	$(BIN)/rwkvbatch run datasets/demo.jsonl --preset greedy --out $(OUT)/gate || $(CHECKS_FAILED)
-	$(BIN)/rwkvbatch compare $(OUT)/gate --fail-if "score < 0.9" --fail-if "failed > 0"
+	$(remove_run)
+	$(BIN)/rwkvbatch run datasets/demo.jsonl --preset greedy --out "$(OUT)/gate" || $(CHECKS_FAILED)
+	$(BIN)/rwkvbatch compare "$(OUT)/gate" --fail-if "score < 0.9" --fail-if "failed > 0"
 
 train: $(VENV)/.installed-test  ## Train the bundled model from nothing (hours on two cores)
 	$(BIN)/python tools/train_demo_model.py

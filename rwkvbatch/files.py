@@ -295,6 +295,19 @@ def replace_file(
             files.close(descriptor)
 
 
+def writing_hint(error: OSError) -> str | None:
+    """What to do about a file that could not be written; None if the error itself says all there is to say."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return "make room on the disk, or choose another one"
+        case errno.EROFS | errno.EACCES | errno.EPERM:
+            return "choose a folder that you may write to"
+        case errno.ENOENT | errno.ENOTDIR:
+            return "the folder must exist"
+        case _:
+            return None
+
+
 def save_file(
     path: Path,
     chunks: Iterable[bytes],
@@ -317,7 +330,7 @@ def save_file(
         mode = PRIVATE_MODE if private else FILE_MODE
         replace_file(files, path, chunks, mode=mode, unique=private, at=at, check=check)
     except OSError as error:
-        raise StorageError(f"{path}: write failed: {error.strerror or error}") from error
+        raise StorageError(f"{path}: write failed: {error.strerror or error}", hint=writing_hint(error)) from error
 
 
 def read_spans(reader: BinaryIO, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:

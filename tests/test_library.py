@@ -1,4 +1,4 @@
-"""The examples in `docs/library.md` run from top to bottom, and print what the page says."""
+"""The Python examples of the documents run; those of `docs/library.md` in turn, and they print what the page says."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import rwkvbatch
+from rwkvbatch.model.load import BUNDLED_MODEL
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -92,3 +95,24 @@ def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     assert printed[0] == "Nice to meet you, Ada.\n"
     assert "temp=0.3" in "".join(printed)
     assert len(names["scores"]) == 2
+
+
+@pytest.mark.parametrize("page", ["compare.md", "judges.md", "models.md", "running.md"])
+def test_the_examples_of_other_pages_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert examples
+    script = (ROOT / "datasets" / "demo.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "demo.jsonl").write_text("".join(script[:3]), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    runs = {"compare.md": ("a", "b"), "judges.md": ("before", "after")}.get(page, ())
+    for temperature, name in enumerate(runs):
+        rwkvbatch.run("datasets/demo.jsonl", temperature=temperature, out=f"runs/{name}", max_tokens=8)
+    names: dict[str, Any] = {"print": lambda *values: None}
+    for example in examples:
+        code = example.replace("rwkv7-g1k-1.5b.pth", str(BUNDLED_MODEL))
+        exec(compile(code, page, "exec"), names)  # noqa: S102
+        if "groupby" in code:
+            (grouping,) = [line for line in code.splitlines() if "groupby" in line]
+            means = eval(grouping, names)  # noqa: S307
+            assert {run for run, *_ in means.index} == {"a", "b"}

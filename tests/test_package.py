@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -184,3 +185,47 @@ def test_nothing_in_the_repository_names_a_machine() -> None:
     for path in tracked:
         if path.is_file():  # a deleted file is listed until the deletion is committed
             assert not suspicious.search(path.read_text(errors="replace")), path
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `make` in `tmp_path` with a program that prints its arguments, each between brackets."""
+    program = tmp_path / "bin/rwkvbatch"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nprintf '[%s]' \"$@\"; echo\n")
+    program.chmod(0o755)
+    for name in ("pyproject.toml", "constraints.txt", "bin/python", ".installed"):
+        (tmp_path / name).touch()
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["make", "-f", str(ROOT / "Makefile"), f"VENV={tmp_path}", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    return run
+
+
+@pytest.mark.parametrize("target", ["demo", "sweep", "gate"])
+def test_make_removes_a_run_and_no_other_folder(
+    target: str, tmp_path: Path, make: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    folder = tmp_path / "my runs é" / target
+    folder.mkdir(parents=True)
+    (folder / "thesis.md").touch()
+    (tmp_path / "my").mkdir()
+    done = make(target, "OUT=my runs é")
+    assert done.returncode == 2
+    assert f"my runs é/{target} is no run: move it, or choose another folder with OUT=FOLDER" in done.stderr
+    assert (folder / "thesis.md").exists()
+    (folder / "manifest.json").touch()
+    done = make(target, "OUT=my runs é")
+    assert done.returncode == 0, done.stderr
+    assert f"[--out][my runs é/{target}]" in done.stdout
+    assert not folder.exists()
+    assert (tmp_path / "my").exists()
+    assert f'rm -rf "runs/{target}"' in make("--dry-run", target, "OUT=").stdout
+
+
+def test_make_compare_takes_a_folder_with_spaces(make: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    printed = make("compare", "OUT=my runs é").stdout
+    assert "[compare][my runs é/sweep]" in printed
+    assert "[--out][my runs é/sweep/report.html]" in printed

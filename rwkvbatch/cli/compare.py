@@ -24,7 +24,7 @@ from rwkvbatch.cli.options import (
     with_settings,
 )
 from rwkvbatch.errors import StorageError, UsageError
-from rwkvbatch.files import OS_FILES, FileKind, check_target, file_head, replace_file
+from rwkvbatch.files import OS_FILES, FileKind, check_target, file_head, replace_file, writing_hint
 
 if TYPE_CHECKING:
     from rwkvbatch.comparison.analysis import Analysis
@@ -325,9 +325,7 @@ def _write(path: Path, text: str) -> None:
         else:
             replace_file(OS_FILES, path, [data], durable=False, unique=True)
     except OSError as error:
-        raise StorageError(
-            f"--out {path}: cannot be written: {error.strerror}", hint="the folder must exist and be writable"
-        ) from None
+        raise StorageError(f"--out {path}: cannot be written: {error.strerror}", hint=writing_hint(error)) from None
 
 
 def _append_step_summary(analysis: Analysis) -> None:

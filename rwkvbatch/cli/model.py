@@ -93,7 +93,7 @@ def info_command(
     adapter: AdapterOption = "none",
     json_output: JsonOption = False,
     verify: Annotated[
-        bool, option("--verify", "Also read all values, look for NaN and infinity, and hash the file.")
+        bool, option("--verify", "Also read all values, look for NaN, infinity and damage, and hash the file.")
     ] = False,
     **settings: Any,
 ) -> None:
@@ -159,6 +159,7 @@ def convert_command(
     if vocab is not None and output.suffix != ".safetensors":
         raise UsageError("--vocab is written into a .safetensors file; a .pth has no place for it")
     with open_checkpoint(resolve_model_path(source).path, parse_adapter(adapter)) as checkpoint:
+        checkpoint.file.check_checksums()
         tensors = checkpoint.rounded(None if dtype is None else DTYPES[dtype])
         declared = vocab or checkpoint.vocabulary
         metadata = None if declared is None else {METADATA_KEY: declared}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from typer.core import TyperCommand, TyperOption
@@ -23,14 +23,16 @@ from rwkvbatch.model import MODEL_VARIABLE, READ_SUFFIXES
 
 if TYPE_CHECKING:
     from typer._click import Context
+    from typer._click.core import Parameter
 
 OUTPUT_PANEL = "Output"
 
 
 class Command(TyperCommand):
-    """A command that refuses an option with one value that is given twice; Typer would use the last value.
+    """A command that refuses an option with one value that is given twice, and empty paths.
 
-    The paragraphs of its help are filled to the width of the terminal; Typer would keep the docstring's line ends.
+    Typer would use the last value, and the current directory. The paragraphs of its help are filled to the width of
+    the terminal; Typer would keep the docstring's line ends.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -43,13 +45,25 @@ class Command(TyperCommand):
 
         Raises:
             UsageError: an option with one value is given twice; the hint shows its comma list if it takes one.
+                A path is empty, as that of a shell variable without a value. A value is not a number of the option's
+                range, or none of its words.
         """
-        *_, given_params = self.make_parser(ctx).parse_args(args=list(args))
+        values, _, given_params = self.make_parser(ctx).parse_args(args=list(args))
         counts = Counter(param for param in given_params if isinstance(param, TyperOption) and _takes_one_value(param))
         for option, count in counts.items():
             if count > 1:
                 raise _given_twice(option, args, grid=self.name == "run")
-        return super().parse_args(ctx, args)
+        for param in given_params:
+            if param.metavar in _PATHS:
+                _check_path(param, values.get(param.name or ""))
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            value = values.get((error.param and error.param.name) or "")
+            allowed = _allowed(error.param)
+            if error.param is None or allowed is None or not isinstance(value, str):  # a missing value is None
+                raise
+            raise UsageError(f"{_name_of(error.param)} must be {allowed}, got {value!r}") from None
 
     def invoke(self, ctx: Context) -> Any:
         """Run the command as Typer does, except that `EOFError` is an internal error.
@@ -60,6 +74,39 @@ class Command(TyperCommand):
             return super().invoke(ctx)
         except EOFError as error:
             raise RuntimeError(f"a stream ended early: {error}") from error
+
+
+_PATHS = {"FILE", "FILE...", "DIR", "IN", "OUT", "MODEL", "PART...", "RUN", "RUN...", "SCRIPT", "SCRIPT..."}
+"""The metavariables of options and arguments that are paths."""
+
+
+def _check_path(param: Parameter, value: object) -> None:
+    """Raises `UsageError` if `value`, or one of several values, is empty or white space."""
+    paths = cast("Sequence[object]", value) if isinstance(value, list | tuple) else [value]
+    for path in paths:
+        if isinstance(path, str) and not path.strip():
+            hint = "a variable of the shell may have no value"
+            raise UsageError(f"{_name_of(param)} must be a path, got {path!r}", hint=hint)
+
+
+def _name_of(param: Parameter) -> str:
+    """The longest name of an option; the metavariable of an argument."""
+    if isinstance(param, TyperOption):
+        return max(param.opts, key=len)
+    return (param.metavar or param.name or "").removesuffix("...")
+
+
+def _allowed(param: Parameter | None) -> str | None:
+    """What the value of an option or argument must be; None if it is neither a number nor one of several words."""
+    # These attributes are not part of Typer's documentation.
+    annotation: Any = getattr(getattr(param, "type_descriptor", None), "annotation", None)
+    lowest, highest = getattr(param, "min", None), getattr(param, "max", None)
+    if words := get_args(annotation):
+        return " or ".join(map(str, words))
+    kind = {int: "a whole number", float: "a number"}.get(annotation)
+    if kind is None or lowest is None:
+        return kind
+    return f"{kind}, at least {lowest}" if highest is None else f"{kind} in [{lowest}, {highest}]"
 
 
 def _takes_one_value(option: TyperOption) -> bool:

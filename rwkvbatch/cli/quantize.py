@@ -77,6 +77,7 @@ def quantize_command(
     with open_checkpoint(resolve_model_path(source).path, parse_adapter(adapter)) as checkpoint:
         if not is_rwkv7(checkpoint.architecture):
             raise UsageError(f"{source} is RWKV-{checkpoint.architecture.generation}; only RWKV-7 is quantised")
+        checkpoint.file.check_checksums()
         old_rounding = rounding_of(checkpoint.file.metadata)
         if old_rounding is not None and (old_rounding != to or calibrate or checkpoint.adapter is not None):
             if old_rounding != to:

@@ -215,7 +215,10 @@ def run_with_progress(scripts: list[str], options: dict[str, Any], out: Path | N
                 raise
             code = report(error, debug=debugging())
             done, total = latest.progress.rows_done, latest.progress.rows_total
-            message(f"unfinished: {done:,} of {total:,} rows are safe" + _how_to_continue(error, same_command))
+            if done < total:
+                message(f"unfinished: {done:,} of {total:,} rows are safe" + _how_to_continue(error, same_command))
+            else:
+                message("no row is missing")
             # A usage error (such as too little memory for states) would end every run of the same command.
             raise typer.Exit(code if isinstance(error, UsageError) else ExitCode.UNFINISHED) from None
     if result.interrupted:

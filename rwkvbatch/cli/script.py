@@ -65,7 +65,9 @@ def import_command(
     normalize: Annotated[
         str,
         option(
-            "--normalize", "Compare likelihoods of choices as sums (none), per token or per byte.", "none|token|byte"
+            "--normalize",
+            "Compare likelihoods of choices as sums (none), per token, per byte or per character.",
+            "none|token|byte|character",
         ),
     ] = "none",
     skip_bad: Annotated[bool, option("--skip-bad", "Leave out records that cannot be used.")] = False,

@@ -113,4 +113,4 @@ def serve_command(
         if json_output:
             print_json({"url": serving.url, "model": loaded.served.name, "pid": os.getpid()}, indent=None)
 
-    serving.run(ready)
+    serving.run(ready, lambda text: message(text, quiet=quiet))

@@ -46,7 +46,7 @@ def show_command(
     from rwkvbatch.comparison.report.terminal import print_dialogues
     from rwkvbatch.results.summary import read_race
 
-    data = load_runs([run])[0]
+    data = load_runs([run], choices=True)[0]
     selected = dialogues(
         data, conversations=conversations or (), cells=cell or (), repeat=repeat, turn=turn, failed_only=failed
     )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SHOWN_METRICS = ("score", "nll", "tokens", "logprob", "loop", "first_token_s")
 """The metrics that are printed under each reply of a dialogue."""
 
-_TURN_TEXTS = ("prompt", "reply", "finish_reason", "error", "reference", "checks")
+_TURN_CONTENT = ("prompt", "reply", "finish_reason", "error", "reference", "choices", "checks")
 _WORDS = re.compile(r"\w+|\s+|[^\w\s]")
 _MAX_WORDS = 4000
 
@@ -123,7 +123,7 @@ def turn_record(row: Mapping[Any, Any], side: str = "") -> dict[str, Any]:
     return {
         "turn": row["turn"],
         "probe_after": None if math.isnan(probe_after) else int(probe_after),
-        **{name: row[f"{name}{side}"] for name in _TURN_TEXTS},
+        **{name: row[f"{name}{side}"] for name in _TURN_CONTENT},
         "metrics": {name: value for name, value in values.items() if not math.isnan(value)},
     }
 

@@ -136,8 +136,9 @@ class RunData:
         facts: what was run; empty without a manifest.
         manifest: the content of `manifest.json`; empty without one.
         rows: one row per turn; the columns are `conversation, cell, repeat, turn, seed, finish_reason, error, prompt,
-            reply, tags, reference, checks, unjudged, judge, probe_turns, probe_tokens, probe_after`, one per metric,
-            and one per weight (NaN if a turn has no value).
+            reply, tags, reference, checks, unjudged, judge, choices, probe_turns, probe_tokens, probe_after`, one per
+            metric, and one per weight (NaN if a turn has no value). `choices` is None without choices, and in all rows
+            unless it was asked for.
         notes: warnings for readers of a comparison.
         unfinished: number of planned rows that do not exist (yet), by cell; empty if the run is finished, or if the
             number of planned rows is unknown. If the cells have different numbers of rows, only the total is known,
@@ -181,7 +182,7 @@ def load(runs: Source | Iterable[Source]) -> pd.DataFrame:
         RunDirectoryError: there is no run at a path, or it cannot be read.
         RunDamagedError: a line does not match its checksum, or is not a row.
     """
-    return joined(load_runs(runs))
+    return joined(load_runs(runs, choices=True))
 
 
 def joined(runs: Sequence[RunData]) -> pd.DataFrame:
@@ -191,8 +192,11 @@ def joined(runs: Sequence[RunData]) -> pd.DataFrame:
     return pd.concat([run.rows.assign(run=run.name) for run in runs], ignore_index=True)
 
 
-def load_runs(sources: Source | Iterable[Source]) -> list[RunData]:
+def load_runs(sources: Source | Iterable[Source], *, choices: bool = False) -> list[RunData]:
     """The runs of `sources`, in order. Several `PATH::CELL` of the same path are one run.
+
+    Args:
+        choices: fill the column `choices`.
 
     Raises:
         UsageError, RunDirectoryError, RunDamagedError: as `load`.
@@ -229,9 +233,9 @@ def load_runs(sources: Source | Iterable[Source]) -> list[RunData]:
     runs: list[RunData] = []
     for path, cells in cells_by_path.items():
         if path in in_memory:
-            runs.append(_in_memory(path, in_memory[path]))
+            runs.append(_in_memory(path, in_memory[path], choices=choices))
             continue
-        run = _load_foreign(path, names[path], cells) or _load_run(path, names[path])
+        run = _load_foreign(path, names[path], cells) or _load_run(path, names[path], choices=choices)
         _check_cells(run, cells)
         if path not in whole_runs:
             run = _only(run, cells)
@@ -253,8 +257,8 @@ def _only(run: RunData, cells: Sequence[str]) -> RunData:
     )
 
 
-def _in_memory(name: str, result: ResultInMemory) -> RunData:
-    table = tabulate(result.rows())
+def _in_memory(name: str, result: ResultInMemory, *, choices: bool) -> RunData:
+    table = tabulate(result.rows(), choices=choices)
     if not len(table):
         raise RunDirectoryError(f"{name} holds no finished turn")
     done, planned = len(table), int(result.summary.planned)
@@ -379,7 +383,7 @@ def _load_foreign(source: str, name: str, cells: Sequence[str]) -> RunData | Non
     return RunData(name, source, RunFacts(), {}, tabulate(rows), tuple(notes))
 
 
-def _load_run(source: str, name: str) -> RunData:
+def _load_run(source: str, name: str, *, choices: bool) -> RunData:
     path = Path(source)
     results = path / RESULTS_NAME if path.is_dir() else path
     if not results.is_file():
@@ -395,7 +399,7 @@ def _load_run(source: str, name: str) -> RunData:
         notes.append(_race_note(source, f"`rwkvbatch show {source}`"))
     if manifest is not None and FORMER in manifest:
         notes.append(f"{source}: a command was interrupted while it adapted the rows; run it again to finish")
-    rows = read_results(results, notes, needs_checksum=manifest is not None)
+    rows = read_results(results, notes, needs_checksum=manifest is not None, choices=choices)
     if manifest is not None and (reason := why_unfinished(results.parent, len(rows))) is not None:
         notes.append(f"{source} is not finished: {reason}")
     if not len(rows):

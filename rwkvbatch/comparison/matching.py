@@ -312,20 +312,31 @@ def paired_values(rows: pd.DataFrame, metric: Metric) -> PairedValues:
         conversations = np.array([codes[name] for name in baseline_series.index], dtype=np.int64)
         baseline, variant = (series.to_numpy(dtype=np.float64) for series in (baseline_series, variant_series))
         return PairedValues(baseline, variant, conversations)
-    known = has_both_values(rows, metric)
-    baseline, variant = (rows[f"{metric.column}{side}"].to_numpy(dtype=np.float64)[known] for side in ("_a", "_b"))
-    weights = weights_of(rows, metric, ("_a", "_b"))
+    baseline, variant, weights = _sides(rows, metric)
+    known = _known(baseline, variant, weights)
     if weights is not None:
         weights = weights[known]
         weights = weights / weights.mean() if weights.size else weights
-    return PairedValues(baseline, variant, rows["conversation_code"].to_numpy()[known], weights)
+    return PairedValues(baseline[known], variant[known], rows["conversation_code"].to_numpy()[known], weights)
 
 
 def has_both_values(rows: pd.DataFrame, metric: Metric) -> NDArray[np.bool_]:
     """`[rows]` whether both sides of a matched row have a value of a metric of turns, and of equal weight."""
+    return _known(*_sides(rows, metric))
+
+
+def _sides(
+    rows: pd.DataFrame, metric: Metric
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64] | None]:
+    """`[rows]` the values of both sides of matched rows, and their weights as in `weights_of`."""
     baseline, variant = (rows[f"{metric.column}{side}"].to_numpy(dtype=np.float64) for side in ("_a", "_b"))
+    return baseline, variant, weights_of(rows, metric, ("_a", "_b"))
+
+
+def _known(
+    baseline: NDArray[np.float64], variant: NDArray[np.float64], weights: NDArray[np.float64] | None
+) -> NDArray[np.bool_]:
     known = ~(np.isnan(baseline) | np.isnan(variant))
-    weights = weights_of(rows, metric, ("_a", "_b"))
     return known if weights is None else known & ~np.isnan(weights)
 
 

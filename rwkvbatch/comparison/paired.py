@@ -180,7 +180,7 @@ class _Sample:
 
     @property
     def num_conversations(self) -> int:
-        return int(np.unique(self.values.conversations).size)
+        return int(np.count_nonzero(np.bincount(self.values.conversations)))
 
 
 def _sums_and_counts(samples: Sequence[_Sample]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -255,7 +255,7 @@ def _signs(values: PairedValues) -> tuple[int, int, int]:
     differences = values.weighted(values.differences)
     if not differences.size:
         return 0, 0, 0
-    sums = np.bincount(values.conversations, weights=differences)[np.unique(values.conversations)]
+    sums = np.bincount(values.conversations, weights=differences)[np.bincount(values.conversations) > 0]
     tolerance = 1e-9 * float(np.abs(differences).max(initial=0.0))
     positive, negative = int((sums > tolerance).sum()), int((sums < -tolerance).sum())
     return positive, int(sums.size) - positive - negative, negative

@@ -126,11 +126,13 @@ def check_runs(runs: Sequence[RunData], *, force: bool) -> list[str]:
         )
     if versions := [f"{run.name} {run.facts.version}" for run in others if run.facts.version != expected.version]:
         notes.append(f"different versions of rwkvbatch ({first.name} {expected.version}, {some(versions)})")
-    if equal := [run.name for run in others if expected.identity and run.facts.identity == expected.identity]:
-        notes.append(
-            f"{first.name} and {some(equal)} have the same weights, script, settings and seed: a difference in "
-            "anything but timings is a fault of the program"
-        )
+    equal: dict[str | None, list[str]] = {}
+    for run in others:
+        if expected.identity and run.facts.identity == expected.identity:
+            equal.setdefault(_chance(expected) or _chance(run.facts), []).append(run.name)
+    for cause, names in equal.items():
+        same = f"{first.name} and {some(names)} have the same weights, script, settings and seed: replies that differ"
+        notes.append(f"{same} are a fault of the program" if cause is None else f"{same} do so because {cause}")
     return notes
 
 
@@ -142,6 +144,19 @@ def some(names: Sequence[str]) -> str:
     if len(names) <= _MOST_NAMED:
         return ", ".join(names)
     return f"{', '.join(names[: _MOST_NAMED - 1])} and {len(names) - _MOST_NAMED + 1:,} more"
+
+
+def _chance(facts: RunFacts) -> str | None:
+    """Why the same run made again may have other replies; None if it has the same ones."""
+    for model in facts.models:
+        if model.get("bitwise") is False:
+            name = str(model.get("path"))[:80]
+            if "endpoint" in model:
+                return f"{name} is a served model, which may reply differently at each request"
+            return f"the backend of {name} does not guarantee the same replies for every batch"
+    if any(settings.get("max_seconds") is not None for settings in facts.cells.values()):
+        return "--max-seconds ends replies by the clock"
+    return None
 
 
 _PROMPT_SETTINGS = (

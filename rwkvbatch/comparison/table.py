@@ -35,7 +35,7 @@ PROBE_COLUMNS: Final = ("probe_turns", "probe_tokens")
 """Distances of probes from the message that they ask about; NaN in other rows."""
 _CONTENT: Final = (
     "conversation", "cell", "repeat", "turn", "seed", "finish_reason", "error", "prompt", "reply", "tags", "reference",
-    "checks", "unjudged", "judge", *PROBE_COLUMNS, "probe_after",
+    "checks", "unjudged", "judge", "choices", *PROBE_COLUMNS, "probe_after",
 )  # fmt: skip
 _TEXTS: Final = ("conversation", "cell", "finish_reason", "prompt", "reply")
 _INTEGERS: Final = ("repeat", "turn", "seed")
@@ -48,6 +48,9 @@ _NGRAM_METRICS: Final = [metric for metric in TURN_METRICS if metric.ngram_value
 _WEIGHTED_METRICS: Final = [metric for metric in TURN_METRICS if metric.weight is not None and not metric.log_of]
 
 _MAX_VALUE: Final = 1e100
+_MANY_OBJECTS: Final = 100_000
+"""New objects whose first scan by the garbage collector takes longer (10 ms) than it takes to find out how to avoid it.
+"""
 
 # Batches of n-gram counting: large enough for array operations, small enough for the processor's cache.
 _BATCH_REPLIES: Final = 512
@@ -89,7 +92,8 @@ class _PartColumns:
 class _Columns:
     """Collects the content and the metrics of rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, choices: bool) -> None:
+        self._with_choices = choices
         self.contents: list[tuple[Any, ...]] = []
         self._parts: dict[Part, _PartColumns] = {part: _PartColumns(part) for part in PARTS}
         self._ngram_batches: list[list[NDArray[np.float64]]] = []  # by batch, then by metric
@@ -100,7 +104,7 @@ class _Columns:
 
     def add(self, row: dict[str, Any]) -> None:
         """Add a row; raises ValueError, KeyError, TypeError, AttributeError or OverflowError if `row` is not a row."""
-        content = _content(row, self._shared)
+        content = _content(row, self._shared, with_choices=self._with_choices)
         reply = array("q", row["reply_ids"])
         for part in parts_of(row):
             self._parts[part].add(len(self.contents), row)
@@ -134,9 +138,9 @@ class _Columns:
         return pd.DataFrame(content | {name: metrics[name] for name in names})
 
 
-def tabulate(rows: Iterable[Row]) -> pd.DataFrame:
+def tabulate(rows: Iterable[Row], *, choices: bool = False) -> pd.DataFrame:
     """The table of rows in memory, with the same columns as that of `read_results`."""
-    columns = _Columns()
+    columns = _Columns(choices=choices)
     for row in rows:
         columns.add(row.as_dict())
     return columns.frame()
@@ -146,17 +150,18 @@ NO_RESULTS: Final = "name a run directory, its results.jsonl, or a file of resul
 """The hint for files that belong to no run and contain no results."""
 
 
-def read_results(path: Path, notes: list[str], *, needs_checksum: bool = True) -> pd.DataFrame:
+def read_results(path: Path, notes: list[str], *, needs_checksum: bool = True, choices: bool = False) -> pd.DataFrame:
     """The table of all turns in the file at `path`; appends notes on left-out lines to `notes`.
 
     Args:
         needs_checksum: refuse lines without a checksum, see `results.row.decode_values`.
+        choices: fill the column `choices`; without it, it has None in all rows. A choice takes 300 bytes.
 
     Raises:
         RunDirectoryError: the file cannot be read.
         RunDamagedError: a line does not match its checksum, or is not a row.
     """
-    columns = _Columns()
+    columns = _Columns(choices=choices)
     try:
         with open_file(path) as file, without_collection():
             for stored in read_lines(file):
@@ -206,14 +211,15 @@ def without_collection() -> Generator[None]:
         yield
     finally:
         if was_enabled:
-            if gc.get_freeze_count() == 0:
+            # Counting the frozen objects takes a time proportional to their number.
+            if gc.get_count()[0] > _MANY_OBJECTS and gc.get_freeze_count() == 0:
                 # Freezing and unfreezing moves all objects to the oldest generation, which is rarely collected.
                 gc.freeze()
                 gc.unfreeze()
             gc.enable()
 
 
-def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
+def _content(row: dict[str, Any], shared: dict[str, str], *, with_choices: bool) -> tuple[Any, ...]:
     """The values of `_CONTENT` of a row; `shared` has one copy of each text of the script."""
     for name in _TEXTS:
         if not isinstance(row[name], str):
@@ -222,6 +228,7 @@ def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
         if not (isinstance(row[name], int) and -(2**63) <= row[name] < 2**63):
             raise TypeError(f"{name} is not an integer")
     prompt, reference = row["prompt"], row["reference"]
+    choices = row.get("choices") if with_choices else None
     reference_text = None if reference is None else reference["text"]
     unjudged, judge = False, None
     for check in row["checks"]:
@@ -242,6 +249,7 @@ def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
         row["checks"],
         unjudged,
         judge or None,
+        None if choices is None else tuple(choices["scores"]),
         *_distances(row.get("probe")),
     )
 

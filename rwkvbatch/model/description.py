@@ -63,13 +63,15 @@ def describe(checkpoint: Checkpoint, *, read_values: bool = False) -> Descriptio
     """Describe an open checkpoint.
 
     Args:
-        read_values: read every tensor, checking for NaN and infinity, and hash the file.
+        read_values: read every tensor, checking for NaN and infinity, compare the file with its checksums, if it has
+            any, and hash it.
 
     Raises:
         CheckpointError: `read_values` found a damaged tensor.
     """
     file, architecture = checkpoint.file, checkpoint.architecture
     if read_values:
+        file.check_checksums()
         file.start_hashing()
         for name in checkpoint:
             checkpoint.check(name)

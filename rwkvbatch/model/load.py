@@ -45,6 +45,10 @@ class RoundedAgainWarning(UserWarning):
     """An adapter changes matrices of a quantised file, which are then rounded again."""
 
 
+class SeveralNetworksWarning(UserWarning):
+    """A file holds dicts of tensors beside the one that is read, such as moving averages of the weights."""
+
+
 class SlowBackendWarning(UserWarning):
     """The kernels for the device are not available; the reference operations, which are much slower, are used."""
 
@@ -152,6 +156,10 @@ def load_model(
         raise UsageError(f"--backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
     parsed_adapter = parse_adapter(adapter)
     with _naming_origin(path), open_checkpoint(resolve_model_path(path).path, parsed_adapter) as checkpoint:
+        for file in checkpoint.file.files:
+            if file.choice:
+                text = f"{file.path}: {file.choice}; to use another dict of tensors, save it alone"
+                warnings.warn(text, SeveralNetworksWarning, stacklevel=3)
         generation = checkpoint.architecture.generation
         is_supported = is_rwkv7(checkpoint.architecture)
         if backend == "upstream" or (not is_supported and backend == "auto"):

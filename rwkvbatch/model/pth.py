@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from rwkvbatch.errors import CheckpointError
+from rwkvbatch.errors import CheckpointError, shown_name
 from rwkvbatch.model.pickle_reader import STORAGE_DTYPES, Opaque, PickleReader, StoredTensor, UnreadTensor
-from rwkvbatch.model.tensor_file import Contents, Entry, OnWritten, StoredBytes, ignored, unread_type
+from rwkvbatch.model.tensor_file import Checksum, Contents, Entry, OnWritten, StoredBytes, ignored, unread_type
 
 MAX_DIRECTORY_BYTES = 4 << 20
 MAX_PICKLE_BYTES = 16 << 20
@@ -78,14 +78,18 @@ def read_zip(descriptor: int, path: Path) -> Contents:
         )
     value = PickleReader(io.BytesIO(os.pread(descriptor, length, start)), path).run()
     entries: dict[str, StoredBytes] = {}
-    tensors, undone = _tensors(value, path)
+    tensors, undone, choice = _tensors(value, path)
     for name, tensor in tensors.items():
         key = tensor.storage.key
         location = locations.get(f"{root}data/{key}")
         if location is None:
-            raise CheckpointError(f"its tensors need a record data/{key[:80]} that is not there", path=path)
+            raise CheckpointError(f"its tensors need a record data/{shown_name(key)} that is not there", path=path)
         entries[name] = _stored(name, tensor, location, path)
-    return Contents(entries, undone=undone)
+    # torch.serialization.set_crc32_options(False) writes 0 in place of the checksums.
+    checksums = {
+        each.filename: Checksum(each.filename, *locations[each.filename], each.CRC) for each in members if each.CRC
+    }
+    return Contents(entries, undone=undone, choice=choice, checksums=tuple(checksums.values()))
 
 
 def _locations(descriptor: int, members: list[zipfile.ZipInfo], path: Path) -> dict[str, tuple[int, int]]:
@@ -127,7 +131,7 @@ def read_legacy(descriptor: int, path: Path) -> Contents:
         raise CheckpointError("its preamble is damaged", path=path)
     if system.get("little_endian") is not True:
         raise CheckpointError("written on a big-endian machine, which is not supported", path=path)
-    tensors, undone = _tensors(value, path)
+    tensors, undone, choice = _tensors(value, path)
     storages = reader.storages
     locations: dict[str, tuple[int, int]] = {}
     for key in keys:
@@ -146,7 +150,7 @@ def read_legacy(descriptor: int, path: Path) -> Contents:
     if missing:
         raise CheckpointError(f"its tensors need storages that are not there, such as {min(missing)[:80]!r}", path=path)
     entries = {name: _stored(name, tensor, locations[tensor.storage.key], path) for name, tensor in tensors.items()}
-    return Contents(entries, undone=undone)
+    return Contents(entries, undone=undone, choice=choice)
 
 
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict", "model_state", "weights")
@@ -159,11 +163,12 @@ LIST_PREFIX = "list."
 MAX_WRAPPERS = 4
 
 
-def _tensors(value: Any, path: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
-    """The dict of tensors in `value`, which may be wrapped in other dicts, and the wrappers removed (a phrase each)."""
+def _tensors(value: Any, path: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...], str]:
+    """The dict of tensors in `value`, which may be wrapped in other dicts, `Contents.undone` and `Contents.choice`."""
     undone: tuple[str, ...] = ()
+    choice = ""
     if isinstance(value, list) and value and all(isinstance(item, StoredTensor) for item in value):
-        return {f"{LIST_PREFIX}{number}": item for number, item in enumerate(value)}, undone
+        return {f"{LIST_PREFIX}{number}": item for number, item in enumerate(value)}, undone, choice
     for _ in range(MAX_WRAPPERS):
         if not isinstance(value, dict) or _is_state_dict(value):
             break
@@ -178,6 +183,7 @@ def _tensors(value: Any, path: Path) -> tuple[dict[str, StoredTensor], tuple[str
             )
         others = ", ".join(repr(str(key)[:60]) for key in state_dicts if key != name)
         undone += (f"the wrapper {name!r}" + (f" (not read: {others})" if others else ""),)
+        choice = f"{name!r} in it is read, and {others} beside it is not" if others else choice
         value = value[name]
     if not isinstance(value, dict):
         hint = "a whole module was pickled: save its state_dict() instead" if isinstance(value, Opaque) else None
@@ -192,7 +198,7 @@ def _tensors(value: Any, path: Path) -> tuple[dict[str, StoredTensor], tuple[str
                 path=path,
                 hint=hint,
             )
-    return value, undone
+    return value, undone, choice
 
 
 def _is_state_dict(value: dict[Any, Any]) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rwkvbatch.errors import CheckpointError, StorageError, UsageError
-from rwkvbatch.files import FILE_MODE, PRIVATE_MODE, FileKind, check_target, open_file, replacing
+from rwkvbatch.files import FILE_MODE, PRIVATE_MODE, FileKind, check_target, open_file, replacing, writing_hint
 from rwkvbatch.model import pth
 from rwkvbatch.model.tensor_file import Contents, Entry, OnWritten, StoredBytes, ignored, unread_type
 
@@ -226,7 +226,7 @@ def save_entries(
                 pth.write_zip(file, entries, on_written)
     except OSError as error:
         raise StorageError(
-            f"cannot write {str(path)!r}: {error.strerror or error}", hint="is there room on the disk?"
+            f"cannot write {str(path)!r}: {error.strerror or error}", hint=writing_hint(error)
         ) from error
 
 

@@ -11,6 +11,7 @@ import mmap
 import os
 import stat
 import threading
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rwkvbatch.errors import CheckpointError
+from rwkvbatch.errors import CheckpointError, shown_name
 
 _HASH_CHUNK = 1 << 18
 _LARGE = 1 << 20
@@ -61,12 +62,28 @@ class StoredBytes:
 
 
 @dataclass(frozen=True)
+class Checksum:
+    """The CRC-32 that a file gives for the `length` bytes of its record `name`, from `start`."""
+
+    name: str
+    start: int
+    length: int
+    crc32: int
+
+
+@dataclass(frozen=True)
 class Contents:
-    """The table of contents of a file: its tensors, its metadata texts, and the conversions applied (a phrase each)."""
+    """The table of contents of a file: its tensors, its metadata texts, and the conversions applied (a phrase each).
+
+    `choice` says which of several networks in the file was chosen; empty if there is one. `checksums` are those that
+    the file gives.
+    """
 
     entries: Mapping[str, StoredBytes]
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     undone: tuple[str, ...] = ()
+    choice: str = ""
+    checksums: tuple[Checksum, ...] = ()
 
 
 class TensorFile:
@@ -77,6 +94,7 @@ class TensorFile:
         entries: the stored tensors by name.
         metadata: the texts that the file stores beside its tensors.
         undone: the conversions applied to find the tensors, a phrase each.
+        choice: which of several networks in the file was chosen; empty if there is one.
         num_bytes: size of the file.
     """
 
@@ -86,6 +104,8 @@ class TensorFile:
         self.entries = contents.entries
         self.metadata = contents.metadata
         self.undone = contents.undone
+        self.choice = contents.choice
+        self._checksums = contents.checksums
         self._descriptor = descriptor
         self._status = os.fstat(descriptor)
         self.num_bytes = self._status.st_size
@@ -129,6 +149,30 @@ class TensorFile:
     def is_same_file(self, other: TensorFile) -> bool:
         """Whether both are the same file, by device and inode."""
         return os.path.samestat(self._status, other._status)
+
+    def check_checksums(self) -> None:
+        """Compare the file with the checksums in it; without any, as in a `.safetensors` file, do nothing.
+
+        Loading does not, because it would take longer.
+
+        Raises:
+            CheckpointError: a record is damaged, or the file cannot be read.
+        """
+        buffer = memoryview(bytearray(_HASH_CHUNK))
+        for record in self._checksums:
+            position, end, found = record.start, record.start + record.length, 0
+            try:
+                while count := os.preadv(self._descriptor, [buffer[: end - position]], position):
+                    found = zlib.crc32(buffer[:count], found)
+                    position += count
+            except OSError as error:
+                raise CheckpointError(f"cannot read it: {error.strerror}", path=self.path) from error
+            if found != record.crc32:
+                raise CheckpointError(
+                    f"damaged: its record {record.name[:80]!r} does not have the CRC-32 that the file gives for it",
+                    path=self.path,
+                    hint="copy or download it again",
+                )
 
     def start_hashing(self) -> threading.Thread:
         """Start to compute `sha256` in a background thread; returns the thread."""
@@ -292,6 +336,11 @@ class NamedTensors:
         """The tensor `name`, in new memory; raises as `TensorFile.read`."""
         return self.entries[name].load()
 
+    def check_checksums(self) -> None:
+        """Compare all files with their checksums; raises as `TensorFile.check_checksums`."""
+        for file in self.files:
+            file.check_checksums()
+
     def start_hashing(self) -> threading.Thread:
         """Start to hash all files in background threads; returns the thread of the last file."""
         return [file.start_hashing() for file in self.files][-1]
@@ -336,7 +385,7 @@ def unread_type(name: str, dtype: str, path: Path) -> CheckpointError:
     if dtype.lower().startswith(("float8", "f8_")):
         hint = "multiply it by its scale, if the checkpoint has scales, and save it as bf16"
     return CheckpointError(
-        f"the tensor {name[:80]!r} must be bf16, fp16 or fp32, it is {dtype[:80]}", path=path, hint=hint
+        f"the tensor {name[:80]!r} must be bf16, fp16 or fp32, it is {shown_name(dtype)}", path=path, hint=hint
     )
 
 

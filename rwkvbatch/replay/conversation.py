@@ -420,7 +420,7 @@ class ConversationReplay:
         continuation = self._next.continuation
         text = self._choice_text(choice) if continuation is None else continuation
         not_scored = self._encoder.encode(text)[: -len(tokens)]
-        return ChoiceScore(choice.name, logprob, len(tokens), len(text.encode()) - self._num_bytes(not_scored))
+        return ChoiceScore.of(choice.name, logprob, len(tokens), text.encode()[self._num_bytes(not_scored) :])
 
     def _num_bytes(self, tokens: Sequence[int]) -> int:
         token_bytes = self._encoder.tokenizer.token_bytes

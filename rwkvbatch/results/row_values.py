@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
@@ -36,7 +36,10 @@ class _Record:
 
     def __init__(self, prefix: str, kinds: Mapping[str, _Kind], optional: Mapping[str, Any] | None = None) -> None:
         self._prefix, self._kinds, self._optional = prefix, kinds, optional or {}
-        self._values = itemgetter(*kinds)
+        # With a single key, `itemgetter` returns a value and no tuple.
+        (only, *others) = kinds
+        self._values: Callable[[Any], tuple[Any, ...]]
+        self._values = itemgetter(*kinds) if others else lambda values: (values[only],)
         self._ranges = [(name, kind.lowest, kind.highest) for name, kind in kinds.items() if kind.lowest is not None]
         self._accepted_types: set[tuple[type, ...]] = set()
 
@@ -68,6 +71,7 @@ _MOST = math.nextafter(1e300, 0.0)  # sums of squares of numbers beyond it would
 _TEXT = _Kind(frozenset({str}), "a string")
 _TEXT_OR_NULL = _Kind(frozenset({str, _NULL}), "a string or null")
 _COUNT = _Kind(frozenset({int}), f"an integer in 0 to {MAX_COUNT}", 0, MAX_COUNT)
+_COUNT_OR_NULL = _Kind(frozenset({int, _NULL}), f"{_COUNT.expected} or null", 0, MAX_COUNT)
 _NUMBER = _Kind(frozenset({int, float}), "a finite number", -_MOST, _MOST)
 _NUMBER_OR_NULL = _Kind(frozenset({int, float, _NULL}), "a finite number or null", -_MOST, _MOST)
 
@@ -107,6 +111,11 @@ _CHECK = _Record(
     {"weight": 1.0, "detail": None},
 )
 _JUDGE = _Record("checks.", {"judge": _TEXT})
+_THINKING = _Record("tokens.", {"thinking": _COUNT})
+_PLAIN_TEXT = _Record("reference.", {"logprob": _NUMBER, "bytes": _COUNT})
+_CHOICE = _Record("choices.scores.", {"name": _TEXT, "logprob": _NUMBER, "tokens": _COUNT, "bytes": _COUNT})
+_CHARACTERS = _Record("choices.scores.", {"characters": _COUNT})
+_PROBE = _Record("probe.", {**dict.fromkeys(("after", "number", "turns"), _COUNT), "tokens": _COUNT_OR_NULL})
 
 
 def check_values(values: Mapping[str, Any]) -> None:
@@ -123,18 +132,24 @@ def check_values(values: Mapping[str, Any]) -> None:
         part = values[name]
         if part is None and name == "reference":
             continue
-        if type(part) is not dict:
-            raise TypeError(f"{name} must be an object, got {_shown(part)}")
-        record.check(cast("dict[str, Any]", part))
-    for check in _array(values, "checks"):
-        if type(check) is not dict:
-            raise TypeError(f"checks must contain objects, got {_shown(check)}")
-        fields = cast("dict[str, Any]", check)
+        record.check(_object(part, name))
+    if "thinking" in values["tokens"]:
+        _THINKING.check(values["tokens"])
+    if (reference := values["reference"]) is not None and not {"logprob", "bytes"}.isdisjoint(reference):
+        _PLAIN_TEXT.check(reference)
+    for fields in _objects(values, "checks"):
         _CHECK.check(fields)
         if (fields["passed"] is None) != (fields["score"] is None):
             raise TypeError("checks must have both `passed` and `score`, or null for both")
         if "judge" in fields:
             _JUDGE.check(fields)
+    if (choices := values.get("choices")) is not None:
+        for score in _objects(_object(choices, "choices"), "scores"):
+            _CHOICE.check(score)
+            if "characters" in score:
+                _CHARACTERS.check(score)
+    if (probe := values.get("probe")) is not None:
+        _PROBE.check(_object(probe, "probe"))
     for tag in _array(values, "tags"):
         if not isinstance(tag, str):
             raise TypeError(f"tags must contain strings, got {_shown(tag)}")
@@ -160,6 +175,20 @@ def _array(values: Mapping[str, Any], name: str) -> list[Any]:
     if type(value) is not list:
         raise TypeError(f"{name} must be an array, got {_shown(value)}")
     return cast("list[Any]", value)
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise TypeError(f"{name} must be an object, got {_shown(value)}")
+    return cast("dict[str, Any]", value)
+
+
+def _objects(values: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    array = _array(values, name)
+    for item in array:
+        if type(item) is not dict:
+            raise TypeError(f"{name} must contain objects, got {_shown(item)}")
+    return array
 
 
 def _shown(value: Any) -> str:

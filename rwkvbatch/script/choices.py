@@ -2,8 +2,8 @@
 
 Each choice is scored as the beginning of the reply, or after a plain prompt; or the same continuation is scored after
 each ("partial scoring": Trinh and Le 2018, https://arxiv.org/abs/1806.02847). Texts of different lengths are compared
-by the sum of their log-probabilities, or by this sum per token or per byte (lm-evaluation-harness: `acc` uses the sum;
-`acc_norm` the sum per character, without the space before a choice).
+by the sum of their log-probabilities, or by this sum per token, per byte or per character (lm-evaluation-harness: `acc`
+uses the sum, `acc_norm` the sum per character, without the space before a choice).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
-Normalize = Literal["none", "token", "byte"]
-"""Divisor of the sums of log-probabilities that are compared: 1, the number of tokens, or the number of bytes."""
+Normalize = Literal["none", "token", "byte", "character"]
+"""Divisor of the sums of log-probabilities that are compared: 1, or the number of tokens, bytes or characters."""
 NORMALIZE: tuple[Normalize, ...] = get_args(Normalize)
 
 MIN_CHOICES, MAX_CHOICES = 2, 10_000
@@ -36,16 +36,32 @@ class ChoiceScore:
         logprob: sum of the log-probabilities of its tokens, in nats.
         tokens: number of tokens of the scored text, including a space before it.
         bytes: number of bytes of the scored text, including a space before it.
+        characters: number of characters (code points) of the scored text without white space around it, at least 1;
+            None in rows of earlier versions.
     """
 
     name: str
     logprob: float
     tokens: int
     bytes: int
+    characters: int | None = None
+
+    @classmethod
+    def of(cls, name: str, logprob: float, tokens: int, scored: bytes) -> Self:
+        """The score of the text whose UTF-8 bytes are `scored`; these may begin within a character."""
+        characters = max(1, len(scored.decode(errors="replace").strip()))
+        return cls(name, logprob, tokens, len(scored), characters)
 
     def value(self, normalize: Normalize) -> float:
-        """The number that choices are compared by; higher is better."""
-        return self.logprob / {"none": 1, "token": self.tokens, "byte": self.bytes}[normalize]
+        """The number that choices are compared by; higher is better.
+
+        Raises:
+            KeyError: it is not known, see `characters`.
+        """
+        divisors = {"none": 1, "token": self.tokens, "byte": self.bytes}
+        if self.characters is not None:
+            divisors["character"] = self.characters
+        return self.logprob / divisors[normalize]
 
 
 @dataclass(frozen=True)
@@ -54,8 +70,18 @@ class ChoiceScores:
 
     scores: tuple[ChoiceScore, ...]
 
+    @property
+    def measures(self) -> tuple[Normalize, ...]:
+        """What the choices can be compared by: all but `character` in rows of earlier versions."""
+        counted = all(score.characters is not None for score in self.scores)
+        return NORMALIZE if counted else tuple(normalize for normalize in NORMALIZE if normalize != "character")
+
     def best(self, normalize: Normalize = "none") -> ChoiceScore:
-        """The choice with the highest `value`; the first one of equal choices."""
+        """The choice with the highest `value`; the first one of equal choices.
+
+        Raises:
+            KeyError: `normalize` is not one of `measures`.
+        """
         return max(self.scores, key=lambda score: score.value(normalize))
 
     def named(self, choice: str | int) -> ChoiceScore:
@@ -68,8 +94,9 @@ class ChoiceScores:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values. `best` is for readers of the file; `from_dict` ignores it."""
-        best = {normalize: self.best(normalize).name for normalize in NORMALIZE}
-        return {"best": best, "scores": [vars(score) for score in self.scores]}
+        best = {normalize: self.best(normalize).name for normalize in self.measures}
+        scores = [{key: value for key, value in vars(score).items() if value is not None} for score in self.scores]
+        return {"best": best, "scores": scores}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 from rwkvbatch.config import HistoryMode, TurnEnd
 from rwkvbatch.script.checks.structured import ToolCall
@@ -106,6 +107,11 @@ def _lint_one(
             if not rubric.reference and _REFERENCE.search(rubric.text):
                 message, hint = "a rubric names the reference", 'the judge does not see it; add `"reference": true`'
                 yield LintWarning("rubric-without-reference", source, name, f"turn {number}", message, hint)
+        for check in turn.checks:
+            if any(map(_decomposed, _texts(check.expected))):
+                message = f"the check `{check.kind}` has a text that {_DECOMPOSED}"
+                hint = "it is compared with the reply character by character; write it in NFC"
+                yield LintWarning("decomposed", source, name, f"turn {number}", message, hint)
     yield from _unknown_functions(conversation)
     dialogue = [turn for turn in conversation.turns if turn.probe is None]
     for number, turn in enumerate(dialogue[:-1]):
@@ -125,6 +131,16 @@ def lint_system(texts: Iterable[str], option: str = "--system") -> tuple[LintWar
         if text
         for rule, message in _violations(_RULES, "system", re.sub(r"(?<=\S)\r?\n\Z", "", text))
     )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        items = cast("Iterable[Any]", value.values() if isinstance(value, dict) else value)
+        for item in items:
+            yield from _texts(item)
 
 
 def _violations(rules: Iterable[_Rule], kind: str, content: str) -> Iterator[tuple[_Rule, str]]:
@@ -186,6 +202,13 @@ def _control_character(text: str) -> str | None:
     return None if control is None else f"has the control character U+{ord(control):04X}"
 
 
+_DECOMPOSED = "is not in Unicode's composed form (NFC)"
+
+
+def _decomposed(text: str) -> str | None:
+    return None if unicodedata.is_normalized("NFC", text) else _DECOMPOSED
+
+
 _RULES = (
     _Rule("empty-content", _empty, "write a text; an empty message is read as one", ("user", "system")),
     _Rule("empty-reference", _empty, "write a text, or remove the message", ("reference",)),
@@ -201,6 +224,9 @@ _RULES = (
     _Rule("role-space", _role_end, "the template adds the role; remove it"),
     _Rule("role-line", _role_line, "the model reads it as a new message; quote or rephrase it"),
     _Rule("control-character", _control_character, "remove it"),
+    _Rule(
+        "decomposed", _decomposed, "models read and write a letter with its accent as one character; write it in NFC"
+    ),
 )
 """All rules for contents. `docs/scripts.md` lists them, and a test compares the two."""
 

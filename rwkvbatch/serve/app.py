@@ -23,7 +23,14 @@ from rwkvbatch.model.base import check_tokens
 from rwkvbatch.prepared import PromptBuilder
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.serve.answers import END_OF_TEXT_NAME, TokenNames
-from rwkvbatch.serve.batcher import Batcher, ClientLeftError, EngineFailedError, Flight, QueueFullError
+from rwkvbatch.serve.batcher import (
+    Batcher,
+    ClientLeftError,
+    EngineFailedError,
+    Flight,
+    QueueFullError,
+    ShuttingDownError,
+)
 from rwkvbatch.serve.metrics import ServerFigures
 from rwkvbatch.serve.protocol import SHOWN_NAME, ChatFields, CompletionFields, RequestError, unknown_field
 from rwkvbatch.serve.replies import Job, Served, prepare
@@ -342,6 +349,8 @@ def _error_object(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]
             return error.status, _content(text, error.status, error.code, error.param), {}
         case QueueFullError():
             return 429, _content(text, 429, "queue_full"), {"retry-after": "1"}
+        case ShuttingDownError():
+            return 503, _content(text, 503, "shutting_down"), {"retry-after": "1"}
         case EngineFailedError():
             return 503, _content(text, 503, "engine_failed"), {"retry-after": "1"}
         case _:

@@ -22,6 +22,10 @@ class QueueFullError(RowError):
     """The server has the largest allowed number of unfinished requests."""
 
 
+class ShuttingDownError(RowError):
+    """The server ends before the request is done."""
+
+
 class EngineFailedError(RowError):
     """The engine failed during a step. All its requests ended, and a new engine was made."""
 
@@ -40,6 +44,7 @@ Work = Request | ScoreRequest
 Update = str | TokenDetails | Reply | Score | RwkvBatchError
 """An update of one request: a piece of its text, a token's details, its result, or the error that ended its flight."""
 
+SHUTTING_DOWN = "the server is shutting down"
 EVENTS_PER_SECOND = 2000
 """Approximate limit of the pieces of text that the event loop gets per second. With many streams, each gets fewer and
 larger pieces: an event for each token would use the processor time that computes the tokens."""
@@ -192,7 +197,7 @@ class Batcher:
         if self._thread is not None:
             self._thread.join()
         for flight in list(self._flights):
-            self._deliver([(flight, [(0, EngineFailedError("the server is shutting down"))])])
+            self._deliver([(flight, [(0, ShuttingDownError(SHUTTING_DOWN))])])
 
     def submit(self, works: Sequence[Work], *, streams: bool) -> Flight:
         """Queue requests of one client.
@@ -200,7 +205,10 @@ class Batcher:
         Raises:
             QueueFullError: too many requests are unfinished.
             EngineFailedError: the engine failed, and no new one could be made.
+            ShuttingDownError: the batcher was closed.
         """
+        if self._closing:
+            raise ShuttingDownError(SHUTTING_DOWN)
         if self._failure is not None:
             raise EngineFailedError(f"the engine failed and could not be made again: {self._failure}")
         if self.num_unfinished + len(works) > self._max_unfinished:

@@ -59,6 +59,8 @@ WRITE_SECONDS = 60.0
 KEEP_ALIVE_SECONDS = 30
 GRACE_SECONDS = 10
 """Time that replies under way have when the server is asked to stop."""
+LAST_WORDS_SECONDS = 2
+"""Time that clients have thereafter to read the errors that end the unfinished replies."""
 SWITCH_SECONDS = 0.0005
 """Thread switch interval. With the default of 5 ms, the engine's thread would wait so long for the HTTP server's thread
 after each forward pass."""
@@ -273,7 +275,17 @@ def _stopped(timer: asyncio.TimerHandle | None) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server with this program's signal handling."""
+    """uvicorn's server with this program's signal handling and shutdown.
+
+    Args:
+        batcher: is closed after `GRACE_SECONDS`, which ends unfinished replies with an error that clients can read.
+        notify: prints a message about the shutdown.
+    """
+
+    def __init__(self, config: uvicorn.Config, batcher: Batcher) -> None:
+        super().__init__(config)
+        self._batcher = batcher
+        self.notify: Callable[[str], None] = lambda _: None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -286,6 +298,23 @@ class _Server(uvicorn.Server):
     def stop(self) -> None:
         """Accept no more requests, and end when those under way have ended, after at most `GRACE_SECONDS`."""
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if number := self._batcher.num_unfinished:
+            self.notify(
+                f"stopping after the unfinished replies ({number}), in at most {GRACE_SECONDS} s; "
+                "a second signal stops at once"
+            )
+        timer = asyncio.get_running_loop().call_later(GRACE_SECONDS, self._end_replies)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+
+    def _end_replies(self) -> None:
+        if number := self._batcher.num_unfinished:
+            self.notify(f"ended the unfinished replies ({number}) with an error, because {GRACE_SECONDS} s are over")
+        self._batcher.close()
 
 
 class Serving:
@@ -317,13 +346,14 @@ class Serving:
             "proxy_headers": False,
             "server_header": False,
             "timeout_keep_alive": KEEP_ALIVE_SECONDS,
-            "timeout_graceful_shutdown": GRACE_SECONDS,
+            "timeout_graceful_shutdown": GRACE_SECONDS + LAST_WORDS_SECONDS,
             "limit_concurrency": max(16, min(8192, files - 128)),
         }
-        self._server = _Server(uvicorn.Config(self.service.app(), **options))
+        self._server = _Server(uvicorn.Config(self.service.app(), **options), self._batcher)
 
-    def run(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Serve; `ready` is called when requests are accepted."""
+    def run(self, ready: Callable[[], None] = lambda: None, notify: Callable[[str], None] = lambda _: None) -> None:
+        """Serve; `ready` is called when requests are accepted, `notify` with messages about the end."""
+        self._server.notify = notify
         former_interval = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_SECONDS)
         gc.freeze()  # excludes the permanent objects of the model and the libraries: scanning them delays all replies

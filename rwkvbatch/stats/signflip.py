@@ -151,7 +151,9 @@ def normal_level_each(values: NDArray[np.float64], level: float) -> float:
 
 def blocks(columns: NDArray[np.intp]) -> list[NDArray[np.intp]]:
     """`columns` in blocks whose sign patterns fit into memory."""
-    return np.array_split(columns, math.ceil(columns.size / _BLOCK)) if columns.size else []
+    if columns.size <= _BLOCK:
+        return [columns] if columns.size else []
+    return np.array_split(columns, math.ceil(columns.size / _BLOCK))
 
 
 def largest_mean_p(sums: ArrayLike) -> tuple[float, int]:

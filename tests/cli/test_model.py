@@ -90,6 +90,35 @@ def test_verify_finds_what_the_table_of_contents_does_not_tell(
     assert "'head.weight' holds NaN" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["info", "--verify"], ["convert", "new.pth"], ["quantize", "new.safetensors"]])
+def test_a_changed_bit_of_a_pth_is_found(
+    command: list[str],
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = bytearray(checkpoint.read_bytes())
+    data[len(data) // 2] ^= 1
+    Path("bad.pth").write_bytes(data)
+    name, *rest = command
+    assert invoke(["model", name, "bad.pth", *rest]) == 3
+    assert re.search(r"bad.pth: damaged: its record '.*/data/\d+' does not have the CRC-32", capsys.readouterr().err)
+    assert not list(tmp_path.glob("new*"))
+
+
+def test_a_pth_without_checksums_is_verified(checkpoint: Path, tmp_path: Path) -> None:
+    tensors = read(checkpoint)
+    with_checksums = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(tensors, tmp_path / "plain.pth")
+    finally:
+        torch.serialization.set_crc32_options(with_checksums)
+    assert invoke(["model", "info", str(tmp_path / "plain.pth"), "--verify"]) == 0
+
+
 def test_convert_there_and_back_changes_nothing(checkpoint: Path, tmp_path: Path) -> None:
     there, back = tmp_path / "a.safetensors", tmp_path / "b.pth"
     assert invoke(["model", "convert", str(checkpoint.with_suffix("")), str(there)]) == 0

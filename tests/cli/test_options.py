@@ -51,6 +51,38 @@ def test_every_command_refuses_options_given_twice_and_fills_its_help(command: A
             command.make_context(command.name, [name, "1", name, "2"])
 
 
+@pytest.mark.parametrize("command", all_commands(), ids=lambda command: command.name)
+def test_every_command_refuses_empty_paths(command: Any) -> None:
+    for param in command.params:
+        if "Path" in str(param.type_descriptor.annotation) or param.metavar in ("FILE", "RUN...", "SCRIPT", "MODEL"):
+            is_option = isinstance(param, TyperOption)
+            name = param.opts[0] if is_option else param.metavar.removesuffix("...")
+            before = [each for each in command.params if not isinstance(each, TyperOption)]
+            for empty in ("", " "):
+                arguments = [name, empty] if is_option else ["x"] * before.index(param) + [empty]
+                with pytest.raises(UsageError, match=f"{name} must be a path, got {empty!r}"):
+                    command.make_context(command.name, arguments)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "problem"),
+    [
+        ("compare", ["a", "--margin", "much"], "--margin must be a number, got 'much'"),
+        ("show", ["a", "--repeat", "1.5"], "--repeat must be a whole number, got '1.5'"),
+        ("show", ["a", "--limit", "0"], "--limit must be a whole number, at least 1, got '0'"),
+        ("serve", ["--port", "99999"], r"--port must be a whole number in \[0, 65535\], got '99999'"),
+        ("quantize", ["a", "b", "--to", "int9"], "--to must be w8a8 or int4, got 'int9'"),
+        ("convert", ["a", "b", "--dtype="], "--dtype must be bf16 or fp16 or fp32, got ''"),
+    ],
+)
+def test_a_wrong_number_or_word_is_refused_with_what_is_allowed(
+    command: str, arguments: list[str], problem: str
+) -> None:
+    (chosen,) = [each for each in all_commands() if each.name == command]
+    with pytest.raises(UsageError, match=f"^{problem}$"):
+        chosen.make_context(command, arguments)
+
+
 def test_every_setting_is_declared_once() -> None:
     for name, field in RunSettings.model_fields.items():
         (declared,) = [item for item in field.metadata if isinstance(item, Setting)]

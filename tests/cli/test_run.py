@@ -103,12 +103,21 @@ def test_too_many_failed_rows_leave_it_unfinished_with_exit_code_5(
     script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["run", str(script), "-o", str(tmp_path / "out"), "--max-prompt-tokens", "3", "--max-tokens", "2"]
-    assert invoke([*arguments, "--max-failures", "0"]) == 5
+    assert invoke([*arguments, "--max-failures", "0", "--batch-size", "1"]) == 5
     said = capsys.readouterr().err
     assert "--max-failures allows 0" in said
     assert "rows are safe. To continue: rwkvbatch" in said
     assert invoke(arguments) == 1
     assert "rows failed; --retry-errors runs them again" in capsys.readouterr().err
+
+
+def test_the_last_row_may_be_the_one_too_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "s.jsonl"
+    script.write_text(conversation("c", "Hello.") + "\n")
+    arguments = ["run", str(script), "-o", str(tmp_path / "out"), "--max-prompt-tokens", "3"]
+    assert invoke([*arguments, "--max-failures", "0"]) == 5
+    said = capsys.readouterr().err
+    assert said.endswith("--retry-errors runs the failed ones again\nno row is missing\n")
 
 
 def test_standard_input_is_a_script(

@@ -41,6 +41,29 @@ def test_a_dialogue_shows_both_speakers_the_checks_and_the_numbers(
     assert "nll" in out
 
 
+def test_the_choices_of_a_turn_are_shown_with_their_likelihoods(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logprobs = [-1.0, -2.0, *(-float(k) for k in range(20, 30))]
+    scores = [{"name": f"choice {k}", "logprob": value, "tokens": 2, "bytes": 9} for k, value in enumerate(logprobs)]
+
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        del rng
+        row["choices"] = {"scores": scores} if row["turn"] == 1 else None
+
+    run = str(make_run(tmp_path / "run", cells=("t=1",), conversations=1, repeats=1, change=change))
+    assert invoke(["show", run]) == ExitCode.DONE
+    without, turn = capsys.readouterr().out.split("\n\n")[:2]
+    assert "Choices" not in without
+    lines = [line.split(maxsplit=1)[1] for line in turn.splitlines() if "logprob -" in line and ":" in line]
+    assert lines[0] == "choice 0: 73.1%, logprob -1.00"  # 1 / (1 + 1 / e)
+    assert "           choice 1: 26.9%, logprob -2.00\n" in turn
+    assert "           choice 9: 0.0%, logprob -27.00\n           2 less likely\n" in turn
+    assert invoke(["show", run, "--json"]) == ExitCode.DONE
+    turns = json.loads(capsys.readouterr().out)["turns"]
+    assert [turn["choices"] for turn in turns[:2]] == [None, scores]
+
+
 def test_a_probe_is_shown_as_one_with_the_turn_after_which_it_was_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,7 +30,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["run", ""], 2, "the name of a script is empty"),
+        (["run", ""], 2, "SCRIPT must be a path, got ''"),
+        (
+            ["run", "s.jsonl", "--out", ""],
+            2,
+            "--out must be a path, got ''\n  a variable of the shell may have no value",
+        ),
         (["run", "s.jsonl", "--devices", ""], 2, "--devices must be cpu, cuda, or cuda:N, got ''"),
         (["run", "s.jsonl", "--verify-batch", "-1"], 2, "--verify-batch"),
         (["run", "s.jsonl", "--config", "bad.toml"], 2, "not UTF-8: byte 0xff at place 5"),

@@ -202,6 +202,15 @@ def test_every_metric_is_computed_for_rows_of_every_kind(tmp_path: Path) -> None
         assert not np.isnan(alone).all(), metric.name
 
 
+def test_choices_are_loaded_on_request(tmp_path: Path) -> None:
+    scores = [{"name": name, "logprob": -1.0, "tokens": 2, "bytes": 5} for name in "ab"]
+    write_run(tmp_path / "a", [make_row("with", choices={"scores": scores}), make_row("without")], manifest={})
+    path = str(tmp_path / "a")
+    assert list(load(path)["choices"]) == [tuple(scores), None]
+    assert list(load_runs(path, choices=True)[0].rows["choices"]) == [tuple(scores), None]
+    assert list(load_runs(path)[0].rows["choices"]) == [None, None]  # comparisons do not need them
+
+
 @pytest.mark.parametrize("collected", [True, False])
 def test_loading_restores_the_state_of_the_garbage_collector(tmp_path: Path, *, collected: bool) -> None:
     path = make_run(tmp_path / "a", conversations=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -209,13 +210,42 @@ def test_errors_count_as_failed_for_different_scripts_too(tmp_path: Path, checks
         ({"identity_changes": {"seed": 5}}, "different seeds"),
         ({"settings": {"base": {"history": "gold"}}}, "different history modes"),
         ({"settings": {"base": {"think": "on"}}}, "different thinking modes"),
-        ({}, "the same weights, script, settings and seed"),
     ],
 )
 def test_differences_between_runs_are_noted(tmp_path: Path, changes: dict[str, Any], note: str) -> None:
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", **changes)
     notes = compare([str(a), str(b)]).notes
     assert any(note in item for item in notes), notes
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "cause"),
+    [
+        ({}, {}, "are a fault of the program"),
+        ({"bitwise": True}, {"max_seconds": None}, "are a fault of the program"),
+        (
+            {"bitwise": False, "endpoint": "http://x/v1", "path": "http://x/v1 m"},
+            {},
+            "do so because http://x/v1 m is a served model, which may reply differently at each request",
+        ),
+        (
+            {"bitwise": False},
+            {},
+            "do so because the backend of bundled does not guarantee the same replies for every batch",
+        ),
+        ({"bitwise": True}, {"max_seconds": 2.5}, "do so because --max-seconds ends replies by the clock"),
+    ],
+)
+def test_the_note_on_equal_runs_blames_the_program_only_if_it_promises_the_same_replies(
+    tmp_path: Path, model: dict[str, Any], settings: dict[str, Any], cause: str
+) -> None:
+    paths = [make_run(tmp_path / name, settings={"base": settings}) for name in "ab"]
+    for path in paths:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        manifest["about"]["models"][0].update(model)
+        (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    same = "a and b have the same weights, script, settings and seed: replies that differ"
+    assert compare([str(path) for path in paths]).notes == (f"{same} {cause}",)
 
 
 def test_runs_without_common_conversations_are_refused(tmp_path: Path) -> None:

@@ -25,6 +25,13 @@ doc_to_target: "{{right}}"
 doc_to_choice: "{{options}}"
 metric_list: [{metric: acc, aggregation: mean}, {metric: acc_norm, aggregation: mean}]
 """,
+    "lengths": """
+output_type: multiple_choice
+doc_to_text: "{{text}}. Who am I?"
+doc_to_target: 0
+doc_to_choice: "{{[text.split(' ')[3], 'Zoë Ünal', text]}}"
+metric_list: [{metric: acc, aggregation: mean}, {metric: acc_norm, aggregation: mean}]
+""",
     "texts": """
 output_type: loglikelihood_rolling
 doc_to_text: ""
@@ -64,14 +71,24 @@ def write_tasks(made: Path) -> Path:
 
 
 def evaluated(lm: Any, folder: Path, tasks: Sequence[str], **options: Any) -> dict[str, float]:
+    """The metrics of each task, by `TASK METRIC`."""
+    return {
+        f"{task} {metric}": value
+        for task, found in _evaluate(lm, folder, tasks, **options)["results"].items()
+        for metric, value in found.items()
+        if isinstance(value, float) and "stderr" not in metric
+    }
+
+
+def samples_of(lm: Any, folder: Path, task: str) -> list[dict[str, Any]]:
+    """The harness' records of a task's documents, with their metrics."""
+    return _evaluate(lm, folder, [task])["samples"][f"own_{task}"]
+
+
+def _evaluate(lm: Any, folder: Path, tasks: Sequence[str], **options: Any) -> dict[str, Any]:
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     results = simple_evaluate(
         model=lm, tasks=[f"own_{name}" for name in tasks], task_manager=manager, bootstrap_iters=0, **options
     )
     assert results is not None
-    return {
-        f"{task} {metric}": value
-        for task, found in results["results"].items()
-        for metric, value in found.items()
-        if isinstance(value, float) and "stderr" not in metric
-    }
+    return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import rwkvbatch
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.load import load_model
 from rwkvbatch.prompt.tokenizer import world_tokenizer
@@ -19,7 +21,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 
 from rwkvbatch.integrations.harness import RwkvBatchLM
-from tests.integrations.harness_tasks import TASKS, evaluated, write_tasks
+from tests.integrations.harness_tasks import TASKS, evaluated, samples_of, write_tasks
 
 
 class PlainLoop(TemplateLM):
@@ -107,6 +109,28 @@ def test_results_equal_those_of_a_plain_loop(
     expected = evaluated(loop, folder, tasks, **options)
     assert len(expected) >= len(tasks)
     assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_choices_of_a_script_have_the_accuracies_of_the_harness(folder: Path, tmp_path: Path) -> None:
+    samples = samples_of(RwkvBatchLM(), folder, "lengths")
+    lines: list[dict[str, Any]] = []
+    for number, sample in enumerate(samples):
+        prompt = sample["arguments"][0][0]
+        choices = {str(index): text for index, (_, text) in enumerate(sample["arguments"])}
+        for normalize in ("none", "character"):
+            expect = {"choice": str(sample["target"]), "normalize": normalize}
+            name = f"{number} {normalize}"
+            lines.append({"id": name, "prompt": prompt, "choices": choices, "expect": expect})
+    script = tmp_path / "s.jsonl"
+    script.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    found = {row.conversation: row.checks[0].score for row in rwkvbatch.run(str(script)).rows()}
+    expected = {
+        f"{number} {normalize}": sample[metric]
+        for number, sample in enumerate(samples)
+        for normalize, metric in (("none", "acc"), ("character", "acc_norm"))
+    }
+    assert found == expected
+    assert any(sample["acc"] != sample["acc_norm"] for sample in samples)
 
 
 def requests(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:

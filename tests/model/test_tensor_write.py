@@ -99,17 +99,29 @@ def test_private_file_is_its_owners_alone_from_the_first_byte_on(
     assert {*modes, stat.S_IMODE(path.stat().st_mode)} == {0o600}
 
 
-def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [
+        (errno.ENOSPC, "make room on the disk, or choose another one"),
+        (errno.EROFS, "choose a folder that you may write to"),
+        (errno.EACCES, "choose a folder that you may write to"),
+        (errno.EIO, None),
+    ],
+)
+def test_failed_write_leaves_the_old_file_and_nothing_else(
+    number: int, hint: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x.pth"
     path.write_bytes(b"PK\x03\x04 old")
 
     def full(file: BinaryIO, _entries: object, _on_written: object) -> None:
         file.write(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(tensor_write.pth, "write_zip", full)
-    with pytest.raises(StorageError, match=r"cannot write .*No space left"):
+    with pytest.raises(StorageError, match=rf"cannot write .*{os.strerror(number)}") as caught:
         save_tensors(path, TENSORS, replace=True)
+    assert caught.value.hint == hint
     assert path.read_bytes() == b"PK\x03\x04 old"
     assert [file.name for file in tmp_path.iterdir()] == ["x.pth"]
 

@@ -20,7 +20,7 @@ import torch
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.checkpoint import open_checkpoint
-from rwkvbatch.model.load import load_model
+from rwkvbatch.model.load import SeveralNetworksWarning, load_model
 
 Tensors = dict[str, torch.Tensor]
 
@@ -78,6 +78,18 @@ def test_another_network_in_the_file_is_named(tiny_tensors: Tensors, tmp_path: P
     torch.save({"ema": tiny_tensors, "model": tiny_tensors}, tmp_path / "two.pth")
     with open_checkpoint(tmp_path / "two.pth") as checkpoint:
         assert checkpoint.file.undone == ("the wrapper 'model' (not read: 'ema')",)
+    with pytest.warns(
+        SeveralNetworksWarning, match="two.pth: 'model' in it is read, and 'ema' beside it is not; to use"
+    ):
+        load_model(tmp_path / "two.pth", "cpu", threads=1)
+
+
+def test_a_file_with_one_network_gives_no_warning(
+    tiny_tensors: Tensors, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    torch.save({**beside(), "model": tiny_tensors}, tmp_path / "one.pth")
+    load_model(tmp_path / "one.pth", "cpu", threads=1)
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -115,6 +127,14 @@ class _Evil:
 def test_what_is_no_checkpoint_is_named(value: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=message):
         load_model(archive(pickle.dumps(value, protocol=2), tmp_path))
+
+
+def test_names_of_the_file_are_escaped_in_messages(tmp_path: Path) -> None:
+    # STACK_GLOBAL of two texts, called without arguments.
+    calls = b"\x80\x04\x8c\x04os\n!\x8c\x06\x1b[2Jrm\x93)R."
+    with pytest.raises(CheckpointError) as caught:
+        load_model(archive(calls, tmp_path))
+    assert r"a.pth: it asks to run os\n!.\x1b[2Jrm, which no checkpoint needs" in caught.value.message
 
 
 def test_a_module_pickled_whole_is_named(tmp_path: Path) -> None:

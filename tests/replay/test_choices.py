@@ -16,9 +16,11 @@ from rwkvbatch.errors import ScriptError
 from rwkvbatch.model.base import Model
 from rwkvbatch.replay.grid import make_cells
 from rwkvbatch.results.row import Row, decode_row, encode_row
-from rwkvbatch.script.choices import ChoiceScore, ChoiceScores
+from rwkvbatch.script.checks.structured import Chosen
+from rwkvbatch.script.choices import NORMALIZE, ChoiceScore, ChoiceScores, Normalize
 from rwkvbatch.script.native import native_record
 from rwkvbatch.script.reader import read_scripts
+from rwkvbatch.script.records import ReplyFacts
 from tests.replay.fakes import make_plan
 from tests.replay.runs import check_invariance, run
 from tests.script.writing import conversation, read, user, write
@@ -46,7 +48,7 @@ def test_each_choice_is_scored_as_the_start_of_a_reply(tmp_path: Path, model: Mo
     assert row.choices is not None
     for score, name in zip(row.choices.scores, NAMES, strict=True):
         expected = llm.score(prompt, f" {name}")
-        assert score == ChoiceScore(name, expected.logprob, len(expected.token_ids), len(f" {name}"))
+        assert score == ChoiceScore(name, expected.logprob, len(expected.token_ids), len(f" {name}"), len(name))
     assert row.finish_reason == "scored"
     assert row.reply == row.choices.best().name
     assert row.reply_ids == ()
@@ -65,11 +67,48 @@ def test_after_a_reply_prefix_choices_are_scored_without_an_added_space(tmp_path
     ]
 
 
-@pytest.mark.parametrize("normalize", ["none", "token", "byte"])
-def test_normalize_selects_the_measure_that_compares_choices(normalize: Any) -> None:
-    scores = ChoiceScores((ChoiceScore("a", -4.0, 1, 10), ChoiceScore("b", -5.0, 5, 5), ChoiceScore("c", -9.0, 6, 40)))
-    assert scores.best(normalize).name == {"none": "a", "token": "b", "byte": "c"}[normalize]
-    assert scores.as_dict()["best"] == {"none": "a", "token": "b", "byte": "c"}
+@pytest.mark.parametrize("normalize", NORMALIZE)
+def test_normalize_selects_the_measure_that_compares_choices(normalize: Normalize) -> None:
+    best = {"none": "a", "token": "b", "byte": "c", "character": "d"}
+    scores = ChoiceScores(
+        (
+            ChoiceScore("a", -4.0, 1, 10, 10),
+            ChoiceScore("b", -5.0, 5, 5, 4),
+            ChoiceScore("c", -9.0, 6, 40, 10),
+            ChoiceScore("d", -8.0, 5, 30, 29),
+        )
+    )
+    assert scores.best(normalize).name == best[normalize]
+    assert scores.as_dict()["best"] == best
+
+
+@pytest.mark.parametrize(
+    ("scored", "num_bytes", "characters"),
+    [
+        (" Ada", 4, 3),
+        (" Zoë Ünal. ", 13, 9),
+        ("三", 3, 1),
+        (" ", 1, 1),  # never divided by 0
+    ],
+)
+def test_characters_are_counted_without_white_space_around_the_text(
+    scored: str, num_bytes: int, characters: int
+) -> None:
+    score = ChoiceScore.of("a", -6.0, 2, scored.encode())
+    assert (score.bytes, score.characters) == (num_bytes, characters)
+    assert score.value("character") == -6.0 / characters
+    assert score.value("byte") == -6.0 / num_bytes
+
+
+def test_rows_of_earlier_versions_did_not_count_characters() -> None:
+    values: dict[str, Any] = {"scores": [{"name": name, "logprob": -1.0, "tokens": 2, "bytes": 5} for name in "ab"]}
+    scores = ChoiceScores.from_dict(values)
+    assert scores.as_dict() == {"best": {"none": "a", "token": "a", "byte": "a"}} | values
+    facts = ReplyFacts("a", "scored", 0, None, scores)
+    for normalize, undecided in (("byte", False), ("character", True)):
+        verdict = Chosen.parse("a", {"normalize": normalize}).judge(facts)
+        assert (verdict.passed, verdict.undecided) == (not undecided, undecided)
+    assert "did not count the characters" in str(verdict.detail)
 
 
 def test_the_first_of_equally_likely_choices_is_the_best() -> None:
@@ -168,7 +207,7 @@ def test_a_plain_prompt_with_choices_is_tokenized_verbatim(tmp_path: Path, model
         assert row.choices is not None
         for score, text in zip(row.choices.scores, (" A", " B"), strict=True):
             expected = llm.score([*begin, *llm.tokenizer.encode(prompt)], text)
-            assert score == ChoiceScore(text.strip(), expected.logprob, len(expected.token_ids), 2)
+            assert score == ChoiceScore(text.strip(), expected.logprob, len(expected.token_ids), 2, 1)
         assert row.tokens.prompt == len([*begin, *llm.tokenizer.encode(prompt)])
         assert row.reply == row.choices.best().name
         assert row.checks[0].passed == (row.reply == "B")
@@ -219,8 +258,10 @@ def test_choices_without_a_prompt_have_the_scores_of_whole_texts(tmp_path: Path,
             tokens = llm.tokenizer.encode(text)
             # Without token 0, nothing precedes the first token, so that it is read and not scored.
             before, scored = ([0], tokens) if bos == "auto" else (tokens[:1], tokens[1:])
-            num_bytes = sum(len(llm.tokenizer.token_bytes(token)) for token in scored)
-            assert score == ChoiceScore(name, llm.score(before, scored).logprob, len(scored), num_bytes)
+            data = b"".join(map(llm.tokenizer.token_bytes, scored))
+            assert score == ChoiceScore(
+                name, llm.score(before, scored).logprob, len(scored), len(data), len(data.decode().strip())
+            )
             whole = rows[name].reference
             assert whole is not None
             assert (whole.logprob, whole.tokens, whole.bytes) == (score.logprob, score.tokens, score.bytes)
@@ -249,6 +290,7 @@ def test_a_continuation_is_scored_after_the_prompt_and_each_choice(tmp_path: Pat
             expected = llm.score(before, " was kind.")
             assert score.logprob == expected.logprob
             assert (score.tokens, score.bytes) == (len(expected.token_ids), len(" was kind."))
+            assert score.characters == len("was kind.")
         best = row.choices.best().name
         assert row.reply == {"1": "Ada", "2": "Bob"}[best]
         assert row.checks[0].passed == (best == "1")

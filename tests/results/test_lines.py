@@ -27,6 +27,8 @@ from rwkvbatch.results.row import (
 from rwkvbatch.results.row_values import check_values
 from tests.replay.fakes import make_row
 
+CHOICE = {"name": "a", "logprob": -1.0, "tokens": 2, "bytes": 5}
+
 
 class TestLines:
     @given(reply=st.text(), prompt=st.text(st.characters()), ids=st.lists(st.integers(0, 2**31 - 1)))
@@ -51,6 +53,22 @@ class TestLines:
             ({"checks": {}}, "checks must be an array, got {}"),
             ({"checks": ["x"]}, 'checks must contain objects, got "x"'),
             ({"checks": [{"kind": "k", "passed": True, "score": None}]}, "must have both `passed` and `score`"),
+            ({"tokens": {"prompt": 1, "reply": 1, "thinking": -1}}, "tokens.thinking must be an integer in 0 to"),
+            (
+                {"reference": {"text": "x", "nll": 1, "matched": 1, "tokens": 1, "logprob": "-1", "bytes": 1}},
+                'reference.logprob must be a finite number, got "-1"',
+            ),
+            ({"choices": []}, "choices must be an object, got []"),
+            ({"choices": {"scores": {}}}, "scores must be an array, got {}"),
+            ({"choices": {"scores": ["x"]}}, 'scores must contain objects, got "x"'),
+            ({"choices": {"scores": [CHOICE | {"logprob": None}]}}, "choices.scores.logprob must be a finite number"),
+            ({"choices": {"scores": [CHOICE | {"bytes": 2.5}]}}, "choices.scores.bytes must be an integer"),
+            ({"choices": {"scores": [CHOICE | {"characters": "3"}]}}, "choices.scores.characters must be an integer"),
+            ({"probe": 1}, "probe must be an object, got 1"),
+            (
+                {"probe": {"after": 0, "number": 0, "turns": 1, "tokens": "9"}},
+                "probe.tokens must be an integer in 0 to 2147483647 or null",
+            ),
             ({"tags": [3]}, "tags must contain strings, got 3"),
             ({"reply_ids": [1, -2]}, "reply_ids must contain token ids, got -2"),
             ({"reply_ids": [1, 2**31]}, "reply_ids must contain token ids, got 2147483648"),

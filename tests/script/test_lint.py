@@ -34,6 +34,11 @@ CASES: list[tuple[dict[str, Any], list[tuple[str, str]]]] = [
     (user("User: b"), [("role-line", "turn 0")]),
     (user("a\x00b"), [("control-character", "turn 0")]),
     (user("a\x1b[0m"), [("control-character", "turn 0")]),
+    (user("cafe\u0301"), [("decomposed", "turn 0")]),
+    (user("café, 한국"), []),
+    (user("a", expect={"contains": "cafe\u0301"}), [("decomposed", "turn 0")]),
+    (user("a", expect={"any": [{"equals": "b"}, {"one_of": ["c", "cafe\u0301"]}]}), [("decomposed", "turn 0")]),
+    (user("a", expect={"contains": "café"}), []),
     (user("The User: a column.\nWhat is it?\tTell me."), []),
     (user("My User:\nx"), []),
 ]

@@ -362,7 +362,7 @@ def test_labels_are_read_from_the_file_beside_the_records(tmp_path: Path) -> Non
         import_benchmark("piqa", [path], tmp_path / "out.jsonl", replace=True)
 
 
-@pytest.mark.parametrize("normalize", ["token", "byte"])
+@pytest.mark.parametrize("normalize", ["token", "byte", "character"])
 def test_likelihoods_of_choices_can_be_normalized(normalize: Normalize, tmp_path: Path) -> None:
     path, out = tmp_path / "blimp.jsonl", tmp_path / "out.jsonl"
     path.write_text(json.dumps(BLIMP) + "\n")
@@ -376,7 +376,7 @@ def test_normalizing_is_refused_where_no_likelihoods_of_choices_are_compared(tmp
     with pytest.raises(UsageError, match="lambada in the style 'plain' compares no likelihoods of choices"):
         import_benchmark("lambada", [str(path)], out, normalize="byte")
     wrong: Any = "char"
-    with pytest.raises(UsageError, match="--normalize must be one of none, token, byte, got 'char'"):
+    with pytest.raises(UsageError, match="--normalize must be one of none, token, byte, character, got 'char'"):
         import_benchmark("blimp", [str(path)], out, normalize=wrong)
     assert not out.exists()
 

@@ -19,6 +19,12 @@ from tests.serve.running import MODEL, Server, eventually, raw_post, running
 
 KEY = "s3cret"
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+SHUTTING_DOWN = {
+    "message": "the server is shutting down",
+    "type": "server_error",
+    "param": None,
+    "code": "shutting_down",
+}
 ENDLESS = {"banned_token_ids": [0], "turn_end": "end-of-text", "max_tokens": 4096}
 
 
@@ -436,7 +442,27 @@ def test_the_server_stops_while_a_stream_is_open(monkeypatch: pytest.MonkeyPatch
         connection.sendall(raw_post("/v1/chat/completions", {**CHAT, **ENDLESS, "stream": True}))
         assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
         server.serving.stop()
-        assert b"[DONE]" not in read_all(connection)
+        rest = read_all(connection)
+    assert b"[DONE]" not in rest
+    assert json.loads(rest.rpartition(b"data: ")[2].partition(b"\n")[0])["error"] == SHUTTING_DOWN
+    assert rest.endswith(b"\r\n0\r\n\r\n")
+
+
+def test_replies_that_outlast_the_grace_period_end_with_status_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "GRACE_SECONDS", 0.2)
+    messages: list[str] = []
+    with running() as server, socket.create_connection(server.address, 10) as connection:
+        server.serving._server.notify = messages.append
+        connection.sendall(raw_post("/v1/chat/completions", {**CHAT, **ENDLESS}))
+        assert eventually(lambda: server.batcher.num_unfinished == 1)
+        server.serving.stop()
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"] == SHUTTING_DOWN
+    assert messages == [
+        "stopping after the unfinished replies (1), in at most 0.2 s; a second signal stops at once",
+        "ended the unfinished replies (1) with an error, because 0.2 s are over",
+    ]
 
 
 def test_metrics_count_responses_and_tokens(server: Server) -> None:

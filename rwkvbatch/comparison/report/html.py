@@ -7,8 +7,9 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from rwkvbatch import __version__
 from rwkvbatch.comparison.analysis import Analysis
@@ -47,6 +48,9 @@ from rwkvbatch.comparison.wording import (
 from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
 # pandas has no type stubs.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
@@ -74,10 +78,24 @@ def _without_controls(value: object) -> object:
     return printable(value, log=True) if type(value) is str else value
 
 
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_without_controls,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")
+
+
 @without_collection()
 def as_html(analysis: Analysis) -> str:
     """The whole report as one HTML document."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     style = (_HERE / "report.css").read_text(encoding="utf-8")
@@ -91,16 +109,7 @@ def as_html(analysis: Analysis) -> str:
     ranges = _ranges((*decisive, *others))
     trends = [(trend, trend is not analysis.trend) for trend in analysis.trends]
     failing = most_different(analysis, MAX_FAILURE_COLUMNS)
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_without_controls,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("report.html.j2")
-    return template.render(
+    return _template().render(
         title=_title(analysis),
         facts=_headline_facts(analysis),
         conclusion=_typeset(conclusion)(analysis.comparisons),

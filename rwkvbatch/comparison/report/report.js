@@ -6,11 +6,20 @@
   const scoreAt = data.metrics.findIndex((metric) => metric.name === "score");
   const nllAt = data.metrics.findIndex((metric) => metric.name === "nll");
 
+  // Invisible characters and those that reorder text, shown as the rest of the page and the terminal show them.
+  const HIDDEN = /[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]|\p{gc=Cs}/gu;
+  function escaped(character) {
+    const code = character.charCodeAt(0).toString(16);
+    return code.length > 2 ? `\\u${code.padStart(4, "0")}` : `\\x${code.padStart(2, "0")}`;
+  }
+  const printable = (text) => String(text).replace(HIDDEN, escaped);
+  const textNode = (text) => document.createTextNode(printable(text));
+
   // All text reaches the page through here, as text: nothing that a model wrote is ever parsed as HTML.
   function make(tag, className, text) {
     const element = document.createElement(tag);
     if (className) element.className = className;
-    if (text !== undefined && text !== null) element.textContent = text;
+    if (text !== undefined && text !== null) element.textContent = printable(text);
     return element;
   }
 
@@ -233,14 +242,14 @@
     if (label) box.append(make("p", "who", label));
     if (!row) { box.append(make("p", "reply noise", "not in this run")); return box; }
     const reply = make("p", row.error ? "reply failed" : "reply");
-    if (row.error) reply.textContent = row.error;
+    if (row.error) reply.append(textNode(row.error));
     else if (pieces) {
       for (const piece of pieces) {
         if (!kinds.includes(piece.kind)) continue;
         const tag = { gone: "del", new: "ins" }[piece.kind];
-        reply.append(tag ? make(tag, "", piece.text) : document.createTextNode(piece.text));
+        reply.append(tag ? make(tag, "", piece.text) : textNode(piece.text));
       }
-    } else reply.textContent = row.reply;
+    } else reply.append(textNode(row.reply));
     if (!row.error && !row.reply) reply.append(make("span", "noise", "(empty)"));
     const figures = make("dl", "figures");
     const add = (name, value, className) => {
@@ -300,7 +309,7 @@
     const system = Object.hasOwn(data.systems, state.selected) ? data.systems[state.selected] : null;
     if (system) {
       const box = make("p", "system");
-      box.append(make("small", "", "system"), document.createTextNode(system));
+      box.append(make("small", "", "system"), textNode(system));
       place.append(box);
     }
     for (const turn of Object.keys(talk.asked).map(Number).sort((a, b) => a - b)) {
@@ -311,7 +320,7 @@
       const box = make("article", "turn");
       const question = make("p", "asked");
       const position = probeAfter === null ? `turn ${turn}` : `probe after turn ${probeAfter}`;
-      question.append(make("small", "", position), document.createTextNode(asked));
+      question.append(make("small", "", position), textNode(asked));
       box.append(question);
       const sides = make("div", before ? "sides" : "sides single");
       const pieces = left && right && !left.error && !right.error ? wordDiff(left.reply, right.reply) : null;

@@ -52,11 +52,13 @@ from rwkvbatch.comparison.wording import (
 )
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.escaping import CONTEXT, printable
+from rwkvbatch.script.choices import probability_among
 
 _PIECE_STYLES: Final = {"same": "", "gone": "red strike", "new": "green bold"}
 _MARKS: Final = {"gone": ("[-", "-]"), "new": ("{+", "+}")}
 _MAX_LINES = 2
 _MAX_DIFF_CHARACTERS = 600
+_MAX_CHOICES = 10
 _RULE_ENDS = 4
 """The width of a rule's line and space on both sides of its title."""
 
@@ -232,6 +234,8 @@ def _turn(record: Mapping[str, Any]) -> Table:
         table.add_row(Text("Assistant", "green"), Text(printable(record["reply"])))
     if record["reference"]:
         table.add_row(Text("Reference", "dim"), Text(printable(record["reference"]), "dim"))
+    if record["choices"]:
+        table.add_row(Text("Choices", "dim"), _choices(record))
     for check in record["checks"]:
         mark, style = _CHECK_MARKS[check["passed"]]
         text = f"{mark} {check['kind']} {check['expected']!r}"
@@ -242,6 +246,24 @@ def _turn(record: Mapping[str, Any]) -> Table:
     details = [position, f"ended by {record['finish_reason']}", *_metric_values(record, SHOWN_METRICS)]
     table.add_row("", safe(", ".join(details), "dim"))
     return table
+
+
+def _choices(record: Mapping[str, Any]) -> Text:
+    """A line for each choice: its text, its probability if the reply is one of them, and its sum of log-probabilities.
+
+    Of many choices, the likeliest are shown, in the script's order.
+    """
+    scores: Sequence[Mapping[str, Any]] = record["choices"]
+    logprobs = [score["logprob"] for score in scores]
+    likeliest = sorted(range(len(scores)), key=lambda index: -logprobs[index])[:_MAX_CHOICES]
+    lines = [
+        f"{printable(scores[index]['name'], keep_newlines=False)}: "
+        f"{probability_among(logprobs, index):.1%}, logprob {logprobs[index]:.2f}"
+        for index in sorted(likeliest)
+    ]
+    if more := len(scores) - len(likeliest):
+        lines.append(f"{more} less likely")
+    return Text("\n".join(lines), "dim")
 
 
 def _metric_values(record: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:

@@ -251,6 +251,8 @@ def test_the_page_fits_the_width_of_a_phone(browser: webdriver.Chrome, tmp_path:
 
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
         row["checks"][0]["score"] = 0.9 - 0.2 * cells.index(row["cell"]) + rng.normal(0, 0.01)
+        row["conversation"] = f"{row['conversation']}-of-the-longest-name-that-anybody-ever-gave"
+        row["reference"]["nll"] *= 1e6 ** (cells.index(row["cell"]) > 0)
 
     report = tmp_path / "long.html"
     run = make_run(tmp_path / "a", cells=cells, change=change)
@@ -260,8 +262,7 @@ def test_the_page_fits_the_width_of_a_phone(browser: webdriver.Chrome, tmp_path:
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     page.get(report.as_uri())
     try:
-        widths = page.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
-        assert widths[0] <= widths[1]
+        assert page.execute_script("return document.documentElement.scrollWidth") <= phone["width"]
         scroll = "document.querySelector('.verdict .scroll')"
         content_width, visible_width = page.execute_script(f"return [{scroll}.scrollWidth, {scroll}.clientWidth]")
         assert content_width <= visible_width, "the verdicts need no sideways scrolling"
@@ -275,10 +276,33 @@ def test_hostile_text_is_shown_and_runs_no_script(browser: webdriver.Chrome, tmp
     browser.get(report.as_uri())
     for row in browser.find_elements(By.CSS_SELECTOR, "#talk-list tr"):
         row.click()
-        assert "<img src=x" in browser.find_element(By.ID, "talk").text
+        talk = browser.execute_script("return document.getElementById('talk').textContent")
+        assert "<img src=x" in talk
+        assert talk.count(r"\x1b]0;owned\x07\x1b[2J\u202eevil\u2028\x00\x0d") >= 6
+        assert not set(talk) & set("\x1b\x07\x00\u202e\u2028\r")
     assert browser.execute_script("return window.pwned") is None
     assert browser.find_elements(By.CSS_SELECTOR, "img, #talk script, #talk svg") == []
     assert browser.get_log("browser") == []
+
+
+def test_text_from_right_to_left_begins_at_the_right(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        row["prompt"], row["reply"] = "שלום, Ada.", "مرحبا 1"
+
+    report = tmp_path / "bidi.html"
+    report.write_text(as_html(compare([str(make_run(tmp_path / "a", change=change))])), encoding="utf-8")
+    browser.get(report.as_uri())
+    first_letter = """
+        const element = document.querySelector(arguments[0]), range = document.createRange();
+        const text = document.createTreeWalker(element, NodeFilter.SHOW_TEXT, (node) =>
+          node.parentElement === element ? NodeFilter.FILTER_ACCEPT : NodeFilter.FILTER_SKIP).nextNode();
+        range.setStart(text, 0);
+        range.setEnd(text, 1);
+        return [range.getBoundingClientRect().right, element.getBoundingClientRect().right];
+    """
+    for selector in ("#talk .asked", "#talk .reply"):
+        letter, box = browser.execute_script(first_letter, selector)
+        assert letter == pytest.approx(box, abs=2)
 
 
 def test_the_policy_blocks_injected_scripts(page: webdriver.Chrome) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 import warnings
@@ -14,6 +13,8 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from tests.model.ops.interpreter import speed_up
+
 # Functions that are compiled and functions that are interpreted are told apart when they are made: `conftest.py`
 # imports this before any test can import Triton.
 HAS_GPU = torch.cuda.is_available() and torch.version.hip is None and not os.environ.get("TRITON_INTERPRET")
@@ -23,32 +24,8 @@ if not HAS_GPU:
 DEVICE = "cuda" if HAS_GPU else "cpu"
 
 
-def _list_the_language_once() -> None:
-    """Spare Triton's interpreter a listing of the language's members at each call of a function inside a kernel.
-
-    It looks there for functions to replace, of which `inspect.getmembers` finds hundreds; that is a third of its time.
-    """
-    try:
-        import triton.language as tl
-        from triton.runtime import interpreter
-    except ImportError:
-        return
-    spaces = (tl, tl.core, tl.math, tl.tensor)
-    names = {space: [name for name, it in inspect.getmembers(space) if tl.core.is_builtin(it)] for space in spaces}
-
-    class ListedOnce:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(inspect, name)
-
-        def getmembers(self, space: Any) -> list[tuple[str, Any]]:
-            actual = names.get(space)
-            return inspect.getmembers(space) if actual is None else [(name, getattr(space, name)) for name in actual]
-
-    interpreter.inspect = ListedOnce()  # type: ignore[attr-defined]
-
-
 if not HAS_GPU:
-    _list_the_language_once()
+    speed_up()
 
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs an NVIDIA GPU, and there is none")]
 
