@@ -285,3 +285,32 @@ def test_wins_and_losses_are_weighted_like_the_mean() -> None:
     [found], _ = compare_metric(metric_named("nll"), [MatchedRows(pair, rows, 0, 0, 0)])
     assert found.difference < 0
     assert (found.wins, found.ties, found.losses) == (1, 0, 0)
+
+
+def test_requested_metrics_without_values_are_no_lines_of_the_table(tmp_path: Path) -> None:
+    path = str(make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=7))
+    found = compare(path, metrics=["bits_per_byte", "pass_at_9", "score"])
+    assert {line.metric.name for line in found.comparisons} == {"score"}
+    (note,) = [note for note in found.notes if "no turn has a value" in note]
+    assert note.startswith("no turn has a value of bits_per_byte, pass_at_9 on both sides: scores need checks")
+    for source, where in ((path, " on both sides"), (f"{path}::t=1", "")):
+        with pytest.raises(UsageError, match=f"--metric: no turn has a value of pass_at_9{where}$") as caught:
+            compare(source, metrics=["pass_at_9"])
+        assert "pass_at_K K repetitions" in (caught.value.hint or "")
+    everything = compare(path, ks=[2, 9], all_metrics=True)
+    assert {line.metric.name for line in everything.comparisons} & {"pass_at_2", "pass_at_9"} == {"pass_at_2"}
+    assert [note for note in everything.notes if "9" in note] == [
+        "pass_at_9 cannot be estimated: conversations with checks have at most 2 repetitions"
+    ]
+
+
+def test_without_a_common_turn_with_checks_the_script_is_not_blamed(tmp_path: Path) -> None:
+    plain = {"checks": [], "reference": None}
+    rows = [make_row("x", cell=cell, **plain) for cell in ("t=1", "t=2")] + [make_row("x", cell="t=1", turn=1)]
+    write_run(tmp_path / "a", rows, manifest={})
+    with pytest.raises(UsageError, match="no turn that the variants share has a check") as caught:
+        compare(str(tmp_path / "a"))
+    assert "its command again" in (caught.value.hint or "")
+    write_run(tmp_path / "b", rows[:2], manifest={})
+    with pytest.raises(UsageError, match="the script has neither checks"):
+        compare(str(tmp_path / "b"))
