@@ -13,10 +13,10 @@ symmetric. On the side of a long tail the difference must therefore also be sign
 interval excludes 0 exactly when its test rejects: where necessary an end moves to 0, or to the other side of 0.
 
 A family is corrected by the smallest p-value under common flips (Westfall and Young 1993, Resampling-based multiple
-testing). Adjusted p-values and simultaneous intervals both follow from `Family.level_each`, so they cannot contradict
-each other. Where conversations can agree by chance, p-values take few values, and several tests often need little
-correction. Intervals need all of it, because flips test a difference of 0 alone: their level is
-`Family.level_interval`.
+testing): `Family.level_each` is the level of a single test. Flips test differences of 0 alone, and where variants
+differ much, the flipped sums of all of them are alike, or take few values, so that tests need little correction.
+Intervals hold the true differences, around which the variants' deviations may be independent. Their level is
+`Family.level_interval`. An interval still excludes 0 exactly where the test is significant.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rwkvbatch.stats.signflip import (
     exact_p,
     flipped_sums,
     level_each,
-    normal_level_each,
+    level_of_intervals,
     sign_flips,
     two_sided_p,
 )
@@ -62,8 +62,7 @@ class Difference:
             unknown or if no outcome is significant.
         decidable: False if there are too few conversations for any outcome to be significant in this family.
         identical: every pair is equal.
-        level_interval: the level of `low` and `high`: the family's `level_interval` where conversations can agree by
-            chance, else its `level_each`. If every pair is equal, nothing is tested, and it is Bonferroni's level.
+        level_interval: the level of `low` and `high`: the family's, or Bonferroni's if every pair is equal.
     """
 
     mean: float
@@ -96,8 +95,7 @@ class Family:
         level: the probability of any false alarm among them.
         level_each: the level of a single test that keeps `level`. It is `level` for one comparison, and at least
             `level` divided by the number of comparisons with pairs that differ.
-        level_interval: the level of a single interval of differences that conversations can share by chance, at most
-            `level_each` (`signflip.normal_level_each`); equal to it if there are none.
+        level_interval: the level of a single interval (`signflip.level_of_intervals`), at most `level_each`.
         exact: whether all sign patterns were enumerated.
     """
 
@@ -246,10 +244,14 @@ class _Variants:
         smallest.sort()
         # `smallest` is of the drawn patterns. Adjusting the larger one of both p-values keeps the level for either.
         found = np.searchsorted(smallest, np.maximum(p, p_of_patterns), side="right")
-        each = interval = level_each(smallest, level)
-        if any(spread.ties for spread in self.spreads):
-            interval = min(each, normal_level_each(self.scaled, level))
+        each = level_each(smallest, level)
+        interval = min(each, level_of_intervals(self.deviations(), level))
         return _Tests(flips, level, each, interval, p, np.maximum(p, found / flips.count), kept)
+
+    def deviations(self) -> NDArray[np.float64]:
+        """`[clusters, variants]`: of the differences from their means, as `scaled`; 0 if all pairs are the same."""
+        deviations = self.scaled - self.counts * (self.scaled.sum(axis=0) / self.counts.sum(axis=0))
+        return np.where(np.abs(deviations).max(axis=0) > 1e-11, deviations, 0.0)
 
     def differences(self, tests: _Tests) -> list[Difference]:
         """The differences, with intervals that agree with the tests."""
@@ -263,9 +265,7 @@ class _Variants:
         spread, p, p_adjusted = self.spreads[column], float(tests.p[column]), float(tests.p_adjusted[column])
         means = _SubsetMeans.of(subsets, float(self.scale[column]))
         alone = means.interval(tests.level, tests.level, spread, significant=p <= tests.level)
-        level_interval = tests.level_interval if spread.ties else tests.level_each
-        significant = p_adjusted <= tests.level
-        together = means.interval(tests.level_each, level_interval, spread, significant=significant)
+        together = means.interval(tests.level_each, tests.level_interval, spread, significant=p_adjusted <= tests.level)
         rank_sums = np.round(self.ranks[:, column].sum() - 2 * subsets.ranks, 6)
         decidable = _smallest_p(spread.clusters) <= tests.level_each
         return Difference(
@@ -283,7 +283,7 @@ class _Variants:
             detectable=spread.detectable(tests.level_each) if decidable else math.nan,
             decidable=decidable,
             identical=False,
-            level_interval=level_interval,
+            level_interval=tests.level_interval,
         )
 
 
@@ -325,17 +325,21 @@ class _SubsetMeans:
 
         Its ends are those of the differences that sign flips do not reject, moved out to those of
         `Spread.tie_interval` and of the correction for skewness. Discrete means have the first of these alone: they are
-        not spread evenly around a difference other than 0.
+        not spread evenly around a difference other than 0. With few clusters no flip is significant at a level below
+        that of the test; a t interval is at this level.
 
         Args:
-            test_level: of the test. level: of the ends that are no means over flipped clusters.
+            test_level: level of the test, at least `level`.
         """
-        num_outside = math.floor(test_level * self.count / 2 + 1e-9) - self.num_empty
+        decidable = self._num_outside(test_level) >= 0
         low, high = -math.inf, math.inf
-        if num_outside >= 0 and level > 0:
+        if decidable and level > 0:
             ends = [spread.tie_interval(level)] if spread.ties else []
             if not spread.discrete:
-                num_outside = min(num_outside, (self.means.size - 1) // 2)
+                num_outside = self._num_outside(level)
+                if num_outside < 0:
+                    ends.append(spread.t_interval(level))
+                num_outside = min(max(num_outside, 0), (self.means.size - 1) // 2)
                 ends.append((float(self.means[num_outside]), float(self.means[-1 - num_outside])))
                 ends.append(spread.skewed.interval(level))
             low, high = min(end[0] for end in ends), max(end[1] for end in ends)
@@ -346,6 +350,10 @@ class _SubsetMeans:
         if spread.mean > 0:
             return (low if low > 0 else spread.smallest_step), high
         return low, (high if high < 0 else -spread.smallest_step)
+
+    def _num_outside(self, level: float) -> int:
+        """How many means lie outside of each end of an interval at `level`; negative if there are too few patterns."""
+        return math.floor(level * self.count / 2 + 1e-9) - self.num_empty
 
 
 def _signed_ranks(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -122,30 +122,38 @@ def level_each(ascending: NDArray[np.float64], level: float) -> float:
     return float(min(level, (1 - 1e-6) * ascending[allowed]))
 
 
-def normal_level_each(values: NDArray[np.float64], level: float) -> float:
-    """The level of a single two-sided test for which at most a share `level` of normal sums have a smaller p-value.
+def level_of_intervals(deviations: NDArray[np.float64], level: float) -> float:
+    """The level of each of several intervals that hold the true means together with probability `1 - level`.
 
     It is the multiplier bootstrap with normal weights (Chernozhukov, Chetverikov and Kato 2013): the sums have the
     correlations of the columns, but not the few values that sums of yes/no outcomes have. The result is between
     `level` and Bonferroni's `level / columns`.
 
     Args:
-        values: `[clusters, columns]`; no column is 0.
+        deviations: `[clusters, columns]` the contribution of each cluster to the deviation of a mean. A column of
+            zeros counts as independent of the others.
     """
     from scipy.special import ndtr  # pyright: ignore[reportMissingTypeStubs]
 
-    columns = values.shape[1]
+    columns = deviations.shape[1]
     if columns < 2:
         return level
+    size = np.sqrt((deviations**2).sum(axis=0))
+    values = deviations / np.where(size > 0, size, 1.0)
+    if not size.all():
+        values = np.concatenate([values, np.diag(np.where(size > 0, 0.0, 1.0))])
+    # The same columns in another order must have the same level.
+    keys = np.round(np.concatenate([values, np.sort(values, axis=0)]), 9)
     # The factor has the columns' correlations in the fewest rows.
-    factor = np.asarray(np.linalg.qr(values / np.sqrt((values**2).sum(axis=0)), mode="r"))
+    factor = np.asarray(np.linalg.qr(values[:, np.lexsort(keys)], mode="r"))
+    factor *= np.where(np.diagonal(factor) < 0, -1.0, 1.0)[:, None]
     generator = np.random.Generator(np.random.Philox(key=_SEED))
     largest = np.empty(DRAWN_PATTERNS)
     for start in range(0, DRAWN_PATTERNS, _CHUNK):
         sums = generator.standard_normal((min(_CHUNK, DRAWN_PATTERNS - start), factor.shape[0])) @ factor
         largest[start : start + sums.shape[0]] = np.abs(sums).max(axis=1)
-    largest.sort()
-    bound = largest[-1 - math.floor(level * largest.size)]
+    place = largest.size - 1 - math.floor(level * largest.size)
+    bound = np.partition(largest, place)[place]
     return float(min(level, max(level / columns, 2 * ndtr(-bound))))
 
 

@@ -176,6 +176,13 @@ class Spread:
         """The correction for skewness; of discrete means there is none."""
         return SkewedMean.of(self.mean, self.standard_error, self.clusters, self.skewness)
 
+    def t_interval(self, level: float) -> tuple[float, float]:
+        """The t interval with the cluster-robust standard error; without a standard error unlimited."""
+        if not self.standard_error >= 0:
+            return -math.inf, math.inf
+        half = t_quantile(1 - level / 2, self.clusters - 1) * self.standard_error
+        return self.mean - half, self.mean + half
+
     def tie_interval(self, level: float) -> tuple[float, float]:
         """The confidence interval of means that clusters can share by chance (`ties`).
 

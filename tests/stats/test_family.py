@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
 from rwkvbatch.stats.family import Difference, compare_family
-from rwkvbatch.stats.signflip import SignFlips, largest_mean_p, normal_level_each
+from rwkvbatch.stats.signflip import SignFlips, largest_mean_p, level_of_intervals
 
 
 def one(differences: list[float], **options: float) -> Difference:
@@ -238,5 +238,5 @@ def test_the_level_of_intervals_is_that_of_correlated_normal_sums() -> None:
         (np.hstack([shared, -shared, 2 * shared]), 0.05),
         (np.hstack([shared, shared, own[:, :1]]), 1 - 0.95 ** (1 / 2)),
     ):
-        assert normal_level_each(values, 0.05) == pytest.approx(level, rel=0.06)
-    assert normal_level_each(own[:, :1], 0.05) == 0.05
+        assert level_of_intervals(values, 0.05) == pytest.approx(level, rel=0.06)
+    assert level_of_intervals(own[:, :1], 0.05) == 0.05
