@@ -1,11 +1,12 @@
-"""Power of the paired clustered test compared with an unpaired test of rows, and false alarms of the trend test.
+"""Power of the paired clustered test compared with an unpaired test of rows, simultaneous intervals, and trends.
 
     python benchmarks/comparison_simulation.py --samples 2000
 
 Conversations differ in difficulty, which both runs and all repetitions and turns of a conversation share. The unpaired
 test is Welch's test of all rows as two lists of scores. It ignores that both runs replayed the same conversations,
 which costs power. It also ignores that the rows of a conversation are correlated, which causes false alarms if the runs
-have different conversations. Trends are simulated for equal checkpoints, with five times as many samples.
+have different conversations. Simultaneous intervals are simulated for several variants of one baseline with one yes/no
+outcome per conversation. Trends are simulated for equal checkpoints, with five times as many samples.
 
 Further cases are: few conversations; randomly missing rows of the variant, whose pairs are left out; rows that ended in
 an error, which count as failed; and nll with a lognormal mean of each conversation and heavy-tailed rows.
@@ -96,6 +97,23 @@ def detection_rates(case: Case, samples: int) -> Rates:
     return Rates(paired / samples, unpaired / samples)
 
 
+def held_together(conversations: int, variants: int, gain: float, loss: float, samples: int) -> float:
+    """The share of samples in which the simultaneous intervals hold the true differences of all variants.
+
+    The baseline passes half of the conversations. A variant passes others with the probability `2 * gain`, and fails
+    these with the probability `2 * loss`. Variants without a pair that differs have no interval, and are left out.
+    """
+    rng = np.random.default_rng(conversations * variants)
+    held = 0
+    for _ in range(samples):
+        passed = rng.random((conversations, 1)) < 0.5
+        chances = rng.random((conversations, variants))
+        differences = np.where(passed, -1.0 * (chances < 2 * loss), 1.0 * (chances < 2 * gain))
+        found = compare_family(differences, np.ones_like(differences), widest=1.0).differences
+        held += all(variant.identical or variant.low <= gain - loss <= variant.high for variant in found)
+    return held / samples
+
+
 def trend_alarms(conversations: int, checkpoints: int, samples: int) -> tuple[float, float]:
     """The share of samples in which equal checkpoints have a trend, and the mean level that the exact test attains."""
     rng = np.random.default_rng(conversations * checkpoints)
@@ -144,6 +162,11 @@ def main() -> None:
             f"{name:28} {case.conversations:3}, {case.effect:4.2f}: {rates.paired:6.1%} {rates.unpaired:6.1%}",
             flush=True,
         )
+    print("conversations, variants, gains, losses: samples whose simultaneous intervals hold all true differences")
+    for gain, loss in ((0.2, 0.1), (0.3, 0.05), (0.4, 0.4)):
+        for conversations, variants in ((12, 5), (12, 11), (20, 5), (20, 11), (40, 5)):
+            share = held_together(conversations, variants, gain, loss, samples)
+            print(f"{conversations:3}, {variants:3}, {gain:.2f}, {loss:.2f}: {share:.3f}", flush=True)
     print("conversations, checkpoints without a difference: trends found, level that the exact test can attain")
     for conversations, checkpoints in ((10, 5), (30, 5), (100, 5), (30, 30)):
         alarms, level = trend_alarms(conversations, checkpoints, 5 * samples)

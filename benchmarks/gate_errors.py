@@ -6,12 +6,13 @@
 - Size: with the number of conversations that `rwkvbatch plan` and the gate recommend, a non-inferiority gate passes in
   about 80 of 100 tries.
 
-    python benchmarks/gate_errors.py [TRIES]          # 1,000 tries each by default, some minutes
+    python benchmarks/gate_errors.py                  # 1,000 tries each, some minutes
+    python benchmarks/gate_errors.py --tries 100
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -71,7 +72,9 @@ def share_failed(gates: Sequence[Gate], draw: Draw, conversations: int, repeats:
 
 
 def main() -> None:
-    tries = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tries", type=int, default=1000)
+    tries = parser.parse_args().tries
     worse = [parse_gate("score < baseline significantly")]
     for name, draw in (("yes/no, 1 variant", yes_no(1)), ("yes/no, 4 variants", yes_no(4))):
         for conversations in (8, 12, 30):

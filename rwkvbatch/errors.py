@@ -188,6 +188,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def shown_name(name: str, limit: int = 80) -> str:
+    """A name from a file for a message: at most `limit` characters, and those that do not print as escapes."""
+    name = name[:limit]
+    return name if name.isprintable() else repr(name)[1:-1]
+
+
 def in_words(error: BaseException) -> str:
     """The type and text of an exception, which may come from foreign code with a failing `__str__`."""
     try:

@@ -30,6 +30,7 @@ from rwkvbatch.comparison.matching import (
     Dropped,
     MatchedRows,
     comparable_rows,
+    conversation_values,
     count_dropped,
     match,
     most_repeats,
@@ -155,6 +156,8 @@ def compare(
     notes += _repeat_notes(ks, matched, variants, table)
     primary_metric = _primary(primary, requested, matched, variants, table)
     shown = _shown(primary_metric, requested, matched, ks, all_metrics=all_metrics)
+    shown, requested, value_notes = _with_values(shown, requested, ks, matched, variants, table)
+    notes += value_notes
     trends: list[Trend] = []
     if over is not None and primary_metric is not None:
         others = [] if requested is None else [metric for metric in shown if metric != primary_metric]
@@ -240,13 +243,11 @@ class _Matching:
         table = comparable_rows(runs)
         notes += _mixed_nll_notes(table)
         all_pairs = [match(pair, table) for pair in pairs]
-        notes += unpaired_notes + check_pairs(pairs, runs)
-        for pair_rows in all_pairs:
-            notes += _matching_notes(pair_rows)
+        notes += unpaired_notes + check_pairs(pairs, runs) + _matching_notes(all_pairs)
         dropped = count_dropped(variants, all_pairs, table, runs)
         matching = cls(runs, variants, positions, pairs, table, all_pairs, dropped, notes)
         if not matching.with_common_turns and len(variants) > 1:
-            raise _no_common_turn(pairs, runs)
+            raise _no_common_turn(all_pairs, runs)
         return matching
 
     @property
@@ -344,9 +345,7 @@ def _primary(
     """
 
     def has_values(metric: Metric) -> bool:
-        if not matched:
-            return bool(table[metric.column].notna().any()) if metric.level == "turn" else metric.level != "pair"
-        return any(pair_rows.values(metric).baseline.size for pair_rows in matched)
+        return _has_values(metric, matched, variants, table)
 
     if name is not None:
         metric = metric_named(name)
@@ -354,10 +353,7 @@ def _primary(
             alternative = f"; {metric.log_of} can" if metric.log_of else ""
             raise UsageError(f"--primary {name}: differences in it are not tested, so it cannot decide{alternative}")
         if not has_values(metric):
-            raise UsageError(
-                f"--primary {name}: no turn has a value of it on both sides",
-                hint="scores need checks in the script, nll and matched need reference replies, pass_at_K K repeats",
-            )
+            raise UsageError(f"--primary {name}: no turn has a value of it on both sides", hint=_NEEDS)
         return metric
     for default in PRIMARY_METRICS:
         if has_values(metric_named(default)):
@@ -377,10 +373,67 @@ def _primary(
             f"no primary metric: every turn of {', '.join(failed)} ended in an error",
             hint="the same `rwkvbatch run` with --retry-errors runs them again; `rwkvbatch show RUN` has the errors",
         )
+    if any(bool(table[metric_named(name).column].notna().any()) for name in PRIMARY_METRICS):
+        raise UsageError(
+            "no primary metric: no turn that the variants share has a check (score) or a reference reply (nll)",
+            hint="give a run that was interrupted its command again, or choose what decides, such as --primary tokens",
+        )
     raise UsageError(
         "no primary metric: the script has neither checks (score) nor reference replies (nll)",
         hint="choose what decides, such as --primary tokens",
     )
+
+
+_NEEDS: Final = (
+    "scores need checks in the script, nll and matched need reference replies, bits_per_byte plain texts, pass_at_K K "
+    "repetitions"
+)
+
+
+def _has_values(
+    metric: Metric, matched: Sequence[MatchedRows], variants: Sequence[Variant], table: pd.DataFrame
+) -> bool:
+    """Whether any pair, or without pairs any variant, has a value of a metric."""
+    if metric.level == "variant":
+        return True
+    if matched:
+        return any(pair_rows.values(metric).baseline.size for pair_rows in matched)
+    if metric.level == "turn":
+        return bool(table[metric.column].notna().any())
+    return metric.level == "conversation" and any(
+        conversation_values(rows_of(table, variant), metric).size for variant in variants
+    )
+
+
+def _with_values(
+    shown: Sequence[Metric],
+    requested: tuple[str, ...] | None,
+    ks: Sequence[int] | None,
+    matched: Sequence[MatchedRows],
+    variants: Sequence[Variant],
+    table: pd.DataFrame,
+) -> tuple[list[Metric], tuple[str, ...] | None, list[str]]:
+    """The shown and the requested metrics that have values, and notes on the others.
+
+    Raises:
+        UsageError: no requested metric has values.
+    """
+    without = [metric for metric in shown if not _has_values(metric, matched, variants, table)]
+    if not without:
+        return list(shown), requested, []
+    names = {metric.name for metric in without}
+    if requested is not None and names >= set(requested):
+        raise UsageError(f"--metric: {_no_values(without, matched)}", hint=_NEEDS)
+    left = None if requested is None else tuple(name for name in requested if name not in names)
+    # `_repeat_notes` has those of `ks`.
+    noted = [metric for metric in without if ks is None or metric.level != "conversation"]
+    notes = [f"{_no_values(noted, matched)}: {_NEEDS}"] if noted else []
+    return [metric for metric in shown if metric not in without], left, notes
+
+
+def _no_values(metrics: Sequence[Metric], matched: Sequence[MatchedRows]) -> str:
+    names = ", ".join(metric.name for metric in metrics)
+    return f"no turn has a value of {names}{' on both sides' if matched else ''}"
 
 
 def _shown(
@@ -420,27 +473,52 @@ def _repeat_notes(
     return [f"{names} cannot be estimated: {reason}"] if too_large else []
 
 
-def _no_common_turn(pairs: Sequence[Pair], runs: Sequence[RunData]) -> RunMismatchError:
-    if pairs:
-        refuse_parts(pairs[0], runs)
-    names = f"{pairs[0].variant.label} and {pairs[0].baseline.label}" if pairs else "the runs"
+def _no_common_turn(all_pairs: Sequence[MatchedRows], runs: Sequence[RunData]) -> RunMismatchError:
+    names, num_different = "the runs", 0
+    if all_pairs:
+        refuse_parts(all_pairs[0].pair, runs)
+        nearest = max(all_pairs, key=lambda pair_rows: pair_rows.num_different)
+        names, num_different = f"{nearest.pair.variant.label} and {nearest.pair.baseline.label}", nearest.num_different
+    if num_different:
+        return RunMismatchError(
+            f"{names} have no turn in common: {counted(num_different, 'turn')} with the same conversation id "
+            f"{'asks' if num_different == 1 else 'ask'} something else",
+            hint="compare runs of the same script: prompts, references and checks must be equal",
+        )
     return RunMismatchError(
         f"{names} have no (conversation, turn, repeat) in common",
         hint="compare runs of the same script with cells of the same names, or give --baseline a run or a cell",
     )
 
 
-def _matching_notes(matched: MatchedRows) -> list[str]:
-    baseline, variant = matched.pair.baseline.label, matched.pair.variant.label
+_MOST_NOTES: Final = 3
+"""The most notes on turns that are left out, one for each pair; the others are counted."""
+
+
+def _matching_notes(all_pairs: Iterable[MatchedRows]) -> list[str]:
+    """What is left out of each pair; of many pairs, the first ones."""
+    unmatched: list[str] = []
+    different: list[str] = []
+    for matched in all_pairs:
+        baseline, variant = matched.pair.baseline.label, matched.pair.variant.label
+        if matched.only_baseline or matched.only_variant:
+            unmatched.append(
+                f"{variant} against {baseline}: {counted(len(matched.rows), 'turn')} matched; left out: "
+                f"{matched.only_baseline} only in {baseline}, {matched.only_variant} only in {variant}"
+            )
+        if matched.num_different:
+            different.append(
+                f"{variant} against {baseline}: {counted(matched.num_different, 'turn')} left out: "
+                "their prompts, references or checks differ"
+            )
     notes: list[str] = []
-    if matched.only_baseline or matched.only_variant:
-        notes.append(
-            f"{variant} against {baseline}: {counted(len(matched.rows), 'turn')} matched; left out: "
-            f"{matched.only_baseline} only in {baseline}, {matched.only_variant} only in {variant}"
-        )
-    if matched.num_different:
-        notes.append(
-            f"{variant} against {baseline}: {counted(matched.num_different, 'turn')} left out: "
-            "their prompts, references or checks differ"
-        )
+    for kind, of_pairs in (("are in one of the two only", unmatched), ("differ", different)):
+        if len(of_pairs) <= _MOST_NOTES:
+            notes += of_pairs
+        else:
+            num_others = len(of_pairs) - _MOST_NOTES + 1
+            notes += of_pairs[: _MOST_NOTES - 1]
+            notes.append(
+                f"{num_others:,} more variants have turns left out that {kind}; `dropped` in --json counts them"
+            )
     return notes

@@ -158,10 +158,10 @@ def _paired_intervals(gate: Gate, form: LinearForm, samples: Sequence[FormValues
             intervals.append(_NO_PAIRS)
             continue
         p = test.p_adjusted if form.difference and flip_test.shift == 0 else math.nan
-        low, high = flip_test.interval(test, family.level_each)
-        interval = Interval(low, high, p, exact=test.identical, level_each=family.level_each)
+        low, high = flip_test.interval(test, test.level_interval)
+        interval = Interval(low, high, p, exact=test.identical, level_each=test.level_interval)
         if test.identical and math.isfinite(widest):
-            unseen = form.reach * unseen_share(test.clusters, family.level_each)
+            unseen = form.reach * unseen_share(test.clusters, test.level_interval)
             interval = replace(interval, low=flip_test.shift - unseen, high=flip_test.shift + unseen, exact=False)
         if not test.decidable:
             interval = replace(interval, reason=_too_few(sample))

@@ -225,7 +225,10 @@ def _statistic(value: Value, scope: GateScope) -> float:
         known &= ~np.isnan(scope.column(metric.name, not value.of_baseline).values)
     if not known.any():
         whose = scope.label if scope.baseline_label is None else f"no pair of {scope.label} and {scope.baseline_label}"
-        raise _CannotJudgeError(f"{whose} has {'no ' if scope.baseline_label is None else ''}{metric.name}")
+        needs = ""
+        if metric.level == "conversation":
+            needs = f", which needs {counted(int(metric.name.rpartition('_')[2]), 'repetition')} (--repeats)"
+        raise _CannotJudgeError(f"{whose} has {'no ' if scope.baseline_label is None else ''}{metric.name}{needs}")
     percentile = PERCENTILE.fullmatch(value.statistic)
     if percentile:
         return metric.shown(float(np.percentile(values[known], int(percentile[1]))))

@@ -238,11 +238,23 @@ def load_runs(sources: Source | Iterable[Source], *, choices: bool = False) -> l
         run = _load_foreign(path, names[path], cells) or _load_run(path, names[path], choices=choices)
         _check_cells(run, cells)
         if path not in whole_runs:
-            rows = run.rows.loc[run.rows["cell"].isin(cells)].reset_index(drop=True)
-            unfinished = {cell: count for cell, count in run.unfinished.items() if cell in cells}
-            run = replace(run, rows=rows, unfinished=unfinished)
+            run = _only(run, cells)
         runs.append(run)
     return runs
+
+
+def _only(run: RunData, cells: Sequence[str]) -> RunData:
+    """The rows of some cells, which come first in the order in which they are given."""
+    import pandas as pd
+
+    rows = pd.concat([run.rows.loc[run.rows["cell"] == cell] for cell in cells], ignore_index=True)
+    in_order = {cell: run.facts.cells[cell] for cell in cells if cell in run.facts.cells}
+    return replace(
+        run,
+        rows=rows,
+        facts=replace(run.facts, cells={**in_order, **run.facts.cells}),
+        unfinished={cell: count for cell, count in run.unfinished.items() if cell in cells},
+    )
 
 
 def _in_memory(name: str, result: ResultInMemory, *, choices: bool) -> RunData:
@@ -313,10 +325,26 @@ def _unfinished(rows: pd.DataFrame, planned: int | None, cells: Sequence[str]) -
     return {name: count for name, count in missing.items() if count > 0}
 
 
+def _rows_of_script(directory: Path, manifest: Mapping[str, Any], facts: RunFacts) -> int | None:
+    """The number of planned rows by the run's copy of its script; None if it depends on more, or there is no copy."""
+    from rwkvbatch.results.script_copy import has_script, read_script
+
+    identity = facts.identity
+    repeats = _integer(identity.get("repeats"))
+    depends_on_rows = any(identity.get(name) is not None for name in ("race", "until_ci", "max_repeats"))
+    if facts.part is not None or repeats is None or depends_on_rows or not has_script(directory):
+        return None
+    with suppress(RwkvBatchError):  # damaged, or a check's extra is not installed here
+        conversations = read_script(directory, manifest) or ()
+        return sum(len(conversation.turns) for conversation in conversations) * repeats * len(facts.cells) or None
+    return None
+
+
 def _tasks_not_begun(rows: pd.DataFrame, facts: RunFacts) -> dict[str, int]:
     """The number of repeats of conversations without any row, by cell; empty for a part of a run.
 
-    Used for directories without `status.json` and `summary.json`. Each such repeat stands for at least one planned row.
+    Used for directories without `status.json`, `summary.json` and a copy of the script. Each such repeat stands for at
+    least one planned row.
     """
     script, repeats = _record(facts.identity.get("script")), _integer(facts.identity.get("repeats"))
     conversations = _integer(script.get("conversations"))
@@ -378,7 +406,9 @@ def _load_run(source: str, name: str, *, choices: bool) -> RunData:
         hint = "continue the run with the same command" if manifest is not None else NO_RESULTS
         raise RunDirectoryError("it holds no finished turn", path=results, hint=hint)
     facts = RunFacts.of(manifest or {})
-    planned = None if manifest is None else planned_rows(results.parent)
+    planned = (
+        None if manifest is None else planned_rows(results.parent) or _rows_of_script(results.parent, manifest, facts)
+    )
     unfinished = _unfinished(rows, planned, list(facts.cells))
     if manifest is not None and planned is None:
         unfinished = _tasks_not_begun(rows, facts)

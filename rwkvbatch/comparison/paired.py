@@ -32,7 +32,8 @@ class Family:
         name: the metric's name, followed by ` by tag`, ` by turn` or ` by distance` for groups.
         exploratory: False only for the primary metric over all rows; an exploratory result is a lead, not a finding.
         size: number of tests that the correction counts: those whose pairs are not all equal.
-        level: family-wise error rate. level_each: level of each single test that keeps it.
+        level: family-wise error rate. level_each: level of each single test that keeps it. level_interval: level of
+            each simultaneous interval where conversations can agree by chance, at most `level_each`.
         exact: whether all sign patterns were enumerated.
     """
 
@@ -43,6 +44,7 @@ class Family:
     size: int
     level: float
     level_each: float
+    level_interval: float
     exact: bool
 
 
@@ -152,11 +154,11 @@ def compare_metric(
         if (sample := _Sample(pair_rows.pair, group, paired_values(rows, metric))).size or by is None
     ]
     if not metric.tested:
-        family = Family(name, metric, by, exploratory, 0, level, level, exact=False)
+        family = Family(name, metric, by, exploratory, 0, level, level, level, exact=False)
         return [_untested(sample, family, margin) for sample in samples], family
     tests = compare_family(*_sums_and_counts(samples), level=level, widest=metric.widest)
     size = sum(bool(test.pairs) and not test.identical for test in tests.differences)
-    family = Family(name, metric, by, exploratory, size, level, tests.level_each, tests.exact)
+    family = Family(name, metric, by, exploratory, size, level, tests.level_each, tests.level_interval, tests.exact)
     comparisons = [
         _comparison(sample, family, test, margin) for sample, test in zip(samples, tests.differences, strict=True)
     ]
@@ -237,7 +239,9 @@ def _means(metric: Metric, values: PairedValues) -> tuple[float, float]:
 def compare_counts(metric: Metric, pairs: Sequence[Pair], dropped: Sequence[Dropped]) -> list[Comparison]:
     """Compare a metric of whole variants (`VARIANT_METRICS`) in each pair, untested."""
     counts = {variant_dropped.label: float(getattr(variant_dropped, metric.name)) for variant_dropped in dropped}
-    family = Family(metric.name, metric, None, exploratory=True, size=0, level=LEVEL, level_each=LEVEL, exact=False)
+    family = Family(
+        metric.name, metric, None, True, 0, level=LEVEL, level_each=LEVEL, level_interval=LEVEL, exact=False
+    )
     comparisons: list[Comparison] = []
     for pair in pairs:
         baseline, variant = (np.array([counts[side.label]]) for side in (pair.baseline, pair.variant))

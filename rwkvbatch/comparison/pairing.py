@@ -30,9 +30,10 @@ class Pair:
 def variants_of(runs: Sequence[RunData]) -> list[Variant]:
     """All cells of all runs that have rows, in the manifest's order, then in the order of their first rows.
 
-    The label is the run if each run has one cell, the cell if there is one run, and `RUN::CELL` otherwise.
+    The label is the run if each run has one cell, the cell if there is one run, and `RUN::CELL` otherwise. A sweep of
+    which only one cell is compared, or has rows, is labelled as a run with several cells.
     """
-    one_cell_each = all(len(run.cells) == 1 for run in runs)
+    one_cell_each = all(len(run.cells) == 1 and len(run.facts.cells) <= 1 for run in runs)
     variants: list[Variant] = []
     for run in runs:
         with_rows = run.cells
@@ -101,32 +102,61 @@ def check_runs(runs: Sequence[RunData], *, force: bool) -> list[str]:
     """
     notes = [note for run in runs for note in run.notes]
     with_facts = [run for run in runs if run.facts != RunFacts()]
-    for run in with_facts[1:]:
-        first = with_facts[0]
-        expected, facts = first.facts, run.facts
-        if expected.script_sha256 and facts.script_sha256 and expected.script_sha256 != facts.script_sha256:
-            problem = f"{run.source} and {first.source} replayed different scripts"
-            if not force:
-                raise RunMismatchError(
-                    f"{problem} (hash {facts.script_sha256[:12]}, expected {expected.script_sha256[:12]})",
-                    hint="--force compares the turns that have the same conversation id, turn and repeat",
-                )
-            notes.append(problem)
-        if expected.seed != facts.seed:
-            notes.append(
-                f"different seeds ({first.name} {expected.seed}, {run.name} {facts.seed}): the runs do not use common "
-                "random numbers, so differences are noisier than with equal seeds"
-            )
-        if expected.version != facts.version:
-            notes.append(
-                f"different versions of rwkvbatch ({first.name} {expected.version}, {run.name} {facts.version})"
-            )
-        if expected.identity and expected.identity == facts.identity:
-            notes.append(
-                f"{first.name} and {run.name} have the same weights, script, settings and seed: a difference in "
-                "anything but timings is a fault of the program"
-            )
+    if len(with_facts) < 2:
+        return notes
+    first, *others = with_facts
+    expected = first.facts
+    scripts = [
+        run
+        for run in others
+        if expected.script_sha256 and run.facts.script_sha256 and run.facts.script_sha256 != expected.script_sha256
+    ]
+    if scripts and not force:
+        hashes = f"hash {str(scripts[0].facts.script_sha256)[:12]}, expected {str(expected.script_sha256)[:12]}"
+        raise RunMismatchError(
+            f"{scripts[0].source} and {first.source} replayed different scripts ({hashes})",
+            hint="--force compares the turns that have the same conversation id and ask the same",
+        )
+    if scripts:
+        notes.append(f"{some([run.source for run in scripts])} and {first.source} replayed different scripts")
+    if seeds := [f"{run.name} {run.facts.seed}" for run in others if run.facts.seed != expected.seed]:
+        notes.append(
+            f"different seeds ({first.name} {expected.seed}, {some(seeds)}): the runs do not use common "
+            "random numbers, so differences are noisier than with equal seeds"
+        )
+    if versions := [f"{run.name} {run.facts.version}" for run in others if run.facts.version != expected.version]:
+        notes.append(f"different versions of rwkvbatch ({first.name} {expected.version}, {some(versions)})")
+    equal: dict[str | None, list[str]] = {}
+    for run in others:
+        if expected.identity and run.facts.identity == expected.identity:
+            equal.setdefault(_chance(expected) or _chance(run.facts), []).append(run.name)
+    for cause, names in equal.items():
+        same = f"{first.name} and {some(names)} have the same weights, script, settings and seed: replies that differ"
+        notes.append(f"{same} are a fault of the program" if cause is None else f"{same} do so because {cause}")
     return notes
+
+
+_MOST_NAMED = 3
+
+
+def some(names: Sequence[str]) -> str:
+    """The names with commas; the first ones and the number of the others if there are many."""
+    if len(names) <= _MOST_NAMED:
+        return ", ".join(names)
+    return f"{', '.join(names[: _MOST_NAMED - 1])} and {len(names) - _MOST_NAMED + 1:,} more"
+
+
+def _chance(facts: RunFacts) -> str | None:
+    """Why the same run made again may have other replies; None if it has the same ones."""
+    for model in facts.models:
+        if model.get("bitwise") is False:
+            name = str(model.get("path"))[:80]
+            if "endpoint" in model:
+                return f"{name} is a served model, which may reply differently at each request"
+            return f"the backend of {name} does not guarantee the same replies for every batch"
+    if any(settings.get("max_seconds") is not None for settings in facts.cells.values()):
+        return "--max-seconds ends replies by the clock"
+    return None
 
 
 _PROMPT_SETTINGS = (
@@ -141,18 +171,16 @@ _PROMPT_SETTINGS = (
 
 
 def check_pairs(pairs: Sequence[Pair], runs: Sequence[RunData]) -> list[str]:
-    """Notes on pairs with different settings of the prompt."""
+    """Notes on pairs with different settings of the prompt, one for each setting and baseline."""
     cells = {run.name: run.facts.cells for run in runs}
-    notes: list[str] = []
+    differing: dict[tuple[str, str], list[str]] = {}
     for pair in pairs:
         baseline, variant = (cells[side.run].get(side.cell, {}) for side in (pair.baseline, pair.variant))
-        notes.extend(
-            f"{warning} ({pair.baseline.label}: {str(baseline[key])[:24]}, "
-            f"{pair.variant.label}: {str(variant[key])[:24]})"
-            for key, warning in _PROMPT_SETTINGS
-            if key in baseline and key in variant and baseline[key] != variant[key]
-        )
-    return notes
+        for key, warning in _PROMPT_SETTINGS:
+            if key in baseline and key in variant and baseline[key] != variant[key]:
+                expected = f"{pair.baseline.label}: {str(baseline[key])[:24]}"
+                differing.setdefault((warning, expected), []).append(f"{pair.variant.label}: {str(variant[key])[:24]}")
+    return [f"{warning} ({expected}, {some(variants)})" for (warning, expected), variants in differing.items()]
 
 
 def refuse_parts(pair: Pair, runs: Sequence[RunData]) -> None:

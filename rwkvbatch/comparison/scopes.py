@@ -16,6 +16,7 @@ from rwkvbatch.comparison.matching import Dropped, MatchedRows, conversation_val
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.preference import missing_in
+from rwkvbatch.errors import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,7 +118,9 @@ def _unfinished_sentence(run: RunData) -> str | None:
             return None
         return f"{run.source} is part {run.facts.part} of a run; `rwkvbatch merge` combines the parts"
     at_least = "" if len(run.unfinished) == 1 else "at least "
-    return f"{run.source} is not finished: {at_least}{max(run.unfinished.values()):,} planned turns are not there"
+    missing = max(run.unfinished.values())
+    verb = "is" if missing == 1 else "are"
+    return f"{run.source} is not finished: {at_least}{counted(missing, 'planned turn')} {verb} not there"
 
 
 def _column(rows: pd.DataFrame, sides: tuple[str, str], name: str, of_baseline: bool) -> Column:

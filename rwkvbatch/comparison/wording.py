@@ -199,9 +199,12 @@ def correction(family: Family) -> str:
         return f"{'Exploratory: one' if family.exploratory else 'One'} test, level {1 - family.level:.0%}.".replace(
             "%", " %"
         )
+    each = f"each test at {1 - family.level_each:.2%}"
+    if family.level_interval < family.level_each:
+        each += f", each interval at {1 - family.level_interval:.2%}"
     return (
         f"{'Exploratory family' if family.exploratory else 'Family'} of {_count(family.size, 'test')}, simultaneous "
-        f"level {1 - family.level:.0%}, each at {1 - family.level_each:.2%}.".replace("%", " %")
+        f"level {1 - family.level:.0%}, {each}.".replace("%", " %")
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from rwkvbatch.errors import CheckpointError
+from rwkvbatch.errors import CheckpointError, shown_name
 
 STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
@@ -57,7 +57,7 @@ class Global:
     name: str
 
     def __str__(self) -> str:
-        return f"{self.module}.{self.name}"[:120]
+        return shown_name(f"{self.module}.{self.name}", 120)
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,7 @@ class PickleReader:
             raise self._error("a tensor refers to a storage of an unknown kind")
         if not isinstance(key, str) or not _is_size(num_elements):
             raise TypeError
-        dtype = STORAGE_DTYPES.get(kind.name) or _OTHER_DTYPES.get(kind.name) or kind.name[:80]
+        dtype = STORAGE_DTYPES.get(kind.name) or _OTHER_DTYPES.get(kind.name) or shown_name(kind.name)
         storage = StorageRef(dtype, key, num_elements)
         self.storages[key] = storage
         return storage
@@ -339,7 +339,7 @@ class PickleReader:
         if not isinstance(bits, dict):
             raise TypeError
         if any(name != "neg" and is_set for name, is_set in bits.items()):
-            raise self._error(f"a tensor has properties ({', '.join(map(str, bits))[:80]}) that are not supported")
+            raise self._error(f"a tensor has properties ({', '.join(map(repr, bits))[:80]}) that are not supported")
         tensor = StoredTensor(storage, offset, _sizes(shape), _sizes(strides), bits.get("neg") is True)
         if not isinstance(storage, StorageRef) or not _is_size(offset) or len(tensor.shape) != len(tensor.strides):
             raise TypeError

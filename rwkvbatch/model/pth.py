@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from rwkvbatch.errors import CheckpointError
+from rwkvbatch.errors import CheckpointError, shown_name
 from rwkvbatch.model.pickle_reader import STORAGE_DTYPES, Opaque, PickleReader, StoredTensor, UnreadTensor
 from rwkvbatch.model.tensor_file import Checksum, Contents, Entry, OnWritten, StoredBytes, ignored, unread_type
 
@@ -83,7 +83,7 @@ def read_zip(descriptor: int, path: Path) -> Contents:
         key = tensor.storage.key
         location = locations.get(f"{root}data/{key}")
         if location is None:
-            raise CheckpointError(f"its tensors need a record data/{key[:80]} that is not there", path=path)
+            raise CheckpointError(f"its tensors need a record data/{shown_name(key)} that is not there", path=path)
         entries[name] = _stored(name, tensor, location, path)
     # torch.serialization.set_crc32_options(False) writes 0 in place of the checksums.
     checksums = {

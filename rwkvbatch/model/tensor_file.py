@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rwkvbatch.errors import CheckpointError
+from rwkvbatch.errors import CheckpointError, shown_name
 
 _HASH_CHUNK = 1 << 18
 _LARGE = 1 << 20
@@ -385,7 +385,7 @@ def unread_type(name: str, dtype: str, path: Path) -> CheckpointError:
     if dtype.lower().startswith(("float8", "f8_")):
         hint = "multiply it by its scale, if the checkpoint has scales, and save it as bf16"
     return CheckpointError(
-        f"the tensor {name[:80]!r} must be bf16, fp16 or fp32, it is {dtype[:80]}", path=path, hint=hint
+        f"the tensor {name[:80]!r} must be bf16, fp16 or fp32, it is {shown_name(dtype)}", path=path, hint=hint
     )
 
 

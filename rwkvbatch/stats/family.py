@@ -14,7 +14,9 @@ interval excludes 0 exactly when its test rejects: where necessary an end moves 
 
 A family is corrected by the smallest p-value under common flips (Westfall and Young 1993, Resampling-based multiple
 testing). Adjusted p-values and simultaneous intervals both follow from `Family.level_each`, so they cannot contradict
-each other.
+each other. Where conversations can agree by chance, p-values take few values, and several tests often need little
+correction. Intervals need all of it, because flips test a difference of 0 alone: their level is
+`Family.level_interval`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rwkvbatch.stats.signflip import SignFlips, blocks, exact_p, flipped_sums, level_each, sign_flips, two_sided_p
+from rwkvbatch.stats.signflip import (
+    SignFlips,
+    blocks,
+    exact_p,
+    flipped_sums,
+    level_each,
+    normal_level_each,
+    sign_flips,
+    two_sided_p,
+)
 from rwkvbatch.stats.spread import Spread
 
 # The stubs of numpy do not know the types of rounded and divided arrays.
@@ -51,6 +62,8 @@ class Difference:
             unknown or if no outcome is significant.
         decidable: False if there are too few conversations for any outcome to be significant in this family.
         identical: every pair is equal.
+        level_interval: the level of `low` and `high`: the family's `level_interval` where conversations can agree by
+            chance, else its `level_each`. If every pair is equal, nothing is tested, and it is Bonferroni's level.
     """
 
     mean: float
@@ -67,6 +80,7 @@ class Difference:
     detectable: float
     decidable: bool
     identical: bool
+    level_interval: float = math.nan
 
     @property
     def significant(self) -> bool:
@@ -82,11 +96,14 @@ class Family:
         level: the probability of any false alarm among them.
         level_each: the level of a single test that keeps `level`. It is `level` for one comparison, and at least
             `level` divided by the number of comparisons with pairs that differ.
+        level_interval: the level of a single interval of differences that conversations can share by chance, at most
+            `level_each` (`signflip.normal_level_each`); equal to it if there are none.
         exact: whether all sign patterns were enumerated.
     """
 
     level: float
     level_each: float
+    level_interval: float
     exact: bool
     differences: tuple[Difference, ...]
 
@@ -111,10 +128,15 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
     variants = _Variants.of(paired_sums[:, tested], num_pairs[:, tested], widest)
     tests = variants.test(sign_flips(paired_sums.shape[0]), level)
     differences = dict(zip(tested.tolist(), variants.differences(tests), strict=True))
+    with_pairs = max(1, int((num_pairs > 0).any(axis=0).sum()))
     for column in np.flatnonzero(scale == 0).tolist():
-        differences[column] = _equal_pairs(num_pairs[:, column], level, widest)
+        differences[column] = _equal_pairs(num_pairs[:, column], level, widest, level / with_pairs)
     return Family(
-        level, tests.level_each, tests.flips.exact, tuple(differences[column] for column in range(scale.size))
+        level,
+        tests.level_each,
+        tests.level_interval,
+        tests.flips.exact,
+        tuple(differences[column] for column in range(scale.size)),
     )
 
 
@@ -132,7 +154,7 @@ def _used_clusters(sums: ArrayLike, counts: ArrayLike) -> tuple[NDArray[np.float
     return np.where(num_pairs > 0, paired_sums, 0.0)[used], num_pairs[used]
 
 
-def _equal_pairs(num_pairs: NDArray[np.float64], level: float, widest: float) -> Difference:
+def _equal_pairs(num_pairs: NDArray[np.float64], level: float, widest: float, level_interval: float) -> Difference:
     """The difference of a variant all of whose pairs are equal, or that has none."""
     clusters = int((num_pairs > 0).sum())
     decidable = clusters > 0 and _smallest_p(clusters) <= level
@@ -141,7 +163,7 @@ def _equal_pairs(num_pairs: NDArray[np.float64], level: float, widest: float) ->
     return Difference(
         mean=mean, low=0.0 - end, high=end, low_alone=0.0 - end, high_alone=end, p=1.0, p_adjusted=1.0, p_rank=1.0,
         clusters=clusters, pairs=round(float(num_pairs.sum())), standard_error=mean, detectable=math.nan,
-        decidable=decidable, identical=clusters > 0,
+        decidable=decidable, identical=clusters > 0, level_interval=level_interval,
     )  # fmt: skip
 
 
@@ -163,6 +185,7 @@ class _Tests:
     flips: SignFlips
     level: float
     level_each: float
+    level_interval: float
     p: NDArray[np.float64]
     p_adjusted: NDArray[np.float64]
     subsets: _SubsetSums | None
@@ -219,11 +242,14 @@ class _Variants:
                 np.minimum(smallest, tails, out=smallest)
         kept = subsets if len(self.blocks) == 1 else None
         if self.scale.size < 2:
-            return _Tests(flips, level, level, p, p, kept)
+            return _Tests(flips, level, level, level, p, p, kept)
         smallest.sort()
         # `smallest` is of the drawn patterns. Adjusting the larger one of both p-values keeps the level for either.
         found = np.searchsorted(smallest, np.maximum(p, p_of_patterns), side="right")
-        return _Tests(flips, level, level_each(smallest, level), p, np.maximum(p, found / flips.count), kept)
+        each = interval = level_each(smallest, level)
+        if any(spread.ties for spread in self.spreads):
+            interval = min(each, normal_level_each(self.scaled, level))
+        return _Tests(flips, level, each, interval, p, np.maximum(p, found / flips.count), kept)
 
     def differences(self, tests: _Tests) -> list[Difference]:
         """The differences, with intervals that agree with the tests."""
@@ -236,8 +262,10 @@ class _Variants:
     def _difference(self, column: int, tests: _Tests, subsets: _SubsetSums) -> Difference:
         spread, p, p_adjusted = self.spreads[column], float(tests.p[column]), float(tests.p_adjusted[column])
         means = _SubsetMeans.of(subsets, float(self.scale[column]))
-        alone = means.interval(tests.level, spread, significant=p <= tests.level)
-        together = means.interval(tests.level_each, spread, significant=p_adjusted <= tests.level)
+        alone = means.interval(tests.level, tests.level, spread, significant=p <= tests.level)
+        level_interval = tests.level_interval if spread.ties else tests.level_each
+        significant = p_adjusted <= tests.level
+        together = means.interval(tests.level_each, level_interval, spread, significant=significant)
         rank_sums = np.round(self.ranks[:, column].sum() - 2 * subsets.ranks, 6)
         decidable = _smallest_p(spread.clusters) <= tests.level_each
         return Difference(
@@ -255,6 +283,7 @@ class _Variants:
             detectable=spread.detectable(tests.level_each) if decidable else math.nan,
             decidable=decidable,
             identical=False,
+            level_interval=level_interval,
         )
 
 
@@ -291,14 +320,17 @@ class _SubsetMeans:
         means = np.sort(sums / subsets.pairs[has_pairs]) * scale
         return cls(means, has_pairs.size - means.size, has_pairs.size)
 
-    def interval(self, level: float, spread: Spread, *, significant: bool) -> tuple[float, float]:
-        """The interval that agrees with a test at `level`: it excludes 0 exactly if the test is `significant`.
+    def interval(self, test_level: float, level: float, spread: Spread, *, significant: bool) -> tuple[float, float]:
+        """The interval at `level` that agrees with a test: it excludes 0 exactly if the test is `significant`.
 
         Its ends are those of the differences that sign flips do not reject, moved out to those of
         `Spread.tie_interval` and of the correction for skewness. Discrete means have the first of these alone: they are
         not spread evenly around a difference other than 0.
+
+        Args:
+            test_level: of the test. level: of the ends that are no means over flipped clusters.
         """
-        num_outside = math.floor(level * self.count / 2 + 1e-9) - self.num_empty
+        num_outside = math.floor(test_level * self.count / 2 + 1e-9) - self.num_empty
         low, high = -math.inf, math.inf
         if num_outside >= 0 and level > 0:
             ends = [spread.tie_interval(level)] if spread.ties else []

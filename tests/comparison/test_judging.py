@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import rwkvbatch
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.comparing import compare
 from rwkvbatch.comparison.gates import parse_gate
@@ -146,6 +147,26 @@ def test_the_line_of_a_gate_has_enough_digits_to_distinguish_its_sides(tmp_path:
 
     path = str(make_run(tmp_path / "run", change=change))
     assert "0.9999999 < 1" in only_gate(compare([path], fail_if=["score < 1"])).line
+
+
+@pytest.mark.parametrize("left", [1, 20])
+def test_without_a_status_the_copy_of_the_script_says_which_rows_are_missing(tmp_path: Path, left: int) -> None:
+    """The last row is missing, which is not a whole repetition of a conversation."""
+    script = tmp_path / "script.jsonl"
+    user = {"role": "user", "content": "My name is Ada."}
+    check = {"role": "user", "content": "Who am I?", "expect": [{"contains": "Ada"}]}
+    lines = [json.dumps({"id": f"talk-{number}", "messages": [user, check]}) for number in range(4)]
+    script.write_text("\n".join(lines), encoding="utf-8")
+    rwkvbatch.run(str(script), repeats=3, max_tokens=4, out=str(tmp_path / "a"))
+    for name in ("status.json", "summary.json"):
+        (tmp_path / "a" / name).unlink()
+    whole = only_gate(compare(str(tmp_path / "a"), fail_if=["score < 0"]))
+    assert not whole.failed
+    truncate(str(tmp_path / "a"), 24 - left)
+    result = only_gate(compare(str(tmp_path / "a"), fail_if=["score < 0"]))
+    assert result.failed
+    are = "turn is" if left == 1 else "turns are"
+    assert f"is not finished: {left} planned {are} not there" in result.reason
 
 
 def test_a_run_without_a_status_is_unfinished_when_its_manifest_has_more_conversations(tmp_path: Path) -> None:
@@ -356,6 +377,24 @@ def test_the_conversations_needed_include_the_correction_for_skewness(metric: st
     exact, corrected = (conversations_needed(0.35, between, within, 2, discrete=kind) for kind in (True, False))
     assert result.conversations_needed == (exact if discrete else corrected)
     assert exact < corrected
+
+
+@pytest.mark.parametrize(("conversations", "failed"), [(183, True), (216, True), (217, False)])
+def test_equal_pairs_of_several_variants_are_corrected_for_their_number(
+    tmp_path: Path, conversations: int, failed: bool
+) -> None:
+    """With two variants each end has the level 1.25 %: ln(0.0125) / ln(1 - 0.02) = 216.9."""
+    sweep = make_run(
+        tmp_path / "a",
+        cells=("t=1", "t=2", "t=3"),
+        change=passing(0.5),
+        conversations=conversations,
+        repeats=1,
+        turns=1,
+    )
+    gates = compare(str(sweep), fail_unless=["score >= baseline - 0.02 significantly"]).gates
+    assert [gate.failed for gate in gates] == [failed, failed]
+    assert not failed or {gate.conversations_needed for gate in gates} == {217}
 
 
 @pytest.mark.parametrize(("conversations", "failed"), [(38, True), (182, True), (183, False)])

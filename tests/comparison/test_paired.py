@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -209,13 +210,42 @@ def test_errors_count_as_failed_for_different_scripts_too(tmp_path: Path, checks
         ({"identity_changes": {"seed": 5}}, "different seeds"),
         ({"settings": {"base": {"history": "gold"}}}, "different history modes"),
         ({"settings": {"base": {"think": "on"}}}, "different thinking modes"),
-        ({}, "the same weights, script, settings and seed"),
     ],
 )
 def test_differences_between_runs_are_noted(tmp_path: Path, changes: dict[str, Any], note: str) -> None:
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", **changes)
     notes = compare([str(a), str(b)]).notes
     assert any(note in item for item in notes), notes
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "cause"),
+    [
+        ({}, {}, "are a fault of the program"),
+        ({"bitwise": True}, {"max_seconds": None}, "are a fault of the program"),
+        (
+            {"bitwise": False, "endpoint": "http://x/v1", "path": "http://x/v1 m"},
+            {},
+            "do so because http://x/v1 m is a served model, which may reply differently at each request",
+        ),
+        (
+            {"bitwise": False},
+            {},
+            "do so because the backend of bundled does not guarantee the same replies for every batch",
+        ),
+        ({"bitwise": True}, {"max_seconds": 2.5}, "do so because --max-seconds ends replies by the clock"),
+    ],
+)
+def test_the_note_on_equal_runs_blames_the_program_only_if_it_promises_the_same_replies(
+    tmp_path: Path, model: dict[str, Any], settings: dict[str, Any], cause: str
+) -> None:
+    paths = [make_run(tmp_path / name, settings={"base": settings}) for name in "ab"]
+    for path in paths:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        manifest["about"]["models"][0].update(model)
+        (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    same = "a and b have the same weights, script, settings and seed: replies that differ"
+    assert compare([str(path) for path in paths]).notes == (f"{same} {cause}",)
 
 
 def test_runs_without_common_conversations_are_refused(tmp_path: Path) -> None:
@@ -255,3 +285,32 @@ def test_wins_and_losses_are_weighted_like_the_mean() -> None:
     [found], _ = compare_metric(metric_named("nll"), [MatchedRows(pair, rows, 0, 0, 0)])
     assert found.difference < 0
     assert (found.wins, found.ties, found.losses) == (1, 0, 0)
+
+
+def test_requested_metrics_without_values_are_no_lines_of_the_table(tmp_path: Path) -> None:
+    path = str(make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=7))
+    found = compare(path, metrics=["bits_per_byte", "pass_at_9", "score"])
+    assert {line.metric.name for line in found.comparisons} == {"score"}
+    (note,) = [note for note in found.notes if "no turn has a value" in note]
+    assert note.startswith("no turn has a value of bits_per_byte, pass_at_9 on both sides: scores need checks")
+    for source, where in ((path, " on both sides"), (f"{path}::t=1", "")):
+        with pytest.raises(UsageError, match=f"--metric: no turn has a value of pass_at_9{where}$") as caught:
+            compare(source, metrics=["pass_at_9"])
+        assert "pass_at_K K repetitions" in (caught.value.hint or "")
+    everything = compare(path, ks=[2, 9], all_metrics=True)
+    assert {line.metric.name for line in everything.comparisons} & {"pass_at_2", "pass_at_9"} == {"pass_at_2"}
+    assert [note for note in everything.notes if "9" in note] == [
+        "pass_at_9 cannot be estimated: conversations with checks have at most 2 repetitions"
+    ]
+
+
+def test_without_a_common_turn_with_checks_the_script_is_not_blamed(tmp_path: Path) -> None:
+    plain = {"checks": [], "reference": None}
+    rows = [make_row("x", cell=cell, **plain) for cell in ("t=1", "t=2")] + [make_row("x", cell="t=1", turn=1)]
+    write_run(tmp_path / "a", rows, manifest={})
+    with pytest.raises(UsageError, match="no turn that the variants share has a check") as caught:
+        compare(str(tmp_path / "a"))
+    assert "its command again" in (caught.value.hint or "")
+    write_run(tmp_path / "b", rows[:2], manifest={})
+    with pytest.raises(UsageError, match="the script has neither checks"):
+        compare(str(tmp_path / "b"))

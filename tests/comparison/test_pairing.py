@@ -12,7 +12,7 @@ from rwkvbatch.comparison import compare
 from rwkvbatch.comparison.loading import RunData, load_runs
 from rwkvbatch.comparison.pairing import pair_up, variants_of
 from rwkvbatch.errors import RunMismatchError, UsageError
-from tests.comparison.make_run import make_run, write_run
+from tests.comparison.make_run import make_row, make_run, write_run
 
 
 def runs(tmp_path: Path, **cells: tuple[str, ...]) -> list[RunData]:
@@ -99,3 +99,57 @@ def test_parts_without_a_common_conversation_are_not_compared(tmp_path: Path, se
     with pytest.raises(RunMismatchError, match=message) as caught:
         compare([str(a), str(b)], force=True)
     assert "rwkvbatch merge" in str(caught.value.hint)
+
+
+def test_cells_are_compared_in_the_order_in_which_they_are_given(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"), conversations=1)
+    assert paired(load_runs([f"{path}::t=3", f"{path}::t=1"])) == [("t=3", "t=1")]
+    assert paired(load_runs([f"{path}::t=1", f"{path}::t=3"])) == [("t=1", "t=3")]
+
+
+def test_a_cell_of_a_sweep_is_called_by_its_name(tmp_path: Path) -> None:
+    sweep = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=1)
+    other = make_run(tmp_path / "b", conversations=1)
+    assert [variant.label for variant in variants_of(load_runs(f"{sweep}::t=2"))] == ["t=2"]
+    assert paired(load_runs([f"{sweep}::t=2", str(other)])) == [("a::t=2", "b::base")]
+
+
+def test_many_runs_that_differ_in_the_same_way_have_one_note(tmp_path: Path) -> None:
+    first = make_run(tmp_path / "a", conversations=1, seed=0)
+    others = [
+        change_manifest(
+            make_run(tmp_path / name, conversations=1, seed=seed, settings={"base": {"think": "on"}}),
+            about={"rwkvbatch": "0.2.0"},
+        )
+        for seed, name in enumerate("bcdef", start=1)
+    ]
+    notes = compare([str(first), *map(str, others)]).notes
+    assert [note.partition(":")[0] for note in notes if "different" in note] == [
+        "different seeds (a 0, b 1, c 2 and 3 more)",
+        "different versions of rwkvbatch (a 0.1.0, b 0.2.0, c 0.2.0 and 3 more)",
+        "different thinking modes",
+    ]
+    assert "(a: off, b: on, c: on and 3 more)" in next(note for note in notes if "thinking" in note)
+    copies = [make_run(tmp_path / f"copy-{number}", conversations=1, seed=0) for number in range(4)]
+    (note,) = [note for note in compare([str(first), *map(str, copies)]).notes if "same weights" in note]
+    assert note.startswith("a and copy-0, copy-1 and 2 more have the same weights, script, settings and seed")
+
+
+def test_turns_left_out_of_many_variants_have_few_notes(tmp_path: Path) -> None:
+    rows = [make_row(f"talk-{i}", cell=f"t={cell}") for cell in range(9) for i in range(3 if cell else 4)]
+    write_run(tmp_path / "a", rows, manifest={})
+    notes = [note for note in compare(str(tmp_path / "a")).notes if "left out" in note]
+    assert len(notes) == 3
+    assert notes[-1].startswith("6 more variants have turns left out")
+
+
+def test_with_force_turns_that_ask_something_else_are_named_as_the_reason(tmp_path: Path) -> None:
+    def other_question(row: dict[str, Any], rng: Any) -> None:
+        row["prompt"] = "Something else?"
+
+    a = make_run(tmp_path / "a", conversations=3)
+    script = {"script": {"sha256": "99" * 32}}
+    b = make_run(tmp_path / "b", conversations=3, change=other_question, identity_changes=script)
+    with pytest.raises(RunMismatchError, match="12 turns with the same conversation id ask something else") as caught:
+        compare([str(a), str(b)], force=True)
+    assert "prompts, references and checks must be equal" in (caught.value.hint or "")

@@ -129,6 +129,14 @@ def test_what_is_no_checkpoint_is_named(value: Any, message: str, tmp_path: Path
         load_model(archive(pickle.dumps(value, protocol=2), tmp_path))
 
 
+def test_names_of_the_file_are_escaped_in_messages(tmp_path: Path) -> None:
+    # STACK_GLOBAL of two texts, called without arguments.
+    calls = b"\x80\x04\x8c\x04os\n!\x8c\x06\x1b[2Jrm\x93)R."
+    with pytest.raises(CheckpointError) as caught:
+        load_model(archive(calls, tmp_path))
+    assert r"a.pth: it asks to run os\n!.\x1b[2Jrm, which no checkpoint needs" in caught.value.message
+
+
 def test_a_module_pickled_whole_is_named(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), tmp_path / "a.pth")
     with pytest.raises(CheckpointError) as caught:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
 from rwkvbatch.stats.family import Difference, compare_family
-from rwkvbatch.stats.signflip import SignFlips, largest_mean_p
+from rwkvbatch.stats.signflip import SignFlips, largest_mean_p, normal_level_each
 
 
 def one(differences: list[float], **options: float) -> Difference:
@@ -214,3 +214,29 @@ def test_sums_of_flips_do_not_depend_on_how_the_patterns_are_cut(
         sums = flips.subset_sums(values)
         assert sums[: len(half)] == pytest.approx(half, abs=1e-11)
         assert sums[len(half) :] == pytest.approx(values.sum(axis=0) - half, abs=1e-11)
+
+
+def test_simultaneous_intervals_of_yes_no_outcomes_hold_all_true_differences_together() -> None:
+    """p-values of few conversations that differ take few values: tests need hardly any correction, intervals do."""
+    rng = np.random.default_rng(1)
+    held = []
+    for _ in range(200):
+        passes = rng.random((12, 1)) < 0.5
+        chances = rng.random((12, 8))
+        differences = np.where(passes, -1.0 * (chances < 0.1), 1.0 * (chances < 0.6))
+        family = compare_family(differences, np.ones_like(differences), widest=1.0)
+        assert 0.05 / 8 <= family.level_interval <= family.level_each
+        held.append(all(found.low <= 0.25 <= found.high or found.identical for found in family.differences))
+    assert np.mean(held) >= 0.95
+
+
+def test_the_level_of_intervals_is_that_of_correlated_normal_sums() -> None:
+    rng = np.random.default_rng(4)
+    shared, own = rng.normal(size=(400, 1)), rng.normal(size=(400, 4))
+    for values, level in (
+        (own, 1 - 0.95 ** (1 / 4)),  # independent: Sidak's level
+        (np.hstack([shared, -shared, 2 * shared]), 0.05),
+        (np.hstack([shared, shared, own[:, :1]]), 1 - 0.95 ** (1 / 2)),
+    ):
+        assert normal_level_each(values, 0.05) == pytest.approx(level, rel=0.06)
+    assert normal_level_each(own[:, :1], 0.05) == 0.05
