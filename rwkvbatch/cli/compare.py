@@ -306,9 +306,18 @@ _REPORT_HEADS = {
 
 
 def _check_out(path: Path, report_format: str, *, replace: bool) -> None:
-    """Raise `UsageError` if `--out` names a file that must not be replaced. Devices and pipes are allowed."""
-    if path.exists() and not path.is_file() and not path.is_dir():
-        return
+    """Raise `UsageError` if `--out` names a file that must not be replaced, `StorageError` if its folder is missing.
+
+    Devices and pipes are allowed.
+    """
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            return
+        next(path.parent.iterdir(), None)
+    except PermissionError:
+        pass  # a folder that cannot be listed can be written
+    except OSError as error:
+        raise _not_written(path, error) from None
     kind = FileKind(
         f"a report in the format {report_format}",
         lambda existing: re.match(_REPORT_HEADS[report_format], file_head(existing)) is not None,
@@ -325,7 +334,11 @@ def _write(path: Path, text: str) -> None:
         else:
             replace_file(OS_FILES, path, [data], durable=False, unique=True)
     except OSError as error:
-        raise StorageError(f"--out {path}: cannot be written: {error.strerror}", hint=writing_hint(error)) from None
+        raise _not_written(path, error) from None
+
+
+def _not_written(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"--out {path}: cannot be written: {error.strerror}", hint=writing_hint(error))
 
 
 def _append_step_summary(analysis: Analysis) -> None:

@@ -210,6 +210,11 @@ def test_lone_surrogates_do_not_break_the_output(tmp_path: Path, capsysbinary: p
     capsysbinary.readouterr().out.decode()
 
 
+def test_a_missing_folder_is_found_before_the_runs_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["compare", "nowhere/run", "--out", "nowhere/r.html"]) == ExitCode.INTERNAL
+    assert "--out nowhere/r.html: cannot be written: No such file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("output", ["table", "md", "csv", "json", "html", "junit"])
 def test_a_hostile_run_can_be_written_in_every_format(tmp_path: Path, output: str) -> None:
     path = str(hostile_run(tmp_path / "a"))
