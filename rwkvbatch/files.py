@@ -392,6 +392,14 @@ def file_head(path: Path) -> str:
         return file.read(HEAD_BYTES).decode("utf-8", "replace").lstrip("\ufeff")
 
 
+def file_ends_a_line(path: Path) -> bool:
+    """Whether a file is empty or ends with a newline."""
+    with open_file(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return file.read(1) in (b"", b"\n")
+
+
 def check_target(
     path: Path, kind: FileKind, *, option: str = "", replace: bool = False, append: bool = False, how: str | None = None
 ) -> None:

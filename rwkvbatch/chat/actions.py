@@ -19,7 +19,7 @@ from rich.text import Text
 from rwkvbatch.chat.app import Chat, OutputFile
 from rwkvbatch.chat.runs import export
 from rwkvbatch.chat.session import TURN_SETTINGS
-from rwkvbatch.chat.storage import load_session, save_session
+from rwkvbatch.chat.storage import Unfinished, load_session, save_session
 from rwkvbatch.chat.tables import params, plain, short
 from rwkvbatch.config import NO_ADAPTER, ORDERS, ThinkMode, TurnEnd, preset_settings
 from rwkvbatch.endpoint.served import ServedSpec
@@ -313,11 +313,20 @@ def load(chat: Chat, source: OutputFile) -> None:
         if not chat.view.confirm(question):
             chat.view.note("not loaded; /save FILE saves this session")
             return
-    load_session(chat.session, path)
+    unfinished = load_session(chat.session, path)
     chat.transcript.start(chat.session)
+    show_loaded(chat, path, unfinished)
+
+
+def show_loaded(chat: Chat, path: Path, unfinished: Unfinished | None) -> None:
+    """Show the session that was loaded from a file."""
     tree = chat.session.tree
     chat.view.replay(tree.path())
     chat.view.note(f"loaded {path}: branch {tree.current}, turn {tree.num_turns()}")
+    if unfinished is not None:
+        number = unfinished.num_characters
+        after = f"was cut off after {counted(number, 'character')}" if number else "had not begun"
+        chat.view.note(f"not restored: {short(unfinished.message)!r}, whose reply {after}; send it again for the reply")
 
 
 def state(chat: Chat, argument: tuple[str, OutputFile]) -> None:

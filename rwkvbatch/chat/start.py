@@ -7,17 +7,17 @@ import io
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rwkvbatch.chat.actions import load, note_probable_mistakes
-from rwkvbatch.chat.app import Chat, OutputFile, View
+from rwkvbatch.chat.actions import note_probable_mistakes, show_loaded
+from rwkvbatch.chat.app import Chat, View
 from rwkvbatch.chat.commands import run_lines
 from rwkvbatch.chat.pipe import JsonView, PlainView
 from rwkvbatch.chat.runs import RunPoint, read_point, refuse_other_files, replay, settings_of
-from rwkvbatch.chat.session import Identity, Session
-from rwkvbatch.chat.storage import Transcript, default_path, state_directory
+from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session
+from rwkvbatch.chat.storage import Transcript, default_path, load_session, state_directory
 from rwkvbatch.config import NO_ADAPTER, SYSTEM_FILE, CellSettings, RunSettings, preset
 from rwkvbatch.endpoint.client import Client, ClientOptions, check_url
 from rwkvbatch.endpoint.engine import EndpointEngine
@@ -28,6 +28,7 @@ from rwkvbatch.model.load import load_model, resolve_model_path
 from rwkvbatch.prompt.templates import load_prelude
 from rwkvbatch.prompt.vocabulary import tokenizer_of
 from rwkvbatch.replay.layers import Layered, layer_settings, naming_origins
+from rwkvbatch.setting_names import option_name
 
 NO_PRELUDE = "none"
 DEFAULT_PRELUDE = "api-demo-chat"
@@ -99,9 +100,16 @@ def run_chat(arguments: ChatArguments) -> bool:
 
 def open_chat(arguments: ChatArguments, view: View, *, is_terminal: bool) -> Chat:
     """Load the model, start the session, and show both."""
+    if arguments.from_run is not None and arguments.load is not None:
+        raise UsageError("--from and --load both say what the chat continues", hint="leave one of the two out")
+    if arguments.no_transcript and arguments.transcript is not None:
+        raise UsageError("--transcript and --no-transcript are both given", hint="leave one of the two out")
     point = None
     if arguments.from_run is not None:
         point = read_point(arguments.from_run, arguments.cell, arguments.repeat)
+    elif arguments.cell is not None or arguments.repeat:
+        option = "--repeat" if arguments.cell is None else "--cell"
+        raise UsageError(f"{option} belongs to --from, which is not given")
     layered = arguments.layered or layer_settings(arguments.values, environment=os.environ)
     with naming_origins(layered.origins):
         return _open_chat(arguments, layered.settings, point, view, is_terminal=is_terminal)
@@ -113,6 +121,9 @@ def _open_chat(
     if run_settings.endpoint is not None:
         return _open_served_chat(arguments, run_settings, view, is_terminal=is_terminal)
     check_settings(run_settings, frozenset(arguments.values))
+    for name in ("endpoint_timeout", "endpoint_retries"):
+        if name in arguments.values:
+            raise UsageError(f"{option_name(name)} belongs to --endpoint, which is not given")
     bundled = resolve_model_path(run_settings.model).bundled
     settings = chat_settings(run_settings, bundled=bundled, point=point)
     if point is not None:
@@ -133,6 +144,8 @@ def _open_chat(
     engine = load_engine(run_settings.model)
     settings.check_vocabulary(engine.model.spec.vocab_size, "--ban")
     identity = Identity(run_settings.seed) if point is None else point.identity
+    if "seed" in run_settings.model_fields_set:
+        identity = replace(identity, seed=run_settings.seed)
     session = Session(engine, settings, identity, vocab=vocab)
     system = settings.system if point is None else point.system
     if point is not None and {"system", SYSTEM_FILE} & arguments.values.keys() and (settings.system or None) != system:
@@ -141,6 +154,10 @@ def _open_chat(
     session.begin(system=system, prelude=prelude, state_file=settings.state)
     if point is not None:
         replay(session, point)
+    unfinished = None
+    if arguments.load is not None:  # before the transcript, which may be the same file
+        unfinished = load_session(session, arguments.load)
+        _use_given(session, settings, run_settings, arguments)
     path = arguments.transcript or default_path(state_directory() / "chats")
     transcript = Transcript(None if arguments.no_transcript else path)
     chat = Chat(session, view, transcript, load_engine, is_terminal=is_terminal)
@@ -152,8 +169,34 @@ def _open_chat(
     if point is not None:
         view.replay(session.tree.path())
     if arguments.load is not None:
-        load(chat, OutputFile(arguments.load))
+        show_loaded(chat, arguments.load, unfinished)
     return chat
+
+
+def _use_given(session: Session, settings: CellSettings, run_settings: RunSettings, arguments: ChatArguments) -> None:
+    """Apply the given settings of replies to a loaded session.
+
+    Raises:
+        UsageError: an option would change how the session began.
+    """
+    opening = session.tree.opening
+    began_with = {
+        "system": (opening.system or None, settings.system or None),
+        "prelude": (opening.prelude, choose_prelude(settings, bundled=True)),
+        "state": (opening.state, settings.state and str(Path(settings.state).resolve())),
+        "template": (session.settings.template, settings.template),
+        "bos": (session.settings.bos, settings.bos),
+    }
+    given = {"system" if name == SYSTEM_FILE else name for name in arguments.values}
+    for name in given & began_with.keys():
+        expected, value = began_with[name]
+        if value != expected:
+            problem = f"--load: the session in {arguments.load} began with another value than --{name} gives"
+            raise UsageError(problem, hint=f"leave --{name} out: the session's is taken")
+    names = run_settings.model_fields_set & set(TURN_SETTINGS)
+    session.use_settings(session.settings.replace(**{name: getattr(settings, name) for name in names}))
+    if "seed" in run_settings.model_fields_set:
+        session.identity = replace(session.identity, seed=run_settings.seed)
 
 
 def _open_served_chat(arguments: ChatArguments, run_settings: RunSettings, view: View, *, is_terminal: bool) -> Chat:

@@ -10,6 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from rwkvbatch.files import (
     PRIVATE_MODE,
     FileKind,
     check_target,
+    file_ends_a_line,
     file_head,
     make_directory,
     open_to_append,
@@ -37,6 +39,7 @@ KIND = "rwkvbatch-chat"
 MAX_SESSION_BYTES = 2**30
 SESSION = FileKind("a saved session", lambda path: re.match(rf'\{{\s*"kind":\s*"{KIND}"', file_head(path)) is not None)
 TRANSCRIPT = FileKind("a transcript", lambda path: '"event": "start"' in file_head(path).partition("\n")[0])
+_START = b'{"event": "start"'
 PIECE_S = 0.2
 """Longest time after which the text of a reply in progress is written to the transcript."""
 
@@ -57,6 +60,14 @@ def open_private(path: Path) -> int:
     """A descriptor that appends to `path`. A new file can be read only by its owner."""
     make_directory(path.parent, PRIVATE_DIRECTORY_MODE)
     return open_to_append(path, PRIVATE_MODE)
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """The last message in a transcript, if the program ended before its reply, of which `num_characters` were shown."""
+
+    message: str
+    num_characters: int
 
 
 class Transcript:
@@ -81,6 +92,8 @@ class Transcript:
             check_target(path, TRANSCRIPT, option="--transcript", append=True)
             with self._naming_the_file():
                 self._descriptor = open_private(path)
+                if not file_ends_a_line(path):  # a crash cut the last line off
+                    write_all(OS_FILES, self._descriptor, b"\n")
 
     def start(self, session: Session) -> None:
         """Write the model, the settings and the whole tree, which replace those of earlier lines."""
@@ -184,8 +197,11 @@ def save_session(session: Session, path: Path, *, replace: bool = False) -> None
     save_file(path, [_encoded(content, indent=1)], private=True)
 
 
-def load_session(session: Session, path: Path) -> None:
-    """Continue a saved session, or the session of a transcript, in `session`.
+def load_session(session: Session, path: Path) -> Unfinished | None:
+    """Continue a saved session, or the last session of a transcript, in `session`.
+
+    Returns:
+        the last message of a transcript, if it was not answered.
 
     Raises:
         InputError: the file or the file of an initial state cannot be read, is damaged, or belongs to another model.
@@ -195,7 +211,11 @@ def load_session(session: Session, path: Path) -> None:
     content = _read(path)
     lines = [line for line in content.split(b"\n") if line.strip()]
     is_transcript = bool(lines) and b'"event": "start"' in lines[0]
-    values = _from_transcript(path, lines) if is_transcript else _from_session(path, content)
+    unfinished = None
+    if is_transcript:
+        values, unfinished = _from_transcript(path, lines)
+    else:
+        values = _from_session(path, content)
     if values.get("format") != FORMAT:
         raise InputError(
             f"expected a session of format {FORMAT}, found {values.get('format')!r}",
@@ -221,6 +241,7 @@ def load_session(session: Session, path: Path) -> None:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise InputError(f"is not a complete session: {type(error).__name__}: {error}", path=path) from None
     session.adopt(tree, session.settings.replace(**settings), identity)
+    return unfinished
 
 
 def _from_session(path: Path, content: bytes) -> dict[str, Any]:
@@ -238,14 +259,16 @@ def _from_session(path: Path, content: bytes) -> dict[str, Any]:
     return session
 
 
-def _from_transcript(path: Path, lines: list[bytes]) -> dict[str, Any]:
-    """The values of the last session in a transcript, from its last `start` line on.
+def _from_transcript(path: Path, lines: list[bytes]) -> tuple[dict[str, Any], Unfinished | None]:
+    """The values of the last session in a transcript, from its last `start` line on, and its unanswered message.
 
     An incomplete last line, which a crash may have cut even within a character, is ignored.
     """
     values: dict[str, Any] = {}
     tree: dict[str, Any] = {}
-    for number, line in enumerate(lines, start=1):
+    unfinished: Unfinished | None = None
+    first = max(number for number, line in enumerate(lines) if number == 0 or line.startswith(_START))
+    for number, line in enumerate(lines[first:], start=first + 1):
         try:
             event = json.loads(line.decode("utf-8"))
             kind = event.pop("event")
@@ -254,6 +277,14 @@ def _from_transcript(path: Path, lines: list[bytes]) -> dict[str, Any]:
                 break
             raise InputError("is a damaged transcript: this line is not an event", path=path, line=number) from None
         event.pop("time", None)
+        if kind == "typed":
+            text = str(event.get("text"))
+            is_message = not text.startswith("/") or text.startswith("//")
+            unfinished = Unfinished(text, 0) if is_message and text.strip() else None
+        elif kind == "piece" and unfinished is not None:
+            unfinished = replace(unfinished, num_characters=unfinished.num_characters + len(str(event.get("text"))))
+        elif kind == "exchange":
+            unfinished = None
         if kind == "start":
             values = event
             tree = {"openings": [], "exchanges": []}
@@ -263,7 +294,7 @@ def _from_transcript(path: Path, lines: list[bytes]) -> dict[str, Any]:
             values |= event
         elif kind == "branches":
             tree |= event
-    return {**values, "dialogue": tree}
+    return {**values, "dialogue": tree}, unfinished
 
 
 def _read(path: Path) -> bytes:

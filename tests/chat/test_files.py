@@ -12,7 +12,7 @@ import pytest
 
 from rwkvbatch.chat import storage
 from rwkvbatch.chat.session import Session
-from rwkvbatch.chat.storage import Transcript, load_session, save_session
+from rwkvbatch.chat.storage import Transcript, Unfinished, load_session, save_session
 from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.prefix_cache import Node
@@ -80,6 +80,49 @@ def test_a_transcript_with_an_incomplete_last_line_continues_with_the_same_repli
     load_session(loaded, tmp_path / "t.jsonl")
     assert loaded.tree == session.tree
     assert loaded.ask("b").ids == session.ask("b").ids
+
+
+@pytest.mark.parametrize(
+    ("events", "unfinished"),
+    [
+        ([{"event": "typed", "text": "b"}], Unfinished("b", 0)),
+        ([{"event": "typed", "text": "b"}, *[{"event": "piece", "text": "xyz"}] * 2], Unfinished("b", 6)),
+        ([{"event": "typed", "text": "//b"}], Unfinished("//b", 0)),
+        ([{"event": "typed", "text": "b"}, {"event": "typed", "text": "/quit"}], None),
+        ([{"event": "typed", "text": "b"}, {"event": "start"}], None),
+    ],
+)
+def test_an_unanswered_message_of_a_transcript_is_told(
+    events: list[dict[str, str]], unfinished: Unfinished | None, tmp_path: Path
+) -> None:
+    session, path = new_session(), tmp_path / "t.jsonl"
+    transcript = Transcript(path)
+    transcript.start(session)
+    transcript.typed("a")
+    session.ask("a", on_text=transcript.piece)
+    transcript.record(session)
+    transcript.close()
+    first = path.read_text().splitlines()
+    lines = [
+        *first,
+        *(line for event in events for line in (first if event["event"] == "start" else [json.dumps(event)])),
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    assert load_session(empty_session(), path) == unfinished
+
+
+def test_a_transcript_that_was_cut_off_is_appended_to(tmp_path: Path) -> None:
+    session, loaded, path = new_session(), empty_session(), tmp_path / "t.jsonl"
+    for _ in range(2):
+        transcript = Transcript(path)
+        transcript.start(session)
+        session.ask("a")
+        transcript.record(session)
+        transcript.close()
+        with path.open("a") as file:
+            file.write('{"event": "typed", "te')
+    load_session(loaded, path)
+    assert loaded.tree == session.tree
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from rwkvbatch.chat.start import ChatArguments, chat_settings, choose_prelude, o
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.config import RunSettings, preset
 from rwkvbatch.errors import UsageError
+from rwkvbatch.model.load import BUNDLED_MODEL
 from rwkvbatch.prompt.templates import PRELUDES
 from rwkvbatch.replay.layers import layer_settings
 from tests.chat.sessions import exchange
@@ -130,6 +132,35 @@ def test_ban_accepts_a_comma_list(chat: Run) -> None:
     assert "3,5" in result.stdout + result.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--load", "s.json", "--from", "run:a:0"), "--from and --load both say what the chat continues"),
+        (("--no-transcript", "--transcript", "t.jsonl"), "--transcript and --no-transcript are both given"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: tuple[str, ...], problem: str, chat: Run) -> None:
+    result = chat("hi\n", *options)
+    assert result.returncode == 2
+    assert problem in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "main"),
+    [
+        ("--cell", "base", "--from"),
+        ("--repeat", "1", "--from"),
+        ("--endpoint-api", "chat", "--endpoint"),
+        ("--endpoint-timeout", "9", "--endpoint"),
+        ("--endpoint-retries", "0", "--endpoint"),
+    ],
+)
+def test_an_option_without_the_one_that_it_belongs_to_is_refused(option: str, value: str, main: str, chat: Run) -> None:
+    result = chat("hi\n", option, value)
+    assert result.returncode == 2
+    assert f"{option} belongs to {main}, which is not given" in result.stderr
+
+
 def test_an_invalid_option_is_refused_before_a_model_is_loaded(chat: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rwkvbatch.chat.start.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     result = chat("", "--temp", "hot")
@@ -205,6 +236,62 @@ def test_a_chat_continues_a_saved_session_a_transcript_and_a_state(tmp_path: Pat
     chat, output = chat_after("What is my name?", "/params", values={"state": str(tmp_path / "x.safetensors")})
     assert "Your name is Ada." in output
     assert chat.session.tree.openings[0].state == str(tmp_path / "x.safetensors")
+
+
+def test_a_transcript_is_continued_in_the_same_file(chat: Run, tmp_path: Path) -> None:
+    path = str(tmp_path / "t.jsonl")
+    chat("My name is Ada.\n", "--transcript", path)
+    for turn in (1, 2):
+        result = chat("What is my name?\n", "--load", path, "--transcript", path)
+        assert f"loaded {path}: branch main, turn {turn}" in result.stderr
+        assert "Your name is Ada." in result.stdout
+
+
+def test_options_apply_to_the_replies_of_a_loaded_session(chat: Run, tmp_path: Path) -> None:
+    path = str(tmp_path / "t.jsonl")
+    chat("hi\n", "--max-tokens", "7", "--seed", "3", "--system", "Be brief.", "--transcript", path)
+    shown = chat("/params\n", "--load", path, "--no-transcript").stdout
+    assert re.search(r"max_tokens +7\b", shown)
+    options = ["--max-tokens", "5", "--seed", "4", "--preset", "creative", "--system", "Be brief.", "--prelude", "none"]
+    result = chat("/params\n/seed\n", "--load", path, "--no-transcript", *options)
+    shown = result.stdout
+    assert re.search(r"max_tokens +5\b", shown)
+    assert re.search(rf"temp +{dict(preset('creative'))['temperature']}\b", shown)
+    assert "seed 4\n" in shown + result.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--system", "Be long."),
+        ("--system-file", "system.txt"),
+        ("--prelude", "api-demo-chat"),
+        ("--bos", "on"),
+        ("--template", "markdown"),
+        ("--state", str(BUNDLED_MODEL.with_name("uppercase-state.safetensors"))),
+    ],
+)
+def test_an_option_that_changes_how_a_loaded_session_began_is_refused(
+    options: tuple[str, str], chat: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("system.txt").write_text("Be long.")
+    chat("hi\n", "--system", "Be brief.", "--transcript", "t.jsonl")
+    before = Path("t.jsonl").read_bytes()
+    result = chat("hi\n", "--load", "t.jsonl", "--transcript", "t.jsonl", *options)
+    assert result.returncode == 2
+    name = "--system" if options[0] == "--system-file" else options[0]
+    assert f"--load: the session in t.jsonl began with another value than {name} gives" in result.stderr
+    assert Path("t.jsonl").read_bytes() == before
+
+
+def test_a_seed_applies_to_the_replies_after_a_run(chat: Run, tmp_path: Path) -> None:
+    script = tmp_path / "s.jsonl"
+    script.write_text('{"id": "a", "messages": [{"role": "user", "content": "hi"}]}\n')
+    assert invoke(["run", str(script), "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    options = ["--from", f"{tmp_path / 'run'}:a:0", "--no-transcript", "--temp", "2", "--top-p", "1", "--quiet"]
+    replies = [chat("Tell me more.\n", *options, *seed).stdout for seed in ((), ("--seed", "0"), ("--seed", "7"))]
+    assert replies[0] == replies[1] != replies[2]
 
 
 def test_a_chat_continues_a_run_with_its_settings(tmp_path: Path) -> None:
