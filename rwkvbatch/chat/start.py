@@ -28,6 +28,7 @@ from rwkvbatch.model.load import load_model, resolve_model_path
 from rwkvbatch.prompt.templates import load_prelude
 from rwkvbatch.prompt.vocabulary import tokenizer_of
 from rwkvbatch.replay.layers import Layered, layer_settings, naming_origins
+from rwkvbatch.setting_names import option_name
 
 NO_PRELUDE = "none"
 DEFAULT_PRELUDE = "api-demo-chat"
@@ -99,9 +100,16 @@ def run_chat(arguments: ChatArguments) -> bool:
 
 def open_chat(arguments: ChatArguments, view: View, *, is_terminal: bool) -> Chat:
     """Load the model, start the session, and show both."""
+    if arguments.from_run is not None and arguments.load is not None:
+        raise UsageError("--from and --load both say what the chat continues", hint="leave one of the two out")
+    if arguments.no_transcript and arguments.transcript is not None:
+        raise UsageError("--transcript and --no-transcript are both given", hint="leave one of the two out")
     point = None
     if arguments.from_run is not None:
         point = read_point(arguments.from_run, arguments.cell, arguments.repeat)
+    elif arguments.cell is not None or arguments.repeat:
+        option = "--repeat" if arguments.cell is None else "--cell"
+        raise UsageError(f"{option} belongs to --from, which is not given")
     layered = arguments.layered or layer_settings(arguments.values, environment=os.environ)
     with naming_origins(layered.origins):
         return _open_chat(arguments, layered.settings, point, view, is_terminal=is_terminal)
@@ -113,6 +121,9 @@ def _open_chat(
     if run_settings.endpoint is not None:
         return _open_served_chat(arguments, run_settings, view, is_terminal=is_terminal)
     check_settings(run_settings, frozenset(arguments.values))
+    for name in ("endpoint_timeout", "endpoint_retries"):
+        if name in arguments.values:
+            raise UsageError(f"{option_name(name)} belongs to --endpoint, which is not given")
     bundled = resolve_model_path(run_settings.model).bundled
     settings = chat_settings(run_settings, bundled=bundled, point=point)
     if point is not None:

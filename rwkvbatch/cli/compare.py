@@ -170,12 +170,19 @@ def compare_command(
     **settings: Any,
 ) -> None:
     """Compare runs or cells: one verdict per variant, with the uncertainty of its difference."""
+    if show is not None:
+        given = {"--out": out, "--format": output_format, "--json": as_json or None}
+        for name in (name for name, value in given.items() if value is not None):
+            raise UsageError(
+                f"--show prints one conversation in place of the report that {name} is for",
+                hint="leave one of the two out; HTML reports have all conversations, and so has rwkvbatch show --json",
+            )
     report_format = _report_format(output_format, out, as_json=as_json)
-    if report_format == "html" and out is None and show is None and sys.stdout.isatty():
+    if report_format == "html" and out is None and sys.stdout.isatty():
         raise UsageError(
             "the format html is for a file or a pipe, and standard output is a terminal", hint="add --out report.html"
         )
-    if out is not None and show is None:
+    if out is not None:
         _check_out(out, report_format, replace=replace)
     if junit_cases and report_format != "junit":
         problem = f"--junit-cases needs the format junit; this command writes {report_format}"
@@ -209,6 +216,8 @@ def compare_command(
         message(f"note: {note}", quiet=quiet)
     if show is not None:
         _show(analysis, show)
+        for gate in analysis.gates:
+            message(gate.line, quiet=quiet)
     elif out is not None:
         text = _render(analysis, report_format, changes, junit_cases=junit_cases)
         _check_out(out, report_format, replace=replace)
@@ -232,6 +241,10 @@ def compare_command(
 def _report_format(option_value: str | None, out: Path | None, *, as_json: bool) -> str:
     """The format of the report: that of `--json` or `--format`, or else by the suffix of `--out`."""
     if as_json:
+        of_suffix = None if out is None else _FORMAT_OF_SUFFIX.get(out.suffix.lower())
+        for other, asks in ((option_value, f"--format {option_value}"), (of_suffix, f"--out {out}")):
+            if other not in (None, "json"):
+                raise UsageError(f"--json and {asks} ask for different formats", hint="leave --json out")
         return "json"
     if option_value is None:
         if out is None or not out.suffix:
@@ -306,9 +319,18 @@ _REPORT_HEADS = {
 
 
 def _check_out(path: Path, report_format: str, *, replace: bool) -> None:
-    """Raise `UsageError` if `--out` names a file that must not be replaced. Devices and pipes are allowed."""
-    if path.exists() and not path.is_file() and not path.is_dir():
-        return
+    """Raise `UsageError` if `--out` names a file that must not be replaced, `StorageError` if its folder is missing.
+
+    Devices and pipes are allowed.
+    """
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            return
+        next(path.parent.iterdir(), None)
+    except PermissionError:
+        pass  # a folder that cannot be listed can be written
+    except OSError as error:
+        raise _not_written(path, error) from None
     kind = FileKind(
         f"a report in the format {report_format}",
         lambda existing: re.match(_REPORT_HEADS[report_format], file_head(existing)) is not None,
@@ -325,7 +347,11 @@ def _write(path: Path, text: str) -> None:
         else:
             replace_file(OS_FILES, path, [data], durable=False, unique=True)
     except OSError as error:
-        raise StorageError(f"--out {path}: cannot be written: {error.strerror}", hint=writing_hint(error)) from None
+        raise _not_written(path, error) from None
+
+
+def _not_written(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"--out {path}: cannot be written: {error.strerror}", hint=writing_hint(error))
 
 
 def _append_step_summary(analysis: Analysis) -> None:

@@ -170,8 +170,8 @@ def check_settings(settings: CellSettings, given: frozenset[str]) -> None:
     """
     endpoint = Endpoint.of(settings)
     if endpoint is None:
-        for name in ("endpoint_model", "endpoint_body"):
-            if getattr(settings, name):
+        for name in ("endpoint_model", "endpoint_body", "endpoint_api"):
+            if getattr(settings, name) != CellSettings.model_fields[name].default:
                 raise UsageError(f"{option_name(name)} belongs to --endpoint, which is not given")
         return
     check_url(endpoint.url)

@@ -132,6 +132,35 @@ def test_ban_accepts_a_comma_list(chat: Run) -> None:
     assert "3,5" in result.stdout + result.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--load", "s.json", "--from", "run:a:0"), "--from and --load both say what the chat continues"),
+        (("--no-transcript", "--transcript", "t.jsonl"), "--transcript and --no-transcript are both given"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: tuple[str, ...], problem: str, chat: Run) -> None:
+    result = chat("hi\n", *options)
+    assert result.returncode == 2
+    assert problem in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "main"),
+    [
+        ("--cell", "base", "--from"),
+        ("--repeat", "1", "--from"),
+        ("--endpoint-api", "chat", "--endpoint"),
+        ("--endpoint-timeout", "9", "--endpoint"),
+        ("--endpoint-retries", "0", "--endpoint"),
+    ],
+)
+def test_an_option_without_the_one_that_it_belongs_to_is_refused(option: str, value: str, main: str, chat: Run) -> None:
+    result = chat("hi\n", option, value)
+    assert result.returncode == 2
+    assert f"{option} belongs to {main}, which is not given" in result.stderr
+
+
 def test_an_invalid_option_is_refused_before_a_model_is_loaded(chat: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rwkvbatch.chat.start.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     result = chat("", "--temp", "hot")

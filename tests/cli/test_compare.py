@@ -125,6 +125,12 @@ def test_nobody_else_may_write_a_report_whatever_the_umask(sweep: str, tmp_path:
         (["--baseline", "t=9"], ExitCode.USAGE, "--baseline must be one of"),
         (["--metric", "bleu"], ExitCode.USAGE, "--metric must be one of score"),
         (["--show", "nobody"], ExitCode.USAGE, "no matched conversation"),
+        (["--show", "talk-2", "--out", "r.html"], ExitCode.USAGE, "in place of the report that --out is for"),
+        (["--show", "talk-2", "--format", "md"], ExitCode.USAGE, "in place of the report that --format is for"),
+        (["--show", "talk-2", "--json"], ExitCode.USAGE, "in place of the report that --json is for"),
+        (["--json", "--format", "csv"], ExitCode.USAGE, "--json and --format csv ask for different formats"),
+        (["--json", "--out", "r.html"], ExitCode.USAGE, "--json and --out r.html ask for different formats"),
+        (["--show", "talk-2", "--fail-if", "score < 2"], ExitCode.FAILED, "FAILED: score < 2"),
         (
             ["--out", "/dev/null/r.html"],
             ExitCode.INTERNAL,
@@ -208,6 +214,11 @@ def test_lone_surrogates_do_not_break_the_output(tmp_path: Path, capsysbinary: p
     assert invoke(["compare", path, "--show", "talk-1"]) == ExitCode.DONE
     assert invoke(["show", path, "--json"]) == ExitCode.DONE
     capsysbinary.readouterr().out.decode()
+
+
+def test_a_missing_folder_is_found_before_the_runs_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["compare", "nowhere/run", "--out", "nowhere/r.html"]) == ExitCode.INTERNAL
+    assert "--out nowhere/r.html: cannot be written: No such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("output", ["table", "md", "csv", "json", "html", "junit"])

@@ -82,6 +82,7 @@ def test_the_first_turn_that_fails_only_with_its_own_history_is_blamed(run: Path
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_format_has_the_table(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, options in (("table", []), ("md", ["--format", "md"])):
         assert invoke(["compare", str(run), "--blame", *options]) == ExitCode.DONE, name

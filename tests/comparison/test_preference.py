@@ -149,15 +149,17 @@ def every_format(analysis: Analysis) -> dict[str, str]:
     return {**texts, "html": as_html(analysis), "junit": as_junit(analysis, conversations=True)}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_format_has_the_metric_and_the_position_bias(tmp_path: Path) -> None:
     make_run(tmp_path / "s", cells=("x", "y", "z"), conversations=4, repeats=1)
     judge, _ = pair_judge()
     analysis = compare([str(tmp_path / "s")], judge=judge, metrics=["preference", "score"])
     assert not any(ranking.metric.name == "preference" for ranking in analysis.rankings)
-    for name, text in every_format(analysis).items():
+    texts = every_format(analysis)
+    for name, text in texts.items():
         assert "preference" in text, name
         assert name in ("csv", "junit") or "the two orders disagree on" in text
-    (first, second) = json.loads(every_format(analysis)["json"])["preferences"]
+    (first, second) = json.loads(texts["json"])["preferences"]
     assert (first["judge"], second["judged"] > 0) == ("fake#d", True)
 
 

@@ -51,6 +51,7 @@ def test_the_verdict_depends_on_the_slope_and_the_direction_of_the_metric(
         assert abs(trend.concordance) > 0.8
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_trends_of_other_metrics_are_exploratory(tmp_path: Path) -> None:
     def change(row: dict[str, Any], rng: np.random.Generator, position: int) -> None:
         row["checks"][0]["score"] = float(np.clip(0.3 + 0.1 * position + rng.normal(0, 0.05), 0, 1))
@@ -170,6 +171,7 @@ def test_rows_missing_at_some_checkpoints_are_left_out_and_counted(tmp_path: Pat
     assert (trend.num_values, trend.num_conversations, trend.num_left_out) == (40, 10, 8)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_format_has_the_trend(tmp_path: Path) -> None:
     paths = [str(make_run(tmp_path / f"step-{n}", seed=n)) for n in range(3)]
     analysis = compare(paths, over="step")
@@ -206,3 +208,17 @@ def test_the_band_covers_all_means_in_95_of_100_samples() -> None:
         _, ends = band(metric_named("score"), values, conversations)
         num_covered += all(low <= mean <= high for mean, (low, high) in zip(true, ends, strict=True))
     assert num_covered / num_samples >= 0.92
+
+
+def test_a_metric_that_rises_and_falls_again_has_changed(tmp_path: Path) -> None:
+    """Kendall's tau is 0 in every conversation."""
+
+    def change(row: dict[str, Any], _: np.random.Generator) -> None:
+        score = float(row["cell"] == "step=2")
+        row["checks"][0] |= {"passed": score == 1, "score": score}
+
+    path = str(make_run(tmp_path / "a", cells=("step=1", "step=2", "step=3"), conversations=12, change=change))
+    trend = compare(path, over="step").trend
+    assert trend is not None
+    assert (trend.verdict, trend.concordance) == ("no trend found", 0)
+    assert trend.low < 0 < trend.high

@@ -263,7 +263,11 @@ def test_grid_of_a_served_model_and_one_in_this_process(script: Path, server: Fa
     ("settings", "message"),
     [
         ({"endpoint_model": "x"}, "--endpoint-model belongs to --endpoint"),
+        ({"endpoint_api": "chat"}, "--endpoint-api belongs to --endpoint"),
         ({"max_requests": 3}, "--max-requests belongs to --endpoint"),
+        ({"concurrency": 3}, "--concurrency belongs to --endpoint or --judge-url"),
+        ({"endpoint_timeout": 3.0}, "--endpoint-timeout belongs to --endpoint or --judge-url"),
+        ({"endpoint_retries": 3}, "--endpoint-retries belongs to --endpoint or --judge-url"),
         ({"endpoint": "127.0.0.1:8080"}, "must be an http or https URL"),
         ({"endpoint": "http://me:secret@127.0.0.1/v1"}, "must not hold a user or a key"),
         ({"endpoint": "http://127.0.0.1/v1?key=secret"}, "must have no query"),

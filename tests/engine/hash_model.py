@@ -12,6 +12,13 @@ from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.base import Choices, ModelSpec, RaggedBatch, SampleBatch, State, StatePool
 from rwkvbatch.model.ops import choosing
 
+try:
+    from rwkvbatch.model.ops.cpu import CpuOps
+except ImportError:
+    choose = choosing.choose
+else:
+    choose = CpuOps(1).choose  # a tenth of the time of the reference implementation
+
 MODULUS = 2**31 - 1
 
 
@@ -97,7 +104,7 @@ class HashModel:
 
     def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
         self.num_choices += 1
-        return choosing.choose(logits, batch)
+        return choose(logits, batch)
 
     def forward(
         self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False

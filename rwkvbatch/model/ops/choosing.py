@@ -115,9 +115,10 @@ def _top_p_cutoff(probabilities: Scores, top_p: float) -> float:
 # Philox 4x32 with 10 rounds (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The
 # key is the row's 64-bit noise key; the counter is (token id // 4, step, turn, 0), and word `token id % 4` of the block
 # belongs to the token. Nothing depends on the batch, the worker or the order of calls.
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
+_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
+_WEYL = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint64)
 _MASK = 0xFFFFFFFF
+_WORD_BITS = np.uint64(32)
 ROUNDS = 10
 
 
@@ -131,21 +132,14 @@ def philox_4x32(counter: npt.NDArray[np.uint32], key: int) -> npt.NDArray[np.uin
     Returns:
         [n, 4] uint32.
     """
-    words = [counter[:, i].astype(np.uint64) for i in range(4)]
-    key_words = [key & _MASK, (key >> 32) & _MASK]
-    mask = np.uint64(_MASK)
+    multiplied, added = (counter.T[first::2].astype(np.uint64) for first in (0, 1))  # words 0 and 2, words 1 and 3
+    key_words = np.array([[key & _MASK], [(key >> 32) & _MASK]], dtype=np.uint64)
     for _ in range(ROUNDS):
-        products = [words[0] * np.uint64(_MULTIPLIERS[0]), words[2] * np.uint64(_MULTIPLIERS[1])]
-        high = [product >> np.uint64(32) for product in products]
-        low = [product & mask for product in products]
-        words = [
-            high[1] ^ words[1] ^ np.uint64(key_words[0]),
-            low[1],
-            high[0] ^ words[3] ^ np.uint64(key_words[1]),
-            low[0],
-        ]
-        key_words = [(key_words[i] + _WEYL[i]) & _MASK for i in range(2)]
-    return np.stack(words, axis=1).astype(np.uint32)
+        products = multiplied * _MULTIPLIERS
+        high, low = products >> _WORD_BITS, products & _MASK
+        multiplied, added = high[::-1] ^ added ^ key_words, low[::-1]
+        key_words = (key_words + _WEYL) & _MASK
+    return np.stack([multiplied[0], added[0], multiplied[1], added[1]], axis=1).astype(np.uint32)
 
 
 def gumbel(key: int, turn: int, step: int, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

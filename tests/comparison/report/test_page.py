@@ -66,8 +66,12 @@ def test_the_same_runs_make_the_same_bytes(tmp_path: Path) -> None:
     assert as_html(analysis) == as_html(analysis)
 
 
-def test_long_labels_can_break_after_commas_and_the_verdict_has_minus_signs(grid_page: str, tmp_path: Path) -> None:
+def test_long_labels_can_break_after_commas(grid_page: str) -> None:
     assert "temp=0.3,<wbr>frequency=0.0</th>" in grid_page
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_the_verdict_has_minus_signs(tmp_path: Path) -> None:
     paths = [str(make_run(tmp_path / name, seed=seed)) for seed, name in enumerate("ab")]
     (headline,) = re.findall(r'id="verdict">\s*<p>(.*?)</p>', as_html(compare(paths)))
     assert "-" not in headline
@@ -136,6 +140,7 @@ def test_figures_use_the_colours_of_the_page(grid_page: str) -> None:
         assert not re.search(r"#0[1-8]0", drawing), "a placeholder colour was left"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_two_settings_give_a_heat_map_and_one_gives_lines(grid_page: str, tmp_path: Path) -> None:
     assert (
         "over temperature and frequency_penalty" in grid_page or "over frequency_penalty and temperature" in grid_page
@@ -146,7 +151,11 @@ def test_two_settings_give_a_heat_map_and_one_gives_lines(grid_page: str, tmp_pa
     assert 'aria-label="score over temperature"' in page
 
 
-def test_intervals_by_turn_are_within_the_bounds_of_their_metric(tmp_path: Path) -> None:
+def test_intervals_by_turn_are_within_the_bounds_of_their_metric(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rwkvbatch.comparison.report.charts._TURN_METRICS", ())  # the primary metric alone
+
     def only_the_first_fails(row: dict[str, Any], _rng: np.random.Generator) -> None:
         passed = row["conversation"] != "talk-0"
         row["checks"] = [{"kind": "contains", "expected": "boat", "passed": passed, "score": float(passed)}]
@@ -159,6 +168,7 @@ def test_intervals_by_turn_are_within_the_bounds_of_their_metric(tmp_path: Path)
     assert max(labels) <= 1
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("cells", [("a", "b"), ("t=1,p=1", "t=1,p=2", "t=2,p=1", "t=2,p=2")])
 def test_the_first_chart_is_of_the_primary_metric_even_when_all_means_are_equal(
     tmp_path: Path, cells: tuple[str, ...]
@@ -171,6 +181,7 @@ def test_the_first_chart_is_of_the_primary_metric_even_when_all_means_are_equal(
     assert figures[0].name == "score"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_metric_of_a_single_turn_has_no_chart_by_turn(tmp_path: Path) -> None:
     def only_first(row: dict[str, Any], _rng: np.random.Generator) -> None:
         row["checks"] = row["checks"] if row["turn"] == 0 else []
@@ -179,6 +190,7 @@ def test_a_metric_of_a_single_turn_has_no_chart_by_turn(tmp_path: Path) -> None:
     assert {"score", "tokens"} & {figure.name for figure in figures} == {"tokens"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_charts_by_turn_show_the_baseline_and_the_most_different_of_many_variants(tmp_path: Path) -> None:
     def change(row: dict[str, Any], _rng: np.random.Generator) -> None:
         row["checks"][0]["score"] = 0.1 if row["cell"] in ("temp=9", "temp=11") else 0.5 + 0.01 * (row["turn"] == 1)
@@ -199,6 +211,7 @@ def verdict_panel(page: str) -> str:
     return page[page.index('id="verdict"') : page.index("<noscript>")]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_starts_with_the_verdicts_and_the_rows_left_out(tmp_path: Path) -> None:
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
         row["checks"][0]["score"] = {"t=1": 0.5, "t=2": 0.5, "t=3": 0.1}[row["cell"]] + rng.normal(0, 0.02)
@@ -219,6 +232,7 @@ def test_the_page_starts_with_the_verdicts_and_the_rows_left_out(tmp_path: Path)
     assert page.index('id="verdict"') < page.index('id="sweep"') < page.index('id="table"')
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_figures_start_with_the_primary_metric_and_mark_others_as_exploratory(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"))
     page = as_html(compare([str(path)], primary="nll"))
@@ -291,7 +305,8 @@ def test_system_messages_are_read_from_the_script_only_while_its_hash_matches(tm
     assert "System messages are unknown" in as_html(changed)
 
 
-def test_long_names_do_not_make_a_figure_wider(tmp_path: Path) -> None:
+def test_long_names_do_not_make_a_figure_wider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rwkvbatch.comparison.report.charts._TURN_METRICS", ())  # the primary metric alone
     widths: list[float] = []
     for number, name in enumerate(("t", "temp=0.3,top_p=0.5,frequency=0.3,pres")):
         cells = [f"{name}{n}" for n in range(8)]
@@ -364,6 +379,7 @@ def test_the_page_of_a_single_run_has_its_means(tmp_path: Path) -> None:
         assert words not in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_captions_say_when_charts_have_turns_that_are_not_in_the_tables(tmp_path: Path) -> None:
     a, b, c = (
         str(make_run(tmp_path / name, conversations=3, repeats=n, seed=ord(name)))
