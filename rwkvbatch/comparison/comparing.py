@@ -156,11 +156,11 @@ def compare(
     notes += _repeat_notes(ks, matched, variants, table)
     primary_metric = _primary(primary, requested, matched, variants, table)
     shown = _shown(primary_metric, requested, matched, ks, all_metrics=all_metrics)
+    others = [] if requested is None else [metric for metric in shown if metric != primary_metric]
     shown, requested, value_notes = _with_values(shown, requested, ks, matched, variants, table)
     notes += value_notes
     trends: list[Trend] = []
     if over is not None and primary_metric is not None:
-        others = [] if requested is None else [metric for metric in shown if metric != primary_metric]
         trends, trend_notes = _trends(over, matching.positions, primary_metric, others, table)
         notes += trend_notes
     tests = _Tests()
