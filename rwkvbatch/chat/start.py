@@ -100,6 +100,10 @@ def run_chat(arguments: ChatArguments) -> bool:
 
 def open_chat(arguments: ChatArguments, view: View, *, is_terminal: bool) -> Chat:
     """Load the model, start the session, and show both."""
+    if arguments.from_run is not None and arguments.load is not None:
+        raise UsageError("--from and --load both say what the chat continues", hint="leave one of the two out")
+    if arguments.no_transcript and arguments.transcript is not None:
+        raise UsageError("--transcript and --no-transcript are both given", hint="leave one of the two out")
     point = None
     if arguments.from_run is not None:
         point = read_point(arguments.from_run, arguments.cell, arguments.repeat)

@@ -60,7 +60,9 @@ def damage_command(
     """
     from rwkvbatch.bench.damage import damage
 
-    if bool(texts) == bool(script):
+    if texts and script:
+        raise UsageError("--texts and --script are both given", hint="leave one of the two out")
+    if not (texts or script):
         raise UsageError("model damage needs texts to compare on", hint="give one of --texts and --script")
     dialogue = {name: settings.pop(name) for name in DIALOGUE_SETTINGS if name in settings}
     if texts and dialogue:

@@ -99,6 +99,12 @@ class Analysis:
         return next(iter(self.trends), None)
 
     @property
+    def first_metric(self) -> Metric | None:
+        """The metric of the first lines of the table, or the primary one where these are counts of whole variants."""
+        first = self.comparisons[0].metric if self.comparisons else self.primary
+        return self.primary if first is None or first.level == "variant" else first
+
+    @property
     def available(self) -> tuple[Metric, ...]:
         """The metrics that can be compared: those of which both sides of a pair have values."""
         return tuple(available_metrics(self.matched, self.ks))

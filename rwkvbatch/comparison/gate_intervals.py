@@ -136,8 +136,9 @@ class _FlipTest:
 def _paired_intervals(gate: Gate, form: LinearForm, samples: Sequence[FormValues | None]) -> list[Interval]:
     """Intervals by sign flips; for a difference of means they are the table's, shifted by the margin.
 
-    If all pairs are equal, the table shows the interval [0, 0] of the sample. A gate is about other conversations too,
-    an unseen share of which may differ as far as the metric allows (`unseen_share`), so its interval is wider.
+    If all pairs are equal, an unseen share of other conversations may differ as far as the metric allows
+    (`unseen_share`). Equal pairs of a metric without limits have no interval in the table; a gate takes those of the
+    sample.
     """
     flip_test = _FlipTest.of(form)
     widest = flip_test.widest
@@ -160,9 +161,10 @@ def _paired_intervals(gate: Gate, form: LinearForm, samples: Sequence[FormValues
         p = test.p_adjusted if form.difference and flip_test.shift == 0 else math.nan
         low, high = flip_test.interval(test, test.level_interval)
         interval = Interval(low, high, p, exact=test.identical, level_each=test.level_interval)
-        if test.identical and math.isfinite(widest):
-            unseen = form.reach * unseen_share(test.clusters, test.level_interval)
-            interval = replace(interval, low=flip_test.shift - unseen, high=flip_test.shift + unseen, exact=False)
+        if test.identical:
+            limited = math.isfinite(widest)
+            unseen = form.reach * unseen_share(test.clusters, test.level_interval) if limited else 0.0
+            interval = replace(interval, low=flip_test.shift - unseen, high=flip_test.shift + unseen, exact=not limited)
         if not test.decidable:
             interval = replace(interval, reason=_too_few(sample))
         elif math.isfinite(widest):

@@ -240,8 +240,8 @@ def _statistic(value: Value, scope: GateScope) -> float:
 def _with_sample_size(result: GateResult, scope: GateScope, interval: Interval) -> GateResult:
     """`result` with the number of conversations that would show the condition.
 
-    The number assumes that the variants are equal or, if that does not meet the condition, that the true values are
-    the observed ones.
+    The number assumes that the variants are equal or, if that does not meet the condition or the interval rules it out,
+    that the true values are the observed ones.
     """
     gate, form = result.gate, result.gate.form
     assert form is not None, "a significant gate has a linear form"
@@ -250,7 +250,8 @@ def _with_sample_size(result: GateResult, scope: GateScope, interval: Interval) 
     if not interval.reason and (interval.low > 0 if sign < 0 else interval.high < 0):
         return result
     distance, assumption = sign * form.constant if form.difference else 0.0, "if there is no true difference"
-    if not distance > _SMALLEST_DISTANCE:
+    equal_is_possible = bool(interval.reason) or interval.low <= form.constant <= interval.high
+    if not distance > _SMALLEST_DISTANCE or not equal_is_possible:
         distance, assumption = sign * (result.left - result.right), "if the true values are those found"
     if not distance > _SMALLEST_DISTANCE:
         return result

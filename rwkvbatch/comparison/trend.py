@@ -59,6 +59,7 @@ class Trend:
         low, high: 95 % interval of `concordance`. p: p-value of the hypothesis that it is 0, by sign flips of whole
             conversations.
         decidable: whether this number of conversations can give a significant result at all.
+        identical: whether no conversation's mean differs between checkpoints.
         num_values: number of rows (of `metric.level`) that each checkpoint contributes. num_conversations: their
             conversations. num_left_out: number of rows that only some checkpoints have.
     """
@@ -73,6 +74,7 @@ class Trend:
     high: float
     p: float
     decidable: bool
+    identical: bool
     num_values: int
     num_conversations: int
     num_left_out: int
@@ -82,7 +84,7 @@ class Trend:
         """The conclusion, from the interval of the concordance alone."""
         if not self.decidable:
             return "too little data"
-        if self.low == self.high == 0:
+        if self.identical:
             return "no change"
         if self.low <= 0 <= self.high:
             return "no trend found"
@@ -195,22 +197,26 @@ def trend_over(over: str, positions: Mapping[Variant, float], metric: Metric, ta
         for variant, column, interval in zip(variants, values.T, intervals, strict=True)
     ]
     means = _conversation_sums(values, codes, weights) / np.bincount(codes, weights)[:, None]
-    taus = _kendall_taus(means)
+    signs = _signs_of_pairs(means)
+    taus = signs.mean(axis=1)
     (test,) = compare_family(taus[:, None], np.ones((len(names), 1)), level=LEVEL, widest=1.0).differences
     return Trend(
         over="position" if "," in over else over, metric=metric, points=tuple(points), level=LEVEL,
         level_each=level_each, concordance=test.mean, low=test.low, high=test.high, p=test.p,
-        decidable=test.decidable, num_values=len(values), num_conversations=len(names),
+        decidable=test.decidable, identical=not signs.any(), num_values=len(values), num_conversations=len(names),
         num_left_out=common.num_left_out,
     )  # fmt: skip
 
 
-def _kendall_taus(means: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`[conversations]` Kendall's tau of each row of `means` `[conversations, checkpoints]` with the columns' order."""
+def _signs_of_pairs(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`[conversations, pairs of checkpoints]` 1 where the later mean is higher, -1 where it is lower, else 0.
+
+    The mean of a row is Kendall's tau of the conversation's `means` `[conversations, checkpoints]` with their order.
+    """
     scale = max(float(np.abs(means).max()), 1e-300)  # means that differ only by rounding count as equal
     pairs = list(combinations(range(means.shape[1]), 2))
     signs = [np.sign(np.round((means[:, later] - means[:, earlier]) / scale, 10)) for earlier, later in pairs]
-    return np.sum(signs, axis=0) / len(pairs)
+    return np.stack(signs, axis=1)
 
 
 def _conversation_sums(

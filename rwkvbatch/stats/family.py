@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rwkvbatch.stats.bounded import unseen_share
 from rwkvbatch.stats.signflip import (
     SignFlips,
     blocks,
@@ -155,13 +156,22 @@ def _used_clusters(sums: ArrayLike, counts: ArrayLike) -> tuple[NDArray[np.float
 
 
 def _equal_pairs(num_pairs: NDArray[np.float64], level: float, widest: float, level_interval: float) -> Difference:
-    """The difference of a variant all of whose pairs are equal, or that has none."""
+    """The difference of a variant all of whose pairs are equal, or that has none.
+
+    Equal pairs do not show how others differ: a share of the conversations that a sample may lack (`unseen_share`) can
+    differ as far as the metric allows.
+    """
     clusters = int((num_pairs > 0).sum())
     decidable = clusters > 0 and _smallest_p(clusters) <= level
-    mean = 0.0 if clusters else math.nan
-    end = 0.0 if decidable else widest if clusters else math.nan
+
+    def end(at: float) -> float:
+        if not clusters:
+            return math.nan
+        return widest * unseen_share(clusters, at) if decidable else widest
+
+    mean, together, alone = 0.0 if clusters else math.nan, end(level_interval), end(level)
     return Difference(
-        mean=mean, low=0.0 - end, high=end, low_alone=0.0 - end, high_alone=end, p=1.0, p_adjusted=1.0, p_rank=1.0,
+        mean=mean, low=-together, high=together, low_alone=-alone, high_alone=alone, p=1.0, p_adjusted=1.0, p_rank=1.0,
         clusters=clusters, pairs=round(float(num_pairs.sum())), standard_error=mean, detectable=math.nan,
         decidable=decidable, identical=clusters > 0, level_interval=level_interval,
     )  # fmt: skip

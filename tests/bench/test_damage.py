@@ -185,7 +185,7 @@ def test_dialogues_are_scored_as_a_run_with_gold_history_scores_them(tmp_path: P
     ("arguments", "problem"),
     [
         ([], "needs texts"),
-        (["--texts", "t.txt", "--script", "s.jsonl"], "needs texts"),
+        (["--texts", "t.txt", "--script", "s.jsonl"], "--texts and --script are both given"),
         (["--texts", "t.txt", "--turn-end", "next-role"], "--turn-end belongs to --script"),
         (["--script", "none.jsonl"], "no reference replies"),
         (["--script", "none.jsonl", "--think", "off,fake"], "no place there"),

@@ -133,6 +133,19 @@ def test_ban_accepts_a_comma_list(chat: Run) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--load", "s.json", "--from", "run:a:0"), "--from and --load both say what the chat continues"),
+        (("--no-transcript", "--transcript", "t.jsonl"), "--transcript and --no-transcript are both given"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: tuple[str, ...], problem: str, chat: Run) -> None:
+    result = chat("hi\n", *options)
+    assert result.returncode == 2
+    assert problem in result.stderr
+
+
+@pytest.mark.parametrize(
     ("option", "value", "main"),
     [
         ("--cell", "base", "--from"),

@@ -419,3 +419,24 @@ def test_a_rare_loss_beyond_the_margin_passes_in_at_most_5_of_100_comparisons() 
         variant = (rng.random((12, 1)) > 0.06).astype(float)
         passed += not judge([gate], [scope_of(variant, baseline)])[0].failed
     assert passed <= 15
+
+
+def test_the_number_of_conversations_does_not_assume_what_the_table_rules_out(tmp_path: Path) -> None:
+    """The variant is worse, by less than the margin: if they were equal, fewer conversations than these would do."""
+    worse = (0, 3, 7, 11, 15, 21, 29, 33)
+
+    def change(row: dict[str, Any], _: np.random.Generator) -> None:
+        score = float(int(row["conversation"].removeprefix("talk-")) not in worse)
+        row["checks"][0] |= {"passed": score == 1, "score": score}
+
+    paths = runs(tmp_path, passing(1), change, conversations=60)
+    analysis = compare(paths, fail_unless=["score >= baseline - 0.2 significantly"])
+    assert analysis.comparisons[0].verdict == "worse"
+    result = only_gate(analysis)
+    assert result.failed
+    assert result.holds
+    assert result.note.endswith("if the true values are those found")
+    assert result.conversations_needed is not None
+    assert result.conversations_needed > 60
+    unclear = only_gate(compare(paths, fail_unless=["score >= baseline significantly"]))
+    assert unclear.conversations_needed is None

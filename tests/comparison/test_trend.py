@@ -208,3 +208,17 @@ def test_the_band_covers_all_means_in_95_of_100_samples() -> None:
         _, ends = band(metric_named("score"), values, conversations)
         num_covered += all(low <= mean <= high for mean, (low, high) in zip(true, ends, strict=True))
     assert num_covered / num_samples >= 0.92
+
+
+def test_a_metric_that_rises_and_falls_again_has_changed(tmp_path: Path) -> None:
+    """Kendall's tau is 0 in every conversation."""
+
+    def change(row: dict[str, Any], _: np.random.Generator) -> None:
+        score = float(row["cell"] == "step=2")
+        row["checks"][0] |= {"passed": score == 1, "score": score}
+
+    path = str(make_run(tmp_path / "a", cells=("step=1", "step=2", "step=3"), conversations=12, change=change))
+    trend = compare(path, over="step").trend
+    assert trend is not None
+    assert (trend.verdict, trend.concordance) == ("no trend found", 0)
+    assert trend.low < 0 < trend.high

@@ -94,7 +94,16 @@ def test_pairs_that_are_all_equal_are_identical_and_do_not_count() -> None:
     among = compare_family(np.hstack([real, nothing]), np.ones((40, 7)))
     assert among.differences[0] == alone.differences[0]
     assert all(d.identical and d.p == 1 and not d.significant for d in among.differences[1:])
-    assert all(math.copysign(1, d.low) == 1 for d in among.differences[1:])  # no -0.0
+    assert all((d.low, d.high) == (-math.inf, math.inf) for d in among.differences[1:])
+
+
+@pytest.mark.parametrize("variants", [1, 3])
+def test_equal_pairs_leave_what_a_sample_may_lack_at_either_end(variants: int) -> None:
+    """Clopper and Pearson: 1 - (0.05 / variants / 2) ** (1 / 20) of other conversations may differ by the range."""
+    for found in compare_family(np.zeros((20, variants)), np.ones((20, variants)), widest=2.0).differences:
+        assert found.high == pytest.approx(2 * (1 - (0.025 / variants) ** (1 / 20)))
+        assert found.high_alone == pytest.approx(2 * (1 - 0.025 ** (1 / 20)))
+        assert (found.low, found.low_alone, found.significant) == (-found.high, -found.high_alone, False)
 
 
 @settings(max_examples=150)

@@ -174,7 +174,7 @@ def as_markdown(analysis: Analysis) -> str:
         parts.append("\n".join(rankings) + f"\n\n{escaped(RANKING_NOTE)}")
     parts += [_trend(trend, exploratory=trend is not analysis.trend) for trend in analysis.trends]
     parts += [escaped(TREND_NOTE)] if analysis.trends else []
-    if sentence := left_out(analysis.dropped, analysis.primary):
+    if sentence := left_out(analysis.dropped, analysis.first_metric):
         parts.append(escaped(sentence))
     if analysis.gates:
         parts.append("\n".join(f"- {'❌' if gate.failed else '✅'} {escaped(gate.line)}" for gate in analysis.gates))

@@ -122,7 +122,7 @@ def as_html(analysis: Analysis) -> str:
         about=_about(analysis, decisive) if decisive else [],
         decisive=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in decisive],
         several_baselines=len({line.pair.baseline for line in decisive}) > 1,
-        left_out_rows=left_out(analysis.dropped, analysis.primary, named=True),
+        left_out_rows=left_out(analysis.dropped, analysis.first_metric, named=True),
         tone=_tone,
         verdict=verdict,
         failures=_failures(analysis, failing),

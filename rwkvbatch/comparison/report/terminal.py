@@ -99,9 +99,10 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0
             num_candidates = len(ranking.candidates)
             texts = [standing(ranking, max_named=max_named) + rows for max_named in range(num_candidates, 0, -1)]
             _print_wrapped(_fitting(texts, console.width), console, "bold")
-    if left_out(analysis.dropped, analysis.primary):
-        texts = [left_out(analysis.dropped, analysis.primary, named=named) for named in (True, False)]
-        _print_wrapped(_fitting(texts, console.width), console)
+        if not index:
+            _print_left_out(analysis, console)
+    if not analysis.comparisons:
+        _print_left_out(analysis, console)
     for gate in analysis.gates:
         console.print(safe(gate.line, "bold red" if gate.failed else "green"))
     if analysis.comparisons and (hidden := _hidden(analysis)):
@@ -110,6 +111,13 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0
         _print_blame(cell_blame, console)
     for matched in analysis.matched if num_changes else ():
         _print_changes(matched, console, num_changes)
+
+
+def _print_left_out(analysis: Analysis, console: Console) -> None:
+    """Print the sentence on rows that are not as planned, under the lines of the first metric, which it is about."""
+    if left_out(analysis.dropped, analysis.first_metric):
+        texts = [left_out(analysis.dropped, analysis.first_metric, named=named) for named in (True, False)]
+        _print_wrapped(_fitting(texts, console.width), console)
 
 
 def _print_blame(blame: Blame, console: Console) -> None:

@@ -13,7 +13,9 @@ from rich.console import Console
 
 from rwkvbatch.comparison import compare
 from rwkvbatch.comparison.analysis import Analysis
+from rwkvbatch.comparison.report.formats import as_markdown
 from rwkvbatch.comparison.report.terminal import print_analysis, print_conversation
+from rwkvbatch.comparison.wording import by_family, question
 from rwkvbatch.errors import UsageError
 from tests.comparison.hostile import hostile_run
 from tests.comparison.make_run import make_row, make_run, write_run
@@ -205,3 +207,20 @@ def test_chosen_metrics_have_no_hint_at_others(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"))
     assert "--all shows" in printed(compare([str(path)]))
     assert "--all shows" not in printed(compare([str(path)], metrics=["nll"]))
+
+
+def test_what_was_left_out_stands_under_the_first_metric_and_is_about_it(tmp_path: Path) -> None:
+    def fail(row: dict[str, Any], rng: np.random.Generator) -> None:
+        if row["conversation"] == "talk-0":
+            row.update(finish_reason="error", error="out of memory", checks=[], reference=None)
+
+    paths = [str(make_run(tmp_path / "a")), str(make_run(tmp_path / "b", change=fail))]
+    for metrics, outcome in ((["nll", "score"], "left out"), (["score", "nll"], "failed"), (["errors"], "failed")):
+        analysis = compare(paths, metrics=metrics, primary=None if metrics[0] != "nll" else "nll")
+        text = printed(analysis, num_changes=0)
+        sentence = f"Not as planned: 4 turns with an error in b ({outcome})."
+        assert sentence in text
+        first, *others = [question(lines) for lines in by_family(analysis.comparisons).values()]
+        assert text.index(first) < text.index(sentence)
+        assert all(text.index(sentence) < text.index(other) for other in others)
+        assert sentence in as_markdown(analysis).replace("\\", "")
