@@ -5,8 +5,8 @@
 Conversations differ in difficulty, which both runs and all repetitions and turns of a conversation share. The unpaired
 test is Welch's test of all rows as two lists of scores. It ignores that both runs replayed the same conversations,
 which costs power. It also ignores that the rows of a conversation are correlated, which causes false alarms if the runs
-have different conversations. Simultaneous intervals are simulated for several variants of one baseline with one yes/no
-outcome per conversation. Trends are simulated for equal checkpoints, with five times as many samples.
+have different conversations. Simultaneous intervals are simulated for several variants of one baseline. Trends are
+simulated for equal checkpoints, with five times as many samples.
 
 Further cases are: few conversations; randomly missing rows of the variant, whose pairs are left out; rows that ended in
 an error, which count as failed; and nll with a lognormal mean of each conversation and heavy-tailed rows.
@@ -15,6 +15,8 @@ an error, which count as failed; and nll with a lognormal mean of each conversat
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,21 +99,50 @@ def detection_rates(case: Case, samples: int) -> Rates:
     return Rates(paired / samples, unpaired / samples)
 
 
-def held_together(conversations: int, variants: int, gain: float, loss: float, samples: int) -> float:
-    """The share of samples in which the simultaneous intervals hold the true differences of all variants.
+@dataclass(frozen=True)
+class SeveralVariants:
+    """Variants of one baseline that all have the same true `difference`."""
 
-    The baseline passes half of the conversations. A variant passes others with the probability `2 * gain`, and fails
-    these with the probability `2 * loss`. Variants without a pair that differs have no interval, and are left out.
-    """
-    rng = np.random.default_rng(conversations * variants)
-    held = 0
-    for _ in range(samples):
-        passed = rng.random((conversations, 1)) < 0.5
-        chances = rng.random((conversations, variants))
-        differences = np.where(passed, -1.0 * (chances < 2 * loss), 1.0 * (chances < 2 * gain))
-        found = compare_family(differences, np.ones_like(differences), widest=1.0).differences
-        held += all(variant.identical or variant.low <= gain - loss <= variant.high for variant in found)
-    return held / samples
+    draw: Callable[[np.random.Generator, int, int], NDArray[np.float64]]
+    difference: float
+    widest: float
+
+    @classmethod
+    def yes_no(cls, gain: float, loss: float) -> SeveralVariants:
+        """The baseline passes half of the conversations.
+
+        A variant passes others with the probability `2 * gain`, and fails these with the probability `2 * loss`.
+        """
+
+        def draw(rng: np.random.Generator, conversations: int, variants: int) -> NDArray[np.float64]:
+            passed = rng.random((conversations, 1)) < 0.5
+            chances = rng.random((conversations, variants))
+            return np.where(passed, -1.0 * (chances < 2 * loss), 1.0 * (chances < 2 * gain))
+
+        return cls(draw, gain - loss, 1.0)
+
+    @classmethod
+    def numbers(cls, difference: float, correlation: float) -> SeveralVariants:
+        """Normal differences, in standard deviations, with this correlation between variants."""
+
+        def draw(rng: np.random.Generator, conversations: int, variants: int) -> NDArray[np.float64]:
+            shared, own = rng.standard_normal((conversations, 1)), rng.standard_normal((conversations, variants))
+            return difference + math.sqrt(correlation) * shared + math.sqrt(1 - correlation) * own
+
+        return cls(draw, difference, math.inf)
+
+    def held(self, conversations: int, variants: int, samples: int) -> float:
+        """The share of samples in which the simultaneous intervals hold the true differences of all variants.
+
+        Variants without a pair that differs have no interval, and are left out.
+        """
+        rng = np.random.default_rng(conversations * variants)
+        held = 0
+        for _ in range(samples):
+            differences = self.draw(rng, conversations, variants)
+            found = compare_family(differences, np.ones_like(differences), widest=self.widest).differences
+            held += all(variant.identical or variant.low <= self.difference <= variant.high for variant in found)
+        return held / samples
 
 
 def trend_alarms(conversations: int, checkpoints: int, samples: int) -> tuple[float, float]:
@@ -151,6 +182,20 @@ CASES = (
 )
 
 
+SIZES = ((8, 5), (12, 5), (12, 11), (20, 5), (20, 11), (40, 5))
+SEVERAL = {
+    **{
+        f"yes/no, {gain:.0%} gains, {loss:.0%} losses": SeveralVariants.yes_no(gain, loss)
+        for gain, loss in ((0.2, 0.1), (0.3, 0.05), (0.4, 0.4))
+    },
+    **{
+        f"numbers, {size} SD, correlation {correlation}": SeveralVariants.numbers(size, correlation)
+        for size in (0, 1, 3)
+        for correlation in (0, 0.8)
+    },
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=2000)
@@ -162,11 +207,9 @@ def main() -> None:
             f"{name:28} {case.conversations:3}, {case.effect:4.2f}: {rates.paired:6.1%} {rates.unpaired:6.1%}",
             flush=True,
         )
-    print("conversations, variants, gains, losses: samples whose simultaneous intervals hold all true differences")
-    for gain, loss in ((0.2, 0.1), (0.3, 0.05), (0.4, 0.4)):
-        for conversations, variants in ((12, 5), (12, 11), (20, 5), (20, 11), (40, 5)):
-            share = held_together(conversations, variants, gain, loss, samples)
-            print(f"{conversations:3}, {variants:3}, {gain:.2f}, {loss:.2f}: {share:.3f}", flush=True)
+    print("samples whose simultaneous intervals hold all true differences, by (conversations, variants):", *SIZES)
+    for name, variants in SEVERAL.items():
+        print(f"{name:36}", *(f"{variants.held(*size, samples):.3f}" for size in SIZES), flush=True)
     print("conversations, checkpoints without a difference: trends found, level that the exact test can attain")
     for conversations, checkpoints in ((10, 5), (30, 5), (100, 5), (30, 30)):
         alarms, level = trend_alarms(conversations, checkpoints, 5 * samples)

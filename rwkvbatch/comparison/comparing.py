@@ -32,8 +32,8 @@ from rwkvbatch.comparison.matching import (
     comparable_rows,
     conversation_values,
     count_dropped,
+    judged_repeats,
     match,
-    most_repeats,
     rows_of,
 )
 from rwkvbatch.comparison.metrics import Metric, metric_named
@@ -454,23 +454,34 @@ def _shown(
 def _repeat_notes(
     ks: Sequence[int] | None, matched: Sequence[MatchedRows], variants: Sequence[Variant], table: pd.DataFrame
 ) -> list[str]:
-    """A note on each k that is larger than the number of repetitions.
+    """Notes on each k that is larger than the number of repetitions of all, or of some conversations.
 
     Raises:
         UsageError: every k is larger.
     """
     if not ks:
         return []
-    largest_k = max(
-        (min(most_repeats(pair_rows.rows, side) for side in ("_a", "_b")) for pair_rows in matched),
-        default=most_repeats(rows_of(table, variants[0])),
-    )
+    of_pairs: list[list[int]] = []
+    for pair_rows in matched:
+        baseline, variant = (judged_repeats(pair_rows.rows, side) for side in ("_a", "_b"))
+        of_pairs.append([min(baseline[name], variant[name]) for name in baseline.keys() & variant.keys()])
+    of_pairs = of_pairs or [list(judged_repeats(rows_of(table, variants[0])).values())]
+    largest_k = max((repeats for repeats_of_pair in of_pairs for repeats in repeats_of_pair), default=0)
     too_large = [k for k in ks if k > largest_k]
     names = ", ".join(f"pass_at_{k}" for k in too_large)
     reason = f"conversations with checks have at most {counted(largest_k, 'repetition')}"
     if len(too_large) == len(ks):
         raise UsageError(f"--k: {names} cannot be estimated: {reason}", hint="run again with more --repeats")
-    return [f"{names} cannot be estimated: {reason}"] if too_large else []
+    notes = [f"{names} cannot be estimated: {reason}"] if too_large else []
+    for k in ks:
+        with_k, num_conversations = min((sum(n >= k for n in of_pair), len(of_pair)) for of_pair in of_pairs if of_pair)
+        if k <= largest_k and with_k < num_conversations:
+            at_least = "as few as " if len(of_pairs) > 1 else ""
+            notes.append(
+                f"pass_at_{k}, all_{k} and majority_at_{k} are of {at_least}{with_k:,} of "
+                f"{num_conversations:,} conversations: the others have fewer than {counted(k, 'repetition')}"
+            )
+    return notes
 
 
 def _no_common_turn(all_pairs: Sequence[MatchedRows], runs: Sequence[RunData]) -> RunMismatchError:

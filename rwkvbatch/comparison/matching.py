@@ -372,9 +372,9 @@ def conversation_values(rows: pd.DataFrame, metric: Metric, side: str = "") -> p
     return pd.Series(values, dtype=np.float64).rename_axis("conversation").dropna()
 
 
-def most_repeats(rows: pd.DataFrame, side: str = "") -> int:
-    """The largest number of judged repeats of a conversation; 0 without checks."""
-    return max(map(len, _outcomes(rows, side).values()), default=0)
+def judged_repeats(rows: pd.DataFrame, side: str = "") -> dict[str, int]:
+    """The number of judged repeats of each conversation with checks."""
+    return {name: len(passed) for name, passed in _outcomes(rows, side).items()}
 
 
 def _outcomes(rows: pd.DataFrame, side: str) -> dict[str, list[bool]]:

@@ -39,12 +39,13 @@ from rwkvbatch.config import (
 )
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.judges.source import JudgeSource, judge_source
+from rwkvbatch.model import MODEL_VARIABLE
 from rwkvbatch.replay.consistency import check_plan, log_left_out, log_lint, refuse_contradictions, with_endpoint
 from rwkvbatch.replay.grid import PATHS, GridFile, make_cells
 from rwkvbatch.replay.jury import turns_with_rubrics
 from rwkvbatch.replay.layers import CHECKPOINT_ENDINGS, layer_settings, naming_origins, read_toml
 from rwkvbatch.replay.metrics import serving_metrics
-from rwkvbatch.replay.models import ModelLoader, setups_of
+from rwkvbatch.replay.models import USING_BUNDLED, ModelLoader, setups_of
 from rwkvbatch.replay.plan import Plan, select
 from rwkvbatch.replay.pool import pool_for
 from rwkvbatch.replay.progress import Observer
@@ -233,6 +234,7 @@ def run(
             notify(f"metrics for Prometheus are at {metrics.url}")
             observers.append(metrics)
         stack.enter_context(naming_origins(plan.origins))
+        pool = pool_for(plan.settings, model_given=loaded is not None)
         options = RunOptions(
             out=None if out is None else Path(out),
             scripts=_script_names(scripts),
@@ -245,14 +247,21 @@ def run(
             should_stop=should_stop,
             notify=notify,
             loading=loading,
-            pool=pool_for(plan.settings, model_given=loaded is not None),
+            pool=pool,
             judge=judge,
         )
+        if pool is not None and _uses_bundled(plan):  # the loaders of other processes cannot say it
+            notify(USING_BUNDLED)
         result = execute(plan, loader, options)
     if skipped and result.directory is not None:
         count, path = len(skipped), result.directory / SKIPPED_NAME
         notify(f"{counted(count, 'bad line')} set aside in {path}")
     return result
+
+
+def _uses_bundled(plan: Plan) -> bool:
+    is_unnamed = any(setup.endpoint is None and setup.model is None for setup in setups_of(plan))
+    return is_unnamed and not os.environ.get(MODEL_VARIABLE)
 
 
 def _refuse_loading_settings(plan: Plan) -> None:

@@ -72,6 +72,9 @@ def setups_of(plan: Plan) -> tuple[Setup, ...]:
     )
 
 
+USING_BUNDLED = "using the bundled demonstration model; --model FILE takes another one"
+
+
 class ModelLoader:
     """Loads models and makes engines for them. One model is in memory at a time.
 
@@ -104,7 +107,7 @@ class ModelLoader:
             if setup.device is not None:
                 check_device(setup.device, "--devices")
             if resolve_model_path(setup.model).bundled:
-                self._say("using the bundled demonstration model; --model FILE takes another one")
+                self._say(USING_BUNDLED)
             began_s = time.monotonic()
             model = load_model(*key[:3], threads=self._settings.threads, adapter=setup.adapter)
             seconds = round(time.monotonic() - began_s, 3)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
+from rwkvbatch.comparison import compare
 from rwkvbatch.comparison.metrics import all_k_pass, pass_at_k
+from tests.comparison.make_run import make_row, write_run
 
 
 @pytest.mark.parametrize("passed", range(6))
@@ -26,3 +29,18 @@ def test_k_above_the_number_of_repeats_is_refused() -> None:
 def test_an_impossible_number_of_passes_is_refused(passed: int) -> None:
     with pytest.raises(ValueError, match=rf"passed repeats must be in \[0, 3\]; got {passed}"):
         all_k_pass(3, passed, 1)
+
+
+def test_a_note_says_of_how_many_conversations_a_k_is(tmp_path: Path) -> None:
+    rows = [
+        make_row(f"talk-{number}", cell=cell, repeat=repeat)
+        for cell in ("t=1", "t=2")
+        for number in range(4)
+        for repeat in range(3 if number else 1)
+    ]
+    write_run(tmp_path / "a", rows, manifest={})
+    for source in (tmp_path / "a", f"{tmp_path / 'a'}::t=1"):
+        notes = [note for note in compare(source, ks=[1, 3]).notes if "pass_at" in note]
+        assert notes == [
+            "pass_at_3, all_3 and majority_at_3 are of 3 of 4 conversations: the others have fewer than 3 repetitions"
+        ]

@@ -242,7 +242,9 @@ def test_worker_processes_give_the_rows_of_the_bundled_model(tmp_path: Path) -> 
 
     settings: dict[str, Any] = {"temperature": 1.0, "limit": 6, "max_tokens": 24}
     expected = rwkvbatch.run("datasets/demo.jsonl", **settings)
-    result = rwkvbatch.run("datasets/demo.jsonl", workers=2, out=tmp_path / "run", **settings)
+    messages: list[str] = []
+    result = rwkvbatch.run("datasets/demo.jsonl", workers=2, out=tmp_path / "run", notify=messages.append, **settings)
+    assert messages.count("using the bundled demonstration model; --model FILE takes another one") == 1
 
     def plain(result: RunResult) -> list[dict[str, Any]]:
         return [{k: v for k, v in row.as_dict().items() if k != "timing"} for row in result.rows()]
