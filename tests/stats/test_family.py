@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import wilcoxon
+from scipy.stats import t, wilcoxon
 
 from rwkvbatch.stats.family import Difference, compare_family
 from rwkvbatch.stats.signflip import SignFlips, largest_mean_p, level_of_intervals
@@ -249,3 +249,31 @@ def test_the_level_of_intervals_is_that_of_correlated_normal_sums() -> None:
     ):
         assert level_of_intervals(values, 0.05) == pytest.approx(level, rel=0.06)
     assert level_of_intervals(own[:, :1], 0.05) == 0.05
+
+
+def test_intervals_of_large_differences_are_corrected_as_those_of_small_ones() -> None:
+    """Flips of differences far from 0 are alike for all variants; deviations from the means are independent."""
+    deviations = np.random.default_rng(6).normal(size=(40, 5))
+    families = [compare_family(deviations + shift, np.ones_like(deviations)) for shift in (0.0, 3.0)]
+    assert families[1].level_each > 1.5 * families[0].level_each
+    for family in families:
+        assert family.level_interval == pytest.approx(1 - 0.95 ** (1 / 5), rel=0.06)
+    lengths = [[found.high - found.low for found in family.differences] for family in families]
+    assert lengths[1] == pytest.approx(lengths[0], rel=0.03)
+
+
+def test_few_conversations_have_t_intervals_at_levels_that_no_flip_reaches() -> None:
+    values = np.random.default_rng(7).normal(3.0, 1.0, (7, 8))
+    family = compare_family(values, np.ones_like(values))
+    assert family.level_interval < 2 ** (1 - 7) <= family.level_each
+    for found, column in zip(family.differences, values.T, strict=True):
+        half = t.ppf(1 - family.level_interval / 2, 6) * column.std(ddof=1) / math.sqrt(7)
+        assert found.low <= column.mean() - half + 1e-9
+        assert found.high >= column.mean() + half - 1e-9
+        assert -math.inf < found.low < found.high < math.inf
+
+
+def test_a_variant_that_differs_everywhere_by_the_same_amount_counts_as_independent() -> None:
+    own = np.random.default_rng(4).normal(size=(400, 2))
+    same = np.zeros((400, 1))
+    assert level_of_intervals(np.hstack([own, same]), 0.05) == pytest.approx(1 - 0.95 ** (1 / 3), rel=0.06)
