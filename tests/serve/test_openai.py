@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
 
 from rwkvbatch import LLM, SamplingParams
 from tests.serve.running import MODEL, Server, eventually
+
+if TYPE_CHECKING:
+    import openai  # takes a second, and every test process imports this file
 
 SAMPLED = {"temperature": 1.5, "top_p": 0.9}
 MESSAGES: list[Any] = [
@@ -27,6 +29,8 @@ def llm() -> LLM:
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> openai.OpenAI:
+    import openai
+
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
@@ -231,6 +235,8 @@ def test_stop_reason_is_the_stop_string_that_ended_the_reply(
 
 
 def test_replies_do_not_depend_on_concurrent_requests(server: Server, llm: LLM) -> None:
+    import openai
+
     texts = [f"Question {number}: what is {number} plus {number}?" for number in range(24)]
 
     async def ask_all() -> list[str | None]:
@@ -276,6 +282,8 @@ def test_closing_a_stream_cancels_its_request(server: Server, client: openai.Ope
 
 
 def test_models_are_listed(server: Server, client: openai.OpenAI) -> None:
+    import openai
+
     (model,) = client.models.list().data
     assert model.id == MODEL
     assert client.models.retrieve(MODEL).id == MODEL
