@@ -144,6 +144,7 @@ class RunData:
             number of planned rows is unknown. If the cells have different numbers of rows, only the total is known,
             and each cell has it.
         systems: system messages by conversation; None if they must be read from elsewhere (see `system_messages`).
+        unfinished_at_least: whether more rows than those of `unfinished` may be missing.
     """
 
     name: str
@@ -154,6 +155,7 @@ class RunData:
     notes: tuple[str, ...] = ()
     unfinished: Mapping[str, int] = field(default_factory=dict[str, int])
     systems: Mapping[str, str] | None = None
+    unfinished_at_least: bool = False
 
     @property
     def conversations(self) -> list[str]:
@@ -415,7 +417,8 @@ def _load_run(source: str, name: str, *, choices: bool) -> RunData:
     if unfinished and not any("is not finished" in note for note in notes):
         total = "the planned" if planned is None else f"{planned:,} planned"
         notes.append(f"{source} is not finished: {len(rows):,} of {total} rows are there")
-    return RunData(name, source, facts, manifest or {}, rows, tuple(notes), unfinished)
+    at_least = planned is None and bool(unfinished)
+    return RunData(name, source, facts, manifest or {}, rows, tuple(notes), unfinished, unfinished_at_least=at_least)
 
 
 def _check_cells(run: RunData, cells: Sequence[str]) -> None:

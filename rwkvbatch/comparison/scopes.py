@@ -117,7 +117,7 @@ def _unfinished_sentence(run: RunData) -> str | None:
         if run.facts.part in (None, "1/1"):
             return None
         return f"{run.source} is part {run.facts.part} of a run; `rwkvbatch merge` combines the parts"
-    at_least = "" if len(run.unfinished) == 1 else "at least "
+    at_least = "at least " if len(run.unfinished) > 1 or run.unfinished_at_least else ""
     missing = max(run.unfinished.values())
     verb = "is" if missing == 1 else "are"
     return f"{run.source} is not finished: {at_least}{counted(missing, 'planned turn')} {verb} not there"
