@@ -4,8 +4,8 @@
 
 Each sample has one difference per conversation. Yes/no outcomes differ with the given probabilities of a gain and a
 loss; exponential and lognormal differences (less their mean) are skewed, and those of t with 3 degrees of freedom have
-heavy tails. Samples in which all pairs are equal are left out: their interval, [0, 0], describes these conversations
-only.
+heavy tails. Samples in which all pairs are equal are left out: their interval is that of what a sample of this size may
+lack, whatever the distribution.
 
 Distributions follow that the constants of the interval were not chosen with, and means of single variants: of numbers
 without limits (`nll`, `tokens`, timings), and of numbers from 0 to 1. The mean width stands behind the coverage of

@@ -328,13 +328,16 @@ def _unfinished(rows: pd.DataFrame, planned: int | None, cells: Sequence[str]) -
 
 
 def _rows_of_script(directory: Path, manifest: Mapping[str, Any], facts: RunFacts) -> int | None:
-    """The number of planned rows by the run's copy of its script; None if it depends on more, or there is no copy."""
+    """The number of planned rows by the run's copy of its script; None if it depends on more, or there is no copy.
+
+    While rows are adapted (`FORMER`), the copy may be that of the former run, and the identity is that of the new one.
+    """
     from rwkvbatch.results.script_copy import has_script, read_script
 
     identity = facts.identity
     repeats = _integer(identity.get("repeats"))
     depends_on_rows = any(identity.get(name) is not None for name in ("race", "until_ci", "max_repeats"))
-    if facts.part is not None or repeats is None or depends_on_rows or not has_script(directory):
+    if facts.part is not None or repeats is None or depends_on_rows or FORMER in manifest or not has_script(directory):
         return None
     with suppress(RwkvBatchError):  # damaged, or a check's extra is not installed here
         conversations = read_script(directory, manifest) or ()
