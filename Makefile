@@ -7,14 +7,16 @@ OUT    ?= runs
 JOBS   ?= auto
 
 # Given on the command line, too, an empty OUT is runs/ and not the root of the file system.
-override OUT := $(or $(strip $(OUT)),runs)
+ifeq ($(strip $(OUT)),)
+override OUT := runs
+endif
 
 # A run ends with 1 when checks on replies failed: that is a result here, not a reason to stop.
 CHECKS_FAILED := [ $$? -eq 1 ]
 
-# Only a folder that is a run, or empty, makes room for a new run.
+# Only a folder that is a run, or empty, makes room for a new run: other programs write manifests too.
 define remove_run
-	@set -- "$(OUT)/$@"; [ ! -e "$$1" ] || [ -e "$$1/manifest.json" ] || [ -e "$$1/.lock" ] || rmdir "$$1" 2>/dev/null || \
+	@set -- "$(OUT)/$@"; [ ! -e "$$1" ] || grep -qs '"rwkvbatch"' "$$1/manifest.json" || rmdir "$$1" 2>/dev/null || \
 		{ echo "$(OUT)/$@ is no run: move it, or choose another folder with OUT=FOLDER" >&2; exit 1; }
 	rm -rf "$(OUT)/$@"
 endef

@@ -189,9 +189,9 @@ def counted(number: int, noun: str) -> str:
 
 
 def shown_name(name: str, limit: int = 80) -> str:
-    """A name from a file for a message: at most `limit` characters, and those that do not print as escapes."""
+    """The first `limit` characters of a name from a file, for messages; those that do not print are escapes."""
     name = name[:limit]
-    return name if name.isprintable() else repr(name)[1:-1]
+    return name if name.isprintable() else repr(name)[1:-1][:limit]
 
 
 def in_words(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -211,18 +212,21 @@ def test_make_removes_a_run_and_no_other_folder(
     folder = tmp_path / "my runs é" / target
     folder.mkdir(parents=True)
     (folder / "thesis.md").touch()
+    (folder / ".lock").touch()
+    (folder / "manifest.json").write_text('{"name": "of a web site", "icons": []}')
     (tmp_path / "my").mkdir()
     done = make(target, "OUT=my runs é")
     assert done.returncode == 2
     assert f"my runs é/{target} is no run: move it, or choose another folder with OUT=FOLDER" in done.stderr
     assert (folder / "thesis.md").exists()
-    (folder / "manifest.json").touch()
+    (folder / "manifest.json").write_text(json.dumps({"about": {"rwkvbatch": "0.1.0"}}))
     done = make(target, "OUT=my runs é")
     assert done.returncode == 0, done.stderr
     assert f"[--out][my runs é/{target}]" in done.stdout
     assert not folder.exists()
     assert (tmp_path / "my").exists()
     assert f'rm -rf "runs/{target}"' in make("--dry-run", target, "OUT=").stdout
+    assert f'rm -rf "a  b/{target}"' in make("--dry-run", target, "OUT=a  b").stdout
 
 
 def test_make_compare_takes_a_folder_with_spaces(make: Callable[..., subprocess.CompletedProcess[str]]) -> None:

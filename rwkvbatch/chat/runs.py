@@ -187,10 +187,10 @@ def replay(session: Session, point: RunPoint) -> None:
 
 
 def settings_of(point: RunPoint) -> dict[str, Any]:
-    """The settings of the run's replies and its files, by name."""
+    """The settings of the run's replies and its files, by name; None for a file that it does not have."""
     settings = point.with_params(CellSettings.parse(_cell_settings(point)), point.conversation.params)
     values = settings.model_dump(include={*TURN_SETTINGS, "bos"})
-    return {**values, **{name: point.files[name] for name in _FILES if point.files.get(name) is not None}}
+    return {**values, **{name: point.files.get(name) for name in _FILES}}
 
 
 def _cell_settings(point: RunPoint) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,24 @@ from rwkvbatch.chat.pipe import JsonView, PlainView
 from rwkvbatch.chat.runs import RunPoint, read_point, refuse_other_files, replay, settings_of
 from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session
 from rwkvbatch.chat.storage import Transcript, default_path, load_session, state_directory
-from rwkvbatch.config import NO_ADAPTER, SYSTEM_FILE, CellSettings, RunSettings, preset
+from rwkvbatch.config import NO_ADAPTER, CellSettings, preset
 from rwkvbatch.endpoint.client import Client, ClientOptions, check_url
 from rwkvbatch.endpoint.engine import EndpointEngine
-from rwkvbatch.endpoint.served import Endpoint, ServedSpec, check_settings, served_spec
+from rwkvbatch.endpoint.served import (
+    CLIENT_SETTINGS,
+    ENDPOINT_SETTINGS,
+    Endpoint,
+    ServedSpec,
+    check_settings,
+    refuse_without,
+    served_spec,
+)
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.load import load_model, resolve_model_path
 from rwkvbatch.prompt.templates import load_prelude
 from rwkvbatch.prompt.vocabulary import tokenizer_of
 from rwkvbatch.replay.layers import Layered, layer_settings, naming_origins
-from rwkvbatch.setting_names import option_name
 
 NO_PRELUDE = "none"
 DEFAULT_PRELUDE = "api-demo-chat"
@@ -112,25 +119,24 @@ def open_chat(arguments: ChatArguments, view: View, *, is_terminal: bool) -> Cha
         raise UsageError(f"{option} belongs to --from, which is not given")
     layered = arguments.layered or layer_settings(arguments.values, environment=os.environ)
     with naming_origins(layered.origins):
-        return _open_chat(arguments, layered.settings, point, view, is_terminal=is_terminal)
+        return _open_chat(arguments, layered, point, view, is_terminal=is_terminal)
 
 
 def _open_chat(
-    arguments: ChatArguments, run_settings: RunSettings, point: RunPoint | None, view: View, *, is_terminal: bool
+    arguments: ChatArguments, layered: Layered, point: RunPoint | None, view: View, *, is_terminal: bool
 ) -> Chat:
+    run_settings = layered.settings
     if run_settings.endpoint is not None:
-        return _open_served_chat(arguments, run_settings, view, is_terminal=is_terminal)
-    check_settings(run_settings, frozenset(arguments.values))
-    for name in ("endpoint_timeout", "endpoint_retries"):
-        if name in arguments.values:
-            raise UsageError(f"{option_name(name)} belongs to --endpoint, which is not given")
+        return _open_served_chat(arguments, layered, view, is_terminal=is_terminal)
+    check_settings(run_settings, layered.named)
+    refuse_without(("endpoint",), CLIENT_SETTINGS, run_settings, layered.named)
     bundled = resolve_model_path(run_settings.model).bundled
-    settings = chat_settings(run_settings, bundled=bundled, point=point)
+    settings = chat_settings(layered, bundled=bundled, point=point)
     if point is not None:
         refuse_other_files(point, settings)
     prelude = choose_prelude(settings, bundled=bundled or point is not None)
 
-    run_vocab = None if point is None or "vocab" in arguments.values else point.vocab
+    run_vocab = None if point is None or "vocab" in layered.named else point.vocab
     vocab = run_vocab or run_settings.vocab
 
     def load_engine(path: str | None) -> Engine:
@@ -144,11 +150,11 @@ def _open_chat(
     engine = load_engine(run_settings.model)
     settings.check_vocabulary(engine.model.spec.vocab_size, "--ban")
     identity = Identity(run_settings.seed) if point is None else point.identity
-    if "seed" in run_settings.model_fields_set:
+    if "seed" in layered.named:
         identity = replace(identity, seed=run_settings.seed)
     session = Session(engine, settings, identity, vocab=vocab)
     system = settings.system if point is None else point.system
-    if point is not None and {"system", SYSTEM_FILE} & arguments.values.keys() and (settings.system or None) != system:
+    if point is not None and "system" in layered.named and (settings.system or None) != system:
         message = f"--from: {point.directory} began with another system message than --system gives"
         raise UsageError(message, hint="leave --system out: the run's is taken")
     session.begin(system=system, prelude=prelude, state_file=settings.state)
@@ -157,7 +163,7 @@ def _open_chat(
     unfinished = None
     if arguments.load is not None:  # before the transcript, which may be the same file
         unfinished = load_session(session, arguments.load)
-        _use_given(session, settings, run_settings, arguments)
+        _use_given(session, settings, layered, arguments.load)
     path = arguments.transcript or default_path(state_directory() / "chats")
     transcript = Transcript(None if arguments.no_transcript else path)
     chat = Chat(session, view, transcript, load_engine, is_terminal=is_terminal)
@@ -173,8 +179,8 @@ def _open_chat(
     return chat
 
 
-def _use_given(session: Session, settings: CellSettings, run_settings: RunSettings, arguments: ChatArguments) -> None:
-    """Apply the given settings of replies to a loaded session.
+def _use_given(session: Session, settings: CellSettings, layered: Layered, path: Path) -> None:
+    """Apply the command line's settings of replies to the session that was loaded from `path`.
 
     Raises:
         UsageError: an option would change how the session began.
@@ -187,25 +193,25 @@ def _use_given(session: Session, settings: CellSettings, run_settings: RunSettin
         "template": (session.settings.template, settings.template),
         "bos": (session.settings.bos, settings.bos),
     }
-    given = {"system" if name == SYSTEM_FILE else name for name in arguments.values}
-    for name in given & began_with.keys():
+    for name in layered.named & began_with.keys():
         expected, value = began_with[name]
         if value != expected:
-            problem = f"--load: the session in {arguments.load} began with another value than --{name} gives"
+            problem = f"--load: the session in {path} began with another value than --{name} gives"
             raise UsageError(problem, hint=f"leave --{name} out: the session's is taken")
-    names = run_settings.model_fields_set & set(TURN_SETTINGS)
+    names = layered.explicit & set(TURN_SETTINGS)
     session.use_settings(session.settings.replace(**{name: getattr(settings, name) for name in names}))
-    if "seed" in run_settings.model_fields_set:
-        session.identity = replace(session.identity, seed=run_settings.seed)
+    if "seed" in layered.named:
+        session.identity = replace(session.identity, seed=layered.settings.seed)
 
 
-def _open_served_chat(arguments: ChatArguments, run_settings: RunSettings, view: View, *, is_terminal: bool) -> Chat:
+def _open_served_chat(arguments: ChatArguments, layered: Layered, view: View, *, is_terminal: bool) -> Chat:
     """A chat with a served model. Commands that need the states of an engine are not available.
 
     Raises:
         UsageError: an option needs a model in this process, see `check_settings`.
     """
-    check_settings(run_settings, frozenset(arguments.values))
+    run_settings = layered.settings
+    check_settings(run_settings, layered.named)
     if arguments.from_run is not None or arguments.load is not None:
         raise UsageError(
             "--from and --load continue a dialogue of a model in this process, and --endpoint is given",
@@ -236,20 +242,25 @@ def _open_served_chat(arguments: ChatArguments, run_settings: RunSettings, view:
     return chat
 
 
-def chat_settings(settings: RunSettings, *, bundled: bool, point: RunPoint | None = None) -> CellSettings:
-    """The settings of a session: those that were given, or else the defaults for the model or the run.
+def chat_settings(layered: Layered, *, bundled: bool, point: RunPoint | None = None) -> CellSettings:
+    """The settings of a session with a model in this process: the given ones, or else the defaults for the model.
+
+    After a run, those of the command line, or else those of the run.
 
     The bundled model is greedy and without penalties. Its tokens are single bytes, so that penalties, which count
     tokens, would suppress letters. Other models are sampled as in API_DEMO_CHAT.
     """
+    settings = layered.settings
+    given: Set[str] = settings.model_fields_set
     if point is not None:
-        defaults = settings_of(point)
+        defaults, given = settings_of(point), layered.explicit
     elif bundled:
         defaults = dict(preset("greedy"))
     else:
         defaults = dict(preset("api-demo-chat" if settings.state is None else "api-demo-chat-state"))
     values = {name: getattr(settings, name) for name in CellSettings.model_fields}
-    values |= {name: value for name, value in defaults.items() if name not in settings.model_fields_set}
+    values |= {name: value for name, value in defaults.items() if name not in given}
+    values |= {name: CellSettings.model_fields[name].default for name in ENDPOINT_SETTINGS}
     return CellSettings.parse(values)
 
 

@@ -64,7 +64,11 @@ def open_private(path: Path) -> int:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """The last message in a transcript, if the program ended before its reply, of which `num_characters` were shown."""
+    """The last message in a transcript, if the program ended before its reply.
+
+    Attributes:
+        num_characters: how many characters of the reply were written to the transcript. More may have been shown.
+    """
 
     message: str
     num_characters: int
@@ -260,22 +264,22 @@ def _from_session(path: Path, content: bytes) -> dict[str, Any]:
 
 
 def _from_transcript(path: Path, lines: list[bytes]) -> tuple[dict[str, Any], Unfinished | None]:
-    """The values of the last session in a transcript, from its last `start` line on, and its unanswered message.
+    """The values of the last complete session in a transcript, and its unanswered message.
 
-    An incomplete last line, which a crash may have cut even within a character, is ignored.
+    A session begins with a `start` line, which may be cut off, and is complete from its first `branches` line on. Later
+    incomplete ones are skipped: `Transcript.start` was writing a session again that is still in the file.
     """
+    starts = [n for n, line in enumerate(lines) if n == 0 or line.startswith(_START) or _START.startswith(line)]
+    ends = [*starts[1:], len(lines)]
+    events: list[tuple[str, dict[str, Any]]] = []
+    for first, end in zip(reversed(starts), reversed(ends), strict=True):
+        events = _events(path, lines, first, end)
+        if any(kind == "branches" for kind, _ in events):
+            break
     values: dict[str, Any] = {}
-    tree: dict[str, Any] = {}
+    tree: dict[str, Any] = {"openings": [], "exchanges": []}
     unfinished: Unfinished | None = None
-    first = max(number for number, line in enumerate(lines) if number == 0 or line.startswith(_START))
-    for number, line in enumerate(lines[first:], start=first + 1):
-        try:
-            event = json.loads(line.decode("utf-8"))
-            kind = event.pop("event")
-        except (ValueError, AttributeError, KeyError, RecursionError):
-            if number == len(lines):
-                break
-            raise InputError("is a damaged transcript: this line is not an event", path=path, line=number) from None
+    for kind, event in events:
         event.pop("time", None)
         if kind == "typed":
             text = str(event.get("text"))
@@ -285,16 +289,34 @@ def _from_transcript(path: Path, lines: list[bytes]) -> tuple[dict[str, Any], Un
             unfinished = replace(unfinished, num_characters=unfinished.num_characters + len(str(event.get("text"))))
         elif kind == "exchange":
             unfinished = None
-        if kind == "start":
-            values = event
-            tree = {"openings": [], "exchanges": []}
+        if kind in ("start", "settings"):
+            values |= event
         elif kind in ("opening", "exchange"):
             tree[f"{kind}s"].append(event)
-        elif kind == "settings":
-            values |= event
         elif kind == "branches":
             tree |= event
     return {**values, "dialogue": tree}, unfinished
+
+
+def _events(path: Path, lines: list[bytes], first: int, end: int) -> list[tuple[str, dict[str, Any]]]:
+    """The kinds and values of the events in lines `first` to `end` - 1, a session of a transcript.
+
+    An incomplete last line, which a crash may have cut even within a character, is ignored.
+
+    Raises:
+        InputError: another line is not an event.
+    """
+    events: list[tuple[str, dict[str, Any]]] = []
+    for number in range(first, end):
+        try:
+            event = json.loads(lines[number].decode("utf-8"))
+            events.append((event.pop("event"), event))
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+            if number == end - 1:
+                break
+            problem = "is a damaged transcript: this line is not an event"
+            raise InputError(problem, path=path, line=number + 1) from None
+    return events
 
 
 def _read(path: Path) -> bytes:

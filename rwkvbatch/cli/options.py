@@ -102,7 +102,8 @@ def _allowed(param: Parameter | None) -> str | None:
     annotation: Any = getattr(getattr(param, "type_descriptor", None), "annotation", None)
     lowest, highest = getattr(param, "min", None), getattr(param, "max", None)
     if words := get_args(annotation):
-        return " or ".join(map(str, words))
+        listed = ", ".join(map(str, words))
+        return f"one of {listed}" if len(words) > 1 else listed
     kind = {int: "a whole number", float: "a number"}.get(annotation)
     if kind is None or lowest is None:
         return kind

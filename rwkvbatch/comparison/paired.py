@@ -33,7 +33,7 @@ class Family:
         exploratory: False only for the primary metric over all rows; an exploratory result is a lead, not a finding.
         size: number of tests that the correction counts: those whose pairs are not all equal.
         level: family-wise error rate. level_each: level of each single test that keeps it. level_interval: level of
-            each simultaneous interval where conversations can agree by chance, at most `level_each`.
+            each interval at which all hold together with probability `1 - level`, at most `level_each`.
         exact: whether all sign patterns were enumerated.
     """
 

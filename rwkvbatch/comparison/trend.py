@@ -19,7 +19,7 @@ from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.ranking import common_weights, ends_of_mean, side_by_side
 from rwkvbatch.errors import RunMismatchError, UsageError
 from rwkvbatch.stats.family import compare_family
-from rwkvbatch.stats.signflip import simultaneous_level
+from rwkvbatch.stats.signflip import level_of_intervals
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -245,7 +245,7 @@ def band(
     sums = _conversation_sums(values, conversations, weights)
     means = np.average(values, axis=0, weights=weights)
     deviations = sums - np.bincount(conversations, weights)[:, None] * means
-    level_each = simultaneous_level(deviations, level=LEVEL) if len(sums) > 1 else LEVEL / values.shape[1]
+    level_each = level_of_intervals(deviations, LEVEL) if len(sums) > 1 else LEVEL / values.shape[1]
     return level_each, [ends_of_mean(metric, column, conversations, weights, level_each) for column in values.T]
 
 

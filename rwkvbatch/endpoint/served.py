@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,6 +19,11 @@ WORLD_SIZE = 65_536
 MAX_NAMES = 20
 RESERVED = frozenset({"model", "prompt", "messages", "stream", "stream_options", "n", "echo"})
 """Fields of a request's body that this program sets."""
+
+ENDPOINT_SETTINGS = ("endpoint_model", "endpoint_api", "endpoint_body")
+"""Settings that need an endpoint, in each cell that has them."""
+CLIENT_SETTINGS = ("max_requests", "concurrency", "endpoint_timeout", "endpoint_retries")
+"""Settings that need a server: the endpoint of any cell, or a judge's."""
 
 
 @dataclass(frozen=True)
@@ -159,20 +164,40 @@ def extra_fields(body: str, option: str = "--endpoint-body") -> dict[str, Any]:
     return fields
 
 
-def check_settings(settings: CellSettings, given: frozenset[str]) -> None:
-    """Refuse settings that a server cannot have; they would otherwise be ignored silently.
+def refuse_without(mains: Sequence[str], names: Sequence[str], settings: CellSettings, given: Set[str]) -> None:
+    """Refuse options without the one that they belong to; they would otherwise be ignored silently.
+
+    Values of the environment or a settings file are for the commands that use them, and not refused.
 
     Args:
-        given: names of the settings that were given for the cell or for all cells.
+        mains: the settings one of which the options need.
+        names: the settings that need it.
+        given: names of the settings that the command line, a caller or the grid gave.
+
+    Raises:
+        UsageError: none of `mains` has a value, and a given setting of `names` is not its default.
+    """
+    if any(getattr(settings, main) is not None for main in mains):
+        return
+    for name in names:
+        if name in given and getattr(settings, name) != type(settings).model_fields[name].default:
+            needed = " or ".join(option_name(main) for main in mains)
+            verb = "are" if len(mains) > 1 else "is"
+            raise UsageError(f"{option_name(name)} belongs to {needed}, which {verb} not given")
+
+
+def check_settings(settings: CellSettings, given: Set[str]) -> None:
+    """Refuse settings that a server cannot have, or that need one, which would otherwise be ignored silently.
+
+    Args:
+        given: names of the settings that the command line, a caller or the grid gave for the cell.
 
     Raises:
         UsageError: a setting is refused.
     """
     endpoint = Endpoint.of(settings)
     if endpoint is None:
-        for name in ("endpoint_model", "endpoint_body", "endpoint_api"):
-            if getattr(settings, name) != CellSettings.model_fields[name].default:
-                raise UsageError(f"{option_name(name)} belongs to --endpoint, which is not given")
+        refuse_without(("endpoint",), ENDPOINT_SETTINGS, settings, given)
         return
     check_url(endpoint.url)
     _ = endpoint.extra

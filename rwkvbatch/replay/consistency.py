@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rwkvbatch.config import RunSettings
-from rwkvbatch.endpoint.served import check_settings
+from rwkvbatch.endpoint.served import CLIENT_SETTINGS, check_settings, refuse_without
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.layers import Layered
@@ -22,8 +22,6 @@ from rwkvbatch.setting_names import option_name
 SKIPPED_SHOWN = 5
 KEYS_SHOWN = 8
 CELLS_SHOWN = 8
-OF_CLIENTS = ("max_requests", "concurrency", "endpoint_timeout", "endpoint_retries")
-"""Settings of the clients of servers, be it the model's or the judge's."""
 
 _log = logging.getLogger(__name__)
 
@@ -76,10 +74,6 @@ def _refuse_in_race(settings: RunSettings, cells: Sequence[Cell], shard: Shard |
         )
 
 
-def _default(name: str) -> object:
-    return RunSettings.model_fields[name].default
-
-
 def with_endpoint(layered: Layered, cells: Sequence[Cell]) -> Layered:
     """The settings; if a cell has an endpoint, with `concurrency` as the batch size.
 
@@ -92,10 +86,7 @@ def with_endpoint(layered: Layered, cells: Sequence[Cell]) -> Layered:
         check_settings(cell_settings, layered.named | cell.overrides.keys())
         has_endpoint |= cell_settings.endpoint is not None
     if not has_endpoint:
-        for name in OF_CLIENTS:
-            is_given = name in layered.named or name == "max_requests"
-            if settings.judge_url is None and is_given and getattr(settings, name) != _default(name):
-                raise UsageError(f"{option_name(name)} belongs to --endpoint or --judge-url, which are not given")
+        refuse_without(("endpoint", "judge_url"), CLIENT_SETTINGS, settings, layered.named)
         return layered
     if settings.workers is not None or settings.devices or settings.ray is not None:
         raise UsageError(

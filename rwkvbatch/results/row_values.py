@@ -71,6 +71,7 @@ _MOST = math.nextafter(1e300, 0.0)  # sums of squares of numbers beyond it would
 _TEXT = _Kind(frozenset({str}), "a string")
 _TEXT_OR_NULL = _Kind(frozenset({str, _NULL}), "a string or null")
 _COUNT = _Kind(frozenset({int}), f"an integer in 0 to {MAX_COUNT}", 0, MAX_COUNT)
+_SIZE = _Kind(frozenset({int}), f"an integer in 1 to {MAX_COUNT}", 1, MAX_COUNT)
 _COUNT_OR_NULL = _Kind(frozenset({int, _NULL}), f"{_COUNT.expected} or null", 0, MAX_COUNT)
 _NUMBER = _Kind(frozenset({int, float}), "a finite number", -_MOST, _MOST)
 _NUMBER_OR_NULL = _Kind(frozenset({int, float, _NULL}), "a finite number or null", -_MOST, _MOST)
@@ -112,9 +113,9 @@ _CHECK = _Record(
 )
 _JUDGE = _Record("checks.", {"judge": _TEXT})
 _THINKING = _Record("tokens.", {"thinking": _COUNT})
-_PLAIN_TEXT = _Record("reference.", {"logprob": _NUMBER, "bytes": _COUNT})
-_CHOICE = _Record("choices.scores.", {"name": _TEXT, "logprob": _NUMBER, "tokens": _COUNT, "bytes": _COUNT})
-_CHARACTERS = _Record("choices.scores.", {"characters": _COUNT})
+_PLAIN_TEXT = _Record("reference.", {"logprob": _NUMBER, "bytes": _SIZE})
+_CHOICE = _Record("choices.scores.", {"name": _TEXT, "logprob": _NUMBER, "tokens": _SIZE, "bytes": _SIZE})
+_CHARACTERS = _Record("choices.scores.", {"characters": _SIZE})
 _PROBE = _Record("probe.", {**dict.fromkeys(("after", "number", "turns"), _COUNT), "tokens": _COUNT_OR_NULL})
 
 
@@ -144,7 +145,10 @@ def check_values(values: Mapping[str, Any]) -> None:
         if "judge" in fields:
             _JUDGE.check(fields)
     if (choices := values.get("choices")) is not None:
-        for score in _objects(_object(choices, "choices"), "scores"):
+        scores = _objects(_object(choices, "choices"), "scores", "choices.scores")
+        if not scores:
+            raise ValueError("choices.scores must have a score or more")
+        for score in scores:
             _CHOICE.check(score)
             if "characters" in score:
                 _CHARACTERS.check(score)
@@ -170,10 +174,10 @@ def _json(ids: list[Any]) -> bytes:
         return b""
 
 
-def _array(values: Mapping[str, Any], name: str) -> list[Any]:
-    value = values[name]
+def _array(values: Mapping[str, Any], key: str, name: str = "") -> list[Any]:
+    value = values[key]
     if type(value) is not list:
-        raise TypeError(f"{name} must be an array, got {_shown(value)}")
+        raise TypeError(f"{name or key} must be an array, got {_shown(value)}")
     return cast("list[Any]", value)
 
 
@@ -183,11 +187,12 @@ def _object(value: Any, name: str) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def _objects(values: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    array = _array(values, name)
+def _objects(values: Mapping[str, Any], key: str, name: str = "") -> list[dict[str, Any]]:
+    """The objects in the array `values[key]`; `name` is the array's in messages, the key by default."""
+    array = _array(values, key, name)
     for item in array:
         if type(item) is not dict:
-            raise TypeError(f"{name} must contain objects, got {_shown(item)}")
+            raise TypeError(f"{name or key} must contain objects, got {_shown(item)}")
     return array
 
 

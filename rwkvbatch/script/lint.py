@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from rwkvbatch.config import HistoryMode, TurnEnd
+from rwkvbatch.script.checks import Combination
 from rwkvbatch.script.checks.structured import ToolCall
 from rwkvbatch.script.lines import SourceLine, shown
-from rwkvbatch.script.records import Conversation
+from rwkvbatch.script.records import Check, Conversation
 from rwkvbatch.script.tools import calls_in
 
 
@@ -107,11 +108,11 @@ def _lint_one(
             if not rubric.reference and _REFERENCE.search(rubric.text):
                 message, hint = "a rubric names the reference", 'the judge does not see it; add `"reference": true`'
                 yield LintWarning("rubric-without-reference", source, name, f"turn {number}", message, hint)
-        for check in turn.checks:
-            if any(map(_decomposed, _texts(check.expected))):
-                message = f"the check `{check.kind}` has a text that {_DECOMPOSED}"
-                hint = "it is compared with the reply character by character; write it in NFC"
-                yield LintWarning("decomposed", source, name, f"turn {number}", message, hint)
+        for check in _checks_of_texts(turn.checks):
+            if any(map(_not_nfc, _texts(check.expected))):
+                message = f"the check `{check.kind}` has a text that {_NOT_NFC}"
+                hint = "it is compared with the reply character by character, and models usually write NFC"
+                yield LintWarning("not-nfc", source, name, f"turn {number}", message, hint)
     yield from _unknown_functions(conversation)
     dialogue = [turn for turn in conversation.turns if turn.probe is None]
     for number, turn in enumerate(dialogue[:-1]):
@@ -131,6 +132,18 @@ def lint_system(texts: Iterable[str], option: str = "--system") -> tuple[LintWar
         if text
         for rule, message in _violations(_RULES, "system", re.sub(r"(?<=\S)\r?\n\Z", "", text))
     )
+
+
+_TEXT_CHECKS = {"equals", "contains", "not_contains", "starts_with", "one_of", "regex", "boxed"}
+
+
+def _checks_of_texts(checks: Iterable[Check]) -> Iterator[Check]:
+    """The checks that compare the reply with texts, those inside `all`, `any` and `not` included."""
+    for check in checks:
+        if isinstance(check.rule, Combination):
+            yield from _checks_of_texts(check.rule.checks)
+        elif check.kind in _TEXT_CHECKS:
+            yield check
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -202,11 +215,11 @@ def _control_character(text: str) -> str | None:
     return None if control is None else f"has the control character U+{ord(control):04X}"
 
 
-_DECOMPOSED = "is not in Unicode's composed form (NFC)"
+_NOT_NFC = "is not in Unicode's normalization form NFC"
 
 
-def _decomposed(text: str) -> str | None:
-    return None if unicodedata.is_normalized("NFC", text) else _DECOMPOSED
+def _not_nfc(text: str) -> str | None:
+    return None if unicodedata.is_normalized("NFC", text) else _NOT_NFC
 
 
 _RULES = (
@@ -224,9 +237,7 @@ _RULES = (
     _Rule("role-space", _role_end, "the template adds the role; remove it"),
     _Rule("role-line", _role_line, "the model reads it as a new message; quote or rephrase it"),
     _Rule("control-character", _control_character, "remove it"),
-    _Rule(
-        "decomposed", _decomposed, "models read and write a letter with its accent as one character; write it in NFC"
-    ),
+    _Rule("not-nfc", _not_nfc, "models usually write NFC, in which a letter with its accent is one character"),
 )
 """All rules for contents. `docs/scripts.md` lists them, and a test compares the two."""
 

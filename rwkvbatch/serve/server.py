@@ -59,7 +59,7 @@ WRITE_SECONDS = 60.0
 KEEP_ALIVE_SECONDS = 30
 GRACE_SECONDS = 10
 """Time that replies under way have when the server is asked to stop."""
-LAST_WORDS_SECONDS = 2
+ERROR_SECONDS = 2
 """Time that clients have thereafter to read the errors that end the unfinished replies."""
 SWITCH_SECONDS = 0.0005
 """Thread switch interval. With the default of 5 ms, the engine's thread would wait so long for the HTTP server's thread
@@ -346,7 +346,7 @@ class Serving:
             "proxy_headers": False,
             "server_header": False,
             "timeout_keep_alive": KEEP_ALIVE_SECONDS,
-            "timeout_graceful_shutdown": GRACE_SECONDS + LAST_WORDS_SECONDS,
+            "timeout_graceful_shutdown": GRACE_SECONDS + ERROR_SECONDS,
             "limit_concurrency": max(16, min(8192, files - 128)),
         }
         self._server = _Server(uvicorn.Config(self.service.app(), **options), self._batcher)

@@ -133,8 +133,8 @@ def level_of_intervals(deviations: NDArray[np.float64], level: float) -> float:
     `level` and Bonferroni's `level / columns`.
 
     Args:
-        deviations: `[clusters, columns]` the contribution of each cluster to the deviation of a mean. A column of
-            zeros counts as independent of the others.
+        deviations: `[clusters, columns]` the contribution of each cluster to the deviation of a mean, all columns in
+            one unit. A column of zeros counts as independent of the others.
     """
     from scipy.special import ndtr  # pyright: ignore[reportMissingTypeStubs]
 
@@ -142,9 +142,10 @@ def level_of_intervals(deviations: NDArray[np.float64], level: float) -> float:
     if columns < 2:
         return level
     size = np.sqrt((deviations**2).sum(axis=0))
-    values = deviations / np.where(size > 0, size, 1.0)
-    if not size.all():
-        values = np.concatenate([values, np.diag(np.where(size > 0, 0.0, 1.0))])
+    varies = size > 1e-9 * size.max()  # else it is 0 but for rounding
+    values = np.where(varies, deviations / np.where(varies, size, 1.0), 0.0)
+    if not varies.all():
+        values = np.concatenate([values, np.diag(np.where(varies, 0.0, 1.0))])
     # The same columns in another order must have the same level.
     keys = np.round(np.concatenate([values, np.sort(values, axis=0)]), 9)
     # The factor has the columns' correlations in the fewest rows.
@@ -213,33 +214,3 @@ def largest_mean_p(sums: ArrayLike) -> tuple[float, int]:
         np.maximum(largest, flipped.max(axis=1), out=largest)
     best = int(nonzero[standardized.sum(axis=0).argmax()])
     return float((largest >= largest[0]).mean()), best
-
-
-def simultaneous_level(deviations: ArrayLike, *, level: float = 0.05) -> float:
-    """The level of each of several intervals at which all of them hold together with probability `1 - level`.
-
-    It follows from the smallest p-value of the columns under common sign flips of the clusters, which allows for the
-    dependence between columns. It is at least Bonferroni's `level / columns`.
-
-    Args:
-        deviations: `[clusters, columns]` the contribution of each cluster to the deviation of a mean.
-
-    Raises:
-        ValueError: the shape is not `[clusters, columns]` with a column or more, or a number is not finite.
-    """
-    values = np.asarray(deviations, dtype=np.float64)
-    if values.ndim != 2 or not values.shape[1] or not np.isfinite(values).all():
-        raise ValueError(f"deviations must be finite, [clusters, columns] with a column or more; got {values.shape}")
-    scale = np.abs(values).sum(axis=0)
-    nonzero = np.flatnonzero(scale > 0)
-    if nonzero.size < 2:
-        return level
-    values = values[:, nonzero] / scale[nonzero]
-    flips = sign_flips(values.shape[0])
-    smallest = np.ones(flips.count)
-    for block in blocks(np.arange(nonzero.size)):
-        flipped = flipped_sums(values[:, block], flips.subset_sums(values[:, block]))
-        for column in range(flipped.shape[1]):
-            np.minimum(smallest, two_sided_p(flipped[:, column]), out=smallest)
-    smallest.sort()
-    return max(level / nonzero.size, level_each(smallest, level))

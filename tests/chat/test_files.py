@@ -92,7 +92,7 @@ def test_a_transcript_with_an_incomplete_last_line_continues_with_the_same_repli
         ([{"event": "typed", "text": "b"}, {"event": "start"}], None),
     ],
 )
-def test_an_unanswered_message_of_a_transcript_is_told(
+def test_loading_a_transcript_returns_its_unanswered_message(
     events: list[dict[str, str]], unfinished: Unfinished | None, tmp_path: Path
 ) -> None:
     session, path = new_session(), tmp_path / "t.jsonl"
@@ -123,6 +123,36 @@ def test_a_transcript_that_was_cut_off_is_appended_to(tmp_path: Path) -> None:
             file.write('{"event": "typed", "te')
     load_session(loaded, path)
     assert loaded.tree == session.tree
+
+
+@pytest.mark.parametrize("within_lines", [False, True])
+def test_a_transcript_whose_rewriting_was_cut_off_loads_the_earlier_session(within_lines: bool, tmp_path: Path) -> None:
+    session, path = session_with_two_branches(), tmp_path / "t.jsonl"
+    transcript = Transcript(path)
+    transcript.start(session)
+    transcript.typed("c")
+    transcript.close()
+    earlier = path.read_bytes()
+    transcript = Transcript(path)
+    transcript.start(session)
+    transcript.close()
+    rewritten = path.read_bytes()[len(earlier) :].splitlines(keepends=True)
+    assert len(rewritten) == 5  # the start, an opening, two exchanges and the branches
+    for number in range(len(rewritten)):
+        for cut in (5, 30, -2) if within_lines else (0,):
+            rest = b"".join([*rewritten[:number], rewritten[number][:cut]])
+            path.write_bytes(earlier + rest)
+            loaded = empty_session()
+            assert load_session(loaded, path) == Unfinished("c", 0)
+            assert loaded.tree == session.tree
+            for _ in range(2):  # it is continued in the same file, and cut off at the same place again
+                transcript = Transcript(path)
+                transcript.close()
+                with path.open("ab") as file:
+                    file.write(rest)
+            loaded = empty_session()
+            assert load_session(loaded, path) == Unfinished("c", 0)
+            assert loaded.tree == session.tree
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:

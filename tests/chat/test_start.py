@@ -161,6 +161,19 @@ def test_an_option_without_the_one_that_it_belongs_to_is_refused(option: str, va
     assert f"{option} belongs to {main}, which is not given" in result.stderr
 
 
+def test_settings_of_endpoints_in_the_environment_do_not_concern_a_model_in_this_process(
+    chat: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {"MODEL": "a", "API": "chat", "BODY": '{"a": 1}', "TIMEOUT": "3", "RETRIES": "1"}
+    for name, value in environment.items():
+        monkeypatch.setenv(f"RWKVBATCH_ENDPOINT_{name}", value)
+    result = chat(f"My name is Ada.\n/export {tmp_path / 's.jsonl'}\n", "--no-transcript")
+    assert result.returncode == 0, result.stderr
+    assert "Ada" in result.stdout
+    assert "rwkvbatch run " in result.stderr
+    assert "--endpoint" not in result.stderr
+
+
 def test_an_invalid_option_is_refused_before_a_model_is_loaded(chat: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rwkvbatch.chat.start.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     result = chat("", "--temp", "hot")
@@ -185,17 +198,17 @@ def test_raw_output_to_a_terminal_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_sampling_defaults_depend_on_the_model(values: dict[str, str], bundled: bool, name: str) -> None:
-    assert chat_settings(layer_settings(values).settings, bundled=bundled).sampling == preset(name)
+    assert chat_settings(layer_settings(values), bundled=bundled).sampling == preset(name)
 
 
 def test_an_explicit_temperature_turns_greedy_sampling_off() -> None:
     assert preset("greedy").greedy
     for values in ({"temperature": "0.5"}, {"preset": "greedy", "temperature": "0.5"}):
-        assert not chat_settings(layer_settings(values).settings, bundled=True).sampling.greedy
+        assert not chat_settings(layer_settings(values), bundled=True).sampling.greedy
 
 
 def test_an_option_changes_only_its_setting() -> None:
-    settings = chat_settings(layer_settings({"temperature": "0.5"}).settings, bundled=False)
+    settings = chat_settings(layer_settings({"temperature": "0.5"}), bundled=False)
     assert settings.sampling == preset("api-demo-chat").replace(temperature=0.5)
 
 
@@ -260,6 +273,27 @@ def test_options_apply_to_the_replies_of_a_loaded_session(chat: Run, tmp_path: P
     assert "seed 4\n" in shown + result.stderr
 
 
+ENVIRONMENT = {"TEMP": "1.7", "MAX_TOKENS": "9", "SEED": "9", "TEMPLATE": "markdown", "BOS": "on", "SYSTEM": "Be long."}
+
+
+def test_a_loaded_session_keeps_its_settings_whatever_the_environment_says(
+    chat: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "t.jsonl")
+    (tmp_path / "settings.toml").write_text("top_k = 3\n")
+    chat("hi\n", "--temp", "0.5", "--seed", "3", "--system", "Be brief.", "--transcript", path)
+    options = ["--load", path, "--no-transcript", "--config", str(tmp_path / "settings.toml")]
+    expected = chat("/params\n/seed\n/show\nTell me more.\n", *options).stdout
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(f"RWKVBATCH_{name}", value)
+    assert chat("/params\n/seed\n/show\nTell me more.\n", *options).stdout == expected
+    assert re.search(r"temp +0\.5\b", expected)
+    assert not re.search(r"top_k +3\b", expected)
+    shown = chat("/params\n", *options, "--temp", "0.25").stdout
+    assert re.search(r"temp +0\.25\b", shown)
+    assert not re.search(r"max_tokens +9\b", shown)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -294,7 +328,7 @@ def test_a_seed_applies_to_the_replies_after_a_run(chat: Run, tmp_path: Path) ->
     assert replies[0] == replies[1] != replies[2]
 
 
-def test_a_chat_continues_a_run_with_its_settings(tmp_path: Path) -> None:
+def test_a_chat_continues_a_run_with_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "My name is Ada."}]
     (tmp_path / "s.jsonl").write_text(json.dumps({"id": "c", "messages": messages}) + "\n")
     out = tmp_path / "out"
@@ -305,6 +339,12 @@ def test_a_chat_continues_a_run_with_its_settings(tmp_path: Path) -> None:
     assert chat.session.identity.seed == 7
     chat, _ = chat_after(from_run=f"{out}:c:0", values={"temperature": "0.9"})
     assert chat.session.settings.temperature == 0.9
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(f"RWKVBATCH_{name}", value)
+    chat, _ = chat_after(from_run=f"{out}:c:0", values={"max_tokens": "5"})
+    settings = chat.session.settings
+    assert (settings.temperature, settings.max_tokens, settings.template) == (0.4, 5, None)
+    assert (chat.session.identity.seed, chat.session.tree.opening.system) == (7, "Be brief.")
     with pytest.raises(UsageError, match="RUN:CONVERSATION:TURN"):
         chat_after(from_run="somewhere:c")
 

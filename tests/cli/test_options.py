@@ -71,8 +71,8 @@ def test_every_command_refuses_empty_paths(command: Any) -> None:
         ("show", ["a", "--repeat", "1.5"], "--repeat must be a whole number, got '1.5'"),
         ("show", ["a", "--limit", "0"], "--limit must be a whole number, at least 1, got '0'"),
         ("serve", ["--port", "99999"], r"--port must be a whole number in \[0, 65535\], got '99999'"),
-        ("quantize", ["a", "b", "--to", "int9"], "--to must be w8a8 or int4, got 'int9'"),
-        ("convert", ["a", "b", "--dtype="], "--dtype must be bf16 or fp16 or fp32, got ''"),
+        ("quantize", ["a", "b", "--to", "int9"], "--to must be one of w8a8, int4, got 'int9'"),
+        ("convert", ["a", "b", "--dtype="], "--dtype must be one of bf16, fp16, fp32, got ''"),
     ],
 )
 def test_a_wrong_number_or_word_is_refused_with_what_is_allowed(

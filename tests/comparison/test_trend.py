@@ -19,7 +19,6 @@ from rwkvbatch.comparison.report.html import as_html
 from rwkvbatch.comparison.report.terminal import print_analysis
 from rwkvbatch.comparison.trend import Trend, sparkline
 from rwkvbatch.errors import UsageError
-from rwkvbatch.stats.signflip import simultaneous_level
 from tests.comparison.make_run import make_run
 
 
@@ -188,14 +187,6 @@ def test_every_format_has_the_trend(tmp_path: Path) -> None:
     page = as_html(analysis)
     assert page.index('class="trend-figure"') < page.index('id="verdicts"')
     assert json.loads(as_json(compare(paths)))["trend"] is None
-
-
-def test_the_simultaneous_level_is_between_that_of_one_test_and_bonferroni() -> None:
-    rng = np.random.default_rng(0)
-    one = rng.normal(size=(30, 1))
-    assert simultaneous_level(one) == 0.05
-    assert simultaneous_level(np.repeat(one, 10, axis=1)) == pytest.approx(0.05, abs=0.001)
-    assert 0.005 <= simultaneous_level(rng.normal(size=(30, 10))) < 0.008
 
 
 @pytest.mark.slow

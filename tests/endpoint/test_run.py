@@ -287,6 +287,19 @@ def test_what_a_server_cannot_do_is_refused(script: Path, settings: dict[str, An
     assert "secret" not in str(caught.value)
 
 
+def test_settings_of_servers_in_the_environment_do_not_concern_a_model_in_this_process(script: Path) -> None:
+    names = {"ENDPOINT_MODEL": "a", "ENDPOINT_API": "chat", "ENDPOINT_BODY": "{}", "ENDPOINT_TIMEOUT": "3"}
+    names |= {"ENDPOINT_RETRIES": "1", "CONCURRENCY": "3", "MAX_REQUESTS": "3"}
+    environment = {f"RWKVBATCH_{name}": value for name, value in names.items()}
+    expected, found = (
+        [row.reply for row in rwkvbatch.run(script, environment=variables, **GREEDY).rows()]
+        for variables in ({}, environment)
+    )
+    assert found == expected
+    with pytest.raises(UsageError, match="--concurrency belongs to --endpoint or --judge-url, which are not given"):
+        rwkvbatch.run(script, environment=environment, concurrency=2, **GREEDY)
+
+
 def test_several_models_need_a_name(script: Path, server: FakeServer) -> None:
     server.models = ["a", "b"]
     with pytest.raises(UsageError, match="lists 2 models: a, b"):

@@ -59,8 +59,17 @@ class TestLines:
                 'reference.logprob must be a finite number, got "-1"',
             ),
             ({"choices": []}, "choices must be an object, got []"),
-            ({"choices": {"scores": {}}}, "scores must be an array, got {}"),
-            ({"choices": {"scores": ["x"]}}, 'scores must contain objects, got "x"'),
+            ({"choices": {"scores": {}}}, "choices.scores must be an array, got {}"),
+            ({"choices": {"scores": []}}, "choices.scores must have a score or more"),
+            ({"choices": {"scores": ["x"]}}, 'choices.scores must contain objects, got "x"'),
+            *(
+                ({"choices": {"scores": [CHOICE | {key: 0}]}}, f"choices.scores.{key} must be an integer in 1 to")
+                for key in ("tokens", "bytes", "characters")
+            ),
+            (
+                {"reference": {"text": "x", "nll": 1, "matched": 1, "tokens": 1, "logprob": -1, "bytes": 0}},
+                "reference.bytes must be an integer in 1 to",
+            ),
             ({"choices": {"scores": [CHOICE | {"logprob": None}]}}, "choices.scores.logprob must be a finite number"),
             ({"choices": {"scores": [CHOICE | {"bytes": 2.5}]}}, "choices.scores.bytes must be an integer"),
             ({"choices": {"scores": [CHOICE | {"characters": "3"}]}}, "choices.scores.characters must be an integer"),

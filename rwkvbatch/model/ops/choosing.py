@@ -132,14 +132,14 @@ def philox_4x32(counter: npt.NDArray[np.uint32], key: int) -> npt.NDArray[np.uin
     Returns:
         [n, 4] uint32.
     """
-    multiplied, added = (counter.T[first::2].astype(np.uint64) for first in (0, 1))  # words 0 and 2, words 1 and 3
+    even, odd = (counter.T[first::2].astype(np.uint64) for first in (0, 1))  # words 0 and 2, words 1 and 3
     key_words = np.array([[key & _MASK], [(key >> 32) & _MASK]], dtype=np.uint64)
     for _ in range(ROUNDS):
-        products = multiplied * _MULTIPLIERS
+        products = even * _MULTIPLIERS
         high, low = products >> _WORD_BITS, products & _MASK
-        multiplied, added = high[::-1] ^ added ^ key_words, low[::-1]
+        even, odd = high[::-1] ^ odd ^ key_words, low[::-1]
         key_words = (key_words + _WEYL) & _MASK
-    return np.stack([multiplied[0], added[0], multiplied[1], added[1]], axis=1).astype(np.uint32)
+    return np.stack([even[0], odd[0], even[1], odd[1]], axis=1).astype(np.uint32)
 
 
 def gumbel(key: int, turn: int, step: int, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

@@ -134,7 +134,7 @@ _COMBINERS = {"all": judge_all, "any": _judge_any, "not": _judge_not}
 
 
 @dataclass(frozen=True)
-class _Combination:
+class Combination:
     """The rule of a check that combines other checks."""
 
     kind: str
@@ -201,7 +201,7 @@ def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int) -> list[C
             checks = _parse(raw[kind], source, f"{where}.{kind}", depth + 1)
             if not checks:
                 refuse(source, f"{where}.{kind}: must contain at least one check")
-            rule, needs_reference = _Combination(kind, checks), any(check.needs_reference for check in checks)
+            rule, needs_reference = Combination(kind, checks), any(check.needs_reference for check in checks)
             choices = tuple(choice for check in checks for choice in check.choices)
             rubrics = tuple(rubric for check in checks for rubric in check.rubrics)
         else:
