@@ -348,8 +348,8 @@ def _rows_of_script(directory: Path, manifest: Mapping[str, Any], facts: RunFact
 def _tasks_not_begun(rows: pd.DataFrame, facts: RunFacts) -> dict[str, int]:
     """The number of repeats of conversations without any row, by cell; empty for a part of a run.
 
-    Used for directories without `status.json`, `summary.json` and a copy of the script. Each such repeat stands for at
-    least one planned row.
+    Used for directories in which `status.json`, `summary.json` and the copy of the script are missing, or may be those
+    of a former run. Each such repeat stands for at least one planned row.
     """
     script, repeats = _record(facts.identity.get("script")), _integer(facts.identity.get("repeats"))
     conversations = _integer(script.get("conversations"))
@@ -415,12 +415,14 @@ def _load_run(source: str, name: str, *, choices: bool) -> RunData:
         None if manifest is None else planned_rows(results.parent) or _rows_of_script(results.parent, manifest, facts)
     )
     unfinished = _unfinished(rows, planned, list(facts.cells))
-    if manifest is not None and planned is None:
-        unfinished = _tasks_not_begun(rows, facts)
+    # While rows are adapted, `planned` may be that of the former run.
+    is_exact = planned is not None and not (manifest is not None and FORMER in manifest)
+    if manifest is not None and not is_exact:
+        unfinished = unfinished or _tasks_not_begun(rows, facts)
     if unfinished and not any("is not finished" in note for note in notes):
-        total = "the planned" if planned is None else f"{planned:,} planned"
+        total = f"{planned:,} planned" if is_exact else "the planned"
         notes.append(f"{source} is not finished: {len(rows):,} of {total} rows are there")
-    at_least = planned is None and bool(unfinished)
+    at_least = bool(unfinished) and not is_exact
     return RunData(name, source, facts, manifest or {}, rows, tuple(notes), unfinished, unfinished_at_least=at_least)
 
 

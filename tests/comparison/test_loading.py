@@ -293,13 +293,20 @@ def test_empty_lines_are_skipped_and_an_interrupted_extension_is_noted(tmp_path:
     assert any("a command was interrupted while it adapted the rows; run it again" in note for note in run.notes)
 
 
-def test_the_script_of_the_former_run_does_not_say_how_many_rows_an_interrupted_extension_lacks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["script.jsonl", "status.json", "summary.json"])
+def test_files_of_the_former_run_do_not_say_how_many_rows_an_interrupted_extension_lacks(
+    source: str, tmp_path: Path
+) -> None:
     messages = [{"role": "user", "content": "Hi"}] * 2
     script = tmp_path / "script.jsonl"
     script.write_text("".join(json.dumps({"id": f"talk-{n}", "messages": messages}) + "\n" for n in range(2)))
     conversations = read_scripts([str(script)]).conversations
     path = make_run(tmp_path / "a", conversations=2, repeats=2, turns=2)
-    write_script(path, conversations)
+    if source == "script.jsonl":
+        write_script(path, conversations)
+    else:
+        status = {"state": "done", "rows_total": 8, "pid": 1, "host": "h", "updated": "now"}
+        (path / source).write_text(json.dumps({**status, "planned": 8}))
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["identity"]["script"]["sha256"] = script_sha256(conversations)
     extended = {**manifest["identity"], "script": {"sha256": "99" * 32, "conversations": 5}}
@@ -307,6 +314,9 @@ def test_the_script_of_the_former_run_does_not_say_how_many_rows_an_interrupted_
         (path / "manifest.json").write_text(json.dumps(content))
         (run,) = load_runs([str(path)])
         assert (run.unfinished, run.unfinished_at_least) == (unfinished, bool(unfinished))
+        assert any(note.endswith("is not finished: 8 of the planned rows are there") for note in run.notes) == bool(
+            unfinished
+        )
 
 
 @pytest.mark.parametrize(
