@@ -117,6 +117,16 @@ OTHERS: dict[str, tuple[Draw, float, float]] = {
 """Distributions that the constants of `Spread` were not chosen with."""
 
 
+def mostly_equal(share: float) -> Draw:
+    """Normal numbers with a mean of 1 in a share of the conversations; the others are 0, as those of equal replies."""
+    return lambda rng, n: np.where(rng.random(n) < share, rng.normal(1, 1, n), 0.0)
+
+
+MOSTLY_EQUAL: dict[str, tuple[Draw, float, float]] = {
+    f"{share:.0%} differ, normal": (mostly_equal(share), share, math.inf) for share in (0.1, 0.3, 0.6)
+}
+
+
 def averages(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
     """Pass rates of four repetitions."""
     return rng.binomial(4, rng.beta(2, 2, n)) / 4
@@ -319,7 +329,7 @@ def main() -> None:
             print(f"{n:3} {name:18}", *shares, f"{of.width:.2f}", flush=True)
     print()
     print(f"{'differences':34}", *(f"{n:>6}" for n in given.conversations))
-    for title, cases in (("", CASES), ("other distributions", OTHERS)):
+    for title, cases in (("", CASES), ("other distributions", OTHERS), ("mostly equal", MOSTLY_EQUAL)):
         print(title)
         for name, (draw, truth, widest) in cases.items():
             found = [coverage(draw, truth, widest, n, given.samples) for n in given.conversations]
