@@ -4,8 +4,8 @@
 
 Each sample has one difference per conversation. Yes/no outcomes differ with the given probabilities of a gain and a
 loss; exponential and lognormal differences (less their mean) are skewed, and those of t with 3 degrees of freedom have
-heavy tails. Samples in which all pairs are equal are left out: their interval, [0, 0], describes these conversations
-only.
+heavy tails. Samples in which all pairs are equal are left out: their interval is that of what a sample of this size may
+lack, whatever the distribution.
 
 Distributions follow that the constants of the interval were not chosen with, and means of single variants: of numbers
 without limits (`nll`, `tokens`, timings), and of numbers from 0 to 1. The mean width stands behind the coverage of
@@ -115,6 +115,16 @@ OTHERS: dict[str, tuple[Draw, float, float]] = {
     "normal, 20 % moved by 5": (mixture(0.2), 0.0, math.inf),
 }
 """Distributions that the constants of `Spread` were not chosen with."""
+
+
+def mostly_equal(share: float) -> Draw:
+    """Normal numbers with a mean of 1 in a share of the conversations; the others are 0, as those of equal replies."""
+    return lambda rng, n: np.where(rng.random(n) < share, rng.normal(1, 1, n), 0.0)
+
+
+MOSTLY_EQUAL: dict[str, tuple[Draw, float, float]] = {
+    f"{share:.0%} differ, normal": (mostly_equal(share), share, math.inf) for share in (0.1, 0.3, 0.6)
+}
 
 
 def averages(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
@@ -319,7 +329,7 @@ def main() -> None:
             print(f"{n:3} {name:18}", *shares, f"{of.width:.2f}", flush=True)
     print()
     print(f"{'differences':34}", *(f"{n:>6}" for n in given.conversations))
-    for title, cases in (("", CASES), ("other distributions", OTHERS)):
+    for title, cases in (("", CASES), ("other distributions", OTHERS), ("mostly equal", MOSTLY_EQUAL)):
         print(title)
         for name, (draw, truth, widest) in cases.items():
             found = [coverage(draw, truth, widest, n, given.samples) for n in given.conversations]

@@ -109,6 +109,7 @@ def test_the_examples_of_other_pages_run(page: str, tmp_path: Path, monkeypatch:
     for temperature, name in enumerate(runs):
         rwkvbatch.run("datasets/demo.jsonl", temperature=temperature, out=f"runs/{name}", max_tokens=8)
     names: dict[str, Any] = {"print": lambda *values: None}
+    num_groupings = 0
     for example in examples:
         code = example.replace("rwkv7-g1k-1.5b.pth", str(BUNDLED_MODEL))
         exec(compile(code, page, "exec"), names)  # noqa: S102
@@ -116,3 +117,5 @@ def test_the_examples_of_other_pages_run(page: str, tmp_path: Path, monkeypatch:
             (grouping,) = [line for line in code.splitlines() if "groupby" in line]
             means = eval(grouping, names)  # noqa: S307
             assert {run for run, *_ in means.index} == {"a", "b"}
+            num_groupings += 1
+    assert num_groupings == (page == "compare.md")

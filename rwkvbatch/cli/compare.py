@@ -328,7 +328,7 @@ def _check_out(path: Path, report_format: str, *, replace: bool) -> None:
             return
         next(path.parent.iterdir(), None)
     except PermissionError:
-        pass  # a folder that cannot be listed can be written
+        pass  # a folder that cannot be listed may still be writable
     except OSError as error:
         raise _not_written(path, error) from None
     kind = FileKind(

@@ -56,8 +56,8 @@ class Analysis:
     """A finished comparison.
 
     Attributes:
-        runs: the compared runs. variants: all their cells. pairs: each variant with its baseline.
-        matched: the joined rows of each pair that has any.
+        runs: the compared runs. variants: all their cells.
+        all_pairs: the joined rows of each variant with its baseline, which may be none.
         primary: the metric that decides; None if nothing is compared.
         comparisons: the lines of the table: those of the primary metric and of other requested metrics. Each metric's
             lines over all rows come before those of its groups. families: their corrections, in the same order.
@@ -75,8 +75,7 @@ class Analysis:
 
     runs: tuple[RunData, ...]
     variants: tuple[Variant, ...]
-    pairs: tuple[Pair, ...]
-    matched: tuple[MatchedRows, ...]
+    all_pairs: tuple[MatchedRows, ...]
     primary: Metric | None
     comparisons: tuple[Comparison, ...]
     families: tuple[Family, ...]
@@ -92,6 +91,16 @@ class Analysis:
     trends: tuple[Trend, ...] = ()
     blame: tuple[Blame, ...] = ()
     preferences: tuple[Preferences, ...] = ()
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """Each variant with its baseline."""
+        return tuple(pair_rows.pair for pair_rows in self.all_pairs)
+
+    @property
+    def matched(self) -> tuple[MatchedRows, ...]:
+        """The joined rows of each pair that has any."""
+        return tuple(pair_rows for pair_rows in self.all_pairs if len(pair_rows.rows))
 
     @property
     def trend(self) -> Trend | None:

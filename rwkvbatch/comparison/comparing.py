@@ -156,9 +156,9 @@ def compare(
     notes += _repeat_notes(ks, matched, variants, table)
     primary_metric = _primary(primary, requested, matched, variants, table)
     shown = _shown(primary_metric, requested, matched, ks, all_metrics=all_metrics)
-    others = [] if requested is None else [metric for metric in shown if metric != primary_metric]
     shown, requested, value_notes = _with_values(shown, requested, ks, matched, variants, table)
     notes += value_notes
+    others = [] if requested is None else [metric for metric in shown if metric != primary_metric]
     trends: list[Trend] = []
     if over is not None and primary_metric is not None:
         trends, trend_notes = _trends(over, matching.positions, primary_metric, others, table)
@@ -181,8 +181,7 @@ def compare(
     return Analysis(
         runs=tuple(matching.runs),
         variants=tuple(variants),
-        pairs=tuple(matching.pairs),
-        matched=tuple(matched),
+        all_pairs=tuple(matching.all_pairs),
         primary=primary_metric,
         comparisons=tuple(tests.comparisons),
         families=tuple(tests.families),
@@ -474,11 +473,13 @@ def _repeat_notes(
         raise UsageError(f"--k: {names} cannot be estimated: {reason}", hint="run again with more --repeats")
     notes = [f"{names} cannot be estimated: {reason}"] if too_large else []
     for k in ks:
-        with_k, num_conversations = min((sum(n >= k for n in of_pair), len(of_pair)) for of_pair in of_pairs if of_pair)
-        if k <= largest_k and with_k < num_conversations:
-            at_least = "as few as " if len(of_pairs) > 1 else ""
+        of_pairs_with_k = [(sum(n >= k for n in of_pair), len(of_pair)) for of_pair in of_pairs]
+        lacking = [(with_k, num_all) for with_k, num_all in of_pairs_with_k if with_k < num_all]
+        if k <= largest_k and lacking:
+            with_k, num_conversations = min(lacking)
+            as_few_as = "as few as " if len(of_pairs) > 1 else ""
             notes.append(
-                f"pass_at_{k}, all_{k} and majority_at_{k} are of {at_least}{with_k:,} of "
+                f"pass_at_{k}, all_{k} and majority_at_{k} are of {as_few_as}{with_k:,} of "
                 f"{num_conversations:,} conversations: the others have fewer than {counted(k, 'repetition')}"
             )
     return notes
@@ -488,8 +489,9 @@ def _no_common_turn(all_pairs: Sequence[MatchedRows], runs: Sequence[RunData]) -
     names, num_different = "the runs", 0
     if all_pairs:
         refuse_parts(all_pairs[0].pair, runs)
-        nearest = max(all_pairs, key=lambda pair_rows: pair_rows.num_different)
-        names, num_different = f"{nearest.pair.variant.label} and {nearest.pair.baseline.label}", nearest.num_different
+        most_different = max(all_pairs, key=lambda pair_rows: pair_rows.num_different)
+        names = f"{most_different.pair.variant.label} and {most_different.pair.baseline.label}"
+        num_different = most_different.num_different
     if num_different:
         return RunMismatchError(
             f"{names} have no turn in common: {counted(num_different, 'turn')} with the same conversation id "
@@ -503,7 +505,7 @@ def _no_common_turn(all_pairs: Sequence[MatchedRows], runs: Sequence[RunData]) -
 
 
 _MOST_NOTES: Final = 3
-"""The most notes on turns that are left out, one for each pair; the others are counted."""
+"""The most notes of each kind on turns that are left out, one for each pair; of more pairs, a note has the number."""
 
 
 def _matching_notes(all_pairs: Iterable[MatchedRows]) -> list[str]:
@@ -523,13 +525,11 @@ def _matching_notes(all_pairs: Iterable[MatchedRows]) -> list[str]:
                 "their prompts, references or checks differ"
             )
     notes: list[str] = []
-    for kind, of_pairs in (("are in one of the two only", unmatched), ("differ", different)):
+    for kind, of_pairs in (("are in only one of the two", unmatched), ("differ", different)):
         if len(of_pairs) <= _MOST_NOTES:
             notes += of_pairs
         else:
             num_others = len(of_pairs) - _MOST_NOTES + 1
             notes += of_pairs[: _MOST_NOTES - 1]
-            notes.append(
-                f"{num_others:,} more variants have turns left out that {kind}; `dropped` in --json counts them"
-            )
+            notes.append(f"{num_others:,} more variants have turns left out that {kind}; `pairs` in --json counts them")
     return notes

@@ -328,13 +328,16 @@ def _unfinished(rows: pd.DataFrame, planned: int | None, cells: Sequence[str]) -
 
 
 def _rows_of_script(directory: Path, manifest: Mapping[str, Any], facts: RunFacts) -> int | None:
-    """The number of planned rows by the run's copy of its script; None if it depends on more, or there is no copy."""
+    """The number of planned rows by the run's copy of its script; None if it depends on more, or there is no copy.
+
+    While rows are adapted (`FORMER`), the copy may be that of the former run, and the identity is that of the new one.
+    """
     from rwkvbatch.results.script_copy import has_script, read_script
 
     identity = facts.identity
     repeats = _integer(identity.get("repeats"))
     depends_on_rows = any(identity.get(name) is not None for name in ("race", "until_ci", "max_repeats"))
-    if facts.part is not None or repeats is None or depends_on_rows or not has_script(directory):
+    if facts.part is not None or repeats is None or depends_on_rows or FORMER in manifest or not has_script(directory):
         return None
     with suppress(RwkvBatchError):  # damaged, or a check's extra is not installed here
         conversations = read_script(directory, manifest) or ()
@@ -345,8 +348,8 @@ def _rows_of_script(directory: Path, manifest: Mapping[str, Any], facts: RunFact
 def _tasks_not_begun(rows: pd.DataFrame, facts: RunFacts) -> dict[str, int]:
     """The number of repeats of conversations without any row, by cell; empty for a part of a run.
 
-    Used for directories without `status.json`, `summary.json` and a copy of the script. Each such repeat stands for at
-    least one planned row.
+    Used for directories in which `status.json`, `summary.json` and the copy of the script are missing, or may be those
+    of a former run. Each such repeat stands for at least one planned row.
     """
     script, repeats = _record(facts.identity.get("script")), _integer(facts.identity.get("repeats"))
     conversations = _integer(script.get("conversations"))
@@ -412,12 +415,14 @@ def _load_run(source: str, name: str, *, choices: bool) -> RunData:
         None if manifest is None else planned_rows(results.parent) or _rows_of_script(results.parent, manifest, facts)
     )
     unfinished = _unfinished(rows, planned, list(facts.cells))
-    if manifest is not None and planned is None:
-        unfinished = _tasks_not_begun(rows, facts)
+    # While rows are adapted, `planned` may be that of the former run.
+    is_exact = planned is not None and not (manifest is not None and FORMER in manifest)
+    if manifest is not None and not is_exact:
+        unfinished = unfinished or _tasks_not_begun(rows, facts)
     if unfinished and not any("is not finished" in note for note in notes):
-        total = "the planned" if planned is None else f"{planned:,} planned"
+        total = f"{planned:,} planned" if is_exact else "the planned"
         notes.append(f"{source} is not finished: {len(rows):,} of {total} rows are there")
-    at_least = planned is None and bool(unfinished)
+    at_least = bool(unfinished) and not is_exact
     return RunData(name, source, facts, manifest or {}, rows, tuple(notes), unfinished, unfinished_at_least=at_least)
 
 

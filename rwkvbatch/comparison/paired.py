@@ -240,8 +240,9 @@ def compare_counts(metric: Metric, pairs: Sequence[Pair], dropped: Sequence[Drop
     """Compare a metric of whole variants (`VARIANT_METRICS`) in each pair, untested."""
     counts = {variant_dropped.label: float(getattr(variant_dropped, metric.name)) for variant_dropped in dropped}
     family = Family(
-        metric.name, metric, None, True, 0, level=LEVEL, level_each=LEVEL, level_interval=LEVEL, exact=False
-    )
+        metric.name, metric, None, exploratory=True, size=0, level=LEVEL, level_each=LEVEL, level_interval=LEVEL,
+        exact=False,
+    )  # fmt: skip
     comparisons: list[Comparison] = []
     for pair in pairs:
         baseline, variant = (np.array([counts[side.label]]) for side in (pair.baseline, pair.variant))

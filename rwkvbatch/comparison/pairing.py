@@ -118,35 +118,38 @@ def check_runs(runs: Sequence[RunData], *, force: bool) -> list[str]:
             hint="--force compares the turns that have the same conversation id and ask the same",
         )
     if scripts:
-        notes.append(f"{some([run.source for run in scripts])} and {first.source} replayed different scripts")
+        notes.append(f"{_first_names([run.source for run in scripts])} replayed another script than {first.source}")
     if seeds := [f"{run.name} {run.facts.seed}" for run in others if run.facts.seed != expected.seed]:
         notes.append(
-            f"different seeds ({first.name} {expected.seed}, {some(seeds)}): the runs do not use common "
+            f"different seeds ({first.name} {expected.seed}, {_first_names(seeds)}): the runs do not use common "
             "random numbers, so differences are noisier than with equal seeds"
         )
     if versions := [f"{run.name} {run.facts.version}" for run in others if run.facts.version != expected.version]:
-        notes.append(f"different versions of rwkvbatch ({first.name} {expected.version}, {some(versions)})")
+        notes.append(f"different versions of rwkvbatch ({first.name} {expected.version}, {_first_names(versions)})")
     equal: dict[str | None, list[str]] = {}
     for run in others:
         if expected.identity and run.facts.identity == expected.identity:
-            equal.setdefault(_chance(expected) or _chance(run.facts), []).append(run.name)
+            equal.setdefault(_why_replies_may_differ(expected) or _why_replies_may_differ(run.facts), []).append(
+                run.name
+            )
     for cause, names in equal.items():
-        same = f"{first.name} and {some(names)} have the same weights, script, settings and seed: replies that differ"
-        notes.append(f"{same} are a fault of the program" if cause is None else f"{same} do so because {cause}")
+        same = f"{first.name} and {_first_names(names)} have the same weights, script, settings and seed"
+        reason = "are a fault of the program" if cause is None else f"do so because {cause}"
+        notes.append(f"{same}: replies that differ {reason}")
     return notes
 
 
 _MOST_NAMED = 3
 
 
-def some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     """The names with commas; the first ones and the number of the others if there are many."""
     if len(names) <= _MOST_NAMED:
         return ", ".join(names)
     return f"{', '.join(names[: _MOST_NAMED - 1])} and {len(names) - _MOST_NAMED + 1:,} more"
 
 
-def _chance(facts: RunFacts) -> str | None:
+def _why_replies_may_differ(facts: RunFacts) -> str | None:
     """Why the same run made again may have other replies; None if it has the same ones."""
     for model in facts.models:
         if model.get("bitwise") is False:
@@ -180,7 +183,7 @@ def check_pairs(pairs: Sequence[Pair], runs: Sequence[RunData]) -> list[str]:
             if key in baseline and key in variant and baseline[key] != variant[key]:
                 expected = f"{pair.baseline.label}: {str(baseline[key])[:24]}"
                 differing.setdefault((warning, expected), []).append(f"{pair.variant.label}: {str(variant[key])[:24]}")
-    return [f"{warning} ({expected}, {some(variants)})" for (warning, expected), variants in differing.items()]
+    return [f"{warning} ({expected}, {_first_names(variants)})" for (warning, expected), variants in differing.items()]
 
 
 def refuse_parts(pair: Pair, runs: Sequence[RunData]) -> None:

@@ -49,8 +49,8 @@ _WEIGHTED_METRICS: Final = [metric for metric in TURN_METRICS if metric.weight i
 
 _MAX_VALUE: Final = 1e100
 _MANY_OBJECTS: Final = 100_000
-"""New objects whose first scan by the garbage collector takes longer (10 ms) than it takes to find out how to avoid it.
-"""
+"""Above this number of new objects, `gc.get_freeze_count` costs less (microseconds where no object is frozen, 1 ms for
+100,000) than the collector's scan of the new objects (5 ms)."""
 
 # Batches of n-gram counting: large enough for array operations, small enough for the processor's cache.
 _BATCH_REPLIES: Final = 512

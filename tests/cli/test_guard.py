@@ -69,7 +69,7 @@ def run(command: list[str], environment: dict[str, str]) -> subprocess.Completed
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize(("where", "code"), [("judge", 0), ("parse", 1)])
+@pytest.mark.parametrize(("where", "code"), [("judge", 0), ("judge", 3), ("parse", 1)])
 def test_a_command_that_foreign_code_ends_is_unfinished(
     where: str, code: int, tmp_path: Path, environment: dict[str, str]
 ) -> None:

@@ -14,7 +14,10 @@ from rwkvbatch.comparison import table as results
 from rwkvbatch.comparison.loading import _unfinished, load_runs
 from rwkvbatch.comparison.metrics import TURN_METRICS
 from rwkvbatch.errors import InputError, RunDamagedError, RunDirectoryError, UsageError
+from rwkvbatch.results.manifest import FORMER
 from rwkvbatch.results.row import Row
+from rwkvbatch.results.script_copy import script_sha256, write_script
+from rwkvbatch.script.reader import read_scripts
 from tests.comparison.make_run import encode, make_row, make_run, write_run
 
 
@@ -288,6 +291,32 @@ def test_empty_lines_are_skipped_and_an_interrupted_extension_is_noted(tmp_path:
     (run,) = load_runs([str(path)])
     assert len(run.rows) == 8
     assert any("a command was interrupted while it adapted the rows; run it again" in note for note in run.notes)
+
+
+@pytest.mark.parametrize("source", ["script.jsonl", "status.json", "summary.json"])
+def test_files_of_the_former_run_do_not_say_how_many_rows_an_interrupted_extension_lacks(
+    source: str, tmp_path: Path
+) -> None:
+    messages = [{"role": "user", "content": "Hi"}] * 2
+    script = tmp_path / "script.jsonl"
+    script.write_text("".join(json.dumps({"id": f"talk-{n}", "messages": messages}) + "\n" for n in range(2)))
+    conversations = read_scripts([str(script)]).conversations
+    path = make_run(tmp_path / "a", conversations=2, repeats=2, turns=2)
+    if source == "script.jsonl":
+        write_script(path, conversations)
+    else:
+        status = {"state": "done", "rows_total": 8, "pid": 1, "host": "h", "updated": "now"}
+        (path / source).write_text(json.dumps({**status, "planned": 8}))
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["identity"]["script"]["sha256"] = script_sha256(conversations)
+    extended = {**manifest["identity"], "script": {"sha256": "99" * 32, "conversations": 5}}
+    for content, unfinished in ((manifest, {}), ({**manifest, "identity": extended, FORMER: manifest}, {"base": 6})):
+        (path / "manifest.json").write_text(json.dumps(content))
+        (run,) = load_runs([str(path)])
+        assert (run.unfinished, run.unfinished_at_least) == (unfinished, bool(unfinished))
+        assert any(note.endswith("is not finished: 8 of the planned rows are there") for note in run.notes) == bool(
+            unfinished
+        )
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from rwkvbatch.comparison import compare
 from rwkvbatch.comparison.loading import RunData, load_runs
 from rwkvbatch.comparison.pairing import pair_up, variants_of
+from rwkvbatch.comparison.report.formats import as_json
 from rwkvbatch.errors import RunMismatchError, UsageError
 from tests.comparison.make_run import make_row, make_run, write_run
 
@@ -130,6 +131,11 @@ def test_many_runs_that_differ_in_the_same_way_have_one_note(tmp_path: Path) -> 
         "different thinking modes",
     ]
     assert "(a: off, b: on, c: on and 3 more)" in next(note for note in notes if "thinking" in note)
+    other_script = {"script": {"sha256": "99" * 32}}
+    scripts = [make_run(tmp_path / f"s{n}", conversations=1, identity_changes=other_script) for n in range(4)]
+    notes = compare([str(first), *map(str, scripts)], force=True).notes
+    expected = f"{scripts[0]}, {scripts[1]} and 2 more replayed another script than {first}"
+    assert [note for note in notes if "script" in note] == [expected]
     copies = [make_run(tmp_path / f"copy-{number}", conversations=1, seed=0) for number in range(4)]
     (note,) = [note for note in compare([str(first), *map(str, copies)]).notes if "same weights" in note]
     assert note.startswith("a and copy-0, copy-1 and 2 more have the same weights, script, settings and seed")
@@ -140,7 +146,28 @@ def test_turns_left_out_of_many_variants_have_few_notes(tmp_path: Path) -> None:
     write_run(tmp_path / "a", rows, manifest={})
     notes = [note for note in compare(str(tmp_path / "a")).notes if "left out" in note]
     assert len(notes) == 3
-    assert notes[-1].startswith("6 more variants have turns left out")
+    assert notes[-1] == (
+        "6 more variants have turns left out that are in only one of the two; `pairs` in --json counts them"
+    )
+
+
+def test_json_counts_the_turns_left_out_of_each_pair(tmp_path: Path) -> None:
+    x = [make_row("x", turn=turn) for turn in range(2)]
+    rows_of = {
+        "a": x,
+        "b": [*x, make_row("y"), make_row("z")],
+        "c": [x[0], x[1] | {"prompt": "Something else?"}],
+        "d": [make_row("y")],
+    }
+    for name, rows in rows_of.items():
+        write_run(tmp_path / name, rows, manifest={})
+    counts = ("num_matched", "only_baseline", "only_variant", "num_different")
+    pairs = json.loads(as_json(compare([tmp_path / name for name in rows_of])))["pairs"]
+    assert [(pair["baseline"], pair["variant"], *(pair[name] for name in counts)) for pair in pairs] == [
+        ("a", "b", 2, 0, 2, 0),
+        ("a", "c", 1, 0, 0, 1),
+        ("a", "d", 0, 2, 1, 0),
+    ]
 
 
 def test_with_force_turns_that_ask_something_else_are_named_as_the_reason(tmp_path: Path) -> None:

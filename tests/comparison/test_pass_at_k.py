@@ -44,3 +44,16 @@ def test_a_note_says_of_how_many_conversations_a_k_is(tmp_path: Path) -> None:
         assert notes == [
             "pass_at_3, all_3 and majority_at_3 are of 3 of 4 conversations: the others have fewer than 3 repetitions"
         ]
+
+
+def test_the_note_on_a_k_is_of_a_pair_that_lacks_repetitions(tmp_path: Path) -> None:
+    repeats_of = {"t=1": (3, 3, 3, 3), "t=2": (3, 3, 3), "t=3": (1, 3, 3, 3)}
+    rows = [
+        make_row(f"talk-{number}", cell=cell, repeat=repeat)
+        for cell, of_cell in repeats_of.items()
+        for number, repeats in enumerate(of_cell)
+        for repeat in range(repeats)
+    ]
+    write_run(tmp_path / "a", rows, manifest={})
+    (note,) = [note for note in compare(tmp_path / "a", ks=[1, 3]).notes if "pass_at" in note]
+    assert note.startswith("pass_at_3, all_3 and majority_at_3 are of as few as 3 of 4 conversations:")

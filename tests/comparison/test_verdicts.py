@@ -52,16 +52,22 @@ def designs(count: int, seed: int) -> Iterator[Design]:
         yield Design(metric, rows, conversations, [None, 0.05, 0.6][int(rng.integers(3))])
 
 
-def analysed(design: Design) -> tuple[list[Comparison], Ranking | None]:
+def analysed(design: Design, *, as_table: bool = False) -> tuple[list[Comparison], Ranking | None]:
+    """The lines and the ranking of a design.
+
+    Args:
+        as_table: give the matched rows as a table. Without it they are columns only, because tables take a third of the
+            time of an analysis; `test_columns_and_tables_have_the_same_lines` compares both.
+    """
     variants = [Variant("run", f"v{number}", f"v{number}") for number in range(design.rows.shape[1])]
     name = design.metric.column
     baseline, *others = (pd.Series(values) for values in design.rows.T)
     conversations = pd.Series(design.conversations)
-    # Columns without a table around them, which would take half the time of an analysis.
     matched = [
-        MatchedRows(Pair(variants[0], variant), columns, 0, 0, 0)  # pyright: ignore[reportArgumentType]
+        MatchedRows(Pair(variants[0], variant), rows, 0, 0, 0)  # pyright: ignore[reportArgumentType]
         for variant, values in zip(variants[1:], others, strict=True)
         for columns in ({f"{name}_a": baseline, f"{name}_b": values, "conversation_code": conversations},)
+        for rows in (pd.DataFrame(columns) if as_table else columns,)
     ]
     lines, family = compare_metric(design.metric, matched, margin=design.margin)
     assert family.size <= len(lines)
@@ -147,6 +153,12 @@ def test_intervals_verdicts_and_rankings_agree_in_500_random_designs() -> None:
 @pytest.mark.slow
 def test_intervals_verdicts_and_rankings_agree_in_9500_more_random_designs() -> None:
     check_designs(9500, seed=2)
+
+
+def test_columns_and_tables_have_the_same_lines() -> None:
+    for design in designs(50, seed=3):
+        (lines, _), (lines_of_columns, _) = analysed(design, as_table=True), analysed(design)
+        assert repr(lines) == repr(lines_of_columns)  # NaN is not equal to NaN
 
 
 def line(**changes: object) -> Comparison:

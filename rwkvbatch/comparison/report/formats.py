@@ -54,7 +54,7 @@ def as_json(analysis: Analysis) -> str:
 
     Its keys are `runs`, `primary`, `families`, `trend` (null without `--over`), `trends` (the same one, then those of
     `--metric`), `blame` (empty without `--blame`), `preferences` (empty without `--judge`), `comparisons`, `best`,
-    `means`, `dropped`, `gates`, `changes` and `notes`.
+    `means`, `dropped`, `pairs`, `gates`, `changes` and `notes`.
     """
     content = {
         "runs": [{"name": run.name, "path": run.source, "manifest": run.manifest} for run in analysis.runs],
@@ -73,6 +73,17 @@ def as_json(analysis: Analysis) -> str:
             for mean in analysis.means(variant)
         ],
         "dropped": [vars(variant_dropped) for variant_dropped in analysis.dropped],
+        "pairs": [
+            {
+                "baseline": joined.pair.baseline.label,
+                "variant": joined.pair.variant.label,
+                "num_matched": len(joined.rows),
+                "only_baseline": joined.only_baseline,
+                "only_variant": joined.only_variant,
+                "num_different": joined.num_different,
+            }
+            for joined in analysis.all_pairs
+        ],
         "gates": [
             {"gate": gate.gate.text, "option": gate.gate.option, "variant": gate.label, "baseline": gate.baseline_label}
             | {

@@ -53,13 +53,6 @@ def grid_page(tmp_path_factory: pytest.TempPathFactory) -> str:
     return as_html(compare([str(path)], fail_if=["score < 2"]))
 
 
-@pytest.fixture
-def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Omit the figures, which take half a second, in tests of other parts of a page."""
-    for name in ("sweep_figures", "turn_figures"):
-        monkeypatch.setattr(f"rwkvbatch.comparison.report.html.{name}", lambda _: [])
-
-
 def test_the_same_runs_make_the_same_bytes(tmp_path: Path) -> None:
     paths = [str(make_run(tmp_path / name, seed=seed)) for seed, name in enumerate("ab")]
     analysis = compare(paths)
@@ -70,7 +63,7 @@ def test_long_labels_can_break_after_commas(grid_page: str) -> None:
     assert "temp=0.3,<wbr>frequency=0.0</th>" in grid_page
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_the_verdict_has_minus_signs(tmp_path: Path) -> None:
     paths = [str(make_run(tmp_path / name, seed=seed)) for seed, name in enumerate("ab")]
     (headline,) = re.findall(r'id="verdict">\s*<p>(.*?)</p>', as_html(compare(paths)))
@@ -82,7 +75,7 @@ def _pairs() -> list[tuple[float, float]]:
     return [(t, f) for t in (0.3, 1.0) for f in (0.0, 0.5)]
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_lists_every_cell_as_best_indistinguishable_or_worse(tmp_path: Path) -> None:
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
         row["checks"][0]["score"] = float(row["cell"] != "t=2")
@@ -258,7 +251,7 @@ def test_secondary_metrics_are_collapsed_and_not_coloured(tmp_path: Path) -> Non
     assert not any("--good" in svg or "--bad" in svg for svg in svgs)
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_failures_are_counted_by_tag_and_by_kind_of_check(tmp_path: Path) -> None:
     def change(row: dict[str, Any], _rng: np.random.Generator) -> None:
         number = int(row["conversation"].removeprefix("talk-"))
@@ -281,7 +274,7 @@ def test_failures_are_counted_by_tag_and_by_kind_of_check(tmp_path: Path) -> Non
     assert '25 % <span class="unit">2/8</span>' in page[page.index('id="failures"') :]
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_system_messages_are_read_from_the_script_only_while_its_hash_matches(tmp_path: Path) -> None:
     script = tmp_path / "script.jsonl"
     user = {"role": "user", "content": "?"}
@@ -332,7 +325,7 @@ def test_hostile_text_adds_no_element(tmp_path: Path) -> None:
     assert re.findall("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", page) == []
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_the_data_of_the_page_have_the_replies_unchanged(tmp_path: Path) -> None:
     analysis = compare([str(hostile_run(tmp_path / "a"))])
     data = json.loads(next(text for tag, text in Elements(as_html(analysis)).raw if tag == "script"))
@@ -371,7 +364,7 @@ def test_a_large_run_keeps_the_most_changed_conversations_and_counts_those_left_
     assert found.left_out == 7
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_of_a_single_run_has_its_means(tmp_path: Path) -> None:
     page = as_html(compare([str(make_run(tmp_path / "alone"))]))
     assert "<h2>Means</h2>" in page
@@ -403,7 +396,7 @@ def test_drift_is_mentioned_when_both_histories_are_compared(
     assert ("gap between own and gold history is drift" in page) == is_mentioned
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_settings_that_differ_between_runs_are_marked(tmp_path: Path) -> None:
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", seed=9)
     page = as_html(compare([str(a), str(b)]))
@@ -425,7 +418,7 @@ def test_any_text_in_the_data_stays_within_its_element(text: str) -> None:
     assert json.loads("".join(data for _, data in page.raw)) == json.loads(json.dumps({text: [text]}))
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_bars_of_one_metric_have_one_scale(tmp_path: Path) -> None:
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
         row["checks"][0]["score"] = {"t=1": 0.9, "t=2": 0.8, "t=3": 0.1}[row["cell"]] + rng.normal(0, 0.02)
@@ -437,7 +430,7 @@ def test_bars_of_one_metric_have_one_scale(tmp_path: Path) -> None:
     assert (50 - means[1]) / (50 - means[0]) == pytest.approx(8, rel=0.2)
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_negative_numbers_have_a_minus_sign(tmp_path: Path) -> None:
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
         row["checks"][0]["score"] = 0.5 - 0.2 * (row["cell"] == "t=2") + rng.normal(0, 0.01)
