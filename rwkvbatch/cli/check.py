@@ -59,7 +59,8 @@ def check_command(
     from rwkvbatch.replay.logs import command_line
     from rwkvbatch.replay.recheck import recheck
 
-    judge = judge_source(layer_settings(settings, environment=os.environ).settings)
+    layered = layer_settings(settings, environment=os.environ)
+    judge = judge_source(layered.settings, given=layered.named)
     with progress_bars(quiet=quiet) as bars:
         result = recheck(
             run,

@@ -30,7 +30,8 @@ def pair_judge(
 
     # A judge that only the environment names answers checks of runs; pairs are judged only if an option asks for it.
     is_given = settings.keys() & {"judge", "judge_url"}
-    source = judge_source(layer_settings(settings, environment=os.environ).settings) if is_given else None
+    layered = layer_settings(settings, environment=os.environ)
+    source = judge_source(layered.settings, given=layered.named) if is_given else None
     if source is None:
         if settings or criterion is not None:
             raise UsageError(

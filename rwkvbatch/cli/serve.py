@@ -103,7 +103,7 @@ def serve_command(
                 key=key_from_environment(),
             )
         )
-    serving = Serving(loaded)
+    serving = Serving(loaded, lambda text: message(text, quiet=quiet))
     spec = loaded.model.spec
 
     def ready() -> None:
@@ -113,4 +113,4 @@ def serve_command(
         if json_output:
             print_json({"url": serving.url, "model": loaded.served.name, "pid": os.getpid()}, indent=None)
 
-    serving.run(ready, lambda text: message(text, quiet=quiet))
+    serving.run(ready)

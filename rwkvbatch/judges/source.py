@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from rwkvbatch.config import RunSettings
 from rwkvbatch.endpoint.client import JUDGE_OPTIONS, Budget, Client, ClientOptions, check_url
-from rwkvbatch.endpoint.served import Endpoint, extra_fields, served_spec
+from rwkvbatch.endpoint.served import Endpoint, extra_fields, refuse_without, served_spec
 from rwkvbatch.errors import UsageError
 from rwkvbatch.judges.local import LocalJudge
 from rwkvbatch.judges.opinions import Judge
@@ -80,12 +82,16 @@ class JudgeSource:
         return self._served
 
 
-def judge_source(settings: RunSettings, budget: Budget | None = None) -> JudgeSource | None:
+def judge_source(
+    settings: RunSettings, budget: Budget | None = None, *, given: Set[str] | None = None
+) -> JudgeSource | None:
     """The judge that settings name; None if they name none.
 
     Args:
         budget: limits the requests to a server together with other requests; None for a budget of
             `settings.max_requests` for the judge alone.
+        given: names of the settings that the command line or a caller gave; None for all that are set. Others, such as
+            those of the environment, are not refused where they have no effect.
 
     Raises:
         UsageError: settings contradict each other.
@@ -94,15 +100,9 @@ def judge_source(settings: RunSettings, budget: Budget | None = None) -> JudgeSo
         raise UsageError(
             "--judge and --judge-url are both given", hint="--judge-model names the model of the server; leave one out"
         )
-    server_options = {"judge_model": "--judge-model", "judge_body": "--judge-body"}
-    file_options = {"judge_strategy": "--judge-strategy", "judge_vocab": "--judge-vocab"}
-    for options, main_option, main_value in (
-        (server_options, "--judge-url", settings.judge_url),
-        (file_options, "--judge", settings.judge),
-    ):
-        for name, option in options.items():
-            if main_value is None and getattr(settings, name) != RunSettings.model_fields[name].default:
-                raise UsageError(f"{option} belongs to {main_option}, which is not given")
+    given = settings.model_fields_set if given is None else given
+    refuse_without(("judge_url",), ("judge_model", "judge_body"), settings, given)
+    refuse_without(("judge",), ("judge_strategy", "judge_vocab"), settings, given)
     if settings.judge is None and settings.judge_url is None:
         return None
     return JudgeSource(settings, Budget(settings.max_requests) if budget is None else budget)

@@ -61,6 +61,11 @@ class ResolvedModel:
     bundled: bool
 
 
+def is_bundled(path: str | os.PathLike[str] | None) -> bool:
+    """Whether `path` means the bundled model: it is None, and the environment names no model. Looks at no file."""
+    return path is None and not os.environ.get(MODEL_VARIABLE)
+
+
 def resolve_model_path(path: str | os.PathLike[str] | None = None) -> ResolvedModel:
     """The weights file that `path` names, with or without its suffix (`READ_SUFFIXES`).
 
@@ -74,15 +79,15 @@ def resolve_model_path(path: str | os.PathLike[str] | None = None) -> ResolvedMo
 
 
 def _resolve(path: str | os.PathLike[str] | None) -> ResolvedModel:
-    name = os.fspath(path) if path is not None else os.environ.get(MODEL_VARIABLE, "")
-    if not name:
-        if path is not None:
-            raise CheckpointError("the name of the model is empty")
+    if is_bundled(path):
         if not BUNDLED_MODEL.is_file():
             raise CheckpointError(
                 "the bundled model is missing from the package", path=BUNDLED_MODEL, hint="give one with --model FILE"
             )
         return ResolvedModel(BUNDLED_MODEL, bundled=True)
+    name = os.environ[MODEL_VARIABLE] if path is None else os.fspath(path)
+    if not name:
+        raise CheckpointError("the name of the model is empty")
     file = Path(name).expanduser()
     candidates = [file, *(Path(f"{file}{suffix}") for suffix in READ_SUFFIXES)]
     try:

@@ -39,7 +39,6 @@ from rwkvbatch.config import (
 )
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.judges.source import JudgeSource, judge_source
-from rwkvbatch.model import MODEL_VARIABLE
 from rwkvbatch.replay.consistency import check_plan, log_left_out, log_lint, refuse_contradictions, with_endpoint
 from rwkvbatch.replay.grid import PATHS, GridFile, make_cells
 from rwkvbatch.replay.jury import turns_with_rubrics
@@ -260,8 +259,10 @@ def run(
 
 
 def _uses_bundled(plan: Plan) -> bool:
-    is_unnamed = any(setup.endpoint is None and setup.model is None for setup in setups_of(plan))
-    return is_unnamed and not os.environ.get(MODEL_VARIABLE)
+    from rwkvbatch.model.load import is_bundled
+
+    # Not `resolve_model_path`: with `--ray`, the files may be on other machines only.
+    return any(setup.endpoint is None and is_bundled(setup.model) for setup in setups_of(plan))
 
 
 def _refuse_loading_settings(plan: Plan) -> None:
@@ -282,7 +283,7 @@ def _refuse_loading_settings(plan: Plan) -> None:
 
 def _judge(plan: Plan, loader: ModelLoader, notify: Callable[[str], None]) -> JudgeSource | None:
     """The judge that the settings name, if the script has rubrics; raises as `JudgeSource.check`."""
-    source = judge_source(plan.settings, loader.budget)
+    source = judge_source(plan.settings, loader.budget, given=plan.explicit)
     if not turns_with_rubrics(plan.conversations):
         if source is not None:
             notify("note: a judge is given, and the script has no check `judge`")

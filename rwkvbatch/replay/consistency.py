@@ -32,7 +32,7 @@ def refuse_contradictions(layered: Layered, cells: Sequence[Cell], shard: Shard 
     leave_out = "leave one of the two out"
     for key in sorted({key for cell in cells for key in cell.overrides} & layered.named):
         raise UsageError(f"{option_name(key)} is given for all cells, and the grid gives it for some", hint=leave_out)
-    _refuse_in_race(settings, cells, shard)
+    _refuse_in_race(layered, cells, shard)
     low, high = settings.repeats, settings.max_repeats
     if (high is None) != (settings.until_ci is None):
         raise UsageError("--repeats LOW..HIGH and --until-ci belong together", hint="give both, or --repeats N")
@@ -50,10 +50,11 @@ def refuse_contradictions(layered: Layered, cells: Sequence[Cell], shard: Shard 
         raise UsageError(message, hint=leave_out)
 
 
-def _refuse_in_race(settings: RunSettings, cells: Sequence[Cell], shard: Shard | None) -> None:
+def _refuse_in_race(layered: Layered, cells: Sequence[Cell], shard: Shard | None) -> None:
+    settings = layered.settings
     if not settings.race:
         for key in ("race_margin", "race_level", "race_rows"):
-            if getattr(settings, key) != RunSettings.model_fields[key].default:
+            if key in layered.named and getattr(settings, key) != RunSettings.model_fields[key].default:
                 raise UsageError(
                     f"{option_name(key)} belongs to --race, which is not given", hint="give both or neither"
                 )

@@ -282,10 +282,10 @@ class _Server(uvicorn.Server):
         notify: prints a message about the shutdown.
     """
 
-    def __init__(self, config: uvicorn.Config, batcher: Batcher) -> None:
+    def __init__(self, config: uvicorn.Config, batcher: Batcher, notify: Callable[[str], None]) -> None:
         super().__init__(config)
         self._batcher = batcher
-        self.notify: Callable[[str], None] = lambda _: None
+        self._notify = notify
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -296,14 +296,17 @@ class _Server(uvicorn.Server):
             yield
 
     def stop(self) -> None:
-        """Accept no more requests, and end when those under way have ended, after at most `GRACE_SECONDS`."""
+        """Accept no more requests, and end when those under way have ended.
+
+        Replies have `GRACE_SECONDS`; the server ends after at most `ERROR_SECONDS` more.
+        """
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if number := self._batcher.num_unfinished:
-            self.notify(
-                f"stopping after the unfinished replies ({number}), in at most {GRACE_SECONDS} s; "
-                "a second signal stops at once"
+            self._notify(
+                f"stopping after the unfinished replies ({number}), which have {GRACE_SECONDS} s; the server ends "
+                f"after at most {GRACE_SECONDS + ERROR_SECONDS} s, and at once after a second signal"
             )
         timer = asyncio.get_running_loop().call_later(GRACE_SECONDS, self._end_replies)
         try:
@@ -313,18 +316,21 @@ class _Server(uvicorn.Server):
 
     def _end_replies(self) -> None:
         if number := self._batcher.num_unfinished:
-            self.notify(f"ended the unfinished replies ({number}) with an error, because {GRACE_SECONDS} s are over")
+            self._notify(f"ended the unfinished replies ({number}) with an error, because {GRACE_SECONDS} s are over")
         self._batcher.close()
 
 
 class Serving:
     """A server that listens at `url`. `run` serves until a signal arrives or a thread calls `stop`.
 
+    Args:
+        notify: is called with messages about the end.
+
     Raises:
         UsageError: the address cannot be used.
     """
 
-    def __init__(self, loaded: LoadedServer) -> None:
+    def __init__(self, loaded: LoadedServer, notify: Callable[[str], None] = lambda _: None) -> None:
         arguments = loaded.arguments
         self._batcher = loaded.batcher
         self.service = loaded.service()
@@ -349,11 +355,10 @@ class Serving:
             "timeout_graceful_shutdown": GRACE_SECONDS + ERROR_SECONDS,
             "limit_concurrency": max(16, min(8192, files - 128)),
         }
-        self._server = _Server(uvicorn.Config(self.service.app(), **options), self._batcher)
+        self._server = _Server(uvicorn.Config(self.service.app(), **options), self._batcher, notify)
 
-    def run(self, ready: Callable[[], None] = lambda: None, notify: Callable[[str], None] = lambda _: None) -> None:
-        """Serve; `ready` is called when requests are accepted, `notify` with messages about the end."""
-        self._server.notify = notify
+    def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve; `ready` is called when requests are accepted."""
         former_interval = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_SECONDS)
         gc.freeze()  # excludes the permanent objects of the model and the libraries: scanning them delays all replies
@@ -365,7 +370,10 @@ class Serving:
             self._socket.close()
 
     def stop(self) -> None:
-        """End `run` when the replies under way have ended, after at most `GRACE_SECONDS`."""
+        """End `run` when the replies under way have ended.
+
+        Replies have `GRACE_SECONDS`; `run` ends after at most `ERROR_SECONDS` more.
+        """
         self._server.stop()
 
     async def _serve(self, ready: Callable[[], None]) -> None:

@@ -287,9 +287,10 @@ def test_what_a_server_cannot_do_is_refused(script: Path, settings: dict[str, An
     assert "secret" not in str(caught.value)
 
 
-def test_settings_of_servers_in_the_environment_do_not_concern_a_model_in_this_process(script: Path) -> None:
+def test_settings_in_the_environment_that_need_another_one_are_not_refused(script: Path) -> None:
     names = {"ENDPOINT_MODEL": "a", "ENDPOINT_API": "chat", "ENDPOINT_BODY": "{}", "ENDPOINT_TIMEOUT": "3"}
     names |= {"ENDPOINT_RETRIES": "1", "CONCURRENCY": "3", "MAX_REQUESTS": "3"}
+    names |= {"JUDGE_MODEL": "a", "JUDGE_BODY": "{}", "JUDGE_STRATEGY": "cpu fp32", "RACE_ROWS": "9"}
     environment = {f"RWKVBATCH_{name}": value for name, value in names.items()}
     expected, found = (
         [row.reply for row in rwkvbatch.run(script, environment=variables, **GREEDY).rows()]

@@ -17,7 +17,7 @@ from rwkvbatch.config import RunSettings
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model import load
 from rwkvbatch.model.base import Model
-from rwkvbatch.model.load import SlowBackendWarning, load_model, resolve_model_path
+from rwkvbatch.model.load import SlowBackendWarning, is_bundled, load_model, resolve_model_path
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.model.rwkv7_model import Rwkv7Model
@@ -70,6 +70,7 @@ def test_a_path_overrides_the_environment_variable(tmp_path: Path, monkeypatch: 
         (tmp_path / name).touch()
     monkeypatch.setenv("RWKVBATCH_MODEL", str(tmp_path / "default"))
     assert resolve_model_path().path.name == "default.pth"
+    assert not is_bundled(None)
     assert resolve_model_path(tmp_path / "given").path.name == "given.pth"
 
 
@@ -80,6 +81,8 @@ def test_without_a_name_the_bundled_model_is_used(tmp_path: Path, monkeypatch: p
     (tmp_path / "demo.safetensors").touch()
     resolved = resolve_model_path()
     assert resolved.bundled
+    assert is_bundled(None)
+    assert not is_bundled("a")
     assert resolved.path == tmp_path / "demo.safetensors"
 
 

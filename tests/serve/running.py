@@ -17,6 +17,8 @@ from rwkvbatch.serve.server import LoadedServer, ServeArguments, Serving
 
 MODEL = "rwkvbatch-demo"
 SETTINGS = RunSettings(threads=1, max_tokens=24)
+ENDLESS = {"banned_token_ids": [0], "turn_end": "end-of-text", "max_tokens": 4096}
+"""Fields of a request whose reply does not end by itself soon."""
 
 
 class Server:
@@ -61,10 +63,14 @@ def raw_post(path: str, fields: object) -> bytes:
 
 
 @contextmanager
-def running(change: Callable[[LoadedServer], None] = lambda _: None, **arguments: Any) -> Generator[Server]:
+def running(
+    change: Callable[[LoadedServer], None] = lambda _: None,
+    notify: Callable[[str], None] = lambda _: None,
+    **arguments: Any,
+) -> Generator[Server]:
     loaded = LoadedServer(replace(ServeArguments(SETTINGS, port=0), **arguments))
     change(loaded)
-    serving = Serving(loaded)
+    serving = Serving(loaded, notify)
     ready = threading.Event()
     thread = threading.Thread(target=serving.run, args=(ready.set,))
     thread.start()

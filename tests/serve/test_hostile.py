@@ -15,7 +15,7 @@ import pytest
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.serve import server as server_module
 from rwkvbatch.serve.app import Access
-from tests.serve.running import MODEL, Server, eventually, raw_post, running
+from tests.serve.running import ENDLESS, MODEL, Server, eventually, raw_post, running
 
 KEY = "s3cret"
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
@@ -25,7 +25,6 @@ SHUTTING_DOWN = {
     "param": None,
     "code": "shutting_down",
 }
-ENDLESS = {"banned_token_ids": [0], "turn_end": "end-of-text", "max_tokens": 4096}
 
 
 def still_serves(server: Server) -> bool:
@@ -451,8 +450,7 @@ def test_the_server_stops_while_a_stream_is_open(monkeypatch: pytest.MonkeyPatch
 def test_replies_that_outlast_the_grace_period_end_with_status_503(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "GRACE_SECONDS", 0.2)
     messages: list[str] = []
-    with running() as server, socket.create_connection(server.address, 10) as connection:
-        server.serving._server.notify = messages.append
+    with running(notify=messages.append) as server, socket.create_connection(server.address, 10) as connection:
         connection.sendall(raw_post("/v1/chat/completions", {**CHAT, **ENDLESS}))
         assert eventually(lambda: server.batcher.num_unfinished == 1)
         server.serving.stop()
@@ -460,7 +458,8 @@ def test_replies_that_outlast_the_grace_period_end_with_status_503(monkeypatch: 
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"] == SHUTTING_DOWN
     assert messages == [
-        "stopping after the unfinished replies (1), in at most 0.2 s; a second signal stops at once",
+        "stopping after the unfinished replies (1), which have 0.2 s; the server ends after at most 2.2 s, and at once "
+        "after a second signal",
         "ended the unfinished replies (1) with an error, because 0.2 s are over",
     ]
 

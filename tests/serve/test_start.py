@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import State
 from rwkvbatch.serve.server import key_from_environment, named_states
 from rwkvbatch.signals import calling
-from tests.serve.running import running
+from tests.serve.running import ENDLESS, MODEL, raw_post, running
 
 PROGRAM = [sys.executable, "-m", "rwkvbatch", "serve", "--port", "0", "--json", "--quiet", "--threads", "1"]
 
@@ -47,6 +48,24 @@ def test_the_program_prints_its_address_and_exits_with_0_on_sigterm() -> None:
         process.send_signal(signal.SIGTERM)
         rest, errors = process.communicate(timeout=20)
     assert (process.returncode, rest, errors) == (0, "", "")
+
+
+def test_the_program_says_that_it_waits_for_unfinished_replies() -> None:
+    program = [argument for argument in PROGRAM if argument != "--quiet"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = urlsplit(json.loads(process.stdout.readline())["url"])
+        with socket.create_connection((str(url.hostname), int(url.port or 0)), 10) as connection:
+            messages = [{"role": "user", "content": "hi"}]
+            fields = {"messages": messages, "stream": True, **ENDLESS}
+            connection.sendall(raw_post("/v1/chat/completions", {"model": MODEL, **fields}))
+            assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+            process.send_signal(signal.SIGTERM)
+            assert process.stderr is not None
+            lines = iter(process.stderr.readline, "")
+            line = next(line for line in lines if line.startswith("stopping after"))
+            process.kill()
+    assert "(1), which have 10 s; the server ends after at most 12 s, and at once after a second signal" in line
 
 
 @pytest.mark.parametrize(

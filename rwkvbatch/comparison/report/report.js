@@ -13,9 +13,9 @@
     return code.length > 2 ? `\\u${code.padStart(4, "0")}` : `\\x${code.padStart(2, "0")}`;
   }
   const printable = (text) => String(text).replace(HIDDEN, escaped);
-  const textNode = (text) => document.createTextNode(printable(text));
 
-  // All text reaches the page through here, as text: nothing that a model wrote is ever parsed as HTML.
+  // Text enters the page through these two, or printable as an attribute: nothing that a model wrote is parsed as HTML.
+  const textNode = (text) => document.createTextNode(printable(text));
   function make(tag, className, text) {
     const element = document.createElement(tag);
     if (className) element.className = className;
@@ -198,7 +198,7 @@
       row.tabIndex = -1;
       row.setAttribute("aria-selected", String(item.name === state.selected));
       const name = make("td", "name", item.name);
-      name.title = item.name;
+      name.title = printable(item.name);
       const good = item.score > 1e-9 ? " better" : item.score < -1e-9 ? " worse" : "";
       row.append(
         name,

@@ -275,6 +275,9 @@ def test_hostile_text_is_shown_and_runs_no_script(browser: webdriver.Chrome, tmp
     report.write_text(as_html(compare([str(hostile_run(tmp_path / "a"))])), encoding="utf-8")
     browser.get(report.as_uri())
     for row in browser.find_elements(By.CSS_SELECTOR, "#talk-list tr"):
+        title = browser.execute_script("return arguments[0].querySelector('.name').title", row)
+        assert r"\x1b]0;owned\x07\x1b[2J\u202eevil\u2028\x00\x0d" in title
+        assert not set(title) & set("\x1b\x07\x00\u202e\u2028\r")
         row.click()
         talk = browser.execute_script("return document.getElementById('talk').textContent")
         assert "<img src=x" in talk
