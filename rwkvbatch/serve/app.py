@@ -156,7 +156,7 @@ class Service:
             "object": "model",
             "created": served.created,
             "owned_by": "rwkvbatch",
-            "max_model_len": served.limits.max_prompt_tokens + served.limits.max_reply_tokens,
+            "max_model_len": served.limits.max_model_len,
             "initial_states": list(served.roots),
             **{name: getattr(served.spec, name) for name in names},
         }
@@ -170,7 +170,7 @@ class Service:
             tokens = [END_OF_TEXT]
         else:
             tokens = await run_in_threadpool(self.served.tokenizer.encode, text)
-        limit = self.served.limits.max_prompt_tokens
+        limit = self.served.limits.max_model_len
         return _json({"tokens": tokens, "count": len(tokens), "max_model_len": limit})
 
     async def _detokenize(self, request: Request) -> Response:

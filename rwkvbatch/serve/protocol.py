@@ -124,6 +124,11 @@ class Limits:
     max_prompt_tokens: int
     max_reply_tokens: int
 
+    @property
+    def max_model_len(self) -> int:
+        """The tokens of a prompt and its reply, by the name that vLLM's server has for their limit."""
+        return self.max_prompt_tokens + self.max_reply_tokens
+
 
 @dataclass(frozen=True)
 class ParsedRequest:

@@ -482,8 +482,10 @@ def test_metrics_count_responses_and_tokens(server: Server) -> None:
 
 def test_tokenize_and_detokenize_are_inverse(server: Server) -> None:
     text = "Grüße, 世界"
-    tokens = server.send("/tokenize", {"prompt": text, "add_special_tokens": False})[1]["tokens"]
-    assert server.send("/detokenize", {"tokens": tokens})[1] == {"prompt": text}
+    tokenized = server.send("/tokenize", {"prompt": text, "add_special_tokens": False})[1]
+    assert server.send("/detokenize", {"tokens": tokenized["tokens"]})[1] == {"prompt": text}
+    (model,) = server.send("/v1/models")[1]["data"]
+    assert tokenized["max_model_len"] == model["max_model_len"] > len(tokenized["tokens"])
     info = server.send("/tokenizer_info")[1]
     assert server.send("/tokenize", {"prompt": info["eos_token"]})[1]["tokens"] == [0]
     assert server.send("/detokenize", {"tokens": [True]})[0] == 400
