@@ -90,9 +90,9 @@ class GateResult:
 
     @property
     def line(self) -> str:
-        """The outcome as one line of a log."""
-        unless = "unless " if self.gate.option == "--fail-unless" else ""
-        return f"{'FAILED' if self.failed else 'passed'}: {unless}{self.gate.text} [{self.label}: {self.found}]"
+        """The outcome as one line of a log; the option tells whether the condition is one to fail or to pass."""
+        outcome, option = "FAILED" if self.failed else "passed", self.gate.option.removeprefix("--")
+        return f"{outcome}: {option} {self.gate.text} [{self.label}: {self.found}]"
 
 
 def judge(

@@ -61,8 +61,8 @@ def test_a_failed_gate_ends_with_exit_code_1_and_a_line(sweep: str, capsys: pyte
     code = invoke(["compare", sweep, "--fail-if", "score < 2", "--fail-if", "score < -1"])
     assert code == ExitCode.FAILED
     out = capsys.readouterr().out
-    assert "FAILED: score < 2" in out
-    assert "passed: score < -1" in out
+    assert "FAILED: fail-if score < 2" in out
+    assert "passed: fail-if score < -1" in out
 
 
 def test_a_passed_gate_ends_with_exit_code_0(sweep: str) -> None:
@@ -85,7 +85,7 @@ def test_the_step_summary_of_continuous_integration_is_appended_to(
     invoke(["compare", sweep, "--fail-if", "score < 2"])
     text = summary.read_text(encoding="utf-8")
     assert text.startswith("before\n## rwkvbatch compare")
-    assert "❌ FAILED: score \\< 2" in text
+    assert "❌ FAILED: fail-if score \\< 2" in text
 
 
 def test_a_device_is_written_to_and_not_replaced(sweep: str, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_nobody_else_may_write_a_report_whatever_the_umask(sweep: str, tmp_path:
         (["--show", "talk-2", "--json"], ExitCode.USAGE, "in place of the report that --json is for"),
         (["--json", "--format", "csv"], ExitCode.USAGE, "--json and --format csv ask for different formats"),
         (["--json", "--out", "r.html"], ExitCode.USAGE, "--json and --out r.html ask for different formats"),
-        (["--show", "talk-2", "--fail-if", "score < 2"], ExitCode.FAILED, "FAILED: score < 2"),
+        (["--show", "talk-2", "--fail-if", "score < 2"], ExitCode.FAILED, "FAILED: fail-if score < 2"),
         (
             ["--out", "/dev/null/r.html"],
             ExitCode.INTERNAL,

@@ -141,7 +141,7 @@ def test_the_repr_has_the_conclusion_and_the_differences(tmp_path: Path) -> None
     assert text.startswith("<Analysis: 3 variants, 144 rows>\n  ")
     assert text.count("against t=1: score") == 2
     assert "score: best" in text
-    assert "passed: score < -1" in text
+    assert "passed: fail-if score < -1" in text
     assert "score 0." in repr(compare(in_memory(rows_of())))
 
 

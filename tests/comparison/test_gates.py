@@ -170,7 +170,7 @@ def test_a_gate_without_a_number_fails_with_the_reason(text: str, reason: str) -
     result = outcome(text, {"nll": [1.0, 2.0]})
     assert result.failed
     assert reason in result.reason
-    assert result.line.startswith(f"FAILED: {text} [new: cannot be judged: ")
+    assert result.line.startswith(f"FAILED: fail-if {text} [new: cannot be judged: ")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_significance_of_an_expression_without_a_test_is_refused(text: str) -> N
 
 
 def test_the_line_of_a_gate_has_both_sides() -> None:
-    assert outcome("score < 0.8", {"score": [0.5]}).line == "FAILED: score < 0.8 [new: 0.5 < 0.8]"
+    assert outcome("score < 0.8", {"score": [0.5]}).line == "FAILED: fail-if score < 0.8 [new: 0.5 < 0.8]"
 
 
 @pytest.mark.parametrize(

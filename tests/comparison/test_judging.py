@@ -269,7 +269,7 @@ def test_non_inferiority_is_decided_by_the_lower_end_of_the_interval(tmp_path: P
     result = only_gate(analysis)
     assert not result.failed
     assert result.low == pytest.approx(analysis.comparisons[0].low + 0.02)
-    assert result.line.startswith(f"passed: unless {gate} [b: 0.6 >= 0.48, left - right = +0.12 [")
+    assert result.line.startswith(f"passed: fail-unless {gate} [b: 0.6 >= 0.48, left - right = +0.12 [")
 
 
 def noisy(shift: float, seed: int) -> Change:

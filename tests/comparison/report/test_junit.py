@@ -99,7 +99,7 @@ def test_without_cases_of_conversations_only_gates_fail(analysis: Analysis) -> N
 def test_the_message_of_a_failed_gate_is_in_its_text(analysis: Analysis) -> None:
     (failure,) = parse_valid(as_junit(analysis)).findall(".//failure")
     assert failure.get("message") == failure.text
-    assert (failure.text or "").startswith("FAILED: score < 2 [t=2: ")
+    assert (failure.text or "").startswith("FAILED: fail-if score < 2 [t=2: ")
 
 
 def test_with_junit_cases_each_conversation_of_a_variant_is_a_case(analysis: Analysis) -> None:
