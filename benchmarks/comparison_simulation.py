@@ -131,6 +131,16 @@ class SeveralVariants:
 
         return cls(draw, difference, math.inf)
 
+    @classmethod
+    def mostly_equal(cls, share: float) -> SeveralVariants:
+        """Normal differences around 1 in a share of the conversations, for each variant by itself; 0 in the others."""
+
+        def draw(rng: np.random.Generator, conversations: int, variants: int) -> NDArray[np.float64]:
+            size = (conversations, variants)
+            return np.where(rng.random(size) < share, rng.normal(1, 1, size), 0.0)
+
+        return cls(draw, share, math.inf)
+
     def held(self, conversations: int, variants: int, samples: int) -> float:
         """The share of samples in which the simultaneous intervals hold the true differences of all variants."""
         rng = np.random.default_rng(conversations * variants)
@@ -190,6 +200,7 @@ SEVERAL = {
         for size in (0, 1, 3)
         for correlation in (0, 0.8)
     },
+    "numbers, 30% differ": SeveralVariants.mostly_equal(0.3),
 }
 
 

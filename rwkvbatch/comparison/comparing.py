@@ -32,13 +32,13 @@ from rwkvbatch.comparison.matching import (
     comparable_rows,
     conversation_values,
     count_dropped,
-    judged_repeats,
     match,
     rows_of,
 )
 from rwkvbatch.comparison.metrics import Metric, metric_named
+from rwkvbatch.comparison.pair_notes import matching_notes, no_common_turn, repeat_notes
 from rwkvbatch.comparison.paired import Comparison, Family, compare_counts, compare_metric
-from rwkvbatch.comparison.pairing import Pair, Variant, check_pairs, check_runs, pair_up, refuse_parts, variants_of
+from rwkvbatch.comparison.pairing import Pair, Variant, check_pairs, check_runs, pair_up, variants_of
 from rwkvbatch.comparison.preference import (
     PREFERENCE,
     JudgesPairs,
@@ -50,7 +50,7 @@ from rwkvbatch.comparison.preference import (
 from rwkvbatch.comparison.ranking import Ranking, rank
 from rwkvbatch.comparison.scopes import scopes_of
 from rwkvbatch.comparison.trend import Trend, positions_over, trend_over
-from rwkvbatch.errors import RunMismatchError, UsageError, counted
+from rwkvbatch.errors import RunMismatchError, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,7 +153,7 @@ def compare(
         primary = PREFERENCE if primary is None else primary
     matched, variants, notes = matching.with_common_turns, matching.variants, matching.notes
     notes += judge_notes(matching.pairs, table)
-    notes += _repeat_notes(ks, matched, variants, table)
+    notes += repeat_notes(ks, matched, variants, table)
     primary_metric = _primary(primary, requested, matched, variants, table)
     shown = _shown(primary_metric, requested, matched, ks, all_metrics=all_metrics)
     shown, requested, value_notes = _with_values(shown, requested, ks, matched, variants, table)
@@ -242,11 +242,11 @@ class _Matching:
         table = comparable_rows(runs)
         notes += _mixed_nll_notes(table)
         all_pairs = [match(pair, table) for pair in pairs]
-        notes += unpaired_notes + check_pairs(pairs, runs) + _matching_notes(all_pairs)
+        notes += unpaired_notes + check_pairs(pairs, runs) + matching_notes(all_pairs)
         dropped = count_dropped(variants, all_pairs, table, runs)
         matching = cls(runs, variants, positions, pairs, table, all_pairs, dropped, notes)
         if not matching.with_common_turns and len(variants) > 1:
-            raise _no_common_turn(all_pairs, runs)
+            raise no_common_turn(all_pairs, runs)
         return matching
 
     @property
@@ -424,7 +424,7 @@ def _with_values(
     if requested is not None and names >= set(requested):
         raise UsageError(f"--metric: {_no_values(without, matched)}", hint=_NEEDS)
     left = None if requested is None else tuple(name for name in requested if name not in names)
-    # `_repeat_notes` has those of `ks`.
+    # `repeat_notes` has those of `ks`.
     noted = [metric for metric in without if ks is None or metric.level != "conversation"]
     notes = [f"{_no_values(noted, matched)}: {_NEEDS}"] if noted else []
     return [metric for metric in shown if metric not in without], left, notes
@@ -448,88 +448,3 @@ def _shown(
     shows_primary = all_metrics or requested is None or (primary is not None and primary.name in requested)
     first = [primary] if primary is not None and shows_primary else []
     return [*first, *(metric for metric in others if metric not in first)]
-
-
-def _repeat_notes(
-    ks: Sequence[int] | None, matched: Sequence[MatchedRows], variants: Sequence[Variant], table: pd.DataFrame
-) -> list[str]:
-    """Notes on each k that is larger than the number of repetitions of all, or of some conversations.
-
-    Raises:
-        UsageError: every k is larger.
-    """
-    if not ks:
-        return []
-    of_pairs: list[list[int]] = []
-    for pair_rows in matched:
-        baseline, variant = (judged_repeats(pair_rows.rows, side) for side in ("_a", "_b"))
-        of_pairs.append([min(baseline[name], variant[name]) for name in baseline.keys() & variant.keys()])
-    of_pairs = of_pairs or [list(judged_repeats(rows_of(table, variants[0])).values())]
-    largest_k = max((repeats for repeats_of_pair in of_pairs for repeats in repeats_of_pair), default=0)
-    too_large = [k for k in ks if k > largest_k]
-    names = ", ".join(f"pass_at_{k}" for k in too_large)
-    reason = f"conversations with checks have at most {counted(largest_k, 'repetition')}"
-    if len(too_large) == len(ks):
-        raise UsageError(f"--k: {names} cannot be estimated: {reason}", hint="run again with more --repeats")
-    notes = [f"{names} cannot be estimated: {reason}"] if too_large else []
-    for k in ks:
-        of_pairs_with_k = [(sum(n >= k for n in of_pair), len(of_pair)) for of_pair in of_pairs]
-        lacking = [(with_k, num_all) for with_k, num_all in of_pairs_with_k if with_k < num_all]
-        if k <= largest_k and lacking:
-            with_k, num_conversations = min(lacking)
-            as_few_as = "as few as " if len(of_pairs) > 1 else ""
-            notes.append(
-                f"pass_at_{k}, all_{k} and majority_at_{k} are of {as_few_as}{with_k:,} of "
-                f"{num_conversations:,} conversations: the others have fewer than {counted(k, 'repetition')}"
-            )
-    return notes
-
-
-def _no_common_turn(all_pairs: Sequence[MatchedRows], runs: Sequence[RunData]) -> RunMismatchError:
-    names, num_different = "the runs", 0
-    if all_pairs:
-        refuse_parts(all_pairs[0].pair, runs)
-        most_different = max(all_pairs, key=lambda pair_rows: pair_rows.num_different)
-        names = f"{most_different.pair.variant.label} and {most_different.pair.baseline.label}"
-        num_different = most_different.num_different
-    if num_different:
-        return RunMismatchError(
-            f"{names} have no turn in common: {counted(num_different, 'turn')} with the same conversation id "
-            f"{'asks' if num_different == 1 else 'ask'} something else",
-            hint="compare runs of the same script: prompts, references and checks must be equal",
-        )
-    return RunMismatchError(
-        f"{names} have no (conversation, turn, repeat) in common",
-        hint="compare runs of the same script with cells of the same names, or give --baseline a run or a cell",
-    )
-
-
-_MOST_NOTES: Final = 3
-"""The most notes of each kind on turns that are left out, one for each pair; of more pairs, a note has the number."""
-
-
-def _matching_notes(all_pairs: Iterable[MatchedRows]) -> list[str]:
-    """What is left out of each pair; of many pairs, the first ones."""
-    unmatched: list[str] = []
-    different: list[str] = []
-    for matched in all_pairs:
-        baseline, variant = matched.pair.baseline.label, matched.pair.variant.label
-        if matched.only_baseline or matched.only_variant:
-            unmatched.append(
-                f"{variant} against {baseline}: {counted(len(matched.rows), 'turn')} matched; left out: "
-                f"{matched.only_baseline} only in {baseline}, {matched.only_variant} only in {variant}"
-            )
-        if matched.num_different:
-            different.append(
-                f"{variant} against {baseline}: {counted(matched.num_different, 'turn')} left out: "
-                "their prompts, references or checks differ"
-            )
-    notes: list[str] = []
-    for kind, of_pairs in (("are in only one of the two", unmatched), ("differ", different)):
-        if len(of_pairs) <= _MOST_NOTES:
-            notes += of_pairs
-        else:
-            num_others = len(of_pairs) - _MOST_NOTES + 1
-            notes += of_pairs[: _MOST_NOTES - 1]
-            notes.append(f"{num_others:,} more variants have turns left out that {kind}; `pairs` in --json counts them")
-    return notes

@@ -28,7 +28,7 @@ _CHUNK = 1024
 _SMALL_PRODUCT = 2**19
 """Multiplications of a matrix product that fits into the cache and that BLAS computes in one thread."""
 _KEPT_COLUMNS = 8
-"""Families of up to so many variants share the normal numbers that they draw (6 MB together)."""
+"""Largest number of variants of the families that share the normal numbers that they draw (6 MB together)."""
 _BLOCK = 64
 """Variants whose subset sums are in memory at once."""
 
