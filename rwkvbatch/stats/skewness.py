@@ -55,24 +55,24 @@ class SkewedMean:
 
     Attributes:
         standard_error: NaN for fewer than two clusters; there is no correction then.
-        clusters: how many.
+        degrees: of freedom of the transformed statistic.
         a: the coefficient of the transformation; 0 without skewness.
     """
 
     mean: float
     standard_error: float
-    clusters: int
+    degrees: int
     a: float
 
     @classmethod
-    def of(cls, mean: float, standard_error: float, clusters: int, skewness: float) -> SkewedMean:
+    def of(cls, mean: float, standard_error: float, clusters: int, skewness: float, degrees: int) -> SkewedMean:
         square = skewness**2
         if clusters < 3 or not standard_error > 0 or square == 0:
-            return cls(mean, standard_error, clusters, 0.0)
+            return cls(mean, standard_error, degrees, 0.0)
         a = skewness * square / (square + NOISE**2) * (1 + SMALL_SAMPLE / clusters**2) / math.sqrt(clusters)
         limit = min(0.96, 0.9 + 0.75 / clusters) / t_quantile(0.975, clusters - 1)
         a = min(limit, max(-limit, a))
-        return cls(mean, standard_error, clusters, a if abs(a) > 1e-6 else 0.0)
+        return cls(mean, standard_error, degrees, a if abs(a) > 1e-6 else 0.0)
 
     @property
     def p_value(self) -> float:
@@ -83,7 +83,7 @@ class SkewedMean:
 
         t = self.mean / self.standard_error
         transformed = ((1 + self.a * t / 3) ** 3 - 1) / self.a + self.a / 6
-        return float(min(1.0, 2 * stdtr(self.clusters - 1, transformed if self.mean < 0 else -transformed)))
+        return float(min(1.0, 2 * stdtr(self.degrees, transformed if self.mean < 0 else -transformed)))
 
     def interval(self, level: float) -> tuple[float, float]:
         """The confidence interval on the side of the long tail; the other end is the mean.
@@ -93,6 +93,6 @@ class SkewedMean:
         """
         if self.a == 0:
             return self.mean, self.mean
-        quantile = math.copysign(t_quantile(1 - level / 2, self.clusters - 1), -self.a)
+        quantile = math.copysign(t_quantile(1 - level / 2, self.degrees), -self.a)
         end = self.mean - 3 / self.a * (math.cbrt(1 + self.a * (quantile - self.a / 6)) - 1) * self.standard_error
         return min(self.mean, end), max(self.mean, end)
