@@ -252,7 +252,8 @@ def _fields(values: Mapping[str, Any], kind: type[ChatFields | CompletionFields]
         if item["type"] == "extra_forbidden":
             raise unknown_field(place) from None
         if item["type"] == "missing":
-            raise RequestError(f"{place}: is required", param=name) from None
+            where = "; GET /v1/models names the served model" if place == "model" else ""
+            raise RequestError(f"{place}: is required{where}", param=name) from None
         raise RequestError(
             f"{place}: {as_requirement(item['msg'])}, got {shown_value(item['input'])}", param=name
         ) from None

@@ -257,6 +257,8 @@ def test_generated_and_scored_tokens_are_counted_separately(
     messages = capsys.readouterr().err
     assert f"{len(reply.reply_ids)} reply and {scored} scored tokens in " in messages
     assert f"{reply.tokens.prompt} prompt tokens of replies: {reply.tokens.prompt} read, 0 reused" in messages
+    before = f"{summary.scored_prompt_tokens} prompt tokens before the scored tokens; tokens/s does not count them"
+    assert before in messages
 
 
 def test_a_perplexity_beyond_all_numbers_is_shown_as_such_and_null_in_json(
