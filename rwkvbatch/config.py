@@ -102,7 +102,7 @@ class Sampling(Settings):
         "Token ids that are never chosen; may be repeated.",
         "ID",
         "Sampling",
-        allowed="must be token ids, whole numbers from 0 up",
+        allowed="must be token ids, whole numbers in [0, 2147483647]",
         split=True,
     )
 
@@ -339,7 +339,11 @@ def _bytes(value: object) -> object:
 
 
 ByteCount = Annotated[int, BeforeValidator(_bytes), Field(ge=1, lt=2**63)]
-_SIZE = "must be a number of bytes from 1 up, such as 512M or 2G"
+_SIZE = "must be a number of bytes in [1, 9223372036854775807], such as 512M or 2G"
+
+
+MAX_THREADS = 1024
+"""The most threads of a process."""
 
 
 class ScriptLimits(Settings):
@@ -441,7 +445,9 @@ class RunSettings(CellSettings, ScriptLimits):
     batch_size: Annotated[int, Field(ge=1, le=65536)] = setting(
         32, "Replies that a worker generates at once. Does not change replies. [dim]Default: 32[/]", "N", "Model", "-b"
     )
-    threads: int | None = setting(None, "CPU threads per worker. Does not change replies.", "N", "Model", ge=1, le=1024)
+    threads: int | None = setting(
+        None, "CPU threads per worker. Does not change replies.", "N", "Model", ge=1, le=MAX_THREADS
+    )
     vocab: str | None = setting(
         None,
         "Vocabulary of all models: a file (World format or tokenizer.json), or world. "
