@@ -134,7 +134,7 @@ def _summary_lines(result: RunResult) -> list[str]:
     if not summary.planned:
         speed = "this part of the run has no conversation"
     lines = [speed]
-    if progress.scored_tokens and summary.scored_prompt_tokens:
+    if 0 < progress.scored_tokens < summary.scored_prompt_tokens:  # the rate leaves out most tokens that were read
         whole = "whole run: " if result.reuse is not None else ""
         before = f"{summary.scored_prompt_tokens:,} prompt tokens before the scored tokens"
         lines.append(f"{whole}{before}; tokens/s does not count them")
