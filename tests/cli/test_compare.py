@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,23 @@ def test_a_failed_gate_ends_with_exit_code_1_and_a_line(sweep: str, capsys: pyte
     out = capsys.readouterr().out
     assert "FAILED: fail-if score < 2" in out
     assert "passed: fail-if score < -1" in out
+
+
+@pytest.mark.parametrize("variables", [{"COLUMNS": "40"}, {"COLUMNS": "40", "FORCE_COLOR": "1"}, {"TERM": "dumb"}])
+def test_the_line_of_a_gate_is_not_wrapped_in_a_pipe(
+    variables: dict[str, str], sweep: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    gates = ["--fail-if", "nll > baseline - 1000", "--fail-unless", "score >= baseline - 0.00012345 significantly"]
+    assert invoke(["compare", sweep, *gates]) == ExitCode.FAILED
+    lines = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
+    assert (
+        len([line for line in lines if re.fullmatch(r"FAILED: fail-if nll > baseline - 1000 \[t=2: .*\]", line)]) == 1
+    )
+    found = [line for line in lines if re.match(r"(FAILED|passed): fail-unless score >= baseline", line)]
+    assert len(found) == 1
+    assert re.search(r"left - right = .*\]$", found[0])
 
 
 def test_a_passed_gate_ends_with_exit_code_0(sweep: str) -> None:
