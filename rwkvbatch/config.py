@@ -519,7 +519,10 @@ class RunSettings(CellSettings, ScriptLimits):
         le=MAX_COUNT,
     )
     only: tuple[str, ...] = setting(
-        (), "Only conversations with this id or tag; may be repeated.", "ID|TAG", "What is replayed"
+        (),
+        "Only conversations with this id or tag, or a pattern of them (memory-*); may be repeated.",
+        "ID|TAG",
+        "What is replayed",
     )
     limit: int | None = setting(None, "At most N conversations.", "N", "What is replayed", ge=1, le=MAX_COUNT)
     shuffle_seed: int | None = setting(

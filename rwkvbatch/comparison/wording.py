@@ -253,7 +253,7 @@ def left_out(dropped: Iterable[Dropped], metric: Metric | None = None, *, named:
         ("unreached", "turn not reached", error_outcome),
         ("missing", "turn without a counterpart", "left out"),
         ("different", "turn not asked the same", "left out"),
-        ("unfinished", "turn not there yet", ""),
+        ("unfinished", "turn not run yet", ""),
         ("unjudged", "turn without a verdict", "left out"),
     ):
         counts = {variant.label: getattr(variant, name) for variant in variants if getattr(variant, name)}

@@ -258,7 +258,8 @@ def _fields(
         if item["type"] == "extra_forbidden":
             raise unknown_field(place) from None
         if item["type"] == "missing":
-            raise RequestError(f"{place}: is required", param=name) from None
+            where = "; GET /v1/models names the served model" if place == "model" else ""
+            raise RequestError(f"{place}: is required{where}", param=name) from None
         allowed = as_requirement(item["msg"])
         if name in ("max_tokens", "max_completion_tokens") and len(item["loc"]) == 1:
             allowed = limits.allowed_length(0 if kind is CompletionFields and values.get("echo") is True else 1)
