@@ -219,7 +219,7 @@ class _Session:
         if options.retry_errors:
             rows.discard([number for number in range(plan.num_rows) if rows.failed(number)])
         self._reuse = None if reuse is None else self._recounted(reuse)
-        self._counts = Counts(rows.num_durable)
+        self._counts = Counts(rows.num_durable, plan.settings.race or plan.settings.until_ci is not None)
         recorder = RowRecorder(plan, rows, self._counts, plan.settings.max_failures)
         hooks = (recorder, options.should_stop, self._after_step)
         self._driver = LocalDriver(plan, loader, *hooks) if pool is None else PoolDriver(plan, pool, *hooks)
