@@ -25,16 +25,7 @@ from rwkvbatch.comparison.blame import blame as find_blame
 from rwkvbatch.comparison.gates import parse_gate
 from rwkvbatch.comparison.judging import judge as judge_gates
 from rwkvbatch.comparison.loading import SOURCE, RunData, Source, load_runs
-from rwkvbatch.comparison.matching import (
-    Breakdown,
-    Dropped,
-    MatchedRows,
-    comparable_rows,
-    conversation_values,
-    count_dropped,
-    match,
-    rows_of,
-)
+from rwkvbatch.comparison.matching import Dropped, MatchedRows, comparable_rows, count_dropped, match
 from rwkvbatch.comparison.metrics import Metric, metric_named
 from rwkvbatch.comparison.pair_notes import matching_notes, no_common_turn, repeat_notes
 from rwkvbatch.comparison.paired import Comparison, Family, compare_counts, compare_metric
@@ -50,6 +41,7 @@ from rwkvbatch.comparison.preference import (
 from rwkvbatch.comparison.ranking import Ranking, rank
 from rwkvbatch.comparison.scopes import scopes_of
 from rwkvbatch.comparison.trend import Trend, positions_over, trend_over
+from rwkvbatch.comparison.values import Breakdown, conversation_values, rows_of
 from rwkvbatch.errors import RunMismatchError, UsageError
 
 if TYPE_CHECKING:
