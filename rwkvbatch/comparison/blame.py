@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from rwkvbatch.comparison.loading import RunData
-from rwkvbatch.comparison.matching import rows_of
 from rwkvbatch.comparison.pairing import Variant
+from rwkvbatch.comparison.values import rows_of
 from rwkvbatch.errors import UsageError
 
 if TYPE_CHECKING:

@@ -388,12 +388,19 @@ def _load_foreign(source: str, name: str, cells: Sequence[str]) -> RunData | Non
     return RunData(name, source, RunFacts(), {}, tabulate(rows), tuple(notes))
 
 
+_MAX_NAMED_RUNS = 3
+
+
 def _load_run(source: str, name: str, *, choices: bool) -> RunData:
     path = Path(source)
     results = path / RESULTS_NAME if path.is_dir() else path
     if not results.is_file():
         problem = "there is no results.jsonl in it" if path.is_dir() else "there is no such run"
-        raise RunDirectoryError(problem, path=source, hint="make one with `rwkvbatch run SCRIPT --out DIR`")
+        inner = sorted(str(found.parent) for found in path.glob(f"*/{RESULTS_NAME}"))[:_MAX_NAMED_RUNS]
+        hint = (
+            f"it holds runs, such as {', '.join(inner)}" if inner else "make one with `rwkvbatch run SCRIPT --out DIR`"
+        )
+        raise RunDirectoryError(problem, path=source, hint=hint)
     notes: list[str] = []
     manifest = read_manifest(results.parent)
     if manifest is None:

@@ -10,9 +10,10 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.comparison.matching import Breakdown, Dropped, MatchedRows, PairedValues, groups_of, paired_values
+from rwkvbatch.comparison.matching import Dropped, MatchedRows
 from rwkvbatch.comparison.metrics import Metric
 from rwkvbatch.comparison.pairing import Pair
+from rwkvbatch.comparison.values import Breakdown, PairedValues, groups_of, paired_values
 from rwkvbatch.stats.clustered import clustered_mean
 from rwkvbatch.stats.family import Difference, compare_family
 

@@ -17,9 +17,10 @@ import numpy as np
 
 from rwkvbatch.comparison.gates import Gate
 from rwkvbatch.comparison.loading import RunData
-from rwkvbatch.comparison.matching import MatchedRows, rows_of
+from rwkvbatch.comparison.matching import MatchedRows
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.pairing import Pair, Variant
+from rwkvbatch.comparison.values import rows_of
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.judges.pairs import PairOutcome, SidesOf
 from rwkvbatch.judges.questions import Exchange, Side

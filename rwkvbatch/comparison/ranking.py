@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.comparison.matching import Breakdown, conversation_values, groups_of, metrics_of, rows_of, weights_of
 from rwkvbatch.comparison.metrics import Metric, is_majority, pass_value
 from rwkvbatch.comparison.paired import LEVEL, Comparison
 from rwkvbatch.comparison.pairing import Variant
+from rwkvbatch.comparison.values import Breakdown, conversation_values, groups_of, metrics_of, rows_of, weights_of
 from rwkvbatch.stats.bounded import bounded_interval
 from rwkvbatch.stats.clustered import clustered_mean
 from rwkvbatch.stats.signflip import largest_mean_p

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from rwkvbatch.comparison.gates import Floats, Value
 from rwkvbatch.comparison.loading import RunData
-from rwkvbatch.comparison.matching import Dropped, MatchedRows, conversation_values, rows_of, weights_of
+from rwkvbatch.comparison.matching import Dropped, MatchedRows
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.preference import missing_in
+from rwkvbatch.comparison.values import conversation_values, rows_of, weights_of
 from rwkvbatch.errors import counted
 
 if TYPE_CHECKING:

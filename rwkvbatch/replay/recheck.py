@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from rwkvbatch.errors import RowError, RunDamagedError, RunDirectoryError, RunMismatchError
+from rwkvbatch.errors import RowError, RunDamagedError, RunDirectoryError, RunLockedError, RunMismatchError
 from rwkvbatch.files import OS_FILES, Files, read_file, read_spans
 from rwkvbatch.judges.questions import Ask
 from rwkvbatch.replay.identity import judging_digest
@@ -106,7 +106,15 @@ def recheck(
     if read_manifest(path) is None:
         hint = "`rwkvbatch run SCRIPT --out DIR` makes one"
         raise RunDirectoryError("holds no run" if path.is_dir() else "there is no such run", path=path, hint=hint)
-    with closing(RunDirectory(path, command, files)) as directory:
+    try:
+        directory = RunDirectory(path, command, files)
+    except RunDirectoryError as error:  # the hints of a new run name --out, which this command does not have
+        if isinstance(error, RunLockedError):
+            error.hint = "wait until it ends, or stop it"
+        elif not isinstance(error, RunDamagedError):
+            error.hint = "make it writable, or judge a copy of it"
+        raise
+    with closing(directory):
         return _Recheck(directory, scripts, progress, files).run(judge, asking)
 
 

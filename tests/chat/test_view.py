@@ -47,6 +47,12 @@ def test_empty_and_truncated_replies_get_a_note() -> None:
         "[stopped at 0 tokens · /set max_tokens N allows more]",
     ]
     view, file = terminal()
+    served = replace(PLAIN, ids=tuple(range(55)), finish_reason="length", settings={"max_tokens": 40})
+    assert lines_of(view, file, ["A"], served)[-1] == "[stopped at max_tokens 40, or at a limit of the server]"
+    view, file = terminal()
+    in_process = replace(served, ids=tuple(range(40)))
+    assert lines_of(view, file, ["A"], in_process)[-1] == "[stopped at 40 tokens · /set max_tokens N allows more]"
+    view, file = terminal()
     assert lines_of(view, file, ["A"], replace(PLAIN, finish_reason="time"))[-1] == "[stopped by the time limit]"
 
 

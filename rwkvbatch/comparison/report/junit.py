@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from rwkvbatch.comparison.analysis import Analysis
-from rwkvbatch.comparison.matching import rows_of
 from rwkvbatch.comparison.pairing import Variant
+from rwkvbatch.comparison.values import rows_of
 from rwkvbatch.comparison.wording import by_heading, summary
 from rwkvbatch.prompt.escaping import printable
 

@@ -104,7 +104,9 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0
     if not analysis.comparisons:
         _print_left_out(analysis, console)
     for gate in analysis.gates:
-        console.print(safe(gate.line, "bold red" if gate.failed else "green"))
+        # In a pipe or file, also one with colours (FORCE_COLOR), programs search for whole lines.
+        style = "bold red" if gate.failed else "green"
+        console.print(safe(gate.line, style), soft_wrap=not console.file.isatty())
     if analysis.comparisons and (hidden := _hidden(analysis)):
         _print_wrapped(hidden, console, "dim")
     for cell_blame in analysis.blame:
