@@ -147,7 +147,7 @@ def run_benchmark(
     strategy: str = "auto",
     backend: str = "auto",
     threads: int | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    notify: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Load the model at `path` (None for the bundled one) and measure it.
 
@@ -157,7 +157,7 @@ def run_benchmark(
     """
     threads = 1 if plan.processor_time else threads
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    say("loading")
+    notify("loading")
     model, loading = _load(path, strategy, backend, threads)
     meter, ops = Meter.of(model, processor_time=plan.processor_time), native_ops(model)
     clock = meter.clock
@@ -171,13 +171,13 @@ def run_benchmark(
     limit_rates: dict[str, list[Rates]] = {workload.name: [] for workload in workloads}
     package_process = nullcontext()
     if plan.against_package:
-        say("loading the rwkv package")
+        notify("loading the rwkv package")
         package_process = rwkv_package(Path(model.spec.path), num_threads, clock, strategy_for(model.spec.device))
     with package_process as package:
         for workload in workloads:
             workload.once()
         for number in range(plan.rounds):
-            say(f"round {number + 1} of {plan.rounds}")
+            notify(f"round {number + 1} of {plan.rounds}")
             for workload in workloads:
                 if workload.operations and (rates := meter.measure()) is not None:
                     limit_rates[workload.name].append(rates)

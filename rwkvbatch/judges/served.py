@@ -17,7 +17,7 @@ from typing import Any, cast
 from rwkvbatch.endpoint.client import Client, Json
 from rwkvbatch.endpoint.protocol import Answer
 from rwkvbatch.errors import EndpointError, RequestsSpentError, RwkvBatchError, UsageError, WorkerError
-from rwkvbatch.judges.answers import JudgeAnswer, Seed
+from rwkvbatch.judges.answers import STOPPED, JudgeAnswer, Seed
 from rwkvbatch.judges.questions import Question, VoteRequest
 
 MAX_TOKENS = 16
@@ -145,7 +145,7 @@ class ServedJudge:
             self._asks_logprobs = False
             answer = self._call(question, seed, wants_logprobs=False)
         if answer is None:
-            return JudgeAnswer(problem="the judge was stopped before it answered")
+            return JudgeAnswer(problem=STOPPED)
         text, tokens = answer
         is_first = read_word(text, question.words)
         if is_first is None:
