@@ -64,8 +64,8 @@ class Certificate:
     """The result of a comparison.
 
     Attributes:
-        num_replies, num_tokens: numbers of compared replies and tokens. num_scored: number of tokens with
-            log-probabilities on both sides.
+        num_replies, num_tokens: numbers of compared replies and tokens.
+        num_scored: number of tokens with log-probabilities on both sides.
         mean_gap, largest_gap: gaps of the scored tokens, in nats; None without scored tokens.
         agreement: share of the server's tokens that are the local model's greedy choice.
         same_replies: number of replies with the same text on both sides.
@@ -200,7 +200,8 @@ def _certificate(
     """The figures of a comparison.
 
     Args:
-        local: the local model's replies. served: the server's replies one at a time, once more, and all at once.
+        local: the local model's replies.
+        served: the server's replies one at a time, once more, and all at once.
     """
     alone, again, loaded = served
     gaps: list[float] = []

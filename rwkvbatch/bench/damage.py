@@ -70,7 +70,8 @@ class Damage:
     Attributes:
         reference, other: name, strategy and precision of the models, in words.
         num_documents, num_tokens: numbers of texts and of scored tokens.
-        divergence: mean of KL(reference || other) in nats per token. divergence_tail: its 99th percentile.
+        divergence: mean of KL(reference || other) in nats per token.
+        divergence_tail: its 99th percentile.
         worst: the token with the largest divergence.
         same_token: share of positions at which both models have the same likeliest token.
         perplexity_ratio: the other model's perplexity divided by the reference's.

@@ -91,7 +91,8 @@ class Loading:
     """Time and memory of loading a model.
 
     Attributes:
-        checkpoint_mb: size of the file. resident_mb: growth of the resident memory. Both are in 10^6 bytes.
+        checkpoint_mb: size of the file.
+        resident_mb: growth of the resident memory. Both are in 10^6 bytes.
         resident_share: `resident_mb / checkpoint_mb`.
     """
 
@@ -127,7 +128,9 @@ class Plan:
     """The extent of a benchmark.
 
     Attributes:
-        rows: numbers of rows of the decode steps. prompt_tokens: length of the prompt. rounds: number of rounds.
+        rows: numbers of rows of the decode steps.
+        prompt_tokens: length of the prompt.
+        rounds: number of rounds.
         against_package: measure the `rwkv` package too.
         processor_time: measure the processor time of one thread instead of wall time, to exclude the load of other
             programs.
@@ -250,7 +253,8 @@ def figure_of(workload: Workload, seconds: Sequence[float], package: Sequence[fl
     """The figure of a workload.
 
     Args:
-        seconds: our seconds in each round. package: the package's seconds in each round, or empty.
+        seconds: our seconds in each round.
+        package: the package's seconds in each round, or empty.
         rates: the limits measured immediately before each of `seconds`, or empty.
     """
     limit = share = None

@@ -100,11 +100,14 @@ class JudgeAnswers:
     """A judge's answers to questions, each of which is asked once.
 
     Args:
-        judge: None to use recorded answers only. digest: digest of the judge's identity. record: stores the answers.
+        judge: None to use recorded answers only.
+        digest: digest of the judge's identity.
+        record: stores the answers.
 
     Attributes:
         used: keys of the questions that were looked up, which the record must keep.
-        num_asked: number of questions that the judge was asked. num_missing: number of those without an answer.
+        num_asked: number of questions that the judge was asked.
+        num_missing: number of those without an answer.
     """
 
     def __init__(self, judge: Judge | None, digest: str, record: AnswerRecord) -> None:

@@ -45,7 +45,8 @@ class LocalJudge:
     """Judges with a model in this process; see `answers.Judge`.
 
     Args:
-        model: a model of any backend. tokenizer: the model's tokenizer.
+        model: a model of any backend.
+        tokenizer: the model's tokenizer.
         batch: the largest number of texts in a batch. It changes no answer, if the model's backend guarantees that for
             replies.
     """

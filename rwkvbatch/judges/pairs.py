@@ -35,7 +35,8 @@ class PairJudge:
     """Compares replies.
 
     Attributes:
-        name: the judge's name and digest. criterion: what makes a reply the better one.
+        name: the judge's name and digest.
+        criterion: what makes a reply the better one.
         progress: called with the number of answers so far, and of all questions that have to be asked.
         should_stop: if it returns True, no more questions are asked; pairs without an answer then have no verdict.
     """

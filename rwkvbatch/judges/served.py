@@ -39,7 +39,9 @@ class ServedJudge:
     """Judges with the model of a server; see `answers.Judge`.
 
     Args:
-        client: the server's client. model: the model's name on the server. extra: additional fields of each request.
+        client: the server's client.
+        model: the model's name on the server.
+        extra: additional fields of each request.
     """
 
     def __init__(self, client: Client, model: str, extra: Json | None = None) -> None:

@@ -64,7 +64,8 @@ class AnswerStore:
     """The answers of one judge in a file of a run directory.
 
     Args:
-        directory: the run directory. name: the file's name.
+        directory: the run directory.
+        name: the file's name.
         at: descriptor of the open directory; without it, `directory` is opened.
         alone: lock the file; for a directory that this process has not locked.
         check: called before every write; raises an error if the directory no longer belongs to the run.
