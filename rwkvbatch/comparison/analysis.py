@@ -57,15 +57,17 @@ class Analysis:
     """A finished comparison.
 
     Attributes:
-        runs: the compared runs. variants: all their cells.
+        runs: the compared runs.
+        variants: all their cells.
         all_pairs: the joined rows of each variant with its baseline, which may be none.
         primary: the metric that decides; None if nothing is compared.
         comparisons: the lines of the table: those of the primary metric and of other requested metrics. Each metric's
-            lines over all rows come before those of its groups. families: their corrections, in the same order.
+            lines over all rows come before those of its groups.
+        families: their corrections, in the same order.
         gates: the result of every gate on every variant that is not a baseline.
         notes: warnings about rows that did not match, and about anything that makes the comparison less reliable.
-        table: all rows of all runs (`comparable_rows`). metrics: names of the requested metrics; None if none were
-            requested.
+        table: all rows of all runs (`comparable_rows`).
+        metrics: names of the requested metrics; None if none were requested.
         rankings: rankings of three or more variants by the primary metric, then by the requested metrics.
         dropped: the rows that each variant lacks.
         by, ks, margin: as given to `compare`.

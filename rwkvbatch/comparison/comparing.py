@@ -102,7 +102,8 @@ def compare(
         baseline: a run or a cell; None for the first run, or the first cell of a single run.
         primary: the metric that decides; None for `score` if the script has checks, else `nll`.
         metrics: names of the metrics to show instead of the primary one. Each is corrected as a family of its own, and
-            all but the primary one are exploratory. all_metrics: show the primary metric and all others.
+            all but the primary one are exploratory.
+        all_metrics: show the primary metric and all others.
         margin: differences of the primary metric up to this size count as equivalent.
         over: test the trend of the primary metric and of `metrics` over checkpoints, which are compared with the
             earliest one. It is the word before the number in their names, such as `step`, or one number for each in
@@ -110,10 +111,11 @@ def compare(
         by: also show each turn, each tag, or each distance of probes from the message that they ask about
             (exploratory).
         ks: the k of pass@k, all-k and majority@k.
-        fail_if: gates (`rwkvbatch.comparison.gates`) that fail if their condition holds. fail_unless: gates that fail
-            if it does not. gate_significant: add `significantly` to all gates.
-        allow_missing: judge gates even if rows are missing or ended in an error. partial: judge gates even if a run is
-            unfinished. Without these, such gates fail.
+        fail_if: gates (`rwkvbatch.comparison.gates`) that fail if their condition holds.
+        fail_unless: gates that fail if it does not.
+        gate_significant: add `significantly` to all gates.
+        allow_missing: judge gates even if rows are missing or ended in an error.
+        partial: judge gates even if a run is unfinished. Without these, such gates fail.
         force: compare runs of different scripts, in the turns whose questions are equal.
         blame: find the turns at which dialogues went wrong; needs cells with `history` own and gold that are otherwise
             the same.

@@ -56,8 +56,9 @@ class Dropped:
     """Numbers of rows that one variant lacks, or that do not count like the others.
 
     Attributes:
-        errors: rows that ended in an error. unreached: rows after an error in the same conversation. Both count as
-            failed in `score`, `passed` and pass@k, and are left out of all other means.
+        errors: rows that ended in an error.
+        unreached: rows after an error in the same conversation. Both count as failed in `score`, `passed` and pass@k,
+            and are left out of all other means.
         missing: rows of the baseline that this variant lacks; for a baseline, the most that it lacks of one variant.
         different: rows left out because the baseline was asked a different question.
         unfinished: planned rows that do not exist (yet).

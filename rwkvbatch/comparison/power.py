@@ -36,7 +36,8 @@ class Spread:
     """Variances of the paired differences of a metric.
 
     Attributes:
-        between: variance of the conversations' true differences. within: variance of one repetition around them.
+        between: variance of the conversations' true differences.
+        within: variance of one repetition around them.
         source: a sentence on the origin of the variances and on what was assumed.
         num_conversations, repetitions: size of the pilot; 0 without one.
         steps: whether the differences are discrete, which gives the test more power (`stats.spread.Spread.discrete`).
@@ -57,8 +58,8 @@ class Design:
     """The sample size for one number of repetitions.
 
     Attributes:
-        conversations: number that finds the difference with the required probability. turns: number that each cell
-            then replays.
+        conversations: number that finds the difference with the required probability.
+        turns: number that each cell then replays.
         detectable: the smallest difference that the script's conversations find; NaN if they are too few for any.
         enough: whether the script has at least `conversations`.
     """

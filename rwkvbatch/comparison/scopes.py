@@ -32,7 +32,8 @@ class Column:
     """One metric of one side.
 
     Attributes:
-        values: `[n]`, NaN where unknown. conversations, repeats: `[n]` integer codes.
+        values: `[n]`, NaN where unknown.
+        conversations, repeats: `[n]` integer codes.
         weights: `[n]` weights of the values in the mean; None for equal weights.
     """
 

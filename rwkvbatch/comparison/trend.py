@@ -51,17 +51,19 @@ class Trend:
     """A metric over checkpoints, in the rows that all of them have.
 
     Attributes:
-        over: the name of the axis. points: the checkpoints, in the axis's order.
-        level: the band contains all true means together with probability `1 - level`. level_each: the level of each
-            checkpoint's interval that achieves this.
+        over: the name of the axis.
+        points: the checkpoints, in the axis's order.
+        level: the band contains all true means together with probability `1 - level`.
+        level_each: the level of each checkpoint's interval that achieves this.
         concordance: mean over conversations of Kendall's tau (1938) of their means and the checkpoints' order: the
             share of pairs of checkpoints whose later one is higher, minus the share whose later one is lower.
-        low, high: 95 % interval of `concordance`. p: p-value of the hypothesis that it is 0, by sign flips of whole
-            conversations.
+        low, high: 95 % interval of `concordance`.
+        p: p-value of the hypothesis that it is 0, by sign flips of whole conversations.
         decidable: whether this number of conversations can give a significant result at all.
         identical: whether no conversation's mean differs between checkpoints.
-        num_values: number of rows (of `metric.level`) that each checkpoint contributes. num_conversations: their
-            conversations. num_left_out: number of rows that only some checkpoints have.
+        num_values: number of rows (of `metric.level`) that each checkpoint contributes.
+        num_conversations: their conversations.
+        num_left_out: number of rows that only some checkpoints have.
     """
 
     over: str
@@ -235,8 +237,9 @@ def band(
     """A simultaneous band: intervals that contain all means together with probability `1 - LEVEL`.
 
     Args:
-        values: `[rows, checkpoints]`. conversations: `[rows]` codes from 0 up. weights: `[rows]`; None for equal
-            weights.
+        values: `[rows, checkpoints]`.
+        conversations: `[rows]` codes from 0 up.
+        weights: `[rows]`; None for equal weights.
 
     Returns:
         The level of each interval, and the intervals, one for each checkpoint.
@@ -254,7 +257,9 @@ class _CommonRows:
     """The rows that all variants have.
 
     Attributes:
-        values: `[rows, variants]`. conversations: `[rows]` names. weights: `[rows]`.
+        values: `[rows, variants]`.
+        conversations: `[rows]` names.
+        weights: `[rows]`.
         num_left_out: number of rows that only some variants have, or whose weights differ between them.
     """
 

@@ -34,7 +34,8 @@ class _Case:
     """A test case.
 
     Attributes:
-        kind: None if the case passed. text: body of the failure, or output of a passed case.
+        kind: None if the case passed.
+        text: body of the failure, or output of a passed case.
     """
 
     classname: str
