@@ -190,7 +190,7 @@ CASES = (
 )
 
 
-SIZES = ((8, 5), (12, 5), (12, 8), (12, 11), (20, 5), (20, 11), (40, 5))
+SIZES = ((8, 5), (12, 5), (12, 11), (20, 5), (20, 11), (40, 5))
 SEVERAL = {
     **{
         f"yes/no, {gain:.0%} gains, {loss:.0%} losses": SeveralVariants.yes_no(gain, loss)
