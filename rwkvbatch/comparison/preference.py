@@ -17,7 +17,7 @@ import numpy as np
 
 from rwkvbatch.comparison.gates import Gate
 from rwkvbatch.comparison.loading import RunData
-from rwkvbatch.comparison.matching import MatchedRows, rows_of
+from rwkvbatch.comparison.matching import JoinedColumns, MatchedRows, rows_of
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.pairing import Pair, Variant
 from rwkvbatch.errors import UsageError, counted
@@ -179,7 +179,7 @@ def _judged(
         reason=reason,
         **{name: counts[name] for name in names},
     )
-    return replace(matched, rows=rows), preferences
+    return replace(matched, columns=rows), preferences
 
 
 class _Turn(NamedTuple):
@@ -231,7 +231,7 @@ class _Dialogues:
         return turn.reference if self._is_gold and turn.reference is not None else turn.answer
 
 
-def missing_in(rows: pd.DataFrame) -> int:
+def missing_in(rows: pd.DataFrame | JoinedColumns) -> int:
     """The number of matched replies without a verdict of the judge; 0 if no judge was asked."""
     if f"{PREFERENCE}_b" not in rows:
         return 0

@@ -96,8 +96,9 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0
         if family in rankings:
             ranking = rankings[family]
             rows = f" ({common_rows(ranking)})" if ranking.num_left_out else ""
-            num_candidates = len(ranking.candidates)
-            texts = [standing(ranking, max_named=max_named) + rows for max_named in range(num_candidates, 0, -1)]
+            # More names than a line has characters cannot fit on two lines.
+            most_named = min(len(ranking.candidates), console.width)
+            texts = [standing(ranking, max_named=max_named) + rows for max_named in range(most_named, 0, -1)]
             _print_wrapped(_fitting(texts, console.width), console, "bold")
         if not index:
             _print_left_out(analysis, console)
