@@ -71,7 +71,7 @@ def bench_command(
             strategy=checked.strategy,
             backend=checked.backend,
             threads=checked.threads,
-            say=partial(message, quiet=quiet),
+            notify=partial(message, quiet=quiet),
         )
     if json_output:
         print_json(asdict(report), indent=None)

@@ -144,10 +144,10 @@ MAX_WARNINGS = 50
 def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     """Print the plan of a run, with warnings. Reads the checkpoints' headers for their vocabularies; loads no model."""
     from rwkvbatch.cli.exits import print_json
-    from rwkvbatch.replay.jury import questions_of
     from rwkvbatch.replay.models import vocabularies
     from rwkvbatch.replay.preview import preview
     from rwkvbatch.replay.prompts import PromptEncoder
+    from rwkvbatch.replay.rubrics import questions_of
     from rwkvbatch.script.lint import lint, lint_system
 
     tokenizer, vocabulary_warnings = vocabularies(prepared.plan)

@@ -12,13 +12,14 @@ import numpy as np
 from rwkvbatch.comparison.blame import Blame
 from rwkvbatch.comparison.judging import GateResult
 from rwkvbatch.comparison.loading import RunData
-from rwkvbatch.comparison.matching import Breakdown, Dropped, MatchedRows, metrics_of
+from rwkvbatch.comparison.matching import Dropped, MatchedRows
 from rwkvbatch.comparison.metrics import KNOWN_NAMES, Metric
 from rwkvbatch.comparison.paired import Comparison, Family, compare_metric
 from rwkvbatch.comparison.pairing import Pair, Variant
 from rwkvbatch.comparison.preference import Preferences
 from rwkvbatch.comparison.ranking import Ranking, VariantMean, variant_means
 from rwkvbatch.comparison.trend import Trend
+from rwkvbatch.comparison.values import Breakdown, metrics_of
 from rwkvbatch.comparison.wording import conclusion, heading, interval, number, standing, summary
 from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
@@ -56,15 +57,17 @@ class Analysis:
     """A finished comparison.
 
     Attributes:
-        runs: the compared runs. variants: all their cells.
+        runs: the compared runs.
+        variants: all their cells.
         all_pairs: the joined rows of each variant with its baseline, which may be none.
         primary: the metric that decides; None if nothing is compared.
         comparisons: the lines of the table: those of the primary metric and of other requested metrics. Each metric's
-            lines over all rows come before those of its groups. families: their corrections, in the same order.
+            lines over all rows come before those of its groups.
+        families: their corrections, in the same order.
         gates: the result of every gate on every variant that is not a baseline.
         notes: warnings about rows that did not match, and about anything that makes the comparison less reliable.
-        table: all rows of all runs (`comparable_rows`). metrics: names of the requested metrics; None if none were
-            requested.
+        table: all rows of all runs (`comparable_rows`).
+        metrics: names of the requested metrics; None if none were requested.
         rankings: rankings of three or more variants by the primary metric, then by the requested metrics.
         dropped: the rows that each variant lacks.
         by, ks, margin: as given to `compare`.

@@ -10,18 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.comparison.matching import (
-    Breakdown,
-    conversation_values,
-    groups_of,
-    metrics_of,
-    rows_of,
-    same_keys,
-    weights_of,
-)
+from rwkvbatch.comparison.columns import rows_of, same_keys
 from rwkvbatch.comparison.metrics import Metric, is_majority, pass_value
 from rwkvbatch.comparison.paired import LEVEL, Comparison
 from rwkvbatch.comparison.pairing import Variant
+from rwkvbatch.comparison.values import Breakdown, conversation_values, groups_of, metrics_of, weights_of
 from rwkvbatch.stats.bounded import bounded_interval
 from rwkvbatch.stats.clustered import clustered_mean
 from rwkvbatch.stats.signflip import largest_mean_p
@@ -82,7 +75,8 @@ def mean_of(
 
     Args:
         values: `[n]` values of `metric.column`; NaNs are left out, and at least one is not NaN.
-        conversations: `[n]` labels. weights: `[n]`; None for equal weights.
+        conversations: `[n]` labels.
+        weights: `[n]`; None for equal weights.
     """
     known = ~np.isnan(values)
     values, conversations = values[known], conversations[known]
@@ -129,7 +123,8 @@ class Ranking:
     Attributes:
         candidates: those that could be best, then the others, each sorted from the best mean to the worst; candidates
             with equal means are in the order of the variants.
-        num_values: number of rows (of `metric.level`) that all candidates have. num_conversations: their conversations.
+        num_values: number of rows (of `metric.level`) that all candidates have.
+        num_conversations: their conversations.
         num_left_out: number of rows that only some candidates have. A test of two candidates uses all rows that both
             have.
         level: upper bound on the probability that a truly best variant is not among those that could be best.
@@ -164,7 +159,8 @@ def rank(
     """The ranking by `metric`, or a note on why there is none. Fewer than three variants have neither.
 
     Args:
-        table: see `comparable_rows`. comparisons: the comparisons by `metric`; those of groups are ignored.
+        table: see `comparable_rows`.
+        comparisons: the comparisons by `metric`; those of groups are ignored.
     """
     if len(variants) < MIN_VARIANTS or not metric.ranked or is_majority(metric):
         return None, None
@@ -370,7 +366,8 @@ def side_by_side(
     NaN where a variant lacks a row that another one has.
 
     Args:
-        table: see `comparable_rows`. conversation: its column that the index has for conversations.
+        table: see `comparable_rows`.
+        conversation: its column that the index has for conversations.
     """
     import pandas as pd
 

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvbatch.comparison.columns import JoinedColumns, rows_of
 from rwkvbatch.comparison.gates import Floats, Value
 from rwkvbatch.comparison.loading import RunData
-from rwkvbatch.comparison.matching import Dropped, JoinedColumns, MatchedRows, conversation_values, rows_of, weights_of
+from rwkvbatch.comparison.matching import Dropped, MatchedRows
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.preference import missing_in
+from rwkvbatch.comparison.values import conversation_values, weights_of
 from rwkvbatch.errors import counted
 
 if TYPE_CHECKING:
@@ -31,7 +33,8 @@ class Column:
     """One metric of one side.
 
     Attributes:
-        values: `[n]`, NaN where unknown. conversations, repeats: `[n]` integer codes.
+        values: `[n]`, NaN where unknown.
+        conversations, repeats: `[n]` integer codes.
         weights: `[n]` weights of the values in the mean; None for equal weights.
     """
 

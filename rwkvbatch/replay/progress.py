@@ -203,25 +203,25 @@ class Observer(Protocol):
 
 
 class LineObserver:
-    """Calls `say` with a line of progress once a minute, for logs and pipes."""
+    """Calls `notify` with a line of progress once a minute, for logs and pipes."""
 
-    def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._say = say
+    def __init__(self, notify: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._notify = notify
         self._clock = clock
         self._next_s = 0.0
 
     def started(self, progress: Progress) -> None:
         self._next_s = self._clock() + LINE_EVERY_S
         total = f"{'at least ' if progress.may_grow else ''}{progress.rows_total:,}"
-        self._say(f"{progress.rows_total - progress.rows_done:,} of {total} rows to do")
+        self._notify(f"{progress.rows_total - progress.rows_done:,} of {total} rows to do")
 
     def moved(self, progress: Progress) -> None:
         if self._clock() >= self._next_s:
             self._next_s = self._clock() + LINE_EVERY_S
-            self._say(progress_line(progress))
+            self._notify(progress_line(progress))
 
     def ended(self, progress: Progress) -> None:
-        self._say(progress_line(progress))
+        self._notify(progress_line(progress))
 
 
 def progress_line(progress: Progress) -> str:

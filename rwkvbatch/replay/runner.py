@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch.errors import RwkvBatchError, StorageError, counted
 from rwkvbatch.files import OS_FILES, Files, save_file
-from rwkvbatch.replay.adaptive import Reached, RepeatSelection, Selection, first_round, reached, rounds
+from rwkvbatch.replay.adaptive import ReachedPrecision, RepeatSelection, Selection, first_round, reached, rounds
 from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
 from rwkvbatch.replay.identity import RowDigests, make_about, make_identity
 from rwkvbatch.replay.judging import explain
@@ -96,7 +96,7 @@ class RunResult:
     plan: Plan
     rows: Callable[[], Iterator[Row]]
     verified: Mapping[str, Any] | None = None
-    reached: tuple[Reached, ...] = ()
+    reached: tuple[ReachedPrecision, ...] = ()
     race: RaceResult | None = None
     reuse: Reuse | None = None
 

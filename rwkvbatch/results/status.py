@@ -32,7 +32,8 @@ class StatusFile:
     Args:
         at: descriptor of the open directory; without it, `directory` is opened.
         may_write: whether the directory still belongs to this process.
-        clock: monotonic seconds. wall_clock: seconds since 1970, which are only displayed.
+        clock: monotonic seconds.
+        wall_clock: seconds since 1970, which are only displayed.
     """
 
     directory: Path

@@ -88,7 +88,7 @@ class Service:
         ]
         # A bare router, because each event of a stream would pass through all layers of a Starlette application.
         paths = {route.path for route in routes}
-        return _Gate(Router(routes, redirect_slashes=False), self._access, self.figures, paths)
+        return _Middleware(Router(routes, redirect_slashes=False), self._access, self.figures, paths)
 
     async def reply(self, request: Request, send: Send, kind: type[ChatFields | CompletionFields]) -> None:
         """Answer a request for replies. In every case, its unfinished engine requests are cancelled at the end."""
@@ -226,7 +226,7 @@ class _Replies:
         await self._service.reply(Request(scope, receive), send, self._kind)
 
 
-class _Gate:
+class _Middleware:
     """Counts responses, refuses requests without access, and turns exceptions of handlers into responses."""
 
     def __init__(self, app: ASGIApp, access: Access, figures: ServerFigures, paths: set[str]) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rwkvbatch.comparison import matching
+from rwkvbatch.comparison import columns as module
+from rwkvbatch.comparison.columns import KEYS, JoinedColumns, rows_of
 from rwkvbatch.comparison.loading import load_runs
-from rwkvbatch.comparison.matching import KEYS, JoinedColumns, comparable_rows, match, rows_of
+from rwkvbatch.comparison.matching import comparable_rows, match
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.pairing import Pair, variants_of
 from rwkvbatch.comparison.ranking import VariantValues, side_by_side
@@ -89,7 +90,7 @@ def test_the_rows_of_a_cell_are_those_of_the_table_that_is_given(tmp_path: Path)
 def test_the_columns_of_a_table_are_freed_with_it(tmp_path: Path) -> None:
     table, pair = table_and_pair(tmp_path, as_they_are)
     rows_of(table, pair.baseline)
-    cells = weakref.ref(matching._last_cells[0])
+    cells = weakref.ref(module._last_cells[0])
     del table
     gc.collect()
     assert cells() is None

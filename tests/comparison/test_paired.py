@@ -310,7 +310,7 @@ def test_without_a_common_turn_with_checks_the_script_is_not_blamed(tmp_path: Pa
     write_run(tmp_path / "a", rows, manifest={})
     with pytest.raises(UsageError, match="no turn that the variants share has a check") as caught:
         compare(str(tmp_path / "a"))
-    assert "its command again" in (caught.value.hint or "")
+    assert "command of an interrupted run again" in (caught.value.hint or "")
     write_run(tmp_path / "b", rows[:2], manifest={})
     with pytest.raises(UsageError, match="the script has neither checks"):
         compare(str(tmp_path / "b"))

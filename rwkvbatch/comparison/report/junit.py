@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from rwkvbatch.comparison.analysis import Analysis
-from rwkvbatch.comparison.matching import rows_of
+from rwkvbatch.comparison.columns import rows_of
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.wording import by_heading, summary
 from rwkvbatch.prompt.escaping import printable
@@ -34,7 +34,8 @@ class _Case:
     """A test case.
 
     Attributes:
-        kind: None if the case passed. text: body of the failure, or output of a passed case.
+        kind: None if the case passed.
+        text: body of the failure, or output of a passed case.
     """
 
     classname: str
