@@ -25,10 +25,6 @@ ABSENT = 4.0
 """`tie_interval` allows for clusters at the ends of the range that a sample lacks with a probability of `level` / 2
 times this number. Chosen by simulation (docs/statistics.md)."""
 
-SKEWED_DEGREES = 5
-"""The correction for skewness has this number of times the degrees of freedom of the standard error, if that is less
-than the clusters' own. Chosen by simulation (docs/statistics.md)."""
-
 
 def unlimited_interval(
     values: ArrayLike, clusters: ArrayLike, weights: ArrayLike | None = None, *, level: float = 0.95
@@ -193,8 +189,7 @@ class Spread:
     @property
     def skewed(self) -> SkewedMean:
         """The correction for skewness; of discrete means there is none."""
-        degrees = min(self.clusters - 1, SKEWED_DEGREES * self.degrees)
-        return SkewedMean.of(self.mean, self.standard_error, self.clusters, self.skewness, degrees)
+        return SkewedMean.of(self.mean, self.standard_error, self.clusters, self.skewness, self.degrees)
 
     def t_interval(self, level: float) -> tuple[float, float]:
         """The t interval with the cluster-robust standard error and `degrees`; without a standard error unlimited."""

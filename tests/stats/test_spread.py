@@ -151,7 +151,8 @@ MOSTLY_EQUAL = np.array([0.0] * 9 + [0.7, -0.2, 1.6])
 def test_where_most_conversations_are_equal_the_others_are_the_degrees_of_freedom(usual: float, level: float) -> None:
     values = MOSTLY_EQUAL + usual
     found, error = spread(values), values.std(ddof=1) / math.sqrt(12)
-    assert (found.varying, found.degrees, found.skewed.degrees) == (3, 3, 11)
+    assert (found.varying, found.degrees) == (3, 3)
+    assert found.skewed.degrees(level) == (11 if level == 0.05 else 3)
     low, high = found.t_interval(level)
     assert high == pytest.approx(values.mean() + t.ppf(1 - level / 2, 3) * error)
     whole = compare_family(values[:, None], np.ones((12, 1)), level=level).differences[0]
@@ -161,18 +162,27 @@ def test_where_most_conversations_are_equal_the_others_are_the_degrees_of_freedo
 
 def test_the_degrees_of_freedom_are_those_of_all_conversations_where_no_two_are_equal() -> None:
     found = spread(SKEWED)
-    assert (found.varying, found.degrees, found.skewed.degrees) == (10, 9, 9)
+    assert (found.varying, found.degrees, found.skewed.degrees(0.001)) == (10, 9, 9)
     assert spread(np.append(SKEWED, SKEWED[0])).varying == 9
 
 
-def test_the_correction_for_skewness_has_five_times_the_degrees_of_freedom_of_the_standard_error() -> None:
+def test_the_correction_for_skewness_has_five_degrees_of_freedom_for_each_that_differs() -> None:
     found = spread(np.array([0.5, 0.6, 0.55, -1.0] + [0.0] * 36))
     a, statistic = found.skewed.a, found.mean / found.standard_error
     assert a < 0 < statistic
-    assert found.skewed.degrees == 20
+    assert [found.skewed.degrees(level) for level in (0.001, 0.02, 0.05, 0.2)] == [4, 8, 20, 39]
     assert found.skewed.p_value == pytest.approx(2 * t.cdf(-(((1 + a * statistic / 3) ** 3 - 1) / a + a / 6), 20))
     end = found.mean - 3 / a * (np.cbrt(1 + a * (t.ppf(0.975, 20) - a / 6)) - 1) * found.standard_error
     assert found.skewed.interval(0.05)[0] == pytest.approx(end)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_equal_differences_of_a_metric_without_limits_do_not_show_how_others_differ(sign: int) -> None:
+    values = np.full(8, 0.5) * sign
+    found = one(values)
+    near, far = sorted((found.low, found.high), key=abs)
+    assert (found.p, near, far) == (2 / 2**8, pytest.approx(sign * 0.5 / 8), sign * math.inf)
+    assert 0.5 <= max(abs(one(values, widest=1.0).low), abs(one(values, widest=1.0).high)) <= 1
 
 
 def test_intervals_of_numbers_of_which_a_tenth_differ_hold_the_mean() -> None:
