@@ -53,7 +53,7 @@ def as_junit(analysis: Analysis, *, conversations: bool = False) -> str:
         conversations: add a suite per variant that is not a baseline, with a case per conversation. The case is an
             error if a turn ended in an error, a failure if a check failed, and skipped if a judge gave no verdict.
     """
-    suites = {"gates": [_gate_case(gate.gate.text, gate.label, gate.line, gate.failed) for gate in analysis.gates]}
+    suites = {"gates": [_gate_case(gate.condition, gate.label, gate.line, gate.failed) for gate in analysis.gates]}
     for title, lines in by_heading(analysis.comparisons).items():
         suites[title] = [_Case(title, line.metric.name, text=summary(line)) for line in lines]
     if conversations:
