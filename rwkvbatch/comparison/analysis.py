@@ -202,7 +202,7 @@ class Analysis:
             for mean in self.means(variant)
         ]
         if len(lines) > _MAX_REPR_LINES:
-            lines[_MAX_REPR_LINES:] = [f"... {len(lines) - _MAX_REPR_LINES} more lines, see to_pandas()"]
+            lines[_MAX_REPR_LINES:] = [f"... {counted(len(lines) - _MAX_REPR_LINES, 'more line')}, see to_pandas()"]
         lines = [conclusion(self.comparisons), *lines, *(standing(ranking, max_named=5) for ranking in self.rankings)]
         lines += [gate.line for gate in self.gates]
         variants = f"{len(self.variants)} variant{'' if len(self.variants) == 1 else 's'}"

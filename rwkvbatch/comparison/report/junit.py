@@ -16,6 +16,7 @@ from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.columns import rows_of
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.wording import by_heading, summary
+from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
 
 # pandas has no type stubs.
@@ -100,7 +101,7 @@ def _conversation_case(label: str, conversation: str, turns: Sequence[Mapping[st
         for turn, problem in failed[:_MAX_TURNS]
     ]
     if len(failed) > _MAX_TURNS:
-        lines.append(f"... and {len(failed) - _MAX_TURNS} more turns")
+        lines.append(f"... and {counted(len(failed) - _MAX_TURNS, 'more turn')}")
     if any(turn["finish_reason"] == "error" for turn, _ in failed):
         return _Case(label, conversation, "error", "turn", message, "\n".join(lines))
     return _Case(label, conversation, "failure", "check", message, "\n".join(lines))
