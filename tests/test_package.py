@@ -165,6 +165,7 @@ MAY_TOUCH_THE_NETWORK = {
     "endpoint/connections.py": {"urllib3", "urllib3.connection", "urllib3.connectionpool"},
     "integrations/inspect_provider.py": {"asyncio"},
     "replay/metrics.py": {"prometheus_client"},
+    "replay/ray_actor.py": {"ray", "socket"},
     "replay/ray_pool.py": {"ray", "socket"},
     "serve/app.py": {"asyncio", "starlette"},
     "serve/batcher.py": {"asyncio"},

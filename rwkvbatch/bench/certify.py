@@ -124,8 +124,9 @@ def certify(url: str, options: CertifyOptions, notify: Notify = lambda _: None) 
     """
     if options.endpoint_api == "chat":
         raise UsageError("certify compares the same prompts, and with --endpoint-api chat the server makes them")
-    endpoint = Endpoint(check_url(url, OptionNames("URL")), options.endpoint_model or "", options.endpoint_api, "")
-    client = Client(endpoint.url, ClientOptions(options.concurrency, options.timeout_s, options.retries))
+    names = OptionNames("URL")
+    endpoint = Endpoint(check_url(url, names), options.endpoint_model or "", options.endpoint_api, "")
+    client = Client(endpoint.url, ClientOptions(options.concurrency, options.timeout_s, options.retries, names))
     spec = served_spec(endpoint, client)
     model = load_model(options.model, options.strategy, options.backend)
     tokenizer = tokenizer_of(model.spec, options.vocab)

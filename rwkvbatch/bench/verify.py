@@ -17,9 +17,10 @@ from itertools import groupby, pairwise
 import numpy as np
 import torch
 
-from rwkvbatch.errors import counted
-from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch
-from rwkvbatch.model.load import load_model
+from rwkvbatch.errors import UsageError, counted
+from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch, is_rwkv7
+from rwkvbatch.model.checkpoint import open_checkpoint
+from rwkvbatch.model.load import load_model, resolve_model_path
 from rwkvbatch.model.strategy import DTYPES
 
 PIECES = (1, 15, 16, 40, 1, 16, 5, 22)
@@ -126,8 +127,17 @@ def verify_model(
             reference operations use the idle ones.
 
     Raises:
+        UsageError: the checkpoint is older than RWKV-7, which the reference operations do not compute.
         RwkvBatchError: one of the two models cannot be loaded.
     """
+    with open_checkpoint(resolve_model_path(path).path) as checkpoint:
+        if not is_rwkv7(checkpoint.architecture):
+            generation = checkpoint.architecture.generation
+            raise UsageError(
+                f"{checkpoint.file.path} is RWKV-{generation}; the operations that `model verify` compares are those "
+                "of RWKV-7",
+                hint="RWKV-4 to 6 run on the `rwkv` package alone, so there is nothing to compare it with",
+            )
     reference_threads = idle_processors() if threads is None else threads
     return verify(
         lambda: load_model(path, "cpu", "reference", threads=reference_threads),

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColum
 from rich.table import Column, Table
 from rich.text import Text
 
+from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     for warning in warnings[:MAX_WARNINGS]:
         err.print(Text(printable(f"warning: {warning}", keep_newlines=False)), soft_wrap=True)
     if len(warnings) > MAX_WARNINGS:
-        err.print(f"and {len(warnings) - MAX_WARNINGS} more warnings")
+        err.print(f"and {counted(len(warnings) - MAX_WARNINGS, 'more warning')}")
 
 
 def size_text(num_bytes: int) -> str:

@@ -103,7 +103,7 @@ class Analysis:
     @property
     def matched(self) -> tuple[MatchedRows, ...]:
         """The joined rows of each pair that has any."""
-        return tuple(pair_rows for pair_rows in self.all_pairs if len(pair_rows.rows))
+        return tuple(pair_rows for pair_rows in self.all_pairs if len(pair_rows))
 
     @property
     def trend(self) -> Trend | None:
@@ -127,7 +127,7 @@ class Analysis:
         counts: list[int] = []
         for pair_rows in self.matched:
             conversations, repeats = (
-                pair_rows.rows[name].to_numpy(np.int64) for name in ("conversation_code", "repeat")
+                pair_rows.columns[name].to_numpy(np.int64) for name in ("conversation_code", "repeat")
             )
             num_repeats = int(repeats.max(initial=0)) + 1
             repeated_conversations = np.unique(conversations * num_repeats + repeats) // num_repeats
@@ -202,7 +202,7 @@ class Analysis:
             for mean in self.means(variant)
         ]
         if len(lines) > _MAX_REPR_LINES:
-            lines[_MAX_REPR_LINES:] = [f"... {len(lines) - _MAX_REPR_LINES} more lines, see to_pandas()"]
+            lines[_MAX_REPR_LINES:] = [f"... {counted(len(lines) - _MAX_REPR_LINES, 'more line')}, see to_pandas()"]
         lines = [conclusion(self.comparisons), *lines, *(standing(ranking, max_named=5) for ranking in self.rankings)]
         lines += [gate.line for gate in self.gates]
         variants = f"{len(self.variants)} variant{'' if len(self.variants) == 1 else 's'}"
@@ -215,6 +215,7 @@ def available_metrics(matched: Sequence[MatchedRows], ks: Sequence[int] | None) 
     """The metrics of which both sides of a pair have values, in the order of `KNOWN_NAMES`."""
     available: dict[str, Metric] = {}
     for pair_rows in matched:
-        available |= {metric.name: metric for metric in metrics_of(pair_rows.rows, ("_a", "_b"), ks)}
+        found = metrics_of(pair_rows.columns, ("_a", "_b"), ks, known=available.keys())
+        available |= {metric.name: metric for metric in found}
     order = {name: index for index, name in enumerate(KNOWN_NAMES.split(", "))}
     return sorted(available.values(), key=lambda metric: order.get(metric.name, len(order)))

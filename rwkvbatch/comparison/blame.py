@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from rwkvbatch.comparison.columns import rows_of
 from rwkvbatch.comparison.loading import RunData
 from rwkvbatch.comparison.pairing import Variant
-from rwkvbatch.comparison.values import rows_of
 from rwkvbatch.errors import UsageError
 
 if TYPE_CHECKING:

@@ -244,7 +244,7 @@ class _Matching:
     @property
     def with_common_turns(self) -> list[MatchedRows]:
         """The rows of the pairs that have any."""
-        return [pair_rows for pair_rows in self.all_pairs if len(pair_rows.rows)]
+        return [pair_rows for pair_rows in self.all_pairs if len(pair_rows)]
 
     @property
     def paired_variants(self) -> list[Variant]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from rwkvbatch.comparison.columns import rows_of
 from rwkvbatch.comparison.pairing import Variant
-from rwkvbatch.comparison.values import rows_of
 
 if TYPE_CHECKING:
     import pandas as pd

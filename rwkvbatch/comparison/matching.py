@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvbatch.comparison.columns import KEYS, JoinedColumns, cells_of, rows_of, same_keys
 from rwkvbatch.comparison.loading import RunData, joined
 from rwkvbatch.comparison.metrics import Metric
 from rwkvbatch.comparison.pairing import Pair, Variant
-from rwkvbatch.comparison.values import PairedValues, paired_values, rows_of
+from rwkvbatch.comparison.values import PairedValues, paired_values
 from rwkvbatch.results.row import NOT_REACHED
 
 if TYPE_CHECKING:
@@ -22,9 +24,8 @@ if TYPE_CHECKING:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
 
-KEYS: Final = ("conversation", "conversation_code", "turn", "repeat")
-"""The columns on which rows of two variants are matched."""
-
+_KEY_CODES: Final = KEYS[1:]
+"""The columns of `KEYS` that are integers and determine the key."""
 
 PASS_COLUMNS: Final = ("score", "passed")
 """Columns in which a turn that ended in an error, or was not reached, counts as failed."""
@@ -35,20 +36,28 @@ class MatchedRows:
     """The rows of a pair with equal (conversation, turn, repeat) and equal questions, side by side.
 
     Attributes:
-        rows: the columns of the baseline with the suffix `_a`, and of the variant with the suffix `_b`.
+        columns: by name, the columns of the baseline with the suffix `_a`, and of the variant with the suffix `_b`.
         only_baseline, only_variant: number of rows without a counterpart.
         num_different: number of rows left out because the two sides were asked different questions.
     """
 
     pair: Pair
-    rows: pd.DataFrame
+    columns: pd.DataFrame | JoinedColumns
     only_baseline: int
     only_variant: int
     num_different: int
 
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """The columns as a table."""
+        return self.columns.table() if isinstance(self.columns, JoinedColumns) else self.columns
+
     def values(self, metric: Metric) -> PairedValues:
         """See `paired_values`."""
-        return paired_values(self.rows, metric)
+        return paired_values(self.columns, metric)
 
 
 @dataclass(frozen=True)
@@ -172,6 +181,13 @@ def _codes(run: RunData, asked: _Questions, codes: dict[Any, int]) -> NDArray[np
 
 def match(pair: Pair, table: pd.DataFrame) -> MatchedRows:
     """Join both cells of `pair` on `KEYS`, and keep the rows with equal questions. `table`: see `comparable_rows`."""
+    cells = cells_of(table)
+    positions = same_keys(table, (pair.baseline, pair.variant), _KEY_CODES)
+    if positions is not None and _are_unique([cells.column(name)[positions[0]] for name in _KEY_CODES]):
+        questions = cells.column("question")[positions]
+        baseline_positions, variant_positions = positions[:, questions[0] == questions[1]]
+        columns = JoinedColumns(cells, baseline_positions, variant_positions)
+        return MatchedRows(pair, columns, 0, 0, positions.shape[1] - len(columns))
     baseline, variant = (rows_of(table, side) for side in (pair.baseline, pair.variant))
     joined_rows = baseline.merge(variant, on=list(KEYS), how="inner", suffixes=("_a", "_b"))
     matched = joined_rows.loc[joined_rows["question_a"] == joined_rows["question_b"]].reset_index(drop=True)
@@ -182,6 +198,15 @@ def match(pair: Pair, table: pd.DataFrame) -> MatchedRows:
         only_variant=len(variant) - len(joined_rows),
         num_different=len(joined_rows) - len(matched),
     )
+
+
+def _are_unique(keys: Sequence[NDArray[np.int64]]) -> bool:
+    """Whether no two rows have the same `keys`, each `[rows]`."""
+    order = np.lexsort(keys)
+    is_repeated = np.ones(max(0, order.size - 1), dtype=bool)
+    for key in keys:
+        is_repeated &= key[order[1:]] == key[order[:-1]]
+    return not is_repeated.any()
 
 
 def count_dropped(
@@ -197,9 +222,10 @@ def count_dropped(
         missing[baseline] = max(missing.get(baseline, 0), pair_rows.only_variant)
     unfinished = {(run.name, cell): count for run in runs for cell, count in run.unfinished.items()}
     dropped: list[Dropped] = []
+    cells = cells_of(table)
     for variant in variants:
-        rows = rows_of(table, variant, ["finish_reason", "error", "unjudged"])
-        errors = rows.loc[rows["finish_reason"] == "error", "error"]
+        positions = cells.positions(variant)
+        errors = cells.column("error")[positions[cells.column("finish_reason")[positions] == "error"]]
         unreached = sum(str(text).startswith(NOT_REACHED) for text in errors)
         dropped.append(
             Dropped(
@@ -209,7 +235,7 @@ def count_dropped(
                 missing=missing.get(variant, 0),
                 different=different.get(variant, 0),
                 unfinished=unfinished.pop((variant.run, variant.cell), 0),
-                unjudged=int(np.count_nonzero(rows["unjudged"])),
+                unjudged=int(np.count_nonzero(cells.column("unjudged")[positions])),
             )
         )
     for (run, cell), count in unfinished.items():

@@ -155,7 +155,7 @@ def compare_metric(
     samples = [
         sample
         for pair_rows in matched
-        for group, rows in groups_of(pair_rows.rows, by, "_a")
+        for group, rows in ([(None, pair_rows.columns)] if by is None else groups_of(pair_rows.rows, by, "_a"))
         if (sample := _Sample(pair_rows.pair, group, paired_values(rows, metric))).size or by is None
     ]
     if not metric.tested:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
+from rwkvbatch.comparison.columns import rows_of
 from rwkvbatch.comparison.loading import Source, load_runs
 from rwkvbatch.comparison.matching import comparable_rows, match
 from rwkvbatch.comparison.metrics import Metric, metric_named
 from rwkvbatch.comparison.paired import LEVEL
 from rwkvbatch.comparison.pairing import Pair, pair_up, variants_of
-from rwkvbatch.comparison.values import has_both_values, rows_of, weights_of
+from rwkvbatch.comparison.values import has_both_values, weights_of
 from rwkvbatch.comparison.variances import discreteness, variances, weighted_deviations
 from rwkvbatch.errors import UsageError
 from rwkvbatch.script.records import Conversation, Turn

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from rwkvbatch.comparison.columns import JoinedColumns, rows_of
 from rwkvbatch.comparison.gates import Gate
 from rwkvbatch.comparison.loading import RunData
 from rwkvbatch.comparison.matching import MatchedRows
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.pairing import Pair, Variant
-from rwkvbatch.comparison.values import rows_of
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.judges.pairs import PairOutcome, SidesOf
 from rwkvbatch.judges.questions import Exchange, Side
@@ -183,7 +183,7 @@ def _judged(
         reason=reason,
         **{name: counts[name] for name in names},
     )
-    return replace(matched, rows=rows), preferences
+    return replace(matched, columns=rows), preferences
 
 
 class _Turn(NamedTuple):
@@ -235,7 +235,7 @@ class _Dialogues:
         return turn.reference if self._is_gold and turn.reference is not None else turn.answer
 
 
-def missing_in(rows: pd.DataFrame) -> int:
+def missing_in(rows: pd.DataFrame | JoinedColumns) -> int:
     """The number of matched replies without a verdict of the judge; 0 if no judge was asked."""
     if f"{PREFERENCE}_b" not in rows:
         return 0

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rwkvbatch.comparison.analysis import available_metrics
+from rwkvbatch.comparison.columns import rows_of
 from rwkvbatch.comparison.matching import MatchedRows
 from rwkvbatch.comparison.metrics import Metric, metric_named
 from rwkvbatch.comparison.pairing import Variant
-from rwkvbatch.comparison.values import conversation_values, rows_of
+from rwkvbatch.comparison.values import conversation_values
 from rwkvbatch.errors import UsageError
 
 if TYPE_CHECKING:

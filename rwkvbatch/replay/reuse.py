@@ -64,7 +64,7 @@ class Reuse:
         if self.taken_back:
             text += f" ({self.taken_back:,} of them taken back from {KEPT_NAME})"
         if self.set_aside:
-            text += f"; {self.set_aside:,} that this command does not have set aside in {KEPT_NAME}"
+            text += f"; {self.set_aside:,} not in this command, moved to {KEPT_NAME}"
         return text
 
 

@@ -311,9 +311,7 @@ class _Session:
         unselected = [row for row in range(self._plan.num_rows) if rows.has(row) and not is_selected[row]]
         directory.set_aside(map(rows.read_line, unselected))
         rows.discard(unselected)
-        self._options.notify(
-            f"{counted(len(unselected), 'row')} that this command does not need set aside in {KEPT_NAME}"
-        )
+        self._options.notify(f"{counted(len(unselected), 'row')} not needed by this command, moved to {KEPT_NAME}")
 
     def _tasks(self, setup: Setup, *, longest_first: bool = False) -> Iterator[int]:
         """The selected tasks in the cells of `setup`."""

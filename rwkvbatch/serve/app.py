@@ -269,7 +269,9 @@ class _Middleware:
             allowed = (error.headers or {}).get("Allow", "").split(", ")
             problem = f"{requested}: this route takes {', '.join(sorted(allowed))}"
         else:
-            problem = f"{requested}: no such route; there are {', '.join(sorted(self._paths))}"
+            # `{name:path}` is the router's notation for a name that may have slashes.
+            paths = sorted(path.replace(":path}", "}") for path in self._paths)
+            problem = f"{requested}: no such route; there are {', '.join(paths)}"
         return HTTPException(error.status_code, problem, error.headers)
 
     def _refusal(self, scope: Scope) -> Response | None:

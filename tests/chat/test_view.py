@@ -75,6 +75,16 @@ def test_unfinished_thinking_is_shown_unless_folded(folded: bool) -> None:
     assert file.lines()[-1] == "[stopped]"
 
 
+@pytest.mark.parametrize(
+    ("folded", "thinking"), [(False, "Some thoughts."), (True, "▸ 2 words of thinking · /fold off")]
+)
+def test_a_reply_that_arrives_at_once_replaces_the_status(folded: bool, thinking: str) -> None:
+    view, file = terminal()
+    view.folded = folded
+    shown = lines_of(view, file, [THINKING.reply], THINKING)
+    assert [line for line in shown if line] == [thinking, "An answer."]
+
+
 def test_an_error_is_shown_with_its_hint() -> None:
     view, file = terminal()
     view.problem(UsageError("something \x1b[31mis wrong", hint="do this"))

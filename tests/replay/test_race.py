@@ -204,7 +204,7 @@ class TestRun:
         short = run_race(tmp_path / "race", race_plan(2, race_level=0.5), notify=messages.append)
         fewer = long.summary.rows - short.summary.rows
         assert fewer > 0
-        assert messages[-1] == f"{fewer} rows that this command does not need set aside in kept.jsonl"
+        assert messages[-1] == f"{fewer} rows not needed by this command, moved to kept.jsonl"
 
     def test_failed_turns_score_0(self) -> None:
         def fails_when_cold(request: Request, reply: Reply) -> Reply:

@@ -207,6 +207,7 @@ def test_unknown_paths_and_methods_are_refused_with_a_json_error(server: Server,
     status, text, _ = problem(server.send(path, method="GET"))
     assert status == 404
     assert "no such route; there are /detokenize, /health" in text or path.startswith("/v1/models/")
+    assert "/v1/models/{name}" in text or path.startswith("/v1/models/")
     status, text, _ = problem(server.send("/health", CHAT))
     assert status == 405
     assert "POST /health: this route takes GET, HEAD" in text

@@ -77,7 +77,7 @@ def as_json(analysis: Analysis) -> str:
             {
                 "baseline": joined.pair.baseline.label,
                 "variant": joined.pair.variant.label,
-                "num_matched": len(joined.rows),
+                "num_matched": len(joined),
                 "only_baseline": joined.only_baseline,
                 "only_variant": joined.only_variant,
                 "num_different": joined.num_different,
