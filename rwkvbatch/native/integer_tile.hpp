@@ -26,7 +26,11 @@ constexpr size_t integer_panels(size_t) { return 1; }
 #if defined(RWKV_ISA_PORTABLE) || (defined(RWKV_ISA_NEON) && !defined(RWKV_DOT))
 constexpr size_t max_integer_rows(Dtype) { return 4; }
 #else
+#if defined(RWKV_ISA_AVX2)
+constexpr size_t max_integer_rows(Dtype dtype) { return dtype == Dtype::INT4 ? 5 : 6; }
+#else
 constexpr size_t max_integer_rows(Dtype) { return 6; }
+#endif
 #endif
 
 // Rows are divided among tiles in multiples of this number.
