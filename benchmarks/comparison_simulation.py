@@ -132,12 +132,13 @@ class SeveralVariants:
         return cls(draw, difference, math.inf)
 
     @classmethod
-    def mostly_equal(cls, share: float) -> SeveralVariants:
-        """Normal differences around 1 in a share of the conversations, for each variant by itself; 0 in the others."""
+    def mostly_equal(cls, share: float, *, exponential: bool = False) -> SeveralVariants:
+        """Differences with a mean of 1 in a share of the conversations, for each variant by itself; 0 in the others."""
 
         def draw(rng: np.random.Generator, conversations: int, variants: int) -> NDArray[np.float64]:
             size = (conversations, variants)
-            return np.where(rng.random(size) < share, rng.normal(1, 1, size), 0.0)
+            differing = rng.exponential(1, size) if exponential else rng.normal(1, 1, size)
+            return np.where(rng.random(size) < share, differing, 0.0)
 
         return cls(draw, share, math.inf)
 
@@ -189,7 +190,7 @@ CASES = (
 )
 
 
-SIZES = ((8, 5), (12, 5), (12, 11), (20, 5), (20, 11), (40, 5))
+SIZES = ((8, 5), (12, 5), (12, 8), (12, 11), (20, 5), (20, 11), (40, 5))
 SEVERAL = {
     **{
         f"yes/no, {gain:.0%} gains, {loss:.0%} losses": SeveralVariants.yes_no(gain, loss)
@@ -200,7 +201,8 @@ SEVERAL = {
         for size in (0, 1, 3)
         for correlation in (0, 0.8)
     },
-    "numbers, 30% differ": SeveralVariants.mostly_equal(0.3),
+    **{f"numbers, {share:.0%} differ": SeveralVariants.mostly_equal(share) for share in (0.1, 0.3)},
+    "numbers, 30% differ, exponential": SeveralVariants.mostly_equal(0.3, exponential=True),
 }
 
 

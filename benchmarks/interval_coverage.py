@@ -9,7 +9,7 @@ lack, whatever the distribution.
 
 Distributions follow that the constants of the interval were not chosen with, and means of single variants: of numbers
 without limits (`nll`, `tokens`, timings), and of numbers from 0 to 1. The mean width stands behind the coverage of
-numbers with limits.
+numbers with limits, and of numbers of which most are equal.
 
 Before that, by enumeration: the levels that the test can attain, which are the largest p-values that are at most 5 %,
 and the coverage of intervals of yes/no outcomes over all true shares of gains and losses, beside other intervals that
@@ -117,13 +117,20 @@ OTHERS: dict[str, tuple[Draw, float, float]] = {
 """Distributions that the constants of `Spread` were not chosen with."""
 
 
-def mostly_equal(share: float) -> Draw:
-    """Normal numbers with a mean of 1 in a share of the conversations; the others are 0, as those of equal replies."""
-    return lambda rng, n: np.where(rng.random(n) < share, rng.normal(1, 1, n), 0.0)
+def mostly_equal(share: float, differing: Draw) -> Draw:
+    """A share of the conversations differs by such numbers; the others are 0, as those of equal replies."""
+    return lambda rng, n: np.where(rng.random(n) < share, differing(rng, n), 0.0)
 
 
+DIFFERING: dict[str, Draw] = {
+    "normal around 1": lambda rng, n: rng.normal(1, 1, n),
+    "exponential": lambda rng, n: rng.exponential(1, n),
+}
+"""Numbers with a mean of 1."""
 MOSTLY_EQUAL: dict[str, tuple[Draw, float, float]] = {
-    f"{share:.0%} differ, normal": (mostly_equal(share), share, math.inf) for share in (0.1, 0.3, 0.6)
+    f"{share:.0%} differ, {name}": (mostly_equal(share, differing), share, math.inf)
+    for name, differing in DIFFERING.items()
+    for share in (0.05, 0.1, 0.2, 0.3, 0.6)
 }
 
 
@@ -333,7 +340,7 @@ def main() -> None:
         print(title)
         for name, (draw, truth, widest) in cases.items():
             found = [coverage(draw, truth, widest, n, given.samples) for n in given.conversations]
-            show(name, found, widths=math.isfinite(widest))
+            show(name, found, widths=math.isfinite(widest) or name in MOSTLY_EQUAL)
     print("means by themselves")
     several = 5 * given.samples
     for name in UNLIMITED:

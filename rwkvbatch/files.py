@@ -358,17 +358,8 @@ HEAD_BYTES = 4096
 MANIFEST_NAME = "manifest.json"
 RESULTS_NAME = "results.jsonl"
 RUN_FILE_NAMES = frozenset(
-    {
-        MANIFEST_NAME,
-        RESULTS_NAME,
-        "results.damaged",
-        "results.torn",
-        "results.aside",
-        "summary.json",
-        "status.json",
-        "skipped.jsonl",
-    }
-    | {"verify.json", "shard.jsonl", "script.jsonl", ".lock", "verdicts.jsonl", "preferences.jsonl"}
+    f"{MANIFEST_NAME} {RESULTS_NAME} results.damaged results.torn results.aside summary.json status.json skipped.jsonl "
+    "kept.jsonl verify.json shard.jsonl script.jsonl script.jsonl.gz verdicts.jsonl preferences.jsonl .lock".split()
 )
 """Files of a run directory, which only `run` and `merge` write."""
 

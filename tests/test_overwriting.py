@@ -27,7 +27,9 @@ from rwkvbatch.files import (
 )
 from rwkvbatch.model.safetensors import CHECKPOINT, STATE, check_tensor_target, save_tensors
 from rwkvbatch.model.states import save_state
+from rwkvbatch.replay import row_index, runner
 from rwkvbatch.replay.logs import logging_to
+from rwkvbatch.results import answers, directory, lock, manifest, recovery, script_copy, status, store, summary
 from tests.chat.scripted_model import ScriptedModel
 from tests.chat.sessions import PipeChat, new_chat
 
@@ -72,6 +74,12 @@ def test_a_file_of_another_kind_is_never_touched(tmp_path: Path, content: bytes,
     for name in ("n", "link"):
         with pytest.raises(UsageError, match="is not a note"):
             check_target(tmp_path / name, NOTE, **how)
+
+
+def test_every_name_that_a_run_writes_is_protected() -> None:
+    modules = [lock, recovery, answers, summary, status, script_copy, store, directory, runner, row_index]
+    names = {value for module in modules for name, value in vars(module).items() if name.endswith("_NAME")}
+    assert names - {manifest.DAMAGED_MANIFEST_NAME, answers.MAX_NAME} <= RUN_FILE_NAMES
 
 
 @pytest.mark.parametrize("name", sorted(RUN_FILE_NAMES))

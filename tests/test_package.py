@@ -109,6 +109,25 @@ def test_every_link_of_a_document_leads_somewhere(name: str) -> None:
         assert not anchor or anchor in anchors(target.read_text()), f"{name}: {link}"
 
 
+def described_names(node: ast.ClassDef | ast.FunctionDef) -> set[str]:
+    """The names that the sections of a docstring may describe: parameters, and the annotated fields of a class."""
+    names = {argument.arg for inner in ast.walk(node) if isinstance(inner, ast.arguments)
+             for argument in (*inner.args, *inner.kwonlyargs)}  # fmt: skip
+    fields = (inner.target for inner in ast.walk(node) if isinstance(inner, ast.AnnAssign))
+    return names | {field.id for field in fields if isinstance(field, ast.Name)}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_every_entry_of_a_docstring_s_section_begins_on_its_own_line(path: Path) -> None:
+    """Or the site shows one name with the descriptions of two."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+            _, _, sections = text.partition(":\n    ")
+            names = "|".join(described_names(node)) or "-"
+            found = re.search(rf"[.;]\s+(?<!\n    )((?:(?:{names}), )*(?:{names})): ", sections)
+            assert found is None, f"line {node.lineno}: {found}"
+
+
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_MODULES = {"pickle", "shelve", "marshal", "dill", "requests", "urllib.request", "http.client", "ftplib"}
 
@@ -146,6 +165,7 @@ MAY_TOUCH_THE_NETWORK = {
     "endpoint/connections.py": {"urllib3", "urllib3.connection", "urllib3.connectionpool"},
     "integrations/inspect_provider.py": {"asyncio"},
     "replay/metrics.py": {"prometheus_client"},
+    "replay/ray_actor.py": {"ray", "socket"},
     "replay/ray_pool.py": {"ray", "socket"},
     "serve/app.py": {"asyncio", "starlette"},
     "serve/batcher.py": {"asyncio"},

@@ -37,7 +37,7 @@ from rwkvbatch.replay.conversation import ConversationReplay
 from rwkvbatch.replay.prompts import PromptEncoder
 
 Verdict = Literal["same", "rounded", "damaged"]
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 SAME_GAP = 1e-3
 """The largest gap of any token that counts as equal: printing 4 digits and another order of sums cause this much."""
@@ -64,8 +64,8 @@ class Certificate:
     """The result of a comparison.
 
     Attributes:
-        num_replies, num_tokens: numbers of compared replies and tokens. num_scored: number of tokens with
-            log-probabilities on both sides.
+        num_replies, num_tokens: numbers of compared replies and tokens.
+        num_scored: number of tokens with log-probabilities on both sides.
         mean_gap, largest_gap: gaps of the scored tokens, in nats; None without scored tokens.
         agreement: share of the server's tokens that are the local model's greedy choice.
         same_replies: number of replies with the same text on both sides.
@@ -114,7 +114,7 @@ class CertifyOptions:
     retries: int = 5
 
 
-def certify(url: str, options: CertifyOptions, say: Say = lambda _: None) -> Certificate:
+def certify(url: str, options: CertifyOptions, notify: Notify = lambda _: None) -> Certificate:
     """Compare the model that `url` serves with the one in a file.
 
     Raises:
@@ -124,17 +124,18 @@ def certify(url: str, options: CertifyOptions, say: Say = lambda _: None) -> Cer
     """
     if options.endpoint_api == "chat":
         raise UsageError("certify compares the same prompts, and with --endpoint-api chat the server makes them")
-    endpoint = Endpoint(check_url(url, OptionNames("URL")), options.endpoint_model or "", options.endpoint_api, "")
-    client = Client(endpoint.url, ClientOptions(options.concurrency, options.timeout_s, options.retries))
+    names = OptionNames("URL")
+    endpoint = Endpoint(check_url(url, names), options.endpoint_model or "", options.endpoint_api, "")
+    client = Client(endpoint.url, ClientOptions(options.concurrency, options.timeout_s, options.retries, names))
     spec = served_spec(endpoint, client)
     model = load_model(options.model, options.strategy, options.backend)
     tokenizer = tokenizer_of(model.spec, options.vocab)
     engine = Engine(model, tokenizer=tokenizer)
     requests = _requests(engine, options)
-    say(f"{len(requests)} prompts of {model.spec.in_words}")
+    notify(f"{len(requests)} prompts of {model.spec.in_words}")
 
     def ask(at_once: int) -> list[Reply]:
-        say(f"asking {spec.in_words}, {at_once} at a time")
+        notify(f"asking {spec.in_words}, {at_once} at a time")
         served = EndpointEngine(client, spec, tokenizer, max_batch=at_once)
         replies = served.generate(requests)
         failed = next((reply for reply in replies if reply.error), None)
@@ -200,7 +201,8 @@ def _certificate(
     """The figures of a comparison.
 
     Args:
-        local: the local model's replies. served: the server's replies one at a time, once more, and all at once.
+        local: the local model's replies.
+        served: the server's replies one at a time, once more, and all at once.
     """
     alone, again, loaded = served
     gaps: list[float] = []

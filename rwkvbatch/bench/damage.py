@@ -30,7 +30,7 @@ TAIL = 0.99
 MESSAGES = 10
 """The approximate number of progress messages."""
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 Encode = Callable[[str], Sequence[int]]
 FloatArray = npt.NDArray[np.float64]
 
@@ -55,7 +55,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Worst:
+class WorstToken:
     """The token with the largest divergence: the id of its text, and its index among the text's scored tokens."""
 
     divergence: float
@@ -70,7 +70,8 @@ class Damage:
     Attributes:
         reference, other: name, strategy and precision of the models, in words.
         num_documents, num_tokens: numbers of texts and of scored tokens.
-        divergence: mean of KL(reference || other) in nats per token. divergence_tail: its 99th percentile.
+        divergence: mean of KL(reference || other) in nats per token.
+        divergence_tail: its 99th percentile.
         worst: the token with the largest divergence.
         same_token: share of positions at which both models have the same likeliest token.
         perplexity_ratio: the other model's perplexity divided by the reference's.
@@ -83,7 +84,7 @@ class Damage:
     num_tokens: int
     divergence: Estimate
     divergence_tail: float
-    worst: Worst
+    worst: WorstToken
     same_token: Estimate
     perplexity_ratio: Estimate
     reference_perplexity: float
@@ -124,7 +125,7 @@ def texts_of_documents(documents: Sequence[Conversation], encode: Encode) -> lis
     return texts
 
 
-def damage(reference: Model, other: Model, texts: Sequence[ScoredText], say: Say = lambda _: None) -> Damage:
+def damage(reference: Model, other: Model, texts: Sequence[ScoredText], notify: Notify = lambda _: None) -> Damage:
     """Compare two models on texts.
 
     Raises:
@@ -137,7 +138,7 @@ def damage(reference: Model, other: Model, texts: Sequence[ScoredText], say: Say
     figures: list[FloatArray] = []
     for number, text in enumerate(texts):
         if number % max(1, len(texts) // MESSAGES) == 0:
-            say(f"text {number + 1:,} of {len(texts):,}, {text.num_tokens:,} tokens")
+            notify(f"text {number + 1:,} of {len(texts):,}, {text.num_tokens:,} tokens")
         figures.append(_text_figures((reference, other), text))
     lengths = [text_figures.shape[1] for text_figures in figures]
     if not sum(lengths):
@@ -153,7 +154,7 @@ def damage(reference: Model, other: Model, texts: Sequence[ScoredText], say: Say
         num_tokens=len(divergences),
         divergence=Estimate.of(clustered_mean(divergences, clusters)),
         divergence_tail=float(np.quantile(divergences, TAIL)),
-        worst=Worst(float(divergences[worst]), texts[clusters[worst]].id, worst - int(starts[clusters[worst]])),
+        worst=WorstToken(float(divergences[worst]), texts[clusters[worst]].id, worst - int(starts[clusters[worst]])),
         same_token=Estimate.of(clustered_mean(same, clusters), highest=1.0),
         perplexity_ratio=Estimate.of(clustered_mean(other_nll - reference_nll, clusters), math.exp),
         reference_perplexity=math.exp(reference_nll.mean()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rwkvbatch.bench.damage import Say, ScoredPart, ScoredText
+from rwkvbatch.bench.damage import Notify, ScoredPart, ScoredText
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.replay.conversation import ConversationReplay
@@ -10,7 +10,9 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.prompts import PromptEncoder
 
 
-def texts_of_dialogues(engine: Engine, plan: Plan, weights_sha256: str, say: Say = lambda _: None) -> list[ScoredText]:
+def texts_of_dialogues(
+    engine: Engine, plan: Plan, weights_sha256: str, notify: Notify = lambda _: None
+) -> list[ScoredText]:
     """The reference replies of the conversations of a plan with one cell, with references as history.
 
     The engine's model answers turns without a reference, and these replies are not scored, so that both models of a
@@ -36,7 +38,7 @@ def texts_of_dialogues(engine: Engine, plan: Plan, weights_sha256: str, say: Say
             ]
         unfinished = [number for number in unfinished if _needs_reply(replays[number])]
         if unfinished:
-            say(f"replies to {counted(len(unfinished), 'turn')} without a reference")
+            notify(f"replies to {counted(len(unfinished), 'turn')} without a reference")
             replies = engine.generate([replays[number].request() for number in unfinished])
             for number, reply in zip(unfinished, replies, strict=True):
                 replays[number].take_reply(reply)

@@ -60,7 +60,8 @@ class DeviceWork:
     """Work that measures a device. Both functions may return before the device is done, because the clock waits for it.
 
     Attributes:
-        name: the `Limits.isa`. arithmetic: the `Limits.arithmetic`.
+        name: the `Limits.isa`.
+        arithmetic: the `Limits.arithmetic`.
         copy_bytes: number of bytes that `copy` reads and writes.
         product_operations: number of floating-point operations of `multiply`.
     """

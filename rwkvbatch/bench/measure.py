@@ -91,7 +91,8 @@ class Loading:
     """Time and memory of loading a model.
 
     Attributes:
-        checkpoint_mb: size of the file. resident_mb: growth of the resident memory. Both are in 10^6 bytes.
+        checkpoint_mb: size of the file.
+        resident_mb: growth of the resident memory. Both are in 10^6 bytes.
         resident_share: `resident_mb / checkpoint_mb`.
     """
 
@@ -127,7 +128,9 @@ class Plan:
     """The extent of a benchmark.
 
     Attributes:
-        rows: numbers of rows of the decode steps. prompt_tokens: length of the prompt. rounds: number of rounds.
+        rows: numbers of rows of the decode steps.
+        prompt_tokens: length of the prompt.
+        rounds: number of rounds.
         against_package: measure the `rwkv` package too.
         processor_time: measure the processor time of one thread instead of wall time, to exclude the load of other
             programs.
@@ -147,7 +150,7 @@ def run_benchmark(
     strategy: str = "auto",
     backend: str = "auto",
     threads: int | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    notify: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Load the model at `path` (None for the bundled one) and measure it.
 
@@ -157,7 +160,7 @@ def run_benchmark(
     """
     threads = 1 if plan.processor_time else threads
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    say("loading")
+    notify("loading")
     model, loading = _load(path, strategy, backend, threads)
     meter, ops = Meter.of(model, processor_time=plan.processor_time), native_ops(model)
     clock = meter.clock
@@ -171,13 +174,13 @@ def run_benchmark(
     limit_rates: dict[str, list[Rates]] = {workload.name: [] for workload in workloads}
     package_process = nullcontext()
     if plan.against_package:
-        say("loading the rwkv package")
+        notify("loading the rwkv package")
         package_process = rwkv_package(Path(model.spec.path), num_threads, clock, strategy_for(model.spec.device))
     with package_process as package:
         for workload in workloads:
             workload.once()
         for number in range(plan.rounds):
-            say(f"round {number + 1} of {plan.rounds}")
+            notify(f"round {number + 1} of {plan.rounds}")
             for workload in workloads:
                 if workload.operations and (rates := meter.measure()) is not None:
                     limit_rates[workload.name].append(rates)
@@ -250,7 +253,8 @@ def figure_of(workload: Workload, seconds: Sequence[float], package: Sequence[fl
     """The figure of a workload.
 
     Args:
-        seconds: our seconds in each round. package: the package's seconds in each round, or empty.
+        seconds: our seconds in each round.
+        package: the package's seconds in each round, or empty.
         rates: the limits measured immediately before each of `seconds`, or empty.
     """
     limit = share = None

@@ -17,9 +17,10 @@ from itertools import groupby, pairwise
 import numpy as np
 import torch
 
-from rwkvbatch.errors import counted
-from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch
-from rwkvbatch.model.load import load_model
+from rwkvbatch.errors import UsageError, counted
+from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch, is_rwkv7
+from rwkvbatch.model.checkpoint import open_checkpoint
+from rwkvbatch.model.load import load_model, resolve_model_path
 from rwkvbatch.model.strategy import DTYPES
 
 PIECES = (1, 15, 16, 40, 1, 16, 5, 22)
@@ -33,7 +34,7 @@ DECODE_ROWS = (len(LENGTHS), 16, 3, 1)
 DECODE_STEPS = 6
 """Decode steps for each number of rows. A CUDA graph is captured at the third."""
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def verify_model(
     strategy: str = "auto",
     backend: str = "auto",
     threads: int | None = None,
-    say: Say = lambda _: None,
+    notify: Notify = lambda _: None,
 ) -> Verification:
     """Compare the logits of `backend` with those of the reference operations (fp32 on the CPU) for the same file.
 
@@ -126,13 +127,22 @@ def verify_model(
             reference operations use the idle ones.
 
     Raises:
+        UsageError: the checkpoint is older than RWKV-7, which the reference operations do not compute.
         RwkvBatchError: one of the two models cannot be loaded.
     """
+    with open_checkpoint(resolve_model_path(path).path) as checkpoint:
+        if not is_rwkv7(checkpoint.architecture):
+            generation = checkpoint.architecture.generation
+            raise UsageError(
+                f"{checkpoint.file.path} is RWKV-{generation}; the operations that `model verify` compares are those "
+                "of RWKV-7",
+                hint="RWKV-4 to 6 run on the `rwkv` package alone, so there is nothing to compare it with",
+            )
     reference_threads = idle_processors() if threads is None else threads
     return verify(
         lambda: load_model(path, "cpu", "reference", threads=reference_threads),
         lambda: load_model(path, strategy, backend, threads=threads),
-        say=say,
+        notify=notify,
     )
 
 
@@ -148,24 +158,24 @@ def idle_processors() -> int:
 
 
 def verify(
-    load_reference: Callable[[], Model], load_other: Callable[[], Model], *, say: Say = lambda _: None
+    load_reference: Callable[[], Model], load_other: Callable[[], Model], *, notify: Notify = lambda _: None
 ) -> Verification:
     """As `verify_model`, for two models that are loaded one after the other."""
-    say("loading the reference operations, fp32 on the CPU")
+    notify("loading the reference operations, fp32 on the CPU")
     model = load_reference()
     reference, steps = model.spec, plan(model.spec.vocab_size)
-    logits = list(_logits(model, steps, "reference", say))
+    logits = list(_logits(model, steps, "reference", notify))
     # Free the memory of the first model before the second is loaded.
     del model
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    say("loading the backend")
+    notify("loading the backend")
     model = load_other()
     spec = model.spec
     precision = precision_of(spec, reference.dtype)
     limit = LIMITS[precision]
-    pairs = zip(steps, logits, _logits(model, steps, f"{spec.backend} on {spec.device}", say), strict=True)
+    pairs = zip(steps, logits, _logits(model, steps, f"{spec.backend} on {spec.device}", notify), strict=True)
     parts = tuple(
         _compare_part(name, [(expected, actual) for _, expected, actual in group], limit)
         for name, group in groupby(pairs, key=lambda pair: pair[0].part)
@@ -245,7 +255,7 @@ def _compare_part(name: str, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
     return Part(name, num_rows, rms, largest, same, within=rms <= limit.rms and largest <= limit.largest)
 
 
-def _logits(model: Model, steps: Sequence[Step], name: str, say: Say) -> Iterator[torch.Tensor]:
+def _logits(model: Model, steps: Sequence[Step], name: str, notify: Notify) -> Iterator[torch.Tensor]:
     """The logits of each step, on the CPU."""
     num_slots = len(LENGTHS) + 2
     pool = model.make_pool(num_slots)
@@ -255,7 +265,7 @@ def _logits(model: Model, steps: Sequence[Step], name: str, say: Say) -> Iterato
     for step in steps:
         if step.part != part:
             part = step.part
-            say(f"{name}: {part}")
+            notify(f"{name}: {part}")
         if step.source is not None:
             for slot in step.batch.slots.tolist():
                 pool.copy(step.source, slot)

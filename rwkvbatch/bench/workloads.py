@@ -46,8 +46,8 @@ class Workload:
     Attributes:
         size: rows of a decode step, tokens of a prompt, rows to sample, or bytes of text.
         once: runs the work once and returns the seconds.
-        operations: fp32 operations of the products with weights. weight_bytes: bytes of weights that are read. The
-            machine's limits apply to both.
+        operations: fp32 operations of the products with weights.
+        weight_bytes: bytes of weights that are read. The machine's limits apply to both.
         repeats: runs per round, whose median counts.
     """
 

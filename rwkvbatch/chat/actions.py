@@ -188,7 +188,9 @@ def redo(chat: Chat, _argument: None) -> None:
 def _kept(chat: Chat) -> str:
     """The end of a note: on which branch the turns are that the last move cut off; empty if it cut off none."""
     cut = chat.session.tree.last_cut
-    return f"; kept on branch {cut.kept} · /redo takes this back" if cut is not None and cut.kept else ""
+    return (
+        f"; the earlier version is on branch {cut.kept} · /redo takes this back" if cut is not None and cut.kept else ""
+    )
 
 
 def retry(chat: Chat, _argument: None) -> None:

@@ -178,4 +178,8 @@ def uncut(content: RenderableType) -> RenderableType:
 
 def end_note(exchange: Exchange) -> str:
     """A note on why a reply ended; empty after a normal end."""
+    limit = exchange.settings.get("max_tokens")
+    if exchange.finish_reason == "length" and limit not in (None, len(exchange.ids)):
+        # A served model: `ids` are the text's tokens in the local vocabulary, and the server may have a limit too.
+        return f"stopped at max_tokens {limit}, or at a limit of the server"
     return _END_NOTES.get(exchange.finish_reason, "").format(tokens=len(exchange.ids))

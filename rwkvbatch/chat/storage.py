@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -215,9 +215,9 @@ def load_session(session: Session, path: Path) -> Unfinished | None:
     content = _read(path)
     lines = [line for line in content.split(b"\n") if line.strip()]
     is_transcript = bool(lines) and b'"event": "start"' in lines[0]
-    unfinished = None
+    unfinished, unplaced = None, _Unplaced()
     if is_transcript:
-        values, unfinished = _from_transcript(path, lines)
+        values, unfinished, unplaced = _from_transcript(path, lines)
     else:
         values = _from_session(path, content)
     if values.get("format") != FORMAT:
@@ -240,6 +240,10 @@ def load_session(session: Session, path: Path) -> Unfinished | None:
             for record in (values, *values["dialogue"]["exchanges"]):
                 record["settings"].setdefault("turn_end", "next-role")
         tree = read_tree(values["dialogue"], spec.vocab_size)
+        for opening in unplaced.openings:
+            tree.begin_at(tree.openings[opening])
+        for exchange in unplaced.exchanges:
+            tree.move_to(tree.exchanges[exchange])
         identity = Identity(int(values["seed"]), str(values["conversation"]), int(values["repeat"]))
         settings = {"template": values["template"], **with_later_settings(values["settings"])}
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
@@ -263,8 +267,20 @@ def _from_session(path: Path, content: bytes) -> dict[str, Any]:
     return session
 
 
-def _from_transcript(path: Path, lines: list[bytes]) -> tuple[dict[str, Any], Unfinished | None]:
-    """The values of the last complete session in a transcript, and its unanswered message.
+@dataclass
+class _Unplaced:
+    """The openings and replies of a transcript that are on no branch, because the program ended before `branches`.
+
+    Attributes:
+        openings, exchanges: their numbers, in order; without the replies of `/again`, which only `/pick` puts on one.
+    """
+
+    openings: list[int] = field(default_factory=list[int])
+    exchanges: list[int] = field(default_factory=list[int])
+
+
+def _from_transcript(path: Path, lines: list[bytes]) -> tuple[dict[str, Any], Unfinished | None, _Unplaced]:
+    """The values of the last complete session in a transcript, its unanswered message, and what is on no branch yet.
 
     A session begins with a `start` line, which may be cut off, and is complete from its first `branches` line on. Later
     incomplete ones are skipped: `Transcript.start` was writing a session again that is still in the file.
@@ -279,12 +295,16 @@ def _from_transcript(path: Path, lines: list[bytes]) -> tuple[dict[str, Any], Un
     values: dict[str, Any] = {}
     tree: dict[str, Any] = {"openings": [], "exchanges": []}
     unfinished: Unfinished | None = None
+    unplaced = _Unplaced()
+    makes_alternatives = False
     for kind, event in events:
         event.pop("time", None)
         if kind == "typed":
             text = str(event.get("text"))
             is_message = not text.startswith("/") or text.startswith("//")
             unfinished = Unfinished(text, 0) if is_message and text.strip() else None
+            command = text[1:].split(" ")[0]
+            makes_alternatives = not is_message and command != "" and "again".startswith(command)
         elif kind == "piece" and unfinished is not None:
             unfinished = replace(unfinished, num_characters=unfinished.num_characters + len(str(event.get("text"))))
         elif kind == "exchange":
@@ -293,9 +313,14 @@ def _from_transcript(path: Path, lines: list[bytes]) -> tuple[dict[str, Any], Un
             values |= event
         elif kind in ("opening", "exchange"):
             tree[f"{kind}s"].append(event)
+            if kind == "opening":
+                unplaced.openings.append(len(tree["openings"]) - 1)
+            elif not makes_alternatives:
+                unplaced.exchanges.append(len(tree["exchanges"]) - 1)
         elif kind == "branches":
             tree |= event
-    return {**values, "dialogue": tree}, unfinished
+            unplaced = _Unplaced()
+    return {**values, "dialogue": tree}, unfinished, unplaced
 
 
 def _events(path: Path, lines: list[bytes], first: int, end: int) -> list[tuple[str, dict[str, Any]]]:

@@ -35,7 +35,7 @@ def params(chat: Chat, _argument: None = None) -> None:
         prelude=(opening.prelude or "none").strip(),
         state=opening.state or "none",
         template=session.settings.template or "official",
-        model=f"{spec.path} ({spec.backend}, {spec.dtype}, {spec.device})",
+        model=f"{spec.path} ({spec.dtype} on {spec.device}, backend {spec.backend})",
     )
     chat.view.show(table)
 

@@ -175,6 +175,7 @@ class TerminalView:
         if answer:
             if self._answer is None:
                 if self._thinking is not None:
+                    self._end_waiting()
                     self._thinking.draw(_folded(thought) if self.folded and thought and thought.strip() else None)
                     self._thinking.finish(draw=False)
                     if self._is_plain and not self.folded:
@@ -185,16 +186,19 @@ class TerminalView:
         if live is None:
             # There is no text yet, only the status.
             live = self._waiting = self._waiting or LiveText(self.console, THINKING)
-        elif self._waiting is not None:
-            self._waiting.draw()
-            self._waiting = None
+        else:
+            self._end_waiting()
         live.draw(status)
 
     def _mark(self, mark: str) -> None:
+        self._end_waiting()
+        self.console.print(Text(mark))
+
+    def _end_waiting(self) -> None:
+        """Clear the row of a status without text."""
         if self._waiting is not None:
             self._waiting.draw()
             self._waiting = None
-        self.console.print(Text(mark))
 
     def _status(self, now_s: float) -> Text:
         seconds = now_s - self._begun_s

@@ -193,8 +193,12 @@ class ConversationTree:
 
     def begin(self, opening: Opening) -> None:
         """Start a conversation at `opening` on a new branch, which becomes the current one."""
-        self.cuts.clear()
         self.openings.append(opening)
+        self.begin_at(opening)
+
+    def begin_at(self, opening: Opening) -> None:
+        """Start a new branch at `opening`, which is in the tree, and make it the current one."""
+        self.cuts.clear()
         if self.branches:
             self.current = self._unused_name()
         self.branches[self.current] = Position(opening.number)
@@ -203,8 +207,11 @@ class ConversationTree:
         """Add `exchange`; with `move`, make it the end of the current branch."""
         self.exchanges.append(exchange)
         self._count_attempt(exchange)
-        if not move:
-            return
+        if move:
+            self.move_to(exchange)
+
+    def move_to(self, exchange: Exchange) -> None:
+        """Make `exchange`, which is in the tree, the end of the current branch, as after a message or `retry`."""
         if self.before(exchange) == self.head:
             self.cuts.clear()
             self.branches[self.current] = Position(exchange.opening, exchange.number)

@@ -71,7 +71,7 @@ def bench_command(
             strategy=checked.strategy,
             backend=checked.backend,
             threads=checked.threads,
-            say=partial(message, quiet=quiet),
+            notify=partial(message, quiet=quiet),
         )
     if json_output:
         print_json(asdict(report), indent=None)
@@ -95,6 +95,8 @@ def _show(report: Report) -> None:
     out.print(facts_table(facts))
     out.print()
     out.print(figures_table(report, out.width))
+    if any(figure.share is not None and figure.share > 1 for figure in report.figures):
+        out.print("More than 100%: the weights stay in the processor's cache, which is faster than memory.")
 
 
 def figures_table(report: Report, width: int = 80) -> Table:

@@ -261,13 +261,19 @@ def _report_format(option_value: str | None, out: Path | None, *, as_json: bool)
     return option_value
 
 
+MAX_K = 999_999
+"""The largest value of `--k`."""
+
+
 def _ks(text: str | None) -> list[int] | None:
     """The values of `--k`."""
     if text is None:
         return None
+    from rwkvbatch.setting import shown_value
+
     parts = text.split(",")
-    if not all(part.strip().isdecimal() and 0 < int(part) < 10**6 for part in parts):
-        raise UsageError(f"--k must be whole numbers from 1 up, such as 1,5; got {text!r}")
+    if not all(re.fullmatch(r"\s*0*[1-9]\d{0,5}\s*", part) for part in parts):
+        raise UsageError(f"--k must be whole numbers in [1, {MAX_K}], such as 1,5; got {shown_value(text)}")
     return [int(part) for part in parts]
 
 

@@ -70,12 +70,12 @@ def damage_command(
     vocab = settings.pop("vocab", None)
     reference, other = _models(model, against, settings)
     tokenizer = _tokenizer(reference, other, vocab)
-    say = partial(message, quiet=quiet)
+    notify = partial(message, quiet=quiet)
     if texts:
         scored_texts = _of_documents(texts, tokenizer)
     else:
-        scored_texts = _of_dialogues(script or [], {**dialogue, "vocab": vocab}, (reference, other), tokenizer, say)
-    result = damage(reference, other, scored_texts, say)
+        scored_texts = _of_dialogues(script or [], {**dialogue, "vocab": vocab}, (reference, other), tokenizer, notify)
+    result = damage(reference, other, scored_texts, notify)
     if json_output:
         print_json(asdict(result), indent=None)
     else:
@@ -126,7 +126,7 @@ def _of_documents(paths: list[str], tokenizer: Tokenizer) -> list[ScoredText]:
 
 
 def _of_dialogues(
-    script: list[Path], settings: dict[str, Any], models: tuple[Model, Model], tokenizer: Tokenizer, say: Any
+    script: list[Path], settings: dict[str, Any], models: tuple[Model, Model], tokenizer: Tokenizer, notify: Any
 ) -> list[ScoredText]:
     from rwkvbatch.bench.damage_dialogues import texts_of_dialogues
     from rwkvbatch.engine.engine import Engine
@@ -137,7 +137,7 @@ def _of_dialogues(
     plan = prepare([str(path) for path in script], **run_settings).plan
     if len(plan.cells) > 1:
         raise UsageError("model damage compares two models, and a grid of other settings has no place there")
-    return texts_of_dialogues(Engine(reference, tokenizer=tokenizer), plan, other.spec.weights_sha256, say)
+    return texts_of_dialogues(Engine(reference, tokenizer=tokenizer), plan, other.spec.weights_sha256, notify)
 
 
 def _show(result: Damage, unit: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import enum
 import errno
 import io
@@ -117,12 +118,29 @@ class _StandardError(io.FileIO):
             return memoryview(data).nbytes
 
 
+_ASCII_SIGNS = {
+    **{"↑": "^", "↓": "v", "→": "->", "✓": "+", "✗": "x", "›": ">", "·": "-", "━": "=", "…": "...", "±": "+-"},
+    **{"▸": ">", "╸": "=", "╺": "=", **{bar: str(height) for height, bar in enumerate("▁▂▃▄▅▆▇█", start=1)}},
+    **dict.fromkeys("─—–−", "-"),
+}
+
+
+def _ascii_signs(error: UnicodeError) -> tuple[str, int]:
+    """Error handler of encoders: replaces the signs of `_ASCII_SIGNS` and escapes other characters."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    characters = error.object[error.start : error.end]
+    signs = (_ASCII_SIGNS.get(c) or c.encode("ascii", "backslashreplace").decode("ascii") for c in characters)
+    return "".join(signs), error.end
+
+
 def prepare_streams() -> None:
     """Open the null device for closed standard streams, and make writes to standard error never fail.
 
     Otherwise another file would get the descriptor of a closed stream. Characters that a stream's encoding lacks are
-    written as escapes.
+    written as similar ASCII signs or as escapes.
     """
+    codecs.register_error("ascii-signs", _ascii_signs)
     for number in range(3):
         try:
             os.fstat(number)
@@ -134,10 +152,10 @@ def prepare_streams() -> None:
         sys.stdout = os.fdopen(1, "w", closefd=False)
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
-        reconfigure(errors="backslashreplace")
+        reconfigure(errors="ascii-signs")
     encoding = "utf-8" if sys.__stderr__ is None else sys.__stderr__.encoding
     raw = io.BufferedWriter(_StandardError(2, "w", closefd=False))
-    sys.stderr = io.TextIOWrapper(raw, encoding, "backslashreplace", line_buffering=True)
+    sys.stderr = io.TextIOWrapper(raw, encoding, "ascii-signs", line_buffering=True)
 
 
 def flush_output() -> None:

@@ -13,7 +13,7 @@ from rwkvbatch.errors import RunDirectoryError, UsageError
 
 if TYPE_CHECKING:
     from rwkvbatch.judges.pairs import PairJudge
-    from rwkvbatch.results.opinions import OpinionStore
+    from rwkvbatch.results.answers import AnswerStore
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def pair_judge(
 ) -> Generator[PairJudge | None]:
     """The judge that the options name, with progress on standard error; None without one."""
     from rwkvbatch.cli.views import progress_bars
-    from rwkvbatch.judges.opinions import MemoryRecord, Opinions, digest_of
+    from rwkvbatch.judges.answers import JudgeAnswers, MemoryRecord, digest_of
     from rwkvbatch.judges.pairs import PairJudge
     from rwkvbatch.judges.questions import DEFAULT_CRITERION, check_criterion
     from rwkvbatch.judges.source import judge_source
@@ -50,24 +50,24 @@ def pair_judge(
         digest = digest_of(judge.identity)
         if store is not None:
             store.use(judge)
-        opinions = Opinions(judge, digest, MemoryRecord() if store is None else store)
-        yield PairJudge(opinions, f"{judge.name}#{digest}", checked_criterion, bars("asking the judge"))
+        answers = JudgeAnswers(judge, digest, MemoryRecord() if store is None else store)
+        yield PairJudge(answers, f"{judge.name}#{digest}", checked_criterion, bars("asking the judge"))
         if store is not None:
-            store.drop_unused(opinions.used)
+            store.drop_unused(answers.used)
 
 
-def _store_of(sources: Sequence[str], *, quiet: bool) -> OpinionStore | None:
+def _store_of(sources: Sequence[str], *, quiet: bool) -> AnswerStore | None:
     """The store of answers in one of the run directories, the same one in any order of `sources`.
 
     None if no run directory is compared, or the directory cannot be used.
     """
-    from rwkvbatch.results.opinions import PREFERENCES_NAME, OpinionStore
+    from rwkvbatch.results.answers import PREFERENCES_NAME, AnswerStore
 
     paths = sorted({Path(source.partition("::")[0]).resolve() for source in sources})
     for path in paths:
         if (path / "manifest.json").is_file():
             try:
-                return OpinionStore(path, PREFERENCES_NAME, alone=True)
+                return AnswerStore(path, PREFERENCES_NAME, alone=True)
             except RunDirectoryError as error:
                 message(f"note: {error}; the judge's answers are not kept", quiet=quiet)
                 return None

@@ -75,7 +75,7 @@ def _lines(merged: Merged, *, with_notes: bool) -> list[str]:
     lines = [f"note: {note}" for note in merged.notes] if with_notes else []
     lines += [_missing_line(part) for part in merged.missing[:MAX_SHOWN]]
     if len(merged.missing) > MAX_SHOWN:
-        lines.append(f"and {len(merged.missing) - MAX_SHOWN} more parts")
+        lines.append(f"and {counted(len(merged.missing) - MAX_SHOWN, 'more part')}")
     if merged.summary is None:
         lines.append(f"nothing was written: {merged.planned - merged.rows:,} of {merged.planned:,} rows are missing")
         lines.append("merge again when all parts are complete, or give --allow-missing to write the rows that exist")

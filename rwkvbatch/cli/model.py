@@ -190,9 +190,9 @@ def verify_command(
     from rwkvbatch.bench.verify import verify_model
 
     with model_path(model, random, named="MODEL", quiet=quiet) as path:
-        say = partial(message, quiet=quiet)
+        notify = partial(message, quiet=quiet)
         verification = verify_model(
-            path, strategy=cell_settings.strategy, backend=cell_settings.backend, threads=threads, say=say
+            path, strategy=cell_settings.strategy, backend=cell_settings.backend, threads=threads, notify=notify
         )
     if json_output:
         print_json(asdict(verification), indent=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 import tempfile
 import threading
 from collections import Counter
@@ -63,7 +64,9 @@ class Command(TyperCommand):
             allowed = _allowed(error.param)
             if error.param is None or allowed is None or not isinstance(value, str):  # a missing value is None
                 raise
-            raise UsageError(f"{_name_of(error.param)} must be {allowed}, got {value!r}") from None
+            from rwkvbatch.setting import shown_value
+
+            raise UsageError(f"{_name_of(error.param)} must be {allowed}, got {shown_value(value)}") from None
 
     def invoke(self, ctx: Context) -> Any:
         """Run the command as Typer does, except that `EOFError` is an internal error.
@@ -192,9 +195,15 @@ def thread_count(value: str | int | None) -> int | None:
     Raises:
         UsageError: the value is not a number.
     """
-    if value is not None and not str(value).isdecimal():
-        raise UsageError(f"--threads must be a number, got {value!r}")
-    return None if value is None else int(value)
+    if value is None:
+        return None
+    from rwkvbatch.config import MAX_THREADS
+    from rwkvbatch.setting import shown_value
+
+    text = str(value).strip()
+    if not re.fullmatch(r"0*[1-9]\d{0,3}", text, re.ASCII) or int(text) > MAX_THREADS:
+        raise UsageError(f"--threads must be a whole number in [1, {MAX_THREADS}], got {shown_value(value)}")
+    return int(text)
 
 
 def command_app(**options: Any) -> typer.Typer:

@@ -134,6 +134,10 @@ def _summary_lines(result: RunResult) -> list[str]:
     if not summary.planned:
         speed = "this part of the run has no conversation"
     lines = [speed]
+    if 0 < progress.scored_tokens < summary.scored_prompt_tokens:  # the rate leaves out most tokens that were read
+        whole = "whole run: " if result.reuse is not None else ""
+        before = f"{summary.scored_prompt_tokens:,} prompt tokens before the scored tokens"
+        lines.append(f"{whole}{before}; tokens/s does not count them")
     if not only_scored:
         # Rows that were only scored have no number of cached tokens.
         prompt_tokens = summary.prompt_tokens - summary.scored_prompt_tokens

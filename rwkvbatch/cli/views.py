@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColum
 from rich.table import Column, Table
 from rich.text import Text
 
+from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
 
 if TYPE_CHECKING:
@@ -144,10 +145,10 @@ MAX_WARNINGS = 50
 def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     """Print the plan of a run, with warnings. Reads the checkpoints' headers for their vocabularies; loads no model."""
     from rwkvbatch.cli.exits import print_json
-    from rwkvbatch.replay.jury import questions_of
     from rwkvbatch.replay.models import vocabularies
     from rwkvbatch.replay.preview import preview
     from rwkvbatch.replay.prompts import PromptEncoder
+    from rwkvbatch.replay.rubrics import questions_of
     from rwkvbatch.script.lint import lint, lint_system
 
     tokenizer, vocabulary_warnings = vocabularies(prepared.plan)
@@ -182,7 +183,7 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     for warning in warnings[:MAX_WARNINGS]:
         err.print(Text(printable(f"warning: {warning}", keep_newlines=False)), soft_wrap=True)
     if len(warnings) > MAX_WARNINGS:
-        err.print(f"and {len(warnings) - MAX_WARNINGS} more warnings")
+        err.print(f"and {counted(len(warnings) - MAX_WARNINGS, 'more warning')}")
 
 
 def size_text(num_bytes: int) -> str:

@@ -12,13 +12,14 @@ import numpy as np
 from rwkvbatch.comparison.blame import Blame
 from rwkvbatch.comparison.judging import GateResult
 from rwkvbatch.comparison.loading import RunData
-from rwkvbatch.comparison.matching import Breakdown, Dropped, MatchedRows, metrics_of
+from rwkvbatch.comparison.matching import Dropped, MatchedRows
 from rwkvbatch.comparison.metrics import KNOWN_NAMES, Metric
 from rwkvbatch.comparison.paired import Comparison, Family, compare_metric
 from rwkvbatch.comparison.pairing import Pair, Variant
 from rwkvbatch.comparison.preference import Preferences
 from rwkvbatch.comparison.ranking import Ranking, VariantMean, variant_means
 from rwkvbatch.comparison.trend import Trend
+from rwkvbatch.comparison.values import Breakdown, metrics_of
 from rwkvbatch.comparison.wording import conclusion, heading, interval, number, standing, summary
 from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
@@ -56,15 +57,17 @@ class Analysis:
     """A finished comparison.
 
     Attributes:
-        runs: the compared runs. variants: all their cells.
+        runs: the compared runs.
+        variants: all their cells.
         all_pairs: the joined rows of each variant with its baseline, which may be none.
         primary: the metric that decides; None if nothing is compared.
         comparisons: the lines of the table: those of the primary metric and of other requested metrics. Each metric's
-            lines over all rows come before those of its groups. families: their corrections, in the same order.
+            lines over all rows come before those of its groups.
+        families: their corrections, in the same order.
         gates: the result of every gate on every variant that is not a baseline.
         notes: warnings about rows that did not match, and about anything that makes the comparison less reliable.
-        table: all rows of all runs (`comparable_rows`). metrics: names of the requested metrics; None if none were
-            requested.
+        table: all rows of all runs (`comparable_rows`).
+        metrics: names of the requested metrics; None if none were requested.
         rankings: rankings of three or more variants by the primary metric, then by the requested metrics.
         dropped: the rows that each variant lacks.
         by, ks, margin: as given to `compare`.
@@ -100,7 +103,7 @@ class Analysis:
     @property
     def matched(self) -> tuple[MatchedRows, ...]:
         """The joined rows of each pair that has any."""
-        return tuple(pair_rows for pair_rows in self.all_pairs if len(pair_rows.rows))
+        return tuple(pair_rows for pair_rows in self.all_pairs if len(pair_rows))
 
     @property
     def trend(self) -> Trend | None:
@@ -124,7 +127,7 @@ class Analysis:
         counts: list[int] = []
         for pair_rows in self.matched:
             conversations, repeats = (
-                pair_rows.rows[name].to_numpy(np.int64) for name in ("conversation_code", "repeat")
+                pair_rows.columns[name].to_numpy(np.int64) for name in ("conversation_code", "repeat")
             )
             num_repeats = int(repeats.max(initial=0)) + 1
             repeated_conversations = np.unique(conversations * num_repeats + repeats) // num_repeats
@@ -199,7 +202,7 @@ class Analysis:
             for mean in self.means(variant)
         ]
         if len(lines) > _MAX_REPR_LINES:
-            lines[_MAX_REPR_LINES:] = [f"... {len(lines) - _MAX_REPR_LINES} more lines, see to_pandas()"]
+            lines[_MAX_REPR_LINES:] = [f"... {counted(len(lines) - _MAX_REPR_LINES, 'more line')}, see to_pandas()"]
         lines = [conclusion(self.comparisons), *lines, *(standing(ranking, max_named=5) for ranking in self.rankings)]
         lines += [gate.line for gate in self.gates]
         variants = f"{len(self.variants)} variant{'' if len(self.variants) == 1 else 's'}"
@@ -212,6 +215,7 @@ def available_metrics(matched: Sequence[MatchedRows], ks: Sequence[int] | None) 
     """The metrics of which both sides of a pair have values, in the order of `KNOWN_NAMES`."""
     available: dict[str, Metric] = {}
     for pair_rows in matched:
-        available |= {metric.name: metric for metric in metrics_of(pair_rows.rows, ("_a", "_b"), ks)}
+        found = metrics_of(pair_rows.columns, ("_a", "_b"), ks, known=available.keys())
+        available |= {metric.name: metric for metric in found}
     order = {name: index for index, name in enumerate(KNOWN_NAMES.split(", "))}
     return sorted(available.values(), key=lambda metric: order.get(metric.name, len(order)))

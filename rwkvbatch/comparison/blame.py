@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from rwkvbatch.comparison.columns import rows_of
 from rwkvbatch.comparison.loading import RunData
-from rwkvbatch.comparison.matching import rows_of
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.errors import UsageError
 
@@ -39,9 +39,11 @@ class BlamedDialogue:
     """A dialogue that failed after the model's own history.
 
     Attributes:
-        failed: the first turn with a failed check. cause: why the dialogue failed.
+        failed: the first turn with a failed check.
+        cause: why the dialogue failed.
         turn: the first turn that fails after the own history and passes after gold; None if there is none.
-        num_failed: number of failed turns. after_gold: number of those that fail after the gold history too.
+        num_failed: number of failed turns.
+        after_gold: number of those that fail after the gold history too.
     """
 
     conversation: str
@@ -58,7 +60,8 @@ class Blame:
     """The failed dialogues of a cell with `--history own`, compared with its counterpart with `--history gold`.
 
     Attributes:
-        num_dialogues: number of repeats of conversations with checks that both cells have. dialogues: the failed ones.
+        num_dialogues: number of repeats of conversations with checks that both cells have.
+        dialogues: the failed ones.
     """
 
     own: Variant

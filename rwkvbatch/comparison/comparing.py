@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, get_args
 
 from rwkvbatch.arguments import (
     ITERABLE,
@@ -20,21 +20,12 @@ from rwkvbatch.arguments import (
     optional,
     whole_number,
 )
-from rwkvbatch.comparison.analysis import Analysis, available_metrics
+from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.blame import blame as find_blame
 from rwkvbatch.comparison.gates import parse_gate
 from rwkvbatch.comparison.judging import judge as judge_gates
 from rwkvbatch.comparison.loading import SOURCE, RunData, Source, load_runs
-from rwkvbatch.comparison.matching import (
-    Breakdown,
-    Dropped,
-    MatchedRows,
-    comparable_rows,
-    conversation_values,
-    count_dropped,
-    match,
-    rows_of,
-)
+from rwkvbatch.comparison.matching import Dropped, MatchedRows, comparable_rows, count_dropped, match
 from rwkvbatch.comparison.metrics import Metric, metric_named
 from rwkvbatch.comparison.pair_notes import matching_notes, no_common_turn, repeat_notes
 from rwkvbatch.comparison.paired import Comparison, Family, compare_counts, compare_metric
@@ -49,7 +40,9 @@ from rwkvbatch.comparison.preference import (
 )
 from rwkvbatch.comparison.ranking import Ranking, rank
 from rwkvbatch.comparison.scopes import scopes_of
+from rwkvbatch.comparison.selection import MetricSelection
 from rwkvbatch.comparison.trend import Trend, positions_over, trend_over
+from rwkvbatch.comparison.values import Breakdown
 from rwkvbatch.errors import RunMismatchError, UsageError
 
 if TYPE_CHECKING:
@@ -58,10 +51,6 @@ if TYPE_CHECKING:
 # pandas has no type stubs.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
-
-PRIMARY_METRICS: Final = ("score", "nll")
-"""The default primary metric is the first of these that has values."""
-
 
 _TEXTS = list_of(TEXT, "a list of texts", "one text needs brackets too: ['nll']")
 
@@ -113,7 +102,8 @@ def compare(
         baseline: a run or a cell; None for the first run, or the first cell of a single run.
         primary: the metric that decides; None for `score` if the script has checks, else `nll`.
         metrics: names of the metrics to show instead of the primary one. Each is corrected as a family of its own, and
-            all but the primary one are exploratory. all_metrics: show the primary metric and all others.
+            all but the primary one are exploratory.
+        all_metrics: show the primary metric and all others.
         margin: differences of the primary metric up to this size count as equivalent.
         over: test the trend of the primary metric and of `metrics` over checkpoints, which are compared with the
             earliest one. It is the word before the number in their names, such as `step`, or one number for each in
@@ -121,10 +111,11 @@ def compare(
         by: also show each turn, each tag, or each distance of probes from the message that they ask about
             (exploratory).
         ks: the k of pass@k, all-k and majority@k.
-        fail_if: gates (`rwkvbatch.comparison.gates`) that fail if their condition holds. fail_unless: gates that fail
-            if it does not. gate_significant: add `significantly` to all gates.
-        allow_missing: judge gates even if rows are missing or ended in an error. partial: judge gates even if a run is
-            unfinished. Without these, such gates fail.
+        fail_if: gates (`rwkvbatch.comparison.gates`) that fail if their condition holds.
+        fail_unless: gates that fail if it does not.
+        gate_significant: add `significantly` to all gates.
+        allow_missing: judge gates even if rows are missing or ended in an error.
+        partial: judge gates even if a run is unfinished. Without these, such gates fail.
         force: compare runs of different scripts, in the turns whose questions are equal.
         blame: find the turns at which dialogues went wrong; needs cells with `history` own and gold that are otherwise
             the same.
@@ -154,17 +145,18 @@ def compare(
     matched, variants, notes = matching.with_common_turns, matching.variants, matching.notes
     notes += judge_notes(matching.pairs, table)
     notes += repeat_notes(ks, matched, variants, table)
-    primary_metric = _primary(primary, requested, matched, variants, table)
-    shown = _shown(primary_metric, requested, matched, ks, all_metrics=all_metrics)
-    shown, requested, value_notes = _with_values(shown, requested, ks, matched, variants, table)
-    notes += value_notes
-    others = [] if requested is None else [metric for metric in shown if metric != primary_metric]
+    selection = MetricSelection(matched, variants, table, requested, ks)
+    primary_metric = selection.primary(primary)
+    shown = selection.shown(primary_metric, all_metrics=all_metrics)
+    requested = shown.requested
+    notes += shown.notes
+    others = [] if requested is None else [metric for metric in shown.metrics if metric != primary_metric]
     trends: list[Trend] = []
     if over is not None and primary_metric is not None:
         trends, trend_notes = _trends(over, matching.positions, primary_metric, others, table)
         notes += trend_notes
     tests = _Tests()
-    for metric in shown if matched else ():
+    for metric in shown.metrics if matched else ():
         if metric.level == "variant":
             pairs = [pair_rows.pair for pair_rows in matched]
             tests.comparisons += compare_counts(metric, pairs, matching.dropped)
@@ -252,7 +244,7 @@ class _Matching:
     @property
     def with_common_turns(self) -> list[MatchedRows]:
         """The rows of the pairs that have any."""
-        return [pair_rows for pair_rows in self.all_pairs if len(pair_rows.rows)]
+        return [pair_rows for pair_rows in self.all_pairs if len(pair_rows)]
 
     @property
     def paired_variants(self) -> list[Variant]:
@@ -328,123 +320,3 @@ def _trends(
             except RunMismatchError as error:
                 notes.append(f"{metric.name} has no trend: {error.message}")
     return trends, notes
-
-
-def _primary(
-    name: str | None,
-    requested: Sequence[str] | None,
-    matched: Sequence[MatchedRows],
-    variants: Sequence[Variant],
-    table: pd.DataFrame,
-) -> Metric | None:
-    """The metric that decides; None for a single variant without a default.
-
-    Raises:
-        UsageError: `name` cannot decide, or there is no default.
-    """
-
-    def has_values(metric: Metric) -> bool:
-        return _has_values(metric, matched, variants, table)
-
-    if name is not None:
-        metric = metric_named(name)
-        if not metric.tested:
-            alternative = f"; {metric.log_of} can" if metric.log_of else ""
-            raise UsageError(f"--primary {name}: differences in it are not tested, so it cannot decide{alternative}")
-        if not has_values(metric):
-            raise UsageError(f"--primary {name}: no turn has a value of it on both sides", hint=_NEEDS)
-        return metric
-    for default in PRIMARY_METRICS:
-        if has_values(metric_named(default)):
-            return metric_named(default)
-    if len(variants) < 2:
-        return None
-    candidates = [metric for metric in map(metric_named, requested or ()) if metric.tested and has_values(metric)]
-    if candidates:
-        return candidates[0]
-    failed = [
-        variant.label
-        for variant in variants
-        if (rows_of(table, variant, ["finish_reason"]) == "error").to_numpy().all()
-    ]
-    if failed:
-        raise UsageError(
-            f"no primary metric: every turn of {', '.join(failed)} ended in an error",
-            hint="the same `rwkvbatch run` with --retry-errors runs them again; `rwkvbatch show RUN` has the errors",
-        )
-    if any(bool(table[metric_named(name).column].notna().any()) for name in PRIMARY_METRICS):
-        raise UsageError(
-            "no primary metric: no turn that the variants share has a check (score) or a reference reply (nll)",
-            hint="give a run that was interrupted its command again, or choose what decides, such as --primary tokens",
-        )
-    raise UsageError(
-        "no primary metric: the script has neither checks (score) nor reference replies (nll)",
-        hint="choose what decides, such as --primary tokens",
-    )
-
-
-_NEEDS: Final = (
-    "scores need checks in the script, nll and matched need reference replies, bits_per_byte plain texts, pass_at_K K "
-    "repetitions"
-)
-
-
-def _has_values(
-    metric: Metric, matched: Sequence[MatchedRows], variants: Sequence[Variant], table: pd.DataFrame
-) -> bool:
-    """Whether any pair, or without pairs any variant, has a value of a metric."""
-    if metric.level == "variant":
-        return True
-    if matched:
-        return any(pair_rows.values(metric).baseline.size for pair_rows in matched)
-    if metric.level == "turn":
-        return bool(table[metric.column].notna().any())
-    return metric.level == "conversation" and any(
-        conversation_values(rows_of(table, variant), metric).size for variant in variants
-    )
-
-
-def _with_values(
-    shown: Sequence[Metric],
-    requested: tuple[str, ...] | None,
-    ks: Sequence[int] | None,
-    matched: Sequence[MatchedRows],
-    variants: Sequence[Variant],
-    table: pd.DataFrame,
-) -> tuple[list[Metric], tuple[str, ...] | None, list[str]]:
-    """The shown and the requested metrics that have values, and notes on the others.
-
-    Raises:
-        UsageError: no requested metric has values.
-    """
-    without = [metric for metric in shown if not _has_values(metric, matched, variants, table)]
-    if not without:
-        return list(shown), requested, []
-    names = {metric.name for metric in without}
-    if requested is not None and names >= set(requested):
-        raise UsageError(f"--metric: {_no_values(without, matched)}", hint=_NEEDS)
-    left = None if requested is None else tuple(name for name in requested if name not in names)
-    # `repeat_notes` has those of `ks`.
-    noted = [metric for metric in without if ks is None or metric.level != "conversation"]
-    notes = [f"{_no_values(noted, matched)}: {_NEEDS}"] if noted else []
-    return [metric for metric in shown if metric not in without], left, notes
-
-
-def _no_values(metrics: Sequence[Metric], matched: Sequence[MatchedRows]) -> str:
-    names = ", ".join(metric.name for metric in metrics)
-    return f"no turn has a value of {names}{' on both sides' if matched else ''}"
-
-
-def _shown(
-    primary: Metric | None,
-    requested: Sequence[str] | None,
-    matched: Sequence[MatchedRows],
-    ks: Sequence[int] | None,
-    *,
-    all_metrics: bool,
-) -> list[Metric]:
-    """The metrics of the table; the primary metric, if it is shown, comes first."""
-    others = available_metrics(matched, ks) if all_metrics else [metric_named(name) for name in requested or ()]
-    shows_primary = all_metrics or requested is None or (primary is not None and primary.name in requested)
-    first = [primary] if primary is not None and shows_primary else []
-    return [*first, *(metric for metric in others if metric not in first)]

@@ -61,7 +61,8 @@ def dialogues(
     """The selected dialogues of `run`, in the order of the cells, then of the rows.
 
     Args:
-        conversations: ids or tags, or patterns of them with `*` and `?`; empty for all. cells: the same for cells.
+        conversations: ids or tags, or patterns of them with `*` and `?`; empty for all.
+        cells: the same for cells.
         failed_only: select only dialogues with an error or a failed check.
 
     Raises:
@@ -244,7 +245,8 @@ class ConversationChange:
     """The changes of a conversation over all its matched turns and repeats.
 
     Attributes:
-        score, nll: mean differences, NaN where unknown. replies_changed: share of replies whose text differs.
+        score, nll: mean differences, NaN where unknown.
+        replies_changed: share of replies whose text differs.
     """
 
     conversation: str

@@ -26,7 +26,8 @@ class DistanceGroup:
     """Probes at a distance from `low` to `high`, both included.
 
     Attributes:
-        middle: the mean distance. rows: `[n]` whether each row of the table is in the group.
+        middle: the mean distance.
+        rows: `[n]` whether each row of the table is in the group.
     """
 
     unit: Unit

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from rwkvbatch.comparison.matching import rows_of
+from rwkvbatch.comparison.columns import rows_of
 from rwkvbatch.comparison.pairing import Variant
 
 if TYPE_CHECKING:

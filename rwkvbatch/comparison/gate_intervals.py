@@ -47,7 +47,8 @@ class FormValues:
     """The values of a linear form without its constant.
 
     Attributes:
-        values: `[n]`. conversations, repeats: `[n]` integer codes.
+        values: `[n]`.
+        conversations, repeats: `[n]` integer codes.
         weights: `[n]`, 1 on average; None for equal weights.
     """
 

@@ -229,7 +229,9 @@ class _Parser:
         bare_value: the value that `baseline` without a metric stands for; the first pass finds it.
 
     Attributes:
-        next: index of the next token. values: the statistics parsed so far. nesting: depth of signs and parentheses.
+        next: index of the next token.
+        values: the statistics parsed so far.
+        nesting: depth of signs and parentheses.
         bare_baseline: the last token `baseline` without a metric; None if there is none.
     """
 

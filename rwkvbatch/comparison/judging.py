@@ -89,10 +89,14 @@ class GateResult:
         return "; ".join(filter(None, (", ".join(parts), self.reason, self.note)))
 
     @property
+    def condition(self) -> str:
+        """The condition after its option, which tells whether it is one to fail or to pass."""
+        return f"{self.gate.option.removeprefix('--')} {self.gate.text}"
+
+    @property
     def line(self) -> str:
-        """The outcome as one line of a log; the option tells whether the condition is one to fail or to pass."""
-        outcome, option = "FAILED" if self.failed else "passed", self.gate.option.removeprefix("--")
-        return f"{outcome}: {option} {self.gate.text} [{self.label}: {self.found}]"
+        """The outcome as one line of a log."""
+        return f"{'FAILED' if self.failed else 'passed'}: {self.condition} [{self.label}: {self.found}]"
 
 
 def judge(

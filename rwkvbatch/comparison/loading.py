@@ -50,9 +50,15 @@ class RunFacts:
     """What was run, according to the manifest; fields that it lacks are None or empty.
 
     Attributes:
-        script_sha256: hash of the conversations. seed: the run seed. version: version of rwkvbatch. created: a date.
-        scripts: paths. cells: settings by the cell's name, in the plan's order. models: one record per checkpoint.
-        identity: everything that the replies depend on. part: which part of a run this is (`--shard`), such as `2/8`.
+        script_sha256: hash of the conversations.
+        seed: the run seed.
+        version: version of rwkvbatch.
+        created: a date.
+        scripts: paths.
+        cells: settings by the cell's name, in the plan's order.
+        models: one record per checkpoint.
+        identity: everything that the replies depend on.
+        part: which part of a run this is (`--shard`), such as `2/8`.
     """
 
     script_sha256: str | None = None
@@ -314,7 +320,8 @@ def _unfinished(rows: pd.DataFrame, planned: int | None, cells: Sequence[str]) -
     """The number of planned rows that are not in `rows`, by cell; empty if none is missing.
 
     Args:
-        planned: number of rows of the whole run; None if unknown. cells: the plan's cells.
+        planned: number of rows of the whole run; None if unknown.
+        cells: the plan's cells.
     """
     if planned is None or len(rows) >= planned:
         return {}
@@ -388,12 +395,19 @@ def _load_foreign(source: str, name: str, cells: Sequence[str]) -> RunData | Non
     return RunData(name, source, RunFacts(), {}, tabulate(rows), tuple(notes))
 
 
+_MAX_NAMED_RUNS = 3
+
+
 def _load_run(source: str, name: str, *, choices: bool) -> RunData:
     path = Path(source)
     results = path / RESULTS_NAME if path.is_dir() else path
     if not results.is_file():
         problem = "there is no results.jsonl in it" if path.is_dir() else "there is no such run"
-        raise RunDirectoryError(problem, path=source, hint="make one with `rwkvbatch run SCRIPT --out DIR`")
+        inner = sorted(str(found.parent) for found in path.glob(f"*/{RESULTS_NAME}"))[:_MAX_NAMED_RUNS]
+        hint = (
+            f"it holds runs, such as {', '.join(inner)}" if inner else "make one with `rwkvbatch run SCRIPT --out DIR`"
+        )
+        raise RunDirectoryError(problem, path=source, hint=hint)
     notes: list[str] = []
     manifest = read_manifest(results.parent)
     if manifest is None:

@@ -1,20 +1,20 @@
-"""Matching of the rows of two variants, and the values of a metric in matched rows."""
+"""Matching of the rows of two variants that have the same conversation, turn and repeat, and ask the same."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.comparison.distance import distance_groups
+from rwkvbatch.comparison.columns import KEYS, JoinedColumns, cells_of, rows_of, same_keys
 from rwkvbatch.comparison.loading import RunData, joined
-from rwkvbatch.comparison.metrics import PAIR_METRICS, TURN_METRICS, Metric, is_majority, metric_named, pass_value
+from rwkvbatch.comparison.metrics import Metric
 from rwkvbatch.comparison.pairing import Pair, Variant
-from rwkvbatch.comparison.votes import majority_at_k, vote_of
+from rwkvbatch.comparison.values import PairedValues, paired_values
 from rwkvbatch.results.row import NOT_REACHED
 
 if TYPE_CHECKING:
@@ -24,12 +24,8 @@ if TYPE_CHECKING:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
 
-Breakdown = Literal["turn", "tag", "distance"]
-
-
-KEYS: Final = ("conversation", "conversation_code", "turn", "repeat")
-"""The columns on which rows of two variants are matched."""
-
+_KEY_CODES: Final = KEYS[1:]
+"""The columns of `KEYS` that are integers and determine the key."""
 
 PASS_COLUMNS: Final = ("score", "passed")
 """Columns in which a turn that ended in an error, or was not reached, counts as failed."""
@@ -40,45 +36,28 @@ class MatchedRows:
     """The rows of a pair with equal (conversation, turn, repeat) and equal questions, side by side.
 
     Attributes:
-        rows: the columns of the baseline with the suffix `_a`, and of the variant with the suffix `_b`.
+        columns: by name, the columns of the baseline with the suffix `_a`, and of the variant with the suffix `_b`.
         only_baseline, only_variant: number of rows without a counterpart.
         num_different: number of rows left out because the two sides were asked different questions.
     """
 
     pair: Pair
-    rows: pd.DataFrame
+    columns: pd.DataFrame | JoinedColumns
     only_baseline: int
     only_variant: int
     num_different: int
 
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """The columns as a table."""
+        return self.columns.table() if isinstance(self.columns, JoinedColumns) else self.columns
+
     def values(self, metric: Metric) -> PairedValues:
         """See `paired_values`."""
-        return paired_values(self.rows, metric)
-
-
-@dataclass(frozen=True)
-class PairedValues:
-    """Matched values of a metric.
-
-    Attributes:
-        baseline, variant: `[n]` the values of both sides.
-        conversations: `[n]` integer codes of the conversations.
-        weights: `[n]` weights of the pairs in means, 1 on average; None where all weights are equal.
-    """
-
-    baseline: NDArray[np.float64]
-    variant: NDArray[np.float64]
-    conversations: NDArray[np.int64]
-    weights: NDArray[np.float64] | None = None
-
-    @property
-    def differences(self) -> NDArray[np.float64]:
-        """`[n]` variant minus baseline."""
-        return self.variant - self.baseline
-
-    def weighted(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """`values` `[n]` times the weights."""
-        return values if self.weights is None else values * self.weights
+        return paired_values(self.columns, metric)
 
 
 @dataclass(frozen=True)
@@ -86,8 +65,9 @@ class Dropped:
     """Numbers of rows that one variant lacks, or that do not count like the others.
 
     Attributes:
-        errors: rows that ended in an error. unreached: rows after an error in the same conversation. Both count as
-            failed in `score`, `passed` and pass@k, and are left out of all other means.
+        errors: rows that ended in an error.
+        unreached: rows after an error in the same conversation. Both count as failed in `score`, `passed` and pass@k,
+            and are left out of all other means.
         missing: rows of the baseline that this variant lacks; for a baseline, the most that it lacks of one variant.
         different: rows left out because the baseline was asked a different question.
         unfinished: planned rows that do not exist (yet).
@@ -199,14 +179,15 @@ def _codes(run: RunData, asked: _Questions, codes: dict[Any, int]) -> NDArray[np
     return np.array([code_of[conversation, int(turn)] for conversation, turn in keys], dtype=np.int64)
 
 
-def rows_of(table: pd.DataFrame, variant: Variant, columns: Iterable[str] | None = None) -> pd.DataFrame:
-    """The rows of one cell of one run, with the given `columns` or (slower) with all."""
-    is_variant = (table["run"] == variant.run) & (table["cell"] == variant.cell)
-    return (table if columns is None else table[list(columns)]).loc[is_variant]
-
-
 def match(pair: Pair, table: pd.DataFrame) -> MatchedRows:
     """Join both cells of `pair` on `KEYS`, and keep the rows with equal questions. `table`: see `comparable_rows`."""
+    cells = cells_of(table)
+    positions = same_keys(table, (pair.baseline, pair.variant), _KEY_CODES)
+    if positions is not None and _are_unique([cells.column(name)[positions[0]] for name in _KEY_CODES]):
+        questions = cells.column("question")[positions]
+        baseline_positions, variant_positions = positions[:, questions[0] == questions[1]]
+        columns = JoinedColumns(cells, baseline_positions, variant_positions)
+        return MatchedRows(pair, columns, 0, 0, positions.shape[1] - len(columns))
     baseline, variant = (rows_of(table, side) for side in (pair.baseline, pair.variant))
     joined_rows = baseline.merge(variant, on=list(KEYS), how="inner", suffixes=("_a", "_b"))
     matched = joined_rows.loc[joined_rows["question_a"] == joined_rows["question_b"]].reset_index(drop=True)
@@ -217,6 +198,15 @@ def match(pair: Pair, table: pd.DataFrame) -> MatchedRows:
         only_variant=len(variant) - len(joined_rows),
         num_different=len(joined_rows) - len(matched),
     )
+
+
+def _are_unique(keys: Sequence[NDArray[np.int64]]) -> bool:
+    """Whether no two rows have the same `keys`, each `[rows]`."""
+    order = np.lexsort(keys)
+    is_repeated = np.ones(max(0, order.size - 1), dtype=bool)
+    for key in keys:
+        is_repeated &= key[order[1:]] == key[order[:-1]]
+    return not is_repeated.any()
 
 
 def count_dropped(
@@ -232,9 +222,10 @@ def count_dropped(
         missing[baseline] = max(missing.get(baseline, 0), pair_rows.only_variant)
     unfinished = {(run.name, cell): count for run in runs for cell, count in run.unfinished.items()}
     dropped: list[Dropped] = []
+    cells = cells_of(table)
     for variant in variants:
-        rows = rows_of(table, variant, ["finish_reason", "error", "unjudged"])
-        errors = rows.loc[rows["finish_reason"] == "error", "error"]
+        positions = cells.positions(variant)
+        errors = cells.column("error")[positions[cells.column("finish_reason")[positions] == "error"]]
         unreached = sum(str(text).startswith(NOT_REACHED) for text in errors)
         dropped.append(
             Dropped(
@@ -244,210 +235,9 @@ def count_dropped(
                 missing=missing.get(variant, 0),
                 different=different.get(variant, 0),
                 unfinished=unfinished.pop((variant.run, variant.cell), 0),
-                unjudged=int(np.count_nonzero(rows["unjudged"])),
+                unjudged=int(np.count_nonzero(cells.column("unjudged")[positions])),
             )
         )
     for (run, cell), count in unfinished.items():
         dropped.append(Dropped(f"{run}::{cell}" if len(runs) > 1 else cell, unfinished=count))
     return tuple(dropped)
-
-
-def metrics_of(rows: pd.DataFrame, sides: Sequence[str] = ("",), ks: Sequence[int] | None = None) -> list[Metric]:
-    """The metrics of which `rows` have values: `TURN_METRICS` without redundant ones, pass@k, all-k and majority@k.
-
-    Args:
-        sides: suffixes of the columns; each side must have values.
-        ks: the k of pass@k, all-k and majority@k; None for the smallest number of repeats of a conversation, if that
-            is at least 2.
-    """
-    columns = {metric.name: [rows[f"{metric.column}{side}"].to_numpy() for side in sides] for metric in TURN_METRICS}
-    metrics = [
-        metric
-        for metric in TURN_METRICS
-        if all(not np.isnan(column).all() for column in columns[metric.name]) and not _redundant(metric, columns)
-    ]
-    if ks is None:
-        fewest = min((len(passed) for side in sides for passed in _outcomes(rows, side).values()), default=0)
-        ks = [fewest] if fewest > 1 else []
-    metrics += [metric for metric in PAIR_METRICS if all(f"{metric.column}{side}" in rows for side in sides)]
-    return metrics + [metric_named(f"{name}_{k}") for k in ks for name in ("pass_at", "all", "majority_at")]
-
-
-def _redundant(metric: Metric, columns: Mapping[str, Sequence[NDArray[np.float64]]]) -> bool:
-    """Whether `metric` adds nothing: `passed` equal to `score` in all rows, `failed` or `truncated` 0 in all rows."""
-    if metric.name in ("failed", "truncated"):
-        return not any(np.nan_to_num(column).any() for column in columns[metric.name])
-    if metric.name == "passed":
-        pairs = zip(columns["passed"], columns["score"], strict=True)
-        return all(np.array_equal(passed, score, equal_nan=True) for passed, score in pairs)
-    return False
-
-
-def groups_of(rows: pd.DataFrame, by: Breakdown | None, side: str = "") -> Iterator[tuple[str | None, pd.DataFrame]]:
-    """The groups of `rows` by turn, tag or distance of probes, each with its name; all rows for `by=None`.
-
-    Args:
-        side: suffix of the columns: `_a` or `_b` in matched rows.
-    """
-    if by is None:
-        yield None, rows
-    elif by == "turn":
-        dialogue = rows.loc[rows[f"probe_turns{side}"].isna()] if f"probe_turns{side}" in rows else rows
-        for turn in sorted(dialogue["turn"].unique()):
-            yield f"turn {turn}", dialogue.loc[dialogue["turn"] == turn]
-    elif by == "distance":
-        for group in distance_groups(rows, side):
-            yield group.label, rows.loc[group.rows]
-    else:
-        for tag in sorted({tag for tags in rows[f"tags{side}"] for tag in tags}):
-            yield tag, rows.loc[[tag in tags for tags in rows[f"tags{side}"]]]
-
-
-def paired_values(rows: pd.DataFrame, metric: Metric) -> PairedValues:
-    """The values of a metric of turns or conversations in matched rows, where both sides have one."""
-    if metric.level == "conversation":
-        sides = (conversation_values(rows, metric, "_a"), conversation_values(rows, metric, "_b"))
-        baseline_series, variant_series = sides[0].align(sides[1], join="inner")
-        codes = dict(zip(rows["conversation"], rows["conversation_code"], strict=True))
-        conversations = np.array([codes[name] for name in baseline_series.index], dtype=np.int64)
-        baseline, variant = (series.to_numpy(dtype=np.float64) for series in (baseline_series, variant_series))
-        return PairedValues(baseline, variant, conversations)
-    baseline, variant, weights = _sides(rows, metric)
-    known = _known(baseline, variant, weights)
-    if weights is not None:
-        weights = weights[known]
-        weights = weights / weights.mean() if weights.size else weights
-    return PairedValues(baseline[known], variant[known], rows["conversation_code"].to_numpy()[known], weights)
-
-
-def has_both_values(rows: pd.DataFrame, metric: Metric) -> NDArray[np.bool_]:
-    """`[rows]` whether both sides of a matched row have a value of a metric of turns, and of equal weight."""
-    return _known(*_sides(rows, metric))
-
-
-def _sides(
-    rows: pd.DataFrame, metric: Metric
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64] | None]:
-    """`[rows]` the values of both sides of matched rows, and their weights as in `weights_of`."""
-    baseline, variant = (rows[f"{metric.column}{side}"].to_numpy(dtype=np.float64) for side in ("_a", "_b"))
-    return baseline, variant, weights_of(rows, metric, ("_a", "_b"))
-
-
-def _known(
-    baseline: NDArray[np.float64], variant: NDArray[np.float64], weights: NDArray[np.float64] | None
-) -> NDArray[np.bool_]:
-    known = ~(np.isnan(baseline) | np.isnan(variant))
-    return known if weights is None else known & ~np.isnan(weights)
-
-
-def weights_of(rows: pd.DataFrame, metric: Metric, sides: Sequence[str] = ("",)) -> NDArray[np.float64] | None:
-    """`[rows]` the weights of a metric; None if all rows have equal weight.
-
-    NaN in rows without a weight, and in matched rows whose two sides have different weights: two vocabularies split a
-    text into different numbers of tokens, so values per token are not comparable.
-    """
-    if metric.weight_column is None or f"{metric.weight_column}{sides[0]}" not in rows:
-        return None  # tables from other programs have no weights
-    first, *others = [rows[f"{metric.weight_column}{side}"].to_numpy(dtype=np.float64) for side in sides]
-    for other in others:
-        first = np.where(first == other, first, np.nan)
-    return first
-
-
-def conversation_values(rows: pd.DataFrame, metric: Metric, side: str = "") -> pd.Series:
-    """A metric of conversations (`pass_at_K`, `all_K`, `majority_at_K`), indexed by conversation, without NaNs.
-
-    Args:
-        side: suffix of the columns of one side of matched rows.
-    """
-    import pandas as pd
-
-    if is_majority(metric):
-        k = int(metric.name.rpartition("_")[2])
-        values = {
-            name: majority_at_k(votes, k) if len(votes) >= k else math.nan for name, votes in _votes(rows, side).items()
-        }
-    else:
-        values = {name: pass_value(metric.name, passed) for name, passed in _outcomes(rows, side).items()}
-    return pd.Series(values, dtype=np.float64).rename_axis("conversation").dropna()
-
-
-def judged_repeats(rows: pd.DataFrame, side: str = "") -> dict[str, int]:
-    """The number of judged repeats of each conversation with checks."""
-    return {name: len(passed) for name, passed in _outcomes(rows, side).items()}
-
-
-def _outcomes(rows: pd.DataFrame, side: str) -> dict[str, list[bool]]:
-    """For each conversation with checks, whether all checks of all turns passed, one bool per repeat."""
-    judged = _judged(rows, side)
-    repeats = _repeats_of(rows, judged)
-    failed = _failed_repeats(rows, side, judged, repeats)
-    outcomes: dict[str, list[bool]] = {}
-    for name, has_failed in zip(rows["conversation"].to_numpy()[repeats.firsts], failed.tolist(), strict=True):
-        outcomes.setdefault(name, []).append(not has_failed)
-    return outcomes
-
-
-def _judged(rows: pd.DataFrame, side: str) -> NDArray[np.int64]:
-    """Positions of the rows with a verdict, without repeats of conversations that have an unjudged row."""
-    judged = np.flatnonzero(~np.isnan(rows[f"passed{side}"].to_numpy(dtype=np.float64)))
-    unjudged = np.flatnonzero(rows[f"unjudged{side}"].to_numpy(dtype=bool))
-    if not unjudged.size:
-        return judged
-    codes = _repeats_of(rows, np.concatenate([judged, unjudged])).codes
-    return judged[~np.isin(codes[: judged.size], codes[judged.size :])]
-
-
-@dataclass(frozen=True)
-class _Repeats:
-    """The repeats of conversations that some rows belong to, in the order of their first rows.
-
-    Attributes:
-        codes: `[rows]` the number of each row's repeat, from 0.
-        firsts: `[repeats]` the position in the table of each repeat's first row.
-    """
-
-    codes: NDArray[np.int64]
-    firsts: NDArray[np.int64]
-
-
-def _repeats_of(rows: pd.DataFrame, positions: NDArray[np.int64]) -> _Repeats:
-    """The repeats of the rows at `positions` `[n]`."""
-    import pandas as pd
-
-    conversations = pd.factorize(rows["conversation"].to_numpy()[positions])[0].astype(np.int64)
-    repeat_codes, distinct_repeats = pd.factorize(rows["repeat"].to_numpy()[positions])
-    codes, distinct_codes = pd.factorize(conversations * max(1, len(distinct_repeats)) + repeat_codes)
-    firsts = np.full(len(distinct_codes), positions.size, dtype=np.int64)
-    np.minimum.at(firsts, codes, np.arange(positions.size))
-    return _Repeats(codes.astype(np.int64), positions[firsts])
-
-
-def _failed_repeats(
-    rows: pd.DataFrame, side: str, positions: NDArray[np.int64], repeats: _Repeats
-) -> NDArray[np.bool_]:
-    """`[repeats]` whether a check failed in any of the rows at `positions`, whose repeats are `repeats`."""
-    failed_rows = rows[f"passed{side}"].to_numpy(dtype=np.float64)[positions] < 1.0
-    return np.bincount(repeats.codes, weights=failed_rows, minlength=repeats.firsts.size) > 0
-
-
-def _votes(rows: pd.DataFrame, side: str) -> dict[str, list[tuple[tuple[str, ...], bool]]]:
-    """For each conversation with checks, one vote per repeat in their order: its answers, and whether all passed.
-
-    A repeat's answers are those to all its turns with checks. Repeats that passed have no answers, because all passing
-    answers count as the same answer.
-    """
-    judged = _judged(rows, side)
-    judged = judged[np.lexsort((rows["turn"].to_numpy()[judged], rows["repeat"].to_numpy()[judged]))]
-    repeats = _repeats_of(rows, judged)
-    failed = _failed_repeats(rows, side, judged, repeats)
-    answers: list[list[str]] = [[] for _ in repeats.firsts]
-    in_failed = failed[repeats.codes]
-    replies, row_checks = (rows[f"{name}{side}"].to_numpy()[judged[in_failed]] for name in ("reply", "checks"))
-    for code, reply, checks in zip(repeats.codes[in_failed].tolist(), replies, row_checks, strict=True):
-        answers[code].append(vote_of(reply, checks))
-    votes: dict[str, list[tuple[tuple[str, ...], bool]]] = {}
-    names = rows["conversation"].to_numpy()[repeats.firsts]
-    for name, repeat_answers, has_failed in zip(names, answers, failed.tolist(), strict=True):
-        votes.setdefault(name, []).append((tuple(repeat_answers), not has_failed))
-    return votes

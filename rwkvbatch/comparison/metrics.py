@@ -310,7 +310,7 @@ VARIANT_METRICS: Final[tuple[Metric, ...]] = tuple(
         ("unreached", "turns after an error"),
         ("missing", "turns that the other side has"),
         ("unjudged", "turns without a verdict"),
-        ("unfinished", "planned turns not there yet"),
+        ("unfinished", "planned turns that have not run yet"),
     )
 )
 """Counts of a whole variant: fields of `rwkvbatch.comparison.matching.Dropped`."""

@@ -43,8 +43,9 @@ class _Level:
     """The repeating n-grams of one length.
 
     Attributes:
-        positions: start positions of the n-grams. classes: `[tokens]` the class of the n-gram at each position, -1
-            without one. firsts: one position of each class.
+        positions: start positions of the n-grams.
+        classes: `[tokens]` the class of the n-gram at each position, -1 without one.
+        firsts: one position of each class.
     """
 
     positions: Integers

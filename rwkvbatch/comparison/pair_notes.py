@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from rwkvbatch.comparison.columns import rows_of
 from rwkvbatch.comparison.loading import RunData
-from rwkvbatch.comparison.matching import MatchedRows, judged_repeats, rows_of
+from rwkvbatch.comparison.matching import MatchedRows
 from rwkvbatch.comparison.pairing import Variant, refuse_parts
+from rwkvbatch.comparison.values import judged_repeats
 from rwkvbatch.errors import RunMismatchError, UsageError, counted
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ def repeat_notes(
         return []
     of_pairs: list[list[int]] = []
     for pair_rows in matched:
-        baseline, variant = (judged_repeats(pair_rows.rows, side) for side in ("_a", "_b"))
+        baseline, variant = (judged_repeats(pair_rows.columns, side) for side in ("_a", "_b"))
         of_pairs.append([min(baseline[name], variant[name]) for name in baseline.keys() & variant.keys()])
     of_pairs = of_pairs or [list(judged_repeats(rows_of(table, variants[0])).values())]
     largest_k = max((repeats for repeats_of_pair in of_pairs for repeats in repeats_of_pair), default=0)
@@ -84,7 +86,7 @@ def matching_notes(all_pairs: Iterable[MatchedRows]) -> list[str]:
         baseline, variant = matched.pair.baseline.label, matched.pair.variant.label
         if matched.only_baseline or matched.only_variant:
             unmatched.append(
-                f"{variant} against {baseline}: {counted(len(matched.rows), 'turn')} matched; left out: "
+                f"{variant} against {baseline}: {counted(len(matched), 'turn')} matched; left out: "
                 f"{matched.only_baseline} only in {baseline}, {matched.only_variant} only in {variant}"
             )
         if matched.num_different:

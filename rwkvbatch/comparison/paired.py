@@ -10,9 +10,10 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.comparison.matching import Breakdown, Dropped, MatchedRows, PairedValues, groups_of, paired_values
+from rwkvbatch.comparison.matching import Dropped, MatchedRows
 from rwkvbatch.comparison.metrics import Metric
 from rwkvbatch.comparison.pairing import Pair
+from rwkvbatch.comparison.values import Breakdown, PairedValues, groups_of, paired_values
 from rwkvbatch.stats.clustered import clustered_mean
 from rwkvbatch.stats.family import Difference, compare_family
 
@@ -32,8 +33,10 @@ class Family:
         name: the metric's name, followed by ` by tag`, ` by turn` or ` by distance` for groups.
         exploratory: False only for the primary metric over all rows; an exploratory result is a lead, not a finding.
         size: number of tests that the correction counts: those whose pairs are not all equal.
-        level: family-wise error rate. level_each: level of each single test that keeps it. level_interval: level of
-            each interval at which all hold together with probability `1 - level`, at most `level_each`.
+        level: family-wise error rate.
+        level_each: level of each single test that keeps it.
+        level_interval: level of each interval at which all hold together with probability `1 - level`, at most
+            `level_each`.
         exact: whether all sign patterns were enumerated.
     """
 
@@ -54,19 +57,21 @@ class Comparison:
 
     Attributes:
         family: the name of the `Family` that corrects this test.
-        difference: mean of variant minus baseline over matched rows. standard_error: its error, clustered by
-            conversation.
-        low, high: simultaneous interval of the difference within the family. low_alone, high_alone: the interval
-            without correction.
+        difference: mean of variant minus baseline over matched rows.
+        standard_error: its error, clustered by conversation.
+        low, high: simultaneous interval of the difference within the family.
+        low_alone, high_alone: the interval without correction.
         p, p_adjusted: two-sided p-value without and with the family's correction.
         p_rank: p-value of the signed-rank test, without correction.
         wins, ties, losses: number of conversations whose mean difference is better, zero or worse (positive, zero or
             negative for metrics without a better direction).
         detectable: the smallest true difference that this design finds 4 times in 5.
-        num_values: number of matched pairs. num_conversations: number of conversations with pairs.
+        num_values: number of matched pairs.
+        num_conversations: number of conversations with pairs.
         decidable: whether this number of conversations can give a significant result in the family at all.
         identical: all pairs are equal.
-        level: the family's level. level_each: this test's level within the family.
+        level: the family's level.
+        level_each: this test's level within the family.
         margin: differences up to this size are equivalent.
         exploratory: see `Family`.
     """
@@ -150,7 +155,7 @@ def compare_metric(
     samples = [
         sample
         for pair_rows in matched
-        for group, rows in groups_of(pair_rows.rows, by, "_a")
+        for group, rows in ([(None, pair_rows.columns)] if by is None else groups_of(pair_rows.rows, by, "_a"))
         if (sample := _Sample(pair_rows.pair, group, paired_values(rows, metric))).size or by is None
     ]
     if not metric.tested:

@@ -134,8 +134,8 @@ def check_runs(runs: Sequence[RunData], *, force: bool) -> list[str]:
             )
     for cause, names in equal.items():
         same = f"{first.name} and {_first_names(names)} have the same weights, script, settings and seed"
-        reason = "are a fault of the program" if cause is None else f"do so because {cause}"
-        notes.append(f"{same}: replies that differ {reason}")
+        reason = "any that differs is a fault of the program" if cause is None else f"they may differ because {cause}"
+        notes.append(f"{same}, so they should have the same replies; {reason}")
     return notes
 
 

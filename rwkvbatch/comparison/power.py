@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
+from rwkvbatch.comparison.columns import rows_of
 from rwkvbatch.comparison.loading import Source, load_runs
-from rwkvbatch.comparison.matching import comparable_rows, has_both_values, match, rows_of, weights_of
+from rwkvbatch.comparison.matching import comparable_rows, match
 from rwkvbatch.comparison.metrics import Metric, metric_named
 from rwkvbatch.comparison.paired import LEVEL
 from rwkvbatch.comparison.pairing import Pair, pair_up, variants_of
+from rwkvbatch.comparison.values import has_both_values, weights_of
 from rwkvbatch.comparison.variances import discreteness, variances, weighted_deviations
 from rwkvbatch.errors import UsageError
 from rwkvbatch.script.records import Conversation, Turn
@@ -35,7 +37,8 @@ class Spread:
     """Variances of the paired differences of a metric.
 
     Attributes:
-        between: variance of the conversations' true differences. within: variance of one repetition around them.
+        between: variance of the conversations' true differences.
+        within: variance of one repetition around them.
         source: a sentence on the origin of the variances and on what was assumed.
         num_conversations, repetitions: size of the pilot; 0 without one.
         steps: whether the differences are discrete, which gives the test more power (`stats.spread.Spread.discrete`).
@@ -56,8 +59,8 @@ class Design:
     """The sample size for one number of repetitions.
 
     Attributes:
-        conversations: number that finds the difference with the required probability. turns: number that each cell
-            then replays.
+        conversations: number that finds the difference with the required probability.
+        turns: number that each cell then replays.
         detectable: the smallest difference that the script's conversations find; NaN if they are too few for any.
         enough: whether the script has at least `conversations`.
     """

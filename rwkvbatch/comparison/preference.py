@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from rwkvbatch.comparison.columns import JoinedColumns, rows_of
 from rwkvbatch.comparison.gates import Gate
 from rwkvbatch.comparison.loading import RunData
-from rwkvbatch.comparison.matching import MatchedRows, rows_of
+from rwkvbatch.comparison.matching import MatchedRows
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.pairing import Pair, Variant
 from rwkvbatch.errors import UsageError, counted
@@ -54,12 +55,15 @@ class Preferences:
     """Counts of a judge's verdicts on the replies of a variant and its baseline.
 
     Attributes:
-        pairs: matched turns in which each side has a reply or an error. wins, ties, losses: the variant's outcomes.
+        pairs: matched turns in which each side has a reply or an error.
+        wins, ties, losses: the variant's outcomes.
         equal: ties because the replies are equal; the judge is not asked about these.
         errors: pairs in which a side ended in an error. An error loses to a reply; two errors tie.
-        judged: pairs with a verdict in both orders. disagreements: judged pairs whose two orders have different
-            winners. first: disagreements in which the reply shown first won both times.
-        missing: pairs that lack a verdict in one of the orders. reason: why the first of them lacks it.
+        judged: pairs with a verdict in both orders.
+        disagreements: judged pairs whose two orders have different winners.
+        first: disagreements in which the reply shown first won both times.
+        missing: pairs that lack a verdict in one of the orders.
+        reason: why the first of them lacks it.
     """
 
     baseline: str
@@ -179,7 +183,7 @@ def _judged(
         reason=reason,
         **{name: counts[name] for name in names},
     )
-    return replace(matched, rows=rows), preferences
+    return replace(matched, columns=rows), preferences
 
 
 class _Turn(NamedTuple):
@@ -231,7 +235,7 @@ class _Dialogues:
         return turn.reference if self._is_gold and turn.reference is not None else turn.answer
 
 
-def missing_in(rows: pd.DataFrame) -> int:
+def missing_in(rows: pd.DataFrame | JoinedColumns) -> int:
     """The number of matched replies without a verdict of the judge; 0 if no judge was asked."""
     if f"{PREFERENCE}_b" not in rows:
         return 0

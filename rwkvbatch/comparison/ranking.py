@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.comparison.matching import Breakdown, conversation_values, groups_of, metrics_of, rows_of, weights_of
+from rwkvbatch.comparison.columns import rows_of, same_keys
 from rwkvbatch.comparison.metrics import Metric, is_majority, pass_value
 from rwkvbatch.comparison.paired import LEVEL, Comparison
 from rwkvbatch.comparison.pairing import Variant
+from rwkvbatch.comparison.values import Breakdown, conversation_values, groups_of, metrics_of, weights_of
 from rwkvbatch.stats.bounded import bounded_interval
 from rwkvbatch.stats.clustered import clustered_mean
 from rwkvbatch.stats.signflip import largest_mean_p
@@ -74,7 +75,8 @@ def mean_of(
 
     Args:
         values: `[n]` values of `metric.column`; NaNs are left out, and at least one is not NaN.
-        conversations: `[n]` labels. weights: `[n]`; None for equal weights.
+        conversations: `[n]` labels.
+        weights: `[n]`; None for equal weights.
     """
     known = ~np.isnan(values)
     values, conversations = values[known], conversations[known]
@@ -121,7 +123,8 @@ class Ranking:
     Attributes:
         candidates: those that could be best, then the others, each sorted from the best mean to the worst; candidates
             with equal means are in the order of the variants.
-        num_values: number of rows (of `metric.level`) that all candidates have. num_conversations: their conversations.
+        num_values: number of rows (of `metric.level`) that all candidates have.
+        num_conversations: their conversations.
         num_left_out: number of rows that only some candidates have. A test of two candidates uses all rows that both
             have.
         level: upper bound on the probability that a truly best variant is not among those that could be best.
@@ -156,7 +159,8 @@ def rank(
     """The ranking by `metric`, or a note on why there is none. Fewer than three variants have neither.
 
     Args:
-        table: see `comparable_rows`. comparisons: the comparisons by `metric`; those of groups are ignored.
+        table: see `comparable_rows`.
+        comparisons: the comparisons by `metric`; those of groups are ignored.
     """
     if len(variants) < MIN_VARIANTS or not metric.ranked or is_majority(metric):
         return None, None
@@ -226,18 +230,21 @@ def _beaten_by_others(
 ) -> dict[Variant, str]:
     """The variants that one of all others, tested together, is significantly better than, with that one's label."""
     beaten: dict[Variant, str] = {}
-    tested_pairs = {frozenset((comparison.pair.baseline, comparison.pair.variant)) for comparison in comparisons}
+    index_of = {variant: index for index, variant in enumerate(variants)}
+    tested_with: dict[int, set[int]] = {}  # by index of a variant, those with which a comparison tests it
+    for comparison in comparisons:
+        sides = index_of.get(comparison.pair.baseline), index_of.get(comparison.pair.variant)
+        for side, other in (sides, sides[::-1]):
+            if side is not None and other is not None:
+                tested_with.setdefault(side, set()).add(other)
     sign = -1 if values.metric.better == "lower" else 1
     for index, variant in enumerate(variants):
-        rivals = [
-            other
-            for other, rival in enumerate(variants)
-            if other != index and frozenset((variant, rival)) not in tested_pairs
-        ]
-        if variant in already_beaten or not rivals:
+        is_rival = np.ones(len(variants), dtype=bool)
+        is_rival[[index, *tested_with.get(index, ())]] = False
+        rivals = np.flatnonzero(is_rival)
+        if variant in already_beaten or not rivals.size:
             continue
-        sums = np.stack([values.sums(index, rival) for rival in rivals], axis=1)
-        p, best = largest_mean_p(sums * sign)
+        p, best = largest_mean_p(values.sums(index, rivals) * sign)
         if p <= level:
             beaten[variant] = variants[rivals[best]].label
     return beaten
@@ -275,13 +282,33 @@ class VariantValues:
             rows = np.where(np.isnan(weights)[:, None], np.nan, rows)
         return cls(metric, rows, codes, repeats, int(codes.max(initial=-1)) + 1, weights)
 
-    def sums(self, baseline: int, variant: int) -> NDArray[np.float64]:
+    def sums(self, baseline: int, variants: NDArray[np.int64]) -> NDArray[np.float64]:
+        """`[num_conversations, variants]` each conversation's weighted sum of the differences to `baseline`."""
+        if self.metric.level == "turn" and variants.size > self.conversations.size:
+            return self._sums_by_row(baseline, variants)
+        return np.stack([self._sums_of(baseline, int(variant)) for variant in variants], axis=1)
+
+    def _sums_of(self, baseline: int, variant: int) -> NDArray[np.float64]:
         """`[num_conversations]` each conversation's weighted sum of the differences `variant` minus `baseline`."""
         differences, conversations, weights = self._differences(baseline, variant)
         if weights is not None:
             differences = differences * weights
         sums = np.bincount(conversations, differences, minlength=self.num_conversations)
         return sums.astype(np.float64)
+
+    def _sums_by_row(self, baseline: int, variants: NDArray[np.int64]) -> NDArray[np.float64]:
+        """As `sums` for a metric of turns, for all variants at once.
+
+        The rows are added in the order of `np.bincount`, so that the sums are the same to the last bit.
+        """
+        differences = self.rows[:, variants] - self.rows[:, baseline, None]
+        if self.weights is not None:
+            differences *= self.weights[:, None]
+        differences = np.where(np.isnan(differences), 0.0, differences)
+        sums = np.zeros((self.num_conversations, variants.size))
+        for conversation, row in zip(self.conversations.tolist(), differences, strict=True):
+            sums[conversation] += row
+        return sums
 
     def difference(self, baseline: int, variant: int) -> float:
         """The mean difference `variant` minus `baseline` over the rows that both have; NaN without such rows."""
@@ -339,11 +366,16 @@ def side_by_side(
     NaN where a variant lacks a row that another one has.
 
     Args:
-        table: see `comparable_rows`. conversation: its column that the index has for conversations.
+        table: see `comparable_rows`.
+        conversation: its column that the index has for conversations.
     """
     import pandas as pd
 
     keys = [conversation, "turn", "repeat", "question"]
+    positions = same_keys(table, variants, ("conversation_code", *keys[1:]))
+    if positions is not None:
+        index = pd.MultiIndex.from_frame(rows_of(table, variants[0], keys))
+        return pd.DataFrame(table[column].to_numpy()[positions].T, index=index, columns=range(len(variants)))
     columns = [rows_of(table, variant, [*keys, column]).set_index(keys)[column] for variant in variants]
     return pd.concat(columns, axis=1, join="outer", keys=range(len(columns)))
 

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvbatch.comparison.columns import JoinedColumns, rows_of
 from rwkvbatch.comparison.gates import Floats, Value
 from rwkvbatch.comparison.loading import RunData
-from rwkvbatch.comparison.matching import Dropped, MatchedRows, conversation_values, rows_of, weights_of
+from rwkvbatch.comparison.matching import Dropped, MatchedRows
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.preference import missing_in
+from rwkvbatch.comparison.values import conversation_values, weights_of
 from rwkvbatch.errors import counted
 
 if TYPE_CHECKING:
@@ -31,7 +33,8 @@ class Column:
     """One metric of one side.
 
     Attributes:
-        values: `[n]`, NaN where unknown. conversations, repeats: `[n]` integer codes.
+        values: `[n]`, NaN where unknown.
+        conversations, repeats: `[n]` integer codes.
         weights: `[n]` weights of the values in the mean; None for equal weights.
     """
 
@@ -85,7 +88,7 @@ def scopes_of(
 
     scopes: list[GateScope] = []
     for pair_rows in matched:
-        rows, baseline, variant = pair_rows.rows, pair_rows.pair.baseline, pair_rows.pair.variant
+        rows, baseline, variant = pair_rows.columns, pair_rows.pair.baseline, pair_rows.pair.variant
         scopes.append(
             GateScope(
                 variant.label,
@@ -123,7 +126,7 @@ def _unfinished_sentence(run: RunData) -> str | None:
     return f"{run.source} is not finished: {at_least}{counted(missing, 'planned turn')} {verb} not there"
 
 
-def _column(rows: pd.DataFrame, sides: tuple[str, str], name: str, of_baseline: bool) -> Column:
+def _column(rows: pd.DataFrame | JoinedColumns, sides: tuple[str, str], name: str, of_baseline: bool) -> Column:
     """The values of a metric, by row or by conversation; `sides` are the column suffixes of variant and baseline."""
     metric, side = metric_named(name), sides[of_baseline]
     if metric.level == "conversation":

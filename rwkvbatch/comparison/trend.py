@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvbatch.comparison.columns import rows_of
 from rwkvbatch.comparison.loading import RunData
-from rwkvbatch.comparison.matching import conversation_values, rows_of
 from rwkvbatch.comparison.metrics import Metric
 from rwkvbatch.comparison.paired import LEVEL
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.ranking import common_weights, ends_of_mean, side_by_side
+from rwkvbatch.comparison.values import conversation_values
 from rwkvbatch.errors import RunMismatchError, UsageError
 from rwkvbatch.stats.family import compare_family
 from rwkvbatch.stats.signflip import level_of_intervals
@@ -51,17 +52,19 @@ class Trend:
     """A metric over checkpoints, in the rows that all of them have.
 
     Attributes:
-        over: the name of the axis. points: the checkpoints, in the axis's order.
-        level: the band contains all true means together with probability `1 - level`. level_each: the level of each
-            checkpoint's interval that achieves this.
+        over: the name of the axis.
+        points: the checkpoints, in the axis's order.
+        level: the band contains all true means together with probability `1 - level`.
+        level_each: the level of each checkpoint's interval that achieves this.
         concordance: mean over conversations of Kendall's tau (1938) of their means and the checkpoints' order: the
             share of pairs of checkpoints whose later one is higher, minus the share whose later one is lower.
-        low, high: 95 % interval of `concordance`. p: p-value of the hypothesis that it is 0, by sign flips of whole
-            conversations.
+        low, high: 95 % interval of `concordance`.
+        p: p-value of the hypothesis that it is 0, by sign flips of whole conversations.
         decidable: whether this number of conversations can give a significant result at all.
         identical: whether no conversation's mean differs between checkpoints.
-        num_values: number of rows (of `metric.level`) that each checkpoint contributes. num_conversations: their
-            conversations. num_left_out: number of rows that only some checkpoints have.
+        num_values: number of rows (of `metric.level`) that each checkpoint contributes.
+        num_conversations: their conversations.
+        num_left_out: number of rows that only some checkpoints have.
     """
 
     over: str
@@ -235,8 +238,9 @@ def band(
     """A simultaneous band: intervals that contain all means together with probability `1 - LEVEL`.
 
     Args:
-        values: `[rows, checkpoints]`. conversations: `[rows]` codes from 0 up. weights: `[rows]`; None for equal
-            weights.
+        values: `[rows, checkpoints]`.
+        conversations: `[rows]` codes from 0 up.
+        weights: `[rows]`; None for equal weights.
 
     Returns:
         The level of each interval, and the intervals, one for each checkpoint.
@@ -254,7 +258,9 @@ class _CommonRows:
     """The rows that all variants have.
 
     Attributes:
-        values: `[rows, variants]`. conversations: `[rows]` names. weights: `[rows]`.
+        values: `[rows, variants]`.
+        conversations: `[rows]` names.
+        weights: `[rows]`.
         num_left_out: number of rows that only some variants have, or whose weights differ between them.
     """
 

@@ -31,7 +31,8 @@ def variances(values: Floats, conversations: NDArray[np.int64], repeats: NDArray
     """The variance components of `values`; values of the same conversation and repetition are averaged first.
 
     Args:
-        values: `[n]`. conversations, repeats: `[n]` integer codes.
+        values: `[n]`.
+        conversations, repeats: `[n]` integer codes.
     """
     num_repeats = int(repeats.max(initial=0)) + 1
     keys, key_index = np.unique(conversations * num_repeats + repeats, return_inverse=True)

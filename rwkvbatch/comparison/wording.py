@@ -253,7 +253,7 @@ def left_out(dropped: Iterable[Dropped], metric: Metric | None = None, *, named:
         ("unreached", "turn not reached", error_outcome),
         ("missing", "turn without a counterpart", "left out"),
         ("different", "turn not asked the same", "left out"),
-        ("unfinished", "turn not there yet", ""),
+        ("unfinished", "turn not run yet", ""),
         ("unjudged", "turn without a verdict", "left out"),
     ):
         counts = {variant.label: getattr(variant, name) for variant in variants if getattr(variant, name)}
@@ -285,10 +285,14 @@ def finding(line: Comparison) -> str:
     )
 
 
-def conclusion(comparisons: Sequence[Comparison]) -> str:
-    """The verdicts of the first family, as a sentence."""
+def conclusion(comparisons: Sequence[Comparison], means: Sequence[VariantMean] = ()) -> str:
+    """The verdicts of the first family, as a sentence; without comparisons, the first of the single variant's means."""
     if not comparisons:
-        return "Nothing to compare: give a second run, or a run with several cells."
+        how = "give a second run, or a run with several cells"
+        if not means:
+            return f"Nothing to compare: {how}."
+        mean = f"{number(means[0].mean, means[0].metric.digits)} {interval(means[0])}"
+        return f"{means[0].metric.name}: {mean}; to compare, {how}"
     lines = next(iter(by_family(comparisons).values()))
     name = f"{lines[0].family}{' (exploratory)' if lines[0].exploratory else ''}"
     if len(lines) == 1:

@@ -18,7 +18,7 @@ from typing import Any
 from rwkvbatch.endpoint.client import Client, Json
 from rwkvbatch.endpoint.protocol import EXTENSIONS, Answer, ServedToken, read_answer, reply_body, score_body
 from rwkvbatch.endpoint.served import ServedModel, ServedSpec
-from rwkvbatch.endpoint.tokens import TokenReader, stop_among, within
+from rwkvbatch.endpoint.tokens import TokenReader, ends_with_end_of_text, stop_among, within
 from rwkvbatch.engine.request import (
     END_OF_TEXT,
     EngineStats,
@@ -284,15 +284,21 @@ class EndpointEngine:
             answer = self._ask(job, body, request)
             if answer is None:
                 return None
-            finish, stop = ("time", None) if self._timed_out(job) else answer.end(request.stop)
+            finish, stop = ("time", None) if self._timed_out(job) else self._end(answer, request)
             tokens = self._reader.by_ids(answer.tokens, answer.text)
             if finish == "stop" and stop is None:
                 stop = stop_among(tokens, answer.text, request.stop)
+                if stop is None and ends_with_end_of_text(tokens):
+                    finish = "eos"
         except EndpointError as error:
             if self._stop_asking_logprobs(error):
                 return self._reply(job)
             return self._make_reply(job, job.answer.text, (), "error", None, self._client.words(error.message))
         return self._make_reply(job, answer.text, tokens, finish, stop)
+
+    def _end(self, answer: Answer, request: Request) -> tuple[FinishReason, str | None]:
+        """As `Answer.end`."""
+        return answer.end(request.stop, by_server_template=self._spec.api == "chat")
 
     def _ask(self, job: _Job, body: Json, request: Request) -> Answer | None:
         path = "chat/completions" if self._spec.api == "chat" else "completions"
@@ -313,7 +319,7 @@ class EndpointEngine:
                 if self._timed_out(job):
                     return answer
             if answer.finish_reason is None:
-                answer.end(request.stop)  # raises
+                self._end(answer, request)  # raises
             return answer
 
         max_bytes = REPLY_BYTES + BYTES_PER_TOKEN * request.max_tokens

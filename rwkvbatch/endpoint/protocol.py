@@ -6,7 +6,9 @@ OpenAI's API reference defines both interfaces. Servers differ in these points:
   or `content`, as in a chat (llama.cpp's server, `to_json_oaicompat`); there with `id` and `bytes`.
 - Log-probabilities of a given text: `echo` with `logprobs` and one generated token, as in lm-evaluation-harness's
   `local-completions` (`lm_eval/models/openai_completions.py`); llama.cpp's server has no `echo`.
-- vLLM gives the stop text that ended a reply in `stop_reason`, null for end of text; others do not give it.
+- vLLM gives the stop text that ended a reply in `stop_reason`, the id of another token that it stops at, and null for
+  end of text. `rwkvbatch serve` gives null also where its template's end of a turn ended the reply. Others do not give
+  it.
 - `top_k` and `min_p` are fields of vLLM, SGLang and llama.cpp; `penalty_decay`, `order` and `no_penalty` are fields of
   `rwkvbatch serve` only. They are sent if they differ from their defaults.
 """
@@ -185,8 +187,17 @@ class Answer:
             case _:
                 pass
 
-    def end(self, stops: Sequence[str]) -> tuple[FinishReason, str | None]:
+    def end(self, stops: Sequence[str], *, by_server_template: bool = False) -> tuple[FinishReason, str | None]:
         """The reason why the reply ended, and the stop text that ended it, if the server gives it.
+
+        `stop` without a text means that the server does not say whether end of text, a stop text or a token that its
+        template stops at ended the reply. Without stop texts in the request, that is unknown too: llama.cpp's server
+        ends a reply at a model's own end-of-turn tokens (the blank line of World models), also for completions.
+
+        Args:
+            stops: the stop texts of the request.
+            by_server_template: whether the server's template made the prompt. It then also ends the turn, with a text
+                or token that `stop_reason` does not give.
 
         Raises:
             EndpointError: the server's reason is not an end of a reply.
@@ -195,11 +206,13 @@ class Answer:
         match self.finish_reason:
             case "length":
                 return "length", None
-            case "stop" | "stop_sequence" | "eos_token" | "eos":
+            case "eos_token" | "eos":
+                return "eos", None
+            case "stop" | "stop_sequence":
                 if isinstance(self.stop_reason, str) and self.stop_reason in stops:
                     return "stop", self.stop_reason
-                is_end_of_text = self.says_stop or not stops or self.finish_reason in ("eos_token", "eos")
-                return ("eos", None) if is_end_of_text else ("stop", None)
+                says_end_of_text = self.says_stop and self.stop_reason is None and self.finish_reason == "stop"
+                return ("eos", None) if says_end_of_text and not by_server_template else ("stop", None)
             case None:
                 raise incomplete("the answer ended before the reply did")
             case reason:

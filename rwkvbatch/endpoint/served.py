@@ -108,7 +108,7 @@ def served_spec(endpoint: Endpoint, client: Client) -> ServedSpec:
         listing = client.get("models")
     except (WorkerError, EndpointError) as error:
         problem = error.message if endpoint.url in error.message else f"{endpoint.url}/models: {error.message}"
-        raise UnreachableError(f"--endpoint {problem}", hint=error.hint) from None
+        raise UnreachableError(f"{client.options.names.url} {problem}", hint=error.hint) from None
     sizes = _vocab_sizes(listing)
     names = list(sizes)
     name = endpoint.model

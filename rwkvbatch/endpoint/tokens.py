@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 
 from rwkvbatch.endpoint.protocol import REPLACEMENT, ServedToken
+from rwkvbatch.engine.request import END_OF_TEXT
 from rwkvbatch.errors import EndpointError
 from rwkvbatch.prompt.tokenizer import Tokenizer
 
@@ -129,3 +130,11 @@ def stop_among(tokens: Sequence[ServedToken], text: str, stops: Sequence[str]) -
         return None
     after_text = data[len(text.encode()) :]
     return max((stop for stop in stops if after_text.startswith(stop.encode())), key=len, default=None)
+
+
+def ends_with_end_of_text(tokens: Sequence[ServedToken]) -> bool:
+    """Whether the last token of an answer is token 0: by its id, or, without one, as a token without bytes."""
+    if not tokens:
+        return False
+    last = tokens[-1]
+    return last.id == END_OF_TEXT if last.id is not None else last.data == b""

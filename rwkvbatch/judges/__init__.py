@@ -1,1 +1,1 @@
-"""Models that judge replies: questions, a local checkpoint or a server that answers them, and the opinions so far."""
+"""Models that judge replies: questions, a local checkpoint or a server that answers them, and the answers so far."""

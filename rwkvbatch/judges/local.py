@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from rwkvbatch.config import Prompting
 from rwkvbatch.engine.request import Score
 from rwkvbatch.errors import RwkvBatchError, is_out_of_memory
-from rwkvbatch.judges.opinions import Opinion
-from rwkvbatch.judges.questions import Ask
+from rwkvbatch.judges.answers import JudgeAnswer
+from rwkvbatch.judges.questions import VoteRequest
 from rwkvbatch.prompt.templates import load_template, with_turn_end
 from rwkvbatch.script.choices import probability_among
 
@@ -37,15 +37,16 @@ _log = logging.getLogger(__name__)
 class _Scoring:
     """A question whose words are being scored; `scores` are by the word's index."""
 
-    ask: Ask
+    request: VoteRequest
     scores: dict[int, Score] = field(default_factory=dict[int, Score])
 
 
 class LocalJudge:
-    """Judges with a model in this process; see `opinions.Judge`.
+    """Judges with a model in this process; see `answers.Judge`.
 
     Args:
-        model: a model of any backend. tokenizer: the model's tokenizer.
+        model: a model of any backend.
+        tokenizer: the model's tokenizer.
         batch: the largest number of texts in a batch. It changes no answer, if the model's backend guarantees that for
             replies.
     """
@@ -66,20 +67,20 @@ class LocalJudge:
         self._batch = batch
         self._template = load_template(with_turn_end(Prompting(), spec.weights_sha256))
 
-    def answers(self, asks: Iterator[Ask]) -> Iterator[tuple[Ask, Opinion] | None]:
-        """See `opinions.Judge.answers`."""
+    def answers(self, requests: Iterator[VoteRequest]) -> Iterator[tuple[VoteRequest, JudgeAnswer] | None]:
+        """See `answers.Judge.answers`."""
         engine = self._engine()
-        retries: deque[Ask] = deque()  # questions to ask again after running out of memory
+        retries: deque[VoteRequest] = deque()  # questions to ask again after running out of memory
         active: dict[int, tuple[_Scoring, int]] = {}  # by request number: the question, and the index of its word
         while True:
             while len(active) < 2 * QUESTIONS_PER_ROW * self._batch:
-                ask = retries.popleft() if retries else next(asks, None)
-                if ask is None:
+                request = retries.popleft() if retries else next(requests, None)
+                if request is None:
                     break
                 try:
-                    active |= self._submit(engine, ask)
+                    active |= self._submit(engine, request)
                 except (RwkvBatchError, ValueError) as error:
-                    yield ask, Opinion(problem=f"the judge cannot read the question: {error}")
+                    yield request, JudgeAnswer(problem=f"the judge cannot read the question: {error}")
             if not active:
                 return
             try:
@@ -87,11 +88,11 @@ class LocalJudge:
             except Exception as error:  # running out of memory raises different types
                 if not is_out_of_memory(error):
                     raise
-                unfinished = list({id(scoring): scoring.ask for scoring, _ in active.values()}.values())
+                unfinished = list({id(scoring): scoring.request for scoring, _ in active.values()}.values())
                 active = {}
                 if self._batch == 1:
-                    for ask in unfinished:
-                        yield ask, Opinion(problem="the judge ran out of memory")
+                    for request in unfinished:
+                        yield request, JudgeAnswer(problem="the judge ran out of memory")
                 else:
                     self._batch = max(1, self._batch // 2)
                     _log.warning("the judge ran out of memory; it continues with a batch of %d", self._batch)
@@ -102,8 +103,8 @@ class LocalJudge:
                 scoring, word_index = active.pop(number)
                 assert isinstance(result, Score)
                 scoring.scores[word_index] = result
-                if len(scoring.scores) == len(scoring.ask.question.words):
-                    yield scoring.ask, _opinion(scoring)
+                if len(scoring.scores) == len(scoring.request.question.words):
+                    yield scoring.request, _answer(scoring)
             yield None
 
     def _engine(self) -> Engine:
@@ -111,19 +112,19 @@ class LocalJudge:
 
         return Engine(self._model, tokenizer=self._tokenizer, max_batch=self._batch)
 
-    def _submit(self, engine: Engine, ask: Ask) -> dict[int, tuple[_Scoring, int]]:
+    def _submit(self, engine: Engine, request: VoteRequest) -> dict[int, tuple[_Scoring, int]]:
         """Submit one request for each word of a question; returns entries of `active` in `answers`."""
         encode, template = self._tokenizer.encode, self._template
-        prompt = encode(template.past_turn(ask.question.text))
-        scoring, submitted = _Scoring(ask), dict[int, tuple[_Scoring, int]]()
-        for word_index, word in enumerate(ask.question.words):
+        prompt = encode(template.past_turn(request.question.text))
+        scoring, submitted = _Scoring(request), dict[int, tuple[_Scoring, int]]()
+        for word_index, word in enumerate(request.question.words):
             text = template.reply(word).removesuffix(template.closing)
             submitted[engine.submit_score(prompt, encode(text), cache=False)] = scoring, word_index
         return submitted
 
 
-def _opinion(scoring: _Scoring) -> Opinion:
+def _answer(scoring: _Scoring) -> JudgeAnswer:
     logprobs = [math.fsum(scoring.scores[word_index].logprobs) for word_index in sorted(scoring.scores)]
     if not all(map(math.isfinite, logprobs)):
-        return Opinion(problem="the judge's logits hold NaN or infinity")
-    return Opinion(probability_among(logprobs, 0))
+        return JudgeAnswer(problem="the judge's logits hold NaN or infinity")
+    return JudgeAnswer(probability_among(logprobs, 0))

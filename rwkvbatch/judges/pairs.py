@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from rwkvbatch.judges.opinions import Opinions, Votes
-from rwkvbatch.judges.questions import DEFAULT_CRITERION, Ask, Side, about_pair
+from rwkvbatch.judges.answers import JudgeAnswers, Votes
+from rwkvbatch.judges.questions import DEFAULT_CRITERION, Side, VoteRequest, about_pair
 
 SidesOf = Callable[[], Iterable[tuple[Side, Side]]]
 
@@ -35,12 +35,13 @@ class PairJudge:
     """Compares replies.
 
     Attributes:
-        name: the judge's name and digest. criterion: what makes a reply the better one.
+        name: the judge's name and digest.
+        criterion: what makes a reply the better one.
         progress: called with the number of answers so far, and of all questions that have to be asked.
         should_stop: if it returns True, no more questions are asked; pairs without an answer then have no verdict.
     """
 
-    opinions: Opinions
+    answers: JudgeAnswers
     name: str
     criterion: str = DEFAULT_CRITERION
     progress: Callable[[int, int], None] = lambda done, total: None
@@ -49,19 +50,19 @@ class PairJudge:
     def settle(self, sides: SidesOf) -> bool:
         """Ask about all pairs of replies in both orders; False if it was stopped before the end."""
 
-        def asks() -> Iterator[Ask]:
+        def requests() -> Iterator[VoteRequest]:
             for one, other in sides():
                 if one != other:
-                    yield self._ask(one, other)
-                    yield self._ask(other, one)
+                    yield self._request(one, other)
+                    yield self._request(other, one)
 
-        return self.opinions.settle(asks, self.progress, self.should_stop)
+        return self.answers.ask_missing(requests, self.progress, self.should_stop)
 
     def outcome(self, one: Side, other: Side) -> PairOutcome:
         """The verdict on two replies; equal replies are a tie, without asking the judge."""
         if one == other:
             return PairOutcome(0.5, asked=False)
-        votes = [self.opinions.votes(self._ask(*order)) for order in ((one, other), (other, one))]
+        votes = [self.answers.votes(self._request(*order)) for order in ((one, other), (other, one))]
         known = [vote for vote in votes if isinstance(vote, Votes)]
         if len(known) < 2:
             return PairOutcome(None, reason=next(vote for vote in votes if isinstance(vote, str)))
@@ -70,5 +71,5 @@ class PairJudge:
             return PairOutcome(0.5, disagrees=True, first=won_first)
         return PairOutcome(0.0 if won_first else 1.0)
 
-    def _ask(self, first: Side, second: Side) -> Ask:
-        return Ask(about_pair(first, second, self.criterion))
+    def _request(self, first: Side, second: Side) -> VoteRequest:
+        return VoteRequest(about_pair(first, second, self.criterion))

@@ -20,7 +20,7 @@ from rwkvbatch.errors import UsageError
 from rwkvbatch.script.checks.judged import MAX_RUBRIC
 
 JUDGE_RULES = 1
-"""Version of the questions and of the reading of answers; opinions of other versions are not used."""
+"""Version of the questions and of the reading of answers; answers of other versions are not used."""
 
 DEFAULT_CRITERION = (
     "The better reply follows the user's instructions, is correct, and is helpful. The length of a reply and the order "
@@ -54,7 +54,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Ask:
+class VoteRequest:
     """A question and its votes.
 
     Attributes:

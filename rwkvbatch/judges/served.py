@@ -17,8 +17,8 @@ from typing import Any, cast
 from rwkvbatch.endpoint.client import Client, Json
 from rwkvbatch.endpoint.protocol import Answer
 from rwkvbatch.errors import EndpointError, RequestsSpentError, RwkvBatchError, UsageError, WorkerError
-from rwkvbatch.judges.opinions import Opinion, Seed
-from rwkvbatch.judges.questions import Ask, Question
+from rwkvbatch.judges.answers import STOPPED, JudgeAnswer, Seed
+from rwkvbatch.judges.questions import Question, VoteRequest
 
 MAX_TOKENS = 16
 """The most tokens of an answer; a field of `--judge-body` overrides it, for models that think first."""
@@ -36,10 +36,12 @@ _FATAL = (UsageError, WorkerError, RequestsSpentError)
 
 
 class ServedJudge:
-    """Judges with the model of a server; see `opinions.Judge`.
+    """Judges with the model of a server; see `answers.Judge`.
 
     Args:
-        client: the server's client. model: the model's name on the server. extra: additional fields of each request.
+        client: the server's client.
+        model: the model's name on the server.
+        extra: additional fields of each request.
     """
 
     def __init__(self, client: Client, model: str, extra: Json | None = None) -> None:
@@ -58,22 +60,22 @@ class ServedJudge:
         self._fatal: str | None = None
         self._cancelled = threading.Event()
 
-    def answers(self, asks: Iterator[Ask]) -> Iterator[tuple[Ask, Opinion] | None]:
-        """See `opinions.Judge.answers`; threads answer several questions concurrently."""
-        todo: queue.SimpleQueue[Ask | None] = queue.SimpleQueue()
-        done: queue.SimpleQueue[tuple[Ask, Opinion] | BaseException] = queue.SimpleQueue()
+    def answers(self, requests: Iterator[VoteRequest]) -> Iterator[tuple[VoteRequest, JudgeAnswer] | None]:
+        """See `answers.Judge.answers`; threads answer several questions concurrently."""
+        todo: queue.SimpleQueue[VoteRequest | None] = queue.SimpleQueue()
+        done: queue.SimpleQueue[tuple[VoteRequest, JudgeAnswer] | BaseException] = queue.SimpleQueue()
         concurrency, num_active, num_threads, exhausted = self._client.options.concurrency, 0, 0, False
         self._cancelled = threading.Event()
         try:
             while True:
                 while num_active < 2 * concurrency and not exhausted:
-                    ask = next(asks, None)
-                    if ask is None:
+                    request = next(requests, None)
+                    if request is None:
                         exhausted = True
                     elif self._fatal is not None:
-                        yield ask, Opinion(problem=self._fatal)
+                        yield request, JudgeAnswer(problem=self._fatal)
                     else:
-                        todo.put(ask)
+                        todo.put(request)
                         num_active += 1
                         if num_threads < min(concurrency, num_active):
                             num_threads += 1
@@ -96,44 +98,46 @@ class ServedJudge:
                 todo.put(None)
 
     def _work(
-        self, todo: queue.SimpleQueue[Ask | None], done: queue.SimpleQueue[tuple[Ask, Opinion] | BaseException]
+        self,
+        todo: queue.SimpleQueue[VoteRequest | None],
+        done: queue.SimpleQueue[tuple[VoteRequest, JudgeAnswer] | BaseException],
     ) -> None:
-        while (ask := todo.get()) is not None:
+        while (request := todo.get()) is not None:
             try:
-                done.put((ask, self._opinion(ask)))
+                done.put((request, self._answer(request)))
             except BaseException as error:  # `answers` raises it again in the caller's thread
                 done.put(error)
 
-    def _opinion(self, ask: Ask) -> Opinion:
+    def _answer(self, request: VoteRequest) -> JudgeAnswer:
         votes: dict[Seed, bool] = {}
         try:
-            seeds = [seed for seed in ask.seeds if seed is not None]
+            seeds = [seed for seed in request.seeds if seed is not None]
             if not seeds or self._gives_probabilities is not False:
-                result = self._ask_once(ask.question, None)
-                if isinstance(result, Opinion):
+                result = self._ask_once(request.question, None)
+                if isinstance(result, JudgeAnswer):
                     return result
                 if not seeds:
-                    return Opinion(votes={None: result})
+                    return JudgeAnswer(votes={None: result})
             for seed in seeds:
-                result = self._ask_once(ask.question, seed)
-                if isinstance(result, Opinion):
-                    return Opinion(votes=votes, problem=result.problem)
+                result = self._ask_once(request.question, seed)
+                if isinstance(result, JudgeAnswer):
+                    return JudgeAnswer(votes=votes, problem=result.problem)
                 votes[seed] = result
         except _FATAL as error:
             self._fatal = self._client.words(error.message)
-            return Opinion(votes=votes, problem=self._fatal)
+            return JudgeAnswer(votes=votes, problem=self._fatal)
         except RwkvBatchError as error:
-            return Opinion(votes=votes, problem=self._client.words(error.message))
-        return Opinion(votes=votes)
+            return JudgeAnswer(votes=votes, problem=self._client.words(error.message))
+        return JudgeAnswer(votes=votes)
 
-    def _ask_once(self, question: Question, seed: Seed) -> bool | Opinion:
+    def _ask_once(self, question: Question, seed: Seed) -> bool | JudgeAnswer:
         """Ask a question once, with a sampled answer under a seed, or the likeliest answer for None.
 
         Returns:
-            Whether the answer is the first word; or an opinion with a probability (only without a seed), or a problem.
+            Whether the answer is the first word; or an answer with a probability (only without a seed), or a problem.
         """
         if self._fatal is not None:
-            return Opinion(problem=self._fatal)
+            return JudgeAnswer(problem=self._fatal)
         wants_logprobs = seed is None and self._asks_logprobs
         try:
             answer = self._call(question, seed, wants_logprobs=wants_logprobs)
@@ -143,21 +147,21 @@ class ServedJudge:
             self._asks_logprobs = False
             answer = self._call(question, seed, wants_logprobs=False)
         if answer is None:
-            return Opinion(problem="the judge was stopped before it answered")
+            return JudgeAnswer(problem=STOPPED)
         text, tokens = answer
         is_first = read_word(text, question.words)
         if is_first is None:
-            return Opinion(problem=f"the judge's answer is neither {' nor '.join(question.words)}: {_short(text)}")
+            return JudgeAnswer(problem=f"the judge's answer is neither {' nor '.join(question.words)}: {_short(text)}")
         probability = read_probability(tokens, question.words) if seed is None and "</think>" not in text else None
         if seed is None:
             self._gives_probabilities = probability is not None
         if probability is None:
             return is_first
         if is_first != (probability > 0.5) and abs(probability - 0.5) > TOLERANCE:
-            return Opinion(
+            return JudgeAnswer(
                 problem=f"the judge's answer {_short(text)} is not the likelier word by its log-probabilities"
             )
-        return Opinion(probability)
+        return JudgeAnswer(probability)
 
     def _call(
         self, question: Question, seed: Seed, *, wants_logprobs: bool

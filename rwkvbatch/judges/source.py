@@ -8,8 +8,8 @@ from rwkvbatch.config import RunSettings
 from rwkvbatch.endpoint.client import JUDGE_OPTIONS, Budget, Client, ClientOptions, check_url
 from rwkvbatch.endpoint.served import Endpoint, extra_fields, refuse_without, served_spec
 from rwkvbatch.errors import UsageError
+from rwkvbatch.judges.answers import Judge
 from rwkvbatch.judges.local import LocalJudge
-from rwkvbatch.judges.opinions import Judge
 from rwkvbatch.judges.served import ServedJudge
 
 BUNDLED = "bundled"

@@ -223,7 +223,8 @@ class SampleBatch:
     """The choices to make from P rows of logits: tokens to sample from the first S, targets to look up in the others.
 
     Attributes:
-        temperature, top_p: [S] fp32. top_k: [S] int64, 0 keeps all tokens.
+        temperature, top_p: [S] fp32.
+        top_k: [S] int64, 0 keeps all tokens.
         orders: [S] uint8, `Sampling.order` as the bits `TEMPERATURE_FIRST` and `TOP_K_FIRST`.
         penalty_ids, penalty_values: ragged over rows; `penalty_values` (fp32) are subtracted from the logits of
             `penalty_ids` (int64); infinity bans a token. An id occurs at most once per row.

@@ -81,8 +81,8 @@ def tokenizer_of(model: HasVocabulary, vocab: str | None = None) -> Tokenizer:
             hint=f"put that file of BlinkDL/ChatRWKV there, or give {_VOCAB_OPTIONS}",
         )
     raise CheckpointError(
-        f"has {size:,} token ids, and no known vocabulary has: World {_range(WORLD_SIZES)}, "
-        f"GPT-NeoX 20B {_range(NEOX_SIZES)}",
+        f"has {size:,} token ids, which is the size of no known vocabulary (World: {_range(WORLD_SIZES)}; "
+        f"GPT-NeoX 20B: {_range(NEOX_SIZES)})",
         path=checkpoint,
         hint=f"give {_VOCAB_OPTIONS}",
     )

@@ -92,7 +92,7 @@ def rounds(
 
 
 @dataclass(frozen=True)
-class Reached:
+class ReachedPrecision:
     """The precision that a cell reached with `--until-ci`.
 
     Attributes:
@@ -106,19 +106,19 @@ class Reached:
     width: float | None
 
 
-def reached(plan: Plan, rows: Rows, selection: RepeatSelection) -> tuple[Reached, ...]:
+def reached(plan: Plan, rows: Rows, selection: RepeatSelection) -> tuple[ReachedPrecision, ...]:
     """The precision of each cell, in the plan's order; empty without `--until-ci`."""
     if plan.settings.until_ci is None:
         return ()
     from rwkvbatch.stats.precision import planning_width
 
-    precisions: list[Reached] = []
+    precisions: list[ReachedPrecision] = []
     for cell, repeats in enumerate(selection.repeats):
         differences, conversations = _differences(plan, rows, cell, repeats)
         width = None
         if cell != BASELINE and differences:
             width = planning_width(differences, conversations)
-        precisions.append(Reached(plan.cells[cell].name, repeats, width))
+        precisions.append(ReachedPrecision(plan.cells[cell].name, repeats, width))
     return tuple(precisions)
 
 

@@ -41,7 +41,6 @@ from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.judges.source import JudgeSource, judge_source
 from rwkvbatch.replay.consistency import check_plan, log_left_out, log_lint, refuse_contradictions, with_endpoint
 from rwkvbatch.replay.grid import PATHS, GridFile, make_cells
-from rwkvbatch.replay.jury import turns_with_rubrics
 from rwkvbatch.replay.layers import CHECKPOINT_ENDINGS, layer_settings, naming_origins, read_toml
 from rwkvbatch.replay.metrics import serving_metrics
 from rwkvbatch.replay.models import USING_BUNDLED, ModelLoader, setups_of
@@ -49,6 +48,7 @@ from rwkvbatch.replay.plan import Plan, select
 from rwkvbatch.replay.pool import pool_for
 from rwkvbatch.replay.progress import Observer
 from rwkvbatch.replay.row_index import Shard
+from rwkvbatch.replay.rubrics import turns_with_rubrics
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.results.directory import SKIPPED_NAME
 from rwkvbatch.script.documents import read_documents

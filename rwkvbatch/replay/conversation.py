@@ -7,24 +7,19 @@ These records hold a turn on its way from the script to the run directory: `Conv
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
-from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, NoiseKey, Reply, Request, Score, closed_history
-from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError
+from rwkvbatch.engine.request import FinishReason, NoiseKey, Reply, Request, Score, closed_history
+from rwkvbatch.errors import PromptTooLongError, RowError
 from rwkvbatch.prompt.templates import PromptTemplate
-from rwkvbatch.prompt.tokenizer import encode_long
-from rwkvbatch.replay.failed import error_row
-from rwkvbatch.replay.judging import explain, judge
+from rwkvbatch.replay.judging import explain
 from rwkvbatch.replay.plan import Task
-from rwkvbatch.replay.prompts import PromptEncoder
-from rwkvbatch.results.row import SCORED, Logprob, Reference, Row, TokenCounts, short_text
-from rwkvbatch.script.checks.structured import Chosen
-from rwkvbatch.script.choices import Choice, ChoiceScore, ChoiceScores
-from rwkvbatch.script.records import ReplyFacts, Turn
+from rwkvbatch.replay.prompts import PromptEncoder, ScoredText, TurnPrompt
+from rwkvbatch.replay.rows import TurnResults, error_row, likeliest_choice, turn_row
+from rwkvbatch.results.row import Row
+from rwkvbatch.script.records import Turn
 from rwkvbatch.signals import ENDS_PROCESS
 
 if TYPE_CHECKING:
@@ -75,17 +70,11 @@ class ConversationReplay:
 
     def prompt(self) -> tuple[int, ...]:
         """All tokens before the next reply."""
-        return (*self._history, *self._encoder.encode(self._template.turn(self._next.user)))
+        return self._prompt.tokens()
 
-    def scored_texts(self) -> list[tuple[Sequence[int], Sequence[int]]]:
-        """The tokens before each text of the next turn that is scored, and the text's own: its reference, its choices.
-
-        Raises:
-            RowError: a plain text has no token that can be scored.
-        """
-        turn = self._next
-        texts = [] if turn.reference is None else [self._reference_tokens(turn.reference)]
-        return [*texts, *map(self._choice_tokens, turn.choices)]
+    def scored_texts(self) -> list[ScoredText]:
+        """The texts of the next turn that are scored; raises as `TurnPrompt.scored_texts`."""
+        return self._prompt.scored_texts()
 
     def request(self) -> Request:
         """The engine request for the next turn's reply; raises `PromptTooLongError`."""
@@ -119,6 +108,13 @@ class ConversationReplay:
         if probe is None:
             return NoiseKey(seed, conversation, self.task.repeat, self.turn)
         return NoiseKey(seed, f"{conversation}\x1fprobe {probe.number}", self.task.repeat, probe.after)
+
+    def _probe_tokens(self) -> int | None:
+        """The number of tokens since the message that the next turn, a probe, asks about; None for other turns."""
+        probe = self._next.probe
+        if probe is None:
+            return None
+        return len(self._history) - (0 if probe.since < 0 else self._num_tokens_through[probe.since])
 
     def submit(self, engine: Engine | EndpointEngine) -> None:
         """Submit the work of the next turn: generating the reply, scoring the reference and the choices.
@@ -164,13 +160,13 @@ class ConversationReplay:
         The replay has then moved to the next turn, unless the row is an error row. When it returns None, call
         `submit_more`.
         """
-        work, results = self._work, self.collect(request_id, result)
-        if work is None or results is None:
+        results = self.collect(request_id, result)
+        if results is None:
             return None
-        reply, scores = results.reply, results.scores
+        reply = results.reply
         text = "" if reply is None else self._template.shown_reply(reply.text)
         try:
-            row = self._row(work, reply, scores, text)
+            row = turn_row(self._prompt, results, text, self._probe_tokens())
         except ENDS_PROCESS:
             raise
         except BaseException as error:  # checks may be plug-ins: an exception fails the row, not the run
@@ -193,7 +189,8 @@ class ConversationReplay:
         self._work = None
         reply = work.results[0] if work.request is not None else None
         assert reply is None or isinstance(reply, Reply)
-        return TurnResults(reply, [result for _, result in sorted(work.results.items()) if isinstance(result, Score)])
+        scores = [result for _, result in sorted(work.results.items()) if isinstance(result, Score)]
+        return TurnResults(reply, scores, work.scored_texts)
 
     def fail_turn(self, error: Exception) -> Row:
         """The error row of the next turn. The replay stays at that turn."""
@@ -215,7 +212,7 @@ class ConversationReplay:
             )
         self._advance(history, row)
 
-    def take_references(self) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
+    def take_references(self) -> Iterator[ScoredText]:
         """For each of the next references, the tokens before it and its own tokens, as rows score them.
 
         Moves past the turns of these references, with the references as history, and stops before a turn of the
@@ -224,9 +221,9 @@ class ConversationReplay:
         while not self.over:
             turn = self._next
             if turn.reference is not None:
-                yield self._reference_tokens(turn.reference)
+                yield self._prompt.reference_tokens(turn.reference)
                 if turn.probe is None and not turn.plain:
-                    self._history = self._history_after_reference(turn.reference)
+                    self._history = self._prompt.after_reference(turn.reference)
             elif turn.probe is None:
                 return
             self._position += 1
@@ -243,70 +240,16 @@ class ConversationReplay:
         self._position += 1
 
     @property
+    def _prompt(self) -> TurnPrompt:
+        return TurnPrompt(self.task, self.turn, self._encoder, self._history)
+
+    @property
     def _next(self) -> Turn:
         return self.task.conversation.turns[self.turn]
 
     @property
     def _template(self) -> PromptTemplate:
         return self._encoder.template(self.task.of_turn(self.turn).settings)
-
-    def _reference_tokens(self, reference: str) -> tuple[Sequence[int], Sequence[int]]:
-        """The tokens before the scored part of the turn's reference, and the scored tokens.
-
-        The first token of a plain text cannot be scored if no token precedes it (`bos` off, no prompt).
-        """
-        if not self._next.plain:
-            return self._split_before_last(*self._template.given_reply(reference))
-        return self._plain_tokens(self._next.user, encode_long(self._encoder.tokenizer, reference))
-
-    def _plain_tokens(self, prompt: str, text: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
-        """The tokens before the scored part of a plain text, and the scored tokens.
-
-        Before the text are token 0 (unless `bos` is off) and its prompt, read without a template. Without either, the
-        first token of the text is not scored, because no token precedes it.
-        """
-        settings = self.task.of_turn(self.turn).settings
-        bos = (END_OF_TEXT,) if settings.begins_with_bos(plain_text=True) else ()
-        # Without the cache of encoded texts, which would keep whole documents in memory.
-        prefix = (*bos, *self._encoder.tokenizer.encode(prompt))
-        if not prefix and len(text) < 2:
-            raise RowError("the text has one token, and nothing is read before it: use --bos on")
-        return (prefix, text) if prefix else (text[:1], text[1:])
-
-    def _choice_tokens(self, choice: Choice) -> tuple[Sequence[int], Sequence[int]]:
-        """The tokens before a choice, and its own tokens, as the beginning of a reply or after a plain prompt.
-
-        With a `continuation` of the turn, the choice belongs to the tokens before, and the continuation is scored.
-        """
-        turn = self._next
-        if not turn.plain:
-            return self._split_before_choice(self._choice_text(choice))
-        if turn.continuation is None:
-            return self._plain_tokens(turn.user, self._encoder.encode(choice.text))
-        return self._plain_tokens(turn.user + choice.text, self._encoder.encode(turn.continuation))
-
-    def _choice_text(self, choice: Choice) -> str:
-        """A choice as the template writes a reply; verbatim after a `reply_prefix` or a plain prompt."""
-        if self._template.reply_prefix or self._next.plain:
-            return choice.text
-        return self._template.reply(choice.text).removesuffix(self._template.closing)
-
-    def _split_before_choice(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The tokens before the choice `text` of the next turn, and its own tokens."""
-        if self._template.reply_prefix:
-            return self.prompt(), self._encoder.encode(text)
-        return self._split_before_last(text)
-
-    def _split_before_last(self, *parts: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The tokens before the last of the `parts` of the next turn's reply, and the tokens of that part."""
-        texts = (self._template.past_turn(self._next.user), *parts)
-        *before, last = [self._encoder.encode(text) for text in texts]
-        return (*self._history, *chain.from_iterable(before)), last
-
-    def _history_after_reference(self, reference: str) -> tuple[int, ...]:
-        """All tokens up to the end of the next turn, with its reference as the reply."""
-        prefix, reply = self._split_before_last(self._template.reply(reference))
-        return (*prefix, *reply)
 
     def _advance(self, history: tuple[int, ...], row: Row) -> None:
         """Move to the next turn; `history` has all tokens up to the end of this one if its reply was generated.
@@ -319,120 +262,13 @@ class ConversationReplay:
             self._num_tokens_through[self.turn] = len(self.prompt())
             assistant = row.reply
             if settings.history == "gold" and turn.reference is not None:
-                history = self._history_after_reference(turn.reference)
+                history = self._prompt.after_reference(turn.reference)
                 assistant = turn.reference
             elif not turn.generate:
-                choice = self._choice_text(_likeliest_choice(turn, row.choices))
-                prefix, reply = self._split_before_choice(choice + self._template.closing)
-                history = (*prefix, *reply)
+                history = self._prompt.after_choice(likeliest_choice(turn, row.choices))
             self._history = history
             self._messages += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": assistant}]
         self._position += 1
-
-    def _row(self, work: _Work, reply: Reply | None, scores: list[Score], text: str) -> Row:
-        turn = self._next
-        if reply is not None and reply.finish_reason == "error":
-            raise RowError(reply.error or "the engine could not make this reply")
-        self._check_scores(turn, scores)
-        total = 0.0 if reply is None else math.fsum(reply.logprobs)
-        sums = [math.fsum(score.logprobs) for score in scores]
-        if not all(map(math.isfinite, (total, *sums))):
-            raise NonFiniteLogitsError("the model's log-probabilities hold NaN or infinity")
-        reference, choices = None, None
-        if turn.reference is not None:
-            if not scores[0].unavailable:
-                reference = self._reference(scores[0], sums[0], work.scored_texts[0][1])
-            scores, sums = scores[1:], sums[1:]
-        if turn.choices:
-            texts = work.scored_texts[-len(turn.choices) :]
-            choices = ChoiceScores(
-                tuple(
-                    self._choice_score(choice, tokens, logprob)
-                    for choice, (_, tokens), logprob in zip(turn.choices, texts, sums, strict=True)
-                )
-            )
-            if reply is None:
-                text = _likeliest_choice(turn, choices).text.strip()
-        row = error_row(self.task, self.turn, "", reply, text)
-        if reply is None:
-            num_ids, num_logprobs, finish_reason, stopped_by = 0, 0, SCORED, None
-            tokens = TokenCounts(max(len(prefix) for prefix, _ in work.scored_texts), 0)
-        else:
-            # A served model may give no log-probabilities, or those of other tokens than this vocabulary's.
-            num_ids, num_logprobs = len(reply.ids), len(reply.logprobs)
-            finish_reason, stopped_by = reply.finish_reason, reply.stopped_by
-            tokens = replace(row.tokens, thinking=self._num_thinking(reply))
-        facts = ReplyFacts(text, finish_reason, num_ids, turn.reference, choices)
-        probe = row.probe
-        if probe is not None and turn.probe is not None:
-            start = 0 if turn.probe.since < 0 else self._num_tokens_through[turn.probe.since]
-            probe = replace(probe, tokens=len(self._history) - start)
-        return replace(
-            row,
-            finish_reason=finish_reason,
-            stopped_by=stopped_by,
-            tokens=tokens,
-            logprob=Logprob(total / num_logprobs if num_logprobs else None, total),
-            reference=reference,
-            checks=judge(turn.checks, facts),
-            error=None,
-            choices=choices,
-            probe=probe,
-        )
-
-    @staticmethod
-    def _check_scores(turn: Turn, scores: Sequence[Score]) -> None:
-        """Raise `RowError` if the engine did not score a text that the row needs."""
-        for score in scores:
-            if score.error is not None:
-                raise RowError(score.error)
-            if score.unavailable and (turn.choices or not turn.generate):
-                raise RowError(f"{score.unavailable}, so that neither choices nor texts can be scored")
-
-    def _num_thinking(self, reply: Reply) -> int | None:
-        """Number of tokens in the reply's thinking part: None if there is none, all tokens if it is not closed."""
-        begun = self._template.begun
-        text = begun + reply.text
-        if not text.lstrip().startswith("<think"):
-            return None
-        end = text.find("</think>")
-        if end < 0:
-            return len(reply.ids)
-        num_bytes = len(text[len(begun) : end + len("</think>")].encode("utf-8", "surrogatepass"))
-        count = 0
-        for token in reply.ids:
-            if num_bytes <= 0:
-                break
-            num_bytes -= len(self._encoder.tokenizer.token_bytes(token))
-            count += 1
-        return count
-
-    def _reference(self, score: Score, logprob: float, tokens: Sequence[int]) -> Reference:
-        turn, num_tokens = self._next, len(tokens)
-        assert turn.reference is not None
-        matched = score.num_matched / num_tokens
-        if not turn.plain:
-            return Reference(turn.reference, score.nll, matched, num_tokens)
-        num_bytes = self._num_bytes(tokens)
-        return Reference(short_text(turn.reference), -logprob / num_tokens, matched, num_tokens, logprob, num_bytes)
-
-    def _choice_score(self, choice: Choice, tokens: Sequence[int], logprob: float) -> ChoiceScore:
-        continuation = self._next.continuation
-        text = self._choice_text(choice) if continuation is None else continuation
-        not_scored = self._encoder.encode(text)[: -len(tokens)]
-        return ChoiceScore.of(choice.name, logprob, len(tokens), text.encode()[self._num_bytes(not_scored) :])
-
-    def _num_bytes(self, tokens: Sequence[int]) -> int:
-        token_bytes = self._encoder.tokenizer.token_bytes
-        return sum(len(token_bytes(token)) for token in tokens)
-
-
-@dataclass(frozen=True)
-class TurnResults:
-    """The engine's results for one turn: the reply, if one is generated, and the scores of reference and choices."""
-
-    reply: Reply | None
-    scores: list[Score]
 
 
 MAX_PENDING = 256
@@ -452,7 +288,7 @@ class _Work:
     """
 
     request: Request | None
-    scored_texts: Sequence[tuple[Sequence[int], Sequence[int]]]
+    scored_texts: Sequence[ScoredText]
     num_submitted: int = 0
     part_of: dict[int, int] = field(default_factory=dict[int, int])
     results: dict[int, Reply | Score] = field(default_factory=dict["int", "Reply | Score"])
@@ -460,12 +296,3 @@ class _Work:
     @property
     def num_parts(self) -> int:
         return len(self.scored_texts) + (self.request is not None)
-
-
-def _likeliest_choice(turn: Turn, scores: ChoiceScores | None) -> Choice:
-    """The choice with the highest score, by the normalization of the turn's first check of choices."""
-    if scores is None:
-        raise RowError("the row of this turn has no choices")
-    rules = [check.rule for check in turn.checks if isinstance(check.rule, Chosen)]
-    best = scores.best(rules[0].normalize if rules else "none").name
-    return next(choice for choice in turn.choices if choice.name == best)

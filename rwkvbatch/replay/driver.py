@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 from rwkvbatch.errors import RwkvBatchError, counted
 from rwkvbatch.replay.dispatch import MAX_ATTEMPTS, MAX_HANGS, Dispatcher
-from rwkvbatch.replay.failed import error_row, not_reached, was_reached
 from rwkvbatch.replay.models import ModelLoader, Setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Assign, Drop, Joined, Judging, Leave, Left, Report, WorkerPool
 from rwkvbatch.replay.progress import Counts, WorkerProgress
+from rwkvbatch.replay.rows import error_row, not_reached, was_reached
 from rwkvbatch.replay.worker import Worker
 from rwkvbatch.results.row import EncodedRow, Row
 from rwkvbatch.results.store import Rows

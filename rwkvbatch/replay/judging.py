@@ -8,7 +8,7 @@ from typing import Any
 
 from rwkvbatch.errors import RowError, RwkvBatchError, in_words
 from rwkvbatch.results.row import CheckResult, Logprob, Row
-from rwkvbatch.script.records import Check, Conversation, ReplyFacts, Ruling
+from rwkvbatch.script.records import Check, Conversation, JudgeVerdict, ReplyFacts
 from rwkvbatch.signals import ENDS_PROCESS
 
 _NOT_JUDGED = "not judged: the turn ended in an error"
@@ -31,19 +31,21 @@ def not_judged(checks: Sequence[Check]) -> tuple[CheckResult, ...]:
     )
 
 
-def judged_again(row: Row, conversation: Conversation, rulings: Mapping[Any, Ruling] | None = None) -> Row:
+def judged_again(row: Row, conversation: Conversation, judge_verdicts: Mapping[Any, JudgeVerdict] | None = None) -> Row:
     """`row` with the check results and tags by `conversation`, whose reply it has.
 
     An error row stays an error row. A row becomes one if a check raises an exception, as in a new run.
 
     Args:
-        rulings: by rubric, the rulings of a judge. A check that needs another ruling has no verdict.
+        judge_verdicts: by rubric, the verdicts of a judge. A check of another rubric has no verdict.
     """
     turn = conversation.turns[row.turn]
     row = replace(row, tags=conversation.tags)
     if row.finish_reason == "error":
         return replace(row, checks=not_judged(turn.checks))
-    facts = ReplyFacts(row.reply, row.finish_reason, len(row.reply_ids), turn.reference, row.choices, rulings or {})
+    facts = ReplyFacts(
+        row.reply, row.finish_reason, len(row.reply_ids), turn.reference, row.choices, judge_verdicts or {}
+    )
     try:
         return replace(row, checks=judge(turn.checks, facts))
     except ENDS_PROCESS:
@@ -74,7 +76,9 @@ def _judge(check: Check, facts: ReplyFacts) -> CheckResult:
         raise RowError(f"check {check.kind!r} failed: {in_words(error)}") from error
     if verdict.missing:
         return CheckResult(check.kind, check.expected, None, None, check.weight, verdict.detail)
-    judge_name = next((facts.rulings[rubric].judge for rubric in check.rubrics if rubric in facts.rulings), None)
+    judge_name = next(
+        (facts.judge_verdicts[rubric].judge for rubric in check.rubrics if rubric in facts.judge_verdicts), None
+    )
     score = float(verdict.score)
     if not 0 <= score <= 1:
         raise RowError(f"check {check.kind!r} failed: its score must be in [0, 1], got {score}")

@@ -31,7 +31,7 @@ from rwkvbatch.config import (
 from rwkvbatch.errors import InputError, RwkvBatchError, UsageError, parsing_problem
 from rwkvbatch.files import read_file
 from rwkvbatch.prompt.templates import MAX_PRELUDE_BYTES, read_text
-from rwkvbatch.setting import allowed_values, shown_value
+from rwkvbatch.setting import MAX_SHOWN_VALUE, allowed_values, shown_value
 from rwkvbatch.setting_names import ALIASES, ENVIRONMENT_PREFIX, environment_name, full_name, option_name
 
 MAX_TOML_BYTES = 2**20
@@ -179,7 +179,7 @@ def _repeat_range(value: str, shown_name: str) -> dict[str, Any]:
         repeats = {}
     if not repeats or repeats["max_repeats"] < repeats["repeats"]:
         allowed = "must be N or LOW..HIGH, whole numbers in [1, 1000000] with LOW <= HIGH and HIGH >= 2"
-        raise UsageError(f"{shown_name} {allowed}, got {value}")
+        raise UsageError(f"{shown_name} {allowed}, got {value[:MAX_SHOWN_VALUE]}")
     return repeats
 
 
@@ -201,7 +201,7 @@ def _checked_value(key: str, value: Any, shown_name: str) -> Any:
         first = error.errors()[0]
         problem = allowed_values(RunSettings, key, first["msg"])
         wrong = first["input"] if key in LISTS else value
-        got = wrong if isinstance(wrong, str) and wrong else shown_value(wrong)
+        got = wrong if isinstance(wrong, str) and 0 < len(wrong) <= MAX_SHOWN_VALUE else shown_value(wrong)
         raise UsageError(f"{shown_name} {problem}, got {got}") from None
 
 

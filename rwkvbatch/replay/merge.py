@@ -21,9 +21,9 @@ from rwkvbatch.files import OS_FILES, Files, in_blocks, open_file, read_spans, s
 from rwkvbatch.replay.logs import with_directory, without_options
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.row_index import SHARD_NAME, RowIndex, Shard, read_members
+from rwkvbatch.results.answers import VERDICTS_NAME, read_lines_of
 from rwkvbatch.results.directory import SKIPPED_NAME, RunDirectory
 from rwkvbatch.results.manifest import FORMER, read_manifest, refuse_other_run, write_manifest
-from rwkvbatch.results.opinions import VERDICTS_NAME, read_lines_of
 from rwkvbatch.results.recovery import LineIndex, ScannedLine, scan_lines
 from rwkvbatch.results.row import BadLineError, RowKey, decode_head, decode_row
 from rwkvbatch.results.script_copy import COMPRESSED_NAME, SCRIPT_NAME

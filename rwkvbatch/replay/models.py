@@ -80,14 +80,14 @@ class ModelLoader:
 
     Args:
         model: a loaded model, which is used instead of those that the setups name.
-        say: is called with a message when the bundled model is loaded.
+        notify: is called with a message when the bundled model is loaded.
     """
 
     def __init__(
-        self, settings: RunSettings, model: Model | None = None, say: Callable[[str], None] = lambda _: None
+        self, settings: RunSettings, model: Model | None = None, notify: Callable[[str], None] = lambda _: None
     ) -> None:
         self._settings = settings
-        self._say = say
+        self._notify = notify
         self._given_model = model
         self._loaded: tuple[tuple[str | None, str, str, str], Model] | None = None
         self._served: dict[Endpoint, tuple[Client, ServedSpec]] = {}
@@ -107,7 +107,7 @@ class ModelLoader:
             if setup.device is not None:
                 check_device(setup.device, "--devices")
             if resolve_model_path(setup.model).bundled:
-                self._say(USING_BUNDLED)
+                self._notify(USING_BUNDLED)
             began_s = time.monotonic()
             model = load_model(*key[:3], threads=self._settings.threads, adapter=setup.adapter)
             seconds = round(time.monotonic() - began_s, 3)

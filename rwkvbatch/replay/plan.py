@@ -11,6 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -267,20 +268,22 @@ def _has_params(conversation: Conversation) -> bool:
 
 
 def select(conversations: Sequence[Conversation], settings: RunSettings) -> tuple[Conversation, ...]:
-    """The conversations named by `--only`, in the order of `--shuffle-seed`, at most `--limit` of them.
+    """The conversations selected by `--only`, in the order of `--shuffle-seed`, at most `--limit` of them.
 
     Raises:
-        UsageError: no conversation has an id or tag of `--only`.
+        UsageError: no conversation has an id or tag that a pattern of `--only` matches.
     """
     chosen = list(conversations)
     if settings.only:
         names = {name for c in conversations for name in (c.id, *c.tags)}
-        for name in settings.only:
-            if name not in names:
-                matches = difflib.get_close_matches(name, names, n=3)
-                hint = f"close ones: {', '.join(matches)}" if matches else None
-                raise UsageError(f"--only {name}: no conversation has this id or tag", hint=hint)
-        selected = set(settings.only)
+        selected: set[str] = set()
+        for pattern in settings.only:
+            matches = {pattern} & names or {name for name in names if fnmatchcase(name, pattern)}
+            if not matches:
+                close = difflib.get_close_matches(pattern, names, n=3)
+                hint = f"close ones: {', '.join(close)}" if close else None
+                raise UsageError(f"--only {pattern}: no conversation has this id or tag", hint=hint)
+            selected |= matches
         chosen = [c for c in chosen if selected & {c.id, *c.tags}]
     if settings.shuffle_seed is not None:
         # Sorted by hash: the order of two conversations depends neither on the others nor on Python's version.

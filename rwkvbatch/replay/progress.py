@@ -61,14 +61,14 @@ class Progress:
 
     Attributes:
         rows_done: durable rows, including those of earlier sessions.
-        rows_total: rows that the run will have; in a race, up to the next look; at least `rows_done`.
+        rows_total: rows that the run will have, or if it `may_grow`, those of its rounds so far; at least `rows_done`.
         failures: failed rows.
         failed_checks: failed checks.
         active: conversations under way.
         reply_tokens: generated tokens.
         elapsed_s: length of this session.
         seconds_left: estimated remaining time; None before the first durable row or the first tokens of a long text,
-            and in a race.
+            and while the run `may_grow`.
         workers: running workers.
         lost_workers: workers that crashed.
         cells_left: cells in a race; None for other runs.
@@ -78,6 +78,7 @@ class Progress:
         reading: progress through the long texts under way.
         scored_tokens: tokens of texts and choices that were scored in turns without generation.
         rows_before: durable rows of earlier sessions.
+        may_grow: whether further rounds may add rows (`--race`, `--until-ci`).
     """
 
     rows_done: int
@@ -97,6 +98,7 @@ class Progress:
     reading: Reading = NO_READING
     scored_tokens: int = 0
     rows_before: int = 0
+    may_grow: bool = False
 
     @property
     def tokens_per_s(self) -> float:
@@ -135,10 +137,11 @@ class Counts:
         rows_before: durable rows at the start of the session.
         failed_rows: rows with an error, including those that were not reached because an earlier turn failed.
         failed_turns: rows with an error of their own.
-        cells_left, cells: see `Progress`.
+        cells_left, cells, may_grow: see `Progress`.
     """
 
     rows_before: int = 0
+    may_grow: bool = False
     rows: int = 0
     failed_rows: int = 0
     failed_turns: int = 0
@@ -167,8 +170,7 @@ class Counts:
         reading = sum((worker.reading for worker in workers), NO_READING)
         rows_new = rows_done - self.rows_before + reading.share_of_texts
         rows_left = max(0.0, rows_total - rows_done - reading.share_of_texts)
-        # The length of a race is not known beforehand.
-        can_estimate = rows_new > 0 and self.cells_left is None
+        can_estimate = rows_new > 0 and not self.may_grow
         return Progress(
             rows_done,
             rows_total,
@@ -187,6 +189,7 @@ class Counts:
             reading=reading,
             scored_tokens=self.scored_tokens,
             rows_before=self.rows_before,
+            may_grow=self.may_grow,
         )
 
 
@@ -200,24 +203,25 @@ class Observer(Protocol):
 
 
 class LineObserver:
-    """Calls `say` with a line of progress once a minute, for logs and pipes."""
+    """Calls `notify` with a line of progress once a minute, for logs and pipes."""
 
-    def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._say = say
+    def __init__(self, notify: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._notify = notify
         self._clock = clock
         self._next_s = 0.0
 
     def started(self, progress: Progress) -> None:
         self._next_s = self._clock() + LINE_EVERY_S
-        self._say(f"{progress.rows_total - progress.rows_done:,} of {progress.rows_total:,} rows to do")
+        total = f"{'at least ' if progress.may_grow else ''}{progress.rows_total:,}"
+        self._notify(f"{progress.rows_total - progress.rows_done:,} of {total} rows to do")
 
     def moved(self, progress: Progress) -> None:
         if self._clock() >= self._next_s:
             self._next_s = self._clock() + LINE_EVERY_S
-            self._say(progress_line(progress))
+            self._notify(progress_line(progress))
 
     def ended(self, progress: Progress) -> None:
-        self._say(progress_line(progress))
+        self._notify(progress_line(progress))
 
 
 def progress_line(progress: Progress) -> str:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 from rwkvbatch.config import CellSettings, Prompting
 from rwkvbatch.engine.request import END_OF_TEXT
+from rwkvbatch.errors import RowError
 from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template, with_turn_end
-from rwkvbatch.prompt.tokenizer import Tokenizer
+from rwkvbatch.prompt.tokenizer import Tokenizer, encode_long
 from rwkvbatch.replay.plan import Task
+from rwkvbatch.script.choices import Choice
+from rwkvbatch.script.records import Turn
+
+ScoredText = tuple[Sequence[int], Sequence[int]]
+"""The tokens before a text that is scored, and the text's own."""
 
 
 class PromptEncoder:
@@ -56,3 +65,106 @@ class PromptEncoder:
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text))
+
+
+@dataclass(frozen=True)
+class TurnPrompt:
+    """One turn of a task after a history, as tokens.
+
+    Attributes:
+        number: index of the turn in the conversation.
+        history: the tokens before the turn.
+    """
+
+    task: Task
+    number: int
+    encoder: PromptEncoder
+    history: tuple[int, ...]
+
+    @property
+    def turn(self) -> Turn:
+        return self.task.conversation.turns[self.number]
+
+    @property
+    def settings(self) -> CellSettings:
+        return self.task.of_turn(self.number).settings
+
+    @property
+    def template(self) -> PromptTemplate:
+        return self.encoder.template(self.settings)
+
+    def tokens(self) -> tuple[int, ...]:
+        """All tokens before the reply."""
+        return (*self.history, *self.encoder.encode(self.template.turn(self.turn.user)))
+
+    def scored_texts(self) -> list[ScoredText]:
+        """The texts of the turn that are scored: its reference, its choices.
+
+        Raises:
+            RowError: a plain text has no token that can be scored.
+        """
+        texts = [] if self.turn.reference is None else [self.reference_tokens(self.turn.reference)]
+        return [*texts, *map(self._choice_tokens, self.turn.choices)]
+
+    def reference_tokens(self, reference: str) -> ScoredText:
+        """The tokens before the scored part of the turn's reference, and the scored tokens.
+
+        The first token of a plain text cannot be scored if no token precedes it (`bos` off, no prompt).
+        """
+        if not self.turn.plain:
+            return self._split_before_last(*self.template.given_reply(reference))
+        return self._plain_tokens(self.turn.user, encode_long(self.encoder.tokenizer, reference))
+
+    def _plain_tokens(self, prompt: str, text: Sequence[int]) -> ScoredText:
+        """The tokens before the scored part of a plain text, and the scored tokens.
+
+        Before the text are token 0 (unless `bos` is off) and its prompt, read without a template. Without either, the
+        first token of the text is not scored, because no token precedes it.
+        """
+        settings = self.settings
+        bos = (END_OF_TEXT,) if settings.begins_with_bos(plain_text=True) else ()
+        # Without the cache of encoded texts, which would keep whole documents in memory.
+        prefix = (*bos, *self.encoder.tokenizer.encode(prompt))
+        if not prefix and len(text) < 2:
+            raise RowError("the text has one token, and nothing is read before it: use --bos on")
+        return (prefix, text) if prefix else (text[:1], text[1:])
+
+    def _choice_tokens(self, choice: Choice) -> ScoredText:
+        """The tokens before a choice, and its own tokens, as the beginning of a reply or after a plain prompt.
+
+        With a `continuation` of the turn, the choice belongs to the tokens before, and the continuation is scored.
+        """
+        turn = self.turn
+        if not turn.plain:
+            return self._split_before_choice(self.choice_text(choice))
+        if turn.continuation is None:
+            return self._plain_tokens(turn.user, self.encoder.encode(choice.text))
+        return self._plain_tokens(turn.user + choice.text, self.encoder.encode(turn.continuation))
+
+    def choice_text(self, choice: Choice) -> str:
+        """A choice as the template writes a reply; verbatim after a `reply_prefix` or a plain prompt."""
+        if self.template.reply_prefix or self.turn.plain:
+            return choice.text
+        return self.template.reply(choice.text).removesuffix(self.template.closing)
+
+    def _split_before_choice(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens before the choice `text` of the turn, and its own tokens."""
+        if self.template.reply_prefix:
+            return self.tokens(), self.encoder.encode(text)
+        return self._split_before_last(text)
+
+    def _split_before_last(self, *parts: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens before the last of the `parts` of the turn's reply, and the tokens of that part."""
+        texts = (self.template.past_turn(self.turn.user), *parts)
+        *before, last = [self.encoder.encode(text) for text in texts]
+        return (*self.history, *chain.from_iterable(before)), last
+
+    def after_reference(self, reference: str) -> tuple[int, ...]:
+        """All tokens up to the end of the turn, with its reference as the reply."""
+        prefix, reply = self._split_before_last(self.template.reply(reference))
+        return (*prefix, *reply)
+
+    def after_choice(self, choice: Choice) -> tuple[int, ...]:
+        """All tokens up to the end of the turn, with a choice as the reply."""
+        prefix, reply = self._split_before_choice(self.choice_text(choice) + self.template.closing)
+        return (*prefix, *reply)

@@ -72,7 +72,7 @@ def _random_numbers(seed: int) -> Iterator[int]:
 
 
 @dataclass(frozen=True)
-class Entrant:
+class RaceCell:
     """Result of one cell.
 
     Attributes:
@@ -119,7 +119,7 @@ class RaceResult:
     left: tuple[str, ...]
     rows: int
     rows_of_grid: int
-    cells: tuple[Entrant, ...]
+    cells: tuple[RaceCell, ...]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -293,11 +293,11 @@ def result_of(race: Race, plan: Plan, selection: DrawSelection) -> RaceResult:
     """The result of a race whose tasks were `selection`."""
     state, settings, turns = race.state, plan.settings, turns_of_draws(plan)
     leader = state.leader
-    entrants: list[Entrant] = []
+    cells: list[RaceCell] = []
     for cell in range(len(plan.cells)):
         played = int(state.played[cell])
-        entrants.append(
-            Entrant(
+        cells.append(
+            RaceCell(
                 cell=plan.cells[cell].name,
                 draws=played,
                 rows=sum(turns[: selection.draws[cell]]),
@@ -319,5 +319,5 @@ def result_of(race: Race, plan: Plan, selection: DrawSelection) -> RaceResult:
         left=tuple(plan.cells[int(cell)].name for cell in state.left),
         rows=selection.num_rows,
         rows_of_grid=settings.repeats * len(plan.cells) * sum(len(c.turns) for c in conversations),
-        cells=tuple(entrants),
+        cells=tuple(cells),
     )

@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from rwkvbatch.errors import RowError, RunDamagedError, RunDirectoryError, RunMismatchError
+from rwkvbatch.errors import RowError, RunDamagedError, RunDirectoryError, RunLockedError, RunMismatchError
 from rwkvbatch.files import OS_FILES, Files, read_file, read_spans
-from rwkvbatch.judges.questions import Ask
+from rwkvbatch.judges.questions import VoteRequest
 from rwkvbatch.replay.identity import judging_digest
-from rwkvbatch.replay.jury import Jury, asks_of, rubrics_of, turns_with_rubrics
-from rwkvbatch.replay.verdicts import OpensJudge, opened_opinions
+from rwkvbatch.replay.rubrics import RubricJudge, rubrics_of, turns_with_rubrics, vote_requests_of
+from rwkvbatch.replay.verdicts import OpensJudge, opened_answers
 from rwkvbatch.results.directory import RunDirectory
 from rwkvbatch.results.manifest import FORMER, read_manifest
 from rwkvbatch.results.recovery import StoredLine, read_lines
@@ -106,7 +106,15 @@ def recheck(
     if read_manifest(path) is None:
         hint = "`rwkvbatch run SCRIPT --out DIR` makes one"
         raise RunDirectoryError("holds no run" if path.is_dir() else "there is no such run", path=path, hint=hint)
-    with closing(RunDirectory(path, command, files)) as directory:
+    try:
+        directory = RunDirectory(path, command, files)
+    except RunDirectoryError as error:  # the hints of a new run name --out, which this command does not have
+        if isinstance(error, RunLockedError):
+            error.hint = "wait until it ends, or stop it"
+        elif not isinstance(error, RunDamagedError):
+            error.hint = "make it writable, or judge a copy of it"
+        raise
+    with closing(directory):
         return _Recheck(directory, scripts, progress, files).run(judge, asking)
 
 
@@ -143,17 +151,17 @@ class _Recheck:
         self._digests: dict[tuple[str, int], str] = {}
         self._has_new_score = False
         self._turns = turns_with_rubrics(self._conversations)
-        self._jury = Jury(None, None, lambda row, turn: None, self._is_gold)
+        self._rubric_judge = RubricJudge(None, None, lambda row, turn: None, self._is_gold)
 
     def run(self, judge: OpensJudge | None, asking: Callable[[int, int], None]) -> Rechecked:
         if not self._turns:
             return self._run()
         with ExitStack() as stack:
-            known = stack.enter_context(opened_opinions(judge, self._directory))
+            known = stack.enter_context(opened_answers(judge, self._directory))
             rows = stack.enter_context(self._directory.reading(RESULTS_NAME))
-            self._jury = Jury(known.opinions, known.judge, self._row_finder(rows), self._is_gold)
-            if known.opinions is not None:
-                known.opinions.settle(self._asks, asking)
+            self._rubric_judge = RubricJudge(known.answers, known.judge, self._row_finder(rows), self._is_gold)
+            if known.answers is not None:
+                known.answers.ask_missing(self._vote_requests, asking)
             result = self._run()
             if known.drop_unused is not None:
                 known.drop_unused()
@@ -179,8 +187,10 @@ class _Recheck:
                 with suppress(BadLineError):
                     yield decode_row(line.data), (line.start, line.end)
 
-    def _asks(self) -> Iterator[Ask]:
-        return asks_of(self._jury, (row for row, _ in self._undamaged_rows()), self._by_id, self._turns)
+    def _vote_requests(self) -> Iterator[VoteRequest]:
+        return vote_requests_of(
+            self._rubric_judge, (row for row, _ in self._undamaged_rows()), self._by_id, self._turns
+        )
 
     def _is_gold(self, cell: str) -> bool:
         cells = self._manifest["identity"].get("cells")
@@ -261,7 +271,7 @@ class _Recheck:
         if conversation is None or row.turn >= len(conversation.turns):
             problem = f"a row is of {row.key.in_words()}, which the script's copy does not have"
             raise RunDamagedError(problem, path=self._directory.path)
-        new = self._jury.judged(row, conversation)
+        new = self._rubric_judge.judged(row, conversation)
         if new.finish_reason == "error" and row.finish_reason != "error":
             raise RowError(
                 f"{self._directory.path}: {row.key.in_words()}: {new.error}; nothing was changed",

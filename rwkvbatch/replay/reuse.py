@@ -64,7 +64,7 @@ class Reuse:
         if self.taken_back:
             text += f" ({self.taken_back:,} of them taken back from {KEPT_NAME})"
         if self.set_aside:
-            text += f"; {self.set_aside:,} that this command does not have set aside in {KEPT_NAME}"
+            text += f"; {self.set_aside:,} not in this command, moved to {KEPT_NAME}"
         return text
 
 
@@ -100,8 +100,13 @@ def adopt(
     identity: JsonObject,
     make_about: Callable[[], JsonObject],
     shard: JsonObject | None,
+    announce: Callable[[int], None],
 ) -> Reuse | None:
     """Reuse the rows of `directory` for `plan`, and replace its manifest and its copy of the script.
+
+    Args:
+        announce: writes the total of `plan` to `status.json`, given the number of rows that it has. It is called before
+            the manifest says that the rows are adapted: readers use the total from then on.
 
     Returns:
         The counts, with 0 rows to generate; None if the directory already holds the run of `plan`.
@@ -127,6 +132,7 @@ def adopt(
         directory.begin_change(identity, about, shard)
         adaptation.write()
     directory.write_script(plan.conversations)
+    announce(adaptation.counts.kept + adaptation.counts.judged_again)
     directory.end_change(identity, about, shard)
     return adaptation.counts
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch.errors import RwkvBatchError, StorageError, counted
 from rwkvbatch.files import OS_FILES, Files, save_file
-from rwkvbatch.replay.adaptive import Reached, RepeatSelection, Selection, first_round, reached, rounds
+from rwkvbatch.replay.adaptive import ReachedPrecision, RepeatSelection, Selection, first_round, reached, rounds
 from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
 from rwkvbatch.replay.identity import RowDigests, make_about, make_identity
 from rwkvbatch.replay.judging import explain
@@ -96,7 +96,7 @@ class RunResult:
     plan: Plan
     rows: Callable[[], Iterator[Row]]
     verified: Mapping[str, Any] | None = None
-    reached: tuple[Reached, ...] = ()
+    reached: tuple[ReachedPrecision, ...] = ()
     race: RaceResult | None = None
     reuse: Reuse | None = None
 
@@ -139,7 +139,8 @@ def execute(plan: Plan, loader: ModelLoader, options: RunOptions) -> RunResult:
         refuse_unusable(plan, specs)
         digests = RowDigests(plan, list(identity["cells"].values()))
         about = partial(make_about, plan, specs, list(options.scripts), options.command)
-        reuse = _take_directory(directory, plan, digests, identity, about)
+        status = StatusFile(directory.path, files=options.files, at=directory.at, may_write=directory.may_write)
+        reuse = _take_directory(directory, plan, digests, identity, about, status)
         if plan.shard is not None:
             write_members(
                 options.files, directory.path, [plan.members[number] for number in plan.chosen], at=directory.at
@@ -151,7 +152,7 @@ def execute(plan: Plan, loader: ModelLoader, options: RunOptions) -> RunResult:
             plan.num_rows, plan.row_number, digest=digests.of_row, repair=options.repair, vocab_size=vocabulary.get
         )
         store = stack.enter_context(closing(rows))
-        return _Session(plan, loader, pool, options, store, directory, reuse).run()
+        return _Session(plan, loader, pool, options, store, directory, reuse, status).run()
 
 
 def _take_directory(
@@ -160,17 +161,30 @@ def _take_directory(
     digests: RowDigests,
     identity: dict[str, Any],
     about: Callable[[], dict[str, Any]],
+    status: StatusFile,
 ) -> Reuse | None:
     """Write the manifest and the script's copy, and keep the rows that are rows of `plan`; None for a new directory."""
+
+    def announce(num_rows: int) -> None:
+        """Write the plan's total to the status file, which may have that of an earlier, smaller plan."""
+        progress = Counts(num_rows, _may_grow(plan)).progress(num_rows, first_round(plan).num_rows)
+        status.update(progress.as_dict())
+
     shard = plan.shard and {**vars(plan.shard), "rows_of_run": plan.num_rows}
     if directory.damage is not None:
         check_rows_of_plan(directory, plan, digests, identity)
+        announce(0)
         directory.set_manifest_aside()
     if directory.holds_rows:
-        return adopt(directory, plan, digests, identity, about, shard) or Reuse(0)
+        return adopt(directory, plan, digests, identity, about, shard, announce) or Reuse(0)
     directory.claim(identity, about, shard)
     directory.write_script(plan.conversations)
     return None
+
+
+def _may_grow(plan: Plan) -> bool:
+    """Whether rounds after the first one may add rows."""
+    return plan.settings.race or plan.settings.until_ci is not None
 
 
 def _continued(plan: Plan, out: Path | None) -> Plan:
@@ -200,16 +214,14 @@ class _Session:
         rows: Rows,
         directory: RunDirectory | None,
         reuse: Reuse | None = None,
+        status: StatusFile | None = None,
     ) -> None:
         self._plan = plan
         self._loader = loader
         self._options = options
         self._rows = rows
         self._directory = directory
-        self._status = None
-        if directory is not None:
-            may_write = directory.may_write
-            self._status = StatusFile(directory.path, files=options.files, at=directory.at, may_write=may_write)
+        self._status = status
         self._verdicts = RunVerdicts(plan, options.judge, directory)
         self._race = race_of(plan, rows) if plan.settings.race else None
         self._selection: Selection = first_round(plan)
@@ -219,7 +231,7 @@ class _Session:
         if options.retry_errors:
             rows.discard([number for number in range(plan.num_rows) if rows.failed(number)])
         self._reuse = None if reuse is None else self._recounted(reuse)
-        self._counts = Counts(rows.num_durable)
+        self._counts = Counts(rows.num_durable, _may_grow(plan))
         recorder = RowRecorder(plan, rows, self._counts, plan.settings.max_failures)
         hooks = (recorder, options.should_stop, self._after_step)
         self._driver = LocalDriver(plan, loader, *hooks) if pool is None else PoolDriver(plan, pool, *hooks)
@@ -299,9 +311,7 @@ class _Session:
         unselected = [row for row in range(self._plan.num_rows) if rows.has(row) and not is_selected[row]]
         directory.set_aside(map(rows.read_line, unselected))
         rows.discard(unselected)
-        self._options.notify(
-            f"{counted(len(unselected), 'row')} that this command does not need set aside in {KEPT_NAME}"
-        )
+        self._options.notify(f"{counted(len(unselected), 'row')} not needed by this command, moved to {KEPT_NAME}")
 
     def _tasks(self, setup: Setup, *, longest_first: bool = False) -> Iterator[int]:
         """The selected tasks in the cells of `setup`."""

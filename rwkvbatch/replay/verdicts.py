@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from rwkvbatch.judges.opinions import Judge, MemoryRecord, Opinions, digest_of
-from rwkvbatch.replay.jury import Jury, asks_of, turns_with_rubrics
+from rwkvbatch.judges.answers import Judge, JudgeAnswers, MemoryRecord, digest_of
 from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.rubrics import RubricJudge, turns_with_rubrics, vote_requests_of
+from rwkvbatch.results.answers import AnswerStore
 from rwkvbatch.results.directory import RunDirectory
-from rwkvbatch.results.opinions import OpinionStore
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.store import Rows
 
@@ -34,23 +34,23 @@ class OpensJudge(Protocol):
 
 
 @dataclass(frozen=True)
-class KnownOpinions:
-    """A judge's opinions; all attributes are None if no judge is known.
+class KnownAnswers:
+    """A judge's answers; all attributes are None if no judge is known.
 
     Attributes:
-        opinions: existing answers, and new ones from the judge if one is open.
+        answers: existing answers, and new ones from the judge if one is open.
         judge: the judge's name and digest.
         drop_unused: removes answers from the directory that no question used.
     """
 
-    opinions: Opinions | None = None
+    answers: JudgeAnswers | None = None
     judge: str | None = None
     drop_unused: Callable[[], None] | None = None
 
 
 @contextmanager
-def opened_opinions(source: OpensJudge | None, directory: RunDirectory | None) -> Generator[KnownOpinions]:
-    """The opinions of the judge that a command names, or those of the directory's last judge if it names none.
+def opened_answers(source: OpensJudge | None, directory: RunDirectory | None) -> Generator[KnownAnswers]:
+    """The answers of the judge that a command names, or those of the directory's last judge if it names none.
 
     Raises:
         RunDirectoryError: the file of verdicts cannot be used.
@@ -60,7 +60,7 @@ def opened_opinions(source: OpensJudge | None, directory: RunDirectory | None) -
     with ExitStack() as stack:
         store = None
         if directory is not None:
-            store = OpinionStore(directory.path, at=directory.at, check=directory.check, files=directory.files)
+            store = AnswerStore(directory.path, at=directory.at, check=directory.check, files=directory.files)
             stack.enter_context(store)
         judge = None if source is None else source.open()
         if store is None:
@@ -69,16 +69,16 @@ def opened_opinions(source: OpensJudge | None, directory: RunDirectory | None) -
         else:
             digest, record = store.use(judge), store
         if digest is None:
-            yield KnownOpinions()
+            yield KnownAnswers()
             return
         name = ""
         if judge is not None:
             name = judge.name
         elif store is not None and store.judge:
             name = store.judge.name
-        opinions = Opinions(judge, digest, record)
-        drop_unused = None if store is None else partial(store.drop_unused, opinions.used)
-        yield KnownOpinions(opinions, f"{name}#{digest}", drop_unused)
+        answers = JudgeAnswers(judge, digest, record)
+        drop_unused = None if store is None else partial(store.drop_unused, answers.used)
+        yield KnownAnswers(answers, f"{name}#{digest}", drop_unused)
 
 
 class RunVerdicts:
@@ -99,7 +99,7 @@ class RunVerdicts:
             cell.name: settings.history == "gold" for cell, settings in zip(plan.cells, plan.cell_settings, strict=True)
         }
         self._is_judged = bytearray(plan.num_rows if self._turns else 0)
-        self._known: KnownOpinions | None = None
+        self._known: KnownAnswers | None = None
         self._stack = ExitStack()
 
     @property
@@ -118,29 +118,31 @@ class RunVerdicts:
         Rows that an earlier round judged stay as they are. The judge stays open until `close`.
 
         Raises:
-            StorageError: the verdicts cannot be written. Also raises as `opened_opinions`.
+            StorageError: the verdicts cannot be written. Also raises as `opened_answers`.
         """
         plan, is_judged = self._plan, self._is_judged
         numbers = [n for n in range(plan.num_rows) if not is_judged[n] and rows.has(n) and self._has_rubrics(n)]
         if not numbers:
             return True
         if self._known is None:
-            self._known = self._stack.enter_context(opened_opinions(self._source, self._directory))
-        opinions = self._known.opinions
+            self._known = self._stack.enter_context(opened_answers(self._source, self._directory))
+        answers = self._known.answers
 
         def row_of(row: Row, turn: int) -> Row | None:
             number = plan.row_number(row.key)
             other = None if number is None else number - row.turn + turn
             return None if other is None or not rows.has(other) else rows.read(other)
 
-        jury = Jury(opinions, self._known.judge, row_of, lambda cell: self._is_gold[cell])
+        rubric_judge = RubricJudge(answers, self._known.judge, row_of, lambda cell: self._is_gold[cell])
 
         def judged(number: int) -> Row:
             row = rows.read(number)
-            return jury.judged(row, self._conversations[row.conversation])
+            return rubric_judge.judged(row, self._conversations[row.conversation])
 
-        if opinions is not None and not opinions.settle(
-            lambda: asks_of(jury, map(rows.read, numbers), self._conversations, self._turns), progress, should_stop
+        if answers is not None and not answers.ask_missing(
+            lambda: vote_requests_of(rubric_judge, map(rows.read, numbers), self._conversations, self._turns),
+            progress,
+            should_stop,
         ):
             return False
         rows.renew([number for number in numbers if judged(number).checks != rows.read(number).checks], judged)

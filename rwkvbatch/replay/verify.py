@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from rwkvbatch.engine.request import Reply, Score
 from rwkvbatch.errors import counted
-from rwkvbatch.replay.conversation import ConversationReplay, TurnResults
+from rwkvbatch.replay.conversation import ConversationReplay
 from rwkvbatch.replay.models import ModelLoader, Setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.prompts import PromptEncoder
+from rwkvbatch.replay.rows import TurnResults
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.store import Rows
 

@@ -21,10 +21,10 @@ from typing import Any, Protocol
 from rwkvbatch.engine.request import NO_READING, Reading, Reply, Score
 from rwkvbatch.errors import RowError, RwkvBatchError, is_out_of_memory
 from rwkvbatch.replay.conversation import ConversationReplay
-from rwkvbatch.replay.failed import error_row, not_reached
 from rwkvbatch.replay.models import ModelLoader, Setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import LEFT_ON_REQUEST, Assign, Drop, Joined, Judging, Leave, Left, LogEntry, Order, Report
+from rwkvbatch.replay.rows import error_row, not_reached
 from rwkvbatch.results.row import EncodedRow, Row
 
 HEARTBEAT_S = 0.5

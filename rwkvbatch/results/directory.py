@@ -15,6 +15,7 @@ from typing import BinaryIO
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunReplacedError, StorageError, UsageError
 from rwkvbatch.files import OS_FILES, Files, in_blocks, make_directory, open_file, remove_empty, save_file, write_all
 from rwkvbatch.prompt.escaping import file_name
+from rwkvbatch.results.answers import VERDICTS_NAME
 from rwkvbatch.results.lock import LOCK_NAME, DirectoryLock
 from rwkvbatch.results.manifest import (
     DAMAGED_MANIFEST_NAME,
@@ -25,7 +26,6 @@ from rwkvbatch.results.manifest import (
     refuse_other_run,
     write_manifest,
 )
-from rwkvbatch.results.opinions import VERDICTS_NAME
 from rwkvbatch.results.recovery import keep_bytes
 from rwkvbatch.results.row import RowDigest, RowKey
 from rwkvbatch.results.script_copy import COMPRESSED_NAME, SCRIPT_NAME, write_script

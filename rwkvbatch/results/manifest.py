@@ -186,7 +186,8 @@ def system_of(cell: Mapping[str, Any], in_script: str | None) -> str | None:
     """The system message of a conversation in a cell; None for none.
 
     Args:
-        cell: the cell's settings. in_script: the conversation's system message in the script.
+        cell: the cell's settings.
+        in_script: the conversation's system message in the script.
     """
     setting = cell.get("system")
     if not isinstance(setting, str) or (in_script is not None and cell.get(FILLS_IN_SYSTEM)):

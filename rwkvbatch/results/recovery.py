@@ -81,7 +81,8 @@ class ScannedLine:
     """One line of a results file.
 
     Attributes:
-        start, end: offsets of its first byte, and of the byte after its last. line: its line number, from 1.
+        start, end: offsets of its first byte, and of the byte after its last.
+        line: its line number, from 1.
         number: the row's number in the plan; -1 with a `problem`.
         failed: whether it is an error row.
         problem: why it is not a row of the plan; None if it is.
@@ -136,7 +137,8 @@ class StoredLine(NamedTuple):
     """A line of a file.
 
     Attributes:
-        number: its line number, from 1. start, end: offsets of its first byte, and of the byte after its last.
+        number: its line number, from 1.
+        start, end: offsets of its first byte, and of the byte after its last.
         data: the line with its line end; only its beginning if `is_long`, so that it is not a row.
         is_long: whether it is longer than `MAX_LINE_BYTES`.
     """

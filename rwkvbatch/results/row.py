@@ -36,7 +36,8 @@ class TokenCounts:
     """Numbers of tokens.
 
     Attributes:
-        prompt: the prompt with its whole history. reply: generated tokens.
+        prompt: the prompt with its whole history.
+        reply: generated tokens.
         thinking: generated tokens of the thinking part, its end included; None in replies without one.
     """
 
@@ -85,9 +86,11 @@ class ProbePlace:
     """The position of a probe, and its distance from the user message that it asks about.
 
     Attributes:
-        after: the turn after which the probe was asked. number: its number among the probes of that turn.
-        turns: number of turns after that of the user message. tokens: number of tokens from the end of the user message
-            to the end of the dialogue so far; None in an error row.
+        after: the turn after which the probe was asked.
+        number: its number among the probes of that turn.
+        turns: number of turns after that of the user message.
+        tokens: number of tokens from the end of the user message to the end of the dialogue so far; None in an error
+            row.
     """
 
     after: int
@@ -153,14 +156,15 @@ class Row:
     """One turn.
 
     Attributes:
-        prompt: the user's text. reply: the model's text, as the template shows it.
+        prompt: the user's text.
+        reply: the model's text, as the template shows it.
         reply_ids: the generated tokens, including those of a stop text. Together with `finish_reason` and `stopped_by`
             they determine the history of the next turn (`docs/design/durability.md`).
         finish_reason: `stop`, `eos`, `length`, `time`, `error` or `scored`. After `error`, the field `error` has its
             text. After `scored`, no reply was generated, and `reply` is the text of the model's choice, if any.
         stopped_by: the stop text that ended the reply, if `finish_reason` is `stop`.
-        choices: likelihoods of the turn's choices; None without choices. probe: the position of a probe; None in other
-            rows.
+        choices: likelihoods of the turn's choices; None without choices.
+        probe: the position of a probe; None in other rows.
     """
 
     conversation: str
@@ -293,7 +297,8 @@ class RowDigest:
 
     Attributes:
         content: digest of everything that the reply and its numbers depend on except the repeat, so that rows with
-            equal digests and repeats are equal. judging: digest of the checks and tags.
+            equal digests and repeats are equal.
+        judging: digest of the checks and tags.
     """
 
     content: str

@@ -31,7 +31,8 @@ class _Record:
     such combinations, and a comparison reads 100,000 rows.
 
     Args:
-        prefix: precedes the keys in messages. optional: default values of keys that may be absent.
+        prefix: precedes the keys in messages.
+        optional: default values of keys that may be absent.
     """
 
     def __init__(self, prefix: str, kinds: Mapping[str, _Kind], optional: Mapping[str, Any] | None = None) -> None:

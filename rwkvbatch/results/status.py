@@ -27,12 +27,13 @@ State = Literal["running", "done", "interrupted", "failed"]
 
 @dataclass
 class StatusFile:
-    """Replaces `status.json` at most every two seconds. A failure to write it does not stop the run.
+    """Replaces `status.json` about every two seconds. A failure to write it does not stop the run.
 
     Args:
         at: descriptor of the open directory; without it, `directory` is opened.
         may_write: whether the directory still belongs to this process.
-        clock: monotonic seconds. wall_clock: seconds since 1970, which are only displayed.
+        clock: monotonic seconds.
+        wall_clock: seconds since 1970, which are only displayed.
     """
 
     directory: Path
@@ -46,17 +47,19 @@ class StatusFile:
     def __post_init__(self) -> None:
         self._started = self.wall_clock()
         self._written_s: float | None = None
+        self._written_total: Any = None
 
     def update(self, figures: JsonObject, state: State = "running", error: str | None = None) -> None:
-        """Write the run's figures; while it is running, at most every `STATUS_EVERY_S` seconds.
+        """Write the run's figures; while it is running, every `STATUS_EVERY_S` seconds and when its total changes.
 
         Args:
             figures: JSON values, including `rows_total`.
         """
-        now = self.clock()
-        if state == "running" and self._written_s is not None and 0 <= now - self._written_s < STATUS_EVERY_S:
+        now, total = self.clock(), figures.get("rows_total")
+        is_recent = self._written_s is not None and 0 <= now - self._written_s < STATUS_EVERY_S
+        if state == "running" and is_recent and total == self._written_total:
             return
-        self._written_s = now
+        self._written_s, self._written_total = now, total
         content = {
             "state": state,
             "error": error,

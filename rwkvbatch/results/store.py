@@ -292,10 +292,9 @@ class RowStore:
             raise self._fail(error, "repair") from error
         if findings.damaged or has_links:
             self._rewrite(self._index.rows_in_file_order())
-        if count := len(findings.damaged):
-            _log.warning(
-                "%s: %d damaged lines are set aside in %s; their rows run again", self._path, count, DAMAGED_NAME
-            )
+        if findings.damaged:
+            lines = counted(len(findings.damaged), "damaged line")
+            _log.warning("%s: %s set aside in %s, to be run again", self._path, lines, DAMAGED_NAME)
         self.num_durable = self.num_rows
 
     def _rewrite(self, numbers: Sequence[int], new_row: Callable[[int], Row | None] = lambda number: None) -> None:

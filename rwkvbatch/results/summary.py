@@ -44,7 +44,8 @@ class TextSummary:
 
     Attributes:
         texts, tokens, bytes: numbers of scored texts, tokens and bytes.
-        nll: negative log-likelihood per token over all tokens, in nats. perplexity: exp(nll); None on overflow.
+        nll: negative log-likelihood per token over all tokens, in nats.
+        perplexity: exp(nll); None on overflow.
         bits_per_byte: negative log-likelihood per byte over all bytes, in bits.
         text_perplexity: exponential of the mean negative log-likelihood of a text, as in LAMBADA; None on overflow.
         accuracy: share of the continuations that greedy decoding would write; None if no text has a prompt.
@@ -65,17 +66,19 @@ class CellSummary:
     """One cell's figures.
 
     Attributes:
-        rows: number of turns, including errors. errors: number of turns that ended in an error.
-        checks, checks_passed: numbers over all rows. unjudged: number of checks without a verdict of a judge.
+        rows: number of turns, including errors.
+        errors: number of turns that ended in an error.
+        checks, checks_passed: numbers over all rows.
+        unjudged: number of checks without a verdict of a judge.
         score: mean of the rows' scores.
         finish_reasons: number of rows by finish reason.
         first_token_p50_s, first_token_p95_s: percentiles of the time from a request's submission to its first token.
-        prompt_tokens: tokens of the prompts with their whole histories. cached_tokens: those whose state came from the
-            prefix cache.
+        prompt_tokens: tokens of the prompts with their whole histories.
+        cached_tokens: those whose state came from the prefix cache.
         scored_prompt_tokens: the part of `prompt_tokens` in turns in which texts were scored and nothing was generated;
             rows do not record how many of these came from the cache.
-        logprob_mean: mean log-probability of a reply token, in nats. reference_nll: mean negative log-likelihood of a
-            token of the reference replies, in nats.
+        logprob_mean: mean log-probability of a reply token, in nats.
+        reference_nll: mean negative log-likelihood of a token of the reference replies, in nats.
         plain_text: None without plain texts.
     """
 
@@ -283,7 +286,8 @@ def write_summary(
     """Replace the summary.
 
     Args:
-        session: figures of the process that writes it (seconds, tokens/s). race: the result of a race.
+        session: figures of the process that writes it (seconds, tokens/s).
+        race: the result of a race.
         at: descriptor of the open directory; without it, `directory` is opened.
 
     Raises:

@@ -151,7 +151,7 @@ def _examples(
 ) -> Mapping[str, Sequence[Question]]:
     """By group, the questions of the dev files; raises `UsageError` if the style has no examples."""
     if not 0 <= shots <= MAX_SHOTS:
-        raise UsageError(f"--shots must be 0 to {MAX_SHOTS}, got {shots}")
+        raise UsageError(f"--shots must be a whole number in [0, {MAX_SHOTS}], got {shots}")
     if shots and not benchmark.styles[style].shots:
         with_shots = [other for other, other_style in benchmark.styles.items() if other_style.shots]
         hint = f"--style {with_shots[0]} has some" if with_shots else "leave --shots out"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import os
 import re
 import stat
 import sys
+import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from rwkvbatch.errors import ScriptError, parsing_problem
 from rwkvbatch.script.lines import STDIN, SourceLine, refuse, shown_path
@@ -26,6 +28,10 @@ MAX_ARRAY_BYTES = 2**29
 """Size limit of a `.json` file that holds an array."""
 
 NAME_ONE_FILE = "name a .jsonl file, or - for standard input"
+
+_GZIP = b"\x1f\x8b"
+_READ_ERRORS = (OSError, EOFError, zlib.error)
+"""What reading a plain or compressed file may raise."""
 
 _BOM = b"\xef\xbb\xbf"
 _CHUNK_BYTES = 1 << 20
@@ -43,17 +49,27 @@ class RawLine:
 
 @contextmanager
 def opened(path: str, hint: str = NAME_ONE_FILE) -> Generator[BinaryIO]:
-    """The opened file, or standard input for `-`, which is not closed; raises `ScriptError`."""
+    """The opened file, or standard input for `-`, which is not closed; raises `ScriptError`.
+
+    A file compressed with gzip is decompressed while it is read, whatever its name.
+    """
     if path == STDIN:
         yield sys.stdin.buffer
         return
     try:
         file = Path(path).open("rb")  # noqa: SIM115 (closed below; only the opening is guarded here)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ScriptError(f"cannot be read: {reason}", path=path, hint=hint) from None
+        raise ScriptError(_unreadable(error), path=path, hint=hint) from None
     with file:
-        yield file
+        try:
+            compressed = file.peek(len(_GZIP)).startswith(_GZIP)
+        except OSError:  # the first read reports it
+            compressed = False
+        yield cast("BinaryIO", gzip.GzipFile(fileobj=file)) if compressed else file
+
+
+def _unreadable(error: Exception) -> str:
+    return f"cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
 def has_end(file: BinaryIO) -> bool:
@@ -70,8 +86,8 @@ def read_text(path: str, max_bytes: int) -> RawLine:
     with opened(path, hint) as file:
         try:
             data = file.read(max_bytes + 1)
-        except OSError as error:
-            raise ScriptError(f"cannot be read: {error.strerror}", path=path, hint=hint) from None
+        except _READ_ERRORS as error:
+            raise ScriptError(_unreadable(error), path=path, hint=hint) from None
     return RawLine(SourceLine(path, 1), data[:max_bytes].removeprefix(_BOM), len(data) <= max_bytes)
 
 
@@ -106,8 +122,8 @@ def read_lines(file: BinaryIO, path: str, max_bytes: int) -> Iterator[RawLine]:
                         hint="is this a script? It must have one JSON object a line",
                     )
             number += 1
-    except OSError as error:
-        raise ScriptError(f"cannot be read: {error.strerror}", path=shown_path(path), line=number) from None
+    except _READ_ERRORS as error:
+        raise ScriptError(_unreadable(error), path=shown_path(path), line=number) from None
 
 
 def read_lines_or_items(file: BinaryIO, path: str, max_bytes: int) -> Iterator[RawLine]:
@@ -116,12 +132,12 @@ def read_lines_or_items(file: BinaryIO, path: str, max_bytes: int) -> Iterator[R
     Raises:
         ScriptError: the file cannot be read, a line is too long to be skipped, or the array is too large or damaged.
     """
-    if not path.lower().endswith(".json"):
+    if not path.lower().removesuffix(".gz").endswith(".json"):
         return read_lines(file, path, max_bytes)
     try:
         data = file.read(MAX_ARRAY_BYTES + 1)
-    except OSError as error:
-        raise ScriptError(f"cannot be read: {error.strerror}", path=path) from None
+    except _READ_ERRORS as error:
+        raise ScriptError(_unreadable(error), path=path) from None
     beginning = data[:_CHUNK_BYTES].removeprefix(_BOM).lstrip()
     if not beginning.startswith((b"[", b"{")):
         return read_lines(io.BytesIO(data), path, max_bytes)

@@ -111,11 +111,8 @@ def read_copy(file: BinaryIO, path: str) -> tuple[Conversation, ...]:
     """
     limits = ScriptLimits(max_line_bytes=MAX_COPY_LINE_BYTES, max_turns=MAX_COUNT, max_conversations=MAX_COUNT)
     reader = ScriptReader(limits, skip_bad=False, has_several_files=False)
-    try:
-        for line in read_lines(file, path, limits.max_line_bytes):
-            reader.read_line(line, Additions(), is_first=False)
-    except EOFError as error:
-        raise ScriptError(f"is cut short: {error}", path=path) from None
+    for line in read_lines(file, path, limits.max_line_bytes):
+        reader.read_line(line, Additions(), is_first=False)
     return tuple(reader.conversations)
 
 

@@ -18,8 +18,8 @@ from rwkvbatch.setting_names import PENALTY_ALIASES
 
 
 @dataclass(frozen=True)
-class Ruling:
-    """A judge's ruling on a reply by one rubric.
+class JudgeVerdict:
+    """A judge's verdict on a reply by one rubric.
 
     Attributes:
         passed: None if the judge gave no verdict.
@@ -42,7 +42,7 @@ class ReplyFacts:
         num_tokens: number of tokens in the reply.
         reference: the script's reply to the same turn, if it has one.
         choices: the likelihoods of the turn's choices, if it has any.
-        rulings: by rubric (`checks.judged.Rubric`), a judge's rulings; without rubrics about which it was not asked.
+        judge_verdicts: a judge's verdicts by rubric (`checks.judged.Rubric`), of those about which it was asked.
     """
 
     text: str
@@ -50,7 +50,7 @@ class ReplyFacts:
     num_tokens: int
     reference: str | None = None
     choices: ChoiceScores | None = None
-    rulings: Mapping[Any, Ruling] = field(default_factory=dict[Any, Ruling], compare=False)
+    judge_verdicts: Mapping[Any, JudgeVerdict] = field(default_factory=dict[Any, JudgeVerdict], compare=False)
 
     @property
     def finish(self) -> str:

@@ -28,6 +28,9 @@ stay with the tool.
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -191,21 +194,52 @@ def read_call(raw: Mapping[str, Any], source: SourceLine, where: str) -> Call:
 
 
 def strict_json(text: str) -> Any:
-    """The JSON value of `text`; raises `ValueError`, also for content on which JSON readers disagree."""
+    """As `interoperable_json`, with `ValueError` also for text that is nested too deeply."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        return interoperable_json(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def interoperable_json(text: str) -> Any:
+    """The JSON value of `text`, without content that JSON readers read differently or refuse.
+
+    RFC 8259 names this content (sections 4, 6 and 8.2) and I-JSON (RFC 7493, section 2) excludes it: a key twice in one
+    object, a number beyond the range of doubles, and half of a surrogate pair. NaN and Infinity, which Python reads by
+    default, are no JSON.
+
+    Raises:
+        ValueError: the text is not JSON, or has such content.
+        RecursionError: the text is nested too deeply.
+    """
+    value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float, object_pairs_hook=_unique_keys)
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("half of a surrogate pair is no character") from None
+    return value
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
+def _finite_float(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"the number {shown(digits)[1:-1]} is out of range")
+    return number
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError("a key comes twice in one object")
+        [(duplicate, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {shown(duplicate)} comes twice in one object")
     return values
 
 

@@ -88,7 +88,7 @@ class Service:
         ]
         # A bare router, because each event of a stream would pass through all layers of a Starlette application.
         paths = {route.path for route in routes}
-        return _Gate(Router(routes, redirect_slashes=False), self._access, self.figures, paths)
+        return _Middleware(Router(routes, redirect_slashes=False), self._access, self.figures, paths)
 
     async def reply(self, request: Request, send: Send, kind: type[ChatFields | CompletionFields]) -> None:
         """Answer a request for replies. In every case, its unfinished engine requests are cancelled at the end."""
@@ -226,7 +226,7 @@ class _Replies:
         await self._service.reply(Request(scope, receive), send, self._kind)
 
 
-class _Gate:
+class _Middleware:
     """Counts responses, refuses requests without access, and turns exceptions of handlers into responses."""
 
     def __init__(self, app: ASGIApp, access: Access, figures: ServerFigures, paths: set[str]) -> None:
@@ -269,7 +269,9 @@ class _Gate:
             allowed = (error.headers or {}).get("Allow", "").split(", ")
             problem = f"{requested}: this route takes {', '.join(sorted(allowed))}"
         else:
-            problem = f"{requested}: no such route; there are {', '.join(sorted(self._paths))}"
+            # `{name:path}` is the router's notation for a name that may have slashes.
+            paths = sorted(path.replace(":path}", "}") for path in self._paths)
+            problem = f"{requested}: no such route; there are {', '.join(paths)}"
         return HTTPException(error.status_code, problem, error.headers)
 
     def _refusal(self, scope: Scope) -> Response | None:

@@ -129,6 +129,10 @@ class Limits:
         """The tokens of a prompt and its reply, by the name that vLLM's server has for their limit."""
         return self.max_prompt_tokens + self.max_reply_tokens
 
+    def allowed_length(self, lowest: int) -> str:
+        """What a request's `max_tokens` must be."""
+        return f"must be a whole number in [{lowest}, {self.max_reply_tokens}]"
+
 
 @dataclass(frozen=True)
 class ParsedRequest:
@@ -207,7 +211,7 @@ def parse_request(
         if (value := values.pop(name)) not in NEUTRAL[name]:
             raise RequestError(f"{name}: this server does not support it, got {shown_value(value)}", param=name)
     own = {name: values.pop(name) for name in OWN_FIELDS if name in values and _is_setting(name, kind)}
-    fields = _fields(values, kind)
+    fields = _fields(values, kind, limits)
     stops = _stops(fields.stop)
     max_tokens = _max_tokens(fields, server.defaults, limits)
     for name, value in own.items():
@@ -242,7 +246,9 @@ def _is_setting(name: str, kind: type[ChatFields | CompletionFields]) -> bool:
     return kind is ChatFields or name not in CHAT_ONLY
 
 
-def _fields(values: Mapping[str, Any], kind: type[ChatFields | CompletionFields]) -> ChatFields | CompletionFields:
+def _fields(
+    values: Mapping[str, Any], kind: type[ChatFields | CompletionFields], limits: Limits
+) -> ChatFields | CompletionFields:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -252,10 +258,14 @@ def _fields(values: Mapping[str, Any], kind: type[ChatFields | CompletionFields]
         if item["type"] == "extra_forbidden":
             raise unknown_field(place) from None
         if item["type"] == "missing":
-            raise RequestError(f"{place}: is required", param=name) from None
-        raise RequestError(
-            f"{place}: {as_requirement(item['msg'])}, got {shown_value(item['input'])}", param=name
-        ) from None
+            where = "; GET /v1/models names the served model" if place == "model" else ""
+            raise RequestError(f"{place}: is required{where}", param=name) from None
+        allowed = as_requirement(item["msg"])
+        if name in ("max_tokens", "max_completion_tokens") and len(item["loc"]) == 1:
+            allowed = limits.allowed_length(0 if kind is CompletionFields and values.get("echo") is True else 1)
+        elif name is not None and len(item["loc"]) == 1:
+            allowed = allowed_values(kind, name, item["msg"])
+        raise RequestError(f"{place}: {allowed}, got {shown_value(item['input'])}", param=name) from None
 
 
 def _check_number(name: str, value: object) -> None:
@@ -309,8 +319,7 @@ def _max_tokens(fields: ChatFields | CompletionFields, defaults: CellSettings, l
     lowest = 0 if is_completion and fields.echo else 1
     if not lowest <= value <= limits.max_reply_tokens:
         hint = "echo allows 0" if is_completion and lowest else ""
-        problem = f"must be a whole number in [{lowest}, {limits.max_reply_tokens}]"
-        raise RequestError(f"{name}: {problem}, got {value}", param=name, hint=hint)
+        raise RequestError(f"{name}: {limits.allowed_length(lowest)}, got {shown_value(value)}", param=name, hint=hint)
     return value
 
 

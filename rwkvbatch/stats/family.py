@@ -335,19 +335,20 @@ class _SubsetMeans:
 
         Its ends are those of the differences that sign flips do not reject, moved out to those of
         `Spread.tie_interval` and of the correction for skewness. Discrete means have the first of these alone: they are
-        not spread evenly around a difference other than 0. With few clusters no flip is significant at a level below
-        that of the test; a t interval is at this level.
+        not spread evenly around a difference other than 0. Nor are numbers of which some are equal, and with few
+        clusters no flip is significant at a level below that of the test; then the interval contains a t interval.
+        Where all differences are one number of a metric without limits, nothing shows how far others are from it.
 
         Args:
             test_level: level of the test, at least `level`.
         """
         decidable = self._num_outside(test_level) >= 0
         low, high = -math.inf, math.inf
-        if decidable and level > 0:
+        if decidable and level > 0 and (spread.discrete or spread.varying):
             ends = [spread.tie_interval(level)] if spread.ties else []
             if not spread.discrete:
                 num_outside = self._num_outside(level)
-                if num_outside < 0:
+                if num_outside < 0 or spread.varying < spread.clusters:
                     ends.append(spread.t_interval(level))
                 num_outside = min(max(num_outside, 0), (self.means.size - 1) // 2)
                 ends.append((float(self.means[num_outside]), float(self.means[-1 - num_outside])))

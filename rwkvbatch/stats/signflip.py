@@ -78,8 +78,12 @@ def flipped_sums(values: NDArray[np.float64], subsets: NDArray[np.float64]) -> N
     Args:
         subsets: `[patterns, ...]` the sums over the flipped clusters.
     """
-    flipped: NDArray[np.float64] = np.round(values.sum(axis=0) - 2 * subsets, 11)
-    return flipped
+    return _rounded(values.sum(axis=0) - 2 * subsets)
+
+
+def _rounded(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    rounded: NDArray[np.float64] = np.round(sums, 11)
+    return rounded
 
 
 def two_sided_p(sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -177,11 +181,12 @@ def _kept_weights(size: int) -> tuple[NDArray[np.float64], ...]:
     return tuple(_drawn_weights(size))
 
 
-def blocks(columns: NDArray[np.intp]) -> list[NDArray[np.intp]]:
-    """`columns` in blocks whose sign patterns fit into memory."""
-    if columns.size <= _BLOCK:
+def blocks(columns: NDArray[np.intp], patterns: int = DRAWN_PATTERNS) -> list[NDArray[np.intp]]:
+    """`columns` in blocks whose sums under so many sign patterns fit into memory."""
+    most = max(_BLOCK, _BLOCK * DRAWN_PATTERNS // max(1, patterns))
+    if columns.size <= most:
         return [columns] if columns.size else []
-    return np.array_split(columns, math.ceil(columns.size / _BLOCK))
+    return np.array_split(columns, math.ceil(columns.size / most))
 
 
 def largest_mean_p(sums: ArrayLike) -> tuple[float, int]:
@@ -209,8 +214,10 @@ def largest_mean_p(sums: ArrayLike) -> tuple[float, int]:
     standardized = columns[:, nonzero] / root_of_squares[nonzero]
     flips = sign_flips(standardized.shape[0])
     largest = np.full(flips.count, -np.inf)
-    for block in blocks(np.arange(nonzero.size)):
-        flipped = flipped_sums(standardized[:, block], flips.subset_sums(standardized[:, block]))
+    for block in blocks(np.arange(nonzero.size), flips.count):
+        values = standardized[:, block]
+        flipped = values.sum(axis=0) - 2 * flips.subset_sums(values)
         np.maximum(largest, flipped.max(axis=1), out=largest)
+    largest = _rounded(largest)  # as in `flipped_sums`: rounding keeps the order
     best = int(nonzero[standardized.sum(axis=0).argmax()])
     return float((largest >= largest[0]).mean()), best

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -31,7 +31,8 @@ def unlimited_interval(
 ) -> tuple[float, float]:
     """The confidence interval of a mean of numbers without limits.
 
-    It is the t interval, extended on the side of the long tail by `SkewedMean`.
+    It is the t interval, extended on the side of the long tail by `SkewedMean`. Its degrees of freedom are at most
+    `Spread.degrees`: where most clusters have one mean, the others alone show the spread.
 
     Args:
         values, clusters, weights: as in `clustered_mean`.
@@ -44,13 +45,14 @@ def unlimited_interval(
     estimate = clustered_mean(values, clusters, weights)
     if not estimate.standard_error > 0:
         return math.nan, math.nan
-    low, high = estimate.interval(level)
     codes = cluster_codes(np.asarray(clusters))
     numbers = np.asarray(values, dtype=np.float64)
     sizes = np.ones(numbers.size) if weights is None else np.asarray(weights, dtype=np.float64)
     sums = np.bincount(codes, sizes * numbers).astype(np.float64)
     counts = np.bincount(codes, sizes).astype(np.float64)
-    tail_low, tail_high = Spread.of(sums, counts, math.inf).skewed.interval(1 - level)
+    spread = Spread.of(sums, counts, math.inf)
+    low, high = replace(estimate, degrees=min(estimate.degrees, spread.degrees)).interval(level)
+    tail_low, tail_high = spread.skewed.interval(1 - level)
     return min(low, tail_low), max(high, tail_high)
 
 
@@ -100,6 +102,7 @@ class Spread:
             the metric has limits, and either two cluster means other than 0 have the same size or fewer than
             `FEWEST_SIZES` are not 0.
         ties: two clusters can have the same mean by chance: they are `discrete`, or two are equal.
+        varying: clusters that do not have the most common mean; all of them where no two means are equal.
         skewness: of the clusters' deviations from the mean (`sample_skewness`); 0 for discrete means.
         gains, losses: the means of the positive and of the negative parts of discrete cluster means, as shares of
             `largest`; else None.
@@ -116,6 +119,7 @@ class Spread:
     widest: float
     discrete: bool
     ties: bool
+    varying: int
     skewness: float
     gains: Share | None = None
     losses: Share | None = None
@@ -137,6 +141,7 @@ class Spread:
         differing = relative_means != 0
         sizes = np.abs(relative_means[differing])
         discrete = math.isfinite(widest) and (sizes.size < FEWEST_SIZES or np.unique(sizes).size < sizes.size)
+        most_common = int(np.unique(relative_means, return_counts=True)[1].max())
         varies = float(np.abs(deviations).max()) > 1e-12 * float(np.abs(sums).max())
         average_size = size / num_clusters
         adjusted_size = size + 2 * average_size
@@ -156,7 +161,8 @@ class Spread:
             planning_error=error_with(widest if discrete else largest),
             widest=widest,
             discrete=discrete,
-            ties=discrete or np.unique(relative_means).size < num_clusters,
+            ties=discrete or most_common > 1,
+            varying=num_clusters - most_common if most_common > 1 else num_clusters,
             skewness=sample_skewness(deviations) if varies and not discrete else 0.0,
             gains=Share.of(np.maximum(sums, 0.0) / largest, counts) if discrete else None,
             losses=Share.of(np.maximum(-sums, 0.0) / largest, counts) if discrete else None,
@@ -172,15 +178,24 @@ class Spread:
         return self.widest if self.discrete else self.largest
 
     @property
+    def degrees(self) -> int:
+        """Degrees of freedom of the standard error, at least 1.
+
+        The clusters that have the most common mean show nothing of how far others are from it. The standard error of k
+        others is as uncertain as that of k numbers: the probability that it is small by chance is a power of k.
+        """
+        return max(1, min(self.clusters - 1, self.varying))
+
+    @property
     def skewed(self) -> SkewedMean:
         """The correction for skewness; of discrete means there is none."""
-        return SkewedMean.of(self.mean, self.standard_error, self.clusters, self.skewness)
+        return SkewedMean.of(self.mean, self.standard_error, self.clusters, self.skewness, self.degrees)
 
     def t_interval(self, level: float) -> tuple[float, float]:
-        """The t interval with the cluster-robust standard error; without a standard error unlimited."""
+        """The t interval with the cluster-robust standard error and `degrees`; without a standard error unlimited."""
         if not self.standard_error >= 0:
             return -math.inf, math.inf
-        half = t_quantile(1 - level / 2, self.clusters - 1) * self.standard_error
+        half = t_quantile(1 - level / 2, self.degrees) * self.standard_error
         return self.mean - half, self.mean + half
 
     def tie_interval(self, level: float) -> tuple[float, float]:

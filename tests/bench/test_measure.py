@@ -72,7 +72,7 @@ def test_a_time_is_better_when_it_is_smaller() -> None:
 def test_everything_is_measured_once_a_round(model_file: Path) -> None:
     said: list[str] = []
     plan = Plan(rows=(1, 3), prompt_tokens=9, rounds=2)
-    report = run_benchmark(model_file, plan, backend="reference", threads=1, say=said.append)
+    report = run_benchmark(model_file, plan, backend="reference", threads=1, notify=said.append)
     names = [figure.name for figure in report.figures]
     assert names == ["decode, 1 row", "decode, 3 rows", "prompt, 9 tokens", "sampling with penalties", "tokenizer"]
     assert all(figure.best > 0 and figure.median > 0 for figure in report.figures)

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from rwkvbatch.bench import verify as verification
-from rwkvbatch.bench.verify import DECODE_ROWS, LENGTHS, LIMITS, Verification, plan, precision_of, verify
+from rwkvbatch.bench.verify import DECODE_ROWS, LENGTHS, LIMITS, Verification, plan, precision_of, verify, verify_model
+from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import Model, RaggedBatch, StatePool
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.model.safetensors import save_tensors
+from tests.model.older_generations import GENERATIONS, older_tensors
 
 TENSORS = random_tensors(2, 32, 50, 16, seed=3, dtype=torch.float32)
 
@@ -187,3 +189,11 @@ def test_both_models_are_loaded_with_the_threads_given(path: Path, monkeypatch: 
     monkeypatch.setattr(verification, "load_model", load)
     assert verification.verify_model(str(path), strategy="cpu fp32", threads=1).same
     assert given == [1, 1]
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_an_older_generation_is_refused_without_an_option_that_nobody_gave(generation: str, tmp_path: Path) -> None:
+    torch.save(older_tensors(generation), tmp_path / "older.pth")
+    with pytest.raises(UsageError, match=rf"older\.pth is RWKV-{generation}; the operations") as caught:
+        verify_model(str(tmp_path / "older.pth"))
+    assert "--backend" not in str(caught.value)

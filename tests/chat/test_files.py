@@ -111,6 +111,55 @@ def test_loading_a_transcript_returns_its_unanswered_message(
     assert load_session(empty_session(), path) == unfinished
 
 
+def _record(transcript: Transcript, session: Session, typed: str) -> None:
+    """Execute a message or a command, and record it as the program does."""
+    transcript.typed(typed)
+    if typed.startswith("/system "):
+        session.begin_again(typed.removeprefix("/system "))
+    elif typed.startswith("/a"):
+        session.again(2)
+    elif typed == "/retry":
+        session.retry()
+    elif typed == "/undo":
+        session.tree.undo()
+    else:
+        session.ask(typed)
+    transcript.record(session)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["a"],
+        ["a", "b"],
+        ["a", "b", "/retry"],
+        ["a", "/undo", "b"],
+        ["a", "/again 2"],
+        ["a", "/a", "/retry"],
+        ["a", "/agai", "b"],
+        ["a", "/system be brief"],
+        ["a", "/system be brief", "b"],
+    ],
+)
+def test_a_reply_that_was_written_before_a_crash_is_on_its_branch(lines: list[str], tmp_path: Path) -> None:
+    """The program ends between the line of a reply, or of a system message, and the line of the branches."""
+    session, path = new_session(), tmp_path / "t.jsonl"
+    transcript = Transcript(path)
+    transcript.start(session)
+    for line in lines:
+        _record(transcript, session, line)
+    transcript.close()
+    written = path.read_bytes().splitlines(keepends=True)
+    if b'"event": "branches"' in written[-1]:
+        written.pop()
+    path.write_bytes(b"".join(written))
+    loaded = empty_session()
+    assert load_session(loaded, path) is None
+    assert loaded.tree == session.tree
+    assert loaded.ask("c").ids == session.ask("c").ids
+    assert loaded.tree.branches == session.tree.branches
+
+
 def test_a_transcript_that_was_cut_off_is_appended_to(tmp_path: Path) -> None:
     session, loaded, path = new_session(), empty_session(), tmp_path / "t.jsonl"
     for _ in range(2):

@@ -47,6 +47,12 @@ def test_empty_and_truncated_replies_get_a_note() -> None:
         "[stopped at 0 tokens · /set max_tokens N allows more]",
     ]
     view, file = terminal()
+    served = replace(PLAIN, ids=tuple(range(55)), finish_reason="length", settings={"max_tokens": 40})
+    assert lines_of(view, file, ["A"], served)[-1] == "[stopped at max_tokens 40, or at a limit of the server]"
+    view, file = terminal()
+    in_process = replace(served, ids=tuple(range(40)))
+    assert lines_of(view, file, ["A"], in_process)[-1] == "[stopped at 40 tokens · /set max_tokens N allows more]"
+    view, file = terminal()
     assert lines_of(view, file, ["A"], replace(PLAIN, finish_reason="time"))[-1] == "[stopped by the time limit]"
 
 
@@ -67,6 +73,16 @@ def test_unfinished_thinking_is_shown_unless_folded(folded: bool) -> None:
     view.end_reply(replace(THINKING, finish_reason="cancelled"))
     assert ("hmm" in " ".join(file.lines())) != folded
     assert file.lines()[-1] == "[stopped]"
+
+
+@pytest.mark.parametrize(
+    ("folded", "thinking"), [(False, "Some thoughts."), (True, "▸ 2 words of thinking · /fold off")]
+)
+def test_a_reply_that_arrives_at_once_replaces_the_status(folded: bool, thinking: str) -> None:
+    view, file = terminal()
+    view.folded = folded
+    shown = lines_of(view, file, [THINKING.reply], THINKING)
+    assert [line for line in shown if line] == [thinking, "An answer."]
 
 
 def test_an_error_is_shown_with_its_hint() -> None:

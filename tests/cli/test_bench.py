@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from rwkvbatch.bench import measure
+from rwkvbatch.bench.measure import Plan, run_benchmark
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.model.safetensors import save_tensors
@@ -50,6 +53,17 @@ def test_the_table_names_every_figure_on_80_columns(
     ):
         assert name in out
     assert err == ""
+
+
+@pytest.mark.parametrize("share", [0.9, 1.4])
+def test_a_share_above_the_memory_s_limit_is_explained(
+    share: float, model_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = run_benchmark(str(model_file), Plan(rows=(1,), rounds=1), threads=1)
+    figures = [replace(report.figures[0], share=share, limit="memory")]
+    monkeypatch.setattr(measure, "run_benchmark", lambda *_, **__: replace(report, figures=figures))
+    assert invoke(["bench", "--model", str(model_file), "--quick", "--quiet"]) == 0
+    assert ("More than 100%: the weights stay in" in capsys.readouterr().out) == (share > 1)
 
 
 def test_a_random_checkpoint_is_made_measured_and_removed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,23 @@ def test_a_failed_gate_ends_with_exit_code_1_and_a_line(sweep: str, capsys: pyte
     assert "passed: fail-if score < -1" in out
 
 
+@pytest.mark.parametrize("variables", [{"COLUMNS": "40"}, {"COLUMNS": "40", "FORCE_COLOR": "1"}, {"TERM": "dumb"}])
+def test_the_line_of_a_gate_is_not_wrapped_in_a_pipe(
+    variables: dict[str, str], sweep: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    gates = ["--fail-if", "nll > baseline - 1000", "--fail-unless", "score >= baseline - 0.00012345 significantly"]
+    assert invoke(["compare", sweep, *gates]) == ExitCode.FAILED
+    lines = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
+    assert (
+        len([line for line in lines if re.fullmatch(r"FAILED: fail-if nll > baseline - 1000 \[t=2: .*\]", line)]) == 1
+    )
+    found = [line for line in lines if re.match(r"(FAILED|passed): fail-unless score >= baseline", line)]
+    assert len(found) == 1
+    assert re.search(r"left - right = .*\]$", found[0])
+
+
 def test_a_passed_gate_ends_with_exit_code_0(sweep: str) -> None:
     assert invoke(["compare", sweep, "--fail-if", "score < baseline - 1.5"]) == ExitCode.DONE
 
@@ -121,7 +139,8 @@ def test_nobody_else_may_write_a_report_whatever_the_umask(sweep: str, tmp_path:
         (["--baseline", "t=1", "--baseline=t=2"], ExitCode.USAGE, "--baseline is given twice"),
         (["--k", "1", "--k", "2"], ExitCode.USAGE, "several values go into a list: --k 1,2"),
         (["--k", "9"], ExitCode.USAGE, "pass_at_9 cannot be estimated"),
-        (["--k", "0"], ExitCode.USAGE, "--k must be whole numbers"),
+        (["--k", "0"], ExitCode.USAGE, "--k must be whole numbers in [1, 999999], such as 1,5; got '0'"),
+        (["--k", "9" * 5000], ExitCode.USAGE, "--k must be whole numbers in [1, 999999], such as 1,5; got '999"),
         (["--baseline", "t=9"], ExitCode.USAGE, "--baseline must be one of"),
         (["--metric", "bleu"], ExitCode.USAGE, "--metric must be one of score"),
         (["--show", "nobody"], ExitCode.USAGE, "no matched conversation"),

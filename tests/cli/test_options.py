@@ -68,9 +68,12 @@ def test_every_command_refuses_empty_paths(command: Any) -> None:
     ("command", "arguments", "problem"),
     [
         ("compare", ["a", "--margin", "much"], "--margin must be a number, got 'much'"),
-        ("show", ["a", "--repeat", "1.5"], "--repeat must be a whole number, got '1.5'"),
+        ("show", ["a", "--repeat", "1.5"], "--repeat must be a whole number, at least 0, got '1.5'"),
         ("show", ["a", "--limit", "0"], "--limit must be a whole number, at least 1, got '0'"),
         ("serve", ["--port", "99999"], r"--port must be a whole number in \[0, 65535\], got '99999'"),
+        ("show", ["a", "--turn", "-1"], "--turn must be a whole number, at least 0, got '-1'"),
+        ("show", ["a", "--limit", "9" * 5000], f"--limit must be a whole number, at least 1, got '{'9' * 58}…"),
+        ("random", ["1x64", "x", "--seed", str(2**64)], rf"--seed must be .* in \[0, {2**63 - 1}\], got '{2**64}'"),
         ("quantize", ["a", "b", "--to", "int9"], "--to must be one of w8a8, int4, got 'int9'"),
         ("convert", ["a", "b", "--dtype="], "--dtype must be one of bf16, fp16, fp32, got ''"),
     ],
@@ -144,9 +147,9 @@ class TestReadAhead:
         assert read_ahead(settings) is None
 
 
-@pytest.mark.parametrize("given", ["two", "-1", "1.5", ""])
+@pytest.mark.parametrize("given", ["two", "-1", "1.5", "", "0", "1025", str(2**64)])
 def test_threads_must_be_a_number(given: str) -> None:
     assert thread_count("3") == thread_count(3) == 3
     assert thread_count(None) is None
-    with pytest.raises(UsageError, match=f"--threads must be a number, got '{given}'"):
+    with pytest.raises(UsageError, match=rf"--threads must be a whole number in \[1, 1024\], got '{given}'"):
         thread_count(given)

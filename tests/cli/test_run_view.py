@@ -14,7 +14,7 @@ from rich.console import Console
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.summaries import race_lines, show_summary, summary_table, until_ci_record
 from rwkvbatch.cli.views import MAX_WARNINGS
-from rwkvbatch.replay.adaptive import Reached
+from rwkvbatch.replay.adaptive import ReachedPrecision
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.row import CheckResult, Reference, RowTiming
@@ -129,7 +129,7 @@ def test_the_summary_of_until_ci_has_a_line_for_each_cell(capsys: pytest.Capture
     plan = make_plan(2, cells=cells, repeats=2, max_repeats=3, until_ci=0.5)
     result = execute(plan, FakeLoader(), RunOptions())
     widths = {"a": None, "b": 0.25, "c": 0.75, "d": math.inf, "e": None}
-    reached = tuple(Reached(name, 3, width) for name, width in widths.items())
+    reached = tuple(ReachedPrecision(name, 3, width) for name, width in widths.items())
     result = replace(result, reached=reached)
     show_summary(result)
     shown = capsys.readouterr().err

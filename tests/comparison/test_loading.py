@@ -158,6 +158,13 @@ def test_a_directory_without_results_is_refused(tmp_path: Path) -> None:
         load_runs([str(tmp_path)])
 
 
+def test_a_folder_of_runs_is_refused_with_their_names(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a")
+    with pytest.raises(RunDirectoryError, match=r"no results\.jsonl") as caught:
+        load_runs([str(tmp_path)])
+    assert caught.value.hint == f"it holds runs, such as {path}"
+
+
 def test_an_error_row_has_no_metrics_of_its_reply(tmp_path: Path) -> None:
     failed = make_row("x", finish_reason="error", error="too long", checks=[], reference=None, reply="", reply_ids=[])
     write_run(tmp_path / "a", [failed], manifest={})

@@ -221,19 +221,19 @@ def test_differences_between_runs_are_noted(tmp_path: Path, changes: dict[str, A
 @pytest.mark.parametrize(
     ("model", "settings", "cause"),
     [
-        ({}, {}, "are a fault of the program"),
-        ({"bitwise": True}, {"max_seconds": None}, "are a fault of the program"),
+        ({}, {}, "any that differs is a fault of the program"),
+        ({"bitwise": True}, {"max_seconds": None}, "any that differs is a fault of the program"),
         (
             {"bitwise": False, "endpoint": "http://x/v1", "path": "http://x/v1 m"},
             {},
-            "do so because http://x/v1 m is a served model, which may reply differently at each request",
+            "they may differ because http://x/v1 m is a served model, which may reply differently at each request",
         ),
         (
             {"bitwise": False},
             {},
-            "do so because the backend of bundled does not guarantee the same replies for every batch",
+            "they may differ because the backend of bundled does not guarantee the same replies for every batch",
         ),
-        ({"bitwise": True}, {"max_seconds": 2.5}, "do so because --max-seconds ends replies by the clock"),
+        ({"bitwise": True}, {"max_seconds": 2.5}, "they may differ because --max-seconds ends replies by the clock"),
     ],
 )
 def test_the_note_on_equal_runs_blames_the_program_only_if_it_promises_the_same_replies(
@@ -244,7 +244,7 @@ def test_the_note_on_equal_runs_blames_the_program_only_if_it_promises_the_same_
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         manifest["about"]["models"][0].update(model)
         (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    same = "a and b have the same weights, script, settings and seed: replies that differ"
+    same = "a and b have the same weights, script, settings and seed, so they should have the same replies;"
     assert compare([str(path) for path in paths]).notes == (f"{same} {cause}",)
 
 
@@ -310,7 +310,7 @@ def test_without_a_common_turn_with_checks_the_script_is_not_blamed(tmp_path: Pa
     write_run(tmp_path / "a", rows, manifest={})
     with pytest.raises(UsageError, match="no turn that the variants share has a check") as caught:
         compare(str(tmp_path / "a"))
-    assert "its command again" in (caught.value.hint or "")
+    assert "command of an interrupted run again" in (caught.value.hint or "")
     write_run(tmp_path / "b", rows[:2], manifest={})
     with pytest.raises(UsageError, match="the script has neither checks"):
         compare(str(tmp_path / "b"))

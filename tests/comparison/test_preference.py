@@ -18,24 +18,24 @@ from rwkvbatch.comparison.report import formats
 from rwkvbatch.comparison.report.html import as_html
 from rwkvbatch.comparison.report.junit import as_junit
 from rwkvbatch.errors import UsageError
-from rwkvbatch.judges.opinions import MemoryRecord, Opinion, Opinions
+from rwkvbatch.judges.answers import JudgeAnswer, JudgeAnswers, MemoryRecord
 from rwkvbatch.judges.pairs import PairJudge
-from rwkvbatch.judges.questions import Ask
-from rwkvbatch.results.opinions import PREFERENCES_NAME
+from rwkvbatch.judges.questions import VoteRequest
+from rwkvbatch.results.answers import PREFERENCES_NAME
 from tests.comparison.make_run import make_row, make_run, write_run
 from tests.judges.fakes import FakeJudge, reply_in
 
-Answer = Callable[[Ask], Opinion]
+Answer = Callable[[VoteRequest], JudgeAnswer]
 
 
-def prefer_longer(ask: Ask) -> Opinion:
+def prefer_longer(ask: VoteRequest) -> JudgeAnswer:
     a, b = (reply_in(ask.question.text, f"reply_{name}") for name in "ab")
-    return Opinion(0.9 if len(a) > len(b) else 0.1)
+    return JudgeAnswer(0.9 if len(a) > len(b) else 0.1)
 
 
 def pair_judge(answer: Answer = prefer_longer) -> tuple[PairJudge, FakeJudge]:
     judge = FakeJudge(answer)
-    return PairJudge(Opinions(judge, "d", MemoryRecord()), "fake#d"), judge
+    return PairJudge(JudgeAnswers(judge, "d", MemoryRecord()), "fake#d"), judge
 
 
 def runs(
@@ -71,7 +71,7 @@ def test_wins_in_both_orders_are_tested_by_conversation(tmp_path: Path) -> None:
 
 
 def test_orders_that_disagree_are_ties_and_counted_as_position_bias(tmp_path: Path) -> None:
-    judge, _ = pair_judge(lambda _: Opinion(0.8))
+    judge, _ = pair_judge(lambda _: JudgeAnswer(0.8))
     analysis = compare(runs(tmp_path), judge=judge)
     (line,), (found,) = analysis.comparisons, analysis.preferences
     assert (line.difference, line.verdict) == (0.0, "identical")
@@ -90,8 +90,8 @@ def test_swapping_the_runs_asks_no_new_question_and_negates_the_difference(tmp_p
 
 
 def test_a_missing_verdict_is_left_out_and_fails_gates_on_the_preference(tmp_path: Path) -> None:
-    def answer(ask: Ask) -> Opinion:
-        return Opinion(problem="down") if "talk-3?" in ask.question.text else prefer_longer(ask)
+    def answer(ask: VoteRequest) -> JudgeAnswer:
+        return JudgeAnswer(problem="down") if "talk-3?" in ask.question.text else prefer_longer(ask)
 
     judge, _ = pair_judge(answer)
     gates: dict[str, Any] = {"fail_if": ["preference < baseline"], "judge": judge}
@@ -139,7 +139,7 @@ def test_another_criterion_asks_new_questions(tmp_path: Path) -> None:
     paths = runs(tmp_path)
     record, judge = MemoryRecord(), FakeJudge(prefer_longer)
     for number, criterion in enumerate(("Be brief.", "Be long."), start=1):
-        compare(paths, judge=PairJudge(Opinions(judge, "d", record), "fake#d", criterion))
+        compare(paths, judge=PairJudge(JudgeAnswers(judge, "d", record), "fake#d", criterion))
         assert len(judge.asked) == 48 * number
         assert reply_in(judge.asked[-1].question.text, "criterion") == criterion
 

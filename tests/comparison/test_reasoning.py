@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from rwkvbatch.comparison.matching import conversation_values
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.table import tabulate
+from rwkvbatch.comparison.values import conversation_values
 from rwkvbatch.comparison.votes import majority_at_k, vote_of
 from rwkvbatch.errors import UsageError
 from rwkvbatch.results.row import CheckResult, TokenCounts, decode_row, encode_row

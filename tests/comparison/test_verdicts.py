@@ -37,13 +37,16 @@ def designs(count: int, seed: int) -> Iterator[Design]:
         conversations = np.repeat(np.arange(clusters), rows_each)
         shape = (conversations.size, variants)
         effect = rng.choice([0.0, 0.0, 0.5, 1.0], size=variants) * rng.choice([-1, 1], size=variants)
-        kind = rng.integers(4)
+        kind = rng.integers(5)
         if kind == 0:
             metric, rows = metric_named("score"), (rng.random(shape) < 0.5 + 0.45 * effect).astype(float)
         elif kind == 1:
             metric, rows = metric_named("nll"), np.abs(2 + effect + 0.3 * rng.standard_t(1.5, size=shape))
         elif kind == 2:
             metric, rows = metric_named("tokens"), np.round(20 + 9 * effect + rng.normal(size=shape))
+        elif kind == 3:
+            changed = rng.random(shape) < 0.3
+            metric, rows = metric_named("nll"), 2 + np.where(changed, effect + 0.3 * rng.normal(size=shape), 0.0)
         else:
             base = rng.integers(0, 3, size=(conversations.size, 1)) / 2
             metric, rows = metric_named("score"), np.clip(base + 0.5 * effect * (rng.random(shape) < 0.4), 0, 1)

@@ -160,3 +160,8 @@ def test_too_few_tokens_decide_nothing(demo_engine: Engine) -> None:
 def test_the_chat_interface_is_refused(server: FakeServer) -> None:
     with pytest.raises(UsageError, match="--endpoint-api chat"):
         certify(server.url, replace(OPTIONS, endpoint_api="chat"))
+
+
+def test_a_server_that_cannot_be_reached_is_named_as_the_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["certify", "http://127.0.0.1:9/v1", "--endpoint-retries", "0"]) != 0
+    assert "rwkvbatch: error: URL http://127.0.0.1:9/v1: cannot be reached" in capsys.readouterr().err

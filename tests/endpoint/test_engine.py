@@ -250,6 +250,57 @@ def test_a_reply_has_all_tokens_of_characters_of_several_tokens(told: bool) -> N
     assert reply.ids == tuple(TOKENIZER.encode(text))
 
 
+_ENDS: list[tuple[str, dict[str, Any], tuple[str, ...], tuple[str, str | None]]] = [
+    # A server that says what ended the reply (vLLM): null is end of text, where no template of its own ends the turn.
+    ("completions", {"finish_reason": "stop", "stop_reason": None}, (), ("eos", None)),
+    ("completions", {"finish_reason": "stop", "stop_reason": None}, ("User",), ("eos", None)),
+    ("completions", {"finish_reason": "stop", "stop_reason": "User"}, ("User",), ("stop", "User")),
+    ("completions", {"finish_reason": "stop", "stop_reason": 261}, (), ("stop", None)),
+    ("completions", {"finish_reason": "stop", "stop_reason": "unasked"}, ("User",), ("stop", None)),
+    ("chat", {"finish_reason": "stop", "stop_reason": None}, (), ("stop", None)),
+    ("chat", {"finish_reason": "stop", "stop_reason": "User"}, ("User",), ("stop", "User")),
+    # One that does not say it.
+    ("completions", {"finish_reason": "stop"}, (), ("stop", None)),
+    ("completions", {"finish_reason": "stop"}, ("User",), ("stop", None)),
+    ("chat", {"finish_reason": "stop"}, (), ("stop", None)),
+    # Other names of the reason.
+    ("chat", {"finish_reason": "eos_token"}, ("User",), ("eos", None)),
+    ("completions", {"finish_reason": "stop_sequence"}, (), ("stop", None)),
+    ("completions", {"finish_reason": "stop_sequence", "stop_reason": None}, (), ("stop", None)),
+    ("chat", {"finish_reason": "length", "stop_reason": None}, (), ("length", None)),
+]
+
+
+@pytest.mark.parametrize(("api", "ending", "stops", "end"), _ENDS)
+def test_the_reason_of_a_replys_end_is_only_what_the_server_says(
+    api: str, ending: dict[str, Any], stops: tuple[str, ...], end: tuple[str, str | None]
+) -> None:
+    answer = choice("hi")
+    del answer["choices"][0]["finish_reason"]
+    answer["choices"][0] |= ending
+    (reply,) = engine_of(Scripted(answer), api).generate([request(stop=stops)])
+    assert (reply.finish_reason, reply.stopped_by) == end
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        ({"token": "<|endoftext|>", "bytes": []}, "eos"),
+        ({"token": "", "bytes": [], "id": 0}, "eos"),
+        ({"token": "", "bytes": [], "id": 12}, "stop"),  # llama.cpp's server holds back text that may become a stop
+        ({"token": "\n\n", "bytes": [10, 10]}, "stop"),
+        ({"token": "<|im_end|>", "bytes": list(b"<|im_end|>")}, "stop"),
+    ],
+)
+def test_a_last_token_0_is_the_end_of_text_where_the_server_does_not_say_it(last: dict[str, Any], reason: str) -> None:
+    answer = choice("hi", "stop")
+    has_ids = "id" in last
+    first = [{"token": c, "logprob": -1.0, "bytes": [ord(c)]} | ({"id": ord(c) + 1} if has_ids else {}) for c in "hi"]
+    answer["choices"][0]["logprobs"] = {"content": [*first, {"logprob": -1.0, **last}]}
+    (reply,) = engine_of(Scripted(answer), "chat").generate([request(stop=())])
+    assert (reply.text, reply.finish_reason, reply.stopped_by) == ("hi", reason, None)
+
+
 def test_a_token_is_known_by_the_name_of_its_bytes() -> None:
     """Also where the text's own tokens are others."""
     halves = [ServedToken("bytes:\\xc3", -1.0, data=b"\xc3"), ServedToken("bytes:\\xa9", -1.0, data=b"\xa9")]

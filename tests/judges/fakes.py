@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rwkvbatch.judges.opinions import Opinion
-from rwkvbatch.judges.questions import Ask
+from rwkvbatch.judges.answers import JudgeAnswer
+from rwkvbatch.judges.questions import VoteRequest
 
 
 def reply_in(text: str, name: str = "reply") -> str:
@@ -18,25 +18,25 @@ def reply_in(text: str, name: str = "reply") -> str:
     return found[1]
 
 
-def mentions_elm(ask: Ask) -> Opinion:
-    return Opinion(0.9 if "elm" in reply_in(ask.question.text) else 0.1)
+def mentions_elm(ask: VoteRequest) -> JudgeAnswer:
+    return JudgeAnswer(0.9 if "elm" in reply_in(ask.question.text) else 0.1)
 
 
 @dataclass
 class FakeJudge:
     """Answers by `says`; it raises an exception after `stop_after` answers."""
 
-    says: Callable[[Ask], Opinion] = mentions_elm
+    says: Callable[[VoteRequest], JudgeAnswer] = mentions_elm
     name: str = "fake"
     version: int = 1
     stop_after: int | None = None
-    asked: list[Ask] = field(default_factory=list[Ask])
+    asked: list[VoteRequest] = field(default_factory=list[VoteRequest])
 
     @property
     def identity(self) -> Mapping[str, Any]:
         return {"kind": "fake", "version": self.version}
 
-    def answers(self, asks: Iterator[Ask]) -> Iterator[tuple[Ask, Opinion] | None]:
+    def answers(self, asks: Iterator[VoteRequest]) -> Iterator[tuple[VoteRequest, JudgeAnswer] | None]:
         for ask in asks:
             if self.stop_after is not None and len(self.asked) >= self.stop_after:
                 raise KeyboardInterrupt

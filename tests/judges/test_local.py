@@ -7,9 +7,9 @@ import math
 import pytest
 
 from rwkvbatch.engine.engine import Engine
+from rwkvbatch.judges.answers import JudgeAnswer
 from rwkvbatch.judges.local import LocalJudge
-from rwkvbatch.judges.opinions import Opinion
-from rwkvbatch.judges.questions import Ask, Question, Side, about_pair, about_reply
+from rwkvbatch.judges.questions import Question, Side, VoteRequest, about_pair, about_reply
 from rwkvbatch.model.base import Model
 from rwkvbatch.model.load import load_model
 from rwkvbatch.prompt.templates import OfficialTemplate
@@ -21,7 +21,7 @@ def model() -> Model:
     return load_model(None)
 
 
-def answered(model: Model, asks: list[Ask], batch: int) -> dict[str, Opinion]:
+def answered(model: Model, asks: list[VoteRequest], batch: int) -> dict[str, JudgeAnswer]:
     judge = LocalJudge(model, tokenizer_of(model.spec), batch)
     return {found[0].question.text: found[1] for found in judge.answers(iter(asks)) if found is not None}
 
@@ -34,7 +34,7 @@ QUESTIONS = [
 
 
 def test_the_probability_is_that_of_one_word_among_both_as_the_engine_scores_them(model: Model) -> None:
-    found = answered(model, [Ask(question) for question in QUESTIONS], 4)
+    found = answered(model, [VoteRequest(question) for question in QUESTIONS], 4)
     engine, template = Engine(model), OfficialTemplate()
     for question in QUESTIONS:
         encode = engine.tokenizer.encode
@@ -45,14 +45,14 @@ def test_the_probability_is_that_of_one_word_among_both_as_the_engine_scores_the
 
 
 def test_the_batch_changes_no_answer(model: Model) -> None:
-    asks = [Ask(Question(f"{question.text} {n}", question.words)) for n in range(4) for question in QUESTIONS]
+    asks = [VoteRequest(Question(f"{question.text} {n}", question.words)) for n in range(4) for question in QUESTIONS]
     assert answered(model, asks, 1) == answered(model, asks, 8)
 
 
 def test_memory_that_runs_out_halves_the_batch_and_then_is_a_reason(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asks, real, sizes = [Ask(question) for question in QUESTIONS], Engine.step, list[int]()
+    asks, real, sizes = [VoteRequest(question) for question in QUESTIONS], Engine.step, list[int]()
 
     def step(engine: Engine) -> object:
         sizes.append(engine.max_batch)
@@ -69,4 +69,4 @@ def test_memory_that_runs_out_halves_the_batch_and_then_is_a_reason(
         raise MemoryError
 
     monkeypatch.setattr(Engine, "step", never)
-    assert {opinion.problem for opinion in answered(model, asks, 2).values()} == {"the judge ran out of memory"}
+    assert {answer.problem for answer in answered(model, asks, 2).values()} == {"the judge ran out of memory"}

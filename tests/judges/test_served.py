@@ -18,8 +18,8 @@ import rwkvbatch
 from rwkvbatch.config import RunSettings
 from rwkvbatch.endpoint.client import JUDGE_OPTIONS, Budget, Client, ClientOptions
 from rwkvbatch.errors import UsageError, WorkerError
-from rwkvbatch.judges.opinions import Opinion
-from rwkvbatch.judges.questions import Ask, Question, seeds_of
+from rwkvbatch.judges.answers import JudgeAnswer
+from rwkvbatch.judges.questions import Question, VoteRequest, seeds_of
 from rwkvbatch.judges.served import ServedJudge, read_probability, read_word
 from rwkvbatch.judges.source import judge_source
 from tests.endpoint.server import raw_server
@@ -75,15 +75,15 @@ def judge_at(url: str, budget: Budget | None = None, **extra: Any) -> ServedJudg
     return ServedJudge(Client(url, options, budget=budget, jitter=lambda: 0.0), "grader", extra)
 
 
-def asked(judge: ServedJudge, *asks: Ask) -> dict[str, Opinion]:
+def asked(judge: ServedJudge, *asks: VoteRequest) -> dict[str, JudgeAnswer]:
     return {found[0].question.text: found[1] for found in judge.answers(iter(asks)) if found is not None}
 
 
-def ask(votes: int = 1, text: str = "q") -> Ask:
-    return Ask(Question(text, WORDS), seeds_of(votes, 0, "c", 0, 0))
+def ask(votes: int = 1, text: str = "q") -> VoteRequest:
+    return VoteRequest(Question(text, WORDS), seeds_of(votes, 0, "c", 0, 0))
 
 
-def one(answers: Answers, votes: int = 1) -> tuple[Opinion, list[dict[str, Any]]]:
+def one(answers: Answers, votes: int = 1) -> tuple[JudgeAnswer, list[dict[str, Any]]]:
     with serving(answers) as (url, bodies):
         return asked(judge_at(url), ask(votes))["q"], bodies
 
@@ -129,14 +129,14 @@ def test_with_log_probabilities_one_request_serves_all_votes() -> None:
 def test_without_them_each_vote_is_sampled_under_its_seed() -> None:
     found, bodies = one(lambda body: chat("Yes" if body.get("seed", 0) % 2 else "No"), votes=3)
     seeds = ask(3).seeds
-    assert found == Opinion(votes={seed: bool(seed and seed % 2) for seed in seeds})
+    assert found == JudgeAnswer(votes={seed: bool(seed and seed % 2) for seed in seeds})
     assert [body.get("seed") for body in bodies] == [None, *seeds]
     assert [body["temperature"] for body in bodies[1:]] == [1.0] * 3
 
 
 def test_one_vote_without_them_is_the_answer_at_temperature_0() -> None:
     found, bodies = one(lambda _: chat("No"))
-    assert found == Opinion(votes={None: False})
+    assert found == JudgeAnswer(votes={None: False})
     assert len(bodies) == 1
 
 
@@ -146,7 +146,7 @@ def test_a_server_that_refuses_log_probabilities_is_asked_without() -> None:
         return (400, refused) if "logprobs" in body else chat("Yes")
 
     found, bodies = one(refuses)
-    assert found == Opinion(votes={None: True})
+    assert found == JudgeAnswer(votes={None: True})
     assert ["logprobs" in body for body in bodies] == [True, False]
 
 
@@ -178,7 +178,7 @@ def test_what_ends_all_requests_is_asked_once_and_is_the_reason_for_the_rest() -
     with serving(lambda _: (401, {"error": {"message": "who are you?"}})) as (url, bodies):
         found = asked(judge_at(url), *(ask(text=str(number)) for number in range(50)))
     assert len(found) == 50
-    assert all("refuses access" in (opinion.problem or "") for opinion in found.values())
+    assert all("refuses access" in (answer.problem or "") for answer in found.values())
     assert len(bodies) <= 8
 
 
@@ -186,7 +186,7 @@ def test_a_spent_budget_is_a_reason() -> None:
     with serving(lambda _: chat("Yes", {"Yes": -0.1})) as (url, bodies):
         found = asked(judge_at(url, Budget(3)), *(ask(text=str(number)) for number in range(20)))
     assert len(bodies) == 3
-    problems = [opinion.problem for opinion in found.values() if opinion.problem is not None]
+    problems = [answer.problem for answer in found.values() if answer.problem is not None]
     assert len(problems) == 17
     assert all("--max-requests allows 3" in problem for problem in problems)
 
@@ -195,7 +195,7 @@ def test_a_server_that_is_not_there_is_a_reason() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     found = asked(judge_at(f"http://127.0.0.1:{port}/v1"), ask(), ask(text="r"))
-    assert all("cannot be reached" in (opinion.problem or "") for opinion in found.values())
+    assert all("cannot be reached" in (answer.problem or "") for answer in found.values())
 
 
 @pytest.mark.parametrize(
@@ -316,10 +316,10 @@ def test_a_vote_that_is_neither_word_keeps_the_votes_before_it() -> None:
 
 
 def test_a_fault_of_the_program_is_raised_where_the_answers_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> Opinion:
+    def broken(*_: Any) -> JudgeAnswer:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(ServedJudge, "_opinion", broken)
+    monkeypatch.setattr(ServedJudge, "_answer", broken)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         asked(judge_at("http://127.0.0.1:9/v1"), ask())
 

@@ -143,7 +143,9 @@ class TestChoice:
 
     @pytest.mark.parametrize("size", [300, 20_096, 50_253, 50_305, 65_524, 65_537, 151_936])
     def test_an_unknown_size_is_refused_with_the_options_to_set(self, size: int) -> None:
-        with pytest.raises(CheckpointError, match=f"has {size:,} token ids, and no known vocabulary has") as caught:
+        with pytest.raises(
+            CheckpointError, match=f"has {size:,} token ids, which is the size of no known vocabulary"
+        ) as caught:
             tokenizer_of(Checkpoint(size))
         assert "--vocab FILE" in str(caught.value.hint)
         assert "--vocab world" in str(caught.value.hint)
@@ -252,7 +254,9 @@ def test_a_run_with_an_unknown_vocabulary_needs_the_option_vocab(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run() == ExitCode.BAD_INPUT
-    assert "small.pth: has 330 token ids, and no known vocabulary has" in capsys.readouterr().err.replace("\n", " ")
+    assert "small.pth: has 330 token ids, which is the size of no known vocabulary" in capsys.readouterr().err.replace(
+        "\n", " "
+    )
     assert not (files / "out").exists()
     assert run("--vocab", "world") == ExitCode.DONE
     cells = json.loads((files / "out" / "manifest.json").read_text())["identity"]["cells"]
@@ -276,7 +280,7 @@ def test_info_names_the_tokenizer_and_the_ids_without_text(files: Path, capsys: 
         assert invoke(["model", "info", "small.pth", "--json", *options]) == ExitCode.DONE
         return json.loads(capsys.readouterr().out)["tokenizer"]
 
-    assert "no known vocabulary has" in tokenizer()["unknown"]
+    assert "the size of no known vocabulary" in tokenizer()["unknown"]
     assert tokenizer("--vocab", "world")["name"] == "rwkv-world"
     found = tokenizer("--vocab", "vocabulary.json")
     assert (found["sha256"], found["num_textless"]) == (BPE.sha256, len(textless_ids(BPE)))
@@ -316,5 +320,5 @@ def test_a_dry_run_warns_about_ids_without_text_and_unknown_vocabularies(
     expected = f"token ids decode to nothing with the vocabulary vocabulary.json ({shown_ids(textless_ids(BPE))})"
     assert any(expected in warning for warning in found["warnings"])
     unknown = plan("-m", "small.pth")
-    assert any("no known vocabulary has" in warning for warning in unknown["warnings"])
+    assert any("the size of no known vocabulary" in warning for warning in unknown["warnings"])
     assert plan()["warnings"] == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ from rwkvbatch.errors import RowError, RunMismatchError
 from rwkvbatch.replay.grid import Cell, make_cells
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.runner import RunResult, read_rows
+from rwkvbatch.results.manifest import FORMER
+from rwkvbatch.results.status import planned_rows
 from rwkvbatch.script.choices import Choice
 from rwkvbatch.script.records import Check, Conversation, Probe, ReplyFacts, Turn, Verdict
+from tests.replay.disks import CountedFiles
 from tests.replay.fakes import FakeLoader, LongerThan, make_conversation, make_plan
 from tests.replay.runs import StopAfter, results, run
 
@@ -315,3 +318,38 @@ class TestProbesAndChoices:
     def test_a_changed_choice_normalization_generates_the_turns_after_it(self, tmp_path: Path) -> None:
         result, _ = extend(tmp_path / "run", plan_of(self.asked()), plan_of(self.asked(chosen="byte")))
         assert reuse_counts(result) == (2 * 4, 0, 4)
+
+
+class _ReadAtEachCall(CountedFiles):
+    """Reads the directory after each call that changes the disk, as what a killed command would leave."""
+
+    def __init__(self, directory: Path, repeats: int) -> None:
+        super().__init__()
+        self.directory, self.repeats = directory, repeats
+        self.totals: list[int | None] = []
+
+    def at_call(self, name: str, perform: Callable[[], Any], data: bytes = b"", descriptor: int = -1) -> Any:
+        result = perform()
+        try:
+            manifest = json.loads((self.directory / "manifest.json").read_bytes())
+        except ValueError:
+            return result  # the damaged one of the test
+        if manifest["identity"]["repeats"] == self.repeats and FORMER not in manifest:
+            self.totals.append(planned_rows(self.directory))
+        return result
+
+
+# With a damaged manifest, all rows must be those of the command.
+@pytest.mark.parametrize(("repeats", "damaged"), [(1, False), (3, False), (3, True)])
+def test_a_killed_extension_never_leaves_the_former_total(repeats: int, damaged: bool, tmp_path: Path) -> None:
+    """From the moment that the manifest is that of the new command, the total is too."""
+    conversations = [make_conversation(f"c{n}", 1 + n % 3) for n in range(4)]  # without checks that no file has
+    former, plan = (plan_of(conversations, repeats=number) for number in (2, repeats))
+    run(tmp_path, former)
+    if damaged:
+        (tmp_path / "manifest.json").write_bytes(b"{")
+    assert planned_rows(tmp_path) == former.num_rows
+    files = _ReadAtEachCall(tmp_path, repeats)
+    run(tmp_path, plan, files=files, repair=damaged)
+    assert len(files.totals) > 5
+    assert set(files.totals) == {plan.num_rows}

@@ -150,6 +150,11 @@ class TestSelecting:
     def test_only_selects_by_id_and_by_tag(self) -> None:
         assert self.ids(only=("odd", "c4")) == ["c1", "c3", "c4", "c5", "c7"]
 
+    def test_only_selects_by_patterns_and_a_literal_name_first(self) -> None:
+        assert self.ids(only=("c[1-3]", "e*n")) == ["c0", "c1", "c2", "c3", "c4", "c6"]
+        literal = (make_conversation("[ab]"), make_conversation("a"))
+        assert [c.id for c in select(literal, RunSettings(only=("[ab]",)))] == ["[ab]"]
+
     def test_limit_selects_the_first(self) -> None:
         assert self.ids(only=("odd",), limit=2) == ["c1", "c3"]
 

@@ -65,10 +65,18 @@ class TestCounts:
 
     def test_a_continued_race_counts_no_negative_rows_to_do(self) -> None:
         lines: list[str] = []
-        progress = Counts(741, clock=Clock()).progress(741, 104)
+        progress = Counts(741, may_grow=True, clock=Clock()).progress(741, 104)
         LineObserver(lines.append).started(progress)
-        assert lines == ["0 of 741 rows to do"]
+        assert lines == ["0 of at least 741 rows to do"]
         assert progress_line(progress).startswith("741/741 rows")
+
+    def test_a_run_that_may_grow_has_no_estimate(self) -> None:
+        clock = Clock()
+        counts = Counts(clock=clock)
+        clock.now += 10
+        assert counts.progress(50, 100).seconds_left == pytest.approx(10.0)
+        counts.may_grow = True
+        assert counts.progress(50, 100).seconds_left is None
 
     def test_without_a_finished_row_there_is_no_estimate(self) -> None:
         assert Counts(60, clock=Clock()).progress(60, 100).seconds_left is None

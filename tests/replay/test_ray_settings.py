@@ -17,7 +17,8 @@ pytest.importorskip("ray", reason="Ray is not installed")
 
 from rwkvbatch.replay import ray_pool
 from rwkvbatch.replay.pool import Leave
-from rwkvbatch.replay.ray_pool import RayPool, RayWorker, _Actor, connect, reservations, versions
+from rwkvbatch.replay.ray_actor import RayWorker, versions
+from rwkvbatch.replay.ray_pool import RayPool, _Actor, connect, reservations
 from tests.replay.fakes import FakeLoader, make_plan
 
 SMALL, BIG = {"5" * 56: {"CPU": 4.0}}, {"b" * 56: {"CPU": 8.0, "memory": 1e9}}

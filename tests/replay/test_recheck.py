@@ -9,14 +9,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.exits import ExitCode
-from rwkvbatch.errors import RowError, RunDamagedError, RunDirectoryError, RunMismatchError
+from rwkvbatch.errors import RowError, RunDamagedError, RunDirectoryError, RunLockedError, RunMismatchError
+from rwkvbatch.files import OS_FILES
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.recheck import recheck
+from rwkvbatch.results.lock import DirectoryLock
 from rwkvbatch.results.manifest import CHECKSUM, FORMER
 from rwkvbatch.results.row import decode_row, encode_row
 from rwkvbatch.results.summary import read_race
@@ -124,6 +127,22 @@ def test_a_directory_without_a_run_or_script_copy_is_refused(run_directory: Path
     (run_directory / "script.jsonl").unlink()
     with pytest.raises(RunDirectoryError, match="no copy of its script"):
         recheck(run_directory)
+
+
+def test_the_hints_of_a_directory_that_cannot_be_changed_are_those_of_this_command(
+    run_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = DirectoryLock(run_directory)
+    with pytest.raises(RunLockedError, match="is locked") as locked:
+        recheck(run_directory)
+    lock.release()
+    monkeypatch.setattr(OS_FILES, "open_append", Mock(side_effect=PermissionError(13, "Permission denied")))
+    with pytest.raises(RunDirectoryError, match="cannot be written to") as unwritable:
+        recheck(run_directory)
+    assert [locked.value.hint, unwritable.value.hint] == [
+        "wait until it ends, or stop it",
+        "make it writable, or judge a copy of it",
+    ]
 
 
 def test_a_run_with_an_interrupted_extension_is_refused(run_directory: Path) -> None:

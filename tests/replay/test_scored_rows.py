@@ -257,6 +257,18 @@ def test_generated_and_scored_tokens_are_counted_separately(
     messages = capsys.readouterr().err
     assert f"{len(reply.reply_ids)} reply and {scored} scored tokens in " in messages
     assert f"{reply.tokens.prompt} prompt tokens of replies: {reply.tokens.prompt} read, 0 reused" in messages
+    assert "prompt tokens before" not in messages
+
+
+def test_prompt_tokens_that_the_rate_of_scoring_leaves_out_are_named(
+    tmp_path: Path, model: Model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = "The quick brown fox jumps over the lazy dog."
+    result = rwkvbatch.run(write(tmp_path / "s.jsonl", {"prompt": prompt, "continuation": " Yes."}), model=model)
+    (row,) = result.rows()
+    show_summary(result)
+    before = f"{row.tokens.prompt} prompt tokens before the scored tokens; tokens/s does not count them"
+    assert before in capsys.readouterr().err
 
 
 def test_a_perplexity_beyond_all_numbers_is_shown_as_such_and_null_in_json(

@@ -13,8 +13,8 @@ import pytest
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.errors import RowError, StorageError
 from rwkvbatch.files import Files
-from rwkvbatch.judges.opinions import Opinion
-from rwkvbatch.judges.questions import Ask
+from rwkvbatch.judges.answers import JudgeAnswer
+from rwkvbatch.judges.questions import VoteRequest
 from rwkvbatch.replay.grid import make_cells
 from rwkvbatch.replay.merge import merge
 from rwkvbatch.replay.plan import Plan
@@ -97,7 +97,7 @@ def test_only_changed_questions_are_asked_again(tmp_path: Path) -> None:
     assert result.reuse.judged_again == 40
     assert all("Names a fir." in ask.question.text for ask in rubric.judge.asked)
     assert rubric.judge.asked
-    other = FakeSource(FakeJudge(lambda _: Opinion(1.0), version=2))
+    other = FakeSource(FakeJudge(lambda _: JudgeAnswer(1.0), version=2))
     run(tmp_path / "run", plan_of(tmp_path, num_conversations=5), judge=other)
     assert other.judge.asked
     assert all(row.checks[0].passed for row in rows_of(tmp_path / "run"))
@@ -129,9 +129,9 @@ def test_a_run_killed_while_judging_reuses_its_answers(tmp_path: Path, answers: 
     run(tmp_path / "whole", plan_of(tmp_path), judge=FakeSource())
     child = os.fork()
     if not child:
-        asked: list[Ask] = []
+        asked: list[VoteRequest] = []
 
-        def answer(ask: Ask) -> Opinion:
+        def answer(ask: VoteRequest) -> JudgeAnswer:
             if len(asked) == answers:
                 os.kill(os.getpid(), signal.SIGKILL)
             asked.append(ask)
@@ -153,12 +153,12 @@ def test_a_signal_stops_judging_between_answers(tmp_path: Path) -> None:
     source = FakeSource()
     steps = StopAfter()
 
-    def answers(asks: Iterator[Ask]) -> Iterator[Any]:
+    def answers(asks: Iterator[VoteRequest]) -> Iterator[Any]:
         for number, ask in enumerate(asks):
             if number == 2:
                 steps.num_steps_left = 0
             source.judge.asked.append(ask)
-            yield ask, Opinion(0.9)
+            yield ask, JudgeAnswer(0.9)
             yield None
 
     source.judge.answers = answers  # type: ignore[method-assign]
@@ -185,7 +185,7 @@ def test_a_disk_that_fails_while_judging_loses_no_row(tmp_path: Path, call: int)
                     raise OSError(28, "No space left on device")
             return super().write(descriptor, data)
 
-    def answer(ask: Ask) -> Opinion:
+    def answer(ask: VoteRequest) -> JudgeAnswer:
         nonlocal judging
         judging = True
         return FakeJudge().says(ask)
@@ -200,8 +200,8 @@ def test_a_disk_that_fails_while_judging_loses_no_row(tmp_path: Path, call: int)
 
 
 def test_a_failed_answer_is_a_missing_score_with_its_reason_and_is_asked_again(tmp_path: Path) -> None:
-    def answer(ask: Ask) -> Opinion:
-        return Opinion(problem="the server is down") if "Say 1" in ask.question.text else Opinion(1.0)
+    def answer(ask: VoteRequest) -> JudgeAnswer:
+        return JudgeAnswer(problem="the server is down") if "Say 1" in ask.question.text else JudgeAnswer(1.0)
 
     result = run(tmp_path / "run", plan_of(tmp_path), judge=FakeSource(FakeJudge(answer)))
     rows = rows_of(tmp_path / "run")
@@ -214,7 +214,7 @@ def test_a_failed_answer_is_a_missing_score_with_its_reason_and_is_asked_again(t
     assert result.summary.failed_checks == {"judge": FailureShare(0, 16)}
     assert result.summary.failed_tags == {"t": FailureShare(0, 16)}
     assert all(cell.score == 1.0 for cell in result.summary.cells)
-    source = FakeSource(FakeJudge(lambda _: Opinion(1.0)))
+    source = FakeSource(FakeJudge(lambda _: JudgeAnswer(1.0)))
     assert run(tmp_path / "run", plan_of(tmp_path), judge=source).summary.passed
     assert all("Say 1" in ask.question.text for ask in source.judge.asked)
 
@@ -275,7 +275,7 @@ def test_the_judge_is_shown_the_dialogue_that_the_model_read(tmp_path: Path, his
 
 def test_a_race_stops_at_a_missing_verdict_and_resumes_with_it(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"repeats": 10, "race": True}
-    failing = FakeSource(FakeJudge(lambda _: Opinion(problem="down")))
+    failing = FakeSource(FakeJudge(lambda _: JudgeAnswer(problem="down")))
     with pytest.raises(RowError, match=r"there is none on .*: down"):
         run(tmp_path / "run", plan_of(tmp_path, **settings), judge=failing)
     result = run(tmp_path / "run", plan_of(tmp_path, **settings), judge=FakeSource())

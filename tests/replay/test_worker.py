@@ -12,6 +12,7 @@ from rwkvbatch.errors import RowError
 from rwkvbatch.replay.conversation import ConversationReplay
 from rwkvbatch.replay.models import setups_of
 from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.rows import check_scores
 from rwkvbatch.replay.worker import Worker
 from rwkvbatch.results.row import Row
 from tests.replay.fakes import FakeLoader, make_conversation, make_plan
@@ -95,4 +96,4 @@ def test_a_turn_whose_second_request_is_refused_cancels_the_first() -> None:
 def test_the_error_of_a_score_is_that_of_its_turn() -> None:
     turn = three_turns().conversations[0].turns[0]
     with pytest.raises(RowError, match="the server gave up"):
-        ConversationReplay._check_scores(turn, [Score((), 0), Score((), 0, error="the server gave up")])
+        check_scores(turn, [Score((), 0), Score((), 0, error="the server gave up")])

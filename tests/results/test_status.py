@@ -82,3 +82,12 @@ def test_on_a_full_disk_the_status_is_written_in_place_unless_it_is_a_hard_link(
     (tmp_path / "backup").hardlink_to(path)
     StatusFile(tmp_path).update(PROGRESS.as_dict(), "running", None)
     assert json.loads((tmp_path / "backup").read_text())["state"] == "done"
+
+
+def test_a_new_total_is_written_at_once(tmp_path: Path) -> None:
+    """A run with --until-ci gets further rounds."""
+    status = StatusFile(tmp_path, clock=lambda: 1.0)
+    for done, total in ((1, 10), (2, 10), (10, 10), (11, 20)):
+        status.update({"rows_done": done, "rows_total": total})
+        found = json.loads((tmp_path / STATUS_NAME).read_text())
+        assert (found["rows_done"], found["rows_total"]) == ((1, 10) if total == 10 else (11, 20))

@@ -132,7 +132,7 @@ def test_the_error_for_only_bad_lines_has_the_first_one(tmp_path: Path) -> None:
     ("params", "message"),
     [
         ({"temperature": -1}, "params: temperature: must be a number in [0, 100], got -1"),
-        ({"ban": ["a"]}, "params: banned_token_ids.0: must be token ids, whole numbers from 0 up, got 'a'"),
+        ({"ban": ["a"]}, "params: banned_token_ids.0: must be token ids, whole numbers in [0, 2147483647], got 'a'"),
         (
             {"order": "up"},
             "params: order: must be 'top-p-first', 'top-k-first', 'temperature-first' or 'temperature-top-k', got 'up'",

@@ -258,7 +258,7 @@ OPTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("lambada", {"shots": 1, "dev": [LAMBADA]}, "has no examples"),
     ("gsm8k", {"shots": 1}, "--shots and --dev belong together"),
     ("gsm8k", {"dev": [GSM8K]}, "--shots and --dev belong together"),
-    ("gsm8k", {"shots": -1}, "--shots must be 0 to 100"),
+    ("gsm8k", {"shots": -1}, r"--shots must be a whole number in \[0, 100\]"),
 ]
 
 

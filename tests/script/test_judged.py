@@ -1,4 +1,4 @@
-"""The check `judge`: its options, verdicts from rulings, and combinations with missing rulings."""
+"""The check `judge`: its options, verdicts from judge_verdicts, and combinations with missing judge_verdicts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rwkvbatch.script.checks.judged import MAX_RUBRIC, NOT_ASKED, Rubric
 from rwkvbatch.script.lines import SourceLine
 from rwkvbatch.script.lint import lint
 from rwkvbatch.script.reader import read_scripts
-from rwkvbatch.script.records import ReplyFacts, Ruling, Verdict
+from rwkvbatch.script.records import JudgeVerdict, ReplyFacts, Verdict
 
 HERE = SourceLine("s.jsonl", 3)
 KIND = {"judge": "Kind."}
@@ -24,8 +24,8 @@ KIND = {"judge": "Kind."}
 
 def verdict(expect: Any, passed: bool | str | None = "not asked", reply: str = "Hello elm") -> Verdict:
     checks = parse_checks(expect, HERE)
-    rulings = {} if passed == "not asked" else {Rubric("Kind."): Ruling(passed, "the reason", "j#1")}  # type: ignore[arg-type]
-    return judge_all(checks, ReplyFacts(reply, "stop", 3, rulings=rulings))
+    judge_verdicts = {} if passed == "not asked" else {Rubric("Kind."): JudgeVerdict(passed, "the reason", "j#1")}  # type: ignore[arg-type]
+    return judge_all(checks, ReplyFacts(reply, "stop", 3, judge_verdicts=judge_verdicts))
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -185,3 +187,19 @@ def test_further_keys_of_a_document_are_ignored(tmp_path: Path) -> None:
     path = write(tmp_path / "texts.jsonl", {"text": "Once upon a time.", "body": "x", "meta": {"lang": "en"}})
     (found,) = read_documents([path]).conversations
     assert found.turns[0].reference == "Once upon a time."
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.jsonl"])
+def test_a_compressed_script_is_read_like_the_plain_one(name: str, tmp_path: Path) -> None:
+    lines = [json.dumps(conversation(id=name)) for name in "ab"]
+    content = f"[{','.join(lines)}]" if name == "a.json.gz" else "\n".join(lines)
+    (tmp_path / name).write_bytes(gzip.compress(content.encode()))
+    assert [found.id for found in read_scripts([str(tmp_path / name)]).conversations] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz"])
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:10] + b"\xff" + data[11:]])
+def test_a_damaged_compressed_script_is_refused(name: str, damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(damage(gzip.compress(json.dumps(conversation(id="a" * 99)).encode())))
+    with pytest.raises(ScriptError, match=r"cannot be read: (Compressed|Error -3)"):
+        read_scripts([str(tmp_path / name)])

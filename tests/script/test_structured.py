@@ -147,3 +147,35 @@ def test_a_schema_past_its_deadline_fails_in_any_combination(monkeypatch: pytest
 def test_a_check_without_a_reference_or_choices_fails(entry: dict[str, Any], detail: str, undecided: bool) -> None:
     found = judge(entry, "A")
     assert (found.passed, found.detail, found.undecided) == (False, detail, undecided)
+
+
+AMBIGUOUS = [
+    ('{"a": 1, "b": 2, "a": 3}', "the key 'a' comes twice in one object"),
+    ('[{"x": {"a": 1, "\\u0061": 1}}]', "the key 'a' comes twice in one object"),
+    ("NaN", "NaN is not JSON"),
+    ("[Infinity]", "Infinity is not JSON"),
+    ('{"a": -Infinity}', "-Infinity is not JSON"),
+    ("[1e400]", "the number 1e400 is out of range"),
+    ("-1E+999", "the number -1E+999 is out of range"),
+    (r'["\ud800"]', "half of a surrogate pair is no character"),
+    (r'{"\uDC00": 1}', "half of a surrogate pair is no character"),
+]
+
+
+@pytest.mark.parametrize(("text", "problem"), AMBIGUOUS)
+@pytest.mark.parametrize("expected", [True, {"multipleOf": 0.5}, {"type": ["object", "array", "number"]}])
+def test_json_that_programs_read_differently_fails_and_says_so(text: str, problem: str, expected: Any) -> None:
+    verdict = judge({"json": expected}, f"```json\n{text}\n```")
+    assert not verdict.passed
+    assert not verdict.undecided
+    assert f"not JSON ({problem})" in (verdict.detail or "")
+    called = judge({"tool_call": "f"}, f'{{"name": "f", "arguments": {{"x": {text}}}}}')
+    assert problem in (called.detail or "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [r'"\ud83d\ude00"', '{"a": {"a": 1}, "b": {"a": 1}}', "1e308", "1e-400", "9" * 400, '"\\\\ud800"', '{"a": null}'],
+)
+def test_other_json_passes(text: str) -> None:
+    assert judge({"json": True}, text).passed

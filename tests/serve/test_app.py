@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from rwkvbatch.serve.app import Access, _Gate, _wait_for_disconnect
+from rwkvbatch.serve.app import Access, _Middleware, _wait_for_disconnect
 
 SCOPE = {"type": "http", "method": "GET", "path": "/x", "headers": []}
 
@@ -25,7 +25,7 @@ def call_gate(app: Any, scope: dict[str, Any]) -> tuple[list[Any], Counter[Any]]
     async def receive() -> Any:
         return {"type": "http.disconnect"}
 
-    gate = _Gate(app, Access(hosts=None, key=None), cast("Any", SimpleNamespace(answered=answered)), {"/x"})
+    gate = _Middleware(app, Access(hosts=None, key=None), cast("Any", SimpleNamespace(answered=answered)), {"/x"})
     asyncio.run(gate(scope, receive, send))
     return sent, answered
 

@@ -49,9 +49,22 @@ def problem(answer: tuple[int, Any, Any]) -> tuple[int, str, str | None]:
         ({"max_tokens": 0}, "max_tokens: must be a whole number in [1, 4096], got 0", "max_tokens"),
         ({"max_tokens": 10**9}, "max_tokens: must be a whole number in [1, 4096], got 1000000000", "max_tokens"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens and max_completion_tokens differ", None),
-        ({"n": 129}, "n: must be less than or equal to 128, got 129", "n"),
-        ({"seed": -1}, "seed: must be greater than or equal to 0, got -1", "seed"),
-        ({"seed": 1.5}, "seed: must be a valid integer, got 1.5", "seed"),
+        ({"n": 129}, "n: must be a whole number in [1, 128], got 129", "n"),
+        ({"seed": -1}, "seed: must be a whole number in [0, 9223372036854775808), got -1", "seed"),
+        ({"seed": 1.5}, "seed: must be a whole number in [0, 9223372036854775808), got 1.5", "seed"),
+        # The JSON reader converts whole numbers beyond 64 bits to floats.
+        (
+            {"seed": 2**64},
+            "seed: must be a whole number in [0, 9223372036854775808), got 1.8446744073709552e+19",
+            "seed",
+        ),
+        ({"n": 2**64}, "n: must be a whole number in [1, 128], got 1.84", "n"),
+        ({"n": 0}, "n: must be a whole number in [1, 128], got 0", "n"),
+        ({"top_logprobs": -1, "logprobs": True}, "top_logprobs: must be a whole number in [0, 20], got -1", None),
+        ({"max_tokens": 2**64}, "max_tokens: must be a whole number in [1, 4096], got 1.84", "max_tokens"),
+        ({"max_completion_tokens": 2.5}, "max_completion_tokens: must be a whole number in [1, 4096], got 2.5", None),
+        ({"top_k": 2**64}, "top_k: must be a whole number in [0, 2147483647], got 1.84", "top_k"),
+        ({"banned_token_ids": [2**64]}, "must be token ids, whole numbers in [0, 2147483647], got 1.84", None),
         ({"stop": ["x"] * 1000}, "stop: must be at most 32 texts, got 1000", "stop"),
         ({"stop": "x" * 257}, "stop: must be texts of 1 to 256 characters, got one of 257", "stop"),
         ({"stop": ""}, "stop: must be texts of 1 to 256 characters, got one of 0", "stop"),
@@ -109,7 +122,7 @@ def test_invalid_fields_of_a_chat_are_refused_by_name(
         ({"prompt": "x", "best_of": 2}, "best_of: must be n, which is 1; got 2"),
         ({"prompt": "x", "suffix": "y"}, "suffix: this server does not support it"),
         ({"prompt": "x", "think": "on"}, "think: unknown field"),
-        ({"prompt": "x", "logprobs": 21}, "logprobs: must be less than or equal to 20"),
+        ({"prompt": "x", "logprobs": 21}, "logprobs: must be a whole number in [0, 20], got 21"),
         ({}, "prompt"),
     ],
 )
@@ -194,6 +207,7 @@ def test_unknown_paths_and_methods_are_refused_with_a_json_error(server: Server,
     status, text, _ = problem(server.send(path, method="GET"))
     assert status == 404
     assert "no such route; there are /detokenize, /health" in text or path.startswith("/v1/models/")
+    assert "/v1/models/{name}" in text or path.startswith("/v1/models/")
     status, text, _ = problem(server.send("/health", CHAT))
     assert status == 405
     assert "POST /health: this route takes GET, HEAD" in text

@@ -143,6 +143,69 @@ def test_a_detectable_difference_of_numbers_without_limits_is_found_in_about_80_
     assert np.mean([each.p <= 0.05 for each in found]) == pytest.approx(0.8, abs=0.05)
 
 
+MOSTLY_EQUAL = np.array([0.0] * 9 + [0.7, -0.2, 1.6])
+
+
+@pytest.mark.parametrize("usual", [0.0, 0.5])
+@pytest.mark.parametrize("level", [0.05, 0.00625])
+def test_where_most_conversations_are_equal_the_others_are_the_degrees_of_freedom(usual: float, level: float) -> None:
+    values = MOSTLY_EQUAL + usual
+    found, error = spread(values), values.std(ddof=1) / math.sqrt(12)
+    assert (found.varying, found.degrees) == (3, 3)
+    assert found.skewed.degrees(level) == (11 if level == 0.05 else 3)
+    low, high = found.t_interval(level)
+    assert high == pytest.approx(values.mean() + t.ppf(1 - level / 2, 3) * error)
+    whole = compare_family(values[:, None], np.ones((12, 1)), level=level).differences[0]
+    assert whole.low <= max(low, found.smallest_step)
+    assert whole.high == pytest.approx(max(high, found.skewed.interval(level)[1]))
+
+
+def test_the_degrees_of_freedom_are_those_of_all_conversations_where_no_two_are_equal() -> None:
+    found = spread(SKEWED)
+    assert (found.varying, found.degrees, found.skewed.degrees(0.001)) == (10, 9, 9)
+    assert spread(np.append(SKEWED, SKEWED[0])).varying == 9
+
+
+def test_the_correction_for_skewness_has_five_degrees_of_freedom_for_each_that_differs() -> None:
+    found = spread(np.array([0.5, 0.6, 0.55, -1.0] + [0.0] * 36))
+    a, statistic = found.skewed.a, found.mean / found.standard_error
+    assert a < 0 < statistic
+    assert [found.skewed.degrees(level) for level in (0.001, 0.02, 0.05, 0.2)] == [4, 8, 20, 39]
+    assert found.skewed.p_value == pytest.approx(2 * t.cdf(-(((1 + a * statistic / 3) ** 3 - 1) / a + a / 6), 20))
+    end = found.mean - 3 / a * (np.cbrt(1 + a * (t.ppf(0.975, 20) - a / 6)) - 1) * found.standard_error
+    assert found.skewed.interval(0.05)[0] == pytest.approx(end)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_equal_differences_of_a_metric_without_limits_do_not_show_how_others_differ(sign: int) -> None:
+    values = np.full(8, 0.5) * sign
+    found = one(values)
+    near, far = sorted((found.low, found.high), key=abs)
+    assert (found.p, near, far) == (2 / 2**8, pytest.approx(sign * 0.5 / 8), sign * math.inf)
+    assert 0.5 <= max(abs(one(values, widest=1.0).low), abs(one(values, widest=1.0).high)) <= 1
+
+
+def test_intervals_of_numbers_of_which_a_tenth_differ_hold_the_mean() -> None:
+    """With the degrees of freedom of all conversations they hold it in 0.90 of the samples."""
+    rng = np.random.default_rng(2)
+    held: list[bool] = []
+    for _ in range(1500):
+        values = np.where(rng.random(12) < 0.1, rng.normal(1, 1, 12), 0.0)
+        if values.any():
+            found = one(values)
+            held.append(found.low <= 0.1 <= found.high)
+    assert 0.955 <= np.mean(held) <= 0.985
+
+
+def test_a_single_mean_has_the_degrees_of_freedom_of_the_conversations_that_differ() -> None:
+    """As the lengths of replies of which most end at one limit."""
+    values = 256 - 100 * MOSTLY_EQUAL
+    half = t.ppf(0.975, 3) * values.std(ddof=1) / math.sqrt(12)
+    low, high = unlimited_interval(values, np.arange(12))
+    assert high == pytest.approx(values.mean() + half)
+    assert low <= values.mean() - half + 1e-9
+
+
 def test_the_detectable_difference_is_in_the_standard_errors_of_the_sample() -> None:
     expected = detectable_errors(SKEWED.size, discrete=False) * spread(SKEWED).standard_error
     assert one(SKEWED).detectable == pytest.approx(expected)

@@ -27,7 +27,8 @@ class ForeignRun:
 
     Attributes:
         program: the program that wrote the file, for notes.
-        rows: one row per sample, repeat and variant. notes: remarks for readers of a comparison.
+        rows: one row per sample, repeat and variant.
+        notes: remarks for readers of a comparison.
         is_metric: whether the cells are metrics of the same replies; the first one is compared unless another is named.
     """
 

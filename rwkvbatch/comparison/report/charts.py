@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rwkvbatch.comparison.analysis import Analysis
+from rwkvbatch.comparison.columns import rows_of
 from rwkvbatch.comparison.distance import UNITS, Unit, distance_groups
 from rwkvbatch.comparison.loading import varied_settings
-from rwkvbatch.comparison.matching import rows_of, weights_of
 from rwkvbatch.comparison.metrics import TURN_METRICS, Metric, metric_named
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.ranking import VariantMean, mean_of
@@ -33,6 +33,7 @@ from rwkvbatch.comparison.report.svg import (
 )
 from rwkvbatch.comparison.table import PROBE_COLUMNS
 from rwkvbatch.comparison.trend import Trend
+from rwkvbatch.comparison.values import weights_of
 from rwkvbatch.comparison.wording import TREND_NOTE, interval, metric_title, number, trend_title, with_minus
 from rwkvbatch.prompt.escaping import printable
 

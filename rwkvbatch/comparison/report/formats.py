@@ -77,7 +77,7 @@ def as_json(analysis: Analysis) -> str:
             {
                 "baseline": joined.pair.baseline.label,
                 "variant": joined.pair.variant.label,
-                "num_matched": len(joined.rows),
+                "num_matched": len(joined),
                 "only_baseline": joined.only_baseline,
                 "only_variant": joined.only_variant,
                 "num_different": joined.num_different,
@@ -176,7 +176,8 @@ def as_markdown(analysis: Analysis) -> str:
 
     It has the conclusion, rankings, dropped rows, gates, a table per family (of means for a single variant) and notes.
     """
-    parts = [f"**{escaped(conclusion(analysis.comparisons))}**"]
+    means = [] if analysis.comparisons else analysis.means(analysis.variants[0])
+    parts = [f"**{escaped(conclusion(analysis.comparisons, means))}**"]
     findings = significant(line for line in analysis.comparisons if not line.exploratory)
     if findings:
         parts.append("\n".join(f"- {escaped(finding(line))}" for line in findings))

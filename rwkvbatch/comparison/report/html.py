@@ -109,10 +109,11 @@ def as_html(analysis: Analysis) -> str:
     ranges = _ranges((*decisive, *others))
     trends = [(trend, trend is not analysis.trend) for trend in analysis.trends]
     failing = most_different(analysis, MAX_FAILURE_COLUMNS)
+    means = [] if analysis.comparisons else analysis.means(analysis.variants[0])
     return _template().render(
         title=_title(analysis),
         facts=_headline_facts(analysis),
-        conclusion=_typeset(conclusion)(analysis.comparisons),
+        conclusion=_typeset(conclusion)(analysis.comparisons, means),
         trends=[
             (trend, vars(figure) | {"svg": Markup(figure.svg)})
             for trend, exploratory in trends
@@ -153,7 +154,7 @@ def as_html(analysis: Analysis) -> str:
         others=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in others],
         asked=asked,
         headings=list(by_heading(others)),
-        means=analysis.means(analysis.variants[0]) if not analysis.comparisons else [],
+        means=means,
         settings=_settings(analysis),
         runs=analysis.runs,
         left_out=data.left_out,

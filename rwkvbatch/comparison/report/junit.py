@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from rwkvbatch.comparison.analysis import Analysis
-from rwkvbatch.comparison.matching import rows_of
+from rwkvbatch.comparison.columns import rows_of
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.wording import by_heading, summary
+from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
 
 # pandas has no type stubs.
@@ -34,7 +35,8 @@ class _Case:
     """A test case.
 
     Attributes:
-        kind: None if the case passed. text: body of the failure, or output of a passed case.
+        kind: None if the case passed.
+        text: body of the failure, or output of a passed case.
     """
 
     classname: str
@@ -52,7 +54,7 @@ def as_junit(analysis: Analysis, *, conversations: bool = False) -> str:
         conversations: add a suite per variant that is not a baseline, with a case per conversation. The case is an
             error if a turn ended in an error, a failure if a check failed, and skipped if a judge gave no verdict.
     """
-    suites = {"gates": [_gate_case(gate.gate.text, gate.label, gate.line, gate.failed) for gate in analysis.gates]}
+    suites = {"gates": [_gate_case(gate.condition, gate.label, gate.line, gate.failed) for gate in analysis.gates]}
     for title, lines in by_heading(analysis.comparisons).items():
         suites[title] = [_Case(title, line.metric.name, text=summary(line)) for line in lines]
     if conversations:
@@ -99,7 +101,7 @@ def _conversation_case(label: str, conversation: str, turns: Sequence[Mapping[st
         for turn, problem in failed[:_MAX_TURNS]
     ]
     if len(failed) > _MAX_TURNS:
-        lines.append(f"... and {len(failed) - _MAX_TURNS} more turns")
+        lines.append(f"... and {counted(len(failed) - _MAX_TURNS, 'more turn')}")
     if any(turn["finish_reason"] == "error" for turn, _ in failed):
         return _Case(label, conversation, "error", "turn", message, "\n".join(lines))
     return _Case(label, conversation, "failure", "check", message, "\n".join(lines))

@@ -70,6 +70,11 @@
       });
     });
   }
+  // On paper nobody can open the settings of the runs. The style sheet leaves other closed sections out.
+  const settings = document.querySelector("#manifest details");
+  let wasOpen = false;
+  window.addEventListener("beforeprint", () => { wasOpen = settings.open; settings.open = true; });
+  window.addEventListener("afterprint", () => { settings.open = wasOpen; });
   function filterComparisons() {
     const pair = byId("pair-filter") ? byId("pair-filter").value : "";
     const metric = byId("metric-filter") ? byId("metric-filter").value : "";

@@ -75,7 +75,8 @@ class Figure:
     """A figure of one metric.
 
     Attributes:
-        caption: how to read the figure. exploratory: whether the metric is not the primary one.
+        caption: how to read the figure.
+        exploratory: whether the metric is not the primary one.
     """
 
     name: str

@@ -79,7 +79,9 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0
     for trend in analysis.trends:
         exploratory = trend is not analysis.trend
         _print_wrapped(trend_title(trend, exploratory=exploratory), console, "bold")
-        console.print(Text(sparkline(trend, console.width)))
+        lowest, highest = (number(end([p.mean for p in trend.points]), trend.metric.digits) for end in (min, max))
+        scale = f"  bars from {lowest} to {highest}"
+        console.print(Text(sparkline(trend, max(1, console.width - len(scale))) + scale), soft_wrap=True)
         style = {"improves": "bold green", "worsens": "bold red"}.get("" if exploratory else trend.verdict, "bold")
         _print_wrapped(trend_sentence(trend), console, style)
         console.print()
@@ -96,15 +98,18 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0
         if family in rankings:
             ranking = rankings[family]
             rows = f" ({common_rows(ranking)})" if ranking.num_left_out else ""
-            num_candidates = len(ranking.candidates)
-            texts = [standing(ranking, max_named=max_named) + rows for max_named in range(num_candidates, 0, -1)]
+            # More names than a line has characters cannot fit on two lines.
+            most_named = min(len(ranking.candidates), console.width)
+            texts = [standing(ranking, max_named=max_named) + rows for max_named in range(most_named, 0, -1)]
             _print_wrapped(_fitting(texts, console.width), console, "bold")
         if not index:
             _print_left_out(analysis, console)
     if not analysis.comparisons:
         _print_left_out(analysis, console)
     for gate in analysis.gates:
-        console.print(safe(gate.line, "bold red" if gate.failed else "green"))
+        # In a pipe or file, also one with colours (FORCE_COLOR), programs search for whole lines.
+        style = "bold red" if gate.failed else "green"
+        console.print(safe(gate.line, style), soft_wrap=not console.file.isatty())
     if analysis.comparisons and (hidden := _hidden(analysis)):
         _print_wrapped(hidden, console, "dim")
     for cell_blame in analysis.blame:
@@ -191,12 +196,10 @@ def print_dialogues(dialogues: Sequence[Dialogue], console: Console, *, many_cel
             title += f"  repeat {dialogue.repeat}"
         console.print(_headline(title, console.width, "left"))
         if dialogue.system is not None:
-            system = Table.grid(padding=(0, 2, 0, 0))
-            system.add_row(Text("system", "dim"), Text(printable(dialogue.system), overflow="fold"))
-            console.print(system)
+            console.print(_labelled([(Text("system", "dim"), Text(printable(dialogue.system)))], console), no_wrap=True)
             console.print()
         for record in dialogue.turns:
-            console.print(_turn(record))
+            console.print(_turn(record, console), no_wrap=True)
             console.print()
 
 
@@ -230,30 +233,39 @@ def _headline(title: str, width: int, align: Literal["left", "center"]) -> Rule 
     return Rule(text, align=align, style="dim") if text.cell_len + _RULE_ENDS <= width else text
 
 
-def _turn(record: Mapping[str, Any]) -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+def _turn(record: Mapping[str, Any], console: Console) -> Text:
     is_probe = record["probe_after"] is not None
-    table.add_row(Text("Probe" if is_probe else "User", "cyan"), Text(printable(record["prompt"])))
+    rows = [(Text("Probe" if is_probe else "User", "cyan"), Text(printable(record["prompt"])))]
     if record["error"]:
-        table.add_row(Text("Error", "bold red"), Text(printable(record["error"]), "red"))
+        rows.append((Text("Error", "bold red"), Text(printable(record["error"]), "red")))
     else:
-        table.add_row(Text("Assistant", "green"), Text(printable(record["reply"])))
+        rows.append((Text("Assistant", "green"), Text(printable(record["reply"]))))
     if record["reference"]:
-        table.add_row(Text("Reference", "dim"), Text(printable(record["reference"]), "dim"))
+        rows.append((Text("Reference", "dim"), Text(printable(record["reference"]), "dim")))
     if record["choices"]:
-        table.add_row(Text("Choices", "dim"), _choices(record))
+        rows.append((Text("Choices", "dim"), _choices(record)))
     for check in record["checks"]:
         mark, style = _CHECK_MARKS[check["passed"]]
         text = f"{mark} {check['kind']} {check['expected']!r}"
         if not check["passed"] and check.get("detail"):
             text += f": {check['detail']}"
-        table.add_row("", safe(text, style))
+        rows.append((Text(), safe(text, style)))
     position = f"turn {record['turn']}" + (f", asked after turn {record['probe_after']}" if is_probe else "")
     details = [position, f"ended by {record['finish_reason']}", *_metric_values(record, SHOWN_METRICS)]
-    table.add_row("", safe(", ".join(details), "dim"))
-    return table
+    rows.append((Text(), safe(", ".join(details), "dim")))
+    return _labelled(rows, console)
+
+
+def _labelled(rows: Sequence[tuple[Text, Text]], console: Console) -> Text:
+    """Labels and, beside them, texts folded to the rest of the width; a grid of rich would take five times as long."""
+    indent = max(label.cell_len for label, _ in rows) + 2
+    lines: list[Text] = []
+    for label, text in rows:
+        label.pad_right(indent - label.cell_len)
+        for line in text.wrap(console, max(1, console.width - indent), overflow="fold"):
+            lines.append(Text.assemble(label, line))
+            label = Text(" " * indent)
+    return Text("\n").join(lines)
 
 
 def _choices(record: Mapping[str, Any]) -> Text:

@@ -1,6 +1,6 @@
 """The check `judge`: a model decides whether a reply meets a rubric, see `rwkvbatch.judges`.
 
-The rule itself asks no model. It looks up its ruling in the facts about the reply; without one there is no verdict.
+The rule itself asks no model. It looks up the judge's verdict in the facts about the reply.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class Rubric:
         return self.reference
 
     def judge(self, facts: ReplyFacts) -> Verdict:
-        ruling = facts.rulings.get(self)
-        if ruling is None:
+        judge_verdict = facts.judge_verdicts.get(self)
+        if judge_verdict is None:
             return Verdict(False, 0.0, NOT_ASKED, missing=True)
-        if ruling.passed is None:
-            return Verdict(False, 0.0, ruling.detail, missing=True)
-        return Verdict(ruling.passed, float(ruling.passed), ruling.detail)
+        if judge_verdict.passed is None:
+            return Verdict(False, 0.0, judge_verdict.detail, missing=True)
+        return Verdict(judge_verdict.passed, float(judge_verdict.passed), judge_verdict.detail)

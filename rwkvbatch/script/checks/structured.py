@@ -23,7 +23,7 @@ from rwkvbatch.script.checks.text import answer, compile_pattern, excerpt, flag,
 from rwkvbatch.script.choices import NORMALIZE, Normalize
 from rwkvbatch.script.lines import is_array, is_number, is_object
 from rwkvbatch.script.records import ReplyFacts, Verdict
-from rwkvbatch.script.tools import Call, calls_in, calls_text
+from rwkvbatch.script.tools import Call, calls_in, calls_text, interoperable_json
 
 MAX_REFERENCES = 10_000
 DEADLINE_S = 5.0
@@ -39,7 +39,7 @@ _INFO_STRINGS = ("", "json", "application/json")
 
 @dataclass(frozen=True)
 class JsonRule:
-    """The answer is JSON, or one fenced block of JSON, and valid by the schema if there is one.
+    """The answer is JSON (`interoperable_json`), or one fenced block of it, and valid by the schema if there is one.
 
     Attributes:
         prose: whether other text may precede and follow the fenced block.
@@ -66,7 +66,7 @@ class JsonRule:
             return verdict(False, f"has {len(blocks)} fenced blocks of JSON, expected one: {excerpt(text)}")
         fenced = len(blocks) == 1 and (self.prose or not has_prose)
         try:
-            value = json.loads(blocks[0] if fenced else text, parse_constant=_no_constant)
+            value = interoperable_json(blocks[0] if fenced else text)
         except (ValueError, RecursionError) as error:
             problem = parsing_problem(error)
             if problem == str(error):
@@ -107,10 +107,6 @@ def _fenced_blocks(text: str) -> tuple[list[str], bool]:
         else:
             block_lines.append(line)
     return blocks, has_prose or block_lines is not None
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _check_schema(schema: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from rwkvbatch.comparison.dialogues import dialogues
 from rwkvbatch.comparison.loading import RunData, load_runs
@@ -56,6 +57,21 @@ def test_replies_are_printed_without_control_characters(run: RunData) -> None:
     text = printed(run, conversations=["names-1"], cells=["t=1"])
     assert "\x1b" not in text
     assert "there." in text
+
+
+@pytest.mark.parametrize("width", [16, 20, 30])
+def test_long_texts_are_folded_beside_their_labels(width: int, tmp_path: Path) -> None:
+    reply = "one two three four five\n\nsix " + "七" * 9
+    write_run(tmp_path / "b", [make_row("a", reply=reply, checks=[], reference=None)], manifest={})
+    text = io.StringIO()
+    found = dialogues(load_runs([str(tmp_path / "b")])[0])
+    print_dialogues(found, Console(file=text, width=width), many_cells=False, many_repeats=False)
+    lines = text.getvalue().splitlines()
+    assert max(Text(line).cell_len for line in lines) <= width
+    _, _, shown = text.getvalue().partition("Assistant  ")
+    shown, _, _ = shown.partition("turn")
+    assert all(line.startswith(" " * 11) for line in shown.splitlines()[1:] if line)
+    assert "".join(shown.split()) == "".join(reply.split())
 
 
 def test_dialogues_are_selected_by_pattern_cell_repeat_turn_and_failure(run: RunData) -> None:

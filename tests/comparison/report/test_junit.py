@@ -93,6 +93,7 @@ def test_without_cases_of_conversations_only_gates_fail(analysis: Analysis) -> N
     gates, *pairs = root.findall("testsuite")
     assert (gates.get("tests"), gates.get("failures")) == ("2", "1")
     assert root.get("failures") == "1"
+    assert [case.get("name") for case in gates] == ["fail-if score < 2", "fail-if score < -1"]
     assert sum(len(pair) for pair in pairs) == len(analysis.comparisons)
 
 

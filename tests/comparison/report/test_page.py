@@ -368,6 +368,7 @@ def test_a_large_run_keeps_the_most_changed_conversations_and_counts_those_left_
 def test_the_page_of_a_single_run_has_its_means(tmp_path: Path) -> None:
     page = as_html(compare([str(make_run(tmp_path / "alone"))]))
     assert "<h2>Means</h2>" in page
+    assert re.search(r"<p>score: 0\.\d+ \[0\.\d+, [01]\.\d+\]; to compare, give a second run", page)
     for words in ("most changed come first", "Tests flip", "paired by"):
         assert words not in page
 

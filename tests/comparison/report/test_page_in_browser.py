@@ -316,3 +316,26 @@ def test_the_policy_blocks_injected_scripts(page: webdriver.Chrome) -> None:
     )
     assert page.execute_script("return window.pwned") is None
     assert any("Content Security Policy" in entry["message"] for entry in page.get_log("browser"))
+
+
+def test_the_printed_page_has_the_settings_and_the_gates_option(page: webdriver.Chrome) -> None:
+    page.execute_script("""
+        window.printed = [];
+        const note = () => window.printed.push(document.querySelector("#manifest details").open);
+        window.addEventListener("beforeprint", note);
+        window.addEventListener("afterprint", note);
+    """)
+    assert len(page.print_page()) > 1000
+    assert page.execute_script("return window.printed") == [True, False]
+    gate = page.find_element(By.CSS_SELECTOR, ".gates code")
+    assert gate.text == "fail-if score < 2"
+
+
+def test_the_style_of_print_leaves_closed_sections_out(page: webdriver.Chrome) -> None:
+    closed = page.find_element(By.CSS_SELECTOR, "#table details")
+    assert closed.is_displayed()
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert not closed.is_displayed()
+    finally:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

@@ -98,6 +98,7 @@ def test_csv_has_a_line_per_comparison_with_full_precision(analysis: Analysis) -
 def test_csv_of_a_single_run_has_the_intervals_of_its_means(tmp_path: Path) -> None:
     single = compare([str(make_run(tmp_path / "a", conversations=12))])
     means = {mean.metric.name: mean for mean in single.means(single.variants[0])}
+    assert re.match(r"\*\*score: 0\.\d+ .*; to compare, give a second run", as_markdown(single))
     rows = list(csv.DictReader(io.StringIO(as_csv(single))))
     assert list(rows[0]) == list(COLUMNS)
     assert {row["metric"] for row in rows} == means.keys()

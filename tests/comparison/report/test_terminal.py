@@ -44,6 +44,23 @@ def test_lines_fit_the_width_of_the_terminal(pair: Analysis, width: int) -> None
     assert max(map(len, printed(pair, width=width).splitlines())) <= width
 
 
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_line_of_a_gate_fits_a_terminal_and_is_one_line_elsewhere(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2"))
+    analysis = compare([str(path)], fail_if=["nll > baseline - 1000"])
+    (gate,) = analysis.gates
+    assert len(gate.line) > 40
+    for file, num_lines in ((_Terminal(), 0), (io.StringIO(), 1)):
+        print_analysis(analysis, Console(file=file, width=40, color_system=None))
+        assert file.getvalue().splitlines().count(gate.line) == num_lines
+        assert " ".join(gate.line.split()) in " ".join(file.getvalue().split())
+        assert (max(map(len, file.getvalue().splitlines())) <= 40) == (num_lines == 0)
+
+
 def test_numbers_are_not_shortened_at_80_columns(pair: Analysis) -> None:
     text = printed(pair)
     assert "…" not in text.split("Most changed")[0]

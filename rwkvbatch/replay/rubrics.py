@@ -1,18 +1,18 @@
-"""Questions for a judge about the rows of a run, and rows with the judge's rulings."""
+"""Questions for a judge about the rows of a run, and rows with the judge's verdicts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rwkvbatch.judges.opinions import Opinions, Votes
-from rwkvbatch.judges.questions import Ask, Exchange, Question, Side, about_reply, seeds_of
+from rwkvbatch.judges.answers import JudgeAnswers, Votes
+from rwkvbatch.judges.questions import Exchange, Question, Side, VoteRequest, about_reply, seeds_of
 from rwkvbatch.replay.judging import judged_again
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.results.row import Row
 from rwkvbatch.script.checks.judged import NOT_ASKED, Rubric
 from rwkvbatch.script.checks.text import answer
-from rwkvbatch.script.records import Conversation, ReplyFacts, Ruling
+from rwkvbatch.script.records import Conversation, JudgeVerdict, ReplyFacts
 
 RowOfTurn = Callable[[Row, int], Row | None]
 """Gives the row of another turn of a row's dialogue; None if it does not exist."""
@@ -40,50 +40,50 @@ def questions_of(plan: Plan) -> int:
 
 
 @dataclass(frozen=True)
-class Jury:
-    """Makes questions from rows, and verdicts from a judge's opinions.
+class RubricJudge:
+    """Makes questions from rows, and verdicts from a judge's answers.
 
     Args:
-        opinions: the judge's opinions; None if no judge is known, so that there are no verdicts.
+        answers: the judge's answers; None if no judge is known, so that there are no verdicts.
         judge: the judge's name and digest, for the rows.
         row_of: finds the rows of the other turns of a dialogue.
         is_gold: tells whether the later turns of a cell see the references instead of the replies.
     """
 
-    opinions: Opinions | None
+    answers: JudgeAnswers | None
     judge: str | None
     row_of: RowOfTurn
     is_gold: Callable[[str], bool]
 
-    def asks(self, row: Row, conversation: Conversation) -> Iterator[Ask]:
+    def requests(self, row: Row, conversation: Conversation) -> Iterator[VoteRequest]:
         """The questions about a row; none about a turn that ended in an error."""
         if row.finish_reason != "error":
             for rubric in rubrics_of(conversation, row.turn):
-                yield self._ask(rubric, row, conversation)
+                yield self._request(rubric, row, conversation)
 
     def judged(self, row: Row, conversation: Conversation) -> Row:
         """`row` with the check results and tags by `conversation`, including the judge's verdicts."""
-        rulings: dict[Rubric, Ruling] = {}
+        judge_verdicts: dict[Rubric, JudgeVerdict] = {}
         if row.finish_reason != "error":
             for rubric in rubrics_of(conversation, row.turn):
-                rulings[rubric] = self._ruling(rubric, row, conversation)
-        return judged_again(row, conversation, rulings)
+                judge_verdicts[rubric] = self._judge_verdict(rubric, row, conversation)
+        return judged_again(row, conversation, judge_verdicts)
 
-    def _ruling(self, rubric: Rubric, row: Row, conversation: Conversation) -> Ruling:
-        if self.opinions is None:
-            return Ruling(None, NOT_ASKED)
-        votes = self.opinions.votes(self._ask(rubric, row, conversation))
+    def _judge_verdict(self, rubric: Rubric, row: Row, conversation: Conversation) -> JudgeVerdict:
+        if self.answers is None:
+            return JudgeVerdict(None, NOT_ASKED)
+        votes = self.answers.votes(self._request(rubric, row, conversation))
         if isinstance(votes, str):  # the reason why there are none
-            return Ruling(None, votes)
-        return Ruling(votes.passed, in_words(votes), self.judge)
+            return JudgeVerdict(None, votes)
+        return JudgeVerdict(votes.passed, in_words(votes), self.judge)
 
-    def _ask(self, rubric: Rubric, row: Row, conversation: Conversation) -> Ask:
+    def _request(self, rubric: Rubric, row: Row, conversation: Conversation) -> VoteRequest:
         turn = conversation.turns[row.turn]
         reply = answer(ReplyFacts(row.reply, row.finish_reason, len(row.reply_ids)))
         dialogue = self._dialogue(row, conversation) if rubric.context == "dialogue" else ()
         side = Side(tuple(dialogue), row.prompt, reply)
         question: Question = about_reply(rubric.text, side, turn.reference if rubric.reference else None)
-        return Ask(question, seeds_of(rubric.votes, row.seed, row.conversation, row.repeat, row.turn))
+        return VoteRequest(question, seeds_of(rubric.votes, row.seed, row.conversation, row.repeat, row.turn))
 
     def _dialogue(self, row: Row, conversation: Conversation) -> Sequence[Exchange]:
         """The earlier turns that the model saw before a row's reply, with the replies or references that it saw."""
@@ -111,10 +111,13 @@ def in_words(votes: Votes) -> str:
     return f"{votes.first} of {votes.number} votes are Yes{probability}"
 
 
-def asks_of(
-    jury: Jury, rows: Iterable[Row], conversation_of: Mapping[str, Conversation], turns: Mapping[str, Collection[int]]
-) -> Iterator[Ask]:
+def vote_requests_of(
+    rubric_judge: RubricJudge,
+    rows: Iterable[Row],
+    conversation_of: Mapping[str, Conversation],
+    turns: Mapping[str, Collection[int]],
+) -> Iterator[VoteRequest]:
     """The questions about those of `rows` whose turn has rubrics."""
     for row in rows:
         if row.turn in turns.get(row.conversation, ()):
-            yield from jury.asks(row, conversation_of[row.conversation])
+            yield from rubric_judge.requests(row, conversation_of[row.conversation])

@@ -25,7 +25,7 @@ from typing import Any, Protocol, Self, cast
 
 from rwkvbatch.errors import RunDirectoryError, StorageError
 from rwkvbatch.files import OS_FILES, Files, in_blocks, open_file, save_file, write_all
-from rwkvbatch.judges.opinions import Opinion, Seed, digest_of
+from rwkvbatch.judges.answers import JudgeAnswer, Seed, digest_of
 from rwkvbatch.results.recovery import read_lines
 from rwkvbatch.results.row import BadLineError, content_of_line, with_checksum
 
@@ -60,11 +60,12 @@ class JudgeLine:
     name: str
 
 
-class OpinionStore:
+class AnswerStore:
     """The answers of one judge in a file of a run directory.
 
     Args:
-        directory: the run directory. name: the file's name.
+        directory: the run directory.
+        name: the file's name.
         at: descriptor of the open directory; without it, `directory` is opened.
         alone: lock the file; for a directory that this process has not locked.
         check: called before every write; raises an error if the directory no longer belongs to the run.
@@ -134,13 +135,13 @@ class OpinionStore:
         """The recorded vote under a seed; None without one."""
         return self._votes.get((key, seed))
 
-    def add(self, key: str, opinion: Opinion) -> None:
+    def add(self, key: str, answer: JudgeAnswer) -> None:
         """Append an answer; raises `StorageError`. It is durable when `flush` returns."""
         assert self.judge is not None
         question: dict[str, Any] = {"by": self.judge.digest, "key": key}
-        lines = [{**question, "seed": seed, "vote": vote} for seed, vote in opinion.votes.items()]
-        if opinion.probability is not None:
-            lines.append({**question, "probability": opinion.probability})
+        lines = [{**question, "seed": seed, "vote": vote} for seed, vote in answer.votes.items()]
+        if answer.probability is not None:
+            lines.append({**question, "probability": answer.probability})
         for values in lines:
             self._remember(values)
             self._append(values)
