@@ -125,7 +125,7 @@ def integers_and_scales(weight: torch.Tensor, rounding: Rounding) -> tuple[np.nd
 
 
 def multiply_add(x: np.ndarray, y: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """x * y + total, rounded to fp32. The product is exact in 64 bits of mantissa; the sum is rounded, first to these."""
+    """x * y + total in fp32. The product is exact in 64 bits of mantissa; the sum is rounded, first to these."""
     return (x.astype(np.longdouble) * y + total).astype(np.float32)
 
 
