@@ -132,6 +132,18 @@ class SeveralVariants:
         return cls(draw, difference, math.inf)
 
     @classmethod
+    def skewed(cls, sigma: float | None) -> SeveralVariants:
+        """Lognormal differences less their mean, exponential ones without `sigma`; the variants are independent."""
+
+        def draw(rng: np.random.Generator, conversations: int, variants: int) -> NDArray[np.float64]:
+            size = (conversations, variants)
+            if sigma is None:
+                return rng.exponential(1, size) - 1
+            return rng.lognormal(0.0, sigma, size) - math.exp(sigma**2 / 2)
+
+        return cls(draw, 0.0, math.inf)
+
+    @classmethod
     def mostly_equal(cls, share: float, *, exponential: bool = False) -> SeveralVariants:
         """Differences with a mean of 1 in a share of the conversations, for each variant by itself; 0 in the others."""
 
@@ -190,7 +202,7 @@ CASES = (
 )
 
 
-SIZES = ((8, 5), (12, 5), (12, 8), (12, 11), (20, 5), (20, 11), (40, 5))
+SIZES = ((8, 5), (12, 5), (12, 11), (20, 5), (20, 11), (40, 5))
 SEVERAL = {
     **{
         f"yes/no, {gain:.0%} gains, {loss:.0%} losses": SeveralVariants.yes_no(gain, loss)
@@ -201,6 +213,9 @@ SEVERAL = {
         for size in (0, 1, 3)
         for correlation in (0, 0.8)
     },
+    "numbers, exponential": SeveralVariants.skewed(None),
+    "numbers, lognormal, sigma 0.5": SeveralVariants.skewed(0.5),
+    "numbers, lognormal, sigma 1": SeveralVariants.skewed(1.0),
     **{f"numbers, {share:.0%} differ": SeveralVariants.mostly_equal(share) for share in (0.1, 0.3)},
     "numbers, 30% differ, exponential": SeveralVariants.mostly_equal(0.3, exponential=True),
 }

@@ -120,6 +120,7 @@ class _StandardError(io.FileIO):
 
 _ASCII_SIGNS = {
     **{"↑": "^", "↓": "v", "→": "->", "✓": "+", "✗": "x", "›": ">", "·": "-", "━": "=", "…": "...", "±": "+-"},
+    **{"▸": ">", "╸": "=", "╺": "=", **{bar: str(height) for height, bar in enumerate("▁▂▃▄▅▆▇█", start=1)}},
     **dict.fromkeys("─—–−", "-"),
 }
 

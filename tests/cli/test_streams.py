@@ -48,9 +48,9 @@ def test_an_encoding_that_lacks_characters_gets_escapes(arguments: str, run: Pat
 def test_the_program_s_own_signs_are_ascii_where_the_encoding_lacks_them_and_other_characters_are_escaped(
     tmp_path: Path,
 ) -> None:
-    program = "from rwkvbatch.cli.exits import prepare_streams; prepare_streams(); print('score ↑ — ✓ ü')"
+    program = "from rwkvbatch.cli.exits import prepare_streams; prepare_streams(); print('score ↑ — ✓ ü ▁█')"
     done = shell(f"PYTHONIOENCODING=ascii {shlex.join([sys.executable, '-c', program])}", tmp_path)
-    assert done.stdout == "score ^ - + \\xfc\n"
+    assert done.stdout == "score ^ - + \\xfc 18\n"
 
 
 @pytest.mark.parametrize("json", ["", "--json"])

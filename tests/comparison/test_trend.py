@@ -183,7 +183,9 @@ def test_every_format_has_the_trend(tmp_path: Path) -> None:
     assert analysis.trend is not None
     text = io.StringIO()
     print_analysis(analysis, Console(file=text, width=100))
-    assert f"\n{sparkline(analysis.trend, 100)}\n" in text.getvalue()
+    means = [point.mean for point in analysis.trend.points]
+    scale = f"  bars from {min(means):.3f} to {max(means):.3f}"
+    assert f"\n{sparkline(analysis.trend, 100 - len(scale))}{scale}\n" in text.getvalue()
     page = as_html(analysis)
     assert page.index('class="trend-figure"') < page.index('id="verdicts"')
     assert json.loads(as_json(compare(paths)))["trend"] is None

@@ -79,7 +79,9 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0
     for trend in analysis.trends:
         exploratory = trend is not analysis.trend
         _print_wrapped(trend_title(trend, exploratory=exploratory), console, "bold")
-        console.print(Text(sparkline(trend, console.width)))
+        lowest, highest = (number(end([p.mean for p in trend.points]), trend.metric.digits) for end in (min, max))
+        scale = f"  bars from {lowest} to {highest}"
+        console.print(Text(sparkline(trend, max(1, console.width - len(scale))) + scale), soft_wrap=True)
         style = {"improves": "bold green", "worsens": "bold red"}.get("" if exploratory else trend.verdict, "bold")
         _print_wrapped(trend_sentence(trend), console, style)
         console.print()
