@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from rwkvbatch.comparison.pairing import Variant
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    Columns: TypeAlias = "pd.DataFrame | CellColumns | JoinedColumns"
+    """The columns of rows of one cell, or of matched rows of two."""
 
 # pandas has no type stubs.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -103,6 +106,35 @@ def same_keys(table: pd.DataFrame, variants: Sequence[Variant], names: Sequence[
     return stacked
 
 
+class CellColumns:
+    """The columns of the rows of one cell, each made when it is asked for."""
+
+    def __init__(self, cells: Cells, positions: NDArray[np.int64]) -> None:
+        self._cells = cells
+        self._positions = positions
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, variant: Variant) -> CellColumns:
+        """The columns of `rows_of`."""
+        cells = cells_of(table)
+        return cls(cells, cells.positions(variant))
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._cells
+
+    def array(self, name: str) -> NDArray[Any]:
+        """`[rows]` the values of a column."""
+        return self._cells.column(name)[self._positions]
+
+    def __getitem__(self, name: str) -> pd.Series:
+        import pandas as pd
+
+        return pd.Series(self.array(name), dtype=self._cells.types[name])
+
+
 class JoinedColumns:
     """The columns of two cells side by side, each made when it is asked for: most comparisons need a few of them.
 
@@ -113,24 +145,20 @@ class JoinedColumns:
 
     def __init__(self, cells: Cells, baseline: NDArray[np.int64], variant: NDArray[np.int64]) -> None:
         self._cells = cells
-        self._positions = {"_a": baseline, "_b": variant}
+        self._sides = {"_a": CellColumns(cells, baseline), "_b": CellColumns(cells, variant)}
 
     def __len__(self) -> int:
-        return len(self._positions["_a"])
+        return len(self._sides["_a"])
 
     def __contains__(self, name: str) -> bool:
-        return name in KEYS or (name[-2:] in self._positions and name[:-2] in self._cells)
+        return name in KEYS or (name[-2:] in self._sides and name[:-2] in self._cells)
 
     def array(self, name: str) -> NDArray[Any]:
         """`[rows]` the values of a column."""
-        column, side = (name, "_a") if name in KEYS else (name[:-2], name[-2:])
-        return self._cells.column(column)[self._positions[side]]
+        return self._sides["_a"].array(name) if name in KEYS else self._sides[name[-2:]].array(name[:-2])
 
     def __getitem__(self, name: str) -> pd.Series:
-        import pandas as pd
-
-        dtype = self._cells.types[name if name in KEYS else name[:-2]]
-        return pd.Series(self.array(name), dtype=dtype)
+        return self._sides["_a"][name] if name in KEYS else self._sides[name[-2:]][name[:-2]]
 
     def table(self) -> pd.DataFrame:
         """All columns, in the order of `pandas.merge`."""
@@ -141,7 +169,7 @@ class JoinedColumns:
         return pd.DataFrame({name: self[name] for name in (*left, *(f"{name}_b" for name in others))})
 
 
-def array_of(rows: pd.DataFrame | JoinedColumns, name: str, dtype: Any = None) -> NDArray[Any]:
+def array_of(rows: Columns, name: str, dtype: Any = None) -> NDArray[Any]:
     """`[rows]` the values of a column, converted to `dtype` if it is given."""
-    values = rows.array(name) if isinstance(rows, JoinedColumns) else rows[name].to_numpy()
+    values = rows.array(name) if isinstance(rows, CellColumns | JoinedColumns) else rows[name].to_numpy()
     return values if dtype is None else values.astype(dtype, copy=False)

@@ -258,26 +258,25 @@ class ConversationChange:
 
 def most_changed(matched: MatchedRows) -> list[ConversationChange]:
     """All conversations of a pair, sorted by the absolute difference in score, then in nll, then by changed replies."""
-    rows = matched.rows
+    rows = matched.columns
     if not len(rows):
         return []
     import pandas as pd
 
-    by_conversation = (
-        pd.DataFrame(
-            {
-                "conversation": rows["conversation"],
-                "score": rows["score_b"] - rows["score_a"],
-                "nll": rows["nll_b"] - rows["nll_a"],
-                "changed": (rows["reply_a"] != rows["reply_b"]).astype(float),
-            }
-        )
-        .groupby("conversation", sort=False)
-        .agg(score=("score", "mean"), nll=("nll", "mean"), changed=("changed", "mean"), turns=("changed", "size"))
-    )
+    by_conversation: Any = pd.DataFrame(
+        {
+            "conversation": rows["conversation"],
+            "score": rows["score_b"] - rows["score_a"],
+            "nll": rows["nll_b"] - rows["nll_a"],
+            "changed": (rows["reply_a"] != rows["reply_b"]).astype(float),
+        }
+    ).groupby("conversation", sort=False)
+    means, num_turns = by_conversation[["score", "nll", "changed"]].mean(), by_conversation.size()
     changes = [
-        ConversationChange(str(name), float(score), float(nll), float(changed), int(turns))
-        for name, score, nll, changed, turns in by_conversation.itertuples()
+        ConversationChange(str(name), score, nll, changed, turns)
+        for name, (score, nll, changed), turns in zip(
+            means.index, means.to_numpy().tolist(), num_turns.tolist(), strict=True
+        )
     ]
     return sorted(changes, key=lambda change: (-_size(change.score), -_size(change.nll), -change.replies_changed))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.comparison.columns import rows_of, same_keys
+from rwkvbatch.comparison.columns import CellColumns, array_of, rows_of, same_keys
 from rwkvbatch.comparison.metrics import Metric, is_majority, pass_value
 from rwkvbatch.comparison.paired import LEVEL, Comparison
 from rwkvbatch.comparison.pairing import Variant
@@ -22,6 +22,8 @@ from rwkvbatch.stats.spread import unlimited_interval
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from rwkvbatch.comparison.columns import Columns
 
 # pandas has no type stubs.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -54,12 +56,13 @@ def variant_means(
     `ks`: the k of pass@k, all-k and majority@k, see `metrics_of`.
     """
     means: list[VariantMean] = []
-    for group, rows in groups_of(rows_of(table, variant), by):
+    all_rows: list[tuple[str | None, Columns]] = [(None, CellColumns.of(table, variant))]
+    for group, rows in all_rows if by is None else groups_of(rows_of(table, variant), by):
         for metric in metrics_of(rows, ks=ks):
             if metric.level == "turn":
-                values = rows[metric.column].to_numpy(dtype=np.float64)
+                values = array_of(rows, metric.column, np.float64)
                 weights = weights_of(rows, metric)
-                means.append(mean_of(metric, values, rows["conversation_code"].to_numpy(), group, weights))
+                means.append(mean_of(metric, values, array_of(rows, "conversation_code"), group, weights))
             elif by in (None, "tag"):
                 values = conversation_values(rows, metric).to_numpy(dtype=np.float64)
                 if values.size:

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.comparison.columns import JoinedColumns, array_of
+from rwkvbatch.comparison.columns import array_of
 from rwkvbatch.comparison.distance import distance_groups
 from rwkvbatch.comparison.metrics import PAIR_METRICS, TURN_METRICS, Metric, is_majority, metric_named, pass_value
 from rwkvbatch.comparison.votes import majority_at_k, vote_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from rwkvbatch.comparison.columns import Columns
 
 # pandas has no type stubs.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -51,10 +53,7 @@ class PairedValues:
 
 
 def metrics_of(
-    rows: pd.DataFrame | JoinedColumns,
-    sides: Sequence[str] = ("",),
-    ks: Sequence[int] | None = None,
-    known: Collection[str] = (),
+    rows: Columns, sides: Sequence[str] = ("",), ks: Sequence[int] | None = None, known: Collection[str] = ()
 ) -> list[Metric]:
     """The metrics of which `rows` have values: `TURN_METRICS` without redundant ones, pass@k, all-k and majority@k.
 
@@ -112,7 +111,7 @@ def groups_of(rows: pd.DataFrame, by: Breakdown | None, side: str = "") -> Itera
             yield tag, rows.loc[[tag in tags for tags in rows[f"tags{side}"]]]
 
 
-def paired_values(rows: pd.DataFrame | JoinedColumns, metric: Metric) -> PairedValues:
+def paired_values(rows: Columns, metric: Metric) -> PairedValues:
     """The values of a metric of turns or conversations in matched rows, where both sides have one."""
     if metric.level == "conversation":
         sides = (conversation_values(rows, metric, "_a"), conversation_values(rows, metric, "_b"))
@@ -129,13 +128,13 @@ def paired_values(rows: pd.DataFrame | JoinedColumns, metric: Metric) -> PairedV
     return PairedValues(baseline[known], variant[known], array_of(rows, "conversation_code")[known], weights)
 
 
-def has_both_values(rows: pd.DataFrame | JoinedColumns, metric: Metric) -> NDArray[np.bool_]:
+def has_both_values(rows: Columns, metric: Metric) -> NDArray[np.bool_]:
     """`[rows]` whether both sides of a matched row have a value of a metric of turns, and of equal weight."""
     return _known(*_sides(rows, metric))
 
 
 def _sides(
-    rows: pd.DataFrame | JoinedColumns, metric: Metric
+    rows: Columns, metric: Metric
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64] | None]:
     """`[rows]` the values of both sides of matched rows, and their weights as in `weights_of`."""
     baseline, variant = (array_of(rows, f"{metric.column}{side}", np.float64) for side in ("_a", "_b"))
@@ -149,9 +148,7 @@ def _known(
     return known if weights is None else known & ~np.isnan(weights)
 
 
-def weights_of(
-    rows: pd.DataFrame | JoinedColumns, metric: Metric, sides: Sequence[str] = ("",)
-) -> NDArray[np.float64] | None:
+def weights_of(rows: Columns, metric: Metric, sides: Sequence[str] = ("",)) -> NDArray[np.float64] | None:
     """`[rows]` the weights of a metric; None if all rows have equal weight.
 
     NaN in rows without a weight, and in matched rows whose two sides have different weights: two vocabularies split a
@@ -165,7 +162,7 @@ def weights_of(
     return first
 
 
-def conversation_values(rows: pd.DataFrame | JoinedColumns, metric: Metric, side: str = "") -> pd.Series:
+def conversation_values(rows: Columns, metric: Metric, side: str = "") -> pd.Series:
     """A metric of conversations (`pass_at_K`, `all_K`, `majority_at_K`), indexed by conversation, without NaNs.
 
     Args:
@@ -183,12 +180,12 @@ def conversation_values(rows: pd.DataFrame | JoinedColumns, metric: Metric, side
     return pd.Series(values, dtype=np.float64).rename_axis("conversation").dropna()
 
 
-def judged_repeats(rows: pd.DataFrame | JoinedColumns, side: str = "") -> dict[str, int]:
+def judged_repeats(rows: Columns, side: str = "") -> dict[str, int]:
     """The number of judged repeats of each conversation with checks."""
     return {name: len(passed) for name, passed in _outcomes(rows, side).items()}
 
 
-def _outcomes(rows: pd.DataFrame | JoinedColumns, side: str) -> dict[str, list[bool]]:
+def _outcomes(rows: Columns, side: str) -> dict[str, list[bool]]:
     """For each conversation with checks, whether all checks of all turns passed, one bool per repeat."""
     judged = _judged(rows, side)
     repeats = _repeats_of(rows, judged)
@@ -199,7 +196,7 @@ def _outcomes(rows: pd.DataFrame | JoinedColumns, side: str) -> dict[str, list[b
     return outcomes
 
 
-def _judged(rows: pd.DataFrame | JoinedColumns, side: str) -> NDArray[np.int64]:
+def _judged(rows: Columns, side: str) -> NDArray[np.int64]:
     """Positions of the rows with a verdict, without repeats of conversations that have an unjudged row."""
     judged = np.flatnonzero(~np.isnan(array_of(rows, f"passed{side}", np.float64)))
     unjudged = np.flatnonzero(array_of(rows, f"unjudged{side}", bool))
@@ -222,7 +219,7 @@ class _Repeats:
     firsts: NDArray[np.int64]
 
 
-def _repeats_of(rows: pd.DataFrame | JoinedColumns, positions: NDArray[np.int64]) -> _Repeats:
+def _repeats_of(rows: Columns, positions: NDArray[np.int64]) -> _Repeats:
     """The repeats of the rows at `positions` `[n]`."""
     import pandas as pd
 
@@ -234,15 +231,13 @@ def _repeats_of(rows: pd.DataFrame | JoinedColumns, positions: NDArray[np.int64]
     return _Repeats(codes.astype(np.int64), positions[firsts])
 
 
-def _failed_repeats(
-    rows: pd.DataFrame | JoinedColumns, side: str, positions: NDArray[np.int64], repeats: _Repeats
-) -> NDArray[np.bool_]:
+def _failed_repeats(rows: Columns, side: str, positions: NDArray[np.int64], repeats: _Repeats) -> NDArray[np.bool_]:
     """`[repeats]` whether a check failed in any of the rows at `positions`, whose repeats are `repeats`."""
     failed_rows = array_of(rows, f"passed{side}", np.float64)[positions] < 1.0
     return np.bincount(repeats.codes, weights=failed_rows, minlength=repeats.firsts.size) > 0
 
 
-def _votes(rows: pd.DataFrame | JoinedColumns, side: str) -> dict[str, list[tuple[tuple[str, ...], bool]]]:
+def _votes(rows: Columns, side: str) -> dict[str, list[tuple[tuple[str, ...], bool]]]:
     """For each conversation with checks, one vote per repeat in their order: its answers, and whether all passed.
 
     A repeat's answers are those to all its turns with checks. Repeats that passed have no answers, because all passing

@@ -18,10 +18,12 @@ namespace RWKV_ISA {
 // With fewer rows, too much of a tile is empty.
 constexpr size_t min_matrix_rows(Dtype dtype) { return dtype == Dtype::INT4 ? 24 : 8; }
 constexpr size_t MATRIX_ROWS = 16, MATRIX_ROW_BLOCK = 256;
+// Rows whose sums are scaled together: their totals and parts fit into the registers.
+constexpr size_t SCALED_ROWS = 8;
 static_assert(MATRIX_ROW_BLOCK <= LINEAR_SCRATCH_ROWS);
 
 // Inputs in a block. The inputs of sixteen rows, a band's weights for them and the tiles of sums fit into the first-level cache.
-constexpr size_t matrix_block(Dtype dtype) { return dtype == Dtype::INT4 ? 2 * INTEGER_BLOCK : INTEGER_BLOCK; }
+constexpr size_t matrix_block(Dtype dtype) { return dtype == Dtype::INT4 ? 512 : 256; }
 
 // Inputs of an instruction: at most 64, and at most those that share a scale.
 constexpr size_t matrix_inputs(Dtype dtype) { return std::min<size_t>(64, scaled_inputs(dtype)); }
@@ -138,28 +140,41 @@ template <Dtype D, bool LAST> void matrix_tile(const MatrixTile& parameters) {
             }
         }
         for (size_t p = 0; p < num_panels; ++p) {
-            const uint8_t* packed = tile.packed;
-            const InputGroup* rows = tile.groups;
             float* const to = tile.sums + (first_panel + p) * tile.panel_sums;
-            F16 total[MATRIX_ROWS];
-#pragma GCC unroll 16
-            for (size_t i = 0; i < MATRIX_ROWS; ++i) total[i] = tile.first || i >= num_rows ? zero() : load(to + i * PANEL);
-            for (size_t begin = 0; begin < tile.num_inputs; begin += GROUP, packed += tile.packed_group_step, rows += tile.groups_stride) {
-                const size_t count = std::min(GROUP, tile.num_inputs - begin);
-                const F16 scale = load_scales<D>(packed + integer_scales_after(D, count, tile.packed_unit_step, tile.panel_in_band),
-                                                 first_panel + p);
-#pragma GCC unroll 16
-                for (size_t i = 0; i < MATRIX_ROWS; ++i) {
-                    if (LAST && i >= num_rows) break;
-                    I16 sum = load(sums[p][begin / GROUP] + i * PANEL);
-                    // The unpacked weights of INT4 have no excess.
-                    if constexpr (D != Dtype::INT4) sum = sum + set1(static_cast<uint32_t>(rows[i].start));
-                    total[i] = fma(from_int(sum), scale * set1(rows[i].scale), total[i]);
+            for (size_t first_row = 0; first_row < num_rows; first_row += SCALED_ROWS) {
+                const uint8_t* packed = tile.packed;
+                const InputGroup* rows = tile.groups + first_row;
+                const size_t count_rows = std::min(SCALED_ROWS, num_rows - first_row);
+                F16 total[SCALED_ROWS], part[SCALED_ROWS];
+#pragma GCC unroll 8
+                for (size_t i = 0; i < SCALED_ROWS; ++i) {
+                    total[i] = tile.first || i >= count_rows ? zero() : load(to + (first_row + i) * PANEL);
+                    part[i] = zero();
                 }
+                for (size_t begin = 0, end; begin < tile.num_inputs; begin = end) {
+                    end = std::min(begin + GROUP, tile.num_inputs);
+                    const size_t scales = integer_scales_after(D, end - begin, tile.packed_unit_step, tile.panel_in_band);
+                    const F16 scale = load_scales<D>(packed + scales, first_panel + p);
+                    const bool ends = ends_inputs(end, tile.num_inputs);
+#pragma GCC unroll 8
+                    for (size_t i = 0; i < SCALED_ROWS; ++i) {
+                        if (LAST && i >= count_rows) break;
+                        I16 sum = load(sums[p][begin / GROUP] + (first_row + i) * PANEL);
+                        // The unpacked weights of INT4 have no excess.
+                        if constexpr (D != Dtype::INT4) sum = sum + set1(static_cast<uint32_t>(rows[i].start));
+                        part[i] = fma(from_int(sum), scale, part[i]);
+                        if (D != Dtype::INT4 || ends) {
+                            total[i] = fma(part[i], set1(rows[i].scale), total[i]);
+                            part[i] = zero();
+                        }
+                    }
+                    packed += tile.packed_group_step;
+                    rows += tile.groups_stride;
+                }
+#pragma GCC unroll 8
+                for (size_t i = 0; i < SCALED_ROWS; ++i)
+                    if (i < count_rows) store(to + (first_row + i) * PANEL, total[i]);
             }
-#pragma GCC unroll 16
-            for (size_t i = 0; i < MATRIX_ROWS; ++i)
-                if (i < num_rows) store(to + i * PANEL, total[i]);
         }
     }
 }
@@ -225,7 +240,7 @@ template <Dtype D> void matrix_linear(const LinearJob& job, size_t task, float* 
                     if (end == weight.in) fetch_outputs(job, row, tile.num_rows, panel, panels);
                     (tile.num_rows == MATRIX_ROWS ? matrix_tile<D, false> : matrix_tile<D, true>)(tile);
                     for (size_t p = 0; p < panels && end == weight.in; ++p)
-                        finish_tile(job, row, tile.num_rows, panel + p, 1, tile.sums + p * tile.panel_sums);
+                        finish_tile(job, row, tile.num_rows, panel + p, 1, {tile.sums + p * tile.panel_sums, PANEL, 0});
                     tile.ahead += ahead_step * NUM_GROUPS * panels;
                     if (tile.ahead >= ahead_end) tile.ahead_step = 0;
                 }

@@ -64,7 +64,8 @@ private:
     }
 
     const PackedMatrix& weight_;
-    alignas(64) uint8_t units_[INTEGER_BLOCK * INPUT_LINE + INTEGER_BLOCK / SCALED_INPUTS * BAND_SCALES];
+    static constexpr size_t BLOCK = integer_block(true);
+    alignas(64) uint8_t units_[BLOCK * INPUT_LINE + BLOCK / SCALED_INPUTS * BAND_SCALES];
 };
 
 // Read and write an input in quads, in the order of `store_inputs`.
@@ -242,7 +243,7 @@ template <size_t ROWS> void linear_by_input(const LinearJob& job, size_t first_p
             scales += BAND_SCALES;
             quad = end;
         }
-        finish_tile(job, 0, ROWS, panel, BAND, sums);
+        finish_tile(job, 0, ROWS, panel, BAND, {sums, BAND * PANEL, PANEL});
     }
 }
 

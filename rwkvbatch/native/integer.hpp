@@ -1,9 +1,12 @@
 // Integer linear layers: weights of 8 or 4 bits times inputs rounded to 8 bits, summed exactly in 32 bits.
 //
-// Inputs are rounded per row and group (`quantize_row`), so a row's integers depend on that row alone. With q the integers of a
-// group, s a weight's scale and t the row's scale in that group, an output is
+// Inputs are rounded per row and group of SCALED_INPUTS (`quantize_row`), so a row's integers depend on that row alone. Weights
+// have a scale for each `scaled_inputs` inputs, as many or a part of them. With q the integers of a group of weights, s the
+// weight's scale there and t the row's scale, an output is
 //
-//     total = 0;  for each group, first to last: total = fma(float(sum q_w q_x), s t, total)
+//     total = 0;  for each group of inputs, first to last:
+//         part = 0;  for each group of weights in it, first to last: part = fma(float(sum q_w q_x), s, part)
+//         total = fma(part, t, total)
 //
 // followed by bias, activation and so on as in other layers (`finish`). A group's sum is below 2^24 (128 x 127 x 127), so it is
 // exact in any order, and as a float. All else is a fixed sequence of IEEE operations.
@@ -23,42 +26,56 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
-// Round one row of inputs for weights of type D. Writes its quads and the records of its groups, `groups_stride` apart.
+// Round one row of inputs for weights of type D. Writes its quads and a record for each group of weights, `groups_stride` apart.
 //
 // A group's scale is max |x| / 127, and its integers are round(x (1 / scale)), halves to even. If all inputs of a group are below
 // 2^-100 in magnitude, the group is zeros. If an input is NaN or infinite, the group's scale, and so every output, is NaN.
 // `quantized` in model/ops/reference.py is the reference implementation.
 template <Dtype D> void quantize_row(const float* x, size_t in, uint8_t* quads, InputGroup* groups, size_t groups_stride) {
-    constexpr size_t group = scaled_inputs(D), step = LANES / QUAD * QUAD_BYTES<D>;
+    constexpr size_t CHUNK = LANES * SCALED_INPUTS, STEP = LANES / QUAD * QUAD_BYTES<D>;
     const F16 magic = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer held in the low bits
-    for (size_t begin = 0; begin < in; begin += group, groups += groups_stride) {
-        const size_t end = std::min(begin + group, in);
-        F16 largest = zero(), not_finite = zero();
-        for (size_t k = begin; k < end; k += LANES) {
-            const F16 values = load_upto(x + k, end - k);
-            largest = greater(from_bits(bits(values) & set1(0x7fffffffu)), largest);
-            not_finite = fma(values, zero(), not_finite);
-        }
-        const float most = greatest_lane(largest);
-        const float nan = sum_lanes(not_finite);
-        InputGroup record{most / 127.0f, 0};
-        if (nan != 0.0f || most < 7.888609052210118e-31f) {  // 2^-100
-            record.scale = nan;  // or zero
-            std::memset(quads, 0, ceil_div(end - begin, LANES) * step);
-            quads += ceil_div(end - begin, LANES) * step;
-        } else {
-            const F16 inverse = set1(1.0f / record.scale);
-            StartOfSum<D> start;
+    for (size_t chunk = 0; chunk < in; chunk += CHUNK) {
+        const size_t chunk_end = std::min(chunk + CHUNK, in);
+        // The scales of sixteen groups at once, so that no group waits for its divisions.
+        float most[LANES] = {}, nans[LANES] = {}, scales[LANES], inverses[LANES];
+        for (size_t begin = chunk, end, g = 0; begin < chunk_end; begin = end, ++g) {
+            end = std::min(begin + SCALED_INPUTS, chunk_end);
+            F16 largest = zero(), not_finite = zero();
             for (size_t k = begin; k < end; k += LANES) {
-                const F16 shifted = load_upto(x + k, end - k) * inverse + magic;
-                start.inputs = start.inputs + (shifted - magic);
-                // The low bits hold the integer in two's complement; the addition extends its sign to 32 bits.
-                store_inputs<D>(quads, bits(shifted) + set1(0u - 0x4B400000u));
-                quads += step;
+                const F16 values = load_upto(x + k, end - k);
+                largest = greater(from_bits(bits(values) & set1(0x7fffffffu)), largest);
+                not_finite = fma(values, zero(), not_finite);
             }
-            record.start = start.value();
+            most[g] = greatest_lane(largest);
+            nans[g] = sum_lanes(not_finite);
         }
-        *groups = record;
+        const F16 scale = load(most) / set1(127.0f);
+        store(scales, scale);
+        store(inverses, set1(1.0f) / scale);
+        for (size_t begin = chunk, end, g = 0; begin < chunk_end; begin = end, ++g) {
+            end = std::min(begin + SCALED_INPUTS, chunk_end);
+            const bool zeros = nans[g] != 0.0f || most[g] < 7.888609052210118e-31f;  // 2^-100
+            InputGroup record{zeros ? nans[g] : scales[g], 0};
+            const F16 inverse = set1(inverses[g]);
+            for (size_t first = begin, last; first < end; first = last, groups += groups_stride) {
+                last = std::min(first + scaled_inputs(D), end);
+                if (zeros) {
+                    std::memset(quads, 0, ceil_div(last - first, LANES) * STEP);
+                    quads += ceil_div(last - first, LANES) * STEP;
+                } else {
+                    StartOfSum<D> start;
+                    for (size_t k = first; k < last; k += LANES) {
+                        const F16 shifted = load_upto(x + k, last - k) * inverse + magic;
+                        start.inputs = start.inputs + (shifted - magic);
+                        // The low bits hold the integer in two's complement; the addition extends its sign to 32 bits.
+                        store_inputs<D>(quads, bits(shifted) + set1(0u - 0x4B400000u));
+                        quads += STEP;
+                    }
+                    record.start = start.value();
+                }
+                *groups = record;
+            }
+        }
     }
 }
 
@@ -77,7 +94,8 @@ RWKV_INLINE void sum_one_integer_row(const LinearJob& job, size_t first_panel, F
     const size_t input_bytes = weight.input_bytes(weight.band_width(first_panel));
     const size_t band_scales = weight.band_width(first_panel) * scale_bytes(D);
     const uint8_t *weights = weight.at(first_panel, 0), *quads = reinterpret_cast<const uint8_t*>(job.x.data);
-    for (size_t p = 0; p < PANELS; ++p) total[p] = zero();
+    F16 part[PANELS];
+    for (size_t p = 0; p < PANELS; ++p) total[p] = part[p] = zero();
     for (size_t begin = 0, end; begin < weight.in; begin = end) {
         end = std::min(begin + GROUP, weight.in);
         const InputGroup group = job.groups[begin / GROUP];
@@ -90,9 +108,12 @@ RWKV_INLINE void sum_one_integer_row(const LinearJob& job, size_t first_panel, F
             for (size_t p = 0; p < PANELS; ++p)
                 row.add_products_to(sum[p], load(reinterpret_cast<const uint32_t*>(weights) + p * PANEL));
         }
-        const F16 input_scale = set1(group.scale);
-        for (size_t p = 0; p < PANELS; ++p)
-            total[p] = fma(from_int(finish_sum<D>(sum[p])), load_scales<D>(scales, p) * input_scale, total[p]);
+        for (size_t p = 0; p < PANELS; ++p) part[p] = fma(from_int(finish_sum<D>(sum[p])), load_scales<D>(scales, p), part[p]);
+        if (ends_inputs(end, weight.in))
+            for (size_t p = 0; p < PANELS; ++p) {
+                total[p] = fma(part[p], set1(group.scale), total[p]);
+                part[p] = zero();
+            }
         weights += band_scales;
     }
 }
@@ -132,16 +153,16 @@ inline void integer_linear(const LinearJob& job, size_t task, float* sums, const
         return;
     }
 
-    const size_t group_inputs = scaled_inputs(weight.dtype);
+    const size_t group_inputs = scaled_inputs(weight.dtype), block = integer_block(weight.by_input);
     TileWeights tile_weights(weight);
     for (size_t first_row = 0; first_row < job.num_rows; first_row += LINEAR_ROW_BLOCK) {
         const size_t num_rows = std::min(LINEAR_ROW_BLOCK, job.num_rows - first_row);
         const size_t units = ceil_div(num_rows, ROW_UNIT), num_tiles = ceil_div(units, most_rows / ROW_UNIT);
-        for (size_t begin = 0; begin < weight.in; begin += INTEGER_BLOCK) {
-            const size_t end = std::min(begin + INTEGER_BLOCK, weight.in);
+        for (size_t begin = 0; begin < weight.in; begin += block) {
+            const size_t end = std::min(begin + block, weight.in);
             for (size_t panel = first_panel, panels; panel < end_panel; panel += panels) {
                 const size_t band_width = weight.band_width(panel), in_band = panel % BAND;
-                panels = INTEGER_PANELS;
+                panels = integer_panels(ceil_div(units, num_tiles) * ROW_UNIT);
                 while (panels > std::min(end_panel - panel, band_width - in_band)) panels /= 2;
                 const size_t next_band = panel - in_band + BAND;
                 const uint8_t* const weights = tile_weights.at(panel, begin, end);
@@ -165,7 +186,8 @@ inline void integer_linear(const LinearJob& job, size_t task, float* sums, const
                     if (end == weight.in) fetch_outputs(job, row, tile_rows, panel, panels);
                     (int4 ? integer_tile_of<Dtype::INT4>(tile_rows, panels)
                           : integer_tile_of<Dtype::W8A8>(tile_rows, panels))(tile);
-                    if (end == weight.in) finish_tile(job, row, tile_rows, panel, panels, tile_sums);
+                    if (end == weight.in)
+                        finish_tile(job, row, tile_rows, panel, panels, {tile_sums, panels * PANEL, PANEL});
                     ahead += ahead_step * tile_units;
                     row += tile_rows;
                     tile_sums += tile_rows * panels * PANEL;

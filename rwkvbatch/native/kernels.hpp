@@ -25,7 +25,8 @@ struct ConstRows {
     ConstRows(Rows rows) : data(rows.data), stride(rows.stride) {}
 };
 
-// For one row and one group of rounded inputs: the scale of its integers, and the initial value of every sum of their products.
+// For one row of rounded inputs and one group of weights: the scale of the row's integers, and the initial value of every sum of
+// their products.
 struct InputGroup {
     float scale;
     int32_t start;
@@ -69,7 +70,7 @@ constexpr size_t LINEAR_MAX_PANELS_PER_TASK = 8;
 constexpr size_t LINEAR_SCRATCH = LINEAR_SCRATCH_ROWS * PANEL * LINEAR_MAX_PANELS_PER_TASK;
 
 // Rounding of rows of `width` inputs for integer weights of type `dtype`, see `integer.hpp`. A row of `out` receives its integers,
-// `groups` the records of the groups of inputs, [group][row].
+// `groups` the records of the groups of weights, [group][row].
 struct QuantizeJob {
     ConstRows x;
     size_t num_rows, width;

@@ -59,13 +59,43 @@ inline void fetch_outputs(const LinearJob& job, size_t first_row, size_t num_row
             __builtin_prefetch(job.out.data + row * job.out.stride + (first_panel + p) * PANEL, 1);
 }
 
-// Apply `finish` to the sums of some rows by some panels, [row][panel][16], and store the results.
+// Sums of some rows by some panels; the steps are floats from one row or panel to the next.
+struct TileSums {
+    const float* data;
+    size_t row_step, panel_step;
+
+    RWKV_INLINE F16 at(size_t row, size_t panel) const { return load(data + row * row_step + panel * panel_step); }
+};
+
+// Store `end(sum, row, panel)` as the results of whole panels.
+template <class End>
+RWKV_INLINE void finish_panels(float* out, size_t stride, size_t num_rows, size_t num_panels, const TileSums& sums, const End& end) {
+    for (size_t row = 0; row < num_rows; ++row, out += stride)
+        for (size_t panel = 0; panel < num_panels; ++panel) store(out + panel * PANEL, end(sums.at(row, panel), row, panel));
+}
+
+// Apply `finish` to the sums of some rows by some panels, and store the results.
 inline void finish_tile(const LinearJob& job, size_t first_row, size_t num_rows, size_t first_panel, size_t num_panels,
-                        const float* sums) {
-    for (size_t row = first_row; row < first_row + num_rows; ++row)
-        for (size_t panel = first_panel; panel < first_panel + num_panels; ++panel, sums += PANEL) {
-            const size_t column = panel * PANEL, width = std::min(PANEL, job.weight.out - column);
-            store_upto(job.out.data + row * job.out.stride + column, finish(job, load(sums), row, column, width), width);
+                        const TileSums& sums) {
+    // The ends of most layers, without decisions for each vector.
+    if (job.bias == nullptr && job.target.data == nullptr && (first_panel + num_panels) * PANEL <= job.weight.out) {
+        const size_t stride = job.out.stride, add_stride = job.add.stride;
+        float* const out = job.out.data + first_row * stride + first_panel * PANEL;
+        const float* const add = job.add.data == nullptr ? nullptr : job.add.data + first_row * add_stride + first_panel * PANEL;
+        if (job.activation == Activation::NONE && add == nullptr)
+            return finish_panels(out, stride, num_rows, num_panels, sums, [](F16 sum, size_t, size_t) { return sum; });
+        if (job.activation == Activation::NONE)
+            return finish_panels(out, stride, num_rows, num_panels, sums, [=](F16 sum, size_t row, size_t panel) {
+                return load(add + row * add_stride + panel * PANEL) + sum;
+            });
+        if (job.activation == Activation::RELU_SQUARED && add == nullptr)
+            return finish_panels(out, stride, num_rows, num_panels, sums, [](F16 sum, size_t, size_t) { return relu_squared(sum); });
+    }
+    for (size_t row = 0; row < num_rows; ++row)
+        for (size_t panel = 0; panel < num_panels; ++panel) {
+            const size_t column = (first_panel + panel) * PANEL, width = std::min(PANEL, job.weight.out - column);
+            store_upto(job.out.data + (first_row + row) * job.out.stride + column,
+                       finish(job, sums.at(row, panel), first_row + row, column, width), width);
         }
 }
 
@@ -176,13 +206,7 @@ inline void linear_dense(const LinearJob& job, size_t first_panel, size_t end_pa
                 }
             }
         }
-        for (size_t row = 0; row < num_rows; ++row)
-            for (size_t panel = first_panel; panel < end_panel; ++panel) {
-                const size_t column = panel * PANEL, width = std::min(PANEL, weight.out - column);
-                const F16 sum = load(sums + (panel - first_panel) * panel_sums + row * PANEL);
-                store_upto(job.out.data + (first_row + row) * job.out.stride + column,
-                           finish(job, sum, first_row + row, column, width), width);
-            }
+        finish_tile(job, first_row, num_rows, first_panel, end_panel - first_panel, {sums, PANEL, panel_sums});
     }
 }
 

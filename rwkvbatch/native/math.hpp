@@ -46,15 +46,17 @@ RWKV_INLINE F16 tanh(F16 x) {
     return select(size < set1(0.625f), small, from_bits(bits(large) ^ sign));
 }
 
+RWKV_INLINE F16 relu_squared(F16 x) {
+    const F16 positive = greater(zero(), x);  // if x is NaN, the second operand: x
+    return positive * positive;
+}
+
 RWKV_INLINE F16 activate(F16 x, Activation activation) {
     switch (activation) {
         case Activation::TANH: return tanh(x);
         case Activation::SIGMOID: return sigmoid(x);
         case Activation::DECAY: return exp(set1(-0.60653065971263342f) * sigmoid(x));
-        case Activation::RELU_SQUARED: {
-            const F16 positive = greater(zero(), x);  // if x is NaN, the second operand: x
-            return positive * positive;
-        }
+        case Activation::RELU_SQUARED: return relu_squared(x);
         default: return x;
     }
 }

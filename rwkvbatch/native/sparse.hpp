@@ -131,12 +131,7 @@ void linear_sparse(const LinearJob& job, size_t first_panel, size_t end_panel, f
             linear_dense(job, first, first + panels, sums, next);
             continue;
         }
-        for (size_t row = 0; row < ROWS; ++row)
-            for (size_t p = 0; p < panels; ++p) {
-                const size_t column = (first + p) * PANEL, width = std::min(PANEL, job.weight.out - column);
-                store_upto(job.out.data + row * job.out.stride + column,
-                           finish(job, load(sums + (row * panels + p) * PANEL), row, column, width), width);
-            }
+        finish_tile(job, 0, ROWS, first, panels, {sums, panels * PANEL, PANEL});
     }
 }
 

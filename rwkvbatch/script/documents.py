@@ -51,7 +51,7 @@ def read_documents(paths: Sequence[str], *, limits: ScriptLimits | None = None, 
     reader = ScriptReader(limits or ScriptLimits(), skip_bad, has_several_files=len(files) > 1, documents=True)
     left_out: list[str] = []
     for path, file in files:
-        if file == STDIN or Path(file).suffix.lower() in JSON_ENDINGS:
+        if file == STDIN or Path(file.lower().removesuffix(".gz")).suffix in JSON_ENDINGS:
             reader.read_file(file)
         elif file == path or _is_text(file):
             reader.add_text(file, _document_id(file))

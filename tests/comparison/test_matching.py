@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from rwkvbatch.comparison import columns as module
-from rwkvbatch.comparison.columns import KEYS, JoinedColumns, rows_of
+from rwkvbatch.comparison.columns import KEYS, CellColumns, JoinedColumns, rows_of
 from rwkvbatch.comparison.loading import load_runs
 from rwkvbatch.comparison.matching import comparable_rows, match
 from rwkvbatch.comparison.metrics import metric_named
@@ -83,6 +83,12 @@ def test_the_rows_of_a_cell_are_those_of_the_table_that_is_given(tmp_path: Path)
     for changed in (table, shuffled(table), without_first_row(table), table):
         expected = changed.loc[changed["cell"] == pair.baseline.cell]
         pd.testing.assert_frame_equal(rows_of(changed, pair.baseline), expected)
+        columns = CellColumns.of(changed, pair.baseline)
+        assert len(columns) == len(expected)
+        for name in expected.columns:
+            column: Any = columns[name]
+            pd.testing.assert_series_equal(column, expected[name].reset_index(drop=True), check_names=False)
+        assert "no_such_column" not in columns
         some = ["tags", "score", "unjudged", "turn"]
         pd.testing.assert_frame_equal(rows_of(changed, pair.baseline, some), expected[some])
 

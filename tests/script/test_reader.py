@@ -197,6 +197,16 @@ def test_a_compressed_script_is_read_like_the_plain_one(name: str, tmp_path: Pat
     assert [found.id for found in read_scripts([str(tmp_path / name)]).conversations] == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("name", "texts"), [("a.jsonl.gz", ["b", "c"]), ("a.JSONL.GZ", ["b", "c"]), ("a.txt.gz", [""])]
+)
+def test_the_form_of_a_compressed_document_is_that_of_its_name(name: str, texts: list[str], tmp_path: Path) -> None:
+    content = "".join(f'{{"text": "{text}"}}\n' for text in "bc")
+    (tmp_path / name).write_bytes(gzip.compress(content.encode()))
+    found = read_documents([str(tmp_path / name)]).conversations
+    assert [turn.reference for document in found for turn in document.turns] == [text or content for text in texts]
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz"])
 @pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:10] + b"\xff" + data[11:]])
 def test_a_damaged_compressed_script_is_refused(name: str, damage: Callable[[bytes], bytes], tmp_path: Path) -> None:

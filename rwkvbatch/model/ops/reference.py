@@ -56,7 +56,7 @@ class RoundingRule:
     Attributes:
         quantize_groups: quantises fp32 weights [groups, up to `group`], which get one scale per row.
         group: number of inputs that share a scale; the last group of an output may have fewer.
-        rounds_inputs: whether inputs are rounded too, in the same groups (`quantized`).
+        rounds_inputs: whether inputs are rounded too (`quantized`), in groups of `SCALED_INPUTS`.
         bytes_per_weight: bytes in memory, including the weight's share of the scale.
     """
 
@@ -68,7 +68,7 @@ class RoundingRule:
     @property
     def input_group(self) -> int | None:
         """Number of inputs that share a scale when inputs are rounded; None if they are not."""
-        return self.group if self.rounds_inputs else None
+        return SCALED_INPUTS if self.rounds_inputs else None
 
     def quantize(self, weight: Tensor) -> Rounded:
         """Integers and scales of a weight [out, in]."""

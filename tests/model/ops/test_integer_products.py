@@ -110,8 +110,7 @@ def test_each_group_of_inputs_has_the_integers_and_the_scale_of_the_rule(
 
 def integers_and_scales(weight: torch.Tensor, rounding: Rounding) -> tuple[np.ndarray, np.ndarray]:
     """Integers [out, in] and scales [out, groups] of a weight, found anew from the numbers it is rounded to."""
-    group = ROUNDINGS[rounding].input_group
-    assert group is not None
+    group = ROUNDINGS[rounding].group
     rounded = ROUNDINGS[rounding].rounded(weight)
     scales = []
     for part in weight.float().split(group, 1):
@@ -125,19 +124,26 @@ def integers_and_scales(weight: torch.Tensor, rounding: Rounding) -> tuple[np.nd
     return integers.nan_to_num().numpy().astype(np.int64), actual.numpy()
 
 
+def multiply_add(x: np.ndarray, y: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """x * y + total in fp32. The product is exact in 64 bits of mantissa; the sum is rounded, first to these."""
+    return (x.astype(np.longdouble) * y + total).astype(np.float32)
+
+
 def exact_product(x: torch.Tensor, weight: torch.Tensor, rounding: Rounding) -> np.ndarray:
-    """The definition of a layer in `native/integer.hpp`: exact sums, then one fused multiply-add a group."""
-    group = ROUNDINGS[rounding].input_group
-    assert group is not None
+    """The definition of a layer in `native/integer.hpp`: exact sums, and fused multiply-adds of their scales."""
+    group, input_group = ROUNDINGS[rounding].group, ROUNDINGS[rounding].input_group
+    assert input_group == 128
     weights, weight_scales = integers_and_scales(weight, rounding)
-    inputs, input_scales = quantized(x, group)
+    inputs, input_scales = quantized(x, input_group)
+    width = x.shape[1]
     total = np.zeros((len(x), len(weight)), np.float32)
-    for number, begin in enumerate(range(0, x.shape[1], group)):
-        part = slice(begin, begin + group)
-        sums = inputs[:, part].numpy().astype(np.int64) @ weights[:, part].T
-        scale = weight_scales[:, number][None] * input_scales[:, number].numpy()[:, None]
-        # The product is exact in 64 bits of mantissa, so that only the sum is rounded, first to these.
-        total = (sums.astype(np.longdouble) * scale + total).astype(np.float32)
+    for number, start in enumerate(range(0, width, input_group)):
+        part = np.zeros_like(total)
+        for begin in range(start, min(start + input_group, width), group):
+            inside = slice(begin, min(begin + group, start + input_group, width))
+            sums = inputs[:, inside].numpy().astype(np.int64) @ weights[:, inside].T
+            part = multiply_add(sums, weight_scales[:, begin // group], part)
+        total = multiply_add(part, input_scales[:, number].numpy()[:, None], total)
     return total
 
 
