@@ -36,8 +36,8 @@ class FakeJudge:
     def identity(self) -> Mapping[str, Any]:
         return {"kind": "fake", "version": self.version}
 
-    def answers(self, asks: Iterator[VoteRequest]) -> Iterator[tuple[VoteRequest, JudgeAnswer] | None]:
-        for ask in asks:
+    def answers(self, requests: Iterator[VoteRequest]) -> Iterator[tuple[VoteRequest, JudgeAnswer] | None]:
+        for ask in requests:
             if self.stop_after is not None and len(self.asked) >= self.stop_after:
                 raise KeyboardInterrupt
             self.asked.append(ask)
