@@ -126,7 +126,7 @@ class Shape:
 
 
 def measure_shape(
-    files: Files, plan: Plan, llama_cpp: LlamaCpp, shape: Shape, keep: Callable[[], None], say: Callable[[str], None]
+    files: Files, plan: Plan, llama_cpp: LlamaCpp, shape: Shape, keep: Callable[[], None], notify: Callable[[str], None]
 ) -> None:
     """Measure the groups that are missing in `shape`, and call `keep` after each."""
     start_s, done_before = time.monotonic(), len(shape.measurements)
@@ -136,7 +136,7 @@ def measure_shape(
             continue
         models: dict[str, Model] = {}
         for strategy in strategies:
-            say(f"loading {strategy}")
+            notify(f"loading {strategy}")
             models[strategy] = load_model(files.checkpoint, strategy, "cpu", threads=plan.threads)
         new: list[Measurement] = []
 
@@ -144,7 +144,7 @@ def measure_shape(
             new.append(measurement)
             done = len(shape.measurements) + len(new)
             remaining_s = (time.monotonic() - start_s) / (done - done_before) * (plan.count - done)
-            say(progress_line(measurement, done, plan, remaining_s))
+            notify(progress_line(measurement, done, plan, remaining_s))
 
         measure_group(models, {kind: files.gguf[kind] for kind in kinds}, plan, llama_cpp, add)
         shape.measurements = [measurement for measurement in shape.measurements if measurement.who not in group] + new
@@ -269,17 +269,17 @@ def run(arguments: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in shapes:
 
-            def say(text: str, name: str = name) -> None:
+            def notify(text: str, name: str = name) -> None:
                 tell(f"[{name}] {text}")
 
-            files = make_files(folder, name, plan.kinds, llama_cpp, say)
+            files = make_files(folder, name, plan.kinds, llama_cpp, notify)
             path = folder / f"figures-{name}.json"
             shape = Shape.read(path, facts_of(name, plan, llama_cpp, files))
             results[name] = shape
             if not shape.agreements:
-                shape.agreements += check(files, llama_cpp, plan.threads, folder, say)
+                shape.agreements += check(files, llama_cpp, plan.threads, folder, notify)
                 shape.write(path)
-            measure_shape(files, plan, llama_cpp, shape, lambda shape=shape, path=path: shape.write(path), say)
+            measure_shape(files, plan, llama_cpp, shape, lambda shape=shape, path=path: shape.write(path), notify)
     if arguments.json:
         print(json.dumps({name: shape.as_json() | figures(shape, arguments.split) for name, shape in results.items()}))
     else:

@@ -94,7 +94,7 @@ def has_gpu() -> bool:
     return torch.cuda.is_available() and torch.version.hip is None
 
 
-def run_parts(parts: Sequence[Part], *, gpu: bool, seconds: float, say: Callable[[str], None]) -> list[Result]:
+def run_parts(parts: Sequence[Part], *, gpu: bool, seconds: float, notify: Callable[[str], None]) -> list[Result]:
     """Run the parts for this machine in at most `seconds` altogether."""
     end = time.monotonic() + seconds
     results: list[Result] = []
@@ -105,9 +105,9 @@ def run_parts(parts: Sequence[Part], *, gpu: bool, seconds: float, say: Callable
         if limit < LEAST_SECONDS and part.limit_s > limit:
             result = Result(part.name, "skipped", 0.0, printed="no time was left")
         else:
-            say(f"{part.name}, at most {limit:.0f} s")
+            notify(f"{part.name}, at most {limit:.0f} s")
             result = run_part(part, limit)
-        say(f"{part.name}: {result.outcome}, {result.seconds:.1f} s")
+        notify(f"{part.name}: {result.outcome}, {result.seconds:.1f} s")
         results.append(result)
     return results
 
@@ -205,17 +205,17 @@ def main() -> int:
     arguments = parser.parse_args()
     gpu = has_gpu()
 
-    def say(text: str) -> None:
+    def notify(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     if not gpu:
-        say("torch finds no NVIDIA GPU: the kernels are only compiled")
-    results = run_parts(PARTS, gpu=gpu, seconds=60 * arguments.minutes, say=say)
+        notify("torch finds no NVIDIA GPU: the kernels are only compiled")
+    results = run_parts(PARTS, gpu=gpu, seconds=60 * arguments.minutes, notify=notify)
     report = {"gpu": gpu, "parts": [asdict(result) for result in results]}
     for suffix, text in ((".json", json.dumps(report, indent=1)), (".md", page(results, gpu=gpu))):
         with replacing(arguments.out.with_suffix(suffix)) as unfinished:
             unfinished.write_text(text)
-        say(f"wrote {arguments.out.with_suffix(suffix)}")
+        notify(f"wrote {arguments.out.with_suffix(suffix)}")
     return int(any(result.outcome != "ok" for result in results))
 
 

@@ -46,17 +46,17 @@ class Files:
 
 
 def make_files(
-    folder: Path, shape: str, kinds: Sequence[str], llama_cpp: LlamaCpp, say: Callable[[str], None]
+    folder: Path, shape: str, kinds: Sequence[str], llama_cpp: LlamaCpp, notify: Callable[[str], None]
 ) -> Files:
     """The files of a shape in `folder`; missing files are written."""
     checkpoint = folder / f"random-{shape}.safetensors"
     if not checkpoint.is_file():
-        say("writing random weights")
+        notify("writing random weights")
         checkpoint = write_random(shape, folder)
     paths = {kind: folder / f"random-{shape}-{kind}.gguf" for kind in dict.fromkeys([BASE_KIND, *kinds])}
     for kind, path in paths.items():
         if not path.is_file():
-            say(f"writing {kind}")
+            notify(f"writing {kind}")
             with replacing(path, durable=False) as unfinished:
                 if kind == BASE_KIND:
                     with open_checkpoint(checkpoint) as opened:
@@ -96,22 +96,24 @@ def relative_error(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32
     return float(np.sqrt(np.mean((ours - theirs) ** 2)) / ours.std())
 
 
-def check(files: Files, llama_cpp: LlamaCpp, threads: int, folder: Path, say: Callable[[str], None]) -> list[Agreement]:
+def check(
+    files: Files, llama_cpp: LlamaCpp, threads: int, folder: Path, notify: Callable[[str], None]
+) -> list[Agreement]:
     """The agreement of `EXACT_KIND`, for which a temporary file is written to `folder`, and of every other kind.
 
     Raises:
         RwkvBatchError: see `agreement_of`.
     """
-    say("our logits")
+    notify("our logits")
     ours = our_logits(files.checkpoint, threads)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         exact = Path(temporary) / f"{EXACT_KIND}.gguf"
-        say(f"writing {EXACT_KIND}")
+        notify(f"writing {EXACT_KIND}")
         with open_checkpoint(files.checkpoint) as opened:
             write_gguf(exact, opened, torch.float32)
         agreements: list[Agreement] = []
         for kind, path in {EXACT_KIND: exact, **files.gguf}.items():
-            say(f"llama.cpp's logits, {kind}")
+            notify(f"llama.cpp's logits, {kind}")
             theirs = llama_cpp.logits(path, threads, CHECKED_TEXT, Path(temporary) / "logits.gguf")
             agreements.append(agreement_of(kind, ours, theirs))
             if kind == EXACT_KIND:

@@ -361,7 +361,7 @@ RUN_FILE_NAMES = frozenset(
     f"{MANIFEST_NAME} {RESULTS_NAME} results.damaged results.torn results.aside summary.json status.json skipped.jsonl "
     "kept.jsonl verify.json shard.jsonl script.jsonl script.jsonl.gz verdicts.jsonl preferences.jsonl .lock".split()
 )
-"""Files of a run directory, which only `run` and `merge` write."""
+"""Files of a run directory, which no other output may replace."""
 
 
 @dataclass(frozen=True)

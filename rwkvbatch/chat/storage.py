@@ -303,7 +303,7 @@ def _from_transcript(path: Path, lines: list[bytes]) -> tuple[dict[str, Any], Un
             text = str(event.get("text"))
             is_message = not text.startswith("/") or text.startswith("//")
             unfinished = Unfinished(text, 0) if is_message and text.strip() else None
-            command = text[1:].split(" ")[0]
+            command = text.strip()[1:].partition(" ")[0]  # as `commands.handle_line` reads it
             makes_alternatives = not is_message and command != "" and "again".startswith(command)
         elif kind == "piece" and unfinished is not None:
             unfinished = replace(unfinished, num_characters=unfinished.num_characters + len(str(event.get("text"))))

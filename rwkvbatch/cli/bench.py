@@ -95,7 +95,7 @@ def _show(report: Report) -> None:
     out.print(facts_table(facts))
     out.print()
     out.print(figures_table(report, out.width))
-    if any(figure.share is not None and figure.share > 1 for figure in report.figures):
+    if any(round(figure.share or 0, 2) > 1 for figure in report.figures if figure.limit == "memory"):
         out.print("More than 100%: the weights stay in the processor's cache, which is faster than memory.")
 
 

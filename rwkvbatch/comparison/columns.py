@@ -60,15 +60,18 @@ _last_cells: list[Cells] = []
 
 def _forget(table: weakref.ref[pd.DataFrame]) -> None:
     """Free the columns of a table that is no longer in use."""
-    if _last_cells and _last_cells[0].table is table:
+    if any(cells.table is table for cells in tuple(_last_cells)):
         _last_cells.clear()
 
 
 def cells_of(table: pd.DataFrame) -> Cells:
     """The cells of `table`, which must not change from the first call on."""
-    if not (_last_cells and _last_cells[0].is_of(table)):
-        _last_cells[:] = [Cells(table)]
-    return _last_cells[0]
+    # Another thread may replace the cells between any two statements.
+    cells = next((cells for cells in tuple(_last_cells) if cells.is_of(table)), None)
+    if cells is None:
+        cells = Cells(table)
+        _last_cells[:] = [cells]
+    return cells
 
 
 def rows_of(table: pd.DataFrame, variant: Variant, columns: Iterable[str] | None = None) -> pd.DataFrame:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from rwkvbatch.config import ScriptLimits
 from rwkvbatch.errors import ScriptError, UsageError, counted
-from rwkvbatch.files import open_file
 from rwkvbatch.script.lines import STDIN
+from rwkvbatch.script.raw_lines import read_text
 from rwkvbatch.script.reader import Script, ScriptReader, refuse_repeated
 from rwkvbatch.script.shape import MAX_ID_LENGTH
 
@@ -33,7 +33,8 @@ def read_documents(paths: Sequence[str], *, limits: ScriptLimits | None = None, 
     """The documents of files and folders; `-` is standard input, in JSON lines.
 
     Files that end in `.jsonl` or `.ndjson` have one document a line (`text`, or `prompt` and `continuation`; further
-    keys are ignored). Every other file is one document of UTF-8 text. A folder stands for all files in it and its
+    keys are ignored). Every other file is one document of UTF-8 text. Files compressed with gzip are decompressed, and
+    a name's `.gz` does not count as its ending. A folder stands for all files in it and its
     subfolders, sorted by name, except hidden ones; files in it that are not text are omitted with a `LeftOutWarning`.
 
     Args:
@@ -86,17 +87,17 @@ def _files(path: str) -> Iterator[str]:
 
 
 def _is_text(path: str) -> bool:
-    """Whether a file of a folder begins like text: UTF-8 without NUL bytes."""
+    """Whether a file of a folder, decompressed, begins like text: UTF-8 without NUL bytes."""
     try:
-        with open_file(path) as file:
-            data = file.read(_CHUNK_BYTES)
-    except OSError:
-        return True  # reading it raises an error with the reason
+        beginning = read_text(path, _CHUNK_BYTES)
+    except ScriptError:
+        return True  # reading all of it raises the error
+    data = beginning.data
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
         # The last character of the chunk may be cut.
-        return b"\0" not in data and len(data) == _CHUNK_BYTES and error.start >= len(data) - 3
+        return b"\0" not in data and not beginning.whole and error.start >= len(data) - 3
     return bool(data) and b"\0" not in data
 
 

@@ -212,7 +212,13 @@ def interoperable_json(text: str) -> Any:
         ValueError: the text is not JSON, or has such content.
         RecursionError: the text is nested too deeply.
     """
-    value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float, object_pairs_hook=_unique_keys)
+    value = json.loads(
+        text,
+        parse_constant=_refuse_constant,
+        parse_float=_finite_float,
+        parse_int=_finite_int,
+        object_pairs_hook=_unique_keys,
+    )
     if _SURROGATE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -231,7 +237,14 @@ def _refuse_constant(name: str) -> float:
 def _finite_float(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
-        raise ValueError(f"the number {shown(digits)[1:-1]} is out of range")
+        quoted = shown(digits)
+        raise ValueError(f"the number {quoted.strip(quoted[0])} is out of range")
+    return number
+
+
+def _finite_int(digits: str) -> int:
+    number = int(digits)
+    _finite_float(digits)
     return number
 
 

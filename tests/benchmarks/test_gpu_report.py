@@ -22,7 +22,7 @@ def python(name: str, code: str, limit_s: float = 20.0, **more) -> Part:
 
 
 def run(*parts: Part, gpu: bool = True, seconds: float = 60.0) -> list[Result]:
-    return run_parts(parts, gpu=gpu, seconds=seconds, say=lambda _: None)
+    return run_parts(parts, gpu=gpu, seconds=seconds, notify=lambda _: None)
 
 
 def test_a_failure_in_one_part_does_not_stop_the_rest() -> None:

@@ -137,6 +137,7 @@ def _record(transcript: Transcript, session: Session, typed: str) -> None:
         ["a", "/again 2"],
         ["a", "/a", "/retry"],
         ["a", "/agai", "b"],
+        ["a", "/again\n"],
         ["a", "/system be brief"],
         ["a", "/system be brief", "b"],
     ],

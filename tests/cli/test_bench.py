@@ -55,15 +55,23 @@ def test_the_table_names_every_figure_on_80_columns(
     assert err == ""
 
 
-@pytest.mark.parametrize("share", [0.9, 1.4])
+@pytest.mark.parametrize(
+    ("limit", "share", "explained"),
+    [("memory", 0.9, False), ("memory", 1.004, False), ("memory", 1.4, True), ("fma", 1.4, False), (None, None, False)],
+)
 def test_a_share_above_the_memory_s_limit_is_explained(
-    share: float, model_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    limit: str | None,
+    share: float | None,
+    explained: bool,
+    model_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     report = run_benchmark(str(model_file), Plan(rows=(1,), rounds=1), threads=1)
-    figures = [replace(report.figures[0], share=share, limit="memory")]
+    figures = [replace(report.figures[0], share=share, limit=limit)]
     monkeypatch.setattr(measure, "run_benchmark", lambda *_, **__: replace(report, figures=figures))
     assert invoke(["bench", "--model", str(model_file), "--quick", "--quiet"]) == 0
-    assert ("More than 100%: the weights stay in" in capsys.readouterr().out) == (share > 1)
+    assert ("More than 100%: the weights stay in" in capsys.readouterr().out) == explained
 
 
 def test_a_random_checkpoint_is_made_measured_and_removed(capsys: pytest.CaptureFixture[str]) -> None:

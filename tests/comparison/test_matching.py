@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import sys
+import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +103,26 @@ def test_the_columns_of_a_table_are_freed_with_it(tmp_path: Path) -> None:
     del table
     gc.collect()
     assert cells() is None
+
+
+def test_threads_that_compare_different_tables_get_the_cells_of_their_own() -> None:
+    tables = [pd.DataFrame({"run": [name], "cell": ["c"]}) for name in "ab"]
+    wrong: list[str] = []
+
+    def ask(table: pd.DataFrame) -> None:
+        end_s = time.monotonic() + 0.5
+        while time.monotonic() < end_s and not wrong:
+            if module.cells_of(table).table() is not table:
+                wrong.append("the cells of another table")
+
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(len(tables)) as threads:
+            list(threads.map(ask, tables))
+    finally:
+        sys.setswitchinterval(interval_s)
+    assert wrong == []
 
 
 @pytest.mark.parametrize("change", CHANGES[:3])

@@ -1,4 +1,4 @@
-"""The check `judge`: its options, verdicts from judge_verdicts, and combinations with missing judge_verdicts."""
+"""The check `judge`: its options, its verdicts from those of a judge, and combinations with missing ones."""
 
 from __future__ import annotations
 

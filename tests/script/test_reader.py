@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rwkvbatch.errors import ScriptError, UsageError
-from rwkvbatch.script.documents import read_documents
+from rwkvbatch.script.documents import LeftOutWarning, read_documents
 from rwkvbatch.script.lines import SourceLine
 from rwkvbatch.script.reader import read_scripts
 from tests.script.writing import assistant, conversation, read, user, write
@@ -205,6 +205,16 @@ def test_the_form_of_a_compressed_document_is_that_of_its_name(name: str, texts:
     (tmp_path / name).write_bytes(gzip.compress(content.encode()))
     found = read_documents([str(tmp_path / name)]).conversations
     assert [turn.reference for document in found for turn in document.turns] == [text or content for text in texts]
+
+
+def test_compressed_texts_of_a_folder_are_documents_and_other_compressed_files_are_left_out(tmp_path: Path) -> None:
+    long = "é" * 40_000  # longer than what is looked at, which ends within a character
+    for name, data in {"a.txt.gz": b"One.", "b.gz": long.encode(), "c.tar.gz": b"\0tar", "d.gz": b"\xff"}.items():
+        (tmp_path / name).write_bytes(gzip.compress(data))
+    (tmp_path / "e.txt").write_text(f"x{long}")
+    with pytest.warns(LeftOutWarning, match=r"2 files of folders left out.*c\.tar\.gz.*d\.gz"):
+        found = read_documents([str(tmp_path)]).conversations
+    assert [turn.reference for document in found for turn in document.turns] == ["One.", long, f"x{long}"]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz"])

@@ -1,4 +1,4 @@
-"""The gate before the routes: responses that fail, counted responses, disconnections; without a server."""
+"""The middleware before the routes: responses that fail, counted responses, disconnections; without a server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rwkvbatch.serve.app import Access, _Middleware, _wait_for_disconnect
 SCOPE = {"type": "http", "method": "GET", "path": "/x", "headers": []}
 
 
-def call_gate(app: Any, scope: dict[str, Any]) -> tuple[list[Any], Counter[Any]]:
+def call_middleware(app: Any, scope: dict[str, Any]) -> tuple[list[Any], Counter[Any]]:
     """The messages sent to the client, and the counted responses."""
     sent: list[Any] = []
     answered: Counter[Any] = Counter()
@@ -25,8 +25,8 @@ def call_gate(app: Any, scope: dict[str, Any]) -> tuple[list[Any], Counter[Any]]
     async def receive() -> Any:
         return {"type": "http.disconnect"}
 
-    gate = _Middleware(app, Access(hosts=None, key=None), cast("Any", SimpleNamespace(answered=answered)), {"/x"})
-    asyncio.run(gate(scope, receive, send))
+    middleware = _Middleware(app, Access(hosts=None, key=None), cast("Any", SimpleNamespace(answered=answered)), {"/x"})
+    asyncio.run(middleware(scope, receive, send))
     return sent, answered
 
 
@@ -34,7 +34,7 @@ def test_a_scope_that_is_no_request_is_ignored() -> None:
     async def app(*_: Any) -> None:
         raise AssertionError
 
-    assert call_gate(app, {"type": "lifespan"}) == ([], Counter())
+    assert call_middleware(app, {"type": "lifespan"}) == ([], Counter())
 
 
 @pytest.mark.parametrize("has_started", [False, True])
@@ -48,10 +48,10 @@ def test_a_failing_response_is_status_500_or_a_broken_connection_once_it_has_sta
 
     if has_started:
         with pytest.raises(ZeroDivisionError):
-            call_gate(app, dict(SCOPE))
+            call_middleware(app, dict(SCOPE))
         assert "a response failed" in caplog.text
     else:
-        sent, answered = call_gate(app, dict(SCOPE))
+        sent, answered = call_middleware(app, dict(SCOPE))
         assert sent[0]["status"] == 500
         assert answered == {("/x", 500): 1}
         assert "a request failed" in caplog.text
