@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 GENERATION_RULES = 1
 """Version of the replies: incremented when the same weights, script and settings give other replies than before."""
 
+INTEGER_RULES = 2
+"""The same for `cpu w8a8` and `cpu int4` alone. Manifests without it are of the first version."""
+
 JUDGING_RULES = 1
 """Version of the checks: incremented when a check judges the same reply otherwise than before; rows are then judged
 again."""
@@ -135,9 +138,11 @@ def _cell_identity(settings: CellSettings, spec: Spec, tokenizer: Tokenizer) -> 
     if isinstance(spec, ServedSpec):
         served["endpoint_model"] = spec.name
     prelude = None if settings.prelude is None else load_prelude(settings.prelude)
+    rules = {"integer_rules": INTEGER_RULES} if spec.dtype in ("w8a8", "int4") else {}
     return {
         **values,
         **served,
+        **rules,
         "weights_sha256": spec.weights_sha256,
         "dtype": spec.dtype,
         "backend": spec.backend,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,20 @@ class TestContinuing:
         monkeypatch.setattr("rwkvbatch.replay.identity.GENERATION_RULES", 99)
         with pytest.raises(RunMismatchError, match="generation_rules: existing run: 1; this command: 99"):
             run(tmp_path / "run")
+
+    @pytest.mark.parametrize(("dtype", "refused"), [("int4", True), ("w8a8", True), ("int8", False), ("bf16", False)])
+    def test_a_run_of_integer_products_with_other_rules_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, refused: bool
+    ) -> None:
+        loader = FakeLoader(FakeSpec(dtype=dtype))
+        run(tmp_path / "run", loader=loader)
+        monkeypatch.setattr("rwkvbatch.replay.identity.INTEGER_RULES", 99)
+        with (
+            pytest.raises(RunMismatchError, match="integer_rules: existing run: 2; this command: 99")
+            if refused
+            else nullcontext()
+        ):
+            run(tmp_path / "run", loader=loader)
 
     @pytest.mark.parametrize("change", [{"batch_size": 1}, {"threads": 1}, {"max_failures": 3}])
     def test_a_run_resumes_with_other_settings_that_change_no_reply(
