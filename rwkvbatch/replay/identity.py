@@ -41,7 +41,7 @@ GENERATION_RULES = 1
 INTEGER_RULES = 2
 """The same for `cpu w8a8` and `cpu int4` alone. Manifests without it are of the first version."""
 
-JUDGING_RULES = 1
+JUDGING_RULES = 2
 """Version of the checks: incremented when a check judges the same reply otherwise than before; rows are then judged
 again."""
 

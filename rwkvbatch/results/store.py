@@ -278,10 +278,8 @@ class RowStore:
                 torn = keep_bytes(self._files, self._open_reader, span, self._path.with_name(TORN_NAME), self._at)
                 if not has_links:
                     self._files.truncate(self._descriptor, findings.end_of_rows)
-                size = findings.end - findings.end_of_rows
-                _log.warning(
-                    "%s: the last write was cut off; its %d bytes are set aside in %s", self._path, size, torn.name
-                )
+                size = counted(findings.end - findings.end_of_rows, "byte")
+                _log.warning("%s: the last write was cut off; %s set aside in %s", self._path, size, torn.name)
             if findings.damaged:
                 damaged_path = self._path.with_name(DAMAGED_NAME)
                 keep_damaged_lines(self._files, self._open_reader, damaged_path, findings.damaged, self._at)

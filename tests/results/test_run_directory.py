@@ -186,7 +186,7 @@ def test_lines_set_aside_when_a_run_is_resumed_are_logged_with_their_file(
     directory.open_rows(plan.num_rows, plan.row_number, repair=True).close()
     path = tmp_path / "results.jsonl"
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path}: the last write was cut off; its 4 bytes are set aside in results.torn-1",
+        f"{path}: the last write was cut off; 4 bytes set aside in results.torn-1",
         f"{path}: 1 damaged line set aside in results.damaged, to be run again",
     ]
     caplog.clear()
