@@ -239,13 +239,17 @@ class RwkvBatchLM(TemplateLM):
         return {"rwkvbatch_model": self.llm.spec.in_words, "rwkvbatch_bos": self._bos}
 
 
+_MOST_DIGITS = 9
+"""Digits of a number of rows; Python refuses to read numbers of thousands of digits."""
+
+
 def _batch_size(batch_size: int | str | None, max_batch_size: int | None) -> int | None:
     """The number of rows in a batch; None for the engine's own number."""
     text = str(batch_size or "auto").partition(":")[0]
     if text == "auto":
         return max_batch_size
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--batch_size must be a number from 1 up, or auto; got {batch_size!r}")
+    if not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) < 1:
+        raise UsageError(f"--batch_size must be a number from 1 up, or auto; got {text[:60]!r}")
     return None if int(text) == 1 else int(text)
 
 

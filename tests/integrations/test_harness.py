@@ -177,6 +177,7 @@ def test_a_beginning_of_the_reply_is_continued_in_chat() -> None:
         {"bos": "maybe"},
         {"think": "x"},
         {"batch_size": "many"},
+        {"batch_size": "9" * 5000},
         {"strategy": "x"},
         {"device": "tpu"},
     ],
