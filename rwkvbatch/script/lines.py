@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -83,13 +83,7 @@ def parse_line(text: str, source: SourceLine) -> Mapping[str, Any]:
             readers disagree: duplicate keys, NaN, numbers out of a float's range, lone surrogates.
     """
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_unique_keys,
-            parse_constant=_refuse_constant,
-            parse_float=_finite_float,
-            parse_int=_bounded_int,
-        )
+        value = load_strictly(text, _bounded_int)
         if is_object(value):
             _check_strings_and_depth(value)
             return value
@@ -98,8 +92,8 @@ def parse_line(text: str, source: SourceLine) -> Mapping[str, Any]:
         if text.strip() in ("{", "["):
             hint = "it seems to be indented JSON; write one conversation a line (`jq -c . FILE`, `jq -c '.[]' FILE`)"
         refuse(source, f"not JSON: {error.msg}", hint, error.colno)
-    except _NotStrictError as error:
-        refuse(source, *error.args)
+    except NotStrictError as error:
+        refuse(source, str(error), error.hint)
     except RecursionError:
         refuse(source, *_TOO_DEEP)
     hint = "write one conversation a line (`jq -c '.[]' FILE` does that to an array)" if is_array(value) else None
@@ -141,32 +135,58 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-class _NotStrictError(Exception):
-    """JSON that Python's reader accepts and this module refuses. Its arguments are a message and a hint."""
+class NotStrictError(ValueError):
+    """JSON that Python's reader accepts and `load_strictly` refuses; `hint` is the way out."""
+
+    def __init__(self, problem: str, hint: str) -> None:
+        super().__init__(problem)
+        self.hint = hint
+
+
+def load_strictly(text: str, parse_int: Callable[[str], int]) -> Any:
+    """The JSON value of `text`, without duplicate keys, NaN and numbers out of a float's range.
+
+    Args:
+        parse_int: reads the digits of a whole number, which Python would read at any size.
+
+    Raises:
+        ValueError: the text is not JSON (`json.JSONDecodeError`), or not strict (`NotStrictError`).
+        RecursionError: the text is nested too deeply.
+    """
+    return json.loads(
+        text,
+        object_pairs_hook=_unique_keys,
+        parse_constant=_refuse_constant,
+        parse_float=finite_float,
+        parse_int=parse_int,
+    )
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
         [(duplicate, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise _NotStrictError(f"the key {shown(duplicate)} comes twice in one object", "keep one of the two")
+        raise NotStrictError(f"the key {shown(duplicate)} comes twice in one object", "keep one of the two")
     return values
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise _NotStrictError(f"{name} is not a JSON number", "write a finite number, or null")
+    raise NotStrictError(f"{name} is not a JSON number", "write a finite number, or null")
 
 
-def _finite_float(digits: str) -> float:
+def finite_float(digits: str) -> float:
+    """The number that JSON writes with `digits`; raises `NotStrictError` beyond a float's range."""
     number = float(digits)
     if not math.isfinite(number):
-        raise _NotStrictError(f"the number {shown(digits)[1:-1]} is out of range", "write a number below 1e308")
+        quoted = shown(digits)
+        problem = f"the number {quoted.strip(quoted[0])} is out of range"
+        raise NotStrictError(problem, "write a number below 1e308")
     return number
 
 
 def _bounded_int(digits: str) -> int:
     if len(digits) > 100:
-        raise _NotStrictError(f"a number with {len(digits)} digits is out of range", "write it as a string")
+        raise NotStrictError(f"a number with {len(digits)} digits is out of range", "write it as a string")
     return int(digits)
 
 
@@ -181,8 +201,8 @@ def _check_strings_and_depth(value: Any) -> None:
                 next_level += item
             elif isinstance(item, str) and not item.isascii() and (match := _SURROGATE.search(item)):
                 message = f"half of a surrogate pair, \\u{ord(match[0]):04x}"
-                raise _NotStrictError(message, "write the whole character, or remove it")
+                raise NotStrictError(message, "write the whole character, or remove it")
         if not next_level:
             return
         level = next_level
-    raise _NotStrictError(*_TOO_DEEP)
+    raise NotStrictError(*_TOO_DEEP)

@@ -28,15 +28,22 @@ stay with the tool.
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rwkvbatch.errors import parsing_problem
-from rwkvbatch.script.lines import SourceLine, is_array, is_object, refuse, shown, type_name
+from rwkvbatch.script.lines import (
+    SourceLine,
+    finite_float,
+    is_array,
+    is_object,
+    load_strictly,
+    refuse,
+    shown,
+    type_name,
+)
 
 CALL_PREFIX = "```json"
 """Beginning of a reply where tools may be called."""
@@ -212,13 +219,7 @@ def interoperable_json(text: str) -> Any:
         ValueError: the text is not JSON, or has such content.
         RecursionError: the text is nested too deeply.
     """
-    value = json.loads(
-        text,
-        parse_constant=_refuse_constant,
-        parse_float=_finite_float,
-        parse_int=_finite_int,
-        object_pairs_hook=_unique_keys,
-    )
+    value = load_strictly(text, _finite_int)
     if _SURROGATE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -230,30 +231,10 @@ def interoperable_json(text: str) -> Any:
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite_float(digits: str) -> float:
-    number = float(digits)
-    if math.isinf(number):
-        quoted = shown(digits)
-        raise ValueError(f"the number {quoted.strip(quoted[0])} is out of range")
-    return number
-
-
 def _finite_int(digits: str) -> int:
     number = int(digits)
-    _finite_float(digits)
+    finite_float(digits)
     return number
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        [(duplicate, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {shown(duplicate)} comes twice in one object")
-    return values
 
 
 def calls_in(text: str) -> tuple[Call, ...] | str:

@@ -152,9 +152,9 @@ def test_a_check_without_a_reference_or_choices_fails(entry: dict[str, Any], det
 AMBIGUOUS = [
     ('{"a": 1, "b": 2, "a": 3}', "the key 'a' comes twice in one object"),
     ('[{"x": {"a": 1, "\\u0061": 1}}]', "the key 'a' comes twice in one object"),
-    ("NaN", "NaN is not JSON"),
-    ("[Infinity]", "Infinity is not JSON"),
-    ('{"a": -Infinity}', "-Infinity is not JSON"),
+    ("NaN", "NaN is not a JSON number"),
+    ("[Infinity]", "Infinity is not a JSON number"),
+    ('{"a": -Infinity}', "-Infinity is not a JSON number"),
     ("[1e400]", "the number 1e400 is out of range"),
     ("-1E+999", "the number -1E+999 is out of range"),
     ('{"a": -1' + "0" * 309 + "}", f"the number -1{'0' * 56}… is out of range"),
