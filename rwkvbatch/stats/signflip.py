@@ -182,7 +182,7 @@ def _kept_weights(size: int) -> tuple[NDArray[np.float64], ...]:
 
 
 def blocks(columns: NDArray[np.intp], patterns: int = DRAWN_PATTERNS) -> list[NDArray[np.intp]]:
-    """`columns` in blocks whose sums under so many sign patterns fit into memory."""
+    """`columns` in blocks; the sums of a block under this number of sign patterns fit into memory."""
     most = max(_BLOCK, _BLOCK * DRAWN_PATTERNS // max(1, patterns))
     if columns.size <= most:
         return [columns] if columns.size else []
