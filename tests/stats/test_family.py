@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import t, wilcoxon
 
 from rwkvbatch.stats.family import Difference, compare_family
-from rwkvbatch.stats.signflip import SignFlips, largest_mean_p, level_of_intervals
+from rwkvbatch.stats.signflip import LargestSums, SignFlips, largest_mean_p
 
 
 def one(differences: list[float], **options: float) -> Difference:
@@ -260,8 +260,8 @@ def test_the_level_of_intervals_is_that_of_correlated_normal_sums() -> None:
         (np.hstack([shared, -shared, 2 * shared]), 0.05),
         (np.hstack([shared, shared, own[:, :1]]), 1 - 0.95 ** (1 / 2)),
     ):
-        assert level_of_intervals(values, 0.05) == pytest.approx(level, rel=0.06)
-    assert level_of_intervals(own[:, :1], 0.05) == 0.05
+        assert LargestSums.of(values).level_each(0.05) == pytest.approx(level, rel=0.06)
+    assert LargestSums.of(own[:, :1]).level_each(0.05) == 0.05
 
 
 def test_intervals_of_large_differences_are_corrected_as_those_of_small_ones() -> None:
@@ -289,4 +289,4 @@ def test_few_conversations_have_t_intervals_at_levels_that_no_flip_reaches() -> 
 def test_a_variant_that_differs_everywhere_by_the_same_amount_counts_as_independent() -> None:
     own = np.random.default_rng(4).normal(size=(400, 2))
     same = np.zeros((400, 1))
-    assert level_of_intervals(np.hstack([own, same]), 0.05) == pytest.approx(1 - 0.95 ** (1 / 3), rel=0.06)
+    assert LargestSums.of(np.hstack([own, same])).level_each(0.05) == pytest.approx(1 - 0.95 ** (1 / 3), rel=0.06)
