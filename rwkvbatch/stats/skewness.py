@@ -95,14 +95,16 @@ class SkewedMean:
         s = max(0.0, side * self.skewness - UNSEEN * math.log(small) / math.sqrt(n))
         limit = MOST - (MOST - min(0.96, 0.9 + 0.75 / n)) * small
         a = s * s**2 / (s**2 + NOISE**2) * (1 + SMALL_SAMPLE / n**2) / math.sqrt(n)
-        return min(a, limit / t_quantile(1 - min(level, ORDINARY) / 2, n - 1))
+        return min(a, limit / t_quantile(1 - min(level, ORDINARY) / 2, n - 1)) if a > 1e-6 else 0.0
 
     def errors(self, level: float, side: int) -> float:
         """How many standard errors the end on this side (1 or -1) is from the mean; 0 without a tail on this side."""
         a = self.coefficient(level, side)
-        if not a > 1e-6:
+        if not a:
             return 0.0
         quantile = t_quantile(1 - level / 2, self.degrees(level))
+        if a * quantile < 1e-9:  # the quotient would be 0 but for rounding
+            return quantile
         return max(0.0, 3 / a * (1 - math.cbrt(1 - a * (quantile + a / 6))))
 
     @property
