@@ -172,6 +172,19 @@ def test_a_detectable_difference_of_numbers_without_limits_is_found_in_about_80_
     assert np.mean([each.p <= 0.05 for each in found]) == pytest.approx(0.8, abs=0.05)
 
 
+@pytest.mark.parametrize(("conversations", "variants"), [(8, 5), (12, 2), (20, 8)])
+def test_a_detectable_difference_of_several_variants_is_found_in_about_80_of_100_samples(
+    conversations: int, variants: int
+) -> None:
+    """As for one variant it would be found in 0.53, 0.74 and 0.68."""
+    level = 1 - 0.95 ** (1 / variants)
+    truth = detectable_errors(conversations, level=level, discrete=False) / math.sqrt(conversations)
+    values = np.random.default_rng(1).normal(truth, 1.0, (conversations, variants * 120))
+    families = [compare_family(block, np.ones_like(block)) for block in np.split(values, 120, axis=1)]
+    found = np.mean([each.significant for family in families for each in family.differences])
+    assert 0.76 <= found <= 0.88
+
+
 MOSTLY_EQUAL = np.array([0.0] * 9 + [0.7, -0.2, 1.6])
 
 
