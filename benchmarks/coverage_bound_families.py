@@ -149,7 +149,10 @@ def main() -> None:
         found = {name: outcomes(draw, truth, n, variants, given.samples) for name, (draw, truth, _) in cases.items()}
         print(f"{n} conversations, {variants} variants")
         print("  compare:", ", ".join(f"{name} {of.held:.3f} ({of.mean_width:.2f})" for name, of in found.items()))
-        for title, wider in (("any rule", math.inf), *((f"sane rule, {wider:g} times as wide", wider) for wider in WIDER)):
+        for title, wider in (
+            ("any rule", math.inf),
+            *((f"sane rule, {wider:g} times as wide", wider) for wider in WIDER),
+        ):
             outside, shown = best_rule(found, variants, wider)
             each = ", ".join(f"{name} {text}" for name, text in shown.items())
             print(f"  {title}: {100 * outside:.2f} points outside: {each}", flush=True)

@@ -77,14 +77,16 @@ def hall(samples: Floats, level: float, degrees: Floats | float) -> Ends:
     deviations = samples - mean[:, None]
     skewness = (deviations**3).mean(axis=1) / (deviations**2).mean(axis=1) ** 1.5
     skewness *= math.sqrt(n * (n - 1)) / (n - 2)
-    small = level / LEVEL
-    limit = (MOST - (MOST - min(0.96, 0.9 + 0.75 / n)) * small) / float(quantile(level, n - 1))
+    small = (level / LEVEL) ** (np.minimum((samples != 0).sum(axis=1), n - 1) / (n - 1))
+    limit = (MOST - (MOST - min(0.96, 0.9 + 0.75 / n)) * small) / quantile(small * LEVEL, n - 1)
     ends: list[Floats] = []
     for side in (-1, 1):
-        s = np.maximum(0.0, side * skewness - UNSEEN * math.log(small) / math.sqrt(n))
+        s = np.maximum(0.0, side * skewness - UNSEEN * np.log(small) / math.sqrt(n))
         a = np.minimum(limit, s**3 / (s**2 + NOISE**2) * (1 + SMALL_SAMPLE / n**2) / math.sqrt(n))
         a = np.maximum(a, 1e-6)
-        ends.append(mean + side * 3 / a * (1 - np.cbrt(1 - a * (quantile(level, degrees) + a / 6))) * error * (a > 1e-6))
+        ends.append(
+            mean + side * 3 / a * (1 - np.cbrt(1 - a * (quantile(level, degrees) + a / 6))) * error * (a > 1e-6)
+        )
     low, high = ends
     return low, high
 

@@ -12,7 +12,7 @@ from rwkvbatch.stats.clustered import t_quantile
 from rwkvbatch.stats.skewness import ORDINARY, SkewedMean
 
 SKEWNESS_BY_CHANCE: Final = 1.65
-"""Times 1 / sqrt(n): the skewness at which tests of n normal differences at small levels find 4 of 5 (by simulation)."""
+"""Times 1 / sqrt(n): a skewness of n normal differences by chance, at which tests at small levels find 4 of 5."""
 
 
 def detectable_errors(clusters: int, *, level: float = 0.05, power: float = 0.8, discrete: bool = True) -> float:

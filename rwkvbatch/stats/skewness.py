@@ -60,8 +60,9 @@ class SkewedMean:
     (Hall 1992, On the removal of skewness by transformation), which is monotonic. `a` is the skewness divided by
     sqrt(n), with these corrections:
 
-    - Below a level of 5 %, `UNSEEN` log(5 % / level) / sqrt(n) is added to the skewness towards either end. At small levels,
-      samples that show too little of the skewness decide. The sum is no less than 0.
+    - Below a level of 5 %, `UNSEEN` log(5 % / level) / sqrt(n) is added to the skewness towards either end. At small
+      levels, samples that show too little of the skewness decide. The sum is no less than 0. Where only some clusters
+      vary, the degrees of freedom allow for such samples, and the logarithm is multiplied by their share.
     - It is multiplied by s^2 / (s^2 + `NOISE`^2) and by 1 + `SMALL_SAMPLE` / n^2, where s is the skewness.
     - It is at most c / t, where t is the quantile of an interval at the level, or at 5 % if that is less: the cubic is
       flat at t = -3 / a, and its inverse jumps near a = 1 / t. c is the smaller one of 0.96 and 0.9 + 0.75 / n, and
@@ -91,11 +92,12 @@ class SkewedMean:
 
     def coefficient(self, level: float, side: int) -> float:
         """The coefficient `a` of a two-sided test at `level`, where the tail is on this side (1 or -1); at least 0."""
-        n, small = self.clusters, min(1.0, level / ORDINARY)
+        n = self.clusters
+        small = min(1.0, level / ORDINARY) ** (self.varying / (n - 1))
         s = max(0.0, side * self.skewness - UNSEEN * math.log(small) / math.sqrt(n))
         limit = MOST - (MOST - min(0.96, 0.9 + 0.75 / n)) * small
         a = s * s**2 / (s**2 + NOISE**2) * (1 + SMALL_SAMPLE / n**2) / math.sqrt(n)
-        return min(a, limit / t_quantile(1 - min(level, ORDINARY) / 2, n - 1)) if a > 1e-6 else 0.0
+        return min(a, limit / t_quantile(1 - small * ORDINARY / 2, n - 1)) if a > 1e-6 else 0.0
 
     def errors(self, level: float, side: int) -> float:
         """How many standard errors the end on this side (1 or -1) is from the mean; 0 without a tail on this side."""

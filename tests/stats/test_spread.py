@@ -58,6 +58,13 @@ def test_small_levels_allow_for_more_skewness_than_the_sample_has_at_both_ends(l
         assert spread(values - end).skewed.p_value == pytest.approx(level)
 
 
+def test_where_some_conversations_are_equal_less_unseen_skewness_is_allowed_for() -> None:
+    """The degrees of freedom of those that differ allow for it too; both would make intervals a third wider."""
+    levels = [SkewedMean.of(0.0, 1.0, 13, 0.3, varying).coefficient(0.01, 1) for varying in (12, 6, 1)]
+    shown = [0.3 + 0.9 * math.log(5) * share / math.sqrt(13) for share in (1, 1 / 2, 1 / 12)]
+    assert levels == pytest.approx([s**3 / (s**2 + 0.25) * (1 + 140 / 169) / math.sqrt(13) for s in shown])
+
+
 @pytest.mark.parametrize("clusters", [3, 6, 8, 12, 40, 400])
 @pytest.mark.parametrize("skewness", [-1.5, -0.2, 0.0, 0.4, 1.5])
 def test_ends_of_smaller_levels_are_farther_out(clusters: int, skewness: float) -> None:

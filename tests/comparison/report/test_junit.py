@@ -119,9 +119,7 @@ def test_with_junit_cases_each_conversation_of_a_variant_is_a_case(analysis: Ana
     assert "error: out of memory" in (suite.findall(".//error")[0].text or "")
 
 
-def test_conversations_that_a_variant_lacks_or_that_have_no_verdict_are_skipped_and_do_not_pass(
-    tmp_path: Path,
-) -> None:
+def test_conversations_that_a_variant_lacks_or_that_have_no_verdict_are_skipped_and_do_not_pass(tmp_path: Path) -> None:
     tables = {"a": "c0,1\nc1,1\nc2,1\nc3,0\n", "b": "c0,1\nc2,\nc3,0\nc4,1\n"}
     for name, rows in tables.items():
         (tmp_path / f"{name}.csv").write_text("id,score\n" + rows)
@@ -138,7 +136,9 @@ def test_a_conversation_of_which_a_repetition_is_missing_is_skipped(tmp_path: Pa
     def drop(row: dict[str, Any], _: np.random.Generator) -> None:
         row["checks"] = []
 
-    runs = [str(make_run(tmp_path / f"r{repeats}", conversations=2, repeats=repeats, change=drop)) for repeats in (3, 1)]
+    runs = [
+        str(make_run(tmp_path / f"r{repeats}", conversations=2, repeats=repeats, change=drop)) for repeats in (3, 1)
+    ]
     suite = parse_valid(as_junit(compare(runs), conversations=True))[-1]
     assert [case[0].text for case in suite] == ["4 turns of the baseline are missing here"] * 2
 
