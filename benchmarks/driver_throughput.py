@@ -31,6 +31,7 @@ from rwkvbatch.replay.models import Setup, setups_of
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Assign, Drop, Event, Joined, Left, Order, Report
 from rwkvbatch.replay.progress import Counts
+from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.row import EncodedRow
 from rwkvbatch.results.store import RowStore
 from rwkvbatch.script.lines import SourceLine
@@ -222,7 +223,7 @@ def main() -> None:
     plan = make_plan(options.rows)
     with tempfile.TemporaryDirectory(dir=options.folder or Path.cwd()) as folder:
         counts = Counts()
-        store = RowStore(Path(folder), plan.num_rows, plan.row_number)
+        store = RowStore(Folder(Path(folder)), plan.num_rows, plan.row_number)
         pool = SimulatedPool(plan, options.workers, options.seed)
         sampler = Sampler(counts)
         driver = PoolDriver(plan, pool, RowRecorder(plan, store, counts), after_step=sampler)
@@ -237,7 +238,7 @@ def main() -> None:
         sort_s = time.monotonic() - started_s - run_s
         store.close()
         size = (Path(folder) / "results.jsonl").stat().st_size
-        checked = RowStore(Path(folder), plan.num_rows, plan.row_number)
+        checked = RowStore(Folder(Path(folder)), plan.num_rows, plan.row_number)
         check_s = time.monotonic() - started_s - run_s - sort_s
         assert checked.num_rows == plan.num_rows
         checked.close()

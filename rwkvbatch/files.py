@@ -383,9 +383,9 @@ def file_head(path: Path) -> str:
         return file.read(HEAD_BYTES).decode("utf-8", "replace").lstrip("\ufeff")
 
 
-def file_ends_a_line(path: Path) -> bool:
-    """Whether a file is empty or ends with a newline."""
-    with open_file(path) as file:
+def file_ends_a_line(path: Path, *, at: int | None = None) -> bool:
+    """Whether a file is empty or ends with a newline; `at` as in `open_regular`."""
+    with open_file(path, at=at) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         return file.read(1) in (b"", b"\n")

@@ -62,12 +62,13 @@ def _store_of(sources: Sequence[str], *, quiet: bool) -> AnswerStore | None:
     None if no run directory is compared, or the directory cannot be used.
     """
     from rwkvbatch.results.answers import PREFERENCES_NAME, AnswerStore
+    from rwkvbatch.results.folder import Folder
 
     paths = sorted({Path(source.partition("::")[0]).resolve() for source in sources})
     for path in paths:
         if (path / "manifest.json").is_file():
             try:
-                return AnswerStore(path, PREFERENCES_NAME, alone=True)
+                return AnswerStore(Folder(path), PREFERENCES_NAME, alone=True)
             except RunDirectoryError as error:
                 message(f"note: {error}; the judge's answers are not kept", quiet=quiet)
                 return None
