@@ -24,9 +24,9 @@ from zlib import crc32
 
 from rwkvbatch.bench.measure import resident_bytes
 from rwkvbatch.config import RunSettings
+from rwkvbatch.config.sources import ResolvedSettings
 from rwkvbatch.replay.driver import PoolDriver, RowRecorder
 from rwkvbatch.replay.grid import Cell
-from rwkvbatch.replay.layers import Layered
 from rwkvbatch.replay.models import Setup, setups_of
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Assign, Drop, Event, Joined, Left, Order, Report
@@ -157,7 +157,7 @@ def make_plan(rows: int) -> Plan:
     turns = tuple(Turn("What is it?") for _ in range(TURNS))
     count = -(-rows // (TURNS * REPEATS))
     conversations = [Conversation(f"c{n}", None, turns, (), {}, SourceLine("made.jsonl", n + 1)) for n in range(count)]
-    return Plan(conversations, [Cell("base", {})], Layered(RunSettings.parse({"repeats": REPEATS})))
+    return Plan(conversations, [Cell("base", {})], ResolvedSettings(RunSettings.parse({"repeats": REPEATS})))
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,18 @@ def read_file(path: Path | str, max_bytes: int, *, at: int | None = None) -> byt
         return file.read(max_bytes)
 
 
+def read_text(path: Path | str, max_bytes: int) -> str:
+    """The content of a UTF-8 file of at most `max_bytes`, without a byte order mark.
+
+    Raises:
+        ValueError: the file cannot be read, is too large or is not UTF-8; the message says which.
+    """
+    try:
+        return read_file(path, max_bytes).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
 def _name_in(path: Path | str, at: int | None) -> Path | str:
     """The path for a system call: its last part if the directory `at` is given."""
     return path if at is None else Path(path).name

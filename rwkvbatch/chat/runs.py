@@ -16,6 +16,7 @@ from typing import Any, cast
 from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session, turn_values
 from rwkvbatch.chat.tree import REFERENCE, Exchange
 from rwkvbatch.config import CellSettings, RunSettings
+from rwkvbatch.config.names import option_name
 from rwkvbatch.engine.request import FinishReason, closed_history
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
 from rwkvbatch.files import RESULTS_NAME, FileKind, check_target, file_head, save_file
@@ -31,7 +32,6 @@ from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Conversation
 from rwkvbatch.script.shape import SEED
 from rwkvbatch.script.tools import with_tools
-from rwkvbatch.setting_names import option_name
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from rwkvbatch.config import CellSettings
+from rwkvbatch.config.names import identity_with_full_names
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError, parsing_problem
 from rwkvbatch.files import MANIFEST_NAME, read_file
 from rwkvbatch.results.folder import Folder
-from rwkvbatch.setting_names import identity_with_full_names
 
 JsonObject = Mapping[str, Any]
 
