@@ -147,6 +147,22 @@ def test_bodies_that_are_no_requests_are_refused(server: Server, body: bytes) ->
     assert still_serves(server)
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"model": 1e400}', "the body cannot be read: the number 1e400 is out of range; write a number below 1e308"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "the body cannot be read: the number 99"),
+        (b'{"model": NaN}', "the body cannot be read: NaN is not a JSON number; write a finite number, or null"),
+        (b'{"model": "\\ud800"}', "the body cannot be read: no low surrogate in string"),
+        (b'{"model": ', "the body is not JSON: unexpected end of data"),
+        (b"\xff", "the body is not JSON: str is not valid UTF-8"),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_named_by_its_problem(server: Server, body: bytes, message: str) -> None:
+    for path in ("/v1/chat/completions", "/tokenize"):
+        assert problem(server.send(path, body, method="POST"))[1].startswith(message)
+
+
 def test_the_error_of_a_chat_does_not_mention_echo(server: Server) -> None:
     status, text, _ = problem(server.send("/v1/chat/completions", {**CHAT, "max_tokens": 0}))
     assert (status, text) == (400, "max_tokens: must be a whole number in [1, 4096], got 0")
