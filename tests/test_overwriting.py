@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import time
@@ -12,7 +13,7 @@ import torch
 
 from rwkvbatch.chat.pipe import PlainView
 from rwkvbatch.chat.storage import Transcript
-from rwkvbatch.cli.compare import _check_out
+from rwkvbatch.cli.report_output import ReportOutput
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import TargetExistsError, UsageError
 from rwkvbatch.files import (
@@ -228,10 +229,11 @@ REPORTS = {
 def test_a_report_replaces_reports_of_its_format_on_request(format_name: str, tmp_path: Path) -> None:
     path = tmp_path / "report"
     path.write_text(REPORTS[format_name])
+    output = ReportOutput(format_name, path, replace=True, junit_cases=False, num_changes=0)
     with pytest.raises(TargetExistsError, match="--out"):
-        _check_out(path, format_name, replace=False)
-    _check_out(path, format_name, replace=True)
+        dataclasses.replace(output, replace=False).check_file()
+    output.check_file()
     for content in FOREIGN.values():
         path.write_bytes(content)
         with pytest.raises(UsageError, match=f"is not a report in the format {format_name}"):
-            _check_out(path, format_name, replace=True)
+            output.check_file()
