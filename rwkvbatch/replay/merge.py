@@ -25,7 +25,8 @@ from rwkvbatch.results.answers import VERDICTS_NAME, read_lines_of
 from rwkvbatch.results.directory import SKIPPED_NAME, RunDirectory
 from rwkvbatch.results.manifest import FORMER, read_manifest, refuse_other_run, write_manifest
 from rwkvbatch.results.recovery import LineIndex, ScannedLine, scan_lines
-from rwkvbatch.results.row import BadLineError, RowKey, decode_head, decode_row
+from rwkvbatch.results.row import RowKey
+from rwkvbatch.results.row_codec import BadLineError, decode_head, decode_row
 from rwkvbatch.results.script_copy import COMPRESSED_NAME, SCRIPT_NAME
 from rwkvbatch.results.status import StatusFile
 from rwkvbatch.results.summary import Summary, Tallies, write_summary

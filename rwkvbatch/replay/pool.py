@@ -17,7 +17,8 @@ from rwkvbatch.engine.request import NO_READING, Reading
 from rwkvbatch.errors import MissingExtraError, RwkvBatchError, UsageError, WorkerError, counted
 from rwkvbatch.replay.models import ModelLoader, Setup, forkable_loader
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.results.row import EncodedRow, Row
+from rwkvbatch.results.row import Row
+from rwkvbatch.results.row_codec import EncodedRow
 
 # Orders, from the driver to a worker, and events, from a worker to the driver. All can be pickled.
 

@@ -24,7 +24,8 @@ from rwkvbatch.replay.verdicts import OpensJudge, opened_answers
 from rwkvbatch.results.directory import RunDirectory
 from rwkvbatch.results.manifest import FORMER, read_manifest
 from rwkvbatch.results.recovery import StoredLine, read_lines
-from rwkvbatch.results.row import BadLineError, Row, RowDigest, RowKey, decode_row, digest_of, encode_row, with_digest
+from rwkvbatch.results.row import Row, RowKey
+from rwkvbatch.results.row_codec import BadLineError, RowDigest, decode_row, digest_of, encode_row, with_digest
 from rwkvbatch.results.script_copy import read_script, script_sha256, write_script
 from rwkvbatch.results.status import planned_rows
 from rwkvbatch.results.summary import (

@@ -30,7 +30,8 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.results.directory import KEPT_NAME, RunDirectory
 from rwkvbatch.results.manifest import FORMER, GIVEN_FOR_ALL, JsonObject, equal_cells, is_same_run, refuse_other_run
 from rwkvbatch.results.recovery import read_lines
-from rwkvbatch.results.row import BadLineError, Row, RowDigest, decode_row, digest_of, encode_row, with_digest
+from rwkvbatch.results.row import Row
+from rwkvbatch.results.row_codec import BadLineError, RowDigest, decode_row, digest_of, encode_row, with_digest
 from rwkvbatch.results.script_copy import has_script, read_script, write_script
 
 _IN_MEMORY_BYTES = 2**26

@@ -15,12 +15,11 @@ from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunReplacedErro
 from rwkvbatch.files import RESULTS_NAME, in_blocks, read_spans, write_all
 from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.recovery import DAMAGED_NAME, TORN_NAME, LineIndex, index_rows
-from rwkvbatch.results.row import (
+from rwkvbatch.results.row import Row, RowKey
+from rwkvbatch.results.row_codec import (
     BadLineError,
     EncodedRow,
-    Row,
     RowDigest,
-    RowKey,
     content_of_line,
     decode_row,
     encode_row,
