@@ -99,10 +99,14 @@ def read_text(path: str, max_bytes: int) -> str:
     """The content of a UTF-8 file, without a byte order mark.
 
     Raises:
-        ValueError: the file cannot be read, is not UTF-8, or is larger than `max_bytes`; the message says which.
+        ValueError: the file cannot be read, is not UTF-8, has NUL bytes, or is larger than `max_bytes`; the message says
+            which.
     """
     try:
-        return read_file(path, max_bytes).decode("utf-8-sig")
+        text = read_file(path, max_bytes).decode("utf-8-sig")
+        if "\0" in text:  # UTF-16 of ASCII characters is valid UTF-8
+            raise ValueError("it has NUL bytes; save it as UTF-8")
+        return text
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
