@@ -99,8 +99,8 @@ def read_text(path: str, max_bytes: int) -> str:
     """The content of a UTF-8 file, without a byte order mark.
 
     Raises:
-        ValueError: the file cannot be read, is not UTF-8, has NUL bytes, or is larger than `max_bytes`; the message says
-            which.
+        ValueError: the file cannot be read, is not UTF-8, has NUL bytes, or is larger than `max_bytes`; the message
+            says which.
     """
     try:
         text = read_file(path, max_bytes).decode("utf-8-sig")
