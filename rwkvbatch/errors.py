@@ -194,6 +194,19 @@ def shown_name(name: str, limit: int = 80) -> str:
     return name if name.isprintable() else repr(name)[1:-1][:limit]
 
 
+MAX_SHOWN_VALUE = 60
+"""The most characters of a value in a message."""
+
+
+def shown_value(value: object, limit: int = MAX_SHOWN_VALUE) -> str:
+    """The `repr` of a value, cut to `limit` characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python limits the digits of a number that it converts to text
+        text = f"a number of more than {sys.get_int_max_str_digits():,} digits"
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def in_words(error: BaseException) -> str:
     """The type and text of an exception, which may come from foreign code with a failing `__str__`."""
     try:

@@ -99,6 +99,21 @@ def read_file(path: Path | str, max_bytes: int, *, at: int | None = None) -> byt
         return file.read(max_bytes)
 
 
+def read_text(path: Path | str, max_bytes: int) -> str:
+    """The content of a UTF-8 file of at most `max_bytes`, without a byte order mark.
+
+    Raises:
+        ValueError: the file cannot be read, is too large, is not UTF-8 or has NUL bytes; the message says which.
+    """
+    try:
+        text = read_file(path, max_bytes).decode("utf-8-sig")
+        if "\0" in text:  # UTF-16 of ASCII characters is valid UTF-8
+            raise ValueError("it has NUL bytes; save it as UTF-8")
+        return text
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
 def _name_in(path: Path | str, at: int | None) -> Path | str:
     """The path for a system call: its last part if the directory `at` is given."""
     return path if at is None else Path(path).name
@@ -383,9 +398,9 @@ def file_head(path: Path) -> str:
         return file.read(HEAD_BYTES).decode("utf-8", "replace").lstrip("\ufeff")
 
 
-def file_ends_a_line(path: Path) -> bool:
-    """Whether a file is empty or ends with a newline."""
-    with open_file(path) as file:
+def file_ends_a_line(path: Path, *, at: int | None = None) -> bool:
+    """Whether a file is empty or ends with a newline; `at` as in `open_regular`."""
+    with open_file(path, at=at) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         return file.read(1) in (b"", b"\n")

@@ -16,9 +16,10 @@ from typing import Any, cast
 from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session, turn_values
 from rwkvbatch.chat.tree import REFERENCE, Exchange
 from rwkvbatch.config import CellSettings, RunSettings
+from rwkvbatch.config.names import option_name
 from rwkvbatch.engine.request import FinishReason, closed_history
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
-from rwkvbatch.files import FileKind, check_target, file_head, save_file
+from rwkvbatch.files import RESULTS_NAME, FileKind, check_target, file_head, save_file
 from rwkvbatch.prompt.escaping import one_line
 from rwkvbatch.prompt.templates import PRELUDES, load_prelude, template_path
 from rwkvbatch.replay.identity import sha256_of_file
@@ -27,12 +28,10 @@ from rwkvbatch.results.manifest import GIVEN_FOR_ALL, read_manifest, system_of
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.script_copy import read_script
-from rwkvbatch.results.store import RESULTS_NAME
 from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Conversation
 from rwkvbatch.script.shape import SEED
 from rwkvbatch.script.tools import with_tools
-from rwkvbatch.setting_names import option_name
 
 
 @dataclass(frozen=True)

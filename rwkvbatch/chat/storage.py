@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.tree import read_tree, tree_values
+from rwkvbatch.config.names import with_later_settings
 from rwkvbatch.errors import InputError, StorageError, parsing_problem
 from rwkvbatch.files import (
     OS_FILES,
@@ -32,7 +33,6 @@ from rwkvbatch.files import (
     write_all,
 )
 from rwkvbatch.prompt.escaping import one_line
-from rwkvbatch.setting_names import with_later_settings
 
 FORMAT = 1
 KIND = "rwkvbatch-chat"

@@ -11,10 +11,10 @@ from rich.text import Text
 
 from rwkvbatch.chat.app import Chat
 from rwkvbatch.config import PRESETS, Sampling
+from rwkvbatch.config.names import SHORT_NAMES
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.replay.progress import duration
-from rwkvbatch.setting_names import SHORT_NAMES
 
 NUM_CANDIDATES = 10
 

@@ -54,7 +54,7 @@ def bench_command(
 ) -> None:
     """Measure decoding, prefill, sampling, tokenizing, loading, and the machine's own limits."""
     from rwkvbatch.config import RunSettings
-    from rwkvbatch.replay.layers import checked_values
+    from rwkvbatch.config.sources import checked_values
 
     checked = RunSettings(**checked_values(settings))
     if cpu_time and checked.threads not in (None, 1):

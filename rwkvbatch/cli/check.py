@@ -54,13 +54,13 @@ def check_command(
     when a check fails.
     """
     from rwkvbatch.cli.views import progress_bars
+    from rwkvbatch.config.sources import resolve_settings
     from rwkvbatch.judges.source import judge_source
-    from rwkvbatch.replay.layers import layer_settings
     from rwkvbatch.replay.logs import command_line
     from rwkvbatch.replay.recheck import recheck
 
-    layered = layer_settings(settings, environment=os.environ)
-    judge = judge_source(layered.settings, given=layered.named)
+    resolved = resolve_settings(settings, environment=os.environ)
+    judge = judge_source(resolved.settings, given=resolved.named)
     with progress_bars(quiet=quiet) as bars:
         result = recheck(
             run,

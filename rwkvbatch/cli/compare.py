@@ -269,7 +269,7 @@ def _ks(text: str | None) -> list[int] | None:
     """The values of `--k`."""
     if text is None:
         return None
-    from rwkvbatch.setting import shown_value
+    from rwkvbatch.errors import shown_value
 
     parts = text.split(",")
     if not all(re.fullmatch(r"\s*0*[1-9]\d{0,5}\s*", part) for part in parts):

@@ -85,9 +85,9 @@ def damage_command(
 def _models(model: str | None, against: str, settings: dict[str, Any]) -> tuple[Model, Model]:
     """The model that `--against` gives, and the measured model."""
     from rwkvbatch.config import CellSettings
+    from rwkvbatch.config.sources import checked_values
     from rwkvbatch.model.load import load_model, resolve_model_path
     from rwkvbatch.model.strategy import looks_like_strategy, parse_strategy
-    from rwkvbatch.replay.layers import checked_values
 
     threads = thread_count(settings.pop("threads", None))
     cell_settings = CellSettings(**checked_values(settings))

@@ -183,7 +183,7 @@ def verify_command(
 ) -> None:
     """Compare a backend's logits with those of the reference operations (fp32 on the CPU), on this machine."""
     from rwkvbatch.config import CellSettings
-    from rwkvbatch.replay.layers import checked_values
+    from rwkvbatch.config.sources import checked_values
 
     threads = thread_count(settings.pop("threads", None))
     cell_settings = CellSettings(**checked_values(settings))

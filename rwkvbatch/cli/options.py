@@ -64,7 +64,7 @@ class Command(TyperCommand):
             allowed = _allowed(error.param)
             if error.param is None or allowed is None or not isinstance(value, str):  # a missing value is None
                 raise
-            from rwkvbatch.setting import shown_value
+            from rwkvbatch.errors import shown_value
 
             raise UsageError(f"{_name_of(error.param)} must be {allowed}, got {shown_value(value)}") from None
 
@@ -120,7 +120,7 @@ def _takes_one_value(option: TyperOption) -> bool:
 def _given_twice(option: TyperOption, args: Sequence[str], *, grid: bool) -> UsageError:
     """The error for an option that is given twice; `grid` tells whether the command takes comma lists as a grid."""
     from rwkvbatch.config import CellSettings
-    from rwkvbatch.setting_names import full_name
+    from rwkvbatch.config.names import full_name
 
     name = max(option.opts, key=len)
     values: list[str] = []
@@ -198,7 +198,7 @@ def thread_count(value: str | int | None) -> int | None:
     if value is None:
         return None
     from rwkvbatch.config import MAX_THREADS
-    from rwkvbatch.setting import shown_value
+    from rwkvbatch.errors import shown_value
 
     text = str(value).strip()
     if not re.fullmatch(r"0*[1-9]\d{0,3}", text, re.ASCII) or int(text) > MAX_THREADS:
@@ -227,8 +227,8 @@ def with_settings(
         help_texts: by the setting's name, help that differs for this command.
     """
     from rwkvbatch.config import FLAGS, LISTS, SETTINGS, TEXTS
-    from rwkvbatch.setting import PANELS
-    from rwkvbatch.setting_names import option_name
+    from rwkvbatch.config.names import option_name
+    from rwkvbatch.config.setting import PANELS
 
     chosen = [name for name in names or SETTINGS if SETTINGS[name].panel is not None]
     chosen.sort(key=lambda name: PANELS.index(SETTINGS[name].panel))

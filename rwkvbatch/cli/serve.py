@@ -78,18 +78,18 @@ def serve_command(
     $RWKVBATCH_API_KEY is set, clients must send it. Ctrl-C ends the server after the unfinished replies.
     """
     read_ahead(settings)
+    from rwkvbatch.config.sources import naming_origins, resolve_settings
     from rwkvbatch.errors import MissingExtraError
-    from rwkvbatch.replay.layers import layer_settings, naming_origins
 
-    layered = layer_settings(settings, environment=os.environ, config=config)
+    resolved = resolve_settings(settings, environment=os.environ, config=config)
     try:
         from rwkvbatch.serve.server import LoadedServer, ServeArguments, Serving, key_from_environment, named_states
     except ModuleNotFoundError as error:
         text = f"rwkvbatch serve needs the package {error.name}, which is not installed"
         raise MissingExtraError(text, extra="serve") from None
 
-    with naming_origins(layered.origins):
-        chosen = layered.settings
+    with naming_origins(resolved.origins):
+        chosen = resolved.settings
         loaded = LoadedServer(
             ServeArguments(
                 settings=chosen,

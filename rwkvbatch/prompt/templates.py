@@ -30,7 +30,7 @@ from typing import TypeVar
 
 from rwkvbatch.config import Prompting, ReplyPrompt, ThinkMode
 from rwkvbatch.errors import UsageError
-from rwkvbatch.files import read_file
+from rwkvbatch.files import read_text
 
 AnyReplyPrompt = TypeVar("AnyReplyPrompt", bound=ReplyPrompt)
 
@@ -93,22 +93,6 @@ PRELUDES: Mapping[str, str] = {
 """The initial exchanges that `--prelude` accepts by name."""
 
 MAX_PRELUDE_BYTES = 1_000_000
-
-
-def read_text(path: str, max_bytes: int) -> str:
-    """The content of a UTF-8 file, without a byte order mark.
-
-    Raises:
-        ValueError: the file cannot be read, is not UTF-8, has NUL bytes, or is larger than `max_bytes`; the message
-            says which.
-    """
-    try:
-        text = read_file(path, max_bytes).decode("utf-8-sig")
-        if "\0" in text:  # UTF-16 of ASCII characters is valid UTF-8
-            raise ValueError("it has NUL bytes; save it as UTF-8")
-        return text
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def load_prelude(name_or_path: str) -> str:

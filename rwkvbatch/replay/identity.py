@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import rwkvbatch
 from rwkvbatch import __version__
 from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, Stopping
+from rwkvbatch.config.names import first_turn_end
 from rwkvbatch.endpoint.served import ServedSpec
 from rwkvbatch.errors import InputError, WorkerError
 from rwkvbatch.files import open_file
@@ -28,7 +29,6 @@ from rwkvbatch.results.manifest import FILLS_IN_SYSTEM, FIRST_SETTINGS, GIVEN_FO
 from rwkvbatch.results.row import RowDigest
 from rwkvbatch.results.script_copy import script_sha256
 from rwkvbatch.script.records import Conversation
-from rwkvbatch.setting_names import first_turn_end
 
 if TYPE_CHECKING:
     from rwkvbatch.prompt.tokenizer import Tokenizer

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from rwkvbatch.files import OS_FILES, Files, read_file, save_file
+from rwkvbatch.files import read_file
 from rwkvbatch.prompt.escaping import printable_json
+from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.row import SCORED, Row
 
 SUMMARY_NAME = "summary.json"
@@ -275,31 +276,16 @@ def percentile(ascending: list[float], share: float) -> float | None:
 
 
 def write_summary(
-    directory: Path,
-    summary: Summary,
-    session: Mapping[str, Any],
-    race: Mapping[str, Any] | None = None,
-    *,
-    files: Files = OS_FILES,
-    at: int | None = None,
+    folder: Folder, summary: Summary, session: Mapping[str, Any], race: Mapping[str, Any] | None = None
 ) -> None:
-    """Replace the summary.
+    """Replace the summary; raises as `Folder.save`.
 
     Args:
         session: figures of the process that writes it (seconds, tokens/s).
         race: the result of a race.
-        at: descriptor of the open directory; without it, `directory` is opened.
-
-    Raises:
-        StorageError: it could not be written; the rows are safe.
     """
     content = {**summary.as_dict(), **({} if race is None else {"race": dict(race)}), "session": dict(session)}
-    save_file(
-        directory / SUMMARY_NAME,
-        [printable_json(json.dumps(content, indent=2), log=True).encode(), b"\n"],
-        files=files,
-        at=at,
-    )
+    folder.save(SUMMARY_NAME, [printable_json(json.dumps(content, indent=2), log=True).encode(), b"\n"])
 
 
 def read_race(directory: Path) -> Mapping[str, Any] | None:

@@ -11,10 +11,10 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cached_property
 from typing import Any, Protocol, cast
 
+from rwkvbatch.config.names import PENALTY_ALIASES
 from rwkvbatch.errors import RwkvBatchError
 from rwkvbatch.script.choices import Choice, ChoiceScores
 from rwkvbatch.script.lines import SourceLine
-from rwkvbatch.setting_names import PENALTY_ALIASES
 
 
 @dataclass(frozen=True)

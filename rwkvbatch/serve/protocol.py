@@ -17,11 +17,11 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, SamplingParams
-from rwkvbatch.errors import RwkvBatchError, UsageError
+from rwkvbatch.config.names import full_name
+from rwkvbatch.config.setting import allowed_values, as_requirement
+from rwkvbatch.errors import RwkvBatchError, UsageError, shown_value
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.script.lines import NotStrictError, finite_float, load_strictly
-from rwkvbatch.setting import allowed_values, as_requirement, shown_value
-from rwkvbatch.setting_names import full_name
 
 MAX_STOPS = 32
 MAX_STOP_CHARACTERS = 256

@@ -13,9 +13,9 @@ from typer.core import TyperOption
 from rwkvbatch.cli.app import COMMANDS, load_command
 from rwkvbatch.cli.options import Command, read_ahead, thread_count
 from rwkvbatch.config import LISTS, SETTINGS, TEXTS, CellSettings, RunSettings
+from rwkvbatch.config.names import option_name
+from rwkvbatch.config.setting import Setting
 from rwkvbatch.errors import UsageError
-from rwkvbatch.setting import Setting
-from rwkvbatch.setting_names import option_name
 
 
 def options_of(command: str) -> dict[str, Any]:
