@@ -103,10 +103,13 @@ def read_text(path: Path | str, max_bytes: int) -> str:
     """The content of a UTF-8 file of at most `max_bytes`, without a byte order mark.
 
     Raises:
-        ValueError: the file cannot be read, is too large or is not UTF-8; the message says which.
+        ValueError: the file cannot be read, is too large, is not UTF-8 or has NUL bytes; the message says which.
     """
     try:
-        return read_file(path, max_bytes).decode("utf-8-sig")
+        text = read_file(path, max_bytes).decode("utf-8-sig")
+        if "\0" in text:  # UTF-16 of ASCII characters is valid UTF-8
+            raise ValueError("it has NUL bytes; save it as UTF-8")
+        return text
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 

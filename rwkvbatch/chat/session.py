@@ -241,8 +241,11 @@ class Session:
         return self.engine.next_logits(tokens, root)
 
     def logprobs(self, exchange: Exchange) -> tuple[float, ...]:
-        """Log-probabilities of the reply's tokens; computed if the exchange does not have them."""
-        if exchange.logprobs or not exchange.ids:
+        """Log-probabilities of the reply's tokens; computed if the exchange does not have them.
+
+        A served model may give none, or those of its own tokens, of which there may be more or fewer.
+        """
+        if exchange.logprobs or not exchange.ids or self.settings.uses_chat_api:
             return exchange.logprobs
         root = self._prefixes.root_after(self.tree.before(exchange))
         return tuple(self.engine.score(exchange.prompt, exchange.ids, root).logprobs)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 SCRIPT_PANEL, RUN_PANEL = "What is replayed", "The run"
 
+RepairOption = Annotated[bool, option("--repair", "Set damaged rows aside and run them again.", panel=RUN_PANEL)]
+
 app = command_app()
 
 
@@ -59,7 +61,7 @@ def run_command(
     ] = None,
     grid: Annotated[Path | None, option("--grid", "TOML file with a grid of settings.", "FILE", RUN_PANEL)] = None,
     retry_errors: Annotated[bool, option("--retry-errors", "Run failed rows again.", panel=RUN_PANEL)] = False,
-    repair: Annotated[bool, option("--repair", "Set damaged rows aside and run them again.", panel=RUN_PANEL)] = False,
+    repair: RepairOption = False,
     verify_batch: Annotated[
         int | None,
         option(

@@ -393,8 +393,10 @@ class EndpointEngine:
     def _score(self, job: _Job) -> Score | None:
         """Send a request for the score of a text; None if it was cancelled. Runs in a thread."""
         prefix, continuation = job.texts
-        if self._spec.api == "chat" or not self.asks_logprobs:
+        if self._spec.api == "chat":
             return self._not_scored("the chat interface gives no log-probabilities of given text")
+        if not self.asks_logprobs:
+            return self._not_scored(NOT_SCORED)
         try:
             prompt = self._prompt((*prefix, *continuation))
             answer = self._client.call(

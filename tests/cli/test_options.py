@@ -67,6 +67,17 @@ def test_every_command_refuses_empty_paths(command: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        *((command, ["vocab"]) for command in ("run", "score", "chat", "serve", "certify")),
+        *((command, ["repair", "retry_errors", "skip_bad"]) for command in ("run", "score")),
+    ],
+)
+def test_a_command_has_the_options_that_errors_of_its_work_name(command: str, names: list[str]) -> None:
+    assert set(names) <= options_of(command).keys()
+
+
+@pytest.mark.parametrize(
     ("command", "arguments", "problem"),
     [
         ("compare", ["a", "--margin", "much"], "--margin must be a number, got 'much'"),

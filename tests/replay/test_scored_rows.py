@@ -212,11 +212,13 @@ def test_documents_are_read_from_files_lines_and_folders(tmp_path: Path) -> None
 def test_unreadable_documents_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin.txt").write_bytes("größe".encode("latin-1"))
+    (tmp_path / "utf-16.txt").write_text("One.", encoding="utf-16-le")
     (tmp_path / "none").mkdir()
     chats = write(tmp_path / "chats.jsonl", conversation())
     for path, message in (
         (tmp_path / "empty.txt", r"empty.txt:1: is empty"),
         (tmp_path / "latin.txt", "not UTF-8"),
+        (tmp_path / "utf-16.txt", "utf-16.txt:1:2: a NUL byte: is it UTF-16"),
         (tmp_path / "missing.txt", "cannot be read"),
         (chats, "is no text to score"),
         (write(tmp_path / "prompt.jsonl", {"prompt": "a"}), "continuation: is missing, and only a prompt"),
