@@ -14,7 +14,8 @@ from rwkvbatch.endpoint.served import CLIENT_SETTINGS, check_settings, refuse_wi
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.race import FIRST_LOOK, turns_of_draws
+from rwkvbatch.replay.race import FIRST_LOOK
+from rwkvbatch.replay.rounds import turns_of_draws
 from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.script.lint import lint, lint_system
 from rwkvbatch.script.reader import Script
