@@ -32,6 +32,7 @@ from rwkvbatch.replay.rounds import (
     first_round,
     race_of,
     race_result,
+    reached_precision,
     rounds,
 )
 from rwkvbatch.replay.row_index import write_members
