@@ -16,21 +16,13 @@ from rwkvbatch.chat.storage import Transcript
 from rwkvbatch.cli.report_output import ReportOutput
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import TargetExistsError, UsageError
-from rwkvbatch.files import (
-    ABANDONED_S,
-    OS_FILES,
-    RUN_FILE_NAMES,
-    FileKind,
-    check_target,
-    file_head,
-    replace_file,
-    replacing,
-)
+from rwkvbatch.files import ABANDONED_S, OS_FILES, replace_file, replacing
 from rwkvbatch.model.safetensors import CHECKPOINT, STATE, check_tensor_target, save_tensors
 from rwkvbatch.model.states import save_state
 from rwkvbatch.replay import row_index, runner
 from rwkvbatch.replay.logs import logging_to
 from rwkvbatch.results import answers, directory, lock, manifest, recovery, script_copy, status, store, summary
+from rwkvbatch.targets import RUN_FILE_NAMES, FileKind, check_target, file_head
 from tests.chat.scripted_model import ScriptedModel
 from tests.chat.sessions import PipeChat, new_chat
 

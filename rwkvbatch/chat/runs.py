@@ -19,7 +19,7 @@ from rwkvbatch.config import CellSettings, RunSettings
 from rwkvbatch.config.names import option_name
 from rwkvbatch.engine.request import FinishReason, closed_history
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
-from rwkvbatch.files import RESULTS_NAME, FileKind, check_target, file_head, save_file
+from rwkvbatch.files import save_file
 from rwkvbatch.prompt.escaping import one_line
 from rwkvbatch.prompt.templates import PRELUDES, load_prelude, template_path
 from rwkvbatch.replay.identity import sha256_of_file
@@ -32,6 +32,7 @@ from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Conversation
 from rwkvbatch.script.shape import SEED
 from rwkvbatch.script.tools import with_tools
+from rwkvbatch.targets import RESULTS_NAME, FileKind, check_target, file_head
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Self
 
 from rwkvbatch.cli.exits import message
 from rwkvbatch.errors import StorageError, UsageError
-from rwkvbatch.files import OS_FILES, FileKind, check_target, file_head, replace_file, writing_hint
+from rwkvbatch.files import OS_FILES, replace_file, writing_hint
+from rwkvbatch.targets import FileKind, check_target, file_head
 
 if TYPE_CHECKING:
     from rwkvbatch.comparison.analysis import Analysis

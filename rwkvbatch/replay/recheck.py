@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from rwkvbatch.errors import RowError, RunDamagedError, RunDirectoryError, RunLockedError, RunMismatchError
-from rwkvbatch.files import OS_FILES, RESULTS_NAME, Files, read_file, read_spans
+from rwkvbatch.files import OS_FILES, Files, read_file, read_spans
 from rwkvbatch.judges.questions import VoteRequest
 from rwkvbatch.replay.identity import judging_digest
 from rwkvbatch.replay.rubrics import RubricJudge, rubrics_of, turns_with_rubrics, vote_requests_of
@@ -39,6 +39,7 @@ from rwkvbatch.results.summary import (
 )
 from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Conversation
+from rwkvbatch.targets import RESULTS_NAME
 
 BY_CHECK = "check"
 """Value of `by` in a manifest's `former` while this module changes verdicts."""

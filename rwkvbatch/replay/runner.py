@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch.errors import RwkvBatchError, StorageError, counted
-from rwkvbatch.files import OS_FILES, RESULTS_NAME, Files
+from rwkvbatch.files import OS_FILES, Files
 from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
 from rwkvbatch.replay.identity import RowDigests, make_about, make_identity
 from rwkvbatch.replay.judging import explain
@@ -47,6 +47,7 @@ from rwkvbatch.results.status import State, StatusFile
 from rwkvbatch.results.store import MemoryRows, Rows, RowStore
 from rwkvbatch.results.summary import Summary, summarize, write_summary
 from rwkvbatch.script.reader import SkippedLine
+from rwkvbatch.targets import RESULTS_NAME
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from rwkvbatch.errors import ScriptError, UsageError
-from rwkvbatch.files import FileKind, check_target, file_head, save_file
+from rwkvbatch.files import save_file
 from rwkvbatch.script.benchmarks import BENCHMARKS, NOT_IMPORTED, BadRecordError, Benchmark, Question
 from rwkvbatch.script.choices import NORMALIZE, Normalize
 from rwkvbatch.script.data_files import data_files
 from rwkvbatch.script.forms import read_conversation
 from rwkvbatch.script.lines import SourceLine, refuse
 from rwkvbatch.script.tables import Record, read_records
+from rwkvbatch.targets import FileKind, check_target, file_head
 
 MAX_SHOTS = 100
 
