@@ -32,7 +32,7 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Assign, Drop, Event, Joined, Left, Order, Report
 from rwkvbatch.replay.progress import Counts
 from rwkvbatch.results.folder import Folder
-from rwkvbatch.results.row import EncodedRow
+from rwkvbatch.results.row_codec import EncodedRow
 from rwkvbatch.results.store import RowStore
 from rwkvbatch.script.lines import SourceLine
 from rwkvbatch.script.records import Conversation, Turn

@@ -26,11 +26,12 @@ from rwkvbatch.config.names import SHORT_NAMES, full_name
 from rwkvbatch.config.sources import checked_values
 from rwkvbatch.endpoint.served import ServedSpec
 from rwkvbatch.errors import UsageError, counted
-from rwkvbatch.files import check_target, read_file
+from rwkvbatch.files import read_file
 from rwkvbatch.model.safetensors import STATE
 from rwkvbatch.model.states import save_state
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.script.lint import lint_system
+from rwkvbatch.targets import check_target
 
 SETTABLE = tuple(SHORT_NAMES.get(name, name) for name in TURN_SETTINGS)
 _VALUES = {

@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -119,15 +119,46 @@ def open_chat(arguments: ChatArguments, view: View, *, is_terminal: bool) -> Cha
         raise UsageError(f"{option} belongs to --from, which is not given")
     resolved = arguments.resolved or resolve_settings(arguments.values, environment=os.environ)
     with naming_origins(resolved.origins):
-        return _open_chat(arguments, resolved, point, view, is_terminal=is_terminal)
+        if resolved.settings.endpoint is None:
+            started = _start_local(arguments, resolved, point)
+        else:
+            started = _start_served(arguments, resolved)
+        session, given, unfinished = started.session, started.session.settings, None
+        if arguments.load is not None:  # before the transcript, which may be the same file
+            unfinished = load_session(session, arguments.load)
+            _use_given(session, given, resolved, arguments.load)
+        path = arguments.transcript or default_path(state_directory() / "chats")
+        transcript = Transcript(None if arguments.no_transcript else path)
+        chat = Chat(session, view, transcript, started.load_engine, is_terminal=is_terminal)
+        transcript.start(session)
+        if not arguments.quiet:
+            _show_model(chat, bundled=started.is_bundled)
+            if point is None:
+                note_probable_mistakes(chat, given.system, "--system")
+        if point is not None:
+            view.replay(session.tree.path())
+        if arguments.load is not None:
+            show_loaded(chat, arguments.load, unfinished)
+        return chat
 
 
-def _open_chat(
-    arguments: ChatArguments, resolved: ResolvedSettings, point: RunPoint | None, view: View, *, is_terminal: bool
-) -> Chat:
+@dataclass(frozen=True)
+class _Started:
+    """A session with its opening.
+
+    Attributes:
+        load_engine: makes an engine with another model, for `/model`.
+        is_bundled: whether the model is the bundled one.
+    """
+
+    session: Session
+    load_engine: Callable[[str | None], Engine]
+    is_bundled: bool = False
+
+
+def _start_local(arguments: ChatArguments, resolved: ResolvedSettings, point: RunPoint | None) -> _Started:
+    """A session with a model in this process, after the turns of `point`."""
     run_settings = resolved.settings
-    if run_settings.endpoint is not None:
-        return _open_served_chat(arguments, resolved, view, is_terminal=is_terminal)
     check_settings(run_settings, resolved.named)
     refuse_without(("endpoint",), CLIENT_SETTINGS, run_settings, resolved.named)
     bundled = resolve_model_path(run_settings.model).bundled
@@ -160,23 +191,7 @@ def _open_chat(
     session.begin(system=system, prelude=prelude, state_file=settings.state)
     if point is not None:
         replay(session, point)
-    unfinished = None
-    if arguments.load is not None:  # before the transcript, which may be the same file
-        unfinished = load_session(session, arguments.load)
-        _use_given(session, settings, resolved, arguments.load)
-    path = arguments.transcript or default_path(state_directory() / "chats")
-    transcript = Transcript(None if arguments.no_transcript else path)
-    chat = Chat(session, view, transcript, load_engine, is_terminal=is_terminal)
-    transcript.start(session)
-    if not arguments.quiet:
-        _show_model(chat, bundled=bundled)
-    if point is None and not arguments.quiet:
-        note_probable_mistakes(chat, system, "--system")
-    if point is not None:
-        view.replay(session.tree.path())
-    if arguments.load is not None:
-        show_loaded(chat, arguments.load, unfinished)
-    return chat
+    return _Started(session, load_engine, bundled)
 
 
 def _use_given(session: Session, settings: CellSettings, resolved: ResolvedSettings, path: Path) -> None:
@@ -204,8 +219,8 @@ def _use_given(session: Session, settings: CellSettings, resolved: ResolvedSetti
         session.identity = replace(session.identity, seed=resolved.settings.seed)
 
 
-def _open_served_chat(arguments: ChatArguments, resolved: ResolvedSettings, view: View, *, is_terminal: bool) -> Chat:
-    """A chat with a served model. Commands that need the states of an engine are not available.
+def _start_served(arguments: ChatArguments, resolved: ResolvedSettings) -> _Started:
+    """A session with a served model. Commands that need the states of an engine are not available.
 
     Raises:
         UsageError: an option needs a model in this process, see `check_settings`.
@@ -231,15 +246,7 @@ def _open_served_chat(arguments: ChatArguments, resolved: ResolvedSettings, view
     session = Session(engine, settings, Identity(run_settings.seed), vocab=run_settings.vocab)
     prelude = settings.prelude
     session.begin(system=settings.system, prelude=None if prelude in (None, NO_PRELUDE) else load_prelude(prelude))
-    path = arguments.transcript or default_path(state_directory() / "chats")
-    transcript = Transcript(None if arguments.no_transcript else path)
-    chat = Chat(session, view, transcript, refuse_model, is_terminal=is_terminal)
-    transcript.start(session)
-    if not arguments.quiet:
-        view.note(f"{spec.in_words}, {spec.api}")
-        _show_keys(chat)
-        note_probable_mistakes(chat, settings.system, "--system")
-    return chat
+    return _Started(session, refuse_model)
 
 
 def chat_settings(resolved: ResolvedSettings, *, bundled: bool, point: RunPoint | None = None) -> CellSettings:
@@ -274,6 +281,8 @@ def choose_prelude(settings: CellSettings, *, bundled: bool) -> str | None:
 def _show_model(chat: Chat, *, bundled: bool) -> None:
     spec = chat.session.engine.model.spec
     if isinstance(spec, ServedSpec):
+        chat.view.note(f"{spec.in_words}, {spec.api}")
+        _show_keys(chat)
         return
     unit, scale = ("M", 1e6) if spec.num_parameters < 1e9 else ("B", 1e9)
     size = f"{spec.num_parameters / scale:.1f} {unit}"

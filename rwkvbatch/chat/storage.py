@@ -22,10 +22,7 @@ from rwkvbatch.files import (
     OS_FILES,
     PRIVATE_DIRECTORY_MODE,
     PRIVATE_MODE,
-    FileKind,
-    check_target,
     file_ends_a_line,
-    file_head,
     make_directory,
     open_to_append,
     read_file,
@@ -33,6 +30,7 @@ from rwkvbatch.files import (
     write_all,
 )
 from rwkvbatch.prompt.escaping import one_line
+from rwkvbatch.targets import FileKind, check_target, file_head
 
 FORMAT = 1
 KIND = "rwkvbatch-chat"

@@ -6,18 +6,10 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from rwkvbatch.cli.checkpoints import model_path
+from rwkvbatch.cli.command import Command, command_app
 from rwkvbatch.cli.exits import message, print_json
-from rwkvbatch.cli.options import (
-    Command,
-    JsonOption,
-    QuietOption,
-    RandomOption,
-    SparsityOption,
-    command_app,
-    model_path,
-    option,
-    with_settings,
-)
+from rwkvbatch.cli.options import JsonOption, QuietOption, RandomOption, SparsityOption, option, with_settings
 from rwkvbatch.errors import UsageError, counted
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import ExitCode, message, print_json
-from rwkvbatch.cli.options import Command, JsonOption, QuietOption, command_app, examples, option, with_settings
+from rwkvbatch.cli.options import JsonOption, QuietOption, option, with_settings
 
 if TYPE_CHECKING:
     from rwkvbatch.bench.certify import Certificate

@@ -8,18 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from rwkvbatch.cli.checkpoints import read_ahead
+from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import ExitCode
-from rwkvbatch.cli.options import (
-    OUTPUT_PANEL,
-    Command,
-    ConfigOption,
-    QuietOption,
-    command_app,
-    examples,
-    option,
-    read_ahead,
-    with_settings,
-)
+from rwkvbatch.cli.options import OUTPUT_PANEL, ConfigOption, QuietOption, option, with_settings
 from rwkvbatch.config import DialoguePrompt, Sampling, Stopping
 
 PANEL = "The session"

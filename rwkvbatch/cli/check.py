@@ -8,16 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
+from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import ExitCode, message, print_json
 from rwkvbatch.cli.options import (
     JUDGE_HELP,
     JUDGE_PANEL,
     JUDGE_SETTINGS,
-    Command,
     JsonOption,
     QuietOption,
-    command_app,
-    examples,
     option,
     with_settings,
 )

@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from rwkvbatch.cli.checkpoints import model_path
+from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.damage import DAMAGE_EPILOG, damage_command
 from rwkvbatch.cli.exits import ExitCode, message, print_json
 from rwkvbatch.cli.options import (
     AdapterOption,
-    Command,
     Force,
     JsonOption,
     ModelArgument,
     QuietOption,
     RandomOption,
-    command_app,
-    model_path,
     option,
     thread_count,
     with_settings,
@@ -33,16 +32,13 @@ if TYPE_CHECKING:
     from rwkvbatch.bench.verify import Verification
     from rwkvbatch.model.description import Description
 
-VERIFY_EPILOG = """[bold]Examples[/]
-
-  rwkvbatch model verify
-
-  rwkvbatch model verify NAME --strategy "cuda fp16"
-
-  rwkvbatch model verify --random 4x1024 --strategy "cuda fp32"
-
-On a GPU, try fp32 too: the same kernels with the tightest limit. The exit code is 1 when the logits differ by more.
-"""
+VERIFY_EPILOG = examples(
+    "rwkvbatch model verify",
+    'rwkvbatch model verify NAME --strategy "cuda fp16"',
+    'rwkvbatch model verify --random 4x1024 --strategy "cuda fp32"',
+    note="On a GPU, try fp32 too: the same kernels with the tightest limit. The exit code is 1 when the logits "
+    "differ by more.",
+)
 
 app = command_app(
     help="Make, describe and convert checkpoints, and verify that they run right on this machine.", no_args_is_help=True

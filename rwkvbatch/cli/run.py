@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rwkvbatch.cli.checkpoints import read_ahead
+from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import ExitCode, debugging, message, print_json, report
 from rwkvbatch.cli.options import (
     OUTPUT_PANEL,
-    Command,
     ConfigOption,
     JsonOption,
     QuietOption,
     RunOutOption,
     VerboseOption,
-    command_app,
-    examples,
     option,
-    read_ahead,
     with_settings,
 )
 from rwkvbatch.errors import RunReplacedError, UsageError

@@ -7,15 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.options import (
-    Command,
     ConfigOption,
     JsonOption,
     QuietOption,
     RunOutOption,
     VerboseOption,
-    command_app,
-    examples,
     option,
     with_settings,
 )

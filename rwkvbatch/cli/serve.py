@@ -5,18 +5,10 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any
 
+from rwkvbatch.cli.checkpoints import read_ahead
+from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import message, print_json
-from rwkvbatch.cli.options import (
-    OUTPUT_PANEL,
-    Command,
-    ConfigOption,
-    QuietOption,
-    command_app,
-    examples,
-    option,
-    read_ahead,
-    with_settings,
-)
+from rwkvbatch.cli.options import OUTPUT_PANEL, ConfigOption, QuietOption, option, with_settings
 from rwkvbatch.config import DialoguePrompt, Sampling, Stopping
 
 PANEL = "The server"

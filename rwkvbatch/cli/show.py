@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import message
-from rwkvbatch.cli.options import Command, JsonOption, QuietOption, command_app, examples, option
+from rwkvbatch.cli.options import JsonOption, QuietOption, option
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.prompt.escaping import printable_json
 

@@ -17,9 +17,9 @@ from rwkvbatch.arguments import ITERABLE, PATH, check_argument, checks, either, 
 from rwkvbatch.comparison.foreign import read_foreign
 from rwkvbatch.comparison.table import NO_RESULTS, read_results, tabulate
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
-from rwkvbatch.files import RESULTS_NAME
 from rwkvbatch.results.manifest import FORMER, read_manifest, shard_text
 from rwkvbatch.results.status import planned_rows, why_unfinished
+from rwkvbatch.targets import RESULTS_NAME
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from rwkvbatch.errors import CheckpointError, StorageError, UsageError
-from rwkvbatch.files import FILE_MODE, PRIVATE_MODE, FileKind, check_target, open_file, replacing, writing_hint
+from rwkvbatch.files import FILE_MODE, PRIVATE_MODE, open_file, replacing, writing_hint
 from rwkvbatch.model import pth
 from rwkvbatch.model.tensor_file import Contents, Entry, OnWritten, StoredBytes, ignored, unread_type
+from rwkvbatch.targets import FileKind, check_target
 
 MAX_HEADER_BYTES = 16 << 20
 

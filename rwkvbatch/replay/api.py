@@ -46,7 +46,7 @@ from rwkvbatch.replay.grid import PATHS, GridFile, make_cells
 from rwkvbatch.replay.metrics import serving_metrics
 from rwkvbatch.replay.models import USING_BUNDLED, ModelLoader, setups_of
 from rwkvbatch.replay.plan import Plan, select
-from rwkvbatch.replay.pool import pool_for
+from rwkvbatch.replay.pool_kinds import pool_for
 from rwkvbatch.replay.progress import Observer
 from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.replay.rubrics import turns_with_rubrics

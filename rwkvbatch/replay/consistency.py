@@ -15,8 +15,9 @@ from rwkvbatch.errors import UsageError
 from rwkvbatch.judges.source import judge_source
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import check_pool
-from rwkvbatch.replay.race import FIRST_LOOK, turns_of_draws
+from rwkvbatch.replay.pool_kinds import check_pool
+from rwkvbatch.replay.race import FIRST_LOOK
+from rwkvbatch.replay.rounds import turns_of_draws
 from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.script.lint import lint, lint_system
 from rwkvbatch.script.reader import Script

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError
-from rwkvbatch.files import OS_FILES, RESULTS_NAME, Files, in_blocks, open_file, read_spans
+from rwkvbatch.files import OS_FILES, Files, in_blocks, open_file, read_spans
 from rwkvbatch.replay.logs import with_directory, without_options
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.row_index import SHARD_NAME, RowIndex, Shard, read_members
@@ -25,10 +25,12 @@ from rwkvbatch.results.answers import VERDICTS_NAME, read_lines_of
 from rwkvbatch.results.directory import SKIPPED_NAME, RunDirectory
 from rwkvbatch.results.manifest import FORMER, read_manifest, refuse_other_run, write_manifest
 from rwkvbatch.results.recovery import LineIndex, ScannedLine, scan_lines
-from rwkvbatch.results.row import BadLineError, RowKey, decode_head, decode_row
+from rwkvbatch.results.row import RowKey
+from rwkvbatch.results.row_codec import BadLineError, decode_head, decode_row
 from rwkvbatch.results.script_copy import COMPRESSED_NAME, SCRIPT_NAME
 from rwkvbatch.results.status import StatusFile
 from rwkvbatch.results.summary import Summary, Tallies, write_summary
+from rwkvbatch.targets import RESULTS_NAME
 
 _ABOUT_OF_PART = ("created", "command", "rwkvbatch", "code_sha256", "versions", "machine")
 """Keys of a part's `about` that the merged manifest keeps for each part."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from rwkvbatch.errors import RowError, RunDamagedError, RunDirectoryError, RunLockedError, RunMismatchError
-from rwkvbatch.files import OS_FILES, RESULTS_NAME, Files, read_file, read_spans
+from rwkvbatch.files import OS_FILES, Files, read_file, read_spans
 from rwkvbatch.judges.questions import VoteRequest
 from rwkvbatch.replay.identity import judging_digest
 from rwkvbatch.replay.rubrics import RubricJudge, rubrics_of, turns_with_rubrics, vote_requests_of
@@ -24,7 +24,8 @@ from rwkvbatch.replay.verdicts import OpensJudge, opened_answers
 from rwkvbatch.results.directory import RunDirectory
 from rwkvbatch.results.manifest import FORMER, read_manifest
 from rwkvbatch.results.recovery import StoredLine, read_lines
-from rwkvbatch.results.row import BadLineError, Row, RowDigest, RowKey, decode_row, digest_of, encode_row, with_digest
+from rwkvbatch.results.row import Row, RowKey
+from rwkvbatch.results.row_codec import BadLineError, RowDigest, decode_row, digest_of, encode_row, with_digest
 from rwkvbatch.results.script_copy import read_script, script_sha256, write_script
 from rwkvbatch.results.status import planned_rows
 from rwkvbatch.results.summary import (
@@ -38,6 +39,7 @@ from rwkvbatch.results.summary import (
 )
 from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Conversation
+from rwkvbatch.targets import RESULTS_NAME
 
 BY_CHECK = "check"
 """Value of `by` in a manifest's `former` while this module changes verdicts."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from rwkvbatch.errors import RunDamagedError, RunMismatchError, counted
-from rwkvbatch.files import RESULTS_NAME, read_spans
+from rwkvbatch.files import read_spans
 from rwkvbatch.replay.former_script import FormerScript
 from rwkvbatch.replay.identity import RowDigests
 from rwkvbatch.replay.judging import judged_again
@@ -30,8 +30,10 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.results.directory import KEPT_NAME, RunDirectory
 from rwkvbatch.results.manifest import FORMER, GIVEN_FOR_ALL, JsonObject, equal_cells, is_same_run, refuse_other_run
 from rwkvbatch.results.recovery import read_lines
-from rwkvbatch.results.row import BadLineError, Row, RowDigest, decode_row, digest_of, encode_row, with_digest
+from rwkvbatch.results.row import Row
+from rwkvbatch.results.row_codec import BadLineError, RowDigest, decode_row, digest_of, encode_row, with_digest
 from rwkvbatch.results.script_copy import has_script, read_script, write_script
+from rwkvbatch.targets import RESULTS_NAME
 
 _IN_MEMORY_BYTES = 2**26
 _SHOWN = 3

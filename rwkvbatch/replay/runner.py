@@ -13,17 +13,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch.errors import RwkvBatchError, StorageError, counted
-from rwkvbatch.files import OS_FILES, RESULTS_NAME, Files
-from rwkvbatch.replay.adaptive import ReachedPrecision, RepeatSelection, Selection, first_round, reached, rounds
+from rwkvbatch.files import OS_FILES, Files
 from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
 from rwkvbatch.replay.identity import RowDigests, make_about, make_identity
 from rwkvbatch.replay.judging import explain
 from rwkvbatch.replay.models import ModelLoader, Setup, refuse_unusable, setups_of
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import MakePool, WorkerPool
+from rwkvbatch.replay.pool import WorkerPool
+from rwkvbatch.replay.pool_kinds import MakePool
 from rwkvbatch.replay.progress import Counts, Observer, Progress, StepLog
-from rwkvbatch.replay.race import DrawSelection, RaceResult, race_of, result_of
+from rwkvbatch.replay.race import RaceResult
 from rwkvbatch.replay.reuse import Reuse, adopt, check_rows_of_plan, missing_rows
+from rwkvbatch.replay.rounds import (
+    DrawSelection,
+    ReachedPrecision,
+    RepeatSelection,
+    Selection,
+    first_round,
+    race_of,
+    race_result,
+    reached_precision,
+    rounds,
+)
 from rwkvbatch.replay.row_index import write_members
 from rwkvbatch.replay.verdicts import OpensJudge, RunVerdicts
 from rwkvbatch.replay.verify import Difference, is_verifiable, verdict, verify_rows
@@ -36,6 +47,7 @@ from rwkvbatch.results.status import State, StatusFile
 from rwkvbatch.results.store import MemoryRows, Rows, RowStore
 from rwkvbatch.results.summary import Summary, summarize, write_summary
 from rwkvbatch.script.reader import SkippedLine
+from rwkvbatch.targets import RESULTS_NAME
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
@@ -269,7 +281,7 @@ class _Session:
 
     def _run_rounds(self) -> bool:
         setups = setups_of(self._plan)
-        for selection in rounds(self._plan, self._rows, race=self._race):
+        for selection in rounds(self._plan, self._rows, self._race):
             self._selection = selection
             if isinstance(selection, DrawSelection):
                 self._counts.cells_left, self._counts.cells = selection.num_cells_left, len(self._plan.cells)
@@ -363,9 +375,9 @@ class _Session:
         verified = verdict(self._num_verified, self._differences) if self._num_verified else None
         race, precision = None, ()
         if isinstance(self._selection, RepeatSelection):
-            precision = reached(self._plan, self._rows, self._selection)
+            precision = reached_precision(self._plan, self._rows, self._selection)
         elif self._race is not None:
-            race = result_of(self._race, self._plan, self._selection)
+            race = race_result(self._race, self._plan, self._selection)
         cell_names = [cell.name for cell in self._plan.cells]
         summary = summarize(self._rows.rows(), cell_names, self._selection.num_rows)
         path = None if directory is None else directory.path

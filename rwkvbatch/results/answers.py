@@ -28,7 +28,7 @@ from rwkvbatch.files import in_blocks, open_file, write_all
 from rwkvbatch.judges.answers import JudgeAnswer, Seed, digest_of
 from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.recovery import read_lines
-from rwkvbatch.results.row import BadLineError, content_of_line, with_checksum
+from rwkvbatch.results.row_codec import BadLineError, content_of_line, with_checksum
 
 VERDICTS_NAME = "verdicts.jsonl"
 PREFERENCES_NAME = "preferences.jsonl"

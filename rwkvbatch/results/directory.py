@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, StorageError, UsageError
-from rwkvbatch.files import OS_FILES, RESULTS_NAME, Files, in_blocks, make_directory, remove_empty
+from rwkvbatch.files import OS_FILES, Files, in_blocks, make_directory, remove_empty
 from rwkvbatch.prompt.escaping import file_name
 from rwkvbatch.results.answers import VERDICTS_NAME
 from rwkvbatch.results.folder import Folder
@@ -30,6 +30,7 @@ from rwkvbatch.results.manifest import (
 from rwkvbatch.results.script_copy import COMPRESSED_NAME, SCRIPT_NAME
 from rwkvbatch.results.status import STATUS_NAME
 from rwkvbatch.results.summary import SUMMARY_NAME
+from rwkvbatch.targets import RESULTS_NAME
 
 SKIPPED_NAME = "skipped.jsonl"
 KEPT_NAME = "kept.jsonl"

@@ -22,8 +22,9 @@ from typing import Any, Final, cast
 from rwkvbatch.config import CellSettings
 from rwkvbatch.config.names import identity_with_full_names
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError, parsing_problem
-from rwkvbatch.files import MANIFEST_NAME, read_file
+from rwkvbatch.files import read_file
 from rwkvbatch.results.folder import Folder
+from rwkvbatch.targets import MANIFEST_NAME
 
 JsonObject = Mapping[str, Any]
 

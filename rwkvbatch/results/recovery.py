@@ -10,7 +10,8 @@ from typing import BinaryIO, NamedTuple
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError
 from rwkvbatch.files import BLOCK_BYTES, open_file
-from rwkvbatch.results.row import MAX_LINE_BYTES, BadLineError, Row, RowHead, RowKey, WrongValuesError, decode_row
+from rwkvbatch.results.row import Row, RowKey
+from rwkvbatch.results.row_codec import MAX_LINE_BYTES, BadLineError, RowHead, WrongValuesError, decode_row
 
 _BUFFER_BYTES = 2**16
 _KEPT_BYTES = 64

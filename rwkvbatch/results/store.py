@@ -12,20 +12,20 @@ from dataclasses import replace
 from typing import BinaryIO
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunReplacedError, StorageError, counted
-from rwkvbatch.files import RESULTS_NAME, in_blocks, read_spans, write_all
+from rwkvbatch.files import in_blocks, read_spans, write_all
 from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.recovery import DAMAGED_NAME, TORN_NAME, LineIndex, index_rows
-from rwkvbatch.results.row import (
+from rwkvbatch.results.row import Row, RowKey
+from rwkvbatch.results.row_codec import (
     BadLineError,
     EncodedRow,
-    Row,
     RowDigest,
-    RowKey,
     content_of_line,
     decode_row,
     encode_row,
     with_digest,
 )
+from rwkvbatch.targets import RESULTS_NAME
 
 ASIDE_NAME = "results.aside"
 FLUSH_ROWS = 64

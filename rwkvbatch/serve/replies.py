@@ -241,8 +241,8 @@ def prepare(
         # Clients with a template of their own send text, so token 0 is put before it only if the settings say so.
         bos = settings.begins_with_bos()
         if isinstance(fields, ChatFields):
-            form = builder.template(settings.think, settings.turn_end, settings.reply_prefix, settings.template)
-            job.add(builder.conversation(messages_of(fields), form, served.prelude, "messages", bos), root)
+            template = builder.template(settings.think, settings.turn_end, settings.reply_prefix, settings.template)
+            job.add(builder.conversation(messages_of(fields), template, served.prelude, "messages", bos), root)
         else:
             for number, prompt in enumerate(prompts_of(fields)):
                 # lm-evaluation-harness sends whole texts with a token 0 of their own, which is not doubled.

@@ -11,7 +11,9 @@ import pytest
 from typer.core import TyperOption
 
 from rwkvbatch.cli.app import COMMANDS, load_command
-from rwkvbatch.cli.options import Command, read_ahead, thread_count
+from rwkvbatch.cli.checkpoints import read_ahead
+from rwkvbatch.cli.command import Command
+from rwkvbatch.cli.options import thread_count
 from rwkvbatch.config import LISTS, SETTINGS, TEXTS, CellSettings, RunSettings
 from rwkvbatch.config.names import option_name
 from rwkvbatch.config.setting import Setting

@@ -21,7 +21,7 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.recheck import recheck
 from rwkvbatch.results.lock import DirectoryLock
 from rwkvbatch.results.manifest import CHECKSUM, FORMER
-from rwkvbatch.results.row import decode_row, encode_row
+from rwkvbatch.results.row_codec import decode_row, encode_row
 from rwkvbatch.results.summary import read_race
 from rwkvbatch.script.checks import parse_checks
 from rwkvbatch.script.reader import read_scripts

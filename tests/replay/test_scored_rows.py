@@ -23,7 +23,8 @@ from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.replay.grid import make_cells
 from rwkvbatch.replay.models import ModelLoader
 from rwkvbatch.replay.runner import RunOptions, execute
-from rwkvbatch.results.row import SHORT_TEXT, Row, decode_row, encode_row
+from rwkvbatch.results.row import SHORT_TEXT, Row
+from rwkvbatch.results.row_codec import decode_row, encode_row
 from rwkvbatch.script.documents import LeftOutWarning, read_documents
 from tests.replay.fakes import make_plan
 from tests.replay.runs import ProgressRecorder, check_invariance

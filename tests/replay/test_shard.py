@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError, UsageError
-from rwkvbatch.replay.adaptive import first_round
 from rwkvbatch.replay.api import prepare
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.preview import preview
 from rwkvbatch.replay.prompts import PromptEncoder
+from rwkvbatch.replay.rounds import first_round
 from rwkvbatch.replay.row_index import Member, Shard, read_members, write_members
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.directory import default_directory

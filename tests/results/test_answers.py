@@ -13,7 +13,7 @@ from rwkvbatch.files import Files
 from rwkvbatch.judges.answers import JudgeAnswer
 from rwkvbatch.results.answers import MAX_LINE_BYTES, VERDICTS_NAME, AnswerStore, read_lines_of
 from rwkvbatch.results.folder import Folder
-from rwkvbatch.results.row import with_checksum
+from rwkvbatch.results.row_codec import with_checksum
 from tests.judges.fakes import FakeJudge
 
 KEYS = [f"{number:032x}" for number in range(1000)]

@@ -17,7 +17,8 @@ from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.results.directory import RunDirectory, default_directory
 from rwkvbatch.results.manifest import refuse_other_run
-from rwkvbatch.results.row import Row, encode_row
+from rwkvbatch.results.row import Row
+from rwkvbatch.results.row_codec import encode_row
 from rwkvbatch.results.store import RowStore
 from tests.replay.fakes import make_plan, make_row
 
