@@ -63,6 +63,10 @@ class UsageError(RwkvBatchError):
     """An option or a setting has an invalid value."""
 
 
+class MissingDeviceError(UsageError):
+    """A setting names a device that this machine lacks."""
+
+
 class ArgumentError(UsageError, ValueError):
     """An argument of a function of the library has a wrong type or value."""
 

@@ -27,7 +27,7 @@ from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.quantised import rounding_of
 from rwkvbatch.model.rwkv7 import Network, WeightReader, state_bytes
 from rwkvbatch.model.rwkv7_model import Rwkv7Model, Stepper
-from rwkvbatch.model.strategy import DTYPES, Strategy, parse_strategy
+from rwkvbatch.model.strategy import DTYPES, Strategy, parse_strategy, parse_upstream_strategy
 from rwkvbatch.model.upstream import load_upstream
 
 if TYPE_CHECKING:
@@ -157,24 +157,35 @@ def load_model(
         UsageError: an unknown strategy or backend, or one that this machine does not support.
         CheckpointError: the file is missing, damaged, or not an RWKV checkpoint.
     """
-    if backend not in get_args(Backend):
-        raise UsageError(f"--backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
     parsed_adapter = parse_adapter(adapter)
     with _naming_origin(path), open_checkpoint(resolve_model_path(path).path, parsed_adapter) as checkpoint:
         for file in checkpoint.file.files:
             if file.choice:
                 text = f"{file.path}: {file.choice}; to use another dict of tensors, save it alone"
                 warnings.warn(text, SeveralNetworksWarning, stacklevel=3)
-        generation = checkpoint.architecture.generation
-        is_supported = is_rwkv7(checkpoint.architecture)
-        if backend == "upstream" or (not is_supported and backend == "auto"):
+        parsed = check_strategy(checkpoint, strategy, backend)
+        if isinstance(parsed, str):
             return load_upstream(checkpoint, strategy, threads=threads)
-        if not is_supported:
-            raise UsageError(
-                f"{checkpoint.file.path} is RWKV-{generation}, which only --backend upstream runs; "
-                f"got --backend {backend}"
-            )
-        return _load_rwkv7(checkpoint, parse_strategy(strategy), backend, threads)
+        return _load_rwkv7(checkpoint, parsed, backend, threads)
+
+
+def check_strategy(checkpoint: Checkpoint, strategy: str, backend: str = "auto") -> Strategy | str:
+    """The strategy with which a checkpoint would be loaded; as text for the `rwkv` package.
+
+    Raises:
+        UsageError: as `load_model`, as far as it can be known without loading.
+    """
+    if backend not in get_args(Backend):
+        raise UsageError(f"--backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
+    generation = checkpoint.architecture.generation
+    is_supported = is_rwkv7(checkpoint.architecture)
+    if backend == "upstream" or (not is_supported and backend == "auto"):
+        return parse_upstream_strategy(strategy, generation)
+    if not is_supported:
+        raise UsageError(
+            f"{checkpoint.file.path} is RWKV-{generation}, which only --backend upstream runs; got --backend {backend}"
+        )
+    return parse_strategy(strategy)
 
 
 def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, threads: int | None) -> Rwkv7Model:

@@ -12,8 +12,10 @@ from rwkvbatch.config.names import option_name
 from rwkvbatch.config.sources import ResolvedSettings
 from rwkvbatch.endpoint.served import CLIENT_SETTINGS, check_settings, refuse_without
 from rwkvbatch.errors import UsageError
+from rwkvbatch.judges.source import judge_source
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.pool_kinds import check_pool
 from rwkvbatch.replay.race import FIRST_LOOK
 from rwkvbatch.replay.rounds import turns_of_draws
 from rwkvbatch.replay.row_index import Shard
@@ -101,11 +103,14 @@ def with_endpoint(resolved: ResolvedSettings, cells: Sequence[Cell]) -> Resolved
 
 
 def check_plan(plan: Plan) -> None:
-    """Check a plan against its script, and log repeats that change nothing.
+    """Check the settings of a plan's workers and judge, and the plan against its script; log needless repeats.
 
     Raises:
-        UsageError: a race or `--until-ci` needs checks that the script does not have, or `--race-rows` is too small.
+        UsageError: settings contradict each other, a race or `--until-ci` needs checks that the script does not have,
+            or `--race-rows` is too small.
     """
+    check_pool(plan.settings)
+    judge_source(plan.settings, given=plan.explicit)
     if plan.settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
         raise UsageError("--until-ci compares the scores of checks, and the script has none")
     if plan.draws is not None:

@@ -31,14 +31,20 @@ def pool_for(settings: RunSettings, *, model_given: bool = False) -> MakePool | 
     if model_given:
         hint = "give the checkpoint's file, or leave workers, devices and ray out"
         raise UsageError("a model that is loaded already cannot be given to other processes", hint=hint)
+    check_pool(settings)
+    if settings.ray is not None:
+        return _make_ray_pool
+    return partial(_make_process_pool, count=settings.workers or len(settings.devices))
+
+
+def check_pool(settings: RunSettings) -> None:
+    """Check the settings of workers before anything is started; raises as `pool_for`."""
     count = settings.workers or len(settings.devices)
     if settings.devices and count < len(settings.devices):
         message = f"--devices names {counted(len(settings.devices), 'device')} for {counted(count, 'worker')}"
         raise UsageError(message, hint="give at least as many workers, or leave --workers out")
     if settings.ray is not None:
         check_ray(settings.ray, settings.devices)
-        return _make_ray_pool
-    return partial(_make_process_pool, count=count)
 
 
 def _make_process_pool(plan: Plan, *, count: int) -> WorkerPool:
