@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from rwkvbatch.errors import InputError, MissingExtraError, parsing_problem
-from rwkvbatch.prompt.tokenizer import decode_utf8, refuse_surrogates
+from rwkvbatch.prompt.text_stream import decode_utf8
+from rwkvbatch.prompt.tokenizer import refuse_surrogates
 
 END_OF_TEXT = 0
 
