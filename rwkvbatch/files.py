@@ -109,6 +109,9 @@ def read_text(path: Path | str, max_bytes: int) -> str:
         if "\0" in text:  # UTF-16 of ASCII characters is valid UTF-8
             raise ValueError("it has NUL bytes; save it as UTF-8")
         return text
+    except UnicodeDecodeError as error:
+        byte, place = error.object[error.start], error.start + 1
+        raise ValueError(f"cannot be read: not UTF-8: byte 0x{byte:02x} at place {place}") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 

@@ -147,6 +147,7 @@ def convert_command(
     from rwkvbatch.model.adapters import parse_adapter
     from rwkvbatch.model.checkpoint import open_checkpoint
     from rwkvbatch.model.load import resolve_model_path
+    from rwkvbatch.model.quantised import rounding_of
     from rwkvbatch.model.safetensors import check_tensor_target, save_entries
     from rwkvbatch.model.strategy import DTYPES
     from rwkvbatch.prompt.vocabulary import METADATA_KEY
@@ -162,7 +163,11 @@ def convert_command(
         with written_bar(output, tensors, quiet=quiet) as on_written:
             save_entries(output, tensors, metadata=metadata, replace=force, on_written=on_written)
         undone = "".join(f"; undone: {phrase}" for phrase in checkpoint.file.undone)
-    message(f"wrote {output}, {counted(len(tensors), 'tensor')}{undone}", quiet=quiet)
+        rounding = rounding_of(checkpoint.file.metadata)
+    dequantised = "" if rounding is None else f"; dequantised from {rounding}"
+    message(f"wrote {output}, {counted(len(tensors), 'tensor')}{undone}{dequantised}", quiet=quiet)
+    if declared is not None and output.suffix != ".safetensors":
+        message(f"a .pth cannot declare its vocabulary: give --vocab {declared} with it", quiet=quiet)
 
 
 app.command("quantize", cls=Command, epilog=QUANTIZE_EPILOG)(quantize_command)
