@@ -34,7 +34,7 @@ from rwkvbatch.model.base import Model
 from rwkvbatch.model.calibration import fitted, pieces
 from rwkvbatch.model.checkpoint import open_checkpoint
 from rwkvbatch.model.load import load_model, resolve_model_path
-from rwkvbatch.model.ops import Activation, Rounding
+from rwkvbatch.model.ops import Activation, MatrixKind, Rounding, matrix_rounding
 from rwkvbatch.model.ops.cpu import CpuModel, CpuOps
 from rwkvbatch.model.ops.reference import ROUNDINGS
 from rwkvbatch.model.rwkv7 import Network
@@ -56,7 +56,7 @@ CLASSES: dict[str, str] = {
     "low-rank chains": r"blocks\.\d+\.att\.[wavg][12]",
 }
 """Names of tensors by class."""
-DEFAULT_CLASSES = tuple(name for name in CLASSES if name not in ("emb", "low-rank chains"))
+LARGE_CLASSES = tuple(name for name in CLASSES if name not in ("emb", "low-rank chains"))
 """The classes that `model quantize` rounds."""
 
 
@@ -77,11 +77,11 @@ class RecipeOps(CpuOps):
         bias: Tensor | None = None,
         activation: Activation = "none",
         *,
-        large: bool = False,
+        kind: MatrixKind = "other",
         sparse_inputs: bool = False,
     ) -> _native.LinearLayer:
         self._rounding = self._recipe(self._names[weight.data_ptr()])
-        return super().linear_layer(weight, bias, activation, large=True, sparse_inputs=sparse_inputs)
+        return super().linear_layer(weight, bias, activation, kind="large", sparse_inputs=sparse_inputs)
 
 
 @dataclass(frozen=True)
@@ -160,18 +160,17 @@ def texts_of(arguments: argparse.Namespace, model: Model) -> list[ScoredText]:
 
 def variants(rounding: Rounding) -> dict[str, dict[str, Rounding]]:
     """The rounding of each class, by the name of the measurement."""
-    default: dict[str, Rounding] = dict.fromkeys(DEFAULT_CLASSES, rounding)
+    chains = matrix_rounding(rounding, "low_rank")
+    assert chains is not None
+    default: dict[str, Rounding] = {**dict.fromkeys(LARGE_CLASSES, rounding), "low-rank chains": chains}
     found: dict[str, dict[str, Rounding]] = {f"only {name}": {name: rounding} for name in CLASSES}
-    found |= {
-        f"default, not {omitted}": {name: rounding for name in DEFAULT_CLASSES if name != omitted}
-        for omitted in DEFAULT_CLASSES
-    }
-    found |= {"default": default, "default and low-rank chains": {**default, "low-rank chains": rounding}}
-    if rounding == "int4":
-        finer: Rounding = "w8a8"
-        found["default, head in w8a8"] = {**default, "head": finer}
-        found["default, head, chains w8a8"] = {**default, "head": finer, "low-rank chains": finer}
-    found["all"] = dict.fromkeys(CLASSES, rounding)
+    if chains != rounding:
+        found[f"only low-rank chains, {chains}"] = {"low-rank chains": chains}
+        found[f"default, chains in {rounding}"] = {**default, "low-rank chains": rounding}
+        found[f"default, head in {chains}"] = {**default, "head": chains}
+    for omitted in default:
+        found[f"default, not {omitted}"] = {name: kept for name, kept in default.items() if name != omitted}
+    found |= {"default": default, "all": dict.fromkeys(CLASSES, rounding)}
     return found
 
 
