@@ -24,14 +24,15 @@ from zlib import crc32
 
 from rwkvbatch.bench.measure import resident_bytes
 from rwkvbatch.config import RunSettings
+from rwkvbatch.config.sources import ResolvedSettings
 from rwkvbatch.replay.driver import PoolDriver, RowRecorder
 from rwkvbatch.replay.grid import Cell
-from rwkvbatch.replay.layers import Layered
 from rwkvbatch.replay.models import Setup, setups_of
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Assign, Drop, Event, Joined, Left, Order, Report
 from rwkvbatch.replay.progress import Counts
-from rwkvbatch.results.row import EncodedRow
+from rwkvbatch.results.folder import Folder
+from rwkvbatch.results.row_codec import EncodedRow
 from rwkvbatch.results.store import RowStore
 from rwkvbatch.script.lines import SourceLine
 from rwkvbatch.script.records import Conversation, Turn
@@ -156,7 +157,7 @@ def make_plan(rows: int) -> Plan:
     turns = tuple(Turn("What is it?") for _ in range(TURNS))
     count = -(-rows // (TURNS * REPEATS))
     conversations = [Conversation(f"c{n}", None, turns, (), {}, SourceLine("made.jsonl", n + 1)) for n in range(count)]
-    return Plan(conversations, [Cell("base", {})], Layered(RunSettings.parse({"repeats": REPEATS})))
+    return Plan(conversations, [Cell("base", {})], ResolvedSettings(RunSettings.parse({"repeats": REPEATS})))
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ def main() -> None:
     plan = make_plan(options.rows)
     with tempfile.TemporaryDirectory(dir=options.folder or Path.cwd()) as folder:
         counts = Counts()
-        store = RowStore(Path(folder), plan.num_rows, plan.row_number)
+        store = RowStore(Folder(Path(folder)), plan.num_rows, plan.row_number)
         pool = SimulatedPool(plan, options.workers, options.seed)
         sampler = Sampler(counts)
         driver = PoolDriver(plan, pool, RowRecorder(plan, store, counts), after_step=sampler)
@@ -237,7 +238,7 @@ def main() -> None:
         sort_s = time.monotonic() - started_s - run_s
         store.close()
         size = (Path(folder) / "results.jsonl").stat().st_size
-        checked = RowStore(Path(folder), plan.num_rows, plan.row_number)
+        checked = RowStore(Folder(Path(folder)), plan.num_rows, plan.row_number)
         check_s = time.monotonic() - started_s - run_s - sort_s
         assert checked.num_rows == plan.num_rows
         checked.close()

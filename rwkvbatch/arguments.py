@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import ParamSpec, TypeVar, cast
 
-from rwkvbatch.errors import ArgumentError
-from rwkvbatch.setting import shown_value
+from rwkvbatch.errors import ArgumentError, shown_value
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")

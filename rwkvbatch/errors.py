@@ -29,6 +29,7 @@ message states what was expected and what was found; `hint` states what to do.
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Self
@@ -61,6 +62,10 @@ class RwkvBatchError(Exception):
 
 class UsageError(RwkvBatchError):
     """An option or a setting has an invalid value."""
+
+
+class MissingDeviceError(UsageError):
+    """A setting names a device that this machine lacks."""
 
 
 class ArgumentError(UsageError, ValueError):
@@ -194,6 +199,19 @@ def shown_name(name: str, limit: int = 80) -> str:
     return name if name.isprintable() else repr(name)[1:-1][:limit]
 
 
+MAX_SHOWN_VALUE = 60
+"""The most characters of a value in a message."""
+
+
+def shown_value(value: object, limit: int = MAX_SHOWN_VALUE) -> str:
+    """The `repr` of a value, cut to `limit` characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python limits the digits of a number that it converts to text
+        text = f"a number of more than {sys.get_int_max_str_digits():,} digits"
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def in_words(error: BaseException) -> str:
     """The type and text of an exception, which may come from foreign code with a failing `__str__`."""
     try:
@@ -201,6 +219,11 @@ def in_words(error: BaseException) -> str:
     except Exception:  # any exception: `__str__` is foreign code as well
         text = "(without a text)"
     return f"{type(error).__name__}: {text}"
+
+
+def error_text(error: BaseException, limit: int | None = 200) -> str:
+    """The text of a library's exception in one line, cut to `limit` characters."""
+    return " ".join(str(error).split())[:limit]
 
 
 def parsing_problem(error: ValueError | RecursionError) -> str:
@@ -214,10 +237,13 @@ def parsing_problem(error: ValueError | RecursionError) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's own error, or torch's for a GPU or the CPU.
+    """Whether memory ran out: Python's own error, the system's, or torch's for a GPU or the CPU.
 
     torch's errors are recognised by name and text, so that this module does not import torch.
     """
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    texts = ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)

@@ -1,4 +1,4 @@
-"""Atomic and private writes, checks of files to overwrite, bounded reads of regular files, and the system calls.
+"""Atomic and private writes, bounded reads of regular files, and the system calls.
 
 Written data is durable when `write` and then `sync` have returned, a replaced file when `rename` and then
 `sync_directory` have returned. Writing follows no symbolic link and reuses no temporary file. Tests replace `Files` to
@@ -15,12 +15,11 @@ import secrets
 import stat
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from rwkvbatch.errors import StorageError, TargetExistsError, UsageError
+from rwkvbatch.errors import StorageError
 
 BLOCK_BYTES = 1 << 20
 FILE_MODE = 0o644
@@ -97,6 +96,32 @@ def read_file(path: Path | str, max_bytes: int, *, at: int | None = None) -> byt
     """The content of a regular file of at most `max_bytes`; raises as `open_file`."""
     with open_file(path, max_bytes, at=at) as file:
         return file.read(max_bytes)
+
+
+def read_text(path: Path | str, max_bytes: int) -> str:
+    """The content of a UTF-8 file of at most `max_bytes`, without a byte order mark.
+
+    Raises:
+        ValueError: the file cannot be read, is too large, is not UTF-8 or has NUL bytes; the message says which.
+    """
+    try:
+        text = read_file(path, max_bytes).decode("utf-8-sig")
+        if "\0" in text:  # UTF-16 of ASCII characters is valid UTF-8
+            raise ValueError("it has NUL bytes; save it as UTF-8")
+        return text
+    except UnicodeDecodeError as error:
+        byte, place = error.object[error.start], error.start + 1
+        raise ValueError(f"cannot be read: not UTF-8: byte 0x{byte:02x} at place {place}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def file_ends_a_line(path: Path, *, at: int | None = None) -> bool:
+    """Whether a file is empty or ends with a newline; `at` as in `open_regular`."""
+    with open_file(path, at=at) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return file.read(1) in (b"", b"\n")
 
 
 def _name_in(path: Path | str, at: int | None) -> Path | str:
@@ -352,87 +377,3 @@ def in_blocks(pieces: Iterable[bytes], size: int = BLOCK_BYTES) -> Iterator[byte
             buffer.clear()
     if buffer:
         yield bytes(buffer)
-
-
-HEAD_BYTES = 4096
-MANIFEST_NAME = "manifest.json"
-RESULTS_NAME = "results.jsonl"
-RUN_FILE_NAMES = frozenset(
-    f"{MANIFEST_NAME} {RESULTS_NAME} results.damaged results.torn results.aside summary.json status.json skipped.jsonl "
-    "kept.jsonl verify.json shard.jsonl script.jsonl script.jsonl.gz verdicts.jsonl preferences.jsonl .lock".split()
-)
-"""Files of a run directory, which no other output may replace."""
-
-
-@dataclass(frozen=True)
-class FileKind:
-    """A kind of file that a command writes.
-
-    Attributes:
-        name: the name in messages, with an article, such as `a saved session`.
-        matches: returns whether the file at a path is of this kind; `OSError` and `ValueError` mean that it is not.
-    """
-
-    name: str
-    matches: Callable[[Path], bool]
-
-
-def file_head(path: Path) -> str:
-    """At most `HEAD_BYTES` of a file, without a byte order mark; bytes that are not UTF-8 are replaced."""
-    with open_file(path) as file:
-        return file.read(HEAD_BYTES).decode("utf-8", "replace").lstrip("\ufeff")
-
-
-def file_ends_a_line(path: Path) -> bool:
-    """Whether a file is empty or ends with a newline."""
-    with open_file(path) as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        return file.read(1) in (b"", b"\n")
-
-
-def check_target(
-    path: Path, kind: FileKind, *, option: str = "", replace: bool = False, append: bool = False, how: str | None = None
-) -> None:
-    """Raise unless a command may write a file of `kind` to `path`.
-
-    New and empty files may be written. An existing file may be replaced if it is of the same kind and `replace` is set.
-    Files of another kind, and files of a run, may not be changed.
-
-    Args:
-        option: the option or command that named the file, for messages.
-        append: whether the command appends to an existing file of the same kind, a device or a pipe.
-        how: the hint for an existing file of the same kind.
-
-    Raises:
-        UsageError: `path` is a directory, a file of another kind, or a file of a run.
-        TargetExistsError: `path` is a file of the same kind, and `replace` is not set.
-    """
-    name = f"{option} {path}" if option else str(path)
-    another = "choose another name, or move that file away first"
-    if path.is_dir():
-        raise UsageError(f"{name}: is a directory; expected a file name", hint="add a file name")
-    target = path.resolve()
-    directory = target.parent
-    is_run = (directory / MANIFEST_NAME).exists() and (directory / RESULTS_NAME).exists()
-    if is_run and target.name in RUN_FILE_NAMES:
-        raise UsageError(
-            f"{name}: is a file of the run in {directory}, which no other command writes to", hint="choose another name"
-        )
-    if not os.path.lexists(target):
-        return
-    if not target.is_file():
-        if append:
-            return
-        raise UsageError(f"{name}: is not a regular file", hint=another)
-    try:
-        if target.stat().st_size == 0:
-            return
-        is_same_kind = kind.matches(target)
-    except (OSError, ValueError):
-        is_same_kind = False
-    if not is_same_kind:
-        verb = "added to" if append else "replaced"
-        raise UsageError(f"{name}: already exists and is not {kind.name}, so it is not {verb}", hint=another)
-    if not (replace or append):
-        raise TargetExistsError(f"{name}: already exists ({kind.name})", hint=how or another)

@@ -15,8 +15,6 @@ from rwkvbatch.arguments import (
     PATH,
     SWITCH,
     TEXT,
-    Kind,
-    check_argument,
     checks,
     either,
     instance_of,
@@ -32,7 +30,18 @@ from rwkvbatch.errors import NonFiniteLogitsError, UsageError
 from rwkvbatch.model.base import Model, ModelSpec, State
 from rwkvbatch.model.load import LOADING, load_model
 from rwkvbatch.outputs import RequestOutput, ScoreOutput, output_of
-from rwkvbatch.prepared import Message, PreparedPrompt, Prompt, PromptBuilder, TextStripper
+from rwkvbatch.prepared import (
+    CONVERSATIONS,
+    PROMPT_OR_MESSAGES,
+    PROMPTS,
+    Message,
+    PreparedPrompt,
+    Prompt,
+    PromptBuilder,
+    TextStripper,
+    as_list,
+    checked_pair,
+)
 from rwkvbatch.prompt.templates import PromptTemplate, load_prelude
 from rwkvbatch.prompt.tokenizer import Tokenizer
 from rwkvbatch.prompt.vocabulary import tokenizer_of
@@ -42,20 +51,6 @@ _MAX_REPLIES = 1_000_000
 """Most replies to one prompt, as most repetitions of a run."""
 
 _PARAMS = instance_of(SamplingParams, "SamplingParams", "SamplingParams(max_tokens=64, ...)")
-_PROMPTS = Kind("text, token ids, or a list of them", either(TEXT, ITERABLE).accepts)
-_CONVERSATIONS = Kind(
-    "a list of messages, or a list of such lists",
-    ITERABLE.accepts,
-    '[{"role": "user", "content": TEXT}]; generate continues a text as it is',
-)
-_PROMPT_OR_MESSAGES = Kind(
-    "text, token ids, or a list of messages",
-    lambda value: TEXT.accepts(value) or (ITERABLE.accepts(value) and hasattr(value, "__getitem__")),
-)
-_PAIR = Kind(
-    "a prompt and its continuation",
-    lambda value: isinstance(value, tuple | list) and len(cast("Sequence[object]", value)) == 2,
-)
 _SCORING = {
     "bos": SWITCH,
     "initial_state": optional(
@@ -68,7 +63,13 @@ _GENERATING = {
     "params": optional(either(_PARAMS, list_of(_PARAMS, "a list with one for each prompt"))),
     "n": whole_number(1, _MAX_REPLIES),
 }
-_FORM = {"think": TEXT, "turn_end": TEXT, "reply_prefix": TEXT, "template": optional(PATH), "prelude": optional(PATH)}
+_PROMPTING = {
+    "think": TEXT,
+    "turn_end": TEXT,
+    "reply_prefix": TEXT,
+    "template": optional(PATH),
+    "prelude": optional(PATH),
+}
 
 
 class _Options(TypedDict, total=False):
@@ -188,7 +189,7 @@ class LLM:
     def generate(
         self, prompts: Sequence[str] | Sequence[Sequence[int]], params: _Params = None, **options: Unpack[_Options]
     ) -> list[RequestOutput]: ...
-    @checks(prompts=_PROMPTS, **_GENERATING)
+    @checks(prompts=PROMPTS, **_GENERATING)
     def generate(
         self, prompts: Any, params: _Params = None, *, n: int = 1, bos: bool = False, initial_state: State | None = None
     ) -> RequestOutput | list[RequestOutput]:
@@ -213,7 +214,7 @@ class LLM:
             CheckpointError: the initial state does not have this model's shape.
             NonFiniteLogitsError: no token could be chosen.
         """
-        items, is_single = _as_list(prompts)
+        items, is_single = as_list(prompts)
         prepared = [self._builder.prompt(prompt, f"prompt {number}", bos) for number, prompt in enumerate(items)]
         outputs = self._outputs(prepared, params, n, initial_state)
         return outputs[0] if is_single else outputs
@@ -226,7 +227,7 @@ class LLM:
     def chat(
         self, messages: Sequence[Sequence[Message]], params: _Params = None, **options: Unpack[_ChatOptions]
     ) -> list[RequestOutput]: ...
-    @checks(messages=_CONVERSATIONS, **_GENERATING, **_FORM)
+    @checks(messages=CONVERSATIONS, **_GENERATING, **_PROMPTING)
     def chat(
         self,
         messages: Any,
@@ -259,16 +260,16 @@ class LLM:
             TemplateError: the template file cannot be used.
             CheckpointError, NonFiniteLogitsError: as `generate`.
         """
-        form, opening = self._form(think, turn_end, reply_prefix, template, prelude)
-        items, is_single = _as_list(messages)
+        prompt_template, prelude_text = self._loaded_template(think, turn_end, reply_prefix, template, prelude)
+        items, is_single = as_list(messages)
         prepared = [
-            self._builder.conversation(item, form, opening, f"conversation {number}", bos)
+            self._builder.conversation(item, prompt_template, prelude_text, f"conversation {number}", bos)
             for number, item in enumerate(items)
         ]
         outputs = self._outputs(prepared, params, n, initial_state)
         return outputs[0] if is_single else outputs
 
-    @checks(messages=_PROMPT_OR_MESSAGES, **_STREAMING, **_FORM)
+    @checks(messages=PROMPT_OR_MESSAGES, **_STREAMING, **_PROMPTING)
     def stream(
         self,
         messages: str | Sequence[int] | Sequence[Message],
@@ -293,9 +294,9 @@ class LLM:
         """
         is_prompt = isinstance(messages, str) or (len(messages) > 0 and not isinstance(messages[0], Mapping))
         if not is_prompt:
-            form, opening = self._form(think, turn_end, reply_prefix, template, prelude)
+            prompt_template, prelude_text = self._loaded_template(think, turn_end, reply_prefix, template, prelude)
             prepared = self._builder.conversation(
-                cast("Sequence[Message]", messages), form, opening, "conversation", bos
+                cast("Sequence[Message]", messages), prompt_template, prelude_text, "conversation", bos
             )
         elif (think, turn_end, reply_prefix, template, prelude) != ("off", "auto", "", None, None):
             raise UsageError("think, turn_end, reply_prefix, template and prelude need messages, got a prompt")
@@ -315,7 +316,7 @@ class LLM:
     def score(
         self, prompt: Prompt, continuations: Sequence[Prompt], *, bos: bool = False, initial_state: State | None = None
     ) -> list[ScoreOutput]: ...
-    @checks(continuations=_PROMPTS, **_SCORING)
+    @checks(continuations=PROMPTS, **_SCORING)
     def score(
         self, prompt: Prompt, continuations: Any, *, bos: bool = False, initial_state: State | None = None
     ) -> ScoreOutput | list[ScoreOutput]:
@@ -330,7 +331,7 @@ class LLM:
             CheckpointError: as `generate`.
             NonFiniteLogitsError: a log-probability is NaN or infinite.
         """
-        items, is_single = _as_list(continuations)
+        items, is_single = as_list(continuations)
         prefix = self._builder.prompt(prompt, "the prompt", bos).tokens
         outputs = self._scores(
             [(prefix, item, f"continuation {number}") for number, item in enumerate(items)], initial_state
@@ -348,7 +349,7 @@ class LLM:
         """
         prepared = [
             (self._builder.prompt(prompt, f"prompt {number}", bos).tokens, continuation, f"continuation {number}")
-            for number, (prompt, continuation) in enumerate(map(_checked_pair, pairs))
+            for number, (prompt, continuation) in enumerate(map(checked_pair, pairs))
         ]
         return self._scores(prepared, initial_state)
 
@@ -385,7 +386,7 @@ class LLM:
             with shared.broken_by_errors():
                 return shared.engine.next_logits(tokens, root).state
 
-    def _form(
+    def _loaded_template(
         self,
         think: ThinkMode,
         turn_end: TurnEnd,
@@ -440,8 +441,8 @@ class LLM:
         self, shared: SharedEngine, request: Request, prompt: PreparedPrompt
     ) -> Generator[str, None, RequestOutput]:
         pieces: list[str] = []
-        stripper = None if prompt.form is None else TextStripper()
-        if stripper is not None and prompt.form is not None and (begun := stripper.push(prompt.form.begun)):
+        stripper = None if prompt.template is None else TextStripper()
+        if stripper is not None and prompt.template is not None and (begun := stripper.push(prompt.template.begun)):
             yield begun
         with self._lock:
             number = shared.engine.submit(replace(request, on_text=pieces.append))
@@ -461,21 +462,3 @@ class LLM:
                     yield shown
         finally:
             shared.abandoned.append(number)
-
-
-def _as_list(value: Iterable[Any]) -> tuple[list[Any], bool]:
-    """Prompts or conversations as a list, and whether `value` is a single one."""
-    if isinstance(value, str):
-        return [value], True
-    items = list(value)
-    first = items[0] if items else None
-    # A token id may be a scalar of numpy or torch. Their arrays have `__index__` too, but `ndim` > 0.
-    is_token = hasattr(first, "__index__") and getattr(first, "ndim", 0) == 0
-    is_single = is_token or isinstance(first, Mapping)
-    return ([items], True) if is_single else (items, False)
-
-
-def _checked_pair(pair: object) -> tuple[Prompt, Prompt]:
-    check_argument("pairs: each", pair, _PAIR)
-    prompt, continuation = cast("Sequence[Prompt]", pair)
-    return prompt, continuation

@@ -7,9 +7,9 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
-from rwkvbatch.arguments import ITERABLE, Kind, check_argument
+from rwkvbatch.arguments import ITERABLE, TEXT, Kind, check_argument, either
 from rwkvbatch.config import Prompting, SamplingParams, ThinkMode, TurnEnd
 from rwkvbatch.engine.request import END_OF_TEXT, NoiseKey, Request
 from rwkvbatch.errors import InputError, UsageError
@@ -24,6 +24,20 @@ Message = Mapping[str, str]
 """`{"role": "system", "user" or "assistant", "content": text}`."""
 
 
+PROMPTS = Kind("text, token ids, or a list of them", either(TEXT, ITERABLE).accepts)
+CONVERSATIONS = Kind(
+    "a list of messages, or a list of such lists",
+    ITERABLE.accepts,
+    '[{"role": "user", "content": TEXT}]; generate continues a text as it is',
+)
+PROMPT_OR_MESSAGES = Kind(
+    "text, token ids, or a list of messages",
+    lambda value: TEXT.accepts(value) or (ITERABLE.accepts(value) and hasattr(value, "__getitem__")),
+)
+_PAIR = Kind(
+    "a prompt and its continuation",
+    lambda value: isinstance(value, tuple | list) and len(cast("Sequence[object]", value)) == 2,
+)
 _MESSAGES = Kind("a list of messages", lambda value: ITERABLE.accepts(value) and hasattr(value, "__len__"))
 
 
@@ -34,14 +48,14 @@ class PreparedPrompt:
     Attributes:
         name: the prompt's name in error messages.
         text: the text; None for a prompt of token ids.
-        form: the template of a conversation; None for a prompt.
+        template: the template of a conversation; None for a prompt.
         bos: whether token 0 was added at the beginning of `tokens`.
     """
 
     name: str
     text: str | None
     tokens: tuple[int, ...]
-    form: PromptTemplate | None = None
+    template: PromptTemplate | None = None
     bos: bool = False
 
     def request(self, params: SamplingParams, root: int) -> Request:
@@ -53,14 +67,32 @@ class PreparedPrompt:
             noise=NoiseKey(params.seed, content),
             max_tokens=params.max_tokens,
             max_seconds=params.max_seconds,
-            stop=params.stop if self.form is None else (*self.form.stops, *params.stop),
-            closing="" if self.form is None else self.form.closing,
+            stop=params.stop if self.template is None else (*self.template.stops, *params.stop),
+            closing="" if self.template is None else self.template.closing,
             root=root,
         )
 
     def shown(self, text: str) -> str:
         """A reply's text for display: in a conversation stripped, after the part of the reply in the prompt."""
-        return text if self.form is None else self.form.shown_reply(text)
+        return text if self.template is None else self.template.shown_reply(text)
+
+
+def as_list(value: Iterable[Any]) -> tuple[list[Any], bool]:
+    """Prompts or conversations as a list, and whether `value` is a single one."""
+    if isinstance(value, str):
+        return [value], True
+    items = list(value)
+    first = items[0] if items else None
+    # A token id may be a scalar of numpy or torch. Their arrays have `__index__` too, but `ndim` > 0.
+    is_token = hasattr(first, "__index__") and getattr(first, "ndim", 0) == 0
+    is_single = is_token or isinstance(first, Mapping)
+    return ([items], True) if is_single else (items, False)
+
+
+def checked_pair(pair: object) -> tuple[Prompt, Prompt]:
+    check_argument("pairs: each", pair, _PAIR)
+    prompt, continuation = cast("Sequence[Prompt]", pair)
+    return prompt, continuation
 
 
 class PromptBuilder:
@@ -102,9 +134,9 @@ class PromptBuilder:
         return prepared
 
     def conversation(
-        self, messages: Sequence[Message], form: PromptTemplate, prelude: str | None, name: str, bos: bool
+        self, messages: Sequence[Message], template: PromptTemplate, prelude: str | None, name: str, bos: bool
     ) -> PreparedPrompt:
-        """Encode a conversation with the template `form`, up to the reply to its last user message.
+        """Encode a conversation with `template`, up to the reply to its last user message.
 
         Raises:
             UsageError: messages whose roles do not alternate.
@@ -127,12 +159,12 @@ class PromptBuilder:
                 f"a user's; got {', '.join(roles)[:80] or 'none'}",
                 hint="prelude= gives text before the first message",
             )
-        segments = [form.opening(system, prelude)]
+        segments = [template.opening(system, prelude)]
         for user, assistant in zip(remaining[:-1:2], remaining[1::2], strict=True):
-            segments += [form.past_turn(user["content"]), form.reply(assistant["content"])]
-        segments.append(form.turn(remaining[-1]["content"]))
+            segments += [template.past_turn(user["content"]), template.reply(assistant["content"])]
+        segments.append(template.turn(remaining[-1]["content"]))
         begin = (END_OF_TEXT,) if bos else ()
-        return PreparedPrompt(name, "".join(segments), (*begin, *self._encode(segments, name)), form, bos)
+        return PreparedPrompt(name, "".join(segments), (*begin, *self._encode(segments, name)), template, bos)
 
     def _encode(self, segments: Iterable[str], name: str) -> tuple[int, ...]:
         # Each segment is encoded separately, as in runs, so that a history need not be encoded again.

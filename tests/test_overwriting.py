@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import time
@@ -12,24 +13,16 @@ import torch
 
 from rwkvbatch.chat.pipe import PlainView
 from rwkvbatch.chat.storage import Transcript
-from rwkvbatch.cli.compare import _check_out
+from rwkvbatch.cli.report_output import ReportOutput
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import TargetExistsError, UsageError
-from rwkvbatch.files import (
-    ABANDONED_S,
-    OS_FILES,
-    RUN_FILE_NAMES,
-    FileKind,
-    check_target,
-    file_head,
-    replace_file,
-    replacing,
-)
+from rwkvbatch.files import ABANDONED_S, OS_FILES, replace_file, replacing
 from rwkvbatch.model.safetensors import CHECKPOINT, STATE, check_tensor_target, save_tensors
 from rwkvbatch.model.states import save_state
 from rwkvbatch.replay import row_index, runner
 from rwkvbatch.replay.logs import logging_to
 from rwkvbatch.results import answers, directory, lock, manifest, recovery, script_copy, status, store, summary
+from rwkvbatch.targets import RUN_FILE_NAMES, FileKind, check_target, file_head
 from tests.chat.scripted_model import ScriptedModel
 from tests.chat.sessions import PipeChat, new_chat
 
@@ -228,10 +221,11 @@ REPORTS = {
 def test_a_report_replaces_reports_of_its_format_on_request(format_name: str, tmp_path: Path) -> None:
     path = tmp_path / "report"
     path.write_text(REPORTS[format_name])
+    output = ReportOutput(format_name, path, replace=True, junit_cases=False, num_changes=0)
     with pytest.raises(TargetExistsError, match="--out"):
-        _check_out(path, format_name, replace=False)
-    _check_out(path, format_name, replace=True)
+        dataclasses.replace(output, replace=False).check_file()
+    output.check_file()
     for content in FOREIGN.values():
         path.write_bytes(content)
         with pytest.raises(UsageError, match=f"is not a report in the format {format_name}"):
-            _check_out(path, format_name, replace=True)
+            output.check_file()

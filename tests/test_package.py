@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -70,6 +71,13 @@ def test_every_public_name_can_be_used() -> None:
     for name in rwkvbatch.__all__:
         assert getattr(rwkvbatch, name) is not None
     assert set(rwkvbatch.__all__) <= set(dir(rwkvbatch))
+
+
+def test_the_reference_has_every_public_name_and_each_of_its_entries_exists() -> None:
+    entries = re.findall(r"^::: (\S+)\.(\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {name for _, name in entries} >= set(rwkvbatch.__all__) - {"__version__"}
+    for module, name in entries:
+        assert hasattr(importlib.import_module(module), name), (module, name)
 
 
 def test_an_unknown_public_name_is_an_attribute_error() -> None:
@@ -169,6 +177,7 @@ MAY_TOUCH_THE_NETWORK = {
     "replay/ray_pool.py": {"ray", "socket"},
     "serve/app.py": {"asyncio", "starlette"},
     "serve/batcher.py": {"asyncio"},
+    "serve/connection.py": {"asyncio", "uvicorn"},
     "serve/metrics.py": {"prometheus_client"},
     "serve/server.py": {"asyncio", "socket", "uvicorn"},
 }

@@ -68,8 +68,8 @@ def command_reference() -> str:
 def settings_table() -> str:
     """A line for each setting: its names, default, limits, and whether a grid can vary it."""
     from rwkvbatch.config import GRID_SETTINGS, SETTINGS, CellSettings, RunSettings
-    from rwkvbatch.setting import allowed_values
-    from rwkvbatch.setting_names import ENVIRONMENT_PREFIX, SHORT_NAMES, option_name
+    from rwkvbatch.config.names import ENVIRONMENT_PREFIX, SHORT_NAMES, option_name
+    from rwkvbatch.config.setting import allowed_values
 
     lines = ["", "| setting | option | default | allowed | in a grid |", "|---|---|---|---|---|"]
     for name, setting in SETTINGS.items():

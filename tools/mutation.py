@@ -63,7 +63,8 @@ AREAS = {
         ),
     ),
     "store": Area(
-        ("rwkvbatch/results/store.py", "rwkvbatch/results/recovery.py", "rwkvbatch/results/row.py"), ("tests/results",)
+        tuple(f"rwkvbatch/results/{name}.py" for name in ("store", "folder", "recovery", "row", "row_codec")),
+        ("tests/results",),
     ),
 }
 

@@ -26,7 +26,7 @@ import orjson
 from rwkvbatch.config import EndpointApi, RunSettings
 from rwkvbatch.endpoint.client import Client, ClientOptions, OptionNames, check_url
 from rwkvbatch.endpoint.engine import EndpointEngine
-from rwkvbatch.endpoint.served import Endpoint, ServedSpec, served_spec
+from rwkvbatch.endpoint.served import Endpoint, served_spec
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import END_OF_TEXT, Reply, Request
 from rwkvbatch.errors import RowError, UsageError, counted
@@ -153,7 +153,25 @@ def certify(url: str, options: CertifyOptions, notify: Notify = lambda _: None) 
     if begins_with_0:
         requests = [replace(request, tokens=(END_OF_TEXT, *request.tokens)) for request in requests]
     local = engine.generate(requests)
-    return _certificate(engine, requests, local, (alone, again, loaded), spec, at_once, begins_with_0=begins_with_0)
+    compared = _compared(engine, requests, alone)
+    return Certificate(
+        verdict=verdict_of(compared.mean_gap, compared.largest_gap, compared.agreement),
+        model=model.spec.in_words,
+        server=spec.in_words,
+        api=spec.api,
+        num_replies=len(requests),
+        num_tokens=compared.num_tokens,
+        num_scored=len(compared.gaps),
+        mean_gap=compared.mean_gap,
+        largest_gap=compared.largest_gap,
+        agreement=compared.agreement,
+        same_replies=sum(ours.text == theirs.text for ours, theirs in zip(local, alone, strict=True)),
+        repeated=_num_equal(alone, again),
+        under_load=_num_equal(alone, loaded),
+        at_once=at_once,
+        begins_with_0=begins_with_0,
+        worst=compared.worst,
+    )
 
 
 def _requests(engine: Engine, options: CertifyOptions) -> list[Request]:
@@ -188,27 +206,40 @@ def _requests(engine: Engine, options: CertifyOptions) -> list[Request]:
     return requests
 
 
-def _certificate(
-    engine: Engine,
-    requests: Sequence[Request],
-    local: Sequence[Reply],
-    served: tuple[Sequence[Reply], Sequence[Reply], Sequence[Reply]],
-    spec: ServedSpec,
-    at_once: int,
-    *,
-    begins_with_0: bool,
-) -> Certificate:
-    """The figures of a comparison.
+@dataclass(frozen=True)
+class _Compared:
+    """A server's replies, read token by token by the model in this process.
 
-    Args:
-        local: the local model's replies.
-        served: the server's replies one at a time, once more, and all at once.
+    Attributes:
+        num_matched: number of tokens that are the greedy ones here too.
+        gaps: by token, the difference of the log-probabilities, where the server gives them.
+        worst: the token with the largest gap, in words.
     """
-    alone, again, loaded = served
+
+    num_tokens: int
+    num_matched: int
+    gaps: list[float]
+    worst: str | None
+
+    @property
+    def agreement(self) -> float:
+        return self.num_matched / self.num_tokens
+
+    @property
+    def mean_gap(self) -> float | None:
+        return math.fsum(self.gaps) / len(self.gaps) if self.gaps else None
+
+    @property
+    def largest_gap(self) -> float | None:
+        return max(self.gaps, default=None)
+
+
+def _compared(engine: Engine, requests: Sequence[Request], replies: Sequence[Reply]) -> _Compared:
+    """Compare a server's replies with the model of `engine`; raises `UsageError` if they have too few tokens."""
     gaps: list[float] = []
     num_tokens = num_matched = 0
     worst: tuple[float, str] | None = None
-    for request, reply in zip(requests, alone, strict=True):
+    for request, reply in zip(requests, replies, strict=True):
         if not reply.ids:
             continue
         score = engine.score(request.tokens, reply.ids)
@@ -229,28 +260,7 @@ def _certificate(
             f"the server's replies have {counted(num_tokens, 'token')}, and a verdict takes at least {MIN_TOKENS}",
             hint="give a longer --script, or more --max-tokens",
         )
-    agreement = num_matched / num_tokens
-    mean_gap = math.fsum(gaps) / len(gaps) if gaps else None
-    largest_gap = max(gaps, default=None)
-    same_replies = sum(ours.text == theirs.text for ours, theirs in zip(local, alone, strict=True))
-    return Certificate(
-        verdict=verdict_of(mean_gap, largest_gap, agreement),
-        model=engine.model.spec.in_words,
-        server=spec.in_words,
-        api=spec.api,
-        num_replies=len(requests),
-        num_tokens=num_tokens,
-        num_scored=len(gaps),
-        mean_gap=mean_gap,
-        largest_gap=largest_gap,
-        agreement=agreement,
-        same_replies=same_replies,
-        repeated=_num_equal(alone, again),
-        under_load=_num_equal(alone, loaded),
-        at_once=at_once,
-        begins_with_0=begins_with_0,
-        worst=None if worst is None else worst[1],
-    )
+    return _Compared(num_tokens, num_matched, gaps, None if worst is None else worst[1])
 
 
 def verdict_of(mean_gap: float | None, largest_gap: float | None, agreement: float) -> Verdict:

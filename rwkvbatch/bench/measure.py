@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -169,9 +169,7 @@ def run_benchmark(
     workloads = [decode(model, rows, clock, weight_bytes) for rows in plan.rows]
     workloads.append(prompt(model, plan.prompt_tokens, clock, weight_bytes))
     workloads += [sampling(model, clock), tokenizing(clock)]
-    our_seconds: dict[str, list[float]] = {workload.name: [] for workload in workloads}
-    package_seconds: dict[str, list[float]] = {workload.name: [] for workload in workloads}
-    limit_rates: dict[str, list[Rates]] = {workload.name: [] for workload in workloads}
+    measured = [_Measured(workload) for workload in workloads]
     package_process = nullcontext()
     if plan.against_package:
         notify("loading the rwkv package")
@@ -181,12 +179,12 @@ def run_benchmark(
             workload.once()
         for number in range(plan.rounds):
             notify(f"round {number + 1} of {plan.rounds}")
-            for workload in workloads:
-                if workload.operations and (rates := meter.measure()) is not None:
-                    limit_rates[workload.name].append(rates)
-                our_seconds[workload.name].append(median([workload.once() for _ in range(workload.repeats)]))
+            for each in measured:
+                if each.workload.operations and (rates := meter.measure()) is not None:
+                    each.rates.append(rates)
+                each.seconds.append(median([each.workload.once() for _ in range(each.workload.repeats)]))
             if package is not None:
-                _measure_package(package, workloads, package_seconds)
+                _measure_package(package, measured)
     return Report(
         model=model.spec.path,
         parameters=model.spec.num_parameters,
@@ -201,17 +199,22 @@ def run_benchmark(
         load_average_before=load_average,
         loading=loading,
         limits=meter.limits(),
-        figures=tuple(
-            figure_of(workload, our_seconds[workload.name], package_seconds[workload.name], limit_rates[workload.name])
-            for workload in workloads
-        ),
+        figures=tuple(figure_of(each.workload, each.seconds, each.package_seconds, each.rates) for each in measured),
         against="rwkv" if plan.against_package else None,
     )
 
 
-def _measure_package(
-    package: Callable[[Kind, int], float], workloads: Sequence[Workload], package_seconds: dict[str, list[float]]
-) -> None:
+@dataclass(frozen=True)
+class _Measured:
+    """A workload's measurements, one for each round: our seconds, the package's, and the rates just before ours."""
+
+    workload: Workload
+    seconds: list[float] = field(default_factory=list[float])
+    package_seconds: list[float] = field(default_factory=list[float])
+    rates: list[Rates] = field(default_factory=list[Rates])
+
+
+def _measure_package(package: Callable[[Kind, int], float], measured: Sequence[_Measured]) -> None:
     """Measure the package for one round.
 
     The package has no batches, so that one decode step of one row is compared with steps of any number of rows.
@@ -222,9 +225,9 @@ def _measure_package(
         repeats = 1 if kind in ("prompt", "tokenize") else 5
         return median([package(kind, size) for _ in range(repeats)])
 
-    for workload in workloads:
-        size = 1 if workload.kind == "decode" else workload.size
-        package_seconds[workload.name].append(seconds(workload.kind, size))
+    for each in measured:
+        size = 1 if each.workload.kind == "decode" else each.workload.size
+        each.package_seconds.append(seconds(each.workload.kind, size))
 
 
 def _load(path: Path | str | None, strategy: str, backend: str, threads: int | None) -> tuple[Model, Loading]:

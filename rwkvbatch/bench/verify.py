@@ -20,7 +20,7 @@ import torch
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch, is_rwkv7
 from rwkvbatch.model.checkpoint import open_checkpoint
-from rwkvbatch.model.load import load_model, resolve_model_path
+from rwkvbatch.model.load import check_strategy, load_model, resolve_model_path
 from rwkvbatch.model.strategy import DTYPES
 
 PIECES = (1, 15, 16, 40, 1, 16, 5, 22)
@@ -138,6 +138,7 @@ def verify_model(
                 "of RWKV-7",
                 hint="RWKV-4 to 6 run on the `rwkv` package alone, so there is nothing to compare it with",
             )
+        check_strategy(checkpoint, strategy, backend)
     reference_threads = idle_processors() if threads is None else threads
     return verify(
         lambda: load_model(path, "cpu", "reference", threads=reference_threads),

@@ -22,15 +22,16 @@ from rwkvbatch.chat.session import TURN_SETTINGS
 from rwkvbatch.chat.storage import Unfinished, load_session, save_session
 from rwkvbatch.chat.tables import params, plain, short
 from rwkvbatch.config import NO_ADAPTER, ORDERS, ThinkMode, TurnEnd, preset_settings
+from rwkvbatch.config.names import SHORT_NAMES, full_name
+from rwkvbatch.config.sources import checked_values
 from rwkvbatch.endpoint.served import ServedSpec
 from rwkvbatch.errors import UsageError, counted
-from rwkvbatch.files import check_target, read_file
+from rwkvbatch.files import read_file
 from rwkvbatch.model.safetensors import STATE
 from rwkvbatch.model.states import save_state
 from rwkvbatch.prompt.escaping import printable
-from rwkvbatch.replay.layers import checked_values
 from rwkvbatch.script.lint import lint_system
-from rwkvbatch.setting_names import SHORT_NAMES, full_name
+from rwkvbatch.targets import check_target
 
 SETTABLE = tuple(SHORT_NAMES.get(name, name) for name in TURN_SETTINGS)
 _VALUES = {

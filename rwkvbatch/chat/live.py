@@ -12,17 +12,18 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
 from markdown_it.token import Token
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.markdown import CodeBlock, Heading, ListItem, Markdown, MarkdownElement
+from rich.markdown import CodeBlock, Heading, ListItem, Markdown, MarkdownElement, TableElement
 from rich.segment import Segment
 from rich.syntax import Syntax
 from rich.text import Text
 
+from rwkvbatch.chat.app import uncut
 from rwkvbatch.prompt.escaping import printable
 
 # These rules would remove or change text: tags, entities, backslashes, link definitions, image addresses.
@@ -46,6 +47,12 @@ class _CodeBlock(CodeBlock):
             word_wrap=True,
             padding=(0, 0, 0, 2 if options.max_width > 12 else 0),
         )
+
+
+class _Table(TableElement):
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for table in super().__rich_console__(console, options):
+            yield uncut(cast("RenderableType", table))
 
 
 class _ListItem(ListItem):
@@ -77,6 +84,7 @@ class ChatMarkdown(Markdown):
         "heading_open": _Heading,
         "fence": _CodeBlock,
         "code_block": _CodeBlock,
+        "table_open": _Table,
         "list_item_open": _ListItem,
     }
 

@@ -16,9 +16,10 @@ from typing import Any, cast
 from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session, turn_values
 from rwkvbatch.chat.tree import REFERENCE, Exchange
 from rwkvbatch.config import CellSettings, RunSettings
+from rwkvbatch.config.names import option_name
 from rwkvbatch.engine.request import FinishReason, closed_history
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
-from rwkvbatch.files import FileKind, check_target, file_head, save_file
+from rwkvbatch.files import save_file
 from rwkvbatch.prompt.escaping import one_line
 from rwkvbatch.prompt.templates import PRELUDES, load_prelude, template_path
 from rwkvbatch.replay.identity import sha256_of_file
@@ -27,12 +28,11 @@ from rwkvbatch.results.manifest import GIVEN_FOR_ALL, read_manifest, system_of
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.script_copy import read_script
-from rwkvbatch.results.store import RESULTS_NAME
 from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Conversation
 from rwkvbatch.script.shape import SEED
 from rwkvbatch.script.tools import with_tools
-from rwkvbatch.setting_names import option_name
+from rwkvbatch.targets import RESULTS_NAME, FileKind, check_target, file_head
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,19 @@ def replay(session: Session, point: RunPoint) -> None:
     Raises:
         UsageError: the session has another model, vocabulary, prelude or template than the run.
     """
+    _refuse_other_model(session, point)
+    # The rows were made with the run's settings. Other settings that the chat was given are for its own replies.
+    run_settings = session.settings.replace(**_cell_settings(point))
+    run_settings = point.with_params(run_settings, point.conversation.params)
+    num_history = len(session.tree.history())
+    for row in point.rows:
+        row_settings = point.with_params(run_settings, point.conversation.turns[row.turn].params)
+        exchange = _exchange_of(session, point, row, row_settings, num_history)
+        session.tree.add(exchange)
+        num_history += len(exchange.tokens)
+
+
+def _refuse_other_model(session: Session, point: RunPoint) -> None:
     spec, run_weights = session.engine.model.spec, str(point.cell.get("weights_sha256", ""))
     if spec.weights_sha256 != run_weights:
         raise UsageError(
@@ -137,53 +150,52 @@ def replay(session: Session, point: RunPoint) -> None:
             f"{point.directory} has another vocabulary: expected SHA-256 {expected[:12]}, found {found[:12]}",
             hint="give the run's vocabulary with --vocab",
         )
-    # The rows were made with the run's settings. Other settings that the chat was given are for its own replies.
-    run_settings = session.settings.replace(**_cell_settings(point))
-    run_settings = point.with_params(run_settings, point.conversation.params)
-    is_gold = point.cell.get("history") == "gold"
-    num_history = len(session.tree.history())
-    for row in point.rows:
-        row_settings = point.with_params(run_settings, point.conversation.turns[row.turn].params)
-        template = session.template_of(row_settings)
-        prompt = tuple(tokenizer.encode(template.turn(row.prompt)))
-        if num_history + len(prompt) != row.tokens.prompt:
-            raise UsageError(
-                f"{point.directory}: the prompt of turn {row.turn} had {row.tokens.prompt} tokens, "
-                f"here it has {num_history + len(prompt)}",
-                hint="give the run's --prelude and --template; its script must be unchanged",
-            )
-        if is_gold and row.reference is not None and row is not point.rows[-1]:
-            # In the run, the next turn followed the reference, not this reply.
-            prompt = tuple(tokenizer.encode(template.past_turn(row.prompt)))
-            after_prompt = tuple(tokenizer.encode(template.reply(row.reference.text)))
-            reply, ids, finish_reason = row.reference.text, (), REFERENCE
-        else:
-            reply, ids, finish_reason = row.reply, row.reply_ids, cast("FinishReason", row.finish_reason)
-            history = closed_history(tokenizer, prompt, ids, finish_reason, row.stopped_by, template.closing)
-            after_prompt = history[len(prompt) :]
-        num_history += len(prompt) + len(after_prompt)
-        last = session.tree.last
-        session.tree.add(
-            Exchange(
-                number=len(session.tree.exchanges),
-                parent=None if last is None else last.number,
-                opening=session.tree.head.opening,
-                turn=row.turn,
-                attempt=0,
-                seed=row.seed,
-                user=row.prompt,
-                prompt=prompt,
-                ids=ids,
-                rest=after_prompt,
-                reply=reply,
-                raw=reply,
-                finish_reason=finish_reason,
-                stopped_by=row.stopped_by,
-                settings=turn_values(row_settings),
-                first_token_s=row.timing.first_token_s,
-                total_s=row.timing.total_s,
-            )
+
+
+def _exchange_of(session: Session, point: RunPoint, row: Row, settings: CellSettings, num_history: int) -> Exchange:
+    """The exchange of `row` at the end of the session's branch, which has `num_history` tokens; raises as `replay`.
+
+    Args:
+        settings: those of the turn.
+    """
+    tree, tokenizer, template = session.tree, session.engine.tokenizer, session.template_of(settings)
+    prompt = tuple(tokenizer.encode(template.turn(row.prompt)))
+    num_prompt = num_history + len(prompt)
+    if num_prompt != row.tokens.prompt:
+        raise UsageError(
+            f"{point.directory}: the prompt of turn {row.turn} had {row.tokens.prompt} tokens, "
+            f"here it has {num_prompt}",
+            hint="give the run's --prelude and --template; its script must be unchanged",
         )
+    is_gold = point.cell.get("history") == "gold"
+    if is_gold and row.reference is not None and row is not point.rows[-1]:
+        # In the run, the next turn followed the reference, not this reply.
+        prompt = tuple(tokenizer.encode(template.past_turn(row.prompt)))
+        after_prompt = tuple(tokenizer.encode(template.reply(row.reference.text)))
+        reply, ids, finish_reason = row.reference.text, (), REFERENCE
+    else:
+        reply, ids, finish_reason = row.reply, row.reply_ids, cast("FinishReason", row.finish_reason)
+        history = closed_history(tokenizer, prompt, ids, finish_reason, row.stopped_by, template.closing)
+        after_prompt = history[len(prompt) :]
+    return Exchange(
+        number=len(tree.exchanges),
+        parent=None if tree.last is None else tree.last.number,
+        opening=tree.head.opening,
+        turn=row.turn,
+        attempt=0,
+        seed=row.seed,
+        user=row.prompt,
+        prompt=prompt,
+        ids=ids,
+        rest=after_prompt,
+        reply=reply,
+        raw=reply,
+        finish_reason=finish_reason,
+        stopped_by=row.stopped_by,
+        settings=turn_values(settings),
+        first_token_s=row.timing.first_token_s,
+        total_s=row.timing.total_s,
+    )
 
 
 def settings_of(point: RunPoint) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from rwkvbatch.chat.runs import RunPoint, read_point, refuse_other_files, replay
 from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session
 from rwkvbatch.chat.storage import Transcript, default_path, load_session, state_directory
 from rwkvbatch.config import NO_ADAPTER, CellSettings, preset
+from rwkvbatch.config.sources import ResolvedSettings, naming_origins, resolve_settings
 from rwkvbatch.endpoint.client import Client, ClientOptions, check_url
 from rwkvbatch.endpoint.engine import EndpointEngine
 from rwkvbatch.endpoint.served import (
@@ -35,7 +36,6 @@ from rwkvbatch.errors import UsageError
 from rwkvbatch.model.load import load_model, resolve_model_path
 from rwkvbatch.prompt.templates import load_prelude
 from rwkvbatch.prompt.vocabulary import tokenizer_of
-from rwkvbatch.replay.layers import Layered, layer_settings, naming_origins
 
 NO_PRELUDE = "none"
 DEFAULT_PRELUDE = "api-demo-chat"
@@ -53,7 +53,7 @@ class ChatArguments:
     Attributes:
         values: by name, the settings that were given.
         transcript: file of the transcript; None for one in the user's state directory.
-        layered: `values` merged with the environment and the settings file; None to merge them with the environment.
+        resolved: `values` merged with the environment and the settings file; None to merge them with the environment.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -63,7 +63,7 @@ class ChatArguments:
     from_run: str | None = None
     cell: str | None = None
     repeat: int = 0
-    layered: Layered | None = None
+    resolved: ResolvedSettings | None = None
     raw: bool = False
     json: bool = False
     quiet: bool = False
@@ -117,26 +117,57 @@ def open_chat(arguments: ChatArguments, view: View, *, is_terminal: bool) -> Cha
     elif arguments.cell is not None or arguments.repeat:
         option = "--repeat" if arguments.cell is None else "--cell"
         raise UsageError(f"{option} belongs to --from, which is not given")
-    layered = arguments.layered or layer_settings(arguments.values, environment=os.environ)
-    with naming_origins(layered.origins):
-        return _open_chat(arguments, layered, point, view, is_terminal=is_terminal)
+    resolved = arguments.resolved or resolve_settings(arguments.values, environment=os.environ)
+    with naming_origins(resolved.origins):
+        if resolved.settings.endpoint is None:
+            started = _start_local(arguments, resolved, point)
+        else:
+            started = _start_served(arguments, resolved)
+        session, given, unfinished = started.session, started.session.settings, None
+        if arguments.load is not None:  # before the transcript, which may be the same file
+            unfinished = load_session(session, arguments.load)
+            _use_given(session, given, resolved, arguments.load)
+        path = arguments.transcript or default_path(state_directory() / "chats")
+        transcript = Transcript(None if arguments.no_transcript else path)
+        chat = Chat(session, view, transcript, started.load_engine, is_terminal=is_terminal)
+        transcript.start(session)
+        if not arguments.quiet:
+            _show_model(chat, bundled=started.is_bundled)
+            if point is None:
+                note_probable_mistakes(chat, given.system, "--system")
+        if point is not None:
+            view.replay(session.tree.path())
+        if arguments.load is not None:
+            show_loaded(chat, arguments.load, unfinished)
+        return chat
 
 
-def _open_chat(
-    arguments: ChatArguments, layered: Layered, point: RunPoint | None, view: View, *, is_terminal: bool
-) -> Chat:
-    run_settings = layered.settings
-    if run_settings.endpoint is not None:
-        return _open_served_chat(arguments, layered, view, is_terminal=is_terminal)
-    check_settings(run_settings, layered.named)
-    refuse_without(("endpoint",), CLIENT_SETTINGS, run_settings, layered.named)
+@dataclass(frozen=True)
+class _Started:
+    """A session with its opening.
+
+    Attributes:
+        load_engine: makes an engine with another model, for `/model`.
+        is_bundled: whether the model is the bundled one.
+    """
+
+    session: Session
+    load_engine: Callable[[str | None], Engine]
+    is_bundled: bool = False
+
+
+def _start_local(arguments: ChatArguments, resolved: ResolvedSettings, point: RunPoint | None) -> _Started:
+    """A session with a model in this process, after the turns of `point`."""
+    run_settings = resolved.settings
+    check_settings(run_settings, resolved.named)
+    refuse_without(("endpoint",), CLIENT_SETTINGS, run_settings, resolved.named)
     bundled = resolve_model_path(run_settings.model).bundled
-    settings = chat_settings(layered, bundled=bundled, point=point)
+    settings = chat_settings(resolved, bundled=bundled, point=point)
     if point is not None:
         refuse_other_files(point, settings)
     prelude = choose_prelude(settings, bundled=bundled or point is not None)
 
-    run_vocab = None if point is None or "vocab" in layered.named else point.vocab
+    run_vocab = None if point is None or "vocab" in resolved.named else point.vocab
     vocab = run_vocab or run_settings.vocab
 
     def load_engine(path: str | None) -> Engine:
@@ -150,36 +181,20 @@ def _open_chat(
     engine = load_engine(run_settings.model)
     settings.check_vocabulary(engine.model.spec.vocab_size, "--ban")
     identity = Identity(run_settings.seed) if point is None else point.identity
-    if "seed" in layered.named:
+    if "seed" in resolved.named:
         identity = replace(identity, seed=run_settings.seed)
     session = Session(engine, settings, identity, vocab=vocab)
     system = settings.system if point is None else point.system
-    if point is not None and "system" in layered.named and (settings.system or None) != system:
+    if point is not None and "system" in resolved.named and (settings.system or None) != system:
         message = f"--from: {point.directory} began with another system message than --system gives"
         raise UsageError(message, hint="leave --system out: the run's is taken")
     session.begin(system=system, prelude=prelude, state_file=settings.state)
     if point is not None:
         replay(session, point)
-    unfinished = None
-    if arguments.load is not None:  # before the transcript, which may be the same file
-        unfinished = load_session(session, arguments.load)
-        _use_given(session, settings, layered, arguments.load)
-    path = arguments.transcript or default_path(state_directory() / "chats")
-    transcript = Transcript(None if arguments.no_transcript else path)
-    chat = Chat(session, view, transcript, load_engine, is_terminal=is_terminal)
-    transcript.start(session)
-    if not arguments.quiet:
-        _show_model(chat, bundled=bundled)
-    if point is None and not arguments.quiet:
-        note_probable_mistakes(chat, system, "--system")
-    if point is not None:
-        view.replay(session.tree.path())
-    if arguments.load is not None:
-        show_loaded(chat, arguments.load, unfinished)
-    return chat
+    return _Started(session, load_engine, bundled)
 
 
-def _use_given(session: Session, settings: CellSettings, layered: Layered, path: Path) -> None:
+def _use_given(session: Session, settings: CellSettings, resolved: ResolvedSettings, path: Path) -> None:
     """Apply the command line's settings of replies to the session that was loaded from `path`.
 
     Raises:
@@ -193,25 +208,25 @@ def _use_given(session: Session, settings: CellSettings, layered: Layered, path:
         "template": (session.settings.template, settings.template),
         "bos": (session.settings.bos, settings.bos),
     }
-    for name in layered.named & began_with.keys():
+    for name in resolved.named & began_with.keys():
         expected, value = began_with[name]
         if value != expected:
             problem = f"--load: the session in {path} began with another value than --{name} gives"
             raise UsageError(problem, hint=f"leave --{name} out: the session's is taken")
-    names = layered.explicit & set(TURN_SETTINGS)
+    names = resolved.explicit & set(TURN_SETTINGS)
     session.use_settings(session.settings.replace(**{name: getattr(settings, name) for name in names}))
-    if "seed" in layered.named:
-        session.identity = replace(session.identity, seed=layered.settings.seed)
+    if "seed" in resolved.named:
+        session.identity = replace(session.identity, seed=resolved.settings.seed)
 
 
-def _open_served_chat(arguments: ChatArguments, layered: Layered, view: View, *, is_terminal: bool) -> Chat:
-    """A chat with a served model. Commands that need the states of an engine are not available.
+def _start_served(arguments: ChatArguments, resolved: ResolvedSettings) -> _Started:
+    """A session with a served model. Commands that need the states of an engine are not available.
 
     Raises:
         UsageError: an option needs a model in this process, see `check_settings`.
     """
-    run_settings = layered.settings
-    check_settings(run_settings, layered.named)
+    run_settings = resolved.settings
+    check_settings(run_settings, resolved.named)
     if arguments.from_run is not None or arguments.load is not None:
         raise UsageError(
             "--from and --load continue a dialogue of a model in this process, and --endpoint is given",
@@ -231,18 +246,10 @@ def _open_served_chat(arguments: ChatArguments, layered: Layered, view: View, *,
     session = Session(engine, settings, Identity(run_settings.seed), vocab=run_settings.vocab)
     prelude = settings.prelude
     session.begin(system=settings.system, prelude=None if prelude in (None, NO_PRELUDE) else load_prelude(prelude))
-    path = arguments.transcript or default_path(state_directory() / "chats")
-    transcript = Transcript(None if arguments.no_transcript else path)
-    chat = Chat(session, view, transcript, refuse_model, is_terminal=is_terminal)
-    transcript.start(session)
-    if not arguments.quiet:
-        view.note(f"{spec.in_words}, {spec.api}")
-        _show_keys(chat)
-        note_probable_mistakes(chat, settings.system, "--system")
-    return chat
+    return _Started(session, refuse_model)
 
 
-def chat_settings(layered: Layered, *, bundled: bool, point: RunPoint | None = None) -> CellSettings:
+def chat_settings(resolved: ResolvedSettings, *, bundled: bool, point: RunPoint | None = None) -> CellSettings:
     """The settings of a session with a model in this process: the given ones, or else the defaults for the model.
 
     After a run, those of the command line, or else those of the run.
@@ -250,10 +257,10 @@ def chat_settings(layered: Layered, *, bundled: bool, point: RunPoint | None = N
     The bundled model is greedy and without penalties. Its tokens are single bytes, so that penalties, which count
     tokens, would suppress letters. Other models are sampled as in API_DEMO_CHAT.
     """
-    settings = layered.settings
+    settings = resolved.settings
     given: Set[str] = settings.model_fields_set
     if point is not None:
-        defaults, given = settings_of(point), layered.explicit
+        defaults, given = settings_of(point), resolved.explicit
     elif bundled:
         defaults = dict(preset("greedy"))
     else:
@@ -274,6 +281,8 @@ def choose_prelude(settings: CellSettings, *, bundled: bool) -> str | None:
 def _show_model(chat: Chat, *, bundled: bool) -> None:
     spec = chat.session.engine.model.spec
     if isinstance(spec, ServedSpec):
+        chat.view.note(f"{spec.in_words}, {spec.api}")
+        _show_keys(chat)
         return
     unit, scale = ("M", 1e6) if spec.num_parameters < 1e9 else ("B", 1e9)
     size = f"{spec.num_parameters / scale:.1f} {unit}"

@@ -16,15 +16,13 @@ from typing import Any, cast
 
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.tree import read_tree, tree_values
+from rwkvbatch.config.names import with_later_settings
 from rwkvbatch.errors import InputError, StorageError, parsing_problem
 from rwkvbatch.files import (
     OS_FILES,
     PRIVATE_DIRECTORY_MODE,
     PRIVATE_MODE,
-    FileKind,
-    check_target,
     file_ends_a_line,
-    file_head,
     make_directory,
     open_to_append,
     read_file,
@@ -32,7 +30,7 @@ from rwkvbatch.files import (
     write_all,
 )
 from rwkvbatch.prompt.escaping import one_line
-from rwkvbatch.setting_names import with_later_settings
+from rwkvbatch.targets import FileKind, check_target, file_head
 
 FORMAT = 1
 KIND = "rwkvbatch-chat"

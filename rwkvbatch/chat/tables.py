@@ -11,10 +11,10 @@ from rich.text import Text
 
 from rwkvbatch.chat.app import Chat
 from rwkvbatch.config import PRESETS, Sampling
+from rwkvbatch.config.names import SHORT_NAMES
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.replay.progress import duration
-from rwkvbatch.setting_names import SHORT_NAMES
 
 NUM_CANDIDATES = 10
 
@@ -86,11 +86,14 @@ def tokens(chat: Chat, count: int) -> None:
     if last is None or not last.ids:
         raise UsageError("/tokens shows the last reply, and there is none yet")
     logprobs = chat.session.logprobs(last)
-    table = _token_table("", "id", "probability", "logprob")
-    for index, (token, logprob) in enumerate(zip(last.ids[:count], logprobs, strict=False)):
-        probability = f"{math.exp(logprob):.2%}"
-        table.add_row(str(index), str(token), probability, f"{logprob:z.3f}", _token_text(chat, token))
+    is_scored = len(logprobs) == len(last.ids)
+    table = _token_table("", "id", *(("probability", "logprob") if is_scored else ()))
+    for index, token in enumerate(last.ids[:count]):
+        numbers = (f"{math.exp(logprobs[index]):.2%}", f"{logprobs[index]:z.3f}") if is_scored else ()
+        table.add_row(str(index), str(token), *numbers, _token_text(chat, token))
     chat.view.show(table)
+    if not is_scored:
+        chat.view.note("the server gives no log-probabilities of these tokens")
     num_hidden = len(last.ids) - count
     if num_hidden > 0:
         chat.view.note(f"and {num_hidden} more; /tokens {len(last.ids)} shows all of them")

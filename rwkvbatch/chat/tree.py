@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any
 
+from rwkvbatch.config.names import with_later_settings
 from rwkvbatch.engine.request import END_OF_TEXT
 from rwkvbatch.errors import UsageError
-from rwkvbatch.setting_names import with_later_settings
 
 MAIN = "main"
 REFERENCE = "reference"

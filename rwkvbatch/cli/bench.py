@@ -6,18 +6,10 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from rwkvbatch.cli.checkpoints import model_path
+from rwkvbatch.cli.command import Command, command_app
 from rwkvbatch.cli.exits import message, print_json
-from rwkvbatch.cli.options import (
-    Command,
-    JsonOption,
-    QuietOption,
-    RandomOption,
-    SparsityOption,
-    command_app,
-    model_path,
-    option,
-    with_settings,
-)
+from rwkvbatch.cli.options import JsonOption, QuietOption, RandomOption, SparsityOption, option, with_settings
 from rwkvbatch.errors import UsageError, counted
 
 if TYPE_CHECKING:
@@ -54,7 +46,7 @@ def bench_command(
 ) -> None:
     """Measure decoding, prefill, sampling, tokenizing, loading, and the machine's own limits."""
     from rwkvbatch.config import RunSettings
-    from rwkvbatch.replay.layers import checked_values
+    from rwkvbatch.config.sources import checked_values
 
     checked = RunSettings(**checked_values(settings))
     if cpu_time and checked.threads not in (None, 1):

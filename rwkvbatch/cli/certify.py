@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import ExitCode, message, print_json
-from rwkvbatch.cli.options import Command, JsonOption, QuietOption, command_app, examples, option, with_settings
+from rwkvbatch.cli.options import JsonOption, QuietOption, option, with_settings
 
 if TYPE_CHECKING:
     from rwkvbatch.bench.certify import Certificate
@@ -50,12 +51,12 @@ def certify_command(
     Also whether it gives the same answer twice, and under load. Exit code 1 if it is damaged.
     """
     from rwkvbatch.bench.certify import certify, options_of
-    from rwkvbatch.replay.layers import layer_settings, naming_origins
+    from rwkvbatch.config.sources import naming_origins, resolve_settings
 
     environment = {name: value for name, value in os.environ.items() if name in ("RWKVBATCH_MODEL", "RWKVBATCH_VOCAB")}
-    layered = layer_settings(settings, environment=environment)
-    with naming_origins(layered.origins):
-        certificate = certify(url, options_of(layered.settings, script), partial(message, quiet=quiet))
+    resolved = resolve_settings(settings, environment=environment)
+    with naming_origins(resolved.origins):
+        certificate = certify(url, options_of(resolved.settings, script), partial(message, quiet=quiet))
     if json_output:
         print_json(certificate.as_dict(), indent=None)
     else:

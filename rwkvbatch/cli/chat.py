@@ -8,18 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from rwkvbatch.cli.checkpoints import read_ahead
+from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import ExitCode
-from rwkvbatch.cli.options import (
-    OUTPUT_PANEL,
-    Command,
-    ConfigOption,
-    QuietOption,
-    command_app,
-    examples,
-    option,
-    read_ahead,
-    with_settings,
-)
+from rwkvbatch.cli.options import OUTPUT_PANEL, ConfigOption, QuietOption, option, with_settings
 from rwkvbatch.config import DialoguePrompt, Sampling, Stopping
 
 PANEL = "The session"
@@ -87,9 +79,9 @@ def chat_command(
     On a terminal with an input line, colours and slash commands ([bold]/help[/]); from a pipe each line is a message.
     """
     read_ahead(settings)
-    from rwkvbatch.replay.layers import layer_settings
+    from rwkvbatch.config.sources import resolve_settings
 
-    layered = layer_settings(settings, environment=os.environ, config=config)
+    resolved = resolve_settings(settings, environment=os.environ, config=config)
     from rwkvbatch.chat.start import ChatArguments, run_chat
 
     arguments = ChatArguments(
@@ -100,7 +92,7 @@ def chat_command(
         from_run=from_run,
         cell=cell,
         repeat=repeat,
-        layered=layered,
+        resolved=resolved,
         raw=raw,
         json=json_output,
         quiet=quiet,

@@ -8,16 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
+from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import ExitCode, message, print_json
 from rwkvbatch.cli.options import (
     JUDGE_HELP,
     JUDGE_PANEL,
     JUDGE_SETTINGS,
-    Command,
     JsonOption,
     QuietOption,
-    command_app,
-    examples,
     option,
     with_settings,
 )
@@ -54,13 +52,13 @@ def check_command(
     when a check fails.
     """
     from rwkvbatch.cli.views import progress_bars
+    from rwkvbatch.config.sources import resolve_settings
     from rwkvbatch.judges.source import judge_source
-    from rwkvbatch.replay.layers import layer_settings
     from rwkvbatch.replay.logs import command_line
     from rwkvbatch.replay.recheck import recheck
 
-    layered = layer_settings(settings, environment=os.environ)
-    judge = judge_source(layered.settings, given=layered.named)
+    resolved = resolve_settings(settings, environment=os.environ)
+    judge = judge_source(resolved.settings, given=resolved.named)
     with progress_bars(quiet=quiet) as bars:
         result = recheck(
             run,

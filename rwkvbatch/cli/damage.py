@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from rwkvbatch.cli.command import examples
 from rwkvbatch.cli.exits import message, print_json
 from rwkvbatch.cli.options import JsonOption, ModelArgument, QuietOption, option, thread_count, with_settings
 from rwkvbatch.errors import InputError, UsageError, counted
@@ -16,18 +17,14 @@ if TYPE_CHECKING:
     from rwkvbatch.model.base import Model
     from rwkvbatch.prompt.tokenizer import Tokenizer
 
-DAMAGE_EPILOG = """[bold]Examples[/]
-
-  rwkvbatch model damage NAME --strategy "cpu int4" --against "cpu bf16" --texts wiki.jsonl
-
-  rwkvbatch model damage NAME --strategy "cpu int4" --against "cpu bf16" --script chats.jsonl
-
-  rwkvbatch model damage name-int4 --against NAME --texts texts/
-
-  rwkvbatch model damage step-2000.pth --against step-1000.pth --texts wiki.jsonl
-
-Do not judge a rounding by nll alone: long reasoning suffers first. Replay scripts with both too, and compare the runs.
-"""
+DAMAGE_EPILOG = examples(
+    'rwkvbatch model damage NAME --strategy "cpu int4" --against "cpu bf16" --texts wiki.jsonl',
+    'rwkvbatch model damage NAME --strategy "cpu int4" --against "cpu bf16" --script chats.jsonl',
+    "rwkvbatch model damage name-int4 --against NAME --texts texts/",
+    "rwkvbatch model damage step-2000.pth --against step-1000.pth --texts wiki.jsonl",
+    note="Do not judge a rounding by nll alone: long reasoning suffers first. Replay scripts with both too, and "
+    "compare the runs.",
+)
 
 DIALOGUE_SETTINGS = (
     *("template", "think", "turn_end", "reply_prefix", "bos", "system", "prelude", "max_tokens", "only", "limit"),
@@ -85,9 +82,9 @@ def damage_command(
 def _models(model: str | None, against: str, settings: dict[str, Any]) -> tuple[Model, Model]:
     """The model that `--against` gives, and the measured model."""
     from rwkvbatch.config import CellSettings
+    from rwkvbatch.config.sources import checked_values
     from rwkvbatch.model.load import load_model, resolve_model_path
     from rwkvbatch.model.strategy import looks_like_strategy, parse_strategy
-    from rwkvbatch.replay.layers import checked_values
 
     threads = thread_count(settings.pop("threads", None))
     cell_settings = CellSettings(**checked_values(settings))

@@ -22,16 +22,16 @@ def pair_judge(
 ) -> Generator[PairJudge | None]:
     """The judge that the options name, with progress on standard error; None without one."""
     from rwkvbatch.cli.views import progress_bars
+    from rwkvbatch.config.sources import resolve_settings
     from rwkvbatch.judges.answers import JudgeAnswers, MemoryRecord, digest_of
     from rwkvbatch.judges.pairs import PairJudge
     from rwkvbatch.judges.questions import DEFAULT_CRITERION, check_criterion
     from rwkvbatch.judges.source import judge_source
-    from rwkvbatch.replay.layers import layer_settings
 
     # A judge that only the environment names answers checks of runs; pairs are judged only if an option asks for it.
     is_given = settings.keys() & {"judge", "judge_url"}
-    layered = layer_settings(settings, environment=os.environ)
-    source = judge_source(layered.settings, given=layered.named) if is_given else None
+    resolved = resolve_settings(settings, environment=os.environ)
+    source = judge_source(resolved.settings, given=resolved.named) if is_given else None
     if source is None:
         if settings or criterion is not None:
             raise UsageError(
@@ -62,12 +62,13 @@ def _store_of(sources: Sequence[str], *, quiet: bool) -> AnswerStore | None:
     None if no run directory is compared, or the directory cannot be used.
     """
     from rwkvbatch.results.answers import PREFERENCES_NAME, AnswerStore
+    from rwkvbatch.results.folder import Folder
 
     paths = sorted({Path(source.partition("::")[0]).resolve() for source in sources})
     for path in paths:
         if (path / "manifest.json").is_file():
             try:
-                return AnswerStore(path, PREFERENCES_NAME, alone=True)
+                return AnswerStore(Folder(path), PREFERENCES_NAME, alone=True)
             except RunDirectoryError as error:
                 message(f"note: {error}; the judge's answers are not kept", quiet=quiet)
                 return None

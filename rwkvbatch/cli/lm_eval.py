@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from rwkvbatch.cli.options import Command, command_app, examples
+from rwkvbatch.cli.command import Command, command_app, examples
 
 app = command_app()
 

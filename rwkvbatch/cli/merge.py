@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import ExitCode, message, print_json
-from rwkvbatch.cli.options import Command, JsonOption, QuietOption, command_app, examples, option
+from rwkvbatch.cli.options import JsonOption, QuietOption, option
 from rwkvbatch.errors import counted
 
 if TYPE_CHECKING:

@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from rwkvbatch.cli.checkpoints import model_path
+from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.damage import DAMAGE_EPILOG, damage_command
 from rwkvbatch.cli.exits import ExitCode, message, print_json
 from rwkvbatch.cli.options import (
     AdapterOption,
-    Command,
     Force,
     JsonOption,
     ModelArgument,
     QuietOption,
     RandomOption,
-    command_app,
-    model_path,
     option,
     thread_count,
     with_settings,
@@ -33,16 +32,13 @@ if TYPE_CHECKING:
     from rwkvbatch.bench.verify import Verification
     from rwkvbatch.model.description import Description
 
-VERIFY_EPILOG = """[bold]Examples[/]
-
-  rwkvbatch model verify
-
-  rwkvbatch model verify NAME --strategy "cuda fp16"
-
-  rwkvbatch model verify --random 4x1024 --strategy "cuda fp32"
-
-On a GPU, try fp32 too: the same kernels with the tightest limit. The exit code is 1 when the logits differ by more.
-"""
+VERIFY_EPILOG = examples(
+    "rwkvbatch model verify",
+    'rwkvbatch model verify NAME --strategy "cuda fp16"',
+    'rwkvbatch model verify --random 4x1024 --strategy "cuda fp32"',
+    note="On a GPU, try fp32 too: the same kernels with the tightest limit. The exit code is 1 when the logits "
+    "differ by more.",
+)
 
 app = command_app(
     help="Make, describe and convert checkpoints, and verify that they run right on this machine.", no_args_is_help=True
@@ -151,6 +147,7 @@ def convert_command(
     from rwkvbatch.model.adapters import parse_adapter
     from rwkvbatch.model.checkpoint import open_checkpoint
     from rwkvbatch.model.load import resolve_model_path
+    from rwkvbatch.model.quantised import rounding_of
     from rwkvbatch.model.safetensors import check_tensor_target, save_entries
     from rwkvbatch.model.strategy import DTYPES
     from rwkvbatch.prompt.vocabulary import METADATA_KEY
@@ -166,7 +163,11 @@ def convert_command(
         with written_bar(output, tensors, quiet=quiet) as on_written:
             save_entries(output, tensors, metadata=metadata, replace=force, on_written=on_written)
         undone = "".join(f"; undone: {phrase}" for phrase in checkpoint.file.undone)
-    message(f"wrote {output}, {counted(len(tensors), 'tensor')}{undone}", quiet=quiet)
+        rounding = rounding_of(checkpoint.file.metadata)
+    dequantised = "" if rounding is None else f"; dequantised from {rounding}"
+    message(f"wrote {output}, {counted(len(tensors), 'tensor')}{undone}{dequantised}", quiet=quiet)
+    if declared is not None and output.suffix != ".safetensors":
+        message(f"a .pth cannot declare its vocabulary: give --vocab {declared} with it", quiet=quiet)
 
 
 app.command("quantize", cls=Command, epilog=QUANTIZE_EPILOG)(quantize_command)
@@ -183,7 +184,7 @@ def verify_command(
 ) -> None:
     """Compare a backend's logits with those of the reference operations (fp32 on the CPU), on this machine."""
     from rwkvbatch.config import CellSettings
-    from rwkvbatch.replay.layers import checked_values
+    from rwkvbatch.config.sources import checked_values
 
     threads = thread_count(settings.pop("threads", None))
     cell_settings = CellSettings(**checked_values(settings))

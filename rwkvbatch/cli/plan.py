@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import message, print_json
-from rwkvbatch.cli.options import Command, JsonOption, QuietOption, command_app, option
+from rwkvbatch.cli.options import JsonOption, QuietOption, option
 from rwkvbatch.errors import UsageError, counted
 
 if TYPE_CHECKING:
@@ -19,15 +20,12 @@ if TYPE_CHECKING:
 MAX_VARIANTS = 10_000
 SMALLEST_DIFFERENCE = 1e-6
 
-EPILOG = """[bold]Examples[/]
-
-  rwkvbatch plan datasets/demo.jsonl --detect 0.05
-
-  rwkvbatch run datasets/demo.jsonl --temp 0.7,1.0 --repeats 3 --out runs/pilot
-  rwkvbatch plan datasets/demo.jsonl --detect 0.02 --power 0.9 --pilot runs/pilot
-
-  rwkvbatch plan questions.jsonl --metric nll --detect 0.01 --pilot runs/pilot --variants 5
-"""
+EPILOG = examples(
+    "rwkvbatch plan datasets/demo.jsonl --detect 0.05",
+    """rwkvbatch run datasets/demo.jsonl --temp 0.7,1.0 --repeats 3 --out runs/pilot
+  rwkvbatch plan datasets/demo.jsonl --detect 0.02 --power 0.9 --pilot runs/pilot""",
+    "rwkvbatch plan questions.jsonl --metric nll --detect 0.01 --pilot runs/pilot --variants 5",
+)
 
 
 app = command_app()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from rwkvbatch.cli.command import examples
 from rwkvbatch.cli.exits import message
 from rwkvbatch.cli.options import AdapterOption, Force, QuietOption, option
 from rwkvbatch.errors import UsageError
@@ -21,16 +22,12 @@ if TYPE_CHECKING:
     from rwkvbatch.model.quantised import Fit
     from rwkvbatch.model.tensor_file import Entry, OnWritten
 
-QUANTIZE_EPILOG = """[bold]Examples[/]
-
-  rwkvbatch model quantize NAME name-int4.safetensors
-
-  rwkvbatch model quantize NAME name-int4.safetensors --calibrate texts/
-
-  rwkvbatch model quantize NAME name-w8a8.safetensors --to w8a8
-
-  rwkvbatch model damage name-int4 --against NAME --texts other-texts/
-"""
+QUANTIZE_EPILOG = examples(
+    "rwkvbatch model quantize NAME name-int4.safetensors",
+    "rwkvbatch model quantize NAME name-int4.safetensors --calibrate texts/",
+    "rwkvbatch model quantize NAME name-w8a8.safetensors --to w8a8",
+    "rwkvbatch model damage name-int4 --against NAME --texts other-texts/",
+)
 
 FEWEST_TOKENS, MOST_TOKENS = 256, 4_194_304
 

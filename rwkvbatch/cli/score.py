@@ -7,19 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
+from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.options import (
-    Command,
     ConfigOption,
     JsonOption,
     QuietOption,
     RunOutOption,
     VerboseOption,
-    command_app,
-    examples,
     option,
     with_settings,
 )
-from rwkvbatch.cli.run import RUN_PANEL, SCRIPT_PANEL, run_with_progress, show_result
+from rwkvbatch.cli.run import RUN_PANEL, SCRIPT_PANEL, RepairOption, run_with_progress, show_result
 from rwkvbatch.signals import leaving_at_once
 
 app = command_app()
@@ -35,9 +33,12 @@ app = command_app()
     ),
 )
 @with_settings(
-    "model", "adapter", "strategy", "backend", "state", "batch_size", "threads", "workers", "devices", "ray",
-    "state_memory", "bos", "limit", "shuffle_seed", "max_failures",
-)  # fmt: skip
+    *("model", "adapter", "strategy", "backend", "state", "batch_size", "threads", "vocab", "state_memory"),
+    *("workers", "devices", "ray", "bos", "limit", "shuffle_seed", "max_failures"),
+    batch_size="Texts that a worker reads at once. Does not change results. [dim]Default: 32[/]",
+    limit="At most N texts.",
+    shuffle_seed="Shuffle the texts with this seed, before --limit.",
+)
 def score_command(
     files: Annotated[
         list[str], typer.Argument(metavar="FILE", help="Text files, JSON lines with text, folders; - is JSON lines.")
@@ -46,6 +47,7 @@ def score_command(
         bool, option("--skip-bad", "Set files and lines that cannot be used aside.", panel=SCRIPT_PANEL)
     ] = False,
     retry_errors: Annotated[bool, option("--retry-errors", "Score failed texts again.", panel=RUN_PANEL)] = False,
+    repair: RepairOption = False,
     out: RunOutOption = None,
     config: ConfigOption = None,
     json_output: JsonOption = False,
@@ -64,7 +66,7 @@ def score_command(
     from rwkvbatch.replay.logs import logging_to
 
     settings |= {"config": config, "environment": os.environ, "skip_bad": skip_bad, "shard": None, "documents": True}
-    settings |= {"retry_errors": retry_errors}
+    settings |= {"retry_errors": retry_errors, "repair": repair}
     with leaving_at_once(), logging_to(None, verbose=verbose, quiet=quiet):
         result = run_with_progress(files, settings, out, quiet=quiet)
     show_result(result, json_output=json_output, quiet=quiet)

@@ -5,18 +5,10 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any
 
+from rwkvbatch.cli.checkpoints import read_ahead
+from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import message, print_json
-from rwkvbatch.cli.options import (
-    OUTPUT_PANEL,
-    Command,
-    ConfigOption,
-    QuietOption,
-    command_app,
-    examples,
-    option,
-    read_ahead,
-    with_settings,
-)
+from rwkvbatch.cli.options import OUTPUT_PANEL, ConfigOption, QuietOption, option, with_settings
 from rwkvbatch.config import DialoguePrompt, Sampling, Stopping
 
 PANEL = "The server"
@@ -78,18 +70,18 @@ def serve_command(
     $RWKVBATCH_API_KEY is set, clients must send it. Ctrl-C ends the server after the unfinished replies.
     """
     read_ahead(settings)
+    from rwkvbatch.config.sources import naming_origins, resolve_settings
     from rwkvbatch.errors import MissingExtraError
-    from rwkvbatch.replay.layers import layer_settings, naming_origins
 
-    layered = layer_settings(settings, environment=os.environ, config=config)
+    resolved = resolve_settings(settings, environment=os.environ, config=config)
     try:
         from rwkvbatch.serve.server import LoadedServer, ServeArguments, Serving, key_from_environment, named_states
     except ModuleNotFoundError as error:
         text = f"rwkvbatch serve needs the package {error.name}, which is not installed"
         raise MissingExtraError(text, extra="serve") from None
 
-    with naming_origins(layered.origins):
-        chosen = layered.settings
+    with naming_origins(resolved.origins):
+        chosen = resolved.settings
         loaded = LoadedServer(
             ServeArguments(
                 settings=chosen,

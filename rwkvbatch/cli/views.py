@@ -145,13 +145,15 @@ MAX_WARNINGS = 50
 def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     """Print the plan of a run, with warnings. Reads the checkpoints' headers for their vocabularies; loads no model."""
     from rwkvbatch.cli.exits import print_json
-    from rwkvbatch.replay.models import vocabularies
+    from rwkvbatch.config.sources import naming_origins
+    from rwkvbatch.replay.models import check_headers
     from rwkvbatch.replay.preview import preview
     from rwkvbatch.replay.prompts import PromptEncoder
     from rwkvbatch.replay.rubrics import questions_of
     from rwkvbatch.script.lint import lint, lint_system
 
-    tokenizer, vocabulary_warnings = vocabularies(prepared.plan)
+    with naming_origins(prepared.plan.origins):
+        tokenizer, model_warnings = check_headers(prepared.plan)
     counts = preview(prepared.plan, PromptEncoder(tokenizer))
     cells = prepared.plan.cell_settings
     script_warnings = lint(
@@ -161,7 +163,7 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
         reply_prefix=cells[0].reply_prefix,
     )
     option_warnings = lint_system(cell.system for cell in cells if cell.system is not None)
-    warnings = [*vocabulary_warnings, *map(str, (*option_warnings, *script_warnings))]
+    warnings = [*model_warnings, *map(str, (*option_warnings, *script_warnings))]
     if as_json:
         print_json({**counts.as_dict(), "judge_questions": questions_of(prepared.plan), "warnings": warnings})
         return

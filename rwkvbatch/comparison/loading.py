@@ -19,7 +19,7 @@ from rwkvbatch.comparison.table import NO_RESULTS, read_results, tabulate
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
 from rwkvbatch.results.manifest import FORMER, read_manifest, shard_text
 from rwkvbatch.results.status import planned_rows, why_unfinished
-from rwkvbatch.results.store import RESULTS_NAME
+from rwkvbatch.targets import RESULTS_NAME
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -46,7 +46,7 @@ class JudgesPairs(Protocol):
     def name(self) -> str: ...
     @property
     def criterion(self) -> str: ...
-    def settle(self, sides: SidesOf, /) -> bool: ...
+    def ask_missing(self, sides: SidesOf, /) -> bool: ...
     def outcome(self, one: Side, other: Side, /) -> PairOutcome: ...
 
 
@@ -124,7 +124,7 @@ def with_preference(
                 if isinstance(entry, tuple):
                     yield entry
 
-    judge.settle(replies_to_judge)
+    judge.ask_missing(replies_to_judge)
     judged = [_judged(pair_rows, list(_entries(pair_rows, dialogues)), judge) for pair_rows in matched]
     return [pair_rows for pair_rows, _ in judged], [counts for _, counts in judged]
 

@@ -18,7 +18,7 @@ from rwkvbatch.comparison.ngrams import count_ngrams
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError
 from rwkvbatch.files import open_file
 from rwkvbatch.results.recovery import read_lines
-from rwkvbatch.results.row import decode_values
+from rwkvbatch.results.row_codec import decode_values
 from rwkvbatch.results.row_values import check_values
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def read_results(path: Path, notes: list[str], *, needs_checksum: bool = True, c
     """The table of all turns in the file at `path`; appends notes on left-out lines to `notes`.
 
     Args:
-        needs_checksum: refuse lines without a checksum, see `results.row.decode_values`.
+        needs_checksum: refuse lines without a checksum, see `results.row_codec.decode_values`.
         choices: fill the column `choices`; without it, it has None in all rows. A choice takes 300 bytes.
 
     Raises:

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from rwkvbatch.errors import UsageError
-from rwkvbatch.setting import Settings, setting, shown_value
+from rwkvbatch.config.setting import Settings, setting
+from rwkvbatch.errors import UsageError, shown_value
 
 ThinkMode = Literal["off", "on", "fake", "short", "long", "on-parens", "short-parens", "long-parens", "fake-oneline"]
 TurnEnd = Literal["auto", "next-role", "blank-line", "end-of-text"]

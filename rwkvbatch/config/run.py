@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 
 from rwkvbatch.config.prompting import DialoguePrompt, Prompting
 from rwkvbatch.config.sampling import MAX_COUNT, PRESETS, Sampling, Stopping
-from rwkvbatch.setting import Setting, Settings, setting
+from rwkvbatch.config.setting import Setting, Settings, setting
 
 HistoryMode = Literal["own", "gold"]
 EndpointApi = Literal["completions", "completions-ids", "chat"]
@@ -111,10 +111,6 @@ class CellSettings(Sampling, Stopping, DialoguePrompt, Prompting):
     @cached_property
     def sampling(self) -> Sampling:
         return self.part(Sampling)
-
-    @cached_property
-    def stopping(self) -> Stopping:
-        return self.part(Stopping)
 
     @cached_property
     def prompting(self) -> Prompting:

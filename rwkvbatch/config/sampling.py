@@ -14,8 +14,8 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from rwkvbatch.config.prompting import TurnEnd
+from rwkvbatch.config.setting import Settings, explain, setting
 from rwkvbatch.errors import UsageError
-from rwkvbatch.setting import Settings, explain, setting
 
 
 class CutOrder(NamedTuple):

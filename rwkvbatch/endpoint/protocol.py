@@ -31,6 +31,8 @@ EXTENSIONS = frozenset({"top_k", "min_p", "order", "penalty_decay", "no_penalty"
 """Sampling fields that OpenAI's API does not have. Servers that do not know them may ignore them."""
 
 REPLACEMENT = "\ufffd"
+END_OF_TEXT_NAMES = frozenset({"<|endoftext|>", "<|rwkv_tokenizer_end_of_text|>"})
+"""Names of token 0: that of the 20B tokenizer and `rwkvbatch serve`, and that of World's tokenizer in transformers."""
 _NAMED_BYTES = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")
 
 

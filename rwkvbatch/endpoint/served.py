@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from rwkvbatch.config import NO_ADAPTER, CellSettings, EndpointApi
+from rwkvbatch.config.names import option_name
 from rwkvbatch.endpoint.client import Client, check_url
 from rwkvbatch.errors import EndpointError, UnreachableError, UsageError, WorkerError, parsing_problem
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.prompt.tokenizer import MIN_VOCAB_SIZE
-from rwkvbatch.setting_names import option_name
 
 WORLD_SIZE = 65_536
 MAX_NAMES = 20

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from rwkvbatch.endpoint.protocol import REPLACEMENT, ServedToken
+from rwkvbatch.endpoint.protocol import END_OF_TEXT_NAMES, REPLACEMENT, ServedToken
 from rwkvbatch.engine.request import END_OF_TEXT
 from rwkvbatch.errors import EndpointError
 from rwkvbatch.prompt.tokenizer import Tokenizer
@@ -133,8 +133,11 @@ def stop_among(tokens: Sequence[ServedToken], text: str, stops: Sequence[str]) -
 
 
 def ends_with_end_of_text(tokens: Sequence[ServedToken]) -> bool:
-    """Whether the last token of an answer is token 0: by its id, or, without one, as a token without bytes."""
+    """Whether the last token of an answer is token 0: by its id, or, without one, by its name and no bytes.
+
+    A token without a name and bytes is one whose text the server holds back.
+    """
     if not tokens:
         return False
     last = tokens[-1]
-    return last.id == END_OF_TEXT if last.id is not None else last.data == b""
+    return last.id == END_OF_TEXT if last.id is not None else last.text in END_OF_TEXT_NAMES and not last.data

@@ -47,8 +47,8 @@ class PairJudge:
     progress: Callable[[int, int], None] = lambda done, total: None
     should_stop: Callable[[], bool] = lambda: False
 
-    def settle(self, sides: SidesOf) -> bool:
-        """Ask about all pairs of replies in both orders; False if it was stopped before the end."""
+    def ask_missing(self, sides: SidesOf) -> bool:
+        """Ask about each pair of replies in both orders, unless the answer is recorded; False if it was stopped."""
 
         def requests() -> Iterator[VoteRequest]:
             for one, other in sides():

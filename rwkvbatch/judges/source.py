@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+import re
+from collections.abc import Generator, Set
+from contextlib import contextmanager
 
 from rwkvbatch.config import RunSettings
 from rwkvbatch.endpoint.client import JUDGE_OPTIONS, Budget, Client, ClientOptions, check_url
 from rwkvbatch.endpoint.served import Endpoint, extra_fields, refuse_without, served_spec
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import RwkvBatchError, UsageError
 from rwkvbatch.judges.answers import Judge
 from rwkvbatch.judges.local import LocalJudge
 from rwkvbatch.judges.served import ServedJudge
@@ -42,11 +44,13 @@ class JudgeSource:
         if self.is_local:
             from rwkvbatch.model.checkpoint import open_checkpoint
             from rwkvbatch.model.description import describe
-            from rwkvbatch.model.load import resolve_model_path
+            from rwkvbatch.model.load import check_strategy, resolve_model_path
             from rwkvbatch.prompt.vocabulary import tokenizer_of
 
-            with open_checkpoint(resolve_model_path(self._path()).path) as checkpoint:
+            path = resolve_model_path(self._path()).path
+            with _naming_judge_options(), open_checkpoint(path) as checkpoint:
                 tokenizer_of(describe(checkpoint), self._settings.judge_vocab)
+                check_strategy(checkpoint, self._settings.judge_strategy)
         else:
             self._served_judge()
 
@@ -58,8 +62,9 @@ class JudgeSource:
         from rwkvbatch.prompt.vocabulary import tokenizer_of
 
         settings = self._settings
-        model = load_model(self._path(), settings.judge_strategy, threads=settings.threads)
-        return LocalJudge(model, tokenizer_of(model.spec, settings.judge_vocab), settings.batch_size)
+        with _naming_judge_options():
+            model = load_model(self._path(), settings.judge_strategy, threads=settings.threads)
+            return LocalJudge(model, tokenizer_of(model.spec, settings.judge_vocab), settings.batch_size)
 
     def _path(self) -> str:
         from rwkvbatch.model.load import BUNDLED_MODEL
@@ -80,6 +85,21 @@ class JudgeSource:
             model = settings.judge_model or served_spec(Endpoint(url, "", "chat", ""), client).name
             self._served = ServedJudge(client, model, extra)
         return self._served
+
+
+@contextmanager
+def _naming_judge_options() -> Generator[None]:
+    """Name the judge's options in errors about its model."""
+    try:
+        yield
+    except RwkvBatchError as error:
+        error.message = _OPTION.sub(r"--judge-\1", error.message)
+        error.hint = None if error.hint is None else _OPTION.sub(r"--judge-\1", error.hint)
+        error.args = (error.message,)
+        raise
+
+
+_OPTION = re.compile("--(strategy|vocab)")
 
 
 def judge_source(

@@ -13,8 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rwkvbatch.errors import ArgumentError, counted
-from rwkvbatch.setting import shown_value
+from rwkvbatch.errors import ArgumentError, counted, shown_value
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 
 from rwkvbatch.arguments import NAME, TEXT, checks, optional, whole_number
 from rwkvbatch.config import NO_ADAPTER
-from rwkvbatch.errors import CheckpointError, UsageError
+from rwkvbatch.errors import CheckpointError, MissingDeviceError, UsageError
 from rwkvbatch.model import MODEL_VARIABLE, READ_SUFFIXES
 from rwkvbatch.model.adapters import parse_adapter
 from rwkvbatch.model.base import Model, ModelSpec, dimensions_of, is_rwkv7
@@ -27,7 +27,7 @@ from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.quantised import rounding_of
 from rwkvbatch.model.rwkv7 import Network, WeightReader, state_bytes
 from rwkvbatch.model.rwkv7_model import Rwkv7Model, Stepper
-from rwkvbatch.model.strategy import DTYPES, Strategy, parse_strategy
+from rwkvbatch.model.strategy import DTYPES, Strategy, parse_strategy, parse_upstream_strategy
 from rwkvbatch.model.upstream import load_upstream
 
 if TYPE_CHECKING:
@@ -49,16 +49,26 @@ class SeveralNetworksWarning(UserWarning):
     """A file holds dicts of tensors beside the one that is read, such as moving averages of the weights."""
 
 
+class SeveralFilesWarning(UserWarning):
+    """A model's name without its ending is that of several files, of which one is read."""
+
+
 class SlowBackendWarning(UserWarning):
     """The kernels for the device are not available; the reference operations, which are much slower, are used."""
 
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A weights file, and whether it is the bundled model."""
+    """A weights file.
+
+    Attributes:
+        bundled: whether it is the bundled model.
+        others: files that have the given name with another ending.
+    """
 
     path: Path
     bundled: bool
+    others: tuple[Path, ...] = ()
 
 
 def is_bundled(path: str | os.PathLike[str] | None) -> bool:
@@ -91,9 +101,10 @@ def _resolve(path: str | os.PathLike[str] | None) -> ResolvedModel:
     file = Path(name).expanduser()
     candidates = [file, *(Path(f"{file}{suffix}") for suffix in READ_SUFFIXES)]
     try:
-        for candidate in candidates:
-            if candidate.is_file() or (candidate is file and is_model_directory(file)):
-                return ResolvedModel(candidate, bundled=False)
+        if file.is_file() or is_model_directory(file):
+            return ResolvedModel(file, bundled=False)
+        if files := [candidate for candidate in candidates[1:] if candidate.is_file()]:
+            return ResolvedModel(files[0], bundled=False, others=tuple(files[1:]))
         if os.path.lexists(file):
             # A directory, a pipe or a dangling link: opening it raises the right error.
             return ResolvedModel(file, bundled=False)
@@ -157,24 +168,54 @@ def load_model(
         UsageError: an unknown strategy or backend, or one that this machine does not support.
         CheckpointError: the file is missing, damaged, or not an RWKV checkpoint.
     """
-    if backend not in get_args(Backend):
-        raise UsageError(f"--backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
     parsed_adapter = parse_adapter(adapter)
-    with _naming_origin(path), open_checkpoint(resolve_model_path(path).path, parsed_adapter) as checkpoint:
+    resolved = resolve_model_path(path)
+    if resolved.others:
+        names = " and ".join(other.name for other in resolved.others)
+        text = f"{resolved.path} is read, and not {names}; give the name with its ending"
+        warnings.warn(text, SeveralFilesWarning, stacklevel=3)
+    with _naming_origin(path), open_checkpoint(resolved.path, parsed_adapter) as checkpoint:
         for file in checkpoint.file.files:
             if file.choice:
                 text = f"{file.path}: {file.choice}; to use another dict of tensors, save it alone"
                 warnings.warn(text, SeveralNetworksWarning, stacklevel=3)
-        generation = checkpoint.architecture.generation
-        is_supported = is_rwkv7(checkpoint.architecture)
-        if backend == "upstream" or (not is_supported and backend == "auto"):
+        parsed = check_strategy(checkpoint, strategy, backend)
+        if isinstance(parsed, str):
             return load_upstream(checkpoint, strategy, threads=threads)
-        if not is_supported:
-            raise UsageError(
-                f"{checkpoint.file.path} is RWKV-{generation}, which only --backend upstream runs; "
-                f"got --backend {backend}"
+        return _load_rwkv7(checkpoint, parsed, backend, threads)
+
+
+def check_strategy(checkpoint: Checkpoint, strategy: str, backend: str = "auto") -> Strategy | str:
+    """The strategy with which a checkpoint would be loaded; as text for the `rwkv` package.
+
+    Raises:
+        UsageError: as `load_model`, as far as it can be known without loading.
+    """
+    if backend not in get_args(Backend):
+        raise UsageError(f"--backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
+    generation = checkpoint.architecture.generation
+    is_supported = is_rwkv7(checkpoint.architecture)
+    if backend == "upstream" or (not is_supported and backend == "auto"):
+        return parse_upstream_strategy(strategy, generation)
+    if not is_supported:
+        raise UsageError(
+            f"{checkpoint.file.path} is RWKV-{generation}, which only --backend upstream runs; got --backend {backend}"
+        )
+    parsed = parse_strategy(strategy)
+    if backend == "cuda" and not parsed.device.startswith("cuda"):
+        if parsed.is_auto:
+            raise MissingDeviceError(
+                "--backend cuda needs an NVIDIA GPU, and none was found", hint="leave --backend out"
             )
-        return _load_rwkv7(checkpoint, parse_strategy(strategy), backend, threads)
+        raise UsageError(
+            f"--backend cuda needs an NVIDIA GPU, and --strategy is for {parsed.device!r}",
+            hint='use --strategy "cuda fp16"',
+        )
+    if backend == "cpu" and parsed.on_gpu:
+        raise UsageError(
+            f"--backend cpu cannot run on {parsed.device!r}", hint='use --strategy "cpu" or --backend cuda'
+        )
+    return parsed
 
 
 def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, threads: int | None) -> Rwkv7Model:
@@ -268,18 +309,7 @@ def _operations(
     checkpoint: Checkpoint, strategy: Strategy, backend: str, threads: int | None
 ) -> tuple[str, Operations]:
     """The backend's name and its operations."""
-    if backend == "cuda" and not strategy.device.startswith("cuda"):
-        if strategy.is_auto:
-            raise UsageError("--backend cuda needs an NVIDIA GPU, and none was found", hint="leave --backend out")
-        raise UsageError(
-            f"--backend cuda needs an NVIDIA GPU, and --strategy is for {strategy.device!r}",
-            hint='use --strategy "cuda fp16"',
-        )
     if strategy.on_gpu:
-        if backend == "cpu":
-            raise UsageError(
-                f"--backend cpu cannot run on {strategy.device!r}", hint='use --strategy "cpu" or --backend cuda'
-            )
         dtype = strategy.dtype or DTYPES[checkpoint.architecture.precision]
         return _gpu_operations(strategy, dtype, backend)
     if backend != "reference":

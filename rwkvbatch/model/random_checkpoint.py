@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -60,58 +59,82 @@ def random_tensors(
         raise ValueError(f"the sparsity must be in [0, 1), got {sparsity}")
     if width % head_size:
         raise ValueError(f"the width must be a multiple of the head size {head_size}, got {width}")
-    generator = torch.Generator().manual_seed(seed)
+    random = _RandomTensors(width, dtype, seed)
     hidden = 4 * width if hidden is None else hidden
     ranks = ranks or LowRankWidths.official(width)
-
-    def normal(*shape: int, scale: float, mean: float = 0.0) -> Tensor:
-        return (torch.randn(*shape, generator=generator) * scale + mean).to(dtype)
-
-    def uniform(low: float, high: float) -> Tensor:
-        return (torch.rand(1, 1, width, generator=generator) * (high - low) + low).to(dtype)
-
-    def linear(rows: int, columns: int, gain: float = 1.0) -> Tensor:
-        return normal(rows, columns, scale=gain / columns**0.5)
-
-    def norm(name: str, mean: float = 1.0) -> Mapping[str, Tensor]:
-        return {f"{name}.weight": normal(width, scale=0.1, mean=mean), f"{name}.bias": normal(width, scale=0.05)}
-
-    tensors: dict[str, Tensor] = {"emb.weight": normal(vocab_size, width, scale=1.0), **norm("blocks.0.ln0")}
+    tensors = {"emb.weight": random.normal(vocab_size, width, scale=1.0), **random.norm("blocks.0.ln0")}
     for layer in range(num_layers):
         block = f"blocks.{layer}"
-        att, ffn = f"{block}.att", f"{block}.ffn"
-        tensors |= norm(f"{block}.ln1")
-        tensors |= norm(f"{block}.ln2")
-        tensors |= {f"{att}.x_{letter}": uniform(0, 1) for letter in "rwkvag"}
-        chains = [("w", ranks.decay, (-6.0, 1.0)), ("a", ranks.rate, (-2.0, 2.0)), ("v", ranks.value, (-1.0, 1.0))]
-        for letter, rank, (low, high) in chains:
-            if letter != "v" or layer > 0 or first_value_residual:
-                tensors[f"{att}.{letter}0"] = uniform(low, high)
-                tensors[f"{att}.{letter}1"] = normal(width, rank, scale=width**-0.5)
-                tensors[f"{att}.{letter}2"] = normal(rank, width, scale=rank**-0.5)
-        tensors[f"{att}.g1"] = normal(width, ranks.gate, scale=width**-0.5)
-        tensors[f"{att}.g2"] = normal(ranks.gate, width, scale=2 * ranks.gate**-0.5)
-        tensors[f"{att}.k_k"] = uniform(0.6, 1.1)
-        tensors[f"{att}.k_a"] = uniform(0.5, 1.5)
-        tensors[f"{att}.r_k"] = normal(width // head_size, head_size, scale=0.1)
-        for name in ("receptance", "key", "value"):
-            tensors[f"{att}.{name}.weight"] = linear(width, width)
-        tensors[f"{att}.output.weight"] = linear(width, width, gain=0.5)
-        tensors |= norm(f"{att}.ln_x")
-        tensors[f"{ffn}.x_k"] = uniform(0, 1)
-        tensors[f"{ffn}.key.weight"] = linear(hidden, width)
-        tensors[f"{ffn}.value.weight"] = linear(width, hidden, gain=0.5)
+        tensors |= random.norm(f"{block}.ln1")
+        tensors |= random.norm(f"{block}.ln2")
+        tensors |= random.time_mix(f"{block}.att", head_size, ranks, first_value=layer > 0 or first_value_residual)
+        tensors |= random.channel_mix(f"{block}.ffn", hidden)
         if sparsity is not None:
             _shift_hidden(tensors, layer, sparsity)
         if deep_embed is not None:
-            tensors[f"{ffn}.s_emb.weight"] = normal(vocab_size, deep_embed**2, scale=0.5 * deep_embed**-0.5)
-            tensors[f"{ffn}.s_emb_x.weight"] = linear(deep_embed**2, width, gain=0.5 * deep_embed**-0.5)
-            tensors[f"{ffn}.s0"] = normal(1, 1, hidden, scale=0.1, mean=1.0)
-            tensors[f"{ffn}.s1"] = normal(width, deep_embed, scale=width**-0.5)
-            tensors[f"{ffn}.s2"] = normal(deep_embed, hidden, scale=deep_embed**-0.5)
-    tensors |= norm("ln_out")
-    tensors["head.weight"] = linear(vocab_size, width, gain=2.0)
+            tensors |= random.deep_embed(f"{block}.ffn", hidden, deep_embed, vocab_size)
+    tensors |= random.norm("ln_out")
+    tensors["head.weight"] = random.linear(vocab_size, width, gain=2.0)
     return tensors
+
+
+class _RandomTensors:
+    """Makes the tensors of a checkpoint of one width from one generator: their order determines their values."""
+
+    def __init__(self, width: int, dtype: torch.dtype, seed: int) -> None:
+        self._width = width
+        self._dtype = dtype
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int, scale: float, mean: float = 0.0) -> Tensor:
+        return (torch.randn(*shape, generator=self._generator) * scale + mean).to(self._dtype)
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        """A factor of each channel, [1, 1, width]."""
+        return (torch.rand(1, 1, self._width, generator=self._generator) * (high - low) + low).to(self._dtype)
+
+    def linear(self, rows: int, columns: int, gain: float = 1.0) -> Tensor:
+        return self.normal(rows, columns, scale=gain / columns**0.5)
+
+    def norm(self, name: str) -> dict[str, Tensor]:
+        weight = self.normal(self._width, scale=0.1, mean=1.0)
+        return {f"{name}.weight": weight, f"{name}.bias": self.normal(self._width, scale=0.05)}
+
+    def time_mix(self, att: str, head_size: int, ranks: LowRankWidths, *, first_value: bool) -> dict[str, Tensor]:
+        """The tensors of a layer's time mix `att`; `first_value` tells whether it has `v0`, `v1` and `v2`."""
+        width = self._width
+        tensors = {f"{att}.x_{letter}": self.uniform(0, 1) for letter in "rwkvag"}
+        chains = [("w", ranks.decay, (-6.0, 1.0)), ("a", ranks.rate, (-2.0, 2.0)), ("v", ranks.value, (-1.0, 1.0))]
+        for letter, rank, (low, high) in chains if first_value else chains[:-1]:
+            tensors[f"{att}.{letter}0"] = self.uniform(low, high)
+            tensors[f"{att}.{letter}1"] = self.normal(width, rank, scale=width**-0.5)
+            tensors[f"{att}.{letter}2"] = self.normal(rank, width, scale=rank**-0.5)
+        tensors[f"{att}.g1"] = self.normal(width, ranks.gate, scale=width**-0.5)
+        tensors[f"{att}.g2"] = self.normal(ranks.gate, width, scale=2 * ranks.gate**-0.5)
+        tensors[f"{att}.k_k"] = self.uniform(0.6, 1.1)
+        tensors[f"{att}.k_a"] = self.uniform(0.5, 1.5)
+        tensors[f"{att}.r_k"] = self.normal(width // head_size, head_size, scale=0.1)
+        for name in ("receptance", "key", "value"):
+            tensors[f"{att}.{name}.weight"] = self.linear(width, width)
+        tensors[f"{att}.output.weight"] = self.linear(width, width, gain=0.5)
+        return tensors | self.norm(f"{att}.ln_x")
+
+    def channel_mix(self, ffn: str, hidden: int) -> dict[str, Tensor]:
+        return {
+            f"{ffn}.x_k": self.uniform(0, 1),
+            f"{ffn}.key.weight": self.linear(hidden, self._width),
+            f"{ffn}.value.weight": self.linear(self._width, hidden, gain=0.5),
+        }
+
+    def deep_embed(self, ffn: str, hidden: int, size: int, vocab_size: int) -> dict[str, Tensor]:
+        """The tensors of RWKV-7a's DeepEmbed, with matrices of `size` x `size`."""
+        return {
+            f"{ffn}.s_emb.weight": self.normal(vocab_size, size**2, scale=0.5 * size**-0.5),
+            f"{ffn}.s_emb_x.weight": self.linear(size**2, self._width, gain=0.5 * size**-0.5),
+            f"{ffn}.s0": self.normal(1, 1, hidden, scale=0.1, mean=1.0),
+            f"{ffn}.s1": self.normal(self._width, size, scale=self._width**-0.5),
+            f"{ffn}.s2": self.normal(size, hidden, scale=size**-0.5),
+        }
 
 
 MAX_SHIFT = 5.0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rwkvbatch.arguments import SWITCH, checks
-from rwkvbatch.errors import ArgumentError, counted
+from rwkvbatch.errors import ArgumentError, counted, shown_value
 from rwkvbatch.model.base import (
     Choices,
     IntArray,
@@ -26,7 +26,6 @@ from rwkvbatch.model.base import (
     tf32,
 )
 from rwkvbatch.model.ops import Operations
-from rwkvbatch.setting import shown_value
 
 
 def token_lists(tokens: Sequence[Sequence[int]], state: State | None, vocab_size: int) -> list[IntArray]:

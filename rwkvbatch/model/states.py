@@ -12,7 +12,6 @@ import torch
 
 from rwkvbatch.arguments import ITERABLE, PATH, SWITCH, checks, instance_of, list_of, optional
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.files import check_target
 from rwkvbatch.model.base import ModelSpec, State
 from rwkvbatch.model.checkpoint import shape_text
 from rwkvbatch.model.containers import open_tensors
@@ -22,6 +21,7 @@ from rwkvbatch.model.safetensors import STATE, STATE_FORMAT, save_tensors
 from rwkvbatch.model.strategy import PRECISIONS
 from rwkvbatch.model.tensor_file import NamedTensors, check_finite
 from rwkvbatch.model.upstream import PACKAGE_STATE, PACKAGE_STATE_4
+from rwkvbatch.targets import check_target
 
 VERSION = "1"
 

@@ -8,7 +8,7 @@ from typing import Literal, cast, get_args
 
 import torch
 
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import MissingDeviceError, UsageError
 from rwkvbatch.model.base import RWKV7
 from rwkvbatch.model.ops import Rounding
 
@@ -142,7 +142,7 @@ def parse_upstream_strategy(text: str, generation: str) -> str:
 
 
 def check_device(device: str, option: str = "--strategy") -> None:
-    """Raise `UsageError` when this machine lacks `device`, which `option` asks for."""
+    """Raise `MissingDeviceError` when this machine lacks `device`, which `option` asks for."""
     problem = None
     if device == "mps" and not torch.backends.mps.is_available():
         problem = "no Apple GPU was found"
@@ -154,4 +154,4 @@ def check_device(device: str, option: str = "--strategy") -> None:
         hint = (
             'use "cpu" or "auto"' if option == "--strategy" else "name devices that this machine has, or leave it out"
         )
-        raise UsageError(f"{option} asks for the device {device!r}, but {problem}", hint=hint)
+        raise MissingDeviceError(f"{option} asks for the device {device!r}, but {problem}", hint=hint)

@@ -29,7 +29,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from rwkvbatch.config import ReplyPrompt, ThinkMode
 from rwkvbatch.deadline import deadline
 from rwkvbatch.errors import TemplateError
-from rwkvbatch.prompt.templates import THINK_REQUESTS, PromptTemplate, clean, read_text
+from rwkvbatch.files import read_text
+from rwkvbatch.prompt.templates import THINK_REQUESTS, PromptTemplate, clean
 
 MAX_TEMPLATE_BYTES = 64 * 1024
 MAX_OUTPUT_CHARACTERS = 16_000_000

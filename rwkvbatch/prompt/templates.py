@@ -30,7 +30,7 @@ from typing import TypeVar
 
 from rwkvbatch.config import Prompting, ReplyPrompt, ThinkMode
 from rwkvbatch.errors import UsageError
-from rwkvbatch.files import read_file
+from rwkvbatch.files import read_text
 
 AnyReplyPrompt = TypeVar("AnyReplyPrompt", bound=ReplyPrompt)
 
@@ -93,18 +93,6 @@ PRELUDES: Mapping[str, str] = {
 """The initial exchanges that `--prelude` accepts by name."""
 
 MAX_PRELUDE_BYTES = 1_000_000
-
-
-def read_text(path: str, max_bytes: int) -> str:
-    """The content of a UTF-8 file, without a byte order mark.
-
-    Raises:
-        ValueError: the file cannot be read, is not UTF-8, or is larger than `max_bytes`; the message says which.
-    """
-    try:
-        return read_file(path, max_bytes).decode("utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def load_prelude(name_or_path: str) -> str:

@@ -37,15 +37,16 @@ from rwkvbatch.config import (
     ThinkMode,
     TurnEnd,
 )
+from rwkvbatch.config.names import full_name, option_name
+from rwkvbatch.config.sources import CHECKPOINT_ENDINGS, naming_origins, read_toml, resolve_settings
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.judges.source import JudgeSource, judge_source
 from rwkvbatch.replay.consistency import check_plan, log_left_out, log_lint, refuse_contradictions, with_endpoint
 from rwkvbatch.replay.grid import PATHS, GridFile, make_cells
-from rwkvbatch.replay.layers import CHECKPOINT_ENDINGS, layer_settings, naming_origins, read_toml
 from rwkvbatch.replay.metrics import serving_metrics
 from rwkvbatch.replay.models import USING_BUNDLED, ModelLoader, setups_of
 from rwkvbatch.replay.plan import Plan, select
-from rwkvbatch.replay.pool import pool_for
+from rwkvbatch.replay.pool_kinds import pool_for
 from rwkvbatch.replay.progress import Observer
 from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.replay.rubrics import turns_with_rubrics
@@ -53,7 +54,6 @@ from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.results.directory import SKIPPED_NAME
 from rwkvbatch.script.documents import read_documents
 from rwkvbatch.script.reader import Script, read_scripts
-from rwkvbatch.setting_names import full_name, option_name
 
 if TYPE_CHECKING:
     from rwkvbatch.llm import LLM
@@ -323,23 +323,23 @@ def prepare(
     if model is not None:
         given["model"] = os.fspath(model) if isinstance(model, (str, os.PathLike)) else [os.fspath(m) for m in model]
     values, lists = split_lists(given)
-    layered = layer_settings(values, environment=environment, config=None if config is None else Path(config))
-    files = [] if config is None else [GridFile(os.fspath(config), layered.grid)]
+    resolved = resolve_settings(values, environment=environment, config=None if config is None else Path(config))
+    files = [] if config is None else [GridFile(os.fspath(config), resolved.grid)]
     if grid is not None:
         files.append(GridFile(os.fspath(grid), read_toml(Path(grid), "--grid")))
     cells = make_cells(lists, *files)
     varied = {option_name(key) for cell in cells for key in cell.overrides}
-    origins = [replace(origin, is_only=origin.option not in varied) for origin in layered.origins]
+    origins = [replace(origin, is_only=origin.option not in varied) for origin in resolved.origins]
     origins += [origin for file in files for origin in file.origins(cells)]
-    layered = replace(layered, origins=tuple(origins))
-    with naming_origins(layered.origins):
+    resolved = replace(resolved, origins=tuple(origins))
+    with naming_origins(resolved.origins):
         part = None if shard is None else Shard.parse(shard)
-        refuse_contradictions(layered, cells, part)
-        layered = with_endpoint(layered, cells)
+        refuse_contradictions(resolved, cells, part)
+        resolved = with_endpoint(resolved, cells)
         read = read_documents if documents else read_scripts
-        script = read(_script_names(scripts), limits=layered.settings.script_limits, skip_bad=skip_bad)
+        script = read(_script_names(scripts), limits=resolved.settings.script_limits, skip_bad=skip_bad)
         log_left_out(script)
-        plan = Plan(select(script.conversations, layered.settings), cells, layered, part)
+        plan = Plan(select(script.conversations, resolved.settings), cells, resolved, part)
         check_plan(plan)
         return Prepared(plan, script)
 

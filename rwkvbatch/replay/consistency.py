@@ -8,16 +8,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rwkvbatch.config import RunSettings
+from rwkvbatch.config.names import option_name
+from rwkvbatch.config.sources import ResolvedSettings
 from rwkvbatch.endpoint.served import CLIENT_SETTINGS, check_settings, refuse_without
 from rwkvbatch.errors import UsageError
+from rwkvbatch.judges.source import judge_source
 from rwkvbatch.replay.grid import Cell
-from rwkvbatch.replay.layers import Layered
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.race import FIRST_LOOK, turns_of_draws
+from rwkvbatch.replay.pool_kinds import check_pool
+from rwkvbatch.replay.race import FIRST_LOOK
+from rwkvbatch.replay.rounds import turns_of_draws
 from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.script.lint import lint, lint_system
 from rwkvbatch.script.reader import Script
-from rwkvbatch.setting_names import option_name
 
 SKIPPED_SHOWN = 5
 KEYS_SHOWN = 8
@@ -26,13 +29,13 @@ CELLS_SHOWN = 8
 _log = logging.getLogger(__name__)
 
 
-def refuse_contradictions(layered: Layered, cells: Sequence[Cell], shard: Shard | None) -> None:
+def refuse_contradictions(resolved: ResolvedSettings, cells: Sequence[Cell], shard: Shard | None) -> None:
     """Refuse settings that contradict each other or the grid; raises `UsageError`."""
-    settings = layered.settings
+    settings = resolved.settings
     leave_out = "leave one of the two out"
-    for key in sorted({key for cell in cells for key in cell.overrides} & layered.named):
+    for key in sorted({key for cell in cells for key in cell.overrides} & resolved.named):
         raise UsageError(f"{option_name(key)} is given for all cells, and the grid gives it for some", hint=leave_out)
-    _refuse_in_race(layered, cells, shard)
+    _refuse_in_race(resolved, cells, shard)
     low, high = settings.repeats, settings.max_repeats
     if (high is None) != (settings.until_ci is None):
         raise UsageError("--repeats LOW..HIGH and --until-ci belong together", hint="give both, or --repeats N")
@@ -50,11 +53,11 @@ def refuse_contradictions(layered: Layered, cells: Sequence[Cell], shard: Shard 
         raise UsageError(message, hint=leave_out)
 
 
-def _refuse_in_race(layered: Layered, cells: Sequence[Cell], shard: Shard | None) -> None:
-    settings = layered.settings
+def _refuse_in_race(resolved: ResolvedSettings, cells: Sequence[Cell], shard: Shard | None) -> None:
+    settings = resolved.settings
     if not settings.race:
         for key in ("race_margin", "race_level", "race_rows"):
-            if key in layered.named and getattr(settings, key) != RunSettings.model_fields[key].default:
+            if key in resolved.named and getattr(settings, key) != RunSettings.model_fields[key].default:
                 raise UsageError(
                     f"{option_name(key)} belongs to --race, which is not given", hint="give both or neither"
                 )
@@ -75,36 +78,39 @@ def _refuse_in_race(layered: Layered, cells: Sequence[Cell], shard: Shard | None
         )
 
 
-def with_endpoint(layered: Layered, cells: Sequence[Cell]) -> Layered:
+def with_endpoint(resolved: ResolvedSettings, cells: Sequence[Cell]) -> ResolvedSettings:
     """The settings; if a cell has an endpoint, with `concurrency` as the batch size.
 
     Raises:
         UsageError: a served model cannot have the settings, see `check_settings`.
     """
-    settings, has_endpoint = layered.settings, False
+    settings, has_endpoint = resolved.settings, False
     for cell in cells:
         cell_settings = settings.replace(**cell.overrides)
-        check_settings(cell_settings, layered.named | cell.overrides.keys())
+        check_settings(cell_settings, resolved.named | cell.overrides.keys())
         has_endpoint |= cell_settings.endpoint is not None
     if not has_endpoint:
-        refuse_without(("endpoint", "judge_url"), CLIENT_SETTINGS, settings, layered.named)
-        return layered
+        refuse_without(("endpoint", "judge_url"), CLIENT_SETTINGS, settings, resolved.named)
+        return resolved
     if settings.workers is not None or settings.devices or settings.ray is not None:
         raise UsageError(
             "--workers, --devices and --ray spread the work of a model over processes, and --endpoint has a server",
             hint="--concurrency N sends N requests at a time",
         )
-    if "batch_size" in layered.named:
+    if "batch_size" in resolved.named:
         raise UsageError("--batch-size is of an engine, and --endpoint has a server", hint="give --concurrency N")
-    return replace(layered, settings=settings.replace(batch_size=settings.concurrency))
+    return replace(resolved, settings=settings.replace(batch_size=settings.concurrency))
 
 
 def check_plan(plan: Plan) -> None:
-    """Check a plan against its script, and log repeats that change nothing.
+    """Check the settings of a plan's workers and judge, and the plan against its script; log needless repeats.
 
     Raises:
-        UsageError: a race or `--until-ci` needs checks that the script does not have, or `--race-rows` is too small.
+        UsageError: settings contradict each other, a race or `--until-ci` needs checks that the script does not have,
+            or `--race-rows` is too small.
     """
+    check_pool(plan.settings)
+    judge_source(plan.settings, given=plan.explicit)
     if plan.settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
         raise UsageError("--until-ci compares the scores of checks, and the script has none")
     if plan.draws is not None:

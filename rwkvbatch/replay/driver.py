@@ -19,7 +19,8 @@ from rwkvbatch.replay.pool import Assign, Drop, Joined, Judging, Leave, Left, Re
 from rwkvbatch.replay.progress import Counts, WorkerProgress
 from rwkvbatch.replay.rows import error_row, not_reached, was_reached
 from rwkvbatch.replay.worker import Worker
-from rwkvbatch.results.row import EncodedRow, Row
+from rwkvbatch.results.row import Row
+from rwkvbatch.results.row_codec import EncodedRow
 from rwkvbatch.results.store import Rows
 
 WAIT_S = 0.25

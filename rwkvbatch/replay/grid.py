@@ -31,9 +31,9 @@ from pathlib import PurePath
 from typing import Any
 
 from rwkvbatch.config import SYSTEM_FILE, TEXTS, CellSettings, Sampling, Stopping, stands_for
+from rwkvbatch.config.names import SHORT_NAMES, full_name, option_name
+from rwkvbatch.config.sources import GRID_TABLES, Origin, checked_values
 from rwkvbatch.errors import UsageError
-from rwkvbatch.replay.layers import GRID_TABLES, Origin, checked_values
-from rwkvbatch.setting_names import SHORT_NAMES, full_name, option_name
 
 BASE_CELL = "base"
 MAX_CELLS = 10_000

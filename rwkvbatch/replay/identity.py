@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any
 import rwkvbatch
 from rwkvbatch import __version__
 from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, Stopping
+from rwkvbatch.config.names import first_turn_end
 from rwkvbatch.endpoint.served import ServedSpec
 from rwkvbatch.errors import InputError, WorkerError
 from rwkvbatch.files import open_file
 from rwkvbatch.prompt.templates import clean, clean_reply, load_prelude, template_path, with_turn_end
 from rwkvbatch.results.manifest import FILLS_IN_SYSTEM, FIRST_SETTINGS, GIVEN_FOR_ALL, default_settings
-from rwkvbatch.results.row import RowDigest
+from rwkvbatch.results.row_codec import RowDigest
 from rwkvbatch.results.script_copy import script_sha256
 from rwkvbatch.script.records import Conversation
-from rwkvbatch.setting_names import first_turn_end
 
 if TYPE_CHECKING:
     from rwkvbatch.prompt.tokenizer import Tokenizer

@@ -16,8 +16,9 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from rwkvbatch.errors import UsageError
-from rwkvbatch.files import FILE_MODE, FileKind, check_target, file_head
+from rwkvbatch.files import FILE_MODE
 from rwkvbatch.prompt.escaping import printable, printable_json
+from rwkvbatch.targets import FileKind, check_target, file_head
 
 ROOT_NAME = "rwkvbatch"
 _PLAIN = frozenset(vars(logging.makeLogRecord({})).keys() | {"message", "asctime", "taskName"})

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError
-from rwkvbatch.files import OS_FILES, Files, in_blocks, open_file, read_spans, save_file
+from rwkvbatch.files import OS_FILES, Files, in_blocks, open_file, read_spans
 from rwkvbatch.replay.logs import with_directory, without_options
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.row_index import SHARD_NAME, RowIndex, Shard, read_members
@@ -25,11 +25,12 @@ from rwkvbatch.results.answers import VERDICTS_NAME, read_lines_of
 from rwkvbatch.results.directory import SKIPPED_NAME, RunDirectory
 from rwkvbatch.results.manifest import FORMER, read_manifest, refuse_other_run, write_manifest
 from rwkvbatch.results.recovery import LineIndex, ScannedLine, scan_lines
-from rwkvbatch.results.row import BadLineError, RowKey, decode_head, decode_row
+from rwkvbatch.results.row import RowKey
+from rwkvbatch.results.row_codec import BadLineError, decode_head, decode_row
 from rwkvbatch.results.script_copy import COMPRESSED_NAME, SCRIPT_NAME
 from rwkvbatch.results.status import StatusFile
-from rwkvbatch.results.store import RESULTS_NAME
 from rwkvbatch.results.summary import Summary, Tallies, write_summary
+from rwkvbatch.targets import RESULTS_NAME
 
 _ABOUT_OF_PART = ("created", "command", "rwkvbatch", "code_sha256", "versions", "machine")
 """Keys of a part's `about` that the merged manifest keeps for each part."""
@@ -166,7 +167,7 @@ def merge(
         if directory.manifest is not None:
             refuse_other_run(out, directory.manifest, parts[0].manifest["identity"])
         with ExitStack() as open_files:
-            return _Merge(parts, directory, command, files, open_files).run(allow_missing=allow_missing)
+            return _Merge(parts, directory, command, open_files).run(allow_missing=allow_missing)
     finally:
         directory.close()
 
@@ -174,13 +175,10 @@ def merge(
 class _Merge:
     """Rows of the parts, indexed by their number in the whole run."""
 
-    def __init__(
-        self, parts: Sequence[Part], directory: RunDirectory, command: str, files: Files, open_files: ExitStack
-    ) -> None:
+    def __init__(self, parts: Sequence[Part], directory: RunDirectory, command: str, open_files: ExitStack) -> None:
         self._parts = parts
         self._directory = directory
         self._command = command
-        self._files = files
         self._open_files = open_files
         self._started_s = time.monotonic()
         self._read_members()
@@ -305,7 +303,7 @@ class _Merge:
                 raise RunMismatchError(problem, path=path / RESULTS_NAME, line=line.line, hint=hint)
 
     def _write(self) -> Summary:
-        path, at, files, first = self._directory.path, self._directory.at, self._files, self._parts[0]
+        folder, first = self._directory.folder, self._parts[0]
         identity = first.manifest["identity"]
         about = {
             **first.about,
@@ -318,18 +316,17 @@ class _Merge:
         }
         self._directory.claim(identity, lambda: about)
         if self._directory.continued:
-            write_manifest(path, identity, about, files=files, at=at)
+            write_manifest(folder, identity, about)
         self._copy_script()
         self._copy_skipped()
         self._copy_verdicts()
         tallies = Tallies(self._cells)
-        lines = in_blocks(self._lines(tallies))
-        save_file(path / RESULTS_NAME, lines, files=files, at=at, check=self._directory.check)
+        self._directory.replace_rows(self._lines(tallies))
         summary = tallies.summary(self._num_planned)
         wall_s = time.monotonic() - self._started_s
         progress = Progress(summary.rows, summary.planned, 0, 0, 0, 0, wall_s, None)
-        write_summary(path, summary, progress.session(), files=files, at=at)
-        StatusFile(path, files=files, at=at).update(progress.as_dict(), "done" if summary.complete else "interrupted")
+        write_summary(folder, summary, progress.session())
+        StatusFile(folder).update(progress.as_dict(), "done" if summary.complete else "interrupted")
         return summary
 
     def _lines(self, tallies: Tallies) -> Iterator[bytes]:
@@ -357,18 +354,14 @@ class _Merge:
         for part in self._parts:
             for name in (SCRIPT_NAME, COMPRESSED_NAME):
                 with suppress(OSError), open_file(part.path / name) as file:
-                    span = 0, file.seek(0, 2)
-                    path = self._directory.path / name
-                    save_file(path, read_spans(file, [span]), files=self._files, at=self._directory.at)
+                    self._directory.folder.save(name, read_spans(file, [(0, file.seek(0, 2))]))
                     return
 
     def _copy_verdicts(self) -> None:
         """Copy the judge's answers of all parts."""
-        path = self._directory.path / VERDICTS_NAME
         lines = chain.from_iterable(read_lines_of(part.path) for part in self._parts)
         if (first := next(lines, None)) is not None:
-            blocks = in_blocks(chain([first], lines))
-            save_file(path, blocks, files=self._files, at=self._directory.at, check=self._directory.check)
+            self._directory.folder.save(VERDICTS_NAME, in_blocks(chain([first], lines)))
 
     def _copy_skipped(self) -> None:
         """Copy the script's bad lines from one part, since every part reads the whole script."""

@@ -6,13 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Union
 
 from rwkvbatch.config import NO_ADAPTER, RunSettings
 from rwkvbatch.endpoint.client import Budget, Client, ClientOptions, check_url
 from rwkvbatch.endpoint.engine import EndpointEngine
 from rwkvbatch.endpoint.served import Endpoint, ServedSpec, served_spec
-from rwkvbatch.errors import InputError, UsageError
+from rwkvbatch.errors import InputError, MissingDeviceError, UsageError
 from rwkvbatch.prompt.templates import load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
 from rwkvbatch.prompt.vocabulary import shown_ids, textless_ids, tokenizer_of
@@ -178,36 +179,63 @@ def forkable_loader(settings: RunSettings) -> ModelLoader:
     return ModelLoader(settings)
 
 
-def vocabularies(plan: Plan) -> tuple[Tokenizer, list[str]]:
-    """The tokenizer of the first cell's model, and warnings about the tokenizers of all models.
+def check_headers(plan: Plan) -> tuple[Tokenizer, list[str]]:
+    """Check the models of a plan without loading them: the tokenizer of the first cell's model, and warnings.
 
-    Only the headers of the checkpoints are read. For a checkpoint that cannot be opened, there is a warning and the
-    World tokenizer is used.
+    Only the headers of the checkpoints are read. A file or a device that this machine lacks gives a warning, since
+    another machine may have it. The tokens of a checkpoint that cannot be opened are counted with the World tokenizer.
+
+    Raises:
+        UsageError: a strategy or a backend does not fit the model, or a token id is not in its vocabulary.
+        ScriptError: a token id of a conversation's params is not.
     """
     from rwkvbatch.model.checkpoint import open_checkpoint
     from rwkvbatch.model.description import describe
-    from rwkvbatch.model.load import resolve_model_path
+    from rwkvbatch.model.load import check_strategy, resolve_model_path
 
     tokenizers: list[Tokenizer] = []
     warnings: list[str] = []
-    for model, url in dict.fromkeys((settings.model, settings.endpoint) for settings in plan.cell_settings):
-        if url is not None:
-            tokenizers.append(tokenizer_of(ServedSpec(url, "", "completions", ""), plan.settings.vocab))
+    for setup in setups_of(plan):
+        if setup.endpoint is not None:
+            tokenizers.append(tokenizer_of(ServedSpec(setup.endpoint.url, "", "completions", ""), plan.settings.vocab))
             continue
         try:
-            with open_checkpoint(resolve_model_path(model).path) as checkpoint:
+            with open_checkpoint(resolve_model_path(setup.model).path) as checkpoint:
                 tokenizer = tokenizer_of(describe(checkpoint), plan.settings.vocab)
+                try:
+                    check_strategy(checkpoint, setup.strategy, setup.backend)
+                except MissingDeviceError as error:
+                    warnings.append(str(error))
         except InputError as error:
             warnings.append(f"{error}; tokens are counted with the World vocabulary")
             tokenizer = world_tokenizer()
+        else:
+            _check_token_ids(plan, setup, tokenizer.vocab_size)
+            warnings += _textless_warnings(setup, tokenizer)
         tokenizers.append(tokenizer)
-        if textless := textless_ids(tokenizer):
-            name = "the bundled model" if model is None else model
-            warnings.append(
-                f"{name}: {len(textless):,} of {tokenizer.vocab_size:,} token ids decode to nothing with the "
-                f"vocabulary {tokenizer.name} ({shown_ids(textless)}); a reply that holds one is reported"
-            )
-    return tokenizers[0], warnings
+        warnings += _missing_files(setup, plan)
+    return tokenizers[0], list(dict.fromkeys(warnings))
+
+
+def _textless_warnings(setup: Setup, tokenizer: Tokenizer) -> list[str]:
+    if not (textless := textless_ids(tokenizer)):
+        return []
+    name = "the bundled model" if setup.model is None else setup.model
+    return [
+        f"{name}: {len(textless):,} of {tokenizer.vocab_size:,} token ids decode to nothing with the "
+        f"vocabulary {tokenizer.name} ({shown_ids(textless)}); a reply that holds one is reported"
+    ]
+
+
+def _missing_files(setup: Setup, plan: Plan) -> list[str]:
+    """Warnings about files that a setup needs besides its model, and that do not exist."""
+    from rwkvbatch.model.adapters import parse_adapter
+
+    adapter = parse_adapter(setup.adapter)
+    adapter_files = () if adapter is None else (adapter.path, adapter.init)
+    files = [("--adapter", path) for path in adapter_files if path is not None]
+    files += [("--state", Path(path).expanduser()) for path in ModelLoader.state_files(setup, plan)]
+    return [f"{option} {path}: there is no such file" for option, path in files if not path.exists()]
 
 
 def refuse_unusable(plan: Plan, specs: Mapping[Setup, Any]) -> None:

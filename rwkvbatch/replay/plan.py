@@ -16,9 +16,9 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from rwkvbatch.config import OPEN_THINKING, CellSettings, RunSettings, TurnEnd
+from rwkvbatch.config.sources import ResolvedSettings
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell
-from rwkvbatch.replay.layers import Layered
 from rwkvbatch.replay.race import FIRST_LOOK, Draws
 from rwkvbatch.replay.row_index import Member, RowIndex, Shard
 from rwkvbatch.results.row import RowKey
@@ -93,13 +93,13 @@ class Plan(RowIndex):
         self,
         conversations: Sequence[Conversation],
         cells: Sequence[Cell],
-        layered: Layered,
+        resolved: ResolvedSettings,
         shard: Shard | None = None,
         turn_ends: Mapping[str, TurnEnd] | None = None,
     ) -> None:
         if not conversations:
             raise UsageError("there is no conversation to replay", hint="check the script, --only and --limit")
-        settings = layered.settings
+        settings = resolved.settings
         members = [Member(number, c.id, len(c.turns)) for number, c in enumerate(conversations)]
         self.draws = _draws(settings, conversations) if settings.race else None
         repeats = settings.max_repeats or settings.repeats if self.draws is None else self.draws.num_repeats
@@ -107,8 +107,8 @@ class Plan(RowIndex):
         self.conversations = tuple(conversations)
         self.cells = tuple(cells)
         self.settings = settings
-        self.explicit = layered.explicit
-        self.origins = layered.origins
+        self.explicit = resolved.explicit
+        self.origins = resolved.origins
         self.cell_settings = tuple(_cell_settings(settings, cell, turn_ends or {}) for cell in self.cells)
         for cell_settings in self.cell_settings:
             cell_settings.check_reply_prefix()
@@ -120,7 +120,7 @@ class Plan(RowIndex):
         if shard is not None:
             self.chosen = shard.share([member.turns for member in members])
             self._chosen_ids = frozenset(self.conversations[number].id for number in self.chosen)
-        self._arguments = conversations, cells, layered, shard, turn_ends
+        self._arguments = conversations, cells, resolved, shard, turn_ends
         self._settings_of = lru_cache(maxsize=4096)(self._resolve)
         for number, conversation in enumerate(self.conversations):
             if _has_params(conversation):
@@ -147,8 +147,8 @@ class Plan(RowIndex):
                     turn_ends[name] = turn_end
                 case _:
                     pass
-        conversations, plan_cells, layered, shard, _ = self._arguments
-        return Plan(conversations, plan_cells, layered, shard, turn_ends)
+        conversations, plan_cells, resolved, shard, _ = self._arguments
+        return Plan(conversations, plan_cells, resolved, shard, turn_ends)
 
     def times_played(self) -> dict[int, int]:
         """By conversation, the number of replays in a cell. In a race, upper bounds for the drawn conversations."""

@@ -1,4 +1,4 @@
-"""Plans a race (`--race`): which tasks to run until the best cell of a grid is known.
+"""Plans a race (`--race`): which draws each cell plays until the best cell of a grid is known.
 
 A draw is a conversation, chosen uniformly and with replacement by a keyed generator; its k-th draw is its repetition
 k - 1. All cells that are still in the race play every draw, with common random numbers. Therefore the score differences
@@ -17,15 +17,8 @@ import hashlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from itertools import count, islice
-from typing import TYPE_CHECKING, Any, Literal
-
-from rwkvbatch.errors import RowError
-
-if TYPE_CHECKING:
-    from rwkvbatch.replay.plan import Plan
-    from rwkvbatch.results.store import Rows
+from typing import Any, Literal
 
 FIRST_LOOK = 8
 """Draws before the first look: the evidence of fewer than 5 cannot reach 1 / 0.05."""
@@ -210,114 +203,3 @@ def can_drop(num_cells: int, num_draws: int, level: float) -> bool:
         if state.drop():
             return True
     return False
-
-
-@dataclass(frozen=True)
-class DrawSelection:
-    """Tasks of a race: each cell plays the first `draws[cell]` draws."""
-
-    plan: Plan
-    draws: tuple[int, ...]
-
-    def tasks(self, *, longest_first: bool = False) -> Iterator[int]:
-        """The task numbers, grouped by conversation, in the plan's order or the longest conversations first."""
-        plan, all_draws = self.plan, self.plan.draws
-        assert all_draws is not None
-        draws_of: dict[int, list[int]] = {}
-        for draw in range(max(self.draws)):
-            draws_of.setdefault(all_draws.conversation[draw], []).append(draw)
-        conversations = sorted(draws_of)
-        if longest_first:
-            conversations.sort(key=lambda number: -len(plan.conversations[number].turns))
-        for conversation in conversations:
-            for cell, num_draws in enumerate(self.draws):
-                for draw in draws_of[conversation]:
-                    if draw < num_draws:
-                        yield plan.number_of(conversation, cell, all_draws.repeat[draw])
-
-    @cached_property
-    def num_rows(self) -> int:
-        turns = turns_of_draws(self.plan)
-        return sum(sum(turns[:num_draws]) for num_draws in self.draws)
-
-    @property
-    def num_cells_left(self) -> int:
-        return self.draws.count(max(self.draws))
-
-
-def race_of(plan: Plan, rows: Rows) -> Race:
-    """The race of a plan with `settings.race`; reads the scores of its draws from `rows`."""
-    from rwkvbatch.replay.models import setups_of
-
-    settings, draws = plan.settings, plan.draws
-    assert draws is not None
-
-    def score_of(draw: int, cell: int) -> float:
-        """The mean over the turns with checks; a turn that failed or was not reached scores 0.
-
-        Raises:
-            RowError: a judge gave no verdict, which the race needs.
-        """
-        conversation = draws.conversation[draw]
-        first, _ = plan.rows_of(plan.number_of(conversation, cell, draws.repeat[draw]))
-        turns_with_checks = [n for n, turn in enumerate(plan.conversations[conversation].turns) if turn.checks]
-        scored_rows = [rows.read(first + turn) for turn in turns_with_checks]
-        for row in scored_rows:
-            missing = next((check for check in row.checks if check.passed is None), None)
-            if missing is not None:
-                raise RowError(
-                    f"--race decides by verdicts, and there is none on {row.key.in_words()}: {missing.detail}",
-                    hint="the same command asks the judge again, and goes on with the race",
-                )
-        return sum(row.score or 0.0 for row in scored_rows) / len(scored_rows)
-
-    return Race(
-        draws,
-        turns_of_draws(plan),
-        len(plan.cells),
-        score_of,
-        level=settings.race_level,
-        margin=settings.race_margin,
-        max_rows=settings.race_rows,
-        pace=8 if len(setups_of(plan)) == 1 else 2,
-    )
-
-
-def turns_of_draws(plan: Plan) -> list[int]:
-    """`[draws]` the number of turns of each draw's conversation."""
-    assert plan.draws is not None
-    return [len(plan.conversations[number].turns) for number in plan.draws.conversation]
-
-
-def result_of(race: Race, plan: Plan, selection: DrawSelection) -> RaceResult:
-    """The result of a race whose tasks were `selection`."""
-    state, settings, turns = race.state, plan.settings, turns_of_draws(plan)
-    leader = state.leader
-    cells: list[RaceCell] = []
-    for cell in range(len(plan.cells)):
-        played = int(state.played[cell])
-        cells.append(
-            RaceCell(
-                cell=plan.cells[cell].name,
-                draws=played,
-                rows=sum(turns[: selection.draws[cell]]),
-                score=float(state.means[cell]) if played else None,
-                dropped_after=race.dropped_after.get(cell),
-                log_evidence=float(state.log_wealth[cell]),
-                behind=state.mean_behind(leader, cell) if played else None,
-            )
-        )
-    conversations = [plan.conversations[number] for number in plan.chosen]
-    return RaceResult(
-        level=settings.race_level,
-        margin=settings.race_margin,
-        ending=race.ending,
-        draws=state.num_draws,
-        draws_planned=len(race.draws),
-        looks=race.num_looks,
-        leader=plan.cells[leader].name if state.num_draws else None,
-        left=tuple(plan.cells[int(cell)].name for cell in state.left),
-        rows=selection.num_rows,
-        rows_of_grid=settings.repeats * len(plan.cells) * sum(len(c.turns) for c in conversations),
-        cells=tuple(cells),
-    )

@@ -19,13 +19,13 @@ from typing import Any, cast
 import ray
 
 from rwkvbatch import __version__, signals
+from rwkvbatch.config.names import ENVIRONMENT_PREFIX
 from rwkvbatch.errors import WorkerError
 from rwkvbatch.replay.identity import cell_identities, check_same, code_sha256
 from rwkvbatch.replay.models import ModelLoader, Setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Event, Left, Order
 from rwkvbatch.replay.worker import LogCollector, Worker, collecting_logs, serve
-from rwkvbatch.setting_names import ENVIRONMENT_PREFIX
 
 _ray = cast("Any", ray)  # most of its functions have no types
 

@@ -30,9 +30,10 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.results.directory import KEPT_NAME, RunDirectory
 from rwkvbatch.results.manifest import FORMER, GIVEN_FOR_ALL, JsonObject, equal_cells, is_same_run, refuse_other_run
 from rwkvbatch.results.recovery import read_lines
-from rwkvbatch.results.row import BadLineError, Row, RowDigest, decode_row, digest_of, encode_row, with_digest
-from rwkvbatch.results.script_copy import has_script, read_script
-from rwkvbatch.results.store import RESULTS_NAME
+from rwkvbatch.results.row import Row
+from rwkvbatch.results.row_codec import BadLineError, RowDigest, decode_row, digest_of, encode_row, with_digest
+from rwkvbatch.results.script_copy import has_script, read_script, write_script
+from rwkvbatch.targets import RESULTS_NAME
 
 _IN_MEMORY_BYTES = 2**26
 _SHOWN = 3
@@ -120,7 +121,7 @@ def adopt(
     assert manifest is not None
     if is_same_run(manifest, identity, shard) and FORMER not in manifest:
         if not has_script(directory.path):  # an earlier version made the directory
-            directory.write_script(plan.conversations)
+            write_script(directory.folder, plan.conversations)
         return None
     about = make_about()
     refuse_other_run(directory.path, manifest, identity, shard, about=about, extend=True)
@@ -131,7 +132,7 @@ def adopt(
         about = {**about, "created": _created(manifest) or about.get("created")}
         directory.begin_change(identity, about, shard)
         adaptation.write()
-    directory.write_script(plan.conversations)
+    write_script(directory.folder, plan.conversations)
     announce(adaptation.counts.kept + adaptation.counts.judged_again)
     directory.end_change(identity, about, shard)
     return adaptation.counts

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, UsageError
-from rwkvbatch.files import Files, open_file, save_file
+from rwkvbatch.files import open_file
+from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.row import RowKey
 
 
@@ -136,10 +137,10 @@ class Shard:
         return tuple(sorted(share))
 
 
-def write_members(files: Files, directory: Path, members: Iterable[Member], *, at: int | None = None) -> None:
-    """Write `shard.jsonl` atomically, one conversation a line; `at` is a descriptor of the open directory."""
+def write_members(folder: Folder, members: Iterable[Member]) -> None:
+    """Write `shard.jsonl`, one conversation a line; raises as `Folder.save`."""
     lines = (json.dumps({"number": m.number, "id": m.conversation, "turns": m.turns}).encode() + b"\n" for m in members)
-    save_file(directory / SHARD_NAME, lines, files=files, at=at)
+    folder.save(SHARD_NAME, lines)
 
 
 def read_members(directory: Path) -> Iterator[Member]:

@@ -22,7 +22,7 @@ from rwkvbatch.results.row import (
     TokenCounts,
     short_text,
 )
-from rwkvbatch.script.checks.structured import Chosen
+from rwkvbatch.script.checks.answers import Chosen
 from rwkvbatch.script.choices import Choice, ChoiceScore, ChoiceScores
 from rwkvbatch.script.records import ReplyFacts, Turn
 

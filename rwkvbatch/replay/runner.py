@@ -13,17 +13,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch.errors import RwkvBatchError, StorageError, counted
-from rwkvbatch.files import OS_FILES, Files, save_file
-from rwkvbatch.replay.adaptive import ReachedPrecision, RepeatSelection, Selection, first_round, reached, rounds
+from rwkvbatch.files import OS_FILES, Files
 from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
 from rwkvbatch.replay.identity import RowDigests, make_about, make_identity
 from rwkvbatch.replay.judging import explain
 from rwkvbatch.replay.models import ModelLoader, Setup, refuse_unusable, setups_of
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import MakePool, WorkerPool
+from rwkvbatch.replay.pool import WorkerPool
+from rwkvbatch.replay.pool_kinds import MakePool
 from rwkvbatch.replay.progress import Counts, Observer, Progress, StepLog
-from rwkvbatch.replay.race import DrawSelection, RaceResult, race_of, result_of
+from rwkvbatch.replay.race import RaceResult
 from rwkvbatch.replay.reuse import Reuse, adopt, check_rows_of_plan, missing_rows
+from rwkvbatch.replay.rounds import (
+    DrawSelection,
+    ReachedPrecision,
+    RepeatSelection,
+    Selection,
+    first_round,
+    race_of,
+    race_result,
+    reached_precision,
+    rounds,
+)
 from rwkvbatch.replay.row_index import write_members
 from rwkvbatch.replay.verdicts import OpensJudge, RunVerdicts
 from rwkvbatch.replay.verify import Difference, is_verifiable, verdict, verify_rows
@@ -31,10 +42,12 @@ from rwkvbatch.results.directory import KEPT_NAME, RunDirectory
 from rwkvbatch.results.manifest import read_manifest
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
+from rwkvbatch.results.script_copy import write_script
 from rwkvbatch.results.status import State, StatusFile
-from rwkvbatch.results.store import RESULTS_NAME, MemoryRows, Rows
+from rwkvbatch.results.store import MemoryRows, Rows, RowStore
 from rwkvbatch.results.summary import Summary, summarize, write_summary
 from rwkvbatch.script.reader import SkippedLine
+from rwkvbatch.targets import RESULTS_NAME
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
@@ -139,17 +152,20 @@ def execute(plan: Plan, loader: ModelLoader, options: RunOptions) -> RunResult:
         refuse_unusable(plan, specs)
         digests = RowDigests(plan, list(identity["cells"].values()))
         about = partial(make_about, plan, specs, list(options.scripts), options.command)
-        status = StatusFile(directory.path, files=options.files, at=directory.at, may_write=directory.may_write)
+        status = StatusFile(directory.folder)
         reuse = _take_directory(directory, plan, digests, identity, about, status)
         if plan.shard is not None:
-            write_members(
-                options.files, directory.path, [plan.members[number] for number in plan.chosen], at=directory.at
-            )
+            write_members(directory.folder, [plan.members[number] for number in plan.chosen])
         if options.skipped:
             directory.keep_skipped(line.raw for line in options.skipped)
         vocabulary = {plan.cells[cell].name: spec.vocab_size for setup, spec in specs.items() for cell in setup.cells}
-        rows = directory.open_rows(
-            plan.num_rows, plan.row_number, digest=digests.of_row, repair=options.repair, vocab_size=vocabulary.get
+        rows = RowStore(
+            directory.folder,
+            plan.num_rows,
+            plan.row_number,
+            digest=digests.of_row,
+            repair=options.repair,
+            vocab_size=vocabulary.get,
         )
         store = stack.enter_context(closing(rows))
         return _Session(plan, loader, pool, options, store, directory, reuse, status).run()
@@ -178,7 +194,7 @@ def _take_directory(
     if directory.holds_rows:
         return adopt(directory, plan, digests, identity, about, shard, announce) or Reuse(0)
     directory.claim(identity, about, shard)
-    directory.write_script(plan.conversations)
+    write_script(directory.folder, plan.conversations)
     return None
 
 
@@ -265,7 +281,7 @@ class _Session:
 
     def _run_rounds(self) -> bool:
         setups = setups_of(self._plan)
-        for selection in rounds(self._plan, self._rows, race=self._race):
+        for selection in rounds(self._plan, self._rows, self._race):
             self._selection = selection
             if isinstance(selection, DrawSelection):
                 self._counts.cells_left, self._counts.cells = selection.num_cells_left, len(self._plan.cells)
@@ -354,23 +370,20 @@ class _Session:
         self._update_status("failed" if isinstance(error, Exception) else "interrupted", explain(error))
 
     def _result(self, *, interrupted: bool) -> RunResult:
-        directory, files, progress = self._directory, self._options.files, self._progress()
+        directory, progress = self._directory, self._progress()
         self._step_log.end(progress, interrupted=interrupted)
         verified = verdict(self._num_verified, self._differences) if self._num_verified else None
         race, precision = None, ()
         if isinstance(self._selection, RepeatSelection):
-            precision = reached(self._plan, self._rows, self._selection)
+            precision = reached_precision(self._plan, self._rows, self._selection)
         elif self._race is not None:
-            race = result_of(self._race, self._plan, self._selection)
+            race = race_result(self._race, self._plan, self._selection)
         cell_names = [cell.name for cell in self._plan.cells]
         summary = summarize(self._rows.rows(), cell_names, self._selection.num_rows)
         path = None if directory is None else directory.path
         rows = partial(iter, list(self._rows.rows())) if path is None else partial(read_rows, path)
         if directory is not None:
-            directory.check()
-            race_record = None if race is None else race.as_dict()
-            write_summary(directory.path, summary, progress.session(), race_record, files=files, at=directory.at)
+            write_summary(directory.folder, summary, progress.session(), None if race is None else race.as_dict())
             if verified is not None:
-                content = [json.dumps(verified, indent=2).encode(), b"\n"]
-                save_file(directory.path / VERIFY_NAME, content, files=files, at=directory.at)
+                directory.folder.save(VERIFY_NAME, [json.dumps(verified, indent=2).encode(), b"\n"])
         return RunResult(path, summary, progress, interrupted, self._plan, rows, verified, precision, race, self._reuse)

@@ -60,8 +60,7 @@ def opened_answers(source: OpensJudge | None, directory: RunDirectory | None) ->
     with ExitStack() as stack:
         store = None
         if directory is not None:
-            store = AnswerStore(directory.path, at=directory.at, check=directory.check, files=directory.files)
-            stack.enter_context(store)
+            store = stack.enter_context(AnswerStore(directory.folder))
         judge = None if source is None else source.open()
         if store is None:
             digest = None if judge is None else digest_of(judge.identity)

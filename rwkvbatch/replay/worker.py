@@ -25,7 +25,8 @@ from rwkvbatch.replay.models import ModelLoader, Setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import LEFT_ON_REQUEST, Assign, Drop, Joined, Judging, Leave, Left, LogEntry, Order, Report
 from rwkvbatch.replay.rows import error_row, not_reached
-from rwkvbatch.results.row import EncodedRow, Row
+from rwkvbatch.results.row import Row
+from rwkvbatch.results.row_codec import EncodedRow
 
 HEARTBEAT_S = 0.5
 """Longest time between two reports of `serve`, so that the driver's progress display stays current."""

@@ -21,13 +21,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, cast
+from typing import Any, Self, cast
 
 from rwkvbatch.errors import RunDirectoryError, StorageError
-from rwkvbatch.files import OS_FILES, Files, in_blocks, open_file, save_file, write_all
-from rwkvbatch.judges.answers import JudgeAnswer, Seed, digest_of
+from rwkvbatch.files import in_blocks, open_file, write_all
+from rwkvbatch.judges.answers import Judge, JudgeAnswer, Seed, digest_of
+from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.recovery import read_lines
-from rwkvbatch.results.row import BadLineError, content_of_line, with_checksum
+from rwkvbatch.results.row_codec import BadLineError, content_of_line, with_checksum
 
 VERDICTS_NAME = "verdicts.jsonl"
 PREFERENCES_NAME = "preferences.jsonl"
@@ -43,15 +44,6 @@ _DIGEST, _KEY = re.compile(r"[0-9a-f]{16}"), re.compile(r"[0-9a-f]{32}")
 _log = logging.getLogger(__name__)
 
 
-class NamedJudge(Protocol):
-    """The attributes of a judge that a file records."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def identity(self) -> Mapping[str, Any]: ...
-
-
 @dataclass(frozen=True)
 class JudgeLine:
     """A judge that answered questions in a file."""
@@ -64,11 +56,9 @@ class AnswerStore:
     """The answers of one judge in a file of a run directory.
 
     Args:
-        directory: the run directory.
+        folder: the run directory.
         name: the file's name.
-        at: descriptor of the open directory; without it, `directory` is opened.
         alone: lock the file; for a directory that this process has not locked.
-        check: called before every write; raises an error if the directory no longer belongs to the run.
 
     Attributes:
         judge: the judge that answered last, None for a new file; after `use`, the judge in use.
@@ -79,17 +69,14 @@ class AnswerStore:
 
     def __init__(
         self,
-        directory: Path,
+        folder: Folder,
         name: str = VERDICTS_NAME,
         *,
-        files: Files = OS_FILES,
-        at: int | None = None,
         alone: bool = False,
-        check: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._path = directory / name
-        self._files, self._at, self._check, self._clock = files, at, check, clock
+        self._folder, self._name, self._clock = folder, name, clock
+        self._path, self._files = folder.path / name, folder.files
         self._probabilities: dict[str, float] = {}
         self._votes: dict[tuple[str, Seed], bool] = {}
         self._descriptor = -1
@@ -109,7 +96,7 @@ class AnswerStore:
             self.close()
             raise RunDirectoryError(f"cannot be used: {error.strerror or error}", path=self._path) from None
 
-    def use(self, judge: NamedJudge | None) -> str | None:
+    def use(self, judge: Judge | None) -> str | None:
         """Load the answers of a judge, or of the judge that answered last for None; returns its digest.
 
         Raises:
@@ -174,8 +161,7 @@ class AnswerStore:
             num_unused = sum("judge" not in values and not is_used(values) for values in self._read())
             if num_unused <= 2 * most:
                 return
-            lines = self._kept_lines(num_unused - most, is_used)
-            save_file(self._path, in_blocks(lines), files=self._files, at=self._at, check=self._check)
+            self._folder.save(self._name, in_blocks(self._kept_lines(num_unused - most, is_used)))
         except OSError as error:
             raise self._failed(error) from error
         self.close()
@@ -221,19 +207,12 @@ class AnswerStore:
             self._votes[values["key"], values["seed"]] = values["vote"]
 
     def _open(self) -> None:
-        """Open the file for appending, and end a torn last line."""
-        self._descriptor = self._files.open_append(self._path, self._at)
-        if (size := self._files.size(self._path, self._at)) > 0:
-            with open_file(self._path, at=self._at) as file:
-                file.seek(size - 1)
-                if file.read(1) != b"\n":
-                    write_all(self._files, self._descriptor, b"\n")
-        else:
-            self._files.sync_directory(self._path.parent, self._at)
+        self._descriptor = self._folder.open_lines(self._name)
+        self._folder.sync()
 
     def _append(self, values: Mapping[str, Any]) -> None:
         try:
-            self._check()
+            self._folder.check()
             if self._descriptor < 0:
                 self._open()
             write_all(self._files, self._descriptor, _line(values))
@@ -251,10 +230,10 @@ class AnswerStore:
 
     def _read(self) -> Iterator[Mapping[str, Any]]:
         """The valid lines; raises `OSError`."""
-        if not self._files.size(self._path, self._at):
+        if not self._folder.size(self._name):
             return
         num_invalid = 0
-        with open_file(self._path, MAX_FILE_BYTES, at=self._at) as file:
+        with self._folder.open(self._name, MAX_FILE_BYTES) as file:
             for line in read_lines(file):
                 values = None if line.is_long or len(line.data) > MAX_LINE_BYTES else _parsed(line.data)
                 if values is None:

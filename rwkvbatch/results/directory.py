@@ -12,10 +12,11 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunReplacedError, StorageError, UsageError
-from rwkvbatch.files import OS_FILES, Files, in_blocks, make_directory, open_file, remove_empty, save_file, write_all
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError, StorageError, UsageError
+from rwkvbatch.files import OS_FILES, Files, in_blocks, make_directory, remove_empty
 from rwkvbatch.prompt.escaping import file_name
 from rwkvbatch.results.answers import VERDICTS_NAME
+from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.lock import LOCK_NAME, DirectoryLock
 from rwkvbatch.results.manifest import (
     DAMAGED_MANIFEST_NAME,
@@ -26,13 +27,10 @@ from rwkvbatch.results.manifest import (
     refuse_other_run,
     write_manifest,
 )
-from rwkvbatch.results.recovery import keep_bytes
-from rwkvbatch.results.row import RowDigest, RowKey
-from rwkvbatch.results.script_copy import COMPRESSED_NAME, SCRIPT_NAME, write_script
+from rwkvbatch.results.script_copy import COMPRESSED_NAME, SCRIPT_NAME
 from rwkvbatch.results.status import STATUS_NAME
-from rwkvbatch.results.store import RESULTS_NAME, RowStore
 from rwkvbatch.results.summary import SUMMARY_NAME
-from rwkvbatch.script.records import Conversation
+from rwkvbatch.targets import RESULTS_NAME
 
 SKIPPED_NAME = "skipped.jsonl"
 KEPT_NAME = "kept.jsonl"
@@ -52,6 +50,7 @@ class RunDirectory:
     Attributes:
         manifest: manifest of the run that the directory already contains; None for a new run, or if it is damaged.
         damage: what is wrong with the manifest; None if nothing is.
+        folder: the files of the directory.
 
     Raises:
         UsageError: the path, or a part of it, is not a directory.
@@ -64,7 +63,6 @@ class RunDirectory:
     def __init__(self, path: Path, command: str, files: Files = OS_FILES, *, repair: bool = False) -> None:
         self.path = path
         self.damage: RunDamagedError | None = None
-        self._files = files
         try:
             self._made = make_directory(path)
         except FileExistsError as error:
@@ -77,8 +75,9 @@ class RunDirectory:
                 f"cannot be made: {error.strerror}", path=path, hint="give another directory with --out"
             ) from None
         # Before the lock, whose file stays: nothing is written in a directory of other files.
-        self._refuse_other_files(path)
+        self._refuse_other_files(Folder(path))
         self._lock = DirectoryLock(path, command)
+        self.folder = Folder(path, files, self._lock)
         try:
             try:
                 self.manifest = read_manifest(path)
@@ -87,30 +86,11 @@ class RunDirectory:
                     raise
                 self.manifest, self.damage = None, error
             if self.manifest is None and self.damage is None:
-                self._refuse_other_files(self.at)
+                self._refuse_other_files(self.folder)
             self._remove_leftovers()
         except BaseException:  # KeyboardInterrupt too: no caller can close an object whose construction failed
             self._lock.release()
             raise
-
-    @property
-    def files(self) -> Files:
-        """The system calls that write the directory's files."""
-        return self._files
-
-    @property
-    def at(self) -> int:
-        """Descriptor of the open directory, which stays valid if the directory is moved."""
-        return self._lock.handle
-
-    def may_write(self) -> bool:
-        """Whether the lock still excludes other processes."""
-        return self._lock.is_ours
-
-    def check(self) -> None:
-        """Raise `RunReplacedError` if the path no longer leads to the directory, or if its lock was removed."""
-        if (problem := self._lock.lost()) is not None:
-            raise RunReplacedError(f"{self.path}: {problem}", hint="run the command again with another --out")
 
     @property
     def continued(self) -> bool:
@@ -126,19 +106,18 @@ class RunDirectory:
             RunMismatchError: it is the manifest of another run; the message lists the differences.
             StorageError: the manifest could not be written.
         """
-        if self.manifest is not None and self._files.size(self.path / RESULTS_NAME, self.at):
+        if self.manifest is not None and self.folder.size(RESULTS_NAME):
             refuse_other_run(self.path, self.manifest, identity, shard)
         else:
-            write_manifest(self.path, identity, make_about(), shard, files=self._files, at=self.at)
+            write_manifest(self.folder, identity, make_about(), shard)
         self._made.clear()
 
     def set_manifest_aside(self) -> None:
         """Keep the damaged manifest under another name; raises `StorageError`."""
         path = self.path / MANIFEST_NAME
         try:
-            with open_file(path, at=self.at) as file:
-                span = 0, os.fstat(file.fileno()).st_size
-                kept = keep_bytes(self._files, file, span, self.path / DAMAGED_MANIFEST_NAME, self.at)
+            with self.folder.open(MANIFEST_NAME) as file:
+                kept = self.folder.keep(DAMAGED_MANIFEST_NAME, file, (0, os.fstat(file.fileno()).st_size))
         except OSError as error:
             raise StorageError(f"{path}: cannot be set aside: {error.strerror or error}") from error
         self.damage = None
@@ -149,8 +128,7 @@ class RunDirectory:
         """Whether the directory may have rows of an earlier command, including those in `kept.jsonl`."""
         if self.manifest is None:
             return False
-        names = (RESULTS_NAME, KEPT_NAME)
-        return FORMER in self.manifest or any(self._files.size(self.path / name, self.at) for name in names)
+        return FORMER in self.manifest or any(map(self.folder.size, (RESULTS_NAME, KEPT_NAME)))
 
     def begin_change(
         self, identity: JsonObject, about: JsonObject, shard: JsonObject | None = None, *, by: str = "run"
@@ -167,99 +145,53 @@ class RunDirectory:
         assert self.manifest is not None
         former = self.manifest.get(FORMER) or {key: self.manifest.get(key) for key in ("identity", "about")}
         former = {**former, "by": by}
-        write_manifest(self.path, identity, about, shard, former=former, files=self._files, at=self.at)
+        write_manifest(self.folder, identity, about, shard, former=former)
 
     def end_change(self, identity: JsonObject, about: JsonObject, shard: JsonObject | None = None) -> None:
         """Write the manifest of a command after its rows were adapted; raises `StorageError`."""
-        write_manifest(self.path, identity, about, shard, files=self._files, at=self.at)
-
-    def write_script(self, conversations: Sequence[Conversation]) -> None:
-        """Write the script's copy, see `results.script_copy`; raises `StorageError`."""
-        write_script(self.path, conversations, files=self._files, at=self.at)
+        write_manifest(self.folder, identity, about, shard)
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Generator[BinaryIO]:
         """A context with an open file of the directory, empty if it does not exist; raises `RunDirectoryError`."""
-        path = self.path / name
         try:
-            with open_file(path, at=self.at) if self._files.size(path, self.at) else io.BytesIO() as file:
+            with self.folder.open(name) if self.folder.size(name) else io.BytesIO() as file:
                 yield file
         except OSError as error:
-            raise RunDirectoryError(f"cannot be read: {error.strerror or error}", path=path) from None
+            raise RunDirectoryError(f"cannot be read: {error.strerror or error}", path=self.path / name) from None
 
     def replace_rows(self, lines: Iterable[bytes]) -> None:
-        """Replace `results.jsonl` atomically; raises `StorageError`."""
-        save_file(self.path / RESULTS_NAME, in_blocks(lines), files=self._files, at=self.at, check=self.check)
+        """Replace `results.jsonl`; raises as `Folder.save`."""
+        self.folder.save(RESULTS_NAME, in_blocks(lines))
 
     def set_aside(self, lines: Iterable[bytes]) -> None:
         """Append lines of rows to `kept.jsonl`, durably; raises `StorageError`."""
-        path, files = self.path / KEPT_NAME, self._files
         try:
-            descriptor = files.open_append(path, self.at)
-            try:
-                if (size := files.size(path, self.at)) > 0:
-                    with open_file(path, at=self.at) as file:
-                        file.seek(size - 1)
-                        if file.read(1) != b"\n":  # the last write was torn by a crash
-                            write_all(files, descriptor, b"\n")
-                for block in in_blocks(lines):
-                    write_all(files, descriptor, block)
-                files.sync(descriptor)
-                files.sync_directory(self.path, self.at)
-            finally:
-                files.close(descriptor)
+            self.folder.append_lines(KEPT_NAME, lines)
         except OSError as error:
-            raise StorageError(f"{path}: write failed: {error.strerror or error}") from error
-
-    def open_rows(
-        self,
-        num_rows: int,
-        index_of: Callable[[RowKey], int | None],
-        *,
-        digest: Callable[[int], RowDigest] | None = None,
-        repair: bool = False,
-        vocab_size: Callable[[str], int | None] = lambda cell: None,
-    ) -> RowStore:
-        """Open the rows of the directory, see `RowStore`."""
-        return RowStore(
-            self.path,
-            num_rows,
-            index_of,
-            digest=digest,
-            repair=repair,
-            vocab_size=vocab_size,
-            files=self._files,
-            at=self.at,
-            lost=self._lock.lost,
-        )
+            raise StorageError(f"{self.path / KEPT_NAME}: write failed: {error.strerror or error}") from error
 
     def keep_skipped(self, lines: Iterable[bytes]) -> None:
-        """Write the script's skipped lines, unchanged, to `skipped.jsonl`.
-
-        Raises:
-            StorageError: the file could not be written.
-        """
-        save_file(self.path / SKIPPED_NAME, (line + b"\n" for line in lines), files=self._files, at=self.at)
+        """Write the script's skipped lines, unchanged, to `skipped.jsonl`; raises as `Folder.save`."""
+        self.folder.save(SKIPPED_NAME, (line + b"\n" for line in lines))
 
     def close(self) -> None:
         """Release the lock; remove the directory, and parents, that were created and never claimed."""
         if self._made and self._lock.lost() is None:
-            with contextlib.suppress(OSError):
-                os.unlink(LOCK_NAME, dir_fd=self.at)
-                remove_empty(self._made)
+            self.folder.remove(LOCK_NAME)
+            remove_empty(self._made)
         self._lock.release()
 
     def _remove_leftovers(self) -> None:
         """Remove temporary files that a killed process left."""
         names = (MANIFEST_NAME, RESULTS_NAME, SCRIPT_NAME, COMPRESSED_NAME, SUMMARY_NAME, STATUS_NAME, VERDICTS_NAME)
         for name in names:
-            with contextlib.suppress(OSError):
-                os.unlink(f"{name}.tmp", dir_fd=self.at)
+            self.folder.remove(f"{name}.tmp")
 
-    def _refuse_other_files(self, directory: Path | int) -> None:
-        """Raise `RunDirectoryError` if the open directory or path has no manifest but other files."""
+    def _refuse_other_files(self, folder: Folder) -> None:
+        """Raise `RunDirectoryError` if the folder has no manifest but other files."""
         try:
-            names = set(os.listdir(directory))  # noqa: PTH208 (may be a descriptor)
+            names = folder.names()
         except OSError:  # the lock reports it
             return
         if MANIFEST_NAME in names:

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from rwkvbatch.config import CellSettings
+from rwkvbatch.config.names import identity_with_full_names
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError, parsing_problem
-from rwkvbatch.files import MANIFEST_NAME, OS_FILES, Files, read_file, save_file
-from rwkvbatch.setting_names import identity_with_full_names
+from rwkvbatch.files import read_file
+from rwkvbatch.results.folder import Folder
+from rwkvbatch.targets import MANIFEST_NAME
 
 JsonObject = Mapping[str, Any]
 
@@ -58,30 +60,20 @@ _REPAIR = "the run's command with --repair writes it anew, if the rows and the s
 
 
 def write_manifest(
-    directory: Path,
+    folder: Folder,
     identity: JsonObject,
     about: JsonObject,
     shard: JsonObject | None = None,
     *,
     former: JsonObject | None = None,
-    files: Files = OS_FILES,
-    at: int | None = None,
 ) -> None:
-    """Write the manifest atomically.
-
-    Args:
-        former: the value of the key `FORMER`, while rows are adapted.
-        at: descriptor of the open directory; without it, `directory` is opened.
-
-    Raises:
-        StorageError: it could not be written.
-    """
+    """Write the manifest; raises as `Folder.save`. `former` is the value of the key `FORMER` while rows are adapted."""
     shard_item = {} if shard is None else {"shard": shard}
     former_item = {} if former is None else {FORMER: former}
     content: dict[str, Any] = {"format": FORMAT, "identity": identity, **shard_item, "about": about, **former_item}
     content[CHECKSUM] = _checksum(json.loads(json.dumps(content)))
     text = json.dumps(content, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
-    save_file(directory / MANIFEST_NAME, [text, b"\n"], files=files, at=at)
+    folder.save(MANIFEST_NAME, [text, b"\n"])
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:

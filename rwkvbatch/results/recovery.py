@@ -1,18 +1,17 @@
-"""Reading of `results.jsonl`, detection of torn and damaged lines, and copies of these byte for byte."""
+"""Reading of `results.jsonl`, and detection of torn and damaged lines."""
 
 from __future__ import annotations
 
-import itertools
-import os
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError
-from rwkvbatch.files import BLOCK_BYTES, Files, open_file, read_spans, replace_file, write_all
-from rwkvbatch.results.row import MAX_LINE_BYTES, BadLineError, Row, RowHead, RowKey, WrongValuesError, decode_row
+from rwkvbatch.files import BLOCK_BYTES, open_file
+from rwkvbatch.results.row import Row, RowKey
+from rwkvbatch.results.row_codec import MAX_LINE_BYTES, BadLineError, RowHead, WrongValuesError, decode_row
 
 _BUFFER_BYTES = 2**16
 _KEPT_BYTES = 64
@@ -256,30 +255,3 @@ def index_rows(
         else:
             invalid.append(line)
     return Findings(tuple(line for line in invalid if line.start < end_of_rows), end_of_rows, end)
-
-
-def keep_bytes(files: Files, reader: BinaryIO, span: tuple[int, int], path: Path, at: int | None = None) -> Path:
-    """Copy a span of an open file to a new file `path-N`, and return its path.
-
-    Args:
-        at: descriptor of the open directory; without it, the parent of `path` is opened.
-    """
-    taken = set(os.listdir(path.parent if at is None else at))  # noqa: PTH208 (a descriptor)
-    copy = next(
-        name for count in itertools.count(1) if (name := path.with_name(f"{path.name}-{count}")).name not in taken
-    )
-    replace_file(files, copy, read_spans(reader, [span]), at=at)
-    return copy
-
-
-def keep_damaged_lines(
-    files: Files, reader: BinaryIO, path: Path, damaged: Sequence[ScannedLine], at: int | None = None
-) -> None:
-    """Append the lines `damaged` of an open file to the file at `path`."""
-    descriptor = files.open_append(path, at)
-    try:
-        for piece in read_spans(reader, [(line.start, line.end) for line in damaged]):
-            write_all(files, descriptor, piece)
-        files.sync(descriptor)
-    finally:
-        files.close(descriptor)

@@ -9,15 +9,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, ScriptError
-from rwkvbatch.files import OS_FILES, Files, in_blocks, open_file, save_file
+from rwkvbatch.files import in_blocks, open_file
+from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.manifest import FORMER
 from rwkvbatch.script.native import native_record
 from rwkvbatch.script.reader import read_copy
@@ -35,17 +34,8 @@ def script_sha256(conversations: Iterable[Conversation]) -> str:
     return hashlib.sha256("".join(conversation.sha256 for conversation in conversations).encode("ascii")).hexdigest()
 
 
-def write_script(
-    directory: Path, conversations: Sequence[Conversation], *, files: Files = OS_FILES, at: int | None = None
-) -> None:
-    """Replace the copy atomically.
-
-    Args:
-        at: descriptor of the open directory; without it, `directory` is opened.
-
-    Raises:
-        StorageError: it could not be written.
-    """
+def write_script(folder: Folder, conversations: Sequence[Conversation]) -> None:
+    """Replace the copy; raises as `Folder.save`."""
     lines = map(_line, conversations)
     buffered: list[bytes] = []
     num_bytes = 0
@@ -53,15 +43,13 @@ def write_script(
         buffered.append(line)
         num_bytes += len(line)
         if num_bytes > COMPRESSED_FROM_BYTES:
-            blocks = in_blocks(_chained(buffered, lines))
-            save_file(directory / COMPRESSED_NAME, _compressed(blocks), files=files, at=at)
+            folder.save(COMPRESSED_NAME, _compressed(in_blocks(_chained(buffered, lines))))
             obsolete = SCRIPT_NAME
             break
     else:
-        save_file(directory / SCRIPT_NAME, buffered, files=files, at=at)
+        folder.save(SCRIPT_NAME, buffered)
         obsolete = COMPRESSED_NAME
-    with suppress(OSError):  # if the file stays, the reader recognises the right one by its hash
-        os.unlink(directory / obsolete if at is None else obsolete, dir_fd=at)
+    folder.remove(obsolete)  # if the file stays, the reader recognises the right one by its hash
 
 
 def has_script(directory: Path) -> bool:

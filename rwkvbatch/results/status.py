@@ -13,7 +13,8 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rwkvbatch.files import OS_FILES, Files, read_file, replace_file
+from rwkvbatch.files import read_file
+from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.manifest import JsonObject
 from rwkvbatch.results.summary import MAX_SUMMARY_BYTES, SUMMARY_NAME
 
@@ -30,17 +31,12 @@ class StatusFile:
     """Replaces `status.json` about every two seconds. A failure to write it does not stop the run.
 
     Args:
-        at: descriptor of the open directory; without it, `directory` is opened.
-        may_write: whether the directory still belongs to this process.
         clock: monotonic seconds.
         wall_clock: seconds since 1970, which are only displayed.
     """
 
-    directory: Path
+    folder: Folder
     _: KW_ONLY
-    files: Files = OS_FILES
-    at: int | None = None
-    may_write: Callable[[], bool] = lambda: True
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
 
@@ -72,22 +68,19 @@ class StatusFile:
         # The padding leaves room to overwrite the file in place on a full disk, where no new file can be written.
         text = json.dumps(content, indent=2).encode() + b"\n"
         data = text.ljust(-(-len(text) // STATUS_BYTES) * STATUS_BYTES)
-        path = self.directory / STATUS_NAME
-        if not self.may_write():
+        if not self.folder.is_ours:
             return
         try:
-            replace_file(self.files, path, [data], durable=False, at=self.at)
+            self.folder.replace(STATUS_NAME, [data], durable=False)
         except OSError:
             with contextlib.suppress(OSError):
-                self._overwrite(path, text)
+                self._overwrite(text)
 
-    def _overwrite(self, path: Path, text: bytes) -> None:
+    def _overwrite(self, text: bytes) -> None:
         """Overwrite the existing file in place; a reader may see part of the new content."""
-        descriptor = os.open(
-            path if self.at is None else path.name,
-            os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
-            dir_fd=self.at,
-        )
+        handle = self.folder.handle
+        path = self.folder.path / STATUS_NAME if handle is None else STATUS_NAME
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=handle)
         try:
             existing = os.fstat(descriptor)
             if stat.S_ISREG(existing.st_mode) and existing.st_nlink == 1 and existing.st_size >= len(text):

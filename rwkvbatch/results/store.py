@@ -9,23 +9,23 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import BinaryIO
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunReplacedError, StorageError, counted
-from rwkvbatch.files import OS_FILES, RESULTS_NAME, Files, in_blocks, open_file, replace_file, write_all
-from rwkvbatch.results.recovery import DAMAGED_NAME, TORN_NAME, LineIndex, index_rows, keep_bytes, keep_damaged_lines
-from rwkvbatch.results.row import (
+from rwkvbatch.files import in_blocks, read_spans, write_all
+from rwkvbatch.results.folder import Folder
+from rwkvbatch.results.recovery import DAMAGED_NAME, TORN_NAME, LineIndex, index_rows
+from rwkvbatch.results.row import Row, RowKey
+from rwkvbatch.results.row_codec import (
     BadLineError,
     EncodedRow,
-    Row,
     RowDigest,
-    RowKey,
     content_of_line,
     decode_row,
     encode_row,
     with_digest,
 )
+from rwkvbatch.targets import RESULTS_NAME
 
 ASIDE_NAME = "results.aside"
 FLUSH_ROWS = 64
@@ -44,15 +44,13 @@ class RowStore:
     `results.aside-N`.
 
     Args:
-        directory: the run directory.
+        folder: the run directory.
         num_rows: number of rows in the plan.
         index_of: maps a key to the row's number in the plan, or to None if the plan does not have the row.
         digest: maps a row's number to the digests that are written with it; None writes rows without digests.
         repair: set damaged lines aside in `results.damaged` instead of refusing them.
         vocab_size: maps a cell to the vocabulary size of its model, or to None if it is unknown; a row with a larger
             token id counts as damaged.
-        at: descriptor of the open directory; without it, `directory` is opened.
-        lost: returns why the directory no longer belongs to the run; None while it does.
         flush_rows, flush_seconds: rows are flushed after this many, or this long. A power cut loses at most the rows
             since the last flush; a killed process loses none.
         clock: monotonic seconds.
@@ -68,24 +66,20 @@ class RowStore:
 
     def __init__(
         self,
-        directory: Path,
+        folder: Folder,
         num_rows: int,
         index_of: Callable[[RowKey], int | None],
         *,
         digest: Callable[[int], RowDigest] | None = None,
         repair: bool = False,
         vocab_size: Callable[[str], int | None] = lambda cell: None,
-        files: Files = OS_FILES,
-        at: int | None = None,
-        lost: Callable[[], str | None] = lambda: None,
         flush_rows: int = FLUSH_ROWS,
         flush_seconds: float = FLUSH_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._path = directory / RESULTS_NAME
-        self._files = files
-        self._at = at
-        self._lost = lost
+        self._path = folder.path / RESULTS_NAME
+        self._folder = folder
+        self._files = folder.files
         self._index_of = index_of
         self._digest = digest
         self._flush_rows = flush_rows
@@ -243,8 +237,8 @@ class RowStore:
 
     def _open_file(self) -> None:
         """Open the file at the path twice: to append, and to read at another position."""
-        self._descriptor = self._files.open_append(self._path, self._at)
-        self._reader = open_file(self._path, at=self._at)
+        self._descriptor = self._folder.open_append(RESULTS_NAME)
+        self._reader = self._folder.open(RESULTS_NAME)
         if not os.path.samestat(os.fstat(self._descriptor), os.fstat(self._reader.fileno())):
             raise OSError(errno.ESTALE, "it was replaced while it was being opened")
 
@@ -275,17 +269,17 @@ class RowStore:
         try:
             if findings.end > findings.end_of_rows:
                 span = findings.end_of_rows, findings.end
-                torn = keep_bytes(self._files, self._open_reader, span, self._path.with_name(TORN_NAME), self._at)
+                torn = self._folder.keep(TORN_NAME, self._open_reader, span)
                 if not has_links:
                     self._files.truncate(self._descriptor, findings.end_of_rows)
                 size = counted(findings.end - findings.end_of_rows, "byte")
                 _log.warning("%s: the last write was cut off; %s set aside in %s", self._path, size, torn.name)
             if findings.damaged:
-                damaged_path = self._path.with_name(DAMAGED_NAME)
-                keep_damaged_lines(self._files, self._open_reader, damaged_path, findings.damaged, self._at)
+                spans = [(line.start, line.end) for line in findings.damaged]
+                self._folder.append_lines(DAMAGED_NAME, read_spans(self._open_reader, spans))
             # An earlier process may have been killed before it flushed.
             self._files.sync(self._descriptor)
-            self._files.sync_directory(self._path.parent, self._at)
+            self._folder.sync()
         except OSError as error:
             raise self._fail(error, "repair") from error
         if findings.damaged or has_links:
@@ -320,7 +314,7 @@ class RowStore:
                 yield line
 
         try:
-            replace_file(self._files, self._path, in_blocks(lines()), at=self._at, check=self._check_file)
+            self._folder.replace(RESULTS_NAME, in_blocks(lines()), check=self._check_file)
             self._release()
             self._open_file()
         except OSError as error:
@@ -343,12 +337,11 @@ class RowStore:
 
         Called before every write, and before rows count as durable.
         """
-        problem = self._lost()
+        problem = self._folder.lost()
         if problem is None:
             opened = os.fstat(self._descriptor)
-            name = self._path if self._at is None else self._path.name
             try:
-                at_path = os.stat(name, dir_fd=self._at, follow_symlinks=False)
+                at_path = self._folder.stat(RESULTS_NAME)
             except OSError:
                 problem = "was removed or moved away during the run"
             else:
@@ -378,12 +371,10 @@ class RowStore:
             A clause on where the rows are.
         """
         span = 0, os.fstat(self._descriptor).st_size
-        directory = self._path.parent
-        inside = self._path.with_name(ASIDE_NAME)
-        beside = directory.with_name(f"{directory.name}.{ASIDE_NAME}")
-        for path, at in ((inside, self._at), (beside, None)):
+        inside, beside = self._folder, Folder(self._folder.path.parent, self._files)
+        for folder, name in ((inside, ASIDE_NAME), (beside, f"{inside.path.name}.{ASIDE_NAME}")):
             with contextlib.suppress(OSError):
-                kept = keep_bytes(self._files, self._open_reader, span, path, at)
+                kept = folder.keep(name, self._open_reader, span)
                 return f"its {counted(self.num_rows, 'row')} can be found in {kept}"
         return f"its {counted(self.num_rows, 'row')} cannot be kept"
 

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from rwkvbatch.files import OS_FILES, Files, read_file, save_file
+from rwkvbatch.files import read_file
 from rwkvbatch.prompt.escaping import printable_json
+from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.row import SCORED, Row
 
 SUMMARY_NAME = "summary.json"
@@ -275,38 +276,22 @@ def percentile(ascending: list[float], share: float) -> float | None:
 
 
 def write_summary(
-    directory: Path,
-    summary: Summary,
-    session: Mapping[str, Any],
-    race: Mapping[str, Any] | None = None,
-    *,
-    files: Files = OS_FILES,
-    at: int | None = None,
+    folder: Folder, summary: Summary, session: Mapping[str, Any], race: Mapping[str, Any] | None = None
 ) -> None:
-    """Replace the summary.
+    """Replace the summary; raises as `Folder.save`.
 
     Args:
         session: figures of the process that writes it (seconds, tokens/s).
         race: the result of a race.
-        at: descriptor of the open directory; without it, `directory` is opened.
-
-    Raises:
-        StorageError: it could not be written; the rows are safe.
     """
-    content = {**summary.as_dict(), **({} if race is None else {"race": dict(race)}), "session": dict(session)}
-    save_file(
-        directory / SUMMARY_NAME,
-        [printable_json(json.dumps(content, indent=2), log=True).encode(), b"\n"],
-        files=files,
-        at=at,
-    )
+    content = {**summary.as_dict(), **({"race": dict(race)} if race else {}), "session": dict(session)}
+    folder.save(SUMMARY_NAME, [printable_json(json.dumps(content, indent=2), log=True).encode(), b"\n"])
 
 
-def read_race(directory: Path) -> Mapping[str, Any] | None:
-    """The result of a race from a run's summary; None for other runs, and if the summary cannot be read."""
+def read_part(directory: Path, key: str) -> dict[str, Any]:
+    """The object `race` or `session` of a run's summary; empty if it has none, and if the summary cannot be read."""
     try:
-        content = json.loads(read_file(directory / SUMMARY_NAME, MAX_SUMMARY_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None
-    race = cast("dict[str, Any]", content).get("race") if isinstance(content, dict) else None
-    return cast("dict[str, Any]", race) if isinstance(race, dict) else None
+        part = json.loads(read_file(directory / SUMMARY_NAME, MAX_SUMMARY_BYTES))[key]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return cast("dict[str, Any]", part) if isinstance(part, dict) else {}

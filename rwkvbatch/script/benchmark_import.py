@@ -8,17 +8,19 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rwkvbatch.errors import ScriptError, UsageError
-from rwkvbatch.files import FileKind, check_target, file_head, save_file
+from rwkvbatch.errors import ScriptError, UsageError, error_text
+from rwkvbatch.files import save_file
 from rwkvbatch.script.benchmarks import BENCHMARKS, NOT_IMPORTED, BadRecordError, Benchmark, Question
 from rwkvbatch.script.choices import NORMALIZE, Normalize
 from rwkvbatch.script.data_files import data_files
 from rwkvbatch.script.forms import read_conversation
 from rwkvbatch.script.lines import SourceLine, refuse
 from rwkvbatch.script.tables import Record, read_records
+from rwkvbatch.targets import FileKind, check_target, file_head
 
 MAX_SHOTS = 100
 
@@ -84,24 +86,22 @@ def import_benchmark(
     lines: list[bytes] = []
     left_out: list[str] = []
     source_of: dict[str, SourceLine] = {}
-    for path in paths:
-        for record in read_records(path, benchmark.form):
-            try:
-                question = _read(benchmark, record, name)
-                shots_of_question = _examples_for(question, examples, record.source, shots)
-                line = benchmark.styles[style].write(question, shots_of_question)
-                if normalize != "none":
-                    _normalize_choices(line, normalize, f"{name} in the style {style!r}")
-                conversation_id = read_conversation(line, record.source, "").id
-                if (earlier := source_of.setdefault(conversation_id, record.source)) is not record.source:
-                    problem = f"the id {conversation_id!r} was already used at {earlier}"
-                    refuse(record.source, problem, "import the files apart")
-            except ScriptError as error:
-                if not skip_bad:
-                    error.hint = "\n  ".join(filter(None, (error.hint, "--skip-bad leaves such records out")))
-                    raise
-                left_out.append(str(error))
-                continue
+    for record in chain.from_iterable(read_records(path, benchmark.form) for path in paths):
+        try:
+            question = _read(benchmark, record, name)
+            line = benchmark.styles[style].write(question, _examples_for(question, examples, record.source, shots))
+            if normalize != "none":
+                _normalize_choices(line, normalize, f"{name} in the style {style!r}")
+            conversation_id = read_conversation(line, record.source, "").id
+            if (earlier := source_of.setdefault(conversation_id, record.source)) is not record.source:
+                problem = f"the id {conversation_id!r} was already used at {earlier}"
+                refuse(record.source, problem, "import the files apart")
+        except ScriptError as error:
+            if not skip_bad:
+                error.hint = "\n  ".join(filter(None, (error.hint, "--skip-bad leaves such records out")))
+                raise
+            left_out.append(str(error))
+        else:
             lines.append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
     if not lines:
         raise ScriptError(f"holds no question that can be used; the first problem: {left_out[0]}", path=paths[0])
@@ -140,7 +140,7 @@ def _read(benchmark: Benchmark, record: Record, name: str) -> Question:
             case KeyError():
                 problem = f"lacks {error}"
             case _:
-                problem = f"has a value of another type ({' '.join(str(error).split())})"
+                problem = f"has a value of another type ({error_text(error, None)})"
         refuse(
             record.source, f"is no record of {name}: {problem}", f"its columns are {keys}; docs/scripts.md has the form"
         )

@@ -143,7 +143,7 @@ class NotStrictError(ValueError):
         self.hint = hint
 
 
-def load_strictly(text: str, parse_int: Callable[[str], int]) -> Any:
+def load_strictly(text: str, parse_int: Callable[[str], float]) -> Any:
     """The JSON value of `text`, without duplicate keys, NaN and numbers out of a float's range.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from rwkvbatch.config import HistoryMode, TurnEnd
 from rwkvbatch.script.checks import Combination
-from rwkvbatch.script.checks.structured import ToolCall
+from rwkvbatch.script.checks.tool_calls import ToolCall
 from rwkvbatch.script.lines import SourceLine, shown
 from rwkvbatch.script.records import Check, Conversation
 from rwkvbatch.script.tools import calls_in

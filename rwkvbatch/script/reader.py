@@ -229,16 +229,18 @@ class ScriptReader:
         return num_bad, True
 
     def _text(self, line: RawLine) -> str:
-        """The decoded line; refuses a line that is too long or not UTF-8."""
+        """The decoded line; refuses a line that is too long, not UTF-8, or has NUL bytes."""
         if not line.whole:
             hint = f"split it, or {_raise_limit('max_line_bytes')}"
             refuse(line.source, f"the line is longer than {self.limits.max_line_bytes:,} bytes", hint)
+        if (start := line.data.find(b"\0")) >= 0:  # UTF-16 of ASCII characters is valid UTF-8
+            hint = "save the file as UTF-8, without NUL bytes (UTF-16: `iconv -f UTF-16 -t UTF-8 FILE`)"
+            refuse(line.source, "a NUL byte: is it UTF-16?", hint, _column(line.data, start))
         try:
             return line.data.decode("utf-8")
         except UnicodeDecodeError as error:
-            column = len(line.data[: error.start].decode("utf-8", "replace")) + 1
-            byte = line.data[error.start]
-            refuse(line.source, f"not UTF-8: byte 0x{byte:02x}", "save the file as UTF-8", column)
+            problem = f"not UTF-8: byte 0x{line.data[error.start]:02x}"
+            refuse(line.source, problem, "save the file as UTF-8", _column(line.data, error.start))
 
     def _set_aside(self, line: RawLine, error: ScriptError) -> None:
         if len(self.skipped) >= self.limits.max_conversations:
@@ -285,6 +287,11 @@ class ScriptReader:
         number = source.line if source.item is None else source.item
         name = f"{'stdin' if source.path == STDIN else Path(source.path).name}:{number}"
         return name if name.isprintable() and len(name) <= MAX_ID_LENGTH else f"line-{source.line}"
+
+
+def _column(data: bytes, index: int) -> int:
+    """The number of the character at the byte `index` of a line, from 1."""
+    return len(data[:index].decode("utf-8", "replace")) + 1
 
 
 def _raise_limit(name: str) -> str:

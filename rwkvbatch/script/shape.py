@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rwkvbatch.config import DialoguePrompt, Sampling, Stopping
+from rwkvbatch.config.names import ALIASES, with_full_names
+from rwkvbatch.config.setting import Settings
 from rwkvbatch.errors import UsageError
 from rwkvbatch.script.lines import SourceLine, is_object, refuse, refuse_unknown_keys, shown, type_name
-from rwkvbatch.setting import Settings
-from rwkvbatch.setting_names import ALIASES, with_full_names
 
 MAX_ID_LENGTH = 200
 

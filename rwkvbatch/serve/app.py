@@ -32,7 +32,7 @@ from rwkvbatch.serve.batcher import (
     ShuttingDownError,
 )
 from rwkvbatch.serve.metrics import ServerFigures
-from rwkvbatch.serve.protocol import SHOWN_NAME, ChatFields, CompletionFields, RequestError, unknown_field
+from rwkvbatch.serve.protocol import SHOWN_NAME, ChatFields, CompletionFields, RequestError, decoded, unknown_field
 from rwkvbatch.serve.replies import Job, Served, prepare
 from rwkvbatch.serve.streams import ReplyStream, event
 
@@ -193,10 +193,7 @@ class Service:
 
     @staticmethod
     def _object(body: bytes, known: set[str]) -> dict[str, Any]:
-        try:
-            fields: object = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise RequestError(f"the body is not JSON: {error}") from None
+        fields = decoded(body)
         if not isinstance(fields, dict):
             raise RequestError("the body must be a JSON object")
         values = cast("dict[str, Any]", fields)

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, cast
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, SamplingParams
-from rwkvbatch.errors import RwkvBatchError, UsageError
+from rwkvbatch.config.names import full_name
+from rwkvbatch.config.setting import allowed_values, as_requirement
+from rwkvbatch.errors import RwkvBatchError, UsageError, shown_value
 from rwkvbatch.prompt.escaping import printable
-from rwkvbatch.setting import allowed_values, as_requirement, shown_value
-from rwkvbatch.setting_names import full_name
+from rwkvbatch.script.lines import NotStrictError, finite_float, load_strictly
 
 MAX_STOPS = 32
 MAX_STOP_CHARACTERS = 256
@@ -188,6 +190,29 @@ class ServerSettings:
         params = SamplingParams(**param_values)
         _ = params.sampling  # a cached property, which copies with another seed keep
         return settings, params
+
+
+def decoded(body: bytes) -> object:
+    """The JSON value of a request's body.
+
+    Raises:
+        RequestError: it is not JSON, or has a number beyond the range of floats or half of a surrogate pair.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"the body {_reading_problem(body, error)}") from None
+
+
+def _reading_problem(body: bytes, error: orjson.JSONDecodeError) -> str:
+    """Why the body could not be read. orjson has one error for what is not JSON and for what it does not hold."""
+    try:
+        load_strictly(body.decode(), finite_float)
+    except NotStrictError as problem:
+        return f"cannot be read: {problem}; {problem.hint}"
+    except (ValueError, RecursionError):
+        return f"is not JSON: {error}"
+    return f"cannot be read: {error}"
 
 
 def parse_request(

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import orjson
-
 from rwkvbatch.engine.request import END_OF_TEXT, Reply, Score, TokenDetails
 from rwkvbatch.engine.sampling import exempt_tokens
 from rwkvbatch.errors import NonFiniteLogitsError, RwkvBatchError
@@ -28,6 +26,7 @@ from rwkvbatch.serve.protocol import (
     RequestError,
     ServerSettings,
     as_request_error,
+    decoded,
     messages_of,
     parse_request,
     prompts_of,
@@ -228,11 +227,7 @@ def prepare(
     Raises:
         RequestError: the request cannot be served.
     """
-    try:
-        decoded: object = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise RequestError(f"the body is not JSON: {error}") from None
-    parsed = parse_request(decoded, kind, served.settings, served.seed, served.limits)
+    parsed = parse_request(decoded(body), kind, served.settings, served.seed, served.limits)
     fields, settings = parsed.fields, parsed.settings
     if fields.model != served.name:
         problem = f"model: {fields.model[:SHOWN_NAME]!r} is not served here, {served.name!r} is"
@@ -246,8 +241,8 @@ def prepare(
         # Clients with a template of their own send text, so token 0 is put before it only if the settings say so.
         bos = settings.begins_with_bos()
         if isinstance(fields, ChatFields):
-            form = builder.template(settings.think, settings.turn_end, settings.reply_prefix, settings.template)
-            job.add(builder.conversation(messages_of(fields), form, served.prelude, "messages", bos), root)
+            template = builder.template(settings.think, settings.turn_end, settings.reply_prefix, settings.template)
+            job.add(builder.conversation(messages_of(fields), template, served.prelude, "messages", bos), root)
         else:
             for number, prompt in enumerate(prompts_of(fields)):
                 # lm-evaluation-harness sends whole texts with a token 0 of their own, which is not doubled.

@@ -87,7 +87,8 @@ class _ChoiceStream:
         if self._stripper is None:
             return self._text(self._job.echo(self._choice))
         first = event(self._chunk("", role="assistant"))
-        return [first] if self._choice.prompt.form is None else [first, *self._text(self._choice.prompt.form.begun)]
+        template = self._choice.prompt.template
+        return [first] if template is None else [first, *self._text(template.begun)]
 
     def _text(self, text: str) -> list[bytes]:
         """The event of a piece of text; none while the text may still be stripped."""

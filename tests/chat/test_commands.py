@@ -14,6 +14,7 @@ from prompt_toolkit.document import Document
 
 from rwkvbatch.chat.actions import edit_text
 from rwkvbatch.chat.commands import COMMANDS, run_lines
+from rwkvbatch.chat.session import Session
 from rwkvbatch.chat.terminal import CommandCompleter, status_line
 from rwkvbatch.chat.tree import tree_values
 from rwkvbatch.engine.engine import Engine
@@ -377,3 +378,19 @@ def test_tokens_that_are_not_text_are_shown_as_bytes(chat: PipeChat) -> None:
     assert "c3" in output
     assert "a9" in output
     assert "and 8 more; /tokens 13 shows all of them" in chat.send("/tokens 5")
+
+
+@pytest.mark.parametrize("logprobs", [(), (-1.0,)])
+def test_tokens_without_log_probabilities_are_listed_without(
+    chat: PipeChat, logprobs: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A served model may give none, or those of tokens of its own vocabulary."""
+    chat.send("hello")
+    last = chat.chat.session.tree.last
+    assert last is not None
+    assert len(last.ids) > 1
+    monkeypatch.setattr(Session, "logprobs", lambda *_: logprobs)
+    output = chat.send("/tokens")
+    assert all(str(token) in output for token in last.ids)
+    assert "%" not in output
+    assert "the server gives no log-probabilities of these tokens" in output

@@ -13,11 +13,11 @@ import pytest
 from rwkvbatch.chat.runs import export
 from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session
 from rwkvbatch.config import RunSettings
+from rwkvbatch.config.sources import resolve_settings
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.templates import PRELUDES
 from rwkvbatch.replay.grid import Cell
-from rwkvbatch.replay.layers import layer_settings
 from rwkvbatch.replay.models import Setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.prompts import PromptEncoder
@@ -57,9 +57,9 @@ def replay(command: str) -> list[tuple[int, ...]]:
     """The replies of the run that `command` describes, with the model of these tests."""
     scripts, values = options_of(command)
     values.pop("model", None)
-    layered = layer_settings(values)
-    plan = Plan(read_scripts(scripts).conversations, [Cell("base", {})], layered)
-    last = layered.settings.repeats - 1
+    resolved = resolve_settings(values)
+    plan = Plan(read_scripts(scripts).conversations, [Cell("base", {})], resolved)
+    last = resolved.settings.repeats - 1
     rows = execute(plan, HashLoader(), RunOptions()).rows()
     return [row.reply_ids for row in rows if row.repeat == last]
 
@@ -172,8 +172,8 @@ def test_the_exported_run_has_each_setting_of_the_chat(tmp_path: Path, name: str
     session.begin()
     session.ask("first")
     scripts, options = options_of(export(session, tmp_path / "a.jsonl").command)
-    layered = layer_settings(options)
-    plan = Plan(read_scripts(scripts).conversations, [Cell("base", {})], layered)
+    resolved = resolve_settings(options)
+    plan = Plan(read_scripts(scripts).conversations, [Cell("base", {})], resolved)
     settings = plan.settings if name == "vocab" else plan.task(0).of_turn(0).settings
     assert getattr(settings, name) == value
 

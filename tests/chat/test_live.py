@@ -190,6 +190,18 @@ def test_a_window_resized_below_the_drawn_lines_loses_none() -> None:
     assert shown == [f"line {number}" for number in range(10)]
 
 
+def test_words_that_are_wider_than_their_column_of_a_table_are_folded() -> None:
+    url, name = "https://example.com/" + "a" * 60, "日本語の長い文字列"
+    file = ScreenFile(30, 24)
+    live = LiveText(file.console(), MARKDOWN)
+    live.push(f"| name | link |\n|---|---|\n| {name} | {url} |\n")
+    live.finish()
+    shown = "".join("".join(file.lines()).split())
+    assert set(name) <= set(shown)
+    assert sum(shown.count(letter) for letter in "a") >= 60
+    assert "…" not in shown
+
+
 def test_a_table_is_repeated_whole_after_a_resize() -> None:
     words = ["| a | b |\n|---|---|\n", "| one | two |\n", "| three | four |\n"]
     shown = draw_resized(words, [(50, 16), (50, 16), (40, 16)]).lines()

@@ -21,10 +21,10 @@ from rwkvbatch.chat.pipe import JsonView, PlainView
 from rwkvbatch.chat.start import ChatArguments, chat_settings, choose_prelude, open_chat, run_chat
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.config import RunSettings, preset
+from rwkvbatch.config.sources import resolve_settings
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.load import BUNDLED_MODEL
 from rwkvbatch.prompt.templates import PRELUDES
-from rwkvbatch.replay.layers import layer_settings
 from tests.chat.sessions import exchange
 from tests.chat.terminal import Terminal
 
@@ -198,17 +198,17 @@ def test_raw_output_to_a_terminal_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_sampling_defaults_depend_on_the_model(values: dict[str, str], bundled: bool, name: str) -> None:
-    assert chat_settings(layer_settings(values), bundled=bundled).sampling == preset(name)
+    assert chat_settings(resolve_settings(values), bundled=bundled).sampling == preset(name)
 
 
 def test_an_explicit_temperature_turns_greedy_sampling_off() -> None:
     assert preset("greedy").greedy
     for values in ({"temperature": "0.5"}, {"preset": "greedy", "temperature": "0.5"}):
-        assert not chat_settings(layer_settings(values), bundled=True).sampling.greedy
+        assert not chat_settings(resolve_settings(values), bundled=True).sampling.greedy
 
 
 def test_an_option_changes_only_its_setting() -> None:
-    settings = chat_settings(layer_settings({"temperature": "0.5"}), bundled=False)
+    settings = chat_settings(resolve_settings({"temperature": "0.5"}), bundled=False)
     assert settings.sampling == preset("api-demo-chat").replace(temperature=0.5)
 
 

@@ -128,6 +128,20 @@ def test_convert_there_and_back_changes_nothing(checkpoint: Path, tmp_path: Path
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+def test_convert_says_what_a_pth_loses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small, rounded = tmp_path / "small.safetensors", tmp_path / "rounded.safetensors"
+    assert invoke(["model", "random", "1x64", str(small), "--vocab", "512", "--quiet"]) == 0
+    assert invoke(["model", "quantize", str(small), str(rounded), "--quiet"]) == 0
+    assert invoke(["model", "convert", str(rounded), str(tmp_path / "a.pth")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "tensors; dequantised from int4" in said
+    assert "a .pth cannot declare its vocabulary: give --vocab world with it" in said
+    assert invoke(["model", "convert", str(small), str(tmp_path / "b.safetensors")]) == 0
+    said = capsys.readouterr().err
+    assert "dequantised" not in said
+    assert "declare" not in said
+
+
 @pytest.mark.parametrize(
     ("name", "dtype"), [("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)]
 )

@@ -11,11 +11,13 @@ import pytest
 from typer.core import TyperOption
 
 from rwkvbatch.cli.app import COMMANDS, load_command
-from rwkvbatch.cli.options import Command, read_ahead, thread_count
+from rwkvbatch.cli.checkpoints import read_ahead
+from rwkvbatch.cli.command import Command
+from rwkvbatch.cli.options import thread_count
 from rwkvbatch.config import LISTS, SETTINGS, TEXTS, CellSettings, RunSettings
+from rwkvbatch.config.names import option_name
+from rwkvbatch.config.setting import Setting
 from rwkvbatch.errors import UsageError
-from rwkvbatch.setting import Setting
-from rwkvbatch.setting_names import option_name
 
 
 def options_of(command: str) -> dict[str, Any]:
@@ -62,6 +64,17 @@ def test_every_command_refuses_empty_paths(command: Any) -> None:
                 arguments = [name, empty] if is_option else ["x"] * before.index(param) + [empty]
                 with pytest.raises(UsageError, match=f"{name} must be a path, got {empty!r}"):
                     command.make_context(command.name, arguments)
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        *((command, ["vocab"]) for command in ("run", "score", "chat", "serve", "certify")),
+        *((command, ["repair", "retry_errors", "skip_bad"]) for command in ("run", "score")),
+    ],
+)
+def test_a_command_has_the_options_that_errors_of_its_work_name(command: str, names: list[str]) -> None:
+    assert set(names) <= options_of(command).keys()
 
 
 @pytest.mark.parametrize(

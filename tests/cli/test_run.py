@@ -212,6 +212,59 @@ def test_a_dry_run_names_the_traps_in_a_script(tmp_path: Path, capsys: pytest.Ca
     assert "s.jsonl:1: " in capsys.readouterr().err.replace("\n", "")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--strategy", "cpu fp64"], "--strategy must be one of"),
+        (["--strategy", "cpu,cpu fp64"], "--strategy must be one of"),
+        (["--backend", "upstream", "--strategy", "cpu int4"], "--strategy must be one of"),
+        (["--ban", "5000"], "--ban: the model's vocabulary has 512 token ids"),
+        (["--workers", "1", "--devices", "cpu,cpu"], "--devices names 2 devices for 1 worker"),
+        (["--judge", "bundled", "--judge-url", "http://127.0.0.1:1/v1"], "--judge and --judge-url are both given"),
+        (["--judge-model", "x"], "--judge-model belongs to --judge-url"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_would_refuse(
+    options: list[str], message: str, script: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["run", str(script), "--dry-run", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_warns_of_files_and_devices_that_another_machine_may_have(
+    script: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    options = ["--state", "none.pth", "--adapter", "lora.pth init=init.pth", "--strategy", "cuda fp16"]
+    assert invoke(["run", str(script), "--dry-run", "--json", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["warnings"] == [
+        "--strategy asks for the device 'cuda', but no CUDA device was found",
+        "--adapter lora.pth: there is no such file",
+        "--adapter init.pth: there is no such file",
+        "--state none.pth: there is no such file",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--judge", "bundled", "--judge-strategy", "cpu fp64"], 2, "--judge-strategy must be one of"),
+        (["--judge", "small.pth"], 3, "give --judge-vocab FILE (World format, or a tokenizer.json), or --judge-vocab"),
+    ],
+)
+def test_a_judge_that_cannot_be_loaded_is_refused_by_its_option_before_the_run(
+    options: list[str], code: int, message: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RWKVBATCH_VOCAB")
+    assert invoke(["model", "random", "1x64", "small.pth", "--vocab", "512", "--quiet"]) == 0
+    Path("s.jsonl").write_text(conversation("c", "Hi.", expect=[{"judge": "It greets."}]) + "\n")
+    assert invoke(["run", "s.jsonl", "--out", "out", *options]) == code
+    assert message in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
 def test_the_default_directory_is_named_after_script_and_time(
     script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 
 from rwkvbatch.cli.app import invoke
+from rwkvbatch.config.sources import read_toml
 from rwkvbatch.errors import RunDamagedError, TemplateError, UsageError
 from rwkvbatch.files import read_file
 from rwkvbatch.prompt.jinja import read_template
-from rwkvbatch.replay.layers import read_toml
 from rwkvbatch.results.recovery import read_results
-from rwkvbatch.results.row import decode_row, encode_row
+from rwkvbatch.results.row_codec import decode_row, encode_row
 from tests.replay.fakes import make_row
 
 

@@ -81,6 +81,15 @@ def test_random_weights_are_made_and_removed(
     assert not paths[0].exists()
 
 
+@pytest.mark.parametrize("options", [["--strategy", "cuda fp16"], ["--backend", "cuda"], ["--strategy", "fp99"]])
+def test_a_strategy_that_cannot_be_used_is_refused_before_the_reference_is_computed(
+    options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert invoke(["model", "verify", *options]) == 2
+    assert "reference" not in capsys.readouterr().err
+
+
 def test_a_model_and_a_random_one_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["model", "verify", "x.pth", "--random", "1x64"]) == 2
     assert "--random" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from rwkvbatch.comparison import table as results
 from rwkvbatch.comparison.loading import _unfinished, load_runs
 from rwkvbatch.comparison.metrics import TURN_METRICS
 from rwkvbatch.errors import InputError, RunDamagedError, RunDirectoryError, UsageError
+from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.manifest import FORMER
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.script_copy import script_sha256, write_script
@@ -310,7 +311,7 @@ def test_files_of_the_former_run_do_not_say_how_many_rows_an_interrupted_extensi
     conversations = read_scripts([str(script)]).conversations
     path = make_run(tmp_path / "a", conversations=2, repeats=2, turns=2)
     if source == "script.jsonl":
-        write_script(path, conversations)
+        write_script(Folder(path), conversations)
     else:
         status = {"state": "done", "rows_total": 8, "pid": 1, "host": "h", "updated": "now"}
         (path / source).write_text(json.dumps({**status, "planned": 8}))

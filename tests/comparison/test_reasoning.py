@@ -12,7 +12,8 @@ from rwkvbatch.comparison.table import tabulate
 from rwkvbatch.comparison.values import conversation_values
 from rwkvbatch.comparison.votes import majority_at_k, vote_of
 from rwkvbatch.errors import UsageError
-from rwkvbatch.results.row import CheckResult, TokenCounts, decode_row, encode_row
+from rwkvbatch.results.row import CheckResult, TokenCounts
+from rwkvbatch.results.row_codec import decode_row, encode_row
 from tests.replay.fakes import make_row
 
 

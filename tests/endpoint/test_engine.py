@@ -286,7 +286,11 @@ def test_the_reason_of_a_replys_end_is_only_what_the_server_says(
     ("last", "reason"),
     [
         ({"token": "<|endoftext|>", "bytes": []}, "eos"),
+        ({"token": "<|endoftext|>", "bytes": None}, "eos"),
+        ({"token": "<|rwkv_tokenizer_end_of_text|>", "bytes": []}, "eos"),
         ({"token": "", "bytes": [], "id": 0}, "eos"),
+        ({"token": "", "bytes": []}, "stop"),
+        ({"token": "<|im_end|>", "bytes": []}, "stop"),
         ({"token": "", "bytes": [], "id": 12}, "stop"),  # llama.cpp's server holds back text that may become a stop
         ({"token": "\n\n", "bytes": [10, 10]}, "stop"),
         ({"token": "<|im_end|>", "bytes": list(b"<|im_end|>")}, "stop"),

@@ -17,10 +17,11 @@ from rwkvbatch.config import RunSettings
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model import load
 from rwkvbatch.model.base import Model
-from rwkvbatch.model.load import SlowBackendWarning, is_bundled, load_model, resolve_model_path
+from rwkvbatch.model.load import SeveralFilesWarning, SlowBackendWarning, is_bundled, load_model, resolve_model_path
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.model.rwkv7_model import Rwkv7Model
+from rwkvbatch.model.safetensors import save_tensors
 from rwkvbatch.replay.models import ModelLoader, Setup
 from tests.model.loading_memory import memory_of_loading
 
@@ -50,6 +51,18 @@ def test_exact_name_comes_first_and_pth_before_safetensors(tmp_path: Path) -> No
     assert resolve_model_path(tmp_path / "a").path.name == "a.pth"
     (tmp_path / "a").touch()
     assert resolve_model_path(str(tmp_path / "a")).path.name == "a"
+
+
+def test_a_name_that_several_files_have_gives_a_warning(tmp_path: Path) -> None:
+    for name in ("a.safetensors", "a.pth"):
+        save_tensors(tmp_path / name, random_tensors(1, 64, 512))
+    with pytest.warns(
+        SeveralFilesWarning, match=r"a\.pth is read, and not a\.safetensors; give the name with its ending"
+    ):
+        load_model(tmp_path / "a", "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_model(tmp_path / "a.safetensors", "cpu")
 
 
 def test_a_directory_of_the_same_name_is_skipped(tmp_path: Path) -> None:

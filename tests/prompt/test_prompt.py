@@ -145,7 +145,7 @@ def test_a_prelude_is_a_name_or_a_file(tmp_path: Path) -> None:
     assert load_prelude("api-demo-chat") == PRELUDES["api-demo-chat"]
 
 
-@pytest.mark.parametrize("content", [None, b"\xff", b"x" * (MAX_PRELUDE_BYTES + 1)])
+@pytest.mark.parametrize("content", [None, b"\xff", b"x\0", b"x" * (MAX_PRELUDE_BYTES + 1)])
 def test_a_prelude_that_is_missing_not_utf8_or_too_large_is_refused(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "prelude.txt"
     if content is not None:

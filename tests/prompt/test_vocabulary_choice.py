@@ -22,7 +22,8 @@ from rwkvbatch.engine.request import Request
 from rwkvbatch.errors import CheckpointError, InputError, MissingExtraError
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.prompt.bpe import BpeTokenizer
-from rwkvbatch.prompt.tokenizer import TextStream, vocabulary_path, world_tokenizer
+from rwkvbatch.prompt.text_stream import TextStream
+from rwkvbatch.prompt.tokenizer import vocabulary_path, world_tokenizer
 from rwkvbatch.prompt.vocabulary import read_vocabulary, shown_ids, textless_ids, tokenizer_of
 from tests.engine.hash_model import HashModel
 
@@ -320,5 +321,5 @@ def test_a_dry_run_warns_about_ids_without_text_and_unknown_vocabularies(
     expected = f"token ids decode to nothing with the vocabulary vocabulary.json ({shown_ids(textless_ids(BPE))})"
     assert any(expected in warning for warning in found["warnings"])
     unknown = plan("-m", "small.pth")
-    assert any("the size of no known vocabulary" in warning for warning in unknown["warnings"])
+    assert ["the size of no known vocabulary" in warning for warning in unknown["warnings"]] == [True]
     assert plan()["warnings"] == []

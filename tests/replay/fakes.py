@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rwkvbatch.config import RunSettings
+from rwkvbatch.config.sources import ResolvedSettings
 from rwkvbatch.engine.request import FinishReason, Reading, Reply, ReplyTiming, Request, Score, closed_history
 from rwkvbatch.errors import CheckpointError, RowError
 from rwkvbatch.replay.grid import Cell, make_cells
-from rwkvbatch.replay.layers import Layered
 from rwkvbatch.replay.models import Setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.prompts import PromptEncoder
@@ -254,7 +254,7 @@ def make_plan(
         ]
     if cells is None:
         cells = make_cells({"temperature": [0.3, 1.0]})
-    return Plan(conversations, cells, Layered(RunSettings(**settings), frozenset(explicit)), shard)
+    return Plan(conversations, cells, ResolvedSettings(RunSettings(**settings), frozenset(explicit)), shard)
 
 
 def make_row(

@@ -15,8 +15,9 @@ from rwkvbatch.comparison.loading import load
 from rwkvbatch.errors import ScriptError
 from rwkvbatch.model.base import Model
 from rwkvbatch.replay.grid import make_cells
-from rwkvbatch.results.row import Row, decode_row, encode_row
-from rwkvbatch.script.checks.structured import Chosen
+from rwkvbatch.results.row import Row
+from rwkvbatch.results.row_codec import decode_row, encode_row
+from rwkvbatch.script.checks.answers import Chosen
 from rwkvbatch.script.choices import NORMALIZE, ChoiceScore, ChoiceScores, Normalize
 from rwkvbatch.script.native import native_record
 from rwkvbatch.script.reader import read_scripts

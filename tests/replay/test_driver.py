@@ -13,8 +13,8 @@ from rwkvbatch.replay.models import Setup, setups_of
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Assign, Event, Joined, Left, LogEntry, Order, Report
 from rwkvbatch.replay.progress import Counts
-from rwkvbatch.results import row as row_codec
-from rwkvbatch.results.row import EncodedRow
+from rwkvbatch.results import row_codec
+from rwkvbatch.results.row_codec import EncodedRow
 from rwkvbatch.results.store import MemoryRows
 from tests.replay.fakes import FakeLoader, make_conversation, make_plan, make_row
 from tests.replay.runs import StopAfter

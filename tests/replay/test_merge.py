@@ -29,7 +29,7 @@ from rwkvbatch.replay.merge import Merged, merge
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.results.lock import DirectoryLock
-from rwkvbatch.results.row import decode_row, encode_row
+from rwkvbatch.results.row_codec import decode_row, encode_row
 from rwkvbatch.script.lines import SourceLine
 from rwkvbatch.script.reader import SkippedLine
 from tests.memory import memory_folder

@@ -9,9 +9,9 @@ import pytest
 
 import rwkvbatch
 from rwkvbatch.cli.app import invoke
+from rwkvbatch.config.sources import Origin, naming_origins, resolve_settings
 from rwkvbatch.errors import CheckpointError, RwkvBatchError, UsageError
 from rwkvbatch.replay.grid import GridFile, make_cells
-from rwkvbatch.replay.layers import Origin, layer_settings, naming_origins
 
 
 @pytest.fixture
@@ -72,8 +72,8 @@ def test_layers_record_the_origins_of_settings_not_given_on_the_command_line(tmp
     config = tmp_path / "c.toml"
     config.write_text('preset = "creative"\nmodel = "m"\nseed = 1\ntop_k = 3\n')
     environment = {"RWKVBATCH_SEED": "2", "RWKVBATCH_TEMP": "0.5"}
-    layered = layer_settings({"top_k": 4}, environment=environment, config=config)
-    origins = {origin.option: (origin.value, origin.place) for origin in layered.origins}
+    resolved = resolve_settings({"top_k": 4}, environment=environment, config=config)
+    origins = {origin.option: (origin.value, origin.place) for origin in resolved.origins}
     assert origins["--model"] == ("m", str(config))
     assert origins["--frequency"] == (0.4, str(config))
     assert origins["--seed"] == (2, "RWKVBATCH_SEED")

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from rwkvbatch.config.sources import resolve_settings
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import RunMismatchError
 from rwkvbatch.prompt.tokenizer import world_tokenizer
 from rwkvbatch.replay.grid import make_cells
-from rwkvbatch.replay.layers import layer_settings
 from rwkvbatch.replay.merge import merge
 from rwkvbatch.replay.models import Setup
 from rwkvbatch.replay.plan import Plan
@@ -59,7 +59,7 @@ def conversations() -> list[Conversation]:
 
 def run(out: Path | None = None, num_steps: float = math.inf, shard: Shard | None = None, **settings: Any) -> list[Row]:
     """The rows of a run that is stopped after `num_steps` steps."""
-    plan = Plan(conversations(), make_cells({}), layer_settings({**GREEDY, "batch_size": 2, **settings}), shard)
+    plan = Plan(conversations(), make_cells({}), resolve_settings({**GREEDY, "batch_size": 2, **settings}), shard)
     return list(execute(plan, ScriptedLoader(), RunOptions(out=out, should_stop=StopAfter(num_steps))).rows())  # type: ignore[arg-type]
 
 

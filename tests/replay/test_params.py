@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from rwkvbatch.config.sources import resolve_settings
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell
-from rwkvbatch.replay.layers import layer_settings
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.script.lines import SourceLine
 from rwkvbatch.script.records import Conversation, Turn
@@ -26,7 +26,7 @@ def settings_of(
         {"temperature": 0.5, "seed": 8},
         SourceLine("s.jsonl", 1),
     )
-    plan = Plan([conversation], [Cell("base", cell or {})], layer_settings(explicit or {}))
+    plan = Plan([conversation], [Cell("base", cell or {})], resolve_settings(explicit or {}))
     found = plan.task(0).of_turn(turn)
     return found.settings.temperature, found.seed
 
@@ -59,4 +59,4 @@ def test_the_command_line_and_the_grid_win_over_params_of_a_turn() -> None:
 def test_invalid_params_of_a_turn_are_refused_with_its_line_and_number() -> None:
     conversation = Conversation("c", None, (Turn("a", params={"top_p": 7}),), (), {}, SourceLine("s.jsonl", 3))
     with pytest.raises(UsageError, match=r"s\.jsonl:3: params of turn 0"):
-        Plan([conversation], [Cell("base", {})], layer_settings({}))
+        Plan([conversation], [Cell("base", {})], resolve_settings({}))

@@ -10,7 +10,8 @@ import pytest
 
 import rwkvbatch
 from rwkvbatch.errors import ScriptError
-from rwkvbatch.results.row import Row, decode_row, encode_row
+from rwkvbatch.results.row import Row
+from rwkvbatch.results.row_codec import decode_row, encode_row
 from tests.replay.fakes import FakeLoader, make_plan
 from tests.replay.runs import check_invariance, results, run
 from tests.script.writing import read, user, write

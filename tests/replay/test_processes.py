@@ -20,7 +20,8 @@ from rwkvbatch.errors import CheckpointError, UsageError, WorkerError
 from rwkvbatch.replay.grid import make_cells
 from rwkvbatch.replay.models import Setup, setups_of
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import Joined, Leave, pool_for
+from rwkvbatch.replay.pool import Joined, Leave
+from rwkvbatch.replay.pool_kinds import pool_for
 from rwkvbatch.replay.processes import ProcessPool, _describe, _uses_gpu
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import RunResult

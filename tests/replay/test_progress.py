@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 
 from rwkvbatch.engine.request import Reading
-from rwkvbatch.files import FILE_MODE, Files
 from rwkvbatch.replay.progress import (
     BarObserver,
     Counts,
@@ -21,6 +20,7 @@ from rwkvbatch.replay.progress import (
     duration,
     progress_line,
 )
+from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.status import StatusFile
 
 PROGRESS = Progress(
@@ -172,7 +172,7 @@ class TestWorkers:
         assert "380 rows" in shown  # 80 + 90 + 100 + 110
 
     def test_the_status_file_has_the_workers(self, tmp_path: Path) -> None:
-        StatusFile(tmp_path).update(with_workers(2).as_dict())
+        StatusFile(Folder(tmp_path)).update(with_workers(2).as_dict())
         content = json.loads((tmp_path / "status.json").read_text())
         assert content["workers"][1] == {
             "name": "worker 1",
@@ -182,39 +182,6 @@ class TestWorkers:
             "scored_tokens": 0,
         }
         assert content["lost_workers"] == 1
-
-
-class TestStatus:
-    def test_the_status_is_written_every_two_seconds_and_at_the_end(self, tmp_path: Path) -> None:
-        clock = Clock()
-        status = StatusFile(tmp_path, clock=clock, wall_clock=lambda: 0.0)
-        path = tmp_path / "status.json"
-        written: list[int] = []
-        for second in range(7):
-            status.update(replace(PROGRESS, rows_done=second).as_dict())
-            written.append(json.loads(path.read_text())["rows_done"])
-            clock.now += 1
-        assert written == [0, 0, 2, 2, 4, 4, 6]
-        status.update(replace(PROGRESS, rows_done=99).as_dict(), "failed", "the reason")
-        content = json.loads(path.read_text())
-        assert (content["state"], content["error"], content["rows_done"]) == ("failed", "the reason", 99)
-        assert content["started"] == "1970-01-01T00:00:00Z"
-
-    def test_the_status_is_written_after_a_clock_is_set_back(self, tmp_path: Path) -> None:
-        clock = Clock()
-        status = StatusFile(tmp_path, clock=clock)
-        status.update(PROGRESS.as_dict())
-        clock.now -= 1e6
-        status.update(replace(PROGRESS, rows_done=31).as_dict())
-        assert json.loads((tmp_path / "status.json").read_text())["rows_done"] == 31
-
-    def test_a_full_disk_leaves_no_status_and_raises_nothing(self, tmp_path: Path) -> None:
-        class FullDisk(Files):
-            def create(self, path: Path, mode: int = FILE_MODE, at: int | None = None) -> int:
-                raise OSError(28, "No space left on device")
-
-        StatusFile(tmp_path, files=FullDisk()).update(PROGRESS.as_dict())
-        assert list(tmp_path.iterdir()) == []
 
 
 class TestStepLog:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from rwkvbatch.config.sources import resolve_settings
 from rwkvbatch.engine.request import Request
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.conversation import ConversationReplay
 from rwkvbatch.replay.grid import Cell, make_cells
-from rwkvbatch.replay.layers import layer_settings
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.prompts import PromptEncoder
 from rwkvbatch.script.lines import SourceLine
@@ -44,7 +44,7 @@ def text_of(tokens: tuple[int, ...]) -> str:
 def replayed(*turns: Turn, params: dict[str, Any] | None = None, **settings: Any) -> tuple[Recorder, list[str]]:
     """The engine with the requests of a conversation, and its replies as shown."""
     conversation = Conversation("c", "s", turns, (), params or {}, SourceLine("s.jsonl", 1))
-    task = Plan([conversation], [Cell("base", {})], layer_settings(settings)).task(0)
+    task = Plan([conversation], [Cell("base", {})], resolve_settings(settings)).task(0)
     engine, replay, shown = Recorder(), ConversationReplay(task, PromptEncoder(ByteTokenizer())), list[str]()
     while not replay.over:
         replay.submit(engine)  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ SYSTEM_WITH_TOOLS = (
 def test_tools_are_listed_and_the_reply_prefix_gives_way_to_open_thinking(settings: dict[str, Any], end: str) -> None:
     turn = Turn("a", params={"reply_prefix": "```json"})
     conversation = Conversation("c", "s", (turn,), (), {}, SourceLine("s.jsonl", 1), (TOOL,))
-    task = Plan([conversation], [Cell("base", {})], layer_settings(settings)).task(0)
+    task = Plan([conversation], [Cell("base", {})], resolve_settings(settings)).task(0)
     replay = ConversationReplay(task, PromptEncoder(ByteTokenizer()))
     assert text_of(replay.prompt()) == f"{SYSTEM_WITH_TOOLS}User: a\n\n{end}"
 

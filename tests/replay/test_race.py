@@ -21,7 +21,8 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.preview import preview
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.prompts import PromptEncoder
-from rwkvbatch.replay.race import Draws, DrawSelection, Race, can_drop
+from rwkvbatch.replay.race import Draws, Race, can_drop
+from rwkvbatch.replay.rounds import DrawSelection
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.script.records import Check, ReplyFacts, Verdict
 from tests.replay.fakes import ByteTokenizer, FakeLoader, make_conversation, make_plan

@@ -11,7 +11,7 @@ import pytest
 
 from rwkvbatch.config import RunSettings
 from rwkvbatch.errors import MissingExtraError, NoClusterError, UsageError, WorkerError
-from rwkvbatch.replay.pool import check_ray, pool_for
+from rwkvbatch.replay.pool_kinds import check_ray, pool_for
 
 pytest.importorskip("ray", reason="Ray is not installed")
 

@@ -23,7 +23,8 @@ from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.replay.grid import make_cells
 from rwkvbatch.replay.models import ModelLoader
 from rwkvbatch.replay.runner import RunOptions, execute
-from rwkvbatch.results.row import SHORT_TEXT, Row, decode_row, encode_row
+from rwkvbatch.results.row import SHORT_TEXT, Row
+from rwkvbatch.results.row_codec import decode_row, encode_row
 from rwkvbatch.script.documents import LeftOutWarning, read_documents
 from tests.replay.fakes import make_plan
 from tests.replay.runs import ProgressRecorder, check_invariance
@@ -211,11 +212,13 @@ def test_documents_are_read_from_files_lines_and_folders(tmp_path: Path) -> None
 def test_unreadable_documents_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin.txt").write_bytes("größe".encode("latin-1"))
+    (tmp_path / "utf-16.txt").write_text("One.", encoding="utf-16-le")
     (tmp_path / "none").mkdir()
     chats = write(tmp_path / "chats.jsonl", conversation())
     for path, message in (
         (tmp_path / "empty.txt", r"empty.txt:1: is empty"),
         (tmp_path / "latin.txt", "not UTF-8"),
+        (tmp_path / "utf-16.txt", "utf-16.txt:1:2: a NUL byte: is it UTF-16"),
         (tmp_path / "missing.txt", "cannot be read"),
         (chats, "is no text to score"),
         (write(tmp_path / "prompt.jsonl", {"prompt": "a"}), "continuation: is missing, and only a prompt"),

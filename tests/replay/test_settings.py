@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from rwkvbatch.config import GRID_SETTINGS, PRESETS, CellSettings, RunSettings, SamplingParams, ScriptLimits
+from rwkvbatch.config.names import ALIASES, full_name, identity_with_full_names, option_name
+from rwkvbatch.config.sources import resolve_settings
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.prompt.templates import load_prelude
 from rwkvbatch.replay.api import RunKeywords, prepare, split_lists
-from rwkvbatch.replay.layers import layer_settings
-from rwkvbatch.setting_names import ALIASES, full_name, identity_with_full_names, option_name
 
 
 def config_file(tmp_path: Path, text: str) -> Path:
@@ -24,50 +24,50 @@ class TestLayers:
     def test_each_layer_overrides_the_layers_below(self, tmp_path: Path) -> None:
         config = config_file(tmp_path, "temperature = 0.1\ntop_p = 0.1\ntop-k = 1\n")
         environment = {"RWKVBATCH_TEMP": "0.2", "RWKVBATCH_TOP_P": "0.2", "HOME": "/"}
-        settings = layer_settings({"temperature": "0.3"}, environment=environment, config=config).settings
+        settings = resolve_settings({"temperature": "0.3"}, environment=environment, config=config).settings
         assert (settings.temperature, settings.top_p, settings.top_k, settings.penalty_decay) == (0.3, 0.2, 1, 0.996)
 
     def test_only_the_command_line_is_explicit(self, tmp_path: Path) -> None:
         config = config_file(tmp_path, "top_p = 0.1\n")
-        layered = layer_settings({"temp": 1}, environment={"RWKVBATCH_SEED": "3"}, config=config)
-        assert layered.explicit == {"temperature"}
+        resolved = resolve_settings({"temp": 1}, environment={"RWKVBATCH_SEED": "3"}, config=config)
+        assert resolved.explicit == {"temperature"}
 
     def test_a_preset_sets_all_sampling_settings_of_its_layer(self, tmp_path: Path) -> None:
         config = config_file(tmp_path, "temperature = 0.7\nmax_tokens = 9\n")
-        layered = layer_settings({"preset": "creative", "top_p": 0.5}, config=config)
-        assert layered.settings.sampling == PRESETS["creative"].replace(top_p=0.5)
-        assert layered.settings.max_tokens == 9
-        assert "frequency_penalty" in layered.explicit
+        resolved = resolve_settings({"preset": "creative", "top_p": 0.5}, config=config)
+        assert resolved.settings.sampling == PRESETS["creative"].replace(top_p=0.5)
+        assert resolved.settings.max_tokens == 9
+        assert "frequency_penalty" in resolved.explicit
 
     def test_a_range_of_repeats_sets_repeats_and_max_repeats(self) -> None:
-        settings = layer_settings({"repeats": "3..9", "until_ci": "0.1"}).settings
+        settings = resolve_settings({"repeats": "3..9", "until_ci": "0.1"}).settings
         assert (settings.repeats, settings.max_repeats, settings.until_ci) == (3, 9, 0.1)
 
     @pytest.mark.parametrize("text", ["2..1", "1..1", "3..", "..3", "2...3", "a..3", "3..2000000"])
     def test_a_wrong_range_of_repeats_names_the_option_and_the_range(self, text: str) -> None:
         allowed = "--repeats must be N or LOW..HIGH, whole numbers in [1, 1000000] with LOW <= HIGH and HIGH >= 2"
         with pytest.raises(UsageError, match=re.escape(f"{allowed}, got {text}")):
-            layer_settings({"repeats": text})
+            resolve_settings({"repeats": text})
 
     @pytest.mark.parametrize("short", ALIASES)
     def test_short_names_are_accepted_and_two_names_of_one_setting_are_refused(self, short: str) -> None:
         full = ALIASES[short]
         value = 0 if short == "ban" else 0.25
-        assert layer_settings({short: value}).settings == layer_settings({full: value}).settings
+        assert resolve_settings({short: value}).settings == resolve_settings({full: value}).settings
         with pytest.raises(UsageError, match="given twice"):
-            layer_settings({short: value, full: value})
+            resolve_settings({short: value, full: value})
 
     def test_lists_in_the_environment_are_split_at_commas(self) -> None:
         environment = {"RWKVBATCH_BAN": "0, 261", "RWKVBATCH_ONLY": "a,b"}
-        settings = layer_settings({}, environment=environment).settings
+        settings = resolve_settings({}, environment=environment).settings
         assert (settings.banned_token_ids, settings.only) == ((0, 261), ("a", "b"))
 
     @pytest.mark.parametrize(("text", "size"), [("4096", 4096), ("512M", 2**29), ("1.5 GiB", 3 * 2**29)])
     def test_memory_is_a_number_of_bytes_or_has_a_unit(self, text: str, size: int) -> None:
-        assert layer_settings({"state_memory": text}).settings.state_memory == size
+        assert resolve_settings({"state_memory": text}).settings.state_memory == size
 
     def test_a_single_value_is_accepted_for_a_list(self, tmp_path: Path) -> None:
-        settings = layer_settings({"ban": 0}, config=config_file(tmp_path, 'stop = "a,b"\n')).settings
+        settings = resolve_settings({"ban": 0}, config=config_file(tmp_path, 'stop = "a,b"\n')).settings
         assert (settings.banned_token_ids, settings.stop) == ((0,), ("a,b",))
 
 
@@ -75,14 +75,14 @@ class TestErrors:
     def test_an_unknown_key_is_refused_with_its_file_and_close_matches(self, tmp_path: Path) -> None:
         config = config_file(tmp_path, "temprature = 1\n")
         with pytest.raises(UsageError, match=r"settings\.toml: temprature: unknown setting; did you mean temperature"):
-            layer_settings({}, config=config)
+            resolve_settings({}, config=config)
 
     def test_an_unknown_variable_of_the_environment_is_refused(self) -> None:
         with pytest.raises(UsageError, match="RWKVBATCH_TEMPERATUR: unknown setting; did you mean temperature"):
-            layer_settings({}, environment={"RWKVBATCH_TEMPERATUR": "1"})
+            resolve_settings({}, environment={"RWKVBATCH_TEMPERATUR": "1"})
 
     def test_variables_that_are_not_settings_are_ignored(self) -> None:
-        assert layer_settings({}, environment={"RWKVBATCH_DEBUG": "1"}).settings == layer_settings({}).settings
+        assert resolve_settings({}, environment={"RWKVBATCH_DEBUG": "1"}).settings == resolve_settings({}).settings
 
     @pytest.mark.parametrize(
         ("key", "value", "message"),
@@ -132,7 +132,7 @@ class TestErrors:
         self, key: str, value: Any, message: str
     ) -> None:
         with pytest.raises(UsageError) as caught:
-            layer_settings({key: value})
+            resolve_settings({key: value})
         assert str(caught.value).startswith(message)
 
     @pytest.mark.parametrize("content", [b"temperature = ", b"\xff\xfe", b"a = 1\na = 2"])
@@ -140,11 +140,11 @@ class TestErrors:
         path = tmp_path / "x.toml"
         path.write_bytes(content)
         with pytest.raises(UsageError, match=r"--config .*x\.toml: not a TOML file"):
-            layer_settings({}, config=path)
+            resolve_settings({}, config=path)
 
     def test_a_missing_file_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"--config .*none\.toml: cannot be read: No such file"):
-            layer_settings({}, config=tmp_path / "none.toml")
+            resolve_settings({}, config=tmp_path / "none.toml")
 
     def test_the_hint_for_a_missing_prelude_names_the_built_in_ones(self) -> None:
         with pytest.raises(UsageError, match="cannot be read") as caught:
@@ -210,7 +210,7 @@ class TestPreparing:
         script.write_text(2 * '{"messages": [{"role": "user", "content": "hi"}]}\n')
         with pytest.raises(UsageError, match="more than 1 conversations"):
             prepare(script, environment={"RWKVBATCH_MAX_CONVERSATIONS": "1"})
-        assert layer_settings({"max_line_bytes": "50M"}).settings.script_limits == ScriptLimits(
+        assert resolve_settings({"max_line_bytes": "50M"}).settings.script_limits == ScriptLimits(
             max_line_bytes=50 * 2**20
         )
 

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError, UsageError
-from rwkvbatch.files import OS_FILES
-from rwkvbatch.replay.adaptive import first_round
 from rwkvbatch.replay.api import prepare
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.preview import preview
 from rwkvbatch.replay.prompts import PromptEncoder
+from rwkvbatch.replay.rounds import first_round
 from rwkvbatch.replay.row_index import Member, Shard, read_members, write_members
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.directory import default_directory
+from rwkvbatch.results.folder import Folder
 from tests.replay.fakes import ByteTokenizer, FakeLoader, make_plan
 
 
@@ -155,7 +155,7 @@ class TestMembers:
     MEMBERS = (Member(0, "ünï", 2), Member(7, '"quoted"', 1))
 
     def test_members_are_read_as_written(self, tmp_path: Path) -> None:
-        write_members(OS_FILES, tmp_path, self.MEMBERS)
+        write_members(Folder(tmp_path), self.MEMBERS)
         assert tuple(read_members(tmp_path)) == self.MEMBERS
 
     @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ class TestMembers:
         ],
     )
     def test_an_invalid_line_is_refused_with_its_number(self, tmp_path: Path, line: str) -> None:
-        write_members(OS_FILES, tmp_path, self.MEMBERS)
+        write_members(Folder(tmp_path), self.MEMBERS)
         with (tmp_path / "shard.jsonl").open("a") as file:
             file.write(line + "\n")
         with pytest.raises(RunDamagedError, match=r"shard\.jsonl:3: "):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rwkvbatch.files import OS_FILES, Files
+from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.row import RowKey
 from rwkvbatch.results.store import RowStore
 from tests.replay.fakes import make_row
@@ -25,8 +27,8 @@ def row_number(key: RowKey) -> int | None:
     return number if 0 <= number < NUM_ROWS else None
 
 
-def open_store(directory: Path, **options: Any) -> RowStore:
-    return RowStore(directory, NUM_ROWS, row_number, **options)
+def open_store(directory: Path, *, files: Files = OS_FILES, **options: Any) -> RowStore:
+    return RowStore(Folder(directory, files), NUM_ROWS, row_number, **options)
 
 
 def fill(directory: Path, numbers: range | list[int], **options: Any) -> None:

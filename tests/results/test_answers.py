@@ -12,14 +12,15 @@ from rwkvbatch.errors import RunDirectoryError, StorageError
 from rwkvbatch.files import Files
 from rwkvbatch.judges.answers import JudgeAnswer
 from rwkvbatch.results.answers import MAX_LINE_BYTES, VERDICTS_NAME, AnswerStore, read_lines_of
-from rwkvbatch.results.row import with_checksum
+from rwkvbatch.results.folder import Folder
+from rwkvbatch.results.row_codec import with_checksum
 from tests.judges.fakes import FakeJudge
 
 KEYS = [f"{number:032x}" for number in range(1000)]
 
 
 def store_answers(path: Path, count: int = 3, judge: FakeJudge | None = None) -> str:
-    with AnswerStore(path) as store:
+    with AnswerStore(Folder(path)) as store:
         digest = store.use(judge or FakeJudge())
         for key in KEYS[:count]:
             store.add(key, JudgeAnswer(0.25))
@@ -28,7 +29,7 @@ def store_answers(path: Path, count: int = 3, judge: FakeJudge | None = None) ->
 
 
 def stored_probabilities(path: Path, count: int = 3, judge: FakeJudge | None = None) -> list[float | None]:
-    with AnswerStore(path) as store:
+    with AnswerStore(Folder(path)) as store:
         store.use(judge or FakeJudge())
         return [store.probability(key) for key in KEYS[:count]]
 
@@ -39,12 +40,12 @@ def line(**values: Any) -> bytes:
 
 def test_answers_are_read_for_the_judge_that_gave_them(tmp_path: Path) -> None:
     store_answers(tmp_path)
-    with AnswerStore(tmp_path) as store:
+    with AnswerStore(Folder(tmp_path)) as store:
         store.use(FakeJudge())
         store.add(KEYS[5], JudgeAnswer(votes={7: True, None: False}))
     before = (tmp_path / VERDICTS_NAME).read_bytes()
     assert stored_probabilities(tmp_path) == [0.25] * 3
-    with AnswerStore(tmp_path) as store:
+    with AnswerStore(Folder(tmp_path)) as store:
         assert store.use(None) is not None  # the judge that answered last
         assert (store.vote(KEYS[5], 7), store.vote(KEYS[5], None), store.vote(KEYS[5], 8)) == (True, False, None)
     assert (tmp_path / VERDICTS_NAME).read_bytes() == before
@@ -53,7 +54,7 @@ def test_answers_are_read_for_the_judge_that_gave_them(tmp_path: Path) -> None:
 
 
 def test_without_a_file_there_is_no_judge(tmp_path: Path) -> None:
-    with AnswerStore(tmp_path) as store:
+    with AnswerStore(Folder(tmp_path)) as store:
         assert store.use(None) is None
     assert not list(tmp_path.iterdir())
 
@@ -64,7 +65,7 @@ def test_a_torn_line_is_ignored_and_the_next_line_is_written_whole(tmp_path: Pat
     path = tmp_path / VERDICTS_NAME
     path.write_bytes(path.read_bytes()[:-cut])
     assert stored_probabilities(tmp_path) == [0.25, 0.25, None]
-    with AnswerStore(tmp_path) as store:
+    with AnswerStore(Folder(tmp_path)) as store:
         store.use(FakeJudge())
         store.add(KEYS[2], JudgeAnswer(0.75))
     assert stored_probabilities(tmp_path) == [0.25, 0.25, 0.75]
@@ -116,7 +117,7 @@ def test_a_hostile_line_is_ignored(tmp_path: Path, number: int) -> None:
     path = tmp_path / VERDICTS_NAME
     head, *rest = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([head, *rest[1:], lines[number]]))
-    with AnswerStore(tmp_path) as store:
+    with AnswerStore(Folder(tmp_path)) as store:
         assert store.judge is not None
         assert store.judge.name == "fake"
         assert store.use(None) == digest
@@ -131,15 +132,15 @@ def test_a_link_or_a_special_file_is_refused(tmp_path: Path, kind: str) -> None:
     path.parent.mkdir()
     target.write_bytes(b"")
     path.symlink_to(target) if kind == "link" else path.mkdir()
-    with pytest.raises((RunDirectoryError, StorageError)), AnswerStore(path.parent) as store:
+    with pytest.raises((RunDirectoryError, StorageError)), AnswerStore(Folder(path.parent)) as store:
         store.use(FakeJudge())
     assert target.read_bytes() == b""
 
 
 def test_a_file_open_in_another_process_is_refused_without_a_lock_of_the_directory(tmp_path: Path) -> None:
-    with AnswerStore(tmp_path, alone=True), pytest.raises(RunDirectoryError, match="another process"):
-        AnswerStore(tmp_path, alone=True)
-    AnswerStore(tmp_path, alone=True).close()
+    with AnswerStore(Folder(tmp_path), alone=True), pytest.raises(RunDirectoryError, match="another process"):
+        AnswerStore(Folder(tmp_path), alone=True)
+    AnswerStore(Folder(tmp_path), alone=True).close()
 
 
 def test_a_failed_write_is_raised(tmp_path: Path) -> None:
@@ -147,7 +148,7 @@ def test_a_failed_write_is_raised(tmp_path: Path) -> None:
         def write(self, descriptor: int, data: bytes) -> int:
             raise OSError(28, "No space left on device")
 
-    with AnswerStore(tmp_path, files=FullDisk()) as store, pytest.raises(StorageError, match="No space left"):
+    with AnswerStore(Folder(tmp_path, FullDisk())) as store, pytest.raises(StorageError, match="No space left"):
         store.use(FakeJudge())
 
 
@@ -166,7 +167,7 @@ def test_answers_are_flushed_every_64_lines_and_at_the_end(tmp_path: Path) -> No
             super().sync(descriptor)
 
     files = CountingFiles()
-    with AnswerStore(tmp_path, files=files, clock=lambda: 0.0) as store:
+    with AnswerStore(Folder(tmp_path, files), clock=lambda: 0.0) as store:
         store.use(FakeJudge())
         for key in KEYS[:200]:
             store.add(key, JudgeAnswer(0.5))
@@ -176,11 +177,11 @@ def test_answers_are_flushed_every_64_lines_and_at_the_end(tmp_path: Path) -> No
 def test_the_oldest_unused_answers_beyond_a_limit_are_dropped(tmp_path: Path) -> None:
     store_answers(tmp_path, 30, FakeJudge(version=2))
     digest = store_answers(tmp_path, 40)
-    with AnswerStore(tmp_path) as store:
+    with AnswerStore(Folder(tmp_path)) as store:
         store.use(FakeJudge())
         store.drop_unused(set(KEYS[:10]), most=30)
     assert stored_probabilities(tmp_path, 40) == [0.25] * 40  # 60 unused lines are allowed
-    with AnswerStore(tmp_path) as store:
+    with AnswerStore(Folder(tmp_path)) as store:
         store.use(FakeJudge())
         store.drop_unused(set(KEYS[:10]), most=20)
     assert stored_probabilities(tmp_path, 40) == [0.25] * 10 + [None] * 10 + [0.25] * 20

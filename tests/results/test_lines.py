@@ -13,18 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkvbatch.engine.request import FinishReason
-from rwkvbatch.results.row import (
-    FINISH_REASONS,
-    SCORED,
-    BadLineError,
-    Row,
-    RowHead,
-    RowKey,
-    decode_head,
-    decode_row,
-    encode_row,
-)
-from rwkvbatch.results.row_values import check_values
+from rwkvbatch.results.row import Row, RowKey
+from rwkvbatch.results.row_codec import BadLineError, RowHead, decode_head, decode_row, encode_row
+from rwkvbatch.results.row_values import FINISH_REASONS, SCORED, check_values
 from tests.replay.fakes import make_row
 
 CHOICE = {"name": "a", "logprob": -1.0, "tokens": 2, "bytes": 5}

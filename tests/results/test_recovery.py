@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError
 from rwkvbatch.results.recovery import read_results
-from rwkvbatch.results.row import Row, encode_row
+from rwkvbatch.results.row import Row
+from rwkvbatch.results.row_codec import encode_row
 from tests.memory import memory_folder
 from tests.replay.fakes import make_row
 from tests.replay.runs import results

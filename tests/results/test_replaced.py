@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from rwkvbatch.errors import RunDirectoryError, RunLockedError, RunReplacedError, StorageError
-from rwkvbatch.files import OS_FILES
-from rwkvbatch.replay.progress import Progress
 from rwkvbatch.results.directory import RunDirectory
+from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.lock import DirectoryLock
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.status import StatusFile
@@ -27,7 +26,7 @@ def open_run(path: Path, numbers: range) -> tuple[RunDirectory, RowStore]:
     """A directory and store of a run that has written the rows `numbers` in reverse order."""
     directory = RunDirectory(path, "the first")
     directory.claim({"seed": 1}, dict)
-    store = directory.open_rows(NUM_ROWS, row_number)
+    store = RowStore(directory.folder, NUM_ROWS, row_number)
     for number in reversed(numbers):
         store.append({number: make_row(str(number))})
     store.flush()
@@ -145,7 +144,7 @@ class TestLock:
         before = results(tmp_path)
         with pytest.raises(RunReplacedError, match=r"\.lock was removed or replaced"):
             store.append({9: make_row("9")})
-        StatusFile(tmp_path, at=directory.at, may_write=directory.may_write).update({"rows_total": 1})
+        StatusFile(directory.folder).update({"rows_total": 1})
         store.close()
         directory.close()
         assert results(tmp_path) == before
@@ -173,7 +172,7 @@ class TestLock:
         directory = RunDirectory(tmp_path / "x", "")
         with pytest.raises(RunLockedError):
             DirectoryLock(tmp_path / "x")
-        assert directory.may_write()
+        assert directory.folder.is_ours
         directory.close()
         assert (tmp_path / "precious").read_text() == "keep me"
 
@@ -224,18 +223,6 @@ class TestLinks:
     def test_a_status_file_that_is_a_link_is_replaced(self, tmp_path: Path) -> None:
         (tmp_path / "precious").write_text("keep me")
         (tmp_path / "status.json").symlink_to(tmp_path / "precious")
-        StatusFile(tmp_path).update({"rows_total": 1})
+        StatusFile(Folder(tmp_path)).update({"rows_total": 1})
         assert (tmp_path / "precious").read_text() == "keep me"
         assert json.loads((tmp_path / "status.json").read_text())["rows_total"] == 1
-
-
-def test_the_status_is_updated_on_a_full_disk(tmp_path: Path) -> None:
-    class FullDisk(type(OS_FILES)):
-        def create(self, path: Path, mode: int = 0, at: int | None = None) -> int:
-            raise OSError(28, "No space left on device")
-
-    progress = Progress(3, 9, 0, 0, 0, 0, 1.0, None).as_dict()
-    StatusFile(tmp_path).update(progress, "running")
-    StatusFile(tmp_path, files=FullDisk()).update(progress, "failed", "no room")
-    found = json.loads((tmp_path / "status.json").read_text())
-    assert (found["state"], found["error"]) == ("failed", "no room")

@@ -17,7 +17,9 @@ from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.results.directory import RunDirectory, default_directory
 from rwkvbatch.results.manifest import refuse_other_run
-from rwkvbatch.results.row import Row, encode_row
+from rwkvbatch.results.row import Row
+from rwkvbatch.results.row_codec import encode_row
+from rwkvbatch.results.store import RowStore
 from tests.replay.fakes import make_plan, make_row
 
 
@@ -183,14 +185,14 @@ def test_lines_set_aside_when_a_run_is_resumed_are_logged_with_their_file(
     plan = make_plan()
     directory = RunDirectory(tmp_path, "")
     (tmp_path / "results.jsonl").write_bytes(b"damaged\n" + encode_row(row_of(plan)) + b"torn")
-    directory.open_rows(plan.num_rows, plan.row_number, repair=True).close()
+    RowStore(directory.folder, plan.num_rows, plan.row_number, repair=True).close()
     path = tmp_path / "results.jsonl"
     assert [record.getMessage() for record in caplog.records] == [
         f"{path}: the last write was cut off; 4 bytes set aside in results.torn-1",
         f"{path}: 1 damaged line set aside in results.damaged, to be run again",
     ]
     caplog.clear()
-    directory.open_rows(plan.num_rows, plan.row_number).close()
+    RowStore(directory.folder, plan.num_rows, plan.row_number).close()
     assert not caplog.records
     directory.close()
 

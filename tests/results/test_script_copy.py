@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rwkvbatch.errors import RunDamagedError
+from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.script_copy import COMPRESSED_NAME, SCRIPT_NAME, read_script, script_sha256, write_script
 from rwkvbatch.script.lines import SourceLine
 from rwkvbatch.script.native import native_record
@@ -27,7 +28,7 @@ def manifest_of(conversations: tuple[Conversation, ...]) -> dict[str, Any]:
 @pytest.mark.parametrize("path", sorted(DATASETS.glob("*.jsonl")), ids=lambda path: path.stem)
 def test_the_conversations_of_every_data_set_are_read_back(path: Path, tmp_path: Path) -> None:
     found = read_scripts([str(path)]).conversations
-    write_script(tmp_path, found)
+    write_script(Folder(tmp_path), found)
     copy = read_script(tmp_path, manifest_of(found))
     assert copy == found
     assert [each.sha256 for each in copy or ()] == [each.sha256 for each in found]
@@ -61,7 +62,7 @@ def test_a_script_of_every_form_is_read_back_equal(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = read_scripts([str(path)]).conversations
-    write_script(tmp_path, found)
+    write_script(Folder(tmp_path), found)
     assert read_script(tmp_path, manifest_of(found)) == found
     from_copy = read_scripts([str(tmp_path / SCRIPT_NAME)]).conversations
     assert from_copy == found
@@ -95,12 +96,12 @@ def test_a_large_script_is_compressed_and_replaces_the_plain_copy(tmp_path: Path
     small = tuple(Conversation(f"c{n}", None, (Turn("hi"),), (), {}, SourceLine("", 1)) for n in range(3))
     large = tuple(replace(each, system="word " * 200_000) for each in small)
     for written, name, removed_name in ((small, SCRIPT_NAME, COMPRESSED_NAME), (large, COMPRESSED_NAME, SCRIPT_NAME)):
-        write_script(tmp_path, written)
+        write_script(Folder(tmp_path), written)
         assert (tmp_path / name).exists()
         assert not (tmp_path / removed_name).exists()
         assert read_script(tmp_path, manifest_of(written)) == written
     first = (tmp_path / COMPRESSED_NAME).read_bytes()
-    write_script(tmp_path, large)
+    write_script(Folder(tmp_path), large)
     assert (tmp_path / COMPRESSED_NAME).read_bytes() == first
     assert len(first) < 100_000 < len(gzip.decompress(first))
 
@@ -108,7 +109,7 @@ def test_a_large_script_is_compressed_and_replaces_the_plain_copy(tmp_path: Path
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"id":"c0","messages":[]}\n', b"\xff\n"])
 def test_a_damaged_or_changed_copy_is_refused(tmp_path: Path, damage: bytes) -> None:
     found = (Conversation("c0", None, (Turn("hi"),), (), {}, SourceLine("", 1)),)
-    write_script(tmp_path, found)
+    write_script(Folder(tmp_path), found)
     (tmp_path / SCRIPT_NAME).write_bytes(damage)
     with pytest.raises(RunDamagedError, match=r"script\.jsonl.*"):
         read_script(tmp_path, manifest_of(found))
@@ -117,7 +118,7 @@ def test_a_damaged_or_changed_copy_is_refused(tmp_path: Path, damage: bytes) -> 
 @pytest.mark.parametrize("cut", [5, 300, -5])
 def test_a_truncated_compressed_copy_is_refused(tmp_path: Path, cut: int) -> None:
     found = (Conversation("c0", "word " * 300_000, (Turn("hi"),), (), {}, SourceLine("", 1)),)
-    write_script(tmp_path, found)
+    write_script(Folder(tmp_path), found)
     path = tmp_path / COMPRESSED_NAME
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(Exception, match=r"script\.jsonl\.gz") as caught:

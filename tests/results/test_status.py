@@ -7,13 +7,17 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rwkvbatch.files import FILE_MODE, Files
 from rwkvbatch.replay.progress import Progress
+from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.status import STATUS_NAME, State, StatusFile, why_unfinished
+from tests.results.stores import Clock
 
 PROGRESS = Progress(
     rows_done=5, rows_total=2000, failures=0, failed_checks=0, active=1, reply_tokens=9, elapsed_s=1.0,
@@ -22,7 +26,7 @@ PROGRESS = Progress(
 
 
 def write_status(directory: Path, state: State, **changes: Any) -> Path:
-    StatusFile(directory).update(PROGRESS.as_dict(), state, "no room" if state == "failed" else None)
+    StatusFile(Folder(directory)).update(PROGRESS.as_dict(), state, "no room" if state == "failed" else None)
     path = directory / STATUS_NAME
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     return directory
@@ -68,25 +72,55 @@ def test_an_invalid_or_missing_status_gives_no_reason(content: str, tmp_path: Pa
     assert why_unfinished(tmp_path / "nowhere", 7) is None
 
 
-def test_on_a_full_disk_the_status_is_written_in_place_unless_it_is_a_hard_link(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any, **__: Any) -> None:
+class FullDisk(Files):
+    def create(self, path: Path, mode: int = FILE_MODE, at: int | None = None) -> int:
         raise OSError(28, "No space left on device")
 
+
+def test_the_status_is_written_every_two_seconds_and_at_the_end(tmp_path: Path) -> None:
+    clock = Clock()
+    status = StatusFile(Folder(tmp_path), clock=clock, wall_clock=lambda: 0.0)
     path = tmp_path / STATUS_NAME
-    StatusFile(tmp_path).update(PROGRESS.as_dict(), "running", None)
-    monkeypatch.setattr("rwkvbatch.results.status.replace_file", full)
-    StatusFile(tmp_path).update(PROGRESS.as_dict(), "done", None)
-    assert json.loads(path.read_text())["state"] == "done"  # in place
+    written: list[int] = []
+    for second in range(7):
+        status.update(replace(PROGRESS, rows_done=second).as_dict())
+        written.append(json.loads(path.read_text())["rows_done"])
+        clock.now += 1
+    assert written == [0, 0, 2, 2, 4, 4, 6]
+    status.update(replace(PROGRESS, rows_done=99).as_dict(), "failed", "the reason")
+    content = json.loads(path.read_text())
+    assert (content["state"], content["error"], content["rows_done"]) == ("failed", "the reason", 99)
+    assert content["started"] == "1970-01-01T00:00:00Z"
+
+
+def test_the_status_is_written_after_a_clock_is_set_back(tmp_path: Path) -> None:
+    clock = Clock()
+    status = StatusFile(Folder(tmp_path), clock=clock)
+    status.update(PROGRESS.as_dict())
+    clock.now -= 1e6
+    status.update(replace(PROGRESS, rows_done=31).as_dict())
+    assert json.loads((tmp_path / STATUS_NAME).read_text())["rows_done"] == 31
+
+
+def test_a_full_disk_leaves_no_status_and_raises_nothing(tmp_path: Path) -> None:
+    StatusFile(Folder(tmp_path, FullDisk())).update(PROGRESS.as_dict())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_on_a_full_disk_the_status_is_written_in_place_unless_it_is_a_hard_link(tmp_path: Path) -> None:
+    path = tmp_path / STATUS_NAME
+    StatusFile(Folder(tmp_path)).update(PROGRESS.as_dict(), "running")
+    StatusFile(Folder(tmp_path, FullDisk())).update(PROGRESS.as_dict(), "failed", "no room")
+    content = json.loads(path.read_text())
+    assert (content["state"], content["error"]) == ("failed", "no room")  # in place
     (tmp_path / "backup").hardlink_to(path)
-    StatusFile(tmp_path).update(PROGRESS.as_dict(), "running", None)
-    assert json.loads((tmp_path / "backup").read_text())["state"] == "done"
+    StatusFile(Folder(tmp_path, FullDisk())).update(PROGRESS.as_dict(), "running")
+    assert json.loads((tmp_path / "backup").read_text())["state"] == "failed"
 
 
 def test_a_new_total_is_written_at_once(tmp_path: Path) -> None:
     """A run with --until-ci gets further rounds."""
-    status = StatusFile(tmp_path, clock=lambda: 1.0)
+    status = StatusFile(Folder(tmp_path), clock=lambda: 1.0)
     for done, total in ((1, 10), (2, 10), (10, 10), (11, 20)):
         status.update({"rows_done": done, "rows_total": total})
         found = json.loads((tmp_path / STATUS_NAME).read_text())

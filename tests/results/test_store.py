@@ -11,7 +11,7 @@ import pytest
 from rwkvbatch.errors import RunDirectoryError, StorageError
 from rwkvbatch.files import Files
 from rwkvbatch.results.recovery import read_results
-from rwkvbatch.results.row import EncodedRow
+from rwkvbatch.results.row_codec import EncodedRow
 from tests.replay.disks import CountedFiles, FailingFiles
 from tests.replay.fakes import make_row
 from tests.replay.runs import results

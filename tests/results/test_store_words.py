@@ -14,7 +14,7 @@ from rwkvbatch.errors import RunDamagedError, RunDirectoryError, StorageError
 from rwkvbatch.files import FILE_MODE, Files
 from rwkvbatch.results import recovery as scan
 from rwkvbatch.results.recovery import read_results
-from rwkvbatch.results.row import BadLineError, decode_row, encode_row
+from rwkvbatch.results.row_codec import BadLineError, decode_row, encode_row
 from tests.replay.disks import CountedFiles, FailingFiles
 from tests.replay.fakes import make_row
 from tests.replay.runs import results

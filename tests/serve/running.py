@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -16,6 +17,7 @@ from rwkvbatch.config import RunSettings
 from rwkvbatch.serve.server import LoadedServer, ServeArguments, Serving
 
 MODEL = "rwkvbatch-demo"
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
 SETTINGS = RunSettings(threads=1, max_tokens=24)
 ENDLESS = {"banned_token_ids": [0], "turn_end": "end-of-text", "max_tokens": 4096}
 """Fields of a request whose reply does not end by itself soon."""
@@ -90,3 +92,23 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 60.0) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+def still_serves(server: Server) -> bool:
+    status, body, _ = server.chat("hi", temperature=0)
+    return status == 200 and bool(body["choices"][0]["message"]["content"])
+
+
+def problem(answer: tuple[int, Any, Any]) -> tuple[int, str, str | None]:
+    status, body, _ = answer
+    return status, body["error"]["message"], body["error"]["param"]
+
+
+def read_all(connection: socket.socket) -> bytes:
+    data = b""
+    try:
+        while part := connection.recv(65536):
+            data += part
+    except ConnectionResetError:
+        pass
+    return data

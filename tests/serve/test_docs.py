@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rwkvbatch.serve import protocol, server
+from rwkvbatch.serve import connection, protocol, server
 from tests.serve.running import running
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "serve.md").read_text()
@@ -29,5 +29,5 @@ def test_the_documented_limits_are_those_of_the_program() -> None:
     assert f"{protocol.MAX_STOPS}, {protocol.MAX_STOP_CHARACTERS} " in TEXT
     assert f"| prompts times `n` | {protocol.MAX_REPLIES} |" in TEXT
     assert f"`--max-prompt-tokens`, {server.DEFAULT_MAX_PROMPT_TOKENS} " in TEXT
-    assert f"{server.MAX_HEAD_BYTES:,}" in TEXT
-    assert f"{server.HEAD_SECONDS:.0f}; {server.WRITE_SECONDS:.0f} " in TEXT
+    assert f"{connection.MAX_HEAD_BYTES:,}" in TEXT
+    assert f"{connection.HEAD_SECONDS:.0f}; {connection.WRITE_SECONDS:.0f} " in TEXT

@@ -59,6 +59,9 @@ _MARKS: Final = {"gone": ("[-", "-]"), "new": ("{+", "+}")}
 _MAX_LINES = 2
 _MAX_DIFF_CHARACTERS = 600
 _MAX_CHOICES = 10
+_MIN_TEXT_WIDTH = 5
+_WIDEST_CHARACTER = 2
+"""Characters are at most so many columns wide; one that is wider than a line would become a blank."""
 _RULE_ENDS = 4
 """The width of a rule's line and space on both sides of its title."""
 
@@ -257,12 +260,19 @@ def _turn(record: Mapping[str, Any], console: Console) -> Text:
 
 
 def _labelled(rows: Sequence[tuple[Text, Text]], console: Console) -> Text:
-    """Labels and, beside them, texts folded to the rest of the width; a grid of rich would take five times as long."""
+    """Labels and, beside them, texts folded to the rest of the width; a grid of rich would take five times as long.
+
+    Where the rest is too narrow, labels have lines of their own, and texts the whole width.
+    """
     indent = max(label.cell_len for label, _ in rows) + 2
+    is_narrow = console.width < indent + _MIN_TEXT_WIDTH
     lines: list[Text] = []
     for label, text in rows:
+        if is_narrow:
+            lines += label.wrap(console, console.width, overflow="fold") if label else ()
+            label, indent = Text(), 0
         label.pad_right(indent - label.cell_len)
-        for line in text.wrap(console, max(1, console.width - indent), overflow="fold"):
+        for line in text.wrap(console, max(_WIDEST_CHARACTER, console.width - indent), overflow="fold"):
             lines.append(Text.assemble(label, line))
             label = Text(" " * indent)
     return Text("\n").join(lines)

@@ -15,7 +15,7 @@ from typing import Any
 from rwkvbatch import signals
 from rwkvbatch.deadline import deadline
 from rwkvbatch.errors import MissingExtraError, RowError, RwkvBatchError, UsageError, in_words
-from rwkvbatch.script.checks import answers, instructions, judged, numbers, structured, text
+from rwkvbatch.script.checks import answers, instructions, json_schema, judged, numbers, text, tool_calls
 from rwkvbatch.script.lines import (
     SourceLine,
     is_array,
@@ -47,18 +47,18 @@ _BUILT_IN: Mapping[str, text.RuleKind] = {
     "starts_with": text.StartsWith,
     "one_of": text.OneOf,
     "number": numbers.Number,
-    "json": structured.JsonRule,
+    "json": json_schema.JsonRule,
     "max_tokens": text.MaxTokens,
     "min_tokens": text.MinTokens,
     "finish": text.Finished,
     "finish_reason": text.Finished,
-    "similarity": structured.Similarity,
-    "choice": structured.Chosen,
+    "similarity": text.Similarity,
+    "choice": answers.Chosen,
     "letter": answers.Letter,
     "boxed": answers.Boxed,
     "math": answers.Mathematics,
     "ifeval": instructions.Instructions,
-    "tool_call": structured.ToolCall,
+    "tool_call": tool_calls.ToolCall,
     "judge": judged.Rubric,
 }
 
@@ -208,7 +208,7 @@ def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int) -> list[C
             options = {key: raw[key] for key in raw if key in rule_kinds[kind].options}
             rule = _rule(kind, rule_kinds[kind], raw[kind], options, source, where)
             needs_reference = bool(getattr(rule, "needs_reference", False))
-            choices = (rule.choice,) if isinstance(rule, structured.Chosen) else ()
+            choices = (rule.choice,) if isinstance(rule, answers.Chosen) else ()
             rubrics = (rule,) if isinstance(rule, judged.Rubric) else ()
             if kind not in _BUILT_IN:
                 rule = _Guarded(kind, rule, float(getattr(rule_kinds[kind], "deadline_s", PLUGIN_DEADLINE_S)))

@@ -1,4 +1,5 @@
-"""Checks of final answers: the letter of an option, the content of the last `\\boxed{}`, and equal mathematics.
+"""Checks of final answers: the letter of an option, the content of the last `\\boxed{}`, equal mathematics, and the
+likeliest choice.
 
 An ambiguous answer fails, and the verdict has the reason.
 """
@@ -14,6 +15,7 @@ from typing import Any, ClassVar, Self
 from rwkvbatch.errors import MissingExtraError
 from rwkvbatch.script.checks.mathematics import Equality, compare
 from rwkvbatch.script.checks.text import answer, excerpt, text_of, verdict, wrong
+from rwkvbatch.script.choices import NORMALIZE, Normalize
 from rwkvbatch.script.records import ReplyFacts, Verdict
 
 MAX_CHARACTERS = 100_000
@@ -253,3 +255,30 @@ def _is_expression(text: str) -> bool:
     """Whether a text is one expression and not a sentence: one line, whose words are LaTeX commands or functions."""
     words = re.findall(r"(?<!\\)(?<![A-Za-z])[A-Za-z]{2,}", text)
     return "\n" not in text and set(words) <= _FUNCTIONS
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The likeliest of the turn's choices has this name or index; of equally likely choices, the first one counts."""
+
+    options: ClassVar[frozenset[str]] = frozenset({"normalize"})
+    choice: str | int
+    normalize: Normalize
+
+    @classmethod
+    def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
+        if isinstance(expected, bool) or not isinstance(expected, str | int):
+            wrong("must be the name of a choice, or its index from 0 up", expected)
+        normalize = options.get("normalize", "none")
+        if normalize not in NORMALIZE:
+            wrong(f"must be one of {', '.join(NORMALIZE)}", normalize, key="normalize")
+        return cls(expected, normalize)
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        if facts.choices is None:
+            return Verdict(False, 0.0, "the turn has no choices")
+        if self.normalize not in facts.choices.measures:
+            reason = "a row of an earlier version, which did not count the characters of choices; run it again"
+            return Verdict(False, 0.0, reason, undecided=True)
+        best, expected = facts.choices.best(self.normalize).name, facts.choices.named(self.choice).name
+        return verdict(best == expected, f"chose {excerpt(best)}")

@@ -1,4 +1,4 @@
-"""Checks of text, token counts and finish reasons, and helpers for all checks and plug-ins.
+"""Checks of text, token counts, finish reasons and similarity, and helpers for all checks and plug-ins.
 
 Patterns come from scripts and are not trusted. Therefore they are matched by the `regex` library, which has a time
 limit, after `patterns` has translated them from the syntax of `re`.
@@ -13,13 +13,15 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, ClassVar, NoReturn, Protocol, Self
 
 import regex
 
-from rwkvbatch.errors import counted
+from rwkvbatch.errors import MissingExtraError, counted
 from rwkvbatch.script.checks.patterns import compiled_size, translate
-from rwkvbatch.script.lines import is_array
+from rwkvbatch.script.lines import is_array, is_number
 from rwkvbatch.script.records import ReplyFacts, Rule, Verdict
 
 FINISH_REASONS = ("stop", "eos", "length", "time")
@@ -307,3 +309,49 @@ class Matches:
         except TimeoutError:
             detail = f"gave up: matching took longer than {DEADLINE_S:g} s; simplify the pattern"
             return Verdict(False, 0.0, detail, undecided=True)
+
+
+MAX_COMPARED_CHARACTERS = 20_000
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """The chrF score (character n-grams, Popović 2015; of sacrebleu) of the answer and a text is at least `at_least`.
+
+    The text is `to`, or the turn's reference if `to` is None. The first `MAX_COMPARED_CHARACTERS` of both are compared.
+    """
+
+    options: ClassVar[frozenset[str]] = frozenset({"to"})
+    at_least: float
+    to: str | None
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.to is None
+
+    @classmethod
+    def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
+        if not is_number(expected) or not 0 <= expected <= 1:
+            wrong("must be a number in [0, 1]", expected)
+        if find_spec("sacrebleu") is None:
+            raise MissingExtraError(
+                "the check `similarity` needs the sacrebleu library, which is not installed", extra="metrics"
+            )
+        return cls(float(expected), text_of(options["to"]) if "to" in options else None)
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        reference = self.to if self.to is not None else facts.reference
+        if reference is None:
+            return Verdict(False, 0.0, "the turn has no reference reply", undecided=True)
+        text = answer(facts)
+        chrf = _metric().sentence_score(text[:MAX_COMPARED_CHARACTERS], [reference[:MAX_COMPARED_CHARACTERS]])
+        score = min(1.0, max(0.0, float(chrf.score) / 100))
+        passed = score >= self.at_least
+        return Verdict(passed, score, None if passed else f"chrF {score:.3f}; got {excerpt(text)}")
+
+
+@lru_cache(maxsize=1)
+def _metric() -> Any:
+    from sacrebleu.metrics.chrf import CHRF
+
+    return CHRF()

@@ -74,6 +74,18 @@ def test_long_texts_are_folded_beside_their_labels(width: int, tmp_path: Path) -
     assert "".join(shown.split()) == "".join(reply.split())
 
 
+@pytest.mark.parametrize("width", [2, 4, 11, 15])
+def test_in_a_narrow_terminal_labels_stand_above_their_texts(width: int, tmp_path: Path) -> None:
+    reply = "one two three four five\n\nsix " + "七" * 9
+    write_run(tmp_path / "b", [make_row("a", reply=reply, checks=[], reference=None)], manifest={})
+    text = io.StringIO()
+    found = dialogues(load_runs([str(tmp_path / "b")])[0])
+    print_dialogues(found, Console(file=text, width=width), many_cells=False, many_repeats=False)
+    lines = text.getvalue().splitlines()
+    assert max(Text(line).cell_len for line in lines) <= width
+    assert ("Assistant" + reply + "turn").replace(" ", "").replace("\n", "") in "".join("".join(lines).split())
+
+
 def test_dialogues_are_selected_by_pattern_cell_repeat_turn_and_failure(run: RunData) -> None:
     def selected(**selection: Any) -> list[tuple[str, str, int, int]]:
         found = dialogues(run, **selection)

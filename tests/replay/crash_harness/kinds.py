@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rwkvbatch.results.row import Row, RowKey, decode_row
+from rwkvbatch.results.row import Row, RowKey
+from rwkvbatch.results.row_codec import decode_row
 from tests.replay.crash_harness.processes import check_exit, run_program
 
 DATASETS = Path(__file__).parents[3] / "datasets"

@@ -21,7 +21,8 @@ from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.recheck import recheck
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.recovery import read_results
-from rwkvbatch.results.row import BadLineError, RowKey, decode_row
+from rwkvbatch.results.row import RowKey
+from rwkvbatch.results.row_codec import BadLineError, decode_row
 from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Check, Conversation
 from tests.replay.disks import CountedFiles, KillingFiles

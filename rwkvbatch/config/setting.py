@@ -6,14 +6,13 @@ The records are frozen and refuse unknown keys and values out of range. `replace
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar, cast, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import UsageError, shown_value
 
 _T = TypeVar("_T")
 _Record = TypeVar("_Record", bound=BaseModel)
@@ -176,16 +175,3 @@ def explain(error: ValidationError, where: str, record: type[BaseModel]) -> str:
             problem = f"{name}: {requirement}, got {shown_value(item['input'])}"
         problems.append(f"{where}: {problem}" if where else problem)
     return "; ".join(problems)
-
-
-MAX_SHOWN_VALUE = 60
-"""The most characters of a value in a message."""
-
-
-def shown_value(value: object, limit: int = MAX_SHOWN_VALUE) -> str:
-    """The `repr` of a value, cut to `limit` characters."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python limits the digits of a number that it converts to text
-        text = f"a number of more than {sys.get_int_max_str_digits():,} digits"
-    return text if len(text) <= limit else text[: limit - 1] + "…"

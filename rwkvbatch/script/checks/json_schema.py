@@ -1,29 +1,22 @@
-"""The checks `json`, `similarity`, `choice` and `tool_call`.
-
-`json` can validate by a JSON Schema; `similarity` is the chrF score (character n-grams, Popović 2015) of sacrebleu.
-"""
+"""The check `json`, which can validate by a JSON Schema."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from fractions import Fraction
-from functools import lru_cache
 from importlib import import_module
-from importlib.util import find_spec
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, ClassVar, Self
 
 from rwkvbatch.deadline import deadline
 from rwkvbatch.errors import MissingExtraError, parsing_problem
-from rwkvbatch.script.checks.text import answer, compile_pattern, excerpt, flag, search, text_of, verdict, wrong
-from rwkvbatch.script.choices import NORMALIZE, Normalize
+from rwkvbatch.script.checks.text import answer, compile_pattern, excerpt, flag, search, verdict, wrong
 from rwkvbatch.script.lines import is_array, is_number, is_object
 from rwkvbatch.script.records import ReplyFacts, Verdict
-from rwkvbatch.script.tools import Call, calls_in, calls_text, interoperable_json
+from rwkvbatch.script.tools import interoperable_json
 
 MAX_REFERENCES = 10_000
 DEADLINE_S = 5.0
@@ -158,7 +151,7 @@ def _first_problem(schema: Mapping[str, Any], value: Any) -> str | None:
             yield library.ValidationError(f"{excerpt(instance)} does not match {pattern!r}")
 
     def check_unique(validator: Any, must_be_unique: Any, instance: Any, subschema: Any) -> Iterator[Any]:
-        if must_be_unique and is_array(instance) and len({_hashable(item) for item in instance}) < len(instance):
+        if must_be_unique and is_array(instance) and len({hashable(item) for item in instance}) < len(instance):
             yield library.ValidationError("has two equal items, and they must be unique")
 
     def check_multiple(validator: Any, divisor: Any, instance: Any, subschema: Any) -> Iterator[Any]:
@@ -193,12 +186,12 @@ def _exact(number: float) -> Fraction:
     return Fraction(repr(number))
 
 
-def _hashable(value: Any) -> Any:
+def hashable(value: Any) -> Any:
     """A hashable value that is equal for equal JSON values: 1 and 1.0 are equal, 1 and true are not."""
     if is_object(value):
-        return "object", frozenset((key, _hashable(item)) for key, item in value.items())
+        return "object", frozenset((key, hashable(item)) for key, item in value.items())
     if is_array(value):
-        return "array", tuple(_hashable(item) for item in value)
+        return "array", tuple(hashable(item) for item in value)
     return type(value) is bool, value
 
 
@@ -284,155 +277,3 @@ def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
 def _texts(schema: Any, key: str) -> Iterator[str]:
     """The texts that are values of the keyword `key`."""
     return (value for name, value in _keywords(schema) if name == key and isinstance(value, str))
-
-
-MAX_COMPARED_CHARACTERS = 20_000
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """The chrF score of the answer and a text is at least `at_least`, in [0, 1].
-
-    The text is `to`, or the turn's reference if `to` is None. The first `MAX_COMPARED_CHARACTERS` of both are compared.
-    """
-
-    options: ClassVar[frozenset[str]] = frozenset({"to"})
-    at_least: float
-    to: str | None
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.to is None
-
-    @classmethod
-    def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
-        if not is_number(expected) or not 0 <= expected <= 1:
-            wrong("must be a number in [0, 1]", expected)
-        if find_spec("sacrebleu") is None:
-            raise MissingExtraError(
-                "the check `similarity` needs the sacrebleu library, which is not installed", extra="metrics"
-            )
-        return cls(float(expected), text_of(options["to"]) if "to" in options else None)
-
-    def judge(self, facts: ReplyFacts) -> Verdict:
-        reference = self.to if self.to is not None else facts.reference
-        if reference is None:
-            return Verdict(False, 0.0, "the turn has no reference reply", undecided=True)
-        text = answer(facts)
-        chrf = _metric().sentence_score(text[:MAX_COMPARED_CHARACTERS], [reference[:MAX_COMPARED_CHARACTERS]])
-        score = min(1.0, max(0.0, float(chrf.score) / 100))
-        passed = score >= self.at_least
-        return Verdict(passed, score, None if passed else f"chrF {score:.3f}; got {excerpt(text)}")
-
-
-@lru_cache(maxsize=1)
-def _metric() -> Any:
-    from sacrebleu.metrics.chrf import CHRF
-
-    return CHRF()
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The likeliest of the turn's choices has this name or index; of equally likely choices, the first one counts."""
-
-    options: ClassVar[frozenset[str]] = frozenset({"normalize"})
-    choice: str | int
-    normalize: Normalize
-
-    @classmethod
-    def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
-        if isinstance(expected, bool) or not isinstance(expected, str | int):
-            wrong("must be the name of a choice, or its index from 0 up", expected)
-        normalize = options.get("normalize", "none")
-        if normalize not in NORMALIZE:
-            wrong(f"must be one of {', '.join(NORMALIZE)}", normalize, key="normalize")
-        return cls(expected, normalize)
-
-    def judge(self, facts: ReplyFacts) -> Verdict:
-        if facts.choices is None:
-            return Verdict(False, 0.0, "the turn has no choices")
-        if self.normalize not in facts.choices.measures:
-            reason = "a row of an earlier version, which did not count the characters of choices; run it again"
-            return Verdict(False, 0.0, reason, undecided=True)
-        best, expected = facts.choices.best(self.normalize).name, facts.choices.named(self.choice).name
-        return verdict(best == expected, f"chose {excerpt(best)}")
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """The answer makes these calls, in any order: the same functions with equal arguments, compared as JSON values.
-
-    Attributes:
-        calls: the expected calls; None for those of the reference. If the arguments of a call are None, any match.
-        allow_extra: whether a call may have further arguments.
-    """
-
-    options: ClassVar[frozenset[str]] = frozenset({"allow_extra"})
-    calls: tuple[tuple[str, Mapping[str, Any] | None], ...] | None
-    allow_extra: bool
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.calls is None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the expected functions."""
-        return tuple(name for name, _ in self.calls or ())
-
-    @classmethod
-    def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
-        allow_extra = flag(options, "allow_extra")
-        if expected is True:
-            return cls(None, allow_extra)
-        items: list[Any] = expected if is_array(expected) else [expected]
-        return cls(tuple(map(_expected_call, items)), allow_extra)
-
-    def judge(self, facts: ReplyFacts) -> Verdict:
-        expected = self.calls
-        if expected is None:
-            if facts.reference is None:
-                return Verdict(False, 0.0, "the turn has no reference reply", undecided=True)
-            reference = calls_in(answer(ReplyFacts(facts.reference, facts.finish_reason, 0)))
-            if isinstance(reference, str):
-                return Verdict(False, 0.0, f"the reference {reference}", undecided=True)
-            expected = tuple((call.name, call.arguments) for call in reference)
-        text = answer(facts)
-        calls = calls_in(text)
-        if isinstance(calls, str):
-            return verdict(False, f"{calls}: {excerpt(text)}")
-        unmatched = list(calls)
-        # Expected calls with the most arguments are matched first, because fewer calls match them.
-        for name, arguments in sorted(expected, key=lambda call: -1 if call[1] is None else -1 - len(call[1])):
-            match = next((call for call in unmatched if self._matches(call, name, arguments)), None)
-            if match is None:
-                got = excerpt(calls_text(calls)) if calls else f"no call: {excerpt(text)}"
-                return verdict(False, f"expected a call of {name!r}{_with(arguments)}; got {got}")
-            unmatched.remove(match)
-        return verdict(not unmatched, f"makes {len(calls)} calls, expected {len(expected)}" if unmatched else "")
-
-    def _matches(self, call: Call, name: str, arguments: Mapping[str, Any] | None) -> bool:
-        """Whether `call` is the expected call of `name` with `arguments`."""
-        if call.name != name:
-            return False
-        if arguments is None:
-            return True
-        compared = {key: value for key, value in call.arguments.items() if key in arguments or not self.allow_extra}
-        return _hashable(compared) == _hashable(arguments)
-
-
-def _with(arguments: Mapping[str, Any] | None) -> str:
-    return "" if arguments is None else f" with {excerpt(json.dumps(arguments, ensure_ascii=False))}"
-
-
-def _expected_call(item: Any) -> tuple[str, Mapping[str, Any] | None]:
-    name, arguments = item, None
-    if is_object(item) and "name" in item and item.keys() <= {"name", "arguments"}:
-        name, arguments = item["name"], item.get("arguments")
-        if "arguments" in item and not is_object(arguments):
-            wrong("must have arguments that are an object", arguments)
-    if not isinstance(name, str) or not name.strip():
-        hint = 'write "NAME", {"name": "...", "arguments": {...}}, an array of such, or true for those of the reference'
-        wrong("must be a call, an array of calls, or true", item, hint=hint)
-    return name, arguments

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkvbatch.errors import ScriptError
+from rwkvbatch.script.checks import json_schema as module
 from rwkvbatch.script.checks import judge_all, parse_checks
-from rwkvbatch.script.checks import structured as module
 from rwkvbatch.script.lines import SourceLine
 from rwkvbatch.script.records import ReplyFacts, Verdict
 

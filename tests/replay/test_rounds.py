@@ -6,14 +6,15 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from rwkvbatch.errors import UsageError
-from rwkvbatch.replay.adaptive import RepeatSelection, first_round, reached, rounds
 from rwkvbatch.replay.api import prepare
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.rounds import RepeatSelection, first_round, reached_precision, rounds
 from rwkvbatch.results.row import CheckResult
 from rwkvbatch.results.store import MemoryRows
 from rwkvbatch.script.records import Check
@@ -42,12 +43,14 @@ def fill(plan: Plan, rows: MemoryRows, selection: RepeatSelection, scores: dict[
 
 
 def repeats_of(plan: Plan, is_wide: Any) -> list[tuple[int, ...]]:
-    rows = MemoryRows()
     """The repetitions of each cell, round by round; `is_wide` decides which cells get more."""
+    rows = MemoryRows()
     repeats: list[tuple[int, ...]] = []
-    for selection in rounds(plan, rows, is_wide):
-        repeats.append(selection.repeats)
-        fill(plan, rows, selection, {"a": 0.5, "b": 0.6, "c": 0.9})
+    with patch("rwkvbatch.stats.precision.needs_more_repeats", is_wide):
+        for selection in rounds(plan, rows):
+            assert isinstance(selection, RepeatSelection)
+            repeats.append(selection.repeats)
+            fill(plan, rows, selection, {"a": 0.5, "b": 0.6, "c": 0.9})
     return repeats
 
 
@@ -136,13 +139,11 @@ def test_reached_has_the_repeats_and_the_width_of_each_cell() -> None:
     rows.append({first.first_row: row})
     differences = [-0.5] + [0.1] * 31
     conversations = [number for number in range(4) for _ in range(8)]
-    assert [(precision.cell, precision.repeats, precision.width) for precision in reached(plan, rows, selection)] == [
-        ("a", 4, None),
-        ("b", 4, pytest.approx(planning_width(differences, conversations))),
-        ("c", 2, math.inf),
-    ]
+    assert [
+        (precision.cell, precision.repeats, precision.width) for precision in reached_precision(plan, rows, selection)
+    ] == [("a", 4, None), ("b", 4, pytest.approx(planning_width(differences, conversations))), ("c", 2, math.inf)]
 
 
 def test_reached_is_empty_without_until_ci() -> None:
     plan = make_plan(cells=CELLS, repeats=3)
-    assert reached(plan, MemoryRows(), first_round(plan)) == ()
+    assert reached_precision(plan, MemoryRows(), first_round(plan)) == ()

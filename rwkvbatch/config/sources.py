@@ -1,7 +1,7 @@
-"""Merges the settings of the command line, the environment, a settings file and the defaults.
+"""Resolves settings from their sources: the command line, the environment, a settings file, the defaults.
 
 The order of precedence is: command line, environment, `--config FILE.toml`, defaults. Keys are the names of the fields
-of `RunSettings` or their short names (`setting_names.ALIASES`); `-` is read as `_`, and `preset` sets all fields of
+of `RunSettings` or their short names (`config.names.ALIASES`); `-` is read as `_`, and `preset` sets all fields of
 `Sampling` at once.
 """
 
@@ -28,13 +28,13 @@ from rwkvbatch.config import (
     preset_settings,
     stands_for,
 )
-from rwkvbatch.errors import InputError, RwkvBatchError, UsageError, parsing_problem
-from rwkvbatch.files import read_file
-from rwkvbatch.prompt.templates import MAX_PRELUDE_BYTES, read_text
-from rwkvbatch.setting import MAX_SHOWN_VALUE, allowed_values, shown_value
-from rwkvbatch.setting_names import ALIASES, ENVIRONMENT_PREFIX, environment_name, full_name, option_name
+from rwkvbatch.config.names import ALIASES, ENVIRONMENT_PREFIX, environment_name, full_name, option_name
+from rwkvbatch.config.setting import allowed_values
+from rwkvbatch.errors import MAX_SHOWN_VALUE, InputError, RwkvBatchError, UsageError, parsing_problem, shown_value
+from rwkvbatch.files import read_file, read_text
 
 MAX_TOML_BYTES = 2**20
+MAX_SYSTEM_BYTES = 1_000_000
 MAX_KEY_PARTS = 16
 _PART = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')"""
 _LONG_KEY = re.compile(rf"(?:^|[{{,\[])[ \t]*{_PART}(?:[ \t]*\.[ \t]*{_PART}){{{MAX_KEY_PARTS}}}", re.MULTILINE)
@@ -89,7 +89,7 @@ def naming_origins(origins: Iterable[Origin]) -> Generator[None]:
 
 
 @dataclass(frozen=True)
-class Layered:
+class ResolvedSettings:
     """Merged settings and their sources.
 
     Attributes:
@@ -106,10 +106,10 @@ class Layered:
     origins: tuple[Origin, ...] = ()
 
 
-def layer_settings(
+def resolve_settings(
     given: Mapping[str, Any], *, environment: Mapping[str, str] | None = None, config: Path | None = None
-) -> Layered:
-    """Settings merged from all layers.
+) -> ResolvedSettings:
+    """Settings merged from all sources.
 
     Args:
         given: settings of the command line, or of the caller of `run`.
@@ -120,25 +120,25 @@ def layer_settings(
         UsageError: an unknown key, with close known ones; a value that is not allowed; an unreadable file.
     """
     tables: dict[str, Any] = {}
-    layers: list[dict[str, Any]] = []
+    merged: dict[str, Any] = {}
     places: dict[str, str] = {}
     if config is not None:
         content = read_toml(config, "--config")
         tables = {name: content.pop(name) for name in GRID_TABLES if name in content}
-        layers.append(checked_values(content, lambda key: f"{config}: {key}"))
-        places |= dict.fromkeys(layers[-1], str(config))
+        merged |= checked_values(content, lambda key: f"{config}: {key}")
+        places |= dict.fromkeys(merged, str(config))
     if environment is not None:
-        from_environment = _from_environment(environment)
-        layers.append(checked_values(from_environment, environment_name))
-        places |= dict.fromkeys(layers[-1], environment_name("preset"))
-        places |= {stands_for(full_name(key)): environment_name(key) for key in from_environment}
+        variables = _from_environment(environment)
+        from_environment = checked_values(variables, environment_name)
+        merged |= from_environment
+        places |= dict.fromkeys(from_environment, environment_name("preset"))
+        places |= {stands_for(full_name(key)): environment_name(key) for key in variables}
     explicit = checked_values(given, option_name)
-    layers.append(explicit)
-    merged = {key: value for layer in layers for key, value in layer.items()}
+    merged |= explicit
     named = frozenset(stands_for(full_name(key)) for key in given) - {"preset"}
     not_explicit = [key for key in places if key in merged and key not in explicit]
     origins = tuple(Origin(option_name(key), merged[key], places[key]) for key in not_explicit)
-    return Layered(RunSettings.parse(merged), frozenset(explicit), named, tables, origins)
+    return ResolvedSettings(RunSettings.parse(merged), frozenset(explicit), named, tables, origins)
 
 
 def checked_values(values: Mapping[str, Any], name: Callable[[str], str] = option_name) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def _repeat_range(value: str, shown_name: str) -> dict[str, Any]:
 def _system_text(path: Any, shown_name: str) -> str:
     """The content of a file with a system message; errors call the setting `shown_name`."""
     try:
-        return read_text(str(Path(path)), MAX_PRELUDE_BYTES)
+        return read_text(Path(path), MAX_SYSTEM_BYTES)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{shown_name} {path}: {error}", hint="name a text file in UTF-8") from None
 
