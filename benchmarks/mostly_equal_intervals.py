@@ -29,7 +29,7 @@ from coverage_bound_mostly_equal import MostlyEqual
 from numpy.typing import NDArray
 from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
-from rwkvbatch.stats.skewness import NOISE, SMALL_SAMPLE
+from rwkvbatch.stats.skewness import MOST, NOISE, SMALL_SAMPLE, UNSEEN
 
 Floats = NDArray[np.float64]
 Ends = tuple[Floats, Floats]
@@ -71,18 +71,24 @@ def flips(samples: Floats, level: float) -> Ends:
 
 
 def hall(samples: Floats, level: float, degrees: Floats | float) -> Ends:
-    """The interval by Hall's transformation on the side of the long tail (`rwkvbatch.stats.skewness`)."""
+    """The interval by Hall's transformation on the sides of long tails (`rwkvbatch.stats.skewness`)."""
     n = samples.shape[1]
     mean, error = samples.mean(axis=1), samples.std(axis=1, ddof=1) / math.sqrt(n)
     deviations = samples - mean[:, None]
     skewness = (deviations**3).mean(axis=1) / (deviations**2).mean(axis=1) ** 1.5
     skewness *= math.sqrt(n * (n - 1)) / (n - 2)
-    a = skewness**3 / (skewness**2 + NOISE**2) * (1 + SMALL_SAMPLE / n**2) / math.sqrt(n)
-    limit = min(0.96, 0.9 + 0.75 / n) / float(quantile(LEVEL, n - 1))
-    a = np.clip(np.where(np.abs(a) < 1e-6, 1e-6, a), -limit, limit)
-    tail = np.copysign(quantile(level, degrees), -a)
-    end = mean - 3 / a * (np.cbrt(1 + a * (tail - a / 6)) - 1) * error
-    return np.minimum(mean, end), np.maximum(mean, end)
+    small = (level / LEVEL) ** (np.minimum((samples != 0).sum(axis=1), n - 1) / (n - 1))
+    limit = (MOST - (MOST - min(0.96, 0.9 + 0.75 / n)) * small) / quantile(small * LEVEL, n - 1)
+    ends: list[Floats] = []
+    for side in (-1, 1):
+        s = np.maximum(0.0, side * skewness - UNSEEN * np.log(small) / math.sqrt(n))
+        a = np.minimum(limit, s**3 / (s**2 + NOISE**2) * (1 + SMALL_SAMPLE / n**2) / math.sqrt(n))
+        a = np.maximum(a, 1e-6)
+        ends.append(
+            mean + side * 3 / a * (1 - np.cbrt(1 - a * (quantile(level, degrees) + a / 6))) * error * (a > 1e-6)
+        )
+    low, high = ends
+    return low, high
 
 
 def two_parts(samples: Floats, level: float, fewer: int) -> Ends:

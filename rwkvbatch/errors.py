@@ -29,6 +29,7 @@ message states what was expected and what was found; `hint` states what to do.
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Self
@@ -220,6 +221,11 @@ def in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"
 
 
+def error_text(error: BaseException, limit: int | None = 200) -> str:
+    """The text of a library's exception in one line, cut to `limit` characters."""
+    return " ".join(str(error).split())[:limit]
+
+
 def parsing_problem(error: ValueError | RecursionError) -> str:
     """Describes the problem of text that Python's JSON or TOML parser refused, in terms of the text."""
     if isinstance(error, RecursionError):
@@ -231,10 +237,13 @@ def parsing_problem(error: ValueError | RecursionError) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's own error, or torch's for a GPU or the CPU.
+    """Whether memory ran out: Python's own error, the system's, or torch's for a GPU or the CPU.
 
     torch's errors are recognised by name and text, so that this module does not import torch.
     """
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    texts = ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)

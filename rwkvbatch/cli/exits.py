@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import enum
-import errno
 import io
 import json
 import os
@@ -12,7 +11,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from rwkvbatch.errors import InputError, RwkvBatchError, UsageError
+from rwkvbatch.errors import InputError, RwkvBatchError, UsageError, error_text, is_out_of_memory
 from rwkvbatch.prompt.escaping import printable, printable_json
 from rwkvbatch.signals import Terminated
 
@@ -68,8 +67,8 @@ def _explain(error: BaseException) -> tuple[ExitCode, str]:
             elif isinstance(error, InputError):
                 code = ExitCode.BAD_INPUT
             return code, f"error: {error}" + (f"\n  {error.hint}" if error.hint else "")
-        case _ if _is_out_of_memory(error):
-            detail = "" if isinstance(error, OSError) else " ".join(str(error).split())[:200]
+        case _ if is_out_of_memory(error):
+            detail = "" if isinstance(error, OSError) else error_text(error)
             separator = ": " if isinstance(error, RuntimeError) else " "
             text = f"error: not enough memory{separator}{detail}".rstrip()
             hint = "take a smaller model, a smaller --batch-size, or a smaller --state-memory"
@@ -78,19 +77,9 @@ def _explain(error: BaseException) -> tuple[ExitCode, str]:
             text = f"error: input or output failed: {error.strerror or error}{place}"
             hint = "check free space and permissions; RWKVBATCH_DEBUG=1 shows the traceback"
         case _:
-            text = f"internal error: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            text = f"internal error: {type(error).__name__}: {error_text(error, 500)}"
             hint = "this is a bug in rwkvbatch; run again with RWKVBATCH_DEBUG=1 for the traceback"
     return ExitCode.INTERNAL, f"{text}\n  {hint}"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory could not be allocated: by Python or the kernels, the system, or torch on the CPU or a GPU."""
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    torch_messages = ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory")
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in torch_messages)
-    )
 
 
 def _print(text: str) -> None:

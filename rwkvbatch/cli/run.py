@@ -150,9 +150,17 @@ class _LatestProgress:
             self.observer.ended(progress)
 
 
-def _how_to_continue(error: BaseException, command: str) -> str:
-    """The end of the last message of an unfinished run; empty if the same command cannot continue it."""
-    return "" if isinstance(error, (RunReplacedError, UsageError)) else f". To continue: {command}"
+def _report_unfinished(error: BaseException, progress: Progress, command: str) -> int:
+    """Report the error that ended a run, and how `command` continues it if it can. Returns the exit code."""
+    code = report(error, debug=debugging())
+    done, total = progress.rows_done, progress.rows_total
+    if done < total:
+        to_continue = "" if isinstance(error, (RunReplacedError, UsageError)) else f". To continue: {command}"
+        message(f"unfinished: {done:,} of {total:,} rows are safe{to_continue}")
+    else:
+        message("no row is missing")
+    # A usage error (such as too little memory for states) would end every run of the same command.
+    return code if isinstance(error, UsageError) else ExitCode.UNFINISHED
 
 
 def run_with_progress(scripts: list[str], options: dict[str, Any], out: Path | None, *, quiet: bool) -> RunResult:
@@ -213,14 +221,7 @@ def run_with_progress(scripts: list[str], options: dict[str, Any], out: Path | N
         except BaseException as error:
             if latest.progress is None:  # nothing was written
                 raise
-            code = report(error, debug=debugging())
-            done, total = latest.progress.rows_done, latest.progress.rows_total
-            if done < total:
-                message(f"unfinished: {done:,} of {total:,} rows are safe" + _how_to_continue(error, same_command))
-            else:
-                message("no row is missing")
-            # A usage error (such as too little memory for states) would end every run of the same command.
-            raise typer.Exit(code if isinstance(error, UsageError) else ExitCode.UNFINISHED) from None
+            raise typer.Exit(_report_unfinished(error, latest.progress, same_command)) from None
     if result.interrupted:
         done, total = result.progress.rows_done, result.progress.rows_total
         notify(f"interrupted; {done:,} of {total:,} rows are safe. To continue:")

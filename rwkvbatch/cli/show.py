@@ -45,7 +45,7 @@ def show_command(
     from rwkvbatch.comparison.dialogues import dialogues
     from rwkvbatch.comparison.loading import load_runs
     from rwkvbatch.comparison.report.terminal import print_dialogues
-    from rwkvbatch.results.summary import read_race
+    from rwkvbatch.results.summary import read_part
 
     data = load_runs([run], choices=True)[0]
     selected = dialogues(
@@ -73,8 +73,8 @@ def show_command(
         many_cells=len(data.cells) > 1,
         many_repeats=len({dialogue.repeat for dialogue in selected}) > 1,
     )
-    race = read_race(Path(run) if Path(run).is_dir() else Path(run).parent)
-    notes = [] if race is None else race_lines(race)
+    race = read_part(Path(run) if Path(run).is_dir() else Path(run).parent, "race")
+    notes = race_lines(race) if race else []
     notes += [f"note: {note}" for note in data.notes]
     if more := len(selected) - len(shown):
         notes.append(f"{counted(more, 'more dialogue')}")

@@ -20,7 +20,7 @@ from rwkvbatch.comparison.ranking import common_weights, ends_of_mean, side_by_s
 from rwkvbatch.comparison.values import conversation_values
 from rwkvbatch.errors import RunMismatchError, UsageError
 from rwkvbatch.stats.family import compare_family
-from rwkvbatch.stats.signflip import level_of_intervals
+from rwkvbatch.stats.signflip import LargestSums
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -249,7 +249,7 @@ def band(
     sums = _conversation_sums(values, conversations, weights)
     means = np.average(values, axis=0, weights=weights)
     deviations = sums - np.bincount(conversations, weights)[:, None] * means
-    level_each = level_of_intervals(deviations, LEVEL) if len(sums) > 1 else LEVEL / values.shape[1]
+    level_each = LargestSums.of(deviations).level_each(LEVEL) if len(sums) > 1 else LEVEL / values.shape[1]
     return level_each, [ends_of_mean(metric, column, conversations, weights, level_each) for column in values.T]
 
 

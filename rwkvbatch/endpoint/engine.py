@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from rwkvbatch.endpoint.client import Client, Json
@@ -43,28 +44,35 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Job:
-    """A request that a thread sends.
+class _ReplyJob:
+    """A request for a reply that a thread sends.
 
     Attributes:
-        request: the request for a reply; None for the scoring of a text.
-        texts: the prefix and the continuation that are scored; both empty for a reply.
+        num_before: number of tokens of the request's root, which are its first ones.
         ended: set when the request has ended or was cancelled.
         answer: the part of the answer that has arrived.
-        num_before: number of tokens of the request's root, which are its first ones.
         started_s: time at which a thread started the request.
         first_s: time of the first piece of text.
     """
 
     id: int
-    request: Request | None
-    texts: tuple[tuple[int, ...], tuple[int, ...]]
+    request: Request
+    num_before: int
     submitted_s: float
     ended: threading.Event = field(default_factory=threading.Event)
     answer: Answer = field(default_factory=Answer)
-    num_before: int = 0
     started_s: float | None = None
     first_s: float | None = None
+
+
+@dataclass
+class _ScoreJob:
+    """A text that a thread has scored: `continuation` after `prefix`; `ended` as in `_ReplyJob`."""
+
+    id: int
+    prefix: tuple[int, ...]
+    continuation: tuple[int, ...]
+    ended: threading.Event = field(default_factory=threading.Event)
 
 
 _Results = queue.SimpleQueue[tuple[int, Reply | Score | BaseException | str]]
@@ -108,7 +116,7 @@ class EndpointEngine:
         self._spec = spec
         self._extra = dict(extra or {})
         self._clock = clock
-        self._jobs: dict[int, _Job] = {}
+        self._jobs: dict[int, _ReplyJob | _ScoreJob] = {}
         self._next_id = 0
         self._prefixes: dict[int, tuple[int, ...]] = {0: ()}
         self._warned: set[str] = set()
@@ -158,7 +166,8 @@ class EndpointEngine:
         request.sampling.check_vocabulary(self.tokenizer.vocab_size)
         prefix = self._prefixes[request.root]
         request = replace(request, tokens=(*prefix, *request.tokens), root=0)
-        return self._start(request, ((), ()), self._reply, len(prefix))
+        job = _ReplyJob(self._new_id(), request, len(prefix), self._clock())
+        return self._start(job, partial(self._reply, job))
 
     def submit_score(
         self, prefix: Sequence[int], continuation: Sequence[int], root: int = 0, *, cache: bool = True
@@ -167,7 +176,8 @@ class EndpointEngine:
         del cache
         if not prefix or not continuation:
             raise ValueError("scoring needs at least one token in the prefix and one in the continuation")
-        return self._start(None, ((*self._prefixes[root], *prefix), tuple(continuation)), self._score)
+        job = _ScoreJob(self._new_id(), (*self._prefixes[root], *prefix), tuple(continuation))
+        return self._start(job, partial(self._score, job))
 
     def cancel(self, request_id: int) -> None:
         """End a request now; the next `step` returns its reply so far, as `cancelled`."""
@@ -175,7 +185,7 @@ class EndpointEngine:
         if job is None:
             return
         job.ended.set()
-        if job.request is not None:
+        if isinstance(job, _ReplyJob):
             self._results.put((job.id, self._make_reply(job, job.answer.text, (), "cancelled", None)))
         else:
             del self._jobs[request_id]
@@ -209,7 +219,7 @@ class EndpointEngine:
 
     def _forward_text(self, request_id: int, piece: str) -> None:
         job = self._jobs.get(request_id)
-        if job is not None and job.request is not None and job.request.on_text is not None and not job.ended.is_set():
+        if isinstance(job, _ReplyJob) and job.request.on_text is not None and not job.ended.is_set():
             job.request.on_text(piece)
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
@@ -231,15 +241,12 @@ class EndpointEngine:
             results.update(self.step())
         return results
 
-    def _start(
-        self,
-        request: Request | None,
-        texts: tuple[tuple[int, ...], tuple[int, ...]],
-        work: Callable[[_Job], Reply | Score | None],
-        num_before: int = 0,
-    ) -> int:
-        job = _Job(self._next_id, request, texts, self._clock(), num_before=num_before)
+    def _new_id(self) -> int:
         self._next_id += 1
+        return self._next_id - 1
+
+    def _start(self, job: _ReplyJob | _ScoreJob, work: Callable[[], Reply | Score | None]) -> int:
+        """Queue `work`, which sends the request of `job`. Returns the job's id."""
         self._jobs[job.id] = job
         results = self._results
 
@@ -247,7 +254,7 @@ class EndpointEngine:
             if job.ended.is_set():
                 return
             try:
-                result = work(job)
+                result = work()
             except BaseException as error:  # `step` raises it in the caller's thread
                 results.put((job.id, error))
             else:
@@ -272,16 +279,15 @@ class EndpointEngine:
             )
         return self.tokenizer.decode(tokens)
 
-    def _reply(self, job: _Job) -> Reply | None:
+    def _reply(self, job: _ReplyJob) -> Reply | None:
         """Send a request for a reply; None if it was cancelled. Runs in a thread."""
         request = job.request
-        assert request is not None
         job.started_s = self._clock()
         try:
             prompt = "" if self._spec.api == "chat" else self._prompt(request.tokens)
             body = reply_body(request, prompt, model=self._spec.name, api=self._spec.api, logprobs=self.asks_logprobs)
             self._warn_of_extensions(body)
-            answer = self._ask(job, body, request)
+            answer = self._ask(job, body)
             if answer is None:
                 return None
             finish, stop = ("time", None) if self._timed_out(job) else self._end(answer, request)
@@ -300,7 +306,8 @@ class EndpointEngine:
         """As `Answer.end`."""
         return answer.end(request.stop, by_server_template=self._spec.api == "chat")
 
-    def _ask(self, job: _Job, body: Json, request: Request) -> Answer | None:
+    def _ask(self, job: _ReplyJob, body: Json) -> Answer | None:
+        request = job.request
         path = "chat/completions" if self._spec.api == "chat" else "completions"
         num_forwarded = 0
 
@@ -325,9 +332,8 @@ class EndpointEngine:
         max_bytes = REPLY_BYTES + BYTES_PER_TOKEN * request.max_tokens
         return self._client.call("POST", path, {**body, **self._extra}, read, max_bytes=max_bytes, cancelled=job.ended)
 
-    def _timed_out(self, job: _Job) -> bool:
-        limit_s = None if job.request is None else job.request.max_seconds
-        started_s = job.started_s
+    def _timed_out(self, job: _ReplyJob) -> bool:
+        limit_s, started_s = job.request.max_seconds, job.started_s
         return limit_s is not None and started_s is not None and self._clock() - started_s >= limit_s
 
     def _stop_asking_logprobs(self, error: EndpointError) -> bool:
@@ -351,7 +357,7 @@ class EndpointEngine:
 
     def _make_reply(
         self,
-        job: _Job,
+        job: _ReplyJob,
         text: str,
         tokens: Sequence[ServedToken],
         finish: FinishReason,
@@ -359,7 +365,6 @@ class EndpointEngine:
         error: str | None = None,
     ) -> Reply:
         request, now_s, answer = job.request, self._clock(), job.answer
-        assert request is not None
         if answer.prompt_tokens == len(request.tokens) + 1 and self._spec.api == "completions":
             self._warn(
                 "begin",
@@ -390,9 +395,9 @@ class EndpointEngine:
             error=error,
         )
 
-    def _score(self, job: _Job) -> Score | None:
+    def _score(self, job: _ScoreJob) -> Score | None:
         """Send a request for the score of a text; None if it was cancelled. Runs in a thread."""
-        prefix, continuation = job.texts
+        prefix, continuation = job.prefix, job.continuation
         if self._spec.api == "chat":
             return self._not_scored("the chat interface gives no log-probabilities of given text")
         if not self.asks_logprobs:

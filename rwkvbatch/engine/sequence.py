@@ -24,7 +24,8 @@ from rwkvbatch.engine.request import (
 from rwkvbatch.engine.sampling import Penalties, SampleRow, exempt_tokens, gather, likeliest
 from rwkvbatch.engine.scheduler import Chunk, SequenceState
 from rwkvbatch.model.base import Choices, RaggedBatch, SampleBatch
-from rwkvbatch.prompt.tokenizer import TextStream, Tokenizer
+from rwkvbatch.prompt.text_stream import TextStream
+from rwkvbatch.prompt.tokenizer import Tokenizer
 
 
 class Generation:

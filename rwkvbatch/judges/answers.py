@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from rwkvbatch.judges.questions import Question, VoteRequest
 
@@ -117,6 +117,11 @@ class JudgeAnswers:
         self._problems: dict[str, str] = {}
         self.used = set[str]()
         self.num_asked = self.num_missing = 0
+
+    @classmethod
+    def in_memory(cls, judge: Judge) -> Self:
+        """Answers of a judge that are not stored."""
+        return cls(judge, digest_of(judge.identity), MemoryRecord())
 
     def key(self, question: Question) -> str:
         return question.key(self._digest)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from rwkvbatch.errors import CheckpointError
+from rwkvbatch.errors import CheckpointError, error_text
 from rwkvbatch.model import foreign, gguf, pth, quantised, safetensors
 from rwkvbatch.model.tensor_file import Contents, NamedTensors, TensorFile, named_tensors, open_regular
 
@@ -250,7 +250,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
             raise CheckpointError(f"it has {size:,} bytes, at most {MAX_JSON_BYTES:,} are read", path=path)
         value = json.loads(os.pread(descriptor, MAX_JSON_BYTES, 0))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"not JSON ({' '.join(str(error).split())[:200]})", path=path) from error
+        raise CheckpointError(f"not JSON ({error_text(error)})", path=path) from error
     finally:
         os.close(descriptor)
     if not isinstance(value, dict):

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from rwkvbatch.errors import CheckpointError, StorageError, UsageError
+from rwkvbatch.errors import CheckpointError, StorageError, UsageError, error_text
 from rwkvbatch.files import FILE_MODE, PRIVATE_MODE, open_file, replacing, writing_hint
 from rwkvbatch.model import pth
 from rwkvbatch.model.tensor_file import Contents, Entry, OnWritten, StoredBytes, ignored, unread_type
@@ -79,7 +79,9 @@ def read_header(descriptor: int, path: Path) -> Contents:
         entries = {name: _entry(name, info, 8 + length) for name, info in header.items()}
         _check_layout(entries, 8 + length, os.fstat(descriptor).st_size)
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"damaged or cut off safetensors file ({_reason(error)})", path=path) from error
+        raise CheckpointError(
+            f"damaged or cut off safetensors file ({error_text(error) or type(error).__name__})", path=path
+        ) from error
     for name, entry in entries.items():
         if entry.dtype is None:
             raise unread_type(name, str(header[name]["dtype"]), path)
@@ -139,10 +141,6 @@ def _check_layout(entries: Mapping[str, _Entry], start: int, file_size: int) -> 
         position = entry.end
     if position != file_size:
         raise ValueError(f"its tensors end at byte {position:,}, the file at {file_size:,}")
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 SUFFIXES = (".pth", ".safetensors")

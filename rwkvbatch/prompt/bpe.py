@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from rwkvbatch.errors import InputError, MissingExtraError, parsing_problem
-from rwkvbatch.prompt.tokenizer import decode_utf8, refuse_surrogates
+from rwkvbatch.errors import InputError, MissingExtraError, error_text, parsing_problem
+from rwkvbatch.prompt.text_stream import decode_utf8
+from rwkvbatch.prompt.tokenizer import refuse_surrogates
 
 END_OF_TEXT = 0
 
@@ -46,7 +47,7 @@ class BpeTokenizer:
         try:
             self._tokenizer: Any = Tokenizer.from_str(content.decode("utf-8"))
         except Exception as error:  # the package raises plain `Exception`
-            raise InputError(f"is not a tokenizer: {' '.join(str(error).split())[:200]}", path=path) from None
+            raise InputError(f"is not a tokenizer: {error_text(error)}", path=path) from None
         self._tokenizer.encode_special_tokens = True
         added = {int(item["id"]): item for item in description.get("added_tokens", ())}
         self._bytes_of = _bytes_of_tokens(self._tokenizer.get_vocab(with_added_tokens=True), added, path)

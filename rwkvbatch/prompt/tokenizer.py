@@ -1,4 +1,4 @@
-"""The World tokenizer (the same ids as the `rwkv` package for any text), and incremental decoding up to a stop text.
+"""The World tokenizer: the same ids as the `rwkv` package for any text.
 
 A model with a smaller vocabulary uses the entries with ids below its size. Ids 1 to 256 are the single bytes, so a
 vocabulary of 257 can encode any text.
@@ -10,11 +10,10 @@ end of a word. Text is therefore split into pieces at the ends of words, and the
 from __future__ import annotations
 
 import ast
-import codecs
 import hashlib
 import re
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -24,6 +23,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from rwkvbatch.errors import InputError, UsageError
 from rwkvbatch.files import OS_FILES, PRIVATE_MODE, read_file, replace_file
+from rwkvbatch.prompt.text_stream import decode_utf8
 
 FILE_NAME = "rwkv_vocab_v20230424.txt"
 _MAGIC = b"rwkvbatch vocabulary 1\n"
@@ -129,17 +129,6 @@ def _write_cache(cache: Path, source_hash: bytes, entries: tuple[bytes, ...]) ->
     with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         replace_file(OS_FILES, cache, [content], mode=PRIVATE_MODE, durable=False, unique=True)
-
-
-REPLACEMENT = "\ufffd"
-
-# `surrogateescape` maps each undecodable byte to one of these characters; valid UTF-8 never decodes to them.
-_ESCAPED_RUN = re.compile("[\udc80-\udcff]+")
-
-
-def decode_utf8(data: bytes) -> str:
-    """`data` as text; each run of invalid bytes becomes one U+FFFD."""
-    return _ESCAPED_RUN.sub(REPLACEMENT, data.decode("utf-8", "surrogateescape"))
 
 
 MIN_VOCAB_SIZE = 257
@@ -341,94 +330,3 @@ def _store(cache: dict[bytes, Any], key: bytes, value: Any) -> None:
     if len(cache) >= MAX_CACHED:
         cache.clear()
     cache[key] = value
-
-
-class Utf8Stream:
-    """`decode_utf8` of bytes that arrive in pieces."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        self._in_invalid_run = False
-
-    def push(self, data: bytes, *, final: bool = False) -> str:
-        """The characters that are complete after `data`; with `final`, also U+FFFD for an incomplete one."""
-        escaped = self._decoder.decode(data, final)
-        if not escaped:
-            return ""
-        text = _ESCAPED_RUN.sub(REPLACEMENT, escaped)
-        if self._in_invalid_run and _ESCAPED_RUN.match(escaped):
-            text = text[1:]
-        self._in_invalid_run = _ESCAPED_RUN.match(escaped[-1]) is not None
-        return text
-
-
-class TextStream:
-    """The text of a growing reply, up to its first stop text.
-
-    The stop text that is complete first ends the reply, wherever the tokens begin and end; of two that end at the same
-    character, the longer one counts. Text is returned once it can no longer be part of an incomplete character or of a
-    stop text.
-
-    Attributes:
-        stopped_by: the stop text that ended the reply, or None.
-        held: complete characters that are not returned yet, because a stop text may begin with them.
-
-    Raises:
-        UsageError: a stop text is empty.
-    """
-
-    def __init__(self, token_bytes: Callable[[int], bytes], stops: Sequence[str] = ()) -> None:
-        if "" in stops:
-            raise UsageError("a stop text must not be empty", hint="remove it")
-        self.stopped_by: str | None = None
-        self.held = ""
-        self._token_bytes = token_bytes
-        self._utf8 = Utf8Stream()
-        self._stops = tuple(stops)
-        self._pieces: list[str] = []
-        self._ended = False
-
-    @property
-    def text(self) -> str:
-        """All text returned so far; after `finish`, the whole reply without the stop text."""
-        if len(self._pieces) > 1:
-            self._pieces = ["".join(self._pieces)]
-        return self._pieces[0] if self._pieces else ""
-
-    def push(self, token: int) -> str:
-        """The text that can be returned after `token`; empty after a stop text or `finish`."""
-        return "" if self._ended else self._take(self._utf8.push(self._token_bytes(token)))
-
-    def finish(self) -> str:
-        """The remaining text. An incomplete character becomes U+FFFD."""
-        if self._ended:
-            return ""
-        piece = self._take(self._utf8.push(b"", final=True))
-        if self.stopped_by is None:
-            piece += self._return(self.held)
-        self.held, self._ended = "", True
-        return piece
-
-    def _take(self, new: str) -> str:
-        window = self.held + new
-        # The smallest is the stop text that ends first, and of several that end there the longest.
-        if matches := [(window.index(stop) + len(stop), -len(stop), stop) for stop in self._stops if stop in window]:
-            end, _, self.stopped_by = min(matches)
-            self.held, self._ended = "", True
-            return self._return(window[: end - len(self.stopped_by)])
-        num_returned = len(window) - max([_overlap_length(stop, window) for stop in self._stops], default=0)
-        self.held = window[num_returned:]
-        return self._return(window[:num_returned])
-
-    def _return(self, piece: str) -> str:
-        if piece:
-            self._pieces.append(piece)
-        return piece
-
-
-def _overlap_length(stop: str, text: str) -> int:
-    """The length of the longest proper prefix of `stop` that `text` ends with."""
-    length = min(len(stop) - 1, len(text))
-    while length and not text.endswith(stop[:length]):
-        length -= 1
-    return length

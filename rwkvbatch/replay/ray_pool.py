@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rwkvbatch import signals
 from rwkvbatch.config import RunSettings
-from rwkvbatch.errors import NoClusterError, RwkvBatchError, UsageError, WorkerError
+from rwkvbatch.errors import NoClusterError, RwkvBatchError, UsageError, WorkerError, error_text
 from rwkvbatch.replay.identity import cell_identities
 from rwkvbatch.replay.models import ModelLoader, Setup, setups_of
 from rwkvbatch.replay.plan import Plan
@@ -338,7 +338,7 @@ def connect(address: str, num_cpus: int) -> bool:
             _ray.init(target, **options)
     except (OSError, RuntimeError, ValueError) as error:
         _ray.shutdown()
-        raise NoClusterError(f"--ray {address}: {' '.join(str(error).split())}", hint=_START_HINT) from None
+        raise NoClusterError(f"--ray {address}: {error_text(error, None)}", hint=_START_HINT) from None
     return True
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from rwkvbatch.errors import RowError, RunDamagedError, RunDirectoryError, RunLockedError, RunMismatchError
-from rwkvbatch.files import OS_FILES, Files, read_file, read_spans
+from rwkvbatch.files import OS_FILES, Files, read_spans
 from rwkvbatch.judges.questions import VoteRequest
 from rwkvbatch.replay.identity import judging_digest
 from rwkvbatch.replay.rubrics import RubricJudge, rubrics_of, turns_with_rubrics, vote_requests_of
@@ -28,15 +28,7 @@ from rwkvbatch.results.row import Row, RowKey
 from rwkvbatch.results.row_codec import BadLineError, RowDigest, decode_row, digest_of, encode_row, with_digest
 from rwkvbatch.results.script_copy import read_script, script_sha256, write_script
 from rwkvbatch.results.status import planned_rows
-from rwkvbatch.results.summary import (
-    FORMER_VERDICTS,
-    MAX_SUMMARY_BYTES,
-    SUMMARY_NAME,
-    Summary,
-    Tallies,
-    read_race,
-    write_summary,
-)
+from rwkvbatch.results.summary import FORMER_VERDICTS, Summary, Tallies, read_part, write_summary
 from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Conversation
 from rwkvbatch.targets import RESULTS_NAME
@@ -217,11 +209,11 @@ class _Recheck:
                 raise
         write_script(directory.folder, self._conversations)
         summary = tallies.summary(counts["rows"] if planned is None else max(planned, counts["rows"]))
-        race = read_race(directory.path)
+        race = read_part(directory.path, "race")
         if self._has_new_score and (identity.get("race") is not None or identity.get("until_ci") is not None):
             notes.append("the former verdicts decided which rows the run has; run its command again to decide anew")
-            race = None if race is None else {**race, FORMER_VERDICTS: True}
-        write_summary(directory.folder, summary, _session(directory.path), race)
+            race = {**race, FORMER_VERDICTS: True} if race else {}
+        write_summary(directory.folder, summary, read_part(directory.path, "session"), race)
         directory.end_change(identity, about, shard)
         return Rechecked(directory.path, **counts, summary=summary, left_out=self._num_left_out, notes=tuple(notes))
 
@@ -310,16 +302,6 @@ def _compared_values(old: Conversation, new: Conversation) -> Iterator[tuple[str
             yield f"turn {turn}, {key}", old_contents.get(key), new_contents.get(key)
         yield f"turn {turn}, params", dict(old.turns[turn].params), dict(new.turns[turn].params)
     yield "turns", len(old.turns), len(new.turns)
-
-
-def _session(path: Path) -> Mapping[str, Any]:
-    """The `session` figures in the directory's summary, which are those of the last run; empty if there are none."""
-    try:
-        content = json.loads(read_file(path / SUMMARY_NAME, MAX_SUMMARY_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    session = cast("dict[str, Any]", content).get("session") if isinstance(content, dict) else None
-    return cast("dict[str, Any]", session) if isinstance(session, dict) else {}
 
 
 def _short(value: Any) -> str:

@@ -21,11 +21,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, cast
+from typing import Any, Self, cast
 
 from rwkvbatch.errors import RunDirectoryError, StorageError
 from rwkvbatch.files import in_blocks, open_file, write_all
-from rwkvbatch.judges.answers import JudgeAnswer, Seed, digest_of
+from rwkvbatch.judges.answers import Judge, JudgeAnswer, Seed, digest_of
 from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.recovery import read_lines
 from rwkvbatch.results.row_codec import BadLineError, content_of_line, with_checksum
@@ -42,15 +42,6 @@ FLUSH_LINES, FLUSH_SECONDS = 64, 2.0
 
 _DIGEST, _KEY = re.compile(r"[0-9a-f]{16}"), re.compile(r"[0-9a-f]{32}")
 _log = logging.getLogger(__name__)
-
-
-class NamedJudge(Protocol):
-    """The attributes of a judge that a file records."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def identity(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -105,7 +96,7 @@ class AnswerStore:
             self.close()
             raise RunDirectoryError(f"cannot be used: {error.strerror or error}", path=self._path) from None
 
-    def use(self, judge: NamedJudge | None) -> str | None:
+    def use(self, judge: Judge | None) -> str | None:
         """Load the answers of a judge, or of the judge that answered last for None; returns its digest.
 
         Raises:

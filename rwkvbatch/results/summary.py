@@ -284,15 +284,14 @@ def write_summary(
         session: figures of the process that writes it (seconds, tokens/s).
         race: the result of a race.
     """
-    content = {**summary.as_dict(), **({} if race is None else {"race": dict(race)}), "session": dict(session)}
+    content = {**summary.as_dict(), **({"race": dict(race)} if race else {}), "session": dict(session)}
     folder.save(SUMMARY_NAME, [printable_json(json.dumps(content, indent=2), log=True).encode(), b"\n"])
 
 
-def read_race(directory: Path) -> Mapping[str, Any] | None:
-    """The result of a race from a run's summary; None for other runs, and if the summary cannot be read."""
+def read_part(directory: Path, key: str) -> dict[str, Any]:
+    """The object `race` or `session` of a run's summary; empty if it has none, and if the summary cannot be read."""
     try:
-        content = json.loads(read_file(directory / SUMMARY_NAME, MAX_SUMMARY_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None
-    race = cast("dict[str, Any]", content).get("race") if isinstance(content, dict) else None
-    return cast("dict[str, Any]", race) if isinstance(race, dict) else None
+        part = json.loads(read_file(directory / SUMMARY_NAME, MAX_SUMMARY_BYTES))[key]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return cast("dict[str, Any]", part) if isinstance(part, dict) else {}

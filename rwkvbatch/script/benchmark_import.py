@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rwkvbatch.errors import ScriptError, UsageError
+from rwkvbatch.errors import ScriptError, UsageError, error_text
 from rwkvbatch.files import save_file
 from rwkvbatch.script.benchmarks import BENCHMARKS, NOT_IMPORTED, BadRecordError, Benchmark, Question
 from rwkvbatch.script.choices import NORMALIZE, Normalize
@@ -140,7 +140,7 @@ def _read(benchmark: Benchmark, record: Record, name: str) -> Question:
             case KeyError():
                 problem = f"lacks {error}"
             case _:
-                problem = f"has a value of another type ({' '.join(str(error).split())})"
+                problem = f"has a value of another type ({error_text(error, None)})"
         refuse(
             record.source, f"is no record of {name}: {problem}", f"its columns are {keys}; docs/scripts.md has the form"
         )

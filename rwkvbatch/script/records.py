@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Protocol, cast
 
 from rwkvbatch.config.names import PENALTY_ALIASES
-from rwkvbatch.errors import RwkvBatchError
+from rwkvbatch.errors import RwkvBatchError, error_text
 from rwkvbatch.script.choices import Choice, ChoiceScores
 from rwkvbatch.script.lines import SourceLine
 
@@ -120,7 +120,7 @@ class Check:
         except RwkvBatchError:
             raise
         except Exception as error:
-            detail = f"could not judge: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            detail = f"could not judge: {type(error).__name__}: {error_text(error)}"
             return Verdict(False, 0.0, detail, undecided=True)
 
     def as_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rwkvbatch.errors import MissingExtraError, ScriptError, counted
+from rwkvbatch.errors import MissingExtraError, ScriptError, counted, error_text
 from rwkvbatch.files import open_file
 from rwkvbatch.script.lines import SourceLine, is_array, is_object, parse_line, refuse
 
@@ -95,7 +95,7 @@ def read_records(path: str, form: TableForm = NO_FORM) -> Iterator[Record]:
                 values = _labelled(values, form.label, labels, number, source)
             yield Record(values, number, source)
     except OSError as error:
-        raise ScriptError(f"cannot be read: {error.strerror or ' '.join(str(error).split())}", path=path) from None
+        raise ScriptError(f"cannot be read: {error.strerror or error_text(error, None)}", path=path) from None
     if not number:
         raise ScriptError("holds no record", path=path, hint="is it the right file?")
     if labels is not None and len(labels) != number:
@@ -243,7 +243,7 @@ def _parquet(path: str, _: TableForm) -> _NumberedValues:
         with open_file(Path(path), MAX_BYTES) as file:
             yield from _batches(library.parquet.ParquetFile(file).iter_batches())
     except (ValueError, library.ArrowException) as error:  # for example names that are not UTF-8
-        raise ScriptError(f"is not a Parquet file: {' '.join(str(error).split())}", path=path) from None
+        raise ScriptError(f"is not a Parquet file: {error_text(error, None)}", path=path) from None
 
 
 def _arrow(path: str, _: TableForm) -> _NumberedValues:
@@ -259,7 +259,7 @@ def _arrow(path: str, _: TableForm) -> _NumberedValues:
             else:
                 yield from _batches(library.ipc.open_stream(file))
     except (ValueError, library.ArrowException) as error:  # for example names that are not UTF-8
-        raise ScriptError(f"is not an Arrow file: {' '.join(str(error).split())}", path=path) from None
+        raise ScriptError(f"is not an Arrow file: {error_text(error, None)}", path=path) from None
 
 
 def _batches(batches: Any) -> _NumberedValues:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, Reply, TokenDetails
-from rwkvbatch.prompt.tokenizer import Tokenizer, Utf8Stream
+from rwkvbatch.prompt.text_stream import Utf8Stream
+from rwkvbatch.prompt.tokenizer import Tokenizer
 
 END_OF_TEXT_NAME = "<|endoftext|>"
 """The name of token 0 for clients; the token has no text."""

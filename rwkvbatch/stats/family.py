@@ -29,12 +29,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from rwkvbatch.stats.bounded import unseen_share
 from rwkvbatch.stats.signflip import (
+    LargestSums,
     SignFlips,
     blocks,
     exact_p,
     flipped_sums,
     level_each,
-    level_of_intervals,
     sign_flips,
     two_sided_p,
 )
@@ -96,7 +96,7 @@ class Family:
         level: the probability of any false alarm among them.
         level_each: the level of a single test that keeps `level`. It is `level` for one comparison, and at least
             `level` divided by the number of comparisons with pairs that differ.
-        level_interval: the level of a single interval (`signflip.level_of_intervals`), at most `level_each`.
+        level_interval: the level of a single interval (`signflip.LargestSums`), at most `level_each`.
         exact: whether all sign patterns were enumerated.
     """
 
@@ -237,7 +237,8 @@ class _Variants:
         return _SubsetSums(*np.split(flips.subset_sums(columns), 3, axis=1))
 
     def test(self, flips: SignFlips, level: float) -> _Tests:
-        p, p_of_patterns = np.ones(self.scale.size), np.ones(self.scale.size)
+        p_flips, p_of_patterns = np.ones(self.scale.size), np.ones(self.scale.size)
+        p_skewed = np.array([spread.skewed.p_value for spread in self.spreads])
         smallest = np.ones(flips.count)
         subsets = None
         for block in self.blocks:
@@ -246,17 +247,21 @@ class _Variants:
                 tails = two_sided_p(flipped_sums(self.scaled[:, column], subsets.differences[:, place]))
                 exact = None if flips.exact else exact_p(self.scaled[:, column])
                 p_of_patterns[column] = tails[0]
-                p[column] = max(tails[0] if exact is None else exact, self.spreads[column].skewed.p_value)
+                p_flips[column] = tails[0] if exact is None else exact
                 np.minimum(smallest, tails, out=smallest)
         kept = subsets if len(self.blocks) == 1 else None
+        p = np.maximum(p_flips, p_skewed)
         if self.scale.size < 2:
             return _Tests(flips, level, level, level, p, p, kept)
         smallest.sort()
         # `smallest` is of the drawn patterns. Adjusting the larger one of both p-values keeps the level for either.
-        found = np.searchsorted(smallest, np.maximum(p, p_of_patterns), side="right")
+        found = np.searchsorted(smallest, np.maximum(p_flips, p_of_patterns), side="right")
+        # p-values of skewed means take any value, so that the few values of those of flips do not correct them.
+        largest = LargestSums.of(self.deviations())
+        p_adjusted = np.maximum(found / flips.count, largest.adjusted(p_skewed))
         each = level_each(smallest, level)
-        interval = min(each, level_of_intervals(self.deviations(), level))
-        return _Tests(flips, level, each, interval, p, np.maximum(p, found / flips.count), kept)
+        interval = min(each, largest.level_each(level))
+        return _Tests(flips, level, each, interval, p, np.maximum(p, p_adjusted), kept)
 
     def deviations(self) -> NDArray[np.float64]:
         """`[clusters, variants]`: of the differences from their means, as `scaled`; 0 if all pairs are the same."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import numpy as np
@@ -129,40 +130,68 @@ def level_each(ascending: NDArray[np.float64], level: float) -> float:
     return float(min(level, (1 - 1e-6) * ascending[allowed]))
 
 
-def level_of_intervals(deviations: NDArray[np.float64], level: float) -> float:
-    """The level of each of several intervals that hold the true means together with probability `1 - level`.
+@dataclass(frozen=True)
+class LargestSums:
+    """The largest of several standardized sums that deviate together, for intervals that hold the true means together.
 
     It is the multiplier bootstrap with normal weights (Chernozhukov, Chetverikov and Kato 2013): the sums have the
-    correlations of the columns, but not the few values that sums of yes/no outcomes have. The result is between
-    `level` and Bonferroni's `level / columns`.
+    correlations of the columns, but not the few values that sums of yes/no outcomes have.
 
-    Args:
-        deviations: `[clusters, columns]` the contribution of each cluster to the deviation of a mean, all columns in
-            one unit. A column of zeros counts as independent of the others.
+    Attributes:
+        columns: how many sums.
+        sizes: `[DRAWN_PATTERNS]` of the largest sum; empty for fewer than two columns.
     """
-    from scipy.special import ndtr  # pyright: ignore[reportMissingTypeStubs]
 
-    columns = deviations.shape[1]
-    if columns < 2:
-        return level
-    size = np.sqrt((deviations**2).sum(axis=0))
-    varies = size > 1e-9 * size.max()  # else it is 0 but for rounding
-    values = np.where(varies, deviations / np.where(varies, size, 1.0), 0.0)
-    if not varies.all():
-        values = np.concatenate([values, np.diag(np.where(varies, 0.0, 1.0))])
-    # The same columns in another order must have the same level.
-    keys = np.round(np.concatenate([values, np.sort(values, axis=0)]), 9)
-    # The factor has the columns' correlations in the fewest rows.
-    factor = np.asarray(np.linalg.qr(values[:, np.lexsort(keys)], mode="r"))
-    factor *= np.where(np.diagonal(factor) < 0, -1.0, 1.0)[:, None]
-    largest = np.empty(DRAWN_PATTERNS)
-    for start, weights in enumerate(_normal_weights(factor.shape[0])):
-        sums = np.abs(weights @ factor)
-        # The maximum over rows is many times as fast as that over a few columns.
-        largest[start * _CHUNK : start * _CHUNK + len(sums)] = np.ascontiguousarray(sums.T).max(axis=0)
-    place = largest.size - 1 - math.floor(level * largest.size)
-    bound = np.partition(largest, place)[place]
-    return float(min(level, max(level / columns, 2 * ndtr(-bound))))
+    columns: int
+    sizes: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, deviations: NDArray[np.float64]) -> LargestSums:
+        """Of `[clusters, columns]`, the contribution of each cluster to the deviation of a mean, all in one unit.
+
+        A column of zeros counts as independent of the others.
+        """
+        columns = deviations.shape[1]
+        if columns < 2:
+            return cls(columns, np.empty(0))
+        size = np.sqrt((deviations**2).sum(axis=0))
+        varies = size > 1e-9 * size.max()  # else it is 0 but for rounding
+        values = np.where(varies, deviations / np.where(varies, size, 1.0), 0.0)
+        if not varies.all():
+            values = np.concatenate([values, np.diag(np.where(varies, 0.0, 1.0))])
+        # The same columns in another order must have the same level.
+        keys = np.round(np.concatenate([values, np.sort(values, axis=0)]), 9)
+        # The factor has the columns' correlations in the fewest rows.
+        factor = np.asarray(np.linalg.qr(values[:, np.lexsort(keys)], mode="r"))
+        factor *= np.where(np.diagonal(factor) < 0, -1.0, 1.0)[:, None]
+        largest = np.empty(DRAWN_PATTERNS)
+        for start, weights in enumerate(_normal_weights(factor.shape[0])):
+            sums = np.abs(weights @ factor)
+            # The maximum over rows is many times as fast as that over a few columns.
+            largest[start * _CHUNK : start * _CHUNK + len(sums)] = np.ascontiguousarray(sums.T).max(axis=0)
+        return cls(columns, largest)
+
+    def level_each(self, level: float) -> float:
+        """The level of each interval if all of them hold the true means with probability `1 - level`.
+
+        It is between `level` and Bonferroni's `level / columns`.
+        """
+        if self.columns < 2:
+            return level
+        from scipy.special import ndtr  # pyright: ignore[reportMissingTypeStubs]
+
+        place = self.sizes.size - 1 - math.floor(level * self.sizes.size)
+        bound = np.partition(self.sizes, place)[place]
+        return float(min(level, max(level / self.columns, 2 * ndtr(-bound))))
+
+    def adjusted(self, p: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The p-values of all columns, corrected for their number: at most `level` where p is at most `level_each`."""
+        if self.columns < 2:
+            return p
+        from scipy.special import ndtri  # pyright: ignore[reportMissingTypeStubs]
+
+        shares = np.array([(self.sizes > bound).mean() for bound in -ndtri(p / 2)])
+        return np.maximum(p, np.minimum(shares, self.columns * p))
 
 
 def _normal_weights(size: int) -> Iterable[NDArray[np.float64]]:

@@ -20,6 +20,14 @@ SMALL_SAMPLE: Final = 140.0
 """The skewness of n clusters is multiplied by 1 + SMALL_SAMPLE / n^2: small samples show too little of it."""
 NOISE: Final = 0.5
 """Skewness that a sample of a symmetric population has by chance."""
+ORDINARY: Final = 0.05
+"""The level of a single interval, for which `SMALL_SAMPLE` and `NOISE` were chosen."""
+UNSEEN: Final = 0.9
+"""Skewness that samples can lack, for each factor of e below the ordinary level, times sqrt(n)."""
+MOST: Final = 0.985
+"""How near to 1, where its inverse jumps, the transformation comes at small levels."""
+LEAST_P: Final = 1e-14
+"""Smaller p-values are 0: beside this test there is always another one."""
 VARYING_DEGREES: Final = 100.0
 """Where only some clusters vary, the transformed statistic has this number times the level (5 for a 95 % interval, but
 at least 1) degrees of freedom for each of them. At small levels, samples with too small a spread decide.
@@ -50,61 +58,92 @@ class SkewedMean:
     g(t) = t + a t^2 / 3 + a^2 t^3 / 27 + a / 6 = ((1 + a t / 3)^3 - 1) / a + a / 6
 
     (Hall 1992, On the removal of skewness by transformation), which is monotonic. `a` is the skewness divided by
-    sqrt(n), with two corrections:
+    sqrt(n), with these corrections:
 
+    - Below a level of 5 %, `UNSEEN` log(5 % / level) / sqrt(n) is added to the skewness towards either end. At small
+      levels, samples that show too little of the skewness decide. The sum is no less than 0. Where only some clusters
+      vary, the degrees of freedom allow for such samples, and the logarithm is multiplied by their share.
     - It is multiplied by s^2 / (s^2 + `NOISE`^2) and by 1 + `SMALL_SAMPLE` / n^2, where s is the skewness.
-    - It is limited to 0.96 / t and to (0.9 + 0.75 / n) / t, where t is the quantile of a 95 % interval: the cubic is
-      flat at t = -3 / a, and its inverse jumps near a = 1 / t. The second limit is enough above 12 clusters.
+    - It is at most c / t, where t is the quantile of an interval at the level, or at 5 % if that is less: the cubic is
+      flat at t = -3 / a, and its inverse jumps near a = 1 / t. c is the smaller one of 0.96 and 0.9 + 0.75 / n, and
+      goes up to `MOST` at small levels.
 
     Attributes:
-        standard_error: NaN for fewer than two clusters; there is no correction then.
+        standard_error: NaN for means without a correction: of discrete clusters, and of fewer than three.
         clusters: how many.
+        skewness: of their deviations (`sample_skewness`).
         varying: degrees of freedom of the standard error, at most `clusters` - 1.
-        a: the coefficient of the transformation; 0 without skewness.
     """
 
     mean: float
     standard_error: float
     clusters: int
+    skewness: float
     varying: int
-    a: float
 
     @classmethod
     def of(cls, mean: float, standard_error: float, clusters: int, skewness: float, varying: int) -> SkewedMean:
-        square = skewness**2
-        if clusters < 3 or not standard_error > 0 or square == 0:
-            return cls(mean, standard_error, clusters, varying, 0.0)
-        a = skewness * square / (square + NOISE**2) * (1 + SMALL_SAMPLE / clusters**2) / math.sqrt(clusters)
-        limit = min(0.96, 0.9 + 0.75 / clusters) / t_quantile(0.975, clusters - 1)
-        a = min(limit, max(-limit, a))
-        return cls(mean, standard_error, clusters, varying, a if abs(a) > 1e-6 else 0.0)
+        corrected = clusters >= 3 and standard_error > 0
+        return cls(mean, standard_error if corrected else math.nan, clusters, skewness, varying)
 
     def degrees(self, level: float) -> float:
         """Degrees of freedom of the transformed statistic, of a two-sided test at `level`."""
         return min(self.clusters - 1.0, max(1.0, VARYING_DEGREES * level) * self.varying)
 
+    def coefficient(self, level: float, side: int) -> float:
+        """The coefficient `a` of a two-sided test at `level`, where the tail is on this side (1 or -1); at least 0."""
+        n = self.clusters
+        small = min(1.0, level / ORDINARY) ** (self.varying / (n - 1))
+        s = max(0.0, side * self.skewness - UNSEEN * math.log(small) / math.sqrt(n))
+        limit = MOST - (MOST - min(0.96, 0.9 + 0.75 / n)) * small
+        a = s * s**2 / (s**2 + NOISE**2) * (1 + SMALL_SAMPLE / n**2) / math.sqrt(n)
+        return min(a, limit / t_quantile(1 - small * ORDINARY / 2, n - 1)) if a > 1e-6 else 0.0
+
+    def errors(self, level: float, side: int) -> float:
+        """How many standard errors the end on this side (1 or -1) is from the mean; 0 without a tail on this side."""
+        a = self.coefficient(level, side)
+        if not a:
+            return 0.0
+        quantile = t_quantile(1 - level / 2, self.degrees(level))
+        if a * quantile < 1e-9:  # the quotient would be 0 but for rounding
+            return quantile
+        return max(0.0, 3 / a * (1 - math.cbrt(1 - a * (quantile + a / 6))))
+
     @property
     def p_value(self) -> float:
-        """Two-sided p-value of "the true mean is 0", with the degrees of freedom of a test at 5 %.
+        """Two-sided p-value of "the true mean is 0": the level at which an end of `interval` is 0.
 
-        It is 0 where the long tail is not on the side of 0.
+        It is 0 where the long tail is not on the side of 0, and not computed below `LEAST_P`.
         """
-        if self.mean * self.a >= 0:
+        if not self.standard_error > 0 or self.mean == 0:
             return 0.0
+        side = -1 if self.mean > 0 else 1
+        t = abs(self.mean) / self.standard_error
+        if t > self.errors(ORDINARY, side):
+            return self._level_of(t, side)
         from scipy.special import stdtr  # pyright: ignore[reportMissingTypeStubs]
 
-        t = self.mean / self.standard_error
-        transformed = ((1 + self.a * t / 3) ** 3 - 1) / self.a + self.a / 6
-        return float(min(1.0, 2 * stdtr(self.degrees(0.05), transformed if self.mean < 0 else -transformed)))
+        a = self.coefficient(ORDINARY, side)
+        transformed = (1 - (1 - a * t / 3) ** 3) / a - a / 6
+        return float(min(1.0, 2 * stdtr(self.degrees(ORDINARY), -transformed)))
+
+    def _level_of(self, errors: float, side: int) -> float:
+        """The level below `ORDINARY` of which the end on this side is so many standard errors from the mean."""
+        low, high = math.log(LEAST_P), math.log(ORDINARY)
+        if self.errors(LEAST_P, side) < errors:
+            return 0.0
+        while high - low > 1e-12:
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.errors(math.exp(middle), side) > errors else (low, middle)
+        return math.exp(high)
 
     def interval(self, level: float) -> tuple[float, float]:
-        """The confidence interval on the side of the long tail; the other end is the mean.
+        """The confidence interval on the sides of long tails; an end without one is the mean.
 
         Args:
             level: of the two-sided test, 0.05 for a 95 % interval.
         """
-        if self.a == 0:
+        if not self.standard_error > 0:
             return self.mean, self.mean
-        quantile = math.copysign(t_quantile(1 - level / 2, self.degrees(level)), -self.a)
-        end = self.mean - 3 / self.a * (math.cbrt(1 + self.a * (quantile - self.a / 6)) - 1) * self.standard_error
-        return min(self.mean, end), max(self.mean, end)
+        below, above = (self.errors(level, side) * self.standard_error for side in (-1, 1))
+        return self.mean - below, self.mean + above

@@ -189,7 +189,8 @@ class Spread:
     @property
     def skewed(self) -> SkewedMean:
         """The correction for skewness; of discrete means there is none."""
-        return SkewedMean.of(self.mean, self.standard_error, self.clusters, self.skewness, self.degrees)
+        error = math.nan if self.discrete else self.standard_error
+        return SkewedMean.of(self.mean, error, self.clusters, self.skewness, self.degrees)
 
     def t_interval(self, level: float) -> tuple[float, float]:
         """The t interval with the cluster-robust standard error and `degrees`; without a standard error unlimited."""

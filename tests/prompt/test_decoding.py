@@ -11,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rwkvbatch.errors import UsageError
-from rwkvbatch.prompt.tokenizer import REPLACEMENT, TextStream, Utf8Stream, decode_utf8, world_tokenizer
+from rwkvbatch.prompt.text_stream import REPLACEMENT, TextStream, Utf8Stream, decode_utf8
+from rwkvbatch.prompt.tokenizer import world_tokenizer
 
 
 def reference_text(data: bytes, stops: Sequence[str]) -> tuple[str, str | None]:

@@ -22,7 +22,8 @@ from rwkvbatch.engine.request import Request
 from rwkvbatch.errors import CheckpointError, InputError, MissingExtraError
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.prompt.bpe import BpeTokenizer
-from rwkvbatch.prompt.tokenizer import TextStream, vocabulary_path, world_tokenizer
+from rwkvbatch.prompt.text_stream import TextStream
+from rwkvbatch.prompt.tokenizer import vocabulary_path, world_tokenizer
 from rwkvbatch.prompt.vocabulary import read_vocabulary, shown_ids, textless_ids, tokenizer_of
 from tests.engine.hash_model import HashModel
 

@@ -22,7 +22,7 @@ from rwkvbatch.replay.recheck import recheck
 from rwkvbatch.results.lock import DirectoryLock
 from rwkvbatch.results.manifest import CHECKSUM, FORMER
 from rwkvbatch.results.row_codec import decode_row, encode_row
-from rwkvbatch.results.summary import read_race
+from rwkvbatch.results.summary import read_part
 from rwkvbatch.script.checks import parse_checks
 from rwkvbatch.script.reader import read_scripts
 from tests.replay.fakes import FakeLoader, make_plan
@@ -228,7 +228,7 @@ def test_the_result_of_a_race_is_kept_and_marked_when_verdicts_changed(
     assert ended.race is not None
 
     recheck(tmp_path / "run", [write(other, *lines({"contains": "a"}, tags=("t",)))])
-    assert read_race(tmp_path / "run") == json.loads(json.dumps(ended.race.as_dict()))
+    assert read_part(tmp_path / "run", "race") == json.loads(json.dumps(ended.race.as_dict()))
 
     assert not any("former verdicts" in note for note in recheck(tmp_path / "run").notes)
     result = recheck(tmp_path / "run", [write(other, *lines({"not": {"contains": "a"}}))])

@@ -11,6 +11,7 @@ from scipy.stats import binom, multinomial, skew, t
 from rwkvbatch.stats.clustered import clustered_mean
 from rwkvbatch.stats.family import Difference, compare_family
 from rwkvbatch.stats.sample_size import detectable_errors
+from rwkvbatch.stats.skewness import SkewedMean
 from rwkvbatch.stats.spread import Spread, unlimited_interval
 
 SKEWED = np.array([-0.9, -0.7, -0.65, -0.6, -0.5, -0.4, -0.35, -0.2, 0.1, 2.4])
@@ -26,7 +27,7 @@ def one(values: np.ndarray, widest: float = math.inf) -> Difference:
 
 
 def test_the_p_value_is_that_of_halls_formula() -> None:
-    values = SKEWED[:-1]
+    values = SKEWED[:-1] + 0.12
     found, n = spread(values), values.size
     shown = float(skew(values, bias=False))
     gamma = shown * shown**2 / (shown**2 + 0.25) * (1 + 140 / n**2)
@@ -36,7 +37,42 @@ def test_the_p_value_is_that_of_halls_formula() -> None:
         statistic + gamma * statistic**2 / (3 * math.sqrt(n)) + gamma**2 * statistic**3 / (27 * n)
         + gamma / (6 * math.sqrt(n))
     )  # fmt: skip
-    assert found.skewed.p_value == pytest.approx(2 * t.cdf(transformed, n - 1))
+    assert 0.05 < found.skewed.p_value == pytest.approx(2 * t.cdf(transformed, n - 1))
+
+
+@pytest.mark.parametrize("level", [0.05, 0.02, 0.004, 1e-6])
+@pytest.mark.parametrize("side", [1, -1])
+def test_small_levels_allow_for_more_skewness_than_the_sample_has_at_both_ends(level: float, side: int) -> None:
+    values = np.array([-1.3, -0.9, -0.4, -0.3, 0.1, 0.2, 0.3, 0.4, 0.8, 1.6])
+    found, n = spread(values), values.size
+    seen = side * float(skew(values, bias=False))
+    s = max(0.0, seen + 0.9 * math.log(0.05 / level) / math.sqrt(n))
+    quantile = t.ppf(1 - level / 2, n - 1)
+    limit = 0.985 - (0.985 - 0.96) * level / 0.05
+    a = min(limit / quantile, s**3 / (s**2 + 0.25) * (1 + 140 / n**2) / math.sqrt(n))
+    assert (a > 0) == (side > 0 or level < 0.05)
+    errors = 3 / a * (1 - np.cbrt(1 - a * (quantile + a / 6))) if a else 0.0
+    end = found.mean + side * errors * found.standard_error
+    assert found.skewed.interval(level)[side > 0] == pytest.approx(end)
+    if level < 0.05:
+        assert spread(values - end).skewed.p_value == pytest.approx(level)
+
+
+def test_where_some_conversations_are_equal_less_unseen_skewness_is_allowed_for() -> None:
+    """The degrees of freedom of those that differ allow for it too; both would make intervals a third wider."""
+    levels = [SkewedMean.of(0.0, 1.0, 13, 0.3, varying).coefficient(0.01, 1) for varying in (12, 6, 1)]
+    shown = [0.3 + 0.9 * math.log(5) * share / math.sqrt(13) for share in (1, 1 / 2, 1 / 12)]
+    assert levels == pytest.approx([s**3 / (s**2 + 0.25) * (1 + 140 / 169) / math.sqrt(13) for s in shown])
+
+
+@pytest.mark.parametrize("clusters", [3, 6, 8, 12, 40, 400])
+@pytest.mark.parametrize("skewness", [-1.5, -0.2, 0.0, 0.4, 1.5])
+def test_ends_of_smaller_levels_are_farther_out(clusters: int, skewness: float) -> None:
+    """Else a p-value, which is found between two levels, would not say at which levels the interval excludes 0."""
+    found = SkewedMean.of(0.0, 1.0, clusters, skewness, clusters - 1)
+    ends = np.array([found.interval(level) for level in np.geomspace(0.5, 1e-13, 400)])
+    assert (np.diff(ends[:, 0]) <= 1e-9).all()
+    assert (np.diff(ends[:, 1]) >= -1e-9).all()
 
 
 @pytest.mark.parametrize("level", [0.01, 0.05, 0.2])
@@ -59,7 +95,7 @@ def test_only_the_end_of_the_long_tail_moves_out() -> None:
 
 def test_an_extreme_conversation_on_the_side_of_the_mean_does_not_hide_a_difference() -> None:
     values = np.array([0.1, 0.11, 0.12, 0.13, 0.14, 40.0])
-    assert spread(values).skewed.p_value == 0.0
+    assert spread(values).skewed.p_value < 1e-3
     assert one(values).p == pytest.approx(2 / 64)
 
 
@@ -143,6 +179,19 @@ def test_a_detectable_difference_of_numbers_without_limits_is_found_in_about_80_
     assert np.mean([each.p <= 0.05 for each in found]) == pytest.approx(0.8, abs=0.05)
 
 
+@pytest.mark.parametrize(("conversations", "variants"), [(8, 5), (12, 2), (20, 8)])
+def test_a_detectable_difference_of_several_variants_is_found_in_about_80_of_100_samples(
+    conversations: int, variants: int
+) -> None:
+    """As for one variant it would be found in 0.53, 0.74 and 0.68."""
+    level = 1 - 0.95 ** (1 / variants)
+    truth = detectable_errors(conversations, level=level, discrete=False) / math.sqrt(conversations)
+    values = np.random.default_rng(1).normal(truth, 1.0, (conversations, variants * 120))
+    families = [compare_family(block, np.ones_like(block)) for block in np.split(values, 120, axis=1)]
+    found = np.mean([each.significant for family in families for each in family.differences])
+    assert 0.76 <= found <= 0.88
+
+
 MOSTLY_EQUAL = np.array([0.0] * 9 + [0.7, -0.2, 1.6])
 
 
@@ -168,7 +217,7 @@ def test_the_degrees_of_freedom_are_those_of_all_conversations_where_no_two_are_
 
 def test_the_correction_for_skewness_has_five_degrees_of_freedom_for_each_that_differs() -> None:
     found = spread(np.array([0.5, 0.6, 0.55, -1.0] + [0.0] * 36))
-    a, statistic = found.skewed.a, found.mean / found.standard_error
+    a, statistic = -found.skewed.coefficient(0.05, -1), found.mean / found.standard_error
     assert a < 0 < statistic
     assert [found.skewed.degrees(level) for level in (0.001, 0.02, 0.05, 0.2)] == [4, 8, 20, 39]
     assert found.skewed.p_value == pytest.approx(2 * t.cdf(-(((1 + a * statistic / 3) ** 3 - 1) / a + a / 6), 20))

@@ -18,7 +18,8 @@ with instrumented("rwkvbatch"):
     from rwkvbatch.errors import InputError
     from rwkvbatch.prompt.escaping import printable
     from rwkvbatch.prompt.templates import clean
-    from rwkvbatch.prompt.tokenizer import TextStream, decode_utf8, world_tokenizer
+    from rwkvbatch.prompt.text_stream import TextStream, decode_utf8
+    from rwkvbatch.prompt.tokenizer import world_tokenizer
 
 _TOKENIZER = world_tokenizer()
 

@@ -52,7 +52,8 @@ def as_junit(analysis: Analysis, *, conversations: bool = False) -> str:
 
     Args:
         conversations: add a suite per variant that is not a baseline, with a case per conversation. The case is an
-            error if a turn ended in an error, a failure if a check failed, and skipped if a judge gave no verdict.
+            error if a turn ended in an error, a failure if a check failed, and skipped if turns that the baseline has
+            are missing or a turn has no verdict.
     """
     suites = {"gates": [_gate_case(gate.condition, gate.label, gate.line, gate.failed) for gate in analysis.gates]}
     for title, lines in by_heading(analysis.comparisons).items():
@@ -77,20 +78,41 @@ def _gate_case(text: str, label: str, line: str, failed: bool) -> _Case:
 
 
 def _conversation_cases(analysis: Analysis, variant: Variant) -> list[_Case]:
+    turns = _turns_by_conversation(analysis, variant)
+    expected: dict[str, set[tuple[int, int]]] = {}
+    for pair in analysis.pairs:
+        if pair.variant == variant:
+            for conversation, of_baseline in _turns_by_conversation(analysis, pair.baseline).items():
+                expected.setdefault(conversation, set()).update(map(_place, of_baseline))
+    cases: list[_Case] = []
+    for conversation in {**turns, **expected}:
+        own = turns.get(conversation, [])
+        missing = expected.get(conversation, set()) - set(map(_place, own))
+        cases.append(_conversation_case(variant.label, conversation, own, len(missing)))
+    return cases
+
+
+def _turns_by_conversation(analysis: Analysis, variant: Variant) -> dict[str, list[Mapping[str, Any]]]:
     rows = rows_of(analysis.table, variant)
     turns: dict[str, list[Mapping[str, Any]]] = {}
     for values in zip(*(rows[name] for name in _COLUMNS), strict=True):
         record: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
         turns.setdefault(record["conversation"], []).append(record)
-    return [_conversation_case(variant.label, conversation, own_turns) for conversation, own_turns in turns.items()]
+    return turns
 
 
-def _conversation_case(label: str, conversation: str, turns: Sequence[Mapping[str, Any]]) -> _Case:
+def _place(turn: Mapping[str, Any]) -> tuple[int, int]:
+    return turn["turn"], turn["repeat"]
+
+
+def _conversation_case(label: str, conversation: str, turns: Sequence[Mapping[str, Any]], missing: int) -> _Case:
     failed = [(turn, problem) for turn in turns if (problem := _problem(turn))]
     unjudged = [turn for turn in turns if any(check["passed"] is None for check in turn["checks"])]
+    if not failed and missing:
+        message = f"{counted(missing, 'turn')} of the baseline {'is' if missing == 1 else 'are'} missing here"
+        return _Case(label, conversation, "skipped", "missing", message, message)
     if not failed and unjudged:
-        reason = _reason_without_verdict(unjudged[0])
-        message = f"{len(unjudged)} of {len(turns)} turns have no verdict of a judge: {reason}"
+        message = f"{len(unjudged)} of {len(turns)} turns have no verdict{_reason_without_verdict(unjudged[0])}"
         return _Case(label, conversation, "skipped", "judge", message, message)
     if not failed:
         return _Case(label, conversation)
@@ -120,8 +142,9 @@ def _problem(turn: Mapping[str, Any]) -> str:
 
 
 def _reason_without_verdict(turn: Mapping[str, Any]) -> str:
-    """Why the turn's first check without a verdict has none."""
-    return next(_short(str(check.get("detail"))) for check in turn["checks"] if check["passed"] is None)
+    """Why the turn's first check without a verdict has none, as the end of a sentence; results of others do not say."""
+    detail = next(check.get("detail") for check in turn["checks"] if check["passed"] is None)
+    return f": {_short(str(detail))}" if detail else ""
 
 
 def _short(text: str) -> str:

@@ -47,6 +47,7 @@ SCHEMA = {
     ),
     "failure": Rule(optional=names("type message"), text=True),
     "error": Rule(optional=names("type message"), text=True),
+    "skipped": Rule(optional=names("type message"), text=True),
     "system-out": Rule(text=True),
 }
 
@@ -116,6 +117,30 @@ def test_with_junit_cases_each_conversation_of_a_variant_is_a_case(analysis: Ana
     assert "(2,018 characters)" in text
     assert len(text) < 2000
     assert "error: out of memory" in (suite.findall(".//error")[0].text or "")
+
+
+def test_conversations_that_a_variant_lacks_or_that_have_no_verdict_are_skipped_and_do_not_pass(tmp_path: Path) -> None:
+    tables = {"a": "c0,1\nc1,1\nc2,1\nc3,0\n", "b": "c0,1\nc2,\nc3,0\nc4,1\n"}
+    for name, rows in tables.items():
+        (tmp_path / f"{name}.csv").write_text("id,score\n" + rows)
+    analysis = compare([str(tmp_path / f"{name}.csv") for name in tables])
+    suite = parse_valid(as_junit(analysis, conversations=True))[-1]
+    cases = {str(case.get("name")): [(child.tag, child.text) for child in case] for case in suite}
+    assert cases["c0"] == cases["c4"] == []
+    assert cases["c1"] == [("skipped", "1 turn of the baseline is missing here")]
+    assert cases["c2"] == [("skipped", "1 of 1 turns have no verdict")]
+    assert [tag for tag, _ in cases["c3"]] == ["failure"]
+
+
+def test_a_conversation_of_which_a_repetition_is_missing_is_skipped(tmp_path: Path) -> None:
+    def drop(row: dict[str, Any], _: np.random.Generator) -> None:
+        row["checks"] = []
+
+    runs = [
+        str(make_run(tmp_path / f"r{repeats}", conversations=2, repeats=repeats, change=drop)) for repeats in (3, 1)
+    ]
+    suite = parse_valid(as_junit(compare(runs), conversations=True))[-1]
+    assert [case[0].text for case in suite] == ["4 turns of the baseline are missing here"] * 2
 
 
 def test_the_text_of_many_failures_is_shortened(tmp_path: Path) -> None:
