@@ -11,6 +11,9 @@ from rich.table import Table
 
 from benchmarks.machine_load import IDLE
 
+TABLE_WIDTH = 110
+"""Least width of the tables in columns, also where the output is a file."""
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -165,6 +168,7 @@ def idle_text(measurements: Sequence[Measurement]) -> str:
 def show(agreements: Sequence[Agreement], figures: Mapping[str, Sequence[Figure]]) -> None:
     """Print the agreements as lines, and the figures as tables."""
     console = Console(highlight=False)
+    console.width = max(console.width, TABLE_WIDTH)
     for agreement in agreements:
         console.print(
             f"{agreement.kind}: logits differ by {agreement.error:.3%} of their deviation, "

@@ -1,12 +1,14 @@
 """Cost of rounding each class of matrices, one at a time and all but one, compared with the unrounded model.
 
-    python benchmarks/rounding_by_class.py [--model NAME] [--texts FILE ...] [--to int4] [--fit 16384]
+    python benchmarks/rounding_by_class.py [--model NAME] [--texts FILE ...] [--to int4] [--fit 16384 | --half-lives]
 
 Without --texts the dialogues of datasets/ are read as plain text. Prints for each class the divergence of the
 next-token distributions, how often the likeliest token is the same, and the bytes saved relative to the
 class in bf16. `model quantize` (`model/quantised.py`) rounds the classes that save much and cost little.
 With --fit TOKENS the default classes are instead rounded to 4 bits fitted to every other text, and this and rounding
 to nearest are measured on the remaining texts.
+With --half-lives it prints how much rounding changes the half-lives of the states, with low-rank chains rounded as well
+and without. A change of the decays may add up over a long context, which texts as short as these do not show.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -30,13 +32,13 @@ from rwkvbatch.bench.damage import Damage, ScoredPart, ScoredText, damage, texts
 from rwkvbatch.bench.damage_dialogues import texts_of_dialogues
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import RwkvBatchError
-from rwkvbatch.model.base import Model
+from rwkvbatch.model.base import Model, RaggedBatch
 from rwkvbatch.model.calibration import fitted, pieces
 from rwkvbatch.model.checkpoint import open_checkpoint
 from rwkvbatch.model.load import load_model, resolve_model_path
-from rwkvbatch.model.ops import Activation, Rounding
+from rwkvbatch.model.ops import Activation, MatrixKind, Product, Rounding, matrix_rounding
 from rwkvbatch.model.ops.cpu import CpuModel, CpuOps
-from rwkvbatch.model.ops.reference import ROUNDINGS
+from rwkvbatch.model.ops.reference import ROUNDINGS, ReferenceOps, TorchLinear
 from rwkvbatch.model.rwkv7 import Network
 from rwkvbatch.prompt.vocabulary import tokenizer_of
 from rwkvbatch.replay.api import prepare
@@ -56,7 +58,7 @@ CLASSES: dict[str, str] = {
     "low-rank chains": r"blocks\.\d+\.att\.[wavg][12]",
 }
 """Names of tensors by class."""
-DEFAULT_CLASSES = tuple(name for name in CLASSES if name not in ("emb", "low-rank chains"))
+LARGE_CLASSES = tuple(name for name in CLASSES if name not in ("emb", "low-rank chains"))
 """The classes that `model quantize` rounds."""
 
 
@@ -77,11 +79,11 @@ class RecipeOps(CpuOps):
         bias: Tensor | None = None,
         activation: Activation = "none",
         *,
-        large: bool = False,
+        kind: MatrixKind = "other",
         sparse_inputs: bool = False,
     ) -> _native.LinearLayer:
         self._rounding = self._recipe(self._names[weight.data_ptr()])
-        return super().linear_layer(weight, bias, activation, large=True, sparse_inputs=sparse_inputs)
+        return super().linear_layer(weight, bias, activation, kind="large", sparse_inputs=sparse_inputs)
 
 
 @dataclass(frozen=True)
@@ -160,19 +162,75 @@ def texts_of(arguments: argparse.Namespace, model: Model) -> list[ScoredText]:
 
 def variants(rounding: Rounding) -> dict[str, dict[str, Rounding]]:
     """The rounding of each class, by the name of the measurement."""
-    default: dict[str, Rounding] = dict.fromkeys(DEFAULT_CLASSES, rounding)
+    chains = matrix_rounding(rounding, "low_rank")
+    assert chains is not None
+    default: dict[str, Rounding] = {**dict.fromkeys(LARGE_CLASSES, rounding), "low-rank chains": chains}
     found: dict[str, dict[str, Rounding]] = {f"only {name}": {name: rounding} for name in CLASSES}
-    found |= {
-        f"default, not {omitted}": {name: rounding for name in DEFAULT_CLASSES if name != omitted}
-        for omitted in DEFAULT_CLASSES
-    }
-    found |= {"default": default, "default and low-rank chains": {**default, "low-rank chains": rounding}}
-    if rounding == "int4":
-        finer: Rounding = "w8a8"
-        found["default, head in w8a8"] = {**default, "head": finer}
-        found["default, head, chains w8a8"] = {**default, "head": finer, "low-rank chains": finer}
-    found["all"] = dict.fromkeys(CLASSES, rounding)
+    if chains != rounding:
+        found[f"only low-rank chains, {chains}"] = {"low-rank chains": chains}
+        found[f"default, chains in {rounding}"] = {**default, "low-rank chains": rounding}
+        found[f"default, head in {chains}"] = {**default, "head": chains}
+    for omitted in default:
+        found[f"default, not {omitted}"] = {name: kept for name, kept in default.items() if name != omitted}
+    found |= {"default": default, "all": dict.fromkeys(CLASSES, rounding)}
     return found
+
+
+class DecayOps(ReferenceOps):
+    """Reference operations that record the logarithms of the decays.
+
+    Args:
+        rounding: see `ReferenceOps`.
+        rounds_chains: whether low-rank chains are rounded as well.
+    """
+
+    def __init__(self, rounding: Rounding | None, *, rounds_chains: bool) -> None:
+        super().__init__(rounding=rounding)
+        self._rounds_chains = rounds_chains
+        self.log_decays: list[Tensor] = []
+
+    def linear_layer(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        activation: Activation = "none",
+        *,
+        kind: MatrixKind = "other",
+        sparse_inputs: bool = False,
+    ) -> TorchLinear:
+        kept: MatrixKind = "other" if kind == "low_rank" and not self._rounds_chains else kind
+        return super().linear_layer(weight, bias, activation, kind=kept, sparse_inputs=sparse_inputs)
+
+    def linears(self, products: Sequence[Product]) -> list[Tensor]:
+        results = super().linears(products)
+        decays = [y for product, y in zip(products, results, strict=True) if product.layer.activation == "decay"]
+        self.log_decays += [y.double().log().flatten() for y in decays]
+        return results
+
+
+def log_decays(
+    checkpoint: LoadedCheckpoint, texts: Sequence[ScoredText], rounding: Rounding | None, *, rounds_chains: bool
+) -> Tensor:
+    """The logarithms of all decays while texts are read, fp64; inversely proportional to half-lives."""
+    ops, spec = DecayOps(rounding, rounds_chains=rounds_chains), checkpoint.unrounded.spec
+    network = Network.build(checkpoint.tensors, spec.num_layers, ops)
+    pool, slots = ops.make_pool(len(texts), spec.num_layers, spec.num_heads, spec.head_size), range(len(texts))
+    network.step(ops, RaggedBatch.of([text.parts[0].scored for text in texts], slots), pool)
+    return torch.cat(ops.log_decays)
+
+
+def print_half_lives(checkpoint: LoadedCheckpoint, texts: Sequence[ScoredText]) -> None:
+    """Print the relative changes of half-lives that rounding causes."""
+    exact = log_decays(checkpoint, texts, None, rounds_chains=False)
+    roundings: tuple[Rounding, ...] = ("w8a8", "int4")
+    for rounding in roundings:
+        for rounds_chains in (False, True):
+            change = exact / log_decays(checkpoint, texts, rounding, rounds_chains=rounds_chains) - 1
+            print(
+                f"{rounding}, chains {'rounded' if rounds_chains else 'as stored'}: half-lives change by "
+                f"{change.square().mean().sqrt():.2%} (root of the mean square), {change.mean():+.2%} (mean)",
+                flush=True,
+            )
 
 
 def line(name: str, found: Damage, saved_bytes: int) -> str:
@@ -197,6 +255,7 @@ def main() -> None:
         metavar="TOKENS",
         help="measure weights that are fitted to TOKENS tokens of the texts",
     )
+    parser.add_argument("--half-lives", action="store_true", help="changes of the half-lives of the states")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--limit", type=int, default=None, help="maximum number of texts")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -213,7 +272,9 @@ def main() -> None:
             results[name] = {**asdict(found), "bytes_saved": saved_bytes}
             print(line(name, found, saved_bytes), file=sys.stderr if arguments.json else sys.stdout, flush=True)
 
-        if arguments.fit:
+        if arguments.half_lives:
+            print_half_lives(checkpoint, texts)
+        elif arguments.fit:
             default = recipe_of(variants("int4")["default"])
             weights = checkpoint.fitted(arguments.model, texts[::2], arguments.fit)
             measure("held out, to nearest", default, texts[1::2], {})

@@ -177,6 +177,7 @@ MAY_TOUCH_THE_NETWORK = {
     "replay/ray_pool.py": {"ray", "socket"},
     "serve/app.py": {"asyncio", "starlette"},
     "serve/batcher.py": {"asyncio"},
+    "serve/connection.py": {"asyncio", "uvicorn"},
     "serve/metrics.py": {"prometheus_client"},
     "serve/server.py": {"asyncio", "socket", "uvicorn"},
 }

@@ -77,9 +77,12 @@ def check_command(
         message(f"note: the run has no rows of {counted(result.left_out, 'conversation')} of the script", quiet=quiet)
     if result.unjudged:
         message(f"note: {counted(result.unjudged, 'row')} ended in an error; their checks count as failed", quiet=quiet)
+    changes = [f"{result.now_pass:,} pass now and {result.now_fail:,} fail now"]
+    if result.now_judged:
+        changes.append(f"{result.now_judged:,} lacked a verdict and have it now")
     message(
         f"{run}: {result.judged:,} of {result.rows:,} rows judged again, {result.changed:,} changed: "
-        f"{result.now_pass:,} pass now and {result.now_fail:,} fail now",
+        + ", ".join(changes),
         quiet=quiet,
     )
     if not json_output and not quiet:

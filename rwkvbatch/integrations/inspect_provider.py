@@ -111,7 +111,9 @@ class RwkvBatchAPI(ModelAPI):
         model = load_model(path, strategy, backend, threads=threads, adapter=adapter)
         tokenizer = tokenizer_of(model.spec, vocab)
         self._builder, self._names = PromptBuilder(model.spec, tokenizer), TokenNames(tokenizer)
-        self._form = self._builder.template(cast("ThinkMode", think), cast("TurnEnd", turn_end), reply_prefix, template)
+        self._template = self._builder.template(
+            cast("ThinkMode", think), cast("TurnEnd", turn_end), reply_prefix, template
+        )
         self._prelude = None if prelude is None else load_prelude(prelude)
         self._bos, self._preset, self._seed, self._max_batch = bos, preset, seed, max_batch
         SamplingParams.from_preset(preset)
@@ -142,7 +144,7 @@ class RwkvBatchAPI(ModelAPI):
         if tools:
             raise UsageError("tools cannot be called: RWKV's prompt format has no form of tool calls", hint="see docs")
         params = self._params(config)
-        prompt = self._builder.conversation(_messages(input), self._form, self._prelude, "input", self._bos)
+        prompt = self._builder.conversation(_messages(input), self._template, self._prelude, "input", self._bos)
         num_top = (config.top_logprobs or 0) if config.logprobs or config.top_logprobs else None
         first = replace(prompt.request(params, self._root), num_top=num_top)
         key = first.noise.conversation, params.seed

@@ -254,4 +254,4 @@ def _short(text: str) -> str:
     from rwkvbatch.prompt.escaping import printable
 
     shown = printable(text[:200], keep_newlines=False)
-    return repr(shown if len(shown) <= 80 else shown[:80] + "…")
+    return f"'{shown if len(shown) <= 80 else shown[:80] + '…'}'"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rwkvbatch.model.base import Dimensions, RaggedBatch
 from rwkvbatch.model.checkpoint import Checkpoint, initial_wkv
-from rwkvbatch.model.ops import Activation, Product
+from rwkvbatch.model.ops import Activation, MatrixKind, Product
 from rwkvbatch.model.ops.reference import (
     ROUNDINGS,
     ReferenceOps,
@@ -152,7 +152,7 @@ class _MomentOps(ReferenceOps):
     """
 
     def __init__(self, rule: RoundingRule, *, record: bool) -> None:
-        super().__init__()
+        super().__init__(rounding="int4")
         self._group = rule.input_group
         self._record = record
         self._layer_numbers: dict[int, int] = {}
@@ -165,12 +165,12 @@ class _MomentOps(ReferenceOps):
         bias: Tensor | None = None,
         activation: Activation = "none",
         *,
-        large: bool = False,
+        kind: MatrixKind = "other",
         sparse_inputs: bool = False,
     ) -> TorchLinear:
+        if kind != "large":
+            return super().linear_layer(weight, bias, activation, kind=kind)
         plain = super().linear_layer(weight, bias, activation)
-        if not large:
-            return plain
         layer = TorchLinear(plain.weight, plain.bias, activation, self._group)
         if self._record:
             self._layer_numbers[id(layer)] = len(self.moments)
@@ -257,7 +257,7 @@ def _fitted(
             stream.x, stream.v_first = _run(block, ops, stream, shape, initial)
     weight = checkpoint["head.weight"]
     ops = _MomentOps(rule, record=True)
-    ops.linear_layer(weight, large=True)
+    ops.linear_layer(weight, kind="large")
     norm = packed_norm({name: checkpoint[name] for name in ("ln_out.weight", "ln_out.bias")}, "ln_out", ops)
     for stream in streams:
         ops.add(0, layer_norm(stream.x, norm))

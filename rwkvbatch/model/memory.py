@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model.ops import Rounding
+from rwkvbatch.model.ops import Rounding, matrix_rounding
 from rwkvbatch.model.ops.reference import ROUNDINGS
-from rwkvbatch.model.quantised import LARGE
+from rwkvbatch.model.quantised import matrix_kind
 from rwkvbatch.model.strategy import Precision, Strategy
 
 if TYPE_CHECKING:
@@ -89,8 +89,9 @@ def bytes_of_weights(strategy: Strategy, *, in_fp32: bool = False) -> Callable[[
     def bytes_of(name: str, stored: torch.dtype) -> float:
         if in_fp32:
             return 4
-        if strategy.rounding is not None and LARGE.fullmatch(name):
-            return ROUNDINGS[strategy.rounding].bytes_per_weight
+        rounding = matrix_rounding(strategy.rounding, matrix_kind(name))
+        if rounding is not None:
+            return ROUNDINGS[rounding].bytes_per_weight
         return min(stored.itemsize, (strategy.dtype or stored).itemsize)
 
     return bytes_of

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.base import num_threads
+from rwkvbatch.model.ops import MatrixKind
 from rwkvbatch.model.ops.reference import ROUNDINGS, RoundingRule, row_pieces
 from rwkvbatch.model.tensor_file import Contents, Entry, StoredBytes
 
@@ -33,6 +34,15 @@ METADATA_KEY = "rwkvbatch_quantised"
 
 LARGE = re.compile(r"(?:.*\.(?:receptance|key|value|output)|head)\.weight")
 """Names of the matrices that are quantised, those that `Network.build` packs as large."""
+
+LOW_RANK = re.compile(r".*\.att\.[wavg][12]")
+"""Names of the factors of low-rank chains, which keep their dtype in a file and are rounded when they are packed."""
+
+
+def matrix_kind(name: str) -> MatrixKind:
+    """The kind of a tensor, by its name."""
+    return "large" if LARGE.fullmatch(name) else "low_rank" if LOW_RANK.fullmatch(name) else "other"
+
 
 _SCALES: dict[FileRounding, torch.dtype] = {"w8a8": torch.float32, "int4": torch.bfloat16}
 _MAX_ROUNDS = 8

@@ -87,11 +87,14 @@ class Block:
         def large(name: str, activation: Activation = "none", *, sparse_inputs: bool = False) -> Array:
             return packed_matrix(tensors, f"{name}.weight", ops, reader, activation, sparse_inputs=sparse_inputs)
 
+        def factor(name: str, bias: Tensor | None, activation: Activation) -> Array:
+            return ops.linear_layer(tensors[name].t(), bias, activation, kind="low_rank")
+
         def low_rank(att: str, letter: str, inner: Activation, outer: Activation) -> LowRank:
             bias = tensors.get(f"{att}.{letter}0")
             return LowRank(
-                down=ops.linear_layer(tensors[f"{att}.{letter}1"].t(), activation=inner),
-                up=ops.linear_layer(tensors[f"{att}.{letter}2"].t(), None if bias is None else bias.flatten(), outer),
+                down=factor(f"{att}.{letter}1", None, inner),
+                up=factor(f"{att}.{letter}2", None if bias is None else bias.flatten(), outer),
             )
 
         def time_mix() -> TimeMix:
@@ -224,7 +227,7 @@ def packed_matrix(
     layer = None if reader is None else reader.layer(name, activation, sparse_inputs=sparse_inputs)
     if layer is not None:
         return layer
-    return ops.linear_layer(tensors[name], activation=activation, large=True, sparse_inputs=sparse_inputs)
+    return ops.linear_layer(tensors[name], activation=activation, kind="large", sparse_inputs=sparse_inputs)
 
 
 @dataclass(frozen=True)

@@ -121,10 +121,7 @@ RWKV_INLINE void sum_one_integer_row(const LinearJob& job, size_t first_panel, F
 template <Dtype D, size_t PANELS> void finish_one_integer_row(const LinearJob& job, size_t first_panel) {
     F16 sum[PANELS];
     sum_one_integer_row<D>(job, first_panel, sum);
-    for (size_t p = 0; p < PANELS; ++p) {
-        const size_t column = (first_panel + p) * PANEL, width = std::min(PANEL, job.weight.out - column);
-        store_upto(job.out.data + column, finish(job, sum[p], 0, column, width), width);
-    }
+    for (size_t p = 0; p < PANELS; ++p) store_finished(job, sum[p], 0, first_panel + p);
 }
 
 template <Dtype D> void one_integer_row(const LinearJob& job, size_t first_panel, size_t end_panel) {

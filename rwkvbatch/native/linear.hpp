@@ -39,9 +39,9 @@ __attribute__((noinline)) inline
 F16 activated(F16 x, Activation activation) { return activate(x, activation); }
 
 // The result of a layer from the sums of one row and panel: bias, activation, and the combination with other arrays.
-RWKV_INLINE F16 finish(const LinearJob& job, F16 sum, size_t row, size_t column, size_t width) {
-    const auto at = [&](ConstRows rows) { return load_upto(rows.data + row * rows.stride + column, width); };
-    if (job.bias != nullptr) sum = sum + load_upto(job.bias + column, width);
+template <class Load> RWKV_INLINE F16 finish(const LinearJob& job, F16 sum, size_t row, size_t column, const Load& load) {
+    const auto at = [&](ConstRows rows) { return load(rows.data + row * rows.stride + column); };
+    if (job.bias != nullptr) sum = sum + load(job.bias + column);
     const F16 y = job.activation == Activation::NONE ? sum : activated(sum, job.activation);
     if (job.add.data != nullptr) return at(job.add) + y;
     if (job.start.data != nullptr) {
@@ -50,6 +50,14 @@ RWKV_INLINE F16 finish(const LinearJob& job, F16 sum, size_t row, size_t column,
     }
     if (job.target.data != nullptr) return at(job.target) * y;
     return y;
+}
+
+// Finish the sums of one row and panel, and store the results.
+RWKV_INLINE void store_finished(const LinearJob& job, F16 sum, size_t row, size_t panel) {
+    const size_t column = panel * PANEL, width = std::min(PANEL, job.weight.out - column);
+    float* const out = job.out.data + row * job.out.stride + column;
+    if (width == PANEL) store(out, finish(job, sum, row, column, [](const float* from) { return load(from); }));
+    else store_upto(out, finish(job, sum, row, column, [=](const float* from) { return load_upto(from, width); }), width);
 }
 
 // Ask for the memory that a tile's results go to: where rows are many, it is in no near cache.
@@ -92,11 +100,8 @@ inline void finish_tile(const LinearJob& job, size_t first_row, size_t num_rows,
             return finish_panels(out, stride, num_rows, num_panels, sums, [](F16 sum, size_t, size_t) { return relu_squared(sum); });
     }
     for (size_t row = 0; row < num_rows; ++row)
-        for (size_t panel = 0; panel < num_panels; ++panel) {
-            const size_t column = (first_panel + panel) * PANEL, width = std::min(PANEL, job.weight.out - column);
-            store_upto(job.out.data + (first_row + row) * job.out.stride + column,
-                       finish(job, sums.at(row, panel), first_row + row, column, width), width);
-        }
+        for (size_t panel = 0; panel < num_panels; ++panel)
+            store_finished(job, sums.at(row, panel), first_row + row, first_panel + panel);
 }
 
 // Divides a block of rows into tiles of nearly equal height: 8 rows are 4 and 4, not 6 and 2.
@@ -146,10 +151,7 @@ inline void advance_alone(const LinearJob& job, size_t rows, Tile tile, size_t p
 template <Dtype D, size_t PANELS> void finish_one_row(const LinearJob& job, size_t first_panel) {
     F16 sum[PANELS];
     sum_one_row<D>(job.x.data, job.weight, first_panel, sum);
-    for (size_t p = 0; p < PANELS; ++p) {
-        const size_t column = (first_panel + p) * PANEL, width = std::min(PANEL, job.weight.out - column);
-        store_upto(job.out.data + column, finish(job, sum[p], 0, column, width), width);
-    }
+    for (size_t p = 0; p < PANELS; ++p) store_finished(job, sum[p], 0, first_panel + p);
 }
 
 template <Dtype D> void linear_one_row(const LinearJob& job, size_t first_panel, size_t end_panel) {

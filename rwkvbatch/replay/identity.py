@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 GENERATION_RULES = 1
 """Version of the replies: incremented when the same weights, script and settings give other replies than before."""
 
-INTEGER_RULES = 2
-"""The same for `cpu w8a8` and `cpu int4` alone. Manifests without it are of the first version."""
+ROUNDING_RULES = 3
+"""The same for `cpu int8`, `cpu w8a8` and `cpu int4` alone. Manifests of the first two versions have no such entry."""
 
 JUDGING_RULES = 2
 """Version of the checks: incremented when a check judges the same reply otherwise than before; rows are then judged
@@ -138,7 +138,7 @@ def _cell_identity(settings: CellSettings, spec: Spec, tokenizer: Tokenizer) -> 
     if isinstance(spec, ServedSpec):
         served["endpoint_model"] = spec.name
     prelude = None if settings.prelude is None else load_prelude(settings.prelude)
-    rules = {"integer_rules": INTEGER_RULES} if spec.dtype in ("w8a8", "int4") else {}
+    rules = {"rounding_rules": ROUNDING_RULES} if spec.dtype in ("int8", "w8a8", "int4") else {}
     return {
         **values,
         **served,

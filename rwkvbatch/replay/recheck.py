@@ -47,6 +47,7 @@ class Rechecked:
         changed: rows with a changed verdict, check or tag.
         now_pass: rows that failed a check before and now pass all.
         now_fail: rows that passed all checks before and now fail one.
+        now_judged: rows that lacked a verdict before and now have all.
         unjudged: error rows with checks; these count as failed, before and now.
         summary: the run's figures with the new verdicts.
         left_out: conversations of the given script that the run does not have.
@@ -59,6 +60,7 @@ class Rechecked:
     changed: int
     now_pass: int
     now_fail: int
+    now_judged: int
     unjudged: int
     summary: Summary
     left_out: int
@@ -193,7 +195,7 @@ class _Recheck:
         identity = json.loads(json.dumps(manifest["identity"]))
         identity["script"] = {**identity.get("script", {}), "sha256": script_sha256(self._conversations)}
         about, shard = manifest.get("about", {}), manifest.get("shard")
-        counts = {"rows": 0, "judged": 0, "changed": 0, "now_pass": 0, "now_fail": 0, "unjudged": 0}
+        counts = {"rows": 0, "judged": 0, "changed": 0, "now_pass": 0, "now_fail": 0, "now_judged": 0, "unjudged": 0}
         tallies = Tallies(identity.get("cells", {}))
         planned = planned_rows(directory.path)
         with directory.reading(RESULTS_NAME) as scanned, directory.reading(RESULTS_NAME) as copied:
@@ -273,6 +275,7 @@ class _Recheck:
         counts["unjudged"] += bool(new.checks) and new.error is not None
         counts["changed"] += (new.checks, new.tags) != (row.checks, row.tags)
         self._has_new_score |= new.score != row.score
+        counts["now_judged"] += bool(row.unjudged_checks) and bool(new.checks) and not new.unjudged_checks
         if row.checks and new.checks and row.error is None and not row.unjudged_checks and not new.unjudged_checks:
             counts["now_pass"] += bool(row.failed_checks) and not new.failed_checks
             counts["now_fail"] += not row.failed_checks and bool(new.failed_checks)

@@ -233,14 +233,17 @@ class ScriptReader:
         if not line.whole:
             hint = f"split it, or {_raise_limit('max_line_bytes')}"
             refuse(line.source, f"the line is longer than {self.limits.max_line_bytes:,} bytes", hint)
-        if (start := line.data.find(b"\0")) >= 0:  # UTF-16 of ASCII characters is valid UTF-8
-            hint = "save the file as UTF-8, without NUL bytes (UTF-16: `iconv -f UTF-16 -t UTF-8 FILE`)"
-            refuse(line.source, "a NUL byte: is it UTF-16?", hint, _column(line.data, start))
         try:
-            return line.data.decode("utf-8")
+            text = line.data.decode("utf-8")
         except UnicodeDecodeError as error:
             problem = f"not UTF-8: byte 0x{line.data[error.start]:02x}"
-            refuse(line.source, problem, "save the file as UTF-8", _column(line.data, error.start))
+            hint = next(
+                (hint for magic, hint in _MAGIC.items() if line.data.startswith(magic)), "save the file as UTF-8"
+            )
+            refuse(line.source, problem, hint, _column(line.data, error.start))
+        if "\0" in text:  # UTF-16 of ASCII characters is valid UTF-8
+            refuse(line.source, "a NUL byte: is it UTF-16?", _FROM_UTF_16, text.index("\0") + 1)
+        return text
 
     def _set_aside(self, line: RawLine, error: ScriptError) -> None:
         if len(self.skipped) >= self.limits.max_conversations:
@@ -287,6 +290,17 @@ class ScriptReader:
         number = source.line if source.item is None else source.item
         name = f"{'stdin' if source.path == STDIN else Path(source.path).name}:{number}"
         return name if name.isprintable() and len(name) <= MAX_ID_LENGTH else f"line-{source.line}"
+
+
+_FROM_UTF_16 = "save the file as UTF-8, without NUL bytes (UTF-16: `iconv -f UTF-16 -t UTF-8 FILE`)"
+
+_MAGIC = {
+    b"\xff\xfe": _FROM_UTF_16,
+    b"\xfe\xff": _FROM_UTF_16,
+    b"\x28\xb5\x2f\xfd": "decompress the file (`zstd -d FILE`); only gzip is read as it is",
+    b"\xfd7zXZ": "decompress the file (`xz -d FILE`); only gzip is read as it is",
+}
+"""Hints about files that are not text in UTF-8, by the bytes with which their first line begins."""
 
 
 def _column(data: bytes, index: int) -> int:

@@ -155,7 +155,7 @@ def test_a_server_that_refuses_log_probabilities_is_asked_without() -> None:
     [
         (lambda _: chat("Surely\x1b[31m!"), "neither Yes nor No"),
         (lambda _: chat("Yes", {"No": -0.1, "Yes": -3.0}), "not the likelier word"),
-        (lambda _: chat("It is because", reason="length"), "cut off"),
+        (lambda _: chat("It is\nbecause", reason="length"), r"cut off at its limit of tokens: 'It is\nbecause'"),
         (lambda _: chat("Yes", reason="content_filter"), "content_filter"),
         (lambda _: (200, {"choices": [{"message": {"content": ["Yes"]}}]}), "must be a string"),
         (lambda _: (200, {"choices": "Yes"}), "must be a list"),

@@ -53,12 +53,12 @@ def test_a_matrix_is_packed_alike_however_it_lies_in_memory(
     ops, plain = ops_with(isa, rounding), WEIGHTS.to(dtype)
     wide = torch.zeros(2 * 203, 3 * 330, dtype=dtype)
     wide[::2, ::3] = plain
-    first = products(ops, ops.linear_layer(plain, large=True), 330)
+    first = products(ops, ops.linear_layer(plain, kind="large"), 330)
     if rounding is None:
         assert torch.equal(first.t(), plain.float())
     for other in (plain.t().contiguous().t(), wide[::2, ::3], torch.cat([plain, plain], 1)[:, :330]):
         assert torch.equal(other, plain)
-        assert torch.equal(products(ops, ops.linear_layer(other, large=True), 330), first)
+        assert torch.equal(products(ops, ops.linear_layer(other, kind="large"), 330), first)
 
 
 @pytest.mark.parametrize("out", [1, 16, 64, 65, 80, 192])

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from rwkvbatch.model.base import RaggedBatch
-from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product, Rounding, ShiftKind
+from rwkvbatch.model.ops import (
+    Activation,
+    HeadRows,
+    HeadWeights,
+    MatrixKind,
+    Product,
+    Rounding,
+    ShiftKind,
+    matrix_rounding,
+)
 
 VECTOR, LAYER, TABLE, EMBED, SHIFT_MIX, LINEARS, TOKEN_MATRIX, WKV7, HEAD, STEP, CHOOSE = range(1, 12)
 END = 0
@@ -63,11 +72,12 @@ class Recorder:
         bias: Tensor | None = None,
         activation: Activation = "none",
         *,
-        large: bool = False,
+        kind: MatrixKind = "other",
         sparse_inputs: bool = False,
     ) -> int:
         stored = DTYPES[weight.dtype]
-        packed = stored if self._rounding is None or not large else ROUNDINGS[self._rounding]
+        rounding = matrix_rounding(self._rounding, kind)
+        packed = stored if rounding is None else ROUNDINGS[rounding]
         values = np.empty(0, np.float32) if bias is None else bias.float().numpy()
         shape = int(sparse_inputs), *weight.shape
         return self._weight(LAYER, stored, packed, ACTIVATIONS.index(activation), *shape, words(weight), values)

@@ -213,7 +213,7 @@ def groups(shape: Shape, make: Make) -> None:
         ops = make(num_threads, "auto")
         ops.native.set_guard(True)
         layers = [
-            ops.linear_layer(weight, weight[:, 0].float(), "tanh", large=index % 2 == 0)
+            ops.linear_layer(weight, weight[:, 0].float(), "tanh", kind="large" if index % 2 == 0 else "other")
             for index, weight in enumerate(weights)
         ]
         for rows in (1, 5, 40):

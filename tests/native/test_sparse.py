@@ -30,7 +30,7 @@ def channel_mix(
     ops.native.set_guard(True)
     ops.native.set_sparse(sparse)
     inner = ops.linear_layer(torch.eye(hidden.shape[1]), activation="relu_squared")
-    value = ops.linear_layer(weight, large=True, sparse_inputs=by_input)
+    value = ops.linear_layer(weight, kind="large", sparse_inputs=by_input)
     (squares,) = ops.linears([Product(ops.array(hidden), inner)])
     (result,) = ops.linears([Product(squares, value, add=None if add is None else ops.array(add))])
     values = ops.values(result)

@@ -83,15 +83,15 @@ class TestContinuing:
         with pytest.raises(RunMismatchError, match="generation_rules: existing run: 1; this command: 99"):
             run(tmp_path / "run")
 
-    @pytest.mark.parametrize(("dtype", "refused"), [("int4", True), ("w8a8", True), ("int8", False), ("bf16", False)])
-    def test_a_run_of_integer_products_with_other_rules_is_refused(
+    @pytest.mark.parametrize(("dtype", "refused"), [("int4", True), ("w8a8", True), ("int8", True), ("bf16", False)])
+    def test_a_run_of_rounded_weights_with_other_rules_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, refused: bool
     ) -> None:
         loader = FakeLoader(FakeSpec(dtype=dtype))
         run(tmp_path / "run", loader=loader)
-        monkeypatch.setattr("rwkvbatch.replay.identity.INTEGER_RULES", 99)
+        monkeypatch.setattr("rwkvbatch.replay.identity.ROUNDING_RULES", 99)
         with (
-            pytest.raises(RunMismatchError, match="integer_rules: existing run: 2; this command: 99")
+            pytest.raises(RunMismatchError, match="rounding_rules: existing run: 3; this command: 99")
             if refused
             else nullcontext()
         ):

@@ -229,9 +229,11 @@ def test_check_adds_the_verdicts_of_a_run_without_a_judge(tmp_path: Path) -> Non
     found = recheck(tmp_path / "run", judge=source, asking=lambda *seen: shown.append(seen))
     run(tmp_path / "whole", plan, judge=FakeSource())
     assert results(tmp_path / "run") == results(tmp_path / "whole")
-    assert (found.summary.unjudged, found.changed) == (0, 32)
+    assert (found.summary.unjudged, found.changed, found.now_judged) == (0, 32, 32)
+    assert (found.now_pass, found.now_fail) == (0, 0)
     assert shown[-1] == (len(source.judge.asked),) * 2
-    assert recheck(tmp_path / "run").changed == 0  # the verdicts stay without the judge
+    again = recheck(tmp_path / "run")
+    assert (again.changed, again.now_judged) == (0, 0)  # the verdicts stay without the judge
     assert results(tmp_path / "run") == results(tmp_path / "whole")
 
 

@@ -17,6 +17,7 @@ from rwkvbatch.results.lock import DirectoryLock
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.status import StatusFile
 from rwkvbatch.results.store import RowStore
+from rwkvbatch.results.summary import summarize, write_summary
 from tests.replay.fakes import FakeLoader, make_plan, make_row
 from tests.replay.runs import results, run
 from tests.results.stores import NUM_ROWS, fill, open_store, row_number
@@ -89,6 +90,16 @@ class TestMoved:
         store.close()
         directory.close()
         assert rows_in(tmp_path / "x.results.aside-1") == {str(n) for n in range(8)}
+
+    def test_no_file_of_a_moved_directory_is_replaced(self, tmp_path: Path) -> None:
+        directory, store = open_run(tmp_path / "x", range(2))
+        (tmp_path / "x").rename(tmp_path / "y")
+        (tmp_path / "x").mkdir()
+        with pytest.raises(RunReplacedError, match="the directory was moved"):
+            write_summary(directory.folder, summarize([], [], 2), {})
+        store.close()
+        directory.close()
+        assert not [path for path in tmp_path.glob("?/*") if path.name.startswith("summary.json")]
 
 
 class TestEdited:

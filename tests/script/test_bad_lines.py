@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import lzma
 import os
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ BAD_LINES: list[tuple[bytes, str]] = [
     (b'{"messages": "\x00"}', r"2:15: a NUL byte: is it UTF-16\?"),
     (b'{"messages": "\x01"}', r"2:15: not JSON: Invalid control character"),
     (b"\x00", r"2:1: a NUL byte"),
-    ('{"messages": []}'.encode("utf-16"), r"2:4: a NUL byte"),
+    ('{"messages": []}'.encode("utf-16"), r"2:1: not UTF-8: byte 0xff"),
     ('{"messages": []}'.encode("utf-16-le"), r"2:2: a NUL byte"),
     (b'{"messages": [', r"2:15: not JSON"),
     (b"{", r"2:2: not JSON"),
@@ -195,3 +196,23 @@ class TestHintAboutOtherLines:
             with pytest.raises(ScriptError) as caught:
                 read_scripts(["-"])
         assert "--skip-bad sets bad lines aside" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [
+        ('{"messages": []}\n'.encode("utf-16"), "iconv -f UTF-16"),
+        ('{"messages": []}\n'.encode("utf-16-be"), "iconv -f UTF-16"),
+        (b"\x28\xb5\x2f\xfd\x24\x00\x01", "zstd -d"),
+        (lzma.compress(GOOD), "xz -d"),
+        (b"caf\xe9", "save the file as UTF-8"),
+    ],
+)
+def test_a_file_of_another_encoding_or_compression_is_refused_with_the_way_out(
+    data: bytes, hint: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "s.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(ScriptError) as caught:
+        read_scripts([str(path)])
+    assert hint in (caught.value.hint or "")

@@ -24,8 +24,23 @@ Activation = Literal["none", "tanh", "sigmoid", "decay", "relu_squared"]
 ShiftKind = Literal["att", "ffn"]
 
 Rounding = Literal["int8", "w8a8", "int4"]
-"""How the large matrices are rounded, in groups of inputs. `int8`: weights to 8 bits. `w8a8`: weights and inputs to
-8 bits. `int4`: weights to 4 bits and inputs to 8 bits."""
+"""How matrices are rounded, in groups of inputs. `int8`: weights to 8 bits. `w8a8`: weights and inputs to 8 bits.
+`int4`: weights to 4 bits and inputs to 8 bits."""
+
+MatrixKind = Literal["large", "low_rank", "other"]
+"""What a matrix is in the network. `large`: one of those that hold nearly all weights. `low_rank`: a factor of the
+low-rank chains of the time mix. See `matrix_rounding`."""
+
+
+def matrix_rounding(strategy: Rounding | None, kind: MatrixKind) -> Rounding | None:
+    """The rounding of a matrix when the strategy rounds large ones as `strategy`; None for no rounding.
+
+    With 4 bits the low-rank chains have 8: they are small, so 4 bits would save little. The choice is measured by
+    `benchmarks/rounding_by_class.py`.
+    """
+    if strategy is None or kind == "other":
+        return None
+    return "w8a8" if kind == "low_rank" and strategy == "int4" else strategy
 
 
 class Product(NamedTuple):
@@ -160,14 +175,13 @@ class Operations(StepOperations, Protocol):
         bias: Tensor | None = None,
         activation: Activation = "none",
         *,
-        large: bool = False,
+        kind: MatrixKind = "other",
         sparse_inputs: bool = False,
     ) -> Array:
         """Pack a linear layer: weight [out, in], bias and activation.
 
         Args:
-            large: whether it is one of the matrices that hold nearly all weights, which the strategies `cpu int8`,
-                `cpu w8a8` and `cpu int4` round (`reference.ROUNDINGS`).
+            kind: decides how the strategies `cpu int8`, `cpu w8a8` and `cpu int4` round it, see `matrix_rounding`.
             sparse_inputs: whether its inputs are mostly zero, as after relu squared. A backend may then pack the
                 weights so that those of zero inputs are not read.
         """

@@ -18,7 +18,16 @@ from rwkvbatch import _native
 from rwkvbatch.arguments import SWITCH, checks
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import Choices, FloatArray, ModelSpec, RaggedBatch, SampleBatch, State, StatePool
-from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product, Rounding, ShiftKind
+from rwkvbatch.model.ops import (
+    Activation,
+    HeadRows,
+    HeadWeights,
+    MatrixKind,
+    Product,
+    Rounding,
+    ShiftKind,
+    matrix_rounding,
+)
 from rwkvbatch.model.ops.reference import check_state
 from rwkvbatch.model.rwkv7 import Network
 from rwkvbatch.model.rwkv7_model import ROWS_PER_STEP, Rwkv7Model, token_lists
@@ -122,8 +131,8 @@ class CpuOps:
     Args:
         threads: how many threads share an operation; None for the number of processors that this process may use.
         isa: instruction set, for tests and measurements; `auto` takes the best one of this machine.
-        rounding: how large matrices, and with `w8a8` and `int4` their inputs, are rounded, see `reference.ROUNDINGS`;
-            None for no rounding.
+        rounding: how matrices, and with `w8a8` and `int4` their inputs, are rounded, see `matrix_rounding`; None for no
+            rounding.
 
     Raises:
         ImportError: on import of this module, if the package was installed without its native extension.
@@ -179,11 +188,11 @@ class CpuOps:
         bias: Tensor | None = None,
         activation: Activation = "none",
         *,
-        large: bool = False,
+        kind: MatrixKind = "other",
         sparse_inputs: bool = False,
     ) -> _native.LinearLayer:
         bias_values = None if bias is None else _fp32_array(bias)
-        rounding = self._rounding if large else None
+        rounding = matrix_rounding(self._rounding, kind)
         if rounding is None or rounding == "int8":
             return self.native.linear_layer(*_weight_array(weight), bias_values, activation, rounding == "int8")
         return self.native.integer_layer(*_weight_array(weight), bias_values, activation, rounding, sparse_inputs)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rwkvbatch.model.base import Choices, IntArray, RaggedBatch, SampleBatch, StatePool
-from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product, ShiftKind
+from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, MatrixKind, Product, ShiftKind
 from rwkvbatch.model.ops.batch import Indices, indices_of, upload
 from rwkvbatch.model.ops.reference import LAYER_NORM_EPS, ReferencePool, TorchLinear, Vectors
 from rwkvbatch.model.ops.triton import chunks, few, sample, scan
@@ -169,7 +169,7 @@ class CudaOps:
         bias: Tensor | None = None,
         activation: Activation = "none",
         *,
-        large: bool = False,
+        kind: MatrixKind = "other",
         sparse_inputs: bool = False,
     ) -> TorchLinear:
         packed = weight.to(self.device, self.dtype).contiguous()

@@ -12,7 +12,16 @@ from torch.nn import functional as F
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.base import Choices, RaggedBatch, SampleBatch, State, StatePool
-from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product, Rounding, ShiftKind
+from rwkvbatch.model.ops import (
+    Activation,
+    HeadRows,
+    HeadWeights,
+    MatrixKind,
+    Product,
+    Rounding,
+    ShiftKind,
+    matrix_rounding,
+)
 from rwkvbatch.model.ops.choosing import choose
 
 SCALED_INPUTS = 128
@@ -51,7 +60,7 @@ def _nearest(groups: Tensor, scale: Tensor, lowest: int, highest: int) -> Rounde
 
 @dataclass(frozen=True)
 class RoundingRule:
-    """How a strategy quantises the large matrices.
+    """How matrices are quantised.
 
     Attributes:
         quantize_groups: quantises fp32 weights [groups, up to `group`], which get one scale per row.
@@ -257,7 +266,8 @@ class ReferenceOps:
         device: any torch device.
         dtype: weights are rounded to it at loading; None keeps them unchanged. Arithmetic is fp32 on the CPU; elsewhere
             matrix products run in `dtype` and all else in fp32.
-        rounding: how large matrices, and with `w8a8` and `int4` their inputs, are rounded; None for no rounding.
+        rounding: how matrices, and with `w8a8` and `int4` their inputs, are rounded, see `matrix_rounding`; None for no
+            rounding.
     """
 
     name = "reference"
@@ -268,7 +278,7 @@ class ReferenceOps:
         self, device: str = "cpu", dtype: torch.dtype | None = None, *, rounding: Rounding | None = None
     ) -> None:
         self.device = device
-        self._rule = None if rounding is None else ROUNDINGS[rounding]
+        self._rounding: Rounding | None = rounding
         self._weight_dtype = dtype
         self._matmul_dtype = torch.float32 if device == "cpu" or dtype is None else dtype
 
@@ -281,10 +291,11 @@ class ReferenceOps:
         bias: Tensor | None = None,
         activation: Activation = "none",
         *,
-        large: bool = False,
+        kind: MatrixKind = "other",
         sparse_inputs: bool = False,
     ) -> TorchLinear:
-        rule = self._rule if large else None
+        rounding = matrix_rounding(self._rounding, kind)
+        rule = None if rounding is None else ROUNDINGS[rounding]
         rounded = self._rounded(weight) if rule is None else rule.rounded(weight)
         packed = rounded.to(self.device, self._matmul_dtype).contiguous()
         group = None if rule is None else rule.input_group

@@ -84,7 +84,7 @@ class TestNative:
         self, ops, out: int, width: int, dtype: torch.dtype
     ) -> None:
         weight = random_weight(out, width).clamp(-6e4, 6e4).to(dtype)
-        actual = self.weights_in(ops, ops.linear_layer(weight, large=True), width)
+        actual = self.weights_in(ops, ops.linear_layer(weight, kind="large"), width)
         assert torch.equal(actual, rounded_to_int8(weight))
 
     def test_zeros_halves_and_extremes_are_those_of_the_reference(self, ops) -> None:
@@ -97,14 +97,14 @@ class TestNative:
         weight[4] *= 3e38
         weight[5] = torch.arange(300) % 250 / 2 - 60.5
         weight[5, ::SCALED_INPUTS] = 127
-        actual = self.weights_in(ops, ops.linear_layer(weight, large=True), 300)
+        actual = self.weights_in(ops, ops.linear_layer(weight, kind="large"), 300)
         expected = rounded_to_int8(weight)
         assert expected[1].any()
         assert torch.equal(actual, expected)
 
     def test_a_transposed_matrix_is_rounded_as_it_stands(self, ops) -> None:
         weight = random_weight(150, 40).t()
-        actual = self.weights_in(ops, ops.linear_layer(weight, large=True), 150)
+        actual = self.weights_in(ops, ops.linear_layer(weight, kind="large"), 150)
         assert torch.equal(actual, rounded_to_int8(weight))
 
     @pytest.mark.parametrize(("out", "width"), [(64, 64), (97, 40), (16, 128), (203, 160), (130, 1290)])
@@ -114,8 +114,8 @@ class TestNative:
         weight = torch.randn(out, width, generator=generator).bfloat16() / width**0.5
         bias, x = torch.randn(out, generator=generator), torch.randn(rows, width, generator=generator)
         reference = ReferenceOps(rounding="int8")
-        (actual,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, bias, large=True))])
-        (expected,) = reference.linears([Product(x, reference.linear_layer(weight, bias, large=True))])
+        (actual,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, bias, kind="large"))])
+        (expected,) = reference.linears([Product(x, reference.linear_layer(weight, bias, kind="large"))])
         torch.testing.assert_close(ops.values(actual), expected, **TOLERANCE)
 
     @pytest.mark.parametrize("rows", [1, 4, 40])
@@ -124,7 +124,7 @@ class TestNative:
         weight = torch.randint(-127, 128, (70, 600), generator=generator).float()
         weight[:, ::SCALED_INPUTS] = 127
         x = torch.randint(-9, 10, (rows, 600), generator=generator).float()
-        (actual,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, large=True))])
+        (actual,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, kind="large"))])
         assert torch.equal(ops.values(actual), x @ weight.t())
 
     def test_only_large_matrices_are_rounded_and_take_a_byte_a_weight(self, ops) -> None:
@@ -132,15 +132,15 @@ class TestNative:
         small = ops.linear_layer(weight)
         assert ops.native.weight_bytes == 512 * 512 * 2
         assert torch.equal(self.weights_in(ops, small, 512), weight.float())
-        ops.linear_layer(weight, large=True)
+        ops.linear_layer(weight, kind="large")
         assert ops.native.weight_bytes == 512 * 512 * 2 + 512 * 512 + 512 * 512 // SCALED_INPUTS * 4
 
     def test_without_int8_large_matrices_stay_as_they_are(self) -> None:
         cpu = pytest.importorskip("rwkvbatch.model.ops.cpu")
         ops, weight = cpu.CpuOps(threads=1), random_weight(64, 64, torch.bfloat16)
-        assert torch.equal(self.weights_in(ops, ops.linear_layer(weight, large=True), 64), weight.float())
+        assert torch.equal(self.weights_in(ops, ops.linear_layer(weight, kind="large"), 64), weight.float())
 
     def test_a_step_reads_all_but_the_embedding(self, ops) -> None:
-        ops.linear_layer(random_weight(64, 128), large=True)
+        ops.linear_layer(random_weight(64, 128), kind="large")
         ops.table(random_weight(100, 64))
         assert ops.step_bytes == 64 * 128 + 64 * 4

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rwkvbatch.model.ops import Product, Rounding
+from rwkvbatch.model.ops import Activation, Product, Rounding
 from rwkvbatch.model.ops.reference import (
     INT4_SCALED_INPUTS,
     LEAST_INPUT,
@@ -171,7 +171,7 @@ class TestNative:
     @pytest.mark.parametrize(("out", "width"), SHAPES)
     def test_a_layer_is_the_definition_bit_for_bit(self, make, rounding: Rounding, out: int, width: int) -> None:
         ops, weight = make(rounding), random_weight(out, width)
-        layer = ops.linear_layer(weight, large=True)
+        layer = ops.linear_layer(weight, kind="large")
         for rows in (1, 2, 3, 5, 6, 7, 13, 245):
             x = random_inputs(rows, width)
             (actual,) = ops.linears([Product(ops.array(x), layer)])
@@ -186,7 +186,7 @@ class TestNative:
         for rows in (1, 5, 30):
             x = torch.full((rows, 256), 127.0)
             x[:, 1::2] *= -1 if rows > 1 else 1
-            (actual,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, large=True))])
+            (actual,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, kind="large"))])
             assert torch.equal(ops.values(actual), x @ weight.t())
 
     def test_the_largest_stored_weights_of_four_bits_do_not_overflow(self, make) -> None:
@@ -201,7 +201,7 @@ class TestNative:
             for sign in (1, -1):
                 x = torch.full((rows, 256), 127.0 * sign)
                 x[rows // 2, 2::4] *= -1
-                (actual,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, large=True))])
+                (actual,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, kind="large"))])
                 assert torch.equal(ops.values(actual), x @ rounded_to_int4(weight).t())
 
     @pytest.mark.parametrize("rounding", ROUNDED)
@@ -211,8 +211,8 @@ class TestNative:
         x[1] = 0
         x[2, :128] *= 1e-36
         x[3, 200], x[4, 299], x[5, 0] = float("nan"), float("inf"), -float("inf")
-        (actual,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, large=True))])
-        (expected,) = reference.linears([Product(x, reference.linear_layer(weight, large=True))])
+        (actual,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, kind="large"))])
+        (expected,) = reference.linears([Product(x, reference.linear_layer(weight, kind="large"))])
         torch.testing.assert_close(ops.values(actual), expected, rtol=1e-4, atol=1e-4, equal_nan=True)
         assert ops.values(actual)[3:].isnan().all()
         assert not ops.values(actual)[1].any()
@@ -225,7 +225,7 @@ class TestNative:
         integers, scales = quantized(x, ROUNDINGS[rounding].input_group or 0)
         wrong = torch.where(integers[2, 77] < 0, 1.0, -1.0) * scales[2, 77 // (ROUNDINGS[rounding].input_group or 1)]
         x[2, 77] += wrong
-        (actual,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, large=True))])
+        (actual,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, kind="large"))])
         differs = (ops.values(actual).numpy() != expected).any(axis=1)
         assert differs.tolist() == [False, False, True, False]
 
@@ -233,17 +233,28 @@ class TestNative:
     def test_ends_of_layers_are_those_of_the_reference(self, make, rounding: Rounding) -> None:
         ops, reference, weight = make(rounding), ReferenceOps(rounding=rounding), random_weight(40, 96) / 100
         x, bias, other = random_inputs(7, 96), torch.randn(40), torch.randn(7, 40)
-        for activation in ("none", "tanh", "relu_squared"):
-            layer = ops.linear_layer(weight, bias, activation, large=True)
-            slow = reference.linear_layer(weight, bias, activation, large=True)
-            (actual,) = ops.linears([Product(ops.array(x), layer, add=ops.array(other))])
-            (expected,) = reference.linears([Product(x, slow, add=other)])
-            torch.testing.assert_close(ops.values(actual), expected, rtol=1e-4, atol=1e-4)
+        activations: tuple[Activation, ...] = ("none", "tanh", "sigmoid", "decay", "relu_squared")
+        for activation in activations:
+            layer = ops.linear_layer(weight, bias, activation, kind="large")
+            slow = reference.linear_layer(weight, bias, activation, kind="large")
+            rows, second = ops.array(x), ops.array(other)
+            ends = [
+                (Product(rows, layer, add=ops.array(other)), Product(x, slow, add=other)),
+                (
+                    Product(rows, layer, blend=(second, ops.array(other.flip(0)))),
+                    Product(x, slow, blend=(other, other.flip(0))),
+                ),
+                (Product(rows, layer, times=second), Product(x, slow, times=other)),
+                (Product(rows, layer), Product(x, slow)),
+            ]
+            for product, slow_product in ends:
+                (actual,), (expected,) = ops.linears([product]), reference.linears([slow_product])
+                torch.testing.assert_close(ops.values(actual), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("rounding", ROUNDED)
 def test_bytes_of_weights_in_memory_are_those_that_loading_counts_on(rounding: Rounding) -> None:
     cpu = pytest.importorskip("rwkvbatch.model.ops.cpu")
     ops = cpu.CpuOps(threads=1, rounding=rounding)
-    ops.linear_layer(random_weight(512, 512), large=True)
+    ops.linear_layer(random_weight(512, 512), kind="large")
     assert ops.native.weight_bytes == 512 * 512 * ROUNDINGS[rounding].bytes_per_weight
