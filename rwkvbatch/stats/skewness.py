@@ -64,9 +64,9 @@ class SkewedMean:
       levels, samples that show too little of the skewness decide. The sum is no less than 0. Where only some clusters
       vary, the degrees of freedom allow for such samples, and the logarithm is multiplied by their share.
     - It is multiplied by s^2 / (s^2 + `NOISE`^2) and by 1 + `SMALL_SAMPLE` / n^2, where s is the skewness.
-    - It is at most c / t, where t is the quantile of the test, or from 5 % on that of a 95 % interval with n - 1 degrees
-      of freedom: the cubic is flat at t = -3 / a, and its inverse jumps near a = 1 / t. c is the smaller one of 0.96
-      and 0.9 + 0.75 / n, and goes up to `MOST` at small levels.
+    - It is at most c / t, where t is the quantile of the test, or from 5 % on that of a 95 % interval with n - 1
+      degrees of freedom: the cubic is flat at t = -3 / a, and its inverse jumps near a = 1 / t. c is the smaller one of
+      0.96 and 0.9 + 0.75 / n, and goes up to `MOST` at small levels.
 
     Attributes:
         standard_error: NaN for means without a correction: of discrete clusters, and of fewer than three.
