@@ -21,7 +21,7 @@ from rwkvbatch.replay.rows import error_row, not_reached, was_reached
 from rwkvbatch.replay.worker import Worker
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.row_codec import EncodedRow
-from rwkvbatch.results.store import Rows
+from rwkvbatch.results.rows import Rows
 
 WAIT_S = 0.25
 """Longest wait for events of the workers, after which timeouts and `should_stop` are checked."""

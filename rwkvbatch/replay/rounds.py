@@ -16,7 +16,7 @@ from rwkvbatch.errors import RowError
 from rwkvbatch.replay.models import setups_of
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.race import FIRST_LOOK, Race, RaceCell, RaceResult
-from rwkvbatch.results.store import Rows
+from rwkvbatch.results.rows import Rows
 
 BASELINE = 0
 

@@ -42,9 +42,10 @@ from rwkvbatch.results.directory import KEPT_NAME, RunDirectory
 from rwkvbatch.results.manifest import read_manifest
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
+from rwkvbatch.results.rows import MemoryRows, Rows
 from rwkvbatch.results.script_copy import write_script
 from rwkvbatch.results.status import State, StatusFile
-from rwkvbatch.results.store import MemoryRows, Rows, RowStore
+from rwkvbatch.results.store import RowStore
 from rwkvbatch.results.summary import Summary, summarize, write_summary
 from rwkvbatch.script.reader import SkippedLine
 from rwkvbatch.targets import RESULTS_NAME

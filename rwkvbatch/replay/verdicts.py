@@ -19,7 +19,7 @@ from rwkvbatch.replay.rubrics import RubricJudge, turns_with_rubrics, vote_reque
 from rwkvbatch.results.answers import AnswerStore
 from rwkvbatch.results.directory import RunDirectory
 from rwkvbatch.results.row import Row
-from rwkvbatch.results.store import Rows
+from rwkvbatch.results.rows import Rows
 
 ShowProgress = Callable[[int, int], None]
 """Is called with the numbers of answered questions and of all questions."""

@@ -16,7 +16,7 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.prompts import PromptEncoder
 from rwkvbatch.replay.rows import TurnResults
 from rwkvbatch.results.row import Row
-from rwkvbatch.results.store import Rows
+from rwkvbatch.results.rows import Rows
 
 if TYPE_CHECKING:
     from rwkvbatch.endpoint.engine import EndpointEngine

@@ -15,7 +15,7 @@ from rwkvbatch.replay.pool import Assign, Event, Joined, Left, LogEntry, Order, 
 from rwkvbatch.replay.progress import Counts
 from rwkvbatch.results import row_codec
 from rwkvbatch.results.row_codec import EncodedRow
-from rwkvbatch.results.store import MemoryRows
+from rwkvbatch.results.rows import MemoryRows
 from tests.replay.fakes import FakeLoader, make_conversation, make_plan, make_row
 from tests.replay.runs import StopAfter
 

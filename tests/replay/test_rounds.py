@@ -16,7 +16,7 @@ from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.rounds import RepeatSelection, first_round, reached_precision, rounds
 from rwkvbatch.results.row import CheckResult
-from rwkvbatch.results.store import MemoryRows
+from rwkvbatch.results.rows import MemoryRows
 from rwkvbatch.script.records import Check
 from rwkvbatch.stats.precision import planning_width
 from tests.replay.fakes import LongerThan, make_conversation, make_plan, make_row
