@@ -30,6 +30,8 @@ _SMALL_PRODUCT = 2**19
 """Multiplications of a matrix product that fits into the cache and that BLAS computes in one thread."""
 _KEPT_COLUMNS = 8
 """Largest number of variants of the families that share the normal numbers that they draw (6 MB together)."""
+_MANY_COLUMNS = 128
+"""From so many columns on, their maximum is as fast without transposing them."""
 _BLOCK = 64
 """Variants whose subset sums are in memory at once."""
 
@@ -166,9 +168,11 @@ class LargestSums:
         factor *= np.where(np.diagonal(factor) < 0, -1.0, 1.0)[:, None]
         largest = np.empty(DRAWN_PATTERNS)
         for start, weights in enumerate(_normal_weights(factor.shape[0])):
-            sums = np.abs(weights @ factor)
+            sums = weights @ factor
+            np.abs(sums, out=sums)
             # The maximum over rows is many times as fast as that over a few columns.
-            largest[start * _CHUNK : start * _CHUNK + len(sums)] = np.ascontiguousarray(sums.T).max(axis=0)
+            of_patterns = sums.max(axis=1) if columns >= _MANY_COLUMNS else np.ascontiguousarray(sums.T).max(axis=0)
+            largest[start * _CHUNK : start * _CHUNK + len(sums)] = of_patterns
         return cls(columns, largest)
 
     def level_each(self, level: float) -> float:
