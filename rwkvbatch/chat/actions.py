@@ -89,8 +89,8 @@ def _parse_setting(name: str, text: str) -> dict[str, Any]:
             value = texts_of(text)
     elif setting == "max_seconds" and text == "none":
         return {setting: None}
-    elif setting == "reply_prefix" and text == "none":
-        return {setting: ""}
+    elif setting == "reply_prefix":
+        value = "" if text in ("", "none") else text_of(text)
     elif not text:
         raise UsageError(f"/set {name}: the value is missing")
     return checked_values({setting: value}, lambda key: f"/set {SHORT_NAMES.get(key, key)}:")
@@ -126,6 +126,14 @@ def texts_of(text: str) -> list[str]:
         if not match["separator"]:
             return texts
         position = match.end()
+
+
+def text_of(text: str) -> str:
+    """One text such as `So, \\n` or `"So "`: plain or in quotation marks, with the escapes of `texts_of`."""
+    match = _ITEM.fullmatch(text)
+    if match is not None and match["plain"] is None and not match["separator"]:
+        text = match["double"] or match["single"] or ""
+    return _ESCAPE.sub(_unescaped, text)
 
 
 def _unescaped(match: re.Match[str]) -> str:

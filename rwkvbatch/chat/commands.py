@@ -284,7 +284,8 @@ COMMANDS: Mapping[str, Command] = {
             Argument("NAME VALUE", choices=actions.setting_choices),
             more=f"Settings: {', '.join(actions.SETTABLE)}, seed. Lists (ban, stop, no_penalty) are separated by "
             'commas. A text with a comma is put into quotation marks: /set stop "a, b", c. \\n is a line end; \\t, '
-            "\\r, \\xHH and \\uHHHH are read too, and \\\\ is a backslash.",
+            "\\r, \\xHH and \\uHHHH are read too, and \\\\ is a backslash. "
+            "reply_prefix is one text with the same rules.",
         ),
         Command("preset", "Use a preset of sampling settings.", actions.use_preset, one_of("NAME", tuple(PRESETS))),
         Command(

@@ -67,6 +67,7 @@ def check_command(
             command=command_line(),
             asking=bars("asking the judge") if judge is not None else lambda done, total: None,
             progress=bars("judging"),
+            limits=resolved.settings.script_limits,
         )
     if json_output:
         print_json(result.as_dict())

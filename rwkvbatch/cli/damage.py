@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rwkvbatch.cli.command import examples
 from rwkvbatch.cli.exits import message, print_json
-from rwkvbatch.cli.options import JsonOption, ModelArgument, QuietOption, option, thread_count, with_settings
+from rwkvbatch.cli.options import (
+    JsonOption,
+    ModelArgument,
+    QuietOption,
+    option,
+    script_limits,
+    thread_count,
+    with_settings,
+)
 from rwkvbatch.errors import InputError, UsageError, counted
 
 if TYPE_CHECKING:
@@ -119,7 +127,7 @@ def _of_documents(paths: list[str], tokenizer: Tokenizer) -> list[ScoredText]:
     from rwkvbatch.bench.damage import texts_of_documents
     from rwkvbatch.script.documents import read_documents
 
-    return texts_of_documents(read_documents(paths).conversations, tokenizer.encode)
+    return texts_of_documents(read_documents(paths, limits=script_limits()).conversations, tokenizer.encode)
 
 
 def _of_dialogues(
@@ -130,7 +138,7 @@ def _of_dialogues(
     from rwkvbatch.replay.api import prepare
 
     reference, other = models
-    run_settings: Any = {**settings, "preset": "greedy", "history": "gold"}
+    run_settings: Any = {**script_limits().model_dump(), **settings, "preset": "greedy", "history": "gold"}
     plan = prepare([str(path) for path in script], **run_settings).plan
     if len(plan.cells) > 1:
         raise UsageError("model damage compares two models, and a grid of other settings has no place there")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import typer
 from rwkvbatch.errors import UsageError, shown_value
 
 if TYPE_CHECKING:
-    pass
+    from rwkvbatch.config import ScriptLimits
 
 OUTPUT_PANEL = "Output"
 
@@ -71,6 +72,13 @@ AdapterOption = Annotated[
 RandomOption = Annotated[
     str | None, option("--random", "Take random weights of this shape, such as 12x768.", "LAYERSxWIDTH")
 ]
+
+
+def script_limits() -> ScriptLimits:
+    """The limits of scripts and texts, with those that the environment sets."""
+    from rwkvbatch.config.sources import resolve_settings
+
+    return resolve_settings({}, environment=os.environ).settings.script_limits
 
 
 def thread_count(value: str | int | None) -> int | None:

@@ -10,7 +10,7 @@ import typer
 
 from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import message, print_json
-from rwkvbatch.cli.options import JsonOption, QuietOption, option
+from rwkvbatch.cli.options import JsonOption, QuietOption, option, script_limits
 from rwkvbatch.errors import UsageError, counted
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def plan_command(
     from rwkvbatch.comparison.power import designs, judged, metric_of, of_pilot, repetitions_of, without_pilot
     from rwkvbatch.script.reader import read_scripts
 
-    conversations = read_scripts(scripts).conversations
+    conversations = read_scripts(scripts, limits=script_limits()).conversations
     planned_metric = metric_of(conversations, metric)
     if detect > planned_metric.widest:
         limit = f"{planned_metric.widest:g}, the range of {planned_metric.name}"

@@ -12,7 +12,7 @@ import typer
 
 from rwkvbatch.cli.command import examples
 from rwkvbatch.cli.exits import message
-from rwkvbatch.cli.options import AdapterOption, Force, QuietOption, option
+from rwkvbatch.cli.options import AdapterOption, Force, QuietOption, option, script_limits
 from rwkvbatch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _fitted(
     from rwkvbatch.script.documents import read_documents
 
     tokenizer = tokenizer_of(describe(checkpoint), vocab)
-    turns = (document.turns[0] for document in read_documents(paths).conversations)
+    turns = (document.turns[0] for document in read_documents(paths, limits=script_limits()).conversations)
     texts = pieces((tokenizer.encode(turn.user + (turn.reference or "")) for turn in turns), limit)
     num_tokens = sum(map(len, texts))
     if num_tokens < FEWEST_TOKENS:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from rwkvbatch.config import ScriptLimits
 from rwkvbatch.errors import RowError, RunDamagedError, RunDirectoryError, RunLockedError, RunMismatchError
 from rwkvbatch.files import OS_FILES, Files, read_spans
 from rwkvbatch.judges.questions import VoteRequest
@@ -78,6 +79,7 @@ def recheck(
     command: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
     asking: Callable[[int, int], None] = lambda done, total: None,
+    limits: ScriptLimits | None = None,
     files: Files = OS_FILES,
 ) -> Rechecked:
     """Judge the replies of the run at `path` again.
@@ -89,6 +91,7 @@ def recheck(
         command: this command, for messages to other processes that try to lock the directory.
         progress: is called with the number of bytes done and of all bytes.
         asking: is called with the number of the judge's answers and of all questions.
+        limits: the limits of `scripts`.
 
     Raises:
         RunDirectoryError: there is no run, it is locked, or another command was interrupted while it changed it.
@@ -110,11 +113,17 @@ def recheck(
             error.hint = "make it writable, or judge a copy of it"
         raise
     with closing(directory):
-        return _Recheck(directory, scripts, progress).run(judge, asking)
+        return _Recheck(directory, scripts, limits, progress).run(judge, asking)
 
 
 class _Recheck:
-    def __init__(self, directory: RunDirectory, scripts: Sequence[str], progress: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        scripts: Sequence[str],
+        limits: ScriptLimits | None,
+        progress: Callable[[int, int], None],
+    ) -> None:
         manifest = directory.manifest
         assert manifest is not None
         self._directory = directory
@@ -136,7 +145,7 @@ class _Recheck:
             )
         self._conversations, self._num_left_out = script_copy, 0
         if scripts:
-            given = {c.id: c for c in read_scripts(scripts).conversations}
+            given = {c.id: c for c in read_scripts(scripts, limits=limits).conversations}
             self._conversations = tuple(self._same_conversation(c, given.get(c.id)) for c in script_copy)
             self._num_left_out = len(given) - len(script_copy)
         self._by_id = {c.id: c for c in self._conversations}

@@ -218,9 +218,7 @@ def _openai_message(item: Any, source: SourceLine, where: str) -> Message:
     read = _OpenAiMessage.read(item, source, where)
     for name in _REFUSED_MESSAGE_KEYS:
         if item.get(name) not in (None, [], {}, ""):
-            refuse(
-                source, f"{where}.{name}: cannot be replayed", "remove it, or leave the conversation out (--skip-bad)"
-            )
+            refuse(source, f"{where}.{name}: cannot be replayed", "remove it, or leave the conversation out")
     calls = item.get("tool_calls") or None
     if (function_call := item.get("function_call")) is not None:
         if calls is not None:

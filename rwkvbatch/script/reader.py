@@ -205,7 +205,7 @@ class ScriptReader:
             more_lines = f"{count} more line{'s are' if num_bad > 1 else ' is'} bad in this file"
             hints.append(more_lines + (f", {num_good:,} can be used" if is_complete else ""))
         if num_good or not is_complete:
-            hints.append("--skip-bad sets bad lines aside and runs the others")
+            hints.append("--skip-bad of `run` and `score` sets bad lines aside and takes the others")
         error.hint = "\n  ".join(hints) or None
 
     def _count_bad(self, lines: Iterator[RawLine], defaults: Additions) -> tuple[int, bool]:
@@ -310,4 +310,4 @@ def _column(data: bytes, index: int) -> int:
 
 def _raise_limit(name: str) -> str:
     """The end of a hint: how to raise a limit."""
-    return f"raise the setting `{name}` (in a --config file, or as RWKVBATCH_{name.upper()})"
+    return f"raise the setting `{name}` (RWKVBATCH_{name.upper()}, or in a --config file of `run` and `score`)"

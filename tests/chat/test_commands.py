@@ -253,6 +253,27 @@ def test_a_reply_prefix_starts_replies_until_it_is_removed(chat: PipeChat) -> No
     assert chat.send("more") == f"{echo('more')}\n"
 
 
+@pytest.mark.parametrize(
+    ("given", "prefix"),
+    [
+        ("So, well", "So, well"),
+        ('"So "', "So "),
+        ("' So'", " So"),
+        (r"```json\n", "```json\n"),
+        (r'"a \"b\""', 'a "b"'),
+        (r"\\boxed{", r"\boxed{"),
+        ('"a", "b"', '"a", "b"'),
+        ('"Dear', '"Dear'),
+        ('""', ""),
+        ("", ""),
+    ],
+)
+def test_a_reply_prefix_may_have_quotation_marks_and_escapes(chat: PipeChat, given: str, prefix: str) -> None:
+    chat.send("/set reply_prefix x")
+    chat.send(f"/set reply_prefix {given}")
+    assert chat.chat.session.settings.reply_prefix == prefix
+
+
 def test_an_unwritable_file_is_refused_and_an_unwritable_transcript_ends_the_chat(tmp_path: Path) -> None:
     chat = new_chat(tmp_path / "t.jsonl")
     chat.send("hello")

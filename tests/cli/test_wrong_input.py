@@ -130,3 +130,30 @@ def test_a_file_that_is_not_there_is_bad_input_to_every_command(
     given = [str(script), "--out", str(tmp_path / "out")] if command == "run" else ["--no-transcript"]
     assert invoke([command, *given, option, str(tmp_path / "nowhere.pth")]) == 3
     assert "nowhere.pth" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "long.jsonl", "--dry-run"],
+        ["plan", "long.jsonl", "--detect", "0.1"],
+        ["check", "out", "--script", "long.jsonl"],
+        ["model", "damage", "--against", "cpu fp32", "--script", "long.jsonl", "--max-tokens", "1"],
+        ["model", "damage", "--against", "cpu fp32", "--texts", "long.txt"],
+    ],
+)
+def test_the_limit_of_a_line_is_that_of_the_environment_in_every_command(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    user = {"role": "user", "content": "Who am I?" + " Who?" * 30, "expect": {"min_tokens": 1}}
+    messages = [user, {"role": "assistant", "content": "Your name is Ada."}]
+    Path("long.jsonl").write_text(json.dumps({"id": "a", "messages": messages}) + "\n")
+    Path("long.txt").write_text("One. " * 50)
+    assert invoke(["run", "long.jsonl", "--out", "out", "--max-tokens", "1", "--quiet"]) == 0
+    capsys.readouterr()
+    monkeypatch.setenv("RWKVBATCH_MAX_LINE_BYTES", "100")
+    assert invoke(arguments) == 3
+    assert "the line is longer than 100 bytes" in capsys.readouterr().err
+    monkeypatch.setenv("RWKVBATCH_MAX_LINE_BYTES", "1M")
+    assert invoke(arguments) == 0

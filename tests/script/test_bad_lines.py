@@ -166,12 +166,15 @@ class TestHintAboutOtherLines:
         assert self.hint(tmp_path, *lines) == (
             "did you mean 'messages'?\n"
             "  2 more lines are bad in this file, 5 can be used\n"
-            "  --skip-bad sets bad lines aside and runs the others"
+            "  --skip-bad of `run` and `score` sets bad lines aside and takes the others"
         )
 
     def test_one_bad_line_suggests_skip_bad(self, tmp_path: Path) -> None:
         hint = self.hint(tmp_path, {"mesages": []}, conversation())
-        assert hint == "did you mean 'messages'?\n  --skip-bad sets bad lines aside and runs the others"
+        assert (
+            hint
+            == "did you mean 'messages'?\n  --skip-bad of `run` and `score` sets bad lines aside and takes the others"
+        )
 
     def test_only_bad_lines_are_counted_without_suggesting_skip_bad(self, tmp_path: Path) -> None:
         hint = self.hint(tmp_path, {"mesages": []}, b"[]")
@@ -195,7 +198,7 @@ class TestHintAboutOtherLines:
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(pipe))
             with pytest.raises(ScriptError) as caught:
                 read_scripts(["-"])
-        assert "--skip-bad sets bad lines aside" in str(caught.value.hint)
+        assert "sets bad lines aside" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
