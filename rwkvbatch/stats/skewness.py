@@ -1,8 +1,9 @@
 """Correction of the t statistic of a mean for the skewness of the clusters: Hall's transformation.
 
 A sample of a skewed population often lacks the long tail. Its mean is then too far on the other side, and methods
-that assume symmetry, such as sign flips, reject too often. The correction applies towards the long tail only, so an
-extreme cluster on the side of the mean hides nothing.
+that assume symmetry, such as sign flips, reject too often. In a test at 5 % the correction applies towards the long
+tail only, so an extreme cluster on the side of the mean hides nothing. At smaller levels it allows for tails that the
+sample lacks.
 """
 
 from __future__ import annotations
