@@ -16,7 +16,8 @@ A family is corrected by the smallest p-value under common flips (Westfall and Y
 testing): `Family.level_each` is the level of a single test. Flips test differences of 0 alone, and where variants
 differ much, the flipped sums of all of them are alike, or take few values, so that tests need little correction.
 Intervals hold the true differences, around which the variants' deviations may be independent. Their level is
-`Family.level_interval`. An interval still excludes 0 exactly where the test is significant.
+`Family.level_interval`, which also corrects the p-values of Hall's transformation. An interval still excludes 0 exactly
+where the test is significant.
 """
 
 from __future__ import annotations
