@@ -17,9 +17,21 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
-// Prefetch distance, in lines of weights: where some are skipped, and where all are read, which the processor itself prefetches too.
-constexpr size_t SKIPPING_AHEAD = 48, IN_ORDER_AHEAD = 12;
-static_assert(SKIPPING_AHEAD <= MAX_SPARSE_AHEAD && IN_ORDER_AHEAD <= MAX_SPARSE_AHEAD);
+// Whether memory limits the layer, and not arithmetic.
+#if defined(RWKV_ISA_AVX2) && !defined(RWKV_VNNI)
+constexpr bool memory_bound(size_t rows) { return rows == 1; }
+#else
+constexpr bool memory_bound(size_t) { return true; }
+#endif
+
+// Lines at random places are read more slowly than all lines in order, which the processor itself prefetches. So some are skipped if
+// at most this many inputs are needed.
+constexpr size_t max_gathered(size_t in, size_t rows) { return memory_bound(rows) ? in * 40 / 100 : in; }
+
+// Prefetch distance, in lines of weights: where some are skipped, and where all are read.
+constexpr size_t SKIPPING_AHEAD = 48;
+constexpr size_t in_order_ahead(size_t rows) { return memory_bound(rows) ? 12 : SKIPPING_AHEAD; }
+static_assert(SKIPPING_AHEAD <= MAX_SPARSE_AHEAD);
 
 // Convert the lines of four inputs to the quads of four panels.
 RWKV_INLINE void quads_of(I16 (&lines)[QUAD]) {
@@ -84,7 +96,8 @@ RWKV_INLINE void put_input(uint8_t* quads, size_t k, int32_t value) {
     }
 }
 
-// Gather the rounded inputs that are nonzero in at least one row, or with `all` every input, into `to`. Returns their number.
+// Gather the rounded inputs that are nonzero in at least one row into `to`; every input with `all`, and if too many are nonzero.
+// Returns their number.
 inline size_t gather(const QuantizedRows& rows, bool all, const SparseQuads& to) {
     size_t number = 0, count = 0;
     for (size_t begin = 0, offset = 0; begin < rows.in; begin += SCALED_INPUTS, offset += BAND_SCALES) {
@@ -131,6 +144,7 @@ inline size_t gather(const QuantizedRows& rows, bool all, const SparseQuads& to)
     const size_t band = rows.in * INPUT_LINE + ceil_div(rows.in, SCALED_INPUTS) * BAND_SCALES;
     for (size_t i = 0; i < MAX_SPARSE_AHEAD; ++i)
         to.offsets[number + i] = static_cast<uint32_t>(band + (i < number ? to.offsets[i] : 0));
+    if (!all && count > max_gathered(rows.in, rows.num_rows)) return gather(rows, true, to);
     return count;
 }
 
@@ -232,7 +246,7 @@ template <size_t ROWS> void linear_by_input(const LinearJob& job, size_t first_p
     const uint8_t* const x = reinterpret_cast<const uint8_t*>(job.x.data);
     const size_t stride = job.x.stride * sizeof(float);
     const uint32_t *const offsets = job.sparse.offsets, *const group_ends = job.sparse.block_ends;
-    const size_t ahead = job.sparse.count == weight.in ? IN_ORDER_AHEAD : SKIPPING_AHEAD;
+    const size_t ahead = job.sparse.count == weight.in ? in_order_ahead(ROWS) : SKIPPING_AHEAD;
     for (size_t panel = first_panel; panel < end_panel; panel += BAND) {
         const uint8_t *const weights = weight.at(panel, 0), *scales = weights;
         for (size_t i = 0; i < ROWS * BAND; ++i) store(sums + i * PANEL, zero());

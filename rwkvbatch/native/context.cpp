@@ -26,7 +26,6 @@ constexpr size_t FEW_ROWS = 6;
 // weights take in a band, the slower they are read.
 constexpr size_t LONG_STRETCH = 256, SHORT_STRETCH = 64;
 size_t max_nonzero(const PackedMatrix& weight) {
-    if (weight.by_input) return weight.in * 40 / 100;
     const size_t stretch = weight.input_bytes(weight.band_width(0));
     const size_t percent = stretch >= LONG_STRETCH ? 42 : stretch > SHORT_STRETCH ? 36 : 28;
     return weight.in * percent / 100;
@@ -356,8 +355,7 @@ ArrayPtr Context::gather_inputs(LinearJob& job) {
     const QuantizedRows rows{reinterpret_cast<const uint8_t*>(job.x.data), job.num_rows, weight.in, job.x.stride * sizeof(float)};
     const SparseQuads to{offsets_.data(), block_ends_.data(), reinterpret_cast<uint8_t*>(gathered->data),
                          gathered->stride * sizeof(float)};
-    size_t count = isa_.integer_kernels->gather(rows, !sparse_, to);
-    if (count > max_nonzero(weight)) count = isa_.integer_kernels->gather(rows, true, to);
+    const size_t count = isa_.integer_kernels->gather(rows, !sparse_, to);
     skipped_bytes_ += (weight.in - count) * INPUT_LINE * weight.num_bands();
     job.x = gathered->view();
     job.sparse = {offsets_.data(), block_ends_.data(), block_ends_.back() * QUAD, nullptr, 0};
