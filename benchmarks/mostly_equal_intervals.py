@@ -77,8 +77,9 @@ def hall(samples: Floats, level: float, degrees: Floats | float) -> Ends:
     deviations = samples - mean[:, None]
     skewness = (deviations**3).mean(axis=1) / (deviations**2).mean(axis=1) ** 1.5
     skewness *= math.sqrt(n * (n - 1)) / (n - 2)
-    small = (level / LEVEL) ** (np.minimum((samples != 0).sum(axis=1), n - 1) / (n - 1))
-    limit = (MOST - (MOST - min(0.96, 0.9 + 0.75 / n)) * small) / quantile(small * LEVEL, n - 1)
+    varying = np.minimum((samples != 0).sum(axis=1), n - 1)
+    small = (level / LEVEL) ** (varying / (n - 1))
+    limit = (MOST - (MOST - min(0.96, 0.9 + 0.75 / n)) * small) / quantile(level, degrees if level < LEVEL else n - 1)
     ends: list[Floats] = []
     for side in (-1, 1):
         s = np.maximum(0.0, side * skewness - UNSEEN * np.log(small) / math.sqrt(n))

@@ -1,4 +1,4 @@
-"""How Typer sees the commands: their parsing, with clear messages, their applications, and examples in their help."""
+"""What all commands share: `Command`, whose errors name option and limits, `command_app`, `examples` for the help."""
 
 from __future__ import annotations
 

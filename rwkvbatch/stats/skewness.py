@@ -64,9 +64,9 @@ class SkewedMean:
       levels, samples that show too little of the skewness decide. The sum is no less than 0. Where only some clusters
       vary, the degrees of freedom allow for such samples, and the logarithm is multiplied by their share.
     - It is multiplied by s^2 / (s^2 + `NOISE`^2) and by 1 + `SMALL_SAMPLE` / n^2, where s is the skewness.
-    - It is at most c / t, where t is the quantile of an interval at the level, or at 5 % if that is less: the cubic is
-      flat at t = -3 / a, and its inverse jumps near a = 1 / t. c is the smaller one of 0.96 and 0.9 + 0.75 / n, and
-      goes up to `MOST` at small levels.
+    - It is at most c / t, where t is the quantile of the test, or from 5 % on that of a 95 % interval with n - 1
+      degrees of freedom: the cubic is flat at t = -3 / a, and its inverse jumps near a = 1 / t. c is the smaller one of
+      0.96 and 0.9 + 0.75 / n, and goes up to `MOST` at small levels.
 
     Attributes:
         standard_error: NaN for means without a correction: of discrete clusters, and of fewer than three.
@@ -95,19 +95,20 @@ class SkewedMean:
         n = self.clusters
         small = min(1.0, level / ORDINARY) ** (self.varying / (n - 1))
         s = max(0.0, side * self.skewness - UNSEEN * math.log(small) / math.sqrt(n))
-        limit = MOST - (MOST - min(0.96, 0.9 + 0.75 / n)) * small
         a = s * s**2 / (s**2 + NOISE**2) * (1 + SMALL_SAMPLE / n**2) / math.sqrt(n)
-        return min(a, limit / t_quantile(1 - small * ORDINARY / 2, n - 1)) if a > 1e-6 else 0.0
+        most = MOST - (MOST - min(0.96, 0.9 + 0.75 / n)) * small
+        at, degrees = (level, self.degrees(level)) if level < ORDINARY else (ORDINARY, n - 1)
+        return min(a, most / t_quantile(1 - at / 2, degrees)) if a > 1e-6 else 0.0
 
     def errors(self, level: float, side: int) -> float:
         """How many standard errors the end on this side (1 or -1) is from the mean; 0 without a tail on this side."""
         a = self.coefficient(level, side)
-        if not a:
-            return 0.0
         quantile = t_quantile(1 - level / 2, self.degrees(level))
         if a * quantile < 1e-9:  # the quotient would be 0 but for rounding
-            return quantile
-        return max(0.0, 3 / a * (1 - math.cbrt(1 - a * (quantile + a / 6))))
+            found = quantile if a else 0.0
+        else:
+            found = max(0.0, 3 / a * (1 - math.cbrt(1 - a * (quantile + a / 6))))
+        return max(found, self.errors(ORDINARY, side)) if level < ORDINARY else found
 
     @property
     def p_value(self) -> float:

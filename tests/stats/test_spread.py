@@ -60,8 +60,8 @@ def test_small_levels_allow_for_more_skewness_than_the_sample_has_at_both_ends(l
 
 def test_where_some_conversations_are_equal_less_unseen_skewness_is_allowed_for() -> None:
     """The degrees of freedom of those that differ allow for it too; both would make intervals a third wider."""
-    levels = [SkewedMean.of(0.0, 1.0, 13, 0.3, varying).coefficient(0.01, 1) for varying in (12, 6, 1)]
-    shown = [0.3 + 0.9 * math.log(5) * share / math.sqrt(13) for share in (1, 1 / 2, 1 / 12)]
+    levels = [SkewedMean.of(0.0, 1.0, 13, 0.3, varying).coefficient(0.01, 1) for varying in (12, 9, 6)]
+    shown = [0.3 + 0.9 * math.log(5) * share / math.sqrt(13) for share in (1, 3 / 4, 1 / 2)]
     assert levels == pytest.approx([s**3 / (s**2 + 0.25) * (1 + 140 / 169) / math.sqrt(13) for s in shown])
 
 
@@ -69,10 +69,12 @@ def test_where_some_conversations_are_equal_less_unseen_skewness_is_allowed_for(
 @pytest.mark.parametrize("skewness", [-1.5, -0.2, 0.0, 0.4, 1.5])
 def test_ends_of_smaller_levels_are_farther_out(clusters: int, skewness: float) -> None:
     """Else a p-value, which is found between two levels, would not say at which levels the interval excludes 0."""
-    found = SkewedMean.of(0.0, 1.0, clusters, skewness, clusters - 1)
-    ends = np.array([found.interval(level) for level in np.geomspace(0.5, 1e-13, 400)])
-    assert (np.diff(ends[:, 0]) <= 1e-9).all()
-    assert (np.diff(ends[:, 1]) >= -1e-9).all()
+    for varying in {1, clusters // 2, max(1, clusters - 2), clusters - 1}:
+        found = SkewedMean.of(0.0, 1.0, clusters, skewness, varying)
+        ends = np.array([found.interval(level) for level in np.geomspace(0.5, 1e-13, 400)])
+        tolerance = 1e-9 * np.maximum(1, np.abs(ends[1:]))
+        assert (np.diff(ends[:, 0]) <= tolerance[:, 0]).all()
+        assert (np.diff(ends[:, 1]) >= -tolerance[:, 1]).all()
 
 
 @pytest.mark.parametrize("level", [0.01, 0.05, 0.2])
