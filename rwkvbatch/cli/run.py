@@ -23,7 +23,7 @@ from rwkvbatch.cli.options import (
     option,
     with_settings,
 )
-from rwkvbatch.errors import RunReplacedError, UsageError
+from rwkvbatch.errors import RunLockedError, RunMismatchError, RunReplacedError, UsageError
 from rwkvbatch.signals import leaving_at_once
 
 if TYPE_CHECKING:
@@ -198,6 +198,7 @@ def run_with_progress(scripts: list[str], options: dict[str, Any], out: Path | N
         display = BarObserver(console) if console.is_terminal else LineObserver(notify)
     latest = _LatestProgress(display)
     same_command = with_directory(["rwkvbatch", *sys.argv[1:]], directory) if out is None else command_line()
+    result: RunResult | None = None
     with warnings.catch_warnings(), stop_on_signals(notify) as stop:
         warnings.simplefilter("always")
         warnings.simplefilter("ignore", ResourceWarning)  # about files that a signal left open
@@ -218,10 +219,15 @@ def run_with_progress(scripts: list[str], options: dict[str, Any], out: Path | N
             raise typer.Exit(128 + stop.signal_number) from None
         except (KeyboardInterrupt, Terminated):
             raise
+        except (RunLockedError, RunMismatchError):
+            if out is not None or "-" in scripts:  # standard input can be read only once
+                raise
         except BaseException as error:
             if latest.progress is None:  # nothing was written
                 raise
             raise typer.Exit(_report_unfinished(error, latest.progress, same_command)) from None
+    if result is None:  # another process made a run of the default name in the same second
+        return run_with_progress(scripts, options, out, quiet=quiet)
     if result.interrupted:
         done, total = result.progress.rows_done, result.progress.rows_total
         notify(f"interrupted; {done:,} of {total:,} rows are safe. To continue:")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -166,7 +166,7 @@ def _summary_lines(result: RunResult) -> list[str]:
     if (shard := result.plan.shard) is not None:
         lines.append(f"next, when all {shard.parts} parts are done: rwkvbatch merge PART... --out DIR")
     elif len(summary.cells) > 1:
-        lines.append(f"next: rwkvbatch compare {directory}")
+        lines.append(f"next: rwkvbatch compare {directory}{_primary_option(summary.cells)}")
     elif summary.errors or any(cell.checks_passed < cell.checks for cell in summary.cells):
         lines.append(f"next: rwkvbatch show {directory} --failed")
     elif only_scored:
@@ -174,6 +174,15 @@ def _summary_lines(result: RunResult) -> list[str]:
     else:
         lines.append(f"next: rwkvbatch show {directory}, or run again with --temp 0.3,1.0 and compare")
     return lines
+
+
+def _primary_option(cells: Sequence[CellSummary]) -> str:
+    """The metric that `compare` needs where only texts are scored, and models cut these into other tokens."""
+    texts = [cell.plain_text for cell in cells if cell.plain_text is not None]
+    has_default = any(cell.checks or cell.reference_nll is not None for cell in cells)
+    are_same = len({(text.texts, text.bytes) for text in texts}) == 1
+    is_needed = not has_default and are_same and len({text.tokens for text in texts}) > 1
+    return " --primary bits_per_byte" if is_needed else ""
 
 
 def until_ci_record(result: RunResult) -> dict[str, Any] | None:

@@ -17,9 +17,21 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
-// Prefetch distance, in lines of weights.
-constexpr size_t LINES_AHEAD = 48;
-static_assert(LINES_AHEAD <= MAX_SPARSE_AHEAD);
+// Whether memory limits the layer, and not arithmetic.
+#if defined(RWKV_ISA_AVX2) && !defined(RWKV_VNNI)
+constexpr bool memory_bound(size_t rows) { return rows == 1; }
+#else
+constexpr bool memory_bound(size_t) { return true; }
+#endif
+
+// Lines at random places are read more slowly than all lines in order, which the processor itself prefetches. So some are skipped if
+// at most this many inputs are needed.
+constexpr size_t max_gathered(size_t in, size_t rows) { return memory_bound(rows) ? in * 40 / 100 : in; }
+
+// Prefetch distance, in lines of weights: where some are skipped, and where all are read.
+constexpr size_t SKIPPING_AHEAD = 48;
+constexpr size_t in_order_ahead(size_t rows) { return memory_bound(rows) ? 12 : SKIPPING_AHEAD; }
+static_assert(SKIPPING_AHEAD <= MAX_SPARSE_AHEAD);
 
 // Convert the lines of four inputs to the quads of four panels.
 RWKV_INLINE void quads_of(I16 (&lines)[QUAD]) {
@@ -84,7 +96,8 @@ RWKV_INLINE void put_input(uint8_t* quads, size_t k, int32_t value) {
     }
 }
 
-// Gather the rounded inputs that are nonzero in at least one row, or with `all` every input, into `to`. Returns their number.
+// Gather the rounded inputs that are nonzero in at least one row into `to`; every input with `all`, and if too many are nonzero.
+// Returns their number.
 inline size_t gather(const QuantizedRows& rows, bool all, const SparseQuads& to) {
     size_t number = 0, count = 0;
     for (size_t begin = 0, offset = 0; begin < rows.in; begin += SCALED_INPUTS, offset += BAND_SCALES) {
@@ -131,11 +144,12 @@ inline size_t gather(const QuantizedRows& rows, bool all, const SparseQuads& to)
     const size_t band = rows.in * INPUT_LINE + ceil_div(rows.in, SCALED_INPUTS) * BAND_SCALES;
     for (size_t i = 0; i < MAX_SPARSE_AHEAD; ++i)
         to.offsets[number + i] = static_cast<uint32_t>(band + (i < number ? to.offsets[i] : 0));
+    if (!all && count > max_gathered(rows.in, rows.num_rows)) return gather(rows, true, to);
     return count;
 }
 
 // The sums of a group, for a few rows and the panels of a band. `add` adds the products of `quads` quads of gathered inputs `x`;
-// `offsets` are the distances of the inputs' weight lines from the beginning of the band, in bytes.
+// `offsets` are the distances of the inputs' weight lines from the beginning of the band, in bytes; `ahead` is the prefetch distance.
 #if defined(RWKV_ISA_AVX2) && !defined(RWKV_VNNI)
 
 // With more than one row, the two halves of the lines are processed one after the other, since the sums of whole lines do not fit
@@ -149,20 +163,21 @@ template <size_t ROWS> struct BandSums {
         for (size_t i = 0; i < ROWS; ++i)
             for (size_t p = 0; p < BAND; ++p) sum[i][p][0] = sum[i][p][1] = _mm256_set1_epi32(rows[i].start);
     }
-    RWKV_INLINE void add(const uint8_t* weights, const uint32_t* offsets, const uint8_t* x, size_t stride, size_t quads) {
-        add_halves<0>(weights, offsets, x, stride, quads);
-        if constexpr (HALVES == 1) add_halves<1>(weights, offsets, x, stride, quads);
+    RWKV_INLINE void add(const uint8_t* weights, const uint32_t* offsets, size_t ahead, const uint8_t* x, size_t stride, size_t quads) {
+        add_halves<0>(weights, offsets, ahead, x, stride, quads);
+        if constexpr (HALVES == 1) add_halves<1>(weights, offsets, ahead, x, stride, quads);
     }
     RWKV_INLINE I16 operator()(size_t i, size_t p) const { return {sum[i][p][0], sum[i][p][1]}; }
 
 private:
     template <size_t FIRST>
-    RWKV_INLINE void add_halves(const uint8_t* weights, const uint32_t* offsets, const uint8_t* x, size_t stride, size_t quads) {
+    RWKV_INLINE void add_halves(const uint8_t* weights, const uint32_t* offsets, size_t ahead, const uint8_t* x, size_t stride,
+                                size_t quads) {
         __m256i sums[ROWS][BAND][HALVES];
         each_sum([&](size_t i, size_t p, size_t h) __attribute__((always_inline)) { sums[i][p][h] = sum[i][p][FIRST + h]; });
         for (size_t quad = 0; quad < quads; ++quad, offsets += QUAD, x += QUAD_BYTES<Dtype::W8A8>) {
             if constexpr (FIRST == 0)
-                for (size_t i = 0; i < QUAD; ++i) __builtin_prefetch(weights + offsets[i + LINES_AHEAD], 0, 2);
+                for (size_t i = 0; i < QUAD; ++i) __builtin_prefetch(weights + offsets[i + ahead], 0, 2);
 #pragma GCC unroll 2
             for (size_t part = 0; part < NUM_PARTS<Dtype::W8A8>; ++part)
 #pragma GCC unroll 2
@@ -200,21 +215,23 @@ template <size_t ROWS> struct BandSums {
     I16 sum[ROWS][BAND];
 
     RWKV_INLINE void start(const InputGroup* rows) {
-        for (size_t i = 0; i < ROWS; ++i)
-            for (size_t p = 0; p < BAND; ++p) sum[i][p] = set1(static_cast<uint32_t>(rows[i].start));
+        unrolled<ROWS>([&](auto i) RWKV_UNROLLED {
+            const I16 first = set1(static_cast<uint32_t>(rows[i].start));
+            unrolled<BAND>([&](auto p) RWKV_UNROLLED { sum[i][p] = first; });
+        });
     }
-    RWKV_INLINE void add(const uint8_t* weights, const uint32_t* offsets, const uint8_t* x, size_t stride, size_t quads) {
+    RWKV_INLINE void add(const uint8_t* weights, const uint32_t* offsets, size_t ahead, const uint8_t* x, size_t stride, size_t quads) {
         for (size_t quad = 0; quad < quads; ++quad, offsets += QUAD, x += QUAD_BYTES<Dtype::W8A8>) {
             I16 lines[QUAD];
-            for (size_t i = 0; i < QUAD; ++i) {
-                __builtin_prefetch(weights + offsets[i + LINES_AHEAD], 0, 2);
+            unrolled<QUAD>([&](auto i) RWKV_UNROLLED {
+                __builtin_prefetch(weights + offsets[i + ahead], 0, 2);
                 lines[i] = load_line(weights + offsets[i]);
-            }
+            });
             quads_of(lines);
-            for (size_t i = 0; i < ROWS; ++i) {
+            unrolled<ROWS>([&](auto i) RWKV_UNROLLED {
                 const UnitInputs<Dtype::W8A8> row(x + i * stride);
-                for (size_t p = 0; p < BAND; ++p) row.add_products_to(sum[i][p], lines[p]);
-            }
+                unrolled<BAND>([&](auto p) RWKV_UNROLLED { row.add_products_to(sum[i][p], lines[p]); });
+            });
         }
     }
     RWKV_INLINE I16 operator()(size_t i, size_t p) const { return sum[i][p]; }
@@ -229,6 +246,7 @@ template <size_t ROWS> void linear_by_input(const LinearJob& job, size_t first_p
     const uint8_t* const x = reinterpret_cast<const uint8_t*>(job.x.data);
     const size_t stride = job.x.stride * sizeof(float);
     const uint32_t *const offsets = job.sparse.offsets, *const group_ends = job.sparse.block_ends;
+    const size_t ahead = job.sparse.count == weight.in ? in_order_ahead(ROWS) : SKIPPING_AHEAD;
     for (size_t panel = first_panel; panel < end_panel; panel += BAND) {
         const uint8_t *const weights = weight.at(panel, 0), *scales = weights;
         for (size_t i = 0; i < ROWS * BAND; ++i) store(sums + i * PANEL, zero());
@@ -238,7 +256,7 @@ template <size_t ROWS> void linear_by_input(const LinearJob& job, size_t first_p
             scales += std::min(SCALED_INPUTS, weight.in - begin) * INPUT_LINE;
             BandSums<ROWS> group;
             group.start(rows);
-            group.add(weights, offsets + quad * QUAD, x + quad * QUAD_BYTES<DTYPE>, stride, end - quad);
+            group.add(weights, offsets + quad * QUAD, ahead, x + quad * QUAD_BYTES<DTYPE>, stride, end - quad);
             add_to_totals<DTYPE, ROWS, BAND>(sums, rows, scales, group);
             scales += BAND_SCALES;
             quad = end;

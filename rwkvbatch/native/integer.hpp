@@ -171,7 +171,8 @@ inline void integer_linear(const LinearJob& job, size_t task, float* sums, const
                 const size_t ahead_bytes = weight.bytes_before(end - begin, panels);
                 const size_t tile_units = ceil_div(end - begin, unit_inputs(weight.dtype));
                 const size_t ahead_step = ceil_div(ahead_bytes, num_tiles * tile_units * LINE) * LINE;
-                const uint8_t* const ahead_end = ahead + ahead_bytes;
+                // A single tile of whole bands reads the weights in the order of memory, which the processor prefetches better.
+                const uint8_t* const ahead_end = num_tiles == 1 && panels == BAND ? ahead : ahead + ahead_bytes;
                 float* tile_sums = sums + (panel - first_panel) * num_rows * PANEL;
                 for (size_t t = 0, row = first_row; t < num_tiles; ++t) {
                     const size_t row_units = units / num_tiles + (t < units % num_tiles ? 1 : 0);

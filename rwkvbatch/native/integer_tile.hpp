@@ -49,6 +49,15 @@ constexpr size_t ROWS_PER_POINTER = 3;
 constexpr size_t integer_block(bool by_input) { return by_input ? 256 : 1024; }
 static_assert(integer_block(true) % SCALED_INPUTS == 0 && integer_block(false) % SCALED_INPUTS == 0);
 
+// Call `body` with 0 to N - 1 as compile-time constants. Arrays that are only indexed with these stay in registers; where the
+// compiler unrolls a loop by itself, that depends on the function's size.
+template <size_t N, class Body> RWKV_INLINE void unrolled(const Body& body) {
+    [&]<size_t... I>(std::index_sequence<I...>) __attribute__((always_inline)) {
+        (body(std::integral_constant<size_t, I>()), ...);
+    }(std::make_index_sequence<N>());
+}
+#define RWKV_UNROLLED __attribute__((always_inline))
+
 // The computation of one register tile for one block of inputs.
 struct IntegerTile {
     const InputGroup* groups;  // at the block's first group and the tile's first row
@@ -172,15 +181,6 @@ template <Dtype D, size_t ROWS, size_t PANELS> struct GroupSums {
 };
 
 #elif defined(RWKV_ISA_AVX512)
-
-// Call `body` with 0 to N - 1 as compile-time constants. Arrays that are only indexed with these stay in registers; where the
-// compiler unrolls a loop by itself, that depends on the function's size.
-template <size_t N, class Body> RWKV_INLINE void unrolled(const Body& body) {
-    [&]<size_t... I>(std::index_sequence<I...>) __attribute__((always_inline)) {
-        (body(std::integral_constant<size_t, I>()), ...);
-    }(std::make_index_sequence<N>());
-}
-#define RWKV_UNROLLED __attribute__((always_inline))
 
 // The sums of a group of inputs; each begins with `InputGroup::start`.
 template <Dtype D, size_t ROWS, size_t PANELS> struct GroupSums {

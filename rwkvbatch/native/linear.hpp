@@ -24,9 +24,10 @@ constexpr size_t INPUT_BLOCK = 192;
 #endif
 static_assert(2 * INPUT_BLOCK % SCALED_INPUTS == 0);
 
-// Prefetch distance in bytes; it covers the latency of memory. A single row consumes weights faster than they arrive: there the
-// processor's own prefetching is enough, and more would slow it down.
+// Prefetch distance in bytes; it covers the latency of memory. Up to three rows consume weights as fast as they arrive: there the
+// processor's own prefetching is enough, and more would slow it down. int8 weights are widened, which takes longer.
 constexpr size_t AHEAD = 8192;
+constexpr bool prefetches(size_t rows, Dtype dtype) { return rows > 3 || (rows > 1 && dtype == Dtype::INT8); }
 
 // Not inlined: copies of exp and tanh of 16 lanes at each end of a layer took most of the compile time. Inlined on ARM, since GCC
 // 12 at -O3 otherwise compiled wrong sums in the portable kernels there (tests/native/test_processors.py detects it); -O2 is right,
@@ -133,7 +134,7 @@ inline void advance_block(const LinearJob& job, const Tiling& tiling, Tile tile,
 // the band, the `next` weights.
 inline void advance_alone(const LinearJob& job, size_t rows, Tile tile, size_t panel, size_t panels, const uint8_t* next) {
     const TileFunction advance = tile_function(job.weight.dtype, rows, panels);
-    tile.ahead_step = tile.input_bytes;
+    tile.ahead_step = prefetches(rows, job.weight.dtype) ? tile.input_bytes : 0;
     const size_t inputs = tile.end, ahead_inputs = std::min(AHEAD / tile.input_bytes, inputs);
     const size_t split = job.weight.block_of(inputs - ahead_inputs), width = job.weight.band_width(panel);
     const size_t bytes_to_split = job.weight.bytes_before(split, width);

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import hashlib
 import ipaddress
@@ -107,6 +108,12 @@ class LoadedServer:
     def __init__(self, arguments: ServeArguments) -> None:
         settings = arguments.settings
         self.arguments = arguments
+        if "max_tokens" in settings.model_fields_set and settings.max_tokens > arguments.max_reply_tokens:
+            raise UsageError(
+                f"--max-tokens {settings.max_tokens} is more than a reply may have (--max-reply-tokens "
+                f"{arguments.max_reply_tokens})",
+                hint="raise --max-reply-tokens, or lower --max-tokens",
+            )
         resolved = resolve_model_path(settings.model)
         defaults = settings.part(CellSettings)
         model = load_model(
@@ -296,7 +303,9 @@ def _listen(host: str, port: int) -> socket.socket:
             raise
     except (OSError, UnicodeError, OverflowError) as error:
         problem = getattr(error, "strerror", None) or error
-        raise UsageError(f"--host {host} --port {port}: cannot listen there: {problem}", hint="try --port 0") from None
+        is_taken = getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES)
+        hint = "try --port 0" if is_taken else "give an address of this machine, such as 127.0.0.1 or 0.0.0.0"
+        raise UsageError(f"--host {host} --port {port}: cannot listen there: {problem}", hint=hint) from None
     return listening
 
 

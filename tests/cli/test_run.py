@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import rwkvbatch
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.replay.runner import read_rows
+from rwkvbatch.results.directory import RunDirectory
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -274,6 +276,22 @@ def test_the_default_directory_is_named_after_script_and_time(
     made = [path.name for path in (tmp_path / "runs").iterdir()]
     assert len(made) == 2
     assert all(name.startswith("small-20") for name in made)
+
+
+@pytest.mark.parametrize("is_locked", [True, False])
+def test_a_default_directory_that_another_process_takes_at_the_same_time_is_left_to_it(
+    is_locked: bool, script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, free = tmp_path / "taken", tmp_path / "free"
+    assert invoke(["run", str(script), "--temp", "0.5", "--max-tokens", "1", "--quiet", "--out", str(taken)]) == 0
+    rows = (taken / "results.jsonl").read_bytes()
+    names = iter([taken, free])
+    monkeypatch.setattr("rwkvbatch.results.directory.default_directory", lambda *_, **__: next(names))
+    command = ["run", str(script), "--max-tokens", "1", "--quiet", *(() if is_locked else ("--temp", "0.6"))]
+    with closing(RunDirectory(taken, "another command")) if is_locked else nullcontext():
+        assert invoke(command) == 0
+    assert len(without_timing(free)) == 3
+    assert (taken / "results.jsonl").read_bytes() == rows
 
 
 def test_nobody_else_may_write_what_a_run_makes_whatever_the_umask(script: Path, tmp_path: Path) -> None:

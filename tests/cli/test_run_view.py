@@ -216,6 +216,21 @@ def test_a_run_that_only_scores_shows_what_was_scored(
         assert "or score with another --model and compare" in captured.err
 
 
+@pytest.mark.parametrize(("sizes", "command"), [((512, 65_536), " --primary bits_per_byte"), ((512, 512), "")])
+def test_texts_that_models_cut_differently_are_compared_by_their_bytes(
+    sizes: tuple[int, int], command: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("The quick brown fox jumps over the lazy dog.")
+    for seed, (name, size) in enumerate(zip("ab", sizes, strict=True)):
+        random = ["model", "random", "1x64", f"{name}.safetensors", "--vocab", str(size), "--seed", str(seed)]
+        assert invoke([*random, "--quiet"]) == 0
+    assert invoke(["score", "text.txt", "--model", "a,b", "--out", "run"]) == 0
+    assert capsys.readouterr().err.rstrip().endswith(f"next: rwkvbatch compare run{command}")
+    assert invoke(["compare", "run", *command.split()]) == 0
+
+
 @pytest.mark.parametrize(("draws", "said"), [(1, True), (4, True), (8, False)])
 def test_a_race_of_few_draws_says_that_they_cannot_show_a_worse_cell(draws: int, said: bool) -> None:
     cells = [{"cell": name, "score": 1.0, "dropped_after": None} for name in ("a", "b")]

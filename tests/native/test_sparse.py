@@ -158,7 +158,7 @@ def test_w8a8_bits_are_those_of_reading_all_weights_and_of_the_other_layout(isa:
     for threads in (1, 2):
         ops = CpuOps(threads, isa, rounding="w8a8")
         for rows in (1, 2, 3, 4, 18):
-            for zeros in (0.0, 0.75, 1.0):
+            for zeros in (0.0, 0.6, 0.75, 1.0):
                 hidden = hidden_rows(rows, zeros)
                 add = torch.randn(rows, BAND_OUTPUTS, generator=torch.Generator().manual_seed(rows))
                 expected = channel_mix(ops, hidden, weight, sparse=False, add=add, by_input=False)
@@ -169,20 +169,35 @@ def test_w8a8_bits_are_those_of_reading_all_weights_and_of_the_other_layout(isa:
 def test_w8a8_inputs_that_are_rounded_to_zero_are_skipped() -> None:
     ops = CpuOps(1, rounding="w8a8")
     weight = random_weight(torch.bfloat16, BAND_OUTPUTS)
-    hidden = torch.full((1, INPUTS), 1.0)
+    hidden = torch.full((1, INPUTS), -1.0)
+    hidden[0, :60] = hidden[0, 140:150] = 1.0
     hidden[0, 5:25] = 0.06  # whose squares are below half of 1 / 127
-    hidden[0, 140:150] = -1.0
-    for rows, skipped in ((1, 30), (3, 30), (4, 0)):
+    for rows, skipped in ((1, INPUTS - 50), (3, INPUTS - 50), (4, 0)):
         before = ops.native.skipped_bytes
         channel_mix(ops, hidden.expand(rows, -1), weight, sparse=True)
         assert ops.native.skipped_bytes - before == skipped * BAND_OUTPUTS
     before = ops.native.skipped_bytes
-    channel_mix(ops, torch.cat([hidden, hidden.roll(10)]), weight, sparse=True)  # ten inputs are zero in both rows
-    assert ops.native.skipped_bytes - before == 10 * BAND_OUTPUTS
+    channel_mix(
+        ops, torch.cat([hidden, hidden.roll(10)]), weight, sparse=True
+    )  # 75 inputs are needed by one of the rows
+    assert ops.native.skipped_bytes - before == (INPUTS - 75) * BAND_OUTPUTS
     channel_mix(ops, hidden, weight, sparse=False)
     channel_mix(ops, hidden, weight, sparse=True, by_input=False)
     channel_mix(ops, hidden, random_weight(torch.bfloat16), sparse=True)  # 203 outputs
-    assert ops.native.skipped_bytes - before == 10 * BAND_OUTPUTS
+    assert ops.native.skipped_bytes - before == (INPUTS - 75) * BAND_OUTPUTS
+
+
+@pytest.mark.parametrize("isa", ["portable", *vector_sets()])
+def test_w8a8_weights_are_read_in_order_if_more_than_40_percent_of_the_inputs_are_not_zero(isa: Isa) -> None:
+    weight = random_weight(torch.bfloat16, BAND_OUTPUTS)
+    limit = INPUTS * 40 // 100
+    for num_nonzero, skipped in ((limit, INPUTS - limit), (limit + 1, 0)):
+        ops = CpuOps(1, isa, rounding="w8a8")
+        hidden = torch.full((1, INPUTS), -1.0)
+        hidden[0, torch.randperm(INPUTS, generator=torch.Generator().manual_seed(0))[:num_nonzero]] = 1.0
+        actual = channel_mix(ops, hidden, weight, sparse=True)
+        assert ops.native.skipped_bytes == skipped * BAND_OUTPUTS
+        assert_same_bits(actual, channel_mix(ops, hidden, weight, sparse=False, by_input=False))
 
 
 @pytest.mark.parametrize("isa", ["portable", *vector_sets()])

@@ -80,6 +80,9 @@ def test_the_program_says_that_it_waits_for_unfinished_replies() -> None:
         (["--template", "missing.jinja"], 3, "missing.jinja"),
         (["--ban", "999999"], 2, "--ban: the model's vocabulary"),
         (["--temp", "0.1,0.2"], 2, "--temp must be a number"),
+        (["--host", "203.0.113.1"], 2, "give an address of this machine"),
+        (["--max-tokens", "5000"], 2, "--max-tokens 5000 is more than a reply may have (--max-reply-tokens 4096)"),
+        (["--max-reply-tokens", "9", "--max-tokens", "10"], 2, "raise --max-reply-tokens, or lower --max-tokens"),
     ],
 )
 def test_invalid_options_end_with_their_exit_code_and_message(
