@@ -40,6 +40,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["run", "s.jsonl", "--verify-batch", "-1"], 2, "--verify-batch"),
         (["run", "s.jsonl", "--config", "bad.toml"], 2, "not UTF-8: byte 0xff at place 5"),
         (["run", "s.jsonl", "--grid", "bad.toml"], 2, "not UTF-8: byte 0xff at place 5"),
+        (["run", "s.jsonl", "--config", "marked.toml"], 2, "not UTF-8: byte 0xff at place 7"),
+        (["run", "s.jsonl", "--prelude", "marked.toml"], 2, "not UTF-8: byte 0xff at place 7"),
         (["run", "s.jsonl", "--out", "bad.toml"], 2, "--out bad.toml: a run is a directory, and bad.toml is not one"),
         (["run", "s.jsonl", "--out", "bad.toml/x"], 2, "--out bad.toml/x: a run is a directory, and bad.toml is not"),
         (["merge", "s.jsonl", "--out", "m"], 3, "error: s.jsonl: is not a run directory\n  name the directory that"),
@@ -51,6 +53,7 @@ def test_it_is_said_once_and_clearly(
     arguments: list[str], code: int, said: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("bad.toml").write_bytes(b'a = "\xff"'[1:])
+    Path("marked.toml").write_bytes(b"\xef\xbb\xbfabc\xff")
     Path("run").mkdir()
     Path("run/manifest.json").touch()
     assert invoke(arguments) == code
