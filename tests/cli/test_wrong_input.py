@@ -160,3 +160,10 @@ def test_the_limit_of_a_line_is_that_of_the_environment_in_every_command(
     assert "the line is longer than 100 bytes" in capsys.readouterr().err
     monkeypatch.setenv("RWKVBATCH_MAX_LINE_BYTES", "1M")
     assert invoke(arguments) == 0
+
+
+def test_commands_with_limits_of_scripts_alone_do_not_read_other_settings_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RWKVBATCH_TEMP", "hot")
+    assert invoke(["plan", "datasets/demo.jsonl", "--detect", "0.05"]) == 0
