@@ -92,6 +92,7 @@ class ModelLoader:
         self._notify = notify
         self._given_model = model
         self._loaded: tuple[tuple[str | None, str, str, str], Model] | None = None
+        self._loaded_names: set[str | None] = set()
         self._served: dict[Endpoint, tuple[Client, ServedSpec]] = {}
         self.budget = Budget(settings.max_requests)
         """The number of requests that may still be sent to servers, all endpoints together."""
@@ -108,10 +109,14 @@ class ModelLoader:
             self._loaded = None
             if setup.device is not None:
                 check_device(setup.device, "--devices")
-            if resolve_model_path(setup.model).bundled:
+            resolved = resolve_model_path(setup.model)
+            if resolved.bundled:
                 self._notify(USING_BUNDLED)
             began_s = time.monotonic()
-            model = load_model(*key[:3], threads=self._settings.threads, adapter=setup.adapter)
+            # By its file's path, there is no second warning that several files have its name.
+            path = resolved.path if setup.model in self._loaded_names else setup.model
+            self._loaded_names.add(setup.model)
+            model = load_model(path, *key[1:3], threads=self._settings.threads, adapter=setup.adapter)
             seconds = round(time.monotonic() - began_s, 3)
             _log.info("loaded the model", extra={"path": model.spec.path, "seconds": seconds})
             self._loaded = (key, model)

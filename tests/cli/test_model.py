@@ -69,6 +69,7 @@ def test_info_without_a_file_describes_the_bundled_model_or_the_one_of_the_envir
         "model damage a.pth --against a --texts t.txt --vocab world",
         "run s.jsonl --model a --vocab world --dry-run",
         "run s.jsonl --model a --vocab world --max-tokens 1",
+        "run s.jsonl --model a --vocab world --max-tokens 1 --strategy 'cpu,cpu int8'",
     ],
 )
 def test_it_is_said_once_which_of_several_files_of_a_name_is_read(
