@@ -19,7 +19,7 @@ from rwkvbatch.config import CellSettings, RunSettings
 from rwkvbatch.config.names import option_name
 from rwkvbatch.engine.request import FinishReason, closed_history
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
-from rwkvbatch.files import save_file
+from rwkvbatch.files import save_file, user_path
 from rwkvbatch.prompt.escaping import one_line
 from rwkvbatch.prompt.templates import PRELUDES, load_prelude, template_path
 from rwkvbatch.replay.identity import sha256_of_file
@@ -84,7 +84,7 @@ def read_point(name: str, cell: str | None = None, repeat: int = 0) -> RunPoint:
         RunDirectoryError: the run cannot be read.
     """
     directory_name, conversation, turn = _parse(name)
-    directory = Path(directory_name).expanduser()
+    directory = user_path(directory_name)
     manifest = read_manifest(directory)
     if manifest is None:
         raise RunDirectoryError("is not a run directory: it has no manifest", path=directory)
@@ -249,7 +249,7 @@ def _parse(name: str) -> tuple[str, str, int]:
     pieces = run_and_conversation.split(":")
     # Names of runs and conversations may contain colons. Splits whose run is an existing directory are preferred.
     splits = [(":".join(pieces[:n]), ":".join(pieces[n:])) for n in range(1, len(pieces))]
-    splits.sort(key=lambda split: not Path(split[0]).expanduser().is_dir())
+    splits.sort(key=lambda split: not user_path(split[0]).is_dir())
     if turn.isdecimal() and splits and all(splits[0]):
         return (*splits[0], int(turn))
     raise UsageError(

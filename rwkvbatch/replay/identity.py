@@ -23,7 +23,7 @@ from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, Stopping
 from rwkvbatch.config.names import first_turn_end
 from rwkvbatch.endpoint.served import ServedSpec
 from rwkvbatch.errors import InputError, WorkerError
-from rwkvbatch.files import open_file
+from rwkvbatch.files import open_file, user_path
 from rwkvbatch.prompt.templates import clean, clean_reply, load_prelude, template_path, with_turn_end
 from rwkvbatch.results.manifest import FILLS_IN_SYSTEM, FIRST_SETTINGS, GIVEN_FOR_ALL, default_settings
 from rwkvbatch.results.row_codec import RowDigest
@@ -254,7 +254,7 @@ MAX_STATE_BYTES = 2**34
 def sha256_of_file(path: str, option: str) -> str:
     """Hex digest of a file that an option names; raises `InputError` if it cannot be read."""
     try:
-        with open_file(Path(path).expanduser(), MAX_STATE_BYTES) as file:
+        with open_file(user_path(path), MAX_STATE_BYTES) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{option} {path}: cannot be read: {error.strerror}") from None
