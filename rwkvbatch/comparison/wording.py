@@ -201,7 +201,8 @@ def correction(family: Family) -> str:
         )
     each = f"each test at {1 - family.level_each:.2%}"
     if family.level_interval < family.level_each:
-        each += f", each interval at {1 - family.level_interval:.2%}"
+        at = f"{1 - family.level_interval:.2%}"
+        each += f" by sign flips, each interval and Hall's test of differences that are not discrete at {at}"
     return (
         f"{'Exploratory family' if family.exploratory else 'Family'} of {_count(family.size, 'test')}, simultaneous "
         f"level {1 - family.level:.0%}, {each}.".replace("%", " %")
