@@ -4,6 +4,7 @@
     ├── UsageError              an invalid option or setting (exit code 2)
     │   ├── ArgumentError       an argument of a function of the library; also a ValueError
     │   ├── MissingExtraError   the setting needs an optional dependency
+    │   ├── MissingDeviceError  the setting needs a device that this machine lacks
     │   └── TargetExistsError   a file to write exists, and no option allows its replacement
     ├── InputError              a file that cannot be used (exit code 3)
     │   ├── ScriptError         a conversation script: file, line, column

@@ -98,14 +98,20 @@ def read_file(path: Path | str, max_bytes: int, *, at: int | None = None) -> byt
         return file.read(max_bytes)
 
 
+def user_path(name: str | os.PathLike[str]) -> Path:
+    """The path that a user names: a leading `~` is a home directory, unless there is no such user."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 (`Path.expanduser` raises RuntimeError for unknown users)
+
+
 def read_text(path: Path | str, max_bytes: int) -> str:
-    """The content of a UTF-8 file of at most `max_bytes`, without a byte order mark.
+    """The content of a UTF-8 file that a user names, of at most `max_bytes`, without a byte order mark.
 
     Raises:
         ValueError: the file cannot be read, is too large, is not UTF-8 or has NUL bytes; the message says which.
     """
     try:
-        text = read_file(path, max_bytes).decode("utf-8-sig")
+        # Not "utf-8-sig", whose errors do not count the bytes of the mark.
+        text = read_file(user_path(path), max_bytes).decode("utf-8").removeprefix("\ufeff")
         if "\0" in text:  # UTF-16 of ASCII characters is valid UTF-8
             raise ValueError("it has NUL bytes; save it as UTF-8")
         return text

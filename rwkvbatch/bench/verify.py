@@ -20,7 +20,7 @@ import torch
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch, is_rwkv7
 from rwkvbatch.model.checkpoint import open_checkpoint
-from rwkvbatch.model.load import check_strategy, load_model, resolve_model_path
+from rwkvbatch.model.load import check_strategy, load_model, model_file
 from rwkvbatch.model.strategy import DTYPES
 
 PIECES = (1, 15, 16, 40, 1, 16, 5, 22)
@@ -130,7 +130,8 @@ def verify_model(
         UsageError: the checkpoint is older than RWKV-7, which the reference operations do not compute.
         RwkvBatchError: one of the two models cannot be loaded.
     """
-    with open_checkpoint(resolve_model_path(path).path) as checkpoint:
+    file = model_file(path)
+    with open_checkpoint(file) as checkpoint:
         if not is_rwkv7(checkpoint.architecture):
             generation = checkpoint.architecture.generation
             raise UsageError(
@@ -141,8 +142,8 @@ def verify_model(
         check_strategy(checkpoint, strategy, backend)
     reference_threads = idle_processors() if threads is None else threads
     return verify(
-        lambda: load_model(path, "cpu", "reference", threads=reference_threads),
-        lambda: load_model(path, strategy, backend, threads=threads),
+        lambda: load_model(file, "cpu", "reference", threads=reference_threads),
+        lambda: load_model(file, strategy, backend, threads=threads),
         notify=notify,
     )
 

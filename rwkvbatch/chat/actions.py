@@ -26,7 +26,7 @@ from rwkvbatch.config.names import SHORT_NAMES, full_name
 from rwkvbatch.config.sources import checked_values
 from rwkvbatch.endpoint.served import ServedSpec
 from rwkvbatch.errors import UsageError, counted
-from rwkvbatch.files import read_file
+from rwkvbatch.files import read_file, user_path
 from rwkvbatch.model.safetensors import STATE
 from rwkvbatch.model.states import save_state
 from rwkvbatch.prompt.escaping import printable
@@ -382,7 +382,7 @@ def model(chat: Chat, argument: str) -> None:
     if not argument:
         chat.view.note(session.engine.model.spec.path)
         return
-    engine = chat.load_engine(str(Path(argument).expanduser()))
+    engine = chat.load_engine(str(user_path(argument)))
     session.use_engine(engine)
     session.use_settings(session.settings.replace(model=argument, adapter=NO_ADAPTER))
     chat.transcript.start(session)

@@ -20,6 +20,7 @@ from rwkvbatch.chat.app import Chat, OutputFile
 from rwkvbatch.chat.session import SEED_LIMIT
 from rwkvbatch.config import PRESETS, ThinkMode
 from rwkvbatch.errors import InputError, RwkvBatchError, StorageError, UsageError
+from rwkvbatch.files import user_path
 
 MIN_LIST_WIDTH = 60
 MAX_LINE_CHARACTERS = 10_000_000
@@ -64,7 +65,7 @@ def _none(text: str, usage: str) -> None:
 def _path(text: str, usage: str) -> Path:
     if not text:
         raise UsageError(f"{usage}: the file name is missing")
-    return Path(text).expanduser()
+    return user_path(text)
 
 
 def _output(text: str, usage: str) -> OutputFile:

@@ -21,6 +21,7 @@ from rwkvbatch.endpoint.served import ServedSpec
 from rwkvbatch.engine.engine import Engine, NextToken
 from rwkvbatch.engine.request import END_OF_TEXT, NoiseKey, Reply, Request
 from rwkvbatch.errors import InputError, NonFiniteLogitsError, UsageError
+from rwkvbatch.files import user_path
 from rwkvbatch.model.base import State
 from rwkvbatch.model.states import load_state
 from rwkvbatch.prompt.templates import PromptTemplate, load_template, with_turn_end
@@ -128,7 +129,7 @@ class Session:
         if state_file is not None:
             state, sha256 = self._read_state(state_file)
             self._prefixes.add_state(opening.number, state)
-            opening = replace(opening, state=str(Path(state_file).resolve()), state_sha256=sha256)
+            opening = replace(opening, state=str(user_path(state_file).resolve()), state_sha256=sha256)
         self.tree.begin(opening)
         self._prefixes.pin_branch_states()
 

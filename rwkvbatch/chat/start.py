@@ -33,6 +33,7 @@ from rwkvbatch.endpoint.served import (
 )
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import UsageError
+from rwkvbatch.files import user_path
 from rwkvbatch.model.load import load_model, resolve_model_path
 from rwkvbatch.prompt.templates import load_prelude
 from rwkvbatch.prompt.vocabulary import tokenizer_of
@@ -204,7 +205,7 @@ def _use_given(session: Session, settings: CellSettings, resolved: ResolvedSetti
     began_with = {
         "system": (opening.system or None, settings.system or None),
         "prelude": (opening.prelude, choose_prelude(settings, bundled=True)),
-        "state": (opening.state, settings.state and str(Path(settings.state).resolve())),
+        "state": (opening.state, settings.state and str(user_path(settings.state).resolve())),
         "template": (session.settings.template, settings.template),
         "bos": (session.settings.bos, settings.bos),
     }

@@ -12,6 +12,7 @@ from typing import Any
 
 from rwkvbatch.cli.exits import message
 from rwkvbatch.errors import UsageError
+from rwkvbatch.files import user_path
 from rwkvbatch.model import MODEL_VARIABLE, READ_SUFFIXES
 
 _READ_AHEAD_BYTES = 8 << 20
@@ -28,7 +29,7 @@ def read_ahead(settings: Mapping[str, Any]) -> threading.Thread | None:
     if not isinstance(name, str) or settings.keys() & _LOADED_ELSEWHERE or not hasattr(os, "posix_fadvise"):
         return None
     try:
-        candidates = (Path(f"{name}{suffix}").expanduser() for suffix in ("", *READ_SUFFIXES))
+        candidates = (user_path(f"{name}{suffix}") for suffix in ("", *READ_SUFFIXES))
         path = next((candidate for candidate in candidates if candidate.is_file()), None)
     except (OSError, ValueError, RuntimeError):  # not a valid file name; loading reports it
         return None

@@ -91,7 +91,7 @@ def _models(model: str | None, against: str, settings: dict[str, Any]) -> tuple[
     """The model that `--against` gives, and the measured model."""
     from rwkvbatch.config import CellSettings
     from rwkvbatch.config.sources import checked_values
-    from rwkvbatch.model.load import load_model, resolve_model_path
+    from rwkvbatch.model.load import load_model
     from rwkvbatch.model.strategy import looks_like_strategy, parse_strategy
 
     threads = thread_count(settings.pop("threads", None))
@@ -100,8 +100,9 @@ def _models(model: str | None, against: str, settings: dict[str, Any]) -> tuple[
     if looks_like_strategy(against):
         parse_strategy(against)
         reference = load(model, against)
+        model = reference.spec.path  # the same file, without the warning that several files have its name
     else:
-        reference = load(resolve_model_path(against).path, "auto")
+        reference = load(against, "auto")
     return reference, load(model, cell_settings.strategy)
 
 

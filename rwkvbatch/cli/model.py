@@ -97,9 +97,9 @@ def info_command(
     from rwkvbatch.model.adapters import parse_adapter
     from rwkvbatch.model.checkpoint import open_checkpoint
     from rwkvbatch.model.description import describe
-    from rwkvbatch.model.load import resolve_model_path
+    from rwkvbatch.model.load import model_file
 
-    with open_checkpoint(resolve_model_path(model).path, parse_adapter(adapter)) as checkpoint:
+    with open_checkpoint(model_file(model), parse_adapter(adapter)) as checkpoint:
         description = describe(checkpoint, read_values=verify)
     tokenizer = _tokenizer(description, settings.get("vocab"))
     if json_output:
@@ -146,7 +146,7 @@ def convert_command(
     """
     from rwkvbatch.model.adapters import parse_adapter
     from rwkvbatch.model.checkpoint import open_checkpoint
-    from rwkvbatch.model.load import resolve_model_path
+    from rwkvbatch.model.load import model_file
     from rwkvbatch.model.quantised import rounding_of
     from rwkvbatch.model.safetensors import check_tensor_target, save_entries
     from rwkvbatch.model.strategy import DTYPES
@@ -155,7 +155,7 @@ def convert_command(
     check_tensor_target(output, replace=force)
     if vocab is not None and output.suffix != ".safetensors":
         raise UsageError("--vocab is written into a .safetensors file; a .pth has no place for it")
-    with open_checkpoint(resolve_model_path(source).path, parse_adapter(adapter)) as checkpoint:
+    with open_checkpoint(model_file(source), parse_adapter(adapter)) as checkpoint:
         checkpoint.file.check_checksums()
         tensors = checkpoint.rounded(None if dtype is None else DTYPES[dtype])
         declared = vocab or checkpoint.vocabulary

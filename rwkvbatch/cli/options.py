@@ -76,9 +76,13 @@ RandomOption = Annotated[
 
 def script_limits() -> ScriptLimits:
     """The limits of scripts and texts, with those that the environment sets."""
+    from rwkvbatch.config import ScriptLimits
+    from rwkvbatch.config.names import ENVIRONMENT_PREFIX
     from rwkvbatch.config.sources import resolve_settings
 
-    return resolve_settings({}, environment=os.environ).settings.script_limits
+    variables = {f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in ScriptLimits.model_fields}
+    environment = {name: value for name, value in os.environ.items() if name in variables}
+    return resolve_settings({}, environment=environment).settings.script_limits
 
 
 def thread_count(value: str | int | None) -> int | None:

@@ -57,7 +57,7 @@ def quantize_command(
     from rwkvbatch.model.adapters import parse_adapter
     from rwkvbatch.model.base import is_rwkv7
     from rwkvbatch.model.checkpoint import open_checkpoint
-    from rwkvbatch.model.load import resolve_model_path
+    from rwkvbatch.model.load import model_file
     from rwkvbatch.model.quantised import fit_of, quantised, rounding_of
     from rwkvbatch.model.safetensors import check_tensor_target, save_entries
     from rwkvbatch.prompt.vocabulary import METADATA_KEY
@@ -71,7 +71,7 @@ def quantize_command(
     if vocab is not None and not calibrate:
         raise UsageError("--vocab belongs to --calibrate, which is not given")
     check_tensor_target(output, replace=force)
-    with open_checkpoint(resolve_model_path(source).path, parse_adapter(adapter)) as checkpoint:
+    with open_checkpoint(model_file(source), parse_adapter(adapter)) as checkpoint:
         if not is_rwkv7(checkpoint.architecture):
             raise UsageError(f"{source} is RWKV-{checkpoint.architecture.generation}; only RWKV-7 is quantised")
         checkpoint.file.check_checksums()

@@ -183,12 +183,8 @@ def rank_values(
     metric = values.metric
     baseline = variants.index(comparisons[0].pair.baseline) if comparisons else 0
     differences = [values.difference(baseline, index) for index in range(len(variants))]
-    for variant, difference in zip(variants, differences, strict=True):
-        if math.isnan(difference):
-            return None, (
-                f"no ranking by {metric.name}: {variant.label} has no "
-                f"{metric.level} in common with {variants[baseline].label}"
-            )
+    if any(map(math.isnan, differences)):
+        return None, f"no ranking by {metric.name}: {_why_apart(variants, baseline, differences, metric, comparisons)}"
     beaten = _beaten_in(comparisons)
     beaten |= _beaten_by_others(variants, values, comparisons, already_beaten=beaten.keys(), level=level / 2)
     baseline_mean = values.mean(baseline)
@@ -209,6 +205,25 @@ def rank_values(
     candidates.sort(key=lambda candidate: (not candidate.could_be_best, sign * candidate.mean))
     num_values, num_conversations, num_left_out = values.extent()
     return Ranking(metric, tuple(candidates), num_values, num_conversations, num_left_out, level), None
+
+
+def _why_apart(
+    variants: Sequence[Variant],
+    baseline: int,
+    differences: Sequence[float],
+    metric: Metric,
+    comparisons: Iterable[Comparison],
+) -> str:
+    """Names the first variant that shares no value with the baseline, of which one or more of `differences` is NaN."""
+    apart = next(index for index, difference in enumerate(differences) if math.isnan(difference))
+    if apart != baseline:
+        return f"{variants[apart].label} has no {metric.level} in common with {variants[baseline].label}"
+    # No row has a weight (a number of tokens) that all variants share; each comparison has the rows of two.
+    for comparison in comparisons:
+        if math.isnan(comparison.difference):
+            pair = comparison.pair
+            return f"{pair.variant.label} has no {metric.level} of the same tokens in common with {pair.baseline.label}"
+    return f"no {metric.level} has the same tokens in all variants"
 
 
 def _beaten_in(comparisons: Iterable[Comparison]) -> dict[Variant, str]:

@@ -92,6 +92,11 @@ class MetricSelection:
         if failed:
             hint = "the same `rwkvbatch run` with --retry-errors runs them again; `rwkvbatch show RUN` has the errors"
             raise UsageError(f"no primary metric: every turn of {', '.join(failed)} ended in an error", hint=hint)
+        if self._has_values(metric_named("bits_per_byte")):
+            raise UsageError(
+                "no primary metric: the variants cut the plain texts into different tokens, so nll is not compared",
+                hint="choose what decides, such as --primary bits_per_byte",
+            )
         if any(bool(self.table[metric.column].notna().any()) for metric in defaults):
             raise UsageError(
                 "no primary metric: no turn that the variants share has a check (score) or a reference reply (nll)",

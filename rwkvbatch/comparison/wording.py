@@ -189,24 +189,27 @@ def with_minus(text: str) -> str:
     return text.replace("-", "\u2212")
 
 
-def correction(family: Family) -> str:
-    """A sentence on the correction of a family's lines."""
+def correction(family: Family, lines: Sequence[Comparison]) -> str:
+    """Sentences on the number of a family's tests and on their correction."""
     if not family.metric.tested:
         return "Not tested."
     if not family.size:
         return "All pairs are equal."
     if family.size == 1:
-        return f"{'Exploratory: one' if family.exploratory else 'One'} test, level {1 - family.level:.0%}.".replace(
-            "%", " %"
+        text = f"{'Exploratory: one' if family.exploratory else 'One'} test, level {1 - family.level:.0%}."
+    else:
+        each = f"each test at {1 - family.level_each:.2%}"
+        if family.level_interval < family.level_each:
+            at = f"{1 - family.level_interval:.2%}"
+            each += f" by sign flips, each interval and Hall's test of differences that are not discrete at {at}"
+        text = (
+            f"{'Exploratory family' if family.exploratory else 'Family'} of {_count(family.size, 'test')}, "
+            f"simultaneous level {1 - family.level:.0%}, {each}."
         )
-    each = f"each test at {1 - family.level_each:.2%}"
-    if family.level_interval < family.level_each:
-        at = f"{1 - family.level_interval:.2%}"
-        each += f" by sign flips, each interval and Hall's test of differences that are not discrete at {at}"
-    return (
-        f"{'Exploratory family' if family.exploratory else 'Family'} of {_count(family.size, 'test')}, simultaneous "
-        f"level {1 - family.level:.0%}, {each}.".replace("%", " %")
-    )
+    if untested := sum(line.identical and line.num_values > 0 for line in lines):
+        needs = "needs" if untested == 1 else "need"
+        text += f" {_count(untested, 'comparison')} of equal pairs {needs} no test."
+    return text.replace("%", " %")
 
 
 def power(lines: Iterable[Comparison]) -> str:

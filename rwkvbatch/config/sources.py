@@ -31,7 +31,7 @@ from rwkvbatch.config import (
 from rwkvbatch.config.names import ALIASES, ENVIRONMENT_PREFIX, environment_name, full_name, option_name
 from rwkvbatch.config.setting import allowed_values
 from rwkvbatch.errors import MAX_SHOWN_VALUE, InputError, RwkvBatchError, UsageError, parsing_problem, shown_value
-from rwkvbatch.files import read_file, read_text
+from rwkvbatch.files import read_file, read_text, user_path
 
 MAX_TOML_BYTES = 2**20
 MAX_SYSTEM_BYTES = 1_000_000
@@ -65,7 +65,7 @@ class Origin:
         """Whether `error` is about this value: it names the option, or is about the file that the value names."""
         if isinstance(error, InputError) and error.path is not None and isinstance(self.value, str):
             # The path of an adapter may be followed by options.
-            path = Path(re.sub(r" +(alpha|init)=.*", "", self.value, flags=re.DOTALL)).expanduser()
+            path = user_path(re.sub(r" +(alpha|init)=.*", "", self.value, flags=re.DOTALL))
             if str(error.path) in {f"{path}{ending}" for ending in CHECKPOINT_ENDINGS}:
                 return True
         text = f"{error.message} {error.hint}"
@@ -230,7 +230,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def read_toml(path: Path, option: str) -> dict[str, Any]:
     """The content of a TOML file that an option names; raises `UsageError` if it cannot be read or is not TOML."""
     try:
-        text = read_file(path, MAX_TOML_BYTES).decode("utf-8-sig")
+        text = read_file(user_path(path), MAX_TOML_BYTES).decode("utf-8").removeprefix("\ufeff")
         # The parser's memory use grows with the square of the number of parts.
         if _LONG_KEY.search(text):
             raise UsageError(f"{option} {path}: has a key of more than {MAX_KEY_PARTS} parts, joined by dots")

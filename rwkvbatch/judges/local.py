@@ -52,12 +52,15 @@ class LocalJudge:
     """
 
     def __init__(self, model: Model, tokenizer: Tokenizer, batch: int = DEFAULT_BATCH) -> None:
+        from rwkvbatch.model.ops import rounding_rules  # imports torch
+
         spec = model.spec
         self.name = spec.path.rpartition("/")[2] or "model"
         self.identity: Mapping[str, Any] = {
             "kind": "model",
             "weights_sha256": spec.weights_sha256,
             "dtype": spec.dtype,
+            **rounding_rules(spec.dtype),
             "backend": spec.backend,
             "device": spec.device.partition(":")[0],
             "tokenizer_sha256": tokenizer.sha256,

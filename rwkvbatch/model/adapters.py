@@ -31,6 +31,7 @@ from torch import Tensor
 
 from rwkvbatch.config import NO_ADAPTER
 from rwkvbatch.errors import CheckpointError, UsageError
+from rwkvbatch.files import user_path
 from rwkvbatch.model import peft_config
 from rwkvbatch.model.containers import open_tensors
 from rwkvbatch.model.forms import official
@@ -70,8 +71,8 @@ def parse_adapter(text: str) -> Adapter | None:
     """
     if text == NO_ADAPTER:
         return None
-    if text and Path(text).expanduser().exists():
-        return Adapter(Path(text).expanduser())
+    if text and user_path(text).exists():
+        return Adapter(user_path(text))
     match = _OPTIONS.fullmatch(text)
     assert match is not None
     path, alpha_text, init = match["path"], match["alpha"], match["init"]
@@ -83,7 +84,7 @@ def parse_adapter(text: str) -> Adapter | None:
         alpha = math.nan
     if alpha is not None and not (math.isfinite(alpha) and alpha > 0):
         raise UsageError(f"--adapter: alpha must be a number above 0, got {alpha_text!r}")
-    return Adapter(Path(path).expanduser(), alpha, None if init is None else Path(init).expanduser())
+    return Adapter(user_path(path), alpha, None if init is None else user_path(init))
 
 
 def is_adapter_part(name: str) -> bool:

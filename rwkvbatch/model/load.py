@@ -16,6 +16,7 @@ import torch
 from rwkvbatch.arguments import NAME, TEXT, checks, optional, whole_number
 from rwkvbatch.config import NO_ADAPTER
 from rwkvbatch.errors import CheckpointError, MissingDeviceError, UsageError
+from rwkvbatch.files import user_path
 from rwkvbatch.model import MODEL_VARIABLE, READ_SUFFIXES
 from rwkvbatch.model.adapters import parse_adapter
 from rwkvbatch.model.base import Model, ModelSpec, dimensions_of, is_rwkv7
@@ -70,6 +71,14 @@ class ResolvedModel:
     bundled: bool
     others: tuple[Path, ...] = ()
 
+    @property
+    def ambiguity(self) -> str | None:
+        """Says which of several files of the given name is read; None if there is one file only."""
+        if not self.others:
+            return None
+        names = " and ".join(other.name for other in self.others)
+        return f"{self.path} is read, and not {names}; give the name with its ending"
+
 
 def is_bundled(path: str | os.PathLike[str] | None) -> bool:
     """Whether `path` means the bundled model: it is None, and the environment names no model. Looks at no file."""
@@ -88,6 +97,17 @@ def resolve_model_path(path: str | os.PathLike[str] | None = None) -> ResolvedMo
         return _resolve(path)
 
 
+def model_file(path: str | os.PathLike[str] | None = None) -> Path:
+    """The weights file that `resolve_model_path` finds. Warns of other files that have the same name without ending.
+
+    A command that reads a file several times calls this once, and then names the file by the path that it returns.
+    """
+    resolved = resolve_model_path(path)
+    if resolved.ambiguity is not None:
+        warnings.warn(resolved.ambiguity, SeveralFilesWarning, stacklevel=4)
+    return resolved.path
+
+
 def _resolve(path: str | os.PathLike[str] | None) -> ResolvedModel:
     if is_bundled(path):
         if not BUNDLED_MODEL.is_file():
@@ -98,7 +118,7 @@ def _resolve(path: str | os.PathLike[str] | None) -> ResolvedModel:
     name = os.environ[MODEL_VARIABLE] if path is None else os.fspath(path)
     if not name:
         raise CheckpointError("the name of the model is empty")
-    file = Path(name).expanduser()
+    file = user_path(name)
     candidates = [file, *(Path(f"{file}{suffix}") for suffix in READ_SUFFIXES)]
     try:
         if file.is_file() or is_model_directory(file):
@@ -169,12 +189,8 @@ def load_model(
         CheckpointError: the file is missing, damaged, or not an RWKV checkpoint.
     """
     parsed_adapter = parse_adapter(adapter)
-    resolved = resolve_model_path(path)
-    if resolved.others:
-        names = " and ".join(other.name for other in resolved.others)
-        text = f"{resolved.path} is read, and not {names}; give the name with its ending"
-        warnings.warn(text, SeveralFilesWarning, stacklevel=3)
-    with _naming_origin(path), open_checkpoint(resolved.path, parsed_adapter) as checkpoint:
+    file_path = model_file(path)
+    with _naming_origin(path), open_checkpoint(file_path, parsed_adapter) as checkpoint:
         for file in checkpoint.file.files:
             if file.choice:
                 text = f"{file.path}: {file.choice}; to use another dict of tensors, save it alone"
@@ -201,21 +217,25 @@ def check_strategy(checkpoint: Checkpoint, strategy: str, backend: str = "auto")
         raise UsageError(
             f"{checkpoint.file.path} is RWKV-{generation}, which only --backend upstream runs; got --backend {backend}"
         )
-    parsed = parse_strategy(strategy)
-    if backend == "cuda" and not parsed.device.startswith("cuda"):
-        if parsed.is_auto:
-            raise MissingDeviceError(
-                "--backend cuda needs an NVIDIA GPU, and none was found", hint="leave --backend out"
-            )
-        raise UsageError(
-            f"--backend cuda needs an NVIDIA GPU, and --strategy is for {parsed.device!r}",
-            hint='use --strategy "cuda fp16"',
-        )
-    if backend == "cpu" and parsed.on_gpu:
-        raise UsageError(
-            f"--backend cpu cannot run on {parsed.device!r}", hint='use --strategy "cpu" or --backend cuda'
-        )
+    try:
+        parsed = parse_strategy(strategy)
+    except MissingDeviceError:
+        _refuse_backend(backend, strategy.split()[0])  # wrong on machines with that device too
+        raise
+    if parsed.is_auto and backend == "cuda" and not parsed.device.startswith("cuda"):
+        raise MissingDeviceError("--backend cuda needs an NVIDIA GPU, and none was found", hint="leave --backend out")
+    _refuse_backend(backend, parsed.device)
     return parsed
+
+
+def _refuse_backend(backend: str, device: str) -> None:
+    """Raise `UsageError` if no machine runs `backend` on `device`."""
+    if backend == "cuda" and not device.startswith("cuda"):
+        raise UsageError(
+            f"--backend cuda needs an NVIDIA GPU, and --strategy is for {device!r}", hint='use --strategy "cuda fp16"'
+        )
+    if backend == "cpu" and device != "cpu":
+        raise UsageError(f"--backend cpu cannot run on {device!r}", hint='use --strategy "cpu" or --backend cuda')
 
 
 def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, threads: int | None) -> Rwkv7Model:

@@ -12,6 +12,7 @@ import torch
 
 from rwkvbatch.arguments import ITERABLE, PATH, SWITCH, checks, instance_of, list_of, optional
 from rwkvbatch.errors import CheckpointError
+from rwkvbatch.files import user_path
 from rwkvbatch.model.base import ModelSpec, State
 from rwkvbatch.model.checkpoint import shape_text
 from rwkvbatch.model.containers import open_tensors
@@ -46,7 +47,7 @@ def load_state(path: str | Path, spec: ModelSpec) -> State:
     Raises:
         CheckpointError: the file is damaged, of none of these kinds, or for another model.
     """
-    with open_tensors(Path(path)) as tensors:
+    with open_tensors(user_path(path)) as tensors:
         file = official(tensors)
         if file.metadata.get("format") == STATE_FORMAT:
             return _from_saved(file, spec)

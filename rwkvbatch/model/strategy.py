@@ -44,8 +44,8 @@ class Strategy:
     Attributes:
         device: `cpu`, `cuda`, `cuda:N` or `mps`.
         precision: the precision to which weights are rounded at loading; None does not round them. `int8`, `w8a8` and
-            `int4` (CPU only) round only the large matrices (`ops.reference.ROUNDINGS`); `w8a8` and `int4` also round
-            the inputs of these matrices to 8 bits.
+            `int4` (CPU only) round matrices (`ops.matrix_rounding`); `w8a8` and `int4` also round the inputs of these
+            matrices to 8 bits.
         fixed_rows: the number of rows of every matrix product on a GPU, so that a reply does not depend on the number
             of other replies; None for no fixed number.
         is_auto: whether the device was chosen automatically.
@@ -62,14 +62,13 @@ class Strategy:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The dtype to which every tensor is rounded; None for no rounding, or for rounding of the large matrices
-        only."""
+        """The dtype to which every tensor is rounded; None for no rounding, or for rounding of matrices only."""
         is_dtype = self.precision is not None and self.rounding is None
         return DTYPES[cast(Precision, self.precision)] if is_dtype else None
 
     @property
     def rounding(self) -> Rounding | None:
-        """The rounding of the large matrices; None if the precision is a dtype."""
+        """The rounding of matrices; None if the precision is a dtype."""
         return cast(Rounding, self.precision) if self.precision in get_args(Rounding) else None
 
 

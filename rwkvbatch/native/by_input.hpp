@@ -26,12 +26,27 @@ constexpr bool memory_bound(size_t) { return true; }
 
 // Lines at random places are read more slowly than all lines in order, which the processor itself prefetches. So some are skipped if
 // at most this many inputs are needed.
-constexpr size_t max_gathered(size_t in, size_t rows) { return memory_bound(rows) ? in * 40 / 100 : in; }
+constexpr size_t max_gathered(size_t in, size_t rows) { return memory_bound(rows) ? in * 40 / 100 : in - 1; }
 
-// Prefetch distance, in lines of weights: where some are skipped, and where all are read.
-constexpr size_t SKIPPING_AHEAD = 48;
-constexpr size_t in_order_ahead(size_t rows) { return memory_bound(rows) ? 12 : SKIPPING_AHEAD; }
-static_assert(SKIPPING_AHEAD <= MAX_SPARSE_AHEAD);
+// The weight lines of gathered inputs. Prefetch distances are in lines.
+struct ListedLines {
+    static constexpr size_t AHEAD = 48;
+    static_assert(AHEAD <= MAX_SPARSE_AHEAD);
+    const uint8_t* weights;   // of the band
+    const uint32_t* offsets;  // from there, in bytes
+
+    RWKV_INLINE const uint8_t* operator[](size_t i) const { return weights + offsets[i]; }
+    RWKV_INLINE void advance() { offsets += QUAD; }
+};
+
+// The weight lines of all inputs.
+template <size_t ROWS> struct LinesInOrder {
+    static constexpr size_t AHEAD = memory_bound(ROWS) ? 12 : ListedLines::AHEAD;
+    const uint8_t* line;
+
+    RWKV_INLINE const uint8_t* operator[](size_t i) const { return line + i * INPUT_LINE; }
+    RWKV_INLINE void advance() { line += QUAD * INPUT_LINE; }
+};
 
 // Convert the lines of four inputs to the quads of four panels.
 RWKV_INLINE void quads_of(I16 (&lines)[QUAD]) {
@@ -96,17 +111,16 @@ RWKV_INLINE void put_input(uint8_t* quads, size_t k, int32_t value) {
     }
 }
 
-// Gather the rounded inputs that are nonzero in at least one row into `to`; every input with `all`, and if too many are nonzero.
-// Returns their number.
-inline size_t gather(const QuantizedRows& rows, bool all, const SparseQuads& to) {
+// Gather the rounded inputs that are nonzero in at least one row into `to`. Returns their number, or the number of all inputs if so
+// many are nonzero that all are to be read in order.
+inline size_t gather(const QuantizedRows& rows, const SparseQuads& to) {
     size_t number = 0, count = 0;
     for (size_t begin = 0, offset = 0; begin < rows.in; begin += SCALED_INPUTS, offset += BAND_SCALES) {
         const size_t before = number;
 #if defined(RWKV_ISA_AVX512) && defined(RWKV_VNNI)
         const size_t end = std::min(begin + SCALED_INPUTS, rows.in);
         for (size_t k = begin; k < end; k += LANES) {
-            const __mmask16 valid = end - k >= LANES ? 0xffff : first_lanes(end - k);
-            __mmask16 needed = all ? valid : 0;
+            __mmask16 needed = 0;
             __m128i inputs[MAX_SPARSE_ROWS];
             for (size_t row = 0; row < rows.num_rows; ++row) {
                 inputs[row] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows.quads + row * rows.stride + k));
@@ -123,7 +137,7 @@ inline size_t gather(const QuantizedRows& rows, bool all, const SparseQuads& to)
         offset += (end - begin) * INPUT_LINE;
 #else
         for (size_t k = begin; k < std::min(begin + SCALED_INPUTS, rows.in); ++k, offset += INPUT_LINE) {
-            bool needed = all;
+            bool needed = false;
             for (size_t row = 0; row < rows.num_rows; ++row) {
                 const int32_t input = input_at(rows.quads + row * rows.stride, k);
                 put_input(to.quads + row * to.stride, number, input);
@@ -144,12 +158,10 @@ inline size_t gather(const QuantizedRows& rows, bool all, const SparseQuads& to)
     const size_t band = rows.in * INPUT_LINE + ceil_div(rows.in, SCALED_INPUTS) * BAND_SCALES;
     for (size_t i = 0; i < MAX_SPARSE_AHEAD; ++i)
         to.offsets[number + i] = static_cast<uint32_t>(band + (i < number ? to.offsets[i] : 0));
-    if (!all && count > max_gathered(rows.in, rows.num_rows)) return gather(rows, true, to);
-    return count;
+    return count > max_gathered(rows.in, rows.num_rows) ? rows.in : count;
 }
 
-// The sums of a group, for a few rows and the panels of a band. `add` adds the products of `quads` quads of gathered inputs `x`;
-// `offsets` are the distances of the inputs' weight lines from the beginning of the band, in bytes; `ahead` is the prefetch distance.
+// The sums of a group, for a few rows and the panels of a band. `add` adds the products of `quads` quads of inputs `x` and `lines`.
 #if defined(RWKV_ISA_AVX2) && !defined(RWKV_VNNI)
 
 // With more than one row, the two halves of the lines are processed one after the other, since the sums of whole lines do not fit
@@ -163,27 +175,25 @@ template <size_t ROWS> struct BandSums {
         for (size_t i = 0; i < ROWS; ++i)
             for (size_t p = 0; p < BAND; ++p) sum[i][p][0] = sum[i][p][1] = _mm256_set1_epi32(rows[i].start);
     }
-    RWKV_INLINE void add(const uint8_t* weights, const uint32_t* offsets, size_t ahead, const uint8_t* x, size_t stride, size_t quads) {
-        add_halves<0>(weights, offsets, ahead, x, stride, quads);
-        if constexpr (HALVES == 1) add_halves<1>(weights, offsets, ahead, x, stride, quads);
+    template <class Lines> RWKV_INLINE void add(const Lines& lines, const uint8_t* x, size_t stride, size_t quads) {
+        add_halves<0>(lines, x, stride, quads);
+        if constexpr (HALVES == 1) add_halves<1>(lines, x, stride, quads);
     }
     RWKV_INLINE I16 operator()(size_t i, size_t p) const { return {sum[i][p][0], sum[i][p][1]}; }
 
 private:
-    template <size_t FIRST>
-    RWKV_INLINE void add_halves(const uint8_t* weights, const uint32_t* offsets, size_t ahead, const uint8_t* x, size_t stride,
-                                size_t quads) {
+    template <size_t FIRST, class Lines> RWKV_INLINE void add_halves(Lines lines, const uint8_t* x, size_t stride, size_t quads) {
         __m256i sums[ROWS][BAND][HALVES];
         each_sum([&](size_t i, size_t p, size_t h) __attribute__((always_inline)) { sums[i][p][h] = sum[i][p][FIRST + h]; });
-        for (size_t quad = 0; quad < quads; ++quad, offsets += QUAD, x += QUAD_BYTES<Dtype::W8A8>) {
+        for (size_t quad = 0; quad < quads; ++quad, lines.advance(), x += QUAD_BYTES<Dtype::W8A8>) {
             if constexpr (FIRST == 0)
-                for (size_t i = 0; i < QUAD; ++i) __builtin_prefetch(weights + offsets[i + ahead], 0, 2);
+                for (size_t i = 0; i < QUAD; ++i) __builtin_prefetch(lines[i + Lines::AHEAD], 0, 2);
 #pragma GCC unroll 2
             for (size_t part = 0; part < NUM_PARTS<Dtype::W8A8>; ++part)
 #pragma GCC unroll 2
                 for (size_t h = 0; h < HALVES; ++h) {
                     const auto half_line = [&](size_t i) __attribute__((always_inline)) {
-                        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights + offsets[i] + (FIRST + h) * HALF_LINE));
+                        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lines[i] + (FIRST + h) * HALF_LINE));
                     };
                     const __m256i first = half_line(part), second = half_line(part + 2), none = _mm256_setzero_si256();
                     const __m256i low = _mm256_unpacklo_epi8(first, second), high = _mm256_unpackhi_epi8(first, second);
@@ -220,17 +230,17 @@ template <size_t ROWS> struct BandSums {
             unrolled<BAND>([&](auto p) RWKV_UNROLLED { sum[i][p] = first; });
         });
     }
-    RWKV_INLINE void add(const uint8_t* weights, const uint32_t* offsets, size_t ahead, const uint8_t* x, size_t stride, size_t quads) {
-        for (size_t quad = 0; quad < quads; ++quad, offsets += QUAD, x += QUAD_BYTES<Dtype::W8A8>) {
-            I16 lines[QUAD];
+    template <class Lines> RWKV_INLINE void add(Lines lines, const uint8_t* x, size_t stride, size_t quads) {
+        for (size_t quad = 0; quad < quads; ++quad, lines.advance(), x += QUAD_BYTES<Dtype::W8A8>) {
+            I16 weights[QUAD];
             unrolled<QUAD>([&](auto i) RWKV_UNROLLED {
-                __builtin_prefetch(weights + offsets[i + ahead], 0, 2);
-                lines[i] = load_line(weights + offsets[i]);
+                __builtin_prefetch(lines[i + Lines::AHEAD], 0, 2);
+                weights[i] = load_line(lines[i]);
             });
-            quads_of(lines);
+            quads_of(weights);
             unrolled<ROWS>([&](auto i) RWKV_UNROLLED {
                 const UnitInputs<Dtype::W8A8> row(x + i * stride);
-                unrolled<BAND>([&](auto p) RWKV_UNROLLED { row.add_products_to(sum[i][p], lines[p]); });
+                unrolled<BAND>([&](auto p) RWKV_UNROLLED { row.add_products_to(sum[i][p], weights[p]); });
             });
         }
     }
@@ -239,26 +249,27 @@ template <size_t ROWS> struct BandSums {
 
 #endif
 
-// Compute bands for a few rows. The gathered inputs are `job.sparse` and `job.x`.
+// Compute bands for a few rows. If `job.sparse` has gathered inputs, `job.x` are these, otherwise all.
 template <size_t ROWS> void linear_by_input(const LinearJob& job, size_t first_panel, size_t end_panel, float* sums) {
     constexpr Dtype DTYPE = Dtype::W8A8;
     const PackedMatrix& weight = job.weight;
     const uint8_t* const x = reinterpret_cast<const uint8_t*>(job.x.data);
     const size_t stride = job.x.stride * sizeof(float);
     const uint32_t *const offsets = job.sparse.offsets, *const group_ends = job.sparse.block_ends;
-    const size_t ahead = job.sparse.count == weight.in ? in_order_ahead(ROWS) : SKIPPING_AHEAD;
     for (size_t panel = first_panel; panel < end_panel; panel += BAND) {
-        const uint8_t *const weights = weight.at(panel, 0), *scales = weights;
+        const uint8_t *const band = weight.at(panel, 0), *lines = band;
         for (size_t i = 0; i < ROWS * BAND; ++i) store(sums + i * PANEL, zero());
         for (size_t begin = 0, quad = 0; begin < weight.in; begin += SCALED_INPUTS) {
             const InputGroup* const rows = job.groups + begin / SCALED_INPUTS * job.num_rows;
-            const size_t end = group_ends[begin / SCALED_INPUTS];
-            scales += std::min(SCALED_INPUTS, weight.in - begin) * INPUT_LINE;
+            const size_t inputs = std::min(SCALED_INPUTS, weight.in - begin);
+            const size_t end = offsets == nullptr ? quad + inputs / QUAD : group_ends[begin / SCALED_INPUTS];
+            const uint8_t *const quads = x + quad * QUAD_BYTES<DTYPE>, *const scales = lines + inputs * INPUT_LINE;
             BandSums<ROWS> group;
             group.start(rows);
-            group.add(weights, offsets + quad * QUAD, ahead, x + quad * QUAD_BYTES<DTYPE>, stride, end - quad);
+            if (offsets == nullptr) group.add(LinesInOrder<ROWS>{lines}, quads, stride, end - quad);
+            else group.add(ListedLines{band, offsets + quad * QUAD}, quads, stride, end - quad);
             add_to_totals<DTYPE, ROWS, BAND>(sums, rows, scales, group);
-            scales += BAND_SCALES;
+            lines = scales + BAND_SCALES;
             quad = end;
         }
         finish_tile(job, 0, ROWS, panel, BAND, {sums, BAND * PANEL, PANEL});

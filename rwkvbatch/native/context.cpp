@@ -347,6 +347,7 @@ void Context::skip_zeros(LinearJob& job) {
 }
 
 ArrayPtr Context::gather_inputs(LinearJob& job) {
+    if (!sparse_) return nullptr;
     const PackedMatrix& weight = job.weight;
     const size_t num_groups = ceil_div(weight.in, SCALED_INPUTS), max_count = weight.in + num_groups * (QUAD - 1);
     offsets_.resize(max_count + MAX_SPARSE_AHEAD);
@@ -355,7 +356,8 @@ ArrayPtr Context::gather_inputs(LinearJob& job) {
     const QuantizedRows rows{reinterpret_cast<const uint8_t*>(job.x.data), job.num_rows, weight.in, job.x.stride * sizeof(float)};
     const SparseQuads to{offsets_.data(), block_ends_.data(), reinterpret_cast<uint8_t*>(gathered->data),
                          gathered->stride * sizeof(float)};
-    const size_t count = isa_.integer_kernels->gather(rows, !sparse_, to);
+    const size_t count = isa_.integer_kernels->gather(rows, to);
+    if (count == weight.in) return nullptr;
     skipped_bytes_ += (weight.in - count) * INPUT_LINE * weight.num_bands();
     job.x = gathered->view();
     job.sparse = {offsets_.data(), block_ends_.data(), block_ends_.back() * QUAD, nullptr, 0};

@@ -143,8 +143,8 @@ inline void integer_linear(const LinearJob& job, size_t task, float* sums, const
     const bool int4 = weight.dtype == Dtype::INT4;
     const size_t quad_bytes = int4 ? QUAD_BYTES<Dtype::INT4> : QUAD_BYTES<Dtype::W8A8>;
     const size_t most_rows = max_integer_rows(weight.dtype);
-    if (job.sparse.offsets != nullptr) return linear_by_input(job, first_panel, end_panel, sums);
-    if (job.num_rows == 1 && !weight.by_input) {
+    if (weight.by_input && job.num_rows <= MAX_SPARSE_ROWS) return linear_by_input(job, first_panel, end_panel, sums);
+    if (job.num_rows == 1) {
         if (int4) one_integer_row<Dtype::INT4>(job, first_panel, end_panel);
         else one_integer_row<Dtype::W8A8>(job, first_panel, end_panel);
         return;

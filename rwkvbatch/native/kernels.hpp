@@ -199,7 +199,7 @@ struct Kernels {
 struct IntegerKernels {
     void (*quantize)(const QuantizeJob&, size_t begin, size_t end);
     void (*linear)(const LinearJob&, size_t task, float* scratch, const uint8_t* next);  // rows are from `quantize`
-    size_t (*gather)(const QuantizedRows&, bool all, const SparseQuads&);  // returns the number of gathered inputs
+    size_t (*gather)(const QuantizedRows&, const SparseQuads&);  // see `gather` in by_input.hpp
 };
 
 struct PackingKernels {

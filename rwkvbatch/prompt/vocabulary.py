@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rwkvbatch.errors import CheckpointError, InputError
-from rwkvbatch.files import read_file
+from rwkvbatch.files import read_file, user_path
 from rwkvbatch.prompt.bpe import BpeTokenizer
 from rwkvbatch.prompt.tokenizer import Tokenizer, WorldTokenizer, parse_entries, world_tokenizer
 
@@ -65,7 +65,7 @@ def tokenizer_of(model: HasVocabulary, vocab: str | None = None) -> Tokenizer:
     size = model.vocab_size
     vocab = vocab or os.environ.get(VOCAB_VARIABLE) or model.vocabulary_file
     if vocab is not None and vocab != WORLD:
-        return read_vocabulary(Path(vocab).expanduser(), size)
+        return read_vocabulary(user_path(vocab), size)
     if vocab == WORLD or model.vocabulary == WORLD or size in WORLD_SIZES or not model.path:
         return world_tokenizer(size)
     checkpoint = Path(model.path)

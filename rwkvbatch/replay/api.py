@@ -40,6 +40,7 @@ from rwkvbatch.config import (
 from rwkvbatch.config.names import full_name, option_name
 from rwkvbatch.config.sources import CHECKPOINT_ENDINGS, naming_origins, read_toml, resolve_settings
 from rwkvbatch.errors import UsageError, counted
+from rwkvbatch.files import user_path
 from rwkvbatch.judges.source import JudgeSource, judge_source
 from rwkvbatch.replay.consistency import check_plan, log_left_out, log_lint, refuse_contradictions, with_endpoint
 from rwkvbatch.replay.grid import PATHS, GridFile, make_cells
@@ -388,6 +389,6 @@ def _split_paths(text: str) -> list[str]:
 
 def _is_path(name: str) -> bool:
     try:
-        return any(Path(f"{name}{ending}").expanduser().exists() for ending in CHECKPOINT_ENDINGS)
+        return any(user_path(f"{name}{ending}").exists() for ending in CHECKPOINT_ENDINGS)
     except (OSError, ValueError, RuntimeError):
         return False

@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 GENERATION_RULES = 1
 """Version of the replies: incremented when the same weights, script and settings give other replies than before."""
 
-ROUNDING_RULES = 3
-"""The same for `cpu int8`, `cpu w8a8` and `cpu int4` alone. Manifests of the first two versions have no such entry."""
-
 JUDGING_RULES = 2
 """Version of the checks: incremented when a check judges the same reply otherwise than before; rows are then judged
 again."""
@@ -129,6 +126,14 @@ def _fills_in_system(plan: Plan, cell: int) -> bool:
     return plan.cell_settings[cell].system is not None and not plan.replaces_system(cell)
 
 
+def _rounding_rules(spec: Spec) -> dict[str, int]:
+    if isinstance(spec, ServedSpec):
+        return {}
+    from rwkvbatch.model.ops import rounding_rules  # imports torch, which runs of served models do without
+
+    return rounding_rules(spec.dtype)
+
+
 def _cell_identity(settings: CellSettings, spec: Spec, tokenizer: Tokenizer) -> dict[str, Any]:
     resolved = with_turn_end(settings, spec.weights_sha256)
     values = resolved.model_dump(mode="json", include=CellSettings.model_fields.keys() - _NOT_BY_VALUE)
@@ -138,11 +143,10 @@ def _cell_identity(settings: CellSettings, spec: Spec, tokenizer: Tokenizer) -> 
     if isinstance(spec, ServedSpec):
         served["endpoint_model"] = spec.name
     prelude = None if settings.prelude is None else load_prelude(settings.prelude)
-    rules = {"rounding_rules": ROUNDING_RULES} if spec.dtype in ("int8", "w8a8", "int4") else {}
     return {
         **values,
         **served,
-        **rules,
+        **_rounding_rules(spec),
         "weights_sha256": spec.weights_sha256,
         "dtype": spec.dtype,
         "backend": spec.backend,

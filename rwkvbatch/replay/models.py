@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Union
 
 from rwkvbatch.config import NO_ADAPTER, RunSettings
@@ -14,6 +13,7 @@ from rwkvbatch.endpoint.client import Budget, Client, ClientOptions, check_url
 from rwkvbatch.endpoint.engine import EndpointEngine
 from rwkvbatch.endpoint.served import Endpoint, ServedSpec, served_spec
 from rwkvbatch.errors import InputError, MissingDeviceError, UsageError
+from rwkvbatch.files import user_path
 from rwkvbatch.prompt.templates import load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
 from rwkvbatch.prompt.vocabulary import shown_ids, textless_ids, tokenizer_of
@@ -24,6 +24,7 @@ from rwkvbatch.script.lines import refuse
 if TYPE_CHECKING:
     from rwkvbatch.engine.engine import Engine
     from rwkvbatch.model.base import Model, ModelSpec
+    from rwkvbatch.model.checkpoint import Checkpoint
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class ModelLoader:
         self._notify = notify
         self._given_model = model
         self._loaded: tuple[tuple[str | None, str, str, str], Model] | None = None
+        self._loaded_names: set[str | None] = set()
         self._served: dict[Endpoint, tuple[Client, ServedSpec]] = {}
         self.budget = Budget(settings.max_requests)
         """The number of requests that may still be sent to servers, all endpoints together."""
@@ -107,10 +109,14 @@ class ModelLoader:
             self._loaded = None
             if setup.device is not None:
                 check_device(setup.device, "--devices")
-            if resolve_model_path(setup.model).bundled:
+            resolved = resolve_model_path(setup.model)
+            if resolved.bundled:
                 self._notify(USING_BUNDLED)
             began_s = time.monotonic()
-            model = load_model(*key[:3], threads=self._settings.threads, adapter=setup.adapter)
+            # By its file's path, there is no second warning that several files have its name.
+            path = resolved.path if setup.model in self._loaded_names else setup.model
+            self._loaded_names.add(setup.model)
+            model = load_model(path, *key[1:3], threads=self._settings.threads, adapter=setup.adapter)
             seconds = round(time.monotonic() - began_s, 3)
             _log.info("loaded the model", extra={"path": model.spec.path, "seconds": seconds})
             self._loaded = (key, model)
@@ -191,7 +197,7 @@ def check_headers(plan: Plan) -> tuple[Tokenizer, list[str]]:
     """
     from rwkvbatch.model.checkpoint import open_checkpoint
     from rwkvbatch.model.description import describe
-    from rwkvbatch.model.load import check_strategy, resolve_model_path
+    from rwkvbatch.model.load import resolve_model_path
 
     tokenizers: list[Tokenizer] = []
     warnings: list[str] = []
@@ -200,12 +206,12 @@ def check_headers(plan: Plan) -> tuple[Tokenizer, list[str]]:
             tokenizers.append(tokenizer_of(ServedSpec(setup.endpoint.url, "", "completions", ""), plan.settings.vocab))
             continue
         try:
-            with open_checkpoint(resolve_model_path(setup.model).path) as checkpoint:
+            resolved = resolve_model_path(setup.model)
+            if resolved.ambiguity is not None:
+                warnings.append(resolved.ambiguity)
+            with open_checkpoint(resolved.path) as checkpoint:
                 tokenizer = tokenizer_of(describe(checkpoint), plan.settings.vocab)
-                try:
-                    check_strategy(checkpoint, setup.strategy, setup.backend)
-                except MissingDeviceError as error:
-                    warnings.append(str(error))
+                warnings += _missing_devices(checkpoint, setup, plan.settings.devices)
         except InputError as error:
             warnings.append(f"{error}; tokens are counted with the World vocabulary")
             tokenizer = world_tokenizer()
@@ -215,6 +221,23 @@ def check_headers(plan: Plan) -> tuple[Tokenizer, list[str]]:
         tokenizers.append(tokenizer)
         warnings += _missing_files(setup, plan)
     return tokenizers[0], list(dict.fromkeys(warnings))
+
+
+def _missing_devices(checkpoint: Checkpoint, setup: Setup, devices: Sequence[str]) -> list[str]:
+    """Warnings about devices that this machine lacks: those of `--devices`, or that of the setup's strategy.
+
+    Raises:
+        UsageError: the strategy or the backend does not fit the model or one of the devices.
+    """
+    from rwkvbatch.model.load import check_strategy
+
+    warnings: list[str] = []
+    for device in devices or (None,):
+        try:
+            check_strategy(checkpoint, setup.on_device(device).strategy, setup.backend)
+        except MissingDeviceError as error:
+            warnings.append(str(error) if device is None else str(error).replace("--strategy", "--devices", 1))
+    return warnings
 
 
 def _textless_warnings(setup: Setup, tokenizer: Tokenizer) -> list[str]:
@@ -234,7 +257,7 @@ def _missing_files(setup: Setup, plan: Plan) -> list[str]:
     adapter = parse_adapter(setup.adapter)
     adapter_files = () if adapter is None else (adapter.path, adapter.init)
     files = [("--adapter", path) for path in adapter_files if path is not None]
-    files += [("--state", Path(path).expanduser()) for path in ModelLoader.state_files(setup, plan)]
+    files += [("--state", user_path(path)) for path in ModelLoader.state_files(setup, plan)]
     return [f"{option} {path}: there is no such file" for option, path in files if not path.exists()]
 
 

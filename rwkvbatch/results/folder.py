@@ -105,8 +105,12 @@ class Folder:
     def open_lines(self, name: str) -> int:
         """A descriptor that appends lines to a file; ends a last line that a crash cut off."""
         descriptor = self.open_append(name)
-        if not file_ends_a_line(self.path / name, at=self.handle):
-            write_all(self.files, descriptor, b"\n")
+        try:
+            if not file_ends_a_line(self.path / name, at=self.handle):
+                write_all(self.files, descriptor, b"\n")
+        except BaseException:  # KeyboardInterrupt too: no caller has the descriptor yet
+            self.files.close(descriptor)
+            raise
         return descriptor
 
     def append_lines(self, name: str, lines: Iterable[bytes]) -> None:

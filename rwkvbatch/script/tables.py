@@ -144,9 +144,11 @@ def _lines(path: str, _: TableForm) -> _NumberedValues:
         for line, data in enumerate(file, 1):
             source = SourceLine(path, line)
             try:
-                text = data.decode("utf-8-sig" if line == 1 else "utf-8")
+                text = data.decode("utf-8")
             except UnicodeDecodeError as error:
                 refuse(source, f"not UTF-8: byte 0x{data[error.start]:02x}", "save the file as UTF-8")
+            if line == 1:
+                text = text.removeprefix("\ufeff")
             if text.strip():
                 yield line, parse_line(text, source)
 

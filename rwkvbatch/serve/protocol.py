@@ -6,6 +6,7 @@ program (`top_k`, `min_p`, `think`, ...) are further fields of the same object, 
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -207,6 +208,7 @@ def decoded(body: bytes) -> object:
 def _reading_problem(body: bytes, error: orjson.JSONDecodeError) -> str:
     """Why the body could not be read. orjson has one error for what is not JSON and for what it does not hold."""
     try:
+        json.loads(body, parse_int=str)
         load_strictly(body.decode(), finite_float)
     except NotStrictError as problem:
         return f"cannot be read: {problem}; {problem.hint}"

@@ -31,6 +31,7 @@ from rwkvbatch.engine.engine import DEFAULT_STATE_MEMORY, Engine
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import Model, State
 from rwkvbatch.model.load import load_model, resolve_model_path
+from rwkvbatch.model.ops import rounding_rules
 from rwkvbatch.model.states import load_state
 from rwkvbatch.prompt.templates import load_prelude, load_template, with_turn_end
 from rwkvbatch.prompt.tokenizer import Tokenizer
@@ -167,7 +168,8 @@ def _engine(model: Model, tokenizer: Tokenizer, batch: int, memory: int, states:
 
 def _fingerprint(model: Model, tokenizer: Tokenizer) -> str:
     spec = model.spec
-    parts = (__version__, spec.weights_sha256, spec.backend, spec.device, spec.dtype, tokenizer.sha256)
+    rules = [f"{name} {version}" for name, version in rounding_rules(spec.dtype).items()]
+    parts = (__version__, spec.weights_sha256, spec.backend, spec.device, spec.dtype, *rules, tokenizer.sha256)
     return "fp_" + hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
 
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import shlex
 from functools import partial
 from pathlib import Path
 
@@ -55,6 +56,34 @@ def test_info_without_a_file_describes_the_bundled_model_or_the_one_of_the_envir
     monkeypatch.setenv("RWKVBATCH_MODEL", str(checkpoint))
     assert invoke(["model", "info", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["path"] == str(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "model info a",
+        "model convert a b.pth",
+        "model quantize a q.safetensors",
+        "model verify a --strategy cpu",
+        "model damage a --against cpu --strategy 'cpu int8' --texts t.txt --vocab world",
+        "model damage a.pth --against a --texts t.txt --vocab world",
+        "run s.jsonl --model a --vocab world --dry-run",
+        "run s.jsonl --model a --vocab world --max-tokens 1",
+        "run s.jsonl --model a --vocab world --max-tokens 1 --strategy 'cpu,cpu int8'",
+    ],
+)
+def test_it_is_said_once_which_of_several_files_of_a_name_is_read(
+    arguments: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.pth", "a.safetensors"):
+        assert invoke(["model", "random", "1x64", name, "--vocab", "512"]) == 0
+    Path("t.txt").write_text("Some text to compare on.")
+    Path("s.jsonl").write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n')
+    capsys.readouterr()
+    assert invoke(shlex.split(arguments)) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("a.pth is read, and not a.safetensors; give the name with its ending") == 1
 
 
 def test_info_prints_a_table(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -220,6 +220,9 @@ def test_a_dry_run_names_the_traps_in_a_script(tmp_path: Path, capsys: pytest.Ca
         (["--strategy", "cpu fp64"], "--strategy must be one of"),
         (["--strategy", "cpu,cpu fp64"], "--strategy must be one of"),
         (["--backend", "upstream", "--strategy", "cpu int4"], "--strategy must be one of"),
+        (["--strategy", "cuda fp16", "--backend", "cpu"], "--backend cpu cannot run on 'cuda'"),
+        (["--devices", "cuda:0", "--backend", "cpu"], "--backend cpu cannot run on 'cuda:0'"),
+        (["--devices", "cpu,cuda:0", "--strategy", "cpu int8"], "int8 in --strategy is for the CPU"),
         (["--ban", "5000"], "--ban: the model's vocabulary has 512 token ids"),
         (["--workers", "1", "--devices", "cpu,cpu"], "--devices names 2 devices for 1 worker"),
         (["--judge", "bundled", "--judge-url", "http://127.0.0.1:1/v1"], "--judge and --judge-url are both given"),
@@ -227,8 +230,10 @@ def test_a_dry_run_names_the_traps_in_a_script(tmp_path: Path, capsys: pytest.Ca
     ],
 )
 def test_a_dry_run_refuses_what_a_run_would_refuse(
-    options: list[str], message: str, script: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    options: list[str], message: str, script: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert invoke(["run", str(script), "--dry-run", *options]) == 2
     assert message in capsys.readouterr().err
 
@@ -245,6 +250,57 @@ def test_a_dry_run_warns_of_files_and_devices_that_another_machine_may_have(
         "--adapter init.pth: there is no such file",
         "--state none.pth: there is no such file",
     ]
+
+
+@pytest.mark.parametrize(
+    ("devices", "missing"),
+    [("cpu", []), ("cuda:0,cuda:0", ["--devices asks for the device 'cuda:0', but no CUDA device was found"])],
+)
+def test_devices_take_the_place_of_the_strategys_device_in_a_dry_run(
+    devices: str, missing: list[str], script: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    options = ["--strategy", "cuda fp16", "--devices", devices]
+    assert invoke(["run", str(script), "--dry-run", "--json", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["warnings"] == missing
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model", "~/model", "--state", "~/state.safetensors"],
+        ["--model", "~/model", "--vocab", "~/vocabulary.txt"],
+        ["--prelude", "~/prelude.txt"],
+        ["--template", "~/t.jinja"],
+        ["--config", "~/c.toml"],
+    ],
+)
+def test_a_tilde_is_the_home_directory_in_every_name_of_a_file(
+    options: list[str],
+    script: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    demo = Path(rwkvbatch.__file__).parent / "demo"
+    (home / "model.safetensors").write_bytes((demo / "rwkv7-demo.safetensors").read_bytes())
+    (home / "state.safetensors").write_bytes((demo / "uppercase-state.safetensors").read_bytes())
+    (home / "t.jinja").write_bytes((demo.parent / "prompt" / "bot.jinja").read_bytes())
+    (home / "prelude.txt").write_text("User: hi\n\nAssistant: Hi.\n\n")
+    (home / "c.toml").write_text("temperature = 0\n")
+    (home / "vocabulary.txt").write_text("".join(f"{byte + 1} {bytes([byte])!r} 1\n" for byte in range(256)))
+    arguments = ["run", str(script), "--max-tokens", "2", *options]
+    assert invoke([*arguments, "--dry-run", "--json"]) == 0
+    assert not [text for text in json.loads(capsys.readouterr().out)["warnings"] if "no such file" in text]
+    assert invoke([*arguments, "-o", str(tmp_path / "out")]) == 0
+
+
+def test_a_tilde_with_an_unknown_user_is_part_of_a_name(script: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["run", str(script), "--model", "~no-such-user/model"]) == 3
+    assert "~no-such-user/model: there is no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

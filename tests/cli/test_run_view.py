@@ -231,6 +231,25 @@ def test_texts_that_models_cut_differently_are_compared_by_their_bytes(
     assert invoke(["compare", "run", *command.split()]) == 0
 
 
+def test_the_model_that_cuts_texts_into_other_tokens_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("text.txt", "other.txt"):
+        Path(name).write_text("The quick brown fox jumps over the lazy dog.")
+    for seed, (name, size) in enumerate((("a", 512), ("b", 512), ("c", 65_536))):
+        random = ["model", "random", "1x64", f"{name}.safetensors", "--vocab", str(size), "--seed", str(seed)]
+        assert invoke([*random, "--quiet"]) == 0
+    assert invoke(["score", "text.txt", "other.txt", "--model", "a,b,c", "--out", "run", "--quiet"]) == 0
+    assert invoke(["score", "text.txt", "other.txt", "--model", "a,c", "--out", "two", "--quiet"]) == 0
+    capsys.readouterr()
+    assert invoke(["compare", "run"]) == 0
+    printed = " ".join("".join(capsys.readouterr()).split())
+    assert "no ranking by nll: model=c has no turn of the same tokens in common with model=a" in printed
+    assert invoke(["compare", "two"]) == 2
+    assert "such as --primary bits_per_byte" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("draws", "said"), [(1, True), (4, True), (8, False)])
 def test_a_race_of_few_draws_says_that_they_cannot_show_a_worse_cell(draws: int, said: bool) -> None:
     cells = [{"cell": name, "score": 1.0, "dropped_after": None} for name in ("a", "b")]

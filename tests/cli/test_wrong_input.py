@@ -40,6 +40,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["run", "s.jsonl", "--verify-batch", "-1"], 2, "--verify-batch"),
         (["run", "s.jsonl", "--config", "bad.toml"], 2, "not UTF-8: byte 0xff at place 5"),
         (["run", "s.jsonl", "--grid", "bad.toml"], 2, "not UTF-8: byte 0xff at place 5"),
+        (["run", "s.jsonl", "--config", "marked.toml"], 2, "not UTF-8: byte 0xff at place 7"),
+        (["run", "s.jsonl", "--prelude", "marked.toml"], 2, "not UTF-8: byte 0xff at place 7"),
         (["run", "s.jsonl", "--out", "bad.toml"], 2, "--out bad.toml: a run is a directory, and bad.toml is not one"),
         (["run", "s.jsonl", "--out", "bad.toml/x"], 2, "--out bad.toml/x: a run is a directory, and bad.toml is not"),
         (["merge", "s.jsonl", "--out", "m"], 3, "error: s.jsonl: is not a run directory\n  name the directory that"),
@@ -51,6 +53,7 @@ def test_it_is_said_once_and_clearly(
     arguments: list[str], code: int, said: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("bad.toml").write_bytes(b'a = "\xff"'[1:])
+    Path("marked.toml").write_bytes(b"\xef\xbb\xbfabc\xff")
     Path("run").mkdir()
     Path("run/manifest.json").touch()
     assert invoke(arguments) == code
@@ -157,3 +160,10 @@ def test_the_limit_of_a_line_is_that_of_the_environment_in_every_command(
     assert "the line is longer than 100 bytes" in capsys.readouterr().err
     monkeypatch.setenv("RWKVBATCH_MAX_LINE_BYTES", "1M")
     assert invoke(arguments) == 0
+
+
+def test_commands_with_limits_of_scripts_alone_do_not_read_other_settings_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RWKVBATCH_TEMP", "hot")
+    assert invoke(["plan", "datasets/demo.jsonl", "--detect", "0.05"]) == 0

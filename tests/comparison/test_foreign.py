@@ -16,7 +16,8 @@ from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.exits import ExitCode
 from rwkvbatch.comparison import compare, load
 from rwkvbatch.comparison.loading import load_runs
-from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RwkvBatchError, UsageError
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RwkvBatchError, ScriptError, UsageError
+from rwkvbatch.script.tables import read_records
 
 FILES = Path(__file__).parents[1] / "fixtures" / "foreign"
 """Files of promptfoo 0.121.20, Inspect 0.3.285 and lm-eval 0.4.13, without the parts that are not read."""
@@ -315,6 +316,13 @@ def test_a_fault_of_a_table_names_the_line_where_it_is(tmp_path: Path, content: 
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(RunDamagedError, match=re.escape(problem)):
         load(path)
+
+
+def test_the_byte_that_is_not_utf8_is_named_after_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"id": "\xe9"}\n')
+    with pytest.raises(ScriptError, match=r":1: not UTF-8: byte 0xe9"):
+        list(read_records(str(path)))
 
 
 def test_empty_lines_before_the_header_of_a_table_are_left_out(tmp_path: Path) -> None:

@@ -44,6 +44,17 @@ def test_the_probability_is_that_of_one_word_among_both_as_the_engine_scores_the
         assert found[question.text].probability == pytest.approx(expected, rel=1e-9)
 
 
+def test_answers_of_a_rounded_model_are_not_those_of_other_rounding_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    def identities() -> list[object]:
+        judges = [load_model(None, f"cpu {dtype}") for dtype in ("bf16", "int8")]
+        return [LocalJudge(judge, tokenizer_of(judge.spec)).identity for judge in judges]
+
+    bf16, int8 = identities()
+    monkeypatch.setattr("rwkvbatch.model.ops.ROUNDING_RULES", 99)
+    assert identities()[0] == bf16
+    assert identities()[1] != int8
+
+
 def test_the_batch_changes_no_answer(model: Model) -> None:
     asks = [VoteRequest(Question(f"{question.text} {n}", question.words)) for n in range(4) for question in QUESTIONS]
     assert answered(model, asks, 1) == answered(model, asks, 8)

@@ -89,7 +89,7 @@ class TestContinuing:
     ) -> None:
         loader = FakeLoader(FakeSpec(dtype=dtype))
         run(tmp_path / "run", loader=loader)
-        monkeypatch.setattr("rwkvbatch.replay.identity.ROUNDING_RULES", 99)
+        monkeypatch.setattr("rwkvbatch.model.ops.ROUNDING_RULES", 99)
         with (
             pytest.raises(RunMismatchError, match="rounding_rules: existing run: 3; this command: 99")
             if refused

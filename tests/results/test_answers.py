@@ -152,6 +152,33 @@ def test_a_failed_write_is_raised(tmp_path: Path) -> None:
         store.use(FakeJudge())
 
 
+@pytest.mark.parametrize("failing", ["read", "write"])
+def test_a_file_whose_last_line_cannot_be_ended_is_closed(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+
+    def fail(*_: object, **__: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    class RecordingFiles(Files):
+        def open_append(self, path: Path, at: int | None = None) -> int:
+            opened.append(super().open_append(path, at))
+            return opened[-1]
+
+        def close(self, descriptor: int) -> None:
+            opened.remove(descriptor)
+            super().close(descriptor)
+
+    if failing == "read":
+        monkeypatch.setattr("rwkvbatch.results.folder.file_ends_a_line", fail)
+    monkeypatch.setattr(RecordingFiles, "write", fail)
+    (tmp_path / "kept.jsonl").write_bytes(b"torn")
+    with pytest.raises(OSError, match="No space left"):
+        Folder(tmp_path, RecordingFiles()).append_lines("kept.jsonl", [b"{}\n"])
+    assert opened == []
+
+
 def test_answers_are_flushed_every_64_lines_and_at_the_end(tmp_path: Path) -> None:
     synced: list[int] = []
 

@@ -127,6 +127,8 @@ def test_bodies_that_are_no_requests_are_refused(server: Server, body: bytes) ->
         (b'{"model": NaN}', "the body cannot be read: NaN is not a JSON number; write a finite number, or null"),
         (b'{"model": "\\ud800"}', "the body cannot be read: no low surrogate in string"),
         (b'{"model": ', "the body is not JSON: unexpected end of data"),
+        (b'{"model": {"x": 1, "x": 2}, "a": }', "the body is not JSON: "),
+        (b'{"model": [Infinity], }', "the body is not JSON: "),
         (b"\xff", "the body is not JSON: str is not valid UTF-8"),
     ],
 )

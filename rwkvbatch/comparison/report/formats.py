@@ -193,7 +193,7 @@ def as_markdown(analysis: Analysis) -> str:
     families = {family.name: family for family in analysis.families}
     for name, lines in by_family(analysis.comparisons).items():
         details = "; ".join(filter(None, (extent(lines, analysis.repetitions), power(lines), rank_disagreement(lines))))
-        correction_sentence = correction(families[name]) if name in families else ""
+        correction_sentence = correction(families[name], lines) if name in families else ""
         sentences = " ".join(filter(None, (details and f"{details}.", correction_sentence)))
         parts.append("\n\n".join(filter(None, (f"### {escaped(question(lines))}", escaped(sentences), _table(lines)))))
     if not analysis.comparisons:

@@ -190,7 +190,7 @@ def _about(analysis: Analysis, lines: Sequence[Comparison]) -> list[str]:
     families = {family.name: family for family in analysis.families}
     sentences = [": ".join(filter(None, (question(lines), extent(lines, analysis.repetitions)))) + "."]
     if lines[0].family in families:
-        sentences.append(correction(families[lines[0].family]))
+        sentences.append(correction(families[lines[0].family], lines))
     sentences += [f"{text[0].upper()}{text[1:]}." for text in (power(lines), rank_disagreement(lines)) if text]
     return sentences
 

@@ -8,7 +8,7 @@ number of token rows of the ragged batch, C the width, H the number of heads, N 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from torch import Tensor
 
@@ -26,6 +26,18 @@ ShiftKind = Literal["att", "ffn"]
 Rounding = Literal["int8", "w8a8", "int4"]
 """How matrices are rounded, in groups of inputs. `int8`: weights to 8 bits. `w8a8`: weights and inputs to 8 bits.
 `int4`: weights to 4 bits and inputs to 8 bits."""
+
+ROUNDING_RULES = 3
+"""Version of the logits with these roundings: incremented when a rounding or the order of its arithmetic changes."""
+
+
+def rounding_rules(dtype: str) -> dict[str, int]:
+    """The rules on which the logits of a model depend besides its weights and `dtype`, by name; none without rounding.
+
+    They belong to everything that says whether two models answer the same: cells of a run, judges, served models.
+    """
+    return {"rounding_rules": ROUNDING_RULES} if dtype in get_args(Rounding) else {}
+
 
 MatrixKind = Literal["large", "low_rank", "other"]
 """What a matrix is in the network. `large`: one of those that hold nearly all weights. `low_rank`: a factor of the

@@ -179,6 +179,29 @@ def test_markdown_has_the_numbers_of_turns_and_conversations(analysis: Analysis)
     assert "One test, level 95 %.\n\n| variant" in as_markdown(analysis)
 
 
+@pytest.mark.parametrize(
+    ("cells", "conversations", "said"),
+    [
+        (("t=1", "t=2", "t=3"), 12, r"One test, level 95 %\. 1 comparison of equal pairs needs no test\."),
+        (("t=1", "t=2", "t=3"), 1, r"One test, level 95 %\. 1 comparison of equal pairs needs no test\."),
+        (("t=1", "t=2", "t=3", "t=4"), 12, r"Family of 2 tests, .*%\. 1 comparison of equal pairs needs no test\."),
+    ],
+)
+def test_comparisons_of_equal_pairs_are_not_counted_as_tests(
+    cells: tuple[str, ...], conversations: int, said: str, tmp_path: Path
+) -> None:
+    def let_all_pass(row: dict[str, Any], _: object) -> None:
+        if row["cell"] in ("t=1", "t=2"):
+            row["checks"][0] |= {"passed": True, "score": 1.0}
+        elif row["turn"] == 0:
+            row["checks"][0] |= {"passed": False, "score": 0.0}
+
+    run = make_run(tmp_path / "a", cells=cells, conversations=conversations, change=let_all_pass)
+    result = compare([str(run)])
+    assert re.search(said, as_markdown(result))
+    assert re.search(said, as_html(result))
+
+
 def test_every_format_names_the_families(tmp_path: Path) -> None:
     result = compare([str(make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3")))], by="turn", metrics=["nll", "score"])
     content = json.loads(as_json(result))
