@@ -34,9 +34,9 @@ class Family:
         exploratory: False only for the primary metric over all rows; an exploratory result is a lead, not a finding.
         size: number of tests that the correction counts: those whose pairs are not all equal.
         level: family-wise error rate.
-        level_each: level of each single test that keeps it.
-        level_interval: level of each interval at which all hold together with probability `1 - level`, at most
-            `level_each`.
+        level_each: level of each single test by sign flips that keeps it.
+        level_interval: level of each interval at which all hold together with probability `1 - level`, and of Hall's
+            test of differences that are not discrete; at most `level_each`.
         exact: whether all sign patterns were enumerated.
     """
 
@@ -71,7 +71,8 @@ class Comparison:
         decidable: whether this number of conversations can give a significant result in the family at all.
         identical: all pairs are equal.
         level: the family's level.
-        level_each: this test's level within the family.
+        level_each: this test's level within the family (`stats.family.Difference`): that of the family, or
+            `level_interval` where Hall's test does not reject 0.
         margin: differences up to this size are equivalent.
         exploratory: see `Family`.
     """
@@ -212,6 +213,7 @@ def _untested(sample: _Sample, family: Family, margin: float | None) -> Comparis
         mean=difference, low=nan, high=nan, low_alone=nan, high_alone=nan, p=nan, p_adjusted=nan, p_rank=nan,
         clusters=sample.num_conversations, pairs=sample.size, standard_error=standard_error, detectable=nan,
         decidable=False, identical=bool(sample.size) and np.array_equal(values.baseline, values.variant),
+        level_each=family.level_each,
     )  # fmt: skip
     return _comparison(sample, family, test, margin)
 
@@ -227,7 +229,7 @@ def _comparison(sample: _Sample, family: Family, test: Difference, margin: float
         high=test.high, low_alone=test.low_alone, high_alone=test.high_alone, p=test.p, p_adjusted=test.p_adjusted,
         p_rank=test.p_rank, wins=wins, ties=zero, losses=losses, detectable=test.detectable, num_values=sample.size,
         num_conversations=sample.num_conversations, decidable=test.decidable, identical=test.identical,
-        level=family.level, level_each=family.level_each, margin=margin, exploratory=family.exploratory,
+        level=family.level, level_each=test.level_each, margin=margin, exploratory=family.exploratory,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ testing): `Family.level_each` is the level of a single test. Flips test differen
 differ much, the flipped sums of all of them are alike, or take few values, so that tests need little correction.
 Intervals hold the true differences, around which the variants' deviations may be independent. Their level is
 `Family.level_interval`, which also corrects the p-values of Hall's transformation. An interval still excludes 0 exactly
-where the test is significant.
+where the test is significant, and `Difference.level_each` is the level of the test that decides.
 """
 
 from __future__ import annotations
@@ -60,10 +60,13 @@ class Difference:
         clusters: conversations with pairs.
         pairs: matched pairs.
         standard_error: of the mean, from the spread of the clusters; NaN with fewer than two clusters.
-        detectable: the smallest true difference that this design finds at the family's level 4 times in 5; NaN if it is
-            unknown or if no outcome is significant.
+        detectable: the smallest true difference that this design finds 4 times in 5, at `Family.level_each` if it is
+            discrete, else at `Family.level_interval`; NaN if it is unknown or if no outcome is significant.
         decidable: False if there are too few conversations for any outcome to be significant in this family.
         identical: every pair is equal.
+        level_each: the level of the test that decides: where Hall's transformation rejects 0, or does not apply (to
+            discrete differences), that of sign flips, `Family.level_each`, else that of Hall's transformation,
+            `Family.level_interval`.
         level_interval: the level of `low` and `high`: the family's, or Bonferroni's if every pair is equal.
     """
 
@@ -81,6 +84,7 @@ class Difference:
     detectable: float
     decidable: bool
     identical: bool
+    level_each: float
     level_interval: float = math.nan
 
     @property
@@ -95,9 +99,10 @@ class Family:
 
     Attributes:
         level: the probability of any false alarm among them.
-        level_each: the level of a single test that keeps `level`. It is `level` for one comparison, and at least
-            `level` divided by the number of comparisons with pairs that differ.
-        level_interval: the level of a single interval (`signflip.LargestSums`), at most `level_each`.
+        level_each: the level of a single test by sign flips that keeps `level`. It is `level` for one comparison, and
+            at least `level` divided by the number of comparisons with pairs that differ.
+        level_interval: the level of a single interval, and of Hall's transformation (`signflip.LargestSums`), at most
+            `level_each`.
         exact: whether all sign patterns were enumerated.
     """
 
@@ -130,7 +135,7 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
     differences = dict(zip(tested.tolist(), variants.differences(tests), strict=True))
     with_pairs = max(1, int((num_pairs > 0).any(axis=0).sum()))
     for column in np.flatnonzero(scale == 0).tolist():
-        differences[column] = _equal_pairs(num_pairs[:, column], level, widest, level / with_pairs)
+        differences[column] = _equal_pairs(num_pairs[:, column], tests, widest, level / with_pairs)
     return Family(
         level,
         tests.level_each,
@@ -154,13 +159,13 @@ def _used_clusters(sums: ArrayLike, counts: ArrayLike) -> tuple[NDArray[np.float
     return np.where(num_pairs > 0, paired_sums, 0.0)[used], num_pairs[used]
 
 
-def _equal_pairs(num_pairs: NDArray[np.float64], level: float, widest: float, level_interval: float) -> Difference:
+def _equal_pairs(num_pairs: NDArray[np.float64], tests: _Tests, widest: float, level_interval: float) -> Difference:
     """The difference of a variant all of whose pairs are equal, or that has none.
 
     Equal pairs do not show how others differ: a share of the conversations that a sample may lack (`unseen_share`) can
     differ as far as the metric allows.
     """
-    clusters = int((num_pairs > 0).sum())
+    clusters, level = int((num_pairs > 0).sum()), tests.level
     decidable = clusters > 0 and _smallest_p(clusters) <= level
 
     def end(at: float) -> float:
@@ -172,7 +177,7 @@ def _equal_pairs(num_pairs: NDArray[np.float64], level: float, widest: float, le
     return Difference(
         mean=mean, low=-together, high=together, low_alone=-alone, high_alone=alone, p=1.0, p_adjusted=1.0, p_rank=1.0,
         clusters=clusters, pairs=round(float(num_pairs.sum())), standard_error=mean, detectable=math.nan,
-        decidable=decidable, identical=clusters > 0, level_interval=level_interval,
+        decidable=decidable, identical=clusters > 0, level_each=tests.level_each, level_interval=level_interval,
     )  # fmt: skip
 
 
@@ -188,6 +193,7 @@ class _Tests:
     Attributes:
         p: `[variants]` of each variant by itself.
         p_adjusted: `[variants]` corrected for the family.
+        levels: `[variants]` of the test that decides (`Difference.level_each`).
         subsets: the sums of all variants, if there are few; else None, because they take too much memory to be kept.
     """
 
@@ -197,6 +203,7 @@ class _Tests:
     level_interval: float
     p: NDArray[np.float64]
     p_adjusted: NDArray[np.float64]
+    levels: NDArray[np.float64]
     subsets: _SubsetSums | None
 
 
@@ -253,16 +260,18 @@ class _Variants:
         kept = subsets if len(self.blocks) == 1 else None
         p = np.maximum(p_flips, p_skewed)
         if self.scale.size < 2:
-            return _Tests(flips, level, level, level, p, p, kept)
+            return _Tests(flips, level, level, level, p, p, np.full(p.size, level), kept)
         smallest.sort()
         # `smallest` is of the drawn patterns. Adjusting the larger one of both p-values keeps the level for either.
         found = np.searchsorted(smallest, np.maximum(p_flips, p_of_patterns), side="right")
         # p-values of skewed means take any value, so that the few values of those of flips do not correct them.
         largest = LargestSums.of(self.deviations())
-        p_adjusted = np.maximum(found / flips.count, largest.adjusted(p_skewed))
+        p_skewed_adjusted = largest.adjusted(p_skewed)
+        p_adjusted = np.maximum.reduce([p, found / flips.count, p_skewed_adjusted])
         each = level_each(smallest, level)
         interval = min(each, largest.level_each(level))
-        return _Tests(flips, level, each, interval, p, np.maximum(p, p_adjusted), kept)
+        levels = np.where(p_skewed_adjusted <= level, each, interval)
+        return _Tests(flips, level, each, interval, p, p_adjusted, levels, kept)
 
     def deviations(self) -> NDArray[np.float64]:
         """`[clusters, variants]`: of the differences from their means, as `scaled`; 0 if all pairs are the same."""
@@ -284,6 +293,7 @@ class _Variants:
         together = means.interval(tests.level_each, tests.level_interval, spread, significant=p_adjusted <= tests.level)
         rank_sums = np.round(self.ranks[:, column].sum() - 2 * subsets.ranks, 6)
         decidable = _smallest_p(spread.clusters) <= tests.level_each
+        planning_level = tests.level_each if spread.discrete else tests.level_interval
         return Difference(
             mean=spread.mean,
             low=min(together[0], alone[0]),
@@ -296,9 +306,10 @@ class _Variants:
             clusters=spread.clusters,
             pairs=round(float(self.counts[:, column].sum())),
             standard_error=spread.standard_error,
-            detectable=spread.detectable(tests.level_each) if decidable else math.nan,
+            detectable=spread.detectable(planning_level) if decidable else math.nan,
             decidable=decidable,
             identical=False,
+            level_each=float(tests.levels[column]),
             level_interval=tests.level_interval,
         )
 

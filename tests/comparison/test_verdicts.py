@@ -16,7 +16,7 @@ from rwkvbatch.comparison.metrics import Metric, metric_named
 from rwkvbatch.comparison.paired import Comparison, compare_metric
 from rwkvbatch.comparison.pairing import Pair, Variant
 from rwkvbatch.comparison.ranking import Ranking, VariantValues, rank_values
-from rwkvbatch.comparison.wording import difference, directions, extent, interval, left_out, number, verdict
+from rwkvbatch.comparison.wording import correction, difference, directions, extent, interval, left_out, number, verdict
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,23 @@ def designs(count: int, seed: int) -> Iterator[Design]:
         yield Design(metric, rows, conversations, [None, 0.05, 0.6][int(rng.integers(3))])
 
 
+def variants_of(design: Design) -> list[Variant]:
+    return [Variant("run", f"v{number}", f"v{number}") for number in range(design.rows.shape[1])]
+
+
+def matched_rows(design: Design, *, as_table: bool = False) -> list[MatchedRows]:
+    variants = variants_of(design)
+    name = design.metric.column
+    baseline, *others = (pd.Series(values) for values in design.rows.T)
+    conversations = pd.Series(design.conversations)
+    return [
+        MatchedRows(Pair(variants[0], variant), rows, 0, 0, 0)  # pyright: ignore[reportArgumentType]
+        for variant, values in zip(variants[1:], others, strict=True)
+        for columns in ({f"{name}_a": baseline, f"{name}_b": values, "conversation_code": conversations},)
+        for rows in (pd.DataFrame(columns) if as_table else columns,)
+    ]
+
+
 def analysed(design: Design, *, as_table: bool = False) -> tuple[list[Comparison], Ranking | None]:
     """The lines and the ranking of a design.
 
@@ -62,17 +79,8 @@ def analysed(design: Design, *, as_table: bool = False) -> tuple[list[Comparison
         as_table: give the matched rows as a table. Without it they are columns only, because tables take a third of the
             time of an analysis; `test_columns_and_tables_have_the_same_lines` compares both.
     """
-    variants = [Variant("run", f"v{number}", f"v{number}") for number in range(design.rows.shape[1])]
-    name = design.metric.column
-    baseline, *others = (pd.Series(values) for values in design.rows.T)
-    conversations = pd.Series(design.conversations)
-    matched = [
-        MatchedRows(Pair(variants[0], variant), rows, 0, 0, 0)  # pyright: ignore[reportArgumentType]
-        for variant, values in zip(variants[1:], others, strict=True)
-        for columns in ({f"{name}_a": baseline, f"{name}_b": values, "conversation_code": conversations},)
-        for rows in (pd.DataFrame(columns) if as_table else columns,)
-    ]
-    lines, family = compare_metric(design.metric, matched, margin=design.margin)
+    variants = variants_of(design)
+    lines, family = compare_metric(design.metric, matched_rows(design, as_table=as_table), margin=design.margin)
     assert family.size <= len(lines)
     if not design.metric.ranked or len(variants) < 3 or np.isnan(design.rows).all(axis=0).any():
         return lines, None
@@ -250,3 +258,21 @@ def test_a_disagreeing_signed_rank_test_counts_for_metrics_with_heavy_tails_only
     assert not line(p_rank=0.5).rank_disagrees
     assert line(p_rank=0.5, metric=metric_named("nll")).rank_disagrees
     assert not line(p_rank=0.01, metric=metric_named("nll")).rank_disagrees
+
+
+def test_signed_rank_tests_and_verdicts_beside_large_differences_are_at_one_level() -> None:
+    """Differences that Hall's transformation does not reject are tested at the level of intervals."""
+    rng = np.random.default_rng(8)
+    nll, conversations = metric_named("nll"), np.arange(12)
+    between = 0
+    for _ in range(60):
+        values = rng.normal(0.0, 1.0, (12, 6)) * (np.arange(6) > 0) + np.array([0.0, 0.9, 3.0, 3.0, 3.0, 3.0])
+        design = Design(nll, values, conversations, None)
+        lines, family = compare_metric(nll, matched_rows(design))
+        assert "each interval and Hall's test of differences that are not discrete at" in correction(family, lines)
+        for found in lines:
+            assert found.significant == (found.p <= found.level_each)
+            if not found.significant and family.level_interval < found.p_rank <= family.level_each:
+                between += 1
+                assert not found.rank_disagrees
+    assert between
