@@ -111,8 +111,8 @@ RWKV_INLINE void put_input(uint8_t* quads, size_t k, int32_t value) {
     }
 }
 
-// Gather the rounded inputs that are nonzero in at least one row into `to`. Returns their number, or the number of all inputs if so
-// many are nonzero that all are to be read in order.
+// Gather the rounded inputs that are nonzero in at least one row into `to`. Returns their number, or that of all inputs if there
+// are more than `max_gathered`: then all are to be read in order.
 inline size_t gather(const QuantizedRows& rows, const SparseQuads& to) {
     size_t number = 0, count = 0;
     for (size_t begin = 0, offset = 0; begin < rows.in; begin += SCALED_INPUTS, offset += BAND_SCALES) {

@@ -31,7 +31,7 @@ _SMALL_PRODUCT = 2**19
 _KEPT_COLUMNS = 8
 """Largest number of variants of the families that share the normal numbers that they draw (6 MB together)."""
 _MANY_COLUMNS = 128
-"""From so many columns on, their maximum is as fast without transposing them."""
+"""With at least this many columns, their maximum is as fast without transposing them."""
 _BLOCK = 64
 """Variants whose subset sums are in memory at once."""
 

@@ -130,7 +130,7 @@ class SkewedMean:
         return float(min(1.0, 2 * stdtr(self.degrees(ORDINARY), -transformed)))
 
     def _level_of(self, errors: float, side: int) -> float:
-        """The level below `ORDINARY` of which the end on this side is so many standard errors from the mean."""
+        """The level below `ORDINARY` at which the end on this side is `errors` standard errors from the mean."""
         low, high = math.log(LEAST_P), math.log(ORDINARY)
         if self.errors(LEAST_P, side) < errors:
             return 0.0

@@ -61,7 +61,7 @@ _MAX_DIFF_CHARACTERS = 600
 _MAX_CHOICES = 10
 _MIN_TEXT_WIDTH = 5
 _WIDEST_CHARACTER = 2
-"""Characters are at most so many columns wide; one that is wider than a line would become a blank."""
+"""The most columns that a character takes; one that is wider than a line would become a blank."""
 _RULE_ENDS = 4
 """The width of a rule's line and space on both sides of its title."""
 
