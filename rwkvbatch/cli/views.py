@@ -147,10 +147,10 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     from rwkvbatch.cli.exits import print_json
     from rwkvbatch.config.sources import naming_origins
     from rwkvbatch.replay.consistency import check_judge
-    from rwkvbatch.replay.models import check_headers
+    from rwkvbatch.replay.judging.rubrics import questions_of
     from rwkvbatch.replay.preview import preview
-    from rwkvbatch.replay.prompts import PromptEncoder
-    from rwkvbatch.replay.rubrics import questions_of
+    from rwkvbatch.replay.worker.models import check_headers
+    from rwkvbatch.replay.worker.prompts import PromptEncoder
     from rwkvbatch.script.lint import lint, lint_system
 
     with naming_origins(prepared.plan.origins):
