@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -241,10 +240,12 @@ def _scatter(
     *, size: float, edge: float = 1.0,
 ) -> list[str]:  # fmt: skip
     """Draw dots of a diameter in points. Returns their tooltips; infinite values have neither."""
-    is_finite = np.isfinite(x) & np.isfinite(y)
-    x, y, tips, colours = (list(compress(values, is_finite)) for values in (x, y, tips, colours))
-    plot.scatter(x, y, s=size**2, c=colours, edgecolors=PAPER, linewidths=edge, gid=gid, zorder=2)
-    return tips
+    drawn = [i for i in range(len(tips)) if math.isfinite(x[i]) and math.isfinite(y[i])]
+    places = ([values[i] for i in drawn] for values in (x, y))
+    plot.scatter(
+        *places, s=size**2, c=[colours[i] for i in drawn], edgecolors=PAPER, linewidths=edge, gid=gid, zorder=2
+    )
+    return [tips[i] for i in drawn]
 
 
 def trend_figure(trend: Trend, *, exploratory: bool = False) -> Figure:
