@@ -33,8 +33,8 @@ from rwkvbatch.errors import RowError, UsageError, counted
 from rwkvbatch.model.load import load_model
 from rwkvbatch.prompt.vocabulary import tokenizer_of
 from rwkvbatch.replay.api import run
-from rwkvbatch.replay.conversation import ConversationReplay
-from rwkvbatch.replay.prompts import PromptEncoder
+from rwkvbatch.replay.worker.conversation import ConversationReplay
+from rwkvbatch.replay.worker.prompts import PromptEncoder
 
 Verdict = Literal["same", "rounded", "damaged"]
 Notify = Callable[[str], None]

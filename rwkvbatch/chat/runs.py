@@ -19,11 +19,10 @@ from rwkvbatch.config import CellSettings, RunSettings
 from rwkvbatch.config.names import option_name
 from rwkvbatch.engine.request import FinishReason, closed_history
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
-from rwkvbatch.files import save_file, user_path
+from rwkvbatch.files import save_file, sha256_of_file, user_path
 from rwkvbatch.prompt.escaping import one_line
 from rwkvbatch.prompt.templates import PRELUDES, load_prelude, template_path
-from rwkvbatch.replay.identity import sha256_of_file
-from rwkvbatch.replay.plan import with_params
+from rwkvbatch.replay.planning.plan import with_params
 from rwkvbatch.results.manifest import GIVEN_FOR_ALL, read_manifest, system_of
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row

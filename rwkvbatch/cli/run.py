@@ -177,8 +177,8 @@ def run_with_progress(scripts: list[str], options: dict[str, Any], out: Path | N
     from rwkvbatch.prompt.escaping import printable
     from rwkvbatch.replay.api import run
     from rwkvbatch.replay.logs import command_line, with_directory
+    from rwkvbatch.replay.planning.row_index import Shard
     from rwkvbatch.replay.progress import BarObserver, LineObserver
-    from rwkvbatch.replay.row_index import Shard
     from rwkvbatch.results.directory import default_directory
     from rwkvbatch.signals import StoppedEarly, Terminated, stop_on_signals
 

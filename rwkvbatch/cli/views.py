@@ -146,10 +146,10 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     """Print the plan of a run, with warnings. Reads the checkpoints' headers for their vocabularies; loads no model."""
     from rwkvbatch.cli.exits import print_json
     from rwkvbatch.config.sources import naming_origins
-    from rwkvbatch.replay.models import check_headers
+    from rwkvbatch.replay.judging.rubrics import questions_of
     from rwkvbatch.replay.preview import preview
-    from rwkvbatch.replay.prompts import PromptEncoder
-    from rwkvbatch.replay.rubrics import questions_of
+    from rwkvbatch.replay.worker.models import check_headers
+    from rwkvbatch.replay.worker.prompts import PromptEncoder
     from rwkvbatch.script.lint import lint, lint_system
 
     with naming_origins(prepared.plan.origins):

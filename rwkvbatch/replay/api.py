@@ -43,15 +43,16 @@ from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.files import user_path
 from rwkvbatch.judges.source import JudgeSource, judge_source
 from rwkvbatch.replay.consistency import check_plan, log_left_out, log_lint, refuse_contradictions, with_endpoint
-from rwkvbatch.replay.grid import PATHS, GridFile, make_cells
+from rwkvbatch.replay.judging.rubrics import turns_with_rubrics
 from rwkvbatch.replay.metrics import serving_metrics
-from rwkvbatch.replay.models import USING_BUNDLED, ModelLoader, setups_of
-from rwkvbatch.replay.plan import Plan, select
-from rwkvbatch.replay.pool_kinds import pool_for
+from rwkvbatch.replay.planning.grid import PATHS, GridFile, make_cells
+from rwkvbatch.replay.planning.plan import Plan, select
+from rwkvbatch.replay.planning.row_index import Shard
+from rwkvbatch.replay.planning.setups import setups_of
+from rwkvbatch.replay.pools.pool_kinds import pool_for
 from rwkvbatch.replay.progress import Observer
-from rwkvbatch.replay.row_index import Shard
-from rwkvbatch.replay.rubrics import turns_with_rubrics
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
+from rwkvbatch.replay.worker.models import USING_BUNDLED, ModelLoader
 from rwkvbatch.results.directory import SKIPPED_NAME
 from rwkvbatch.script.documents import read_documents
 from rwkvbatch.script.reader import Script, read_scripts

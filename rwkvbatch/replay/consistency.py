@@ -13,12 +13,12 @@ from rwkvbatch.config.sources import ResolvedSettings
 from rwkvbatch.endpoint.served import CLIENT_SETTINGS, check_settings, refuse_without
 from rwkvbatch.errors import UsageError
 from rwkvbatch.judges.source import judge_source
-from rwkvbatch.replay.grid import Cell
-from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool_kinds import check_pool
-from rwkvbatch.replay.race import FIRST_LOOK
-from rwkvbatch.replay.rounds import turns_of_draws
-from rwkvbatch.replay.row_index import Shard
+from rwkvbatch.replay.planning.grid import Cell
+from rwkvbatch.replay.planning.plan import Plan
+from rwkvbatch.replay.planning.race import FIRST_LOOK
+from rwkvbatch.replay.planning.rounds import turns_of_draws
+from rwkvbatch.replay.planning.row_index import Shard
+from rwkvbatch.replay.pools.pool_kinds import check_pool
 from rwkvbatch.script.lint import lint, lint_system
 from rwkvbatch.script.reader import Script
 

@@ -14,17 +14,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch.errors import RwkvBatchError, StorageError, counted
 from rwkvbatch.files import OS_FILES, Files
+from rwkvbatch.replay.continuing.identity import make_about, make_identity
+from rwkvbatch.replay.continuing.reuse import Reuse, adopt, check_rows_of_plan, missing_rows
+from rwkvbatch.replay.continuing.row_digests import RowDigests
 from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
-from rwkvbatch.replay.identity import RowDigests, make_about, make_identity
-from rwkvbatch.replay.judging import explain
-from rwkvbatch.replay.models import ModelLoader, Setup, refuse_unusable, setups_of
-from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import WorkerPool
-from rwkvbatch.replay.pool_kinds import MakePool
-from rwkvbatch.replay.progress import Counts, Observer, Progress, StepLog
-from rwkvbatch.replay.race import RaceResult
-from rwkvbatch.replay.reuse import Reuse, adopt, check_rows_of_plan, missing_rows
-from rwkvbatch.replay.rounds import (
+from rwkvbatch.replay.judging.checks import explain
+from rwkvbatch.replay.judging.verdicts import OpensJudge, RunVerdicts
+from rwkvbatch.replay.planning.plan import Plan
+from rwkvbatch.replay.planning.race import RaceResult
+from rwkvbatch.replay.planning.rounds import (
     DrawSelection,
     ReachedPrecision,
     RepeatSelection,
@@ -35,9 +33,13 @@ from rwkvbatch.replay.rounds import (
     reached_precision,
     rounds,
 )
-from rwkvbatch.replay.row_index import write_members
-from rwkvbatch.replay.verdicts import OpensJudge, RunVerdicts
+from rwkvbatch.replay.planning.row_index import write_members
+from rwkvbatch.replay.planning.setups import Setup, setups_of
+from rwkvbatch.replay.pools.pool import WorkerPool
+from rwkvbatch.replay.pools.pool_kinds import MakePool
+from rwkvbatch.replay.progress import Counts, Observer, Progress, StepLog
 from rwkvbatch.replay.verify import Difference, is_verifiable, verdict, verify_rows
+from rwkvbatch.replay.worker.models import ModelLoader, refuse_unusable
 from rwkvbatch.results.directory import KEPT_NAME, RunDirectory
 from rwkvbatch.results.manifest import read_manifest
 from rwkvbatch.results.recovery import read_results

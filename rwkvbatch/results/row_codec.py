@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -96,6 +97,12 @@ def digest_of(line: bytes) -> RowDigest | None:
     """The digests in a line; None if it has none, like lines of earlier versions."""
     match = _DIGEST.search(line, max(0, len(line) - 300))
     return None if match is None else RowDigest(match[1].decode(), match[2].decode())
+
+
+def json_digest(value: Any) -> str:
+    """32 hex digits of the SHA-256 of a value as JSON."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=list)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from rwkvbatch.cli.app import invoke
-from rwkvbatch.replay.grid import Cell
-from rwkvbatch.replay.row_index import Shard
+from rwkvbatch.replay.planning.grid import Cell
+from rwkvbatch.replay.planning.row_index import Shard
 from rwkvbatch.replay.runner import RunOptions, execute, read_rows
 from tests.replay.fakes import FakeLoader, make_plan
 

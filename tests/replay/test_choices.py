@@ -14,7 +14,7 @@ from rwkvbatch.cli.app import invoke
 from rwkvbatch.comparison.loading import load
 from rwkvbatch.errors import ScriptError
 from rwkvbatch.model.base import Model
-from rwkvbatch.replay.grid import make_cells
+from rwkvbatch.replay.planning.grid import make_cells
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.row_codec import decode_row, encode_row
 from rwkvbatch.script.checks.answers import Chosen

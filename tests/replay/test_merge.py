@@ -26,8 +26,8 @@ from rwkvbatch.errors import (
 )
 from rwkvbatch.files import OS_FILES, Files
 from rwkvbatch.replay.merge import Merged, merge
-from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.row_index import Shard
+from rwkvbatch.replay.planning.plan import Plan
+from rwkvbatch.replay.planning.row_index import Shard
 from rwkvbatch.results.lock import DirectoryLock
 from rwkvbatch.results.row_codec import decode_row, encode_row
 from rwkvbatch.script.lines import SourceLine

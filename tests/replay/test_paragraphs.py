@@ -13,13 +13,13 @@ from rwkvbatch.config.sources import resolve_settings
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import RunMismatchError
 from rwkvbatch.prompt.tokenizer import world_tokenizer
-from rwkvbatch.replay.grid import make_cells
 from rwkvbatch.replay.merge import merge
-from rwkvbatch.replay.models import Setup
-from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.prompts import PromptEncoder
-from rwkvbatch.replay.row_index import Shard
+from rwkvbatch.replay.planning.grid import make_cells
+from rwkvbatch.replay.planning.plan import Plan
+from rwkvbatch.replay.planning.row_index import Shard
+from rwkvbatch.replay.planning.setups import Setup
 from rwkvbatch.replay.runner import RunOptions, execute
+from rwkvbatch.replay.worker.prompts import PromptEncoder
 from rwkvbatch.results.manifest import CHECKSUM, read_manifest
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row

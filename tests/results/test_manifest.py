@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import rwkvbatch
-from rwkvbatch.replay.identity import code_sha256
+from rwkvbatch.replay.continuing.identity import code_sha256
 
 
 def test_the_digest_of_the_code_covers_every_source_and_library_of_the_package() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rwkvbatch.errors import RunDirectoryError, RunMismatchError, StorageError
 from rwkvbatch.prompt.escaping import printable
-from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.results.directory import RunDirectory, default_directory
 from rwkvbatch.results.manifest import refuse_other_run
 from rwkvbatch.results.row import Row
