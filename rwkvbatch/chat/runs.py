@@ -27,7 +27,7 @@ from rwkvbatch.results.manifest import GIVEN_FOR_ALL, read_manifest, system_of
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.script_copy import read_script
-from rwkvbatch.script.reader import read_scripts
+from rwkvbatch.script.reader import WIDEST_LIMITS, read_scripts
 from rwkvbatch.script.records import Conversation
 from rwkvbatch.script.shape import SEED
 from rwkvbatch.script.tools import with_tools
@@ -265,7 +265,7 @@ def _conversation(manifest: dict[str, Any], conversation: str, directory: Path) 
     names = [str(name) for name in cast("dict[str, Any]", manifest.get("about", {})).get("scripts", [])]
     if names and "-" not in names:
         with contextlib.suppress(RwkvBatchError):
-            for candidate in read_scripts(names, skip_bad=True).conversations:
+            for candidate in read_scripts(names, limits=WIDEST_LIMITS, skip_bad=True).conversations:
                 if candidate.id == conversation:
                     return candidate
     raise RunDirectoryError(

@@ -295,7 +295,7 @@ def system_messages(run: RunData) -> Mapping[str, str] | None:
     if run.systems is not None:
         return run.systems
     from rwkvbatch.results.script_copy import read_script
-    from rwkvbatch.script.reader import read_scripts
+    from rwkvbatch.script.reader import WIDEST_LIMITS, read_scripts
 
     source = Path(run.source)
     with suppress(RwkvBatchError):  # damaged, or a check's extra is not installed here
@@ -307,7 +307,8 @@ def system_messages(run: RunData) -> Mapping[str, str] | None:
     try:
         if not paths or sum(path.stat().st_size if path.is_file() else math.inf for path in paths) > MAX_SCRIPT_BYTES:
             return None
-        conversations = read_scripts([str(path) for path in paths], skip_bad=True).conversations[:limit]
+        script = read_scripts([str(path) for path in paths], limits=WIDEST_LIMITS, skip_bad=True)
+        conversations = script.conversations[:limit]
     except (OSError, ValueError, TypeError, RwkvBatchError):
         return None
     hashes = "".join(conversation.sha256 for conversation in conversations)

@@ -12,7 +12,7 @@ from rwkvbatch.errors import RunMismatchError, RwkvBatchError, counted
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.script_copy import read_script, script_sha256
-from rwkvbatch.script.reader import read_scripts
+from rwkvbatch.script.reader import WIDEST_LIMITS, read_scripts
 from rwkvbatch.script.records import Conversation
 
 MAX_TRIED = 2000
@@ -52,7 +52,7 @@ class FormerScript:
                 return {c.id: c for c in copy}
         with suppress(RwkvBatchError):
             if "-" not in names:
-                conversations = read_scripts(names, skip_bad=True).conversations
+                conversations = read_scripts(names, limits=WIDEST_LIMITS, skip_bad=True).conversations
                 if script_sha256(conversations) == sha256:
                     return {c.id: c for c in conversations}
         raise RunMismatchError(
