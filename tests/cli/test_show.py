@@ -165,3 +165,14 @@ def test_a_tag_stands_for_the_conversations_that_have_it(
         found = records(tagged, pattern, capsys=capsysbinary)
         assert {record["conversation"] for record in found} == {"talk-1", "talk-3"}
     assert invoke(["show", tagged, "nobody"]) == ExitCode.USAGE
+
+
+def test_results_of_a_table_are_shown_without_an_expectation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("id,score\na,1\nb,\nc,0.25\n")
+    assert invoke(["show", str(path)]) == ExitCode.DONE
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith(" ")]
+    ended = "turn 0, ended by scored"
+    assert lines == ["✓ score", f"{ended}, score 1.00", "? score", ended, "✗ score 0.25", f"{ended}, score 0.25"]

@@ -46,6 +46,8 @@ WORDS = [
     "baskets",
 ]
 
+_ENDS = {"turn_end": "next-role", "bos": "auto", "reply_prefix": ""}
+
 RowChange = Callable[[dict[str, Any], np.random.Generator], None]
 
 
@@ -121,7 +123,7 @@ def make_run(
         "seed": seed,
         "repeats": repeats,
         "cells": {
-            cell: {"temperature": 1.0, "history": "own", "think": "off", **(settings or {}).get(cell, {})}
+            cell: {"temperature": 1.0, "history": "own", "think": "off", **_ENDS, **(settings or {}).get(cell, {})}
             for cell in cells
         },
         **(identity_changes or {}),

@@ -21,6 +21,7 @@ from rwkvbatch.results.row import (
     RowTiming,
     TokenCounts,
     short_text,
+    stored_prompt,
 )
 from rwkvbatch.script.checks.answers import Chosen
 from rwkvbatch.script.choices import Choice, ChoiceScore, ChoiceScores
@@ -165,7 +166,7 @@ def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, t
         **vars(task.key(turn)),
         seed=task.of_turn(turn).seed,
         tags=task.conversation.tags,
-        prompt=short_text(script_turn.shown_prompt) if script_turn.plain else script_turn.user,
+        prompt=stored_prompt(script_turn),
         reply=text,
         reply_ids=ids,
         finish_reason="error",

@@ -304,7 +304,7 @@ def test_long_names_do_not_make_a_figure_wider(tmp_path: Path, monkeypatch: pyte
     for number, name in enumerate(("t", "temp=0.3,top_p=0.5,frequency=0.3,pres")):
         cells = [f"{name}{n}" for n in range(8)]
         analysis = compare([str(make_run(tmp_path / str(number), conversations=2, cells=cells))])
-        view_box = re.search(r'viewBox="0 0 ([\d.]+) ', turn_figures(analysis)[0].svg)
+        view_box = re.search(r'viewBox="[-\d.]+ [-\d.]+ ([\d.]+) ', turn_figures(analysis)[0].svg)
         assert view_box
         widths.append(float(view_box[1]))
     assert widths[1] == pytest.approx(widths[0], rel=0.05)
