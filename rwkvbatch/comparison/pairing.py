@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rwkvbatch.comparison.loading import RunData, RunFacts
+from rwkvbatch.comparison.run_data import RunData, RunFacts
 from rwkvbatch.errors import RunMismatchError, UsageError
 
 

@@ -350,7 +350,7 @@ class _Merge:
         return self._index.read(row, reader) if reader is not None and self._index.has(row) else None
 
     def _copy_script(self) -> None:
-        """Copy the script from the first part that has it. It has all conversations; earlier versions kept none."""
+        """Copy the script from the first part that has it. It has all conversations of the run."""
         for part in self._parts:
             for name in (SCRIPT_NAME, COMPRESSED_NAME):
                 with suppress(OSError), open_file(part.path / name) as file:

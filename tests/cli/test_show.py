@@ -45,7 +45,8 @@ def test_the_choices_of_a_turn_are_shown_with_their_likelihoods(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logprobs = [-1.0, -2.0, *(-float(k) for k in range(20, 30))]
-    scores = [{"name": f"choice {k}", "logprob": value, "tokens": 2, "bytes": 9} for k, value in enumerate(logprobs)]
+    counts = {"tokens": 2, "bytes": 9, "characters": 8}
+    scores = [{"name": f"choice {k}", "logprob": value, **counts} for k, value in enumerate(logprobs)]
 
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
         del rng

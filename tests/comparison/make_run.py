@@ -11,6 +11,9 @@ from zlib import crc32
 
 import numpy as np
 
+from rwkvbatch.results.manifest import FORMAT
+from tests.manifests import save_manifest
+
 WORDS = [
     "the",
     "river",
@@ -133,8 +136,7 @@ def make_run(
         "scripts": ["datasets/demo.jsonl"],
         "models": [{"path": "bundled", "layers": 4, "width": 128, "weights_sha256": "ab" * 32, "cells": list(cells)}],
     }
-    content = {"format": 1, "identity": identity, "about": about}
-    write_run(directory, rows, content)
+    write_run(directory, rows, {"identity": identity, "about": about})
     return directory
 
 
@@ -143,8 +145,9 @@ def write_run(directory: Path, rows: Sequence[Mapping[str, Any]], manifest: Mapp
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "results.jsonl").write_bytes(b"".join(map(encode, rows)))
     if manifest is not None:
-        content = {"format": 1, "identity": {}, **manifest}
-        (directory / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
+        save_manifest(
+            directory, {"format": FORMAT, **manifest, "identity": {"cells": {}, **manifest.get("identity", {})}}
+        )
 
 
 def encode(row: Mapping[str, Any]) -> bytes:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, Stopping
 from rwkvbatch.endpoint.served import ServedSpec
 from rwkvbatch.errors import WorkerError
 from rwkvbatch.files import sha256_of_file
-from rwkvbatch.prompt.templates import clean, clean_reply, load_prelude, template_path, with_turn_end
+from rwkvbatch.prompt.templates import load_prelude, template_path, with_turn_end
 from rwkvbatch.results.manifest import FILLS_IN_SYSTEM, GIVEN_FOR_ALL
 from rwkvbatch.results.script_copy import script_sha256
 
@@ -47,37 +46,15 @@ def make_identity(plan: Plan, specs: Mapping[Setup, Spec], tokenizer_of: Callabl
         "repeats": settings.repeats,
         "max_repeats": settings.max_repeats,
         "until_ci": settings.until_ci,
-        # Only in races, so that the manifests of other runs are the same as in versions without races.
-        **(
-            {"race": {"margin": settings.race_margin, "level": settings.race_level, "rows": settings.race_rows}}
-            if settings.race
-            else {}
-        ),
+        "race": {"margin": settings.race_margin, "level": settings.race_level, "rows": settings.race_rows}
+        if settings.race
+        else None,
         "max_prompt_tokens": settings.max_prompt_tokens,
         GIVEN_FOR_ALL: sorted(
-            plan.explicit & {"seed", *Sampling.model_fields, *Stopping.model_fields, *_prompt_params(plan)}
+            plan.explicit & {"seed", *Sampling.model_fields, *Stopping.model_fields, *DialoguePrompt.model_fields}
         ),
-        **_blank_lines_rule(plan, cells),
         "cells": cells,
     }
-
-
-def _blank_lines_rule(plan: Plan, cells: Mapping[str, dict[str, Any]]) -> dict[str, str]:
-    """An entry that tells the run from one of an earlier version, which removed blank lines from references.
-
-    Empty if no reference has blank lines, or every cell ends replies at a blank line.
-    """
-    references = (turn.reference for c in plan.conversations for turn in c.turns if turn.reference)
-    keeps_blank_lines = any(cell["turn_end"] != "blank-line" for cell in cells.values())
-    if keeps_blank_lines and any(clean(r) != clean_reply(r) for r in references):
-        return {"blank_lines_in_references": "kept"}
-    return {}
-
-
-def _prompt_params(plan: Plan) -> frozenset[str]:
-    """Prompt settings that occur in the params of conversations or turns; manifests of earlier versions have none."""
-    params = (part.params for c in plan.conversations for part in (c, *c.turns) if part.params)
-    return frozenset(DialoguePrompt.model_fields).intersection(chain.from_iterable(params))
 
 
 def cell_identities(

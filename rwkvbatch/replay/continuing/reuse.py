@@ -23,7 +23,6 @@ from typing import Any, BinaryIO, cast
 
 from rwkvbatch.errors import RunDamagedError, RunMismatchError, counted
 from rwkvbatch.files import read_spans
-from rwkvbatch.replay.continuing.former_script import FormerScript
 from rwkvbatch.replay.continuing.row_digests import RowDigests
 from rwkvbatch.replay.judging.checks import judged_again
 from rwkvbatch.replay.planning.plan import Plan
@@ -73,8 +72,7 @@ def check_rows_of_plan(directory: RunDirectory, plan: Plan, digests: RowDigests,
     """Check that a directory with a damaged manifest holds the run of `plan`: every row and the script's copy.
 
     Raises:
-        RunDamagedError: a row belongs to another run, or has no digest because an earlier version wrote it; or the
-            script's copy is missing or belongs to another run.
+        RunDamagedError: a row belongs to another run, or the script's copy is missing or belongs to another run.
     """
     assert directory.damage is not None
     hint = "give the settings and the script that the run was started with, or another directory with --out"
@@ -120,7 +118,7 @@ def adopt(
     manifest = directory.manifest
     assert manifest is not None
     if is_same_run(manifest, identity, shard) and FORMER not in manifest:
-        if not has_script(directory.path):  # an earlier version made the directory
+        if not has_script(directory.path):  # it was removed
             write_script(directory.folder, plan.conversations)
         return None
     about = make_about()
@@ -200,7 +198,6 @@ class _Adaptation:
         self._cell_numbers = {name: number for number, name in enumerate(plan_cells)}
         self._renamed_cells = equal_cells(former["identity"].get("cells", {}), plan_cells)
         self._conversation_numbers = {c.id: number for number, c in enumerate(plan.conversations)}
-        self._former_script = FormerScript(plan, former, directory.path)
         self._cells_of_content = lru_cache(maxsize=64)(self._find_cells_of_content)
         # By line of `results.jsonl`: what to do with it, and its row number in the plan, -1 for none.
         self._actions = bytearray()
@@ -227,19 +224,19 @@ class _Adaptation:
         """
         any_row = in_common = False
         for data in self._read_lines(RESULTS_NAME):
-            row, action, number = _decoded(data), _Action.STAY, None
+            row, digest, action, number = _decoded(data), digest_of(data), _Action.STAY, None
             if row is not None:
                 any_row = True
                 in_common |= row.conversation in self._conversation_numbers and self._has_cell(row.cell)
-                number = self._find_row_number(row, digest_of(data))
-                if number is None:
+                number = self._find_row_number(row, digest)
+                if number is None or digest is None:
                     action = _Action.SET_ASIDE
                     if len(self._foreign_rows) < _SHOWN:
                         self._foreign_rows.append(row.key.in_words())
                 elif self._has_row[number]:  # a duplicate, which the store reports
                     number = None
                 else:
-                    action = self._decide_row(row, data, number)
+                    action = self._decide_row(row, digest, number)
             self._actions.append(action)
             self._row_numbers.append(-1 if number is None else number)
         if any_row and not in_common:
@@ -270,11 +267,11 @@ class _Adaptation:
             with self._directory.reading(RESULTS_NAME) as scanned, self._directory.reading(RESULTS_NAME) as copied:
                 self._directory.replace_rows(self._adapted_lines(scanned, copied))
 
-    def _decide_row(self, row: Row, data: bytes, number: int) -> _Action:
+    def _decide_row(self, row: Row, digest: RowDigest, number: int) -> _Action:
         """Decide about the next line of `results.jsonl`, which has row `number` of the plan."""
         self._has_row[number] = 1
         line = len(self._actions)
-        new, action = self._renewed(row, data, number)
+        new, action = self._renewed(row, digest, number)
         if new is not None:
             self._new_spans[line] = self._add_new_line(new)
         if row.finish_reason == "error":
@@ -289,13 +286,8 @@ class _Adaptation:
     def _find_row_number(self, row: Row, digest: RowDigest | None) -> int | None:
         """The row's number in the plan; None if the plan has no row of the same content."""
         conversation = self._conversation_numbers.get(row.conversation)
-        if conversation is None or row.turn >= len(self._plan.conversations[conversation].turns):
+        if digest is None or conversation is None or row.turn >= len(self._plan.conversations[conversation].turns):
             return None
-        if digest is None:
-            name = row.cell if row.cell in self._cell_numbers else self._renamed_cells.get(row.cell)
-            if name is None or not self._former_script.is_unchanged(conversation, row):
-                return None
-            return self._plan.row_number(replace(row.key, cell=name))
         cell = self._cell_numbers.get(row.cell)
         if cell is not None and self._digests.contents(conversation, cell)[row.turn] == digest.content:
             return self._plan.row_number(row.key)
@@ -313,20 +305,15 @@ class _Adaptation:
                 cells.setdefault((turn, content), []).append(name)
         return cells
 
-    def _renewed(self, row: Row, data: bytes, number: int) -> tuple[bytes | None, _Action]:
+    def _renewed(self, row: Row, old_digest: RowDigest, number: int) -> tuple[bytes | None, _Action]:
         """The new line of row `number`, None if it stays as it is, and what to do with the old one."""
-        old_digest, new_digest, key = digest_of(data), self._digests.of_row(number), self._plan.key(number)
+        new_digest, key = self._digests.of_row(number), self._plan.key(number)
         if old_digest == new_digest and row.cell == key.cell:
             return None, _Action.STAY
         task, turn = self._plan.task_of_row(number)
         conversation = self._plan.conversations[self._plan.conversation_of(task)]
         renewed, action = replace(row, cell=key.cell), _Action.REWRITE
-        if old_digest is None:
-            former = self._former_script.conversations[row.conversation]
-            same_checks = former.judging(turn) == conversation.judging(turn)
-        else:
-            same_checks = old_digest.judging == new_digest.judging
-        if not same_checks:
+        if old_digest.judging != new_digest.judging:
             renewed, action = judged_again(renewed, conversation), _Action.JUDGE_AGAIN
             if renewed.finish_reason == "error" and row.finish_reason != "error":
                 self._broken_rows.add(number)
@@ -344,14 +331,14 @@ class _Adaptation:
         candidates: list[_TakenBack] = []
         for data in self._read_lines(KEPT_NAME):
             row, digest = _decoded(data), digest_of(data)
-            number = None if row is None or digest is None else self._find_row_number(row, digest)
-            if row is None or number is None:
+            number = None if row is None else self._find_row_number(row, digest)
+            if row is None or digest is None or number is None:
                 continue
             replaced = self._error_lines.pop(number, None) if row.finish_reason != "error" else None
             if self._has_row[number] and replaced is None:
                 continue
             self._has_row[number] = 1
-            new, action = self._renewed(row, data, number)
+            new, action = self._renewed(row, digest, number)
             candidates.append(_TakenBack(number, self._add_new_line(data if new is None else new), action, replaced))
         taken_back = [taken for taken in candidates if not self._is_after_broken(taken.number)]
         for taken in taken_back:

@@ -7,12 +7,10 @@ from functools import lru_cache
 from typing import Any
 
 from rwkvbatch.config import CellSettings
-from rwkvbatch.config.names import first_turn_end
 from rwkvbatch.prompt.templates import with_turn_end
 from rwkvbatch.replay.continuing.identity import GENERATION_RULES, NOT_BY_VALUE
 from rwkvbatch.replay.judging.checks import judging_digest
 from rwkvbatch.replay.planning.plan import Plan
-from rwkvbatch.results.manifest import FIRST_SETTINGS, default_settings
 from rwkvbatch.results.row_codec import RowDigest, json_digest
 
 
@@ -51,7 +49,7 @@ class RowDigests:
 
     def _contents(self, conversation: int, cell: int) -> tuple[str, ...]:
         task, values = self._plan.task(self._plan.number_of(conversation, cell, 0)), self.cells[cell]
-        cell_values = {n: value for n, value in values.items() if n not in _REPLY_SETTINGS and _is_in_digest(n, value)}
+        cell_values = {name: value for name, value in values.items() if name not in _REPLY_SETTINGS}
         script = task.conversation
         previous = json_digest([GENERATION_RULES, script.row_context, cell_values])
         digests = [""] * len(script.turns)
@@ -81,15 +79,4 @@ _REPLY_SETTINGS = frozenset(CellSettings.model_fields) - NOT_BY_VALUE
 
 
 def _reply_settings(settings: CellSettings, weights_sha256: str) -> dict[str, Any]:
-    resolved = with_turn_end(settings, weights_sha256)
-    values = resolved.model_dump(mode="json", include=set(_REPLY_SETTINGS))
-    if resolved.turn_end == first_turn_end(settings.think, has_template=settings.template is not None):
-        del values["turn_end"]  # so that rows of earlier versions keep their digests
-    return {name: value for name, value in values.items() if _is_in_digest(name, value)}
-
-
-def _is_in_digest(name: str, value: Any) -> bool:
-    """Whether a setting is part of a digest. Settings of later versions are not at their defaults."""
-    if name in FIRST_SETTINGS or name not in CellSettings.model_fields:
-        return True
-    return value != default_settings()[name]
+    return with_turn_end(settings, weights_sha256).model_dump(mode="json", include=set(_REPLY_SETTINGS))

@@ -139,7 +139,7 @@ class _Recheck:
         script_copy = read_script(directory.path, manifest)
         if script_copy is None:
             raise RunDirectoryError(
-                "holds no copy of its script: an earlier version of rwkvbatch made it",
+                "holds no copy of its script",
                 path=directory.path,
                 hint="run its command again, with the script as it was: this keeps all rows and adds the copy",
             )
@@ -254,19 +254,20 @@ class _Recheck:
         first_bad: StoredLine | None = None
         for line in read_lines(scanned):
             try:
-                row = decode_row(line.data)
+                row, digest = decode_row(line.data), digest_of(line.data)
             except BadLineError:
                 first_bad = first_bad or line
                 yield from read_spans(copied, [(line.start, line.end)])
                 continue
-            if first_bad is not None:
+            if first_bad is not None or digest is None:
+                number = (first_bad or line).number
                 hint = "continue the run with --repair to set damaged rows aside and run them again"
                 path = self._directory.path / RESULTS_NAME
-                raise RunDamagedError("the row is damaged", path=path, line=first_bad.number, hint=hint)
-            yield self._judged(row, line.data, tallies, counts)
+                raise RunDamagedError("the row is damaged", path=path, line=number, hint=hint)
+            yield self._judged(row, digest, tallies, counts)
             self._progress(line.end, num_bytes)
 
-    def _judged(self, row: Row, line: bytes, tallies: Tallies, counts: dict[str, int]) -> bytes:
+    def _judged(self, row: Row, digest: RowDigest, tallies: Tallies, counts: dict[str, int]) -> bytes:
         """The new line of a row; adds the row to `tallies` and `counts`."""
         conversation = self._by_id.get(row.conversation)
         if conversation is None or row.turn >= len(conversation.turns):
@@ -288,11 +289,7 @@ class _Recheck:
         if row.checks and new.checks and row.error is None and not row.unjudged_checks and not new.unjudged_checks:
             counts["now_pass"] += bool(row.failed_checks) and not new.failed_checks
             counts["now_fail"] += not row.failed_checks and bool(new.failed_checks)
-        digest = digest_of(line)
-        encoded = encode_row(new)
-        if digest is None:  # an earlier version wrote the row
-            return encoded
-        return with_digest(encoded, RowDigest(digest.content, self._judging_digest(conversation, row.turn)))
+        return with_digest(encode_row(new), replace(digest, judging=self._judging_digest(conversation, row.turn)))
 
     def _judging_digest(self, conversation: Conversation, turn: int) -> str:
         key = conversation.id, turn

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from rwkvbatch.config import OPEN_THINKING, CellSettings, RunSettings, TurnEnd
+from rwkvbatch.config import OPEN_THINKING, CellSettings, RunSettings
 from rwkvbatch.config.sources import ResolvedSettings
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.planning.grid import Cell
@@ -95,7 +95,6 @@ class Plan(RowIndex):
         cells: Sequence[Cell],
         resolved: ResolvedSettings,
         shard: Shard | None = None,
-        turn_ends: Mapping[str, TurnEnd] | None = None,
     ) -> None:
         if not conversations:
             raise UsageError("there is no conversation to replay", hint="check the script, --only and --limit")
@@ -109,7 +108,7 @@ class Plan(RowIndex):
         self.settings = settings
         self.explicit = resolved.explicit
         self.origins = resolved.origins
-        self.cell_settings = tuple(_cell_settings(settings, cell, turn_ends or {}) for cell in self.cells)
+        self.cell_settings = tuple(settings.replace(**cell.overrides) for cell in self.cells)
         for cell_settings in self.cell_settings:
             cell_settings.check_reply_prefix()
         if len({conversation.id for conversation in self.conversations}) < len(self.conversations):
@@ -120,7 +119,7 @@ class Plan(RowIndex):
         if shard is not None:
             self.chosen = shard.share([member.turns for member in members])
             self._chosen_ids = frozenset(self.conversations[number].id for number in self.chosen)
-        self._arguments = conversations, cells, resolved, shard, turn_ends
+        self._arguments = conversations, cells, resolved, shard
         self._settings_of = lru_cache(maxsize=4096)(self._resolve)
         for number, conversation in enumerate(self.conversations):
             if _has_params(conversation):
@@ -133,22 +132,6 @@ class Plan(RowIndex):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._arguments
-
-    def continuing(self, cells: Mapping[str, Any]) -> Plan:
-        """The plan, with `turn_end: auto` resolved as in an existing run, so that the run continues as it began.
-
-        Args:
-            cells: by name, the identities of the existing run's cells, which have the resolved turn end.
-        """
-        turn_ends: dict[str, TurnEnd] = {}
-        for name, values in cells.items():
-            match values:
-                case {"turn_end": "next-role" | "blank-line" | "end-of-text" as turn_end}:
-                    turn_ends[name] = turn_end
-                case _:
-                    pass
-        conversations, plan_cells, resolved, shard, _ = self._arguments
-        return Plan(conversations, plan_cells, resolved, shard, turn_ends)
 
     def times_played(self) -> dict[int, int]:
         """By conversation, the number of replays in a cell. In a race, upper bounds for the drawn conversations."""
@@ -244,14 +227,6 @@ def with_params(settings: _Settings, params: Mapping[str, Any], *, has_tools: bo
     if is_tool_call and (merged.think in OPEN_THINKING or merged.uses_chat_api):
         return merged.replace(reply_prefix="")
     return merged
-
-
-def _cell_settings(settings: RunSettings, cell: Cell, turn_ends: Mapping[str, TurnEnd]) -> RunSettings:
-    """The settings of a cell, with `turn_end: auto` resolved by `turn_ends` if that has the cell."""
-    cell_settings = settings.replace(**cell.overrides)
-    if cell_settings.turn_end != "auto" or cell.name not in turn_ends:
-        return cell_settings
-    return cell_settings.replace(turn_end=turn_ends[cell.name])
 
 
 def _draws(settings: RunSettings, conversations: Sequence[Conversation]) -> Draws:

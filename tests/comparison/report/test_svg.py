@@ -26,7 +26,7 @@ def analysis_of(kind: str, folder: Path) -> Analysis:
             [str(make_run(folder / f"step-{10**n}", conversations=4, seed=n)) for n in range(4)], over="step"
         )
     if kind == "heat map":
-        settings = {f"{t},{f}": {"temperature": t, "frequency": f} for t in (0.3, 1.0, 1.5) for f in (0.0, 0.5)}
+        settings = {f"{t},{f}": {"temperature": t, "frequency_penalty": f} for t in (0.3, 1.0, 1.5) for f in (0.0, 0.5)}
     else:
         settings = {f"{kind}, and much more after it {t}": {"temperature": t} for t in (0.3, 0.7, 1.0)}
     path = make_run(

@@ -20,11 +20,12 @@ from rwkvbatch.files import OS_FILES
 from rwkvbatch.replay.judging.recheck import recheck
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.results.lock import DirectoryLock
-from rwkvbatch.results.manifest import CHECKSUM, FORMER
-from rwkvbatch.results.row_codec import decode_row, encode_row
+from rwkvbatch.results.manifest import FORMER
+from rwkvbatch.results.row_codec import decode_row, digest_of, encode_row, with_digest
 from rwkvbatch.results.summary import read_part
 from rwkvbatch.script.checks import parse_checks
 from rwkvbatch.script.reader import read_scripts
+from tests.manifests import manifest_of, save_manifest
 from tests.replay.fakes import FakeLoader, make_plan
 from tests.replay.runs import results, run
 from tests.script.writing import write
@@ -146,10 +147,7 @@ def test_the_hints_of_a_directory_that_cannot_be_changed_are_those_of_this_comma
 
 
 def test_a_run_with_an_interrupted_extension_is_refused(run_directory: Path) -> None:
-    path = run_directory / "manifest.json"
-    manifest = json.loads(path.read_text())
-    del manifest[CHECKSUM]
-    path.write_text(json.dumps({**manifest, FORMER: {"identity": {}, "by": "run"}}))
+    save_manifest(run_directory, {**manifest_of(run_directory), FORMER: {"identity": {"cells": {}}, "by": "run"}})
     with pytest.raises(RunDirectoryError, match="the last `rwkvbatch run` in it was interrupted"):
         recheck(run_directory)
 
@@ -183,15 +181,23 @@ def test_the_command_exits_with_0_when_all_checks_pass(run_directory: Path, tmp_
     assert invoke(["check", str(run_directory), "--script", new, "--quiet"]) == ExitCode.DONE
 
 
+def change_first_row(run_directory: Path, **changes: Any) -> None:
+    """Change the values of the first row, which keeps its digests."""
+    path = run_directory / "results.jsonl"
+    first, *others = path.read_bytes().splitlines(keepends=True)
+    digest = digest_of(first)
+    assert digest is not None
+    path.write_bytes(b"".join([with_digest(encode_row(replace(decode_row(first), **changes)), digest), *others]))
+
+
 def test_conversations_without_rows_and_error_rows_are_noted(
     run_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     new = write(
         tmp_path / "new.jsonl", *lines({"min_tokens": 1}), *lines({"min_tokens": 1}, num_conversations=1, id="x")
     )
-    rows = [decode_row(line) for line in (run_directory / "results.jsonl").read_bytes().splitlines(keepends=True)]
-    rows[0] = replace(rows[0], finish_reason="error", error="out of memory", checks=(), reply="", reply_ids=())
-    (run_directory / "results.jsonl").write_bytes(b"".join(map(encode_row, rows)))
+    failed = {"finish_reason": "error", "error": "out of memory", "checks": (), "reply": "", "reply_ids": ()}
+    change_first_row(run_directory, **failed)
     assert invoke(["check", str(run_directory), "--script", new]) == ExitCode.FAILED
     messages = capsys.readouterr().err
     assert "note: the run has no rows of 1 conversation of the script" in messages
@@ -201,20 +207,16 @@ def test_conversations_without_rows_and_error_rows_are_noted(
 def test_former_verdicts_that_decided_the_repetitions_are_noted(
     run_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = run_directory / "manifest.json"
-    content = json.loads(path.read_text())
-    content.pop("sha256", None)
+    content = manifest_of(run_directory)
     content["identity"]["until_ci"] = 0.5
-    path.write_text(json.dumps(content))
+    save_manifest(run_directory, content)
     new = write(tmp_path / "new.jsonl", *lines({"min_tokens": 1}))
     assert invoke(["check", str(run_directory), "--script", new]) == ExitCode.DONE
     assert "note: the former verdicts decided which rows the run has" in capsys.readouterr().err
 
 
 def test_a_row_of_a_conversation_outside_the_script_is_refused_as_damage(run_directory: Path) -> None:
-    rows = (run_directory / "results.jsonl").read_bytes().splitlines(keepends=True)
-    stranger = replace(decode_row(rows[0]), conversation="c9")
-    (run_directory / "results.jsonl").write_bytes(b"".join([encode_row(stranger), *rows[1:]]))
+    change_first_row(run_directory, conversation="c9")
     with pytest.raises(RunDamagedError, match="which the script's copy does not have"):
         recheck(run_directory, [])
 
