@@ -90,9 +90,14 @@ def _rounded(sums: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def two_sided_p(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """For each pattern, the share of patterns with a sum at least as far from 0."""
-    size = np.abs(sums)
-    return (size.size - np.searchsorted(np.sort(size), size, side="left")) / size.size
+    """For each pattern, the share of patterns with a sum at least as far from 0.
+
+    Args:
+        sums: `[patterns]`; the second half has the patterns opposite to the first (`SignFlips`), and the same shares.
+    """
+    sizes = np.abs(sums[: max(1, sums.size // 2)])
+    shares = (sizes.size - np.searchsorted(np.sort(sizes), sizes, side="left")) / sizes.size
+    return np.concatenate([shares, shares]) if sums.size > 1 else shares
 
 
 def exact_p(values: NDArray[np.float64]) -> float | None:
