@@ -26,10 +26,10 @@ from rwkvbatch.bench.measure import resident_bytes
 from rwkvbatch.config import RunSettings
 from rwkvbatch.config.sources import ResolvedSettings
 from rwkvbatch.replay.driver import PoolDriver, RowRecorder
-from rwkvbatch.replay.grid import Cell
-from rwkvbatch.replay.models import Setup, setups_of
-from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import Assign, Drop, Event, Joined, Left, Order, Report
+from rwkvbatch.replay.planning.grid import Cell
+from rwkvbatch.replay.planning.plan import Plan
+from rwkvbatch.replay.planning.setups import Setup, setups_of
+from rwkvbatch.replay.pools.pool import Assign, Drop, Event, Joined, Left, Order, Report
 from rwkvbatch.replay.progress import Counts
 from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.row_codec import EncodedRow

@@ -1,8 +1,9 @@
 """Error rates of races (`rwkvbatch run --race`): how often one drops a truly best cell, and how many rows it saves.
 
-Simulates races with the class that plans them (`rwkvbatch.replay.race.Race`) and scores with a known truth. A race is
-wrong if any truly best cell was dropped at any look. It is wrong about the margin if it ended "within the margin" with
-a leader that is truly worse than a remaining cell by at least the margin. Both may happen in 5 of 100 races.
+Simulates races with the class that plans them (`rwkvbatch.replay.planning.race.Race`) and scores with a known truth. A
+race is wrong if any truly best cell was dropped at any look. It is wrong about the margin if it ended "within the
+margin" with a leader that is truly worse than a remaining cell by at least the margin. Both may happen in 5 of 100
+races.
 
     python benchmarks/race_simulation.py                     # 2,000 races of each kind; minutes
     python benchmarks/race_simulation.py --races 100 --json
@@ -19,7 +20,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.replay.race import Draws, Race
+from rwkvbatch.replay.planning.race import Draws, Race
 
 Floats = NDArray[np.float64]
 MakeTruth = Callable[[np.random.Generator], Floats]

@@ -28,8 +28,8 @@ settings.load_profile("rwkvbatch")
 
 
 WAITING = [
-    Path(__file__).with_name("replay") / "test_ray.py",
-    Path(__file__).with_name("replay") / "test_ray_local.py",
+    Path(__file__).with_name("replay") / "pools" / "test_ray.py",
+    Path(__file__).with_name("replay") / "pools" / "test_ray_local.py",
     Path(__file__).with_name("replay") / "test_endings.py",
     Path(__file__).with_name("chat") / "test_tmux.py",
 ]

@@ -19,8 +19,9 @@ from rwkvbatch.errors import TargetExistsError, UsageError
 from rwkvbatch.files import ABANDONED_S, OS_FILES, replace_file, replacing
 from rwkvbatch.model.safetensors import CHECKPOINT, STATE, check_tensor_target, save_tensors
 from rwkvbatch.model.states import save_state
-from rwkvbatch.replay import row_index, runner
+from rwkvbatch.replay import runner
 from rwkvbatch.replay.logs import logging_to
+from rwkvbatch.replay.planning import row_index
 from rwkvbatch.results import answers, directory, lock, manifest, recovery, script_copy, status, store, summary
 from rwkvbatch.targets import RUN_FILE_NAMES, FileKind, check_target, file_head
 from tests.chat.scripted_model import ScriptedModel

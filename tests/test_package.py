@@ -34,7 +34,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_a_worker_process_can_be_forked_before_torch_is_loaded() -> None:
-    assert "torch" not in modules_after("import rwkvbatch.replay.worker")
+    assert "torch" not in modules_after("import rwkvbatch.replay.worker.worker")
 
 
 HELP = [
@@ -173,8 +173,8 @@ MAY_TOUCH_THE_NETWORK = {
     "endpoint/connections.py": {"urllib3", "urllib3.connection", "urllib3.connectionpool"},
     "integrations/inspect_provider.py": {"asyncio"},
     "replay/metrics.py": {"prometheus_client"},
-    "replay/ray_actor.py": {"ray", "socket"},
-    "replay/ray_pool.py": {"ray", "socket"},
+    "replay/pools/ray_actor.py": {"ray", "socket"},
+    "replay/pools/ray_pool.py": {"ray", "socket"},
     "serve/app.py": {"asyncio", "starlette"},
     "serve/batcher.py": {"asyncio"},
     "serve/connection.py": {"asyncio", "uvicorn"},

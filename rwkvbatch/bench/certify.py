@@ -16,25 +16,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
 import orjson
 
-from rwkvbatch.config import EndpointApi, RunSettings
+from rwkvbatch.config import EndpointApi, RunSettings, ScriptLimits
 from rwkvbatch.endpoint.client import Client, ClientOptions, OptionNames, check_url
 from rwkvbatch.endpoint.engine import EndpointEngine
 from rwkvbatch.endpoint.served import Endpoint, served_spec
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import END_OF_TEXT, Reply, Request
-from rwkvbatch.errors import RowError, UsageError, counted
+from rwkvbatch.errors import UnreachableError, UsageError, WorkerError, counted
 from rwkvbatch.model.load import load_model
 from rwkvbatch.prompt.vocabulary import tokenizer_of
 from rwkvbatch.replay.api import run
-from rwkvbatch.replay.conversation import ConversationReplay
-from rwkvbatch.replay.prompts import PromptEncoder
+from rwkvbatch.replay.worker.conversation import ConversationReplay
+from rwkvbatch.replay.worker.prompts import PromptEncoder
 
 Verdict = Literal["same", "rounded", "damaged"]
 Notify = Callable[[str], None]
@@ -101,6 +101,7 @@ class CertifyOptions:
     """Options of a comparison: `script` (None for `PROMPTS`), and settings with the same names as those of a run."""
 
     script: Path | None = None
+    script_limits: ScriptLimits = field(default_factory=ScriptLimits)
     endpoint_model: str | None = None
     endpoint_api: EndpointApi = "completions-ids"
     model: str | None = None
@@ -118,9 +119,9 @@ def certify(url: str, options: CertifyOptions, notify: Notify = lambda _: None) 
     """Compare the model that `url` serves with the one in a file.
 
     Raises:
-        UsageError: an unknown server or model, the chat interface, or replies with too few tokens for a verdict.
-        RowError: the server did not answer a prompt.
-        CheckpointError, ScriptError, WorkerError: the model or the script cannot be read, or a request failed.
+        UsageError: an unknown model, the chat interface, or replies with too few tokens for a verdict.
+        UnreachableError: the server cannot be reached, or does not answer a prompt.
+        CheckpointError, ScriptError: the model or the script cannot be read.
     """
     if options.endpoint_api == "chat":
         raise UsageError("certify compares the same prompts, and with --endpoint-api chat the server makes them")
@@ -137,10 +138,13 @@ def certify(url: str, options: CertifyOptions, notify: Notify = lambda _: None) 
     def ask(at_once: int) -> list[Reply]:
         notify(f"asking {spec.in_words}, {at_once} at a time")
         served = EndpointEngine(client, spec, tokenizer, max_batch=at_once)
-        replies = served.generate(requests)
+        try:
+            replies = served.generate(requests)
+        except WorkerError as error:
+            raise UnreachableError(f"{names.url} {error.message}", hint=error.hint) from None
         failed = next((reply for reply in replies if reply.error), None)
         if failed is not None:
-            raise RowError(f"{endpoint.url} did not answer a prompt: {failed.error}")
+            raise UnreachableError(f"{endpoint.url} did not answer a prompt: {failed.error}")
         return replies
 
     alone, again = ask(1), ask(1)
@@ -178,6 +182,7 @@ def _requests(engine: Engine, options: CertifyOptions) -> list[Request]:
     """The prompts of a script's turns, each after the local model's greedy replies."""
     settings: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "max_tokens": options.max_tokens}
     settings |= {"turn_end": "next-role", "limit": options.limit, "vocab": options.vocab}
+    settings |= options.script_limits.model_dump()
     with TemporaryDirectory(prefix="rwkvbatch-certify-") as folder:
         script = options.script
         if script is None:
@@ -286,6 +291,7 @@ def options_of(settings: RunSettings, script: Path | None) -> CertifyOptions:
     api = settings.endpoint_api if "endpoint_api" in fields_set else CertifyOptions.endpoint_api
     return CertifyOptions(
         script=script,
+        script_limits=settings.script_limits,
         endpoint_model=settings.endpoint_model,
         endpoint_api=cast("EndpointApi", api),
         model=settings.model,

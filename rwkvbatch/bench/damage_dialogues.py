@@ -5,9 +5,9 @@ from __future__ import annotations
 from rwkvbatch.bench.damage import Notify, ScoredPart, ScoredText
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import UsageError, counted
-from rwkvbatch.replay.conversation import ConversationReplay
-from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.prompts import PromptEncoder
+from rwkvbatch.replay.planning.plan import Plan
+from rwkvbatch.replay.worker.conversation import ConversationReplay
+from rwkvbatch.replay.worker.prompts import PromptEncoder
 
 
 def texts_of_dialogues(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import re
@@ -18,17 +17,15 @@ from rwkvbatch.chat.tree import REFERENCE, Exchange
 from rwkvbatch.config import CellSettings, RunSettings
 from rwkvbatch.config.names import option_name
 from rwkvbatch.engine.request import FinishReason, closed_history
-from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
-from rwkvbatch.files import save_file, user_path
+from rwkvbatch.errors import RunDirectoryError, UsageError
+from rwkvbatch.files import save_file, sha256_of_file, user_path
 from rwkvbatch.prompt.escaping import one_line
 from rwkvbatch.prompt.templates import PRELUDES, load_prelude, template_path
-from rwkvbatch.replay.identity import sha256_of_file
-from rwkvbatch.replay.plan import with_params
+from rwkvbatch.replay.planning.plan import with_params
 from rwkvbatch.results.manifest import GIVEN_FOR_ALL, read_manifest, system_of
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.script_copy import read_script
-from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Conversation
 from rwkvbatch.script.shape import SEED
 from rwkvbatch.script.tools import with_tools
@@ -259,21 +256,14 @@ def _parse(name: str) -> tuple[str, str, int]:
 
 
 def _conversation(manifest: dict[str, Any], conversation: str, directory: Path) -> Conversation:
-    """The conversation with this id, from the script's copy; in runs of earlier versions, from the original script."""
+    """The conversation with this id, from the script's copy."""
     for candidate in read_script(directory, manifest) or ():
         if candidate.id == conversation:
             return candidate
-    names = [str(name) for name in cast("dict[str, Any]", manifest.get("about", {})).get("scripts", [])]
-    if names and "-" not in names:
-        with contextlib.suppress(RwkvBatchError):
-            for candidate in read_scripts(names, skip_bad=True).conversations:
-                if candidate.id == conversation:
-                    return candidate
     raise RunDirectoryError(
-        f"the system message of conversation {conversation!r} is unknown: its script is missing or has changed "
-        f"({', '.join(names) or 'unknown'})",
+        f"the system message of conversation {conversation!r} is unknown: the script's copy is missing",
         path=directory,
-        hint="start in the directory where the run was started, with its script in place",
+        hint="the command that made the run, given again, writes it anew",
     )
 
 

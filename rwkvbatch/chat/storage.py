@@ -16,7 +16,6 @@ from typing import Any, cast
 
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.tree import read_tree, tree_values
-from rwkvbatch.config.names import with_later_settings
 from rwkvbatch.errors import InputError, StorageError, parsing_problem
 from rwkvbatch.files import (
     OS_FILES,
@@ -32,7 +31,7 @@ from rwkvbatch.files import (
 from rwkvbatch.prompt.escaping import one_line
 from rwkvbatch.targets import FileKind, check_target, file_head
 
-FORMAT = 1
+FORMAT = 2
 KIND = "rwkvbatch-chat"
 MAX_SESSION_BYTES = 2**30
 SESSION = FileKind("a saved session", lambda path: re.match(rf'\{{\s*"kind":\s*"{KIND}"', file_head(path)) is not None)
@@ -233,17 +232,13 @@ def load_session(session: Session, path: Path) -> Unfinished | None:
                 path=path,
                 hint="load that model with /model or --model first",
             )
-        if values["template"] is not None:
-            # In versions without `turn_end`, only the template's file determined the end of a reply.
-            for record in (values, *values["dialogue"]["exchanges"]):
-                record["settings"].setdefault("turn_end", "next-role")
         tree = read_tree(values["dialogue"], spec.vocab_size)
         for opening in unplaced.openings:
             tree.begin_at(tree.openings[opening])
         for exchange in unplaced.exchanges:
             tree.move_to(tree.exchanges[exchange])
         identity = Identity(int(values["seed"]), str(values["conversation"]), int(values["repeat"]))
-        settings = {"template": values["template"], **with_later_settings(values["settings"])}
+        settings = {"template": values["template"], **values["settings"]}
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise InputError(f"is not a complete session: {type(error).__name__}: {error}", path=path) from None
     session.adopt(tree, session.settings.replace(**settings), identity)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any
 
-from rwkvbatch.config.names import with_later_settings
 from rwkvbatch.engine.request import END_OF_TEXT
 from rwkvbatch.errors import UsageError
 
@@ -382,9 +381,7 @@ def _opening(values: Mapping[str, Any], vocab_size: int) -> Opening:
 def _exchange(values: Mapping[str, Any], vocab_size: int) -> Exchange:
     _check_types(values)
     checked = _with_token_ids(values, vocab_size, "prompt", "ids", "rest")
-    checked["settings"] = with_later_settings(values["settings"])
-    if "finish" in checked:  # the name in sessions of older versions
-        checked["finish_reason"] = checked.pop("finish")
+    checked["settings"] = dict(values["settings"])
     checked["logprobs"] = tuple(float(value) for value in values["logprobs"])
     return Exchange(**checked)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ import typer
 
 from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import ExitCode, message, print_json
-from rwkvbatch.cli.options import JsonOption, QuietOption, option, with_settings
+from rwkvbatch.cli.options import JsonOption, QuietOption, only_variables, option, with_settings
 
 if TYPE_CHECKING:
     from rwkvbatch.bench.certify import Certificate
@@ -51,10 +50,10 @@ def certify_command(
     Also whether it gives the same answer twice, and under load. Exit code 1 if it is damaged.
     """
     from rwkvbatch.bench.certify import certify, options_of
+    from rwkvbatch.config import ScriptLimits
     from rwkvbatch.config.sources import naming_origins, resolve_settings
 
-    environment = {name: value for name, value in os.environ.items() if name in ("RWKVBATCH_MODEL", "RWKVBATCH_VOCAB")}
-    resolved = resolve_settings(settings, environment=environment)
+    resolved = resolve_settings(settings, environment=only_variables("model", "vocab", *ScriptLimits.model_fields))
     with naming_origins(resolved.origins):
         certificate = certify(url, options_of(resolved.settings, script), partial(message, quiet=quiet))
     if json_output:

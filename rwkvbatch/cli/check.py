@@ -54,8 +54,8 @@ def check_command(
     from rwkvbatch.cli.views import progress_bars
     from rwkvbatch.config.sources import resolve_settings
     from rwkvbatch.judges.source import judge_source
+    from rwkvbatch.replay.judging.recheck import recheck
     from rwkvbatch.replay.logs import command_line
-    from rwkvbatch.replay.recheck import recheck
 
     resolved = resolve_settings(settings, environment=os.environ)
     judge = judge_source(resolved.settings, given=resolved.named)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import enum
+import errno
 import io
 import json
 import os
@@ -97,6 +98,22 @@ def print_json(content: Any, *, indent: int | None = 2) -> None:
     print(printable_json(json.dumps(content, indent=indent)))  # noqa: T201
 
 
+class _UnbufferedOutput(io.FileIO):
+    """Writes all data, in the place of an unbuffered standard output (`PYTHONUNBUFFERED`).
+
+    That would write a part of the data before a disk is full or a limit is reached, and report no error.
+    """
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        rest = memoryview(data).cast("B")
+        while rest:
+            num_written = super().write(rest)
+            if num_written is None:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            rest = rest[num_written:]
+        return memoryview(data).nbytes
+
+
 class _StandardError(io.FileIO):
     """Ignores write errors, so that a run does not end because standard error is closed or full."""
 
@@ -127,7 +144,7 @@ def prepare_streams() -> None:
     """Open the null device for closed standard streams, and make writes to standard error never fail.
 
     Otherwise another file would get the descriptor of a closed stream. Characters that a stream's encoding lacks are
-    written as similar ASCII signs or as escapes.
+    written as similar ASCII signs or as escapes. Standard output writes all or raises an error, also unbuffered.
     """
     codecs.register_error("ascii-signs", _ascii_signs)
     for number in range(3):
@@ -139,6 +156,8 @@ def prepare_streams() -> None:
         sys.stdin = os.fdopen(0, closefd=False)
     if sys.__stdout__ is None:
         sys.stdout = os.fdopen(1, "w", closefd=False)
+    if isinstance(getattr(sys.stdout, "buffer", None), io.FileIO):
+        sys.stdout = io.TextIOWrapper(_UnbufferedOutput(1, "w", closefd=False), sys.stdout.encoding, write_through=True)
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="ascii-signs")

@@ -77,12 +77,17 @@ RandomOption = Annotated[
 def script_limits() -> ScriptLimits:
     """The limits of scripts and texts, with those that the environment sets."""
     from rwkvbatch.config import ScriptLimits
-    from rwkvbatch.config.names import ENVIRONMENT_PREFIX
     from rwkvbatch.config.sources import resolve_settings
 
-    variables = {f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in ScriptLimits.model_fields}
-    environment = {name: value for name, value in os.environ.items() if name in variables}
-    return resolve_settings({}, environment=environment).settings.script_limits
+    return resolve_settings({}, environment=only_variables(*ScriptLimits.model_fields)).settings.script_limits
+
+
+def only_variables(*names: str) -> dict[str, str]:
+    """The environment's variables of these settings, for commands that read no others."""
+    from rwkvbatch.config.names import ENVIRONMENT_PREFIX
+
+    variables = {f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in names}
+    return {name: value for name, value in os.environ.items() if name in variables}
 
 
 def thread_count(value: str | int | None) -> int | None:

@@ -71,7 +71,9 @@ def plan_command(
         limit = f"{planned_metric.widest:g}, the range of {planned_metric.name}"
         raise UsageError(f"--detect must be at most {limit}; got {detect:g}")
     used = judged(conversations, planned_metric)
-    spread = without_pilot(planned_metric) if pilot is None else of_pilot(pilot, planned_metric, baseline)
+    spread = (
+        without_pilot(planned_metric) if pilot is None else of_pilot(pilot, planned_metric, baseline, conversations)
+    )
     repetitions = repetitions_of(planned_metric, spread)
     suggested = designs(used, spread, detect, power=power, num_variants=variants, repetitions=repetitions)
     if json_output:
@@ -138,6 +140,11 @@ def _remarks(spread: Spread, suggested: list[Design], metric: Metric) -> list[st
         lines.append(
             f"variance between conversations {spread.between:.3g}{within}, from "
             f"{counted(spread.num_conversations, 'conversation')} of {counted(spread.repetitions, 'repetition')}"
+        )
+    if others := spread.replayed - spread.in_script:
+        lines.append(
+            f"note: the script lacks {others:,} of the pilot's {counted(spread.replayed, 'conversation')}, or has them "
+            "with other messages; it is assumed to vary as much as the pilot"
         )
     enough = next((design for design in suggested if design.enough), None)
     if enough is None:

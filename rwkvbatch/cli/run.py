@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -122,34 +121,6 @@ def show_result(result: RunResult, *, json_output: bool, quiet: bool) -> None:
         raise typer.Exit(ExitCode.FAILED)
 
 
-@dataclass
-class _LatestProgress:
-    """Keeps the latest progress, and passes it on to another observer.
-
-    Attributes:
-        observer: the other observer, which displays the progress; None for `--quiet`.
-        progress: None until the run has started, so before any row is written.
-    """
-
-    observer: Observer | None
-    progress: Progress | None = None
-
-    def started(self, progress: Progress) -> None:
-        self.progress = progress
-        if self.observer is not None:
-            self.observer.started(progress)
-
-    def moved(self, progress: Progress) -> None:
-        self.progress = progress
-        if self.observer is not None:
-            self.observer.moved(progress)
-
-    def ended(self, progress: Progress) -> None:
-        self.progress = progress
-        if self.observer is not None:
-            self.observer.ended(progress)
-
-
 def _report_unfinished(error: BaseException, progress: Progress, command: str) -> int:
     """Report the error that ended a run, and how `command` continues it if it can. Returns the exit code."""
     code = report(error, debug=debugging())
@@ -177,8 +148,8 @@ def run_with_progress(scripts: list[str], options: dict[str, Any], out: Path | N
     from rwkvbatch.prompt.escaping import printable
     from rwkvbatch.replay.api import run
     from rwkvbatch.replay.logs import command_line, with_directory
-    from rwkvbatch.replay.progress import BarObserver, LineObserver
-    from rwkvbatch.replay.row_index import Shard
+    from rwkvbatch.replay.planning.row_index import Shard
+    from rwkvbatch.replay.progress import BarObserver, LatestProgress, LineObserver
     from rwkvbatch.results.directory import default_directory
     from rwkvbatch.signals import StoppedEarly, Terminated, stop_on_signals
 
@@ -196,7 +167,7 @@ def run_with_progress(scripts: list[str], options: dict[str, Any], out: Path | N
     display: Observer | None = None
     if not quiet:
         display = BarObserver(console) if console.is_terminal else LineObserver(notify)
-    latest = _LatestProgress(display)
+    latest = LatestProgress(display)
     same_command = with_directory(["rwkvbatch", *sys.argv[1:]], directory) if out is None else command_line()
     result: RunResult | None = None
     with warnings.catch_warnings(), stop_on_signals(notify) as stop:

@@ -226,7 +226,7 @@ def race_lines(record: Mapping[str, Any]) -> list[str]:
     Args:
         record: the result as in `summary.json`.
     """
-    from rwkvbatch.replay.race import can_drop
+    from rwkvbatch.replay.planning.race import can_drop
 
     left, cells = record["left"], {cell["cell"]: cell for cell in record["cells"]}
     scored = [name for name in left if cells[name]["score"] is not None]

@@ -143,17 +143,19 @@ MAX_WARNINGS = 50
 
 
 def show_plan(prepared: Prepared, *, as_json: bool) -> None:
-    """Print the plan of a run, with warnings. Reads the checkpoints' headers for their vocabularies; loads no model."""
+    """Print the plan of a run, with warnings. Reads the headers of checkpoints, the judge's too; loads no model."""
     from rwkvbatch.cli.exits import print_json
     from rwkvbatch.config.sources import naming_origins
-    from rwkvbatch.replay.models import check_headers
+    from rwkvbatch.replay.consistency import check_judge
+    from rwkvbatch.replay.judging.rubrics import questions_of
     from rwkvbatch.replay.preview import preview
-    from rwkvbatch.replay.prompts import PromptEncoder
-    from rwkvbatch.replay.rubrics import questions_of
+    from rwkvbatch.replay.worker.models import check_headers
+    from rwkvbatch.replay.worker.prompts import PromptEncoder
     from rwkvbatch.script.lint import lint, lint_system
 
     with naming_origins(prepared.plan.origins):
         tokenizer, model_warnings = check_headers(prepared.plan)
+        model_warnings += check_judge(prepared.plan)
     counts = preview(prepared.plan, PromptEncoder(tokenizer))
     cells = prepared.plan.cell_settings
     script_warnings = lint(

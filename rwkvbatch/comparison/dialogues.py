@@ -111,6 +111,16 @@ def _rows_with(rows: pd.DataFrame, column: str, number: int) -> pd.DataFrame:
     return selected
 
 
+def check_name(check: Mapping[str, Any]) -> str:
+    """A check of a `turn_record` in words: its kind and what it expects.
+
+    Results of other programs do not say what they expect; they have their score in its place, unless it is 0 or 1.
+    """
+    if check["expected"] is not None:
+        return f"{check['kind']} {check['expected']!r}"
+    return check["kind"] if check["score"] in (None, 0, 1) else f"{check['kind']} {check['score']:.3g}"
+
+
 def turn_record(row: Mapping[Any, Any], side: str = "") -> dict[str, Any]:
     """One turn as JSON values; `metrics` has only those with a value.
 

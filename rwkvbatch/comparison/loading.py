@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from rwkvbatch import __version__
 from rwkvbatch.arguments import ITERABLE, PATH, check_argument, checks, either, instance_of
@@ -282,38 +281,17 @@ def _systems_of(conversations: Iterable[Any]) -> dict[str, str]:
     return {conversation.id: conversation.system for conversation in conversations if conversation.system}
 
 
-MAX_SCRIPT_BYTES: Final = 1 << 28
-"""Scripts larger than this are not read again."""
-
-
 def system_messages(run: RunData) -> Mapping[str, str] | None:
-    """The system messages by conversation; None if the run does not have them.
-
-    They are in the run's copy of the script, not in its rows. Runs of earlier versions have no copy; for these the
-    original script is read again, and used if its hash is that of the run.
-    """
-    if run.systems is not None:
+    """The system messages by conversation, which are in the copy of the script; None if it is missing or damaged."""
+    if run.systems is not None or not run.manifest:
         return run.systems
     from rwkvbatch.results.script_copy import read_script
-    from rwkvbatch.script.reader import read_scripts
 
     source = Path(run.source)
     with suppress(RwkvBatchError):  # damaged, or a check's extra is not installed here
-        copy = read_script(source if source.is_dir() else source.parent, run.manifest) if run.manifest else None
-        if copy is not None:
-            return _systems_of(copy)
-    paths = [Path(path) for path in run.facts.scripts]
-    limit = _record(run.facts.identity.get("script")).get("conversations")
-    try:
-        if not paths or sum(path.stat().st_size if path.is_file() else math.inf for path in paths) > MAX_SCRIPT_BYTES:
-            return None
-        conversations = read_scripts([str(path) for path in paths], skip_bad=True).conversations[:limit]
-    except (OSError, ValueError, TypeError, RwkvBatchError):
-        return None
-    hashes = "".join(conversation.sha256 for conversation in conversations)
-    if sha256(hashes.encode()).hexdigest() != run.facts.script_sha256:
-        return None
-    return _systems_of(conversations)
+        copy = read_script(source if source.is_dir() else source.parent, run.manifest)
+        return None if copy is None else _systems_of(copy)
+    return None
 
 
 def _unfinished(rows: pd.DataFrame, planned: int | None, cells: Sequence[str]) -> dict[str, int]:

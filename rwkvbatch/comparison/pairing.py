@@ -170,17 +170,28 @@ _PROMPT_SETTINGS = (
     ("system", "different system messages: the prompts are not the same"),
     ("template", "different templates: the prompts are not the same"),
     ("prelude", "different preludes: the prompts are not the same"),
+    ("bos", "different beginnings (--bos): the prompts are not the same"),
+    ("reply_prefix", "different beginnings of replies (--reply-prefix): the prompts are not the same"),
+    (
+        "turn_end",
+        "different ends of a turn, which count among the tokens and log-probabilities of replies; --turn-end sets one "
+        "for both",
+    ),
 )
+"""Settings that are compared, with what to say if they differ."""
+_UNRESOLVED = ("turn_end", "auto")
+"""A setting of results in memory that do not say what it stood for."""
 
 
 def check_pairs(pairs: Sequence[Pair], runs: Sequence[RunData]) -> list[str]:
-    """Notes on pairs with different settings of the prompt, one for each setting and baseline."""
+    """Notes on pairs with different settings of the prompt or the end of a turn, one for each setting and baseline."""
     cells = {run.name: run.facts.cells for run in runs}
     differing: dict[tuple[str, str], list[str]] = {}
     for pair in pairs:
         baseline, variant = (cells[side.run].get(side.cell, {}) for side in (pair.baseline, pair.variant))
         for key, warning in _PROMPT_SETTINGS:
-            if key in baseline and key in variant and baseline[key] != variant[key]:
+            values = {(key, side[key]) for side in (baseline, variant) if key in side}
+            if len(values) == 2 and _UNRESOLVED not in values:
                 expected = f"{pair.baseline.label}: {str(baseline[key])[:24]}"
                 differing.setdefault((warning, expected), []).append(f"{pair.variant.label}: {str(variant[key])[:24]}")
     return [f"{warning} ({expected}, {_first_names(variants)})" for (warning, expected), variants in differing.items()]

@@ -18,6 +18,7 @@ from rwkvbatch.comparison.pairing import Pair, pair_up, variants_of
 from rwkvbatch.comparison.values import has_both_values, weights_of
 from rwkvbatch.comparison.variances import discreteness, variances, weighted_deviations
 from rwkvbatch.errors import UsageError
+from rwkvbatch.results.row import stored_prompt
 from rwkvbatch.script.records import Conversation, Turn
 from rwkvbatch.stats.sample_size import conversations_needed, smallest_detectable
 
@@ -43,6 +44,8 @@ class Spread:
         num_conversations, repetitions: size of the pilot; 0 without one.
         steps: whether the differences are discrete, which gives the test more power (`stats.spread.Spread.discrete`).
         reach: how far conversations that the pilot lacks may differ (`stats.spread.Spread.reach`).
+        replayed: number of all conversations of the pilot; 0 without one.
+        in_script: number of them that the planned script has, with the same messages.
     """
 
     between: float
@@ -52,6 +55,8 @@ class Spread:
     repetitions: int = 0
     steps: bool = True
     reach: float = 1.0
+    replayed: int = 0
+    in_script: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,8 +147,11 @@ def without_pilot(metric: Metric) -> Spread:
     )
 
 
-def of_pilot(pilot: Source, metric: Metric, baseline: str | None = None) -> Spread:
+def of_pilot(pilot: Source, metric: Metric, baseline: str | None = None, script: Iterable[Conversation] = ()) -> Spread:
     """The variances of the pilot's pair of cells that varies most, or of the repetitions of its only cell.
+
+    Args:
+        script: the conversations that are planned, for `Spread.in_script`.
 
     Raises:
         UsageError: the pilot has a single cell with one repetition, or fewer than two conversations with the metric.
@@ -153,17 +161,27 @@ def of_pilot(pilot: Source, metric: Metric, baseline: str | None = None) -> Spre
     table = comparable_rows(runs)
     variants = variants_of(runs)
     pairs, _ = pair_up(runs, variants, baseline)
-    if not pairs:
-        return _of_one_cell(pilot, metric, rows_of(table, variants[0]))
-    spreads = [spread for pair in pairs if (spread := _of_pair(pair, metric, table)) is not None]
-    if not spreads:
-        raise UsageError(f"--pilot {pilot}: no pair of cells has 2 conversations with {metric.name}")
-    widest = max(spreads, key=lambda spread: spread.between + spread.within)
-    if len(pairs) > 1:
-        widest = replace(
-            widest, source=widest.source.replace("pilot:", "pilot: of all pairs the one that varies most,")
-        )
-    return _at_least(widest, metric)
+    if pairs:
+        spreads = [spread for pair in pairs if (spread := _of_pair(pair, metric, table)) is not None]
+        if not spreads:
+            raise UsageError(f"--pilot {pilot}: no pair of cells has 2 conversations with {metric.name}")
+        spread = max(spreads, key=lambda spread: spread.between + spread.within)
+        if len(pairs) > 1:
+            source = spread.source.replace("pilot:", "pilot: of all pairs the one that varies most,")
+            spread = replace(spread, source=source)
+    else:
+        spread = _of_one_cell(pilot, metric, rows_of(table, variants[0]))
+    replayed, in_script = _shared(table, script)
+    return replace(_at_least(spread, metric), replayed=replayed, in_script=in_script)
+
+
+def _shared(table: pd.DataFrame, script: Iterable[Conversation]) -> tuple[int, int]:
+    """The number of conversations in `table`, and that of those that the script has with the same messages."""
+    prompts: dict[str, set[str]] = {}
+    for name, prompt in table[["conversation", "prompt"]].drop_duplicates().itertuples(index=False):
+        prompts.setdefault(name, set()).add(prompt)
+    asked = {conversation.id: set(map(stored_prompt, conversation.turns)) for conversation in script}
+    return len(prompts), sum(own <= asked.get(name, set()) for name, own in prompts.items())
 
 
 def _of_pair(pair: Pair, metric: Metric, table: pd.DataFrame) -> Spread | None:
@@ -219,7 +237,7 @@ def _of_one_cell(pilot: Source, metric: Metric, rows: pd.DataFrame) -> Spread:
     # Two repetitions stand for two variants: the differences of repetition 1 minus repetition 0.
     signed, is_first_two = np.where(repeats == 0, -values, values), repeats < 2
     discrete, reach = discreteness(signed[is_first_two], codes[is_first_two], metric.widest)
-    spread = Spread(
+    return Spread(
         between,
         2 * within,
         "pilot: repetitions of one cell; a correlation of 0.5 between the conversations of baseline and variant is "
@@ -229,7 +247,6 @@ def _of_one_cell(pilot: Source, metric: Metric, rows: pd.DataFrame) -> Spread:
         steps=discrete,
         reach=reach,
     )
-    return _at_least(spread, metric)
 
 
 def _at_least(spread: Spread, metric: Metric) -> Spread:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,6 +13,8 @@ from rwkvbatch.endpoint.client import Client, check_url
 from rwkvbatch.errors import EndpointError, UnreachableError, UsageError, WorkerError, parsing_problem
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.prompt.tokenizer import MIN_VOCAB_SIZE
+from rwkvbatch.script.lines import NotStrictError
+from rwkvbatch.script.tools import interoperable_json
 
 WORLD_SIZE = 65_536
 MAX_NAMES = 20
@@ -153,7 +154,9 @@ def extra_fields(body: str, option: str = "--endpoint-body") -> dict[str, Any]:
         return {}
     example = """such as '{"chat_template_kwargs": {"enable_thinking": false}}'"""
     try:
-        value: Any = json.loads(body)
+        value = interoperable_json(body)
+    except NotStrictError as problem:
+        raise UsageError(f"{option} cannot be read: {problem}", hint=problem.hint) from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{option} is not JSON: {parsing_problem(error)}", hint=f"give an object, {example}") from None
     if not isinstance(value, dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Set
 from contextlib import contextmanager
+from typing import Any
 
 from rwkvbatch.config import RunSettings
 from rwkvbatch.endpoint.client import JUDGE_OPTIONS, Budget, Client, ClientOptions, check_url
@@ -31,10 +32,11 @@ class JudgeSource:
         self._served: ServedJudge | None = None
         self.is_local = settings.judge_url is None
 
-    def check(self) -> None:
+    def check(self, *, ask_server: bool = True) -> None:
         """Check that the judge can be opened, without loading a model.
 
-        If no model of a server is named, the server is asked for its models.
+        Args:
+            ask_server: ask a server for its models if none is named.
 
         Raises:
             UsageError: contradicting settings, an invalid URL, or a refused key.
@@ -51,8 +53,10 @@ class JudgeSource:
             with _naming_judge_options(), open_checkpoint(path) as checkpoint:
                 tokenizer_of(describe(checkpoint), self._settings.judge_vocab)
                 check_strategy(checkpoint, self._settings.judge_strategy)
-        else:
+        elif ask_server:
             self._served_judge()
+        else:
+            self._client()
 
     def open(self) -> Judge:
         """The judge, with its model loaded; raises as `check`."""
@@ -75,16 +79,20 @@ class JudgeSource:
 
     def _served_judge(self) -> ServedJudge:
         if self._served is None:
-            settings = self._settings
-            assert settings.judge_url is not None
-            url, extra = check_url(settings.judge_url, JUDGE_OPTIONS), extra_fields(settings.judge_body, "--judge-body")
-            options = ClientOptions(
-                settings.concurrency, settings.endpoint_timeout, settings.endpoint_retries, JUDGE_OPTIONS
-            )
-            client = Client(url, options, budget=self._budget)
-            model = settings.judge_model or served_spec(Endpoint(url, "", "chat", ""), client).name
+            client, extra = self._client()
+            model = self._settings.judge_model or served_spec(Endpoint(client.url, "", "chat", ""), client).name
             self._served = ServedJudge(client, model, extra)
         return self._served
+
+    def _client(self) -> tuple[Client, dict[str, Any]]:
+        """A client of the server, and further fields of each request's body."""
+        settings = self._settings
+        assert settings.judge_url is not None
+        url, extra = check_url(settings.judge_url, JUDGE_OPTIONS), extra_fields(settings.judge_body, "--judge-body")
+        options = ClientOptions(
+            settings.concurrency, settings.endpoint_timeout, settings.endpoint_retries, JUDGE_OPTIONS
+        )
+        return Client(url, options, budget=self._budget), extra
 
 
 @contextmanager

@@ -26,12 +26,11 @@ constexpr bool memory_bound(size_t) { return true; }
 
 // Lines at random places are read more slowly than all lines in order, which the processor itself prefetches. So some are skipped if
 // at most this many inputs are needed.
-constexpr size_t max_gathered(size_t in, size_t rows) { return memory_bound(rows) ? in * 40 / 100 : in - 1; }
+constexpr size_t max_gathered(size_t in, size_t rows) { return memory_bound(rows) ? in / 2 : in - 1; }
 
-// The weight lines of gathered inputs. Prefetch distances are in lines.
+// The weight lines of gathered inputs. Prefetch distances are in lines, and in groups for scales.
 struct ListedLines {
-    static constexpr size_t AHEAD = 48;
-    static_assert(AHEAD <= MAX_SPARSE_AHEAD);
+    static constexpr size_t AHEAD = MAX_SPARSE_AHEAD, SCALES_AHEAD = 2;
     const uint8_t* weights;   // of the band
     const uint32_t* offsets;  // from there, in bytes
 
@@ -41,7 +40,7 @@ struct ListedLines {
 
 // The weight lines of all inputs.
 template <size_t ROWS> struct LinesInOrder {
-    static constexpr size_t AHEAD = memory_bound(ROWS) ? 12 : ListedLines::AHEAD;
+    static constexpr size_t AHEAD = memory_bound(ROWS) ? 12 : 48;
     const uint8_t* line;
 
     RWKV_INLINE const uint8_t* operator[](size_t i) const { return line + i * INPUT_LINE; }
@@ -111,42 +110,62 @@ RWKV_INLINE void put_input(uint8_t* quads, size_t k, int32_t value) {
     }
 }
 
+// Reverse the low `bits` bits of a number. The inputs of a group are listed in the order of their reversed numbers: in ascending order,
+// the processor takes the lines for a sequence and prefetches skipped ones too.
+constexpr size_t reversed(size_t number, size_t bits) {
+    return bits == 0 ? 0 : (number & 1) << (bits - 1) | reversed(number >> 1, bits - 1);
+}
+constexpr size_t GROUP_BITS = 7;
+static_assert(size_t{1} << GROUP_BITS == SCALED_INPUTS);
+
 // Gather the rounded inputs that are nonzero in at least one row into `to`. Returns their number, or that of all inputs if there
 // are more than `max_gathered`: then all are to be read in order.
 inline size_t gather(const QuantizedRows& rows, const SparseQuads& to) {
     size_t number = 0, count = 0;
     for (size_t begin = 0, offset = 0; begin < rows.in; begin += SCALED_INPUTS, offset += BAND_SCALES) {
-        const size_t before = number;
+        const size_t before = number, inputs = std::min(SCALED_INPUTS, rows.in - begin);
 #if defined(RWKV_ISA_AVX512) && defined(RWKV_VNNI)
-        const size_t end = std::min(begin + SCALED_INPUTS, rows.in);
-        for (size_t k = begin; k < end; k += LANES) {
+        // A group is sixteen words of eight inputs. Each step takes one input of each word, the words in reversed order.
+        constexpr size_t NUM_WORDS = 16, WORD_INPUTS = 8, HALF = SCALED_INPUTS / 2;
+        static_assert(NUM_WORDS * WORD_INPUTS == SCALED_INPUTS);
+        const __m128i words = _mm_setr_epi8(0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15);
+        const __m512i word_offsets = _mm512_mullo_epi32(_mm512_cvtepi8_epi32(words), _mm512_set1_epi32(WORD_INPUTS * INPUT_LINE));
+        const auto first_bits = [](size_t count) { return count < HALF ? (uint64_t{1} << count) - 1 : ~uint64_t{0}; };
+        const __mmask64 low = first_bits(inputs), high = inputs > HALF ? first_bits(inputs - HALF) : 0;
+        for (size_t i = 0; i < WORD_INPUTS; ++i) {
+            const size_t input = reversed(i, 3);
             __mmask16 needed = 0;
-            __m128i inputs[MAX_SPARSE_ROWS];
+            __m128i values[MAX_SPARSE_ROWS];
             for (size_t row = 0; row < rows.num_rows; ++row) {
-                inputs[row] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows.quads + row * rows.stride + k));
-                needed |= _mm_test_epi8_mask(inputs[row], inputs[row]);
+                const uint8_t* const from = rows.quads + row * rows.stride + begin;
+                const auto bytes = [&](__mmask64 mask, const uint8_t* at) __attribute__((always_inline)) {
+                    const __m512i loaded = _mm512_maskz_loadu_epi8(mask, at);
+                    return _mm512_cvtepi64_epi8(_mm512_srl_epi64(loaded, _mm_cvtsi32_si128(static_cast<int>(input * 8))));
+                };
+                values[row] = _mm_shuffle_epi8(_mm_unpacklo_epi64(bytes(low, from), bytes(high, from + HALF)), words);
+                needed |= _mm_test_epi8_mask(values[row], values[row]);
             }
-            const __m512i numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-            const __m512i offsets = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(offset + (k - begin) * INPUT_LINE)),
-                                                     _mm512_mullo_epi32(numbers, _mm512_set1_epi32(INPUT_LINE)));
+            const __m512i offsets = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(offset + input * INPUT_LINE)), word_offsets);
             _mm512_storeu_si512(to.offsets + number, _mm512_maskz_compress_epi32(needed, offsets));
             for (size_t row = 0; row < rows.num_rows; ++row)
-                store_inputs<Dtype::W8A8>(to.quads + row * to.stride + number, {_mm512_maskz_compress_epi32(needed, _mm512_cvtepi8_epi32(inputs[row]))});
+                store_inputs<Dtype::W8A8>(to.quads + row * to.stride + number, {_mm512_maskz_compress_epi32(needed, _mm512_cvtepi8_epi32(values[row]))});
             number += static_cast<size_t>(__builtin_popcount(needed));
         }
-        offset += (end - begin) * INPUT_LINE;
 #else
-        for (size_t k = begin; k < std::min(begin + SCALED_INPUTS, rows.in); ++k, offset += INPUT_LINE) {
+        for (size_t i = 0; i < SCALED_INPUTS; ++i) {
+            const size_t k = reversed(i, GROUP_BITS);
+            if (k >= inputs) continue;
             bool needed = false;
             for (size_t row = 0; row < rows.num_rows; ++row) {
-                const int32_t input = input_at(rows.quads + row * rows.stride, k);
+                const int32_t input = input_at(rows.quads + row * rows.stride, begin + k);
                 put_input(to.quads + row * to.stride, number, input);
                 needed |= input != 0;
             }
-            to.offsets[number] = static_cast<uint32_t>(offset);
+            to.offsets[number] = static_cast<uint32_t>(offset + k * INPUT_LINE);
             number += needed;
         }
 #endif
+        offset += inputs * INPUT_LINE;
         count += number - before;
         for (; number % QUAD != 0; ++number) {
             to.offsets[number] = to.offsets[number - 1];
@@ -266,8 +285,13 @@ template <size_t ROWS> void linear_by_input(const LinearJob& job, size_t first_p
             const uint8_t *const quads = x + quad * QUAD_BYTES<DTYPE>, *const scales = lines + inputs * INPUT_LINE;
             BandSums<ROWS> group;
             group.start(rows);
-            if (offsets == nullptr) group.add(LinesInOrder<ROWS>{lines}, quads, stride, end - quad);
-            else group.add(ListedLines{band, offsets + quad * QUAD}, quads, stride, end - quad);
+            if (offsets == nullptr) {
+                group.add(LinesInOrder<ROWS>{lines}, quads, stride, end - quad);
+            } else {
+                for (size_t line = 0; line < BAND_SCALES; line += LINE)
+                    __builtin_prefetch(scales + ListedLines::SCALES_AHEAD * (SCALED_INPUTS * INPUT_LINE + BAND_SCALES) + line, 0, 2);
+                group.add(ListedLines{band, offsets + quad * QUAD}, quads, stride, end - quad);
+            }
             add_to_totals<DTYPE, ROWS, BAND>(sums, rows, scales, group);
             lines = scales + BAND_SCALES;
             quad = end;

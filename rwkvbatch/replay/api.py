@@ -42,16 +42,24 @@ from rwkvbatch.config.sources import CHECKPOINT_ENDINGS, naming_origins, read_to
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.files import user_path
 from rwkvbatch.judges.source import JudgeSource, judge_source
-from rwkvbatch.replay.consistency import check_plan, log_left_out, log_lint, refuse_contradictions, with_endpoint
-from rwkvbatch.replay.grid import PATHS, GridFile, make_cells
+from rwkvbatch.replay.consistency import (
+    check_plan,
+    judge_remark,
+    log_left_out,
+    log_lint,
+    refuse_contradictions,
+    with_endpoint,
+)
+from rwkvbatch.replay.judging.rubrics import turns_with_rubrics
 from rwkvbatch.replay.metrics import serving_metrics
-from rwkvbatch.replay.models import USING_BUNDLED, ModelLoader, setups_of
-from rwkvbatch.replay.plan import Plan, select
-from rwkvbatch.replay.pool_kinds import pool_for
+from rwkvbatch.replay.planning.grid import PATHS, GridFile, make_cells
+from rwkvbatch.replay.planning.plan import Plan, select
+from rwkvbatch.replay.planning.row_index import Shard
+from rwkvbatch.replay.planning.setups import setups_of
+from rwkvbatch.replay.pools.pool_kinds import pool_for
 from rwkvbatch.replay.progress import Observer
-from rwkvbatch.replay.row_index import Shard
-from rwkvbatch.replay.rubrics import turns_with_rubrics
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
+from rwkvbatch.replay.worker.models import USING_BUNDLED, ModelLoader
 from rwkvbatch.results.directory import SKIPPED_NAME
 from rwkvbatch.script.documents import read_documents
 from rwkvbatch.script.reader import Script, read_scripts
@@ -285,17 +293,11 @@ def _refuse_loading_settings(plan: Plan) -> None:
 def _judge(plan: Plan, loader: ModelLoader, notify: Callable[[str], None]) -> JudgeSource | None:
     """The judge that the settings name, if the script has rubrics; raises as `JudgeSource.check`."""
     source = judge_source(plan.settings, loader.budget, given=plan.explicit)
-    if not turns_with_rubrics(plan.conversations):
-        if source is not None:
-            notify("note: a judge is given, and the script has no check `judge`")
+    if (remark := judge_remark(plan, source)) is not None:
+        notify(f"note: {remark}")
+    if source is None or not turns_with_rubrics(plan.conversations):
         return None
-    if source is None:
-        notify(
-            "note: the script has checks that a judge answers, and none is given (--judge FILE, --judge-url URL): "
-            "verdicts that are not there already are missing; `rwkvbatch check RUN --judge FILE` adds them"
-        )
-    else:
-        source.check()
+    source.check()
     return source
 
 

@@ -11,14 +11,15 @@ from rwkvbatch.config import RunSettings
 from rwkvbatch.config.names import option_name
 from rwkvbatch.config.sources import ResolvedSettings
 from rwkvbatch.endpoint.served import CLIENT_SETTINGS, check_settings, refuse_without
-from rwkvbatch.errors import UsageError
-from rwkvbatch.judges.source import judge_source
-from rwkvbatch.replay.grid import Cell
-from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool_kinds import check_pool
-from rwkvbatch.replay.race import FIRST_LOOK
-from rwkvbatch.replay.rounds import turns_of_draws
-from rwkvbatch.replay.row_index import Shard
+from rwkvbatch.errors import InputError, MissingDeviceError, UsageError
+from rwkvbatch.judges.source import JudgeSource, judge_source
+from rwkvbatch.replay.judging.rubrics import turns_with_rubrics
+from rwkvbatch.replay.planning.grid import Cell
+from rwkvbatch.replay.planning.plan import Plan
+from rwkvbatch.replay.planning.race import FIRST_LOOK
+from rwkvbatch.replay.planning.rounds import turns_of_draws
+from rwkvbatch.replay.planning.row_index import Shard
+from rwkvbatch.replay.pools.pool_kinds import check_pool
 from rwkvbatch.script.lint import lint, lint_system
 from rwkvbatch.script.reader import Script
 
@@ -117,6 +118,38 @@ def check_plan(plan: Plan) -> None:
         _check_race(plan)
     else:
         _warn_of_needless_repeats(plan)
+
+
+def judge_remark(plan: Plan, source: JudgeSource | None) -> str | None:
+    """What to say about a judge without rubrics, or rubrics without a judge."""
+    has_rubrics = bool(turns_with_rubrics(plan.conversations))
+    if source is not None:
+        return None if has_rubrics else "a judge is given, and the script has no check `judge`"
+    if not has_rubrics:
+        return None
+    return (
+        "the script has checks that a judge answers, and none is given (--judge FILE, --judge-url URL): "
+        "verdicts that are not there already are missing; `rwkvbatch check RUN --judge FILE` adds them"
+    )
+
+
+def check_judge(plan: Plan) -> list[str]:
+    """Check the judge that the settings name, without loading it or asking its server. Returns warnings.
+
+    A file or a device that this machine lacks gives a warning, since another machine may have it.
+
+    Raises:
+        UsageError: a setting of the judge is wrong.
+    """
+    source = judge_source(plan.settings, given=plan.explicit)
+    remark = judge_remark(plan, source)
+    if source is None or remark is not None:
+        return [] if remark is None else [remark]
+    try:
+        source.check(ask_server=False)
+    except (InputError, MissingDeviceError) as error:
+        return [str(error)]
+    return []
 
 
 def _check_race(plan: Plan) -> None:

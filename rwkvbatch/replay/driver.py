@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rwkvbatch.errors import RwkvBatchError, counted
-from rwkvbatch.replay.dispatch import MAX_ATTEMPTS, MAX_HANGS, Dispatcher
-from rwkvbatch.replay.models import ModelLoader, Setup
-from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import Assign, Drop, Joined, Judging, Leave, Left, Report, WorkerPool
+from rwkvbatch.replay.planning.plan import Plan
+from rwkvbatch.replay.planning.setups import Setup
+from rwkvbatch.replay.pools.dispatch import MAX_ATTEMPTS, MAX_HANGS, Dispatcher
+from rwkvbatch.replay.pools.pool import Assign, Drop, Joined, Judging, Leave, Left, Report, WorkerPool
 from rwkvbatch.replay.progress import Counts, WorkerProgress
-from rwkvbatch.replay.rows import error_row, not_reached, was_reached
-from rwkvbatch.replay.worker import Worker
+from rwkvbatch.replay.worker.models import ModelLoader
+from rwkvbatch.replay.worker.rows import error_row, not_reached, was_reached
+from rwkvbatch.replay.worker.worker import Worker
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.row_codec import EncodedRow
 from rwkvbatch.results.rows import Rows

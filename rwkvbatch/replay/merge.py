@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, cast
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError
 from rwkvbatch.files import OS_FILES, Files, in_blocks, open_file, read_spans
 from rwkvbatch.replay.logs import with_directory, without_options
+from rwkvbatch.replay.planning.row_index import SHARD_NAME, RowIndex, Shard, read_members
 from rwkvbatch.replay.progress import Progress
-from rwkvbatch.replay.row_index import SHARD_NAME, RowIndex, Shard, read_members
 from rwkvbatch.results.answers import VERDICTS_NAME, read_lines_of
 from rwkvbatch.results.directory import SKIPPED_NAME, RunDirectory
 from rwkvbatch.results.manifest import FORMER, read_manifest, refuse_other_run, write_manifest
@@ -350,7 +350,7 @@ class _Merge:
         return self._index.read(row, reader) if reader is not None and self._index.has(row) else None
 
     def _copy_script(self) -> None:
-        """Copy the script from the first part that has it. It has all conversations; earlier versions kept none."""
+        """Copy the script from the first part that has it. It has all conversations of the run."""
         for part in self._parts:
             for name in (SCRIPT_NAME, COMPRESSED_NAME):
                 with suppress(OSError), open_file(part.path / name) as file:

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from itertools import takewhile
 
 from rwkvbatch.errors import RowError
-from rwkvbatch.replay.conversation import ConversationReplay
-from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.prompts import PromptEncoder
+from rwkvbatch.replay.planning.plan import Plan
+from rwkvbatch.replay.worker.conversation import ConversationReplay
+from rwkvbatch.replay.worker.prompts import PromptEncoder
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,34 @@ class Observer(Protocol):
     def ended(self, progress: Progress) -> None: ...
 
 
+@dataclass
+class LatestProgress:
+    """Keeps the latest progress, for an error that ends the run, and passes it on.
+
+    Attributes:
+        observer: another observer, which displays the progress; None for none.
+        progress: None until the run has started, so before any row is written.
+    """
+
+    observer: Observer | None
+    progress: Progress | None = None
+
+    def started(self, progress: Progress) -> None:
+        self.progress = progress
+        if self.observer is not None:
+            self.observer.started(progress)
+
+    def moved(self, progress: Progress) -> None:
+        self.progress = progress
+        if self.observer is not None:
+            self.observer.moved(progress)
+
+    def ended(self, progress: Progress) -> None:
+        self.progress = progress
+        if self.observer is not None:
+            self.observer.ended(progress)
+
+
 class LineObserver:
     """Calls `notify` with a line of progress once a minute, for logs and pipes."""
 

@@ -6,25 +6,23 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from rwkvbatch.errors import RwkvBatchError, StorageError, counted
+from rwkvbatch.errors import StorageError, counted
 from rwkvbatch.files import OS_FILES, Files
+from rwkvbatch.replay.continuing.identity import make_about, make_identity
+from rwkvbatch.replay.continuing.reuse import Reuse, adopt, check_rows_of_plan, missing_rows
+from rwkvbatch.replay.continuing.row_digests import RowDigests
 from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
-from rwkvbatch.replay.identity import RowDigests, make_about, make_identity
-from rwkvbatch.replay.judging import explain
-from rwkvbatch.replay.models import ModelLoader, Setup, refuse_unusable, setups_of
-from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import WorkerPool
-from rwkvbatch.replay.pool_kinds import MakePool
-from rwkvbatch.replay.progress import Counts, Observer, Progress, StepLog
-from rwkvbatch.replay.race import RaceResult
-from rwkvbatch.replay.reuse import Reuse, adopt, check_rows_of_plan, missing_rows
-from rwkvbatch.replay.rounds import (
+from rwkvbatch.replay.judging.checks import explain
+from rwkvbatch.replay.judging.verdicts import OpensJudge, RunVerdicts
+from rwkvbatch.replay.planning.plan import Plan
+from rwkvbatch.replay.planning.race import RaceResult
+from rwkvbatch.replay.planning.rounds import (
     DrawSelection,
     ReachedPrecision,
     RepeatSelection,
@@ -35,11 +33,14 @@ from rwkvbatch.replay.rounds import (
     reached_precision,
     rounds,
 )
-from rwkvbatch.replay.row_index import write_members
-from rwkvbatch.replay.verdicts import OpensJudge, RunVerdicts
+from rwkvbatch.replay.planning.row_index import write_members
+from rwkvbatch.replay.planning.setups import Setup, setups_of
+from rwkvbatch.replay.pools.pool import WorkerPool
+from rwkvbatch.replay.pools.pool_kinds import MakePool
+from rwkvbatch.replay.progress import Counts, Observer, Progress, StepLog
 from rwkvbatch.replay.verify import Difference, is_verifiable, verdict, verify_rows
+from rwkvbatch.replay.worker.models import ModelLoader, refuse_unusable
 from rwkvbatch.results.directory import KEPT_NAME, RunDirectory
-from rwkvbatch.results.manifest import read_manifest
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.rows import MemoryRows, Rows
@@ -137,7 +138,6 @@ def execute(plan: Plan, loader: ModelLoader, options: RunOptions) -> RunResult:
         StorageError: a write failed; the rows written before it are kept.
         TooManyFailuresError: more rows failed than the settings allow.
     """
-    plan = _continued(plan, options.out)
     with ExitStack() as stack:
         pool = None if options.pool is None else stack.enter_context(closing(options.pool(plan)))
         directory = None
@@ -202,16 +202,6 @@ def _take_directory(
 def _may_grow(plan: Plan) -> bool:
     """Whether rounds after the first one may add rows."""
     return plan.settings.race or plan.settings.until_ci is not None
-
-
-def _continued(plan: Plan, out: Path | None) -> Plan:
-    """The plan, with settings that are not given resolved as in the existing run in the directory `out`."""
-    manifest = None
-    if out is not None:
-        with suppress(RwkvBatchError):  # opening the directory reports the problem
-            manifest = read_manifest(out)
-    cells: Any = None if manifest is None else manifest["identity"].get("cells")
-    return plan.continuing(cast("dict[str, Any]", cells)) if isinstance(cells, dict) else plan
 
 
 def read_rows(directory: Path) -> Iterator[Row]:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from rwkvbatch.engine.request import Reply, Score
 from rwkvbatch.errors import counted
-from rwkvbatch.replay.conversation import ConversationReplay
-from rwkvbatch.replay.models import ModelLoader, Setup
-from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.prompts import PromptEncoder
-from rwkvbatch.replay.rows import TurnResults
+from rwkvbatch.replay.planning.plan import Plan
+from rwkvbatch.replay.planning.setups import Setup
+from rwkvbatch.replay.worker.conversation import ConversationReplay
+from rwkvbatch.replay.worker.models import ModelLoader
+from rwkvbatch.replay.worker.prompts import PromptEncoder
+from rwkvbatch.replay.worker.rows import TurnResults
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.rows import Rows
 

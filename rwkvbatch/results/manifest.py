@@ -15,12 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, Final, cast
 
-from rwkvbatch.config import CellSettings
-from rwkvbatch.config.names import identity_with_full_names
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError, parsing_problem
 from rwkvbatch.files import read_file
 from rwkvbatch.results.folder import Folder
@@ -28,7 +25,7 @@ from rwkvbatch.targets import MANIFEST_NAME
 
 JsonObject = Mapping[str, Any]
 
-FORMAT = 1
+FORMAT = 2
 MAX_MANIFEST_BYTES = 64 * 2**20
 
 GIVEN_FOR_ALL = "given_for_all"
@@ -42,13 +39,6 @@ FORMER = "former"
 
 EXTENDABLE = frozenset({"script", "repeats", "max_repeats", "until_ci", "race", GIVEN_FOR_ALL, "cells"})
 """Keys of the identity that determine which rows a run has, not their content: a row depends only on its own cell."""
-
-FIRST_SETTINGS = frozenset(
-    {"temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "penalty_decay", "order",
-     "banned_token_ids", "max_tokens", "max_seconds", "stop", "think", "history", "model", "strategy", "backend",
-     "state", "template", "prelude"}
-)  # fmt: skip
-"""Settings of a cell in the first version. The default of every later setting leaves replies unchanged."""
 
 CHECKSUM = "sha256"
 """Key of the manifest: the hash of all other keys except `about`, as sorted JSON without spaces."""
@@ -71,7 +61,7 @@ def write_manifest(
     shard_item = {} if shard is None else {"shard": shard}
     former_item = {} if former is None else {FORMER: former}
     content: dict[str, Any] = {"format": FORMAT, "identity": identity, **shard_item, "about": about, **former_item}
-    content[CHECKSUM] = _checksum(json.loads(json.dumps(content)))
+    content[CHECKSUM] = checksum_of(json.loads(json.dumps(content)))
     text = json.dumps(content, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
     folder.save(MANIFEST_NAME, [text, b"\n"])
 
@@ -96,27 +86,35 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError) as error:
         raise RunDamagedError(f"is not JSON: {parsing_problem(error)}", path=path, hint=_REPAIR) from None
     manifest = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
-    checksum = manifest.pop(CHECKSUM, None)  # earlier versions wrote none
-    if checksum is not None and checksum != _checksum(manifest):
-        raise RunDamagedError("was changed: its checksum does not match", path=path, hint=_REPAIR)
-    if not isinstance(manifest.get("identity"), dict):
-        raise RunDamagedError("is not the manifest of a run: it has no object `identity`", path=path, hint=_REPAIR)
-    if manifest.get("format") != FORMAT:
+    checksum = manifest.pop(CHECKSUM, None)
+    is_intact = checksum == checksum_of(manifest)
+    if not _is_identity(manifest.get("identity")):
+        raise RunDamagedError("is not the manifest of a run: it has no `identity`", path=path, hint=_REPAIR)
+    if manifest.get("format") != FORMAT and (is_intact or checksum is None):
         raise RunDirectoryError(
             f"has format {manifest.get('format')!r}; this version reads {FORMAT}",
             path=path,
             hint="use the version that wrote it",
         )
-    manifest["identity"] = identity_with_full_names(manifest["identity"])
+    if not is_intact:
+        raise RunDamagedError("was changed: its checksum does not match", path=path, hint=_REPAIR)
     match manifest.get(FORMER):
-        case {"identity": dict()} as former:
-            former["identity"] = identity_with_full_names(former["identity"])
+        case {"identity": identity} if _is_identity(identity):
+            pass
         case _:
             manifest.pop(FORMER, None)
     return manifest
 
 
-def _checksum(values: JsonObject) -> str:
+def _is_identity(value: Any) -> bool:
+    match value:
+        case {"cells": {**cells}}:
+            return all(isinstance(values, dict) for values in cells.values())
+        case _:
+            return False
+
+
+def checksum_of(values: JsonObject) -> str:
     checked = {key: value for key, value in values.items() if key != "about"}
     text = json.dumps(checked, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()
@@ -146,10 +144,9 @@ def refuse_other_run(
         RunMismatchError: the runs differ; the message lists the differences.
     """
     requested = json.loads(json.dumps({**_shard_name(shard), **identity}))
-    stored = {**_shard_name(existing.get("shard")), **existing["identity"]}
+    stored: dict[str, Any] = {**_shard_name(existing.get("shard")), **existing["identity"]}
     old_given, new_given = stored.pop(GIVEN_FOR_ALL, []), requested.pop(GIVEN_FOR_ALL, [])
-    old_cells, new_cells = _complete_cells(stored.get("cells")), _complete_cells(requested.get("cells"))
-    stored, requested = {**stored, "cells": old_cells}, {**requested, "cells": new_cells}
+    old_cells, new_cells = stored.get("cells", {}), requested.get("cells", {})
     if extend:
         stored, requested = (
             {key: value for key, value in side.items() if key not in EXTENDABLE} for side in (stored, requested)
@@ -187,16 +184,10 @@ def system_of(cell: Mapping[str, Any], in_script: str | None) -> str | None:
     return setting or None
 
 
-@cache
-def default_settings() -> dict[str, Any]:
-    """The settings of a cell at their defaults, as JSON values."""
-    return json.loads(json.dumps(CellSettings().model_dump(mode="json")))
-
-
 def is_same_run(existing: JsonObject, identity: JsonObject, shard: JsonObject | None = None) -> bool:
     """Whether a manifest is exactly that of the requested run, or part of a run."""
     sides = [
-        {**_shard_name(part), **json.loads(json.dumps(values)), "cells": _complete_cells(values.get("cells"))}
+        {**_shard_name(part), **json.loads(json.dumps(values))}
         for part, values in ((existing.get("shard"), existing["identity"]), (shard, identity))
     ]
     return sides[0] == sides[1]
@@ -204,7 +195,6 @@ def is_same_run(existing: JsonObject, identity: JsonObject, shard: JsonObject | 
 
 def equal_cells(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
     """Maps old cells to new cells with the same settings, preferring the same name; without cells that have none."""
-    old, new = _complete_cells(old), _complete_cells(new)
     new_by_settings: dict[str, str] = {}
     for name, values in new.items():
         new_by_settings.setdefault(json.dumps(values, sort_keys=True), name)
@@ -213,13 +203,6 @@ def equal_cells(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str
         for name, values in old.items()
         if (equal := new_by_settings.get(json.dumps(values, sort_keys=True))) is not None
     }
-
-
-def _complete_cells(cells: Any) -> dict[str, Any]:
-    """`cells` with the defaults of settings that later versions added, which are the behaviour of earlier versions."""
-    copies = cast("dict[str, Any]", json.loads(json.dumps(cells)) if isinstance(cells, dict) else {})
-    later = {name: value for name, value in default_settings().items() if name not in FIRST_SETTINGS}
-    return {name: {**later, **values} if isinstance(values, dict) else values for name, values in copies.items()}
 
 
 def _nearest(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
@@ -258,10 +241,6 @@ def _file_of(about: Any, cell: str, key: str) -> str | None:
         case {"files": {**cells}} if isinstance(cell_files := cells.get(cell), dict):
             file = cast("dict[str, Any]", cell_files).get(_FILES[key])
             return None if file is None else str(file)
-        case {"models": [*models]} if key == "weights_sha256":  # earlier versions named only the models
-            for model in models:
-                if isinstance(model, dict) and cell in cast("dict[str, Any]", model).get("cells", ()):
-                    return str(cast("dict[str, Any]", model).get("path"))
         case _:
             pass
     return None

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from rwkvbatch.results.row_values import SCORED
 from rwkvbatch.script.choices import ChoiceScores
+from rwkvbatch.script.records import Turn
 
 NOT_REACHED = "not reached:"
 """The beginning of the error of a turn that was not run because an earlier turn of its conversation failed."""
@@ -105,6 +106,11 @@ def short_text(text: str) -> str:
         return text
     data = text.encode("utf-8", "surrogatepass")
     return f"{text[:200]}… [{len(data):,} bytes, sha256 {sha256(data).hexdigest()}]"
+
+
+def stored_prompt(turn: Turn) -> str:
+    """The user message or the prompt of a turn as stored in its row."""
+    return short_text(turn.shown_prompt) if turn.plain else turn.user
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -93,9 +94,15 @@ _DIGEST = re.compile(rb',"content":"([0-9a-f]+)","judging":"([0-9a-f]+)","crc":"
 
 
 def digest_of(line: bytes) -> RowDigest | None:
-    """The digests in a line; None if it has none, like lines of earlier versions."""
+    """The digests in a line; None if it has none, like a line that this program did not write."""
     match = _DIGEST.search(line, max(0, len(line) - 300))
     return None if match is None else RowDigest(match[1].decode(), match[2].decode())
+
+
+def json_digest(value: Any) -> str:
+    """32 hex digits of the SHA-256 of a value as JSON."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=list)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ def decode_row(line: bytes) -> Row:
     """
     content = content_of_line(line)
     try:
-        values = _current(json.loads(content))  # not orjson, which rounds integers above 64 bits
+        values = json.loads(content)  # not orjson, which rounds integers above 64 bits
         check_values(values)
         return Row.from_dict(values)
     except BadLineError:
@@ -158,7 +165,9 @@ def decode_values(line: bytes, *, needs_checksum: bool = True) -> dict[str, Any]
             values = json.loads(content)
         except (ValueError, RecursionError):
             raise BadLineError("it is not JSON") from None
-    return _current(values)
+    if not isinstance(values, dict):
+        raise BadLineError("it is not a JSON object")
+    return cast("dict[str, Any]", values)
 
 
 def content_of_line(line: bytes, *, needs_checksum: bool = True) -> bytes:
@@ -173,13 +182,3 @@ def content_of_line(line: bytes, *, needs_checksum: bool = True) -> bytes:
     if tail[len(_KEY) : -2] != b"%08x" % crc32(content):
         raise BadLineError("its checksum does not match")
     return content
-
-
-def _current(values: Any) -> dict[str, Any]:
-    """A row's JSON object with the keys of this version; earlier versions wrote `finish` for `finish_reason`."""
-    if not isinstance(values, dict):
-        raise BadLineError("it is not a JSON object")
-    record = cast("dict[str, Any]", values)
-    if "finish" in record:
-        record["finish_reason"] = record.pop("finish")
-    return record

@@ -115,8 +115,9 @@ _CHECK = _Record(
 _JUDGE = _Record("checks.", {"judge": _TEXT})
 _THINKING = _Record("tokens.", {"thinking": _COUNT})
 _PLAIN_TEXT = _Record("reference.", {"logprob": _NUMBER, "bytes": _SIZE})
-_CHOICE = _Record("choices.scores.", {"name": _TEXT, "logprob": _NUMBER, "tokens": _SIZE, "bytes": _SIZE})
-_CHARACTERS = _Record("choices.scores.", {"characters": _SIZE})
+_CHOICE = _Record(
+    "choices.scores.", {"name": _TEXT, "logprob": _NUMBER, **dict.fromkeys(("tokens", "bytes", "characters"), _SIZE)}
+)
 _PROBE = _Record("probe.", {**dict.fromkeys(("after", "number", "turns"), _COUNT), "tokens": _COUNT_OR_NULL})
 
 
@@ -151,8 +152,6 @@ def check_values(values: Mapping[str, Any]) -> None:
             raise ValueError("choices.scores must have a score or more")
         for score in scores:
             _CHOICE.check(score)
-            if "characters" in score:
-                _CHARACTERS.check(score)
     if (probe := values.get("probe")) is not None:
         _PROBE.check(_object(probe, "probe"))
     for tag in _array(values, "tags"):

@@ -53,7 +53,7 @@ def write_script(folder: Folder, conversations: Sequence[Conversation]) -> None:
 
 
 def has_script(directory: Path) -> bool:
-    """Whether there is a copy; directories of earlier versions have none."""
+    """Whether there is a copy."""
     return any((directory / name).is_file() for name in (SCRIPT_NAME, COMPRESSED_NAME))
 
 

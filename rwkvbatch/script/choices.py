@@ -36,15 +36,14 @@ class ChoiceScore:
         logprob: sum of the log-probabilities of its tokens, in nats.
         tokens: number of tokens of the scored text, including a space before it.
         bytes: number of bytes of the scored text, including a space before it.
-        characters: number of characters (code points) of the scored text without white space around it, at least 1;
-            None in rows of earlier versions.
+        characters: number of characters (code points) of the scored text without white space around it, at least 1.
     """
 
     name: str
     logprob: float
     tokens: int
     bytes: int
-    characters: int | None = None
+    characters: int
 
     @classmethod
     def of(cls, name: str, logprob: float, tokens: int, scored: bytes) -> Self:
@@ -53,14 +52,8 @@ class ChoiceScore:
         return cls(name, logprob, tokens, len(scored), characters)
 
     def value(self, normalize: Normalize) -> float:
-        """The number that choices are compared by; higher is better.
-
-        Raises:
-            KeyError: it is not known, see `characters`.
-        """
-        divisors = {"none": 1, "token": self.tokens, "byte": self.bytes}
-        if self.characters is not None:
-            divisors["character"] = self.characters
+        """The number that choices are compared by; higher is better."""
+        divisors = {"none": 1, "token": self.tokens, "byte": self.bytes, "character": self.characters}
         return self.logprob / divisors[normalize]
 
 
@@ -70,18 +63,8 @@ class ChoiceScores:
 
     scores: tuple[ChoiceScore, ...]
 
-    @property
-    def measures(self) -> tuple[Normalize, ...]:
-        """What the choices can be compared by: all but `character` in rows of earlier versions."""
-        counted = all(score.characters is not None for score in self.scores)
-        return NORMALIZE if counted else tuple(normalize for normalize in NORMALIZE if normalize != "character")
-
     def best(self, normalize: Normalize = "none") -> ChoiceScore:
-        """The choice with the highest `value`; the first one of equal choices.
-
-        Raises:
-            KeyError: `normalize` is not one of `measures`.
-        """
+        """The choice with the highest `value`; the first one of equal choices."""
         return max(self.scores, key=lambda score: score.value(normalize))
 
     def named(self, choice: str | int) -> ChoiceScore:
@@ -94,9 +77,8 @@ class ChoiceScores:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values. `best` is for readers of the file; `from_dict` ignores it."""
-        best = {normalize: self.best(normalize).name for normalize in self.measures}
-        scores = [{key: value for key, value in vars(score).items() if value is not None} for score in self.scores]
-        return {"best": best, "scores": scores}
+        best = {normalize: self.best(normalize).name for normalize in NORMALIZE}
+        return {"best": best, "scores": [vars(score) for score in self.scores]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -83,9 +83,8 @@ def parse_line(text: str, source: SourceLine) -> Mapping[str, Any]:
             readers disagree: duplicate keys, NaN, numbers out of a float's range, lone surrogates.
     """
     try:
-        value = load_strictly(text, _bounded_int)
+        value = parse_value(text)
         if is_object(value):
-            _check_strings_and_depth(value)
             return value
     except json.JSONDecodeError as error:
         hint = "every line must be one whole JSON object; control characters in strings must be escaped"
@@ -98,6 +97,18 @@ def parse_line(text: str, source: SourceLine) -> Mapping[str, Any]:
         refuse(source, *_TOO_DEEP)
     hint = "write one conversation a line (`jq -c '.[]' FILE` does that to an array)" if is_array(value) else None
     refuse(source, f"must be a JSON object, got {type_name(value)}", hint)
+
+
+def parse_value(text: str) -> Any:
+    """The JSON value of `text`, without the content that `parse_line` refuses.
+
+    Raises:
+        ValueError: the text is not JSON (`json.JSONDecodeError`), or has such content (`NotStrictError`).
+        RecursionError: the text is nested too deeply for the parser.
+    """
+    value = load_strictly(text, _bounded_int)
+    _check_strings_and_depth(value)
+    return value
 
 
 def is_object(value: object) -> TypeGuard[dict[str, Any]]:

@@ -29,8 +29,8 @@ from rwkvbatch.script.shape import MAX_ID_LENGTH
 KEPT_BYTES = 2**16
 """Number of bytes that are kept of a line that is too long and set aside."""
 
-MAX_COPY_LINE_BYTES = 2**31 - 4
-"""Length limit of a line of the script's copy in a run directory."""
+WIDEST_LIMITS = ScriptLimits(max_line_bytes=2**31 - 4, max_turns=MAX_COUNT, max_conversations=MAX_COUNT)
+"""Limits of a script that a run has read already, with limits of its own."""
 
 COUNTED_BYTES = 2**24
 """Number of bytes that are read after the first bad line to count further bad lines."""
@@ -109,9 +109,8 @@ def read_copy(file: BinaryIO, path: str) -> tuple[Conversation, ...]:
         ScriptError: the copy is damaged.
         MissingExtraError: a check needs an optional dependency that is not installed.
     """
-    limits = ScriptLimits(max_line_bytes=MAX_COPY_LINE_BYTES, max_turns=MAX_COUNT, max_conversations=MAX_COUNT)
-    reader = ScriptReader(limits, skip_bad=False, has_several_files=False)
-    for line in read_lines(file, path, limits.max_line_bytes):
+    reader = ScriptReader(WIDEST_LIMITS, skip_bad=False, has_several_files=False)
+    for line in read_lines(file, path, WIDEST_LIMITS.max_line_bytes):
         reader.read_line(line, Additions(), is_first=False)
     return tuple(reader.conversations)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cached_property
 from typing import Any, Protocol, cast
 
-from rwkvbatch.config.names import PENALTY_ALIASES
 from rwkvbatch.errors import RwkvBatchError, error_text
 from rwkvbatch.script.choices import Choice, ChoiceScores
 from rwkvbatch.script.lines import SourceLine
@@ -51,12 +49,6 @@ class ReplyFacts:
     reference: str | None = None
     choices: ChoiceScores | None = None
     judge_verdicts: Mapping[Any, JudgeVerdict] = field(default_factory=dict[Any, JudgeVerdict], compare=False)
-
-    @property
-    def finish(self) -> str:
-        """Deprecated: the former name of `finish_reason`, for plug-ins that still read it."""
-        warnings.warn("`facts.finish` is deprecated: use `facts.finish_reason`", DeprecationWarning, stacklevel=2)
-        return self.finish_reason
 
 
 @dataclass(frozen=True)
@@ -178,25 +170,6 @@ class Turn:
         """The message or prompt for readers. Before a `continuation`, `_` stands for the choice."""
         return self.user if self.continuation is None else f"{self.user}_{self.continuation}"
 
-    @property
-    def likelihood_record(self) -> dict[str, Any]:
-        """Entries for digests: the fields that turns of ordinary conversations leave at their defaults."""
-        return {
-            **({"choices": [vars(choice) for choice in self.choices]} if self.choices else {}),
-            **({} if self.generate else {"generate": False}),
-            **({"plain": True} if self.plain else {}),
-            **({} if self.probe is None else {"probe": vars(self.probe)}),
-            **({} if self.continuation is None else {"continuation": self.continuation}),
-        }
-
-
-_DIGESTED_NAMES = {name: alias for alias, name in PENALTY_ALIASES.items()}
-
-
-def _digested(params: Mapping[str, Any]) -> dict[str, Any]:
-    """`params` for digests, by the names of the first version of the format."""
-    return {_DIGESTED_NAMES.get(name, name): value for name, value in params.items()}
-
 
 @dataclass(frozen=True)
 class Conversation:
@@ -236,65 +209,46 @@ class Conversation:
     def sha256(self) -> str:
         """Hex digest of everything except `source`: equal for the same conversation in any form or file."""
         record = {
-            "id": self.id,
-            "system": self.system,
+            **self.row_context,
             "turns": [
-                {
-                    "user": turn.user,
-                    "reference": turn.reference,
-                    "checks": [check.as_dict() for check in turn.checks],
-                    **({"params": _digested(turn.params)} if turn.params else {}),
-                    **turn.likelihood_record,
-                }
-                for turn in self.turns
+                {**contents, "checks": [check.as_dict() for check in turn.checks], "params": dict(turn.params)}
+                for turn, contents in zip(self.turns, self.row_contents, strict=True)
             ],
             "tags": self.tags,
-            "params": _digested(self.params),
-            **self._shown_tools,
+            "params": dict(self.params),
         }
         text = json.dumps(record, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-    @property
-    def _shown_tools(self) -> dict[str, Any]:
-        """The tools for digests. The order of their keys is part of it, because the prompt lists them in this order."""
-        return {"tools": [json.dumps(tool) for tool in self.tools]} if self.tools else {}
 
     @cached_property
     def row_contents(self) -> tuple[dict[str, Any], ...]:
         """`[turns]` the content of each turn on which its row depends, as JSON values; without params and checks.
 
-        Checks do not change replies. Fields that later versions added to `Turn` are included only if they differ from
-        their defaults, so that the digests of other rows do not change.
+        Checks do not change replies.
         """
-        return tuple(
-            {"user": turn.user, "reference": turn.reference, **_added_fields(turn, _TURN_FIELDS), **_choice_rule(turn)}
-            for turn in self.turns
-        )
+        return tuple({**_content(turn, {"checks", "params"}), **_choice_rule(turn)} for turn in self.turns)
 
     @cached_property
     def row_context(self) -> dict[str, Any]:
         """The content of the conversation on which all its rows depend, as JSON values; without params."""
-        return {"id": self.id, "system": self.system, **self._shown_tools, **_added_fields(self, _CONVERSATION_FIELDS)}
+        content = _content(self, {"turns", "tags", "params", "source", "tools"})
+        # Tools as text, because the prompt lists their keys in this order.
+        return {**content, **({"tools": [json.dumps(tool) for tool in self.tools]} if self.tools else {})}
 
     def judging(self, turn: int) -> dict[str, Any]:
         """The checks of a turn and the conversation's tags, as JSON values."""
         return {"checks": [check.as_dict() for check in self.turns[turn].checks], "tags": self.tags}
 
 
-_TURN_FIELDS = frozenset({"user", "reference", "checks", "params"})
-_CONVERSATION_FIELDS = frozenset({"id", "system", "turns", "tags", "params", "source", "tools"})
-
-
-def _added_fields(record: Turn | Conversation, first_fields: AbstractSet[str]) -> dict[str, Any]:
-    """The fields of `record` that are not among `first_fields` and differ from their defaults."""
-    added: dict[str, Any] = {}
+def _content(record: Turn | Conversation, without: AbstractSet[str]) -> dict[str, Any]:
+    """The fields of `record` that differ from their defaults, so that a field with a default can be added later."""
+    content: dict[str, Any] = {}
     for item in fields(record):
         value = getattr(record, item.name)
         default = item.default if item.default_factory is MISSING else item.default_factory()
-        if item.name not in first_fields and value != default:
-            added[item.name] = _as_json(value)
-    return added
+        if item.name not in without and value != default:
+            content[item.name] = _as_json(value)
+    return content
 
 
 def _choice_rule(turn: Turn) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rwkvbatch.config import DialoguePrompt, Sampling, Stopping
-from rwkvbatch.config.names import ALIASES, with_full_names
+from rwkvbatch.config.names import ALIASES
 from rwkvbatch.config.setting import Settings
 from rwkvbatch.errors import UsageError
 from rwkvbatch.script.lines import SourceLine, is_object, refuse, refuse_unknown_keys, shown, type_name
@@ -102,7 +102,7 @@ def parse_params(raw: Mapping[str, Any], source: SourceLine, where: str = "param
             refuse(source, f"{where}.{name}: must not be a boolean, got {str(value).lower()}")
         if name in ALIASES and ALIASES[name] in raw:
             refuse(source, f"{where}: {name} and {ALIASES[name]} are one setting", "leave one of the two out")
-    raw = with_full_names(raw)
+    raw = {ALIASES.get(name, name): value for name, value in raw.items()}
     params: dict[str, Any] = {}
     for record in _RECORDS:
         values = {name: value for name, value in raw.items() if name in record.model_fields}

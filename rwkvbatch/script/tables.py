@@ -13,7 +13,7 @@ from typing import Any
 
 from rwkvbatch.errors import MissingExtraError, ScriptError, counted, error_text
 from rwkvbatch.files import open_file
-from rwkvbatch.script.lines import SourceLine, is_array, is_object, parse_line, refuse
+from rwkvbatch.script.lines import NotStrictError, SourceLine, is_array, is_object, parse_line, parse_value, refuse
 
 MAX_BYTES = 2**31
 _MAX_FIELD = 2**24
@@ -158,7 +158,9 @@ def _json(path: str, form: TableForm) -> _NumberedValues:
     with open_file(Path(path), MAX_BYTES) as file:
         data = file.read()
     try:
-        value = json.loads(data)
+        value = parse_value(data.decode(json.detect_encoding(data)))
+    except NotStrictError as error:
+        raise ScriptError(f"cannot be read: {error}", path=path, hint=error.hint) from None
     except (ValueError, RecursionError):
         yield from _lines(path, form)
         return

@@ -197,16 +197,23 @@ def decoded(body: bytes) -> object:
     """The JSON value of a request's body.
 
     Raises:
-        RequestError: it is not JSON, or has a number beyond the range of floats or half of a surrogate pair.
+        RequestError: it is not JSON, or it has content on which JSON readers disagree: a key twice in one object, a
+            number beyond the range of floats, half of a surrogate pair.
     """
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        value: object = orjson.loads(body)
+        load_strictly(body.decode(), int)
+    except orjson.JSONDecodeError as error:  # one error for what is not JSON and for what orjson does not hold
         raise RequestError(f"the body {_reading_problem(body, error)}") from None
+    except NotStrictError as problem:
+        raise RequestError(f"the body cannot be read: {problem}; {problem.hint}") from None
+    except RecursionError:
+        raise RequestError("the body cannot be read: it is nested too deeply") from None
+    return value
 
 
 def _reading_problem(body: bytes, error: orjson.JSONDecodeError) -> str:
-    """Why the body could not be read. orjson has one error for what is not JSON and for what it does not hold."""
+    """Why orjson refused the body."""
     try:
         json.loads(body, parse_int=str)
         load_strictly(body.decode(), finite_float)

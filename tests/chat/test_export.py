@@ -17,11 +17,11 @@ from rwkvbatch.config.sources import resolve_settings
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.templates import PRELUDES
-from rwkvbatch.replay.grid import Cell
-from rwkvbatch.replay.models import Setup
-from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.prompts import PromptEncoder
+from rwkvbatch.replay.planning.grid import Cell
+from rwkvbatch.replay.planning.plan import Plan
+from rwkvbatch.replay.planning.setups import Setup
 from rwkvbatch.replay.runner import RunOptions, execute
+from rwkvbatch.replay.worker.prompts import PromptEncoder
 from rwkvbatch.script.reader import read_scripts
 from tests.chat.sessions import SAMPLED, NamedModel, new_session
 from tests.engine.hash_model import HashModel

@@ -231,6 +231,20 @@ def test_a_file_that_is_not_a_session_is_refused(tmp_path: Path, content: bytes)
         load_session(empty_session(), path)
 
 
+def test_a_session_of_a_development_version_is_refused_with_its_format(tmp_path: Path) -> None:
+    session, path = session_with_two_branches(), tmp_path / "s.json"
+    save_session(session, path)
+    values = {name: value for name, value in json.loads(path.read_text()).items() if name != "sha256"}
+    values["format"] = 1
+    for exchange in values["dialogue"]["exchanges"]:
+        exchange["finish"] = exchange.pop("finish_reason")
+    values["sha256"] = storage._checksum(values)  # pyright: ignore[reportPrivateUsage]
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="expected a session of format 2, found 1") as caught:
+        load_session(empty_session(), path)
+    assert "version of rwkvbatch that wrote it" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
 def test_a_transcript_that_is_a_special_file_is_refused(make: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path / "special")
@@ -311,27 +325,6 @@ def test_a_session_with_invalid_values_and_a_correct_checksum_is_refused(
     (tmp_path / "s.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match=problem):
         load_session(empty_session(), tmp_path / "s.json")
-
-
-def test_a_session_of_an_older_version_is_read_with_former_names_and_turn_end(tmp_path: Path) -> None:
-    """Earlier versions had no `turn_end` (templates decided what ends a reply), and `finish` for `finish_reason`."""
-    session, path = session_with_two_branches(), tmp_path / "s.json"
-    save_session(session, path)
-    values = json.loads(path.read_text())
-    del values["sha256"]
-    template = Path(__file__).parents[1] / "prompt" / "chatml.jinja"
-    values["template"] = str(template)
-    for each in (values, *values["dialogue"]["exchanges"]):
-        each["settings"].pop("turn_end", None)
-    for exchange in values["dialogue"]["exchanges"]:
-        exchange["finish"] = exchange.pop("finish_reason")
-    values["sha256"] = storage._checksum(values)  # pyright: ignore[reportPrivateUsage]
-    path.write_text(json.dumps(values))
-    loaded = empty_session()
-    load_session(loaded, path)
-    assert loaded.settings.turn_end == "next-role"
-    for saved, read in zip(session.tree.exchanges, loaded.tree.exchanges, strict=True):
-        assert (read.finish_reason, read.settings["turn_end"]) == (saved.finish_reason, "next-role")
 
 
 def test_directories_of_transcripts_are_private_with_any_umask(tmp_path: Path) -> None:

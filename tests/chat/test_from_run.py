@@ -22,6 +22,7 @@ from rwkvbatch.model.load import BUNDLED_MODEL, load_model
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
 from tests.chat.sessions import new_session
+from tests.manifests import manifest_of, save_manifest
 
 TURNS = ("My name is Ada.", "What is my name?", "And what is 1 plus 2?")
 
@@ -107,27 +108,19 @@ def copy_with_manifest(run: Path, change: Callable[[dict[str, Any]], object]) ->
     """A copy of a run with a changed manifest."""
     out = run.parent / f"changed-{len(list(run.parent.iterdir()))}"
     shutil.copytree(run, out)
-    content = json.loads((out / "manifest.json").read_text())
+    content = manifest_of(out)
     change(content)
-    (out / "manifest.json").write_text(json.dumps(content))
+    save_manifest(out, content)
     return out
 
 
-def test_without_a_copy_the_system_message_is_read_from_the_script(run: Path, tmp_path: Path) -> None:
-    script = tmp_path / "s.jsonl"
-    other = {"id": "other", "messages": [{"role": "user", "content": "Hi."}]}
-    script.write_text(json.dumps(other) + "\n" + (run.parent / "s.jsonl").read_text())
-    out = copy_with_manifest(run, lambda content: content["about"].update(scripts=[str(script)]))
+def test_without_a_copy_of_the_script_the_run_is_refused(run: Path) -> None:
+    out = copy_with_manifest(run, lambda content: None)
     (copy,) = out.glob("script*")
     copy.unlink()
-    assert read_point(f"{out}:c:1:0").system == "Be brief."
-    for content, names in ((json.dumps(other), str(script)), ("{", str(script))):
-        script.write_text(content + "\n")
-        with pytest.raises(RunDirectoryError, match=rf"conversation 'c:1' is unknown: .* \({names}\)"):
-            read_point(f"{out}:c:1:0")
-    (out / "manifest.json").write_text((out / "manifest.json").read_text().replace(str(script), "-"))
-    with pytest.raises(RunDirectoryError, match=r"conversation 'c:1' is unknown: .* \(-\)"):
+    with pytest.raises(RunDirectoryError, match="'c:1' is unknown: the script's copy is missing") as caught:
         read_point(f"{out}:c:1:0")
+    assert "given again" in (caught.value.hint or "")
 
 
 def test_another_vocabulary_is_refused(run: Path) -> None:

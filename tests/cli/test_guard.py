@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.replay.worker_processes import children_of, is_alive
+from tests.replay.pools.worker_processes import children_of, is_alive
 
 PLUGIN = """
 import ctypes, os, pathlib, sys, time

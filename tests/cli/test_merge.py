@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from rwkvbatch.cli.app import invoke
-from rwkvbatch.replay.grid import Cell
-from rwkvbatch.replay.row_index import Shard
+from rwkvbatch.replay.planning.grid import Cell
+from rwkvbatch.replay.planning.row_index import Shard
 from rwkvbatch.replay.runner import RunOptions, execute, read_rows
+from tests.manifests import manifest_of, save_manifest
 from tests.replay.fakes import FakeLoader, make_plan
 
 ROOT = Path(__file__).parent.parent.parent
@@ -163,10 +164,8 @@ def test_bad_input_is_one_message_and_an_exit_code(
 def test_a_part_whose_rows_were_being_adapted_is_to_be_run_again(
     parts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = parts[1] / "manifest.json"
-    content = json.loads(path.read_text())
-    del content["sha256"]
-    path.write_text(json.dumps({**content, "former": {"identity": content["identity"]}}))
+    content = manifest_of(parts[1])
+    save_manifest(parts[1], {**content, "former": {"identity": content["identity"]}})
     assert merge(parts, tmp_path / "out") == 3
     said = capsys.readouterr().err
     assert "a command was interrupted while it adapted the rows of this part" in said

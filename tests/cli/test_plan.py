@@ -137,6 +137,7 @@ def written(path: Path, *messages: dict[str, Any]) -> str:
     return str(path)
 
 
+CHECK: dict[str, Any] = {"contains": "boat"}
 REPLIED: dict[str, Any] = {"role": "assistant", "content": "Hi!"}
 
 
@@ -394,3 +395,39 @@ def test_turns_of_the_pilot_that_ended_in_an_error_are_named(
     out, err = capsys.readouterr()
     assert "4 of its turns ended in an error and are left out" in err
     assert "a difference of 2 in tokens" in out
+
+
+def test_a_pilot_of_another_script_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(make_run(tmp_path / "pilot", cells=("a", "b"), conversations=4, turns=1))
+    lines = [
+        {"id": f"talk-{n}", "messages": [{"role": "user", "content": f"Question 0 of talk-{n}?", "expect": CHECK}]}
+        for n in range(5)
+    ]
+
+    def remarks() -> str:
+        path = tmp_path / "s.jsonl"
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        assert invoke(["plan", str(path), "--detect", "0.2", "--pilot", run]) == ExitCode.DONE
+        return capsys.readouterr().err
+
+    assert "note:" not in remarks()
+    lines[1]["messages"][0]["content"] = "Another one?"
+    assert "note: the script lacks 1 of the pilot's 4 conversations, or has them with other messages" in remarks()
+    lines = [{**line, "id": f"other-{n}"} for n, line in enumerate(lines)]
+    assert "note: the script lacks 4 of the pilot's 4 conversations" in remarks()
+
+
+def test_json_counts_the_conversations_that_pilot_and_script_share(
+    script: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    run = pilot(tmp_path / "pilot", ("a", "b"), repeats=1, conversations=5)
+    found = planned(capsysbinary, script, "--detect", "0.2", "--pilot", run)
+    assert (found["variances"]["replayed"], found["variances"]["in_script"]) == (5, 0)
+
+
+def test_a_pilot_with_long_texts_is_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, run = tmp_path / "texts.jsonl", str(tmp_path / "run")
+    path.write_text("".join(json.dumps({"id": name, "text": f"{name} cat. " * 300}) + "\n" for name in "abc"))
+    assert invoke(["run", str(path), "--out", run, "--strategy", "cpu bf16,cpu int8", "--quiet"]) == ExitCode.DONE
+    assert invoke(["plan", str(path), "--detect", "0.2", "--pilot", run]) == ExitCode.DONE
+    assert "note: the script lacks" not in capsys.readouterr().err

@@ -14,8 +14,8 @@ from rich.console import Console
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.summaries import race_lines, show_summary, summary_table, until_ci_record
 from rwkvbatch.cli.views import MAX_WARNINGS
-from rwkvbatch.replay.grid import Cell
-from rwkvbatch.replay.rounds import ReachedPrecision
+from rwkvbatch.replay.planning.grid import Cell
+from rwkvbatch.replay.planning.rounds import ReachedPrecision
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.row import CheckResult, Reference, RowTiming
 from rwkvbatch.results.summary import percentile, summarize

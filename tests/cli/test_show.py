@@ -45,7 +45,8 @@ def test_the_choices_of_a_turn_are_shown_with_their_likelihoods(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logprobs = [-1.0, -2.0, *(-float(k) for k in range(20, 30))]
-    scores = [{"name": f"choice {k}", "logprob": value, "tokens": 2, "bytes": 9} for k, value in enumerate(logprobs)]
+    counts = {"tokens": 2, "bytes": 9, "characters": 8}
+    scores = [{"name": f"choice {k}", "logprob": value, **counts} for k, value in enumerate(logprobs)]
 
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
         del rng
@@ -164,3 +165,14 @@ def test_a_tag_stands_for_the_conversations_that_have_it(
         found = records(tagged, pattern, capsys=capsysbinary)
         assert {record["conversation"] for record in found} == {"talk-1", "talk-3"}
     assert invoke(["show", tagged, "nobody"]) == ExitCode.USAGE
+
+
+def test_results_of_a_table_are_shown_without_an_expectation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("id,score\na,1\nb,\nc,0.25\n")
+    assert invoke(["show", str(path)]) == ExitCode.DONE
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith(" ")]
+    ended = "turn 0, ended by scored"
+    assert lines == ["✓ score", f"{ended}, score 1.00", "? score", ended, "✗ score 0.25", f"{ended}, score 0.25"]

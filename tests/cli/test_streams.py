@@ -36,6 +36,19 @@ def test_a_full_standard_output_is_one_message_and_exit_code_4(arguments: str, r
     assert second.startswith("  ")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "PYTHONUNBUFFERED=1"])
+@pytest.mark.parametrize("arguments", ["compare RUN --json", "compare RUN --format html", "show RUN --json"])
+def test_output_that_is_cut_off_is_an_error(arguments: str, unbuffered: str, run: Path, tmp_path: Path) -> None:
+    command = f"PYTHONDONTWRITEBYTECODE=1 {unbuffered} @ {arguments.replace('RUN', str(run))}"
+    done = shell(f"ulimit -f 1; {command} > report", tmp_path)
+    assert done.returncode == ExitCode.INTERNAL
+    assert "rwkvbatch: error: input or output failed: File too large" in done.stderr
+    assert (tmp_path / "report").stat().st_size == 1024
+    done = shell(f"{command} > report", tmp_path)
+    assert done.returncode == ExitCode.DONE
+    assert (tmp_path / "report").stat().st_size > 1024
+
+
 @pytest.mark.parametrize("arguments", ["show RUN", "compare RUN RUN2 --metric score --changes 3", "--help"])
 def test_an_encoding_that_lacks_characters_gets_escapes(arguments: str, run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "other")

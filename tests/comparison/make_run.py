@@ -11,6 +11,9 @@ from zlib import crc32
 
 import numpy as np
 
+from rwkvbatch.results.manifest import FORMAT
+from tests.manifests import save_manifest
+
 WORDS = [
     "the",
     "river",
@@ -42,6 +45,8 @@ WORDS = [
     "with",
     "baskets",
 ]
+
+_ENDS = {"turn_end": "next-role", "bos": "auto", "reply_prefix": ""}
 
 RowChange = Callable[[dict[str, Any], np.random.Generator], None]
 
@@ -118,7 +123,7 @@ def make_run(
         "seed": seed,
         "repeats": repeats,
         "cells": {
-            cell: {"temperature": 1.0, "history": "own", "think": "off", **(settings or {}).get(cell, {})}
+            cell: {"temperature": 1.0, "history": "own", "think": "off", **_ENDS, **(settings or {}).get(cell, {})}
             for cell in cells
         },
         **(identity_changes or {}),
@@ -131,8 +136,7 @@ def make_run(
         "scripts": ["datasets/demo.jsonl"],
         "models": [{"path": "bundled", "layers": 4, "width": 128, "weights_sha256": "ab" * 32, "cells": list(cells)}],
     }
-    content = {"format": 1, "identity": identity, "about": about}
-    write_run(directory, rows, content)
+    write_run(directory, rows, {"identity": identity, "about": about})
     return directory
 
 
@@ -141,8 +145,9 @@ def write_run(directory: Path, rows: Sequence[Mapping[str, Any]], manifest: Mapp
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "results.jsonl").write_bytes(b"".join(map(encode, rows)))
     if manifest is not None:
-        content = {"format": 1, "identity": {}, **manifest}
-        (directory / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
+        save_manifest(
+            directory, {"format": FORMAT, **manifest, "identity": {"cells": {}, **manifest.get("identity", {})}}
+        )
 
 
 def encode(row: Mapping[str, Any]) -> bytes:

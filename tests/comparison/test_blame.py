@@ -14,7 +14,7 @@ from rwkvbatch.cli.exits import ExitCode
 from rwkvbatch.comparison import compare
 from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.errors import UsageError
-from rwkvbatch.replay.grid import make_cells
+from rwkvbatch.replay.planning.grid import make_cells
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.script.records import Check, Conversation, ReplyFacts, Turn, Verdict
 from tests.replay.fakes import FakeLoader, make_conversation, make_plan

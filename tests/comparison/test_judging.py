@@ -22,6 +22,7 @@ from rwkvbatch.comparison.variances import variances
 from rwkvbatch.errors import UsageError
 from rwkvbatch.stats.sample_size import conversations_needed
 from tests.comparison.make_run import encode, make_row, make_run
+from tests.manifests import manifest_of, save_manifest
 
 Change = Callable[[dict[str, Any], np.random.Generator], None]
 
@@ -133,8 +134,7 @@ def test_an_unfinished_run_fails_every_gate_unless_partial(tmp_path: Path, unfin
 
 def test_a_part_of_a_run_fails_every_gate_unless_partial(tmp_path: Path) -> None:
     path = runs(tmp_path, passing(0.5), passing(0.5))[0]
-    manifest = json.loads((Path(path) / "manifest.json").read_text())
-    (Path(path) / "manifest.json").write_text(json.dumps(manifest | {"shard": {"part": 2, "parts": 8}}))
+    save_manifest(Path(path), manifest_of(Path(path)) | {"shard": {"part": 2, "parts": 8}})
     failed = only_gate(compare([path], fail_if=["score < -1"]))
     assert failed.failed
     assert "is part 2/8 of a run; `rwkvbatch merge` combines the parts (--partial" in failed.line

@@ -15,11 +15,12 @@ from rwkvbatch.comparison.loading import _unfinished, load_runs
 from rwkvbatch.comparison.metrics import TURN_METRICS
 from rwkvbatch.errors import InputError, RunDamagedError, RunDirectoryError, UsageError
 from rwkvbatch.results.folder import Folder
-from rwkvbatch.results.manifest import FORMER
+from rwkvbatch.results.manifest import FORMAT, FORMER
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.script_copy import script_sha256, write_script
 from rwkvbatch.script.reader import read_scripts
 from tests.comparison.make_run import encode, make_row, make_run, write_run
+from tests.manifests import manifest_of, save_manifest
 
 
 def test_load_gives_one_row_per_turn_with_metrics_as_columns(tmp_path: Path) -> None:
@@ -195,7 +196,7 @@ def test_metrics_do_not_depend_on_the_batch_in_which_replies_are_counted(
 def test_every_metric_is_computed_for_rows_of_every_kind(tmp_path: Path) -> None:
     text = {"text": "x", "nll": 1.0, "matched": 1.0, "tokens": 3, "logprob": -3.0, "bytes": 9}
     check = {"kind": "choice", "expected": "a", "passed": True, "score": 1.0, "weight": 1.0, "detail": None}
-    scores = [{"name": name, "logprob": -1.0, "tokens": 2, "bytes": 5} for name in "ab"]
+    scores = [{"name": name, "logprob": -1.0, "tokens": 2, "bytes": 5, "characters": 5} for name in "ab"]
     rows = [
         make_row("plain"),
         make_row("text", reference=text, finish_reason="scored", reply=""),
@@ -214,7 +215,7 @@ def test_every_metric_is_computed_for_rows_of_every_kind(tmp_path: Path) -> None
 
 
 def test_choices_are_loaded_on_request(tmp_path: Path) -> None:
-    scores = [{"name": name, "logprob": -1.0, "tokens": 2, "bytes": 5} for name in "ab"]
+    scores = [{"name": name, "logprob": -1.0, "tokens": 2, "bytes": 5, "characters": 5} for name in "ab"]
     write_run(tmp_path / "a", [make_row("with", choices={"scores": scores}), make_row("without")], manifest={})
     path = str(tmp_path / "a")
     assert list(load(path)["choices"]) == [tuple(scores), None]
@@ -277,9 +278,8 @@ def test_a_wrong_checksum_is_refused_in_a_single_file(tmp_path: Path) -> None:
 
 def test_a_manifest_of_a_later_format_is_refused(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", conversations=1)
-    manifest = json.loads((path / "manifest.json").read_text()) | {"format": 2}
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(RunDirectoryError, match=r"manifest\.json: has format 2; .*reads 1"):
+    save_manifest(path, manifest_of(path) | {"format": FORMAT + 1})
+    with pytest.raises(RunDirectoryError, match=rf"manifest\.json: has format {FORMAT + 1}; .*reads {FORMAT}"):
         load_runs([str(path)])
 
 
@@ -292,10 +292,10 @@ def test_a_run_given_twice_is_refused(tmp_path: Path) -> None:
 
 def test_empty_lines_are_skipped_and_an_interrupted_extension_is_noted(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", conversations=2)
-    results, manifest = path / "results.jsonl", path / "manifest.json"
+    results = path / "results.jsonl"
     results.write_bytes(results.read_bytes().replace(b"\n", b"\n\n"))
-    content = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({**content, "former": {"identity": content["identity"]}}))
+    content = manifest_of(path)
+    save_manifest(path, {**content, "former": {"identity": content["identity"]}})
     (run,) = load_runs([str(path)])
     assert len(run.rows) == 8
     assert any("a command was interrupted while it adapted the rows; run it again" in note for note in run.notes)
@@ -315,11 +315,11 @@ def test_files_of_the_former_run_do_not_say_how_many_rows_an_interrupted_extensi
     else:
         status = {"state": "done", "rows_total": 8, "pid": 1, "host": "h", "updated": "now"}
         (path / source).write_text(json.dumps({**status, "planned": 8}))
-    manifest = json.loads((path / "manifest.json").read_text())
+    manifest = manifest_of(path)
     manifest["identity"]["script"]["sha256"] = script_sha256(conversations)
     extended = {**manifest["identity"], "script": {"sha256": "99" * 32, "conversations": 5}}
     for content, unfinished in ((manifest, {}), ({**manifest, "identity": extended, FORMER: manifest}, {"base": 6})):
-        (path / "manifest.json").write_text(json.dumps(content))
+        save_manifest(path, content)
         (run,) = load_runs([str(path)])
         assert (run.unfinished, run.unfinished_at_least) == (unfinished, bool(unfinished))
         assert any(note.endswith("is not finished: 8 of the planned rows are there") for note in run.notes) == bool(

@@ -210,6 +210,9 @@ def test_errors_count_as_failed_for_different_scripts_too(tmp_path: Path, checks
         ({"identity_changes": {"seed": 5}}, "different seeds"),
         ({"settings": {"base": {"history": "gold"}}}, "different history modes"),
         ({"settings": {"base": {"think": "on"}}}, "different thinking modes"),
+        ({"settings": {"base": {"turn_end": "blank-line"}}}, "different ends of a turn"),
+        ({"settings": {"base": {"reply_prefix": "Sure"}}}, "different beginnings of replies"),
+        ({"settings": {"base": {"bos": "on"}}}, "different beginnings (--bos)"),
     ],
 )
 def test_differences_between_runs_are_noted(tmp_path: Path, changes: dict[str, Any], note: str) -> None:

@@ -14,6 +14,7 @@ from rwkvbatch.comparison.pairing import pair_up, variants_of
 from rwkvbatch.comparison.report.formats import as_json
 from rwkvbatch.errors import RunMismatchError, UsageError
 from tests.comparison.make_run import make_row, make_run, write_run
+from tests.manifests import manifest_of, save_manifest
 
 
 def runs(tmp_path: Path, **cells: tuple[str, ...]) -> list[RunData]:
@@ -73,9 +74,9 @@ def test_an_unknown_baseline_is_refused_with_the_existing_ones(tmp_path: Path) -
 
 def change_manifest(path: Path, **changes: Any) -> Path:
     """Change `about` and other keys of the manifest; returns the path."""
-    content = json.loads((path / "manifest.json").read_text())
+    content = manifest_of(path)
     content["about"].update(changes.pop("about", {}))
-    (path / "manifest.json").write_text(json.dumps({**content, **changes}))
+    save_manifest(path, {**content, **changes})
     return path
 
 

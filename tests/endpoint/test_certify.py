@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from rwkvbatch.bench import certify as certify_module
 from rwkvbatch.bench.certify import Certificate, CertifyOptions, certify
 from rwkvbatch.cli.app import invoke
+from rwkvbatch.cli.exits import ExitCode
+from rwkvbatch.endpoint.client import Client
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import Reply
-from rwkvbatch.errors import RowError, UsageError
+from rwkvbatch.errors import UnreachableError, UsageError
 from rwkvbatch.model.load import load_model, resolve_model_path
 from tests.endpoint.server import FakeServer, serving
 
@@ -148,7 +151,7 @@ def test_turns_of_choices_are_not_compared(demo_engine: Engine, tmp_path: Path) 
 
 def test_a_prompt_that_is_not_answered_is_an_error(server: FakeServer) -> None:
     server.statuses, server.refusal = [400] * 99, "too odd"
-    with pytest.raises(RowError, match=r"did not answer a prompt: the server refuses .* too odd"):
+    with pytest.raises(UnreachableError, match=r"did not answer a prompt: the server refuses .* too odd"):
         certify(server.url, OPTIONS)
 
 
@@ -163,5 +166,40 @@ def test_the_chat_interface_is_refused(server: FakeServer) -> None:
 
 
 def test_a_server_that_cannot_be_reached_is_named_as_the_argument(capsys: pytest.CaptureFixture[str]) -> None:
-    assert invoke(["certify", "http://127.0.0.1:9/v1", "--endpoint-retries", "0"]) != 0
+    assert invoke(["certify", "http://127.0.0.1:9/v1", "--endpoint-retries", "0"]) == ExitCode.USAGE
     assert "rwkvbatch: error: URL http://127.0.0.1:9/v1: cannot be reached" in capsys.readouterr().err
+
+
+def test_a_server_that_ends_after_its_list_of_models_cannot_be_reached(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = certify_module.served_spec
+
+    def listed_then_gone(endpoint: Any, client: Client) -> Any:
+        spec = listed(endpoint, client)
+        client.url = "http://127.0.0.1:9/v1"
+        return spec
+
+    monkeypatch.setattr(certify_module, "served_spec", listed_then_gone)
+    assert invoke(["certify", server.url, "--endpoint-retries", "0", "--quiet"]) == ExitCode.USAGE
+    assert "rwkvbatch: error: URL http://127.0.0.1:9/v1: cannot be reached" in capsys.readouterr().err
+
+
+def test_a_server_that_refuses_prompts_is_a_usage_error_of_the_command(
+    server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.statuses, server.refusal = [400] * 99, "too odd"
+    assert invoke(["certify", server.url, "--quiet"]) == ExitCode.USAGE
+    assert "too odd" in capsys.readouterr().err
+
+
+def test_the_limit_of_a_line_is_that_of_the_environment(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = asking(tmp_path / "s.jsonl", {"content": "Tell me a long story."}, {"content": "And a longer one."})
+    arguments = ["certify", server.url, "--script", str(script), "--quiet", "--max-tokens", "64"]
+    monkeypatch.setenv("RWKVBATCH_MAX_LINE_BYTES", "40")
+    assert invoke(arguments) == ExitCode.BAD_INPUT
+    assert "the line is longer than 40 bytes" in capsys.readouterr().err
+    monkeypatch.setenv("RWKVBATCH_MAX_LINE_BYTES", "1M")
+    assert invoke(arguments) == ExitCode.DONE

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rwkvbatch.judges import opinions
-from rwkvbatch.judges.answers import JudgeAnswer, JudgeAnswers, MemoryRecord, Votes, digest_of
+from rwkvbatch.judges.answers import JudgeAnswer, JudgeAnswers, MemoryRecord, Votes
 from rwkvbatch.judges.questions import Question, VoteRequest, seeds_of
 from tests.judges.fakes import FakeJudge
 
@@ -89,8 +88,3 @@ def test_it_stops_between_answers_and_keeps_those_it_has() -> None:
     assert [isinstance(answers.votes(each), Votes) for each in asks] == [True] * 4 + [False] * 5
     assert shown[0] == (0, 9)
     assert shown[-1] == (4, 9)
-
-
-def test_the_module_opinions_has_the_former_names() -> None:
-    former = (opinions.Opinion, opinions.Opinions, opinions.MemoryRecord, opinions.digest_of)
-    assert former == (JudgeAnswer, JudgeAnswers, MemoryRecord, digest_of)

@@ -22,7 +22,8 @@ from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.model.rwkv7_model import Rwkv7Model
 from rwkvbatch.model.safetensors import save_tensors
-from rwkvbatch.replay.models import ModelLoader, Setup
+from rwkvbatch.replay.planning.setups import Setup
+from rwkvbatch.replay.worker.models import ModelLoader
 from tests.model.loading_memory import memory_of_loading
 
 

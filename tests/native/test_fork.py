@@ -1,4 +1,4 @@
-"""A process forked after packing its weights, as worker processes are (rwkvbatch/replay/processes.py)."""
+"""A process forked after packing its weights, as worker processes are (rwkvbatch/replay/pools/processes.py)."""
 
 from __future__ import annotations
 

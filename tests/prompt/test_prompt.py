@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rwkvbatch.config import Prompting, ReplyPrompt, ThinkMode, TurnEnd
 from rwkvbatch.errors import UsageError
+from rwkvbatch.files import sha256_of_file
 from rwkvbatch.model.load import BUNDLED_MODEL
 from rwkvbatch.prompt.templates import (
     BUNDLED_SHA256,
@@ -23,7 +24,6 @@ from rwkvbatch.prompt.templates import (
     load_template,
     with_turn_end,
 )
-from rwkvbatch.replay.identity import sha256_of_file
 
 THINKING: list[ThinkMode] = ["on", "short", "long", "fake"]
 

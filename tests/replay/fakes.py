@@ -17,11 +17,11 @@ from rwkvbatch.config import RunSettings
 from rwkvbatch.config.sources import ResolvedSettings
 from rwkvbatch.engine.request import FinishReason, Reading, Reply, ReplyTiming, Request, Score, closed_history
 from rwkvbatch.errors import CheckpointError, RowError
-from rwkvbatch.replay.grid import Cell, make_cells
-from rwkvbatch.replay.models import Setup
-from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.prompts import PromptEncoder
-from rwkvbatch.replay.row_index import Shard
+from rwkvbatch.replay.planning.grid import Cell, make_cells
+from rwkvbatch.replay.planning.plan import Plan
+from rwkvbatch.replay.planning.row_index import Shard
+from rwkvbatch.replay.planning.setups import Setup
+from rwkvbatch.replay.worker.prompts import PromptEncoder
 from rwkvbatch.results.row import CheckResult, Logprob, Row, RowTiming, TokenCounts
 from rwkvbatch.script.lines import SourceLine
 from rwkvbatch.script.records import Check, Conversation, ReplyFacts, Turn, Verdict

@@ -14,14 +14,12 @@ from rwkvbatch.cli.app import invoke
 from rwkvbatch.comparison.loading import load
 from rwkvbatch.errors import ScriptError
 from rwkvbatch.model.base import Model
-from rwkvbatch.replay.grid import make_cells
+from rwkvbatch.replay.planning.grid import make_cells
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.row_codec import decode_row, encode_row
-from rwkvbatch.script.checks.answers import Chosen
 from rwkvbatch.script.choices import NORMALIZE, ChoiceScore, ChoiceScores, Normalize
 from rwkvbatch.script.native import native_record
 from rwkvbatch.script.reader import read_scripts
-from rwkvbatch.script.records import ReplyFacts
 from tests.replay.fakes import make_plan
 from tests.replay.runs import check_invariance, run
 from tests.script.writing import conversation, read, user, write
@@ -101,19 +99,8 @@ def test_characters_are_counted_without_white_space_around_the_text(
     assert score.value("byte") == -6.0 / num_bytes
 
 
-def test_rows_of_earlier_versions_did_not_count_characters() -> None:
-    values: dict[str, Any] = {"scores": [{"name": name, "logprob": -1.0, "tokens": 2, "bytes": 5} for name in "ab"]}
-    scores = ChoiceScores.from_dict(values)
-    assert scores.as_dict() == {"best": {"none": "a", "token": "a", "byte": "a"}} | values
-    facts = ReplyFacts("a", "scored", 0, None, scores)
-    for normalize, undecided in (("byte", False), ("character", True)):
-        verdict = Chosen.parse("a", {"normalize": normalize}).judge(facts)
-        assert (verdict.passed, verdict.undecided) == (not undecided, undecided)
-    assert "did not count the characters" in str(verdict.detail)
-
-
 def test_the_first_of_equally_likely_choices_is_the_best() -> None:
-    scores = ChoiceScores((ChoiceScore("a", -4.0, 1, 1), ChoiceScore("b", -4.0, 1, 1)))
+    scores = ChoiceScores((ChoiceScore("a", -4.0, 1, 1, 1), ChoiceScore("b", -4.0, 1, 1, 1)))
     assert scores.best().name == "a"
 
 
@@ -323,13 +310,12 @@ def test_a_continuation_after_choices_is_in_the_script_copy_and_its_digests(
     assert without_continuation.row_contents != original.row_contents
 
 
-def test_digests_of_choices_without_a_continuation_are_those_of_earlier_versions(tmp_path: Path) -> None:
+def test_fields_at_their_defaults_are_not_in_the_content_of_a_turn(tmp_path: Path) -> None:
     line = {"id": "p", "prompt": "The sky is", "choices": [" blue", " green"]}
     (found,) = read(tmp_path, line).conversations
-    assert found.sha256 == "6b956f654da5f913de3896c180ea708da31cff2f18c6b859b940bfdd39e0dbd6"
     assert found.row_contents == (
         {
-            "user": "The sky is", "reference": None, "generate": False, "plain": True, "normalize": "none",
+            "user": "The sky is", "generate": False, "plain": True, "normalize": "none",
             "choices": [{"name": "blue", "text": " blue"}, {"name": "green", "text": " green"}],
         },
     )  # fmt: skip

@@ -9,9 +9,9 @@ import pytest
 
 from rwkvbatch.errors import WorkerError
 from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
-from rwkvbatch.replay.models import Setup, setups_of
-from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import Assign, Event, Joined, Left, LogEntry, Order, Report
+from rwkvbatch.replay.planning.plan import Plan
+from rwkvbatch.replay.planning.setups import Setup, setups_of
+from rwkvbatch.replay.pools.pool import Assign, Event, Joined, Left, LogEntry, Order, Report
 from rwkvbatch.replay.progress import Counts
 from rwkvbatch.results import row_codec
 from rwkvbatch.results.row_codec import EncodedRow
@@ -92,7 +92,7 @@ def test_a_lost_worker_s_task_continues_after_its_last_row() -> None:
 
 
 def test_a_worker_that_fails_before_it_joins_has_its_log_reported(caplog: pytest.LogCaptureFixture) -> None:
-    entry = LogEntry("rwkvbatch.replay.worker", 40, "Traceback of the failure")
+    entry = LogEntry("rwkvbatch.replay.worker.worker", 40, "Traceback of the failure")
     pool = FakePool(
         [(0, Report(logs=(entry,))), (0, Left("RuntimeError: no")), (1, Joined("b", 1))],
         [(1, report(0, 1, finished=(0,)))],

@@ -19,14 +19,14 @@ import pytest
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.errors import WorkerError
 from rwkvbatch.replay import driver
-from rwkvbatch.replay.dispatch import Dispatcher
-from rwkvbatch.replay.models import setups_of
-from rwkvbatch.replay.processes import ProcessPool
+from rwkvbatch.replay.planning.setups import setups_of
+from rwkvbatch.replay.pools.dispatch import Dispatcher
+from rwkvbatch.replay.pools.processes import ProcessPool
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.script.records import Check, ReplyFacts, Verdict
 from tests.replay.fakes import FakeLoader, make_conversation, make_plan
-from tests.replay.worker_processes import children_of, is_alive, process_pool, run_in_processes
+from tests.replay.pools.worker_processes import children_of, is_alive, process_pool, run_in_processes
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rwkvbatch.replay.grid import Cell
+from rwkvbatch.replay.planning.grid import Cell
 from rwkvbatch.replay.runner import read_rows
 from rwkvbatch.results.summary import summarize
 from tests.replay.fakes import FakeLoader, FakeSpec, make_conversation, make_plan

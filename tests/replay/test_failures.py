@@ -15,8 +15,8 @@ import pytest
 from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.errors import RunDirectoryError, StorageError
 from rwkvbatch.replay.driver import FAILURES_SHOWN, TooManyFailuresError
-from rwkvbatch.replay.grid import Cell
-from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.planning.grid import Cell
+from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.runner import read_rows
 from rwkvbatch.script.records import Check
 from tests.replay.disks import CountedFiles, FailingFiles

@@ -26,12 +26,13 @@ from rwkvbatch.errors import (
 )
 from rwkvbatch.files import OS_FILES, Files
 from rwkvbatch.replay.merge import Merged, merge
-from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.row_index import Shard
+from rwkvbatch.replay.planning.plan import Plan
+from rwkvbatch.replay.planning.row_index import Shard
 from rwkvbatch.results.lock import DirectoryLock
 from rwkvbatch.results.row_codec import decode_row, encode_row
 from rwkvbatch.script.lines import SourceLine
 from rwkvbatch.script.reader import SkippedLine
+from tests.manifests import manifest_of, save_manifest
 from tests.memory import memory_folder
 from tests.replay.disks import CountedFiles, FailingFiles, PowerCutFiles
 from tests.replay.fakes import FakeLoader, make_conversation, make_plan
@@ -248,9 +249,7 @@ class TestRefusals:
         "shard", [3, {}, {"part": 0, "parts": 3, "rows_of_run": 1}, {"part": "1", "parts": 3, "rows_of_run": 1}]
     )
     def test_a_manifest_without_a_valid_shard_is_refused(self, parts: Parts, shard: Any) -> None:
-        path = parts.paths[0] / "manifest.json"
-        manifest = {key: value for key, value in json.loads(path.read_text()).items() if key != "sha256"}
-        path.write_text(json.dumps({**manifest, "shard": shard}))
+        save_manifest(parts.paths[0], {**manifest_of(parts.paths[0]), "shard": shard})
         with pytest.raises(RunDirectoryError, match="does not say which part"):
             parts.merge()
 

@@ -20,9 +20,9 @@ from rwkvbatch.engine.request import LONG_TEXT_TOKENS
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.model.base import Model
 from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.replay.grid import make_cells
-from rwkvbatch.replay.models import ModelLoader
+from rwkvbatch.replay.planning.grid import make_cells
 from rwkvbatch.replay.runner import RunOptions, execute
+from rwkvbatch.replay.worker.models import ModelLoader
 from rwkvbatch.results.row import SHORT_TEXT, Row
 from rwkvbatch.results.row_codec import decode_row, encode_row
 from rwkvbatch.script.documents import LeftOutWarning, read_documents

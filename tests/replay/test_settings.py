@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from rwkvbatch.config import GRID_SETTINGS, PRESETS, CellSettings, RunSettings, SamplingParams, ScriptLimits
-from rwkvbatch.config.names import ALIASES, full_name, identity_with_full_names, option_name
+from rwkvbatch.config import GRID_SETTINGS, PRESETS, RunSettings, SamplingParams, ScriptLimits
+from rwkvbatch.config.names import ALIASES, full_name, option_name
 from rwkvbatch.config.sources import resolve_settings
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.prompt.templates import load_prelude
@@ -282,14 +282,6 @@ def test_a_number_beyond_64_bits_in_a_script_is_refused(tmp_path: Path) -> None:
         ScriptError, match=r"params: top_k: must be a whole number in \[0, 2147483647\], got 9223372036854"
     ):
         prepare([str(script)])
-
-
-def test_manifests_of_earlier_versions_get_defaults_and_full_names() -> None:
-    identity = {"cells": {"base": {"temperature": 1.0, "presence": 0.5}}}
-    cell = identity_with_full_names(identity)["cells"]["base"]
-    assert cell["min_p"] == CellSettings().min_p
-    assert tuple(cell["no_penalty"]) == CellSettings().no_penalty
-    assert "presence" not in cell
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rwkvbatch.replay.models import Setup
+from rwkvbatch.replay.planning.setups import Setup
 from rwkvbatch.replay.runner import RunOptions, execute, read_rows
 from rwkvbatch.signals import DUPLICATE_S, StoppedEarly, stop_on_signals
 from tests.replay.crash_harness.processes import wait_until

@@ -13,8 +13,8 @@ from rwkvbatch.comparison.dialogues import dialogues
 from rwkvbatch.comparison.loading import load_runs
 from rwkvbatch.errors import RunMismatchError, UsageError
 from rwkvbatch.replay.api import prepare
-from rwkvbatch.replay.conversation import ConversationReplay
-from rwkvbatch.replay.prompts import PromptEncoder
+from rwkvbatch.replay.worker.conversation import ConversationReplay
+from rwkvbatch.replay.worker.prompts import PromptEncoder
 from rwkvbatch.results.manifest import FILLS_IN_SYSTEM, read_manifest
 from tests.replay.fakes import ByteTokenizer
 

@@ -12,8 +12,8 @@ import pytest
 
 import rwkvbatch
 from rwkvbatch.engine.request import Reply, Request, Score
-from rwkvbatch.replay.grid import make_cells
-from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.planning.grid import make_cells
+from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.script.reader import read_scripts
 from tests.replay.fakes import FakeEngine, FakeLoader, make_plan, pure_score
 from tests.replay.runs import run

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from rwkvbatch.engine.request import FinishReason
 from rwkvbatch.results.row import Row, RowKey
-from rwkvbatch.results.row_codec import BadLineError, RowHead, decode_head, decode_row, encode_row
+from rwkvbatch.results.row_codec import BadLineError, RowHead, WrongValuesError, decode_head, decode_row, encode_row
 from rwkvbatch.results.row_values import FINISH_REASONS, SCORED, check_values
 from tests.replay.fakes import make_row
 
-CHOICE = {"name": "a", "logprob": -1.0, "tokens": 2, "bytes": 5}
+CHOICE = {"name": "a", "logprob": -1.0, "tokens": 2, "bytes": 5, "characters": 5}
 
 
 class TestLines:
@@ -85,12 +85,12 @@ class TestLines:
         row = make_row("1", prompt="\ud800 and 树")
         assert decode_row(encode_row(row)) == row
 
-    def test_the_former_name_of_finish_reason_is_read(self) -> None:
-        row = make_row("1", finish_reason="length")
-        body = encode_row(row)[:-19].replace(b'"finish_reason"', b'"finish"') + b"}"
+    def test_a_row_of_a_development_version_is_refused(self) -> None:
+        body = encode_row(make_row("1"))[:-19].replace(b'"finish_reason"', b'"finish"') + b"}"
         line = b'%s,"crc":"%08x"}\n' % (body[:-1], zlib.crc32(body))
-        assert decode_row(line) == row
-        assert decode_head(line) == RowHead(row.key, "length")
+        for decode in (decode_row, decode_head):
+            with pytest.raises(WrongValuesError, match="not a row of this version"):
+                decode(line)
 
     @given(
         prompt=st.text(st.characters()),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rwkvbatch.errors import RunDirectoryError, RunMismatchError, StorageError
 from rwkvbatch.prompt.escaping import printable
-from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.results.directory import RunDirectory, default_directory
 from rwkvbatch.results.manifest import refuse_other_run
 from rwkvbatch.results.row import Row
@@ -82,7 +82,7 @@ def test_nothing_is_written_in_a_directory_of_other_files(tmp_path: Path) -> Non
 
 
 def test_a_directory_with_rows_is_refused_to_another_run_and_one_without_is_not(tmp_path: Path) -> None:
-    for identity in ({"seed": 1}, {"seed": 2}):
+    for identity in ({"seed": 1, "cells": {}}, {"seed": 2, "cells": {}}):
         directory = RunDirectory(tmp_path, "")
         directory.claim(identity, dict)
         directory.close()
@@ -91,7 +91,7 @@ def test_a_directory_with_rows_is_refused_to_another_run_and_one_without_is_not(
     (tmp_path / "results.jsonl").write_bytes(b"x")
     directory = RunDirectory(tmp_path, "")
     with pytest.raises(RunMismatchError, match="seed: existing run: 2; this command: 3"):
-        directory.claim({"seed": 3}, dict)
+        directory.claim({"seed": 3, "cells": {}}, dict)
     directory.close()
 
 
@@ -131,12 +131,7 @@ def differences(existing: dict[str, Any], wanted: dict[str, Any], **options: Any
             "cells.a.weights_sha256 (model): existing run: old.pth (1); this command: new.pth (2)",
         ),
         (
-            {"models": ["?", {"path": "b.pth", "cells": ["b"]}, {"path": "old.pth", "cells": ["a"]}]},
             {"files": {"a": {}}},
-            "cells.a.weights_sha256 (model): existing run: old.pth (1); this command: 2",
-        ),
-        (
-            {"models": [{"path": "b.pth", "cells": ["b"]}]},
             {"files": {"b": {"model": "b.pth"}}},
             "cells.a.weights_sha256 (model): existing run: 1; this command: 2",
         ),

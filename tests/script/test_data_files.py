@@ -125,3 +125,20 @@ def test_a_pointer_of_git_lfs_is_refused_as_such(name: str, tmp_path: Path) -> N
     with pytest.raises(ScriptError, match="is a pointer of Git LFS") as caught:
         import_benchmark("math", [str(path)], tmp_path / "out.jsonl")
     assert "git lfs pull" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('[{"text": "a b", "text": "a c"}]', "the key 'text' comes twice in one object"),
+        ('[{"text": NaN}]', "NaN is not a JSON number"),
+        ('[{"text": "a \\ud800"}]', "half of a surrogate pair"),
+    ],
+)
+def test_what_json_readers_read_differently_is_refused_in_both_kinds_of_files(
+    content: str, problem: str, tmp_path: Path
+) -> None:
+    for path, text in ((tmp_path / "a.json", content), (tmp_path / "b.jsonl", content[1:-1])):
+        path.write_text(text)
+        with pytest.raises(ScriptError, match=problem):
+            list(read_records(str(path)))

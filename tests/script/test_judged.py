@@ -118,3 +118,51 @@ def test_a_dry_run_counts_the_questions_to_the_judge(tmp_path: Path, capsys: pyt
     assert re.search(r"^questions to the judge +at most 24,", capsys.readouterr().out, re.MULTILINE)
     assert invoke(["run", str(path), *options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["judge_questions"] == 24
+
+
+@pytest.fixture
+def rubric_script(tmp_path: Path) -> str:
+    path = tmp_path / "s.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "Hi", "expect": KIND}]}) + "\n")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--judge", "bundled", "--judge-strategy", "cpu fp64"], "--judge-strategy must be one of"),
+        (["--judge-url", "nowhere"], "--judge-url must be an http or https URL"),
+        (["--judge-url", "http://127.0.0.1:9/v1", "--judge-body", "[]"], "--judge-body must be a JSON object"),
+    ],
+)
+def test_a_dry_run_refuses_a_judge_that_a_run_would_refuse(
+    options: list[str], message: str, rubric_script: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in (["--dry-run"], ["--quiet"]):
+        assert invoke(["run", rubric_script, *options, *more]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "warning"),
+    [
+        (["--judge", "none.pth"], "none.pth: "),
+        ([], "the script has checks that a judge answers, and none is given"),
+        (["--judge-url", "http://127.0.0.1:9/v1"], None),  # no server is asked
+        (["--judge", "bundled"], None),
+    ],
+)
+def test_a_dry_run_warns_of_a_judge_that_is_missing(
+    options: list[str], warning: str | None, rubric_script: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["run", rubric_script, *options, "--dry-run", "--json"]) == 0
+    warnings: list[str] = json.loads(capsys.readouterr().out)["warnings"]
+    assert len(warnings) == (warning is not None)
+    assert all(text.startswith(str(warning)) for text in warnings)
+
+
+def test_a_dry_run_warns_of_a_judge_without_rubrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}]}) + "\n")
+    assert invoke(["run", str(path), "--judge", "bundled", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["warnings"] == ["a judge is given, and the script has no check `judge`"]

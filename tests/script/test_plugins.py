@@ -162,14 +162,6 @@ def test_a_broken_plug_in_does_not_affect_other_checks() -> None:
         parse_checks({"brken": "a"}, HERE)
 
 
-def test_the_former_name_of_the_finish_reason_still_works() -> None:
-    facts = ReplyFacts("one", "length", 1)
-    with pytest.warns(DeprecationWarning, match="finish_reason"):
-        assert facts.finish == "length"
-    with pytest.raises(AttributeError):
-        facts.finish = "stop"  # type: ignore[misc]
-
-
 class _PluginCheck:
     def __init__(self, act: Callable[[], Any]) -> None:
         self._act = act

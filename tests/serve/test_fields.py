@@ -150,3 +150,18 @@ def test_an_unknown_field_of_tokenize_and_detokenize_is_named(server: Server) ->
 def test_a_number_for_bos_is_refused_after_true_was_accepted(server: Server) -> None:
     for bos, status in ((True, 200), (1, 400), (1.0, 400), (True, 200)):
         assert server.chat("hi", max_tokens=1, bos=bos)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("body", "key"),
+    [
+        (b'{"model": "rwkvbatch-demo", "prompt": "hi", "max_tokens": 1, "max_tokens": 2}', "max_tokens"),
+        (b'{"model": "m", "messages": [{"role": "user", "content": "hi", "content": "ho"}]}', "content"),
+    ],
+)
+def test_a_key_that_comes_twice_is_refused(server: Server, body: bytes, key: str) -> None:
+    for path in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"):
+        status, message, _ = problem(server.send(path, body, method="POST"))
+        assert (status, message) == (
+            400, f"the body cannot be read: the key '{key}' comes twice in one object; keep one of the two",
+        )  # fmt: skip

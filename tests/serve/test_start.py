@@ -20,7 +20,7 @@ from rwkvbatch.cli.app import invoke
 from rwkvbatch.config import RunSettings
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import State
-from rwkvbatch.serve.server import key_from_environment, named_states
+from rwkvbatch.serve.server import LoadedServer, ServeArguments, key_from_environment, named_states
 from rwkvbatch.signals import calling
 from tests.serve.running import ENDLESS, MODEL, raw_post, running
 
@@ -152,3 +152,18 @@ def test_a_request_selects_an_initial_state_by_name(tmp_path: Path) -> None:
         answers = [server.chat("hi", **more) for more in ({}, {"initial_state": "poet"}, {"initial_state": "none"})]
         assert server.send("/v1/models")[1]["data"][0]["initial_states"] == ["none", "default", "poet"]
     assert [body["choices"][0]["message"]["content"] for _, body, _ in answers] == [with_state, with_state, without]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "is_rounded"), [("cpu bf16", False), ("cpu int8", True), ("cpu w8a8", True), ("cpu int4", True)]
+)
+def test_the_fingerprint_of_rounded_models_changes_with_the_rounding_rules(
+    strategy: str, is_rounded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fingerprint() -> str:
+        return LoadedServer(ServeArguments(RunSettings(threads=1, strategy=strategy))).served.fingerprint
+
+    before = fingerprint()
+    assert fingerprint() == before
+    monkeypatch.setattr("rwkvbatch.model.ops.ROUNDING_RULES", 99)
+    assert (fingerprint() != before) == is_rounded

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 _MAX_DOTS = 60
 _LOG_AXIS = 50
 """The axis of checkpoints is logarithmic above this ratio of the last to the first."""
+_LABEL_DISTANCE = 3.5
+"""Points between an axis and its labels, as matplotlib has them for ticks."""
 _LEGEND_CHARACTERS = 78
 """The number of characters that fit into a row of the legend."""
 _GROUP_COLUMNS = ("conversation_code", "turn", *PROBE_COLUMNS)
@@ -161,7 +163,7 @@ def _heat_map(
     figure, plot = canvas(1.4 + 1.15 * len(x_values), 0.7 + 0.62 * len(y_values))
     means = [point.mean.mean for point in points]
     low, span = min(means), max(means) - min(means) or 1.0
-    tips: dict[str, str] = {}
+    tips: dict[str, list[str]] = {}
     for i, point in enumerate(points):
         x = x_values.index(settings[point.variant][x_name])
         y = y_values.index(settings[point.variant][y_name])
@@ -174,7 +176,7 @@ def _heat_map(
         if point.variant in baselines:
             box.set_edgecolor(FAINT)
             box.set_linewidth(1.2)
-        tips[f"tip-{i}"] = point.tip
+        tips[f"tip-{i}"] = [point.tip]
         plot.text(x, y, number(point.mean.mean, metric.digits), ha="center", va="center", color=INK)
         if point.verdict in ("better", "worse", "differs"):
             colour = _COLOURS.get(point.verdict, INK)
@@ -206,49 +208,69 @@ def _dots(metric: Metric, points: Sequence[_Point]) -> str:
     figure, plot = canvas(7.6, 0.75 + 0.36 * len(points), grid="x")
     positions = range(len(points))
     tips = _error_dots(plot, positions, points, vertical=False)
-    plot.set_yticks(positions, [label_of(point.variant.label) for point in points])
+    # Texts in the place of labels of ticks: a tick also has a line at each side and one of the grid to be drawn.
+    transform, valign, halign = plot.get_yaxis_text1_transform(_LABEL_DISTANCE)
+    for position, point in zip(positions, points, strict=True):
+        text = label_of(point.variant.label)
+        plot.text(0, position, text, transform=transform, va=valign, ha=halign, color=FAINT)
+    plot.set_yticks([])
     plot.set_ylim(len(points) - 0.4, -0.6)
     plot.margins(x=0.08)
     return inline_svg(figure, label=f"{metric.title} by variant", tips=tips, prefix=f"d-{metric.name}")
 
 
-def _error_dots(plot: Any, positions: Sequence[float], points: Sequence[_Point], *, vertical: bool) -> dict[str, str]:
+def _error_dots(
+    plot: Any, positions: Sequence[float], points: Sequence[_Point], *, vertical: bool
+) -> dict[str, Sequence[str]]:
     """Draw each point's mean as a dot on its interval, vertical or horizontal; returns the tooltips."""
-    tips: dict[str, str] = {}
-    for i, (position, point) in enumerate(zip(positions, points, strict=True)):
-        mean, colour = point.mean, _COLOURS.get(point.verdict, ACCENT)
-        if not math.isnan(mean.low):
-            ends, fixed = [mean.low, mean.high], [position, position]
-            plot.plot(*((fixed, ends) if vertical else (ends, fixed)), color=colour, linewidth=2, alpha=0.55,
-                      solid_capstyle="round")  # fmt: skip
-        dot = ([position], [mean.mean]) if vertical else ([mean.mean], [position])
-        plot.plot(*dot, "o", markersize=8, color=colour, markeredgecolor=PAPER, markeredgewidth=1.4, gid=f"tip-{i}")
-        tips[f"tip-{i}"] = point.tip
-    return tips
+    colours = [_COLOURS.get(point.verdict, ACCENT) for point in points]
+    known = [i for i, point in enumerate(points) if not math.isnan(point.mean.low)]
+    lows, highs = ([getattr(points[i].mean, end) for i in known] for end in ("low", "high"))
+    (plot.vlines if vertical else plot.hlines)(
+        [positions[i] for i in known], lows, highs, colors=[colours[i] for i in known], linewidth=2, alpha=0.55,
+        capstyle="round", zorder=2,
+    )  # fmt: skip
+    means = [point.mean.mean for point in points]
+    x, y = (positions, means) if vertical else (means, positions)
+    return {"dots": _scatter(plot, x, y, [point.tip for point in points], "dots", colours, size=8, edge=1.4)}
+
+
+def _scatter(
+    plot: Any, x: Sequence[float], y: Sequence[float], tips: Sequence[str], gid: str, colours: Sequence[str],
+    *, size: float, edge: float = 1.0,
+) -> list[str]:  # fmt: skip
+    """Draw dots of a diameter in points. Returns their tooltips; infinite values have neither."""
+    drawn = [i for i in range(len(tips)) if math.isfinite(x[i]) and math.isfinite(y[i])]
+    places = ([values[i] for i in drawn] for values in (x, y))
+    plot.scatter(
+        *places, s=size**2, c=[colours[i] for i in drawn], edgecolors=PAPER, linewidths=edge, gid=gid, zorder=2
+    )
+    return [tips[i] for i in drawn]
 
 
 def trend_figure(trend: Trend, *, exploratory: bool = False) -> Figure:
     """The means of the checkpoints with the simultaneous band."""
     title = trend_title(trend, exploratory=exploratory)
-    tips: dict[str, str] = {}
+    tips: list[str] = []
     x = [point.x for point in trend.points]
     with report_style():
         figure, plot = canvas(8.4, 3.2, grid="y")
         known = [not math.isnan(point.low) for point in trend.points]
         lows, highs = [point.low for point in trend.points], [point.high for point in trend.points]
         plot.fill_between(x, lows, highs, where=known, facecolor=(ACCENT, 0.16), edgecolor="none")
-        plot.plot(x, [point.mean for point in trend.points], color=ACCENT, linewidth=1.8)
-        for i, point in enumerate(trend.points):
-            plot.plot([point.x], [point.mean], "o", markersize=6, color=ACCENT, markeredgecolor=PAPER, gid=f"tip-{i}")
+        y = [point.mean for point in trend.points]
+        plot.plot(x, y, color=ACCENT, linewidth=1.8)
+        for point in trend.points:
             mean, low, high = (
                 with_minus(number(value, trend.metric.digits)) for value in (point.mean, point.low, point.high)
             )
-            tips[f"tip-{i}"] = printable(f"{point.variant.label}: {mean} [{low}, {high}]")
+            tips.append(printable(f"{point.variant.label}: {mean} [{low}, {high}]"))
         if min(x) > 0 and max(x) / min(x) > _LOG_AXIS:
             plot.set_xscale("log")
         plot.set_xlabel(label_of(trend.over))
         plot.margins(x=0.03, y=0.12)
-        svg = inline_svg(figure, label=title, tips=tips, prefix=f"trend-{trend.metric.name}")
+        tips = _scatter(plot, x, y, tips, "dots", [ACCENT] * len(x), size=6)
+        svg = inline_svg(figure, label=title, tips={"dots": tips}, prefix=f"trend-{trend.metric.name}")
     caption = f"Mean of each checkpoint; the band holds all true means together at 95 %. {TREND_NOTE}"
     return Figure(trend.metric.name, title, caption, svg, exploratory=exploratory)
 
@@ -320,25 +342,30 @@ def _lines(
         log: whether the axis is logarithmic.
     """
     figure, plot = canvas(8.4, 3.2, grid="y")
-    tips: dict[str, str] = {}
+    tips: dict[str, list[str]] = {}
     weights = [] if metric.weight_column is None else [metric.weight_column]
     columns = [name for name in dict.fromkeys([*_GROUP_COLUMNS, metric.column, *weights]) if name in analysis.table]
     for i, (variant, colour) in enumerate(zip(variants, SERIES, strict=False)):
         x: list[float] = []
-        y: list[float] = []
+        estimates: list[VariantMean] = []
+        own_tips: list[str] = []
         offset = (i - (len(variants) - 1) / 2) * 0.05
-        for group_index, (position, name, rows) in enumerate(groups(rows_of(analysis.table, variant, columns))):
+        for position, name, rows in groups(rows_of(analysis.table, variant, columns)):
             values = rows[metric.column].to_numpy(dtype=np.float64)
             if np.isnan(values).all():
                 continue
             estimate = mean_of(metric, values, rows["conversation_code"].to_numpy(), weights=weights_of(rows, metric))
             x.append(position * (1 + offset) if log else position + offset)
-            y.append(estimate.mean)
-            if not math.isnan(estimate.low):
-                plot.plot([x[-1]] * 2, [estimate.low, estimate.high], color=colour, linewidth=1.6, alpha=0.45)
-            gid = f"tip-{i}-{group_index}"
-            plot.plot([x[-1]], [y[-1]], "o", markersize=6.5, color=colour, markeredgecolor=PAPER, gid=gid)
-            tips[gid] = printable(f"{variant.label}, {name}: {with_minus(number(estimate.mean, metric.digits))}")
+            estimates.append(estimate)
+            tip = f"{variant.label}, {name}: {with_minus(number(estimate.mean, metric.digits))}"
+            own_tips.append(printable(tip))
+        ends = [(position, one.low, one.high) for position, one in zip(x, estimates, strict=True) if one.low == one.low]
+        if ends:
+            plot.vlines(
+                *zip(*ends, strict=True), colors=colour, linewidth=1.6, alpha=0.45, capstyle="projecting", zorder=2
+            )
+        y = [estimate.mean for estimate in estimates]
+        tips[f"dots-{i}"] = _scatter(plot, x, y, own_tips, f"dots-{i}", [colour] * len(x), size=6.5)
         plot.plot(x, y, color=colour, linewidth=1.6, label=label_of(variant.label), zorder=1.5)
     if ticks:
         plot.set_xticks(list(ticks))

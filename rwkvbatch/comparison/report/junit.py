@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.columns import rows_of
+from rwkvbatch.comparison.dialogues import check_name
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.wording import by_heading, summary
 from rwkvbatch.errors import counted
@@ -135,8 +136,7 @@ def _problem(turn: Mapping[str, Any]) -> str:
         return f"error: {_short(turn['error'] or '')}"
     failed = [check for check in turn["checks"] if check["passed"] is False]
     return "; ".join(
-        f"{check['kind']} {_short(repr(check['expected']))} failed"
-        + (f" ({_short(check['detail'])})" if check.get("detail") else "")
+        f"{_short(check_name(check))} failed" + (f" ({_short(check['detail'])})" if check.get("detail") else "")
         for check in failed
     )
 

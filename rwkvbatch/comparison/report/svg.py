@@ -10,12 +10,17 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from rwkvbatch.prompt.escaping import printable
+
+if TYPE_CHECKING:
+    from matplotlib.backends.backend_svg import RendererSVG
+    from matplotlib.font_manager import FontProperties
 
 # matplotlib is partly typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -39,9 +44,14 @@ _PIXELS_PER_POINT = 4 / 3
 _DPI = 72
 """The resolution of SVG, whose unit is a point."""
 _MARGIN_INCHES = 0.06
+_SPACE_INCHES = 4.0
+"""Space around a figure for labels and legends, most of which is cropped."""
+_AXES = (0.125, 0.9, 0.11, 0.88)
+"""Left, right, bottom and top of the axes, as shares of the figure."""
 _SMALL_PX = 520
 """Figures narrower than this shrink on a small screen; wider ones scroll."""
 _SVG = "http://www.w3.org/2000/svg"
+_SHAPES = (f"{{{_SVG}}}path", f"{{{_SVG}}}use")
 _PAINT = frozenset(("fill", "stroke"))
 _KEPT = frozenset(
     ("fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linecap", "stroke-linejoin", "opacity",
@@ -94,11 +104,23 @@ def report_style() -> AbstractContextManager[None]:
 
 
 def canvas(width: float, height: float, *, grid: Literal["x", "y"] | None = None) -> tuple[Any, Any]:
-    """A matplotlib figure of a size in inches and its axes, with grid lines at the ticks of one axis."""
+    """A matplotlib figure and its axes, with grid lines at the ticks of one axis.
+
+    The axes are as large as in a figure of `width` and `height` inches. The figure is larger, because lines outside it
+    are not drawn.
+    """
     from matplotlib.figure import Figure as Drawing
 
-    figure = Drawing(figsize=(width, height))
-    plot = figure.subplots()
+    full_width, full_height = width + 2 * _SPACE_INCHES, height + 2 * _SPACE_INCHES
+    figure = Drawing(figsize=(full_width, full_height))
+    left, right, bottom, top = _AXES
+    place = {
+        "left": (_SPACE_INCHES + left * width) / full_width,
+        "right": (_SPACE_INCHES + right * width) / full_width,
+        "bottom": (_SPACE_INCHES + bottom * height) / full_height,
+        "top": (_SPACE_INCHES + top * height) / full_height,
+    }
+    plot = figure.subplots(gridspec_kw=place)
     if grid is not None:
         plot.grid(axis=grid)
         plot.spines["left"].set_visible(False)
@@ -116,30 +138,24 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def inline_svg(figure: Any, *, label: str, tips: Mapping[str, str], prefix: str) -> str:
+def inline_svg(figure: Any, *, label: str, tips: Mapping[str, Sequence[str]], prefix: str) -> str:
     """`figure` as an `<svg>` element without styles and scripts, with ids that are unique in the page.
 
     Args:
         label: the text alternative.
-        tips: tooltips by the gid of a matplotlib artist.
+        tips: by the gid of a matplotlib artist, the tooltips of its shapes, in order.
         prefix: prefix of the ids, different for each figure of the page.
     """
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about glyphs missing from matplotlib's font; the browser uses its own font
-        figure.savefig(
-            buffer, format="svg", transparent=True, bbox_inches=_tight_box(figure),
-            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
-        )  # fmt: skip
-    root = ET.fromstring(buffer.getvalue())
-    for tag in ("metadata", "defs"):
-        for child in root.findall(f"{{{_SVG}}}{tag}"):
-            if tag == "metadata" or child.find(f"{{{_SVG}}}style") is not None:
-                root.remove(child)
+    root = ET.fromstring(_drawn(figure))
+    for definitions in root.findall(f"{{{_SVG}}}defs"):
+        if definitions.find(f"{{{_SVG}}}style") is not None:
+            root.remove(definitions)
     for element in root.iter():
         _style_to_attributes(element)
-        _rename_ids(element, prefix, tips)
-    width_pt = float(root.get("viewBox", "0 0 600 300").split()[2])
+        if (own := tips.get(element.get("id", ""))) is not None:
+            _add_tips(element, own)
+        _rename_ids(element, prefix)
+    width_pt = float(root.get("viewBox", "").split()[2])
     for name in ("height", "version"):
         root.attrib.pop(name, None)
     width_px = width_pt * _PIXELS_PER_POINT
@@ -152,17 +168,44 @@ def inline_svg(figure: Any, *, label: str, tips: Mapping[str, str], prefix: str)
     return ET.tostring(root, encoding="unicode")
 
 
-def _tight_box(figure: Any) -> Any:
-    """The bounding box of everything in `figure` with a margin, in inches.
+def _drawn(figure: Any) -> str:
+    """The SVG of `figure`, cropped to what it shows with a margin.
 
-    It is equal to that of `bbox_inches="tight"`, which draws the figure once more to find it. The positions of labels
-    and legends here are known without drawing.
+    `figure.savefig` with `bbox_inches="tight"` gives the same picture, but draws the figure twice, and measures each
+    text in both drawings. The positions of labels and legends here are known without drawing.
     """
-    from matplotlib.backends.backend_svg import RendererSVG
-
+    buffer = io.StringIO()
     figure.dpi = _DPI
+    figure.patch.set_visible(False)
     width, height = figure.get_size_inches() * _DPI
-    return figure.get_tightbbox(RendererSVG(width, height, io.StringIO(), image_dpi=_DPI)).padded(_MARGIN_INCHES)
+    renderer = _renderer()(width, height, buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about glyphs missing from matplotlib's font; the browser uses its own font
+        box = figure.get_tightbbox(renderer).padded(_MARGIN_INCHES)
+        figure.draw(renderer)
+    renderer.finalize()
+    left, top = box.x0 * _DPI, height - box.y1 * _DPI
+    shown = " ".join(f"{number:.6f}" for number in (left, top, box.width * _DPI, box.height * _DPI))
+    return re.sub(r'viewBox="[^"]*"', f'viewBox="{shown}"', buffer.getvalue(), count=1)
+
+
+@cache
+def _renderer() -> type[RendererSVG]:
+    """matplotlib's class that writes SVG, with each text measured once: the charts of a page have the same labels."""
+    from matplotlib.backends.backend_svg import RendererSVG
+    from matplotlib.textpath import text_to_path
+
+    @lru_cache(maxsize=4096)
+    def measured(text: str, font: FontProperties, is_math: Any) -> tuple[float, float, float]:
+        return text_to_path.get_text_width_height_descent(text, font, is_math)
+
+    class Renderer(RendererSVG):
+        def get_text_width_height_descent(
+            self, s: str, prop: FontProperties, ismath: Any
+        ) -> tuple[float, float, float]:
+            return measured(s, prop.copy(), ismath)
+
+    return Renderer
 
 
 def _style_to_attributes(element: ET.Element) -> None:
@@ -184,18 +227,19 @@ def _style_to_attributes(element: ET.Element) -> None:
         element.set("fill", "var(--ink)")
 
 
-def _rename_ids(element: ET.Element, prefix: str, tips: Mapping[str, str]) -> None:
-    """Prefix the element's id and the ids that it refers to; replace the id of an element with a tooltip by a title."""
-    name = element.get("id")
-    if name is not None:
-        if name in tips:
-            title = ET.Element(f"{{{_SVG}}}title")
-            title.text = tips[name]
-            element.insert(0, title)
-            element.set("class", "tip")
-            del element.attrib["id"]
-        else:
-            element.set("id", f"{prefix}-{name}")
+def _add_tips(group: ET.Element, tips: Sequence[str]) -> None:
+    """Give each shape of an artist's group a tooltip. Shapes that are defined only are not drawn."""
+    defined = {shape for definitions in group.iter(f"{{{_SVG}}}defs") for shape in definitions}
+    drawn = [shape for shape in group.iter() if shape.tag in _SHAPES and shape not in defined]
+    for shape, tip in zip(drawn, tips, strict=True):
+        ET.SubElement(shape, f"{{{_SVG}}}title").text = tip
+        shape.set("class", "tip")
+
+
+def _rename_ids(element: ET.Element, prefix: str) -> None:
+    """Prefix the element's id and the ids that it refers to."""
+    if (name := element.get("id")) is not None:
+        element.set("id", f"{prefix}-{name}")
     for attribute, value in list(element.attrib.items()):
         if attribute.endswith("href") and value.startswith("#"):
             # HTML parsers do not resolve the xlink prefix of the attribute.

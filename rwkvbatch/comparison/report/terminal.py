@@ -22,6 +22,7 @@ from rwkvbatch.comparison.dialogues import (
     Dialogue,
     Piece,
     TurnChange,
+    check_name,
     most_changed,
     most_changed_turn,
     turn_changes,
@@ -52,6 +53,7 @@ from rwkvbatch.comparison.wording import (
 )
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.escaping import CONTEXT, printable
+from rwkvbatch.results.row import SCORED
 from rwkvbatch.script.choices import probability_among
 
 _PIECE_STYLES: Final = {"same": "", "gone": "red strike", "new": "green bold"}
@@ -238,10 +240,13 @@ def _headline(title: str, width: int, align: Literal["left", "center"]) -> Rule 
 
 def _turn(record: Mapping[str, Any], console: Console) -> Text:
     is_probe = record["probe_after"] is not None
-    rows = [(Text("Probe" if is_probe else "User", "cyan"), Text(printable(record["prompt"])))]
+    is_scored = record["finish_reason"] == SCORED  # a plain text, or a result of another program, may lack both
+    rows: list[tuple[Text, Text]] = []
+    if record["prompt"] or not is_scored:
+        rows.append((Text("Probe" if is_probe else "User", "cyan"), Text(printable(record["prompt"]))))
     if record["error"]:
         rows.append((Text("Error", "bold red"), Text(printable(record["error"]), "red")))
-    else:
+    elif record["reply"] or not is_scored:
         rows.append((Text("Assistant", "green"), Text(printable(record["reply"]))))
     if record["reference"]:
         rows.append((Text("Reference", "dim"), Text(printable(record["reference"]), "dim")))
@@ -249,7 +254,7 @@ def _turn(record: Mapping[str, Any], console: Console) -> Text:
         rows.append((Text("Choices", "dim"), _choices(record)))
     for check in record["checks"]:
         mark, style = _CHECK_MARKS[check["passed"]]
-        text = f"{mark} {check['kind']} {check['expected']!r}"
+        text = f"{mark} {check_name(check)}"
         if not check["passed"] and check.get("detail"):
             text += f": {check['detail']}"
         rows.append((Text(), safe(text, style)))

@@ -277,8 +277,5 @@ class Chosen:
     def judge(self, facts: ReplyFacts) -> Verdict:
         if facts.choices is None:
             return Verdict(False, 0.0, "the turn has no choices")
-        if self.normalize not in facts.choices.measures:
-            reason = "a row of an earlier version, which did not count the characters of choices; run it again"
-            return Verdict(False, 0.0, reason, undecided=True)
         best, expected = facts.choices.best(self.normalize).name, facts.choices.named(self.choice).name
         return verdict(best == expected, f"chose {excerpt(best)}")

@@ -165,3 +165,11 @@ def test_cases_of_conversations_do_not_change_the_exit_code(tmp_path: Path, caps
     assert "conversations of" in Path(out).read_text(encoding="utf-8")
     assert invoke(["compare", path, "--junit-cases"]) == ExitCode.USAGE
     assert "--junit-cases needs the format junit" in capsys.readouterr().err
+
+
+def test_a_failed_check_of_another_program_has_no_expectation(tmp_path: Path) -> None:
+    for name, score in (("a", 1), ("b", 0.25)):
+        (tmp_path / f"{name}.csv").write_text(f"id,score\nx,{score}\n")
+    text = as_junit(compare([tmp_path / "a.csv", tmp_path / "b.csv"]), conversations=True)
+    assert "score 0.25 failed" in text
+    assert "None" not in text

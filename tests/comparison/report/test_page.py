@@ -23,6 +23,8 @@ from rwkvbatch.comparison.report.charts import sweep_figures, turn_figures
 from rwkvbatch.comparison.report.html import as_html
 from rwkvbatch.comparison.report.page_data import PageData, page_data
 from rwkvbatch.comparison.wording import conclusion, interval, left_out
+from rwkvbatch.results.folder import Folder
+from rwkvbatch.results.script_copy import script_sha256, write_script
 from rwkvbatch.script.reader import read_scripts
 from tests.comparison.hostile import hostile_run
 from tests.comparison.make_run import make_run
@@ -48,7 +50,7 @@ class Elements(HTMLParser):
 @pytest.fixture(scope="module")
 def grid_page(tmp_path_factory: pytest.TempPathFactory) -> str:
     cells = [f"temp={t},frequency={f}" for t in (0.3, 1.0) for f in (0.0, 0.5)]
-    settings = {c: {"temperature": t, "frequency": f} for c, (t, f) in zip(cells, _pairs(), strict=True)}
+    settings = {c: {"temperature": t, "frequency_penalty": f} for c, (t, f) in zip(cells, _pairs(), strict=True)}
     path = make_run(tmp_path_factory.mktemp("runs") / "grid", cells=cells, settings=settings)
     return as_html(compare([str(path)], fail_if=["score < 2"]))
 
@@ -275,24 +277,22 @@ def test_failures_are_counted_by_tag_and_by_kind_of_check(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_system_messages_are_read_from_the_script_only_while_its_hash_matches(tmp_path: Path) -> None:
+def test_system_messages_are_read_from_the_copy_of_the_script_while_its_hash_matches(tmp_path: Path) -> None:
     script = tmp_path / "script.jsonl"
     user = {"role": "user", "content": "?"}
-    systems = [{"role": "system", "content": f"Be <b>{n}</b>."} for n in range(3)]
+    systems = [{"role": "system", "content": f"Be <b>{n}</b>."} for n in range(2)]
     lines = [{"id": f"talk-{n}", "messages": [system, user]} for n, system in enumerate(systems)]
     script.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    of_two = hashlib.sha256("".join(c.sha256 for c in read_scripts([str(script)]).conversations[:2]).encode())
+    conversations = read_scripts([str(script)]).conversations
     path = make_run(
         tmp_path / "a", conversations=2, cells=("t=1", "t=2"),
-        identity_changes={"script": {"sha256": of_two.hexdigest(), "conversations": 2}},
+        identity_changes={"script": {"sha256": script_sha256(conversations), "conversations": 2}},
     )  # fmt: skip
-    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    manifest["about"]["scripts"] = [str(script)]
-    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    write_script(Folder(path), conversations)
     found = page_data(compare([str(path)]))
     assert found.content["systems"] == {"talk-0": "Be <b>0</b>.", "talk-1": "Be <b>1</b>."}
     assert not found.unknown_systems
-    script.write_text(script.read_text(encoding="utf-8").replace("Be", "Do not be"), encoding="utf-8")
+    write_script(Folder(path), conversations[:1])
     changed = compare([str(path)])
     assert page_data(changed).content["systems"] == {}
     assert "System messages are unknown" in as_html(changed)
@@ -304,7 +304,7 @@ def test_long_names_do_not_make_a_figure_wider(tmp_path: Path, monkeypatch: pyte
     for number, name in enumerate(("t", "temp=0.3,top_p=0.5,frequency=0.3,pres")):
         cells = [f"{name}{n}" for n in range(8)]
         analysis = compare([str(make_run(tmp_path / str(number), conversations=2, cells=cells))])
-        view_box = re.search(r'viewBox="0 0 ([\d.]+) ', turn_figures(analysis)[0].svg)
+        view_box = re.search(r'viewBox="[-\d.]+ [-\d.]+ ([\d.]+) ', turn_figures(analysis)[0].svg)
         assert view_box
         widths.append(float(view_box[1]))
     assert widths[1] == pytest.approx(widths[0], rel=0.05)

@@ -1,8 +1,10 @@
-"""Figures of the report: drawn once, with the box that two drawings give."""
+"""Figures of the report: drawn once, with the box and the places that two drawings of matplotlib give."""
 
 from __future__ import annotations
 
+import io
 import re
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ def analysis_of(kind: str, folder: Path) -> Analysis:
             [str(make_run(folder / f"step-{10**n}", conversations=4, seed=n)) for n in range(4)], over="step"
         )
     if kind == "heat map":
-        settings = {f"{t},{f}": {"temperature": t, "frequency": f} for t in (0.3, 1.0, 1.5) for f in (0.0, 0.5)}
+        settings = {f"{t},{f}": {"temperature": t, "frequency_penalty": f} for t in (0.3, 1.0, 1.5) for f in (0.0, 0.5)}
     else:
         settings = {f"{kind}, and much more after it {t}": {"temperature": t} for t in (0.3, 0.7, 1.0)}
     path = make_run(
@@ -40,7 +42,7 @@ def figures_of(analysis: Analysis) -> list[svg.Figure]:
 
 
 @pytest.mark.parametrize("kind", ["heat map", "line", "dots", "trend"])
-def test_a_figure_drawn_once_equals_one_with_a_measured_box(
+def test_a_figure_drawn_once_shows_what_matplotlib_shows_with_a_tight_box(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     analysis = analysis_of(kind, tmp_path)
@@ -53,20 +55,47 @@ def test_a_figure_drawn_once_equals_one_with_a_measured_box(
         draw(figure, renderer)
 
     monkeypatch.setattr(Drawing, "draw", counted)
-    once = figures_of(analysis)
-    assert len(drawn) == len(once)
-    monkeypatch.setattr(svg, "_tight_box", lambda _: "tight")
-    with mpl.rc_context({"savefig.pad_inches": 0.06}):
-        twice = figures_of(analysis)
-    for drawn_once, drawn_twice in zip(once, twice, strict=True):
-        text, numbers = without_numbers(drawn_once.svg)
-        expected_text, expected_numbers = without_numbers(drawn_twice.svg)
-        assert text == expected_text
-        assert np.abs(np.subtract(numbers, expected_numbers)).max() < 1e-3
+    figures = figures_of(analysis)
+    assert len(drawn) == len(figures)
+    monkeypatch.undo()
+    for figure, drawing in zip(figures, drawn, strict=True):
+        buffer = io.StringIO()
+        with mpl.rc_context(dict(svg.STYLE)):
+            drawing.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.06)
+        ours, theirs = shown(figure.svg), shown(buffer.getvalue())
+        assert [text for text, _ in ours] == [text for text, _ in theirs]
+        assert len(ours) > 5
+        places = [np.array([place for _, place in texts]) for texts in (ours, theirs)]
+        assert np.abs(places[0] - places[1]).max() < 1e-3
 
 
-def without_numbers(text: str) -> tuple[str, list[float]]:
-    """Text and numbers, without the names of clip paths, which are hashes of coordinates."""
-    text = re.sub(r"-p[0-9a-f]{10}\b", "", text)
-    number = re.compile(r"-?\d+\.?\d*(?:e-?\d+)?")
-    return number.sub("#", text), [float(found) for found in number.findall(text)]
+def shown(text: str) -> list[tuple[str, tuple[float, ...]]]:
+    """The size of a drawing, and its texts with their places in it."""
+    root = ET.fromstring(text)
+    left, top, width, height = map(float, root.attrib["viewBox"].split())
+    texts: list[tuple[str, tuple[float, ...]]] = [("", (width, height))]
+    for element in root.iter("{http://www.w3.org/2000/svg}text"):
+        place = [float(element.get(name, 0)) for name in ("x", "y")]
+        if not any(place):  # a turned text
+            place = [float(number) for number in re.findall(r"-?[\d.]+", element.attrib["transform"])[:2]]
+        texts.append((element.text or "", (place[0] - left, place[1] - top)))
+    return texts
+
+
+@pytest.mark.parametrize("kind", ["heat map", "line", "dots", "trend"])
+def test_each_variant_has_its_tooltip_at_one_shape(kind: str, tmp_path: Path) -> None:
+    analysis = analysis_of(kind, tmp_path)
+    root = ET.fromstring(figures_of(analysis)[0].svg)
+    tips = [shape.findtext("{http://www.w3.org/2000/svg}title") for shape in root.iter() if shape.get("class") == "tip"]
+    assert [str(tip).partition(": ")[0] for tip in tips] == [variant.label for variant in analysis.variants]
+
+
+def test_lines_of_a_legend_above_the_figure_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(charts, "_TURN_METRICS", ())
+    cells = [f"{'a long name of a cell, which takes a row of its own ' * 2}{n}" for n in range(8)]
+    analysis = compare([str(make_run(tmp_path / "run", conversations=2, cells=cells))])
+    root = ET.fromstring(charts.turn_figures(analysis)[0].svg)
+    (legend,) = (group for group in root.iter() if str(group.get("id")).endswith("legend_1"))
+    lines = [path.get("d") for path in legend.iter("{http://www.w3.org/2000/svg}path")]
+    assert len(lines) == 8
+    assert all(lines)

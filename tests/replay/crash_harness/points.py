@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from rwkvbatch.files import OS_FILES, Files
-from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.judging.recheck import recheck
+from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.progress import Progress
-from rwkvbatch.replay.recheck import recheck
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import RowKey

@@ -1,0 +1,82 @@
+"""Digests by which a row is recognized as one of another plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from rwkvbatch.config import CellSettings
+from rwkvbatch.prompt.templates import with_turn_end
+from rwkvbatch.replay.continuing.identity import GENERATION_RULES, NOT_BY_VALUE
+from rwkvbatch.replay.judging.checks import judging_digest
+from rwkvbatch.replay.planning.plan import Plan
+from rwkvbatch.results.row_codec import RowDigest, json_digest
+
+
+class RowDigests:
+    """Digests of a plan's rows (`RowDigest`), which tell whether a row of another command is also a row of this plan.
+
+    The content digest is a chain of hashes over the turns of a conversation up to the row's turn. The chain begins with
+    `GENERATION_RULES`, the conversation's id and system message, and the settings and file hashes of the cell. Each
+    turn adds its content (message and reference) and the settings and the seed of its reply. The digest does not depend
+    on checks, tags, other conversations and cells, their order, or the number of repeats.
+
+    Args:
+        cells: the identity of each cell in order, see `cell_identities`.
+    """
+
+    def __init__(self, plan: Plan, cells: Sequence[Mapping[str, Any]]) -> None:
+        self._plan = plan
+        self.cells = cells
+        self._contents_of = lru_cache(maxsize=4096)(self._contents)
+        self._judging_of = lru_cache(maxsize=256)(self._judging)
+
+    def of_row(self, row: int) -> RowDigest:
+        """The digests of row `row` of the plan."""
+        task, turn = self._plan.task_of_row(row)
+        conversation = self._plan.conversation_of(task)
+        contents = self.contents(conversation, self._plan.cell_of(task))
+        return RowDigest(contents[turn], self.judging(conversation)[turn])
+
+    def contents(self, conversation: int, cell: int) -> tuple[str, ...]:
+        """`[turns]` the content digests of a conversation's rows in a cell."""
+        return self._contents_of(conversation, cell)
+
+    def judging(self, conversation: int) -> tuple[str, ...]:
+        """`[turns]` the digests of a conversation's checks and tags."""
+        return self._judging_of(conversation)
+
+    def _contents(self, conversation: int, cell: int) -> tuple[str, ...]:
+        task, values = self._plan.task(self._plan.number_of(conversation, cell, 0)), self.cells[cell]
+        cell_values = {name: value for name, value in values.items() if name not in _REPLY_SETTINGS}
+        script = task.conversation
+        previous = json_digest([GENERATION_RULES, script.row_context, cell_values])
+        digests = [""] * len(script.turns)
+        weights = str(values["weights_sha256"])
+        task_values = _reply_settings(task.settings, weights)
+        for turn in script.order:
+            of_turn, probe = task.of_turn(turn), script.turns[turn].probe
+            if of_turn.settings is task.settings:
+                turn_values = task_values
+            else:
+                turn_values = _reply_settings(of_turn.settings, weights)
+            # The random numbers of a reply depend on the turn's index, which a probe's position in the chain does not
+            # determine.
+            index = [] if probe is None else [turn]
+            digests[turn] = json_digest([previous, script.row_contents[turn], turn_values, of_turn.seed, *index])
+            if probe is None:  # later turns do not depend on a probe
+                previous = digests[turn]
+        return tuple(digests)
+
+    def _judging(self, conversation: int) -> tuple[str, ...]:
+        script = self._plan.conversations[conversation]
+        return tuple(judging_digest(script, turn) for turn in range(len(script.turns)))
+
+
+_REPLY_SETTINGS = frozenset(CellSettings.model_fields) - NOT_BY_VALUE
+"""Settings that may differ between the conversations or turns of a cell."""
+
+
+def _reply_settings(settings: CellSettings, weights_sha256: str) -> dict[str, Any]:
+    return with_turn_end(settings, weights_sha256).model_dump(mode="json", include=set(_REPLY_SETTINGS))

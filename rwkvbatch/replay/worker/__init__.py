@@ -1,0 +1,1 @@
+"""From tasks to rows, in one process: models, prompts, the turns of a conversation, and their rows."""
