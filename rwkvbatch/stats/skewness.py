@@ -23,9 +23,9 @@ NOISE: Final = 0.5
 """Skewness that a sample of a symmetric population has by chance."""
 ORDINARY: Final = 0.05
 """The level of a single interval, for which `SMALL_SAMPLE` and `NOISE` were chosen."""
-LACKED: Final = 1.05
-"""At levels far below the ordinary one, samples can lack this number times the skewness of their family, divided by
-sqrt(n)."""
+LACKED: Final = 0.7
+"""At levels far below the ordinary one, samples can lack this number times the power of 1.5 of the skewness of their
+family, divided by sqrt(n)."""
 LACKED_ALONE: Final = 1.7
 """The same of a sample without a family, towards either end."""
 MOST: Final = 0.985
@@ -58,9 +58,9 @@ def sample_skewness(deviations: NDArray[np.float64]) -> float:
 def lacked_skewness(skewnesses: NDArray[np.float64], clusters: NDArray[np.int_]) -> tuple[float, float]:
     """The skewness that samples of a family can lack towards their low and high ends, times sqrt(n), at small levels.
 
-    It is `LACKED` times the root of the mean square of the skewness towards that end, less the mean square 6 / n of
-    normal samples (0 if that is larger), corrected for small samples. Several variants together show whether
-    differences are skewed, also where the samples that decide do not.
+    It is `LACKED` times the power of 1.5 of the family's skewness: the root of the mean square of the skewness towards
+    that end, less the mean square 6 / n of normal samples (0 if that is larger), corrected for small samples. Several
+    variants together show whether differences are skewed, also where the samples that decide do not.
 
     Args:
         skewnesses: `[variants]` of their samples.
@@ -71,7 +71,7 @@ def lacked_skewness(skewnesses: NDArray[np.float64], clusters: NDArray[np.int_])
     n = float(clusters.mean())
     noise = float((6 / clusters).mean())
     low, high = (
-        LACKED * math.sqrt(max(0.0, float((towards**2).mean()) - noise)) * (1 + SMALL_SAMPLE / n**2)
+        LACKED * (math.sqrt(max(0.0, float((towards**2).mean()) - noise)) * (1 + SMALL_SAMPLE / n**2)) ** 1.5
         for towards in (np.minimum(skewnesses, 0.0), np.maximum(skewnesses, 0.0))
     )
     return low, high

@@ -65,12 +65,12 @@ def test_small_levels_allow_for_more_skewness_than_the_sample_has_at_both_ends(
 def test_what_samples_lack_is_the_skewness_of_the_family_less_that_of_normal_samples() -> None:
     rng = np.random.default_rng(1)
     normal, exponential = rng.normal(size=(20, 400)), rng.exponential(size=(20, 400))
-    for values, expected in ((normal, (0.0, 0.0)), (exponential, (0.0, 1.05)), (-exponential, (1.05, 0.0))):
+    for values, expected in ((normal, (0.0, 0.0)), (exponential, (0.0, 0.7)), (-exponential, (0.7, 0.0))):
         family = with_lacked_skewness([spread(column) for column in values.T])
         skewness = np.maximum(0, skew(exponential, bias=False))
         root = math.sqrt(float((skewness**2).mean()) - 6 / 20) * (1 + 140 / 400)
         assert {each.lacked for each in family} == {family[0].lacked}
-        assert family[0].lacked == pytest.approx([share * root for share in expected], rel=0.01)
+        assert family[0].lacked == pytest.approx([share * root**1.5 for share in expected], rel=0.01)
 
 
 def test_a_sample_alone_lacks_a_moderate_skewness() -> None:
@@ -213,7 +213,7 @@ def test_a_detectable_difference_of_several_variants_is_found_in_about_80_of_100
     values = np.random.default_rng(1).normal(truth, 1.0, (conversations, variants * 120))
     families = [compare_family(block, np.ones_like(block)) for block in np.split(values, 120, axis=1)]
     found = np.mean([each.significant for family in families for each in family.differences])
-    assert 0.76 <= found <= 0.88
+    assert 0.76 <= found <= 0.85
 
 
 MOSTLY_EQUAL = np.array([0.0] * 9 + [0.7, -0.2, 1.6])
