@@ -18,7 +18,9 @@ from rwkvbatch.stats.signflip import better_column
 if TYPE_CHECKING:
     import pandas as pd
 
+# pandas has no type stubs.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
 
 MIN_VARIANTS: Final = 3
 """The fewest variants that are ranked; the comparison of two says which is better."""

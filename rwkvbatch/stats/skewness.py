@@ -23,7 +23,7 @@ NOISE: Final = 0.5
 """Skewness that a sample of a symmetric population has by chance."""
 ORDINARY: Final = 0.05
 """The level of a single interval, for which `SMALL_SAMPLE` and `NOISE` were chosen."""
-LACKED: Final = 0.7
+LACKED: Final = 0.65
 """At levels far below the ordinary one, samples can lack this number times the power of 1.5 of the skewness of their
 family, divided by sqrt(n)."""
 LACKED_ALONE: Final = 1.7
