@@ -39,7 +39,7 @@ import json, resource, sys, time
 started_s = time.perf_counter()
 from rwkvbatch.model import load
 from rwkvbatch.model.rwkv7 import Network
-from rwkvbatch.model.tensor_file import NamedTensors
+from rwkvbatch.model.named_tensors import NamedTensors
 import_s = time.perf_counter() - started_s
 phases = {}
 def timed(owner, name, phase):

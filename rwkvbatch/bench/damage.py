@@ -75,7 +75,7 @@ class Damage:
         worst: the token with the largest divergence.
         same_token: share of positions at which both models have the same likeliest token.
         perplexity_ratio: the other model's perplexity divided by the reference's.
-        reference_perplexity, other_perplexity: perplexities over all tokens.
+        reference_perplexity, other_perplexity: perplexities over all tokens; infinite beyond a float's range.
     """
 
     reference: str
@@ -156,10 +156,18 @@ def damage(reference: Model, other: Model, texts: Sequence[ScoredText], notify: 
         divergence_tail=float(np.quantile(divergences, TAIL)),
         worst=WorstToken(float(divergences[worst]), texts[clusters[worst]].id, worst - int(starts[clusters[worst]])),
         same_token=Estimate.of(clustered_mean(same, clusters), highest=1.0),
-        perplexity_ratio=Estimate.of(clustered_mean(other_nll - reference_nll, clusters), math.exp),
-        reference_perplexity=math.exp(reference_nll.mean()),
-        other_perplexity=math.exp(other_nll.mean()),
+        perplexity_ratio=Estimate.of(clustered_mean(other_nll - reference_nll, clusters), _exponential),
+        reference_perplexity=_exponential(reference_nll.mean()),
+        other_perplexity=_exponential(other_nll.mean()),
     )
+
+
+def _exponential(value: float) -> float:
+    """exp(value); infinity if that overflows."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def _text_figures(models: tuple[Model, Model], text: ScoredText) -> FloatArray:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rwkvbatch.chat.session import Identity, Session
-from rwkvbatch.chat.tree import read_tree, tree_values
+from rwkvbatch.chat.tree_codec import read_tree, tree_values
 from rwkvbatch.errors import InputError, StorageError, parsing_problem
 from rwkvbatch.files import (
     OS_FILES,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from rwkvbatch.config.names import SHORT_NAMES
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.replay.progress import duration
+from rwkvbatch.results.summary import OVERFLOW
 
 NUM_CANDIDATES = 10
 
@@ -64,7 +66,8 @@ def stats(chat: Chat, _argument: None) -> None:
         ]
         if last.logprobs:
             nll = -sum(last.logprobs) / len(last.logprobs)
-            figures.append(f"{nll:z.3f} nats per token, perplexity {math.exp(min(nll, 700)):.2f}")
+            perplexity = OVERFLOW if nll > math.log(sys.float_info.max) else f"{math.exp(nll):.2f}"
+            figures.append(f"{nll:z.3f} nats per token, perplexity {perplexity}")
         _add_rows(table, **{"last reply": "\n".join(figures)})
     replies = f"{len(exchanges)} repl{'y' if len(exchanges) == 1 else 'ies'}"
     num_generated, total_s = sum(len(e.ids) for e in exchanges), sum(e.total_s for e in exchanges)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -149,12 +150,16 @@ def _of_dialogues(
 def _show(result: Damage, unit: str) -> None:
     from rwkvbatch.cli.views import console, facts_table
     from rwkvbatch.prompt.escaping import printable
+    from rwkvbatch.results.summary import OVERFLOW
+
+    def text(value: float, style: str) -> str:
+        return OVERFLOW if math.isinf(value) else f"{value:{style}}"
 
     def interval(estimate: Estimate, style: str) -> str:
-        if estimate.low is None:
+        if estimate.low is None or estimate.high is None:
             reason = f"one {unit}" if result.num_documents == 1 else f"the same in every {unit}"
-            return f"{estimate.mean:{style}} (no interval: {reason})"
-        return f"{estimate.mean:{style}} ({estimate.low:{style}} to {estimate.high:{style}})"
+            return f"{text(estimate.mean, style)} (no interval: {reason})"
+        return f"{text(estimate.mean, style)} ({text(estimate.low, style)} to {text(estimate.high, style)})"
 
     worst = result.worst
     facts = {
@@ -165,7 +170,7 @@ def _show(result: Damage, unit: str) -> None:
         "KL, 99 %": f"{result.divergence_tail:.5f}",
         "KL, worst": f"{worst.divergence:.3f} (token {worst.position:,} of {printable(worst.document)})",
         "same likeliest token": interval(result.same_token, ".2%"),
-        "perplexity": f"{result.other_perplexity:.5g} against {result.reference_perplexity:.5g}",
+        "perplexity": f"{text(result.other_perplexity, '.5g')} against {text(result.reference_perplexity, '.5g')}",
         "perplexity ratio": interval(result.perplexity_ratio, ".5f"),
     }
     console().print(facts_table(facts))

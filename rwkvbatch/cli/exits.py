@@ -7,10 +7,11 @@ import enum
 import errno
 import io
 import json
+import math
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch.errors import InputError, RwkvBatchError, UsageError, error_text, is_out_of_memory
 from rwkvbatch.prompt.escaping import printable, printable_json
@@ -94,8 +95,20 @@ def message(text: str, *, quiet: bool = False) -> None:
 
 
 def print_json(content: Any, *, indent: int | None = 2) -> None:
-    """Print a JSON document on standard output."""
-    print(printable_json(json.dumps(content, indent=indent)))  # noqa: T201
+    """Print a JSON document on standard output; numbers that are not finite, which JSON does not have, are null."""
+    print(printable_json(json.dumps(_without_infinities(content), indent=indent)))  # noqa: T201
+
+
+def _without_infinities(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _without_infinities(item) for key, item in cast("dict[Any, Any]", value).items()}
+        case list() | tuple():
+            return [_without_infinities(item) for item in cast("list[Any]", value)]
+        case _:
+            return value
 
 
 class _UnbufferedOutput(io.FileIO):

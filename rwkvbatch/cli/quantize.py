@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rwkvbatch.model.checkpoint import Checkpoint
+    from rwkvbatch.model.named_tensors import Entry, OnWritten
     from rwkvbatch.model.quantised import Fit
-    from rwkvbatch.model.tensor_file import Entry, OnWritten
 
 QUANTIZE_EPILOG = examples(
     "rwkvbatch model quantize NAME name-int4.safetensors",

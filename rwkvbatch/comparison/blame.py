@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from rwkvbatch.comparison.columns import rows_of
-from rwkvbatch.comparison.loading import RunData
 from rwkvbatch.comparison.pairing import Variant
+from rwkvbatch.comparison.run_data import RunData
 from rwkvbatch.errors import UsageError
 
 if TYPE_CHECKING:

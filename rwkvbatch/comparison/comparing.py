@@ -24,7 +24,7 @@ from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.blame import blame as find_blame
 from rwkvbatch.comparison.gates import parse_gate
 from rwkvbatch.comparison.judging import judge as judge_gates
-from rwkvbatch.comparison.loading import SOURCE, RunData, Source, load_runs
+from rwkvbatch.comparison.loading import SOURCE, Source, load_runs
 from rwkvbatch.comparison.matching import Dropped, MatchedRows, comparable_rows, count_dropped, match
 from rwkvbatch.comparison.metrics import Metric, metric_named
 from rwkvbatch.comparison.pair_notes import matching_notes, no_common_turn, repeat_notes
@@ -39,6 +39,7 @@ from rwkvbatch.comparison.preference import (
     with_preference,
 )
 from rwkvbatch.comparison.ranking import Ranking, rank
+from rwkvbatch.comparison.run_data import RunData
 from rwkvbatch.comparison.scopes import scopes_of
 from rwkvbatch.comparison.selection import MetricSelection
 from rwkvbatch.comparison.trend import Trend, positions_over, trend_over

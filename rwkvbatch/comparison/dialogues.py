@@ -10,9 +10,10 @@ from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
-from rwkvbatch.comparison.loading import RunData, system_messages
+from rwkvbatch.comparison.loading import system_messages
 from rwkvbatch.comparison.matching import MatchedRows
 from rwkvbatch.comparison.metrics import TURN_METRICS
+from rwkvbatch.comparison.run_data import RunData
 from rwkvbatch.errors import UsageError
 from rwkvbatch.results.manifest import system_of
 

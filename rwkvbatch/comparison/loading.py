@@ -6,17 +6,16 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from hashlib import sha256
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from rwkvbatch import __version__
 from rwkvbatch.arguments import ITERABLE, PATH, check_argument, checks, either, instance_of
 from rwkvbatch.comparison.foreign import read_foreign
+from rwkvbatch.comparison.run_data import RunData, RunFacts, as_integer, as_record
 from rwkvbatch.comparison.table import NO_RESULTS, read_results, tabulate
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
-from rwkvbatch.results.manifest import FORMER, read_manifest, shard_text
+from rwkvbatch.results.manifest import FORMER, read_manifest
 from rwkvbatch.results.status import planned_rows, why_unfinished
 from rwkvbatch.targets import RESULTS_NAME
 
@@ -42,135 +41,6 @@ class ResultInMemory(Protocol):
     def plan(self) -> Any: ...
     @property
     def summary(self) -> Any: ...
-
-
-@dataclass(frozen=True)
-class RunFacts:
-    """What was run, according to the manifest; fields that it lacks are None or empty.
-
-    Attributes:
-        script_sha256: hash of the conversations.
-        seed: the run seed.
-        version: version of rwkvbatch.
-        created: a date.
-        scripts: paths.
-        cells: settings by the cell's name, in the plan's order.
-        models: one record per checkpoint.
-        identity: everything that the replies depend on.
-        part: which part of a run this is (`--shard`), such as `2/8`.
-    """
-
-    script_sha256: str | None = None
-    seed: int | None = None
-    version: str | None = None
-    created: str | None = None
-    scripts: tuple[str, ...] = ()
-    cells: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
-    models: tuple[Mapping[str, Any], ...] = ()
-    identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    part: str | None = None
-
-    @classmethod
-    def of(cls, manifest: Mapping[str, Any]) -> RunFacts:
-        """The facts from the content of a `manifest.json`; empty facts from an empty one."""
-        identity, about = _record(manifest.get("identity")), _record(manifest.get("about"))
-        script = _record(identity.get("script"))
-        return cls(
-            script_sha256=_text(script.get("sha256")),
-            seed=_integer(identity.get("seed")),
-            version=_text(about.get("rwkvbatch")),
-            created=_text(about.get("created")),
-            scripts=tuple(str(path) for path in _entries(about.get("scripts"))),
-            cells={name: _record(values) for name, values in _record(identity.get("cells")).items()},
-            models=tuple(_record(model) for model in _entries(about.get("models"))),
-            identity=identity,
-            part=shard_text(manifest.get("shard")),
-        )
-
-    @classmethod
-    def of_plan(cls, plan: Any) -> RunFacts:
-        """The facts of a run in memory. They have no identity, because the weights are not hashed."""
-        hashes = "".join(conversation.sha256 for conversation in plan.conversations)
-        cells = zip(plan.cells, plan.cell_settings, strict=True)
-        return cls(
-            script_sha256=sha256(hashes.encode()).hexdigest(),
-            seed=plan.settings.seed,
-            version=__version__,
-            cells={cell.name: settings.model_dump(mode="json") for cell, settings in cells},
-        )
-
-
-def varied_settings(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The settings that differ between cells, each with its values in order of appearance."""
-    varied: dict[str, list[Any]] = {}
-    keys = dict.fromkeys(name for settings in cells.values() for name in settings)
-    for key in keys:
-        values: list[Any] = []
-        for settings in cells.values():
-            value = settings.get(key)
-            if value not in values:
-                values.append(value)
-        if len(values) > 1:
-            varied[key] = values
-    return varied
-
-
-def _record(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-
-
-def _entries(value: object) -> list[Any]:
-    return cast("list[Any]", value) if isinstance(value, list) else []
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _integer(value: object) -> int | None:
-    return value if isinstance(value, int) else None
-
-
-@dataclass(frozen=True)
-class RunData:
-    """One run as a table.
-
-    Attributes:
-        name: a short name, unique among the runs loaded together.
-        source: the path as given, or the name of a result in memory.
-        facts: what was run; empty without a manifest.
-        manifest: the content of `manifest.json`; empty without one.
-        rows: one row per turn; the columns are `conversation, cell, repeat, turn, seed, finish_reason, error, prompt,
-            reply, tags, reference, checks, unjudged, judge, choices, probe_turns, probe_tokens, probe_after`, one per
-            metric, and one per weight (NaN if a turn has no value). `choices` is None without choices, and in all rows
-            unless it was asked for.
-        notes: warnings for readers of a comparison.
-        unfinished: number of planned rows that do not exist (yet), by cell; empty if the run is finished, or if the
-            number of planned rows is unknown. If the cells have different numbers of rows, only the total is known,
-            and each cell has it.
-        systems: system messages by conversation; None if they must be read from elsewhere (see `system_messages`).
-        unfinished_at_least: whether more rows than those of `unfinished` may be missing.
-    """
-
-    name: str
-    source: str
-    facts: RunFacts
-    manifest: Mapping[str, Any]
-    rows: pd.DataFrame
-    notes: tuple[str, ...] = ()
-    unfinished: Mapping[str, int] = field(default_factory=dict[str, int])
-    systems: Mapping[str, str] | None = None
-    unfinished_at_least: bool = False
-
-    @property
-    def conversations(self) -> list[str]:
-        """Conversation ids, in the order of their first rows."""
-        return [str(name) for name in dict.fromkeys(self.rows["conversation"])]
-
-    @property
-    def cells(self) -> list[str]:
-        """The cells that have rows, in the order of their first rows."""
-        return [str(cell) for cell in dict.fromkeys(self.rows["cell"])]
 
 
 Source = str | os.PathLike[str] | ResultInMemory
@@ -320,7 +190,7 @@ def _rows_of_script(directory: Path, manifest: Mapping[str, Any], facts: RunFact
     from rwkvbatch.results.script_copy import has_script, read_script
 
     identity = facts.identity
-    repeats = _integer(identity.get("repeats"))
+    repeats = as_integer(identity.get("repeats"))
     depends_on_rows = any(identity.get(name) is not None for name in ("race", "until_ci", "max_repeats"))
     if facts.part is not None or repeats is None or depends_on_rows or FORMER in manifest or not has_script(directory):
         return None
@@ -336,8 +206,8 @@ def _tasks_not_begun(rows: pd.DataFrame, facts: RunFacts) -> dict[str, int]:
     Used for directories in which `status.json`, `summary.json` and the copy of the script are missing, or may be those
     of a former run. Each such repeat stands for at least one planned row.
     """
-    script, repeats = _record(facts.identity.get("script")), _integer(facts.identity.get("repeats"))
-    conversations = _integer(script.get("conversations"))
+    script, repeats = as_record(facts.identity.get("script")), as_integer(facts.identity.get("repeats"))
+    conversations = as_integer(script.get("conversations"))
     if facts.part is not None or conversations is None or repeats is None:
         return {}
     begun = Counter(cell for cell, *_ in set(zip(rows["cell"], rows["conversation"], rows["repeat"], strict=True)))

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvbatch.comparison.columns import KEYS, JoinedColumns, cells_of, rows_of, same_keys
-from rwkvbatch.comparison.loading import RunData, joined
+from rwkvbatch.comparison.loading import joined
 from rwkvbatch.comparison.metrics import Metric
 from rwkvbatch.comparison.pairing import Pair, Variant
+from rwkvbatch.comparison.run_data import RunData
 from rwkvbatch.comparison.values import PairedValues, paired_values
 from rwkvbatch.results.row import NOT_REACHED
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from rwkvbatch.comparison.columns import rows_of
-from rwkvbatch.comparison.loading import RunData
 from rwkvbatch.comparison.matching import MatchedRows
 from rwkvbatch.comparison.pairing import Variant, refuse_parts
+from rwkvbatch.comparison.run_data import RunData
 from rwkvbatch.comparison.values import judged_repeats
 from rwkvbatch.errors import RunMismatchError, UsageError, counted
 

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rwkvbatch.comparison.loading import RunData, RunFacts
+from rwkvbatch.comparison.run_data import RunData, RunFacts
 from rwkvbatch.errors import RunMismatchError, UsageError
 
 
@@ -174,8 +174,8 @@ _PROMPT_SETTINGS = (
     ("reply_prefix", "different beginnings of replies (--reply-prefix): the prompts are not the same"),
     (
         "turn_end",
-        "different ends of a turn, which count among the tokens and log-probabilities of replies; --turn-end sets one "
-        "for both",
+        "different ends of a turn, which count among the tokens of replies (tokens, logprob, distinct1, distinct2, "
+        "loop); --turn-end sets one for both",
     ),
 )
 """Settings that are compared, with what to say if they differ."""

@@ -17,10 +17,10 @@ import numpy as np
 
 from rwkvbatch.comparison.columns import JoinedColumns, rows_of
 from rwkvbatch.comparison.gates import Gate
-from rwkvbatch.comparison.loading import RunData
 from rwkvbatch.comparison.matching import MatchedRows
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.pairing import Pair, Variant
+from rwkvbatch.comparison.run_data import RunData
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.judges.pairs import PairOutcome, SidesOf
 from rwkvbatch.judges.questions import Exchange, Side

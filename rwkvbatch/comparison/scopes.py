@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from rwkvbatch.comparison.columns import JoinedColumns, rows_of
 from rwkvbatch.comparison.gates import Floats, Value
-from rwkvbatch.comparison.loading import RunData
 from rwkvbatch.comparison.matching import Dropped, MatchedRows
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.preference import missing_in
+from rwkvbatch.comparison.run_data import RunData
 from rwkvbatch.comparison.values import conversation_values, weights_of
 from rwkvbatch.errors import counted
 

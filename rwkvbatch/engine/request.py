@@ -214,7 +214,7 @@ class Score:
     @property
     def nll(self) -> float:
         """Mean negative log-probability per token, in nats."""
-        return -sum(self.logprobs) / len(self.logprobs)
+        return -sum(self.logprobs) / len(self.logprobs) + 0.0  # not -0.0, for the nll of certain tokens
 
 
 @dataclass

@@ -35,8 +35,8 @@ from rwkvbatch.files import user_path
 from rwkvbatch.model import peft_config
 from rwkvbatch.model.containers import open_tensors
 from rwkvbatch.model.forms import official
+from rwkvbatch.model.named_tensors import Entry, NamedTensors, check_finite
 from rwkvbatch.model.strategy import PRECISIONS
-from rwkvbatch.model.tensor_file import Entry, NamedTensors, check_finite
 
 _OPTIONS = re.compile(r"(?P<path>.*?)(?: +alpha=(?P<alpha>\S+)| +init=(?P<init>.+))?", re.DOTALL)
 _PART = re.compile(

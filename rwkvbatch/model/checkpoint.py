@@ -17,9 +17,10 @@ from rwkvbatch.model.base import RWKV7, Dimensions, is_rwkv7
 from rwkvbatch.model.containers import open_tensors
 from rwkvbatch.model.foreign import refuse_network, refuse_quantised, refuse_variant
 from rwkvbatch.model.forms import official
+from rwkvbatch.model.named_tensors import Entry, NamedTensors, check_finite
 from rwkvbatch.model.pth import LIST_PREFIX
 from rwkvbatch.model.strategy import PRECISIONS, Precision
-from rwkvbatch.model.tensor_file import Entry, NamedTensors, StoredRows, check_finite, unread_type
+from rwkvbatch.model.tensor_file import StoredRows, unread_type
 
 MAX_NAMES_SHOWN = 4
 

@@ -17,7 +17,8 @@ from typing import Any, cast
 
 from rwkvbatch.errors import CheckpointError, error_text
 from rwkvbatch.model import foreign, gguf, pth, quantised, safetensors
-from rwkvbatch.model.tensor_file import Contents, NamedTensors, TensorFile, named_tensors, open_regular
+from rwkvbatch.model.named_tensors import NamedTensors, named_tensors
+from rwkvbatch.model.tensor_file import Contents, TensorFile, open_regular
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ import torch
 from rwkvbatch.errors import CheckpointError, counted
 from rwkvbatch.model import gguf, web_rwkv
 from rwkvbatch.model.containers import CONFIG
+from rwkvbatch.model.named_tensors import Entry, NamedTensors
 from rwkvbatch.model.strategy import PRECISIONS
-from rwkvbatch.model.tensor_file import Entry, NamedTensors
 
 Entries = dict[str, Entry]
 

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from rwkvbatch.errors import CheckpointError, MissingExtraError
-from rwkvbatch.model.tensor_file import Contents, Entry, NamedTensors, StoredBytes
+from rwkvbatch.model.named_tensors import Entry, NamedTensors
+from rwkvbatch.model.tensor_file import Contents, StoredBytes
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 import torch
 
 from rwkvbatch.errors import CheckpointError, shown_name
+from rwkvbatch.model.named_tensors import Entry, OnWritten, ignored
 from rwkvbatch.model.pickle_reader import STORAGE_DTYPES, Opaque, PickleReader, StoredTensor, UnreadTensor
-from rwkvbatch.model.tensor_file import Checksum, Contents, Entry, OnWritten, StoredBytes, ignored, unread_type
+from rwkvbatch.model.tensor_file import Checksum, Contents, StoredBytes, unread_type
 
 MAX_DIRECTORY_BYTES = 4 << 20
 MAX_PICKLE_BYTES = 16 << 20

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.base import num_threads
+from rwkvbatch.model.named_tensors import Entry
 from rwkvbatch.model.ops import MatrixKind
 from rwkvbatch.model.ops.reference import ROUNDINGS, RoundingRule, row_pieces
-from rwkvbatch.model.tensor_file import Contents, Entry, StoredBytes
+from rwkvbatch.model.tensor_file import Contents, StoredBytes
 
 FileRounding = Literal["w8a8", "int4"]
 """The rounding of a file. `w8a8` has the same weights as `int8`."""

@@ -17,7 +17,8 @@ from torch import Tensor
 from rwkvbatch.errors import CheckpointError, StorageError, UsageError, error_text
 from rwkvbatch.files import FILE_MODE, PRIVATE_MODE, open_file, replacing, writing_hint
 from rwkvbatch.model import pth
-from rwkvbatch.model.tensor_file import Contents, Entry, OnWritten, StoredBytes, ignored, unread_type
+from rwkvbatch.model.named_tensors import Entry, OnWritten, ignored
+from rwkvbatch.model.tensor_file import Contents, StoredBytes, unread_type
 from rwkvbatch.targets import FileKind, check_target
 
 MAX_HEADER_BYTES = 16 << 20

@@ -17,10 +17,10 @@ from rwkvbatch.model.base import ModelSpec, State
 from rwkvbatch.model.checkpoint import shape_text
 from rwkvbatch.model.containers import open_tensors
 from rwkvbatch.model.forms import official
+from rwkvbatch.model.named_tensors import NamedTensors, check_finite
 from rwkvbatch.model.pth import LIST_PREFIX
 from rwkvbatch.model.safetensors import STATE, STATE_FORMAT, save_tensors
 from rwkvbatch.model.strategy import PRECISIONS
-from rwkvbatch.model.tensor_file import NamedTensors, check_finite
 from rwkvbatch.model.upstream import PACKAGE_STATE, PACKAGE_STATE_4
 from rwkvbatch.targets import check_target
 

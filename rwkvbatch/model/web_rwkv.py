@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model.tensor_file import Entry, NamedTensors
+from rwkvbatch.model.named_tensors import Entry, NamedTensors
 
 ENDINGS = (".st", ".state")
 """Endings of web-rwkv's files. States are recognised by them, since their matrices are square."""

@@ -205,7 +205,7 @@ class _Tally:
 
     def _plain_text(self) -> TextSummary:
         # `fsum` is exact, so the sum does not depend on the order of the rows.
-        total, texts = -math.fsum(self.text_logprobs), len(self.text_logprobs)
+        total, texts = -math.fsum(self.text_logprobs) + 0.0, len(self.text_logprobs)
         return TextSummary(
             texts,
             self.text_tokens,

@@ -139,8 +139,10 @@ def _read(benchmark: Benchmark, record: Record, name: str) -> Question:
                 problem = str(error)
             case KeyError():
                 problem = f"lacks {error}"
+            case ValueError():
+                problem = f"has a value of another form ({error_text(error, None)})"
             case _:
-                problem = f"has a value of another type ({error_text(error, None)})"
+                problem = "has a value of another type"
         refuse(
             record.source, f"is no record of {name}: {problem}", f"its columns are {keys}; docs/scripts.md has the form"
         )

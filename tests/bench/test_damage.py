@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from rwkvbatch import run as run_scripts
 from rwkvbatch.bench.damage import CHUNK, ScoredPart, ScoredText, damage, texts_of_documents
 from rwkvbatch.cli.app import app
 from rwkvbatch.errors import CheckpointError, UsageError
-from rwkvbatch.model.load import load_model
+from rwkvbatch.model.load import BUNDLED_MODEL, load_model
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.script.documents import read_documents
 
@@ -128,8 +129,6 @@ def test_the_command_compares_strategies_and_checkpoints(tmp_path: Path) -> None
     text.write_text('{"text": "User: What is 3 + 4?\\n\\nAssistant: 7"}\n{"text": "My name is Ada."}\n')
     quantised = tmp_path / "q.safetensors"
     run = CliRunner().invoke
-    from rwkvbatch.model.load import BUNDLED_MODEL
-
     assert run(app, ["model", "quantize", str(BUNDLED_MODEL), str(quantised)]).exit_code == 0
     by_strategy = ["model", "damage", "--strategy", "cpu int4", "--against", "cpu", "--texts", str(text), "--json"]
     by_file = ["model", "damage", str(quantised), "--against", str(BUNDLED_MODEL), "--texts", str(text), "--json"]
@@ -199,3 +198,36 @@ def test_what_to_compare_on_has_to_be_clear(
     result = CliRunner().invoke(app, ["model", "damage", "--against", "cpu", *arguments])
     assert isinstance(result.exception, UsageError)
     assert problem in result.exception.message
+
+
+@pytest.fixture
+def certain(tmp_path: Path) -> Path:
+    """A model whose logits are so large that each token is all but certain or impossible."""
+    path = tmp_path / "certain.pth"
+    tensors = random_tensors(2, 64, VOCAB, dtype=torch.float32)
+    tensors["head.weight"] *= 1e5
+    torch.save(tensors, path)
+    return path
+
+
+def test_perplexities_beyond_a_float_are_infinite(models, certain: Path, tmp_path: Path) -> None:
+    texts = documents(tmp_path, [{"text": "A text of some length."}, {"text": "Another text."}])
+    found = damage(models["cpu"], load_model(certain, "cpu", "reference"), texts)
+    assert found.other_perplexity == found.perplexity_ratio.mean == found.perplexity_ratio.high == math.inf
+    assert 1 < found.reference_perplexity < 1e6
+    against = damage(load_model(certain, "cpu", "reference"), models["cpu"], texts)
+    assert (against.reference_perplexity, against.perplexity_ratio.mean) == (math.inf, 0)
+
+
+def test_the_command_shows_perplexities_beyond_a_float(tmp_path: Path) -> None:
+    tensors = load_file(BUNDLED_MODEL)
+    tensors["head.weight"] = tensors["head.weight"] * 2000
+    save_file(tensors, tmp_path / "certain.safetensors")
+    (tmp_path / "t.txt").write_text("Seventeen zebras juggle.")
+    arguments = ["model", "damage", str(tmp_path / "certain.safetensors"), "--against", str(BUNDLED_MODEL)]
+    arguments += ["--vocab", "world", "--texts", str(tmp_path / "t.txt")]
+    shown = CliRunner().invoke(app, arguments)
+    assert shown.exit_code == 0
+    assert "perplexity            >1e308 against " in shown.stdout
+    found = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout, parse_constant=pytest.fail)
+    assert (found["other_perplexity"], found["perplexity_ratio"]["mean"]) == (None, None)

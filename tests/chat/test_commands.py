@@ -16,7 +16,7 @@ from rwkvbatch.chat.actions import edit_text
 from rwkvbatch.chat.commands import COMMANDS, run_lines
 from rwkvbatch.chat.session import Session
 from rwkvbatch.chat.terminal import CommandCompleter, status_line
-from rwkvbatch.chat.tree import tree_values
+from rwkvbatch.chat.tree_codec import tree_values
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import StorageError, UsageError
 from rwkvbatch.model.checkpoint import open_tensors

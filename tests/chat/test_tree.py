@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkvbatch.chat.session import Session
-from rwkvbatch.chat.tree import read_tree, tree_values
+from rwkvbatch.chat.tree_codec import read_tree, tree_values
 from rwkvbatch.errors import UsageError
 from tests.chat.sessions import new_session
 

@@ -208,6 +208,8 @@ def test_stats_of_a_reply_without_log_probabilities_have_no_perplexity() -> None
     found = _output_of(chat, file, "/stats")
     assert "prompt tokens read" in found
     assert "nats per token" not in found
+    session.tree.exchanges[-1] = replace(exchange, logprobs=(-1000.0,))
+    assert "1000.000 nats per token, perplexity >1e308" in _output_of(chat, file, "/stats")
     session.tree.exchanges[-1] = replace(exchange, ids=(0, 65))
     assert "(end of text)" in _output_of(chat, file, "/tokens")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rwkvbatch.cli.exits import ExitCode, report
+from rwkvbatch.cli.exits import ExitCode, print_json, report
 from rwkvbatch.errors import RwkvBatchError, ScriptError, StorageError, UsageError
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.signals import Terminated
@@ -82,3 +85,9 @@ def test_a_fault_of_the_program_is_shown_in_short(capsys: pytest.CaptureFixture[
     assert len(lines) == 2
     assert len(lines[0]) < 600
     assert "RWKVBATCH_DEBUG=1" in lines[1]
+
+
+def test_json_has_no_numbers_that_are_not_finite(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": [math.inf, -math.inf, 1.5, 2, True], "b": {"c": math.nan, "d": None}, "e": (math.nan, "NaN")})
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found == {"a": [None, None, 1.5, 2, True], "b": {"c": None, "d": None}, "e": [None, "NaN"]}

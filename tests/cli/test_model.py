@@ -18,8 +18,8 @@ from rwkvbatch.cli import views
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.model.checkpoint import open_checkpoint
 from rwkvbatch.model.load import BUNDLED_MODEL
+from rwkvbatch.model.named_tensors import Entry
 from rwkvbatch.model.safetensors import save_entries
-from rwkvbatch.model.tensor_file import Entry
 
 
 @pytest.fixture

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-import rwkvbatch
 from rwkvbatch.comparison import compare
-from rwkvbatch.comparison.dialogues import dialogues, most_changed, most_changed_turn, turn_changes, word_diff
-from rwkvbatch.comparison.loading import load_runs
+from rwkvbatch.comparison.dialogues import most_changed, most_changed_turn, turn_changes, word_diff
 from tests.comparison.make_run import make_row, write_run
 
 
@@ -71,13 +68,3 @@ def test_conversations_are_ordered_by_score_then_by_replies_that_differ(tmp_path
     assert turn is not None
     assert [(piece.kind, piece.text) for piece in turn.pieces] == [("same", "old"), ("new", " bad")]
     assert most_changed_turn(turn_changes(matched, "same")) is None
-
-
-def test_a_script_with_longer_lines_than_allowed_by_default_gives_system_messages(tmp_path: Path) -> None:
-    script, out = tmp_path / "s.jsonl", tmp_path / "out"
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
-    script.write_text('{"id": "a",' + " " * 10_000_000 + f'"messages": {json.dumps(messages)}' + "}\n")
-    rwkvbatch.run(script, out=out, max_line_bytes="11M", max_tokens=1)
-    (out / "script.jsonl").unlink()  # runs of earlier versions have no copy
-    (dialogue,) = dialogues(load_runs(out)[0])
-    assert dialogue.system == "Be brief."

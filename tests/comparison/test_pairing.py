@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from rwkvbatch.comparison import compare
-from rwkvbatch.comparison.loading import RunData, load_runs
+from rwkvbatch.comparison.loading import load_runs
 from rwkvbatch.comparison.pairing import pair_up, variants_of
 from rwkvbatch.comparison.report.formats import as_json
+from rwkvbatch.comparison.run_data import RunData
 from rwkvbatch.errors import RunMismatchError, UsageError
 from tests.comparison.make_run import make_row, make_run, write_run
 from tests.manifests import manifest_of, save_manifest

@@ -77,3 +77,7 @@ def test_the_tokens_that_are_likeliest_count_as_matched() -> None:
 def test_scoring_takes_a_token_on_both_sides(prefix: list[int], continuation: list[int]) -> None:
     with pytest.raises(ValueError, match="at least one token in the prefix and one in the continuation"):
         Engine(HashModel()).submit_score(prefix, continuation)
+
+
+def test_the_nll_of_certain_tokens_is_not_negative_zero() -> None:
+    assert str(Score([0.0, 0.0], 2).nll) == "0.0"

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.checkpoint import Checkpoint, open_checkpoint
+from rwkvbatch.model.named_tensors import check_finite
 from rwkvbatch.model.random_checkpoint import LowRankWidths, random_tensors
-from rwkvbatch.model.tensor_file import check_finite
 from tests.model.hostile.case import tiny
 
 Tensors = dict[str, torch.Tensor]

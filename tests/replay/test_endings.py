@@ -194,27 +194,35 @@ class TestExitCode:
         return path
 
     @pytest.mark.parametrize(
-        "error", [WorkerError("no worker is left"), EOFError("x"), SystemExit(0), OSError(5, "I/O error"), ValueError()]
+        ("kind", "arguments"),
+        [
+            (WorkerError, ("no worker is left",)),
+            (EOFError, ("x",)),
+            (SystemExit, (0,)),
+            (OSError, (5, "I/O error")),
+            (ValueError, ()),
+        ],
     )
     def test_an_unfinished_run_exits_with_5_and_can_be_resumed(
         self,
         script: Path,
         tmp_path: Path,
-        error: BaseException,
+        kind: type[BaseException],
+        arguments: tuple[Any, ...],
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         def fail(*_: object) -> bool:
-            raise error
+            raise kind(*arguments)  # a new one: its traceback holds the model, and parameters live as long as the tests
 
         out = tmp_path / "out"
-        arguments = ["run", str(script), "--out", str(out), "--max-tokens", "2", "--quiet"]
+        command = ["run", str(script), "--out", str(out), "--max-tokens", "2", "--quiet"]
         with monkeypatch.context() as patch:
             patch.setattr("rwkvbatch.replay.driver.LocalDriver.run", fail)
-            assert invoke(arguments) == 5
+            assert invoke(command) == 5
         assert "unfinished: 0 of 6 rows are safe. To continue: rwkvbatch" in capsys.readouterr().err
         assert json.loads((out / "status.json").read_text())["state"] != "running"
-        assert invoke(arguments) in (0, 1)
+        assert invoke(command) in (0, 1)
 
     def test_eof_of_a_stream_is_an_internal_error_and_not_an_interruption(
         self, script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import rwkvbatch
 from rwkvbatch.cli.summaries import show_summary
@@ -19,6 +20,7 @@ from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import LONG_TEXT_TOKENS
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.model.base import Model
+from rwkvbatch.model.load import BUNDLED_MODEL
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.replay.planning.grid import make_cells
 from rwkvbatch.replay.runner import RunOptions, execute
@@ -283,3 +285,18 @@ def test_a_perplexity_beyond_all_numbers_is_shown_as_such_and_null_in_json(
     assert summary["cells"][0]["plain_text"]["text_perplexity"] is None
     show_summary(result)
     assert ">1e308" in capsys.readouterr().err
+
+
+def test_a_text_that_is_certain_has_a_likelihood_without_a_sign(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = load_file(BUNDLED_MODEL)
+    tensors["head.weight"] = tensors["head.weight"] * 2000  # the likeliest token has a probability of 1
+    save_file(tensors, tmp_path / "certain.safetensors")
+    path = write(tmp_path / "s.jsonl", {"prompt": "User: What is 36 + 27?\n\nAssistant:", "continuation": " 63"})
+    result = rwkvbatch.run(path, model=tmp_path / "certain.safetensors", vocab="world")
+    (row,) = result.rows()
+    assert row.reference is not None
+    assert (str(row.reference.nll), row.reference.matched) == ("0.0", 1)
+    show_summary(result)
+    assert "-0.0" not in capsys.readouterr().err

@@ -227,6 +227,8 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("mmlu", MMLU | {"choices": "['1' '2']"}, "choices must be a list"),
     ("mmlu", MMLU | {"choices": ["1", ""]}, "all must be texts"),
     ("mmlu", MMLU | {"answer": "4"}, "its answer must be one of A, B, C, D or 0 to 3, got 4"),
+    ("mmlu", LAMBADA, "question is missing"),
+    ("mmlu", {"context": "1 + 1?", "first": "1", "second": "2", "label": "B"}, "question is missing"),
     ("arc", ARC | {"answerKey": "A"}, "answerKey must be one of 1, 2, 3"),
     ("arc", ARC | {"choices": None}, "take the .jsonl file beside it"),
     ("hellaswag", HELLASWAG | {"label": ""}, "take the validation file"),

@@ -12,7 +12,6 @@ import numpy as np
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.columns import rows_of
 from rwkvbatch.comparison.distance import UNITS, Unit, distance_groups
-from rwkvbatch.comparison.loading import varied_settings
 from rwkvbatch.comparison.means import VariantMean, mean_of
 from rwkvbatch.comparison.metrics import TURN_METRICS, Metric, metric_named
 from rwkvbatch.comparison.pairing import Variant
@@ -31,6 +30,7 @@ from rwkvbatch.comparison.report.svg import (
     label_of,
     report_style,
 )
+from rwkvbatch.comparison.run_data import varied_settings
 from rwkvbatch.comparison.table import PROBE_COLUMNS
 from rwkvbatch.comparison.trend import Trend
 from rwkvbatch.comparison.values import weights_of

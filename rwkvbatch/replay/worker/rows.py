@@ -133,7 +133,7 @@ def _reference(prompt: TurnPrompt, score: Score, logprob: float, tokens: Sequenc
     if not turn.plain:
         return Reference(turn.reference, score.nll, matched, num_tokens)
     num_bytes = _num_bytes(prompt, tokens)
-    return Reference(short_text(turn.reference), -logprob / num_tokens, matched, num_tokens, logprob, num_bytes)
+    return Reference(short_text(turn.reference), -logprob / num_tokens + 0.0, matched, num_tokens, logprob, num_bytes)
 
 
 def _choice_score(prompt: TurnPrompt, choice: Choice, tokens: Sequence[int], logprob: float) -> ChoiceScore:

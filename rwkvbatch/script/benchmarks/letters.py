@@ -22,8 +22,9 @@ def read_mmlu(record: Record) -> Question:
         text, answer = text_of(values, "question"), values["answer"]
         subject = values.get("subject") or _subject(record.source.path)
     else:
-        *cells, answer = values.values()
-        text, *options = cells
+        # The columns of a CSV file without a header are "0", "1", ...; other records have names.
+        cells = list(values.values()) if "0" in values else bad("question is missing")
+        text, *options, answer = cells if len(cells) > 1 else bad("it must have a question, options and an answer")
         subject = _subject(record.source.path)
     if len(options) < 2 or not all(isinstance(option, str) and option.strip() for option in options):
         bad("it must have two options or more, and all must be texts")

@@ -1,0 +1,148 @@
+"""A run as a table, and what its manifest says about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from rwkvbatch import __version__
+from rwkvbatch.results.manifest import shard_text
+from rwkvbatch.results.script_copy import script_sha256
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# pandas has no type stubs.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What was run, according to the manifest; fields that it lacks are None or empty.
+
+    Attributes:
+        script_sha256: hash of the conversations.
+        seed: the run seed.
+        version: version of rwkvbatch.
+        created: a date.
+        scripts: paths.
+        cells: settings by the cell's name, in the plan's order.
+        models: one record per checkpoint.
+        identity: everything that the replies depend on.
+        part: which part of a run this is (`--shard`), such as `2/8`.
+    """
+
+    script_sha256: str | None = None
+    seed: int | None = None
+    version: str | None = None
+    created: str | None = None
+    scripts: tuple[str, ...] = ()
+    cells: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    models: tuple[Mapping[str, Any], ...] = ()
+    identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    part: str | None = None
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> RunFacts:
+        """The facts from the content of a `manifest.json`; empty facts from an empty one."""
+        identity, about = as_record(manifest.get("identity")), as_record(manifest.get("about"))
+        script = as_record(identity.get("script"))
+        return cls(
+            script_sha256=_as_text(script.get("sha256")),
+            seed=as_integer(identity.get("seed")),
+            version=_as_text(about.get("rwkvbatch")),
+            created=_as_text(about.get("created")),
+            scripts=tuple(str(path) for path in _as_list(about.get("scripts"))),
+            cells={name: as_record(values) for name, values in as_record(identity.get("cells")).items()},
+            models=tuple(as_record(model) for model in _as_list(about.get("models"))),
+            identity=identity,
+            part=shard_text(manifest.get("shard")),
+        )
+
+    @classmethod
+    def of_plan(cls, plan: Any) -> RunFacts:
+        """The facts of a run in memory. They have no identity, because the weights are not hashed."""
+        cells = zip(plan.cells, plan.cell_settings, strict=True)
+        return cls(
+            script_sha256=script_sha256(plan.conversations),
+            seed=plan.settings.seed,
+            version=__version__,
+            cells={cell.name: settings.model_dump(mode="json") for cell, settings in cells},
+        )
+
+
+def varied_settings(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The settings that differ between cells, each with its values in order of appearance."""
+    varied: dict[str, list[Any]] = {}
+    keys = dict.fromkeys(name for settings in cells.values() for name in settings)
+    for key in keys:
+        values: list[Any] = []
+        for settings in cells.values():
+            value = settings.get(key)
+            if value not in values:
+                values.append(value)
+        if len(values) > 1:
+            varied[key] = values
+    return varied
+
+
+def as_record(value: object) -> dict[str, Any]:
+    """`value` if it is an object of JSON; else an empty one."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _as_list(value: object) -> list[Any]:
+    return cast("list[Any]", value) if isinstance(value, list) else []
+
+
+def _as_text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def as_integer(value: object) -> int | None:
+    """`value` if it is an integer; else None."""
+    return value if isinstance(value, int) else None
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One run as a table.
+
+    Attributes:
+        name: a short name, unique among the runs loaded together.
+        source: the path as given, or the name of a result in memory.
+        facts: what was run; empty without a manifest.
+        manifest: the content of `manifest.json`; empty without one.
+        rows: one row per turn; the columns are `conversation, cell, repeat, turn, seed, finish_reason, error, prompt,
+            reply, tags, reference, checks, unjudged, judge, choices, probe_turns, probe_tokens, probe_after`, one per
+            metric, and one per weight (NaN if a turn has no value). `choices` is None without choices, and in all rows
+            unless it was asked for.
+        notes: warnings for readers of a comparison.
+        unfinished: number of planned rows that do not exist (yet), by cell; empty if the run is finished, or if the
+            number of planned rows is unknown. If the cells have different numbers of rows, only the total is known,
+            and each cell has it.
+        systems: system messages by conversation; None if they must be read from elsewhere (see `system_messages`).
+        unfinished_at_least: whether more rows than those of `unfinished` may be missing.
+    """
+
+    name: str
+    source: str
+    facts: RunFacts
+    manifest: Mapping[str, Any]
+    rows: pd.DataFrame
+    notes: tuple[str, ...] = ()
+    unfinished: Mapping[str, int] = field(default_factory=dict[str, int])
+    systems: Mapping[str, str] | None = None
+    unfinished_at_least: bool = False
+
+    @property
+    def conversations(self) -> list[str]:
+        """Conversation ids, in the order of their first rows."""
+        return [str(name) for name in dict.fromkeys(self.rows["conversation"])]
+
+    @property
+    def cells(self) -> list[str]:
+        """The cells that have rows, in the order of their first rows."""
+        return [str(cell) for cell in dict.fromkeys(self.rows["cell"])]
