@@ -66,13 +66,16 @@ class Outcomes:
     width: float
 
 
-def flip_ends(samples: Floats, rng: np.random.Generator, level: float = 0.05) -> Floats:
-    """`[samples, 2]`: the ends of the sign-flip intervals at `level` of `samples` `[samples, conversations]`."""
+def flip_ends(samples: Floats, rng: np.random.Generator, level: float = 0.05, patterns: int = 1998) -> Floats:
+    """`[samples, 2]`: the ends of the sign-flip intervals at `level` of `samples` `[samples, conversations]`.
+
+    With more than `_ENUMERATED` conversations this number of patterns is drawn.
+    """
     n = samples.shape[1]
     if n <= _ENUMERATED:
         chosen = (np.arange(1, 2**n)[:, None] >> np.arange(n)) & 1
     else:
-        half = rng.integers(0, 2, (999, n))
+        half = rng.integers(0, 2, (patterns // 2, n))
         chosen = np.concatenate([half, 1 - half, np.ones((1, n), np.int64)])
     skipped = math.floor(level / 2 * (len(chosen) + 1) + 1e-9) - 1
     weights = (chosen / chosen.sum(axis=1, keepdims=True)).T

@@ -29,7 +29,7 @@ from coverage_bound_mostly_equal import MostlyEqual
 from numpy.typing import NDArray
 from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
-from rwkvbatch.stats.skewness import MOST, NOISE, SMALL_SAMPLE, UNSEEN
+from rwkvbatch.stats.skewness import MOST, NOISE, SMALL_SAMPLE, lacked_skewness
 
 Floats = NDArray[np.float64]
 Ends = tuple[Floats, Floats]
@@ -81,8 +81,9 @@ def hall(samples: Floats, level: float, degrees: Floats | float) -> Ends:
     small = (level / LEVEL) ** (varying / (n - 1))
     limit = (MOST - (MOST - min(0.96, 0.9 + 0.75 / n)) * small) / quantile(level, degrees if level < LEVEL else n - 1)
     ends: list[Floats] = []
-    for side in (-1, 1):
-        s = np.maximum(0.0, side * skewness - UNSEEN * np.log(small) / math.sqrt(n))
+    # All samples are those of one family.
+    for side, lacked in zip((-1, 1), lacked_skewness(skewness, np.full(skewness.size, n)), strict=True):
+        s = np.maximum(0.0, side * skewness + (1 - small) * lacked / math.sqrt(n))
         a = np.minimum(limit, s**3 / (s**2 + NOISE**2) * (1 + SMALL_SAMPLE / n**2) / math.sqrt(n))
         a = np.maximum(a, 1e-6)
         ends.append(

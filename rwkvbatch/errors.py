@@ -31,7 +31,9 @@ message states what was expected and what was found; `hint` states what to do.
 from __future__ import annotations
 
 import errno
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -210,7 +212,22 @@ def shown_value(value: object, limit: int = MAX_SHOWN_VALUE) -> str:
         text = repr(value)
     except ValueError:  # Python limits the digits of a number that it converts to text
         text = f"a number of more than {sys.get_int_max_str_digits():,} digits"
+    return shortened(text, limit)
+
+
+def shown_json(value: object, limit: int = MAX_SHOWN_VALUE) -> str:
+    """A value as JSON, cut to `limit` characters."""
+    return shortened(json.dumps(value, ensure_ascii=False, default=str), limit)
+
+
+def shortened(text: str, limit: int = MAX_SHOWN_VALUE) -> str:
+    """A text cut to `limit` characters."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def listed(names: Sequence[object], most: int = 8) -> str:
+    """Names for a message, of which `most` are shown."""
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def in_words(error: BaseException) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import secrets
 import stat
@@ -20,7 +19,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from rwkvbatch.errors import InputError, StorageError
+from rwkvbatch.errors import StorageError
 
 BLOCK_BYTES = 1 << 20
 FILE_MODE = 0o644
@@ -384,16 +383,3 @@ def in_blocks(pieces: Iterable[bytes], size: int = BLOCK_BYTES) -> Iterator[byte
             buffer.clear()
     if buffer:
         yield bytes(buffer)
-
-
-MAX_STATE_BYTES = 2**34
-"""Size limit of state files; the state file of a model of 14 billion parameters has 82 MB."""
-
-
-def sha256_of_file(path: str, option: str) -> str:
-    """Hex digest of a file that an option names; raises `InputError` if it cannot be read."""
-    try:
-        with open_file(user_path(path), MAX_STATE_BYTES) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{option} {path}: cannot be read: {error.strerror}") from None

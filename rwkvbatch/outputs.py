@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rwkvbatch.engine.request import SHOWN_CHARACTERS, FinishReason, Reply, ReplyTiming, Score
-from rwkvbatch.errors import NonFiniteLogitsError, counted
+from rwkvbatch.engine.request import FinishReason, Reply, ReplyTiming, Score
+from rwkvbatch.errors import NonFiniteLogitsError, counted, shortened
 from rwkvbatch.prepared import PreparedPrompt
 
 
@@ -42,7 +42,8 @@ class CompletionOutput:
         return math.fsum(self.logprobs)
 
     def __repr__(self) -> str:
-        return f"<CompletionOutput {_shown(self.text)}: {counted(len(self.token_ids), 'token')}, {self.finish_reason}>"
+        tokens = counted(len(self.token_ids), "token")
+        return f"<CompletionOutput {shortened(self.text)!r}: {tokens}, {self.finish_reason}>"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class RequestOutput:
 
     def __repr__(self) -> str:
         more = f" and {len(self.outputs) - 1} more" if len(self.outputs) > 1 else ""
-        return f"<RequestOutput {_shown(self.text)}{more}, after {counted(self.num_prompt_tokens, 'token')}>"
+        prompt = counted(self.num_prompt_tokens, "token")
+        return f"<RequestOutput {shortened(self.text)!r}{more}, after {prompt}>"
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,3 @@ def completion_of(prompt: PreparedPrompt, index: int, reply: Reply) -> Completio
         num_cached_tokens=reply.num_cached,
         timing=reply.timing,
     )
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…")

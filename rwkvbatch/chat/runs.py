@@ -18,7 +18,8 @@ from rwkvbatch.config import CellSettings, RunSettings
 from rwkvbatch.config.names import option_name
 from rwkvbatch.engine.request import FinishReason, closed_history
 from rwkvbatch.errors import RunDirectoryError, UsageError
-from rwkvbatch.files import save_file, sha256_of_file, user_path
+from rwkvbatch.files import save_file, user_path
+from rwkvbatch.hashes import sha256_of_file
 from rwkvbatch.prompt.escaping import one_line
 from rwkvbatch.prompt.templates import PRELUDES, load_prelude, template_path
 from rwkvbatch.replay.planning.plan import with_params

@@ -21,7 +21,8 @@ from rwkvbatch.endpoint.served import ServedSpec
 from rwkvbatch.engine.engine import Engine, NextToken
 from rwkvbatch.engine.request import END_OF_TEXT, NoiseKey, Reply, Request
 from rwkvbatch.errors import InputError, NonFiniteLogitsError, UsageError
-from rwkvbatch.files import sha256_of_file, user_path
+from rwkvbatch.files import user_path
+from rwkvbatch.hashes import sha256_of_file
 from rwkvbatch.model.base import State
 from rwkvbatch.model.states import load_state
 from rwkvbatch.prompt.templates import PromptTemplate, load_template, with_turn_end

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from rwkvbatch.files import (
     save_file,
     write_all,
 )
+from rwkvbatch.hashes import json_sha256
 from rwkvbatch.prompt.escaping import one_line
 from rwkvbatch.targets import FileKind, check_target, file_head
 
@@ -194,7 +194,7 @@ def save_session(session: Session, path: Path, *, replace: bool = False) -> None
     """
     check_target(path, SESSION, option="/save", replace=replace, how=f"/save! {path} replaces it")
     content = {"kind": KIND, "format": FORMAT, **_session_values(session), "dialogue": tree_values(session.tree)}
-    content["sha256"] = _checksum(content)
+    content["sha256"] = json_sha256(content)
     save_file(path, [_encoded(content, indent=1)], private=True)
 
 
@@ -255,7 +255,7 @@ def _from_session(path: Path, content: bytes) -> dict[str, Any]:
     if not isinstance(values, dict) or cast("dict[str, Any]", values).get("kind") != KIND:
         raise InputError("is not a saved session", path=path, hint="expected a file of /save, or a transcript")
     session = cast("dict[str, Any]", values)
-    if session.pop("sha256", None) != _checksum(session):
+    if session.pop("sha256", None) != json_sha256(session):
         raise InputError("is a damaged session: its checksum does not match", path=path)
     return session
 
@@ -342,8 +342,3 @@ def _read(path: Path) -> bytes:
         return read_file(path, MAX_SESSION_BYTES)
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", path=path) from None
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("ascii")).hexdigest()

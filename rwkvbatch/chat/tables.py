@@ -13,7 +13,7 @@ from rich.text import Text
 from rwkvbatch.chat.app import Chat
 from rwkvbatch.config import PRESETS, Sampling
 from rwkvbatch.config.names import SHORT_NAMES
-from rwkvbatch.errors import UsageError, counted
+from rwkvbatch.errors import UsageError, counted, shortened
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.replay.progress import duration
 from rwkvbatch.results.summary import OVERFLOW
@@ -149,4 +149,4 @@ def plain(value: Any) -> str:
 def short(text: str, length: int = 50) -> str:
     """`text` on one line, cut to `length` characters."""
     line = " ".join(text.split())
-    return line if len(line) <= length else line[: length - 1] + "…"
+    return shortened(line, length)

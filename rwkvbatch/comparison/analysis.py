@@ -12,11 +12,12 @@ import numpy as np
 from rwkvbatch.comparison.blame import Blame
 from rwkvbatch.comparison.judging import GateResult
 from rwkvbatch.comparison.matching import Dropped, MatchedRows
+from rwkvbatch.comparison.means import VariantMean, variant_means
 from rwkvbatch.comparison.metrics import KNOWN_NAMES, Metric
 from rwkvbatch.comparison.paired import Comparison, Family, compare_metric
 from rwkvbatch.comparison.pairing import Pair, Variant
 from rwkvbatch.comparison.preference import Preferences
-from rwkvbatch.comparison.ranking import Ranking, VariantMean, variant_means
+from rwkvbatch.comparison.ranking import Ranking
 from rwkvbatch.comparison.run_data import RunData
 from rwkvbatch.comparison.trend import Trend
 from rwkvbatch.comparison.values import Breakdown, metrics_of

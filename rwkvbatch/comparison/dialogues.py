@@ -14,7 +14,7 @@ from rwkvbatch.comparison.loading import system_messages
 from rwkvbatch.comparison.matching import MatchedRows
 from rwkvbatch.comparison.metrics import TURN_METRICS
 from rwkvbatch.comparison.run_data import RunData
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import UsageError, listed
 from rwkvbatch.results.manifest import system_of
 
 if TYPE_CHECKING:
@@ -163,8 +163,7 @@ def _selected(
             name for tag, tagged in (names_by_tag or {}).items() if _matches(tag, pattern) for name in tagged
         ]
         if not matches:
-            examples = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-            raise UsageError(f"{option}: the run has none called {pattern!r}", hint=f"known: {examples}")
+            raise UsageError(f"{option}: the run has none called {pattern!r}", hint=f"known: {listed(names)}")
         selected.extend(matches)
     return list(dict.fromkeys(selected))
 

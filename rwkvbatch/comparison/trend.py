@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvbatch.comparison.columns import rows_of
+from rwkvbatch.comparison.means import ends_of_mean
 from rwkvbatch.comparison.metrics import Metric
 from rwkvbatch.comparison.paired import LEVEL
 from rwkvbatch.comparison.pairing import Variant
-from rwkvbatch.comparison.ranking import common_weights, ends_of_mean, side_by_side
 from rwkvbatch.comparison.run_data import RunData
 from rwkvbatch.comparison.values import conversation_values
+from rwkvbatch.comparison.variant_values import common_weights, side_by_side
 from rwkvbatch.errors import RunMismatchError, UsageError
 from rwkvbatch.stats.family import compare_family
 from rwkvbatch.stats.signflip import LargestSums

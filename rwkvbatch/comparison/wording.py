@@ -9,9 +9,10 @@ from typing import Final
 
 from rwkvbatch.comparison.blame import Blame
 from rwkvbatch.comparison.matching import PASS_COLUMNS, Dropped
+from rwkvbatch.comparison.means import VariantMean
 from rwkvbatch.comparison.metrics import Metric
 from rwkvbatch.comparison.paired import Comparison, Family
-from rwkvbatch.comparison.ranking import Candidate, Ranking, VariantMean
+from rwkvbatch.comparison.ranking import Candidate, Ranking
 from rwkvbatch.comparison.trend import Trend
 from rwkvbatch.results.summary import OVERFLOW
 

@@ -15,7 +15,7 @@ from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from rwkvbatch.config.prompting import TurnEnd
 from rwkvbatch.config.setting import Settings, explain, setting
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import UsageError, listed
 
 
 class CutOrder(NamedTuple):
@@ -112,9 +112,9 @@ class Sampling(Settings):
         """
         unknown = sorted({token for token in self.banned_token_ids if token >= vocab_size})
         if unknown:
-            shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
             raise UsageError(
-                f"{name}: the model's vocabulary has {vocab_size:,} token ids, 0 to {vocab_size - 1}; got {shown}",
+                f"{name}: the model's vocabulary has {vocab_size:,} token ids, 0 to {vocab_size - 1}; "
+                f"got {listed(unknown, 5)}",
                 hint="leave it out; /tokens in `rwkvbatch chat` shows the ids of a reply",
             )
 

@@ -19,7 +19,7 @@ from rwkvbatch.arguments import (
     whole_number,
 )
 from rwkvbatch.config import Sampling
-from rwkvbatch.errors import counted
+from rwkvbatch.errors import counted, shortened
 
 if TYPE_CHECKING:
     from rwkvbatch.prompt.tokenizer import Tokenizer
@@ -28,9 +28,6 @@ FinishReason = Literal["stop", "eos", "length", "time", "cancelled", "error"]
 
 END_OF_TEXT = 0
 """Token 0 of every RWKV vocabulary."""
-
-SHOWN_CHARACTERS = 60
-"""Characters of a reply's text in its `repr`."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +178,7 @@ class Reply:
     details: tuple[TokenDetails, ...] = ()
 
     def __repr__(self) -> str:
-        text = self.text if len(self.text) <= SHOWN_CHARACTERS else f"{self.text[:SHOWN_CHARACTERS]}…"
+        text = shortened(self.text)
         end = f"{self.finish_reason} {self.stopped_by!r}" if self.stopped_by is not None else self.finish_reason
         return (
             f"<Reply {text!r}: {counted(len(self.ids), 'token')}, ended by {end}, "

@@ -12,14 +12,14 @@ Its keys:
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
-from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError, parsing_problem
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError, parsing_problem, shown_json
 from rwkvbatch.files import read_file
+from rwkvbatch.hashes import json_sha256
 from rwkvbatch.results.folder import Folder
 from rwkvbatch.targets import MANIFEST_NAME
 
@@ -115,9 +115,7 @@ def _is_identity(value: Any) -> bool:
 
 
 def checksum_of(values: JsonObject) -> str:
-    checked = {key: value for key, value in values.items() if key != "about"}
-    text = json.dumps(checked, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
+    return json_sha256({key: value for key, value in values.items() if key != "about"})
 
 
 def refuse_other_run(
@@ -276,7 +274,4 @@ def _differences(name: str, old: Any, new: Any) -> list[tuple[str, str, str]]:
 
 
 def _short(value: Any) -> str:
-    if value is _ABSENT:
-        return "nothing"
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:59] + "…"
+    return "nothing" if value is _ABSENT else shown_json(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -97,12 +96,6 @@ def digest_of(line: bytes) -> RowDigest | None:
     """The digests in a line; None if it has none, like a line that this program did not write."""
     match = _DIGEST.search(line, max(0, len(line) - 300))
     return None if match is None else RowDigest(match[1].decode(), match[2].decode())
-
-
-def json_digest(value: Any) -> str:
-    """32 hex digits of the SHA-256 of a value as JSON."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=list)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

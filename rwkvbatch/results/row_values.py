@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any, NamedTuple, cast
+
+from rwkvbatch.errors import shown_json
 
 SCORED = "scored"
 """The `finish_reason` of a row in which texts were scored and no reply was generated."""
@@ -63,7 +64,7 @@ class _Record:
         for name, (allowed, expected, lowest, highest) in self._kinds.items():
             value = values[name]
             if type(value) not in allowed or not (lowest is None or value is None or lowest <= value <= highest):
-                raise TypeError(f"{self._prefix}{name} must be {expected}, got {_shown(value)}")
+                raise TypeError(f"{self._prefix}{name} must be {expected}, got {shown_json(value)}")
         self._accepted_types.add(types)
 
 
@@ -130,7 +131,7 @@ def check_values(values: Mapping[str, Any]) -> None:
     _ROW.check(values)
     if values["finish_reason"] not in FINISH_REASONS:
         expected = f"one of {', '.join(sorted(FINISH_REASONS))}"
-        raise TypeError(f"finish_reason must be {expected}, got {_shown(values['finish_reason'])}")
+        raise TypeError(f"finish_reason must be {expected}, got {shown_json(values['finish_reason'])}")
     for name, record in _PARTS.items():
         part = values[name]
         if part is None and name == "reference":
@@ -156,12 +157,12 @@ def check_values(values: Mapping[str, Any]) -> None:
         _PROBE.check(_object(probe, "probe"))
     for tag in _array(values, "tags"):
         if not isinstance(tag, str):
-            raise TypeError(f"tags must contain strings, got {_shown(tag)}")
+            raise TypeError(f"tags must contain strings, got {shown_json(tag)}")
     ids = _array(values, "reply_ids")
     # The JSON of non-negative integers consists of digits and commas, so thousands of ids are checked in one pass of C.
     if ids and (_json(ids).translate(None, b"0123456789,") != b"[]" or max(ids) > MAX_COUNT):
         wrong = next(value for value in ids if type(value) is not int or not 0 <= value <= MAX_COUNT)
-        raise ValueError(f"reply_ids must contain token ids, got {_shown(wrong)}")
+        raise ValueError(f"reply_ids must contain token ids, got {shown_json(wrong)}")
 
 
 def _json(ids: list[Any]) -> bytes:
@@ -177,13 +178,13 @@ def _json(ids: list[Any]) -> bytes:
 def _array(values: Mapping[str, Any], key: str, name: str = "") -> list[Any]:
     value = values[key]
     if type(value) is not list:
-        raise TypeError(f"{name or key} must be an array, got {_shown(value)}")
+        raise TypeError(f"{name or key} must be an array, got {shown_json(value)}")
     return cast("list[Any]", value)
 
 
 def _object(value: Any, name: str) -> dict[str, Any]:
     if type(value) is not dict:
-        raise TypeError(f"{name} must be an object, got {_shown(value)}")
+        raise TypeError(f"{name} must be an object, got {shown_json(value)}")
     return cast("dict[str, Any]", value)
 
 
@@ -192,10 +193,5 @@ def _objects(values: Mapping[str, Any], key: str, name: str = "") -> list[dict[s
     array = _array(values, key, name)
     for item in array:
         if type(item) is not dict:
-            raise TypeError(f"{name or key} must contain objects, got {_shown(item)}")
+            raise TypeError(f"{name or key} must contain objects, got {shown_json(item)}")
     return array
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=True)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, NoReturn
 
 from pydantic import BeforeValidator, Field
 
-from rwkvbatch.errors import counted
+from rwkvbatch.errors import counted, listed
 from rwkvbatch.script.lines import SourceLine, is_array, is_object, refuse, shown, type_name
 from rwkvbatch.script.messages import REPLY_KEYS, Message, Role, to_turns
 from rwkvbatch.script.native import is_plain_text, read_native, read_plain_text, read_tooling
@@ -316,7 +316,7 @@ _JQ_FILTERS = {
 
 def _refuse_form(line: Mapping[str, Any], source: SourceLine, _default_id: str) -> NoReturn:
     """Refuse a line of no known form."""
-    keys = ", ".join(map(shown, list(line)[:8])) + (", ..." if len(line) > 8 else "")
+    keys = listed([shown(key) for key in line])
     for key in line:
         if matches := get_close_matches(key, _MESSAGES, n=1, cutoff=0.8):
             refuse(source, f"unknown key {shown(key)}", f"did you mean {matches[0]!r}?")

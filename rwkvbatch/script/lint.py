@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from rwkvbatch.config import HistoryMode, TurnEnd
+from rwkvbatch.errors import listed
 from rwkvbatch.script.checks import Combination
 from rwkvbatch.script.checks.tool_calls import ToolCall
 from rwkvbatch.script.lines import SourceLine, shown
@@ -168,8 +169,7 @@ def _unknown_functions(conversation: Conversation) -> Iterator[LintWarning]:
     names = [str(tool["name"]) for tool in conversation.tools]
     if not names:
         return
-    known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    hint = f"the model cannot know it; the tools are {known}"
+    hint = f"the model cannot know it; the tools are {listed(names)}"
     for number, turn in enumerate(conversation.turns):
         calls = calls_in(turn.reference or "")
         for place, called_names in (

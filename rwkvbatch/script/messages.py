@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from rwkvbatch.errors import listed
 from rwkvbatch.script.checks import parse_checks
 from rwkvbatch.script.choices import MAX_CHOICES, MIN_CHOICES, Choice, find_choice
 from rwkvbatch.script.lines import SourceLine, is_array, is_object, refuse, shown, type_name
@@ -179,8 +180,9 @@ def check_needs(turn: Turn, source: SourceLine, where: str) -> None:
             try:
                 find_choice(names, choice)
             except KeyError:
-                listed = ", ".join(map(shown, names[:8])) + (", ..." if len(names) > 8 else "")
-                hint = f"they are {listed}; an index counts from 0, to {len(names) - 1}"
+                hint = (
+                    f"they are {listed([shown(name) for name in names])}; an index counts from 0, to {len(names) - 1}"
+                )
                 refuse(source, f"{where}: the check {check.kind!r} names no choice of the turn: {shown(choice)}", hint)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
@@ -11,6 +10,7 @@ from functools import cached_property
 from typing import Any, Protocol, cast
 
 from rwkvbatch.errors import RwkvBatchError, error_text
+from rwkvbatch.hashes import json_sha256
 from rwkvbatch.script.choices import Choice, ChoiceScores
 from rwkvbatch.script.lines import SourceLine
 
@@ -217,8 +217,7 @@ class Conversation:
             "tags": self.tags,
             "params": dict(self.params),
         }
-        text = json.dumps(record, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode("ascii")).hexdigest()
+        return json_sha256(record)
 
     @cached_property
     def row_contents(self) -> tuple[dict[str, Any], ...]:

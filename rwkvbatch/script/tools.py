@@ -33,7 +33,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rwkvbatch.errors import parsing_problem
+from rwkvbatch.errors import listed, parsing_problem
 from rwkvbatch.script.lines import (
     SourceLine,
     finite_float,
@@ -163,7 +163,7 @@ def read_choice(raw: Any, tools: Sequence[Mapping[str, Any]], source: SourceLine
 
 
 def _names(tools: Sequence[Mapping[str, Any]]) -> str:
-    return ", ".join(str(tool["name"]) for tool in tools[:8]) + (", ..." if len(tools) > 8 else "")
+    return listed([tool["name"] for tool in tools])
 
 
 def read_calls(raw: Any, source: SourceLine, where: str) -> tuple[tuple[Call, ...], tuple[str | None, ...]]:

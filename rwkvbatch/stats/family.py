@@ -39,7 +39,7 @@ from rwkvbatch.stats.signflip import (
     sign_flips,
     two_sided_p,
 )
-from rwkvbatch.stats.spread import Spread
+from rwkvbatch.stats.spread import Spread, with_lacked_skewness
 
 # The stubs of numpy do not know the types of rounded and divided arrays.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
@@ -234,7 +234,7 @@ class _Variants:
         for column in range(scale.size):
             has_pairs = counts[:, column] > 0
             spreads.append(Spread.of(scaled[has_pairs, column] * scale[column], counts[has_pairs, column], widest))
-        return cls(scaled, counts, scale, _signed_ranks(scaled, counts), tuple(spreads))
+        return cls(scaled, counts, scale, _signed_ranks(scaled, counts), with_lacked_skewness(spreads))
 
     @property
     def blocks(self) -> list[NDArray[np.intp]]:
@@ -291,7 +291,7 @@ class _Variants:
         means = _SubsetMeans.of(subsets, float(self.scale[column]))
         alone = means.interval(tests.level, tests.level, spread, significant=p <= tests.level)
         together = means.interval(tests.level_each, tests.level_interval, spread, significant=p_adjusted <= tests.level)
-        rank_sums = np.round(self.ranks[:, column].sum() - 2 * subsets.ranks, 6)
+        rank_sums = np.abs(np.round(self.ranks[:, column].sum() - 2 * subsets.ranks, 6))
         decidable = _smallest_p(spread.clusters) <= tests.level_each
         planning_level = tests.level_each if spread.discrete else tests.level_interval
         return Difference(
@@ -302,7 +302,7 @@ class _Variants:
             high_alone=alone[1],
             p=p,
             p_adjusted=p_adjusted,
-            p_rank=float(two_sided_p(rank_sums)[0]),
+            p_rank=float((rank_sums >= rank_sums[0]).mean()),
             clusters=spread.clusters,
             pairs=round(float(self.counts[:, column].sum())),
             standard_error=spread.standard_error,

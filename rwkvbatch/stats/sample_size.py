@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from rwkvbatch.stats.clustered import t_quantile
-from rwkvbatch.stats.skewness import ORDINARY, SkewedMean
-
-SKEWNESS_BY_CHANCE: Final = 1.65
-"""Times 1 / sqrt(n): a skewness of n normal differences by chance, at which tests at small levels find 4 of 5."""
+from rwkvbatch.stats.skewness import ORDINARY
 
 
 def detectable_errors(clusters: int, *, level: float = 0.05, power: float = 0.8, discrete: bool = True) -> float:
@@ -23,19 +19,11 @@ def detectable_errors(clusters: int, *, level: float = 0.05, power: float = 0.8,
         level: of the test.
         power: the probability.
         discrete: whether the cluster means are discrete (`stats.spread.Spread.discrete`). For others the correction for
-            skewness costs power, as if the mean were divided by 1 + 21 / n^2 (by simulation, docs/statistics.md). Below
-            5 %, the mean must also be beyond the end of an interval of clusters with a skewness of
-            `SKEWNESS_BY_CHANCE`.
+            skewness costs power, as if the mean were divided by 1 + (21 + 9 log(5 % / level)) / n^2, with log(1) for
+            levels above 5 % (by simulation, docs/statistics.md).
     """
-    beyond = t_quantile(power, clusters - 1)
-    errors = t_quantile(1 - level / 2, clusters - 1) + beyond
-    if discrete:
-        return errors
-    errors *= 1 + 21 / clusters**2
-    if level >= ORDINARY:
-        return errors
-    skewed = SkewedMean.of(0.0, 1.0, clusters, SKEWNESS_BY_CHANCE / math.sqrt(clusters), clusters - 1)
-    return max(errors, skewed.errors(level, 1) + beyond)
+    errors = t_quantile(1 - level / 2, clusters - 1) + t_quantile(power, clusters - 1)
+    return errors if discrete else errors * (1 + (21 + 9 * max(0.0, math.log(ORDINARY / level))) / clusters**2)
 
 
 def components(means: ArrayLike, within: ArrayLike, repeats: ArrayLike) -> tuple[float, float]:

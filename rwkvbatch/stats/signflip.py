@@ -90,9 +90,14 @@ def _rounded(sums: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def two_sided_p(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """For each pattern, the share of patterns with a sum at least as far from 0."""
-    size = np.abs(sums)
-    return (size.size - np.searchsorted(np.sort(size), size, side="left")) / size.size
+    """For each pattern, the share of patterns with a sum at least as far from 0.
+
+    Args:
+        sums: `[patterns]`; the second half has the patterns opposite to the first (`SignFlips`), and the same shares.
+    """
+    sizes = np.abs(sums[: max(1, sums.size // 2)])
+    shares = (sizes.size - np.searchsorted(np.sort(sizes), sizes, side="left")) / sizes.size
+    return np.concatenate([shares, shares]) if sums.size > 1 else shares
 
 
 def exact_p(values: NDArray[np.float64]) -> float | None:
@@ -222,6 +227,29 @@ def blocks(columns: NDArray[np.intp], patterns: int = DRAWN_PATTERNS) -> list[ND
     return np.array_split(columns, math.ceil(columns.size / most))
 
 
+def better_column(sums: ArrayLike, level: float) -> int | None:
+    """The column with the largest standardized sum, if its `largest_mean_p` is at most `level`; else None.
+
+    Two bounds of that p-value decide most cases without flipping all columns: the p-value of this column alone, and
+    Hoeffding's (1963), because flipped numbers whose squares add up to 1 have a sum of t or more with a probability of
+    at most exp(-t^2 / 2).
+
+    Args:
+        sums: as in `largest_mean_p`.
+        level: less than a half.
+    """
+    standardized, index = _standardized(sums)
+    if not index.size:
+        return None
+    place = int(standardized.sum(axis=0).argmax())
+    statistic = max(0.0, float(standardized[:, place].sum()))
+    if index.size * math.exp(-(statistic**2) / 2) > level / 2:
+        alone = _share_of_largest(standardized[:, place, None])
+        if alone > level or _share_of_largest(standardized) > level:
+            return None
+    return int(index[place])
+
+
 def largest_mean_p(sums: ArrayLike) -> tuple[float, int]:
     """One-sided p-value of "no column has a mean above 0", and the column with the largest standardized sum.
 
@@ -234,6 +262,14 @@ def largest_mean_p(sums: ArrayLike) -> tuple[float, int]:
     Raises:
         ValueError: there is no column, or a sum is not finite.
     """
+    standardized, index = _standardized(sums)
+    if not index.size:
+        return 1.0, 0
+    return _share_of_largest(standardized), int(index[standardized.sum(axis=0).argmax()])
+
+
+def _standardized(sums: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """`[clusters, columns]` columns that are not 0, in units of the root of their sum of squares, and their indices."""
     columns = np.asarray(sums, dtype=np.float64)
     if columns.ndim != 2 or not columns.shape[1]:
         raise ValueError(f"sums must be [clusters, columns] with a column or more; got shape {columns.shape}")
@@ -242,15 +278,16 @@ def largest_mean_p(sums: ArrayLike) -> tuple[float, int]:
     columns = columns[(columns != 0).any(axis=1)]
     root_of_squares = np.sqrt((columns**2).sum(axis=0))
     nonzero = np.flatnonzero(root_of_squares > 0)
-    if not nonzero.size:
-        return 1.0, 0
-    standardized = columns[:, nonzero] / root_of_squares[nonzero]
+    return columns[:, nonzero] / root_of_squares[nonzero], nonzero
+
+
+def _share_of_largest(standardized: NDArray[np.float64]) -> float:
+    """The share of the sign patterns whose largest sum is at least that of `[clusters, columns]` as they are."""
     flips = sign_flips(standardized.shape[0])
     largest = np.full(flips.count, -np.inf)
-    for block in blocks(np.arange(nonzero.size), flips.count):
+    for block in blocks(np.arange(standardized.shape[1]), flips.count):
         values = standardized[:, block]
         flipped = values.sum(axis=0) - 2 * flips.subset_sums(values)
         np.maximum(largest, flipped.max(axis=1), out=largest)
     largest = _rounded(largest)  # as in `flipped_sums`: rounding keeps the order
-    best = int(nonzero[standardized.sum(axis=0).argmax()])
-    return float((largest >= largest[0]).mean()), best
+    return float((largest >= largest[0]).mean())

@@ -3,7 +3,7 @@
 A sample of a skewed population often lacks the long tail. Its mean is then too far on the other side, and methods
 that assume symmetry, such as sign flips, reject too often. In a test at 5 % the correction applies towards the long
 tail only, so an extreme cluster on the side of the mean hides nothing. At smaller levels it allows for tails that the
-sample lacks.
+sample lacks, by the skewness of the other variants of the family.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ NOISE: Final = 0.5
 """Skewness that a sample of a symmetric population has by chance."""
 ORDINARY: Final = 0.05
 """The level of a single interval, for which `SMALL_SAMPLE` and `NOISE` were chosen."""
-UNSEEN: Final = 0.9
-"""Skewness that samples can lack, for each factor of e below the ordinary level, times sqrt(n)."""
+LACKED: Final = 0.65
+"""At levels far below the ordinary one, samples can lack this number times the power of 1.5 of the skewness of their
+family, divided by sqrt(n)."""
+LACKED_ALONE: Final = 1.7
+"""The same of a sample without a family, towards either end."""
 MOST: Final = 0.985
 """How near to 1, where its inverse jumps, the transformation comes at small levels."""
 LEAST_P: Final = 1e-14
@@ -52,6 +55,28 @@ def sample_skewness(deviations: NDArray[np.float64]) -> float:
     return float((scaled**3).mean() / (scaled**2).mean() ** 1.5) * math.sqrt(n * (n - 1)) / (n - 2)
 
 
+def lacked_skewness(skewnesses: NDArray[np.float64], clusters: NDArray[np.int_]) -> tuple[float, float]:
+    """The skewness that samples of a family can lack towards their low and high ends, times sqrt(n), at small levels.
+
+    It is `LACKED` times the power of 1.5 of the family's skewness: the root of the mean square of the skewness towards
+    that end, less the mean square 6 / n of normal samples (0 if that is larger), corrected for small samples. Several
+    variants together show whether differences are skewed, also where the samples that decide do not.
+
+    Args:
+        skewnesses: `[variants]` of their samples.
+        clusters: `[variants]` the sizes n of the samples, at least 1.
+    """
+    if skewnesses.size < 2:
+        return LACKED_ALONE, LACKED_ALONE
+    n = float(clusters.mean())
+    noise = float((6 / clusters).mean())
+    low, high = (
+        LACKED * (math.sqrt(max(0.0, float((towards**2).mean()) - noise)) * (1 + SMALL_SAMPLE / n**2)) ** 1.5
+        for towards in (np.minimum(skewnesses, 0.0), np.maximum(skewnesses, 0.0))
+    )
+    return low, high
+
+
 @dataclass(frozen=True)
 class SkewedMean:
     """The t statistic of a mean, transformed so that its distribution is nearly symmetric.
@@ -61,9 +86,9 @@ class SkewedMean:
     (Hall 1992, On the removal of skewness by transformation), which is monotonic. `a` is the skewness divided by
     sqrt(n), with these corrections:
 
-    - Below a level of 5 %, `UNSEEN` log(5 % / level) / sqrt(n) is added to the skewness towards either end. At small
+    - Below a level of 5 %, (1 - level / 5 %) `lacked` / sqrt(n) is added to the skewness towards an end. At small
       levels, samples that show too little of the skewness decide. The sum is no less than 0. Where only some clusters
-      vary, the degrees of freedom allow for such samples, and the logarithm is multiplied by their share.
+      vary, the degrees of freedom allow for such samples, and level / 5 % is raised to the power of their share.
     - It is multiplied by s^2 / (s^2 + `NOISE`^2) and by 1 + `SMALL_SAMPLE` / n^2, where s is the skewness.
     - It is at most c / t, where t is the quantile of the test, or from 5 % on that of a 95 % interval with n - 1
       degrees of freedom: the cubic is flat at t = -3 / a, and its inverse jumps near a = 1 / t. c is the smaller one of
@@ -74,6 +99,7 @@ class SkewedMean:
         clusters: how many.
         skewness: of their deviations (`sample_skewness`).
         varying: degrees of freedom of the standard error, at most `clusters` - 1.
+        lacked: towards the low and the high end, see `lacked_skewness`.
     """
 
     mean: float
@@ -81,11 +107,7 @@ class SkewedMean:
     clusters: int
     skewness: float
     varying: int
-
-    @classmethod
-    def of(cls, mean: float, standard_error: float, clusters: int, skewness: float, varying: int) -> SkewedMean:
-        corrected = clusters >= 3 and standard_error > 0
-        return cls(mean, standard_error if corrected else math.nan, clusters, skewness, varying)
+    lacked: tuple[float, float] = (LACKED_ALONE, LACKED_ALONE)
 
     def degrees(self, level: float) -> float:
         """Degrees of freedom of the transformed statistic, of a two-sided test at `level`."""
@@ -95,7 +117,7 @@ class SkewedMean:
         """The coefficient `a` of a two-sided test at `level`, where the tail is on this side (1 or -1); at least 0."""
         n = self.clusters
         small = min(1.0, level / ORDINARY) ** (self.varying / (n - 1))
-        s = max(0.0, side * self.skewness - UNSEEN * math.log(small) / math.sqrt(n))
+        s = max(0.0, side * self.skewness + (1 - small) * self.lacked[side > 0] / math.sqrt(n))
         a = s * s**2 / (s**2 + NOISE**2) * (1 + SMALL_SAMPLE / n**2) / math.sqrt(n)
         most = MOST - (MOST - min(0.96, 0.9 + 0.75 / n)) * small
         at, degrees = (level, self.degrees(level)) if level < ORDINARY else (ORDINARY, n - 1)

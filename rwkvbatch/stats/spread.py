@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -12,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from rwkvbatch.stats.bounded import unseen_share
 from rwkvbatch.stats.clustered import cluster_codes, clustered_mean, t_quantile
 from rwkvbatch.stats.sample_size import detectable_errors
-from rwkvbatch.stats.skewness import SkewedMean, sample_skewness
+from rwkvbatch.stats.skewness import LACKED_ALONE, SkewedMean, lacked_skewness, sample_skewness
 
 FEWEST_SIZES: Final = 6
 """Means of clusters are discrete if fewer than this many differ from 0."""
@@ -104,6 +105,7 @@ class Spread:
         ties: two clusters can have the same mean by chance: they are `discrete`, or two are equal.
         varying: clusters that do not have the most common mean; all of them where no two means are equal.
         skewness: of the clusters' deviations from the mean (`sample_skewness`); 0 for discrete means.
+        lacked: what the sample may lack of it towards either end (`lacked_skewness`).
         gains, losses: the means of the positive and of the negative parts of discrete cluster means, as shares of
             `largest`; else None.
         largest: the largest absolute cluster mean.
@@ -125,6 +127,7 @@ class Spread:
     losses: Share | None = None
     largest: float = math.inf
     smallest_step: float = 0.0
+    lacked: tuple[float, float] = (LACKED_ALONE, LACKED_ALONE)
 
     @classmethod
     def of(cls, sums: NDArray[np.float64], counts: NDArray[np.float64], widest: float) -> Spread:
@@ -190,7 +193,10 @@ class Spread:
     def skewed(self) -> SkewedMean:
         """The correction for skewness; of discrete means there is none."""
         error = math.nan if self.discrete else self.standard_error
-        return SkewedMean.of(self.mean, error, self.clusters, self.skewness, self.degrees)
+        corrected = self.clusters >= 3 and error > 0
+        return SkewedMean(
+            self.mean, error if corrected else math.nan, self.clusters, self.skewness, self.degrees, self.lacked
+        )
 
     def t_interval(self, level: float) -> tuple[float, float]:
         """The t interval with the cluster-robust standard error and `degrees`; without a standard error unlimited."""
@@ -233,3 +239,11 @@ class Spread:
             return math.nan
         error = max(self.standard_error, self.planning_error) if self.ties else self.standard_error
         return detectable_errors(self.clusters, level=level, discrete=self.discrete) * error
+
+
+def with_lacked_skewness(family: Sequence[Spread]) -> tuple[Spread, ...]:
+    """The spreads of a family, each with the skewness that its sample may lack by that of all of them."""
+    skewed = [spread for spread in family if spread.skewed.standard_error > 0]
+    skewnesses = np.array([spread.skewness for spread in skewed])
+    lacked = lacked_skewness(skewnesses, np.array([spread.clusters for spread in skewed]))
+    return tuple(replace(spread, lacked=lacked) for spread in family)

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from rwkvbatch.chat import storage
 from rwkvbatch.chat.session import Session
 from rwkvbatch.chat.storage import Transcript, Unfinished, load_session, save_session
 from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.prefix_cache import Node
 from rwkvbatch.errors import InputError, StorageError
+from rwkvbatch.hashes import json_sha256
 from tests.chat.sessions import SAMPLED, NamedModel, new_session
 from tests.engine.hash_model import HashModel
 
@@ -238,7 +238,7 @@ def test_a_session_of_a_development_version_is_refused_with_its_format(tmp_path:
     values["format"] = 1
     for exchange in values["dialogue"]["exchanges"]:
         exchange["finish"] = exchange.pop("finish_reason")
-    values["sha256"] = storage._checksum(values)  # pyright: ignore[reportPrivateUsage]
+    values["sha256"] = json_sha256(values)
     path.write_text(json.dumps(values))
     with pytest.raises(InputError, match="expected a session of format 2, found 1") as caught:
         load_session(empty_session(), path)
@@ -321,7 +321,7 @@ def test_a_session_with_invalid_values_and_a_correct_checksum_is_refused(
     values = json.loads((tmp_path / "s.json").read_text())
     del values["sha256"]
     change(values["dialogue"])
-    values["sha256"] = storage._checksum(values)  # pyright: ignore[reportPrivateUsage]
+    values["sha256"] = json_sha256(values)
     (tmp_path / "s.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match=problem):
         load_session(empty_session(), tmp_path / "s.json")

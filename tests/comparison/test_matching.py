@@ -21,7 +21,7 @@ from rwkvbatch.comparison.loading import load_runs
 from rwkvbatch.comparison.matching import comparable_rows, match
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.pairing import Pair, variants_of
-from rwkvbatch.comparison.ranking import VariantValues, side_by_side
+from rwkvbatch.comparison.variant_values import VariantValues, side_by_side
 from tests.comparison.make_run import make_run
 
 CELLS = ("t=1", "t=2", "t=3")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from rwkvbatch.comparison import compare
+from rwkvbatch.comparison.means import VariantMean
 from rwkvbatch.comparison.metrics import TURN_METRICS
-from rwkvbatch.comparison.ranking import VariantMean
 from rwkvbatch.stats.spread import unlimited_interval
 from tests.comparison.make_run import make_run
 

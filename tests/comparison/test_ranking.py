@@ -14,7 +14,8 @@ from rwkvbatch.comparison.matching import MatchedRows
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.paired import compare_metric
 from rwkvbatch.comparison.pairing import Pair, Variant
-from rwkvbatch.comparison.ranking import Candidate, Ranking, VariantValues, rank_values
+from rwkvbatch.comparison.ranking import Candidate, Ranking, rank_values
+from rwkvbatch.comparison.variant_values import VariantValues
 from rwkvbatch.comparison.wording import common_rows, standing
 from tests.comparison.make_run import RowChange, make_row, make_run, write_run
 

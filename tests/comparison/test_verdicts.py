@@ -15,7 +15,8 @@ from rwkvbatch.comparison.matching import Dropped, MatchedRows
 from rwkvbatch.comparison.metrics import Metric, metric_named
 from rwkvbatch.comparison.paired import Comparison, compare_metric
 from rwkvbatch.comparison.pairing import Pair, Variant
-from rwkvbatch.comparison.ranking import Ranking, VariantValues, rank_values
+from rwkvbatch.comparison.ranking import Ranking, rank_values
+from rwkvbatch.comparison.variant_values import VariantValues
 from rwkvbatch.comparison.wording import correction, difference, directions, extent, interval, left_out, number, verdict
 
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rwkvbatch.comparison.foreign.rows import MAX_BYTES, ForeignRun, checked, damaged, make_row, shown
-from rwkvbatch.errors import RunDirectoryError, UsageError, parsing_problem
+from rwkvbatch.comparison.foreign.rows import MAX_BYTES, ForeignRun, checked, damaged, make_row
+from rwkvbatch.errors import RunDirectoryError, UsageError, parsing_problem, shown_json
 from rwkvbatch.files import open_file
 
 # JSON values have no types.
@@ -91,7 +91,7 @@ def read_lm_eval(path: Path, files: Sequence[Path]) -> ForeignRun:
                 cell = metric if len(filters) == 1 else f"{metric},{record.get('filter', 'none')}"
                 if isinstance(value, bool | int | float) and 0 <= value <= 1:
                     reply, target = _reply_of(record), record.get("target")
-                    prompt = "" if target is None else f"target: {shown(target)}"
+                    prompt = "" if target is None else f"target: {shown_json(target)}"
                     score = [(metric, float(value))]
                     run.rows.append(make_row(name, cell, 0, score, tags=(task,), prompt=prompt, reply=reply))
                 else:

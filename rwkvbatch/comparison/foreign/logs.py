@@ -27,9 +27,8 @@ from rwkvbatch.comparison.foreign.rows import (
     damaged,
     make_row,
     read_score,
-    shown,
 )
-from rwkvbatch.errors import RunDirectoryError, parsing_problem
+from rwkvbatch.errors import RunDirectoryError, parsing_problem, shown_json
 from rwkvbatch.files import open_file
 
 # JSON values have no types.
@@ -77,11 +76,11 @@ def _inspect(path: Path, content: Mapping[str, Any]) -> ForeignRun:
             raise BadRecordError(f"{where} has no `id`")
         epoch = sample.get("epoch", 1)
         if isinstance(epoch, bool) or not isinstance(epoch, int) or not 1 <= epoch <= MAX_REPEAT:
-            raise BadRecordError(f"{where}.epoch must be a number from 1 to {MAX_REPEAT:,}, got {shown(epoch)}")
+            raise BadRecordError(f"{where}.epoch must be a number from 1 to {MAX_REPEAT:,}, got {shown_json(epoch)}")
         scores: list[tuple[str, float]] = []
         by_scorer = sample.get("scores") or {}
         if not isinstance(by_scorer, dict):
-            raise BadRecordError(f"{where}.scores must be an object, got {shown(by_scorer)}")
+            raise BadRecordError(f"{where}.scores must be an object, got {shown_json(by_scorer)}")
         for scorer, score in cast("dict[str, Any]", by_scorer).items():
             value = score.get("value") if isinstance(score, dict) else None
             items = value.items() if isinstance(value, dict) else [("", value)]
@@ -120,7 +119,7 @@ def _inspect_value(value: object, where: str) -> float:
         try:
             value = float(value)
         except ValueError:
-            raise BadRecordError(f"{where} must be a number in [0, 1], C, P, I or N; got {shown(value)}") from None
+            raise BadRecordError(f"{where} must be a number in [0, 1], C, P, I or N; got {shown_json(value)}") from None
     return read_score(value, where)
 
 
@@ -162,7 +161,7 @@ def _promptfoo_indices(record: Mapping[str, Any]) -> tuple[int, int]:
     """The number of a result's pair of provider and prompt, and of its test."""
     indices = record.get("promptIdx", 0), record.get("testIdx", 0)
     if not all(isinstance(index, int) for index in indices):
-        raise BadRecordError(f"promptIdx and testIdx must be numbers, got {shown(indices)}")
+        raise BadRecordError(f"promptIdx and testIdx must be numbers, got {shown_json(indices)}")
     return indices
 
 

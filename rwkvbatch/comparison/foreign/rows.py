@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rwkvbatch.errors import RunDamagedError, RunDirectoryError, counted
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError, counted, shown_json
 from rwkvbatch.results.row import SCORED, CheckResult, Logprob, Row, RowTiming, TokenCounts
 
 MAX_BYTES = 2**31
@@ -83,16 +82,10 @@ def read_score(value: object, where: str) -> float:
     if isinstance(value, bool):
         return float(value)
     if not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadRecordError(f"{where} must be a number in [0, 1], got {shown(value)}")
+        raise BadRecordError(f"{where} must be a number in [0, 1], got {shown_json(value)}")
     if not 0 <= value <= 1:
         raise BadRecordError(f"{where} must be in [0, 1], got {value:g}; divide it by the highest score there is")
     return float(value)
-
-
-def shown(value: object) -> str:
-    """A value in a message: JSON of at most 60 characters."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def as_id(text: str) -> str:

@@ -18,9 +18,8 @@ from rwkvbatch.comparison.foreign.rows import (
     damaged,
     make_row,
     read_score,
-    shown,
 )
-from rwkvbatch.errors import MissingExtraError, RunDirectoryError, counted
+from rwkvbatch.errors import MissingExtraError, RunDirectoryError, counted, shown_json
 from rwkvbatch.files import open_file
 from rwkvbatch.script.tables import CsvError, csv_rows
 
@@ -141,4 +140,4 @@ def _whole(value: object, where: str) -> int:
         number = int(number)
     if isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= MAX_REPEAT:
         return number
-    raise BadRecordError(f"{where} must be a whole number from 0 to {MAX_REPEAT:,}, got {shown(value)}")
+    raise BadRecordError(f"{where} must be a whole number from 0 to {MAX_REPEAT:,}, got {shown_json(value)}")

@@ -12,9 +12,9 @@ import numpy as np
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.columns import rows_of
 from rwkvbatch.comparison.distance import UNITS, Unit, distance_groups
+from rwkvbatch.comparison.means import VariantMean, mean_of
 from rwkvbatch.comparison.metrics import TURN_METRICS, Metric, metric_named
 from rwkvbatch.comparison.pairing import Variant
-from rwkvbatch.comparison.ranking import VariantMean, mean_of
 from rwkvbatch.comparison.report.svg import (
     ACCENT,
     BAD,

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from rwkvbatch.errors import shortened
 from rwkvbatch.prompt.escaping import printable
+from rwkvbatch.script.lines import is_number
 
 if TYPE_CHECKING:
     from matplotlib.backends.backend_svg import RendererSVG
@@ -130,12 +132,7 @@ def canvas(width: float, height: float, *, grid: Literal["x", "y"] | None = None
 def label_of(value: Any) -> str:
     """A setting's value as a label of an axis or legend."""
     text = f"{value:g}" if is_number(value) else printable(str(value), keep_newlines=False)
-    return text if len(text) <= 40 else f"{text[:39]}…"
-
-
-def is_number(value: Any) -> bool:
-    """Whether `value` can be placed on a numeric axis."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return shortened(text, 40)
 
 
 def inline_svg(figure: Any, *, label: str, tips: Mapping[str, Sequence[str]], prefix: str) -> str:

@@ -28,8 +28,8 @@ from rwkvbatch.comparison.dialogues import (
     turn_changes,
 )
 from rwkvbatch.comparison.matching import MatchedRows
+from rwkvbatch.comparison.means import VariantMean
 from rwkvbatch.comparison.metrics import metric_named
-from rwkvbatch.comparison.ranking import VariantMean
 from rwkvbatch.comparison.report.terminal_table import comparison_table
 from rwkvbatch.comparison.trend import sparkline
 from rwkvbatch.comparison.wording import (

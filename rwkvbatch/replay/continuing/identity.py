@@ -17,7 +17,7 @@ from rwkvbatch import __version__
 from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, Stopping
 from rwkvbatch.endpoint.served import ServedSpec
 from rwkvbatch.errors import WorkerError
-from rwkvbatch.files import sha256_of_file
+from rwkvbatch.hashes import sha256_of_file
 from rwkvbatch.prompt.templates import load_prelude, template_path, with_turn_end
 from rwkvbatch.results.manifest import FILLS_IN_SYSTEM, GIVEN_FOR_ALL
 from rwkvbatch.results.script_copy import script_sha256

@@ -7,11 +7,12 @@ from functools import lru_cache
 from typing import Any
 
 from rwkvbatch.config import CellSettings
+from rwkvbatch.hashes import json_sha256
 from rwkvbatch.prompt.templates import with_turn_end
 from rwkvbatch.replay.continuing.identity import GENERATION_RULES, NOT_BY_VALUE
 from rwkvbatch.replay.judging.checks import judging_digest
 from rwkvbatch.replay.planning.plan import Plan
-from rwkvbatch.results.row_codec import RowDigest, json_digest
+from rwkvbatch.results.row_codec import RowDigest
 
 
 class RowDigests:
@@ -51,7 +52,7 @@ class RowDigests:
         task, values = self._plan.task(self._plan.number_of(conversation, cell, 0)), self.cells[cell]
         cell_values = {name: value for name, value in values.items() if name not in _REPLY_SETTINGS}
         script = task.conversation
-        previous = json_digest([GENERATION_RULES, script.row_context, cell_values])
+        previous = json_sha256([GENERATION_RULES, script.row_context, cell_values])[:32]
         digests = [""] * len(script.turns)
         weights = str(values["weights_sha256"])
         task_values = _reply_settings(task.settings, weights)
@@ -64,7 +65,7 @@ class RowDigests:
             # The random numbers of a reply depend on the turn's index, which a probe's position in the chain does not
             # determine.
             index = [] if probe is None else [turn]
-            digests[turn] = json_digest([previous, script.row_contents[turn], turn_values, of_turn.seed, *index])
+            digests[turn] = json_sha256([previous, script.row_contents[turn], turn_values, of_turn.seed, *index])[:32]
             if probe is None:  # later turns do not depend on a probe
                 previous = digests[turn]
         return tuple(digests)

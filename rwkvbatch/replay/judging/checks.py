@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from rwkvbatch.errors import RowError, RwkvBatchError, in_words
+from rwkvbatch.hashes import json_sha256
 from rwkvbatch.results.row import CheckResult, Logprob, Row
-from rwkvbatch.results.row_codec import json_digest
 from rwkvbatch.script.records import Check, Conversation, JudgeVerdict, ReplyFacts
 from rwkvbatch.signals import ENDS_PROCESS
 
@@ -93,4 +93,4 @@ def _judge(check: Check, facts: ReplyFacts) -> CheckResult:
 
 def judging_digest(conversation: Conversation, turn: int) -> str:
     """The digest of a turn's checks and of the conversation's tags."""
-    return json_digest([JUDGING_RULES, conversation.judging(turn)])[:16]
+    return json_sha256([JUDGING_RULES, conversation.judging(turn)])[:16]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from rwkvbatch.config import ScriptLimits
-from rwkvbatch.errors import RowError, RunDamagedError, RunDirectoryError, RunLockedError, RunMismatchError
+from rwkvbatch.errors import RowError, RunDamagedError, RunDirectoryError, RunLockedError, RunMismatchError, shown_json
 from rwkvbatch.files import OS_FILES, Files, read_spans
 from rwkvbatch.judges.questions import VoteRequest
 from rwkvbatch.replay.judging.checks import judging_digest
@@ -238,7 +238,7 @@ class _Recheck:
             raise RunMismatchError(problem, path=self._directory.path, hint=hint)
         for name, old_value, new_value in _compared_values(old, new):
             if old_value != new_value:
-                shown = f"replayed: {_short(old_value)}; the script: {_short(new_value)}"
+                shown = f"replayed: {shown_json(old_value)}; the script: {shown_json(new_value)}"
                 problem = f"conversation {old.id}: {name}: {shown}"
                 raise RunMismatchError(problem, path=self._directory.path, hint=hint)
         return new
@@ -308,8 +308,3 @@ def _compared_values(old: Conversation, new: Conversation) -> Iterator[tuple[str
             yield f"turn {turn}, {key}", old_contents.get(key), new_contents.get(key)
         yield f"turn {turn}, params", dict(old.turns[turn].params), dict(new.turns[turn].params)
     yield "turns", len(old.turns), len(new.turns)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else text[:79] + "…"
