@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from rwkvbatch.comparison import compare as compare
     from rwkvbatch.config import Sampling as Sampling
     from rwkvbatch.config import SamplingParams as SamplingParams
-    from rwkvbatch.config import Stopping as Stopping
     from rwkvbatch.engine.engine import Engine as Engine
     from rwkvbatch.engine.request import NoiseKey as NoiseKey
     from rwkvbatch.engine.request import Reply as Reply
@@ -44,7 +43,6 @@ _MODULES = {
     "Sampling": "rwkvbatch.config",
     "SamplingParams": "rwkvbatch.config",
     "State": "rwkvbatch.model.base",
-    "Stopping": "rwkvbatch.config",
     "compare": "rwkvbatch.comparison",
     "load_model": "rwkvbatch.model.load",
     "load_state": "rwkvbatch.model.states",
@@ -63,7 +61,6 @@ __all__ = [
     "Sampling",
     "SamplingParams",
     "State",
-    "Stopping",
     "__version__",
     "compare",
     "load_model",

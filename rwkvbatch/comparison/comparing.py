@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, get_args
 
 from rwkvbatch.arguments import (
@@ -268,6 +268,8 @@ class _Matching:
         judged_rows = {pair_rows.pair: pair_rows for pair_rows in judged}
         self.all_pairs = [judged_rows.get(pair_rows.pair, pair_rows) for pair_rows in self.all_pairs]
         self.notes += [counts.sentence for counts in self.preferences]
+        missing = {counts.variant: counts.missing for counts in self.preferences}
+        self.dropped = tuple(replace(own, without_preference=missing.get(own.label, 0)) for own in self.dropped)
 
 
 @dataclass

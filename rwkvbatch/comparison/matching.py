@@ -73,6 +73,7 @@ class Dropped:
         different: rows left out because the baseline was asked a different question.
         unfinished: planned rows that do not exist (yet).
         unjudged: rows for which a judge gave no verdict; they have no `score` and are neither passed nor failed.
+        without_preference: rows of which a judge did not say which side's reply is better (`compare --judge`).
     """
 
     label: str
@@ -82,6 +83,7 @@ class Dropped:
     different: int = 0
     unfinished: int = 0
     unjudged: int = 0
+    without_preference: int = 0
 
     @property
     def any(self) -> bool:

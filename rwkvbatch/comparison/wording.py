@@ -260,6 +260,7 @@ def left_out(dropped: Iterable[Dropped], metric: Metric | None = None, *, named:
         ("different", "turn not asked the same", "left out"),
         ("unfinished", "turn not run yet", ""),
         ("unjudged", "turn without a verdict", "left out"),
+        ("without_preference", "pair without the judge's verdict", "left out"),
     ):
         counts = {variant.label: getattr(variant, name) for variant in variants if getattr(variant, name)}
         if counts:

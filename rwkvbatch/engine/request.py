@@ -19,7 +19,7 @@ from rwkvbatch.arguments import (
     whole_number,
 )
 from rwkvbatch.config import Sampling
-from rwkvbatch.errors import counted, shortened
+from rwkvbatch.errors import counted, listed, shortened
 
 if TYPE_CHECKING:
     from rwkvbatch.prompt.tokenizer import Tokenizer
@@ -115,9 +115,8 @@ _DEFAULT_REQUEST = Request(())
 _SHOWN_IF_CHANGED = ("sampling", "noise", "max_tokens", "max_seconds", "stop", "closing", "root", "num_top")
 
 
-def _shown_ids(ids: Sequence[int], max_shown: int = 6) -> str:
-    shown = ", ".join(map(str, ids[:max_shown]))
-    return f"<{len(ids)}: {shown}{', ...' if len(ids) > max_shown else ''}>"
+def _shown_ids(ids: Sequence[int]) -> str:
+    return f"<{len(ids)}: {listed(ids, 6)}>"
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,6 @@ class JudgeAnswers:
 
     Attributes:
         used: keys of the questions that were looked up, which the record must keep.
-        num_asked: number of questions that the judge was asked.
-        num_missing: number of those without an answer.
     """
 
     def __init__(self, judge: Judge | None, digest: str, record: AnswerRecord) -> None:
@@ -116,7 +114,6 @@ class JudgeAnswers:
         self._digest = digest
         self._problems: dict[str, str] = {}
         self.used = set[str]()
-        self.num_asked = self.num_missing = 0
 
     @classmethod
     def in_memory(cls, judge: Judge) -> Self:
@@ -178,10 +175,8 @@ class JudgeAnswers:
                 request, answer = answered
                 key = self.key(request.question)
                 done += 1
-                self.num_asked += 1
                 self._record.add(key, answer)
                 if answer.problem is not None:
-                    self.num_missing += 1
                     self._problems[key] = answer.problem
             if answered is None or time.monotonic() - shown_s > 0.1:
                 shown_s = time.monotonic()

@@ -104,10 +104,10 @@ def about_pair(first: Side, second: Side, criterion: str = DEFAULT_CRITERION) ->
     return Question("\n".join(parts), ("A", "B"))
 
 
-def check_criterion(text: str, option: str = "--judge-criterion") -> str:
+def check_criterion(text: str) -> str:
     """The criterion for pairs without outer white space; raises `UsageError` if it is empty or too long."""
     if not text.strip() or len(text) > MAX_RUBRIC:
-        raise UsageError(f"{option} must be text of 1 to {MAX_RUBRIC:,} characters, got {len(text):,}")
+        raise UsageError(f"--judge-criterion must be text of 1 to {MAX_RUBRIC:,} characters, got {len(text):,}")
     return text.strip()
 
 

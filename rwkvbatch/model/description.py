@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 from rwkvbatch.model.base import Dimensions, dimensions_of, is_rwkv7
 from rwkvbatch.model.checkpoint import Checkpoint
-from rwkvbatch.model.quantised import fit_of, rounding_of
+from rwkvbatch.model.quantised import fit_of, rounded_names, rounding_of
 from rwkvbatch.model.rwkv7 import state_bytes
 from rwkvbatch.model.strategy import PRECISIONS
 
@@ -34,7 +35,7 @@ class Description(Dimensions):
         num_files: number of files.
         form: the naming of the tensors in the file, see `forms`.
         undone: the conversions to the official names and shapes, a phrase each.
-        dtype: the most common precision of the weights.
+        dtype: the most common precision of the weights; the rounding of quantised matrices counts as one.
         num_bytes: size of all files.
         state_bytes: size of one sequence's state; None for generations that only the `rwkv` package runs.
         sha256: hash of the file, or of the hashes of the files; None if the values were not read.
@@ -75,10 +76,13 @@ def describe(checkpoint: Checkpoint, *, read_values: bool = False) -> Descriptio
         file.start_hashing()
         for name in checkpoint:
             checkpoint.check(name)
+    rounding, rounded = rounding_of(file.metadata), rounded_names(file.metadata)
     groups: dict[tuple[str, tuple[int, ...], str], list[int]] = {}
+    sizes: Counter[str] = Counter()
     for name, entry in file.entries.items():
-        key = (_LAYER_NUMBER.sub("blocks.*.", name), entry.shape, PRECISIONS[entry.dtype])
-        groups.setdefault(key, []).append(entry.num_elements)
+        dtype = rounding if rounding is not None and name in rounded else PRECISIONS[entry.dtype]
+        groups.setdefault((_LAYER_NUMBER.sub("blocks.*.", name), entry.shape, dtype), []).append(entry.num_elements)
+        sizes[dtype] += entry.num_elements
     return Description(
         **dimensions_of(architecture),
         path=str(file.path),
@@ -86,13 +90,13 @@ def describe(checkpoint: Checkpoint, *, read_values: bool = False) -> Descriptio
         num_files=len(file.files),
         form=file.form,
         undone=file.undone,
-        dtype=architecture.precision,
+        dtype=sizes.most_common(1)[0][0],
         num_bytes=file.num_bytes,
         state_bytes=state_bytes(architecture) if is_rwkv7(architecture) else None,
         sha256=file.sha256() if read_values else None,
         tensors=tuple(TensorGroup(*key, len(sizes), sum(sizes)) for key, sizes in groups.items()),
         vocabulary=checkpoint.vocabulary,
-        quantised=rounding_of(file.metadata),
+        quantised=rounding,
         fitted_tokens=None if (fit := fit_of(file.metadata)) is None else fit.tokens,
         vocabulary_file=None if file.vocabulary_file is None else str(file.vocabulary_file),
     )

@@ -54,6 +54,11 @@ def rounding_of(metadata: Mapping[str, str]) -> FileRounding | None:
     return None if METADATA_KEY not in metadata else json.loads(metadata[METADATA_KEY])["rounding"]
 
 
+def rounded_names(metadata: Mapping[str, str]) -> frozenset[str]:
+    """The names of the quantised matrices of a file, from its checked metadata."""
+    return frozenset(json.loads(metadata[METADATA_KEY])["inputs"] if METADATA_KEY in metadata else ())
+
+
 @dataclass(frozen=True)
 class Fit:
     """The texts that a rounding was fitted to: the number of tokens and the hash of their ids."""

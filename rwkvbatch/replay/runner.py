@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from rwkvbatch.errors import StorageError, counted
 from rwkvbatch.files import OS_FILES, Files
+from rwkvbatch.replay.continuing.adaptation import Reuse
 from rwkvbatch.replay.continuing.identity import make_about, make_identity
-from rwkvbatch.replay.continuing.reuse import Reuse, adopt, check_rows_of_plan, missing_rows
+from rwkvbatch.replay.continuing.reuse import adopt, check_rows_of_plan, missing_rows
 from rwkvbatch.replay.continuing.row_digests import RowDigests
 from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
 from rwkvbatch.replay.judging.checks import explain

@@ -135,9 +135,9 @@ class RunDirectory:
     ) -> None:
         """Write the manifest of another command before the rows are adapted to it; the caller then calls `end_change`.
 
-        Until then, the manifest has a key `former` with the identity under which rows without digests were made. A
-        command that finds this key adapts the rows again, which does not change rows that are already adapted. `by` is
-        the command that adapts the rows.
+        Until then, the manifest has a key `former` with the previous command's identity. A command that finds this key
+        adapts the rows again, which does not change rows that are already adapted. `by` is the command that adapts the
+        rows.
 
         Raises:
             StorageError: the manifest could not be written.

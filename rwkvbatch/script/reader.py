@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from rwkvbatch.script.shape import MAX_ID_LENGTH
 KEPT_BYTES = 2**16
 """Number of bytes that are kept of a line that is too long and set aside."""
 
-WIDEST_LIMITS = ScriptLimits(max_line_bytes=2**31 - 4, max_turns=MAX_COUNT, max_conversations=MAX_COUNT)
+_WIDEST_LIMITS = ScriptLimits(max_line_bytes=2**31 - 4, max_turns=MAX_COUNT, max_conversations=MAX_COUNT)
 """Limits of a script that a run has read already, with limits of its own."""
 
 COUNTED_BYTES = 2**24
@@ -57,13 +56,11 @@ class Script:
 
     Attributes:
         conversations: in the order of the files and their lines.
-        sha256: hex digest of the conversations' own digests, in order.
         skipped: lines that were set aside; only with `skip_bad`.
         ignored: keys that do not belong to the forms of the lines and were not read, with the number of lines.
     """
 
     conversations: tuple[Conversation, ...]
-    sha256: str
     skipped: tuple[SkippedLine, ...] = ()
     ignored: Mapping[str, int] = field(default_factory=dict[str, int])
 
@@ -109,8 +106,8 @@ def read_copy(file: BinaryIO, path: str) -> tuple[Conversation, ...]:
         ScriptError: the copy is damaged.
         MissingExtraError: a check needs an optional dependency that is not installed.
     """
-    reader = ScriptReader(WIDEST_LIMITS, skip_bad=False, has_several_files=False)
-    for line in read_lines(file, path, WIDEST_LIMITS.max_line_bytes):
+    reader = ScriptReader(_WIDEST_LIMITS, skip_bad=False, has_several_files=False)
+    for line in read_lines(file, path, _WIDEST_LIMITS.max_line_bytes):
         reader.read_line(line, Additions(), is_first=False)
     return tuple(reader.conversations)
 
@@ -137,8 +134,7 @@ class ScriptReader:
 
     def script(self) -> Script:
         """All that has been read."""
-        digest = hashlib.sha256("".join(c.sha256 for c in self.conversations).encode("ascii")).hexdigest()
-        return Script(tuple(self.conversations), digest, tuple(self.skipped), dict(self.ignored))
+        return Script(tuple(self.conversations), tuple(self.skipped), dict(self.ignored))
 
     def read_file(self, path: str) -> None:
         """Add the conversations of a file; raises as `read_scripts`."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.comparison import compare
@@ -17,6 +20,7 @@ from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.report import formats
 from rwkvbatch.comparison.report.html import as_html
 from rwkvbatch.comparison.report.junit import as_junit
+from rwkvbatch.comparison.report.terminal import print_analysis
 from rwkvbatch.errors import UsageError
 from rwkvbatch.judges.answers import JudgeAnswer, JudgeAnswers, MemoryRecord
 from rwkvbatch.judges.pairs import PairJudge
@@ -98,6 +102,11 @@ def test_a_missing_verdict_is_left_out_and_fails_gates_on_the_preference(tmp_pat
     analysis = compare(runs(tmp_path), **gates)
     (found,), (line,), (gate,) = analysis.preferences, analysis.comparisons, analysis.gates
     assert (found.missing, found.reason, found.pairs, line.num_values) == (2, "down", 48, 46)
+    sentence = "Not as planned: 2 pairs without the judge's verdict in b (left out)."
+    terminal = io.StringIO()
+    print_analysis(analysis, Console(file=terminal, width=100))
+    for text in (formats.as_markdown(analysis), as_html(analysis), terminal.getvalue()):
+        assert sentence in unescape(text).replace("\\", "")
     assert gate.failed
     assert "2 pairs without a verdict of the judge" in gate.reason
     assert not compare(runs(tmp_path / "again"), allow_missing=True, **gates).gates[0].failed

@@ -87,7 +87,11 @@ def test_a_quantised_file_is_not_rounded_to_something_else(original: Path, tmp_p
 def test_it_is_small_and_says_what_it_is(original: Path, tmp_path: Path) -> None:
     quantize(original, tmp_path / "q.safetensors")
     described = CliRunner().invoke(app, ["model", "info", str(tmp_path / "q"), "--json"])
-    assert json.loads(described.stdout)["quantised"] == "int4"
+    values = json.loads(described.stdout)
+    assert (values["quantised"], values["dtype"]) == ("int4", "int4")
+    types = {group["name"]: group["dtype"] for group in values["tensors"]}
+    assert (types["head.weight"], types["blocks.*.ffn.key.weight"]) == ("int4", "int4")
+    assert "int4" not in (types["emb.weight"], types["blocks.*.att.w1"])
     assert "int4, the large matrices" in CliRunner().invoke(app, ["model", "info", str(tmp_path / "q")]).stdout
     large = 2 * (4 * 192 * 192 + 2 * 192 * 583) + 97 * 192
     small = sum(t.numel() for t in random_tensors(2, 192, 97, hidden=583).values()) - large

@@ -8,10 +8,12 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rwkvbatch.errors import ScriptError, UsageError
+from rwkvbatch.results.script_copy import script_sha256
 from rwkvbatch.script.documents import LeftOutWarning, read_documents
 from rwkvbatch.script.lines import SourceLine
 from rwkvbatch.script.reader import read_scripts
@@ -155,10 +157,14 @@ def test_checks_of_a_conversation_apply_to_every_turn(tmp_path: Path) -> None:
 
 def test_the_hash_of_a_script_depends_on_content_and_order_only(tmp_path: Path) -> None:
     lines = [conversation(user("a"), id="a"), conversation(user("b"), id="b")]
-    plain = read(tmp_path, *lines).sha256
-    assert read(tmp_path, b"", *(dict(reversed(line.items())) for line in lines)).sha256 == plain
-    assert read(tmp_path, *reversed(lines)).sha256 != plain
-    assert read(tmp_path, conversation(user("A"), id="a"), lines[1]).sha256 != plain
+    plain = hash_of(tmp_path, *lines)
+    assert hash_of(tmp_path, b"", *(dict(reversed(line.items())) for line in lines)) == plain
+    assert hash_of(tmp_path, *reversed(lines)) != plain
+    assert hash_of(tmp_path, conversation(user("A"), id="a"), lines[1]) != plain
+
+
+def hash_of(directory: Path, *lines: Any) -> str:
+    return script_sha256(read(directory, *lines).conversations)
 
 
 def test_a_json_file_with_a_comment_or_too_large_an_array_is_refused(

@@ -161,13 +161,13 @@ def _heat_map(
         key=lambda axis: len(axis[1]),
     )
     figure, plot = canvas(1.4 + 1.15 * len(x_values), 0.7 + 0.62 * len(y_values))
-    means = [point.mean.mean for point in points]
-    low, span = min(means), max(means) - min(means) or 1.0
+    finite = [point.mean.mean for point in points if math.isfinite(point.mean.mean)] or [0.0]
+    low, span = min(finite), max(finite) - min(finite) or 1.0
     tips: dict[str, list[str]] = {}
     for i, point in enumerate(points):
         x = x_values.index(settings[point.variant][x_name])
         y = y_values.index(settings[point.variant][y_name])
-        opacity = 0.06 + 0.54 * (point.mean.mean - low) / span
+        opacity = 0.06 + 0.54 * min(1.0, max(0.0, (point.mean.mean - low) / span))
         box = FancyBboxPatch(
             (x - 0.46, y - 0.44), 0.92, 0.88, boxstyle="round,pad=0,rounding_size=0.07", facecolor=(ACCENT, opacity),
             edgecolor="none", gid=f"tip-{i}",

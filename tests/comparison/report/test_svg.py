@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import re
 import xml.etree.ElementTree as ET
+from html import unescape
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +101,23 @@ def test_lines_of_a_legend_above_the_figure_are_drawn(tmp_path: Path, monkeypatc
     lines = [path.get("d") for path in legend.iter("{http://www.w3.org/2000/svg}path")]
     assert len(lines) == 8
     assert all(lines)
+
+
+@pytest.mark.parametrize("num_settings", [0, 1, 2])
+def test_a_mean_beyond_a_float_is_drawn_without_a_dot_or_in_the_darkest_cell(num_settings: int, tmp_path: Path) -> None:
+    varied = [("temperature", (0.3, 1.0, 1.5)), ("frequency", (0.0, 0.5))][:num_settings]
+    places = [
+        dict(zip((name for name, _ in varied), values, strict=True)) for values in product(*(v for _, v in varied))
+    ]
+    settings = {f"cell {n}": place for n, place in enumerate(places if num_settings else [{}] * 4)}
+
+    def change(row: dict[str, Any], _rng: np.random.Generator) -> None:
+        if row["cell"] == "cell 1" and row["reference"]:
+            row["reference"]["nll"] = 1e4  # a perplexity of e^10000
+
+    path = make_run(
+        tmp_path / "run", conversations=3, repeats=1, cells=list(settings), settings=settings, change=change
+    )
+    figures = {figure.name: figure.svg for figure in charts.sweep_figures(compare([str(path)]))}
+    assert (">1e308" in unescape(figures["perplexity"])) == (num_settings == 2)
+    assert "nan" not in figures["perplexity"]

@@ -15,6 +15,7 @@ from rwkvbatch.replay.planning.grid import Cell, make_cells
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.runner import RunResult, read_rows
 from rwkvbatch.results.manifest import FORMER
+from rwkvbatch.results.row_codec import decode_row, encode_row
 from rwkvbatch.results.status import planned_rows
 from rwkvbatch.script.choices import Choice
 from rwkvbatch.script.records import Check, Conversation, Probe, ReplyFacts, Turn, Verdict
@@ -77,6 +78,17 @@ class TestKeptRows:
         rows = plan_of(repeats=1).num_rows
         assert reuse_counts(result) == (2 * rows, 0, rows)
         assert loader.num_generated == 2 * rows
+
+    def test_a_row_that_does_not_say_what_it_was_made_from_is_set_aside(self, tmp_path: Path) -> None:
+        directory = tmp_path / "run"
+        run(directory, plan_of(repeats=1))
+        first, *others = (directory / "results.jsonl").read_bytes().splitlines(keepends=True)
+        without_digests = encode_row(decode_row(first))
+        (directory / "results.jsonl").write_bytes(b"".join([without_digests, *others]))
+        result, _ = continue_with(directory, plan_of(repeats=3))
+        assert result.reuse is not None
+        assert (result.reuse.kept, result.reuse.set_aside) == (plan_of(repeats=1).num_rows - 1, 1)
+        assert (directory / "kept.jsonl").read_bytes() == without_digests
 
     def test_more_cells_generate_only_their_rows(self, tmp_path: Path) -> None:
         wider = make_cells({"temperature": [0.1, 0.3, 1.0]})

@@ -221,6 +221,16 @@ def test_a_row_of_a_conversation_outside_the_script_is_refused_as_damage(run_dir
         recheck(run_directory, [])
 
 
+def test_a_row_without_digests_is_refused_as_damage(run_directory: Path) -> None:
+    path = run_directory / "results.jsonl"
+    first, second, *others = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([first, encode_row(decode_row(second)), *others]))
+    before = path.read_bytes()
+    with pytest.raises(RunDamagedError, match=r"results\.jsonl:2: the row is damaged"):
+        recheck(run_directory)
+    assert path.read_bytes() == before
+
+
 def test_the_result_of_a_race_is_kept_and_marked_when_verdicts_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
