@@ -122,8 +122,8 @@ class RunSettings(CellSettings, ScriptLimits):
 
     With both `max_repeats` and `until_ci`, a cell's repeats grow from `repeats` up to `max_repeats` while its paired
     interval against the first cell is wider than `until_ci`. With `race`, cells that are worse than another one are
-    dropped, see `replay.race`. None means no limit or a default: all processors, shared evenly between the workers, for
-    `threads`, and the engine's default for `state_memory`.
+    dropped, see `replay.planning.race`. None means no limit or a default: all processors, shared evenly between the
+    workers, for `threads`, and the engine's default for `state_memory`.
     """
 
     seed: int = setting(0, "Random seed. [dim]Default: 0[/]", "N", "Sampling", ge=0, lt=2**63)

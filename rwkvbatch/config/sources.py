@@ -40,7 +40,7 @@ _PART = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')"""
 _LONG_KEY = re.compile(rf"(?:^|[{{,\[])[ \t]*{_PART}(?:[ \t]*\.[ \t]*{_PART}){{{MAX_KEY_PARTS}}}", re.MULTILINE)
 
 GRID_TABLES = ("grid", "zip", "cells", "override")
-"""Tables of a settings file that define a grid, see `replay.grid`."""
+"""Tables of a settings file that define a grid, see `replay.planning.grid`."""
 
 CHECKPOINT_ENDINGS = ("", ".pth", ".safetensors", ".st", ".gguf")
 """File name suffixes that may be omitted from a model's path."""

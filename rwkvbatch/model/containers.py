@@ -18,7 +18,7 @@ from typing import Any, cast
 from rwkvbatch.errors import CheckpointError, error_text
 from rwkvbatch.model import foreign, gguf, pth, quantised, safetensors
 from rwkvbatch.model.named_tensors import NamedTensors, named_tensors
-from rwkvbatch.model.tensor_file import Contents, TensorFile, open_regular
+from rwkvbatch.model.tensor_file import Contents, TensorFile, open_weights
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _is_true(test: Callable[[], bool]) -> bool:
 
 
 def _open_file(path: Path, stack: ExitStack) -> TensorFile:
-    descriptor = open_regular(path)
+    descriptor = open_weights(path)
     try:
         head = os.pread(descriptor, HEAD_BYTES, 0)
         kind = next((kind for kind in KINDS if kind.matches(head)), None)
@@ -244,7 +244,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
     Raises:
         CheckpointError: it is not one, or has more than `MAX_JSON_BYTES`.
     """
-    descriptor = open_regular(path)
+    descriptor = open_weights(path)
     try:
         size = os.fstat(descriptor).st_size
         if size > MAX_JSON_BYTES:

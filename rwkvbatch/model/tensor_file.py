@@ -6,7 +6,6 @@ import hashlib
 import math
 import mmap
 import os
-import stat
 import threading
 import zlib
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 
 from rwkvbatch.errors import CheckpointError, shown_name
+from rwkvbatch.files import open_regular
 
 _HASH_CHUNK = 1 << 18
 _LARGE = 1 << 20
@@ -237,27 +237,19 @@ def _memory(num_bytes: int) -> torch.Tensor:
     return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8)
 
 
-def open_regular(path: Path) -> int:
-    """A descriptor for reading a regular file. Other files, such as a FIFO, are refused: reading them can block for
-    ever.
+def open_weights(path: Path) -> int:
+    """A descriptor for reading a weights file.
 
     Raises:
         CheckpointError: the file does not exist, cannot be opened, is empty, or is not a regular file.
     """
     try:
-        # O_NONBLOCK: opening a FIFO would otherwise wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = open_regular(path)
     except FileNotFoundError as error:
         reason = "it is a symbolic link to a file that is not there" if path.is_symlink() else "there is no such file"
         raise CheckpointError(reason, path=path) from error
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise CheckpointError(f"cannot open it: {reason}", path=path) from error
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        kind = "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-        raise CheckpointError(f"expected a regular file, this is {kind}", path=path)
+    except OSError as error:
+        raise CheckpointError(f"cannot open it: {error.strerror}", path=path) from error
     if os.fstat(descriptor).st_size == 0:
         os.close(descriptor)
         raise CheckpointError("the file is empty", path=path)
