@@ -70,7 +70,13 @@ def _walk(folder: str) -> Iterator[str]:
     num_files = 0
     for current, subfolders, names in os.walk(folder, onerror=refuse):
         depth = len(Path(current).relative_to(folder).parts)
-        subfolders[:] = sorted(name for name in subfolders if depth < MAX_DEPTH and not name.startswith("."))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        if depth == MAX_DEPTH and subfolders:
+            problem = f"has folders deeper than {MAX_DEPTH} levels, such as {Path(current, subfolders[0])}"
+            raise ScriptError(problem, path=folder, hint="name the folder or the files of the data set")
+        if links := [str(Path(current, name)) for name in subfolders if Path(current, name).is_symlink()]:
+            problem = f"has a link to a folder, {links[0]}, which is not followed"
+            raise ScriptError(problem, path=folder, hint="name the folder or the files of the data set")
         num_files += len(names)
         if num_files > MAX_FILES:
             raise ScriptError(

@@ -26,7 +26,7 @@ _CHUNK_BYTES = 1 << 16
 
 
 class LeftOutWarning(UserWarning):
-    """Files of a folder were omitted because they are empty or not text in UTF-8."""
+    """Files of a folder were omitted: empty ones, other ones than text in UTF-8, and links that are not followed."""
 
 
 def read_documents(paths: Sequence[str], *, limits: ScriptLimits | None = None, skip_bad: bool = False) -> Script:
@@ -35,7 +35,8 @@ def read_documents(paths: Sequence[str], *, limits: ScriptLimits | None = None, 
     Files that end in `.jsonl` or `.ndjson` have one document a line (`text`, or `prompt` and `continuation`; further
     keys are ignored). Every other file is one document of UTF-8 text. Files compressed with gzip are decompressed, and
     a name's `.gz` does not count as its ending. A folder stands for all files in it and its
-    subfolders, sorted by name, except hidden ones; files in it that are not text are omitted with a `LeftOutWarning`.
+    subfolders, sorted by name, except hidden ones; files in it that are not text are omitted with a `LeftOutWarning`,
+    and so are links to folders and to nothing.
 
     Args:
         skip_bad: set bad lines and unusable files aside instead of raising.
@@ -51,8 +52,11 @@ def read_documents(paths: Sequence[str], *, limits: ScriptLimits | None = None, 
     refuse_repeated([file for _, file in files])
     reader = ScriptReader(limits or ScriptLimits(), skip_bad, has_several_files=len(files) > 1, documents=True)
     left_out: list[str] = []
+    unusable: list[str] = []
     for path, file in files:
-        if file == STDIN or Path(file.lower().removesuffix(".gz")).suffix in JSON_ENDINGS:
+        if file != path and not Path(file).is_file():
+            unusable.append(file)
+        elif file == STDIN or Path(file.lower().removesuffix(".gz")).suffix in JSON_ENDINGS:
             reader.read_file(file)
         elif file == path or _is_text(file):
             reader.add_text(file, _document_id(file))
@@ -61,17 +65,22 @@ def read_documents(paths: Sequence[str], *, limits: ScriptLimits | None = None, 
     if not reader.conversations:
         raise UsageError("holds no document: " + ", ".join(paths), hint="name text files, .jsonl files or folders")
     if left_out:
-        shown = ", ".join(left_out[:FILES_SHOWN])
-        more = f" and {len(left_out) - FILES_SHOWN:,} more" if len(left_out) > FILES_SHOWN else ""
-        count = counted(len(left_out), "file")
-        warnings.warn(
-            f"{count} of folders left out, without text in UTF-8: {shown}{more}", LeftOutWarning, stacklevel=2
-        )
+        text = f"{counted(len(left_out), 'file')} of folders left out, without text in UTF-8: {_first_of(left_out)}"
+        warnings.warn(text, LeftOutWarning, stacklevel=2)
+    if unusable:
+        count = counted(len(unusable), "name")
+        text = f"{count} in folders left out, links to folders or to nothing, or no files: {_first_of(unusable)}"
+        warnings.warn(text, LeftOutWarning, stacklevel=2)
     return replace(reader.script(), ignored={})  # further keys of documents are no mistakes
 
 
+def _first_of(names: Sequence[str]) -> str:
+    more = f" and {len(names) - FILES_SHOWN:,} more" if len(names) > FILES_SHOWN else ""
+    return f"{', '.join(names[:FILES_SHOWN])}{more}"
+
+
 def _files(path: str) -> Iterator[str]:
-    """The file `path`, or the files of the folder `path`, sorted by name."""
+    """The file `path`, or the files of the folder `path` and its links to folders, sorted by name."""
     if path == STDIN or not Path(path).is_dir():
         yield path
         return
@@ -82,8 +91,9 @@ def _files(path: str) -> Iterator[str]:
     files: list[str] = []
     for folder, subfolders, names in os.walk(path, onerror=refuse):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        files += [str(Path(folder) / name) for name in names if not name.startswith(".")]
-    yield from sorted(file for file in files if Path(file).is_file())
+        links = [name for name in subfolders if (Path(folder) / name).is_symlink()]  # `os.walk` does not follow them
+        files += [str(Path(folder) / name) for name in (*names, *links) if not name.startswith(".")]
+    yield from sorted(files)
 
 
 def _is_text(path: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import tracemalloc
 from array import array
@@ -300,3 +301,20 @@ def test_a_text_that_is_certain_has_a_likelihood_without_a_sign(
     assert (str(row.reference.nll), row.reference.matched) == ("0.0", 1)
     show_summary(result)
     assert "-0.0" not in capsys.readouterr().err
+
+
+def test_links_that_are_not_followed_and_names_that_are_no_files_are_named(tmp_path: Path) -> None:
+    folder, other = tmp_path / "books", tmp_path / "more"
+    for directory in (folder, other):
+        directory.mkdir()
+        (directory / "a.txt").write_text("One.")
+    (folder / "linked").symlink_to(other)
+    (folder / "gone.jsonl").symlink_to(tmp_path / "nothing")
+    os.mkfifo(folder / "pipe.jsonl")
+    (folder / "same.txt").symlink_to(other / "a.txt")
+    message = (
+        r"^3 names in folders left out, links to folders or to nothing, or no files: .*gone.jsonl, .*linked, .*pipe"
+    )
+    with pytest.warns(LeftOutWarning, match=message):
+        found = read_documents([str(folder)]).conversations
+    assert [document.id for document in found] == [str(folder / "a.txt"), str(folder / "same.txt")]

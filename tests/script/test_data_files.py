@@ -99,8 +99,11 @@ def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_folders_are_searched_to_a_limited_depth(tmp_path: Path) -> None:
-    files_in(tmp_path, "a.json", "/".join("12345678") + "/b.json", "/".join("123456789") + "/c.json")
+    files_in(tmp_path, "a.json", "/".join("12345678") + "/b.json")
     assert found(tmp_path) == ["1/2/3/4/5/6/7/8/b.json", "a.json"]
+    files_in(tmp_path, "/".join("123456789") + "/c.json")
+    with pytest.raises(ScriptError, match=r"has folders deeper than 8 levels, such as .*/1/2/3/4/5/6/7/8/9"):
+        found(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", COMPRESSED)
@@ -142,3 +145,11 @@ def test_what_json_readers_read_differently_is_refused_in_both_kinds_of_files(
         path.write_text(text)
         with pytest.raises(ScriptError, match=problem):
             list(read_records(str(path)))
+
+
+def test_links_to_folders_are_refused(tmp_path: Path) -> None:
+    files_in(tmp_path / "linked", "a.jsonl")
+    files_in(tmp_path / "other", "b.jsonl")
+    (tmp_path / "linked" / "more").symlink_to(tmp_path / "other")
+    with pytest.raises(ScriptError, match=r"has a link to a folder, .*/linked/more, which is not followed"):
+        data_files([str(tmp_path / "linked")])
