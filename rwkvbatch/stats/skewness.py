@@ -68,6 +68,8 @@ def lacked_skewness(skewnesses: NDArray[np.float64], clusters: NDArray[np.int_])
     """
     if skewnesses.size < 2:
         return LACKED_ALONE, LACKED_ALONE
+    # Sorted, because the same variants in another order must have the same sums.
+    skewnesses, clusters = np.sort(skewnesses), np.sort(clusters)
     n = float(clusters.mean())
     noise = float((6 / clusters).mean())
     low, high = (

@@ -187,6 +187,17 @@ def test_a_family_larger_than_a_block_is_what_it_is_in_one() -> None:
     assert whole.differences == turned.differences[::-1]
 
 
+def test_the_order_of_skewed_variants_does_not_matter() -> None:
+    rng = np.random.default_rng(5)
+    counts = np.where(np.arange(12)[:, None] < np.arange(41) % 4 + 9, 1.0, 0.0)
+    sums = (rng.gamma(4.0, size=(12, 41)) - 3.0) * counts
+    whole = np.array(compare_family(sums, counts).differences)
+    for _ in range(4):
+        order = rng.permutation(41)
+        turned = compare_family(sums[:, order], counts[:, order])
+        assert list(turned.differences) == whole[order].tolist()
+
+
 def test_one_sided_p_of_the_largest_mean_is_exact_for_one_column() -> None:
     values = np.array([0.3, -0.1, 0.7, 0.2, 0.45, -0.25, 0.6])[:, None]
     signs = np.array(list(itertools.product((1, -1), repeat=7)))
