@@ -12,7 +12,7 @@ from typing import Any, cast
 from rwkvbatch.arguments import ITERABLE, TEXT, Kind, check_argument, either
 from rwkvbatch.config import Prompting, SamplingParams, ThinkMode, TurnEnd
 from rwkvbatch.engine.request import END_OF_TEXT, NoiseKey, Request
-from rwkvbatch.errors import InputError, UsageError
+from rwkvbatch.errors import ArgumentError, InputError, UsageError, shown_value
 from rwkvbatch.model.base import ModelSpec, check_tokens
 from rwkvbatch.prompt.templates import PromptTemplate, load_template, with_turn_end
 from rwkvbatch.prompt.tokenizer import Tokenizer
@@ -95,6 +95,13 @@ def checked_pair(pair: object) -> tuple[Prompt, Prompt]:
     return prompt, continuation
 
 
+def _token_id(value: Any) -> int:
+    """A token id; raises `TypeError` for everything but a whole number. A truth value is none."""
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
+
+
 class PromptBuilder:
     """Encodes prompts and conversations for one model."""
 
@@ -125,10 +132,11 @@ class PromptBuilder:
                     f"{name}: must be text or token ids, got {prompt!r:.80}", hint="decode() makes it text"
                 )
             try:
-                prepared = PreparedPrompt(name, None, (*begin, *map(operator.index, prompt)), bos=bos)
+                prepared = PreparedPrompt(name, None, (*begin, *map(_token_id, prompt)), bos=bos)
                 check_tokens(prepared.tokens, self._spec.vocab_size)
             except (TypeError, ValueError) as error:
-                raise UsageError(f"{name}: must be text or token ids: {error}") from None
+                found = str(error) if isinstance(error, ArgumentError) else f"got {shown_value(prompt)}"
+                raise UsageError(f"{name}: must be text or token ids: {found}") from None
         if not prepared.tokens:
             raise UsageError(f"{name}: must have at least one token, got none", hint="bos=True reads token 0 first")
         return prepared
