@@ -342,6 +342,7 @@ def test_run_refuses_to_load_a_loaded_model_differently(llm: LLM, name: str, val
         (lambda llm: LLM(llm.model, strategy="cpu fp32"), ["strategy", "loaded model"]),
         (lambda llm: SamplingParams(temprature=1.0), ["SamplingParams", "temprature"]),
         (lambda llm: SamplingParams(top_p=1.3), ["top_p", "[0, 1]", "1.3"]),
+        (lambda llm: SamplingParams(seed=True), ["seed", "[0, 9223372036854775808), got True"]),
         (lambda llm: SamplingParams(seed=10**5000), ["seed", "[0, 9223372036854775808)", "more than 4,300 digits"]),
         (lambda llm: WARM.replace(seed=-1), ["seed", "-1"]),
     ],

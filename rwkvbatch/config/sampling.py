@@ -220,7 +220,7 @@ class SamplingParams(Sampling, Stopping):
         UsageError: an unknown field, or a value out of range.
     """
 
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = setting(0, "Random seed.", "N", None, ge=0, lt=2**63)
 
     @model_validator(mode="wrap")
     @classmethod
