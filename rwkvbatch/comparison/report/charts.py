@@ -147,6 +147,8 @@ def _sweep_figure(
     else:
         svg = _dots(metric, points[:_MAX_DOTS])
         caption = "Mean and 95 % interval, clustered by conversation."
+        if len(points) > _MAX_DOTS:
+            caption += f" The first {_MAX_DOTS} of {len(points)} variants."
     return Figure(metric.name, metric_title(metric), caption, svg)
 
 

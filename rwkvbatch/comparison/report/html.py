@@ -306,7 +306,7 @@ def _flat(values: Any, prefix: str = "") -> dict[str, str]:
         items = [(str(index), value) for index, value in enumerate(cast("list[Any]", values))]
     else:
         text = ", ".join(map(str, cast("list[Any]", values))) if isinstance(values, list) else str(values)
-        return {prefix: text[:_MAX_VALUE]} if prefix else {}
+        return {prefix: text if len(text) <= _MAX_VALUE else f"{text[: _MAX_VALUE - 1]}…"} if prefix else {}
     leaves: dict[str, str] = {}
     for key, value in items:
         leaves.update(_flat(value, f"{prefix}.{key}" if prefix else key))

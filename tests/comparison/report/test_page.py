@@ -439,3 +439,12 @@ def test_negative_numbers_have_a_minus_sign(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), change=change)
     page = as_html(compare([str(path)], metrics=["score"]))
     assert re.search(r'class="num worse" data-value="-0\.\d+">\u22120\.', page)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_long_setting_ends_with_an_ellipsis(tmp_path: Path) -> None:
+    texts = {number: "x" * number for number in (400, 401)}
+    for number, text in texts.items():
+        path = make_run(tmp_path / str(number), conversations=2, settings={"base": {"system": text}})
+        page = as_html(compare([str(path)]))
+        assert (f">{'x' * 399}…<" in re.sub(r"\s+", "", page)) == (number > 400)

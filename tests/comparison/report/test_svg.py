@@ -121,3 +121,11 @@ def test_a_mean_beyond_a_float_is_drawn_without_a_dot_or_in_the_darkest_cell(num
     figures = {figure.name: figure.svg for figure in charts.sweep_figures(compare([str(path)]))}
     assert (">1e308" in unescape(figures["perplexity"])) == (num_settings == 2)
     assert "nan" not in figures["perplexity"]
+
+
+def test_a_chart_of_the_first_variants_says_how_many_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(charts, "TURN_METRICS", (metric_named("score"),))
+    analysis = compare([str(make_run(tmp_path / "run", conversations=2, repeats=1, cells=["a", "b", "c"]))])
+    assert "variants" not in charts.sweep_figures(analysis)[0].caption
+    monkeypatch.setattr(charts, "_MAX_DOTS", 2)
+    assert charts.sweep_figures(analysis)[0].caption.endswith(" The first 2 of 3 variants.")
