@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rwkvbatch.comparison.loading import system_messages
 from rwkvbatch.comparison.matching import MatchedRows
-from rwkvbatch.comparison.metrics import TURN_METRICS
+from rwkvbatch.comparison.metrics import TURN_METRICS, Metric
 from rwkvbatch.comparison.run_data import RunData
+from rwkvbatch.comparison.wording import number
 from rwkvbatch.errors import UsageError, listed
 from rwkvbatch.results.manifest import system_of
 
@@ -76,9 +77,9 @@ def dialogues(
     selected_names = _selected("conversation", conversations, run.conversations, names_by_tag)
     selected_cells = _selected("--cell", cells, [*run.facts.cells, *run.cells])
     rows = run.rows.loc[run.rows["conversation"].isin(selected_names) & run.rows["cell"].isin(selected_cells)]
-    for column, number in (("repeat", repeat), ("turn", turn)):
-        if number is not None:
-            rows = _rows_with(rows, column, number)
+    for column, place in (("repeat", repeat), ("turn", turn)):
+        if place is not None:
+            rows = _rows_with(rows, column, place)
     groups: dict[tuple[str, str, int], list[dict[Any, Any]]] = {}
     for row in rows.sort_values("turn", kind="stable").to_dict("records"):
         groups.setdefault((row["conversation"], row["cell"], row["repeat"]), []).append(row)
@@ -119,7 +120,24 @@ def check_name(check: Mapping[str, Any]) -> str:
     """
     if check["expected"] is not None:
         return f"{check['kind']} {check['expected']!r}"
-    return check["kind"] if check["score"] in (None, 0, 1) else f"{check['kind']} {check['score']:.3g}"
+    score = check["score"]
+    return check["kind"] if score in (None, 0, 1) else f"{check['kind']} {_exact_enough(f'{score:.3g}', score)}"
+
+
+def turn_value(metric: Metric, value: float) -> str:
+    """The value of a metric in one turn, with fewer decimals than a mean: an integer for tokens, at most 2 for others.
+
+    A share or score between 0 and 1 is never shown as 0 or 1.
+    """
+    text = number(value, 0 if metric.unit == "tokens" else min(metric.digits, 2))
+    return _exact_enough(text, value) if metric.widest == 1 else text
+
+
+def _exact_enough(text: str, value: float) -> str:
+    """`text`, or `value` with more digits if it is between 0 and 1 and `text` is 0 or 1."""
+    if not 0 < value < 1 or float(text) not in (0, 1):
+        return text
+    return f"{value:.1g}" if value < 0.5 else f"{value:.{math.ceil(-math.log10(1 - value))}f}".rstrip("0")
 
 
 def turn_record(row: Mapping[Any, Any], side: str = "") -> dict[str, Any]:

@@ -240,7 +240,7 @@ def _load_foreign(source: str, name: str, cells: Sequence[str]) -> RunData | Non
         if others := ", ".join(metrics[1:]):
             notes.append(f"{source}: the score is {metrics[0]}; another one is named as {source}::METRIC: {others}")
     notes = [f"{source} comes from {results.program}: that both sides had the same prompts cannot be checked", *notes]
-    return RunData(name, source, RunFacts(), {}, tabulate(rows), tuple(notes))
+    return RunData(name, source, RunFacts(), {}, tabulate(rows), tuple(notes), is_foreign=True)
 
 
 _MAX_NAMED_RUNS = 3

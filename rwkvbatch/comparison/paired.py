@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 from rwkvbatch.comparison.matching import Dropped, MatchedRows
 from rwkvbatch.comparison.metrics import Metric
 from rwkvbatch.comparison.pairing import Pair
+from rwkvbatch.comparison.preference import missing_in
 from rwkvbatch.comparison.values import Breakdown, PairedValues, groups_of, paired_values
 from rwkvbatch.stats.clustered import clustered_mean
 from rwkvbatch.stats.family import Difference, compare_family
+
+if TYPE_CHECKING:
+    from rwkvbatch.comparison.columns import Columns
 
 Verdict = Literal[
     "better", "worse", "differs", "equivalent", "no difference found", "unclear", "too little data", "identical",
@@ -69,7 +73,8 @@ class Comparison:
         num_values: number of matched pairs.
         num_conversations: number of conversations with pairs.
         decidable: whether this number of conversations can give a significant result in the family at all.
-        identical: all pairs are equal.
+        identical: all pairs with values are equal.
+        num_without_preference: number of matched pairs that are left out because a judge gave no verdict on them.
         level: the family's level.
         level_each: this test's level within the family (`stats.family.Difference`): that of the family, or
             `level_interval` where Hall's test does not reject 0.
@@ -104,6 +109,7 @@ class Comparison:
     level_each: float = LEVEL
     margin: float | None = None
     exploratory: bool = False
+    num_without_preference: int = 0
 
     @property
     def verdict(self) -> Verdict:
@@ -112,7 +118,7 @@ class Comparison:
             return "untested"
         if not self.decidable:
             return "too little data"
-        if self.identical:
+        if self.identical and not self.num_without_preference:
             return "identical"
         if self.significant:
             if self.metric.better == "none":
@@ -157,7 +163,7 @@ def compare_metric(
         sample
         for pair_rows in matched
         for group, rows in ([(None, pair_rows.columns)] if by is None else groups_of(pair_rows.rows, by, "_a"))
-        if (sample := _Sample(pair_rows.pair, group, paired_values(rows, metric))).size or by is None
+        if (sample := _sample(pair_rows.pair, group, rows, metric)).size or by is None
     ]
     if not metric.tested:
         family = Family(name, metric, by, exploratory, 0, level, level, level, exact=False)
@@ -178,6 +184,7 @@ class _Sample:
     pair: Pair
     group: str | None
     values: PairedValues
+    num_without_preference: int = 0
 
     @property
     def size(self) -> int:
@@ -187,6 +194,11 @@ class _Sample:
     @property
     def num_conversations(self) -> int:
         return int(np.count_nonzero(np.bincount(self.values.conversations)))
+
+
+def _sample(pair: Pair, group: str | None, rows: Columns, metric: Metric) -> _Sample:
+    without_preference = missing_in(rows) if metric.level == "pair" else 0
+    return _Sample(pair, group, paired_values(rows, metric), without_preference)
 
 
 def _sums_and_counts(samples: Sequence[_Sample]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -230,6 +242,7 @@ def _comparison(sample: _Sample, family: Family, test: Difference, margin: float
         p_rank=test.p_rank, wins=wins, ties=zero, losses=losses, detectable=test.detectable, num_values=sample.size,
         num_conversations=sample.num_conversations, decidable=test.decidable, identical=test.identical,
         level=family.level, level_each=test.level_each, margin=margin, exploratory=family.exploratory,
+        num_without_preference=sample.num_without_preference,
     )  # fmt: skip
 
 

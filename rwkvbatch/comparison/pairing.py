@@ -179,8 +179,8 @@ _PROMPT_SETTINGS = (
     ),
 )
 """Settings that are compared, with what to say if they differ."""
-_UNRESOLVED = ("turn_end", "auto")
-"""A setting of results in memory that do not say what it stood for."""
+_UNRESOLVED = (("turn_end", "auto"), ("bos", "auto"))
+"""Settings of which the run does not say what they stood for, which may be what the other side has."""
 
 
 def check_pairs(pairs: Sequence[Pair], runs: Sequence[RunData]) -> list[str]:
@@ -190,11 +190,18 @@ def check_pairs(pairs: Sequence[Pair], runs: Sequence[RunData]) -> list[str]:
     for pair in pairs:
         baseline, variant = (cells[side.run].get(side.cell, {}) for side in (pair.baseline, pair.variant))
         for key, warning in _PROMPT_SETTINGS:
-            values = {(key, side[key]) for side in (baseline, variant) if key in side}
-            if len(values) == 2 and _UNRESOLVED not in values:
-                expected = f"{pair.baseline.label}: {str(baseline[key])[:24]}"
-                differing.setdefault((warning, expected), []).append(f"{pair.variant.label}: {str(variant[key])[:24]}")
+            if key not in baseline or key not in variant or baseline[key] == variant[key]:
+                continue
+            if (key, baseline[key]) not in _UNRESOLVED and (key, variant[key]) not in _UNRESOLVED:
+                expected = f"{pair.baseline.label}: {_shown(baseline[key])}"
+                differing.setdefault((warning, expected), []).append(f"{pair.variant.label}: {_shown(variant[key])}")
     return [f"{warning} ({expected}, {_first_names(variants)})" for (warning, expected), variants in differing.items()]
+
+
+def _shown(value: object) -> str:
+    """The first characters of a setting's value, in quotes if a text begins or ends with white space or is empty."""
+    is_plain = not isinstance(value, str) or (value and value == value.strip())
+    return (str(value) if is_plain else repr(value))[:24]
 
 
 def refuse_parts(pair: Pair, runs: Sequence[RunData]) -> None:

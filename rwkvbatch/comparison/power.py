@@ -15,6 +15,7 @@ from rwkvbatch.comparison.matching import comparable_rows, match
 from rwkvbatch.comparison.metrics import Metric, metric_named
 from rwkvbatch.comparison.paired import LEVEL
 from rwkvbatch.comparison.pairing import Pair, pair_up, variants_of
+from rwkvbatch.comparison.run_data import RunData
 from rwkvbatch.comparison.values import has_both_values, weights_of
 from rwkvbatch.comparison.variances import discreteness, variances, weighted_deviations
 from rwkvbatch.errors import UsageError
@@ -45,7 +46,7 @@ class Spread:
         steps: whether the differences are discrete, which gives the test more power (`stats.spread.Spread.discrete`).
         reach: how far conversations that the pilot lacks may differ (`stats.spread.Spread.reach`).
         replayed: number of all conversations of the pilot; 0 without one.
-        in_script: number of them that the planned script has, with the same messages.
+        in_script: number of them that the planned script has, with the same messages where the pilot has them.
     """
 
     between: float
@@ -171,17 +172,21 @@ def of_pilot(pilot: Source, metric: Metric, baseline: str | None = None, script:
             spread = replace(spread, source=source)
     else:
         spread = _of_one_cell(pilot, metric, rows_of(table, variants[0]))
-    replayed, in_script = _shared(table, script)
+    replayed, in_script = _shared(runs, script)
     return replace(_at_least(spread, metric), replayed=replayed, in_script=in_script)
 
 
-def _shared(table: pd.DataFrame, script: Iterable[Conversation]) -> tuple[int, int]:
-    """The number of conversations in `table`, and that of those that the script has with the same messages."""
+def _shared(runs: Sequence[RunData], script: Iterable[Conversation]) -> tuple[int, int]:
+    """The number of conversations in `runs`, and that of those that the script has with the same messages.
+
+    Results of other programs have no messages, or their own forms of them: their conversations are known by id.
+    """
     prompts: dict[str, set[str]] = {}
-    for name, prompt in table[["conversation", "prompt"]].drop_duplicates().itertuples(index=False):
-        prompts.setdefault(name, set()).add(prompt)
+    for run in runs:
+        for name, prompt in run.rows[["conversation", "prompt"]].drop_duplicates().itertuples(index=False):
+            prompts.setdefault(name, set()).update(() if run.is_foreign else (prompt,))
     asked = {conversation.id: set(map(stored_prompt, conversation.turns)) for conversation in script}
-    return len(prompts), sum(own <= asked.get(name, set()) for name, own in prompts.items())
+    return len(prompts), sum(name in asked and own <= asked[name] for name, own in prompts.items())
 
 
 def _of_pair(pair: Pair, metric: Metric, table: pd.DataFrame) -> Spread | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from rwkvbatch.comparison.columns import JoinedColumns, rows_of
+from rwkvbatch.comparison.columns import rows_of
 from rwkvbatch.comparison.gates import Gate
 from rwkvbatch.comparison.matching import MatchedRows
 from rwkvbatch.comparison.metrics import metric_named
@@ -30,6 +30,8 @@ from rwkvbatch.script.records import ReplyFacts
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from rwkvbatch.comparison.columns import Columns
 
 # pandas has no type stubs.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -235,7 +237,7 @@ class _Dialogues:
         return turn.reference if self._is_gold and turn.reference is not None else turn.answer
 
 
-def missing_in(rows: pd.DataFrame | JoinedColumns) -> int:
+def missing_in(rows: Columns) -> int:
     """The number of matched replies without a verdict of the judge; 0 if no judge was asked."""
     if f"{PREFERENCE}_b" not in rows:
         return 0

@@ -125,6 +125,7 @@ class RunData:
             and each cell has it.
         systems: system messages by conversation; None if they must be read from elsewhere (see `system_messages`).
         unfinished_at_least: whether more rows than those of `unfinished` may be missing.
+        is_foreign: whether another program wrote the results.
     """
 
     name: str
@@ -136,6 +137,7 @@ class RunData:
     unfinished: Mapping[str, int] = field(default_factory=dict[str, int])
     systems: Mapping[str, str] | None = None
     unfinished_at_least: bool = False
+    is_foreign: bool = False
 
     @property
     def conversations(self) -> list[str]:

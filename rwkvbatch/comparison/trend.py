@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -20,6 +21,7 @@ from rwkvbatch.comparison.run_data import RunData
 from rwkvbatch.comparison.values import conversation_values
 from rwkvbatch.comparison.variant_values import common_weights, side_by_side
 from rwkvbatch.errors import RunMismatchError, UsageError
+from rwkvbatch.script.lines import is_number
 from rwkvbatch.stats.family import compare_family
 from rwkvbatch.stats.signflip import LargestSums
 
@@ -161,7 +163,7 @@ def _in_names(word: str, variant: Variant, runs: Sequence[RunData]) -> float | N
     models = [model for model in run.facts.models if variant.cell in (model.get("cells") or [variant.cell])]
     settings = run.facts.cells.get(variant.cell, {})
     setting = settings.get(word)
-    if isinstance(setting, int | float) and not isinstance(setting, bool):
+    if is_number(setting) and abs(setting) <= sys.float_info.max:
         return float(setting)
     names = [variant.cell, str(settings.get("model") or ""), *(str(model.get("path") or "") for model in models)]
     pattern = re.compile(

@@ -195,7 +195,8 @@ def correction(family: Family, lines: Sequence[Comparison]) -> str:
     if not family.metric.tested:
         return "Not tested."
     if not family.size:
-        return "All pairs are equal."
+        are_judged = any(line.num_without_preference for line in lines)
+        return f"All pairs {'with a verdict ' if are_judged else ''}are equal."
     if family.size == 1:
         text = f"{'Exploratory: one' if family.exploratory else 'One'} test, level {1 - family.level:.0%}."
     else:

@@ -417,6 +417,16 @@ def test_a_pilot_of_another_script_is_named(tmp_path: Path, capsys: pytest.Captu
     assert "note: the script lacks 4 of the pilot's 4 conversations" in remarks()
 
 
+def test_conversations_of_a_pilot_of_another_program_are_known_by_their_ids(
+    script: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    table = tmp_path / "pilot.csv"
+    rows = [f"c{n},{model},{int(model == 'b' and n % 3 == 0)}" for model in "ab" for n in range(45, 55)]
+    table.write_text("\n".join(["id,variant,score", *rows]) + "\n")
+    found = planned(capsysbinary, script, "--detect", "0.2", "--pilot", str(table))
+    assert (found["variances"]["replayed"], found["variances"]["in_script"]) == (10, 5)
+
+
 def test_json_counts_the_conversations_that_pilot_and_script_share(
     script: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:

@@ -46,7 +46,7 @@ WORDS = [
     "baskets",
 ]
 
-_ENDS = {"turn_end": "next-role", "bos": "auto", "reply_prefix": ""}
+_ENDS = {"turn_end": "next-role", "bos": "off", "reply_prefix": ""}
 
 RowChange = Callable[[dict[str, Any], np.random.Generator], None]
 

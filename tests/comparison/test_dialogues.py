@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkvbatch.comparison import compare
-from rwkvbatch.comparison.dialogues import most_changed, most_changed_turn, turn_changes, word_diff
+from rwkvbatch.comparison.dialogues import (
+    check_name,
+    most_changed,
+    most_changed_turn,
+    turn_changes,
+    turn_value,
+    word_diff,
+)
+from rwkvbatch.comparison.metrics import metric_named
 from tests.comparison.make_run import make_row, write_run
 
 
@@ -68,3 +77,26 @@ def test_conversations_are_ordered_by_score_then_by_replies_that_differ(tmp_path
     assert turn is not None
     assert [(piece.kind, piece.text) for piece in turn.pieces] == [("same", "old"), ("new", " bad")]
     assert most_changed_turn(turn_changes(matched, "same")) is None
+
+
+@pytest.mark.parametrize(
+    ("score", "in_check", "in_turn"),
+    [
+        (0.5, "judge 0.5", "0.50"),
+        (0.996, "judge 0.996", "0.996"),
+        (0.9996, "judge 0.9996", "0.9996"),
+        (1 - 1e-15, "judge 0.999999999999999", "0.999999999999999"),
+        (0.0004, "judge 0.0004", "0.0004"),
+        (1e-12, "judge 1e-12", "1e-12"),
+        (1.0, "judge", "1.00"),
+        (0.0, "judge", "0.00"),
+    ],
+)
+def test_a_score_is_shown_as_0_or_1_only_if_it_is(score: float, in_check: str, in_turn: str) -> None:
+    assert check_name({"kind": "judge", "expected": None, "score": score}) == in_check
+    assert turn_value(metric_named("score"), score) == in_turn
+
+
+def test_values_that_are_no_shares_are_rounded() -> None:
+    assert turn_value(metric_named("nll"), 0.9996) == "1.00"
+    assert turn_value(metric_named("tokens"), 3.0) == "3"

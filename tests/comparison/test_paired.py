@@ -221,6 +221,27 @@ def test_differences_between_runs_are_noted(tmp_path: Path, changes: dict[str, A
     assert any(note in item for item in notes), notes
 
 
+@pytest.mark.parametrize("name", ["bos", "turn_end"])
+def test_a_setting_that_a_run_does_not_resolve_is_not_noted(tmp_path: Path, name: str) -> None:
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", settings={"base": {name: "auto"}})
+    assert not any("different" in note for note in compare([str(a), str(b)]).notes)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "shown"),
+    [
+        ("Sure", "(a: '', b: Sure)"),
+        (" Sure", "(a: '', b: ' Sure')"),
+        (["Sure"], "(a: '', b: ['Sure'])"),
+        ({}, "b: {})"),
+    ],
+)
+def test_prompt_settings_that_differ_are_shown_and_empty_texts_quoted(tmp_path: Path, prefix: Any, shown: str) -> None:
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", settings={"base": {"reply_prefix": prefix}})
+    (note,) = (note for note in compare([str(a), str(b)]).notes if "--reply-prefix" in note)
+    assert note.endswith(shown)
+
+
 @pytest.mark.parametrize(
     ("model", "settings", "cause"),
     [

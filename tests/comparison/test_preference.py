@@ -114,6 +114,22 @@ def test_a_missing_verdict_is_left_out_and_fails_gates_on_the_preference(tmp_pat
     assert not compare(runs(tmp_path / "more"), fail_if=["score < 0"], judge=judge).gates[0].failed
 
 
+def test_equal_pairs_are_not_identical_while_others_lack_a_verdict(tmp_path: Path) -> None:
+    asked, _ = pair_judge(lambda _: JudgeAnswer(problem="down"))
+    analysis = compare(runs(tmp_path), judge=asked)
+    (line,) = analysis.comparisons
+    assert (line.identical, line.num_without_preference, line.num_values) == (True, 24, 24)
+    assert line.verdict == "no difference found"
+    printed = every_format(analysis)
+    assert all("no difference found" in text for text in printed.values())
+    assert not [name for name in ("md", "csv", "json", "junit") if "identical" in printed[name]]
+    assert "All pairs with a verdict are equal." in printed["md"]
+    by_turn = compare(runs(tmp_path / "again"), judge=asked, by="turn")
+    verdicts = {line.group: line.verdict for line in by_turn.comparisons if line.group}
+    assert verdicts["turn 0"] == "identical"  # the judge is not asked about equal replies
+    assert verdicts.get("turn 1") != "identical"
+
+
 def test_an_error_loses_to_a_reply(tmp_path: Path) -> None:
     def fail(row: dict[str, Any], _: np.random.Generator) -> None:
         if row["conversation"] == "talk-0":

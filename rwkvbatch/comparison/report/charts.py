@@ -25,8 +25,9 @@ from rwkvbatch.comparison.report.svg import (
     SERIES,
     Figure,
     canvas,
+    drawable,
+    fits_axis,
     inline_svg,
-    is_number,
     label_of,
     report_style,
 )
@@ -127,7 +128,7 @@ def _primary_first(analysis: Analysis, metrics: Iterable[Metric]) -> list[Metric
 def _axes(settings: _Settings) -> list[str]:
     """The numeric settings, and `run`, that differ between variants, if together they identify each variant."""
     varied = varied_settings({variant.label: values for variant, values in settings.items()})
-    names = [name for name, values in varied.items() if all(map(is_number, values)) or name == "run"]
+    names = [name for name, values in varied.items() if all(map(fits_axis, values)) or name == "run"]
     positions = {tuple(str(values.get(name)) for name in names) for values in settings.values()}
     return names if len(positions) == len(settings) else []
 
@@ -163,13 +164,14 @@ def _heat_map(
         key=lambda axis: len(axis[1]),
     )
     figure, plot = canvas(1.4 + 1.15 * len(x_values), 0.7 + 0.62 * len(y_values))
-    finite = [point.mean.mean for point in points if math.isfinite(point.mean.mean)] or [0.0]
+    means = drawable(point.mean.mean for point in points)
+    finite = [mean for mean in means if math.isfinite(mean)] or [0.0]
     low, span = min(finite), max(finite) - min(finite) or 1.0
     tips: dict[str, list[str]] = {}
-    for i, point in enumerate(points):
+    for i, (point, mean) in enumerate(zip(points, means, strict=True)):
         x = x_values.index(settings[point.variant][x_name])
         y = y_values.index(settings[point.variant][y_name])
-        opacity = 0.06 + 0.54 * min(1.0, max(0.0, (point.mean.mean - low) / span))
+        opacity = 0.06 + 0.54 * min(1.0, max(0.0, (mean - low) / span))
         box = FancyBboxPatch(
             (x - 0.46, y - 0.44), 0.92, 0.88, boxstyle="round,pad=0,rounding_size=0.07", facecolor=(ACCENT, opacity),
             edgecolor="none", gid=f"tip-{i}",
@@ -198,7 +200,7 @@ def _line(metric: Metric, points: Sequence[_Point], axis: str, settings: _Settin
     figure, plot = canvas(8.4, 3.2, grid="y")
     ordered = sorted(points, key=lambda point: settings[point.variant][axis])
     x = [float(settings[point.variant][axis]) for point in ordered]
-    plot.plot(x, [point.mean.mean for point in ordered], color=ACCENT, linewidth=1.8)
+    plot.plot(x, drawable(point.mean.mean for point in ordered), color=ACCENT, linewidth=1.8)
     tips = _error_dots(plot, x, ordered, vertical=True)
     plot.set_xticks(x, [label_of(value) for value in x])
     plot.set_xlabel(axis)
@@ -227,12 +229,12 @@ def _error_dots(
     """Draw each point's mean as a dot on its interval, vertical or horizontal; returns the tooltips."""
     colours = [_COLOURS.get(point.verdict, ACCENT) for point in points]
     known = [i for i, point in enumerate(points) if not math.isnan(point.mean.low)]
-    lows, highs = ([getattr(points[i].mean, end) for i in known] for end in ("low", "high"))
+    lows, highs = (drawable(getattr(points[i].mean, end) for i in known) for end in ("low", "high"))
     (plot.vlines if vertical else plot.hlines)(
         [positions[i] for i in known], lows, highs, colors=[colours[i] for i in known], linewidth=2, alpha=0.55,
         capstyle="round", zorder=2,
     )  # fmt: skip
-    means = [point.mean.mean for point in points]
+    means = drawable(point.mean.mean for point in points)
     x, y = (positions, means) if vertical else (means, positions)
     return {"dots": _scatter(plot, x, y, [point.tip for point in points], "dots", colours, size=8, edge=1.4)}
 

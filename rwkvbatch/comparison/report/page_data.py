@@ -36,7 +36,7 @@ class PageData:
 
     Attributes:
         left_out: number of conversations left out.
-        unknown_systems: whether the system messages are unknown, because the scripts are missing or were changed.
+        unknown_systems: whether the system messages are unknown: a run's copy of its script is missing or damaged.
     """
 
     content: dict[str, Any]
@@ -103,6 +103,7 @@ def page_data(analysis: Analysis, *, max_turns: int = MAX_TURNS) -> PageData:
         "variants": [variant.label for variant in analysis.variants],
         "metrics": [
             {name: getattr(metric, name) for name in ("name", "title", "unit", "digits", "better")}
+            | {"is_share": metric.widest == 1}
             for metric in metrics
         ],
         "shown": SHOWN_METRICS,
@@ -136,4 +137,7 @@ def _add(
 
 
 def _number(value: float) -> float | None:
-    return None if math.isnan(value) else round(float(value), 6)
+    if math.isnan(value):
+        return None
+    rounded = round(float(value), 6)
+    return float(value) if rounded in (0, 1) else rounded  # a share or score near 0 or 1 is neither

@@ -147,6 +147,11 @@
     const text = value.toFixed(digits);
     return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "\u2212");
   };
+  // A share or score between 0 and 1 is never shown as 0 or 1.
+  const share = (value) => {
+    const text = number(value, 2);
+    return value > 0 && value < 1 && ["0.00", "1.00"].includes(text) ? String(value) : text;
+  };
   const signed = (value, digits) => {
     const text = number(value, digits);
     return value > 0 && Number(text) !== 0 ? `+${text}` : text;
@@ -207,7 +212,7 @@
       const good = item.score > 1e-9 ? " better" : item.score < -1e-9 ? " worse" : "";
       row.append(
         name,
-        make("td", `num${paired ? good : ""}`, paired ? signed(item.score, 2) : number(item.score, 2)),
+        make("td", `num${paired ? good : ""}`, paired ? signed(item.score, 2) : share(item.score)),
         make("td", "num", paired ? signed(item.nll, 2) : number(item.nll, 2)),
         make("td", "num", item.changed === null ? "–" : `${Math.round(item.changed * 100)} %`),
       );
@@ -264,7 +269,7 @@
     };
     data.metrics.forEach((metric, at) => {
       if (row.numbers[at] !== null && data.shown.includes(metric.name)) {
-        add(metric.title, number(row.numbers[at], Math.min(metric.digits, 2)));
+        add(metric.title, (metric.is_share ? share : number)(row.numbers[at], Math.min(metric.digits, 2)));
       }
     });
     add("ended by", row.finish_reason);

@@ -7,10 +7,11 @@ theme. The conversion turns styles into attributes, and placeholder colours into
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -59,6 +60,8 @@ _KEPT = frozenset(
     ("fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linecap", "stroke-linejoin", "opacity",
      "fill-opacity", "stroke-opacity", "font-size", "font-weight", "text-anchor")
 )  # fmt: skip
+_LARGEST = 1e300
+"""The largest number on an axis: matplotlib cannot place ticks near the end of a float's range."""
 _FONT = re.compile(r"(?:(bold|\d{3}) )?([\d.]+)px")
 
 STYLE: Final[Mapping[str, object]] = {
@@ -129,9 +132,19 @@ def canvas(width: float, height: float, *, grid: Literal["x", "y"] | None = None
     return figure, plot
 
 
+def fits_axis(value: object) -> bool:
+    """Whether a setting's value is a number that an axis can have."""
+    return is_number(value) and abs(value) <= _LARGEST
+
+
+def drawable(values: Iterable[float]) -> list[float]:
+    """`values` with infinity, which is not drawn, for those beyond what an axis can have."""
+    return [math.copysign(math.inf, value) if abs(value) > _LARGEST else value for value in values]
+
+
 def label_of(value: Any) -> str:
     """A setting's value as a label of an axis or legend."""
-    text = f"{value:g}" if is_number(value) else printable(str(value), keep_newlines=False)
+    text = f"{value:g}" if fits_axis(value) else printable(str(value), keep_newlines=False)
     return shortened(text, 40)
 
 

@@ -26,6 +26,7 @@ from rwkvbatch.comparison.dialogues import (
     most_changed,
     most_changed_turn,
     turn_changes,
+    turn_value,
 )
 from rwkvbatch.comparison.matching import MatchedRows
 from rwkvbatch.comparison.means import VariantMean
@@ -304,9 +305,7 @@ def _choices(record: Mapping[str, Any]) -> Text:
 def _metric_values(record: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
     for name in names:
         if name in record["metrics"]:
-            metric, value = metric_named(name), record["metrics"][name]
-            # Means of tokens have decimals, but a turn has an integer.
-            yield f"{name} {number(value, 0 if metric.unit == 'tokens' else min(metric.digits, 2))}"
+            yield f"{name} {turn_value(metric_named(name), record['metrics'][name])}"
 
 
 def _similar_names(analysis: Analysis, name: str) -> str:

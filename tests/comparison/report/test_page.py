@@ -295,7 +295,7 @@ def test_system_messages_are_read_from_the_copy_of_the_script_while_its_hash_mat
     write_script(Folder(path), conversations[:1])
     changed = compare([str(path)])
     assert page_data(changed).content["systems"] == {}
-    assert "System messages are unknown" in as_html(changed)
+    assert "System messages are unknown: the run's copy of the script is missing or damaged." in as_html(changed)
 
 
 def test_long_names_do_not_make_a_figure_wider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,6 +355,18 @@ def test_the_data_of_the_page_have_the_records_of_all_turns(tmp_path: Path) -> N
             }
             assert [check[0] for check in found["checks"]] == [check["kind"] for check in record["checks"]]
         assert all(next(rest, None) is None for rest in shown.values())
+
+
+def test_a_score_near_1_is_not_1_in_the_data_of_the_page(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], _: np.random.Generator) -> None:
+        row["checks"][0].update(passed=False, score=1 - 1e-9)
+
+    content = page_data(compare([str(make_run(tmp_path / "run", conversations=1, repeats=1, turns=1, change=change))]))
+    metrics = {metric["name"]: n for n, metric in enumerate(content.content["metrics"])}
+    (row,) = content.content["conversations"]["talk-0"]["rows"]["0"]
+    assert row["numbers"][metrics["score"]] == 1 - 1e-9
+    assert content.content["metrics"][metrics["score"]]["is_share"]
+    assert not content.content["metrics"][metrics["nll"]]["is_share"]
 
 
 def test_a_large_run_keeps_the_most_changed_conversations_and_counts_those_left_out(tmp_path: Path) -> None:

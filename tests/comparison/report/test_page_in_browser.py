@@ -106,6 +106,20 @@ def test_search_filters_conversations_by_their_texts(page: webdriver.Chrome) -> 
     assert page.find_element(By.ID, "count").text == "1 of 14"
 
 
+def test_a_score_near_1_is_not_shown_as_1(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    def change(row: dict[str, Any], _: object) -> None:
+        row["checks"][0].update(passed=False, score=0.9996)
+
+    path = make_run(tmp_path / "run", conversations=1, repeats=1, turns=1, change=change)
+    page = tmp_path / "report.html"
+    page.write_text(as_html(compare([str(path)])), encoding="utf-8")
+    browser.get(page.as_uri())
+    WebDriverWait(browser, 60).until(lambda shown: shown.find_elements(By.CSS_SELECTOR, "#talk .turn"))
+    shown = [item.text for item in browser.find_elements(By.CSS_SELECTOR, "#talk .figures dd, #talk-list td.num")]
+    assert shown.count("0.9996") == 2
+    assert "1.00" not in shown
+
+
 def test_the_filter_shows_worse_conversations_only(page: webdriver.Chrome) -> None:
     Select(page.find_element(By.ID, "which")).select_by_value("worse")
     scores = [

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure as Drawing
 from rwkvbatch.comparison import Analysis, compare
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.report import charts, svg
+from rwkvbatch.errors import UsageError
 from tests.comparison.make_run import make_run
 
 
@@ -104,7 +105,10 @@ def test_lines_of_a_legend_above_the_figure_are_drawn(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("num_settings", [0, 1, 2])
-def test_a_mean_beyond_a_float_is_drawn_without_a_dot_or_in_the_darkest_cell(num_settings: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("nll", "shown"), [(1e4, ">1e308"), (709.7, "1.65e+308")])
+def test_a_mean_beyond_an_axis_is_drawn_without_a_dot_or_in_the_darkest_cell(
+    num_settings: int, nll: float, shown: str, tmp_path: Path
+) -> None:
     varied = [("temperature", (0.3, 1.0, 1.5)), ("frequency", (0.0, 0.5))][:num_settings]
     places = [
         dict(zip((name for name, _ in varied), values, strict=True)) for values in product(*(v for _, v in varied))
@@ -112,15 +116,30 @@ def test_a_mean_beyond_a_float_is_drawn_without_a_dot_or_in_the_darkest_cell(num
     settings = {f"cell {n}": place for n, place in enumerate(places if num_settings else [{}] * 4)}
 
     def change(row: dict[str, Any], _rng: np.random.Generator) -> None:
-        if row["cell"] == "cell 1" and row["reference"]:
-            row["reference"]["nll"] = 1e4  # a perplexity of e^10000
+        if row["reference"]:
+            row["reference"]["nll"] = nll if row["cell"] == "cell 1" else 0.1
 
     path = make_run(
         tmp_path / "run", conversations=3, repeats=1, cells=list(settings), settings=settings, change=change
     )
     figures = {figure.name: figure.svg for figure in charts.sweep_figures(compare([str(path)]))}
-    assert (">1e308" in unescape(figures["perplexity"])) == (num_settings == 2)
+    assert (shown in unescape(figures["perplexity"])) == (num_settings == 2)
     assert "nan" not in figures["perplexity"]
+
+
+@pytest.mark.parametrize("others", [{}, {"temperature": 0.5}])
+def test_cells_with_an_integer_beyond_a_float_have_dots_with_labels(others: dict[str, float], tmp_path: Path) -> None:
+    settings = {f"cell {n}": {"seed": 10 ** (400 * n), **(others if n else {})} for n in range(4)}
+    path = make_run(tmp_path / "run", conversations=2, repeats=1, cells=list(settings), settings=settings)
+    figure = charts.sweep_figures(compare([str(path)]))[0]
+    assert all(f">{name}<" in figure.svg for name in settings)
+
+
+def test_a_trend_over_an_integer_beyond_a_float_is_refused(tmp_path: Path) -> None:
+    settings = {f"cell {n}": {"step": 10 ** (400 * n)} for n in range(4)}
+    path = make_run(tmp_path / "run", conversations=2, repeats=1, cells=list(settings), settings=settings)
+    with pytest.raises(UsageError, match="--over step"):
+        compare([str(path)], over="step")
 
 
 def test_a_chart_of_the_first_variants_says_how_many_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
