@@ -108,7 +108,8 @@ def _cell_identity(settings: CellSettings, spec: Spec, tokenizer: Tokenizer) -> 
     resolved = with_turn_end(settings, spec.weights_sha256)
     values = resolved.model_dump(mode="json", include=CellSettings.model_fields.keys() - NOT_BY_VALUE)
     state, template = settings.state, settings.template
-    served = {name: getattr(settings, name) for name in _ENDPOINT_SETTINGS}
+    # Without an endpoint, nothing uses those that the environment or a settings file may have.
+    served = {name: settings.endpoint and getattr(settings, name) for name in _ENDPOINT_SETTINGS}
     if isinstance(spec, ServedSpec):
         served["endpoint_model"] = spec.name
     prelude = None if settings.prelude is None else load_prelude(settings.prelude)
