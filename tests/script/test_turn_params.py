@@ -20,8 +20,10 @@ def test_a_user_message_may_have_params(tmp_path: Path) -> None:
 
 def test_reply_prefix_of_a_message_is_a_param_of_its_turn(tmp_path: Path) -> None:
     first, second = conversation({**user("a"), "reply_prefix": "So"}, id="x"), user("a", params={"reply_prefix": "So"})
-    assert read(tmp_path, first).sha256 == read(tmp_path, conversation(second, id="x")).sha256
-    assert dict(read(tmp_path, first).conversations[0].turns[0].params) == {"reply_prefix": "So"}
+    (of_message,) = read(tmp_path, first).conversations
+    (of_params,) = read(tmp_path, conversation(second, id="x")).conversations
+    assert of_message.sha256 == of_params.sha256
+    assert dict(of_message.turns[0].params) == {"reply_prefix": "So"}
 
 
 def test_bos_is_a_param_of_a_conversation_or_of_defaults(tmp_path: Path) -> None:
