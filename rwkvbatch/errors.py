@@ -225,9 +225,9 @@ def shortened(text: str, limit: int = MAX_SHOWN_VALUE) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def listed(names: Sequence[object], most: int = 8) -> str:
+def listed(names: Sequence[object], most: int = 8, separator: str = ", ") -> str:
     """Names for a message, of which `most` are shown."""
-    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
+    return separator.join([*map(str, names[:most]), *(["..."] if len(names) > most else [])])
 
 
 def in_words(error: BaseException) -> str:

@@ -9,10 +9,14 @@ from rwkvbatch.errors import InputError
 from rwkvbatch.files import open_file, user_path
 
 
+def canonical_json(value: object) -> bytes:
+    """The JSON text of a value for hashes: ASCII, with sorted keys and without spaces."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=list).encode("ascii")
+
+
 def json_sha256(value: object) -> str:
-    """Hex digest of a JSON value: of its ASCII text with sorted keys and without spaces."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=list)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
+    """Hex digest of a JSON value's `canonical_json`."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 MAX_STATE_BYTES = 2**34

@@ -249,7 +249,7 @@ class LLM:
         Args:
             messages: an optional system message, then alternating user and assistant messages, the last one a user's.
             params, n, bos, initial_state: as `generate`.
-            think: thinking mode, see `rwkvbatch.prompt.templates`.
+            think: thinking mode, see `rwkvbatch.prompt.segments`.
             turn_end: the end of a reply, besides token 0, see `config.ReplyPrompt`.
             reply_prefix: text at the beginning of every reply; a part of the prompt and of the reply's `text`.
             template: a Jinja2 template file instead of the official template.

@@ -17,7 +17,7 @@ from rwkvbatch.chat.tree import REFERENCE, Exchange
 from rwkvbatch.config import CellSettings, RunSettings
 from rwkvbatch.config.names import option_name
 from rwkvbatch.engine.request import FinishReason, closed_history
-from rwkvbatch.errors import RunDirectoryError, UsageError
+from rwkvbatch.errors import RunDirectoryError, UsageError, listed
 from rwkvbatch.files import save_file, user_path
 from rwkvbatch.hashes import sha256_of_file
 from rwkvbatch.prompt.escaping import one_line
@@ -99,7 +99,7 @@ def read_point(name: str, cell: str | None = None, repeat: int = 0) -> RunPoint:
     if not rows:
         raise UsageError(
             f"--from {name}: the run has no rows of conversation {conversation!r}, cell {cell!r}, repeat {repeat}",
-            hint=f"conversations: {', '.join(list(conversations)[:8])}{', ...' if len(conversations) > 8 else ''}",
+            hint=f"conversations: {listed(list(conversations))}",
         )
     num_usable = next(n for n in count() if n not in rows or rows[n].finish_reason == "error")
     if turn >= num_usable:

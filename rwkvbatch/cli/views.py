@@ -14,7 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColum
 from rich.table import Column, Table
 from rich.text import Text
 
-from rwkvbatch.errors import counted
+from rwkvbatch.errors import counted, listed
 from rwkvbatch.prompt.escaping import printable
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     facts = {
         "rows": f"at most {counts.rows:,} (--race)" if prepared.plan.settings.race else f"{counts.rows:,}",
         "conversations": f"{counts.conversations:,}",
-        "cells": f"{len(counts.cells):,}: {'; '.join(counts.cells[:8])}{' ...' if len(counts.cells) > 8 else ''}",
+        "cells": f"{len(counts.cells):,}: {listed(counts.cells, separator='; ')}",
         "repeats": f"{counts.repeats:,}",
         "tokens of first prompts": f"{counts.first_prompt_tokens:,}, of which {shared:,} are shared prefixes",
         "tokens scored in first turns": f"{counts.first_scored_tokens:,}",

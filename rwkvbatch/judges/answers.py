@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
+from rwkvbatch.hashes import canonical_json
 from rwkvbatch.judges.questions import Question, VoteRequest
 
 Seed = int | None
@@ -92,8 +92,7 @@ class MemoryRecord:
 
 def digest_of(identity: Mapping[str, Any]) -> str:
     """16 hex digits of a judge's identity."""
-    text = json.dumps(identity, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode("ascii"), digest_size=8).hexdigest()
+    return hashlib.blake2b(canonical_json(identity), digest_size=8).hexdigest()
 
 
 class JudgeAnswers:

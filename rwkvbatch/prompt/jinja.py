@@ -30,7 +30,7 @@ from rwkvbatch.config import ReplyPrompt, ThinkMode
 from rwkvbatch.deadline import deadline
 from rwkvbatch.errors import TemplateError
 from rwkvbatch.files import read_text
-from rwkvbatch.prompt.templates import THINK_REQUESTS, PromptTemplate, clean
+from rwkvbatch.prompt.segments import THINK_REQUESTS, PromptTemplate, clean
 
 MAX_TEMPLATE_BYTES = 64 * 1024
 MAX_OUTPUT_CHARACTERS = 16_000_000

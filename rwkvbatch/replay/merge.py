@@ -1,7 +1,7 @@
 """Merges the parts of a run (`--shard`) into one directory, the same as that of an undivided run except for timings.
 
 Needs no model and no script. Every part is read twice: once to index and check its rows, once to copy their lines in
-the order of the whole run. Memory use: the conversations' ids and 13 bytes a row.
+the order of the whole run. Memory use: the conversations' ids and 13 bytes a row, and the script while it is copied.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError, RwkvBatchError
 from rwkvbatch.files import OS_FILES, Files, in_blocks, open_file, read_spans
 from rwkvbatch.replay.logs import with_directory, without_options
 from rwkvbatch.replay.planning.row_index import SHARD_NAME, RowIndex, Shard, read_members
@@ -27,7 +27,7 @@ from rwkvbatch.results.manifest import FORMER, read_manifest, refuse_other_run, 
 from rwkvbatch.results.recovery import LineIndex, ScannedLine, scan_lines
 from rwkvbatch.results.row import RowKey
 from rwkvbatch.results.row_codec import BadLineError, decode_head, decode_row
-from rwkvbatch.results.script_copy import COMPRESSED_NAME, SCRIPT_NAME
+from rwkvbatch.results.script_copy import COMPRESSED_NAME, SCRIPT_NAME, has_script, read_script, write_script
 from rwkvbatch.results.status import StatusFile
 from rwkvbatch.results.summary import Summary, Tallies, write_summary
 from rwkvbatch.targets import RESULTS_NAME
@@ -350,7 +350,20 @@ class _Merge:
         return self._index.read(row, reader) if reader is not None and self._index.has(row) else None
 
     def _copy_script(self) -> None:
-        """Copy the script from the first part that has it. It has all conversations of the run."""
+        """Write the script of the first part whose copy is intact. It has all conversations of the run.
+
+        A copy that cannot be checked here, for example because a check's plug-in is not installed, is copied unchecked
+        if there is no other.
+        """
+        for part in self._parts:
+            conversations = None
+            with suppress(RwkvBatchError):
+                conversations = read_script(part.path, part.manifest)
+            if conversations is not None:
+                write_script(self._directory.folder, conversations)
+                return
+        if has_script(self._directory.path):
+            return
         for part in self._parts:
             for name in (SCRIPT_NAME, COMPRESSED_NAME):
                 with suppress(OSError), open_file(part.path / name) as file:

@@ -31,6 +31,9 @@ MAX_MANIFEST_BYTES = 64 * 2**20
 GIVEN_FOR_ALL = "given_for_all"
 """Key of the identity: names of the settings that override the params of a conversation."""
 
+PARAMS = "params"
+"""Key of the identity's `script`: names of the settings in the params of its conversations and turns."""
+
 FILLS_IN_SYSTEM = "system_only_where_script_has_none"
 """Key of a cell whose `system` applies only to conversations without a system message in the script."""
 
@@ -98,6 +101,8 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         )
     if not is_intact:
         raise RunDamagedError("was changed: its checksum does not match", path=path, hint=_REPAIR)
+    if (problem := _mistyped_value(manifest)) is not None:
+        raise RunDamagedError(f"is not the manifest of a run: {problem}", path=path, hint=_REPAIR)
     match manifest.get(FORMER):
         case {"identity": identity} if _is_identity(identity):
             pass
@@ -112,6 +117,42 @@ def _is_identity(value: Any) -> bool:
             return all(isinstance(values, dict) for values in cells.values())
         case _:
             return False
+
+
+def _mistyped_value(manifest: Mapping[str, Any]) -> str | None:
+    """What is wrong with the type of an optional value that this program reads; None if nothing is."""
+    about, given = manifest.get("about", {}), manifest["identity"].get(GIVEN_FOR_ALL, [])
+    if not isinstance(about, dict):
+        return f"`about` must be an object, got {shown_json(about)}"
+    values = cast("dict[str, Any]", about)
+    for name, value, is_right, expected in (
+        ("about.vocab", values.get("vocab"), _is_name, "a string or null"),
+        ("about.files", values.get("files", {}), _is_files_by_cell, "an object with an object of file names by cell"),
+        (f"identity.{GIVEN_FOR_ALL}", given, _is_list_of_strings, "a list of strings"),
+    ):
+        if not is_right(value):
+            return f"`{name}` must be {expected}, got {shown_json(value)}"
+    return None
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str | None)
+
+
+def _is_files_by_cell(value: Any) -> bool:
+    match value:
+        case {**cells}:
+            return all(map(_is_files, cells.values()))
+        case _:
+            return False
+
+
+def _is_files(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_name, cast("dict[str, Any]", value).values()))
+
+
+def _is_list_of_strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in cast("list[Any]", value))
 
 
 def checksum_of(values: JsonObject) -> str:
@@ -143,7 +184,7 @@ def refuse_other_run(
     """
     requested = json.loads(json.dumps({**_shard_name(shard), **identity}))
     stored: dict[str, Any] = {**_shard_name(existing.get("shard")), **existing["identity"]}
-    old_given, new_given = stored.pop(GIVEN_FOR_ALL, []), requested.pop(GIVEN_FOR_ALL, [])
+    old_given, new_given = _pop_overridden(stored), _pop_overridden(requested)
     old_cells, new_cells = stored.get("cells", {}), requested.get("cells", {})
     if extend:
         stored, requested = (
@@ -167,6 +208,16 @@ def refuse_other_run(
         if len(differences) > _MAX_SHOWN:
             lines.append(f"    and {len(differences) - _MAX_SHOWN} more")
         raise RunMismatchError("\n".join(["holds another run:", *lines]), path=directory, hint=hint)
+
+
+def _pop_overridden(identity: dict[str, Any]) -> list[str]:
+    """Remove `GIVEN_FOR_ALL`; returns those of its settings that override params of the script."""
+    given: list[str] = identity.pop(GIVEN_FOR_ALL, [])
+    match identity.get("script"):
+        case {"params": [*params]}:
+            return [name for name in given if name in params]
+        case _:
+            return given
 
 
 def system_of(cell: Mapping[str, Any], in_script: str | None) -> str | None:

@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError
 from rwkvbatch.files import BLOCK_BYTES, open_file
 from rwkvbatch.results.row import Row, RowKey
-from rwkvbatch.results.row_codec import MAX_LINE_BYTES, BadLineError, RowHead, WrongValuesError, decode_row
+from rwkvbatch.results.row_codec import MAX_LINE_BYTES, BadLineError, RowHead, WrongValuesError, decode_row, digest_of
 
 _BUFFER_BYTES = 2**16
 _KEPT_BYTES = 64
@@ -227,6 +227,7 @@ def index_rows(
     index: LineIndex,
     vocab_size: Callable[[str], int | None] = lambda cell: None,
     *,
+    needs_digest: bool = False,
     skip_long: bool = False,
 ) -> Findings:
     """Scan an open file and add its rows to `index`.
@@ -235,10 +236,13 @@ def index_rows(
         index_of, skip_long: see `scan_lines`.
         vocab_size: maps a cell to the vocabulary size of its model, or to None if it is unknown; a row with a larger
             token id counts as damaged.
+        needs_digest: a row without digests counts as damaged.
     """
 
     def decode(line: bytes) -> Row:
         row = decode_row(line)
+        if needs_digest:
+            digest_of(line)
         size, largest = vocab_size(row.cell), max(row.reply_ids, default=0)
         if size is not None and largest >= size:
             raise WrongValuesError(f"its token id {largest} is not in the model's vocabulary, which ends at {size - 1}")

@@ -92,10 +92,12 @@ def with_digest(line: bytes, digest: RowDigest) -> bytes:
 _DIGEST = re.compile(rb',"content":"([0-9a-f]+)","judging":"([0-9a-f]+)","crc":"[0-9a-f]{8}"}\n$')
 
 
-def digest_of(line: bytes) -> RowDigest | None:
-    """The digests in a line; None if it has none, like a line that this program did not write."""
+def digest_of(line: bytes) -> RowDigest:
+    """The digests in a line of a run directory; raises `WrongValuesError` if it has none."""
     match = _DIGEST.search(line, max(0, len(line) - 300))
-    return None if match is None else RowDigest(match[1].decode(), match[2].decode())
+    if match is None:
+        raise WrongValuesError("it lacks `content` or `judging`, the digests of what it was made from")
+    return RowDigest(match[1].decode(), match[2].decode())
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,14 @@ def read_script(directory: Path, manifest: Mapping[str, Any]) -> tuple[Conversat
     return None
 
 
+def has_intact_script(directory: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether there is a copy that `read_script` reads; raises `MissingExtraError`."""
+    try:
+        return read_script(directory, manifest) is not None
+    except RunDirectoryError:
+        return False
+
+
 def _hash_in(manifest: Mapping[str, Any]) -> str | None:
     script = manifest["identity"].get("script")
     return cast("dict[str, Any]", script).get("sha256") if isinstance(script, dict) else None

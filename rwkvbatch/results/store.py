@@ -47,7 +47,8 @@ class RowStore:
         folder: the run directory.
         num_rows: number of rows in the plan.
         index_of: maps a key to the row's number in the plan, or to None if the plan does not have the row.
-        digest: maps a row's number to the digests that are written with it; None writes rows without digests.
+        digest: maps a row's number to the digests that are written with it; a row in the file that has none counts as
+            damaged. None writes and reads rows without digests.
         repair: set damaged lines aside in `results.damaged` instead of refusing them.
         vocab_size: maps a cell to the vocabulary size of its model, or to None if it is unknown; a row with a larger
             token id counts as damaged.
@@ -251,7 +252,14 @@ class RowStore:
         """Open the file, index its rows, and set a torn tail and damaged lines aside."""
         try:
             self._open_file()
-            findings = index_rows(self._open_reader, self._index_of, self._index, vocab_size, skip_long=repair)
+            findings = index_rows(
+                self._open_reader,
+                self._index_of,
+                self._index,
+                vocab_size,
+                needs_digest=self._digest is not None,
+                skip_long=repair,
+            )
         except OSError as error:
             problem = f"cannot be opened for writing: {error.strerror or error}"
             raise RunDirectoryError(problem, path=self._path) from None

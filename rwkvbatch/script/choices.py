@@ -78,7 +78,7 @@ class ChoiceScores:
     def as_dict(self) -> dict[str, Any]:
         """JSON values. `best` is for readers of the file; `from_dict` ignores it."""
         best = {normalize: self.best(normalize).name for normalize in NORMALIZE}
-        return {"best": best, "scores": [vars(score) for score in self.scores]}
+        return {"best": best, "scores": [dict(vars(score)) for score in self.scores]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

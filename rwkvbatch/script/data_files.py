@@ -19,6 +19,8 @@ MAX_FILES = 100_000
 _METADATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 """Files of Hugging Face's `datasets` library that describe a data set."""
 
+_NAME_THEM = "name the folder or the files of the data set"
+
 _SPLIT = re.compile(r"(?:^|[-_.])(train|test|validation|valid|val|dev)(?=[-_.]|$)", re.IGNORECASE)
 
 
@@ -36,7 +38,7 @@ def data_files(paths: Sequence[str]) -> list[str]:
 
 def _files_of_folder(folder: str) -> list[str]:
     present = sorted(_walk(folder))
-    files = [name for name in present if Path(name).suffix.lower() in ENDINGS and Path(name).name not in _METADATA]
+    files = list(filter(_is_data_file, present))
     if not files:
         compressed = [name for name in present if Path(name).suffix.lower() in COMPRESSED]
         hint = f"{compressed[0]} is compressed or an archive: unpack it first" if compressed else None
@@ -62,24 +64,38 @@ def split_of(path: str) -> str | None:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """The paths of all files in `folder` and its subfolders, except hidden ones."""
+    """The paths of all files in `folder` and its subfolders, except hidden ones.
+
+    Links to folders are not followed: what they lead to is found at its own place, or the link is refused.
+    """
 
     def refuse(error: OSError) -> NoReturn:
         raise ScriptError(f"cannot be read: {error.strerror}", path=str(error.filename or folder)) from None
 
-    num_files = 0
+    num_files, root = 0, Path(folder).resolve()
     for current, subfolders, names in os.walk(folder, onerror=refuse):
         depth = len(Path(current).relative_to(folder).parts)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        if depth == MAX_DEPTH and subfolders:
-            problem = f"has folders deeper than {MAX_DEPTH} levels, such as {Path(current, subfolders[0])}"
-            raise ScriptError(problem, path=folder, hint="name the folder or the files of the data set")
-        if links := [str(Path(current, name)) for name in subfolders if Path(current, name).is_symlink()]:
-            problem = f"has a link to a folder, {links[0]}, which is not followed"
-            raise ScriptError(problem, path=folder, hint="name the folder or the files of the data set")
+        for link in (Path(current, name) for name in subfolders):
+            if link.is_symlink() and not _is_searched(link.resolve(), root):
+                raise ScriptError(
+                    f"has a link to a folder that is not searched: {link} leads to {link.resolve()}",
+                    path=folder, hint=_NAME_THEM,
+                )  # fmt: skip
         num_files += len(names)
         if num_files > MAX_FILES:
-            raise ScriptError(
-                f"holds more than {MAX_FILES:,} files", path=folder, hint="name the folder or the files of the data set"
-            )
-        yield from (str(Path(current, name)) for name in names if not name.startswith("."))
+            raise ScriptError(f"holds more than {MAX_FILES:,} files", path=folder, hint=_NAME_THEM)
+        paths = [str(Path(current, name)) for name in names if not name.startswith(".")]
+        if depth > MAX_DEPTH and (deep := next(filter(_is_data_file, paths), None)):
+            problem = f"has files in folders deeper than {MAX_DEPTH} levels, such as {deep}"
+            raise ScriptError(problem, path=folder, hint=_NAME_THEM)
+        yield from paths
+
+
+def _is_data_file(path: str) -> bool:
+    return Path(path).suffix.lower() in ENDINGS and Path(path).name not in _METADATA
+
+
+def _is_searched(target: Path, root: Path) -> bool:
+    """Whether `_walk` comes to the folder `target` when it begins with `root`; both are without links."""
+    return target.is_relative_to(root) and not any(part.startswith(".") for part in target.relative_to(root).parts)

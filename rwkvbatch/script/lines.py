@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NoReturn, TypeGuard
 
-from rwkvbatch.errors import ScriptError
+from rwkvbatch.errors import ScriptError, shortened
 
 STDIN = "-"
 """The path that stands for standard input."""
@@ -36,7 +36,8 @@ class SourceLine:
     item: int | None = None
 
     def __str__(self) -> str:
-        return f"{shown_path(self.path)}:{self.line}"
+        item = "" if self.item is None else f" (item {self.item})"
+        return f"{shown_path(self.path)}:{self.line}{item}"
 
 
 def shown_path(path: str) -> str:
@@ -82,8 +83,21 @@ def parse_line(text: str, source: SourceLine) -> Mapping[str, Any]:
         ScriptError: the line is not a JSON object, is nested deeper than `MAX_DEPTH`, or has content on which JSON
             readers disagree: duplicate keys, NaN, numbers out of a float's range, lone surrogates.
     """
+    return _object_of_line(text, source, parse_value)
+
+
+def parse_columns(text: str, source: SourceLine) -> Mapping[str, Any]:
+    """The JSON object of one line of a data set, as `load_with_faults` reads it.
+
+    Raises:
+        ScriptError: the line is not a JSON object.
+    """
+    return _object_of_line(text, source, load_with_faults)
+
+
+def _object_of_line(text: str, source: SourceLine, load: Callable[[str], Any]) -> Mapping[str, Any]:
     try:
-        value = parse_value(text)
+        value = load(text)
         if is_object(value):
             return value
     except json.JSONDecodeError as error:
@@ -107,7 +121,7 @@ def parse_value(text: str) -> Any:
         RecursionError: the text is nested too deeply for the parser.
     """
     value = load_strictly(text, _bounded_int)
-    _check_strings_and_depth(value)
+    check_value(value)
     return value
 
 
@@ -142,8 +156,7 @@ def type_name(value: object) -> str:
 
 def shown(value: object, limit: int = 60) -> str:
     """The representation of a value, shortened for a message."""
-    text = repr(value[: limit + 1] if isinstance(value, str) else value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return shortened(repr(value[: limit + 1] if isinstance(value, str) else value), limit)
 
 
 class NotStrictError(ValueError):
@@ -173,12 +186,51 @@ def load_strictly(text: str, parse_int: Callable[[str], float]) -> Any:
     )
 
 
+def load_with_faults(text: str) -> Any:
+    """The JSON value of `text`, with a `NotStrictError` in place of each value that `load_strictly` refuses.
+
+    A key that comes twice has one as its value. `check_value` raises those inside a value.
+
+    Raises:
+        ValueError: the text is not JSON.
+        RecursionError: the text is nested too deeply for the parser.
+    """
+    return json.loads(
+        text,
+        object_pairs_hook=_keys_with_faults,
+        parse_constant=_or_fault(_refuse_constant),
+        parse_float=_or_fault(finite_float),
+        parse_int=_or_fault(_bounded_int),
+    )
+
+
+def _or_fault(parse: Callable[[str], float]) -> Callable[[str], float | NotStrictError]:
+    def parse_or_fault(text: str) -> float | NotStrictError:
+        try:
+            return parse(text)
+        except NotStrictError as error:
+            return error
+
+    return parse_or_fault
+
+
+def _keys_with_faults(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        values |= {key: _twice(key) for key, number in Counter(key for key, _ in pairs).items() if number > 1}
+    return values
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
         [(duplicate, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise NotStrictError(f"the key {shown(duplicate)} comes twice in one object", "keep one of the two")
+        raise _twice(duplicate)
     return values
+
+
+def _twice(key: str) -> NotStrictError:
+    return NotStrictError(f"the key {shown(key)} comes twice in one object", "keep one of the two")
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -201,7 +253,8 @@ def _bounded_int(digits: str) -> int:
     return int(digits)
 
 
-def _check_strings_and_depth(value: Any) -> None:
+def check_value(value: Any) -> None:
+    """Raise `NotStrictError` for half of a surrogate pair, nesting deeper than `MAX_DEPTH`, or a fault in the value."""
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         next_level: list[Any] = []
@@ -210,6 +263,8 @@ def _check_strings_and_depth(value: Any) -> None:
                 next_level += (*item.keys(), *item.values())
             elif is_array(item):
                 next_level += item
+            elif isinstance(item, NotStrictError):
+                raise item
             elif isinstance(item, str) and not item.isascii() and (match := _SURROGATE.search(item)):
                 message = f"half of a surrogate pair, \\u{ord(match[0]):04x}"
                 raise NotStrictError(message, "write the whole character, or remove it")

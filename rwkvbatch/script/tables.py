@@ -13,7 +13,18 @@ from typing import Any
 
 from rwkvbatch.errors import MissingExtraError, ScriptError, counted, error_text
 from rwkvbatch.files import open_file
-from rwkvbatch.script.lines import NotStrictError, SourceLine, is_array, is_object, parse_line, parse_value, refuse
+from rwkvbatch.script.lines import (
+    NotStrictError,
+    SourceLine,
+    check_value,
+    is_array,
+    is_object,
+    load_with_faults,
+    parse_columns,
+    refuse,
+    shown,
+    type_name,
+)
 
 MAX_BYTES = 2**31
 _MAX_FIELD = 2**24
@@ -37,12 +48,37 @@ class Record:
     Attributes:
         values: by column name; in a CSV file without a header, the names are the column numbers "0", "1", ...
         number: 1-based number in the file.
-        source: file and line; in Parquet and Arrow files the line is the number.
+        source: file and line; in Parquet and Arrow files the line is the number, and an array in JSON has items.
     """
 
     values: Mapping[str, Any]
     number: int
     source: SourceLine
+
+
+class Columns(Mapping[str, Any]):
+    """The values of a record. Reading a column raises `ScriptError` if its value is not strict JSON.
+
+    Published files may have NaN, for example, in columns that nobody reads.
+    """
+
+    def __init__(self, values: Mapping[str, Any], source: SourceLine) -> None:
+        self._values = values
+        self._source = source
+
+    def __getitem__(self, column: str) -> Any:
+        value = self._values[column]
+        try:
+            check_value(value)
+        except NotStrictError as error:
+            refuse(self._source, f"{error}, in the column {shown(column)}", error.hint)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 @dataclass(frozen=True)
@@ -89,11 +125,10 @@ def read_records(path: str, form: TableForm = NO_FORM) -> Iterator[Record]:
     try:
         _refuse_lfs_pointer(path)
         labels = _labels(path, form.label)
-        for number, (line, values) in enumerate(readers[ending](path, form), 1):
-            source = SourceLine(path, line)
+        for number, (source, values) in enumerate(readers[ending](path, form), 1):
             if labels is not None:
                 values = _labelled(values, form.label, labels, number, source)
-            yield Record(values, number, source)
+            yield Record(Columns(values, source), number, source)
     except OSError as error:
         raise ScriptError(f"cannot be read: {error.strerror or error_text(error, None)}", path=path) from None
     if not number:
@@ -135,11 +170,11 @@ def _labelled(
     return {**values, column: labels[number - 1]}
 
 
-_NumberedValues = Iterator[tuple[int, Mapping[str, Any]]]
-"""The line number and the values of each record."""
+_SourcedValues = Iterator[tuple[SourceLine, Mapping[str, Any]]]
+"""The source and the values of each record."""
 
 
-def _lines(path: str, _: TableForm) -> _NumberedValues:
+def _lines(path: str, _: TableForm) -> _SourcedValues:
     with open_file(Path(path), MAX_BYTES) as file:
         for line, data in enumerate(file, 1):
             source = SourceLine(path, line)
@@ -150,27 +185,31 @@ def _lines(path: str, _: TableForm) -> _NumberedValues:
             if line == 1:
                 text = text.removeprefix("\ufeff")
             if text.strip():
-                yield line, parse_line(text, source)
+                yield source, parse_columns(text, source)
 
 
-def _json(path: str, form: TableForm) -> _NumberedValues:
+def _json(path: str, form: TableForm) -> _SourcedValues:
     """An array of objects, one object, an object with an array of them, or JSON Lines in spite of the suffix."""
     with open_file(Path(path), MAX_BYTES) as file:
         data = file.read()
     try:
-        value = parse_value(data.decode(json.detect_encoding(data)))
-    except NotStrictError as error:
-        raise ScriptError(f"cannot be read: {error}", path=path, hint=error.hint) from None
+        value = load_with_faults(data.decode(json.detect_encoding(data)))
     except (ValueError, RecursionError):
         yield from _lines(path, form)
         return
-    if form.inside and is_object(value) and is_array(value.get(form.inside)):
-        value = value[form.inside]
-    items = value if is_array(value) else [value]
-    for number, item in enumerate(items, 1):
+    if form.inside and is_object(value):
+        inside = value.get(form.inside)
+        if isinstance(inside, NotStrictError):
+            refuse(SourceLine(path, 1), str(inside), inside.hint)
+        value = inside if is_array(inside) else value
+    if is_object(value):
+        yield SourceLine(path, 1), value
+        return
+    for number, item in enumerate(value if is_array(value) else [value], 1):
+        source = SourceLine(path, 1, number)
         if not is_object(item):
-            raise ScriptError(f"item {number}: must be an object, got {type(item).__name__}", path=path)
-        yield number, item
+            refuse(source, f"must be an object, got {type_name(item)}")
+        yield source, item
 
 
 class CsvError(Exception):
@@ -215,7 +254,7 @@ def _not_utf8(path: Path | str) -> tuple[int, int] | None:
     return None
 
 
-def _csv(path: str, form: TableForm) -> _NumberedValues:
+def _csv(path: str, form: TableForm) -> _SourcedValues:
     names: list[str] | None = None
     try:
         for line, row in csv_rows(path):
@@ -226,7 +265,7 @@ def _csv(path: str, form: TableForm) -> _NumberedValues:
                     continue
             if len(row) != len(names):
                 refuse(SourceLine(path, line), f"has {len(row)} columns, and the first line has {len(names)}")
-            yield line, dict(zip(names, row, strict=True))
+            yield SourceLine(path, line), dict(zip(names, row, strict=True))
     except CsvError as error:
         hint = "save the file as UTF-8" if "UTF-8" in str(error) else None
         raise ScriptError(str(error), path=path, line=error.line, hint=hint) from None
@@ -241,16 +280,16 @@ def _arrow_library(path: str) -> Any:
     return import_module("pyarrow")
 
 
-def _parquet(path: str, _: TableForm) -> _NumberedValues:
+def _parquet(path: str, _: TableForm) -> _SourcedValues:
     library = _arrow_library(path)
     try:
         with open_file(Path(path), MAX_BYTES) as file:
-            yield from _batches(library.parquet.ParquetFile(file).iter_batches())
+            yield from _batches(path, library.parquet.ParquetFile(file).iter_batches())
     except (ValueError, library.ArrowException) as error:  # for example names that are not UTF-8
         raise ScriptError(f"is not a Parquet file: {error_text(error, None)}", path=path) from None
 
 
-def _arrow(path: str, _: TableForm) -> _NumberedValues:
+def _arrow(path: str, _: TableForm) -> _SourcedValues:
     """Both formats of Arrow's IPC: the stream format, which the `datasets` library writes, and the file format."""
     library = _arrow_library(path)
     try:
@@ -259,16 +298,17 @@ def _arrow(path: str, _: TableForm) -> _NumberedValues:
             file.seek(0)
             if is_file:
                 reader = library.ipc.open_file(file)
-                yield from _batches(reader.get_batch(index) for index in range(reader.num_record_batches))
+                batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+                yield from _batches(path, batches)
             else:
-                yield from _batches(library.ipc.open_stream(file))
+                yield from _batches(path, library.ipc.open_stream(file))
     except (ValueError, library.ArrowException) as error:  # for example names that are not UTF-8
         raise ScriptError(f"is not an Arrow file: {error_text(error, None)}", path=path) from None
 
 
-def _batches(batches: Any) -> _NumberedValues:
+def _batches(path: str, batches: Any) -> _SourcedValues:
     number = 0
     for batch in batches:
         for record in batch.to_pylist():
             number += 1
-            yield number, record
+            yield SourceLine(path, number), record

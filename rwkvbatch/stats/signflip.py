@@ -254,7 +254,7 @@ def largest_mean_p(sums: ArrayLike) -> tuple[float, int]:
     """One-sided p-value of "no column has a mean above 0", and the column with the largest standardized sum.
 
     The statistic is the largest of the columns' sums, each divided by the root of its sum of squares (which no flip
-    changes), under common flips (Westfall and Young 1993, max T).
+    changes), under common flips (Westfall and Young 1993, max T). The reference implementation of `better_column`.
 
     Args:
         sums: `[clusters, columns]` the sum of the paired differences of each conversation; 0 without pairs.

@@ -321,7 +321,8 @@ def test_manifest_names_the_endpoint(script: Path, server: FakeServer, tmp_path:
     assert server.bodies[-1]["x"] == 1
 
 
-def test_run_elsewhere_has_no_trace_of_endpoints_in_its_manifest(script: Path, tmp_path: Path) -> None:
-    rwkvbatch.run(script, out=tmp_path / "run", **GREEDY)
-    identity = json.loads((tmp_path / "run" / "manifest.json").read_text())["identity"]
-    assert "endpoint" not in json.dumps(identity)
+def test_a_run_without_an_endpoint_depends_on_none_of_its_settings(script: Path, tmp_path: Path) -> None:
+    rwkvbatch.run(script, out=tmp_path / "run", environment={"RWKVBATCH_ENDPOINT_BODY": '{"x": 1}'}, **GREEDY)
+    cell = json.loads((tmp_path / "run" / "manifest.json").read_text())["identity"]["cells"]["base"]
+    of_endpoint = {name: value for name, value in cell.items() if name.startswith("endpoint")}
+    assert of_endpoint == dict.fromkeys(["endpoint", "endpoint_model", "endpoint_api", "endpoint_body"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rwkvbatch.judges.answers import JudgeAnswer, JudgeAnswers, MemoryRecord, Votes
+from rwkvbatch.judges.answers import JudgeAnswer, JudgeAnswers, MemoryRecord, Votes, digest_of
 from rwkvbatch.judges.questions import Question, VoteRequest, seeds_of
 from tests.judges.fakes import FakeJudge
 
@@ -88,3 +88,7 @@ def test_it_stops_between_answers_and_keeps_those_it_has() -> None:
     assert [isinstance(answers.votes(each), Votes) for each in asks] == [True] * 4 + [False] * 5
     assert shown[0] == (0, 9)
     assert shown[-1] == (4, 9)
+
+
+def test_the_digest_of_an_identity_stays_the_same() -> None:
+    assert digest_of({"b": [1.5, None], "a": "é"}) == "dca5d25ad037b735"  # recorded answers are found by it

@@ -14,12 +14,12 @@ from rwkvbatch.config import Prompting, ReplyPrompt, ThinkMode, TurnEnd
 from rwkvbatch.errors import UsageError
 from rwkvbatch.hashes import sha256_of_file
 from rwkvbatch.model.load import BUNDLED_MODEL
+from rwkvbatch.prompt.segments import clean
 from rwkvbatch.prompt.templates import (
     BUNDLED_SHA256,
     MAX_PRELUDE_BYTES,
     PRELUDES,
     OfficialTemplate,
-    clean,
     load_prelude,
     load_template,
     with_turn_end,

@@ -104,6 +104,13 @@ def test_the_first_of_equally_likely_choices_is_the_best() -> None:
     assert scores.best().name == "a"
 
 
+def test_values_for_json_are_a_copy() -> None:
+    scores = ChoiceScores((ChoiceScore("a", -4.0, 1, 1, 1), ChoiceScore("b", -5.0, 1, 1, 1)))
+    scores.as_dict()["scores"][0]["logprob"] = -9.0
+    assert scores.scores[0].logprob == -4.0
+    assert ChoiceScores.from_dict(scores.as_dict()) == scores
+
+
 def test_choice_checks_judge_the_best_choice_and_metrics_have_its_probability(tmp_path: Path, model: Model) -> None:
     checks = [{"choice": "Ada"}, {"choice": 1}, {"any": [{"choice": 1}, {"choice": 0}]}]
     path = write_conversation(tmp_path / "s.jsonl", user("My name is Ada. " + QUESTION, choices=NAMES, expect=checks))

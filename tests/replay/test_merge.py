@@ -146,6 +146,48 @@ class TestCompleteMerge:
         assert loader.num_generated == 0
         assert results(parts.out) == results(parts.whole)
 
+    def test_parts_may_differ_in_explicit_settings_that_override_no_params(self, parts: Parts) -> None:
+        shutil.rmtree(parts.paths[1])
+        run(parts.paths[1], parts.plan(2, explicit=["temperature", "turn_end"]))
+        parts.merge()
+        loader = FakeLoader()
+        run(parts.out, parts.plan(explicit=["turn_end"]), loader)
+        parts.merge()
+        assert loader.num_generated == 0
+        assert results(parts.out) == results(parts.whole)
+
+    @pytest.mark.parametrize("where", ["conversation", "turn"])
+    def test_parts_that_differ_in_explicit_settings_that_override_params_are_refused(
+        self, where: str, tmp_path: Path
+    ) -> None:
+        params = {"temperature": 0.5}
+        made = [make_conversation(f"c{n}", 2) for n in range(4)]
+        if where == "conversation":
+            made[3] = replace(made[3], params=params)
+        else:
+            made[3] = replace(made[3], turns=(made[3].turns[0], replace(made[3].turns[1], params=params)))
+        for part, explicit in ((1, ["top_k"]), (2, ["temperature"])):
+            run(tmp_path / str(part), make_plan(conversations=made, shard=Shard(part, 2), explicit=explicit))
+        with pytest.raises(RunMismatchError, match=r"settings given for all.*this part: temperature; .*: none$"):
+            merge([tmp_path / "1", tmp_path / "2"], tmp_path / "out")
+
+    def test_the_script_is_copied_from_a_part_with_an_intact_copy(self, tmp_path: Path) -> None:
+        conversations = [make_conversation(f"c{n}") for n in range(4)]
+        paths, out = [tmp_path / "1", tmp_path / "2"], tmp_path / "out"
+        for part, path in enumerate(paths, start=1):
+            run(path, make_plan(conversations=conversations, shard=Shard(part, 2)))
+        copy = (paths[1] / "script.jsonl").read_bytes()
+        (paths[0] / "script.jsonl").write_bytes(copy.replace(b"asks", b"says"))
+        merge(paths, out)
+        assert (out / "script.jsonl").read_bytes() == copy
+        (paths[1] / "script.jsonl").write_bytes(b"{}\n")
+        merge(paths, out)
+        assert (out / "script.jsonl").read_bytes() == copy
+
+    def test_a_script_with_a_check_that_is_not_installed_is_copied(self, parts: Parts) -> None:
+        parts.merge()  # their check `longer` is no check of the program
+        assert (parts.out / "script.jsonl").read_bytes() == (parts.whole / "script.jsonl").read_bytes()
+
     def test_the_manifest_has_the_commands_of_the_parts(self, parts: Parts) -> None:
         parts.merge()
         about = json.loads((parts.out / "manifest.json").read_text())["about"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +34,11 @@ def test_the_digest_of_the_code_covers_every_source_and_library_of_the_package()
     assert code_sha256() == digest.hexdigest()
 
 
-VALUES = {"format": FORMAT, "identity": {"seed": 1, "cells": {"base": {"temperature": 1.0}}}, "about": {}}
+VALUES: dict[str, Any] = {
+    "format": FORMAT,
+    "identity": {"seed": 1, "cells": {"base": {"temperature": 1.0}}},
+    "about": {},
+}
 
 
 def test_a_manifest_of_a_development_version_is_refused_with_its_format(tmp_path: Path) -> None:
@@ -54,6 +61,27 @@ def test_a_manifest_without_its_checksum_is_refused(tmp_path: Path) -> None:
     del content["sha256"]
     (tmp_path / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(RunDamagedError, match="checksum does not match"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("about", 5),
+        ("about.files", [1]),
+        ("about.files", {"base": 5}),
+        ("about.files", {"base": {"model": 5}}),
+        ("about.vocab", 5),
+        ("identity.given_for_all", 5),
+        ("identity.given_for_all", [["seed"]]),
+    ],
+)
+def test_a_manifest_with_a_value_of_a_wrong_type_is_refused(key: str, value: object, tmp_path: Path) -> None:
+    changed = copy.deepcopy(VALUES)
+    holder, _, name = key.rpartition(".")
+    (changed[holder] if holder else changed)[name] = value
+    save_manifest(tmp_path, changed)
+    with pytest.raises(RunDamagedError, match=f"`{key}` must be .*, got {re.escape(json.dumps(value))}"):
         read_manifest(tmp_path)
 
 

@@ -101,8 +101,11 @@ def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_folders_are_searched_to_a_limited_depth(tmp_path: Path) -> None:
     files_in(tmp_path, "a.json", "/".join("12345678") + "/b.json")
     assert found(tmp_path) == ["1/2/3/4/5/6/7/8/b.json", "a.json"]
+    (tmp_path / "/".join("123456789abc")).mkdir(parents=True)
+    files_in(tmp_path, "/".join("123456789") + "/readme.txt", "/".join("123456789") + "/state.json")
+    assert found(tmp_path) == ["1/2/3/4/5/6/7/8/b.json", "a.json"]
     files_in(tmp_path, "/".join("123456789") + "/c.json")
-    with pytest.raises(ScriptError, match=r"has folders deeper than 8 levels, such as .*/1/2/3/4/5/6/7/8/9"):
+    with pytest.raises(ScriptError, match=r"has files in folders deeper than 8 levels, such as .*/8/9/c\.json"):
         found(tmp_path)
 
 
@@ -138,18 +141,73 @@ def test_a_pointer_of_git_lfs_is_refused_as_such(name: str, tmp_path: Path) -> N
         ('[{"text": "a \\ud800"}]', "half of a surrogate pair"),
     ],
 )
-def test_what_json_readers_read_differently_is_refused_in_both_kinds_of_files(
+def test_what_json_readers_read_differently_is_refused_in_columns_that_are_read(
     content: str, problem: str, tmp_path: Path
 ) -> None:
-    for path, text in ((tmp_path / "a.json", content), (tmp_path / "b.jsonl", content[1:-1])):
-        path.write_text(text)
-        with pytest.raises(ScriptError, match=problem):
-            list(read_records(str(path)))
+    first = '{"text": "a b"}'
+    for name, text, place in (
+        ("a.json", f"[{first},\n{content[1:-1]}]", r"a\.json:1: item 2: "),
+        ("b.json", f"{first}\n{content[1:-1]}\n", r"b\.json:2: "),
+        ("c.json", content[1:-1], r"c\.json:1: "),
+        ("d.jsonl", f"{first}\n{content[1:-1]}\n", r"d\.jsonl:2: "),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ScriptError, match=f"{place}{problem}.*, in the column 'text'"):
+            import_benchmark("lambada", [str(tmp_path / name)], tmp_path / "out.jsonl")
+        if name != "c.json":
+            imported = import_benchmark("lambada", [str(tmp_path / name)], tmp_path / "out.jsonl", skip_bad=True)
+            assert (imported.conversations, len(imported.left_out)) == (1, 1)
+            (tmp_path / "out.jsonl").unlink()
 
 
-def test_links_to_folders_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "column", ['"x": NaN', '"x": [-1e999]', '"x": "\\ud800"', '"x": 1, "x": 2', '"x": {"y": 1, "y": 2}']
+)
+def test_columns_that_are_not_read_may_have_anything(column: str, tmp_path: Path) -> None:
+    record = f'{{"text": "a b", {column}}}'
+    for name, text in (("a.json", f"[{record}]"), ("b.json", record), ("c.jsonl", record)):
+        (tmp_path / name).write_text(text)
+        assert import_benchmark("lambada", [str(tmp_path / name)], tmp_path / f"{name}.out").conversations == 1
+    record = f'{{"Problem": "1 + 1?", "Answer": 2, {column}}}'
+    (tmp_path / "aime.jsonl").write_text(record)
+    assert import_benchmark("aime", [str(tmp_path / "aime.jsonl")], tmp_path / "out.jsonl").conversations == 1
+
+
+def test_a_record_without_a_label_may_have_anything_in_other_columns(tmp_path: Path) -> None:
+    (tmp_path / "valid.jsonl").write_text('{"goal": "a", "sol1": "b", "sol2": "c", "x": NaN}\n')
+    (tmp_path / "valid-labels.lst").write_text("1\n")
+    assert import_benchmark("piqa", [str(tmp_path / "valid.jsonl")], tmp_path / "out.jsonl").conversations == 1
+
+
+def test_the_array_inside_an_object_comes_once(tmp_path: Path) -> None:
+    (tmp_path / "dev.json").write_text('{"Data": [{"QuestionId": "a"}], "Data": []}')
+    with pytest.raises(ScriptError, match=r"dev\.json:1: the key 'Data' comes twice in one object"):
+        import_benchmark("triviaqa", [str(tmp_path / "dev.json")], tmp_path / "out.jsonl")
+
+
+def test_an_id_that_comes_twice_names_the_item_that_had_it(tmp_path: Path) -> None:
+    record = {"id": 7, "problem": "1 + 1?", "answer": 2}
+    (tmp_path / "a.json").write_text(json.dumps([record, record]))
+    with pytest.raises(
+        ScriptError, match=r"a\.json:1: item 2: the id 'aime-7' was already used at .*a\.json:1 \(item 1\)"
+    ):
+        import_benchmark("aime", [str(tmp_path / "a.json")], tmp_path / "out.jsonl")
+
+
+def test_links_to_folders_that_are_searched_at_their_own_place_are_passed_over(tmp_path: Path) -> None:
+    files_in(tmp_path / "a", "data/one.jsonl", "more/two.jsonl")
+    (tmp_path / "a" / "same").symlink_to("data")
+    (tmp_path / "a" / "more" / "up").symlink_to(tmp_path / "a")
+    (tmp_path / "linked").symlink_to("a")
+    assert found(tmp_path / "a") == ["data/one.jsonl", "more/two.jsonl"]
+    assert found(tmp_path / "linked") == ["data/one.jsonl", "more/two.jsonl"]
+
+
+@pytest.mark.parametrize("target", ["other", "linked/.hidden", "linked-2"])
+def test_links_to_folders_that_are_not_searched_are_refused(target: str, tmp_path: Path) -> None:
     files_in(tmp_path / "linked", "a.jsonl")
-    files_in(tmp_path / "other", "b.jsonl")
-    (tmp_path / "linked" / "more").symlink_to(tmp_path / "other")
-    with pytest.raises(ScriptError, match=r"has a link to a folder, .*/linked/more, which is not followed"):
+    files_in(tmp_path / target, "b.jsonl")
+    (tmp_path / "linked" / "more").symlink_to(tmp_path / target)
+    message = rf"has a link to a folder that is not searched: .*/linked/more leads to .*/{target}"
+    with pytest.raises(ScriptError, match=message):
         data_files([str(tmp_path / "linked")])

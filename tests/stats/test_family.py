@@ -198,6 +198,18 @@ def test_the_order_of_skewed_variants_does_not_matter() -> None:
         assert list(turned.differences) == whole[order].tolist()
 
 
+@pytest.mark.parametrize("clusters", [8, 10, 20])
+def test_another_variant_makes_no_corrected_p_value_smaller(clusters: int) -> None:
+    """A symmetric one shows that the family is less skewed than one sample alone may be."""
+    rng = np.random.default_rng(clusters)
+    for _ in range(60):
+        values = rng.normal(0.8, 1.0, (clusters, 2))
+        alone = one(values[:, 0].tolist())
+        beside = compare_family(values, np.ones_like(values)).differences[0]
+        assert beside.p_adjusted >= alone.p_adjusted
+        assert beside.significant == (beside.low > 0 or beside.high < 0)
+
+
 def test_one_sided_p_of_the_largest_mean_is_exact_for_one_column() -> None:
     values = np.array([0.3, -0.1, 0.7, 0.2, 0.45, -0.25, 0.6])[:, None]
     signs = np.array(list(itertools.product((1, -1), repeat=7)))
@@ -303,7 +315,8 @@ def test_simultaneous_intervals_of_strongly_skewed_numbers_hold_all_true_differe
 def test_a_skewed_variant_is_significant_where_the_level_of_intervals_says_so() -> None:
     """Of 8 conversations flips have few p-values, which correct those of other tests too little."""
     values = np.random.default_rng(3).exponential(1.0, (8, 5))
-    p = np.array([spread.skewed.p_value for spread in _Variants.of(values, np.ones_like(values), math.inf).spreads])
+    variants = _Variants.of(values, np.ones_like(values), math.inf)
+    p = np.array([spread.skewed.p_value for spread in variants.spreads])
     family = compare_family(values, np.ones_like(values))
     assert family.level_interval < 0.0125 < family.level_each
     between = (p > family.level_interval) & (p <= family.level_each)

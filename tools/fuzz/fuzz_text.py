@@ -17,7 +17,7 @@ from tools.fuzz.fuzzing import fuzz, instrumented
 with instrumented("rwkvbatch"):
     from rwkvbatch.errors import InputError
     from rwkvbatch.prompt.escaping import printable
-    from rwkvbatch.prompt.templates import clean
+    from rwkvbatch.prompt.segments import clean
     from rwkvbatch.prompt.text_stream import TextStream, decode_utf8
     from rwkvbatch.prompt.tokenizer import world_tokenizer
 

@@ -130,12 +130,12 @@ class Adaptation:
         """
         any_row = in_common = False
         for data in self._read_lines(RESULTS_NAME):
-            row, digest, action, number = _decoded(data), digest_of(data), _Action.STAY, None
-            if row is not None:
-                any_row = True
+            action, number = _Action.STAY, None
+            if (decoded := _decoded(data)) is not None:
+                any_row, (row, digest) = True, decoded
                 in_common |= row.conversation in self._conversation_numbers and self._has_cell(row.cell)
                 number = self._find_row_number(row, digest)
-                if number is None or digest is None:
+                if number is None:
                     action = _Action.SET_ASIDE
                     if len(self._foreign_rows) < _SHOWN:
                         self._foreign_rows.append(row.key.in_words())
@@ -189,10 +189,10 @@ class Adaptation:
     def _has_cell(self, name: str) -> bool:
         return name in self._cell_numbers or name in self._renamed_cells
 
-    def _find_row_number(self, row: Row, digest: RowDigest | None) -> int | None:
+    def _find_row_number(self, row: Row, digest: RowDigest) -> int | None:
         """The row's number in the plan; None if the plan has no row of the same content."""
         conversation = self._conversation_numbers.get(row.conversation)
-        if digest is None or conversation is None or row.turn >= len(self._plan.conversations[conversation].turns):
+        if conversation is None or row.turn >= len(self._plan.conversations[conversation].turns):
             return None
         cell = self._cell_numbers.get(row.cell)
         if cell is not None and self._digests.contents(conversation, cell)[row.turn] == digest.content:
@@ -236,9 +236,11 @@ class Adaptation:
         """
         candidates: list[_TakenBack] = []
         for data in self._read_lines(KEPT_NAME):
-            row, digest = _decoded(data), digest_of(data)
-            number = None if row is None else self._find_row_number(row, digest)
-            if row is None or digest is None or number is None:
+            if (decoded := _decoded(data)) is None:
+                continue
+            row, digest = decoded
+            number = self._find_row_number(row, digest)
+            if number is None:
                 continue
             replaced = self._error_lines.pop(number, None) if row.finish_reason != "error" else None
             if self._has_row[number] and replaced is None:
@@ -297,14 +299,14 @@ class Adaptation:
         return self._new_lines.read(span[1])
 
 
-def _decoded(data: bytes) -> Row | None:
+def _decoded(data: bytes) -> tuple[Row, RowDigest] | None:
     try:
-        return decode_row(data)
+        return decode_row(data), digest_of(data)
     except BadLineError:
         return None
 
 
 def _identity_of(data: bytes) -> tuple[object, ...] | None:
     """The key and content digest that identify a row in `kept.jsonl`; None for a line that is not a row."""
-    row, digest = _decoded(data), digest_of(data)
-    return None if row is None else (row.key, None if digest is None else digest.content)
+    decoded = _decoded(data)
+    return None if decoded is None else (decoded[0].key, decoded[1].content)

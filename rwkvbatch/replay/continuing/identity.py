@@ -19,7 +19,7 @@ from rwkvbatch.endpoint.served import ServedSpec
 from rwkvbatch.errors import WorkerError
 from rwkvbatch.hashes import sha256_of_file
 from rwkvbatch.prompt.templates import load_prelude, template_path, with_turn_end
-from rwkvbatch.results.manifest import FILLS_IN_SYSTEM, GIVEN_FOR_ALL
+from rwkvbatch.results.manifest import FILLS_IN_SYSTEM, GIVEN_FOR_ALL, PARAMS
 from rwkvbatch.results.script_copy import script_sha256
 
 if TYPE_CHECKING:
@@ -41,7 +41,11 @@ def make_identity(plan: Plan, specs: Mapping[Setup, Spec], tokenizer_of: Callabl
     settings = plan.settings
     return {
         "generation_rules": GENERATION_RULES,
-        "script": {"sha256": script_sha256(plan.conversations), "conversations": len(plan.conversations)},
+        "script": {
+            "sha256": script_sha256(plan.conversations),
+            "conversations": len(plan.conversations),
+            PARAMS: sorted({name for c in plan.conversations for part in (c, *c.turns) for name in part.params}),
+        },
         "seed": settings.seed,
         "repeats": settings.repeats,
         "max_repeats": settings.max_repeats,
@@ -69,7 +73,7 @@ def cell_identities(
     return {
         plan.cells[cell].name: {
             **_cell_identity(plan.cell_settings[cell], spec_of[cell], tokenizer_of(spec_of[cell])),
-            **({FILLS_IN_SYSTEM: True} if _fills_in_system(plan, cell) else {}),
+            FILLS_IN_SYSTEM: _fills_in_system(plan, cell),
         }
         for cell in sorted(spec_of)
     }
@@ -104,8 +108,8 @@ def _cell_identity(settings: CellSettings, spec: Spec, tokenizer: Tokenizer) -> 
     resolved = with_turn_end(settings, spec.weights_sha256)
     values = resolved.model_dump(mode="json", include=CellSettings.model_fields.keys() - NOT_BY_VALUE)
     state, template = settings.state, settings.template
-    # Only for served models, so that the manifests of other runs are the same as in versions without endpoints.
-    served = {} if settings.endpoint is None else {name: getattr(settings, name) for name in _ENDPOINT_SETTINGS}
+    # Without an endpoint, nothing uses those that the environment or a settings file may have.
+    served = {name: settings.endpoint and getattr(settings, name) for name in _ENDPOINT_SETTINGS}
     if isinstance(spec, ServedSpec):
         served["endpoint_model"] = spec.name
     prelude = None if settings.prelude is None else load_prelude(settings.prelude)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from rwkvbatch.errors import RunDamagedError
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError
 from rwkvbatch.replay.continuing.adaptation import Adaptation, Reuse
 from rwkvbatch.replay.continuing.row_digests import RowDigests
 from rwkvbatch.replay.planning.plan import Plan
@@ -24,7 +24,7 @@ from rwkvbatch.results.directory import RunDirectory
 from rwkvbatch.results.manifest import FORMER, GIVEN_FOR_ALL, JsonObject, is_same_run, refuse_other_run
 from rwkvbatch.results.recovery import read_lines
 from rwkvbatch.results.row_codec import BadLineError, decode_row, digest_of
-from rwkvbatch.results.script_copy import has_script, read_script, write_script
+from rwkvbatch.results.script_copy import has_intact_script, read_script, write_script
 from rwkvbatch.targets import RESULTS_NAME
 
 _IN_MEMORY_BYTES = 2**26
@@ -38,18 +38,22 @@ def check_rows_of_plan(directory: RunDirectory, plan: Plan, digests: RowDigests,
     """
     assert directory.damage is not None
     hint = "give the settings and the script that the run was started with, or another directory with --out"
-    if read_script(directory.path, {"identity": identity}) is None:
+    try:
+        copy = read_script(directory.path, {"identity": identity})
+    except RunDirectoryError as error:
+        error.hint = hint
+        raise
+    if copy is None:
         raise RunDamagedError(
             f"{directory.damage.message}; there is no copy of the script to repair it from", hint=hint
         )
     with directory.reading(RESULTS_NAME) as reader:
         for line in read_lines(reader):
             try:
-                number = plan.row_number(decode_row(line.data).key)
+                number, digest = plan.row_number(decode_row(line.data).key), digest_of(line.data)
             except BadLineError:
                 continue  # the store reports and repairs it
-            digest = digest_of(line.data)
-            if number is None or digest is None or digest.content != digests.of_row(number).content:
+            if number is None or digest.content != digests.of_row(number).content:
                 problem = f"{directory.damage.message}; and this row is not of this command's run"
                 raise RunDamagedError(problem, path=directory.path / RESULTS_NAME, line=line.number, hint=hint)
 
@@ -80,12 +84,12 @@ def adopt(
     manifest = directory.manifest
     assert manifest is not None
     if is_same_run(manifest, identity, shard) and FORMER not in manifest:
-        if not has_script(directory.path):  # it was removed
+        if not has_intact_script(directory.path, manifest):  # it was removed or changed
             write_script(directory.folder, plan.conversations)
         return None
     about = make_about()
     refuse_other_run(directory.path, manifest, identity, shard, about=about, extend=True)
-    _refuse_other_params(directory.path, manifest, identity, plan)
+    _refuse_other_params(directory.path, manifest, identity)
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as new_lines:
         adaptation = Adaptation(directory, manifest, plan, digests, cast("BinaryIO", new_lines))
         adaptation.decide()
@@ -98,13 +102,10 @@ def adopt(
     return adaptation.counts
 
 
-def _refuse_other_params(path: Path, manifest: JsonObject, identity: JsonObject, plan: Plan) -> None:
+def _refuse_other_params(path: Path, manifest: JsonObject, identity: JsonObject) -> None:
     """Raise `RunMismatchError` if the command line overrides other params of the conversations than before."""
-    before, now = manifest["identity"].get(GIVEN_FOR_ALL, []), list(identity[GIVEN_FOR_ALL])
-    differing = set(before) ^ set(now)
-    params = {name for c in plan.conversations for p in (c.params, *(turn.params for turn in c.turns)) for name in p}
-    if differing & params:
-        refuse_other_run(path, {"identity": {GIVEN_FOR_ALL: before}}, {GIVEN_FOR_ALL: now})
+    before = {"script": identity["script"], GIVEN_FOR_ALL: manifest["identity"].get(GIVEN_FOR_ALL, [])}
+    refuse_other_run(path, {"identity": before}, {name: identity[name] for name in before})
 
 
 def _created(manifest: JsonObject) -> Any:

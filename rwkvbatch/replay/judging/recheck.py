@@ -24,9 +24,17 @@ from rwkvbatch.replay.judging.rubrics import RubricJudge, rubrics_of, turns_with
 from rwkvbatch.replay.judging.verdicts import OpensJudge, opened_answers
 from rwkvbatch.results.directory import RunDirectory
 from rwkvbatch.results.manifest import FORMER, read_manifest
-from rwkvbatch.results.recovery import StoredLine, read_lines
+from rwkvbatch.results.recovery import read_lines
 from rwkvbatch.results.row import Row, RowKey
-from rwkvbatch.results.row_codec import BadLineError, RowDigest, decode_row, digest_of, encode_row, with_digest
+from rwkvbatch.results.row_codec import (
+    BadLineError,
+    RowDigest,
+    WrongValuesError,
+    decode_row,
+    digest_of,
+    encode_row,
+    with_digest,
+)
 from rwkvbatch.results.script_copy import read_script, script_sha256, write_script
 from rwkvbatch.results.status import planned_rows
 from rwkvbatch.results.summary import FORMER_VERDICTS, Summary, Tallies, read_part, write_summary
@@ -247,25 +255,31 @@ class _Recheck:
         """The lines with the new verdicts; damaged lines at the end of the file stay as they are.
 
         Raises:
-            RunDamagedError: a damaged line precedes an undamaged one.
+            RunDamagedError: a damaged line precedes an undamaged one, or a whole line is not a row of the run.
         """
         num_bytes = scanned.seek(0, 2)
         scanned.seek(0)
-        first_bad: StoredLine | None = None
+        first_bad: tuple[int, BadLineError] | None = None
         for line in read_lines(scanned):
             try:
                 row, digest = decode_row(line.data), digest_of(line.data)
-            except BadLineError:
-                first_bad = first_bad or line
+                if row.cell not in self._manifest["identity"]["cells"]:
+                    raise WrongValuesError(f"it is of {row.key.in_words()}, and the run has no such cell")
+            except BadLineError as error:
+                first_bad = first_bad or (line.number, error)
+                if isinstance(error, WrongValuesError):
+                    raise self._damaged(*first_bad) from None
                 yield from read_spans(copied, [(line.start, line.end)])
                 continue
-            if first_bad is not None or digest is None:
-                number = (first_bad or line).number
-                hint = "continue the run with --repair to set damaged rows aside and run them again"
-                path = self._directory.path / RESULTS_NAME
-                raise RunDamagedError("the row is damaged", path=path, line=number, hint=hint)
+            if first_bad is not None:
+                raise self._damaged(*first_bad)
             yield self._judged(row, digest, tallies, counts)
             self._progress(line.end, num_bytes)
+
+    def _damaged(self, line: int, error: BadLineError) -> RunDamagedError:
+        hint = "continue the run with --repair to set damaged rows aside and run them again"
+        path = self._directory.path / RESULTS_NAME
+        return RunDamagedError(f"the row is damaged: {error}", path=path, line=line, hint=hint)
 
     def _judged(self, row: Row, digest: RowDigest, tallies: Tallies, counts: dict[str, int]) -> bytes:
         """The new line of a row; adds the row to `tallies` and `counts`."""

@@ -27,7 +27,7 @@ from rwkvbatch.errors import RwkvBatchError, WorkerError
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.planning.setups import Setup
 from rwkvbatch.replay.pools.pool import Event, Joined, Left, LogEntry, Order, RestartLimit
-from rwkvbatch.replay.pools.serving import LogCollector, collecting_logs, serve
+from rwkvbatch.replay.pools.worker_loop import LogCollector, collecting_logs, run_worker
 from rwkvbatch.replay.worker.models import ModelLoader
 from rwkvbatch.replay.worker.worker import Worker
 from rwkvbatch.signals import end_process, end_with
@@ -329,7 +329,7 @@ def _answer_requests(channel: Channel, logs: LogCollector, lifeline: int) -> Non
                         end_with(lifeline)
                         channel.close()
                         make_worker = partial(Worker, *plan_and_loader, request.setup)
-                        serve(Connection(socket), make_worker, request.name, logs)
+                        run_worker(Connection(socket), make_worker, request.name, logs)
                         status = 0
                     finally:
                         end_process(status)

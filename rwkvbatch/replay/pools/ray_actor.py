@@ -25,7 +25,7 @@ from rwkvbatch.replay.continuing.identity import cell_identities, check_same, co
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.planning.setups import Setup
 from rwkvbatch.replay.pools.pool import Event, Left, Order
-from rwkvbatch.replay.pools.serving import LogCollector, collecting_logs, serve
+from rwkvbatch.replay.pools.worker_loop import LogCollector, collecting_logs, run_worker
 from rwkvbatch.replay.worker.models import ModelLoader
 from rwkvbatch.replay.worker.worker import Worker
 
@@ -86,7 +86,7 @@ class RayWorker:
 
     @_ray.method(concurrency_group="control")
     def send(self, order: Order) -> None:
-        """Pass an order to the worker that `serve` runs."""
+        """Pass an order to the worker that `run_worker` runs."""
         self._orders.put(order)
 
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
@@ -109,7 +109,7 @@ class RayWorker:
         self._has_served = True
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         channel = SimpleNamespace(recv=self._orders.get, send=events.put)
-        threading.Thread(target=serve, args=(channel, make_worker, self._name, self._logs), daemon=True).start()
+        threading.Thread(target=run_worker, args=(channel, make_worker, self._name, self._logs), daemon=True).start()
         event = None
         while not isinstance(event, Left):
             event = events.get()

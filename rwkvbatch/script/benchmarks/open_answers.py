@@ -59,7 +59,8 @@ def write_boxed(max_tokens: int) -> Write:
 
 def read_aime(record: Record) -> Question:
     """A problem of AIME, whose answer is a whole number from 0 to 999. Its files differ in the names of columns."""
-    values = {key.lower(): value for key, value in record.values.items()}
+    known = ("problem", "question", "answer", "id")
+    values = {key.lower(): record.values[key] for key in record.values if key.lower() in known}
     if "problem" not in values and "question" not in values:
         bad("problem or question is missing")
     text = text_of(values, "problem" if "problem" in values else "question")

@@ -104,6 +104,25 @@ class TestContinuing:
         run(tmp_path / "run", should_stop=StopAfter(3))
         assert not run(tmp_path / "run", make_plan(**change)).interrupted
 
+    @pytest.mark.parametrize("change", [b"", b"{}\n", b"\xff", None])
+    def test_a_changed_or_removed_copy_of_the_script_is_written_anew(
+        self, change: bytes | None, tmp_path: Path
+    ) -> None:
+        conversations = [make_conversation(f"c{n}") for n in range(3)]
+        run(tmp_path, make_plan(conversations=conversations))
+        copy, rows = (tmp_path / "script.jsonl").read_bytes(), results(tmp_path)
+        if change is None:
+            (tmp_path / "script.jsonl").unlink()
+        else:
+            (tmp_path / "script.jsonl").write_bytes(change)
+        loader = FakeLoader()
+        run(tmp_path, make_plan(conversations=conversations), loader)
+        assert (tmp_path / "script.jsonl").read_bytes() == copy
+        assert (loader.num_generated, results(tmp_path)) == (0, rows)
+        written = (tmp_path / "script.jsonl").stat().st_ino
+        run(tmp_path, make_plan(conversations=conversations))
+        assert (tmp_path / "script.jsonl").stat().st_ino == written
+
     def test_a_directory_with_other_files_is_refused_and_left_unchanged(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("precious")
         with pytest.raises(RunDirectoryError, match=r"thesis\.tex"):

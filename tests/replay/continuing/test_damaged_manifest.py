@@ -75,8 +75,9 @@ def test_the_command_of_another_run_repairs_nothing(tmp_path: Path) -> None:
     before = contents(tmp_path)
     with pytest.raises(RunDamagedError, match="this row is not of this command's run"):
         run(tmp_path, plan_of(seed=3), repair=True)
-    with pytest.raises(RunDamagedError, match="not the script of this run"):
+    with pytest.raises(RunDamagedError, match="not the script of this run") as caught:
         run(tmp_path, plan_of(4), repair=True)
+    assert "give the settings and the script that the run was started with" in str(caught.value.hint)
     (tmp_path / "script.jsonl").unlink()
     del before["script.jsonl"]
     with pytest.raises(RunDamagedError, match="no copy of the script"):

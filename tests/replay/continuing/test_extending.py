@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rwkvbatch.errors import RowError, RunMismatchError
+from rwkvbatch.errors import RowError, RunDamagedError, RunMismatchError
 from rwkvbatch.replay.planning.grid import Cell, make_cells
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.runner import RunResult, read_rows
@@ -79,16 +79,22 @@ class TestKeptRows:
         assert reuse_counts(result) == (2 * rows, 0, rows)
         assert loader.num_generated == 2 * rows
 
-    def test_a_row_that_does_not_say_what_it_was_made_from_is_set_aside(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("repeats", [1, 3])
+    def test_a_row_that_does_not_say_what_it_was_made_from_is_damaged(self, repeats: int, tmp_path: Path) -> None:
         directory = tmp_path / "run"
         run(directory, plan_of(repeats=1))
-        first, *others = (directory / "results.jsonl").read_bytes().splitlines(keepends=True)
-        without_digests = encode_row(decode_row(first))
-        (directory / "results.jsonl").write_bytes(b"".join([without_digests, *others]))
-        result, _ = continue_with(directory, plan_of(repeats=3))
-        assert result.reuse is not None
-        assert (result.reuse.kept, result.reuse.set_aside) == (plan_of(repeats=1).num_rows - 1, 1)
-        assert (directory / "kept.jsonl").read_bytes() == without_digests
+        *others, last = results(directory).splitlines(keepends=True)
+        without_digests = encode_row(decode_row(last))
+        (directory / "results.jsonl").write_bytes(b"".join([*others, without_digests]))
+        with pytest.raises(RunDamagedError, match=r"it lacks `content` or `judging`") as caught:
+            run(directory, plan_of(repeats=repeats))
+        assert "--repair" in str(caught.value.hint)
+        loader = FakeLoader()
+        run(directory, plan_of(repeats=repeats), loader, repair=True)
+        run(tmp_path / "fresh", plan_of(repeats=repeats))
+        assert results(directory) == results(tmp_path / "fresh")
+        assert loader.num_generated == (repeats - 1) * plan_of(repeats=1).num_rows + 1
+        assert (directory / "results.damaged").read_bytes() == without_digests
 
     def test_more_cells_generate_only_their_rows(self, tmp_path: Path) -> None:
         wider = make_cells({"temperature": [0.1, 0.3, 1.0]})

@@ -186,7 +186,6 @@ def change_first_row(run_directory: Path, **changes: Any) -> None:
     path = run_directory / "results.jsonl"
     first, *others = path.read_bytes().splitlines(keepends=True)
     digest = digest_of(first)
-    assert digest is not None
     path.write_bytes(b"".join([with_digest(encode_row(replace(decode_row(first), **changes)), digest), *others]))
 
 
@@ -221,14 +220,26 @@ def test_a_row_of_a_conversation_outside_the_script_is_refused_as_damage(run_dir
         recheck(run_directory, [])
 
 
-def test_a_row_without_digests_is_refused_as_damage(run_directory: Path) -> None:
+@pytest.mark.parametrize("line", [1, 23])
+def test_a_row_without_digests_is_refused_as_damage(line: int, run_directory: Path) -> None:
     path = run_directory / "results.jsonl"
-    first, second, *others = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([first, encode_row(decode_row(second)), *others]))
+    lines = path.read_bytes().splitlines(keepends=True)
+    without = encode_row(decode_row(lines[line]))
+    path.write_bytes(b"".join([*lines[:line], without, *lines[line + 1 :]]))
     before = path.read_bytes()
-    with pytest.raises(RunDamagedError, match=r"results\.jsonl:2: the row is damaged"):
+    with pytest.raises(RunDamagedError, match=rf"results\.jsonl:{line + 1}: the row is damaged: it lacks"):
         recheck(run_directory)
     assert path.read_bytes() == before
+
+
+def test_a_row_of_a_cell_that_the_manifest_lacks_is_refused_as_damage(run_directory: Path) -> None:
+    change_first_row(run_directory, cell="other")
+    before = results(run_directory)
+    with pytest.raises(
+        RunDamagedError, match=r"results\.jsonl:1: .* c0, cell other, repeat 0, turn 0, .* no such cell"
+    ):
+        recheck(run_directory)
+    assert results(run_directory) == before
 
 
 def test_the_result_of_a_race_is_kept_and_marked_when_verdicts_changed(

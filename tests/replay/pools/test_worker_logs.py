@@ -18,7 +18,7 @@ from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.planning.setups import Setup
 from rwkvbatch.replay.pools.pool import Leave, Report
 from rwkvbatch.replay.pools.processes import ProcessPool
-from rwkvbatch.replay.pools.serving import LogCollector, collecting_logs, serve
+from rwkvbatch.replay.pools.worker_loop import LogCollector, collecting_logs, run_worker
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.replay.worker.worker import Worker
 from tests.replay.fakes import FakeLoader, make_plan
@@ -79,7 +79,7 @@ def test_entries_collected_before_serving_are_reported() -> None:
     channel.orders.put(Leave())
     plan, loader = make_plan(1), FakeLoader()
     setup = Setup(None, "auto", "auto", (0,))
-    serve(channel, lambda: Worker(plan, loader, setup), "w", logs)
+    run_worker(channel, lambda: Worker(plan, loader, setup), "w", logs)
     reports = [event for event in channel.sent if isinstance(event, Report)]
     assert [entry.text for report in reports for entry in report.logs] == ["early"]
 

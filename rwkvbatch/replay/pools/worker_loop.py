@@ -29,7 +29,7 @@ from rwkvbatch.replay.worker.worker import Worker
 from rwkvbatch.results.row_codec import EncodedRow
 
 HEARTBEAT_S = 0.5
-"""Longest time between two reports of `serve`, so that the driver's progress display stays current."""
+"""Longest time between two reports of `run_worker`, so that the driver's progress display stays current."""
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +74,9 @@ def collecting_logs(logs: LogCollector) -> Generator[None]:
             logger.removeHandler(logs)
 
 
-def serve(channel: Channel, make_worker: Callable[[], Worker], name: str, logs: LogCollector | None = None) -> None:
+def run_worker(
+    channel: Channel, make_worker: Callable[[], Worker], name: str, logs: LogCollector | None = None
+) -> None:
     """Run a worker for the driver at the other end of `channel`, until `Leave` or until the channel breaks.
 
     The last event sent is `Left`.
