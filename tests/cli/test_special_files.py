@@ -24,7 +24,7 @@ from rwkvbatch.errors import RunDamagedError, TemplateError, UsageError
 from rwkvbatch.files import read_file
 from rwkvbatch.prompt.jinja import read_template
 from rwkvbatch.results.recovery import read_results
-from rwkvbatch.results.row_codec import decode_row, encode_row
+from rwkvbatch.results.row_codec import decode_row, digest_of, encode_row, with_digest
 from tests.replay.fakes import make_row
 
 
@@ -236,7 +236,8 @@ class TestRowsOfAnotherProgram:
         run = tmp_path / "run"
         shutil.copytree(finished, run)
         before = [row.reply_ids for row in read_results(run / "results.jsonl")]
-        (run / "results.jsonl").write_bytes(self.sealed(reply_ids=[5, 65536]))
+        digest = digest_of((run / "results.jsonl").read_bytes().splitlines(keepends=True)[0])
+        (run / "results.jsonl").write_bytes(with_digest(self.sealed(reply_ids=[5, 65536]), digest))
         arguments = ["run", str(finished.parent / "s.jsonl"), "--max-tokens", "2", "--out", str(run)]
         assert invoke(arguments) == 3
         assert "its token id 65536 is not in the model's vocabulary" in capsys.readouterr().err
