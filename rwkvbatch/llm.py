@@ -42,7 +42,8 @@ from rwkvbatch.prepared import (
     as_list,
     checked_pair,
 )
-from rwkvbatch.prompt.templates import PromptTemplate, load_prelude
+from rwkvbatch.prompt.segments import PromptTemplate
+from rwkvbatch.prompt.templates import load_prelude
 from rwkvbatch.prompt.tokenizer import Tokenizer
 from rwkvbatch.prompt.vocabulary import tokenizer_of
 

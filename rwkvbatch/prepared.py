@@ -14,7 +14,8 @@ from rwkvbatch.config import Prompting, SamplingParams, ThinkMode, TurnEnd
 from rwkvbatch.engine.request import END_OF_TEXT, NoiseKey, Request
 from rwkvbatch.errors import ArgumentError, InputError, UsageError, shown_value
 from rwkvbatch.model.base import ModelSpec, check_tokens
-from rwkvbatch.prompt.templates import PromptTemplate, load_template, with_turn_end
+from rwkvbatch.prompt.segments import PromptTemplate
+from rwkvbatch.prompt.templates import load_template, with_turn_end
 from rwkvbatch.prompt.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]

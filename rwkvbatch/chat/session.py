@@ -25,7 +25,8 @@ from rwkvbatch.files import user_path
 from rwkvbatch.hashes import sha256_of_file
 from rwkvbatch.model.base import State
 from rwkvbatch.model.states import load_state
-from rwkvbatch.prompt.templates import PromptTemplate, load_template, with_turn_end
+from rwkvbatch.prompt.segments import PromptTemplate
+from rwkvbatch.prompt.templates import load_template, with_turn_end
 
 CONVERSATION = "chat"
 SEED_LIMIT = 2**63

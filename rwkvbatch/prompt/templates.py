@@ -9,8 +9,7 @@ from typing import TypeVar
 from rwkvbatch.config import Prompting, ReplyPrompt
 from rwkvbatch.errors import UsageError
 from rwkvbatch.files import read_text
-from rwkvbatch.prompt.segments import BLANK_LINE, THINK_REQUESTS, clean
-from rwkvbatch.prompt.segments import PromptTemplate as PromptTemplate  # the type of what this module makes
+from rwkvbatch.prompt.segments import BLANK_LINE, THINK_REQUESTS, PromptTemplate, clean
 
 AnyReplyPrompt = TypeVar("AnyReplyPrompt", bound=ReplyPrompt)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from rwkvbatch.engine.request import FinishReason, NoiseKey, Reply, Request, Score, closed_history
 from rwkvbatch.errors import PromptTooLongError, RowError
-from rwkvbatch.prompt.templates import PromptTemplate
+from rwkvbatch.prompt.segments import PromptTemplate
 from rwkvbatch.replay.judging.checks import explain
 from rwkvbatch.replay.planning.plan import Task
 from rwkvbatch.replay.worker.prompts import PromptEncoder, ScoredText, TurnPrompt

@@ -10,7 +10,8 @@ from itertools import chain
 from rwkvbatch.config import CellSettings, Prompting
 from rwkvbatch.engine.request import END_OF_TEXT
 from rwkvbatch.errors import RowError
-from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template, with_turn_end
+from rwkvbatch.prompt.segments import PromptTemplate
+from rwkvbatch.prompt.templates import load_prelude, load_template, with_turn_end
 from rwkvbatch.prompt.tokenizer import Tokenizer, encode_long
 from rwkvbatch.replay.planning.plan import Task
 from rwkvbatch.script.choices import Choice
