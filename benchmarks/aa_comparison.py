@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvbatch.comparison import load
-from rwkvbatch.comparison.metrics import metric_named
+from rwkvbatch.comparison.metrics.declarations import metric_named
 from rwkvbatch.stats import signflip
 from rwkvbatch.stats.family import compare_family
 

@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.comparison.gates import Gate, parse_gate
-from rwkvbatch.comparison.judging import judge
-from rwkvbatch.comparison.matching import Dropped
-from rwkvbatch.comparison.scopes import Column, GateScope
+from rwkvbatch.comparison.gates.evaluation import judge
+from rwkvbatch.comparison.gates.expressions import Gate, parse_gate
+from rwkvbatch.comparison.gates.scopes import Column, GateScope
+from rwkvbatch.comparison.pairing.matching import Dropped
 from rwkvbatch.stats.sample_size import conversations_needed
 
 Numbers = NDArray[np.float64]

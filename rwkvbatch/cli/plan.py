@@ -14,8 +14,8 @@ from rwkvbatch.cli.options import JsonOption, QuietOption, option, script_limits
 from rwkvbatch.errors import UsageError, counted
 
 if TYPE_CHECKING:
-    from rwkvbatch.comparison.metrics import Metric
-    from rwkvbatch.comparison.power import Design, Spread
+    from rwkvbatch.comparison.metrics.declarations import Metric
+    from rwkvbatch.comparison.statistics.power import Design, Spread
 
 MAX_VARIANTS = 10_000
 SMALLEST_DIFFERENCE = 1e-6
@@ -62,7 +62,14 @@ def plan_command(
         raise UsageError(f"--detect must be at least {SMALLEST_DIFFERENCE:g}; got {detect:g}")
     if baseline is not None and pilot is None:
         raise UsageError("--baseline names a cell of the pilot: it needs --pilot RUN")
-    from rwkvbatch.comparison.power import designs, judged, metric_of, of_pilot, repetitions_of, without_pilot
+    from rwkvbatch.comparison.statistics.power import (
+        designs,
+        judged,
+        metric_of,
+        of_pilot,
+        repetitions_of,
+        without_pilot,
+    )
     from rwkvbatch.script.reader import read_scripts
 
     conversations = read_scripts(scripts, limits=script_limits()).conversations

@@ -42,9 +42,9 @@ def show_command(
     quiet: QuietOption = False,
 ) -> None:
     """Print the conversations of a run."""
-    from rwkvbatch.comparison.dialogues import dialogues
-    from rwkvbatch.comparison.loading import load_runs
+    from rwkvbatch.comparison.dialogues.selection import dialogues
     from rwkvbatch.comparison.report.terminal import print_dialogues
+    from rwkvbatch.comparison.runs.loading import load_runs
     from rwkvbatch.results.summary import read_part
 
     data = load_runs([run], choices=True)[0]

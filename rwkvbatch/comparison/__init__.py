@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rwkvbatch.comparison.analysis import Analysis as Analysis
     from rwkvbatch.comparison.comparing import compare as compare
-    from rwkvbatch.comparison.loading import load as load
+    from rwkvbatch.comparison.runs.loading import load as load
 
 _HOMES = {
     "Analysis": "rwkvbatch.comparison.analysis",
     "compare": "rwkvbatch.comparison.comparing",
-    "load": "rwkvbatch.comparison.loading",
+    "load": "rwkvbatch.comparison.runs.loading",
 }
 
 __all__ = ["Analysis", "compare", "load"]

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from rwkvbatch.comparison.blame import Blame
-from rwkvbatch.comparison.judging import GateResult
-from rwkvbatch.comparison.matching import Dropped, MatchedRows
-from rwkvbatch.comparison.means import VariantMean, variant_means
-from rwkvbatch.comparison.metrics import KNOWN_NAMES, Metric
-from rwkvbatch.comparison.paired import Comparison, Family, compare_metric
-from rwkvbatch.comparison.pairing import Pair, Variant
-from rwkvbatch.comparison.preference import Preferences
-from rwkvbatch.comparison.ranking import Ranking
-from rwkvbatch.comparison.run_data import RunData
-from rwkvbatch.comparison.trend import Trend
-from rwkvbatch.comparison.values import Breakdown, metrics_of
+from rwkvbatch.comparison.dialogues.blame import Blame
+from rwkvbatch.comparison.gates.evaluation import GateResult
+from rwkvbatch.comparison.metrics.declarations import KNOWN_NAMES, Metric
+from rwkvbatch.comparison.pairing.matching import Dropped, MatchedRows
+from rwkvbatch.comparison.pairing.pairs import Pair, Variant
+from rwkvbatch.comparison.pairing.preference import Preferences
+from rwkvbatch.comparison.runs.data import RunData
+from rwkvbatch.comparison.statistics.differences import Comparison, Family, compare_metric
+from rwkvbatch.comparison.statistics.means import VariantMean, variant_means
+from rwkvbatch.comparison.statistics.ranking import Ranking
+from rwkvbatch.comparison.statistics.trend import Trend
+from rwkvbatch.comparison.values.metric_values import Breakdown, metrics_of
 from rwkvbatch.comparison.wording import conclusion, heading, interval, number, standing, summary
 from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable

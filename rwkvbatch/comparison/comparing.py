@@ -21,16 +21,15 @@ from rwkvbatch.arguments import (
     whole_number,
 )
 from rwkvbatch.comparison.analysis import Analysis
-from rwkvbatch.comparison.blame import blame as find_blame
-from rwkvbatch.comparison.gates import parse_gate
-from rwkvbatch.comparison.judging import judge as judge_gates
-from rwkvbatch.comparison.loading import SOURCE, Source, load_runs
-from rwkvbatch.comparison.matching import Dropped, MatchedRows, comparable_rows, count_dropped, match
-from rwkvbatch.comparison.metrics import Metric, metric_named
-from rwkvbatch.comparison.pair_notes import matching_notes, no_common_turn, repeat_notes
-from rwkvbatch.comparison.paired import Comparison, Family, compare_counts, compare_metric
-from rwkvbatch.comparison.pairing import Pair, Variant, check_pairs, check_runs, pair_up, variants_of
-from rwkvbatch.comparison.preference import (
+from rwkvbatch.comparison.dialogues.blame import blame as find_blame
+from rwkvbatch.comparison.gates.evaluation import judge as judge_gates
+from rwkvbatch.comparison.gates.expressions import parse_gate
+from rwkvbatch.comparison.gates.scopes import scopes_of
+from rwkvbatch.comparison.metrics.declarations import Metric, metric_named
+from rwkvbatch.comparison.pairing.matching import Dropped, MatchedRows, comparable_rows, count_dropped, match
+from rwkvbatch.comparison.pairing.notes import matching_notes, no_common_turn, repeat_notes
+from rwkvbatch.comparison.pairing.pairs import Pair, Variant, check_pairs, check_runs, pair_up, variants_of
+from rwkvbatch.comparison.pairing.preference import (
     PREFERENCE,
     JudgesPairs,
     Preferences,
@@ -38,12 +37,13 @@ from rwkvbatch.comparison.preference import (
     refuse_without_judge,
     with_preference,
 )
-from rwkvbatch.comparison.ranking import Ranking, rank
-from rwkvbatch.comparison.run_data import RunData
-from rwkvbatch.comparison.scopes import scopes_of
-from rwkvbatch.comparison.selection import MetricSelection
-from rwkvbatch.comparison.trend import Trend, positions_over, trend_over
-from rwkvbatch.comparison.values import Breakdown
+from rwkvbatch.comparison.runs.data import RunData
+from rwkvbatch.comparison.runs.loading import SOURCE, Source, load_runs
+from rwkvbatch.comparison.statistics.differences import Comparison, Family, compare_counts, compare_metric
+from rwkvbatch.comparison.statistics.metric_selection import MetricSelection
+from rwkvbatch.comparison.statistics.ranking import Ranking, rank
+from rwkvbatch.comparison.statistics.trend import Trend, positions_over, trend_over
+from rwkvbatch.comparison.values.metric_values import Breakdown
 from rwkvbatch.errors import RunMismatchError, UsageError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def compare(
         by: also show each turn, each tag, or each distance of probes from the message that they ask about
             (exploratory).
         ks: the k of pass@k, all-k and majority@k.
-        fail_if: gates (`rwkvbatch.comparison.gates`) that fail if their condition holds.
+        fail_if: gates (`rwkvbatch.comparison.gates.expressions`) that fail if their condition holds.
         fail_unless: gates that fail if it does not.
         gate_significant: add `significantly` to all gates.
         allow_missing: judge gates even if rows are missing or ended in an error.

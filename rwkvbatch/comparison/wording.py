@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rwkvbatch.comparison.blame import Blame
-from rwkvbatch.comparison.matching import PASS_COLUMNS, Dropped
-from rwkvbatch.comparison.means import VariantMean
-from rwkvbatch.comparison.metrics import Metric
-from rwkvbatch.comparison.paired import Comparison, Family
-from rwkvbatch.comparison.ranking import Candidate, Ranking
-from rwkvbatch.comparison.trend import Trend
+from rwkvbatch.comparison.dialogues.blame import Blame
+from rwkvbatch.comparison.metrics.declarations import Metric
+from rwkvbatch.comparison.pairing.matching import PASS_COLUMNS, Dropped
+from rwkvbatch.comparison.statistics.differences import Comparison, Family
+from rwkvbatch.comparison.statistics.means import VariantMean
+from rwkvbatch.comparison.statistics.ranking import Candidate, Ranking
+from rwkvbatch.comparison.statistics.trend import Trend
 from rwkvbatch.results.summary import OVERFLOW
 
 ARROWS: Final = {"higher": "↑", "lower": "↓", "none": ""}

@@ -14,7 +14,7 @@ import pytest
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.exits import ExitCode
 from rwkvbatch.comparison import compare
-from rwkvbatch.comparison.variances import discreteness, variances
+from rwkvbatch.comparison.statistics.variances import discreteness, variances
 from rwkvbatch.stats.family import compare_family
 from rwkvbatch.stats.sample_size import conversations_needed, smallest_detectable
 from tests.comparison.make_run import make_run

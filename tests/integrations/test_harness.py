@@ -198,7 +198,7 @@ def test_generation_arguments_without_a_counterpart_are_refused() -> None:
 
 def test_the_command_hands_over_to_the_harness(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rwkvbatch.cli.app import invoke
-    from rwkvbatch.comparison.foreign import read_foreign
+    from rwkvbatch.comparison.runs.foreign import read_foreign
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     common = ["lm-eval", "--include_path", str(folder)]

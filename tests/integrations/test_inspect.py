@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import rwkvbatch
-from rwkvbatch.comparison.foreign import read_foreign
+from rwkvbatch.comparison.runs.foreign import read_foreign
 from rwkvbatch.errors import CheckpointError, UsageError
 
 pytest.importorskip("inspect_ai", reason="needs Inspect: make test-ecosystem")

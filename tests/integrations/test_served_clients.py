@@ -17,7 +17,7 @@ import pytest
 
 import rwkvbatch
 from rwkvbatch.comparison import load
-from rwkvbatch.comparison.loading import load_runs
+from rwkvbatch.comparison.runs.loading import load_runs
 from tests.serve.running import MODEL, SETTINGS, Server, running
 
 GREEDY = rwkvbatch.SamplingParams(temperature=0, max_tokens=24)

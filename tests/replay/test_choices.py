@@ -11,7 +11,7 @@ import pytest
 
 import rwkvbatch
 from rwkvbatch.cli.app import invoke
-from rwkvbatch.comparison.loading import load
+from rwkvbatch.comparison.runs.loading import load
 from rwkvbatch.errors import ScriptError
 from rwkvbatch.model.base import Model
 from rwkvbatch.replay.planning.grid import make_cells

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import rwkvbatch
-from rwkvbatch.comparison.dialogues import dialogues
-from rwkvbatch.comparison.loading import load_runs
+from rwkvbatch.comparison.dialogues.selection import dialogues
+from rwkvbatch.comparison.runs.loading import load_runs
 from rwkvbatch.errors import RunMismatchError, UsageError
 from rwkvbatch.replay.api import prepare
 from rwkvbatch.replay.worker.conversation import ConversationReplay

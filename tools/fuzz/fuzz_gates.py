@@ -13,11 +13,11 @@ from tools.fuzz.fuzzing import fuzz, instrumented
 with instrumented("rwkvbatch"):
     import numpy as np
 
-    from rwkvbatch.comparison.gates import parse_gate
-    from rwkvbatch.comparison.judging import judge
-    from rwkvbatch.comparison.matching import Dropped
-    from rwkvbatch.comparison.metrics import TURN_METRICS, VARIANT_METRICS
-    from rwkvbatch.comparison.scopes import Column, GateScope
+    from rwkvbatch.comparison.gates.evaluation import judge
+    from rwkvbatch.comparison.gates.expressions import parse_gate
+    from rwkvbatch.comparison.gates.scopes import Column, GateScope
+    from rwkvbatch.comparison.metrics.declarations import TURN_METRICS, VARIANT_METRICS
+    from rwkvbatch.comparison.pairing.matching import Dropped
     from rwkvbatch.errors import UsageError
 
 _SEEDS = (

@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rwkvbatch.comparison.analysis import Analysis
-from rwkvbatch.comparison.columns import rows_of
-from rwkvbatch.comparison.distance import UNITS, Unit, distance_groups
-from rwkvbatch.comparison.means import VariantMean, mean_of
-from rwkvbatch.comparison.metrics import TURN_METRICS, Metric, metric_named
-from rwkvbatch.comparison.pairing import Variant
+from rwkvbatch.comparison.metrics.declarations import TURN_METRICS, Metric, metric_named
+from rwkvbatch.comparison.pairing.pairs import Variant
 from rwkvbatch.comparison.report.svg import (
     ACCENT,
     BAD,
@@ -31,10 +28,13 @@ from rwkvbatch.comparison.report.svg import (
     label_of,
     report_style,
 )
-from rwkvbatch.comparison.run_data import varied_settings
-from rwkvbatch.comparison.table import PROBE_COLUMNS
-from rwkvbatch.comparison.trend import Trend
-from rwkvbatch.comparison.values import weights_of
+from rwkvbatch.comparison.runs.data import varied_settings
+from rwkvbatch.comparison.runs.table import PROBE_COLUMNS
+from rwkvbatch.comparison.statistics.means import VariantMean, mean_of
+from rwkvbatch.comparison.statistics.trend import Trend
+from rwkvbatch.comparison.values.columns import rows_of
+from rwkvbatch.comparison.values.groups import UNITS, Unit, distance_groups
+from rwkvbatch.comparison.values.metric_values import weights_of
 from rwkvbatch.comparison.wording import TREND_NOTE, interval, metric_title, number, trend_title, with_minus
 from rwkvbatch.prompt.escaping import printable
 

@@ -13,12 +13,12 @@ from typing import Any, cast
 
 from rwkvbatch.comparison.analysis import COLUMNS as FIELDS
 from rwkvbatch.comparison.analysis import Analysis
-from rwkvbatch.comparison.blame import Blame
-from rwkvbatch.comparison.dialogues import most_changed
-from rwkvbatch.comparison.paired import Comparison
-from rwkvbatch.comparison.pairing import Variant
-from rwkvbatch.comparison.ranking import Ranking
-from rwkvbatch.comparison.trend import Trend
+from rwkvbatch.comparison.dialogues.blame import Blame
+from rwkvbatch.comparison.dialogues.selection import most_changed
+from rwkvbatch.comparison.pairing.pairs import Variant
+from rwkvbatch.comparison.statistics.differences import Comparison
+from rwkvbatch.comparison.statistics.ranking import Ranking
+from rwkvbatch.comparison.statistics.trend import Trend
 from rwkvbatch.comparison.wording import (
     BLAME_TITLE,
     COLUMNS,

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from rwkvbatch import __version__
 from rwkvbatch.comparison.analysis import Analysis
-from rwkvbatch.comparison.failures import FailureCount, failures_by_check, failures_by_tag
-from rwkvbatch.comparison.paired import Comparison
-from rwkvbatch.comparison.pairing import Variant
+from rwkvbatch.comparison.dialogues.failures import FailureCount, failures_by_check, failures_by_tag
+from rwkvbatch.comparison.pairing.pairs import Variant
 from rwkvbatch.comparison.report.charts import memory_figures, most_different, sweep_figures, trend_figure, turn_figures
 from rwkvbatch.comparison.report.page_data import page_data
-from rwkvbatch.comparison.run_data import varied_settings
-from rwkvbatch.comparison.table import without_collection
+from rwkvbatch.comparison.runs.data import varied_settings
+from rwkvbatch.comparison.runs.table import without_collection
+from rwkvbatch.comparison.statistics.differences import Comparison
 from rwkvbatch.comparison.wording import (
     BLAME_TITLE,
     RANKING_NOTE,

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from rwkvbatch.comparison.analysis import Analysis
-from rwkvbatch.comparison.columns import rows_of
-from rwkvbatch.comparison.dialogues import check_name
-from rwkvbatch.comparison.pairing import Variant
+from rwkvbatch.comparison.dialogues.selection import check_name
+from rwkvbatch.comparison.pairing.pairs import Variant
+from rwkvbatch.comparison.values.columns import rows_of
 from rwkvbatch.comparison.wording import by_heading, summary
 from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable

@@ -11,10 +11,10 @@ from typing import Any, Final
 import numpy as np
 
 from rwkvbatch.comparison.analysis import Analysis
-from rwkvbatch.comparison.columns import rows_of
-from rwkvbatch.comparison.dialogues import SHOWN_METRICS, most_changed
-from rwkvbatch.comparison.loading import system_messages
-from rwkvbatch.comparison.metrics import TURN_METRICS
+from rwkvbatch.comparison.dialogues.selection import SHOWN_METRICS, most_changed
+from rwkvbatch.comparison.metrics.declarations import TURN_METRICS
+from rwkvbatch.comparison.runs.loading import system_messages
+from rwkvbatch.comparison.values.columns import rows_of
 from rwkvbatch.prompt.escaping import printable_json
 from rwkvbatch.results.manifest import system_of
 

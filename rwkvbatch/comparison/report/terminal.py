@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rwkvbatch.comparison.analysis import Analysis
-from rwkvbatch.comparison.blame import Blame
-from rwkvbatch.comparison.dialogues import (
+from rwkvbatch.comparison.dialogues.blame import Blame
+from rwkvbatch.comparison.dialogues.selection import (
     SHOWN_METRICS,
     ConversationChange,
     Dialogue,
@@ -28,11 +28,11 @@ from rwkvbatch.comparison.dialogues import (
     turn_changes,
     turn_value,
 )
-from rwkvbatch.comparison.matching import MatchedRows
-from rwkvbatch.comparison.means import VariantMean
-from rwkvbatch.comparison.metrics import metric_named
+from rwkvbatch.comparison.metrics.declarations import metric_named
+from rwkvbatch.comparison.pairing.matching import MatchedRows
 from rwkvbatch.comparison.report.terminal_table import comparison_table
-from rwkvbatch.comparison.trend import sparkline
+from rwkvbatch.comparison.statistics.means import VariantMean
+from rwkvbatch.comparison.statistics.trend import sparkline
 from rwkvbatch.comparison.wording import (
     BLAME_TITLE,
     by_family,

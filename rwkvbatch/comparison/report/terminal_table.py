@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from rwkvbatch.comparison.paired import Comparison
+from rwkvbatch.comparison.statistics.differences import Comparison
 from rwkvbatch.comparison.wording import COLUMNS, MISSING, TableColumn
 from rwkvbatch.prompt.escaping import printable
 

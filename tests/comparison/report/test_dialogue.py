@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from rwkvbatch.comparison.dialogues import dialogues
-from rwkvbatch.comparison.loading import load_runs
+from rwkvbatch.comparison.dialogues.selection import dialogues
 from rwkvbatch.comparison.report.terminal import print_dialogues
-from rwkvbatch.comparison.run_data import RunData
+from rwkvbatch.comparison.runs.data import RunData
+from rwkvbatch.comparison.runs.loading import load_runs
 from rwkvbatch.errors import UsageError
 from tests.comparison.make_run import make_row, write_run
 

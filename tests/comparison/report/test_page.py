@@ -17,8 +17,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rwkvbatch.comparison import compare
-from rwkvbatch.comparison.dialogues import turn_record
-from rwkvbatch.comparison.failures import failures_by_check, failures_by_tag
+from rwkvbatch.comparison.dialogues.failures import failures_by_check, failures_by_tag
+from rwkvbatch.comparison.dialogues.selection import turn_record
 from rwkvbatch.comparison.report.charts import sweep_figures, turn_figures
 from rwkvbatch.comparison.report.html import as_html
 from rwkvbatch.comparison.report.page_data import PageData, page_data

@@ -16,7 +16,7 @@ import pytest
 from matplotlib.figure import Figure as Drawing
 
 from rwkvbatch.comparison import Analysis, compare
-from rwkvbatch.comparison.metrics import metric_named
+from rwkvbatch.comparison.metrics.declarations import metric_named
 from rwkvbatch.comparison.report import charts, svg
 from rwkvbatch.errors import UsageError
 from tests.comparison.make_run import make_run

@@ -1,0 +1,1 @@
+"""Gates: `--fail-if` and `--fail-unless`, from the text of an expression to its result."""

@@ -1,0 +1,302 @@
+"""Evaluation of gates on the pairs of a comparison, from the same numbers as the table and its verdicts.
+
+A gate passes only on complete data. It fails with a reason if rows are missing or ended in an error, or if a run is
+unfinished (unless an option allows these), and if it cannot be judged at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from rwkvbatch.comparison.gates.expressions import (
+    COMPARATORS,
+    OPERATORS,
+    PERCENTILE,
+    STATISTICS,
+    Gate,
+    LinearForm,
+    Value,
+    evaluated,
+)
+from rwkvbatch.comparison.gates.intervals import Interval, form_values, gate_intervals, wanted_sign
+from rwkvbatch.comparison.gates.scopes import GateScope
+from rwkvbatch.comparison.metrics.declarations import metric_named
+from rwkvbatch.comparison.pairing.preference import PREFERENCE
+from rwkvbatch.comparison.statistics.variances import discreteness, variances, weighted_deviations
+from rwkvbatch.errors import UsageError, counted
+from rwkvbatch.stats.sample_size import conversations_needed
+
+POWER: Final = 0.8
+"""The probability with which a sample of the printed size shows that the condition holds."""
+_SMALLEST_DISTANCE: Final = 1e-6
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One gate on one variant.
+
+    Attributes:
+        failed: whether the condition holds (`--fail-if`) or does not hold (`--fail-unless`), or there is a `reason`.
+        left, right: values of the two sides of the condition; NaN if they could not be computed.
+        shown: for significant gates, whether the interval shows that the condition holds; else whether it holds.
+        low, high: for significant gates the interval of `left - right`, simultaneous over all variants; else NaN.
+        p_adjusted: p-value of "variant and baseline are equal", corrected over all variants; NaN if the gate tests
+            another hypothesis.
+        reason: why the gate fails regardless of its condition; empty otherwise.
+        conversations_needed: number of conversations that would show the condition, if a significant `--fail-unless`
+            fails because it has too few; else None.
+        note: what `conversations_needed` assumes.
+    """
+
+    gate: Gate
+    label: str
+    baseline_label: str | None
+    failed: bool
+    left: float = math.nan
+    right: float = math.nan
+    shown: bool = False
+    low: float = math.nan
+    high: float = math.nan
+    p_adjusted: float = math.nan
+    reason: str = ""
+    conversations_needed: int | None = None
+    note: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the condition holds, significantly or not."""
+        return COMPARATORS[self.gate.comparator](self.left, self.right)
+
+    @property
+    def found(self) -> str:
+        """The numbers that were compared, and the reason for a failure."""
+        parts: list[str] = []
+        if not math.isnan(self.left):
+            negation = "" if self.holds else "not "
+            left, right = _distinct(self.left, self.right)
+            parts.append(f"{negation}{left} {self.gate.comparator} {right}")
+        if not math.isnan(self.low):
+            if self.holds and not self.shown:
+                parts.append("not significant")
+            parts.append(f"left - right = {self.left - self.right:+.4g} [{self.low:+.4g}, {self.high:+.4g}]")
+        if not math.isnan(self.p_adjusted):
+            parts.append(f"p = {self.p_adjusted:.2g}")
+        return "; ".join(filter(None, (", ".join(parts), self.reason, self.note)))
+
+    @property
+    def condition(self) -> str:
+        """The condition after its option, which tells whether it is one to fail or to pass."""
+        return f"{self.gate.option.removeprefix('--')} {self.gate.text}"
+
+    @property
+    def line(self) -> str:
+        """The outcome as one line of a log."""
+        return f"{'FAILED' if self.failed else 'passed'}: {self.condition} [{self.label}: {self.found}]"
+
+
+def judge(
+    gates: Sequence[Gate], scopes: Sequence[GateScope], *, allow_missing: bool = False, partial: bool = False
+) -> list[GateResult]:
+    """Judge every gate on every scope.
+
+    Significant gates are decided by intervals that are simultaneous over all scopes, at a level of 5 %; each gate is a
+    family of its own.
+
+    Args:
+        allow_missing: judge the rows that exist even if others are missing or ended in an error.
+        partial: judge unfinished runs.
+
+    Raises:
+        UsageError: a gate needs a baseline, and the only variant has none.
+    """
+    return [
+        result
+        for gate in gates
+        for result in _judge_everywhere(gate, scopes, allow_missing=allow_missing, partial=partial)
+    ]
+
+
+def _judge_everywhere(
+    gate: Gate, scopes: Sequence[GateScope], *, allow_missing: bool, partial: bool
+) -> list[GateResult]:
+    if len(scopes) == 1 and scopes[0].baseline_label is None and any(value.of_baseline for value in gate.values):
+        raise UsageError(
+            f"{gate.option} {gate.text!r} needs a baseline, and only one variant is given",
+            hint="give a second run or cell, or compare with a number: --fail-if 'score < 0.8'",
+        )
+    intervals = gate_intervals(gate, scopes) if gate.significantly else [None] * len(scopes)
+    results: list[GateResult] = []
+    for scope, interval in zip(scopes, intervals, strict=True):
+        result = _judge(gate, scope, interval)
+        problems = _incomplete(gate, scope, allow_missing=allow_missing, partial=partial)
+        if problems:
+            result = replace(result, failed=True, reason="; ".join(filter(None, (result.reason, *problems))))
+        results.append(result)
+    return results
+
+
+def _incomplete(gate: Gate, scope: GateScope, *, allow_missing: bool, partial: bool) -> list[str]:
+    """What is missing and was not allowed, except counts that the gate names and therefore judges itself."""
+    problems = [] if partial else [f"{text} (--partial judges it as it is)" for text in scope.unfinished]
+    if allow_missing:
+        return problems
+    named = {value.metric for value in gate.values}
+    if "failed" in named:
+        named |= {"errors", "unreached"}
+    if PREFERENCE in named and scope.unpreferred:
+        problems.append(
+            f"{counted(scope.unpreferred, 'pair')} without a verdict of the judge (--allow-missing judges the rest)"
+        )
+    labels = (scope.label, scope.baseline_label)
+    sides: list[str] = []
+    for label, dropped in zip(labels, scope.dropped, strict=False):
+        sentences = {
+            "errors": f"{counted(dropped.errors, 'turn')} ended in an error",
+            "unreached": f"{counted(dropped.unreached, 'turn')} not reached after an error",
+            "missing": f"{counted(dropped.missing, 'turn')} missing",
+            "different": f"{counted(dropped.different, 'turn')} asked differently",
+            "unjudged": f"{counted(dropped.unjudged, 'turn')} without a verdict",
+        }
+        texts = [text for name, text in sentences.items() if getattr(dropped, name) and name not in named]
+        if texts:
+            sides.append(f"{label}: {', '.join(texts)}")
+    if sides:
+        problems.append(f"{'; '.join(sides)} (--allow-missing judges the rest)")
+    return problems
+
+
+def _judge(gate: Gate, scope: GateScope, interval: Interval | None) -> GateResult:
+    result = GateResult(gate, scope.label, scope.baseline_label, failed=True)
+    try:
+        left, right = (_number(gate, scope, side) for side in ("left", "right"))
+    except _CannotJudgeError as error:
+        return replace(result, reason=f"cannot be judged: {error}")
+    result = replace(result, left=left, right=right)
+    unless = gate.option == "--fail-unless"
+    if interval is None:
+        return replace(result, shown=result.holds, failed=result.holds != unless)
+    if interval.reason:
+        result = replace(result, reason=f"cannot be judged: {interval.reason}")
+        return _with_sample_size(result, scope, interval) if unless else result
+    end = interval.high if gate.comparator in ("<", "<=") else interval.low
+    # An interval that was widened to contain 0 can end at 0; such an end shows nothing.
+    shown = COMPARATORS[gate.comparator](end, 0.0) and (end != 0 or interval.exact)
+    result = replace(
+        result, shown=shown, failed=shown != unless, low=interval.low, high=interval.high, p_adjusted=interval.p
+    )
+    return _with_sample_size(result, scope, interval) if unless and not shown else result
+
+
+class _CannotJudgeError(Exception):
+    """The data do not give the numbers that a gate needs."""
+
+
+def _number(gate: Gate, scope: GateScope, side: str) -> float:
+    def of_value(value: Value) -> float:
+        return _statistic(value, scope)
+
+    def combined(sign: str, a: float, b: float) -> float:
+        if sign == "/" and b == 0:
+            raise _CannotJudgeError(f"its {side} side divides by zero")
+        return OPERATORS[sign](a, b)
+
+    number = float(evaluated(getattr(gate, side), of_value, combined))
+    if math.isnan(number):
+        # Every comparison with NaN is false: the gate could never fail.
+        raise _CannotJudgeError(f"its {side} side is no number, its values are too large")
+    return number
+
+
+def _statistic(value: Value, scope: GateScope) -> float:
+    metric = metric_named(value.metric)
+    if value.of_baseline and scope.baseline_label is None:
+        raise _CannotJudgeError(scope.unpaired or "there is no baseline")
+    if metric.level == "variant":
+        return scope.count(value)
+    if metric.level == "pair" and scope.baseline_label is None:
+        raise _CannotJudgeError(f"{metric.name} is of a variant and its baseline, and there is no baseline")
+    if scope.unpaired:
+        raise _CannotJudgeError(scope.unpaired)
+    column = scope.column(metric.name, value.of_baseline)
+    values = column.values
+    known = ~np.isnan(values)
+    if scope.baseline_label is not None:
+        known &= ~np.isnan(scope.column(metric.name, not value.of_baseline).values)
+    if not known.any():
+        whose = scope.label if scope.baseline_label is None else f"no pair of {scope.label} and {scope.baseline_label}"
+        needs = ""
+        if metric.level == "conversation":
+            needs = f", which needs {counted(int(metric.name.rpartition('_')[2]), 'repetition')} (--repeats)"
+        raise _CannotJudgeError(f"{whose} has {'no ' if scope.baseline_label is None else ''}{metric.name}{needs}")
+    percentile = PERCENTILE.fullmatch(value.statistic)
+    if percentile:
+        return metric.shown(float(np.percentile(values[known], int(percentile[1]))))
+    if value.statistic == "mean" and column.weights is not None:
+        return metric.shown(float(np.average(values[known], weights=column.weights[known])))
+    return metric.shown(float(STATISTICS[value.statistic](values[known])))
+
+
+def _with_sample_size(result: GateResult, scope: GateScope, interval: Interval) -> GateResult:
+    """`result` with the number of conversations that would show the condition.
+
+    The number assumes that the variants are equal or, if that does not meet the condition or the interval rules it out,
+    that the true values are the observed ones.
+    """
+    gate, form = result.gate, result.gate.form
+    assert form is not None, "a significant gate has a linear form"
+    sign = wanted_sign(gate)
+    # If the interval shows the opposite of the condition, more data would only show it more clearly.
+    if not interval.reason and (interval.low > 0 if sign < 0 else interval.high < 0):
+        return result
+    distance, assumption = sign * form.constant if form.difference else 0.0, "if there is no true difference"
+    equal_is_possible = bool(interval.reason) or interval.low <= form.constant <= interval.high
+    if not distance > _SMALLEST_DISTANCE or not equal_is_possible:
+        distance, assumption = sign * (result.left - result.right), "if the true values are those found"
+    if not distance > _SMALLEST_DISTANCE:
+        return result
+    sample = form_values(form, scope)
+    deviations = weighted_deviations(sample.values, sample.weights)
+    between, within, repeats = variances(deviations, sample.conversations, sample.repeats)
+    if math.isnan(between):
+        return replace(result, note="the number of conversations that it takes cannot be told from one")
+    if between + within > 0:
+        discrete, reach = discreteness(sample.values, sample.conversations, form.reach, sample.weights)
+        # The interval of one side alone does not use the enlarged sample that `reach` describes.
+        reach = 0.0 if form.one_sided else reach
+        needed = conversations_needed(
+            distance, between, within, repeats, power=POWER, level=interval.level_each, discrete=discrete, reach=reach
+        )
+        probability = f" with a probability of {POWER * 100:.0f} %"
+    elif distance < (room := _room(form, result, sign)) < math.inf:
+        needed = math.ceil(math.log(interval.level_each / 2) / math.log1p(-distance / room))
+        assumption = f"if all {'conversations' if form.one_sided else 'pairs'} are equal there too"
+        probability = ""
+    else:
+        return result
+    repetitions = f" of {repeats} repetitions" if repeats > 1 else ""
+    note = f"about {needed:,} conversations{repetitions} show it{probability}, {assumption}"
+    return replace(result, conversations_needed=needed, note=note)
+
+
+def _room(form: LinearForm, result: GateResult, sign: int) -> float:
+    """The distance from the observed `left - right` to the metric's limit on the other side than `sign`."""
+    if form.difference:
+        return form.reach
+    low, high = form.limits
+    observed = result.left - result.right
+    return observed - low if sign > 0 else high - observed
+
+
+def _distinct(left: float, right: float) -> tuple[str, str]:
+    """Two numbers with 4 digits, or with as many as it takes to tell them apart."""
+    texts = f"{left:.4g}", f"{right:.4g}"
+    for digits in (6, 8, 12, 17):
+        if texts[0] != texts[1] or left == right:
+            break
+        texts = f"{left:.{digits}g}", f"{right:.{digits}g}"
+    return texts

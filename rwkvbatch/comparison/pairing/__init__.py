@@ -1,0 +1,1 @@
+"""Variants paired with their baselines, and their rows matched with the baseline's."""

@@ -1,0 +1,1 @@
+"""The numbers of a comparison with their uncertainty: means, differences, rankings, trends, sample sizes."""

@@ -1,0 +1,87 @@
+"""Metrics of turns on rows with known values."""
+
+from __future__ import annotations
+
+from array import array
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rwkvbatch.comparison.metrics.declarations import TURN_METRICS, longest_repeat
+from rwkvbatch.comparison.metrics.ngrams import count_ngrams
+from tests.comparison.make_run import make_row
+
+METRICS = {metric.name: metric for metric in TURN_METRICS}
+
+
+def value(name: str, **changes: object) -> float | None:
+    value_of = METRICS[name].value
+    assert value_of is not None
+    return value_of(make_row("x", **changes))
+
+
+def check(score: float, weight: float = 1.0) -> dict[str, object]:
+    return {"kind": "k", "expected": 1, "passed": score == 1.0, "score": score, "weight": weight, "detail": None}
+
+
+def test_score_is_the_weighted_mean_of_the_checks() -> None:
+    assert value("score", checks=[check(1.0, 3.0), check(0.5, 1.0)]) == pytest.approx(0.875)
+
+
+def test_passed_needs_every_check() -> None:
+    assert value("passed", checks=[check(1.0), check(0.5)]) == 0.0
+    assert value("passed", checks=[check(1.0), check(1.0)]) == 1.0
+
+
+def test_a_turn_without_checks_has_no_score() -> None:
+    assert value("score", checks=[]) is None
+    assert value("passed", checks=[]) is None
+
+
+@pytest.mark.parametrize(("finish_reason", "expected"), [("stop", 1.0), ("eos", 1.0), ("length", 0.0), ("time", 0.0)])
+def test_stopped_is_1_for_replies_that_ended_by_stop_or_eos(finish_reason: str, expected: float) -> None:
+    assert value("stopped", finish_reason=finish_reason) == expected
+
+
+def test_distinct_is_the_share_of_different_ngrams() -> None:
+    ids = [1, 2, 1, 2, 3]
+    assert value("distinct1", reply_ids=ids) == pytest.approx(3 / 5)
+    assert value("distinct2", reply_ids=ids) == pytest.approx(3 / 4)
+
+
+def test_a_reply_of_one_token_has_no_distinct_2() -> None:
+    assert value("distinct2", reply_ids=[7]) is None
+
+
+def test_loop_is_near_1_for_a_looping_reply_and_0_without_repeats() -> None:
+    assert value("loop", reply_ids=[1, 2, 3] * 20) == pytest.approx(57 / 60)
+    assert value("loop", reply_ids=list(range(60))) == 0.0
+
+
+def test_the_longest_repeat_may_overlap_itself() -> None:
+    assert longest_repeat([7, 7, 7]) == 2
+    assert longest_repeat([1, 2, 3, 1, 2]) == 2
+    assert longest_repeat([]) == 0
+
+
+few_ids = st.lists(st.integers(0, 3), max_size=40)
+loops = st.builds(lambda ids, times: (ids * times)[:90], few_ids, st.integers(2, 20))
+any_ids = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=10)
+
+
+@settings(deadline=None)
+@given(st.lists(few_ids | loops | any_ids, max_size=6))
+def test_ngrams_of_many_replies_at_once_equal_those_of_each(replies: list[list[int]]) -> None:
+    counts = count_ngrams([array("q", ids) for ids in replies])
+    for metric in TURN_METRICS:
+        if metric.ngram_values is not None:
+            assert metric.value is not None
+            alone = [metric.value({"reply_ids": ids}) for ids in replies]
+            np.testing.assert_array_equal(metric.ngram_values(counts), np.array(alone, dtype=np.float64))
+
+
+def test_reference_metrics_are_missing_without_a_reference() -> None:
+    assert value("nll", reference=None) is None
+    assert value("matched", reference=None) is None
