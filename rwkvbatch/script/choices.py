@@ -3,7 +3,8 @@
 Each choice is scored as the beginning of the reply, or after a plain prompt; or the same continuation is scored after
 each ("partial scoring": Trinh and Le 2018, https://arxiv.org/abs/1806.02847). Texts of different lengths are compared
 by the sum of their log-probabilities, or by this sum per token, per byte or per character (lm-evaluation-harness: `acc`
-uses the sum, `acc_norm` the sum per character, without the space before a choice).
+uses the sum, `acc_norm` the sum per character and `acc_bytes` per byte, without the one space that its tasks put before
+a choice).
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ class ChoiceScore:
     Attributes:
         logprob: sum of the log-probabilities of its tokens, in nats.
         tokens: number of tokens of the scored text, including a space before it.
-        bytes: number of bytes of the scored text, including a space before it.
-        characters: number of characters (code points) of the scored text without white space around it, at least 1.
+        bytes: number of bytes of the scored text without one space before it, at least 1. Other white space at its ends
+            counts, as in lm-evaluation-harness, whose tasks add that space to the choice.
+        characters: number of characters (code points) of the same text, at least 1.
     """
 
     name: str
@@ -48,8 +50,8 @@ class ChoiceScore:
     @classmethod
     def of(cls, name: str, logprob: float, tokens: int, scored: bytes) -> Self:
         """The score of the text whose UTF-8 bytes are `scored`; these may begin within a character."""
-        characters = max(1, len(scored.decode(errors="replace").strip()))
-        return cls(name, logprob, tokens, len(scored), characters)
+        text = scored.removeprefix(b" ")
+        return cls(name, logprob, tokens, max(1, len(text)), max(1, len(text.decode(errors="replace"))))
 
     def value(self, normalize: Normalize) -> float:
         """The number that choices are compared by; higher is better."""

@@ -11,6 +11,7 @@ from typing import Any, cast
 from rwkvbatch.config import HistoryMode, TurnEnd
 from rwkvbatch.errors import listed
 from rwkvbatch.script.checks import Combination
+from rwkvbatch.script.checks.text import answer_of
 from rwkvbatch.script.checks.tool_calls import ToolCall
 from rwkvbatch.script.lines import SourceLine, shown
 from rwkvbatch.script.records import Check, Conversation
@@ -171,7 +172,7 @@ def _unknown_functions(conversation: Conversation) -> Iterator[LintWarning]:
         return
     hint = f"the model cannot know it; the tools are {listed(names)}"
     for number, turn in enumerate(conversation.turns):
-        calls = calls_in(turn.reference or "")
+        calls = calls_in(answer_of(turn.reference or ""))
         for place, called_names in (
             (f"turn {number} reference", [] if isinstance(calls, str) else [call.name for call in calls]),
             (f"turn {number}", [n for c in turn.checks if isinstance(c.rule, ToolCall) for n in c.rule.names]),

@@ -29,8 +29,11 @@ metric_list: [{metric: acc, aggregation: mean}, {metric: acc_norm, aggregation: 
 output_type: multiple_choice
 doc_to_text: "{{text}}. Who am I?"
 doc_to_target: 0
-doc_to_choice: "{{[text.split(' ')[3], 'Zoë Ünal', text]}}"
-metric_list: [{metric: acc, aggregation: mean}, {metric: acc_norm, aggregation: mean}]
+doc_to_choice: "{{['  ' ~ text.split(' ')[3] ~ '  ', 'Zoë Ünal', text]}}"
+metric_list:
+  - {metric: acc, aggregation: mean}
+  - {metric: acc_norm, aggregation: mean}
+  - {metric: acc_bytes, aggregation: mean}
 """,
     "texts": """
 output_type: loglikelihood_rolling

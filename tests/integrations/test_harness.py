@@ -117,7 +117,7 @@ def test_choices_of_a_script_have_the_accuracies_of_the_harness(folder: Path, tm
     for number, sample in enumerate(samples):
         prompt = sample["arguments"][0][0]
         choices = {str(index): text for index, (_, text) in enumerate(sample["arguments"])}
-        for normalize in ("none", "character"):
+        for normalize in ("none", "character", "byte"):
             expect = {"choice": str(sample["target"]), "normalize": normalize}
             name = f"{number} {normalize}"
             lines.append({"id": name, "prompt": prompt, "choices": choices, "expect": expect})
@@ -127,7 +127,7 @@ def test_choices_of_a_script_have_the_accuracies_of_the_harness(folder: Path, tm
     expected = {
         f"{number} {normalize}": sample[metric]
         for number, sample in enumerate(samples)
-        for normalize, metric in (("none", "acc"), ("character", "acc_norm"))
+        for normalize, metric in (("none", "acc"), ("character", "acc_norm"), ("byte", "acc_bytes"))
     }
     assert found == expected
     assert any(sample["acc"] != sample["acc_norm"] for sample in samples)

@@ -47,7 +47,7 @@ def test_each_choice_is_scored_as_the_start_of_a_reply(tmp_path: Path, model: Mo
     assert row.choices is not None
     for score, name in zip(row.choices.scores, NAMES, strict=True):
         expected = llm.score(prompt, f" {name}")
-        assert score == ChoiceScore(name, expected.logprob, len(expected.token_ids), len(f" {name}"), len(name))
+        assert score == ChoiceScore(name, expected.logprob, len(expected.token_ids), len(name), len(name))
     assert row.finish_reason == "scored"
     assert row.reply == row.choices.best().name
     assert row.reply_ids == ()
@@ -84,13 +84,16 @@ def test_normalize_selects_the_measure_that_compares_choices(normalize: Normaliz
 @pytest.mark.parametrize(
     ("scored", "num_bytes", "characters"),
     [
-        (" Ada", 4, 3),
-        (" Zoë Ünal. ", 13, 9),
+        (" Ada", 3, 3),
+        ("Ada", 3, 3),
+        (" Zoë Ünal. ", 12, 10),
+        ("  pulls it up.", 13, 13),
+        ("\nA", 2, 2),
         ("三", 3, 1),
         (" ", 1, 1),  # never divided by 0
     ],
 )
-def test_characters_are_counted_without_white_space_around_the_text(
+def test_bytes_and_characters_are_counted_without_one_space_before_the_text(
     scored: str, num_bytes: int, characters: int
 ) -> None:
     score = ChoiceScore.of("a", -6.0, 2, scored.encode())
@@ -202,7 +205,7 @@ def test_a_plain_prompt_with_choices_is_tokenized_verbatim(tmp_path: Path, model
         assert row.choices is not None
         for score, text in zip(row.choices.scores, (" A", " B"), strict=True):
             expected = llm.score([*begin, *llm.tokenizer.encode(prompt)], text)
-            assert score == ChoiceScore(text.strip(), expected.logprob, len(expected.token_ids), 2, 1)
+            assert score == ChoiceScore(text.strip(), expected.logprob, len(expected.token_ids), 1, 1)
         assert row.tokens.prompt == len([*begin, *llm.tokenizer.encode(prompt)])
         assert row.reply == row.choices.best().name
         assert row.checks[0].passed == (row.reply == "B")
@@ -284,7 +287,7 @@ def test_a_continuation_is_scored_after_the_prompt_and_each_choice(tmp_path: Pat
             before = [*begin, *llm.tokenizer.encode(f"Ada helped Bob because {name}")]
             expected = llm.score(before, " was kind.")
             assert score.logprob == expected.logprob
-            assert (score.tokens, score.bytes) == (len(expected.token_ids), len(" was kind."))
+            assert (score.tokens, score.bytes) == (len(expected.token_ids), len("was kind."))
             assert score.characters == len("was kind.")
         best = row.choices.best().name
         assert row.reply == {"1": "Ada", "2": "Bob"}[best]

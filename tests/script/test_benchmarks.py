@@ -22,11 +22,13 @@ from rwkvbatch.script.records import Conversation
 from tests.script.benchmark_records import (
     ARC,
     ARC_AI2,
+    BLIMP,
     GSM8K,
     HELLASWAG,
     LAMBADA,
     MMLU,
     MT_BENCH,
+    OPENBOOKQA,
     RECORDS,
     lines_of,
     written,
@@ -162,6 +164,21 @@ def test_hellaswag_is_cleaned_as_in_lm_evaluation_harness(tmp_path: Path) -> Non
     assert turn.user == "Roof removal: A man is sitting on a roof. He"
     assert [choice.text for choice in turn.choices] == [" is singing.", " stands. pulls it up.", " sleeps.", " starts."]
     assert turn.checks[0].expected == "1"
+
+
+def test_white_space_at_the_end_of_a_prompt_belongs_to_the_text_after_it(tmp_path: Path) -> None:
+    """As in `_encode_pair` of lm-evaluation-harness."""
+    (found,) = imported("hellaswag", tmp_path, HELLASWAG | {"ctx_b": "she [step]"}, dev=[HELLASWAG], shots=1)
+    (turn,) = found.turns
+    assert turn.user.endswith(" He stands. pulls it up.\n\nRoof removal: A man is sitting on a roof. She")
+    assert turn.choices[0].text == "  is singing."
+    (found,) = imported("openbookqa", tmp_path, OPENBOOKQA | {"question_stem": "Ice is\t "})
+    assert found.turns[0].user == "Ice is"
+    assert {choice.text[:3] for choice in found.turns[0].choices} == {"\t  "}
+    (found,) = imported("lambada", tmp_path, LAMBADA | {"text": "One two  three"})
+    assert (found.turns[0].user, found.turns[0].reference) == ("One two", "  three")
+    (found,) = imported("blimp", tmp_path, BLIMP)
+    assert found.turns[0].user == ""
 
 
 def test_gsm8k_checks_the_number_after_the_marks(tmp_path: Path) -> None:

@@ -215,6 +215,17 @@ def test_similarity_is_the_chrf_of_sacrebleu() -> None:
     assert score == pytest.approx(sentence_chrf(reply, [reference]).score / 100)
 
 
+def test_answers_are_compared_with_the_answer_of_the_reference() -> None:
+    """A reference with a thinking part, such as one of a reasoning model, is judged as a reply is: by its answer."""
+    reply = "<think>\nA cat.\n</think>\nThe cat sat."
+    reference = "<think>\nThe user wants a sentence, and it has to be long.\n</think>\nThe cat sat."
+    assert judge({"similarity": 1}, reply, reference=reference) == (True, 1)
+    assert judge({"similarity": 1}, reply, reference="The cat sat.") == (True, 1)
+    assert judge({"similarity": 0.1}, reply, reference="<think>\nThe cat sat.") == (False, 0)
+    call = '{"name": "f", "arguments": {}}'
+    assert judge({"tool_call": True}, call, reference=f"<think>\n[1]\n</think>\n{call}")[0]
+
+
 def test_similarity_needs_a_reference_and_as_a_default_skips_turns_without_one(tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match="turn 0: the check 'any' needs a reference reply"):
         read(tmp_path, conversation(user(expect={"any": [{"similarity": 0.5}, {"equals": "a"}]})))

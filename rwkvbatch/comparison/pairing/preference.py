@@ -25,8 +25,7 @@ from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.judges.pairs import PairOutcome, SidesOf
 from rwkvbatch.judges.questions import Exchange, Side
 from rwkvbatch.results.row import SCORED
-from rwkvbatch.script.checks.text import answer
-from rwkvbatch.script.records import ReplyFacts
+from rwkvbatch.script.checks.text import answer_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -193,7 +192,6 @@ class _Turn(NamedTuple):
 
     prompt: str
     reply: str
-    finish_reason: str
     reference: str | None
     probe_after: float
 
@@ -204,7 +202,7 @@ class _Turn(NamedTuple):
     @property
     def answer(self) -> str:
         """The reply without its thinking part."""
-        return answer(ReplyFacts(self.reply, self.finish_reason, 0))
+        return answer_of(self.reply)
 
 
 class _Dialogues:
@@ -234,7 +232,7 @@ class _Dialogues:
         return Side(tuple(history), judged.prompt, judged.answer)
 
     def _reply_in_history(self, turn: _Turn) -> str:
-        return turn.reference if self._is_gold and turn.reference is not None else turn.answer
+        return answer_of(turn.reference) if self._is_gold and turn.reference is not None else turn.answer
 
 
 def missing_in(rows: Columns) -> int:

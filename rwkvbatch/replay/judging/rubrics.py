@@ -11,8 +11,8 @@ from rwkvbatch.replay.judging.checks import judged_again
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.results.row import Row
 from rwkvbatch.script.checks.judged import NOT_ASKED, Rubric
-from rwkvbatch.script.checks.text import answer
-from rwkvbatch.script.records import Conversation, JudgeVerdict, ReplyFacts
+from rwkvbatch.script.checks.text import answer_of
+from rwkvbatch.script.records import Conversation, JudgeVerdict
 
 RowOfTurn = Callable[[Row, int], Row | None]
 """Gives the row of another turn of a row's dialogue; None if it does not exist."""
@@ -79,10 +79,10 @@ class RubricJudge:
 
     def _request(self, rubric: Rubric, row: Row, conversation: Conversation) -> VoteRequest:
         turn = conversation.turns[row.turn]
-        reply = answer(ReplyFacts(row.reply, row.finish_reason, len(row.reply_ids)))
+        reference = answer_of(turn.reference) if rubric.reference and turn.reference is not None else None
         dialogue = self._dialogue(row, conversation) if rubric.context == "dialogue" else ()
-        side = Side(tuple(dialogue), row.prompt, reply)
-        question: Question = about_reply(rubric.text, side, turn.reference if rubric.reference else None)
+        side = Side(tuple(dialogue), row.prompt, answer_of(row.reply))
+        question: Question = about_reply(rubric.text, side, reference)
         return VoteRequest(question, seeds_of(rubric.votes, row.seed, row.conversation, row.repeat, row.turn))
 
     def _dialogue(self, row: Row, conversation: Conversation) -> Sequence[Exchange]:
@@ -95,11 +95,8 @@ class RubricJudge:
             if turn.probe is not None or turn.plain:
                 continue
             earlier = None if is_gold and turn.reference is not None else self.row_of(row, number)
-            if earlier is None:
-                assistant = turn.reference
-            else:
-                assistant = answer(ReplyFacts(earlier.reply, earlier.finish_reason, 0))
-            exchanges.append(Exchange(turn.user, assistant or ""))
+            assistant = turn.reference if earlier is None else earlier.reply
+            exchanges.append(Exchange(turn.user, answer_of(assistant or "")))
         return exchanges
 
 

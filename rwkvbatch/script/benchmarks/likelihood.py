@@ -21,11 +21,21 @@ def text_choices(prompt_of: Callable[[Question], str]) -> Write:
 
     def write(question: Question, examples: Sequence[Question]) -> dict[str, Any]:
         shots = "".join(f"{prompt_of(example)} {example.options[example.answer]}\n\n" for example in examples)
-        choices = {name: f" {text}" for name, text in question.options.items()}
-        prompt = shots + prompt_of(question)
+        prompt, space = _without_outer_space(shots + prompt_of(question))
+        choices = {name: f"{space} {text}" for name, text in question.options.items()}
         return line_of(question, prompt=prompt, choices=choices, expect={"choice": question.answer})
 
     return write
+
+
+def _without_outer_space(prompt: str) -> tuple[str, str]:
+    """A prompt without white space at its end, and that white space.
+
+    It belongs to the text after the prompt, as in lm-evaluation-harness (`_encode_pair` of `lm_eval/api/model.py`):
+    tokens of the text may begin with it.
+    """
+    stripped = prompt.rstrip()
+    return stripped, prompt[len(stripped) :]
 
 
 write_continuation = text_choices(lambda question: question.text)
@@ -41,7 +51,8 @@ def read_lambada(record: Record) -> Question:
 
 
 def write_lambada(question: Question, _: Sequence[Question]) -> dict[str, Any]:
-    return line_of(question, prompt=question.text, continuation=question.answer)
+    prompt, space = _without_outer_space(question.text)
+    return line_of(question, prompt=prompt, continuation=space + question.answer)
 
 
 def read_arc(record: Record) -> Question:

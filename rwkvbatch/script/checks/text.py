@@ -68,7 +68,12 @@ def wrong(message: str, got: object, *, key: str | None = None, hint: str | None
 
 def answer(facts: ReplyFacts) -> str:
     """The reply without its thinking part, stripped. A reply that ended while thinking has no answer."""
-    text = facts.text.strip()
+    return answer_of(facts.text)
+
+
+def answer_of(text: str) -> str:
+    """A reply or a reference without its thinking part, stripped, as `answer`."""
+    text = text.strip()
     _, end_of_thinking, after_thinking = text.rpartition("</think>")
     if end_of_thinking:
         return after_thinking.strip()
@@ -318,7 +323,8 @@ MAX_COMPARED_CHARACTERS = 20_000
 class Similarity:
     """The chrF score (character n-grams, Popović 2015; of sacrebleu) of the answer and a text is at least `at_least`.
 
-    The text is `to`, or the turn's reference if `to` is None. The first `MAX_COMPARED_CHARACTERS` of both are compared.
+    The text is `to`, or the answer of the turn's reference if `to` is None. The first `MAX_COMPARED_CHARACTERS` of both
+    are compared.
     """
 
     options: ClassVar[frozenset[str]] = frozenset({"to"})
@@ -340,11 +346,14 @@ class Similarity:
         return cls(float(expected), text_of(options["to"]) if "to" in options else None)
 
     def judge(self, facts: ReplyFacts) -> Verdict:
-        reference = self.to if self.to is not None else facts.reference
-        if reference is None:
+        if self.to is not None:
+            other = self.to
+        elif facts.reference is not None:
+            other = answer_of(facts.reference)
+        else:
             return Verdict(False, 0.0, "the turn has no reference reply", undecided=True)
         text = answer(facts)
-        chrf = _metric().sentence_score(text[:MAX_COMPARED_CHARACTERS], [reference[:MAX_COMPARED_CHARACTERS]])
+        chrf = _metric().sentence_score(text[:MAX_COMPARED_CHARACTERS], [other[:MAX_COMPARED_CHARACTERS]])
         score = min(1.0, max(0.0, float(chrf.score) / 100))
         passed = score >= self.at_least
         return Verdict(passed, score, None if passed else f"chrF {score:.3f}; got {excerpt(text)}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from rwkvbatch.script.checks.json_schema import hashable
-from rwkvbatch.script.checks.text import answer, excerpt, flag, verdict, wrong
+from rwkvbatch.script.checks.text import answer, answer_of, excerpt, flag, verdict, wrong
 from rwkvbatch.script.lines import is_array, is_object
 from rwkvbatch.script.records import ReplyFacts, Verdict
 from rwkvbatch.script.tools import Call, calls_in, calls_text
@@ -49,7 +49,7 @@ class ToolCall:
         if expected is None:
             if facts.reference is None:
                 return Verdict(False, 0.0, "the turn has no reference reply", undecided=True)
-            reference = calls_in(answer(ReplyFacts(facts.reference, facts.finish_reason, 0)))
+            reference = calls_in(answer_of(facts.reference))
             if isinstance(reference, str):
                 return Verdict(False, 0.0, f"the reference {reference}", undecided=True)
             expected = tuple((call.name, call.arguments) for call in reference)

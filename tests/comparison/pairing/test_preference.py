@@ -142,7 +142,9 @@ def test_an_error_loses_to_a_reply(tmp_path: Path) -> None:
 
 def test_each_reply_is_shown_after_the_dialogue_of_its_run(tmp_path: Path) -> None:
     def rows(word: str) -> list[dict[str, Any]]:
-        return [make_row("c", turn=turn, reply=f"{word} {turn}") for turn in range(3)]
+        rows = [make_row("c", turn=turn, reply=f"{word} {turn}") for turn in range(3)]
+        rows[1]["reference"]["text"] = "<think>\nhm\n</think>\nAnswer 1."
+        return rows
 
     for name, history in (("a", "own"), ("b", "own"), ("g", "gold"), ("h", "gold")):
         cells = {"base": {"history": history}}

@@ -252,9 +252,9 @@ def test_the_judge_is_shown_the_dialogue_that_the_model_read(tmp_path: Path, his
     probe = {"content": "What?", "expect": {"judge": "P", "context": "dialogue"}}
     messages = [
         user("One", probes=[probe]),
-        assistant("GOLD"),
-        user("Two", expect={"judge": "D", "context": "dialogue"}),
-        assistant("REF"),
+        assistant("<think>\nhm\n</think>\nGOLD"),
+        user("Two", expect={"judge": "D", "context": "dialogue", "reference": True}),
+        assistant("<think>\nhm\n</think>\nREF"),
         user("Three", expect=[{"judge": "T"}]),
         assistant("REF3"),
     ]
@@ -269,6 +269,8 @@ def test_the_judge_is_shown_the_dialogue_that_the_model_read(tmp_path: Path, his
     shown = {reply_in(ask.question.text, "requirement"): reply_in(ask.question.text, "conversation")
             for ask in source.judge.asked}  # fmt: skip
     before = f"User: One\nAssistant: {'GOLD' if history == 'gold' else first}\nUser:"
+    references = {reply_in(ask.question.text, "reference") for ask in source.judge.asked if "REF" in ask.question.text}
+    assert references == {"REF"}
     assert shown == {"P": f"{before} What?", "D": f"{before} Two", "T": "User: Three"}
     again = FakeSource()
     recheck(tmp_path / "run", judge=again)
