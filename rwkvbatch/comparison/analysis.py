@@ -43,7 +43,7 @@ COLUMNS: Final[Mapping[str, Callable[[Comparison], Any]]] = {
         name: lambda line, name=name: getattr(line, name)
         for name in (
             "baseline_mean", "variant_mean", "difference", "standard_error", "low", "high", "low_alone", "high_alone",
-            "p", "p_adjusted", "p_rank", "verdict", "wins", "ties", "losses", "detectable", "margin", "num_values",
+            "p", "p_adjusted", "p_rank", "level_each", "verdict", "wins", "ties", "losses", "detectable", "margin", "num_values",
             "num_conversations", "family", "exploratory",
         )
     },

@@ -232,7 +232,7 @@ def rank_disagreement(lines: Iterable[Comparison]) -> str:
     if not disagreeing:
         return ""
     named = [f"{variant_label(line)} (p {p_value(line.p_rank)})".replace("p <", "p < ") for line in disagreeing]
-    corrected_levels = {f"{line.level_each:.2g}" for line in disagreeing if line.level_each < line.level}
+    corrected_levels = {f"{line.level_rank:.2g}" for line in disagreeing if line.level_rank < line.level}
     level = f"; each test is at {' or '.join(sorted(corrected_levels))}" if corrected_levels else ""
     return f"{disagreeing[0].metric.name}: the signed-rank test does not agree for {', '.join(named)}{level}"
 

@@ -53,9 +53,9 @@ class Difference:
         mean: of the paired differences, each pair counting once; NaN without pairs.
         low, high: the simultaneous interval within the family; infinite if the test cannot exclude any difference.
         low_alone, high_alone: the interval of this comparison alone, without correction.
-        p: two-sided p-value before the correction for the number of variants, the larger one of sign flips and Hall's
-            transformation, whose skewness is also that of the family (`lacked_skewness`).
-        p_adjusted: `p` corrected for the family.
+        p: two-sided p-value of this comparison alone, the larger one of sign flips and Hall's transformation.
+        p_adjusted: corrected for the family, whose skewness Hall's transformation then allows for (`lacked_skewness`);
+            at least `p`.
         p_rank: two-sided p-value of the signed-rank test (Wilcoxon 1945) by the same flips, without correction. It
             does not depend on how extreme single conversations are.
         clusters: conversations with pairs.
@@ -65,9 +65,12 @@ class Difference:
             discrete, else at `Family.level_interval`; NaN if it is unknown or if no outcome is significant.
         decidable: False if there are too few conversations for any outcome to be significant in this family.
         identical: every pair is equal.
-        level_each: the level of the test that decides: where Hall's transformation rejects 0, or does not apply (to
-            discrete differences), that of sign flips, `Family.level_each`, else that of Hall's transformation,
-            `Family.level_interval`.
+        level_each: `p` is at most this level exactly where the difference is significant. It is the level of the test
+            that decides: of one that does not reject 0, else of the one with the larger p-value. That of sign flips is
+            `Family.level_each` (less where the drawn patterns have a larger p-value than all of them), and that of
+            Hall's transformation is stated as the p-value, in this comparison alone, of the least mean that it rejects.
+        level_rank: the level of a signed-rank test beside it: that of the intervals where Hall's transformation does
+            not reject 0, else that of sign flips.
         level_interval: the level of `low` and `high`: the family's, or Bonferroni's if every pair is equal.
     """
 
@@ -86,6 +89,7 @@ class Difference:
     decidable: bool
     identical: bool
     level_each: float
+    level_rank: float
     level_interval: float = math.nan
 
     @property
@@ -178,7 +182,8 @@ def _equal_pairs(num_pairs: NDArray[np.float64], tests: _Tests, widest: float, l
     return Difference(
         mean=mean, low=-together, high=together, low_alone=-alone, high_alone=alone, p=1.0, p_adjusted=1.0, p_rank=1.0,
         clusters=clusters, pairs=round(float(num_pairs.sum())), standard_error=mean, detectable=math.nan,
-        decidable=decidable, identical=clusters > 0, level_each=tests.level_each, level_interval=level_interval,
+        decidable=decidable, identical=clusters > 0, level_each=tests.level_each, level_rank=tests.level_each,
+        level_interval=level_interval,
     )  # fmt: skip
 
 
@@ -194,7 +199,7 @@ class _Tests:
     Attributes:
         p: `[variants]` of each variant by itself.
         p_adjusted: `[variants]` corrected for the family.
-        levels: `[variants]` of the test that decides (`Difference.level_each`).
+        levels, rank_levels: `[variants]` `Difference.level_each` and `Difference.level_rank`.
         subsets: the sums of all variants, if there are few; else None, because they take too much memory to be kept.
     """
 
@@ -205,6 +210,7 @@ class _Tests:
     p: NDArray[np.float64]
     p_adjusted: NDArray[np.float64]
     levels: NDArray[np.float64]
+    rank_levels: NDArray[np.float64]
     subsets: _SubsetSums | None
 
 
@@ -219,7 +225,7 @@ class _Variants:
         scale: `[variants]` the sum of the absolute differences.
         ranks: `[clusters, variants]` signed ranks of the clusters' means.
         spreads: of each variant, with the skewness that samples may lack by that of all variants.
-        p_alone: `[variants]` the p-value of the correction for skewness without the other variants.
+        alone: the same without the other variants.
     """
 
     scaled: NDArray[np.float64]
@@ -227,7 +233,7 @@ class _Variants:
     scale: NDArray[np.float64]
     ranks: NDArray[np.float64]
     spreads: tuple[Spread, ...]
-    p_alone: NDArray[np.float64]
+    alone: tuple[Spread, ...]
 
     @classmethod
     def of(cls, sums: NDArray[np.float64], counts: NDArray[np.float64], widest: float) -> _Variants:
@@ -237,8 +243,8 @@ class _Variants:
         for column in range(scale.size):
             has_pairs = counts[:, column] > 0
             spreads.append(Spread.of(scaled[has_pairs, column] * scale[column], counts[has_pairs, column], widest))
-        p_alone = np.array([spread.skewed.p_value for spread in spreads])
-        return cls(scaled, counts, scale, _signed_ranks(scaled, counts), with_lacked_skewness(spreads), p_alone)
+        together = with_lacked_skewness(spreads)
+        return cls(scaled, counts, scale, _signed_ranks(scaled, counts), together, tuple(spreads))
 
     @property
     def blocks(self) -> list[NDArray[np.intp]]:
@@ -251,6 +257,7 @@ class _Variants:
     def test(self, flips: SignFlips, level: float) -> _Tests:
         p_flips, p_of_patterns = np.ones(self.scale.size), np.ones(self.scale.size)
         p_skewed = np.array([spread.skewed.p_value for spread in self.spreads])
+        p_skewed_alone = np.array([spread.skewed.p_value for spread in self.alone])
         smallest = np.ones(flips.count)
         subsets = None
         for block in self.blocks:
@@ -262,22 +269,27 @@ class _Variants:
                 p_flips[column] = tails[0] if exact is None else exact
                 np.minimum(smallest, tails, out=smallest)
         kept = subsets if len(self.blocks) == 1 else None
-        p = np.maximum(p_flips, p_skewed)
+        p = np.maximum(p_flips, p_skewed_alone)
         if self.scale.size < 2:
-            return _Tests(flips, level, level, level, p, p, np.full(p.size, level), kept)
+            levels = np.full(p.size, level)
+            return _Tests(flips, level, level, level, p, p, levels, levels, kept)
         smallest.sort()
         # `smallest` is of the drawn patterns. Adjusting the larger one of both p-values keeps the level for either.
         found = np.searchsorted(smallest, np.maximum(p_flips, p_of_patterns), side="right")
         # p-values of skewed means take any value, so that the few values of those of flips do not correct them.
         largest = LargestSums.of(self.deviations())
         p_skewed_adjusted = largest.adjusted(p_skewed)
-        # Less skewness in the family makes no corrected p-value smaller than that of the comparison alone. Both are at
+        # `p` can be larger than the others where the family is less skewed than one sample alone may be. Both are at
         # most 5 % in the same cases, so that this changes no verdict.
-        p_adjusted = np.maximum.reduce([p, found / flips.count, p_skewed_adjusted, self.p_alone])
-        each = level_each(smallest, level)
-        interval = min(each, largest.level_each(level))
-        levels = np.where(p_skewed_adjusted <= level, each, interval)
-        return _Tests(flips, level, each, interval, p, p_adjusted, levels, kept)
+        p_adjusted = np.maximum.reduce([p, found / flips.count, p_skewed_adjusted])
+        each, of_sums = level_each(smallest, level), largest.level_each(level)
+        interval = min(each, of_sums)
+        rejected = p_skewed_adjusted <= level
+        # On the scale of the exact p-value, where that of the drawn patterns is larger.
+        levels = each * np.minimum(1.0, p_flips / p_of_patterns)
+        for column in np.flatnonzero(~rejected | ((p_skewed_alone > p_flips) & (p_flips <= each))).tolist():
+            levels[column] = self.alone[column].skewed.level_as(self.spreads[column].skewed, of_sums)
+        return _Tests(flips, level, each, interval, p, p_adjusted, levels, np.where(rejected, each, interval), kept)
 
     def deviations(self) -> NDArray[np.float64]:
         """`[clusters, variants]`: of the differences from their means, as `scaled`; 0 if all pairs are the same."""
@@ -295,7 +307,7 @@ class _Variants:
     def _difference(self, column: int, tests: _Tests, subsets: _SubsetSums) -> Difference:
         spread, p, p_adjusted = self.spreads[column], float(tests.p[column]), float(tests.p_adjusted[column])
         means = _SubsetMeans.of(subsets, float(self.scale[column]))
-        alone = means.interval(tests.level, tests.level, spread, significant=p <= tests.level)
+        alone = means.interval(tests.level, tests.level, self.alone[column], significant=p <= tests.level)
         together = means.interval(tests.level_each, tests.level_interval, spread, significant=p_adjusted <= tests.level)
         rank_sums = np.abs(np.round(self.ranks[:, column].sum() - 2 * subsets.ranks, 6))
         decidable = _smallest_p(spread.clusters) <= tests.level_each
@@ -316,6 +328,7 @@ class _Variants:
             decidable=decidable,
             identical=False,
             level_each=float(tests.levels[column]),
+            level_rank=float(tests.rank_levels[column]),
             level_interval=tests.level_interval,
         )
 

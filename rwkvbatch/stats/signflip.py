@@ -23,6 +23,9 @@ EXACT_CLUSTERS = 13
 DRAWN_PATTERNS = 19_998
 MAX_STEPS = 20_000
 """The largest number of steps of a distribution that is computed exactly."""
+FEW_VALUES = 20
+"""Averages of at most this many values are discrete (`spread.Spread`), and their smallest size is at most this many
+units."""
 _SEED = 0x5F1A65
 _CHUNK = 1024
 """Sign patterns that are multiplied at once with many columns."""
@@ -109,9 +112,9 @@ def exact_p(values: NDArray[np.float64]) -> float | None:
     if not sizes.size:
         return 1.0
     steps = sizes / sizes.min()
-    whole = next(
-        (k for k in (1, 2, 3, 4, 5, 6, 8, 10, 12) if np.allclose(steps * k, np.round(steps * k), atol=1e-7)), None
-    )
+    if steps.sum() > MAX_STEPS:
+        return None
+    whole = next((k for k in range(1, FEW_VALUES + 1) if is_whole(steps * k)), None)
     if whole is None:
         return None
     steps = np.round(steps * whole).astype(np.int64)
@@ -124,6 +127,11 @@ def exact_p(values: NDArray[np.float64]) -> float | None:
         shares = (np.roll(shares, step) + np.roll(shares, -step)) / 2
     observed = abs(round(float(values.sum()) / float(sizes.min()) * whole))
     return float(min(1.0, shares[np.abs(np.arange(2 * total + 1) - total) >= observed].sum()))
+
+
+def is_whole(numbers: NDArray[np.float64]) -> bool:
+    """Whether all numbers are whole but for rounding."""
+    return bool(np.allclose(numbers, np.round(numbers), rtol=1e-9, atol=1e-7))
 
 
 def level_each(ascending: NDArray[np.float64], level: float) -> float:
@@ -163,13 +171,14 @@ class LargestSums:
             return cls(columns, np.empty(0))
         size = np.sqrt((deviations**2).sum(axis=0))
         varies = size > 1e-9 * size.max()  # else it is 0 but for rounding
-        values = np.where(varies, deviations / np.where(varies, size, 1.0), 0.0)
+        values = np.round(np.where(varies, deviations / np.where(varies, size, 1.0), 0.0), 9)
+        # The same columns in another order must have the same level, so that they are equal numbers in one order.
+        order = np.lexsort(np.concatenate([values, np.sort(values, axis=0)]))
+        values, varies = values[:, order], varies[order]
         if not varies.all():
             values = np.concatenate([values, np.diag(np.where(varies, 0.0, 1.0))])
-        # The same columns in another order must have the same level.
-        keys = np.round(np.concatenate([values, np.sort(values, axis=0)]), 9)
         # The factor has the columns' correlations in the fewest rows.
-        factor = np.asarray(np.linalg.qr(values[:, np.lexsort(keys)], mode="r"))
+        factor = np.asarray(np.linalg.qr(values, mode="r"))
         factor *= np.where(np.diagonal(factor) < 0, -1.0, 1.0)[:, None]
         largest = np.empty(DRAWN_PATTERNS)
         for start, weights in enumerate(_normal_weights(factor.shape[0])):

@@ -153,6 +153,15 @@ class SkewedMean:
         transformed = (1 - (1 - a * t / 3) ** 3) / a - a / 6
         return float(min(1.0, 2 * stdtr(self.degrees(ORDINARY), -transformed)))
 
+    def level_as(self, other: SkewedMean, level: float) -> float:
+        """The level at which the interval ends as far towards 0 as that of `other` does at `level`, at most 5 %.
+
+        Args:
+            other: the same sample, which lacks other skewness.
+        """
+        side = -1 if self.mean > 0 else 1
+        return self._level_of(other.errors(level, side), side) if level < ORDINARY else level
+
     def _level_of(self, errors: float, side: int) -> float:
         """The level below `ORDINARY` at which the end on this side is `errors` standard errors from the mean."""
         low, high = math.log(LEAST_P), math.log(ORDINARY)

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from rwkvbatch.stats.bounded import unseen_share
 from rwkvbatch.stats.clustered import cluster_codes, clustered_mean, t_quantile
 from rwkvbatch.stats.sample_size import detectable_errors
+from rwkvbatch.stats.signflip import FEW_VALUES, is_whole
 from rwkvbatch.stats.skewness import LACKED_ALONE, SkewedMean, lacked_skewness, sample_skewness
 
 FEWEST_SIZES: Final = 6
@@ -100,8 +101,8 @@ class Spread:
             detectable.
         widest: the largest possible mean; infinite for metrics without limits.
         discrete: the cluster means take few values between limits, as yes/no outcomes and averages of a few do. True if
-            the metric has limits, and either two cluster means other than 0 have the same size or fewer than
-            `FEWEST_SIZES` are not 0.
+            the metric has limits, and either two cluster means other than 0 have the same size, or fewer than
+            `FEWEST_SIZES` are not 0, or all of them are averages of at most `FEW_VALUES` outcomes.
         ties: two clusters can have the same mean by chance: they are `discrete`, or two are equal.
         varying: clusters that do not have the most common mean; all of them where no two means are equal.
         skewness: of the clusters' deviations from the mean (`sample_skewness`); 0 for discrete means.
@@ -143,7 +144,11 @@ class Spread:
         relative_means = np.round(cluster_means / largest, 11)
         differing = relative_means != 0
         sizes = np.abs(relative_means[differing])
-        discrete = math.isfinite(widest) and (sizes.size < FEWEST_SIZES or np.unique(sizes).size < sizes.size)
+        discrete = math.isfinite(widest) and (
+            sizes.size < FEWEST_SIZES
+            or np.unique(sizes).size < sizes.size
+            or _are_averages_of_few(sums / widest, counts)
+        )
         most_common = int(np.unique(relative_means, return_counts=True)[1].max())
         varies = float(np.abs(deviations).max()) > 1e-12 * float(np.abs(sums).max())
         average_size = size / num_clusters
@@ -239,6 +244,18 @@ class Spread:
             return math.nan
         error = max(self.standard_error, self.planning_error) if self.ties else self.standard_error
         return detectable_errors(self.clusters, level=level, discrete=self.discrete) * error
+
+
+def _are_averages_of_few(shares: NDArray[np.float64], counts: NDArray[np.float64]) -> bool:
+    """Whether each cluster is the average of at most `FEW_VALUES` outcomes between -1 and 1 that are whole.
+
+    Each of the `counts` values can itself be the average of the same number of outcomes.
+
+    Args:
+        shares: `[n]` sums of the values of each cluster, in units of the largest possible value.
+    """
+    most = int(FEW_VALUES / float(counts.max()))
+    return is_whole(counts) and any(is_whole(shares * outcomes) for outcomes in range(1, most + 1))
 
 
 def with_lacked_skewness(family: Sequence[Spread]) -> tuple[Spread, ...]:

@@ -76,8 +76,10 @@ class Comparison:
         identical: all pairs with values are equal.
         num_without_preference: number of matched pairs that are left out because a judge gave no verdict on them.
         level: the family's level.
-        level_each: this test's level within the family (`stats.family.Difference`): that of the family, or
-            `level_interval` where Hall's test does not reject 0.
+        level_each: this test's level within the family: `p` is at most `level_each` exactly where the difference is
+            significant (`stats.family.Difference`).
+        level_rank: the level of the signed-rank test: that of the family's flips, or `level_interval` where Hall's test
+            does not reject 0.
         margin: differences up to this size are equivalent.
         exploratory: see `Family`.
     """
@@ -107,6 +109,7 @@ class Comparison:
     identical: bool
     level: float = LEVEL
     level_each: float = LEVEL
+    level_rank: float = LEVEL
     margin: float | None = None
     exploratory: bool = False
     num_without_preference: int = 0
@@ -145,7 +148,7 @@ class Comparison:
         """Whether the metric has heavy tails and the signed-rank test at the same level concludes otherwise."""
         if not self.metric.heavy_tailed or math.isnan(self.p_rank) or not self.decidable or self.identical:
             return False
-        return (self.p_rank <= self.level_each) != self.significant
+        return (self.p_rank <= self.level_rank) != self.significant
 
 
 def compare_metric(
@@ -225,7 +228,7 @@ def _untested(sample: _Sample, family: Family, margin: float | None) -> Comparis
         mean=difference, low=nan, high=nan, low_alone=nan, high_alone=nan, p=nan, p_adjusted=nan, p_rank=nan,
         clusters=sample.num_conversations, pairs=sample.size, standard_error=standard_error, detectable=nan,
         decidable=False, identical=bool(sample.size) and np.array_equal(values.baseline, values.variant),
-        level_each=family.level_each,
+        level_each=family.level_each, level_rank=family.level_each,
     )  # fmt: skip
     return _comparison(sample, family, test, margin)
 
@@ -241,7 +244,8 @@ def _comparison(sample: _Sample, family: Family, test: Difference, margin: float
         high=test.high, low_alone=test.low_alone, high_alone=test.high_alone, p=test.p, p_adjusted=test.p_adjusted,
         p_rank=test.p_rank, wins=wins, ties=zero, losses=losses, detectable=test.detectable, num_values=sample.size,
         num_conversations=sample.num_conversations, decidable=test.decidable, identical=test.identical,
-        level=family.level, level_each=test.level_each, margin=margin, exploratory=family.exploratory,
+        level=family.level, level_each=test.level_each, level_rank=test.level_rank, margin=margin,
+        exploratory=family.exploratory,
         num_without_preference=sample.num_without_preference,
     )  # fmt: skip
 

@@ -204,7 +204,7 @@ def test_the_note_on_several_signed_rank_tests_has_their_level(tmp_path: Path) -
 
     path = make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"), conversations=40, repeats=1, turns=1, change=change)
     analysis = compare([str(path)], primary="nll")
-    (level,) = {line.level_each for line in analysis.comparisons}
+    (level,) = {line.level_rank for line in analysis.comparisons}
     text = " ".join(printed(analysis, num_changes=0).split())
     assert f"t=2 (p < 0.001), t=3 (p < 0.001); each test is at {level:.2g}" in text
 
