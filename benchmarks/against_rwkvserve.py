@@ -29,7 +29,7 @@ import torch
 from benchmarks.machine_load import IDLE, load_of_others
 from rwkvbatch import LLM, SamplingParams
 from rwkvbatch.errors import RwkvBatchError
-from rwkvbatch.model.random_checkpoint import LowRankWidths, random_tensors
+from rwkvbatch.model.checkpoints.random_checkpoint import LowRankWidths, random_tensors
 
 CHILD = """
 import json, shutil, sys, time

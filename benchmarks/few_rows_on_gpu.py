@@ -21,8 +21,8 @@ import torch
 from rwkvbatch.bench.limits import best_rate
 from rwkvbatch.bench.workloads import device_clock
 from rwkvbatch.model.base import RaggedBatch, fp32_sums
-from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.rwkv7 import Network
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
+from rwkvbatch.model.network.rwkv7 import Network
 
 ROWS = (1, 2, 4, 8, 16)
 ROUNDS = 9
@@ -81,8 +81,8 @@ def steppers(
     tensors: dict[str, torch.Tensor], num_layers: int, width: int, dtype: torch.dtype, few_rows: int
 ) -> Callable[[int], Callable[[], object]]:
     """A function that makes a decode step of a given number of rows, over its own copy of the weights."""
+    from rwkvbatch.model.network.graphs import GraphedNetwork, cuda_capture
     from rwkvbatch.model.ops.cuda import CudaOps
-    from rwkvbatch.model.ops.graphs import GraphedNetwork, cuda_capture
 
     ops = CudaOps("cuda", dtype, few_rows=few_rows)
     network = GraphedNetwork(Network.build(tensors, num_layers, ops), cuda_capture())

@@ -63,7 +63,7 @@ class Package:
     """Decoding token by token with the package, and reading a prompt with it."""
 
     def __init__(self, path: Path) -> None:
-        from rwkvbatch.model.checkpoint import open_checkpoint
+        from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
         from rwkvbatch.model.upstream import load_package_model
 
         with open_checkpoint(path) as checkpoint:

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 
 from rwkvbatch.errors import UsageError
-from rwkvbatch.model.checkpoint import Checkpoint
-from rwkvbatch.model.rwkv7 import MIX_NAMES
+from rwkvbatch.model.checkpoints.checkpoint import Checkpoint
+from rwkvbatch.model.network.rwkv7 import MIX_NAMES
 from rwkvbatch.prompt.tokenizer import load_entries
 
 LAYER_NORM_EPS = 1e-5

@@ -29,10 +29,10 @@ from rwkvbatch.bench.measure import Figure, figure_of
 from rwkvbatch.bench.verify import verify
 from rwkvbatch.bench.workloads import Clock, Workload, decode, prompt, stored_bytes, timed
 from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
+from rwkvbatch.model.network.rwkv7 import Network
+from rwkvbatch.model.network.rwkv7_model import Rwkv7Model
 from rwkvbatch.model.ops.reference import ReferenceOps
-from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.rwkv7 import Network
-from rwkvbatch.model.rwkv7_model import Rwkv7Model
 from rwkvbatch.model.strategy import DTYPES
 
 HEAD_SIZE, VOCAB_SIZE = 64, 65536
@@ -75,8 +75,8 @@ class RepeatedLayers(Mapping[str, Tensor]):
 
 def model_of(tensors: RepeatedLayers, precision: str, *, graphs: bool = True, fixed_rows: int | None = None) -> Model:
     """The model on the GPU, in `fp32`, `fp16` or `bf16`."""
+    from rwkvbatch.model.network.graphs import GraphedNetwork, cuda_capture
     from rwkvbatch.model.ops.cuda import CudaOps
-    from rwkvbatch.model.ops.graphs import GraphedNetwork, cuda_capture
 
     ops = CudaOps("cuda", DTYPES[precision], fixed_rows)  # pyright: ignore[reportArgumentType]
     network = Network.build(tensors, tensors.num_layers, ops)

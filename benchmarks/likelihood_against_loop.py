@@ -38,8 +38,8 @@ import torch
 
 import rwkvbatch
 from rwkvbatch.model.base import Model
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
 from rwkvbatch.model.load import load_model
-from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
 
 WORDS = (

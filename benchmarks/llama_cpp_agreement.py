@@ -24,7 +24,7 @@ from rwkvbatch.bench.measure import write_random
 from rwkvbatch.bench.workloads import TEXT
 from rwkvbatch.errors import RwkvBatchError
 from rwkvbatch.files import replacing
-from rwkvbatch.model.checkpoint import open_checkpoint
+from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
 from rwkvbatch.model.load import load_model
 from rwkvbatch.prompt.tokenizer import world_tokenizer
 

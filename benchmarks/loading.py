@@ -38,8 +38,8 @@ CHILD = """
 import json, resource, sys, time
 started_s = time.perf_counter()
 from rwkvbatch.model import load
-from rwkvbatch.model.rwkv7 import Network
-from rwkvbatch.model.named_tensors import NamedTensors
+from rwkvbatch.model.network.rwkv7 import Network
+from rwkvbatch.model.weights.named_tensors import NamedTensors
 import_s = time.perf_counter() - started_s
 phases = {}
 def timed(owner, name, phase):

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from rwkvbatch.model.base import Model, RaggedBatch
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
 from rwkvbatch.model.load import load_model
-from rwkvbatch.model.random_checkpoint import random_tensors
 
 
 def decode_speed(model: Model, rows: int, steps: int) -> float:

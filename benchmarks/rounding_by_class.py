@@ -4,7 +4,7 @@
 
 Without --texts the dialogues of datasets/ are read as plain text. Prints for each class the divergence of the
 next-token distributions, how often the likeliest token is the same, and the bytes saved relative to the
-class in bf16. `model quantize` (`model/quantised.py`) rounds the classes that save much and cost little.
+class in bf16. `model quantize` (`model/weights/quantised.py`) rounds the classes that save much and cost little.
 With --fit TOKENS the default classes are instead rounded to 4 bits fitted to every other text, and this and rounding
 to nearest are measured on the remaining texts.
 With --half-lives it prints how much rounding changes the half-lives of the states, with low-rank chains rounded as well
@@ -33,13 +33,13 @@ from rwkvbatch.bench.damage_dialogues import texts_of_dialogues
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import RwkvBatchError
 from rwkvbatch.model.base import Model, RaggedBatch
-from rwkvbatch.model.calibration import fitted, pieces
-from rwkvbatch.model.checkpoint import open_checkpoint
+from rwkvbatch.model.checkpoints.calibration import fitted, pieces
+from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
 from rwkvbatch.model.load import load_model, resolve_model_path
+from rwkvbatch.model.network.rwkv7 import Network
 from rwkvbatch.model.ops import Activation, MatrixKind, Product, Rounding, matrix_rounding
 from rwkvbatch.model.ops.cpu import CpuModel, CpuOps
 from rwkvbatch.model.ops.reference import ROUNDINGS, ReferenceOps, TorchLinear
-from rwkvbatch.model.rwkv7 import Network
 from rwkvbatch.prompt.vocabulary import tokenizer_of
 from rwkvbatch.replay.api import prepare
 from rwkvbatch.script.documents import read_documents

@@ -25,8 +25,8 @@ from rwkv.utils import PIPELINE
 import rwkvbatch
 from rwkvbatch.config import Sampling
 from rwkvbatch.model.base import Model, State
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
 from rwkvbatch.model.load import load_model
-from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
 
 NUM_TURNS = 3

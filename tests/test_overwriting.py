@@ -17,8 +17,8 @@ from rwkvbatch.cli.report_output import ReportOutput
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import TargetExistsError, UsageError
 from rwkvbatch.files import ABANDONED_S, OS_FILES, replace_file, replacing
-from rwkvbatch.model.safetensors import CHECKPOINT, STATE, check_tensor_target, save_tensors
 from rwkvbatch.model.states import save_state
+from rwkvbatch.model.weights.safetensors import CHECKPOINT, STATE, check_tensor_target, save_tensors
 from rwkvbatch.replay import runner
 from rwkvbatch.replay.logs import logging_to
 from rwkvbatch.replay.planning import row_index

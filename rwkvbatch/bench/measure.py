@@ -55,8 +55,8 @@ def write_random(size: str, folder: Path, sparsity: float | None = None) -> Path
 
 
 def _write(path: Path, num_layers: int, width: int, sparsity: float | None) -> None:
-    from rwkvbatch.model.random_checkpoint import random_tensors
-    from rwkvbatch.model.safetensors import save_tensors
+    from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
+    from rwkvbatch.model.weights.safetensors import save_tensors
 
     save_tensors(path, random_tensors(num_layers, width, sparsity=sparsity))
 

@@ -57,7 +57,7 @@ def _watch_parent() -> None:
 
 
 def _load_package(path: Path, threads: int, clock: Clock, strategy: str) -> None:
-    from rwkvbatch.model.checkpoint import open_checkpoint
+    from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
     from rwkvbatch.model.upstream import load_package_model
 
     global _loaded

@@ -19,7 +19,7 @@ import torch
 
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch, is_rwkv7
-from rwkvbatch.model.checkpoint import open_checkpoint
+from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
 from rwkvbatch.model.load import check_strategy, load_model, model_file
 from rwkvbatch.model.strategy import DTYPES
 

@@ -13,7 +13,7 @@ import torch
 
 from rwkvbatch.errors import counted
 from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch, SampleBatch
-from rwkvbatch.model.rwkv7_model import Rwkv7Model
+from rwkvbatch.model.network.rwkv7_model import Rwkv7Model
 from rwkvbatch.prompt.tokenizer import world_tokenizer
 
 if TYPE_CHECKING:

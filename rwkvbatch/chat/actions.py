@@ -27,8 +27,8 @@ from rwkvbatch.config.sources import checked_values
 from rwkvbatch.endpoint.served import ServedSpec
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.files import read_file, user_path
-from rwkvbatch.model.safetensors import STATE
 from rwkvbatch.model.states import save_state
+from rwkvbatch.model.weights.safetensors import STATE
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.script.lint import lint_system
 from rwkvbatch.targets import check_target

@@ -30,7 +30,7 @@ from rwkvbatch.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from rwkvbatch.bench.verify import Verification
-    from rwkvbatch.model.description import Description
+    from rwkvbatch.model.checkpoints.description import Description
 
 VERIFY_EPILOG = examples(
     "rwkvbatch model verify",
@@ -71,9 +71,9 @@ def random_command(
     if width % head_size:
         raise UsageError(f"the width must be a multiple of --head-size {head_size}, got {width}")
 
-    from rwkvbatch.model.random_checkpoint import random_tensors
-    from rwkvbatch.model.safetensors import check_tensor_target, save_tensors
+    from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
     from rwkvbatch.model.strategy import DTYPES
+    from rwkvbatch.model.weights.safetensors import check_tensor_target, save_tensors
     from rwkvbatch.prompt.vocabulary import METADATA_KEY, WORLD
 
     check_tensor_target(output, replace=force)
@@ -94,9 +94,9 @@ def info_command(
     **settings: Any,
 ) -> None:
     """Describe a checkpoint: its architecture, vocabulary, tensors and sizes."""
-    from rwkvbatch.model.adapters import parse_adapter
-    from rwkvbatch.model.checkpoint import open_checkpoint
-    from rwkvbatch.model.description import describe
+    from rwkvbatch.model.checkpoints.adapters import parse_adapter
+    from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
+    from rwkvbatch.model.checkpoints.description import describe
     from rwkvbatch.model.load import model_file
 
     with open_checkpoint(model_file(model), parse_adapter(adapter)) as checkpoint:
@@ -144,12 +144,12 @@ def convert_command(
 
     A .safetensors file keeps what the checkpoint declares about its vocabulary; --vocab world declares World ids.
     """
-    from rwkvbatch.model.adapters import parse_adapter
-    from rwkvbatch.model.checkpoint import open_checkpoint
+    from rwkvbatch.model.checkpoints.adapters import parse_adapter
+    from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
     from rwkvbatch.model.load import model_file
-    from rwkvbatch.model.quantised import rounding_of
-    from rwkvbatch.model.safetensors import check_tensor_target, save_entries
     from rwkvbatch.model.strategy import DTYPES
+    from rwkvbatch.model.weights.quantised import rounding_of
+    from rwkvbatch.model.weights.safetensors import check_tensor_target, save_entries
     from rwkvbatch.prompt.vocabulary import METADATA_KEY
 
     check_tensor_target(output, replace=force)

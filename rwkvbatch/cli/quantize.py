@@ -18,9 +18,9 @@ from rwkvbatch.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rwkvbatch.model.checkpoint import Checkpoint
-    from rwkvbatch.model.named_tensors import Entry, OnWritten
-    from rwkvbatch.model.quantised import Fit
+    from rwkvbatch.model.checkpoints.checkpoint import Checkpoint
+    from rwkvbatch.model.weights.named_tensors import Entry, OnWritten
+    from rwkvbatch.model.weights.quantised import Fit
 
 QUANTIZE_EPILOG = examples(
     "rwkvbatch model quantize NAME name-int4.safetensors",
@@ -54,12 +54,12 @@ def quantize_command(
     weights that are not rounded yet, by the second moments of the inputs that texts give (GPTQ). Calibrate with texts
     of the kind that the model is for, and measure with others (model damage).
     """
-    from rwkvbatch.model.adapters import parse_adapter
     from rwkvbatch.model.base import is_rwkv7
-    from rwkvbatch.model.checkpoint import open_checkpoint
+    from rwkvbatch.model.checkpoints.adapters import parse_adapter
+    from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
     from rwkvbatch.model.load import model_file
-    from rwkvbatch.model.quantised import fit_of, quantised, rounding_of
-    from rwkvbatch.model.safetensors import check_tensor_target, save_entries
+    from rwkvbatch.model.weights.quantised import fit_of, quantised, rounding_of
+    from rwkvbatch.model.weights.safetensors import check_tensor_target, save_entries
     from rwkvbatch.prompt.vocabulary import METADATA_KEY
 
     if output.suffix != ".safetensors":
@@ -107,9 +107,9 @@ def _fitted(
 ) -> tuple[dict[str, Tensor], Fit]:
     """By name, the large matrices in int4 as they are stored, fitted to texts; and a description of the fit."""
     from rwkvbatch.cli.views import progress_bar
-    from rwkvbatch.model.calibration import fitted, pieces
-    from rwkvbatch.model.description import describe
-    from rwkvbatch.model.quantised import Fit, packed
+    from rwkvbatch.model.checkpoints.calibration import fitted, pieces
+    from rwkvbatch.model.checkpoints.description import describe
+    from rwkvbatch.model.weights.quantised import Fit, packed
     from rwkvbatch.prompt.vocabulary import tokenizer_of
     from rwkvbatch.script.documents import read_documents
 

@@ -44,8 +44,8 @@ class JudgeSource:
             WorkerError, EndpointError: the server cannot be reached, or sends an invalid answer.
         """
         if self.is_local:
-            from rwkvbatch.model.checkpoint import open_checkpoint
-            from rwkvbatch.model.description import describe
+            from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
+            from rwkvbatch.model.checkpoints.description import describe
             from rwkvbatch.model.load import check_strategy, resolve_model_path
             from rwkvbatch.prompt.vocabulary import tokenizer_of
 

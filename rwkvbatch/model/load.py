@@ -18,18 +18,18 @@ from rwkvbatch.config import NO_ADAPTER
 from rwkvbatch.errors import CheckpointError, MissingDeviceError, UsageError
 from rwkvbatch.files import user_path
 from rwkvbatch.model import MODEL_VARIABLE, READ_SUFFIXES
-from rwkvbatch.model.adapters import parse_adapter
 from rwkvbatch.model.base import Model, ModelSpec, dimensions_of, is_rwkv7
-from rwkvbatch.model.checkpoint import Checkpoint, initial_wkv, open_checkpoint
-from rwkvbatch.model.containers import is_model_directory
-from rwkvbatch.model.memory import refuse_too_large
+from rwkvbatch.model.checkpoints.adapters import parse_adapter
+from rwkvbatch.model.checkpoints.checkpoint import Checkpoint, initial_wkv, open_checkpoint
+from rwkvbatch.model.checkpoints.memory import refuse_too_large
+from rwkvbatch.model.network.rwkv7 import Network, WeightReader, state_bytes
+from rwkvbatch.model.network.rwkv7_model import Rwkv7Model, Stepper
 from rwkvbatch.model.ops import Activation, Array, Operations
 from rwkvbatch.model.ops.reference import ReferenceOps
-from rwkvbatch.model.quantised import rounding_of
-from rwkvbatch.model.rwkv7 import Network, WeightReader, state_bytes
-from rwkvbatch.model.rwkv7_model import Rwkv7Model, Stepper
 from rwkvbatch.model.strategy import DTYPES, Strategy, parse_strategy, parse_upstream_strategy
 from rwkvbatch.model.upstream import load_upstream
+from rwkvbatch.model.weights.containers import is_model_directory
+from rwkvbatch.model.weights.quantised import rounding_of
 
 if TYPE_CHECKING:
     from rwkvbatch.model.ops.cpu import CpuOps
@@ -279,7 +279,7 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
         return CpuModel(network, ops, spec, initial_wkv=initial)
     stepper: Stepper = network
     if ops.name == "cuda":
-        from rwkvbatch.model.ops.graphs import GraphedNetwork, cuda_capture
+        from rwkvbatch.model.network.graphs import GraphedNetwork, cuda_capture
 
         stepper = GraphedNetwork(network, cuda_capture())
     return Rwkv7Model(stepper, ops, spec, threads=threads, initial_wkv=initial)

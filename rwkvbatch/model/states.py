@@ -14,14 +14,14 @@ from rwkvbatch.arguments import ITERABLE, PATH, SWITCH, checks, instance_of, lis
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.files import user_path
 from rwkvbatch.model.base import ModelSpec, State
-from rwkvbatch.model.checkpoint import shape_text
-from rwkvbatch.model.containers import open_tensors
-from rwkvbatch.model.forms import official
-from rwkvbatch.model.named_tensors import NamedTensors, check_finite
-from rwkvbatch.model.pth import LIST_PREFIX
-from rwkvbatch.model.safetensors import STATE, STATE_FORMAT, save_tensors
+from rwkvbatch.model.checkpoints.checkpoint import shape_text
+from rwkvbatch.model.checkpoints.forms import official
 from rwkvbatch.model.strategy import PRECISIONS
 from rwkvbatch.model.upstream import PACKAGE_STATE, PACKAGE_STATE_4
+from rwkvbatch.model.weights.containers import open_tensors
+from rwkvbatch.model.weights.named_tensors import NamedTensors, check_finite
+from rwkvbatch.model.weights.pth import LIST_PREFIX
+from rwkvbatch.model.weights.safetensors import STATE, STATE_FORMAT, save_tensors
 from rwkvbatch.targets import check_target
 
 VERSION = "1"

@@ -39,10 +39,10 @@ from rwkvbatch.model.base import (
     num_threads,
     tf32,
 )
-from rwkvbatch.model.checkpoint import Checkpoint, initial_wkv
-from rwkvbatch.model.memory import refuse_too_large
+from rwkvbatch.model.checkpoints.checkpoint import Checkpoint, initial_wkv
+from rwkvbatch.model.checkpoints.memory import refuse_too_large
+from rwkvbatch.model.network.rwkv7_model import forward
 from rwkvbatch.model.ops import choosing
-from rwkvbatch.model.rwkv7_model import forward
 from rwkvbatch.model.strategy import Strategy, parse_upstream_strategy
 
 _COPY_NUMBERS = itertools.count()

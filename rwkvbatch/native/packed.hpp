@@ -97,7 +97,7 @@ constexpr size_t integer_scales_after(Dtype dtype, size_t inputs, size_t input_b
     return ceil_div(inputs, unit_inputs(dtype)) * input_bytes - panel_in_band * (unit_bytes(dtype) - scale_bytes(dtype));
 }
 
-// A weight in the format of a checkpoint; strides are in bytes. W8A8 and INT4 are rows of a quantised file (model/quantised.py): an
+// A weight in the format of a checkpoint; strides are in bytes. W8A8 and INT4 are rows of a quantised file (weights/quantised.py): an
 // output's integers, then its scales.
 struct StoredMatrix {
     const uint8_t* data;

@@ -15,8 +15,8 @@ from rwkvbatch import run as run_scripts
 from rwkvbatch.bench.damage import CHUNK, ScoredPart, ScoredText, damage, texts_of_documents
 from rwkvbatch.cli.app import app
 from rwkvbatch.errors import CheckpointError, UsageError
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
 from rwkvbatch.model.load import BUNDLED_MODEL, load_model
-from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.script.documents import read_documents
 
 VOCAB = 256

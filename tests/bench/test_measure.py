@@ -16,10 +16,10 @@ from rwkvbatch.bench.measure import Figure, Plan, figure_of, run_benchmark, writ
 from rwkvbatch.bench.package import rwkv_package
 from rwkvbatch.bench.workloads import Workload
 from rwkvbatch.errors import CheckpointError, RwkvBatchError, UsageError
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
 from rwkvbatch.model.load import load_model
-from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.rwkv7_model import Rwkv7Model
-from rwkvbatch.model.safetensors import save_tensors
+from rwkvbatch.model.network.rwkv7_model import Rwkv7Model
+from rwkvbatch.model.weights.safetensors import save_tensors
 
 RATES = Rates(read=10e9, fma=100e9)
 

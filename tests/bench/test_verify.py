@@ -14,9 +14,9 @@ from rwkvbatch.bench import verify as verification
 from rwkvbatch.bench.verify import DECODE_ROWS, LENGTHS, LIMITS, Verification, plan, precision_of, verify, verify_model
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import Model, RaggedBatch, StatePool
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
 from rwkvbatch.model.load import load_model
-from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.safetensors import save_tensors
+from rwkvbatch.model.weights.safetensors import save_tensors
 from tests.model.older_generations import GENERATIONS, older_tensors
 
 TENSORS = random_tensors(2, 32, 50, 16, seed=3, dtype=torch.float32)

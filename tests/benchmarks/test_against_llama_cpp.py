@@ -15,9 +15,9 @@ from benchmarks.llama_cpp_programs import PROGRAMS, LlamaCpp, Logits, records, t
 from benchmarks.machine_load import LoadReading, busy_ticks, share_of_others
 from rwkvbatch.bench.limits import Meter, Rates
 from rwkvbatch.errors import RwkvBatchError, UsageError
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
 from rwkvbatch.model.load import load_model
-from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.safetensors import save_tensors
+from rwkvbatch.model.weights.safetensors import save_tensors
 from rwkvbatch.prompt.tokenizer import world_tokenizer
 
 BENCH = """\

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from benchmarks.gguf_file import GgufTensor, gguf_name, gguf_tensors, token_texts, write_gguf
-from rwkvbatch.model.checkpoint import open_checkpoint
-from rwkvbatch.model.random_checkpoint import LowRankWidths, random_tensors
-from rwkvbatch.model.safetensors import save_tensors
+from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
+from rwkvbatch.model.checkpoints.random_checkpoint import LowRankWidths, random_tensors
+from rwkvbatch.model.weights.safetensors import save_tensors
 
 RANKS = LowRankWidths(decay=32, rate=64, value=96, gate=160)
 WIDTH, LAYERS = 128, 2

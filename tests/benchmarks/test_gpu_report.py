@@ -14,7 +14,7 @@ from benchmarks import gpu_report
 from benchmarks.gpu_parts import RepeatedLayers, invariance, reference_of, speed, versions
 from benchmarks.gpu_report import PARTS, Part, Result, main, page, run_parts
 from rwkvbatch.bench.limits import Meter
-from rwkvbatch.model.random_checkpoint import random_tensors
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
 
 
 def python(name: str, code: str, limit_s: float = 20.0, **more) -> Part:

@@ -20,8 +20,8 @@ from benchmarks.likelihood_against_loop import (
     mmlu_run,
 )
 from rwkvbatch.model.base import Model
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
 from rwkvbatch.model.load import load_model
-from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
 
 

@@ -19,7 +19,7 @@ from rwkvbatch.chat.terminal import CommandCompleter, status_line
 from rwkvbatch.chat.tree_codec import tree_values
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import StorageError, UsageError
-from rwkvbatch.model.checkpoint import open_tensors
+from rwkvbatch.model.checkpoints.checkpoint import open_tensors
 from tests.chat.scripted_model import REPLY_PREFIX, ScriptedModel, echo
 from tests.chat.sessions import GREEDY, PipeChat, new_chat
 

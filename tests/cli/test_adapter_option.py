@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rwkvbatch.cli.app import invoke
-from rwkvbatch.model.checkpoint import open_checkpoint
+from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
 from rwkvbatch.model.load import BUNDLED_MODEL
 
 

@@ -16,10 +16,10 @@ from rich.console import Console
 
 from rwkvbatch.cli import views
 from rwkvbatch.cli.app import invoke
-from rwkvbatch.model.checkpoint import open_checkpoint
+from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
 from rwkvbatch.model.load import BUNDLED_MODEL
-from rwkvbatch.model.named_tensors import Entry
-from rwkvbatch.model.safetensors import save_entries
+from rwkvbatch.model.weights.named_tensors import Entry
+from rwkvbatch.model.weights.safetensors import save_entries
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import torch
 
 from rwkvbatch.bench import verify
 from rwkvbatch.cli.app import invoke
-from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.safetensors import save_tensors
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
+from rwkvbatch.model.weights.safetensors import save_tensors
 
 
 @pytest.fixture(scope="module")

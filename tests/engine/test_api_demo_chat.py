@@ -13,8 +13,8 @@ from rwkvbatch.config import Sampling, preset
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import Request
 from rwkvbatch.model.base import Model
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
 from rwkvbatch.model.load import load_model
-from rwkvbatch.model.random_checkpoint import random_tensors
 
 NUM_TOKENS = 300
 SAMPLING = Sampling(

@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import save
 
 from rwkvbatch.errors import RwkvBatchError
-from rwkvbatch.model.adapters import Adapter
 from rwkvbatch.model.base import ModelSpec, State
-from rwkvbatch.model.checkpoint import open_checkpoint
-from rwkvbatch.model.quantised import quantised
-from rwkvbatch.model.random_checkpoint import LowRankWidths, random_tensors
-from rwkvbatch.model.safetensors import save_entries
+from rwkvbatch.model.checkpoints.adapters import Adapter
+from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
+from rwkvbatch.model.checkpoints.random_checkpoint import LowRankWidths, random_tensors
 from rwkvbatch.model.states import load_state, save_state
+from rwkvbatch.model.weights.quantised import quantised
+from rwkvbatch.model.weights.safetensors import save_entries
 from rwkvbatch.prompt import vocabulary
 from rwkvbatch.prompt.bpe import _byte_of_character
 from tests.hostile.mutations import of_bytes, of_json, of_safetensors

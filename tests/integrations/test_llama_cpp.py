@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 import rwkvbatch
 from benchmarks.gguf_file import write_gguf
 from rwkvbatch.bench.certify import Certificate, CertifyOptions, certify
-from rwkvbatch.model.checkpoint import open_checkpoint
+from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
 from rwkvbatch.model.load import resolve_model_path
 
 BUILD = os.environ.get("LLAMA_CPP")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rwkvbatch.model.base import SampleBatch
-from rwkvbatch.model.random_checkpoint import random_tensors
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
 
 VOCAB_SIZE = 97
 

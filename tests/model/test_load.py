@@ -17,11 +17,11 @@ from rwkvbatch.config import RunSettings
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model import load
 from rwkvbatch.model.base import Model
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
 from rwkvbatch.model.load import SeveralFilesWarning, SlowBackendWarning, is_bundled, load_model, resolve_model_path
+from rwkvbatch.model.network.rwkv7_model import Rwkv7Model
 from rwkvbatch.model.ops.reference import ReferenceOps
-from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.rwkv7_model import Rwkv7Model
-from rwkvbatch.model.safetensors import save_tensors
+from rwkvbatch.model.weights.safetensors import save_tensors
 from rwkvbatch.replay.planning.setups import Setup
 from rwkvbatch.replay.worker.models import ModelLoader
 from tests.model.loading_memory import memory_of_loading
@@ -208,7 +208,8 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from rwkvbatch.model.ops import cuda, graphs
+    from rwkvbatch.model.network import graphs
+    from rwkvbatch.model.ops import cuda
 
     monkeypatch.setattr(cuda, "CudaOps", OnCpu)
     monkeypatch.setattr(OnCpu, "name", "cuda", raising=False)

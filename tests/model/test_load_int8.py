@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from rwkvbatch.errors import CheckpointError
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
 from rwkvbatch.model.load import load_model
+from rwkvbatch.model.network.rwkv7 import Network
 from rwkvbatch.model.ops import Activation, MatrixKind, Product, Rounding
 from rwkvbatch.model.ops.reference import ReferenceOps, TorchLinear, rounded_to_int8
-from rwkvbatch.model.quantised import matrix_kind
-from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.rwkv7 import Network
+from rwkvbatch.model.weights.quantised import matrix_kind
 from tests.model.loading_memory import memory_of_loading
 
 

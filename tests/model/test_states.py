@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model.base import Model, State
-from rwkvbatch.model.checkpoint import open_tensors
+from rwkvbatch.model.checkpoints.checkpoint import open_tensors
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.states import load_state, save_state
 from tests.model.older_generations import older_tensors

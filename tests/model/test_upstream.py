@@ -239,7 +239,7 @@ def test_nan_is_found_before_the_package_sees_it(tmp_path: Path) -> None:
 
 
 def test_checkpoint_that_the_package_cannot_run_is_refused(tmp_path: Path) -> None:
-    from rwkvbatch.model.random_checkpoint import LowRankWidths, random_tensors
+    from rwkvbatch.model.checkpoints.random_checkpoint import LowRankWidths, random_tensors
 
     # The package squeezes tensors, so that an inner width of 1 loses an axis.
     torch.save(random_tensors(1, 64, 65, ranks=LowRankWidths(1, 1, 1, 1)), tmp_path / "model.pth")

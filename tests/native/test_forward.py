@@ -12,8 +12,8 @@ import torch
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.base import Model, RaggedBatch, State
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
 from rwkvbatch.model.load import load_model
-from rwkvbatch.model.random_checkpoint import random_tensors
 
 pytest.importorskip("rwkvbatch._native")
 from rwkvbatch.model.ops.cpu import CpuModel, RecycledMemory

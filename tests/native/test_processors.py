@@ -20,8 +20,8 @@ import torch
 
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import RaggedBatch, SampleBatch
-from rwkvbatch.model.random_checkpoint import LowRankWidths, random_tensors
-from rwkvbatch.model.rwkv7 import Network
+from rwkvbatch.model.checkpoints.random_checkpoint import LowRankWidths, random_tensors
+from rwkvbatch.model.network.rwkv7 import Network
 
 pytest.importorskip("rwkvbatch._native")
 from rwkvbatch.model.ops.cpu import CpuOps, Isa, TracedProgram

@@ -20,7 +20,7 @@ from rwkvbatch.config import Sampling
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import Request
 from rwkvbatch.errors import CheckpointError, InputError, MissingExtraError
-from rwkvbatch.model.random_checkpoint import random_tensors
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
 from rwkvbatch.prompt.bpe import BpeTokenizer
 from rwkvbatch.prompt.text_stream import TextStream
 from rwkvbatch.prompt.tokenizer import vocabulary_path, world_tokenizer

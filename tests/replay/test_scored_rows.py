@@ -21,8 +21,8 @@ from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import LONG_TEXT_TOKENS
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.model.base import Model
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
 from rwkvbatch.model.load import BUNDLED_MODEL
-from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.replay.planning.grid import make_cells
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.replay.worker.models import ModelLoader

@@ -14,7 +14,7 @@ from tools.fuzz.fuzzing import fuzz, instrumented
 
 with instrumented("rwkvbatch", "zipfile"):
     from rwkvbatch.errors import CheckpointError
-    from rwkvbatch.model.checkpoint import open_checkpoint
+    from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
 
 MAX_BYTES = 1 << 16
 
@@ -28,7 +28,7 @@ def seeds() -> dict[str, bytes]:
     import torch
     from safetensors.torch import save
 
-    from rwkvbatch.model.random_checkpoint import LowRankWidths, random_tensors
+    from rwkvbatch.model.checkpoints.random_checkpoint import LowRankWidths, random_tensors
 
     def pth(value: object, *, new: bool) -> bytes:
         buffer = io.BytesIO()

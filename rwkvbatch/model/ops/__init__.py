@@ -1,4 +1,4 @@
-"""`Operations`: the interface between the network (`model/rwkv7.py`) and the arithmetic.
+"""`Operations`: the interface between the network (`model/network/rwkv7.py`) and the arithmetic.
 
 `reference.py` is the reference implementation, in plain torch; `cpu.py` and `cuda.py` compute the same faster. Each
 implementation has its own array type (a torch tensor, a native buffer), which the network only passes on. R is the

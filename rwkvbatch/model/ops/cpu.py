@@ -18,6 +18,8 @@ from rwkvbatch import _native
 from rwkvbatch.arguments import SWITCH, checks
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import Choices, FloatArray, ModelSpec, RaggedBatch, SampleBatch, State, StatePool
+from rwkvbatch.model.network.rwkv7 import Network
+from rwkvbatch.model.network.rwkv7_model import ROWS_PER_STEP, Rwkv7Model, token_lists
 from rwkvbatch.model.ops import (
     Activation,
     HeadRows,
@@ -29,9 +31,7 @@ from rwkvbatch.model.ops import (
     matrix_rounding,
 )
 from rwkvbatch.model.ops.reference import check_state
-from rwkvbatch.model.rwkv7 import Network
-from rwkvbatch.model.rwkv7_model import ROWS_PER_STEP, Rwkv7Model, token_lists
-from rwkvbatch.model.tensor_file import StoredRows
+from rwkvbatch.model.weights.tensor_file import StoredRows
 
 Isa = Literal["auto", "avx512amx", "avx512vnni", "avx512", "avxvnni", "avx2", "neoni8mm", "neondot", "neon", "portable"]
 """Instruction sets of the kernels. All compute the same bits."""

@@ -24,7 +24,7 @@ from rwkvbatch.script.lines import refuse
 if TYPE_CHECKING:
     from rwkvbatch.engine.engine import Engine
     from rwkvbatch.model.base import Model
-    from rwkvbatch.model.checkpoint import Checkpoint
+    from rwkvbatch.model.checkpoints.checkpoint import Checkpoint
 
 _log = logging.getLogger(__name__)
 
@@ -149,8 +149,8 @@ def check_headers(plan: Plan) -> tuple[Tokenizer, list[str]]:
         UsageError: a strategy or a backend does not fit the model, or a token id is not in its vocabulary.
         ScriptError: a token id of a conversation's params is not.
     """
-    from rwkvbatch.model.checkpoint import open_checkpoint
-    from rwkvbatch.model.description import describe
+    from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
+    from rwkvbatch.model.checkpoints.description import describe
     from rwkvbatch.model.load import resolve_model_path
 
     tokenizers: list[Tokenizer] = []
@@ -206,7 +206,7 @@ def _textless_warnings(setup: Setup, tokenizer: Tokenizer) -> list[str]:
 
 def _missing_files(setup: Setup, plan: Plan) -> list[str]:
     """Warnings about files that a setup needs besides its model, and that do not exist."""
-    from rwkvbatch.model.adapters import parse_adapter
+    from rwkvbatch.model.checkpoints.adapters import parse_adapter
 
     adapter = parse_adapter(setup.adapter)
     adapter_files = () if adapter is None else (adapter.path, adapter.init)

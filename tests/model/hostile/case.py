@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from rwkvbatch.model.random_checkpoint import random_tensors
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
 
 Tensors = dict[str, torch.Tensor]
 

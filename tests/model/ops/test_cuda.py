@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from rwkvbatch.model.base import RaggedBatch
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
+from rwkvbatch.model.network.rwkv7 import Network
 from rwkvbatch.model.ops import Activation, Product
 from rwkvbatch.model.ops.reference import ReferenceOps, TorchLinear
-from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.rwkv7 import Network
 from tests.model.ops.device import DEVICE, guarded, normal, untouched
 
 pytest.importorskip("triton")

@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from rwkvbatch.model.base import RaggedBatch
-from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.rwkv7 import Network
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
+from rwkvbatch.model.network.rwkv7 import Network
 from tests.model.ops.device import DEVICE
 
 pytest.importorskip("triton")
+from rwkvbatch.model.network.graphs import WARM_UPS, Capture, GraphedNetwork, GraphWarning, Replay
 from rwkvbatch.model.ops.cuda import CudaOps
-from rwkvbatch.model.ops.graphs import WARM_UPS, Capture, GraphedNetwork, GraphWarning, Replay
 
 VOCAB_SIZE = 24
 

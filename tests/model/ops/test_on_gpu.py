@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from rwkvbatch.model.base import RaggedBatch, fp32_sums
-from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.rwkv7 import Network
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
+from rwkvbatch.model.network.rwkv7 import Network
 from tests.model.ops.device import needs_gpu
 
 pytest.importorskip("triton")
+from rwkvbatch.model.network.graphs import WARM_UPS, GraphedNetwork, cuda_capture
 from rwkvbatch.model.ops.cuda import CudaOps
-from rwkvbatch.model.ops.graphs import WARM_UPS, GraphedNetwork, cuda_capture
 from rwkvbatch.model.ops.triton import few
 
 pytestmark = needs_gpu

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rwkvbatch.model.base import RaggedBatch, State
-from rwkvbatch.model.random_checkpoint import LowRankWidths, random_tensors
-from rwkvbatch.model.rwkv7 import Network
+from rwkvbatch.model.checkpoints.random_checkpoint import LowRankWidths, random_tensors
+from rwkvbatch.model.network.rwkv7 import Network
 
 pytest.importorskip("rwkvbatch._native")
 from rwkvbatch import _native

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from rwkvbatch.bench import verify as verification
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
 from rwkvbatch.model.load import load_model
-from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.rwkv7 import Network
-from rwkvbatch.model.rwkv7_model import Rwkv7Model
-from rwkvbatch.model.safetensors import save_tensors
+from rwkvbatch.model.network.rwkv7 import Network
+from rwkvbatch.model.network.rwkv7_model import Rwkv7Model
+from rwkvbatch.model.weights.safetensors import save_tensors
 from tests.model.ops.device import DEVICE, HAS_GPU
 
 pytest.importorskip("triton")
+from rwkvbatch.model.network.graphs import WARM_UPS, GraphedNetwork, Replay
 from rwkvbatch.model.ops.cuda import CudaOps
-from rwkvbatch.model.ops.graphs import WARM_UPS, GraphedNetwork, Replay
 from rwkvbatch.model.ops.triton import chunks, few, scan
 
 

@@ -10,15 +10,15 @@ from rwkvbatch.config import Sampling
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import NoiseKey, Reply, Request, Score
 from rwkvbatch.model.base import Dimensions, ModelSpec
-from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.rwkv7 import Network, state_bytes
-from rwkvbatch.model.rwkv7_model import Rwkv7Model
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
+from rwkvbatch.model.network.rwkv7 import Network, state_bytes
+from rwkvbatch.model.network.rwkv7_model import Rwkv7Model
 from tests.model.ops.device import DEVICE, waits
 from tests.model.ops.sample_batches import batch_of, logits_of, select
 
 pytest.importorskip("triton")
+from rwkvbatch.model.network.graphs import GraphedNetwork
 from rwkvbatch.model.ops.cuda import CudaOps
-from rwkvbatch.model.ops.graphs import GraphedNetwork
 
 # exp(-infinity - -infinity) of rows that have no token to choose.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

@@ -133,7 +133,7 @@ def adapters(root: Path) -> Job:
 def write_adapter(path: Path) -> None:
     import torch
 
-    from rwkvbatch.model.checkpoint import open_checkpoint
+    from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
     from rwkvbatch.model.load import BUNDLED_MODEL
 
     with open_checkpoint(BUNDLED_MODEL) as checkpoint:
@@ -151,7 +151,7 @@ def gguf(root: Path) -> Job:
 
 def write_gguf_file(path: Path) -> None:
     from benchmarks.gguf_file import write_gguf
-    from rwkvbatch.model.checkpoint import open_checkpoint
+    from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
     from rwkvbatch.model.load import BUNDLED_MODEL
 
     with open_checkpoint(BUNDLED_MODEL) as checkpoint:
@@ -165,7 +165,7 @@ def hf_directory(root: Path) -> Job:
 
 
 def write_hf_directory(path: Path) -> None:
-    from rwkvbatch.model.checkpoint import open_checkpoint
+    from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
     from rwkvbatch.model.load import BUNDLED_MODEL
     from tests.model.made_forms import to_fla, write_directory
 

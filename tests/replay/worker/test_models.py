@@ -9,7 +9,7 @@ import torch
 
 import rwkvbatch
 from rwkvbatch.errors import InputError
-from rwkvbatch.model.random_checkpoint import random_tensors
+from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
 from rwkvbatch.replay.planning.grid import make_cells
 from rwkvbatch.replay.planning.setups import setups_of
 from rwkvbatch.results.manifest import read_manifest
