@@ -46,6 +46,9 @@ def exempt_tokens(tokenizer: Tokenizer, texts: tuple[str, ...]) -> frozenset[int
     return frozenset(exempt)
 
 
+_NO_PENALTIES = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+
+
 class Penalties:
     """Penalties of one reply: the banned tokens and the decayed counts of its tokens.
 
@@ -82,7 +85,9 @@ class Penalties:
         """Token ids and the values to subtract from their logits; infinity for banned tokens."""
         banned = self._banned[self._banned < vocab_size] if len(self._banned) else self._banned
         num_seen = len(self._index)
-        ids = np.concatenate([self._ids[:num_seen], banned]) if num_seen else banned
+        if not num_seen and not len(banned):
+            return _NO_PENALTIES
+        ids = np.concatenate([self._ids[:num_seen], banned])
         values = np.full(len(ids), np.inf, dtype=np.float32)
         presence, frequency = self._sampling.presence_penalty, self._sampling.frequency_penalty
         values[:num_seen] = presence + self._counts[:num_seen] * frequency

@@ -32,6 +32,7 @@ class RowDigests:
         self.cells = cells
         self._contents_of = lru_cache(maxsize=4096)(self._contents)
         self._judging_of = lru_cache(maxsize=256)(self._judging)
+        self._cell_values_of = lru_cache(maxsize=None)(self._cell_values)
 
     def of_row(self, row: int) -> RowDigest:
         """The digests of row `row` of the plan."""
@@ -54,14 +55,13 @@ class RowDigests:
         script = task.conversation
         previous = json_sha256([GENERATION_RULES, script.row_context, cell_values])[:32]
         digests = [""] * len(script.turns)
-        weights = str(values["weights_sha256"])
-        task_values = _reply_settings(task.settings, weights)
+        task_values = self._reply_values(task.settings, cell)
         for turn in script.order:
             of_turn, probe = task.of_turn(turn), script.turns[turn].probe
             if of_turn.settings is task.settings:
                 turn_values = task_values
             else:
-                turn_values = _reply_settings(of_turn.settings, weights)
+                turn_values = self._reply_values(of_turn.settings, cell)
             # The random numbers of a reply depend on the turn's index, which a probe's position in the chain does not
             # determine.
             index = [] if probe is None else [turn]
@@ -69,6 +69,15 @@ class RowDigests:
             if probe is None:  # later turns do not depend on a probe
                 previous = digests[turn]
         return tuple(digests)
+
+    def _reply_values(self, settings: CellSettings, cell: int) -> dict[str, Any]:
+        """The values of `_REPLY_SETTINGS` in `settings`, which are those of the cell unless a script changes them."""
+        if settings is self._plan.cell_settings[cell]:
+            return self._cell_values_of(cell)
+        return _reply_settings(settings, str(self.cells[cell]["weights_sha256"]))
+
+    def _cell_values(self, cell: int) -> dict[str, Any]:
+        return _reply_settings(self._plan.cell_settings[cell], str(self.cells[cell]["weights_sha256"]))
 
     def _judging(self, conversation: int) -> tuple[str, ...]:
         script = self._plan.conversations[conversation]
