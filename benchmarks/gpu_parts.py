@@ -27,7 +27,7 @@ import rwkvbatch
 from rwkvbatch.bench.limits import Meter, Rates
 from rwkvbatch.bench.measure import Figure, figure_of
 from rwkvbatch.bench.verify import verify
-from rwkvbatch.bench.workloads import Clock, Workload, decode, prompt, stored_bytes, timed
+from rwkvbatch.bench.workloads import Clock, Workload, decode, prompt, state_traffic, stored_bytes, timed
 from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch
 from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
 from rwkvbatch.model.network.rwkv7 import Network
@@ -191,7 +191,8 @@ def prompts(model: Model, sequences: int, length: int, clock: Clock, weight_byte
         return timed(clock, model.step, RaggedBatch.of(tokens, range(sequences)), pool)
 
     name = f"prompts, {sequences} x {length:,} tokens"
-    return Workload(name, "prompt", sequences * length, once, sequences * single.operations, weight_bytes)
+    memory_bytes = weight_bytes + state_traffic(model.spec, sequences)
+    return Workload(name, "prompt", sequences * length, once, sequences * single.operations, memory_bytes)
 
 
 def speed(

@@ -262,7 +262,7 @@ def figure_of(workload: Workload, seconds: Sequence[float], package: Sequence[fl
     """
     limit = share = None
     if rates:
-        limit_seconds = [(workload.weight_bytes / rate.read, workload.operations / rate.fma) for rate in rates]
+        limit_seconds = [(workload.memory_bytes / rate.read, workload.operations / rate.fma) for rate in rates]
         memory_excess = median([memory_s - arithmetic_s for memory_s, arithmetic_s in limit_seconds])
         limit = "memory" if memory_excess > 0 else rates[0].arithmetic
         share = median([max(limits) / taken for limits, taken in zip(limit_seconds, seconds, strict=True)])

@@ -47,7 +47,8 @@ class Workload:
         size: rows of a decode step, tokens of a prompt, rows to sample, or bytes of text.
         once: runs the work once and returns the seconds.
         operations: fp32 operations of the products with weights.
-        weight_bytes: bytes of weights that are read. The machine's limits apply to both.
+        memory_bytes: bytes that are read and written: weights, and the states of all sequences, which are read once
+            and written once. The machine's limits apply to both.
         repeats: runs per round, whose median counts.
     """
 
@@ -56,7 +57,7 @@ class Workload:
     size: int
     once: Callable[[], float]
     operations: float = 0.0
-    weight_bytes: float = 0.0
+    memory_bytes: float = 0.0
     repeats: int = 1
 
 
@@ -88,8 +89,13 @@ def decode(model: Model, rows: int, clock: Clock = WALL, weight_bytes: float = 0
     name = f"decode, {counted(rows, 'row')}"
     if (ops := native_ops(model)) is not None:
         weight_bytes -= _skipped_bytes(ops, once)
-    products = _products(spec)
-    return Workload(name, "decode", rows, once, 2 * products * rows, weight_bytes, max(1, 8 // rows))
+    products, memory_bytes = _products(spec), weight_bytes + state_traffic(spec, rows)
+    return Workload(name, "decode", rows, once, 2 * products * rows, memory_bytes, max(1, 8 // rows))
+
+
+def state_traffic(spec: ModelSpec, sequences: int) -> float:
+    """Bytes of recurrent states that a step reads and writes. Between two steps, weights evict them from the caches."""
+    return 2.0 * spec.state_bytes * sequences
 
 
 def _skipped_bytes(ops: CpuOps, once: Callable[[], float]) -> float:
@@ -120,7 +126,8 @@ def prompt(model: Model, length: int, clock: Clock = WALL, weight_bytes: float =
 
     head = spec.vocab_size * spec.width
     operations = 2 * ((_products(spec) - head) * length + head)
-    return Workload(f"prompt, {length} tokens", "prompt", length, once, operations, weight_bytes)
+    memory_bytes = weight_bytes + state_traffic(spec, 1)
+    return Workload(f"prompt, {length} tokens", "prompt", length, once, operations, memory_bytes)
 
 
 def sampling(model: Model, clock: Clock = WALL) -> Workload:

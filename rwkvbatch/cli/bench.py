@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "The share of the limit is the time that the machine would need at its measured read bandwidth or multiply-add "
-    "peak (on a GPU, copy bandwidth or matrix rate), whichever is longer, over the time taken. Medians over the "
-    "rounds; a busy machine shows in all of them."
+    "peak (on a GPU, copy bandwidth or matrix rate), whichever is longer, over the time taken. Memory traffic is "
+    "weights read, and states read and written. Medians over the rounds; a busy machine shows in all of them."
 )
 
 app = command_app()

@@ -58,8 +58,8 @@ def test_one_row_is_a_share_of_the_copy_bandwidth_and_many_are_one_of_the_matrix
     device = Device([8] * 3, [2] * 3)
     meter = Meter(device, device.clock)
     rates = [rate for rate in [meter.measure()] if rate is not None]
-    one = Workload("one", "decode", 1, lambda: 0.0, operations=3e9, weight_bytes=3e9)
-    many = Workload("many", "decode", 256, lambda: 0.0, operations=12e12, weight_bytes=3e9)
+    one = Workload("one", "decode", 1, lambda: 0.0, operations=3e9, memory_bytes=3e9)
+    many = Workload("many", "decode", 256, lambda: 0.0, operations=12e12, memory_bytes=3e9)
     figures = [figure_of(work, [seconds], [], rates) for work, seconds in ((one, 4.0), (many, 8.0))]
     assert [(figure.limit, figure.share) for figure in figures] == [
         ("memory", pytest.approx(0.75)),

@@ -31,13 +31,13 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def workload(kind: str, size: int, *, operations: float = 0.0, weight_bytes: float = 0.0) -> Workload:
-    return Workload("some", kind, size, lambda: 0.0, operations, weight_bytes)  # pyright: ignore[reportArgumentType]
+def workload(kind: str, size: int, *, operations: float = 0.0, memory_bytes: float = 0.0) -> Workload:
+    return Workload("some", kind, size, lambda: 0.0, operations, memory_bytes)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_step_that_reads_more_than_it_multiplies_is_bound_by_memory() -> None:
     # 1 GB at 10 GB/s takes 0.1 s, 5 GFLOP at 100 GFLOP/s 0.05 s.
-    figure = figure_of(workload("decode", 1, operations=5e9, weight_bytes=1e9), [0.2, 0.4, 0.3], [], [RATES] * 3)
+    figure = figure_of(workload("decode", 1, operations=5e9, memory_bytes=1e9), [0.2, 0.4, 0.3], [], [RATES] * 3)
     assert figure.limit == "memory"
     assert figure.share == pytest.approx(0.1 / 0.3)
     assert (figure.median, figure.best) == (pytest.approx(1 / 0.3), pytest.approx(5.0))
@@ -45,12 +45,12 @@ def test_a_step_that_reads_more_than_it_multiplies_is_bound_by_memory() -> None:
 
 def test_a_round_is_held_against_what_the_machine_could_do_just_then() -> None:
     rates = [RATES, Rates(read=40e9, fma=100e9), Rates(read=20e9, fma=100e9)]
-    figure = figure_of(workload("decode", 1, operations=1.0, weight_bytes=1e9), [0.125, 0.05, 0.1], [], rates)
+    figure = figure_of(workload("decode", 1, operations=1.0, memory_bytes=1e9), [0.125, 0.05, 0.1], [], rates)
     assert figure.share == pytest.approx(0.5)
 
 
 def test_many_rows_are_bound_by_arithmetic() -> None:
-    figure = figure_of(workload("decode", 64, operations=320e9, weight_bytes=1e9), [4.0], [], [RATES])
+    figure = figure_of(workload("decode", 64, operations=320e9, memory_bytes=1e9), [4.0], [], [RATES])
     assert figure.limit == "fma"
     assert figure.share == pytest.approx(0.8)
     assert figure.median == pytest.approx(16.0)
@@ -116,16 +116,17 @@ def test_the_bytes_of_a_step_are_those_that_are_read(
     counted: list[float] = []
 
     def noted(workload: Workload, *others: Any) -> Figure:
-        counted.append(workload.weight_bytes)
+        counted.append(workload.memory_bytes)
         return figure_of(workload, *others)
 
     monkeypatch.setattr(measure, "figure_of", noted)
-    report = run_benchmark(model_file, Plan(rows=(1,), prompt_tokens=4, rounds=1), strategy=strategy, threads=1)
+    report = run_benchmark(model_file, Plan(rows=(2,), prompt_tokens=4, rounds=1), strategy=strategy, threads=1)
     assert report.dtype == ("int8" if strategy == "cpu int8" else "bf16")
     model = load_model(model_file, strategy, threads=1)
     assert isinstance(model, Rwkv7Model)
     assert isinstance(model.ops, native.CpuOps)
-    assert counted == [model.ops.step_bytes] * 2 + [0, 0]
+    states = 2 * model.spec.state_bytes  # read and written
+    assert counted == [model.ops.step_bytes + 2 * states, model.ops.step_bytes + states, 0, 0]
 
 
 def test_native_kernels_are_held_against_the_machine_and_the_package(model_file: Path) -> None:
