@@ -257,6 +257,10 @@ def _quantised_text(description: Description) -> str:
     return f"{description.quantised}, the large matrices" + (f", fitted to {tokens:,} tokens" if tokens else "")
 
 
+def _chat_template_text(path: str) -> str:
+    return f"not used: {Path(path).name}; prompts have RWKV's own form, or that of --template"
+
+
 def _show(description: Description, tokenizer: dict[str, Any]) -> None:
     from rwkvbatch.cli.views import console, facts_table, fitted_table, size_text
 
@@ -271,6 +275,7 @@ def _show(description: Description, tokenizer: dict[str, Any]) -> None:
         "heads": f"{description.num_heads} x {description.head_size}" if description.num_heads else "none",
         "vocabulary": f"{description.vocab_size:,}",
         "tokenizer": _tokenizer_text(tokenizer),
+        **({"chat template": _chat_template_text(description.chat_template)} if description.chat_template else {}),
         "parameters": f"{description.num_parameters:,}",
         "precision": description.dtype,
         **({"quantised": _quantised_text(description)} if description.quantised else {}),

@@ -147,12 +147,16 @@ def _naming_origin(path: str | os.PathLike[str] | None) -> Generator[None]:
 
 
 def _similar_names(file: Path) -> str:
-    """Up to two checkpoints beside the missing `file` with similar names; empty if there are none."""
+    """Up to two checkpoints beside the missing `file` with similar names, or names that begin with its name."""
     try:
         names = [entry.name for entry in os.scandir(file.parent) if entry.name.endswith(READ_SUFFIXES)]
     except OSError:
         return ""
-    return " or ".join(repr(name) for name in difflib.get_close_matches(file.name, names, n=2))
+    # Releases have a date and a context length after the name: rwkv7-g1k-1.5b-20260930-ctx25600.pth.
+    stem = file.name.removesuffix(file.suffix) if file.suffix in READ_SUFFIXES else file.name
+    longer = sorted((name for name in names if name.startswith(stem)), reverse=True)
+    similar = longer or difflib.get_close_matches(file.name, names, n=2)
+    return " or ".join(repr(name) for name in similar[:2])
 
 
 LOADING = {"strategy": TEXT, "backend": TEXT, "threads": optional(whole_number(1, 1024)), "adapter": TEXT}

@@ -16,6 +16,7 @@ template can access nothing else. See `docs/prompts.md`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from traceback import walk_tb
@@ -46,6 +47,8 @@ _STATEMENTS: tuple[type[nodes.Node], ...] = (
     nodes.Add, nodes.Filter, nodes.Test, nodes.List, nodes.Tuple,
 )  # fmt: skip
 _HINT = "see docs/prompts.md for what a prompt template may contain"
+_CHAT_TEMPLATE = re.compile(r"\bin\s+messages\b|\bmessages\s*(?:\[|\|)|\"chat_template\"\s*:")
+_USER_MACRO = re.compile(r"\{%[-+]?\s*macro\s+user\b")
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -177,6 +180,14 @@ def read_template(path: str, settings: ReplyPrompt) -> JinjaTemplate:
         source = read_text(path, MAX_TEMPLATE_BYTES)
     except ValueError as error:
         raise TemplateError(str(error), path=path, hint=_HINT) from None
+    if _CHAT_TEMPLATE.search(source) and not _USER_MACRO.search(source):
+        raise TemplateError(
+            "this is a chat template of Hugging Face, which formats all messages at once; a prompt template has a "
+            "macro for each kind of message",
+            path=path,
+            hint="write its texts as the macros `system`, `user` and `reply` (docs/prompts.md); RWKV's own form needs "
+            "no --template, and --template bot is the form with ✿",
+        )
     return JinjaTemplate(source, path, settings)
 
 

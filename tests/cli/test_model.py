@@ -94,6 +94,28 @@ def test_info_prints_a_table(checkpoint: Path, capsys: pytest.CaptureFixture[str
     assert "sha256" not in output
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "is_named"),
+    [
+        ("chat_template.jinja", "{{ messages }}", True),
+        ("tokenizer_config.json", '{"chat_template": "{{ messages }}"}', True),
+        ("tokenizer_config.json", '{"eos_token": "a"}', False),
+    ],
+)
+def test_info_names_the_chat_template_that_is_not_used(
+    name: str, content: str, is_named: bool, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = checkpoint.with_name("folder")
+    folder.mkdir()
+    checkpoint.rename(folder / "pytorch_model.bin")
+    (folder / "config.json").write_text('{"model_type": "rwkv7"}')
+    (folder / name).write_text(content)
+    assert invoke(["model", "info", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["chat_template"] == (str(folder / name) if is_named else None)
+    assert invoke(["model", "info", str(folder)]) == 0
+    assert (f"not used: {name}" in re.sub(r"\s+", " ", capsys.readouterr().out)) == is_named
+
+
 def test_info_of_a_verified_checkpoint_has_its_hash(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["model", "info", str(checkpoint), "--verify"]) == 0
     shown = "".join(capsys.readouterr().out.split())

@@ -109,6 +109,17 @@ def test_the_error_of_a_missing_file_names_the_candidates_and_similar_files(tmp_
     assert "'rwkv7-g1.pth'" in caught.value.hint
 
 
+def test_the_error_of_a_missing_file_names_releases_of_its_model(tmp_path: Path) -> None:
+    for name in ("rwkv7-g1k-1.5b-20260801-ctx8192.pth", "rwkv7-g1k-1.5b-20260930-ctx25600.pth", "rwkv7-g1k-1.4b.pth"):
+        (tmp_path / name).touch()
+    for name in ("rwkv7-g1k-1.5b", "rwkv7-g1k-1.5b.pth"):
+        with pytest.raises(CheckpointError) as caught:
+            resolve_model_path(tmp_path / name)
+        assert caught.value.hint is not None
+        found = "is it 'rwkv7-g1k-1.5b-20260930-ctx25600.pth' or 'rwkv7-g1k-1.5b-20260801-ctx8192.pth'?"
+        assert caught.value.hint.endswith(found)
+
+
 def test_missing_directory_is_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no such file"):
         resolve_model_path(tmp_path / "absent" / "a.pth")

@@ -29,6 +29,27 @@ Assistant:{% endmacro %}
 REST = "{% macro user(text) %}{{ text }}{% endmacro %}{% macro reply(text) %}{{ text }}{% endmacro %}"
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for message in messages %}{{ message['role'] + ': ' + message['content'] }}{% endfor %}",
+        "{%- set last = messages | last -%}{% generation %}{{ last }}{% endgeneration %}",
+        "{{ raise_exception('x') if messages[0]['role'] == 'system' }}",
+        '{"bos_token": null, "chat_template": "{{ messages }}"}',
+    ],
+)
+def test_a_chat_template_of_hugging_face_is_named(source: str, tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text(source)
+    with pytest.raises(TemplateError, match="chat template of Hugging Face") as caught:
+        load_template(Prompting(template=str(tmp_path / "chat_template.jinja")))
+    assert "macros" in str(caught.value.hint)
+
+
+def test_a_prompt_template_may_write_about_messages(tmp_path: Path) -> None:
+    (tmp_path / "t.jinja").write_text(f"{OFFICIAL}{{# put it in messages [1] #}}")
+    assert load_template(Prompting(template=str(tmp_path / "t.jinja"))).turn("Hi") == "User: Hi\n\nAssistant:"
+
+
 def test_a_chatml_file_renders_chatml() -> None:
     template = load_template(Prompting(template=str(CHATML)))
     assert template.opening("Be brief.", None) == "<|im_start|>system\nBe brief.<|im_end|>\n"

@@ -10,6 +10,7 @@ from rwkvbatch.model.base import Dimensions, dimensions_of, is_rwkv7
 from rwkvbatch.model.checkpoints.checkpoint import Checkpoint
 from rwkvbatch.model.network.rwkv7 import state_bytes
 from rwkvbatch.model.strategy import PRECISIONS
+from rwkvbatch.model.weights.containers import chat_template_file
 from rwkvbatch.model.weights.quantised import fit_of, rounded_names, rounding_of
 
 _LAYER_NUMBER = re.compile(r"blocks\.\d+\.")
@@ -40,6 +41,7 @@ class Description(Dimensions):
         state_bytes: size of one sequence's state; None for generations that only the `rwkv` package runs.
         sha256: hash of the file, or of the hashes of the files; None if the values were not read.
         vocabulary, vocabulary_file: as in `ModelSpec`.
+        chat_template: the file of a Hugging Face directory with a chat template, which is not used; None without one.
         quantised: the rounding of the large matrices (`quantised.FileRounding`); None if they are not quantised.
         fitted_tokens: number of tokens that this rounding was fitted to; None if it was not fitted.
     """
@@ -56,6 +58,7 @@ class Description(Dimensions):
     tensors: tuple[TensorGroup, ...]
     vocabulary: str | None = None
     vocabulary_file: str | None = None
+    chat_template: str | None = None
     quantised: str | None = None
     fitted_tokens: int | None = None
 
@@ -77,6 +80,8 @@ def describe(checkpoint: Checkpoint, *, read_values: bool = False) -> Descriptio
         for name in checkpoint:
             checkpoint.check(name)
     rounding, rounded = rounding_of(file.metadata), rounded_names(file.metadata)
+    folder = file.path if file.path.is_dir() else file.path.parent if file.config else None
+    chat_template = None if folder is None else chat_template_file(folder)
     groups: dict[tuple[str, tuple[int, ...], str], list[int]] = {}
     sizes: Counter[str] = Counter()
     for name, entry in file.entries.items():
@@ -99,4 +104,5 @@ def describe(checkpoint: Checkpoint, *, read_values: bool = False) -> Descriptio
         quantised=rounding,
         fitted_tokens=None if (fit := fit_of(file.metadata)) is None else fit.tokens,
         vocabulary_file=None if file.vocabulary_file is None else str(file.vocabulary_file),
+        chat_template=None if chat_template is None else str(chat_template),
     )

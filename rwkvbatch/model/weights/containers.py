@@ -56,6 +56,8 @@ MAX_JSON_BYTES = 16 << 20
 
 CONFIG = "config.json"
 INDEX_ENDING = ".index.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 VOCABULARY = "rwkv_vocab_v20230424.txt"
 """The World vocabulary in Hugging Face directories of RWKV models."""
 
@@ -236,6 +238,19 @@ def _with_directory(tensors: NamedTensors, folder: Path) -> NamedTensors:
     config = read_json(folder / CONFIG) if _is_true((folder / CONFIG).is_file) else {}
     vocabulary = folder / VOCABULARY
     return replace(tensors, config=config, vocabulary_file=vocabulary if _is_true(vocabulary.is_file) else None)
+
+
+def chat_template_file(folder: Path) -> Path | None:
+    """The file of a Hugging Face directory that has a chat template, which prompts are not made with; None without one.
+
+    Raises:
+        CheckpointError: `tokenizer_config.json` is not a JSON object.
+    """
+    for name in CHAT_TEMPLATES:
+        if _is_true((folder / name).is_file):
+            return folder / name
+    settings = folder / TOKENIZER_CONFIG
+    return settings if _is_true(settings.is_file) and read_json(settings).get("chat_template") else None
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
