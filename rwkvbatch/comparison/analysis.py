@@ -21,7 +21,7 @@ from rwkvbatch.comparison.statistics.means import VariantMean, variant_means
 from rwkvbatch.comparison.statistics.ranking import Ranking
 from rwkvbatch.comparison.statistics.trend import Trend
 from rwkvbatch.comparison.values.metric_values import Breakdown, metrics_of
-from rwkvbatch.comparison.wording import conclusion, heading, interval, number, standing, summary
+from rwkvbatch.comparison.wording import conclusion, heading, interval, shown_mean, standing, summary
 from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
 
@@ -198,7 +198,7 @@ class Analysis:
 
     def __repr__(self) -> str:
         lines = [f"{heading(line)}: {line.metric.name} {summary(line)}" for line in self.comparisons] or [
-            f"{variant.label}: {mean.metric.name} {number(mean.mean, mean.metric.digits)} {interval(mean)}"
+            f"{variant.label}: {mean.metric.name} {shown_mean(mean.metric, mean.mean)} {interval(mean)}"
             for variant in self.variants
             for mean in self.means(variant)
         ]

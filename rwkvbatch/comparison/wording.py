@@ -23,6 +23,8 @@ RANKING_NOTE: Final = (
     "selected on these data and is likely to be less good in a new run."
 )
 _HUGE = 1e9
+_EXACT = 1e-12
+"""A mean that is nearer to a limit is the limit but for rounding."""
 _MAX_LABELS = 2
 """The most variants that a sentence on dropped rows names."""
 
@@ -42,6 +44,19 @@ def number(value: float, digits: int) -> str:
     return text.replace("-", "") if float(text) == 0 else text
 
 
+def shown_mean(metric: Metric, value: float) -> str:
+    """A mean as `number`; near a limit of the metric it has as many digits as tell it from the limit."""
+    text = number(value, metric.digits)
+    if metric.log_of or not math.isfinite(metric.highest):
+        return text
+    for limit in (metric.lowest, metric.highest):
+        digits = metric.digits
+        while not math.isclose(value, limit, rel_tol=0, abs_tol=_EXACT) and text == number(limit, digits):
+            digits += 1
+            text = number(value, digits)
+    return text
+
+
 def signed(value: float, digits: int) -> str:
     """As `number`, with a plus sign for positive values."""
     text = number(value, digits)
@@ -58,11 +73,11 @@ def interval(line: Comparison | VariantMean) -> str:
 
     If the difference is significant, an end that would round to 0 keeps one significant digit.
     """
-    low, high, digits = line.low, line.high, line.metric.digits
+    low, high = line.low, line.high
     if math.isnan(low) or (math.isinf(low) and math.isinf(high)):
         return MISSING
     if isinstance(line, VariantMean):
-        ends = (f"{end}" if math.isinf(end) else number(end, digits) for end in (low, high))
+        ends = (f"{end}" if math.isinf(end) else shown_mean(line.metric, end) for end in (low, high))
     else:
         ends = (f"{end:+}" if math.isinf(end) else _signed_end(line, end) for end in (low, high))
     return f"[{', '.join(ends)}]"
@@ -104,8 +119,8 @@ class TableColumn:
 
 
 COLUMNS: Final = (
-    TableColumn("baseline", lambda line: number(line.baseline_mean, line.metric.digits)),
-    TableColumn("mean", lambda line: number(line.variant_mean, line.metric.digits)),
+    TableColumn("baseline", lambda line: shown_mean(line.metric, line.baseline_mean)),
+    TableColumn("mean", lambda line: shown_mean(line.metric, line.variant_mean)),
     TableColumn("difference", lambda line: difference(line), short="diff"),
     TableColumn("95 % interval", interval, left=True),
     TableColumn("W/T/L", lambda line: directions(line)),
@@ -162,7 +177,7 @@ def question(lines: Sequence[Comparison]) -> str:
     if lines[0].family != metric.name:
         text += lines[0].family.removeprefix(metric.name)
     if len(baselines) == 1:
-        means = {number(line.baseline_mean, metric.digits) for line in lines}
+        means = {shown_mean(metric, line.baseline_mean) for line in lines}
         text += f" against {baselines[0]}" + (f" ({means.pop()})" if len(means) == 1 else "")
     return text + (", exploratory" if lines[0].exploratory else "")
 
@@ -272,11 +287,9 @@ def left_out(dropped: Iterable[Dropped], metric: Metric | None = None, *, named:
 
 def summary(line: Comparison) -> str:
     """Both means, the difference, its interval and p-value, and the verdict."""
-    digits = line.metric.digits
-    return (
-        f"{number(line.baseline_mean, digits)} -> {number(line.variant_mean, digits)}, {difference(line)} "
-        f"{interval(line)}, p {p_value(line.p_adjusted)}, {verdict(line) or 'not tested'}"
-    )
+    means = " -> ".join(shown_mean(line.metric, mean) for mean in (line.baseline_mean, line.variant_mean))
+    test = f"{interval(line)}, p {p_value(line.p_adjusted)}, {verdict(line) or 'not tested'}"
+    return f"{means}, {difference(line)} {test}"
 
 
 def significant(comparisons: Iterable[Comparison]) -> list[Comparison]:
@@ -298,7 +311,7 @@ def conclusion(comparisons: Sequence[Comparison], means: Sequence[VariantMean] =
         how = "give a second run, or a run with several cells"
         if not means:
             return f"Nothing to compare: {how}."
-        mean = f"{number(means[0].mean, means[0].metric.digits)} {interval(means[0])}"
+        mean = f"{shown_mean(means[0].metric, means[0].mean)} {interval(means[0])}"
         return f"{means[0].metric.name}: {mean}; to compare, {how}"
     lines = next(iter(by_family(comparisons).values()))
     name = f"{lines[0].family}{' (exploratory)' if lines[0].exploratory else ''}"
@@ -357,8 +370,8 @@ def trend_title(trend: Trend, *, exploratory: bool = False) -> str:
 
 def trend_sentence(trend: Trend) -> str:
     """A sentence on a trend: the verdict, the means at both ends, and the test."""
-    first, last, digits = trend.points[0], trend.points[-1], trend.metric.digits
-    ends = f"{number(first.mean, digits)} at {first.x:,g} to {number(last.mean, digits)} at {last.x:,g}"
+    points = (trend.points[0], trend.points[-1])
+    ends = " to ".join(f"{shown_mean(trend.metric, point.mean)} at {point.x:,g}" for point in points)
     sentence = f"{trend.verdict}, {ends}"
     if not trend.decidable or trend.verdict == "no change":
         return sentence
@@ -374,7 +387,7 @@ TREND_NOTE: Final = (
 
 
 def _with_mean(candidate: Candidate, ranking: Ranking) -> str:
-    return f"{candidate.variant.label} ({number(candidate.mean, ranking.metric.digits)})"
+    return f"{candidate.variant.label} ({shown_mean(ranking.metric, candidate.mean)})"
 
 
 def _count(number: int, noun: str) -> str:

@@ -35,7 +35,7 @@ from rwkvbatch.comparison.statistics.trend import Trend
 from rwkvbatch.comparison.values.columns import rows_of
 from rwkvbatch.comparison.values.groups import UNITS, Unit, distance_groups
 from rwkvbatch.comparison.values.metric_values import weights_of
-from rwkvbatch.comparison.wording import TREND_NOTE, interval, metric_title, number, trend_title, with_minus
+from rwkvbatch.comparison.wording import TREND_NOTE, interval, metric_title, shown_mean, trend_title, with_minus
 from rwkvbatch.prompt.escaping import printable
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class _Point:
         """The tooltip."""
         interval_text = "" if math.isnan(self.mean.low) else f" {interval(self.mean)}"
         verdict = f"; {self.verdict} than the baseline" if self.verdict in _COLOURS else ""
-        mean = with_minus(f"{number(self.mean.mean, self.mean.metric.digits)}{interval_text}")
+        mean = with_minus(f"{shown_mean(self.mean.metric, self.mean.mean)}{interval_text}")
         return printable(f"{self.variant.label}: {mean}{verdict}")
 
 
@@ -181,7 +181,7 @@ def _heat_map(
             box.set_edgecolor(FAINT)
             box.set_linewidth(1.2)
         tips[f"tip-{i}"] = [point.tip]
-        plot.text(x, y, number(point.mean.mean, metric.digits), ha="center", va="center", color=INK)
+        plot.text(x, y, shown_mean(metric, point.mean.mean), ha="center", va="center", color=INK)
         if point.verdict in ("better", "worse", "differs"):
             colour = _COLOURS.get(point.verdict, INK)
             plot.plot([x + 0.36], [y - 0.32], "o", markersize=4.5, color=colour, markeredgewidth=0)
@@ -266,7 +266,7 @@ def trend_figure(trend: Trend, *, exploratory: bool = False) -> Figure:
         plot.plot(x, y, color=ACCENT, linewidth=1.8)
         for point in trend.points:
             mean, low, high = (
-                with_minus(number(value, trend.metric.digits)) for value in (point.mean, point.low, point.high)
+                with_minus(shown_mean(trend.metric, value)) for value in (point.mean, point.low, point.high)
             )
             tips.append(printable(f"{point.variant.label}: {mean} [{low}, {high}]"))
         if min(x) > 0 and max(x) / min(x) > _LOG_AXIS:
@@ -361,7 +361,7 @@ def _lines(
             estimate = mean_of(metric, values, rows["conversation_code"].to_numpy(), weights=weights_of(rows, metric))
             x.append(position * (1 + offset) if log else position + offset)
             estimates.append(estimate)
-            tip = f"{variant.label}, {name}: {with_minus(number(estimate.mean, metric.digits))}"
+            tip = f"{variant.label}, {name}: {with_minus(shown_mean(metric, estimate.mean))}"
             own_tips.append(printable(tip))
         ends = [(position, one.low, one.high) for position, one in zip(x, estimates, strict=True) if one.low == one.low]
         if ends:

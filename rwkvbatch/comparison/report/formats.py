@@ -34,10 +34,10 @@ from rwkvbatch.comparison.wording import (
     interval,
     left_out,
     named_dialogues,
-    number,
     power,
     question,
     rank_disagreement,
+    shown_mean,
     significant,
     standing,
     trend_sentence,
@@ -213,14 +213,13 @@ def _blame(blame: Blame) -> str:
 
 
 def _trend(trend: Trend, *, exploratory: bool) -> str:
-    digits = trend.metric.digits
     rows = [
         _row(
             (
                 f"{point.x:,g}",
                 point.variant.label,
-                number(point.mean, digits),
-                f"[{number(point.low, digits)}, {number(point.high, digits)}]",
+                shown_mean(trend.metric, point.mean),
+                f"[{shown_mean(trend.metric, point.low)}, {shown_mean(trend.metric, point.high)}]",
             )
         )
         for point in trend.points
@@ -241,7 +240,7 @@ def _row(cells: Iterable[str]) -> str:
 
 def _means(analysis: Analysis, variant: Variant) -> str:
     rows = [
-        _row((mean.metric.name, mean.group or "all", number(mean.mean, mean.metric.digits), interval(mean)))
+        _row((mean.metric.name, mean.group or "all", shown_mean(mean.metric, mean.mean), interval(mean)))
         for mean in analysis.means(variant)
     ]
     return "\n".join(["| metric | of | mean | 95 % interval |", "|---|---|---:|---|", *rows])

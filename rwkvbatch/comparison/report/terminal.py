@@ -43,10 +43,10 @@ from rwkvbatch.comparison.wording import (
     left_out,
     metric_title,
     named_dialogues,
-    number,
     power,
     question,
     rank_disagreement,
+    shown_mean,
     signed,
     standing,
     trend_sentence,
@@ -85,7 +85,7 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0
     for trend in analysis.trends:
         exploratory = trend is not analysis.trend
         _print_wrapped(trend_title(trend, exploratory=exploratory), console, "bold")
-        lowest, highest = (number(end([p.mean for p in trend.points]), trend.metric.digits) for end in (min, max))
+        lowest, highest = (shown_mean(trend.metric, end([p.mean for p in trend.points])) for end in (min, max))
         scale = f"  bars from {lowest} to {highest}"
         console.print(Text(sparkline(trend, max(1, console.width - len(scale))) + scale), soft_wrap=True)
         style = {"improves": "bold green", "worsens": "bold red"}.get("" if exploratory else trend.verdict, "bold")
@@ -345,7 +345,7 @@ def _table_of_means(title: str, first_column: str) -> Table:
 
 
 def _cells_of_mean(mean: VariantMean) -> tuple[str, str]:
-    return number(mean.mean, mean.metric.digits), interval(mean)
+    return shown_mean(mean.metric, mean.mean), interval(mean)
 
 
 def _print_changes(matched: MatchedRows, console: Console, num_changes: int) -> None:

@@ -17,7 +17,17 @@ from rwkvbatch.comparison.pairing.pairs import Pair, Variant
 from rwkvbatch.comparison.statistics.differences import Comparison, compare_metric
 from rwkvbatch.comparison.statistics.ranking import Ranking, rank_values
 from rwkvbatch.comparison.values.all_variants import VariantValues
-from rwkvbatch.comparison.wording import correction, difference, directions, extent, interval, left_out, number, verdict
+from rwkvbatch.comparison.wording import (
+    correction,
+    difference,
+    directions,
+    extent,
+    interval,
+    left_out,
+    number,
+    shown_mean,
+    verdict,
+)
 
 
 @dataclass(frozen=True)
@@ -277,3 +287,23 @@ def test_signed_rank_tests_and_verdicts_beside_large_differences_are_at_one_leve
                 between += 1
                 assert not found.rank_disagrees
     assert between
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "text"),
+    [
+        ("score", 1.0, "1.000"),
+        ("score", 1 - 1e-15, "1.000"),
+        ("score", 0.9996, "0.9996"),
+        ("score", 0.99996, "0.99996"),
+        ("score", 0.9994, "0.999"),
+        ("score", 0.0004, "0.0004"),
+        ("score", 0.00004, "0.00004"),
+        ("score", 0.0, "0.000"),
+        ("score", math.nan, "—"),
+        ("nll", 0.0004, "0.000"),
+        ("nll", 0.9996, "1.000"),
+    ],
+)
+def test_a_mean_near_a_limit_is_not_shown_as_the_limit(metric: str, value: float, text: str) -> None:
+    assert shown_mean(metric_named(metric), value) == text
