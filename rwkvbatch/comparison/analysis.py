@@ -44,7 +44,7 @@ COLUMNS: Final[Mapping[str, Callable[[Comparison], Any]]] = {
         for name in (
             "baseline_mean", "variant_mean", "difference", "standard_error", "low", "high", "low_alone", "high_alone",
             "p", "p_adjusted", "p_rank", "level_each", "verdict", "wins", "ties", "losses", "detectable", "margin",
-            "num_values", "num_conversations", "family", "exploratory",
+            "num_values", "num_without_preference", "num_conversations", "family", "exploratory",
         )
     },
 }  # fmt: skip

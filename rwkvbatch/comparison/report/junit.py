@@ -15,8 +15,9 @@ from typing import Any, Final, Literal
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.dialogues.selection import check_name
 from rwkvbatch.comparison.pairing.pairs import Variant
+from rwkvbatch.comparison.statistics.differences import Comparison
 from rwkvbatch.comparison.values.columns import rows_of
-from rwkvbatch.comparison.wording import by_heading, summary
+from rwkvbatch.comparison.wording import by_heading, left_out, summary
 from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
 
@@ -51,6 +52,8 @@ class _Case:
 def as_junit(analysis: Analysis, *, conversations: bool = False) -> str:
     """An element `testsuites` with a suite `gates`, and a suite per pair with a case per metric, which always passes.
 
+    The output of such a case has the number of pairs and the rows that are not as planned.
+
     Args:
         conversations: add a suite per variant that is not a baseline, with a case per conversation. The case is an
             error if a turn ended in an error, a failure if a check failed, and skipped if turns that the baseline has
@@ -58,7 +61,7 @@ def as_junit(analysis: Analysis, *, conversations: bool = False) -> str:
     """
     suites = {"gates": [_gate_case(gate.condition, gate.label, gate.line, gate.failed) for gate in analysis.gates]}
     for title, lines in by_heading(analysis.comparisons).items():
-        suites[title] = [_Case(title, line.metric.name, text=summary(line)) for line in lines]
+        suites[title] = [_Case(title, line.metric.name, text=_with_counts(analysis, line)) for line in lines]
     if conversations:
         baselines = {pair.baseline for pair in analysis.pairs}
         for variant in analysis.variants:
@@ -70,6 +73,16 @@ def as_junit(analysis: Analysis, *, conversations: bool = False) -> str:
         root.set(name, str(sum(counts[index] for counts in totals)))
     ET.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _with_counts(analysis: Analysis, line: Comparison) -> str:
+    """The summary of a line, its numbers of pairs and conversations, and the rows of both sides that are lacking."""
+    sides = {line.pair.baseline.label, line.pair.variant.label}
+    parts = [summary(line)]
+    if line.metric.level != "variant":
+        parts[0] += f"; {counted(line.num_values, 'pair')} of {counted(line.num_conversations, 'conversation')}"
+    parts.append(left_out([dropped for dropped in analysis.dropped if dropped.label in sides], line.metric))
+    return "\n".join(filter(None, parts))
 
 
 def _gate_case(text: str, label: str, line: str, failed: bool) -> _Case:

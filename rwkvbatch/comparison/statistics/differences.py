@@ -280,7 +280,11 @@ def _signs(values: PairedValues) -> tuple[int, int, int]:
     differences = values.weighted(values.differences)
     if not differences.size:
         return 0, 0, 0
-    sums = np.bincount(values.conversations, weights=differences)[np.bincount(values.conversations) > 0]
-    tolerance = 1e-9 * float(np.abs(differences).max(initial=0.0))
+    has_pairs = np.bincount(values.conversations) > 0
+    sums = np.bincount(values.conversations, weights=differences)[has_pairs]
+    # Rounding errors of each conversation's values: one with huge values does not make ties of the others.
+    sizes = values.weighted(np.abs(values.baseline) + np.abs(values.variant))
+    rounding = 1e-12 * np.bincount(values.conversations, weights=sizes)[has_pairs]
+    tolerance = np.minimum(rounding, 1e-9 * float(np.abs(differences).max()))
     positive, negative = int((sums > tolerance).sum()), int((sums < -tolerance).sum())
     return positive, int(sums.size) - positive - negative, negative

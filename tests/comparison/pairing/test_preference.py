@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
@@ -124,6 +125,9 @@ def test_equal_pairs_are_not_identical_while_others_lack_a_verdict(tmp_path: Pat
     assert all("no difference found" in text for text in printed.values())
     assert not [name for name in ("md", "csv", "json", "junit") if "identical" in printed[name]]
     assert "All pairs with a verdict are equal." in printed["md"]
+    (record,) = csv.DictReader(io.StringIO(printed["csv"]))
+    assert (record["num_values"], record["num_without_preference"]) == ("24", "24")
+    assert "24 pairs of 12 conversations\nNot as planned: 24 pairs without the judge's verdict in" in printed["junit"]
     by_turn = compare(runs(tmp_path / "again"), judge=asked, by="turn")
     verdicts = {line.group: line.verdict for line in by_turn.comparisons if line.group}
     assert verdicts["turn 0"] == "identical"  # the judge is not asked about equal replies

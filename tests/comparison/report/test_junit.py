@@ -98,6 +98,31 @@ def test_without_cases_of_conversations_only_gates_fail(analysis: Analysis) -> N
     assert sum(len(pair) for pair in pairs) == len(analysis.comparisons)
 
 
+def test_a_case_of_a_metric_counts_pairs_and_rows_that_are_not_as_planned(tmp_path: Path) -> None:
+    """talk-2 ended in errors in one cell: 2 repetitions of 2 turns, whose checks count as failed."""
+
+    def fail(row: dict[str, Any], _: np.random.Generator) -> None:
+        if row["conversation"] == "talk-2" and row["cell"] == "t=2":
+            row["checks"][0] |= {"passed": False, "score": 0.0}
+            row |= {"finish_reason": "error", "error": "out of memory", "reference": None}
+
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"), change=fail, conversations=4)
+    analysis = compare([str(path)], metrics=["score", "nll"])
+    root = parse_valid(as_junit(analysis))
+    texts = {
+        (case.get("classname"), case.get("name")): (case.findtext("system-out") or "").split("\n")
+        for case in root.findall("testsuite/testcase")
+    }
+    for metric, pairs, outcome in (
+        ("score", "16 pairs of 4 conversations", "failed"),
+        ("nll", "12 pairs of 3 conversations", "left out"),
+    ):
+        summary, dropped = texts["t=2 against t=1", metric]
+        assert summary.endswith(f"; {pairs}")
+        assert dropped == f"Not as planned: 4 turns with an error in t=2 ({outcome})."
+        assert len(texts["t=3 against t=1", metric]) == 1
+
+
 def test_the_message_of_a_failed_gate_is_in_its_text(analysis: Analysis) -> None:
     (failure,) = parse_valid(as_junit(analysis)).findall(".//failure")
     assert failure.get("message") == failure.text

@@ -338,3 +338,15 @@ def test_without_a_common_turn_with_checks_the_script_is_not_blamed(tmp_path: Pa
     write_run(tmp_path / "b", rows[:2], manifest={})
     with pytest.raises(UsageError, match="the script has neither checks"):
         compare(str(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-11])
+def test_a_conversation_with_a_huge_value_does_not_make_ties_of_the_others(unit: float) -> None:
+    """Ties are differences that are 0 but for rounding, whatever the size of others."""
+    baseline, variant = np.full((2, 8), 2.0)
+    variant[:5] += unit * np.array([0.5, 0.5, 0.5, -0.5, 1e30])
+    baseline[6:], variant[6:] = [0.1, 0.7], [0.7, 0.1]
+    columns = {"nll_a": baseline, "nll_b": variant, "conversation_code": [0, 1, 2, 3, 4, 5, 6, 6]}
+    pair = Pair(Variant("a", "x", "a"), Variant("b", "x", "b"))
+    [found], _ = compare_metric(metric_named("nll"), [MatchedRows(pair, pd.DataFrame(columns), 0, 0, 0)])
+    assert (found.wins, found.ties, found.losses) == (1, 2, 4)
