@@ -30,7 +30,9 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-INPUTS := pyproject.toml constraints.txt $(wildcard rwkvbatch/native/*)
+# The editable installation has a list of modules, which is out of date when a module becomes a package.
+PACKAGES := $(wildcard rwkvbatch/*/__init__.py rwkvbatch/*/*/__init__.py)
+INPUTS := pyproject.toml constraints.txt $(wildcard rwkvbatch/native/*) $(PACKAGES)
 
 $(VENV)/.installed: $(BIN)/python $(INPUTS)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
