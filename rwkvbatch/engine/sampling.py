@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate
 
 import numpy as np
@@ -94,15 +94,41 @@ class Penalties:
         return ids, values
 
 
+_SETTINGS = np.dtype(
+    [
+        ("temperature", np.float32),
+        ("top_p", np.float32),
+        ("top_k", np.int64),
+        ("orders", np.uint8),
+        ("noise_keys", np.uint64),
+        ("turns", np.int64),
+        ("least_scores", np.float64),
+    ]
+)
+"""The arrays of a `SampleBatch` that do not change during a reply."""
+
+
 @dataclass(frozen=True)
 class SampleRow:
-    """The inputs of one row's choice besides its logits. `noise_key` is the 64-bit Philox key."""
+    """The inputs of the choices of a reply's tokens, besides the logits and the position in the reply.
+
+    Attributes:
+        noise_key: the 64-bit Philox key.
+    """
 
     sampling: Sampling
     penalties: Penalties
     noise_key: int
     turn: int
-    step: int
+
+    @cached_property
+    def settings(self) -> tuple[float, ...]:
+        """The values of `_SETTINGS`."""
+        sampling = self.sampling
+        return (
+            *(sampling.temperature, sampling.top_p, sampling.top_k, _ORDER_BITS[sampling.order]),
+            *(self.noise_key, self.turn, _least_score(sampling)),
+        )
 
 
 def _least_score(sampling: Sampling) -> float:
@@ -138,20 +164,19 @@ def likeliest(
     return tops
 
 
-def gather(rows: Sequence[SampleRow], target_ids: Sequence[int], vocab_size: int) -> SampleBatch:
-    """The `SampleBatch` of `rows` to sample from, followed by one row for each of the `target_ids`."""
+def gather(rows: Sequence[SampleRow], steps: Sequence[int], target_ids: Sequence[int], vocab_size: int) -> SampleBatch:
+    """The `SampleBatch` of `rows` to sample from, followed by one row for each of the `target_ids`.
+
+    Args:
+        steps: of each of `rows`, the token's position in its reply.
+    """
+    settings = np.array([row.settings for row in rows], dtype=_SETTINGS)
     penalties = [row.penalties.subtracted(vocab_size) for row in rows]
     return SampleBatch(
-        temperature=np.array([row.sampling.temperature for row in rows], dtype=np.float32),
-        top_p=np.array([row.sampling.top_p for row in rows], dtype=np.float32),
-        top_k=np.array([row.sampling.top_k for row in rows], dtype=np.int64),
-        orders=np.array([_ORDER_BITS[row.sampling.order] for row in rows], dtype=np.uint8),
+        **{name: np.ascontiguousarray(settings[name]) for name in _SETTINGS.fields or ()},
         penalty_ids=np.concatenate([np.empty(0, dtype=np.int64), *(ids for ids, _ in penalties)]),
         penalty_values=np.concatenate([np.empty(0, dtype=np.float32), *(values for _, values in penalties)]),
         penalty_starts=np.array([0, *accumulate(len(ids) for ids, _ in penalties)], dtype=np.int64),
-        noise_keys=np.array([row.noise_key for row in rows], dtype=np.uint64),
-        turns=np.array([row.turn for row in rows], dtype=np.int64),
-        steps=np.array([row.step for row in rows], dtype=np.int64),
-        least_scores=np.array([_least_score(row.sampling) for row in rows], dtype=np.float64),
+        steps=np.array(steps, dtype=np.int64),
         target_ids=np.array(target_ids, dtype=np.int64),
     )

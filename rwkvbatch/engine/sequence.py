@@ -34,6 +34,7 @@ class Generation:
     Attributes:
         fallback: slot and length of the state before the token in which a possible stop text began. It is cached when
             that stop text ends the reply.
+        sample_row: the inputs of the choices of its tokens.
     """
 
     def __init__(self, request: Request, sequence: SequenceState, tokenizer: Tokenizer, now_s: float) -> None:
@@ -46,7 +47,7 @@ class Generation:
         self._tokenizer = tokenizer
         self._stream = TextStream(tokenizer.token_bytes, request.stop)
         self._penalties = Penalties(request.sampling, exempt_tokens(tokenizer, request.sampling.no_penalty))
-        self._noise_key = request.noise.philox_key
+        self.sample_row = SampleRow(request.sampling, self._penalties, request.noise.philox_key, request.noise.turn)
         self._submitted_s = now_s
         self._started_s: float | None = None
         self._first_logits_s: float | None = None
@@ -73,10 +74,6 @@ class Generation:
         """Record the time at which its first prompt row is read."""
         if self._started_s is None:
             self._started_s = now_s
-
-    def sample_row(self) -> SampleRow:
-        noise = self.request.noise
-        return SampleRow(self.request.sampling, self._penalties, self._noise_key, noise.turn, len(self.ids))
 
     def take(self, token: int, logprob: float, now_s: float) -> FinishReason | None:
         """Add a sampled token (-1: none could be chosen). Returns the reason if the reply ended, else None."""
@@ -231,7 +228,8 @@ class StepWork:
     def sample_batch(self, vocab_size: int) -> SampleBatch:
         """The tokens to sample, and those to look up, in the logits of `ragged_batch`."""
         targets = [token for _, targets in self.scored for token in targets]
-        return gather([job.sample_row() for job in self.sampled], targets, vocab_size)
+        rows, steps = [job.sample_row for job in self.sampled], [len(job.ids) for job in self.sampled]
+        return gather(rows, steps, targets, vocab_size)
 
     def add_details(self, logits: torch.Tensor, choices: Choices) -> None:
         """Add the details of this step's tokens to the jobs that ask for them; `logits` are [P, vocab_size]."""

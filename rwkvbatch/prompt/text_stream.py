@@ -25,16 +25,19 @@ class Utf8Stream:
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._in_invalid_run = False
+        self._at_boundary = True  # neither in an invalid run nor in an incomplete character
 
     def push(self, data: bytes, *, final: bool = False) -> str:
         """The characters that are complete after `data`; with `final`, also U+FFFD for an incomplete one."""
+        if self._at_boundary and data.isascii():
+            return data.decode("ascii")
         escaped = self._decoder.decode(data, final)
-        if not escaped:
-            return ""
         text = _ESCAPED_RUN.sub(REPLACEMENT, escaped)
-        if self._in_invalid_run and _ESCAPED_RUN.match(escaped):
-            text = text[1:]
-        self._in_invalid_run = _ESCAPED_RUN.match(escaped[-1]) is not None
+        if escaped:
+            if self._in_invalid_run and _ESCAPED_RUN.match(escaped):
+                text = text[1:]
+            self._in_invalid_run = _ESCAPED_RUN.match(escaped[-1]) is not None
+        self._at_boundary = not self._in_invalid_run and not self._decoder.getstate()[0]
         return text
 
 
@@ -61,6 +64,7 @@ class TextStream:
         self._token_bytes = token_bytes
         self._utf8 = Utf8Stream()
         self._stops = tuple(stops)
+        self._inner_characters = frozenset("".join(stop[:-1] for stop in stops))  # all but each stop text's last one
         self._pieces: list[str] = []
         self._ended = False
 
@@ -92,7 +96,9 @@ class TextStream:
             end, _, self.stopped_by = min(matches)
             self.held, self._ended = "", True
             return self._return(window[: end - len(self.stopped_by)])
-        num_returned = len(window) - max([_overlap_length(stop, window) for stop in self._stops], default=0)
+        num_returned = len(window)
+        if window and window[-1] in self._inner_characters:
+            num_returned -= max(_overlap_length(stop, window) for stop in self._stops)
         self.held = window[num_returned:]
         return self._return(window[:num_returned])
 

@@ -28,10 +28,11 @@ def draws(logits: torch.Tensor, sampling: Sampling, count: int = NUM_DRAWS) -> n
     chosen: list[int] = []
     for first in range(0, count, 500):
         rows = [
-            SampleRow(sampling, Penalties(sampling), NoiseKey(7, f"c{draw}").philox_key, draw % 5, draw % 11)
+            SampleRow(sampling, Penalties(sampling), NoiseKey(7, f"c{draw}").philox_key, draw % 5)
             for draw in range(first, first + 500)
         ]
-        chosen += choosing.choose(logits.expand(500, -1), gather(rows, (), VOCAB)).tokens.tolist()
+        steps = [draw % 11 for draw in range(first, first + 500)]
+        chosen += choosing.choose(logits.expand(500, -1), gather(rows, steps, (), VOCAB)).tokens.tolist()
     return np.bincount(chosen, minlength=VOCAB)
 
 
@@ -101,8 +102,8 @@ def test_ties_with_the_last_kept_token_are_kept() -> None:
 def test_greedy_is_the_largest_logit_with_the_smallest_id(values: list[float], greedy: dict[str, float]) -> None:
     sampling = Sampling(**greedy)  # type: ignore[arg-type]
     assert sampling.greedy
-    row = SampleRow(sampling, Penalties(sampling), 1, 0, 0)
-    chosen = choosing.choose(torch.tensor([values]), gather([row], (), VOCAB)).tokens[0]
+    row = SampleRow(sampling, Penalties(sampling), 1, 0)
+    chosen = choosing.choose(torch.tensor([values]), gather([row], [0], (), VOCAB)).tokens[0]
     assert chosen == int(np.argmax(np.array(values, dtype=np.float32)))
 
 
@@ -110,14 +111,14 @@ def test_greedy_is_the_largest_logit_with_the_smallest_id(values: list[float], g
 def test_a_banned_token_is_never_chosen(values: list[float], seed: int) -> None:
     banned = tuple(range(0, VOCAB, 2))
     sampling = Sampling(temperature=1.0, top_p=1.0, banned_token_ids=banned)
-    row = SampleRow(sampling, Penalties(sampling), seed, 0, 0)
-    assert choosing.choose(torch.tensor([values]), gather([row], (), VOCAB)).tokens[0] % 2 == 1
+    row = SampleRow(sampling, Penalties(sampling), seed, 0)
+    assert choosing.choose(torch.tensor([values]), gather([row], [0], (), VOCAB)).tokens[0] % 2 == 1
 
 
 def test_when_all_tokens_are_banned_none_is_chosen() -> None:
     sampling = Sampling(banned_token_ids=tuple(range(VOCAB)))
-    row = SampleRow(sampling, Penalties(sampling), 1, 0, 0)
-    assert choosing.choose(torch.zeros(1, VOCAB), gather([row], (), VOCAB)).tokens[0] == -1
+    row = SampleRow(sampling, Penalties(sampling), 1, 0)
+    assert choosing.choose(torch.zeros(1, VOCAB), gather([row], [0], (), VOCAB)).tokens[0] == -1
 
 
 @given(st.lists(st.integers(0, 30), max_size=60))
@@ -149,9 +150,9 @@ def test_the_arrays_have_the_types_that_every_implementation_expects() -> None:
     sampling = Sampling(presence_penalty=1.0, banned_token_ids=(3,))
     penalties = Penalties(sampling)
     penalties.count(5)
-    row = SampleRow(sampling, penalties, 2**64 - 1, 1, 2)
+    row = SampleRow(sampling, penalties, 2**64 - 1, 1)
     for rows in ([], [row], [row, row]):
-        batch = gather(rows, (4, 7), VOCAB)
+        batch = gather(rows, [2] * len(rows), (4, 7), VOCAB)
         assert {name: getattr(batch, name).dtype.name for name in vars(batch)} == {
             "temperature": "float32",
             "top_p": "float32",
@@ -173,7 +174,7 @@ def test_the_arrays_have_the_types_that_every_implementation_expects() -> None:
 
 def test_noise_keys_are_unsigned_however_small_they_are() -> None:
     sampling = Sampling()
-    batch = gather([SampleRow(sampling, Penalties(sampling), 1, 0, 0)], (), VOCAB)
+    batch = gather([SampleRow(sampling, Penalties(sampling), 1, 0)], [0], (), VOCAB)
     assert batch.noise_keys.dtype == np.uint64
 
 
@@ -233,9 +234,9 @@ class TestReference:
     @staticmethod
     def choose(logits: list[float], num_draws: int = 1, **settings: Any) -> list[int]:
         sampling = Sampling(**{"temperature": 1.0, "top_p": 1.0, "banned_token_ids": (), **settings})
-        rows = [SampleRow(sampling, Penalties(sampling), key, 0, 0) for key in range(num_draws)]
+        rows = [SampleRow(sampling, Penalties(sampling), key, 0) for key in range(num_draws)]
         table = torch.tensor(logits).expand(num_draws, -1)
-        return choosing.choose(table, gather(rows, (), len(logits))).tokens.tolist()
+        return choosing.choose(table, gather(rows, [0] * num_draws, (), len(logits))).tokens.tolist()
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
     def test_nan_and_infinite_logits_give_no_token(self, bad: float) -> None:
@@ -274,8 +275,8 @@ def test_each_row_keeps_its_own_settings_in_the_batch() -> None:
         Sampling(temperature=0.5, top_p=0.25, top_k=3, order="temperature-first"),
         Sampling(temperature=2.0, top_p=0.75, top_k=0, order="top-p-first"),
     ]
-    rows = [SampleRow(sampling, Penalties(sampling), row, row + 3, row + 6) for row, sampling in enumerate(settings)]
-    batch = gather(rows, (), VOCAB)
+    rows = [SampleRow(sampling, Penalties(sampling), row, row + 3) for row, sampling in enumerate(settings)]
+    batch = gather(rows, [6, 7], (), VOCAB)
     assert batch.temperature.tolist() == [0.5, 2.0]
     assert batch.top_p.tolist() == [0.25, 0.75]
     assert batch.top_k.tolist() == [3, 0]
@@ -290,6 +291,6 @@ def test_logprobs_are_of_the_models_own_distribution_before_penalties() -> None:
     sampling = Sampling(temperature=0.5, presence_penalty=3.0, banned_token_ids=(0,))
     penalties = Penalties(sampling)
     penalties.count(4)
-    sampled = choosing.choose(logits, gather([SampleRow(sampling, penalties, 1, 0, 0)], (), VOCAB))
+    sampled = choosing.choose(logits, gather([SampleRow(sampling, penalties, 1, 0)], [0], (), VOCAB))
     expected = logits.log_softmax(-1)[0, int(sampled.tokens[0])]
     assert sampled.logprobs[0] == pytest.approx(float(expected), abs=1e-6)

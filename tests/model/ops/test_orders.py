@@ -72,11 +72,11 @@ def distribution(sampling: Sampling, logits: np.ndarray = LOGITS) -> dict[int, f
 def draw(ops: Operations, settings: Sequence[Sampling], logits: np.ndarray = LOGITS) -> list[int]:
     """One token for each of `settings`, all from the same logits; the place in the list is the place in the run."""
     rows = [
-        SampleRow(sampling, Penalties(sampling), NoiseKey(3, f"c{at}").philox_key, 1, at)
+        SampleRow(sampling, Penalties(sampling), NoiseKey(3, f"c{at}").philox_key, 1)
         for at, sampling in enumerate(settings)
     ]
     table = torch.from_numpy(np.tile(logits, (len(rows), 1))).to(ops.device)
-    return ops.choose(table, gather(rows, (), len(logits))).tokens.tolist()
+    return ops.choose(table, gather(rows, range(len(rows)), (), len(logits))).tokens.tolist()
 
 
 @pytest.mark.parametrize("name", MAKE)
