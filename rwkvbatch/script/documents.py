@@ -9,7 +9,6 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from rwkvbatch.config import ScriptLimits
@@ -71,7 +70,7 @@ def read_documents(paths: Sequence[str], *, limits: ScriptLimits | None = None, 
         count = counted(len(unusable), "name")
         text = f"{count} in folders left out, links to folders or to nothing, or no files: {_first_of(unusable)}"
         warnings.warn(text, LeftOutWarning, stacklevel=2)
-    return replace(reader.script(), ignored={})  # further keys of documents are no mistakes
+    return reader.script()
 
 
 def _first_of(names: Sequence[str]) -> str:

@@ -14,16 +14,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from itertools import zip_longest
-from typing import Annotated, Any, ClassVar, NoReturn
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
-from rwkvbatch.errors import counted, listed
+from rwkvbatch.config import DialoguePrompt
+from rwkvbatch.errors import counted
 from rwkvbatch.script.lines import SourceLine, is_array, is_object, refuse, shown, type_name
 from rwkvbatch.script.messages import REPLY_KEYS, Message, Role, to_turns
 from rwkvbatch.script.native import is_plain_text, read_native, read_plain_text, read_tooling
+from rwkvbatch.script.other_data import refuse_form
 from rwkvbatch.script.records import Conversation, Turn
 from rwkvbatch.script.shape import Shape, parse_params, read_id, read_tags
 
@@ -43,12 +44,25 @@ _OPENAI_PARAMS = (
     "stop",
     "presence_penalty",
     "frequency_penalty",
+    "top_k",
+    "min_p",
+    "penalty_decay",
+    "no_penalty",
+    "banned_token_ids",
 )
+"""Sampling fields: OpenAI's, and those that other servers and `rwkvbatch serve` have besides."""
+
+_REQUEST_PARAMS = (*_OPENAI_PARAMS, "order", "max_seconds", *DialoguePrompt.model_fields)
+"""Fields of a batch request that become params; data sets may have other things under the last of these names."""
+
 _REFUSED_MESSAGE_KEYS = ("audio", "refusal")
 """Content of a message that this program cannot replay; a line that has it is refused."""
 
-_REFUSED_REQUEST_KEYS = ("logit_bias", "response_format")
+_REFUSED_REQUEST_KEYS = ("logit_bias", "response_format", "repetition_penalty")
 """Settings of a request that change the reply and that this program does not have; a line that has one is refused."""
+
+_NEUTRAL: tuple[Any, ...] = (None, [], {}, "none", "auto", {"type": "text"}, 1)
+"""Values of `_REFUSED_REQUEST_KEYS` that change nothing."""
 
 
 WITHOUT_FIRST_REPLY = (
@@ -122,8 +136,20 @@ def _read_openai_batch(line: Mapping[str, Any], source: SourceLine, default_id: 
     return _read_openai_chat(raw.body, source, read_id(raw.custom_id, default_id, source, "custom_id"), "body")
 
 
+_SHAREGPT_TOOL_ROLES = ("function_call", "function_response", "observation", "tool_call", "tool_response")
+_NO_TOOLS_HINT = "tool calls of this form have no common notation; write them as OpenAI messages"
+
+
+def _refuse_tools(line: Mapping[str, Any], source: SourceLine) -> None:
+    """Refuse a line with `tools`, a list or its JSON text; the prompt would lack them."""
+    tools = line.get("tools")
+    if tools and not (isinstance(tools, str) and tools.strip() in ("", "[]")):
+        refuse(source, f"tools: cannot be read in this form, got {shown(tools)}", _NO_TOOLS_HINT)
+
+
 def _read_sharegpt(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
     raw = _ShareGpt.read(line, source)
+    _refuse_tools(line, source)
     messages = [Message("system", raw.system, "system")] if raw.system else []
     for index, item in enumerate(raw.conversations):
         where = f"conversations[{index}]"
@@ -131,10 +157,10 @@ def _read_sharegpt(line: Mapping[str, Any], source: SourceLine, default_id: str)
             messages.append(_openai_message(item, source, where))
             continue
         message = _ShareGptMessage.read(item, source, where)
-        role = _role(message.role, source, f"{where}.from")
-        if role == "tool":
-            hint = "tool calls of this form have no common notation; write them as OpenAI messages"
+        role = _ROLES.get(message.role)
+        if role is None or role == "tool":
             known = ", ".join(name for name, role in _ROLES.items() if role != "tool")
+            hint = _NO_TOOLS_HINT if role == "tool" or message.role in _SHAREGPT_TOOL_ROLES else None
             refuse(source, f"{where}.from: must be one of {known}, got {shown(message.role)}", hint)
         if role == "assistant" and all(earlier.role == "system" for earlier in messages):
             # This occurs in conversations that were cut out of longer ones.
@@ -150,6 +176,7 @@ def _read_sharegpt(line: Mapping[str, Any], source: SourceLine, default_id: str)
 def _read_lmsys(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
     """The form of LMSYS-Chat-1M and WildChat: https://huggingface.co/datasets/lmsys/lmsys-chat-1m."""
     raw = _Lmsys.read(line, source)
+    _refuse_tools(line, source)
     messages = [_openai_message(item, source, f"conversation[{n}]") for n, item in enumerate(raw.conversation)]
     ids = {"id": raw.id, "conversation_id": raw.conversation_id, "conversation_hash": raw.conversation_hash}
     key = next((key for key, value in ids.items() if value is not None), "id")
@@ -182,14 +209,15 @@ def _read_openai_chat(request: Mapping[str, Any], source: SourceLine, default_id
             "remove one of the two",
         )
     for name in _REFUSED_REQUEST_KEYS:
-        if request.get(name) not in (None, [], {}, "none", "auto", {"type": "text"}):
+        if request.get(name) not in _NEUTRAL:
             refuse(source, f"{prefix}{name}: has no counterpart here", "remove it from the line")
     if request.get("n") not in (None, 1):
         refuse(source, f"{prefix}n: must be 1, got {shown(request['n'])}", "use `--repeats` for several replies")
     messages: list[Message] = []
     for index, item in enumerate(raw.messages):
         messages.append(_openai_message(item, source, f"{prefix}messages[{index}]"))
-    raw_params = {name: request[name] for name in _OPENAI_PARAMS if request.get(name) is not None}
+    names = _REQUEST_PARAMS if where else _OPENAI_PARAMS
+    raw_params = {name: request[name] for name in names if request.get(name) is not None}
     if "max_completion_tokens" in raw_params:
         raw_params["max_tokens"] = raw_params.pop("max_completion_tokens")
     if isinstance(raw_params.get("stop"), str):
@@ -283,8 +311,12 @@ def read_conversation(line: Mapping[str, Any], source: SourceLine, default_id: s
     Raises:
         ScriptError: the line cannot be replayed.
     """
-    read = next(read for matches, read in _FORMS if matches(line))
-    return read(line, source, default_id)
+    return _reader(line)(line, source, default_id)
+
+
+def _reader(line: Mapping[str, Any]) -> Callable[..., Conversation]:
+    """The function that reads lines of the form of `line`."""
+    return next(read for matches, read in _FORMS if matches(line))
 
 
 def _is_openai(line: Mapping[str, Any]) -> bool:
@@ -304,51 +336,21 @@ def _is_openai(line: Mapping[str, Any]) -> bool:
     )
 
 
-_MESSAGES = ("messages", "conversations", "conversation", "turns")
-_JQ_FILTERS = {
-    "instruction": 'jq -c \'{messages: [{role: "user", content: ([.instruction, .input] | map(values) | join("\\n"))}, '
-    '{role: "assistant", content: .output}]}\'',
-    "prompt": "jq -c '{messages: [{role: \"user\", content: .prompt}]}'",
-    "question": "jq -c '{messages: [{role: \"user\", content: .question}]}'",
-}
-"""By a key that identifies another data set, the `jq` filter that converts its lines to messages."""
-
-
-def _refuse_form(line: Mapping[str, Any], source: SourceLine, _default_id: str) -> NoReturn:
-    """Refuse a line of no known form."""
-    keys = listed([shown(key) for key in line])
-    for key in line:
-        if matches := get_close_matches(key, _MESSAGES, n=1, cutoff=0.8):
-            refuse(source, f"unknown key {shown(key)}", f"did you mean {matches[0]!r}?")
-    known = (
-        "known forms have `messages` (native, OpenAI), `conversations` (ShareGPT), `conversation` (LMSYS), "
-        "`turns` (MT-Bench), `text` or `prompt` with `continuation` or `choices` (plain text)"
-    )
-    hint = f"{known} or `custom_id` and `body` (OpenAI batch); see docs/scripts.md"
-    jq_filter = next((jq_filter for key, jq_filter in _JQ_FILTERS.items() if key in line), None)
-    if jq_filter is not None:
-        hint += f"; this makes messages of such lines: {jq_filter} FILE > NEW"
-    refuse(source, f"is of no known form; its keys are {keys or 'none'}", hint)
-
-
 def ignored_keys(line: Mapping[str, Any]) -> set[str]:
-    """The keys of a line of a known form, and of its messages, that no reader uses."""
-    body: Any = line.get("body", line)
-    if not is_object(body):
+    """The keys of a line, which `read_conversation` accepts, and of its messages that its form's reader ignores."""
+    read, ignored, extra = _reader(line), set[str](), frozenset[str]()
+    if read is _read_openai_batch:
+        ignored, extra = line.keys() - _OpenAiBatch.known_keys() - {"method"}, frozenset(_REQUEST_PARAMS)
+        read, line = _read_openai_chat, line["body"]
+    if read not in _KNOWN_KEYS:
         return set()
-    messages: list[Any] | None = next((body[key] for key in _MESSAGES if is_array(body.get(key))), None)
-    if messages is None:
-        return set()
-    known = _OpenAi.known_keys() | _ShareGpt.known_keys() | _Lmsys.known_keys() | _MtBench.known_keys()
-    known |= _OpenAiBatch.known_keys() | set(_REFUSED_REQUEST_KEYS) | _WITHOUT_EFFECT
-    known_in_messages = _OpenAiMessage.known_keys() | _ShareGptMessage.known_keys() | REPLY_KEYS
-    known_in_messages |= set(_REFUSED_MESSAGE_KEYS)
-    ignored = {key for key in (*line, *body) if key not in known}
-    for item in messages:
+    known, messages_key = _KNOWN_KEYS[read]
+    ignored |= line.keys() - known - extra
+    for item in line[messages_key]:
         if is_object(item):
             # A name in a tool message identifies the tool. In other messages it names a person and is not read.
-            is_tool = item.get("role") in _ROLE_NAMES["tool"]
-            known_here = known_in_messages if is_tool else known_in_messages - {"name"}
+            name = frozenset[str]() if item.get("role") in _ROLE_NAMES["tool"] else {"name"}
+            known_here = _KNOWN_IN_SHAREGPT if "from" in item else _KNOWN_IN_MESSAGES - name
             ignored |= {f"messages[].{key}" for key in item if key not in known_here}
     return ignored
 
@@ -363,7 +365,19 @@ _FORMS: Sequence[tuple[Callable[[Mapping[str, Any]], bool], Callable[..., Conver
         lambda line: is_plain_text(line) and not line.keys().isdisjoint(("text", "continuation", "choices")),
         read_plain_text,
     ),
-    (lambda line: "messages" not in line and not line.keys() <= _NATIVE_KEYS | {"id"}, _refuse_form),
+    (lambda line: "messages" not in line and not line.keys() <= _NATIVE_KEYS | {"id"}, refuse_form),
     (lambda _: True, read_native),
 )
 """For each form, a function that recognises a line and one that reads it. The first match counts."""
+
+_KNOWN_KEYS: Mapping[Callable[..., Conversation], tuple[frozenset[str], str]] = {
+    _read_openai_chat: (_OpenAi.known_keys() | {*_REFUSED_REQUEST_KEYS} | _WITHOUT_EFFECT, "messages"),
+    _read_sharegpt: (_ShareGpt.known_keys() | {"tools"} | _WITHOUT_EFFECT, "conversations"),
+    _read_lmsys: (_Lmsys.known_keys() | {"tools"} | _WITHOUT_EFFECT, "conversation"),
+    _read_mt_bench: (_MtBench.known_keys() | _WITHOUT_EFFECT, "turns"),
+}
+"""By reader of a form in which other keys are ignored, the keys that it reads or whose values change nothing, and the
+key of the messages."""
+
+_KNOWN_IN_MESSAGES = (_OpenAiMessage.known_keys() | {*_REFUSED_MESSAGE_KEYS}) - REPLY_KEYS
+_KNOWN_IN_SHAREGPT = _ShareGptMessage.known_keys() | {"role"}

@@ -261,7 +261,8 @@ class ScriptReader:
                 )
                 refuse(source, "is no text to score", hint)
         self._add(defaults.apply(conversation))
-        self.ignored.update(ignored_keys(value))
+        if not self.documents:
+            self.ignored.update(ignored_keys(value))
 
     def _add(self, conversation: Conversation) -> None:
         """Add a conversation; refuses one that exceeds the limits or has an id that was used before."""

@@ -75,6 +75,34 @@ def test_sampling_fields_of_a_request_become_params(tmp_path: Path) -> None:
     assert chat.params == expected
 
 
+def test_sampling_fields_of_other_servers_become_params(tmp_path: Path) -> None:
+    fields = {"top_k": 40, "min_p": 0.1, "penalty_decay": 0.9, "repetition_penalty": 1.0}
+    prompting = {"think": "on", "turn_end": "next-role", "bos": True}
+    batch = {"custom_id": "x", "body": {"messages": [user()], **fields, **prompting}}
+    script = read(tmp_path, batch, {"messages": [user()], **fields, "think": "a column of a data set"})
+    expected = {"top_k": 40, "min_p": 0.1, "penalty_decay": 0.9}
+    assert [found.params for found in script.conversations] == [
+        {**expected, "think": "on", "turn_end": "next-role", "bos": "on"},
+        expected,
+    ]
+    assert script.ignored == {"think": 1}
+
+
+def test_keys_of_another_form_are_ignored_keys(tmp_path: Path) -> None:
+    """They are named as such, since nothing reads them in this form: settings, checks and tools would be missing."""
+    sharegpt = [{"from": "human", "value": "a", "expect": {"equals": "b"}, "content": "c"}]
+    lines: list[dict[str, Any]] = [
+        {"conversations": sharegpt, "temperature": 0.5, "expect": [], "tools": "[]", "tag": "x"},
+        {"conversation": [user(value="c", expect=[])], "top_p": 0.5, "turn": 1, "model": "m"},
+        {"turns": ["a"], "system": "b", "temperature": 0},
+        {"custom_id": "x", "method": "POST", "body": {"messages": [user(expect=[])], "id": 3, "conversations": []}},
+    ]
+    assert read(tmp_path, *lines).ignored == {
+        "temperature": 2, "expect": 1, "tag": 1, "top_p": 1, "turn": 1, "system": 1, "conversations": 1,
+        "messages[].expect": 3, "messages[].content": 1, "messages[].value": 1,
+    }  # fmt: skip
+
+
 def test_text_parts_are_joined_by_line_ends(tmp_path: Path) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     assert read(tmp_path, conversation({"role": "user", "content": parts})).conversations[0].turns[0].user == "a\nb"
@@ -109,6 +137,17 @@ BAD: list[tuple[dict[str, Any], str]] = [
         r"body\.tools\[0\]\.name: must be the function's name",
     ),
     ({"custom_id": "x", "body": {"messages": [user()], "logit_bias": {"1": 2}}}, r"body\.logit_bias: has no"),
+    (
+        {"custom_id": "x", "body": {"messages": [user()], "repetition_penalty": 1.2}},
+        r"body\.repetition_penalty: has no",
+    ),
+    ({"custom_id": "x", "body": {"messages": [user()], "think": "hard"}}, r"body: think: "),
+    ({"conversations": [{"from": "human", "value": "x"}], "tools": '[{"name": "f"}]'}, "tools: cannot be read"),
+    ({"conversation": [user()], "tools": [{"type": "function"}]}, "tools: cannot be read"),
+    (
+        {"conversations": [{"from": "function_call", "value": "x"}]},
+        r"conversations\[0\]\.from: must be one of [a-z, ]*, got 'function_call'",
+    ),
     ({"custom_id": "\n", "body": {"messages": [user()]}}, "custom_id: cannot be an id"),
     (conversation({"role": "critic", "content": "x"}), r"messages\[0\]\.role: must be one of .*got 'critic'"),
     (

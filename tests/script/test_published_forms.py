@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +103,35 @@ def test_a_line_of_no_known_form_lists_the_forms(line: dict[str, Any], tmp_path:
     with pytest.raises(ScriptError, match="is of no known form") as caught:
         read(tmp_path, line)
     assert "known forms have `messages`" in str(caught.value.hint)
+
+
+ASKED, ANSWERED = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed")
+@pytest.mark.parametrize(
+    ("line", "reference"),
+    [
+        ({"instruction": "a", "input": None, "output": "b"}, "b"),
+        ({"prompt": "a", "completion": "b"}, "b"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "b"),
+        ({"prompt": ASKED, "completion": ANSWERED}, "b"),
+        ({"prompt": ASKED, "chosen": ANSWERED, "rejected": ANSWERED}, "b"),
+        ({"prompt": ASKED}, None),
+        ({"chosen": ASKED + ANSWERED, "rejected": ASKED}, "b"),
+        ({"input": {"messages": ASKED}, "preferred_output": ANSWERED, "non_preferred_output": ANSWERED}, "b"),
+        ({"prompt": "a", "response": "b"}, None),
+        ({"question": "a"}, None),
+    ],
+)
+def test_the_command_of_the_hint_makes_messages(line: dict[str, Any], reference: str | None, tmp_path: Path) -> None:
+    with pytest.raises(ScriptError, match="is of no known form") as caught:
+        read(tmp_path, line)
+    command = shlex.split(str(caught.value.hint).partition("messages of such lines: ")[2])
+    assert command[-3:] == ["FILE", ">", "NEW"]
+    made = subprocess.run(command[:-3], input=json.dumps(line).encode(), capture_output=True, check=True).stdout
+    (turn,) = read(tmp_path, made).conversations[0].turns
+    assert (turn.user, turn.reference) == ("a", reference)
 
 
 def test_required_temperature_of_a_question_becomes_a_param(tmp_path: Path) -> None:
