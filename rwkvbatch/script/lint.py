@@ -101,7 +101,14 @@ def _lint_one(
             for rule, message in _violations(rules, kind, content):
                 yield LintWarning(rule.code, source, name, place, message, rule.hint)
     for number, turn in enumerate(conversation.turns):
-        prefix = str(turn.params.get("reply_prefix", conversation.params.get("reply_prefix", reply_prefix))).strip()
+        begun = str(turn.params.get("reply_prefix", conversation.params.get("reply_prefix", reply_prefix)))
+        prefix = begun.strip()
+        # With a `continuation`, each choice is read together with the prompt before it.
+        before, what = (turn.user, "prompt") if turn.plain else (begun, "reply prefix")
+        if before[-1:] in (" ", "\t") and turn.continuation is None:
+            message = f"the {what} ends with a space, so that the text after it begins without one"
+            hint = "tokens of words contain the space before them: move it to the text, or leave it to the model"
+            yield LintWarning("space-before-text", source, name, f"turn {number}", message, hint)
         if turn.reference is not None and not turn.reference.strip().startswith(prefix):
             message = f"does not begin with the reply prefix {shown(prefix)}"
             hint = "it is scored without a prefix, as it stands; begin it with the prefix to score the rest of it"

@@ -53,6 +53,33 @@ def test_mistakes_in_a_user_message_are_found(
     assert codes(tmp_path, message) == expected
 
 
+@pytest.mark.parametrize(
+    ("line", "is_found"),
+    [
+        ({"prompt": "It is ", "continuation": "blue"}, True),
+        ({"prompt": "It is\t", "choices": ["blue", "red"]}, True),
+        ({"prompt": "It is", "continuation": " blue"}, False),
+        ({"prompt": "It is:\n", "choices": ["blue", "red"]}, False),
+        ({"prompt": "", "choices": ["blue", "red"]}, False),
+        ({"text": "It is "}, False),
+        ({"prompt": "The ", "choices": ["sky", "sea"], "continuation": " is blue"}, False),
+        (conversation(user(reply_prefix="It is ", choices=["blue", "red"])), True),
+        (conversation(user(reply_prefix="It is "), params={"reply_prefix": "It"}), True),
+        (conversation(user(), user(reply_prefix="It is"), id="x", params={"reply_prefix": ""}), False),
+    ],
+)
+def test_a_space_before_the_text_that_follows_is_found(line: dict[str, Any], is_found: bool, tmp_path: Path) -> None:
+    found = [warning.code for warning in lint(read(tmp_path, line).conversations)]
+    assert found == ["space-before-text"] * is_found
+
+
+def test_a_space_at_the_end_of_the_setting_reply_prefix_is_found(tmp_path: Path) -> None:
+    script = read(tmp_path, conversation(user(), user(reply_prefix="It is")))
+    assert [(w.code, w.place) for w in lint(script.conversations, reply_prefix="It is ")] == [
+        ("space-before-text", "turn 0")
+    ]
+
+
 def test_system_messages_of_options_are_linted() -> None:
     assert [w.code for w in lint_system(["Be brief.\n\nBe kind.\nUser: x"])] == ["blank-line", "role-line"]
     assert [w.code for w in lint_system([" Be brief.", "a\rb"])] == ["outer-space", "carriage-return"]
