@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -11,17 +11,19 @@ import numpy as np
 
 from rwkvbatch.comparison.dialogues.blame import Blame
 from rwkvbatch.comparison.gates.evaluation import GateResult
-from rwkvbatch.comparison.metrics.declarations import KNOWN_NAMES, Metric
+from rwkvbatch.comparison.metrics.declarations import Metric
+from rwkvbatch.comparison.numbers import interval, shown_mean
 from rwkvbatch.comparison.pairing.matching import Dropped, MatchedRows
-from rwkvbatch.comparison.pairing.pairs import Pair, Variant
+from rwkvbatch.comparison.pairing.pairs import Pair
 from rwkvbatch.comparison.pairing.preference import Preferences
-from rwkvbatch.comparison.runs.data import RunData
+from rwkvbatch.comparison.runs.data import RunData, Variant
 from rwkvbatch.comparison.statistics.differences import Comparison, Family, compare_metric
 from rwkvbatch.comparison.statistics.means import VariantMean, variant_means
+from rwkvbatch.comparison.statistics.metric_selection import available_metrics
 from rwkvbatch.comparison.statistics.ranking import Ranking
 from rwkvbatch.comparison.statistics.trend import Trend
-from rwkvbatch.comparison.values.metric_values import Breakdown, metrics_of
-from rwkvbatch.comparison.wording import conclusion, heading, interval, shown_mean, standing, summary
+from rwkvbatch.comparison.values.groups import Breakdown
+from rwkvbatch.comparison.wording import conclusion, heading, standing, summary
 from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
 
@@ -210,13 +212,3 @@ class Analysis:
         return f"<Analysis: {variants}, {counted(len(self.table), 'row')}>\n" + "\n".join(
             f"  {printable(line, keep_newlines=False)[:160]}" for line in lines
         )
-
-
-def available_metrics(matched: Sequence[MatchedRows], ks: Sequence[int] | None) -> list[Metric]:
-    """The metrics of which both sides of a pair have values, in the order of `KNOWN_NAMES`."""
-    available: dict[str, Metric] = {}
-    for pair_rows in matched:
-        found = metrics_of(pair_rows.columns, ("_a", "_b"), ks, known=available.keys())
-        available |= {metric.name: metric for metric in found}
-    order = {name: index for index, name in enumerate(KNOWN_NAMES.split(", "))}
-    return sorted(available.values(), key=lambda metric: order.get(metric.name, len(order)))

@@ -23,27 +23,28 @@ from rwkvbatch.arguments import (
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.dialogues.blame import blame as find_blame
 from rwkvbatch.comparison.gates.evaluation import judge as judge_gates
-from rwkvbatch.comparison.gates.expressions import parse_gate
+from rwkvbatch.comparison.gates.expressions import Gate, parse_gate
 from rwkvbatch.comparison.gates.scopes import scopes_of
 from rwkvbatch.comparison.metrics.declarations import Metric, metric_named
 from rwkvbatch.comparison.pairing.matching import Dropped, MatchedRows, comparable_rows, count_dropped, match
-from rwkvbatch.comparison.pairing.notes import matching_notes, no_common_turn, repeat_notes
-from rwkvbatch.comparison.pairing.pairs import Pair, Variant, check_pairs, check_runs, pair_up, variants_of
-from rwkvbatch.comparison.pairing.preference import (
-    PREFERENCE,
-    JudgesPairs,
-    Preferences,
+from rwkvbatch.comparison.pairing.notes import (
+    check_pairs,
+    check_runs,
     judge_notes,
-    refuse_without_judge,
-    with_preference,
+    matching_notes,
+    mixed_nll_notes,
+    no_common_turn,
+    repeat_notes,
 )
-from rwkvbatch.comparison.runs.data import RunData
+from rwkvbatch.comparison.pairing.pairs import Pair, pair_up
+from rwkvbatch.comparison.pairing.preference import PREFERENCE, JudgesPairs, Preferences, with_preference
+from rwkvbatch.comparison.runs.data import RunData, Variant, variants_of
 from rwkvbatch.comparison.runs.loading import SOURCE, Source, load_runs
 from rwkvbatch.comparison.statistics.differences import Comparison, Family, compare_counts, compare_metric
 from rwkvbatch.comparison.statistics.metric_selection import MetricSelection
 from rwkvbatch.comparison.statistics.ranking import Ranking, rank
 from rwkvbatch.comparison.statistics.trend import Trend, positions_over, trend_over
-from rwkvbatch.comparison.values.metric_values import Breakdown
+from rwkvbatch.comparison.values.groups import Breakdown
 from rwkvbatch.errors import RunMismatchError, UsageError
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ class _Matching:
             baseline = variants[0].label if baseline is None else baseline
         pairs, unpaired_notes = pair_up(runs, variants, baseline)
         table = comparable_rows(runs)
-        notes += _mixed_nll_notes(table)
+        notes += mixed_nll_notes(table)
         all_pairs = [match(pair, table) for pair in pairs]
         notes += unpaired_notes + check_pairs(pairs, runs) + matching_notes(all_pairs)
         dropped = count_dropped(variants, all_pairs, table, runs)
@@ -291,17 +292,6 @@ class _Tests:
         return comparisons
 
 
-def _mixed_nll_notes(table: pd.DataFrame) -> list[str]:
-    is_text = table["bits_per_byte"].notna()
-    is_reference = table["nll"].notna() & ~is_text
-    if not (bool(is_text.any()) and bool(is_reference.any())):
-        return []
-    return [
-        "nll is of plain texts, which count by their tokens, and of reference replies, which count equally; "
-        "compare them apart, in runs of their own or with --by tag"
-    ]
-
-
 def _trends(
     over: str, positions: Mapping[Variant, float], primary: Metric, others: Iterable[Metric], table: pd.DataFrame
 ) -> tuple[list[Trend], list[str]]:
@@ -323,3 +313,13 @@ def _trends(
             except RunMismatchError as error:
                 notes.append(f"{metric.name} has no trend: {error.message}")
     return trends, notes
+
+
+def refuse_without_judge(names: Iterable[str | None], gates: Sequence[Gate]) -> None:
+    """Raise `UsageError` if a metric or a gate needs a judge, for a comparison without one."""
+    metrics = [name for name in names if name is not None] + [value.metric for gate in gates for value in gate.values]
+    if any(metric_named(name).level == "pair" for name in metrics):
+        raise UsageError(
+            f"{PREFERENCE} is what a judge says about pairs of replies, and none is given",
+            hint="add --judge FILE, or --judge-url URL",
+        )

@@ -9,103 +9,20 @@ from typing import Final
 
 from rwkvbatch.comparison.dialogues.blame import Blame
 from rwkvbatch.comparison.metrics.declarations import Metric
+from rwkvbatch.comparison.numbers import MISSING, detectable, difference, interval, p_value, shown_mean, signed
 from rwkvbatch.comparison.pairing.matching import PASS_COLUMNS, Dropped
 from rwkvbatch.comparison.statistics.differences import Comparison, Family
 from rwkvbatch.comparison.statistics.means import VariantMean
 from rwkvbatch.comparison.statistics.ranking import Candidate, Ranking
 from rwkvbatch.comparison.statistics.trend import Trend
-from rwkvbatch.results.summary import OVERFLOW
 
 ARROWS: Final = {"higher": "↑", "lower": "↓", "none": ""}
-MISSING: Final = "—"
 RANKING_NOTE: Final = (
     "The truly best variant is named best or not distinguishable from it in at least 95 % of sweeps. The best mean was "
     "selected on these data and is likely to be less good in a new run."
 )
-_HUGE = 1e9
-_EXACT = 1e-12
-"""A mean that is nearer to a limit is the limit but for rounding."""
 _MAX_LABELS = 2
 """The most variants that a sentence on dropped rows names."""
-
-
-def number(value: float, digits: int) -> str:
-    """A value with `digits` decimals and no negative zero; a dash for NaN, a power of ten from 10^9.
-
-    An infinite value is a perplexity that overflowed: JSON and CSV, which lack infinity, have no number in its place.
-    """
-    if math.isnan(value):
-        return MISSING
-    if math.isinf(value):
-        return OVERFLOW if value > 0 else f"-{OVERFLOW}"
-    if abs(value) >= _HUGE:
-        return f"{value:.3g}"
-    text = f"{value:.{digits}f}"
-    return text.replace("-", "") if float(text) == 0 else text
-
-
-def shown_mean(metric: Metric, value: float) -> str:
-    """A mean as `number`; near a limit of the metric it has as many digits as tell it from the limit."""
-    text = number(value, metric.digits)
-    if metric.log_of or not math.isfinite(metric.highest):
-        return text
-    for limit in (metric.lowest, metric.highest):
-        digits = metric.digits
-        while not math.isclose(value, limit, rel_tol=0, abs_tol=_EXACT) and text == number(limit, digits):
-            digits += 1
-            text = number(value, digits)
-    return text
-
-
-def signed(value: float, digits: int) -> str:
-    """As `number`, with a plus sign for positive values."""
-    text = number(value, digits)
-    return f"+{text}" if 0 < value < math.inf and not _is_zero(text) else text
-
-
-def _is_zero(text: str) -> bool:
-    """Whether a number as it is shown has no digit but 0."""
-    return bool(text) and not text.strip("0.")
-
-
-def interval(line: Comparison | VariantMean) -> str:
-    """The 95 % interval, with signs for a difference; a dash if it is unknown or unlimited.
-
-    If the difference is significant, an end that would round to 0 keeps one significant digit.
-    """
-    low, high = line.low, line.high
-    if math.isnan(low) or (math.isinf(low) and math.isinf(high)):
-        return MISSING
-    if isinstance(line, VariantMean):
-        ends = (f"{end}" if math.isinf(end) else shown_mean(line.metric, end) for end in (low, high))
-    else:
-        ends = (f"{end:+}" if math.isinf(end) else _signed_end(line, end) for end in (low, high))
-    return f"[{', '.join(ends)}]"
-
-
-def difference(line: Comparison) -> str:
-    """The difference with its sign; a significant one that would round to 0 keeps one significant digit."""
-    return _signed_end(line, line.difference)
-
-
-def _signed_end(line: Comparison, value: float) -> str:
-    text = signed(value, line.metric.digits)
-    return f"{value:+.1g}" if line.significant and value and _is_zero(text) else text
-
-
-def detectable(value: float, digits: int) -> str:
-    """A detectable difference; one that would round to 0 keeps one significant digit."""
-    text = number(value, digits)
-    return f"{value:.1g}" if value > 0 and _is_zero(text) else text
-
-
-def p_value(p: float) -> str:
-    """A p-value with 2 or 3 decimals; `<0.001` below 0.001."""
-    if math.isnan(p):
-        return MISSING
-    if p < 0.001:
-        return "<0.001"
-    return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
 @dataclass(frozen=True)
@@ -198,11 +115,6 @@ def extent(lines: Sequence[Comparison], repetitions: tuple[int, int]) -> str:
 def _span(numbers: Sequence[int], noun: str) -> str:
     low, high = min(numbers), max(numbers)
     return _count(high, noun) if low == high else f"{low:,} to {_count(high, noun)}"
-
-
-def with_minus(text: str) -> str:
-    """`text` with minus signs instead of hyphens."""
-    return text.replace("-", "\u2212")
 
 
 def correction(family: Family, lines: Sequence[Comparison]) -> str:

@@ -14,9 +14,9 @@ import pytest
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.exits import ExitCode
 from rwkvbatch.comparison import compare
-from rwkvbatch.comparison.statistics.variances import discreteness, variances
 from rwkvbatch.stats.family import compare_family
 from rwkvbatch.stats.sample_size import conversations_needed, smallest_detectable
+from rwkvbatch.stats.variances import discreteness, variances
 from tests.comparison.make_run import make_run
 
 

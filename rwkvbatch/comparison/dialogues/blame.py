@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from rwkvbatch.comparison.pairing.pairs import Variant
-from rwkvbatch.comparison.runs.data import RunData
+from rwkvbatch.comparison.runs.data import RunData, Variant
 from rwkvbatch.comparison.values.columns import rows_of
 from rwkvbatch.errors import UsageError
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from rwkvbatch.comparison.pairing.pairs import Variant
+from rwkvbatch.comparison.runs.data import Variant
 from rwkvbatch.comparison.values.columns import rows_of
 
 if TYPE_CHECKING:

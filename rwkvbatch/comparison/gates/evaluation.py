@@ -27,9 +27,9 @@ from rwkvbatch.comparison.gates.intervals import Interval, form_values, gate_int
 from rwkvbatch.comparison.gates.scopes import GateScope
 from rwkvbatch.comparison.metrics.declarations import metric_named
 from rwkvbatch.comparison.pairing.preference import PREFERENCE
-from rwkvbatch.comparison.statistics.variances import discreteness, variances, weighted_deviations
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.stats.sample_size import conversations_needed
+from rwkvbatch.stats.variances import discreteness, variances, weighted_deviations
 
 POWER: Final = 0.8
 """The probability with which a sample of the printed size shows that the condition holds."""

@@ -9,7 +9,7 @@
     statistic = "mean" | "median" | "min" | "max" | "p" number     (p95: the 95th percentile)
 
 A metric without a statistic means its mean. `baseline` without a metric means the same statistic of the only metric in
-the gate. `judging` evaluates gates on the pairs of a comparison.
+the gate. `evaluation` judges gates on the pairs of a comparison.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def gate_intervals(gate: Gate, scopes: Sequence[GateScope]) -> list[Interval]:
 
 
 def _has_no_values(form: LinearForm, scope: GateScope) -> bool:
-    """Whether the scope lacks pairs or a baseline that the form needs; `judging` gives the reason."""
+    """Whether the scope lacks pairs or a baseline that the form needs; `evaluation` gives the reason."""
     return bool(scope.unpaired) or (scope.baseline_label is None and any(value.of_baseline for value in form.weights))
 
 

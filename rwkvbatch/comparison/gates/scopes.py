@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from rwkvbatch.comparison.gates.expressions import Floats, Value
 from rwkvbatch.comparison.metrics.declarations import metric_named
 from rwkvbatch.comparison.pairing.matching import Dropped, MatchedRows
-from rwkvbatch.comparison.pairing.pairs import Variant
 from rwkvbatch.comparison.pairing.preference import missing_in
-from rwkvbatch.comparison.runs.data import RunData
+from rwkvbatch.comparison.runs.data import RunData, Variant
 from rwkvbatch.comparison.values.columns import JoinedColumns, rows_of
-from rwkvbatch.comparison.values.metric_values import conversation_values, weights_of
+from rwkvbatch.comparison.values.conversations import conversation_values
+from rwkvbatch.comparison.values.metric_values import weights_of
 from rwkvbatch.errors import counted
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvbatch.comparison.metrics.declarations import Metric
-from rwkvbatch.comparison.pairing.pairs import Pair, Variant
-from rwkvbatch.comparison.runs.data import RunData
+from rwkvbatch.comparison.pairing.pairs import Pair
+from rwkvbatch.comparison.runs.data import RunData, Variant
 from rwkvbatch.comparison.runs.loading import joined
 from rwkvbatch.comparison.values.columns import KEYS, JoinedColumns, cells_of, rows_of, same_keys
 from rwkvbatch.comparison.values.metric_values import PairedValues, paired_values

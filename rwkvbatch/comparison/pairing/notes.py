@@ -1,21 +1,23 @@
-"""What a comparison says of its pairs: repetitions and turns that are missing, and runs without a turn in common."""
+"""What makes runs and pairs less comparable: other scripts, seeds or settings, missing turns; as notes or errors."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from rwkvbatch.comparison.pairing.matching import MatchedRows
-from rwkvbatch.comparison.pairing.pairs import Variant, refuse_parts
-from rwkvbatch.comparison.runs.data import RunData
+from rwkvbatch.comparison.pairing.pairs import Pair
+from rwkvbatch.comparison.runs.data import RunData, RunFacts, Variant
 from rwkvbatch.comparison.values.columns import rows_of
-from rwkvbatch.comparison.values.metric_values import judged_repeats
+from rwkvbatch.comparison.values.conversations import judged_repeats
 from rwkvbatch.errors import RunMismatchError, UsageError, counted
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # pandas has no type stubs.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
 
 
@@ -103,3 +105,172 @@ def matching_notes(all_pairs: Iterable[MatchedRows]) -> list[str]:
             notes += of_pairs[: _MOST_NOTES - 1]
             notes.append(f"{num_others:,} more variants have turns left out that {kind}; `pairs` in --json counts them")
     return notes
+
+
+def check_runs(runs: Sequence[RunData], *, force: bool) -> list[str]:
+    """Notes of the runs, and on differences between them that make the comparison less reliable.
+
+    Raises:
+        RunMismatchError: two runs replayed different scripts, and `force` is false.
+    """
+    notes = [note for run in runs for note in run.notes]
+    with_facts = [run for run in runs if run.facts != RunFacts()]
+    if len(with_facts) < 2:
+        return notes
+    first, *others = with_facts
+    expected = first.facts
+    scripts = [
+        run
+        for run in others
+        if expected.script_sha256 and run.facts.script_sha256 and run.facts.script_sha256 != expected.script_sha256
+    ]
+    if scripts and not force:
+        hashes = f"hash {str(scripts[0].facts.script_sha256)[:12]}, expected {str(expected.script_sha256)[:12]}"
+        raise RunMismatchError(
+            f"{scripts[0].source} and {first.source} replayed different scripts ({hashes})",
+            hint="--force compares the turns that have the same conversation id and ask the same",
+        )
+    if scripts:
+        notes.append(f"{_first_names([run.source for run in scripts])} replayed another script than {first.source}")
+    if seeds := [f"{run.name} {run.facts.seed}" for run in others if run.facts.seed != expected.seed]:
+        notes.append(
+            f"different seeds ({first.name} {expected.seed}, {_first_names(seeds)}): the runs do not use common "
+            "random numbers, so differences are noisier than with equal seeds"
+        )
+    if versions := [f"{run.name} {run.facts.version}" for run in others if run.facts.version != expected.version]:
+        notes.append(f"different versions of rwkvbatch ({first.name} {expected.version}, {_first_names(versions)})")
+    equal: dict[str | None, list[str]] = {}
+    for run in others:
+        if expected.identity and run.facts.identity == expected.identity:
+            equal.setdefault(_why_replies_may_differ(expected) or _why_replies_may_differ(run.facts), []).append(
+                run.name
+            )
+    for cause, names in equal.items():
+        same = f"{first.name} and {_first_names(names)} have the same weights, script, settings and seed"
+        reason = "any that differs is a fault of the program" if cause is None else f"they may differ because {cause}"
+        notes.append(f"{same}, so they should have the same replies; {reason}")
+    return notes
+
+
+_MOST_NAMED = 3
+
+
+def _first_names(names: Sequence[str]) -> str:
+    """The names with commas; the first ones and the number of the others if there are many."""
+    if len(names) <= _MOST_NAMED:
+        return ", ".join(names)
+    return f"{', '.join(names[: _MOST_NAMED - 1])} and {len(names) - _MOST_NAMED + 1:,} more"
+
+
+def _why_replies_may_differ(facts: RunFacts) -> str | None:
+    """Why the same run made again may have other replies; None if it has the same ones."""
+    for model in facts.models:
+        if model.get("bitwise") is False:
+            name = str(model.get("path"))[:80]
+            if "endpoint" in model:
+                return f"{name} is a served model, which may reply differently at each request"
+            return f"the backend of {name} does not guarantee the same replies for every batch"
+    if any(settings.get("max_seconds") is not None for settings in facts.cells.values()):
+        return "--max-seconds ends replies by the clock"
+    return None
+
+
+_PROMPT_SETTINGS = (
+    ("history", "different history modes: later turns did not follow the same conversation"),
+    ("think", "different thinking modes: the prompts are not the same"),
+    ("template_sha256", "different templates: the prompts are not the same"),
+    ("prelude_sha256", "different preludes: the prompts are not the same"),
+    ("system", "different system messages: the prompts are not the same"),
+    ("template", "different templates: the prompts are not the same"),
+    ("prelude", "different preludes: the prompts are not the same"),
+    ("bos", "different beginnings (--bos): the prompts are not the same"),
+    ("reply_prefix", "different beginnings of replies (--reply-prefix): the prompts are not the same"),
+    (
+        "turn_end",
+        "different ends of a turn, which count among the tokens of replies (tokens, logprob, distinct1, distinct2, "
+        "loop); --turn-end sets one for both",
+    ),
+)
+"""Settings that are compared, with what to say if they differ."""
+
+
+_UNRESOLVED = (("turn_end", "auto"), ("bos", "auto"))
+"""Settings of which the run does not say what they stood for, which may be what the other side has."""
+
+
+def check_pairs(pairs: Sequence[Pair], runs: Sequence[RunData]) -> list[str]:
+    """Notes on pairs with different settings of the prompt or the end of a turn, one for each setting and baseline."""
+    cells = {run.name: run.facts.cells for run in runs}
+    differing: dict[tuple[str, str], list[str]] = {}
+    for pair in pairs:
+        baseline, variant = (cells[side.run].get(side.cell, {}) for side in (pair.baseline, pair.variant))
+        for key, warning in _PROMPT_SETTINGS:
+            if key not in baseline or key not in variant or baseline[key] == variant[key]:
+                continue
+            if (key, baseline[key]) not in _UNRESOLVED and (key, variant[key]) not in _UNRESOLVED:
+                expected = f"{pair.baseline.label}: {_shown(baseline[key])}"
+                differing.setdefault((warning, expected), []).append(f"{pair.variant.label}: {_shown(variant[key])}")
+    return [f"{warning} ({expected}, {_first_names(variants)})" for (warning, expected), variants in differing.items()]
+
+
+def _shown(value: object) -> str:
+    """The first characters of a setting's value, in quotes if a text begins or ends with white space or is empty."""
+    is_plain = not isinstance(value, str) or (value and value == value.strip())
+    return (str(value) if is_plain else repr(value))[:24]
+
+
+def refuse_parts(pair: Pair, runs: Sequence[RunData]) -> None:
+    """Raise an error that explains why a pair has no common turn, if its runs are different parts (`--shard`).
+
+    Raises:
+        RunMismatchError: both sides are parts of a run, and not the same part.
+    """
+    run_of = {run.name: run for run in runs}
+    baseline, variant = run_of[pair.baseline.run], run_of[pair.variant.run]
+    if None in (baseline.facts.part, variant.facts.part) or baseline.facts.part == variant.facts.part:
+        return
+    baseline_part, variant_part = (f"{run.source} is part {run.facts.part}" for run in (baseline, variant))
+    identity = baseline.facts.identity
+    if identity != variant.facts.identity:
+        raise RunMismatchError(
+            f"{baseline_part} of a run and {variant_part} of another: they have no conversation in common",
+            hint="merge the parts of each run with `rwkvbatch merge PART... --out DIR`, and compare those",
+        )
+    parts = [run.source for run in runs if run.facts.part is not None and run.facts.identity == identity]
+    raise RunMismatchError(
+        f"{baseline_part} and {variant_part} of the same run: parts have no conversation in common",
+        hint=f"merge all parts first: rwkvbatch merge {shlex.join(parts)} --out DIR",
+    )
+
+
+def judge_notes(pairs: Sequence[Pair], table: pd.DataFrame) -> list[str]:
+    """Notes on pairs whose two sides have checks of different judges."""
+    if not bool(table["judge"].notna().any()):
+        return []
+    judges = {
+        side: sorted(set(rows_of(table, side)["judge"].dropna().tolist()))
+        for pair in pairs
+        for side in (pair.baseline, pair.variant)
+    }
+    notes: list[str] = []
+    for pair in pairs:
+        baseline_judges, variant_judges = judges[pair.baseline], judges[pair.variant]
+        if not baseline_judges or not variant_judges:
+            continue
+        if baseline_judges != variant_judges or len(baseline_judges) > 1:
+            notes.append(
+                f"checks were judged by different judges ({pair.baseline.label}: {', '.join(baseline_judges)}; "
+                f"{pair.variant.label}: {', '.join(variant_judges)}): `rwkvbatch check RUN --judge` asks one for both"
+            )
+    return notes
+
+
+def mixed_nll_notes(table: pd.DataFrame) -> list[str]:
+    is_text = table["bits_per_byte"].notna()
+    is_reference = table["nll"].notna() & ~is_text
+    if not (bool(is_text.any()) and bool(is_reference.any())):
+        return []
+    return [
+        "nll is of plain texts, which count by their tokens, and of reference replies, which count equally; "
+        "compare them apart, in runs of their own or with --by tag"
+    ]

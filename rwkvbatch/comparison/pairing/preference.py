@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from rwkvbatch.comparison.gates.expressions import Gate
-from rwkvbatch.comparison.metrics.declarations import metric_named
 from rwkvbatch.comparison.pairing.matching import MatchedRows
-from rwkvbatch.comparison.pairing.pairs import Pair, Variant
-from rwkvbatch.comparison.runs.data import RunData
+from rwkvbatch.comparison.pairing.pairs import Pair
+from rwkvbatch.comparison.runs.data import RunData, Variant
 from rwkvbatch.comparison.values.columns import rows_of
-from rwkvbatch.errors import UsageError, counted
+from rwkvbatch.errors import counted
 from rwkvbatch.judges.pairs import PairOutcome, SidesOf
 from rwkvbatch.judges.questions import Exchange, Side
 from rwkvbatch.results.row import SCORED
@@ -241,35 +239,3 @@ def missing_in(rows: Columns) -> int:
         return 0
     scored = (rows["finish_reason_a"] == SCORED) | (rows["finish_reason_b"] == SCORED)
     return int(np.count_nonzero(rows[f"{PREFERENCE}_b"].isna() & ~scored))
-
-
-def refuse_without_judge(names: Iterable[str | None], gates: Sequence[Gate]) -> None:
-    """Raise `UsageError` if a metric or a gate needs a judge, for a comparison without one."""
-    metrics = [name for name in names if name is not None] + [value.metric for gate in gates for value in gate.values]
-    if any(metric_named(name).level == "pair" for name in metrics):
-        raise UsageError(
-            f"{PREFERENCE} is what a judge says about pairs of replies, and none is given",
-            hint="add --judge FILE, or --judge-url URL",
-        )
-
-
-def judge_notes(pairs: Sequence[Pair], table: pd.DataFrame) -> list[str]:
-    """Notes on pairs whose two sides have checks of different judges."""
-    if not bool(table["judge"].notna().any()):
-        return []
-    judges = {
-        side: sorted(set(rows_of(table, side)["judge"].dropna().tolist()))
-        for pair in pairs
-        for side in (pair.baseline, pair.variant)
-    }
-    notes: list[str] = []
-    for pair in pairs:
-        baseline_judges, variant_judges = judges[pair.baseline], judges[pair.variant]
-        if not baseline_judges or not variant_judges:
-            continue
-        if baseline_judges != variant_judges or len(baseline_judges) > 1:
-            notes.append(
-                f"checks were judged by different judges ({pair.baseline.label}: {', '.join(baseline_judges)}; "
-                f"{pair.variant.label}: {', '.join(variant_judges)}): `rwkvbatch check RUN --judge` asks one for both"
-            )
-    return notes

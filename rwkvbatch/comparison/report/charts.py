@@ -11,7 +11,7 @@ import numpy as np
 
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.metrics.declarations import TURN_METRICS, Metric, metric_named
-from rwkvbatch.comparison.pairing.pairs import Variant
+from rwkvbatch.comparison.numbers import interval, shown_mean, with_minus
 from rwkvbatch.comparison.report.svg import (
     ACCENT,
     BAD,
@@ -28,14 +28,14 @@ from rwkvbatch.comparison.report.svg import (
     label_of,
     report_style,
 )
-from rwkvbatch.comparison.runs.data import varied_settings
+from rwkvbatch.comparison.runs.data import Variant, varied_settings
 from rwkvbatch.comparison.runs.table import PROBE_COLUMNS
 from rwkvbatch.comparison.statistics.means import VariantMean, mean_of
 from rwkvbatch.comparison.statistics.trend import Trend
 from rwkvbatch.comparison.values.columns import rows_of
 from rwkvbatch.comparison.values.groups import UNITS, Unit, distance_groups
 from rwkvbatch.comparison.values.metric_values import weights_of
-from rwkvbatch.comparison.wording import TREND_NOTE, interval, metric_title, shown_mean, trend_title, with_minus
+from rwkvbatch.comparison.wording import TREND_NOTE, metric_title, trend_title
 from rwkvbatch.prompt.escaping import printable
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from typing import Any, cast
 from rwkvbatch.comparison.analysis import COLUMNS as FIELDS
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.dialogues.blame import Blame
-from rwkvbatch.comparison.dialogues.selection import most_changed
-from rwkvbatch.comparison.pairing.pairs import Variant
+from rwkvbatch.comparison.dialogues.changes import most_changed
+from rwkvbatch.comparison.numbers import interval, shown_mean
+from rwkvbatch.comparison.runs.data import Variant
 from rwkvbatch.comparison.statistics.differences import Comparison
 from rwkvbatch.comparison.statistics.ranking import Ranking
 from rwkvbatch.comparison.statistics.trend import Trend
@@ -31,13 +32,11 @@ from rwkvbatch.comparison.wording import (
     extent,
     finding,
     heading,
-    interval,
     left_out,
     named_dialogues,
     power,
     question,
     rank_disagreement,
-    shown_mean,
     significant,
     standing,
     trend_sentence,

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from rwkvbatch import __version__
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.dialogues.failures import FailureCount, failures_by_check, failures_by_tag
-from rwkvbatch.comparison.pairing.pairs import Variant
+from rwkvbatch.comparison.numbers import difference, interval, number, p_value, shown_mean, with_minus
 from rwkvbatch.comparison.report.charts import memory_figures, most_different, sweep_figures, trend_figure, turn_figures
 from rwkvbatch.comparison.report.page_data import page_data
-from rwkvbatch.comparison.runs.data import varied_settings
+from rwkvbatch.comparison.runs.data import Variant, varied_settings
 from rwkvbatch.comparison.runs.table import without_collection
 from rwkvbatch.comparison.statistics.differences import Comparison
 from rwkvbatch.comparison.wording import (
@@ -28,23 +28,17 @@ from rwkvbatch.comparison.wording import (
     common_rows,
     conclusion,
     correction,
-    difference,
     directions,
     extent,
     heading,
-    interval,
     left_out,
     metric_title,
     named_dialogues,
-    number,
-    p_value,
     power,
     question,
     rank_disagreement,
-    shown_mean,
     trend_sentence,
     verdict,
-    with_minus,
 )
 from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from rwkvbatch.comparison.analysis import Analysis
-from rwkvbatch.comparison.dialogues.selection import check_name
-from rwkvbatch.comparison.pairing.pairs import Variant
+from rwkvbatch.comparison.numbers import check_name
+from rwkvbatch.comparison.runs.data import Variant
 from rwkvbatch.comparison.statistics.differences import Comparison
 from rwkvbatch.comparison.values.columns import rows_of
 from rwkvbatch.comparison.wording import by_heading, left_out, summary

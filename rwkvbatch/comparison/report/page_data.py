@@ -11,7 +11,8 @@ from typing import Any, Final
 import numpy as np
 
 from rwkvbatch.comparison.analysis import Analysis
-from rwkvbatch.comparison.dialogues.selection import SHOWN_METRICS, most_changed
+from rwkvbatch.comparison.dialogues.changes import most_changed
+from rwkvbatch.comparison.dialogues.selection import SHOWN_METRICS
 from rwkvbatch.comparison.metrics.declarations import TURN_METRICS
 from rwkvbatch.comparison.runs.loading import system_messages
 from rwkvbatch.comparison.values.columns import rows_of

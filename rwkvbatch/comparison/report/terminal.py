@@ -16,19 +16,17 @@ from rich.text import Text
 
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.dialogues.blame import Blame
-from rwkvbatch.comparison.dialogues.selection import (
-    SHOWN_METRICS,
+from rwkvbatch.comparison.dialogues.changes import (
     ConversationChange,
-    Dialogue,
     Piece,
     TurnChange,
-    check_name,
     most_changed,
     most_changed_turn,
     turn_changes,
-    turn_value,
 )
+from rwkvbatch.comparison.dialogues.selection import SHOWN_METRICS, Dialogue
 from rwkvbatch.comparison.metrics.declarations import metric_named
+from rwkvbatch.comparison.numbers import check_name, interval, shown_mean, signed, turn_value
 from rwkvbatch.comparison.pairing.matching import MatchedRows
 from rwkvbatch.comparison.report.terminal_table import comparison_table
 from rwkvbatch.comparison.statistics.means import VariantMean
@@ -39,15 +37,12 @@ from rwkvbatch.comparison.wording import (
     common_rows,
     conclusion,
     extent,
-    interval,
     left_out,
     metric_title,
     named_dialogues,
     power,
     question,
     rank_disagreement,
-    shown_mean,
-    signed,
     standing,
     trend_sentence,
     trend_title,

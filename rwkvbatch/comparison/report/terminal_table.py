@@ -11,8 +11,9 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
+from rwkvbatch.comparison.numbers import MISSING
 from rwkvbatch.comparison.statistics.differences import Comparison
-from rwkvbatch.comparison.wording import COLUMNS, MISSING, TableColumn
+from rwkvbatch.comparison.wording import COLUMNS, TableColumn
 from rwkvbatch.prompt.escaping import printable
 
 _VERDICT_STYLES: Final = {"better": "bold green", "worse": "bold red", "differs": "bold yellow"}

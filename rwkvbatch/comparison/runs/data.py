@@ -1,8 +1,8 @@
-"""A run as a table, and what its manifest says about it."""
+"""A run as a table, what its manifest says about it, and its cells as variants of a comparison."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -148,3 +148,28 @@ class RunData:
     def cells(self) -> list[str]:
         """The cells that have rows, in the order of their first rows."""
         return [str(cell) for cell in dict.fromkeys(self.rows["cell"])]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One cell of one run; `label` names it uniquely within the comparison."""
+
+    run: str
+    cell: str
+    label: str
+
+
+def variants_of(runs: Sequence[RunData]) -> list[Variant]:
+    """All cells of all runs that have rows, in the manifest's order, then in the order of their first rows.
+
+    The label is the run if each run has one cell, the cell if there is one run, and `RUN::CELL` otherwise. A sweep of
+    which only one cell is compared, or has rows, is labelled as a run with several cells.
+    """
+    one_cell_each = all(len(run.cells) == 1 and len(run.facts.cells) <= 1 for run in runs)
+    variants: list[Variant] = []
+    for run in runs:
+        with_rows = run.cells
+        for cell in dict.fromkeys((*(name for name in run.facts.cells if name in with_rows), *with_rows)):
+            cell_label = cell if len(runs) == 1 else f"{run.name}::{cell}"
+            variants.append(Variant(run.name, cell, label=run.name if one_cell_each else cell_label))
+    return variants

@@ -14,7 +14,8 @@ from rwkvbatch.comparison.metrics.declarations import Metric
 from rwkvbatch.comparison.pairing.matching import Dropped, MatchedRows
 from rwkvbatch.comparison.pairing.pairs import Pair
 from rwkvbatch.comparison.pairing.preference import missing_in
-from rwkvbatch.comparison.values.metric_values import Breakdown, PairedValues, groups_of, paired_values
+from rwkvbatch.comparison.values.groups import Breakdown, groups_of
+from rwkvbatch.comparison.values.metric_values import PairedValues, paired_values
 from rwkvbatch.stats.clustered import clustered_mean
 from rwkvbatch.stats.family import Difference, compare_family
 

@@ -11,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvbatch.comparison.metrics.declarations import Metric
-from rwkvbatch.comparison.pairing.pairs import Variant
+from rwkvbatch.comparison.runs.data import Variant
 from rwkvbatch.comparison.statistics.differences import LEVEL
+from rwkvbatch.comparison.statistics.metric_selection import metrics_of
 from rwkvbatch.comparison.values.columns import CellColumns, array_of, rows_of
-from rwkvbatch.comparison.values.metric_values import Breakdown, conversation_values, groups_of, metrics_of, weights_of
+from rwkvbatch.comparison.values.conversations import conversation_values
+from rwkvbatch.comparison.values.groups import Breakdown, groups_of
+from rwkvbatch.comparison.values.metric_values import weights_of
 from rwkvbatch.stats.bounded import bounded_interval
 from rwkvbatch.stats.clustered import clustered_mean
 from rwkvbatch.stats.spread import unlimited_interval

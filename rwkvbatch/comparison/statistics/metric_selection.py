@@ -1,21 +1,25 @@
-"""Selects the metrics of a comparison: the primary metric, which decides, and the others that are shown."""
+"""The metrics that rows have values of, and those of a comparison: the primary one, which decides, and others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from rwkvbatch.comparison.analysis import available_metrics
-from rwkvbatch.comparison.metrics.declarations import Metric, metric_named
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvbatch.comparison.metrics.declarations import KNOWN_NAMES, PAIR_METRICS, TURN_METRICS, Metric, metric_named
 from rwkvbatch.comparison.pairing.matching import MatchedRows
-from rwkvbatch.comparison.pairing.pairs import Variant
-from rwkvbatch.comparison.values.columns import rows_of
-from rwkvbatch.comparison.values.metric_values import conversation_values
+from rwkvbatch.comparison.runs.data import Variant
+from rwkvbatch.comparison.values.columns import array_of, rows_of
+from rwkvbatch.comparison.values.conversations import conversation_values, judged_repeats
 from rwkvbatch.errors import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from rwkvbatch.comparison.values.columns import Columns
 
 # pandas has no type stubs.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -145,3 +149,52 @@ class MetricSelection:
     def _no_values(self, metrics: Sequence[Metric]) -> str:
         names = ", ".join(metric.name for metric in metrics)
         return f"no turn has a value of {names}{' on both sides' if self.matched else ''}"
+
+
+def available_metrics(matched: Sequence[MatchedRows], ks: Sequence[int] | None) -> list[Metric]:
+    """The metrics of which both sides of a pair have values, in the order of `KNOWN_NAMES`."""
+    available: dict[str, Metric] = {}
+    for pair_rows in matched:
+        found = metrics_of(pair_rows.columns, ("_a", "_b"), ks, known=available.keys())
+        available |= {metric.name: metric for metric in found}
+    order = {name: index for index, name in enumerate(KNOWN_NAMES.split(", "))}
+    return sorted(available.values(), key=lambda metric: order.get(metric.name, len(order)))
+
+
+def metrics_of(
+    rows: Columns, sides: Sequence[str] = ("",), ks: Sequence[int] | None = None, known: Collection[str] = ()
+) -> list[Metric]:
+    """The metrics of which `rows` have values: `TURN_METRICS` without redundant ones, pass@k, all-k and majority@k.
+
+    Args:
+        sides: suffixes of the columns; each side must have values.
+        ks: the k of pass@k, all-k and majority@k; None for the smallest number of repeats of a conversation, if that
+            is at least 2.
+        known: names of metrics of turns that are left out, because it is known that rows have them.
+    """
+
+    def columns_of(metric: Metric) -> list[NDArray[np.float64]]:
+        return [array_of(rows, f"{metric.column}{side}") for side in sides]
+
+    metrics = [
+        metric
+        for metric in TURN_METRICS
+        if metric.name not in known
+        and all(not np.isnan(column).all() for column in columns_of(metric))
+        and not _redundant(metric, columns_of)
+    ]
+    if ks is None:
+        fewest = min((repeats for side in sides for repeats in judged_repeats(rows, side).values()), default=0)
+        ks = [fewest] if fewest > 1 else []
+    metrics += [metric for metric in PAIR_METRICS if all(f"{metric.column}{side}" in rows for side in sides)]
+    return metrics + [metric_named(f"{name}_{k}") for k in ks for name in ("pass_at", "all", "majority_at")]
+
+
+def _redundant(metric: Metric, columns_of: Callable[[Metric], Sequence[NDArray[np.float64]]]) -> bool:
+    """Whether `metric` adds nothing: `passed` equal to `score` in all rows, `failed` or `truncated` 0 in all rows."""
+    if metric.name in ("failed", "truncated"):
+        return not any(np.nan_to_num(column).any() for column in columns_of(metric))
+    if metric.name == "passed":
+        pairs = zip(columns_of(metric), columns_of(metric_named("score")), strict=True)
+        return all(np.array_equal(passed, score, equal_nan=True) for passed, score in pairs)
+    return False

@@ -11,17 +11,17 @@ import numpy as np
 
 from rwkvbatch.comparison.metrics.declarations import Metric, metric_named
 from rwkvbatch.comparison.pairing.matching import comparable_rows, match
-from rwkvbatch.comparison.pairing.pairs import Pair, pair_up, variants_of
-from rwkvbatch.comparison.runs.data import RunData
+from rwkvbatch.comparison.pairing.pairs import Pair, pair_up
+from rwkvbatch.comparison.runs.data import RunData, variants_of
 from rwkvbatch.comparison.runs.loading import Source, load_runs
 from rwkvbatch.comparison.statistics.differences import LEVEL
-from rwkvbatch.comparison.statistics.variances import discreteness, variances, weighted_deviations
 from rwkvbatch.comparison.values.columns import rows_of
 from rwkvbatch.comparison.values.metric_values import has_both_values, weights_of
 from rwkvbatch.errors import UsageError
 from rwkvbatch.results.row import stored_prompt
 from rwkvbatch.script.records import Conversation, Turn
 from rwkvbatch.stats.sample_size import conversations_needed, smallest_detectable
+from rwkvbatch.stats.variances import discreteness, variances, weighted_deviations
 
 if TYPE_CHECKING:
     import pandas as pd

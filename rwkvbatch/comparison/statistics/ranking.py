@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from rwkvbatch.comparison.metrics.declarations import Metric, is_majority
-from rwkvbatch.comparison.pairing.pairs import Variant
+from rwkvbatch.comparison.runs.data import Variant
 from rwkvbatch.comparison.statistics.differences import LEVEL, Comparison
 from rwkvbatch.comparison.values.all_variants import VariantValues
 from rwkvbatch.stats.signflip import better_column

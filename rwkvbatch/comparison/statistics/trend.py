@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvbatch.comparison.metrics.declarations import Metric
-from rwkvbatch.comparison.pairing.pairs import Variant
-from rwkvbatch.comparison.runs.data import RunData
+from rwkvbatch.comparison.runs.data import RunData, Variant
 from rwkvbatch.comparison.statistics.differences import LEVEL
 from rwkvbatch.comparison.statistics.means import ends_of_mean
 from rwkvbatch.comparison.values.all_variants import common_weights, side_by_side
 from rwkvbatch.comparison.values.columns import rows_of
-from rwkvbatch.comparison.values.metric_values import conversation_values
+from rwkvbatch.comparison.values.conversations import conversation_values
 from rwkvbatch.errors import RunMismatchError, UsageError
 from rwkvbatch.script.lines import is_number
 from rwkvbatch.stats.family import compare_family

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvbatch.comparison.metrics.declarations import Metric, pass_value
-from rwkvbatch.comparison.pairing.pairs import Variant
+from rwkvbatch.comparison.runs.data import Variant
 from rwkvbatch.comparison.values.columns import rows_of, same_keys
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.comparison.pairing.pairs import Variant
+from rwkvbatch.comparison.runs.data import Variant
 
 if TYPE_CHECKING:
     import pandas as pd

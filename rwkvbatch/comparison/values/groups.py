@@ -1,7 +1,8 @@
-"""Groups of probes by their distance, in turns and in tokens, from the message that they ask about."""
+"""Groups of rows: by turn, by tag, and of probes by their distance from the message that they ask about."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
 
+Breakdown = Literal["turn", "tag", "distance"]
 Unit = Literal["turns", "tokens"]
 UNITS: Final[tuple[Unit, ...]] = ("turns", "tokens")
 MAX_SINGLE: Final = 12
@@ -70,3 +72,23 @@ def _power_of_two_range(distance: int) -> tuple[int, int]:
         return 0, 0
     low = 1 << (distance.bit_length() - 1)
     return low, 2 * low - 1
+
+
+def groups_of(rows: pd.DataFrame, by: Breakdown | None, side: str = "") -> Iterator[tuple[str | None, pd.DataFrame]]:
+    """The groups of `rows` by turn, tag or distance of probes, each with its name; all rows for `by=None`.
+
+    Args:
+        side: suffix of the columns: `_a` or `_b` in matched rows.
+    """
+    if by is None:
+        yield None, rows
+    elif by == "turn":
+        dialogue = rows.loc[rows[f"probe_turns{side}"].isna()] if f"probe_turns{side}" in rows else rows
+        for turn in sorted(dialogue["turn"].unique()):
+            yield f"turn {turn}", dialogue.loc[dialogue["turn"] == turn]
+    elif by == "distance":
+        for group in distance_groups(rows, side):
+            yield group.label, rows.loc[group.rows]
+    else:
+        for tag in sorted({tag for tags in rows[f"tags{side}"] for tag in tags}):
+            yield tag, rows.loc[[tag in tags for tags in rows[f"tags{side}"]]]

@@ -9,15 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkvbatch.comparison import compare
-from rwkvbatch.comparison.dialogues.selection import (
-    check_name,
-    most_changed,
-    most_changed_turn,
-    turn_changes,
-    turn_value,
-    word_diff,
-)
+from rwkvbatch.comparison.dialogues.changes import most_changed, most_changed_turn, turn_changes, word_diff
 from rwkvbatch.comparison.metrics.declarations import metric_named
+from rwkvbatch.comparison.numbers import check_name, turn_value
 from tests.comparison.make_run import make_row, write_run
 
 

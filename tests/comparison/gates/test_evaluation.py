@@ -18,9 +18,9 @@ from rwkvbatch.comparison.gates.evaluation import GateResult, judge
 from rwkvbatch.comparison.gates.expressions import parse_gate
 from rwkvbatch.comparison.gates.scopes import Column, GateScope
 from rwkvbatch.comparison.pairing.matching import Dropped
-from rwkvbatch.comparison.statistics.variances import variances
 from rwkvbatch.errors import UsageError
 from rwkvbatch.stats.sample_size import conversations_needed
+from rwkvbatch.stats.variances import variances
 from tests.comparison.make_run import encode, make_row, make_run
 from tests.manifests import manifest_of, save_manifest
 

@@ -9,8 +9,7 @@ import pytest
 
 from rwkvbatch.comparison.metrics.declarations import metric_named
 from rwkvbatch.comparison.runs.table import tabulate
-from rwkvbatch.comparison.values.metric_values import conversation_values
-from rwkvbatch.comparison.values.votes import majority_at_k, vote_of
+from rwkvbatch.comparison.values.conversations import conversation_values, majority_at_k, vote_of
 from rwkvbatch.errors import UsageError
 from rwkvbatch.results.row import CheckResult, TokenCounts
 from rwkvbatch.results.row_codec import decode_row, encode_row

@@ -17,7 +17,8 @@ import pytest
 
 from rwkvbatch.comparison.metrics.declarations import metric_named
 from rwkvbatch.comparison.pairing.matching import comparable_rows, match
-from rwkvbatch.comparison.pairing.pairs import Pair, variants_of
+from rwkvbatch.comparison.pairing.pairs import Pair
+from rwkvbatch.comparison.runs.data import variants_of
 from rwkvbatch.comparison.runs.loading import load_runs
 from rwkvbatch.comparison.values import columns as module
 from rwkvbatch.comparison.values.all_variants import VariantValues, side_by_side

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from rwkvbatch.comparison import compare
-from rwkvbatch.comparison.pairing.pairs import pair_up, variants_of
+from rwkvbatch.comparison.pairing.pairs import pair_up
 from rwkvbatch.comparison.report.formats import as_json
-from rwkvbatch.comparison.runs.data import RunData
+from rwkvbatch.comparison.runs.data import RunData, variants_of
 from rwkvbatch.comparison.runs.loading import load_runs
 from rwkvbatch.errors import RunMismatchError, UsageError
 from tests.comparison.make_run import make_row, make_run, write_run

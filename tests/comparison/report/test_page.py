@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from rwkvbatch.comparison import compare
 from rwkvbatch.comparison.dialogues.failures import failures_by_check, failures_by_tag
 from rwkvbatch.comparison.dialogues.selection import turn_record
+from rwkvbatch.comparison.numbers import interval
 from rwkvbatch.comparison.report.charts import sweep_figures, turn_figures
 from rwkvbatch.comparison.report.html import as_html
 from rwkvbatch.comparison.report.page_data import PageData, page_data
-from rwkvbatch.comparison.wording import conclusion, interval, left_out
+from rwkvbatch.comparison.wording import conclusion, left_out
 from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.script_copy import script_sha256, write_script
 from rwkvbatch.script.reader import read_scripts

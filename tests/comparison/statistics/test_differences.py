@@ -15,7 +15,8 @@ from scipy import stats
 from rwkvbatch.comparison import compare, load
 from rwkvbatch.comparison.metrics.declarations import metric_named
 from rwkvbatch.comparison.pairing.matching import MatchedRows
-from rwkvbatch.comparison.pairing.pairs import Pair, Variant
+from rwkvbatch.comparison.pairing.pairs import Pair
+from rwkvbatch.comparison.runs.data import Variant
 from rwkvbatch.comparison.statistics.differences import Comparison, compare_metric
 from rwkvbatch.errors import RunMismatchError, UsageError
 from rwkvbatch.stats.family import compare_family

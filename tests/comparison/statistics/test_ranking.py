@@ -12,7 +12,8 @@ import pytest
 from rwkvbatch.comparison import compare, load
 from rwkvbatch.comparison.metrics.declarations import metric_named
 from rwkvbatch.comparison.pairing.matching import MatchedRows
-from rwkvbatch.comparison.pairing.pairs import Pair, Variant
+from rwkvbatch.comparison.pairing.pairs import Pair
+from rwkvbatch.comparison.runs.data import Variant
 from rwkvbatch.comparison.statistics.differences import compare_metric
 from rwkvbatch.comparison.statistics.ranking import Candidate, Ranking, rank_values
 from rwkvbatch.comparison.values.all_variants import VariantValues

@@ -12,22 +12,14 @@ import pytest
 from numpy.typing import NDArray
 
 from rwkvbatch.comparison.metrics.declarations import Metric, metric_named
+from rwkvbatch.comparison.numbers import difference, interval, number, shown_mean
 from rwkvbatch.comparison.pairing.matching import Dropped, MatchedRows
-from rwkvbatch.comparison.pairing.pairs import Pair, Variant
+from rwkvbatch.comparison.pairing.pairs import Pair
+from rwkvbatch.comparison.runs.data import Variant
 from rwkvbatch.comparison.statistics.differences import Comparison, compare_metric
 from rwkvbatch.comparison.statistics.ranking import Ranking, rank_values
 from rwkvbatch.comparison.values.all_variants import VariantValues
-from rwkvbatch.comparison.wording import (
-    correction,
-    difference,
-    directions,
-    extent,
-    interval,
-    left_out,
-    number,
-    shown_mean,
-    verdict,
-)
+from rwkvbatch.comparison.wording import correction, directions, extent, left_out, verdict
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.comparison.gates.expressions import Floats
 from rwkvbatch.stats.sample_size import components
 from rwkvbatch.stats.spread import Spread
+
+Floats = NDArray[np.float64]
 
 
 class Variances(NamedTuple):
