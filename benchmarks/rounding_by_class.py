@@ -37,8 +37,9 @@ from rwkvbatch.model.checkpoints.calibration import fitted, pieces
 from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
 from rwkvbatch.model.load import load_model, resolve_model_path
 from rwkvbatch.model.network.rwkv7 import Network
+from rwkvbatch.model.network.traced import CpuModel
 from rwkvbatch.model.ops import Activation, MatrixKind, Product, Rounding, matrix_rounding
-from rwkvbatch.model.ops.cpu import CpuModel, CpuOps
+from rwkvbatch.model.ops.cpu import CpuOps
 from rwkvbatch.model.ops.reference import ROUNDINGS, ReferenceOps, TorchLinear
 from rwkvbatch.prompt.vocabulary import tokenizer_of
 from rwkvbatch.replay.api import prepare

@@ -277,7 +277,8 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
     )
     initial = initial_wkv(checkpoint)
     if ops.name == "cpu":
-        from rwkvbatch.model.ops.cpu import CpuModel, CpuOps
+        from rwkvbatch.model.network.traced import CpuModel
+        from rwkvbatch.model.ops.cpu import CpuOps
 
         assert isinstance(ops, CpuOps)
         return CpuModel(network, ops, spec, initial_wkv=initial)

@@ -22,7 +22,8 @@ from rwkvbatch.model.network.rwkv7 import Network
 from rwkvbatch.model.ops import Product, Rounding
 
 pytest.importorskip("rwkvbatch._native")
-from rwkvbatch.model.ops.cpu import CpuOps, Isa, TracedProgram
+from rwkvbatch.model.network.traced import TracedProgram
+from rwkvbatch.model.ops.cpu import CpuOps, Isa
 from tests.native import disturbed
 from tests.native.disturbed import DisturbedOps, Fault
 

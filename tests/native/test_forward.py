@@ -16,7 +16,8 @@ from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
 from rwkvbatch.model.load import load_model
 
 pytest.importorskip("rwkvbatch._native")
-from rwkvbatch.model.ops.cpu import CpuModel, RecycledMemory
+from rwkvbatch.model.network.traced import CpuModel
+from rwkvbatch.model.ops.cpu import RecycledMemory
 
 LISTS = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10]]
 

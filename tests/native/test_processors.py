@@ -24,7 +24,8 @@ from rwkvbatch.model.checkpoints.random_checkpoint import LowRankWidths, random_
 from rwkvbatch.model.network.rwkv7 import Network
 
 pytest.importorskip("rwkvbatch._native")
-from rwkvbatch.model.ops.cpu import CpuOps, Isa, TracedProgram
+from rwkvbatch.model.network.traced import TracedProgram
+from rwkvbatch.model.ops.cpu import CpuOps, Isa
 from tests.native.recorded import Recorder
 from tests.native.test_bits import NUM_LAYERS, SHAPES, Shape, vector_sets
 

@@ -15,12 +15,13 @@ from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.base import RWKV7, Dimensions, is_rwkv7
 from rwkvbatch.model.checkpoints.adapters import Adapter, adapted, is_adapter_part
 from rwkvbatch.model.checkpoints.forms import official
+from rwkvbatch.model.ops import StoredRows
 from rwkvbatch.model.strategy import PRECISIONS, Precision
 from rwkvbatch.model.weights.containers import open_tensors
 from rwkvbatch.model.weights.foreign import refuse_network, refuse_quantised, refuse_variant
 from rwkvbatch.model.weights.named_tensors import Entry, NamedTensors, check_finite
 from rwkvbatch.model.weights.pth import LIST_PREFIX
-from rwkvbatch.model.weights.tensor_file import StoredRows, unread_type
+from rwkvbatch.model.weights.tensor_file import unread_type
 
 MAX_NAMES_SHOWN = 4
 

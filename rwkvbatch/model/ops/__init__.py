@@ -8,8 +8,10 @@ number of token rows of the ragged batch, C the width, H the number of heads, N 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
+import torch
 from torch import Tensor
 
 from rwkvbatch.model.base import Choices, RaggedBatch, SampleBatch, StatePool
@@ -53,6 +55,21 @@ def matrix_rounding(strategy: Rounding | None, kind: MatrixKind) -> Rounding | N
     if strategy is None or kind == "other":
         return None
     return "w8a8" if kind == "low_rank" and strategy == "int4" else strategy
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """The location of a matrix [outputs, inputs], in row-major order, in an open file, for backends that read files.
+
+    `rounding`: as in `StoredBytes`; None for numbers of type `dtype`.
+    """
+
+    descriptor: int
+    start: int
+    dtype: torch.dtype
+    rounding: str | None
+    outputs: int
+    inputs: int
 
 
 class Product(NamedTuple):

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model.weights.tensor_file import StoredRows, TensorFile
+from rwkvbatch.model.ops import StoredRows
+from rwkvbatch.model.weights.tensor_file import TensorFile
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 
 from rwkvbatch.errors import CheckpointError, shown_name
 from rwkvbatch.files import open_regular
+from rwkvbatch.model.ops import StoredRows
 
 _HASH_CHUNK = 1 << 18
 _LARGE = 1 << 20
@@ -203,21 +204,6 @@ class TensorFile:
         if self._hashing is not None:
             self._hashing.join()
         os.close(self._descriptor)
-
-
-@dataclass(frozen=True)
-class StoredRows:
-    """The location of a matrix [outputs, inputs], in row-major order, in an open file, for backends that read files.
-
-    `rounding`: as in `StoredBytes`; None for numbers of type `dtype`.
-    """
-
-    descriptor: int
-    start: int
-    dtype: torch.dtype
-    rounding: str | None
-    outputs: int
-    inputs: int
 
 
 def unread_type(name: str, dtype: str, path: Path) -> CheckpointError:

@@ -14,7 +14,8 @@ from rwkvbatch.model.network.rwkv7 import Network
 
 pytest.importorskip("rwkvbatch._native")
 from rwkvbatch import _native
-from rwkvbatch.model.ops.cpu import CpuOps, CpuPool, TracedProgram
+from rwkvbatch.model.network.traced import TracedProgram
+from rwkvbatch.model.ops.cpu import CpuOps, CpuPool
 
 NUM_LAYERS, NUM_HEADS, HEAD_SIZE, VOCAB_SIZE = 3, 2, 32, 50
 WIDTH = NUM_HEADS * HEAD_SIZE

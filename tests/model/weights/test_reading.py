@@ -15,10 +15,10 @@ from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model import load
 from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
 from rwkvbatch.model.checkpoints.random_checkpoint import LowRankWidths, random_tensors
-from rwkvbatch.model.ops import Product, Rounding
+from rwkvbatch.model.ops import Product, Rounding, StoredRows
 from rwkvbatch.model.weights.quantised import LARGE, quantised
 from rwkvbatch.model.weights.safetensors import save_entries
-from rwkvbatch.model.weights.tensor_file import StoredRows, TensorFile
+from rwkvbatch.model.weights.tensor_file import TensorFile
 
 pytest.importorskip("rwkvbatch._native", reason="installed without the native kernels", exc_type=ImportError)
 from rwkvbatch.model.ops.cpu import CpuOps, Isa
