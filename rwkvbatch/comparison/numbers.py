@@ -32,12 +32,16 @@ def number(value: float, digits: int) -> str:
     return text.replace("-", "") if float(text) == 0 else text
 
 
-def shown_mean(metric: Metric, value: float) -> str:
-    """A mean as `number`; near a limit of the metric it has as many digits as tell it from the limit."""
+def shown_mean(metric: Metric, value: float, end: int = 0) -> str:
+    """A mean as `number`; near a limit of the metric it has as many digits as tell it from the limit.
+
+    Args:
+        end: -1 for the lower end of an interval, which may be shown as the lowest value, 1 for the upper one, or 0.
+    """
     text = number(value, metric.digits)
     if metric.log_of or not math.isfinite(metric.highest):
         return text
-    for limit in (metric.lowest, metric.highest):
+    for limit in (*[metric.lowest] * (end >= 0), *[metric.highest] * (end <= 0)):
         digits = metric.digits
         while not math.isclose(value, limit, rel_tol=0, abs_tol=_EXACT) and text == number(limit, digits):
             digits += 1
@@ -65,7 +69,8 @@ def interval(line: Comparison | VariantMean) -> str:
     if math.isnan(low) or (math.isinf(low) and math.isinf(high)):
         return MISSING
     if isinstance(line, VariantMean):
-        ends = (f"{end}" if math.isinf(end) else shown_mean(line.metric, end) for end in (low, high))
+        sides = ((low, -1), (high, 1))
+        ends = (f"{end}" if math.isinf(end) else shown_mean(line.metric, end, side) for end, side in sides)
     else:
         ends = (f"{end:+}" if math.isinf(end) else _signed_end(line, end) for end in (low, high))
     return f"[{', '.join(ends)}]"

@@ -190,6 +190,12 @@ _PROMPT_SETTINGS = (
         "different ends of a turn, which count among the tokens of replies (tokens, logprob, distinct1, distinct2, "
         "loop); --turn-end sets one for both",
     ),
+    (
+        "tokenizer_sha256",
+        "different vocabularies: numbers of tokens and values per token (nll and perplexity of replies, matched, "
+        "tokens, logprob, distinct1, distinct2, loop) are in different units, so that their differences say nothing "
+        "about quality",
+    ),
 )
 """Settings that are compared, with what to say if they differ."""
 
@@ -199,7 +205,7 @@ _UNRESOLVED = (("turn_end", "auto"), ("bos", "auto"))
 
 
 def check_pairs(pairs: Sequence[Pair], runs: Sequence[RunData]) -> list[str]:
-    """Notes on pairs with different settings of the prompt or the end of a turn, one for each setting and baseline."""
+    """Notes on pairs with different settings of the prompt, the turn's end or the tokens, one for each and baseline."""
     cells = {run.name: run.facts.cells for run in runs}
     differing: dict[tuple[str, str], list[str]] = {}
     for pair in pairs:

@@ -218,7 +218,7 @@ def _trend(trend: Trend, *, exploratory: bool) -> str:
                 f"{point.x:,g}",
                 point.variant.label,
                 shown_mean(trend.metric, point.mean),
-                f"[{shown_mean(trend.metric, point.low)}, {shown_mean(trend.metric, point.high)}]",
+                f"[{shown_mean(trend.metric, point.low, -1)}, {shown_mean(trend.metric, point.high, 1)}]",
             )
         )
         for point in trend.points

@@ -222,6 +222,16 @@ def test_differences_between_runs_are_noted(tmp_path: Path, changes: dict[str, A
     assert any(note in item for item in notes), notes
 
 
+def test_different_vocabularies_are_noted(tmp_path: Path) -> None:
+    paths = [
+        str(make_run(tmp_path / name, settings={"base": {"tokenizer_sha256": sha}}))
+        for name, sha in (("a", "11" * 32), ("b", "22" * 32), ("c", "11" * 32))
+    ]
+    (note,) = [note for note in compare(paths).notes if "vocabularies" in note]
+    assert "values per token (nll" in note
+    assert note.endswith(f"(a: {'11' * 12}, b: {'22' * 12})")
+
+
 @pytest.mark.parametrize("name", ["bos", "turn_end"])
 def test_a_setting_that_a_run_does_not_resolve_is_not_noted(tmp_path: Path, name: str) -> None:
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", settings={"base": {name: "auto"}})

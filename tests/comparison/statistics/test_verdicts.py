@@ -17,6 +17,7 @@ from rwkvbatch.comparison.pairing.matching import Dropped, MatchedRows
 from rwkvbatch.comparison.pairing.pairs import Pair
 from rwkvbatch.comparison.runs.data import Variant
 from rwkvbatch.comparison.statistics.differences import Comparison, compare_metric
+from rwkvbatch.comparison.statistics.means import VariantMean
 from rwkvbatch.comparison.statistics.ranking import Ranking, rank_values
 from rwkvbatch.comparison.values.all_variants import VariantValues
 from rwkvbatch.comparison.wording import correction, directions, extent, left_out, verdict
@@ -299,3 +300,9 @@ def test_signed_rank_tests_and_verdicts_beside_large_differences_are_at_one_leve
 )
 def test_a_mean_near_a_limit_is_not_shown_as_the_limit(metric: str, value: float, text: str) -> None:
     assert shown_mean(metric_named(metric), value) == text
+
+
+def test_ends_of_the_interval_of_a_mean_reach_its_limits_but_do_not_leave_them_out() -> None:
+    score = metric_named("score")
+    assert interval(VariantMean(score, 0.9997, 0.9996, 0.9999, 40)) == "[0.9996, 1.000]"
+    assert interval(VariantMean(score, 0.0003, 0.0001, 0.0004, 40)) == "[0.000, 0.0004]"
