@@ -216,7 +216,23 @@ def check_pairs(pairs: Sequence[Pair], runs: Sequence[RunData]) -> list[str]:
             if (key, baseline[key]) not in _UNRESOLVED and (key, variant[key]) not in _UNRESOLVED:
                 expected = f"{pair.baseline.label}: {_shown(baseline[key])}"
                 differing.setdefault((warning, expected), []).append(f"{pair.variant.label}: {_shown(variant[key])}")
-    return [f"{warning} ({expected}, {_first_names(variants)})" for (warning, expected), variants in differing.items()]
+    notes = [f"{warning} ({expected}, {_first_names(variants)})" for (warning, expected), variants in differing.items()]
+    return [*notes, *_prompt_notes(pairs, runs)]
+
+
+def _prompt_notes(pairs: Sequence[Pair], runs: Sequence[RunData]) -> list[str]:
+    """Notes on pairs of another program's results whose prompts differ by its hashes."""
+    by_name = {run.name: run for run in runs}
+    notes: list[str] = []
+    for names in dict.fromkeys((pair.baseline.run, pair.variant.run) for pair in pairs):
+        one, other = (by_name[name] for name in names)
+        common = one.prompt_hashes.keys() & other.prompt_hashes.keys()
+        if num_different := sum(one.prompt_hashes[name] != other.prompt_hashes[name] for name in common):
+            notes.append(
+                f"{num_different:,} of {counted(len(common), 'document')} of {one.source} and {other.source} have "
+                "different prompts, such as other examples or another chat template"
+            )
+    return notes
 
 
 def _shown(value: object) -> str:

@@ -126,6 +126,7 @@ class RunData:
         systems: system messages by conversation; None if they must be read from elsewhere (see `system_messages`).
         unfinished_at_least: whether more rows than those of `unfinished` may be missing.
         is_foreign: whether another program wrote the results.
+        prompt_hashes: by conversation, another program's hash of its prompt; empty if there is none.
     """
 
     name: str
@@ -138,6 +139,7 @@ class RunData:
     systems: Mapping[str, str] | None = None
     unfinished_at_least: bool = False
     is_foreign: bool = False
+    prompt_hashes: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def conversations(self) -> list[str]:

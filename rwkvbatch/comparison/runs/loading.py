@@ -239,8 +239,11 @@ def _load_foreign(source: str, name: str, cells: Sequence[str]) -> RunData | Non
             notes.append(f"{source}: tasks without {metrics[0]} are left out: {', '.join(sorted(left_out))}")
         if others := ", ".join(metrics[1:]):
             notes.append(f"{source}: the score is {metrics[0]}; another one is named as {source}::METRIC: {others}")
-    notes = [f"{source} comes from {results.program}: that both sides had the same prompts cannot be checked", *notes]
-    return RunData(name, source, RunFacts(), {}, tabulate(rows), tuple(notes), is_foreign=True)
+    hashes = results.prompt_hashes
+    if not hashes:
+        unknown = "that both sides had the same prompts cannot be checked"
+        notes = [f"{source} comes from {results.program}: {unknown}", *notes]
+    return RunData(name, source, RunFacts(), {}, tabulate(rows), tuple(notes), is_foreign=True, prompt_hashes=hashes)
 
 
 _MAX_NAMED_RUNS = 3

@@ -113,6 +113,29 @@ def test_all_formats_with_the_same_scores_give_the_same_difference(
         assert row["low"] == pytest.approx(found["table"]["low"])
 
 
+def test_different_prompts_of_lm_eval_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "samples_arc_easy_2024-01-02T03-04-05.678.jsonl"
+    values = scores(1, 0.5, count=9)
+    zero_shot = lm_eval(tmp_path / "a" / name, values, prompt_hash="0" * 64)
+    again = lm_eval(tmp_path / "b" / name, values, prompt_hash="0" * 64)
+    few_shot = lm_eval(tmp_path / "c" / name, values, prompt_hash="f" * 64)
+    lines = few_shot.read_text().replace("f" * 64, "0" * 64, 2)  # two documents have the prompts of the others
+    few_shot.write_text(lines)
+    former = lm_eval(tmp_path / "d" / name, values)
+    unknown = "same prompts cannot be checked"
+    for paths, said, unsaid in (
+        ((zero_shot, again), "", "different prompts"),
+        ((zero_shot, few_shot), "7 of 9 documents of", unknown),
+        ((zero_shot, former), unknown, "documents of"),
+    ):
+        invoke(["compare", *map(str, paths)])
+        printed = capsys.readouterr()
+        text = " ".join((printed.err + printed.out).split())
+        assert said in text
+        assert unsaid not in text
+        assert text.count(unknown) == (paths[1] is former)
+
+
 def test_the_score_of_lm_eval_is_its_first_metric_or_the_named_one(tmp_path: Path) -> None:
     path = lm_eval(tmp_path / "model" / "samples_arc_easy_2024-01-02T03-04-05.678.jsonl", [1.0, 0.0])
     (first,) = load_runs([path])

@@ -75,6 +75,7 @@ def read_lm_eval(path: Path, files: Sequence[Path]) -> ForeignRun:
     """
     run = ForeignRun("lm-evaluation-harness", is_metric=True)
     num_left_out: Counter[str] = Counter()
+    has_hashes = True
     for task, file in _newest(path, files, run.notes).items():
         records = list(_json_lines(file))
         filters = {str(record.get("filter", "none")) for record in records}
@@ -84,6 +85,11 @@ def read_lm_eval(path: Path, files: Sequence[Path]) -> ForeignRun:
             # The hash prevents a pairing of different documents with the same number.
             hash_suffix = f"#{str(record['doc_hash'])[:8]}" if record.get("doc_hash") else ""
             name = f"{task}/{record['doc_id']}{hash_suffix}"
+            # The context of the first request, with its few-shot examples and chat template (`lm_eval/evaluator.py`).
+            if isinstance(prompt_hash := record.get("prompt_hash"), str):
+                run.prompt_hashes[name] = prompt_hash
+            else:
+                has_hashes = False
             listed = record.get("metrics")
             metrics = [str(key) for key in listed] if isinstance(listed, list) else _number_keys(record)
             for metric in metrics:
@@ -96,6 +102,8 @@ def read_lm_eval(path: Path, files: Sequence[Path]) -> ForeignRun:
                     run.rows.append(make_row(name, cell, 0, score, tags=(task,), prompt=prompt, reply=reply))
                 else:
                     num_left_out[metric] += 1
+    if not has_hashes:
+        run.prompt_hashes.clear()
     for metric, count in num_left_out.items():
         run.notes.append(f"{path}: {metric} is left out: {count:,} of its values are no number in [0, 1]")
     if not run.rows:

@@ -29,12 +29,14 @@ class ForeignRun:
         rows: one row per sample, repeat and variant.
         notes: remarks for readers of a comparison.
         is_metric: whether the cells are metrics of the same replies; the first one is compared unless another is named.
+        prompt_hashes: by conversation, a hash of its prompt; empty if the program does not give that of every row.
     """
 
     program: str
     rows: list[Row] = field(default_factory=list[Row])
     notes: list[str] = field(default_factory=list[str])
     is_metric: bool = False
+    prompt_hashes: dict[str, str] = field(default_factory=dict[str, str])
 
 
 class BadRecordError(Exception):
