@@ -226,8 +226,9 @@ def shortened(text: str, limit: int = MAX_SHOWN_VALUE) -> str:
 
 
 def listed(names: Sequence[object], most: int = 8, separator: str = ", ") -> str:
-    """Names for a message, of which `most` are shown."""
-    return separator.join([*map(str, names[:most]), *(["..."] if len(names) > most else [])])
+    """Names for a message: the first `most`, and the number of the others."""
+    shown = separator.join(map(str, names[:most]))
+    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
 
 
 def in_words(error: BaseException) -> str:

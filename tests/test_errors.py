@@ -32,7 +32,8 @@ def test_one_of_a_kind_is_in_the_singular(number: int, text: str) -> None:
     assert counted(number, "row") == text
 
 
-def test_lists_name_the_first_names_and_say_that_there_are_more() -> None:
+def test_lists_name_the_first_names_and_say_how_many_more_there_are() -> None:
     assert listed(["a", 2], most=2) == "a, 2"
-    assert listed(["a", "b", "c"], most=2) == "a, b, ..."
-    assert listed(["x=1,y=2", "x=3,y=4", "base"], most=2, separator="; ") == "x=1,y=2; x=3,y=4; ..."
+    assert listed(["a", "b", "c"], most=2) == "a, b and 1 more"
+    assert listed(range(1_003), most=1) == "0 and 1,002 more"
+    assert listed(["x=1,y=2", "x=3,y=4", "base"], most=2, separator="; ") == "x=1,y=2; x=3,y=4 and 1 more"

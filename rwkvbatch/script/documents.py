@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rwkvbatch.config import ScriptLimits
-from rwkvbatch.errors import ScriptError, UsageError, counted
+from rwkvbatch.errors import ScriptError, UsageError, counted, listed
 from rwkvbatch.script.lines import STDIN
 from rwkvbatch.script.raw_lines import read_text
 from rwkvbatch.script.reader import Script, ScriptReader, refuse_repeated
@@ -64,18 +64,16 @@ def read_documents(paths: Sequence[str], *, limits: ScriptLimits | None = None, 
     if not reader.conversations:
         raise UsageError("holds no document: " + ", ".join(paths), hint="name text files, .jsonl files or folders")
     if left_out:
-        text = f"{counted(len(left_out), 'file')} of folders left out, without text in UTF-8: {_first_of(left_out)}"
+        names = listed(left_out, FILES_SHOWN)
+        text = f"{counted(len(left_out), 'file')} of folders left out, without text in UTF-8: {names}"
         warnings.warn(text, LeftOutWarning, stacklevel=2)
     if unusable:
         count = counted(len(unusable), "name")
-        text = f"{count} in folders left out, links to folders or to nothing, or no files: {_first_of(unusable)}"
+        text = (
+            f"{count} in folders left out, links to folders or to nothing, or no files: {listed(unusable, FILES_SHOWN)}"
+        )
         warnings.warn(text, LeftOutWarning, stacklevel=2)
     return reader.script()
-
-
-def _first_of(names: Sequence[str]) -> str:
-    more = f" and {len(names) - FILES_SHOWN:,} more" if len(names) > FILES_SHOWN else ""
-    return f"{', '.join(names[:FILES_SHOWN])}{more}"
 
 
 def _files(path: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from rwkvbatch.errors import CheckpointError
+from rwkvbatch.errors import CheckpointError, listed
 from rwkvbatch.model.base import RWKV7, Dimensions, is_rwkv7
 from rwkvbatch.model.checkpoints.adapters import Adapter, adapted, is_adapter_part
 from rwkvbatch.model.checkpoints.forms import official
@@ -144,7 +144,11 @@ def _check_names(file: NamedTensors, dims: Dimensions) -> None:
         missing += [name for name in states if name not in file.entries]
     surplus = [name for name in file.entries if name not in expected and name not in optional]
     if missing or surplus:
-        parts = [f"{label}: {_listed(names)}" for label, names in (("missing", missing), ("surplus", surplus)) if names]
+        parts = [
+            f"{label}: {listed([repr(name[:80]) for name in names], MAX_NAMES_SHOWN)}"
+            for label, names in (("missing", missing), ("surplus", surplus))
+            if names
+        ]
         raise CheckpointError(
             f"the tensors are not those of RWKV-{dims.generation}: {'; '.join(parts)}", path=file.path
         )
@@ -208,11 +212,6 @@ def _expected_shapes(file: NamedTensors, dims: Dimensions) -> tuple[Shapes, Shap
             expected |= {f"{ffn}.s_emb.weight": (dims.vocab_size, size * size)}
             expected |= {f"{ffn}.s_emb_x.weight": (size * size, dims.width)}
     return expected, optional
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(repr(name[:80]) for name in names[:MAX_NAMES_SHOWN])
-    return shown if len(names) <= MAX_NAMES_SHOWN else f"{shown} and {len(names) - MAX_NAMES_SHOWN:,} more"
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

@@ -33,7 +33,7 @@ from typing import Any
 from rwkvbatch.config import SYSTEM_FILE, TEXTS, CellSettings, Sampling, Stopping, stands_for
 from rwkvbatch.config.names import SHORT_NAMES, full_name, option_name
 from rwkvbatch.config.sources import GRID_TABLES, Origin, checked_values
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import UsageError, listed
 
 BASE_CELL = "base"
 MAX_CELLS = 10_000
@@ -111,7 +111,7 @@ def make_cells(lists: Mapping[str, Sequence[Any]], *files: GridFile) -> tuple[Ce
         if count > 1:
             raise UsageError(f"the grid has two cells called {name!r}", hint="give each its own value or name")
     for name in overrides_of.keys() - set(names):
-        hint = f"the cells are: {'; '.join(names[:20])}"
+        hint = f"the cells are: {listed(names, 20, '; ')}"
         raise UsageError(f"{file_of_override[name]}: [override.{name!r}]: no cell has this name", hint=hint)
     return tuple(Cell(cell.name, {**cell.overrides, **overrides_of.get(cell.name, {})}) for cell in cells)
 
