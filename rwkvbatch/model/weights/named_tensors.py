@@ -16,28 +16,18 @@ import torch
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.ops import StoredRows
-from rwkvbatch.model.weights.tensor_file import TensorFile
+from rwkvbatch.model.weights.tensor_file import TensorFile, TensorType
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(TensorType):
     """A tensor of a checkpoint: its type and shape, and `load`, which reads it into new memory.
 
     `rows`: the location of the same numbers in a file, if they are a matrix in row-major order.
     """
 
-    dtype: torch.dtype
-    shape: tuple[int, ...]
     load: Callable[[], torch.Tensor]
     rows: StoredRows | None = None
-
-    @property
-    def num_elements(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def num_bytes(self) -> int:
-        return self.num_elements * self.dtype.itemsize
 
     def bytes(self) -> memoryview:
         """The bytes of its numbers, in the order of a contiguous tensor."""

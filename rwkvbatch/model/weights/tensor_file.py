@@ -23,23 +23,11 @@ _LARGE = 1 << 20
 
 
 @dataclass(frozen=True)
-class StoredBytes:
-    """The location of a tensor in a file: `span` bytes from `start`, viewed with `shape` and `strides` (in elements).
-
-    Attributes:
-        negative: the tensor is the negative of the stored numbers (torch's negative bit).
-        decode: converts the bytes to the tensor; None if they are plain numbers.
-        rounding: the rounding of a matrix of a quantised file, see `quantised`; None for plain numbers.
-    """
+class TensorType:
+    """The type and shape of a tensor."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    start: int
-    span: int
-    negative: bool = False
-    decode: Callable[[torch.Tensor], torch.Tensor] | None = None
-    rounding: str | None = None
 
     @property
     def num_elements(self) -> int:
@@ -48,6 +36,24 @@ class StoredBytes:
     @property
     def num_bytes(self) -> int:
         return self.num_elements * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class StoredBytes(TensorType):
+    """The location of a tensor in a file: `span` bytes from `start`, viewed with `shape` and `strides` (in elements).
+
+    Attributes:
+        negative: the tensor is the negative of the stored numbers (torch's negative bit).
+        decode: converts the bytes to the tensor; None if they are plain numbers.
+        rounding: the rounding of a matrix of a quantised file, see `quantised`; None for plain numbers.
+    """
+
+    strides: tuple[int, ...]
+    start: int
+    span: int
+    negative: bool = False
+    decode: Callable[[torch.Tensor], torch.Tensor] | None = None
+    rounding: str | None = None
 
     @property
     def has_plain_rows(self) -> bool:
