@@ -13,20 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+from rwkvbatch import files
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.tree_codec import read_tree, tree_values
 from rwkvbatch.errors import InputError, StorageError, parsing_problem
-from rwkvbatch.files import (
-    OS_FILES,
-    PRIVATE_DIRECTORY_MODE,
-    PRIVATE_MODE,
-    file_ends_a_line,
-    make_directory,
-    open_to_append,
-    read_file,
-    save_file,
-    write_all,
-)
 from rwkvbatch.hashes import json_sha256
 from rwkvbatch.prompt.escaping import one_line
 from rwkvbatch.targets import FileKind, check_target, file_head
@@ -55,8 +45,8 @@ def state_directory() -> Path:
 
 def open_private(path: Path) -> int:
     """A descriptor that appends to `path`. A new file can be read only by its owner."""
-    make_directory(path.parent, PRIVATE_DIRECTORY_MODE)
-    return open_to_append(path, PRIVATE_MODE)
+    files.make_directory(path.parent, files.PRIVATE_DIRECTORY_MODE)
+    return files.open_to_append(path, files.PRIVATE_MODE)
 
 
 @dataclass(frozen=True)
@@ -93,8 +83,8 @@ class Transcript:
             check_target(path, TRANSCRIPT, option="--transcript", append=True)
             with self._naming_the_file():
                 self._descriptor = open_private(path)
-                if not file_ends_a_line(path):  # a crash cut the last line off
-                    write_all(OS_FILES, self._descriptor, b"\n")
+                if not files.file_ends_a_line(path):  # a crash cut the last line off
+                    files.write_all(files.OS_FILES, self._descriptor, b"\n")
 
     def start(self, session: Session) -> None:
         """Write the model, the settings and the whole tree, which replace those of earlier lines."""
@@ -154,9 +144,9 @@ class Transcript:
     def _write(self, values: Mapping[str, Any], *, sync: bool) -> None:
         if self._descriptor is not None:
             with self._naming_the_file():
-                write_all(OS_FILES, self._descriptor, _encoded(values))
+                files.write_all(files.OS_FILES, self._descriptor, _encoded(values))
                 if sync:
-                    OS_FILES.sync(self._descriptor)
+                    files.OS_FILES.sync(self._descriptor)
 
     @contextlib.contextmanager
     def _naming_the_file(self) -> Generator[None]:
@@ -195,7 +185,7 @@ def save_session(session: Session, path: Path, *, replace: bool = False) -> None
     check_target(path, SESSION, option="/save", replace=replace, how=f"/save! {path} replaces it")
     content = {"kind": KIND, "format": FORMAT, **_session_values(session), "dialogue": tree_values(session.tree)}
     content["sha256"] = json_sha256(content)
-    save_file(path, [_encoded(content, indent=1)], private=True)
+    files.save_file(path, [_encoded(content, indent=1)], private=True)
 
 
 def load_session(session: Session, path: Path) -> Unfinished | None:
@@ -339,6 +329,6 @@ def _events(path: Path, lines: list[bytes], first: int, end: int) -> list[tuple[
 
 def _read(path: Path) -> bytes:
     try:
-        return read_file(path, MAX_SESSION_BYTES)
+        return files.read_file(path, MAX_SESSION_BYTES)
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", path=path) from None

@@ -157,20 +157,9 @@ def compare(
     if over is not None and primary_metric is not None:
         trends, trend_notes = _trends(over, matching.positions, primary_metric, others, table)
         notes += trend_notes
-    tests = _Tests()
+    tests = _Tests(matching, by, margin)
     for metric in shown.metrics if matched else ():
-        if metric.level == "variant":
-            pairs = [pair_rows.pair for pair_rows in matched]
-            tests.comparisons += compare_counts(metric, pairs, matching.dropped)
-            continue
-        is_primary = metric == primary_metric
-        comparisons = tests.add(metric, matched, margin=margin if is_primary else None, exploratory=not is_primary)
-        if is_primary or requested is not None:
-            ranking, ranking_note = rank(matching.paired_variants, metric, table, comparisons)
-            tests.rankings += [] if ranking is None else [ranking]
-            notes += [] if ranking_note is None else [ranking_note]
-        if by is not None and (by == "tag" or metric.level != "conversation"):
-            tests.add(metric, matched, by=by, exploratory=True)
+        tests.add(metric, is_primary=metric == primary_metric, is_ranked=requested is not None)
     scopes = scopes_of(matching.all_pairs, variants, table, matching.dropped, matching.runs)
     return Analysis(
         runs=tuple(matching.runs),
@@ -277,19 +266,40 @@ class _Matching:
 class _Tests:
     """Collects the lines of the table, the families that correct them, and the rankings."""
 
+    matching: _Matching
+    by: Breakdown | None
+    margin: float | None
     comparisons: list[Comparison] = field(default_factory=list[Comparison])
     families: list[Family] = field(default_factory=list[Family])
     rankings: list[Ranking] = field(default_factory=list[Ranking])
 
-    def add(
-        self, metric: Metric, matched: Sequence[MatchedRows], *, by: Breakdown | None = None,
-        margin: float | None = None, exploratory: bool,
-    ) -> list[Comparison]:  # fmt: skip
-        """Test one family, and return its lines."""
-        comparisons, family = compare_metric(metric, matched, by=by, margin=margin, exploratory=exploratory)
-        self.comparisons += comparisons
+    def add(self, metric: Metric, *, is_primary: bool, is_ranked: bool) -> None:
+        """Test a metric over all rows and in the groups of `by`, each a family; rank the variants by the primary one.
+
+        Args:
+            is_ranked: rank by any other metric, too.
+        """
+        matching = self.matching
+        if metric.level == "variant":
+            pairs = [pair_rows.pair for pair_rows in matching.with_common_turns]
+            self.comparisons += compare_counts(metric, pairs, matching.dropped)
+            return
+        lines = self._family(metric, None, self.margin if is_primary else None, exploratory=not is_primary)
+        if is_primary or is_ranked:
+            ranking, note = rank(matching.paired_variants, metric, matching.table, lines)
+            self.rankings += [] if ranking is None else [ranking]
+            matching.notes += [] if note is None else [note]
+        if self.by is not None and (self.by == "tag" or metric.level != "conversation"):
+            self._family(metric, self.by, None, exploratory=True)
+
+    def _family(
+        self, metric: Metric, by: Breakdown | None, margin: float | None, *, exploratory: bool
+    ) -> list[Comparison]:
+        matched = self.matching.with_common_turns
+        lines, family = compare_metric(metric, matched, by=by, margin=margin, exploratory=exploratory)
+        self.comparisons += lines
         self.families.append(family)
-        return comparisons
+        return lines
 
 
 def _trends(

@@ -77,9 +77,11 @@ class MemoryRecord:
         self._votes: dict[tuple[str, Seed], bool] = {}
 
     def probability(self, key: str) -> float | None:
+        """The recorded probability of the first word; None without one."""
         return self._probabilities.get(key)
 
     def vote(self, key: str, seed: Seed) -> bool | None:
+        """The recorded vote under a seed; None without one."""
         return self._votes.get((key, seed))
 
     def add(self, key: str, answer: JudgeAnswer) -> None:

@@ -21,19 +21,9 @@ from rwkvbatch.replay.continuing.row_digests import RowDigests
 from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
 from rwkvbatch.replay.judging.checks import explain
 from rwkvbatch.replay.judging.verdicts import OpensJudge, RunVerdicts
+from rwkvbatch.replay.planning import rounds
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.planning.race import RaceResult
-from rwkvbatch.replay.planning.rounds import (
-    DrawSelection,
-    ReachedPrecision,
-    RepeatSelection,
-    Selection,
-    first_round,
-    race_of,
-    race_result,
-    reached_precision,
-    rounds,
-)
 from rwkvbatch.replay.planning.row_index import write_members
 from rwkvbatch.replay.planning.setups import Setup, setups_of
 from rwkvbatch.replay.pools.pool import WorkerPool
@@ -112,7 +102,7 @@ class RunResult:
     plan: Plan
     rows: Callable[[], Iterator[Row]]
     verified: Mapping[str, Any] | None = None
-    reached: tuple[ReachedPrecision, ...] = ()
+    reached: tuple[rounds.ReachedPrecision, ...] = ()
     race: RaceResult | None = None
     reuse: Reuse | None = None
 
@@ -185,7 +175,7 @@ def _take_directory(
 
     def announce(num_rows: int) -> None:
         """Write the plan's total to the status file, which may have that of an earlier, smaller plan."""
-        progress = Counts(num_rows, _may_grow(plan)).progress(num_rows, first_round(plan).num_rows)
+        progress = Counts(num_rows, _may_grow(plan)).progress(num_rows, rounds.first_round(plan).num_rows)
         status.update(progress.as_dict())
 
     shard = plan.shard and {**vars(plan.shard), "rows_of_run": plan.num_rows}
@@ -231,8 +221,8 @@ class _Session:
         self._directory = directory
         self._status = status
         self._verdicts = RunVerdicts(plan, options.judge, directory)
-        self._race = race_of(plan, rows) if plan.settings.race else None
-        self._selection: Selection = first_round(plan)
+        self._race = rounds.race_of(plan, rows) if plan.settings.race else None
+        self._selection: rounds.Selection = rounds.first_round(plan)
         self._step_log = StepLog()
         self._num_verified = 0
         self._differences: list[Difference] = []
@@ -273,9 +263,9 @@ class _Session:
 
     def _run_rounds(self) -> bool:
         setups = setups_of(self._plan)
-        for selection in rounds(self._plan, self._rows, self._race):
+        for selection in rounds.rounds(self._plan, self._rows, self._race):
             self._selection = selection
-            if isinstance(selection, DrawSelection):
+            if isinstance(selection, rounds.DrawSelection):
                 self._counts.cells_left, self._counts.cells = selection.num_cells_left, len(self._plan.cells)
             for setup in setups:
                 if not self._driver.run(self._tasks(setup, longest_first=True), setup):
@@ -366,10 +356,10 @@ class _Session:
         self._step_log.end(progress, interrupted=interrupted)
         verified = verdict(self._num_verified, self._differences) if self._num_verified else None
         race, precision = None, ()
-        if isinstance(self._selection, RepeatSelection):
-            precision = reached_precision(self._plan, self._rows, self._selection)
+        if isinstance(self._selection, rounds.RepeatSelection):
+            precision = rounds.reached_precision(self._plan, self._rows, self._selection)
         elif self._race is not None:
-            race = race_result(self._race, self._plan, self._selection)
+            race = rounds.race_result(self._race, self._plan, self._selection)
         cell_names = [cell.name for cell in self._plan.cells]
         summary = summarize(self._rows.rows(), cell_names, self._selection.num_rows)
         path = None if directory is None else directory.path

@@ -25,7 +25,7 @@ from typing import Any, Self, cast
 
 from rwkvbatch.errors import RunDirectoryError, StorageError
 from rwkvbatch.files import in_blocks, open_file, write_all
-from rwkvbatch.judges.answers import Judge, JudgeAnswer, Seed, digest_of
+from rwkvbatch.judges.answers import Judge, JudgeAnswer, MemoryRecord, digest_of
 from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.recovery import read_lines
 from rwkvbatch.results.row_codec import BadLineError, content_of_line, with_checksum
@@ -52,7 +52,7 @@ class JudgeLine:
     name: str
 
 
-class AnswerStore:
+class AnswerStore(MemoryRecord):
     """The answers of one judge in a file of a run directory.
 
     Args:
@@ -75,10 +75,9 @@ class AnswerStore:
         alone: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__()
         self._folder, self._name, self._clock = folder, name, clock
         self._path, self._files = folder.path / name, folder.files
-        self._probabilities: dict[str, float] = {}
-        self._votes: dict[tuple[str, Seed], bool] = {}
         self._descriptor = -1
         self._num_pending, self._pending_since = 0, 0.0
         self.judge: JudgeLine | None = None
@@ -114,14 +113,6 @@ class AnswerStore:
                 self._remember(values)
         return self.judge.digest
 
-    def probability(self, key: str) -> float | None:
-        """The recorded probability of the first word; None without one."""
-        return self._probabilities.get(key)
-
-    def vote(self, key: str, seed: Seed) -> bool | None:
-        """The recorded vote under a seed; None without one."""
-        return self._votes.get((key, seed))
-
     def add(self, key: str, answer: JudgeAnswer) -> None:
         """Append an answer; raises `StorageError`. It is durable when `flush` returns."""
         assert self.judge is not None
@@ -129,8 +120,8 @@ class AnswerStore:
         lines = [{**question, "seed": seed, "vote": vote} for seed, vote in answer.votes.items()]
         if answer.probability is not None:
             lines.append({**question, "probability": answer.probability})
+        super().add(key, answer)
         for values in lines:
-            self._remember(values)
             self._append(values)
 
     def flush(self) -> None:

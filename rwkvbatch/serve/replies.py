@@ -13,24 +13,9 @@ from rwkvbatch.errors import NonFiniteLogitsError, RwkvBatchError
 from rwkvbatch.model.base import ModelSpec
 from rwkvbatch.prepared import PreparedPrompt, PromptBuilder
 from rwkvbatch.prompt.tokenizer import Tokenizer
+from rwkvbatch.serve import protocol
 from rwkvbatch.serve.answers import Head, TextOffsets, TokenNames, finish_reason, usage
 from rwkvbatch.serve.batcher import ScoreRequest, Work
-from rwkvbatch.serve.protocol import (
-    OWN_FIELDS,
-    ROOT_FIELD,
-    SHOWN_NAME,
-    ChatFields,
-    CompletionFields,
-    Limits,
-    ParsedRequest,
-    RequestError,
-    ServerSettings,
-    as_request_error,
-    decoded,
-    messages_of,
-    parse_request,
-    prompts_of,
-)
 
 
 @dataclass(frozen=True)
@@ -52,12 +37,12 @@ class Served:
     tokenizer: Tokenizer
     name: str
     created: int
-    settings: ServerSettings
+    settings: protocol.ServerSettings
     prelude: str | None
     roots: Mapping[str, int]
     root: int
     seed: int | None
-    limits: Limits
+    limits: protocol.Limits
     fingerprint: str
 
 
@@ -109,7 +94,7 @@ class Job:
 
     served: Served
     names: TokenNames
-    parsed: ParsedRequest
+    parsed: protocol.ParsedRequest
     head: Head = field(init=False)
     works: list[Work] = field(default_factory=list[Work])
     choices: list[Choice] = field(default_factory=list[Choice])
@@ -122,7 +107,7 @@ class Job:
 
     @property
     def is_chat(self) -> bool:
-        return isinstance(self.parsed.fields, ChatFields)
+        return isinstance(self.parsed.fields, protocol.ChatFields)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -137,7 +122,7 @@ class Job:
         """Add the engine requests and the choices of a prompt; raises `RequestError` if it is too long."""
         limit = self.served.limits.max_prompt_tokens
         if len(prompt.tokens) > limit:
-            raise RequestError(
+            raise protocol.RequestError(
                 f"{prompt.name} has {len(prompt.tokens):,} tokens; this server reads at most {limit:,}",
                 param="messages" if self.is_chat else "prompt",
                 code="context_length_exceeded",
@@ -175,7 +160,7 @@ class Job:
 
     @property
     def echoes(self) -> bool:
-        return isinstance(self.parsed.fields, CompletionFields) and self.parsed.fields.echo
+        return isinstance(self.parsed.fields, protocol.CompletionFields) and self.parsed.fields.echo
 
     def echo(self, choice: Choice) -> str:
         """The prompt's text if the request asks for it, otherwise an empty text. Token 0 has no text."""
@@ -220,18 +205,22 @@ class Job:
 
 
 def prepare(
-    body: bytes, kind: type[ChatFields | CompletionFields], served: Served, builder: PromptBuilder, names: TokenNames
+    body: bytes,
+    kind: type[protocol.ChatFields | protocol.CompletionFields],
+    served: Served,
+    builder: PromptBuilder,
+    names: TokenNames,
 ) -> Job:
     """The job of a request's body.
 
     Raises:
         RequestError: the request cannot be served.
     """
-    parsed = parse_request(decoded(body), kind, served.settings, served.seed, served.limits)
+    parsed = protocol.parse_request(protocol.decoded(body), kind, served.settings, served.seed, served.limits)
     fields, settings = parsed.fields, parsed.settings
     if fields.model != served.name:
-        problem = f"model: {fields.model[:SHOWN_NAME]!r} is not served here, {served.name!r} is"
-        raise RequestError(problem, param="model", status=404, code="model_not_found")
+        problem = f"model: {fields.model[: protocol.SHOWN_NAME]!r} is not served here, {served.name!r} is"
+        raise protocol.RequestError(problem, param="model", status=404, code="model_not_found")
     job = Job(served, names, parsed)
     # Fills a cache here, so that the engine's thread does not search the vocabulary.
     exempt_tokens(served.tokenizer, parsed.params.no_penalty)
@@ -240,18 +229,18 @@ def prepare(
         root = _root(fields.initial_state, served)
         # Clients with a template of their own send text, so token 0 is put before it only if the settings say so.
         bos = settings.begins_with_bos()
-        if isinstance(fields, ChatFields):
+        if isinstance(fields, protocol.ChatFields):
             template = builder.template(settings.think, settings.turn_end, settings.reply_prefix, settings.template)
-            job.add(builder.conversation(messages_of(fields), template, served.prelude, "messages", bos), root)
+            job.add(builder.conversation(protocol.messages_of(fields), template, served.prelude, "messages", bos), root)
         else:
-            for number, prompt in enumerate(prompts_of(fields)):
+            for number, prompt in enumerate(protocol.prompts_of(fields)):
                 # lm-evaluation-harness sends whole texts with a token 0 of their own, which is not doubled.
                 has_bos = not isinstance(prompt, str) and list(prompt[:1]) == [END_OF_TEXT]
                 job.add(builder.prompt(prompt, f"prompt {number}", bos and not has_bos), root)
-    except RequestError:
+    except protocol.RequestError:
         raise
     except RwkvBatchError as error:
-        raise as_request_error(error, (*fields.model_fields_set, *OWN_FIELDS)) from None
+        raise protocol.as_request_error(error, (*fields.model_fields_set, *protocol.OWN_FIELDS)) from None
     return job
 
 
@@ -260,5 +249,8 @@ def _root(name: str | None, served: Served) -> int:
         return served.root
     if name not in served.roots:
         known = ", ".join(served.roots)
-        raise RequestError(f"{ROOT_FIELD}: must be one of {known}; got {name[:SHOWN_NAME]!r}", param=ROOT_FIELD)
+        raise protocol.RequestError(
+            f"{protocol.ROOT_FIELD}: must be one of {known}; got {name[: protocol.SHOWN_NAME]!r}",
+            param=protocol.ROOT_FIELD,
+        )
     return served.roots[name]

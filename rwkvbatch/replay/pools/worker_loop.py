@@ -13,18 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from rwkvbatch.errors import RwkvBatchError
-from rwkvbatch.replay.pools.pool import (
-    LEFT_ON_REQUEST,
-    Assign,
-    Drop,
-    Joined,
-    Judging,
-    Leave,
-    Left,
-    LogEntry,
-    Order,
-    Report,
-)
+from rwkvbatch.replay.pools import pool
 from rwkvbatch.replay.worker.worker import Worker
 from rwkvbatch.results.row_codec import EncodedRow
 
@@ -46,12 +35,12 @@ class LogCollector(logging.Handler):
 
     def __init__(self, level: int = logging.INFO) -> None:
         super().__init__(level)
-        self._entries: list[LogEntry] = []
+        self._entries: list[pool.LogEntry] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._entries.append(LogEntry(record.name, record.levelno, record.getMessage()))
+        self._entries.append(pool.LogEntry(record.name, record.levelno, record.getMessage()))
 
-    def take(self) -> tuple[LogEntry, ...]:
+    def take(self) -> tuple[pool.LogEntry, ...]:
         entries, self._entries = tuple(self._entries), []
         return entries
 
@@ -86,27 +75,27 @@ def run_worker(
     """
     logs = logs or LogCollector()
     with collecting_logs(logs):
-        left = Left(LEFT_ON_REQUEST)
+        left = pool.Left(pool.LEFT_ON_REQUEST)
         try:
             worker = make_worker()
-            worker.judging = lambda task: channel.send(Judging(task))
+            worker.judging = lambda task: channel.send(pool.Judging(task))
             orders = _start_reading(channel)
-            channel.send(Joined(name, worker.room))
+            channel.send(pool.Joined(name, worker.room))
             _execute_orders(channel, worker, orders, logs)
         except (EOFError, OSError):
-            left = Left("the driver is gone")
+            left = pool.Left("the driver is gone")
         except RwkvBatchError as error:
-            left = Left(str(error), error)
+            left = pool.Left(str(error), error)
         except Exception as error:  # the driver decides what to do; its log gets the traceback
             _log.error("%s", traceback.format_exc())
             with suppress(OSError, ValueError):
-                channel.send(Report(logs=logs.take()))
-            left = Left(f"{type(error).__name__}: {error}")
+                channel.send(pool.Report(logs=logs.take()))
+            left = pool.Left(f"{type(error).__name__}: {error}")
         with suppress(OSError, ValueError):
             channel.send(left)
 
 
-_Orders = queue.SimpleQueue[Order | None]
+_Orders = queue.SimpleQueue[pool.Order | None]
 
 
 def _execute_orders(channel: Channel, worker: Worker, orders: _Orders, logs: LogCollector) -> None:
@@ -120,12 +109,12 @@ def _execute_orders(channel: Channel, worker: Worker, orders: _Orders, logs: Log
     while not leaving:
         while not leaving and (not worker.num_held or not orders.empty()):
             match orders.get():
-                case Assign(tasks):
+                case pool.Assign(tasks):
                     for task, rows in tasks.items():
                         worker.add(task, rows)
-                case Drop(dropped):
+                case pool.Drop(dropped):
                     worker.drop(dropped)
-                case Leave():
+                case pool.Leave():
                     worker.drop()
                     leaving = True
                 case _:
@@ -133,7 +122,7 @@ def _execute_orders(channel: Channel, worker: Worker, orders: _Orders, logs: Log
         step, entries, now = worker.step(), logs.take(), time.monotonic()
         if step.rows or step.finished or entries or not worker.num_held or now - sent_s >= HEARTBEAT_S:
             rows = tuple(EncodedRow.of(number, row) for number, row in step.rows.items())
-            channel.send(Report(rows, step.finished, step.active, entries, step.reading))
+            channel.send(pool.Report(rows, step.finished, step.active, entries, step.reading))
             sent_s = now
 
 

@@ -8,51 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rwkvbatch.script.benchmarks.letters import (
-    GPQA_ANSWERS,
-    read_gpqa,
-    read_mmlu,
-    read_mmlu_pro,
-    write_gpqa_plain,
-    write_mmlu_plain,
-    write_mmlu_pro,
-    write_mmlu_rwkv,
-    write_options_chat,
-)
-from rwkvbatch.script.benchmarks.likelihood import (
-    read_arc,
-    read_blimp,
-    read_boolq,
-    read_copa,
-    read_hellaswag,
-    read_lambada,
-    read_openbookqa,
-    read_piqa,
-    read_sciq,
-    read_winogrande,
-    read_xwinograd,
-    write_answer,
-    write_blank,
-    write_boolq,
-    write_continuation,
-    write_lambada,
-    write_sciq,
-)
-from rwkvbatch.script.benchmarks.open_answers import (
-    read_aime,
-    read_gsm8k,
-    read_ifeval,
-    read_math,
-    read_mt_bench,
-    read_simpleqa,
-    read_triviaqa,
-    write_boxed,
-    write_gsm8k,
-    write_ifeval,
-    write_mt_bench,
-    write_simpleqa,
-    write_triviaqa,
-)
+from rwkvbatch.script.benchmarks import letters, likelihood, open_answers
 from rwkvbatch.script.benchmarks.question import BadRecordError, Benchmark, Question, Style
 from rwkvbatch.script.tables import TableForm
 
@@ -70,10 +26,10 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "lambada": Benchmark(
         "LAMBADA",
         "lines with `text` (OpenAI's `lambada_test.jsonl`, EleutherAI/lambada_openai)",
-        read_lambada,
+        likelihood.read_lambada,
         {
             "plain": Style(
-                write_lambada,
+                likelihood.write_lambada,
                 "the last word after all others (RWKV-LM, lm-evaluation-harness `lambada_openai.yaml`)",
                 "`text_perplexity`, `accuracy`",
             )
@@ -82,23 +38,27 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "mmlu": Benchmark(
         "MMLU",
         "hendrycks/test (`SUBJECT_test.csv`), cais/mmlu",
-        read_mmlu,
+        letters.read_mmlu,
         {
             "rwkv": Style(
-                write_mmlu_rwkv, "the prompt of RWKV-LM's `rwkv_mmlu_eval.py`, ` A` to ` D` after it", "`choice`"
+                letters.write_mmlu_rwkv,
+                "the prompt of RWKV-LM's `rwkv_mmlu_eval.py`, ` A` to ` D` after it",
+                "`choice`",
             ),
-            "plain": Style(write_mmlu_plain, "the prompt of hendrycks/test `evaluate.py`", "`choice`", shots=True),
-            "chat": Style(write_options_chat, _CHAT_LETTER, "`letter`"),
+            "plain": Style(
+                letters.write_mmlu_plain, "the prompt of hendrycks/test `evaluate.py`", "`choice`", shots=True
+            ),
+            "chat": Style(letters.write_options_chat, _CHAT_LETTER, "`letter`"),
         },
         _form("question", "answer"),
     ),
     "mmlu-pro": Benchmark(
         "MMLU-Pro",
         "TIGER-Lab/MMLU-Pro",
-        read_mmlu_pro,
+        letters.read_mmlu_pro,
         {
             "chat": Style(
-                write_mmlu_pro,
+                letters.write_mmlu_pro,
                 "up to ten options, and to think step by step; examples have the reasoning of the `validation` file "
                 "(lm-evaluation-harness `mmlu_pro`)",
                 "`letter`",
@@ -109,41 +69,41 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "gpqa": Benchmark(
         "GPQA",
         "`gpqa_diamond.csv`, `gpqa_main.csv`, `gpqa_extended.csv` (Idavidrein/gpqa)",
-        read_gpqa,
+        letters.read_gpqa,
         {
             "plain": Style(
-                write_gpqa_plain,
+                letters.write_gpqa_plain,
                 "the options, and ` (A)` to ` (D)` after `Answer:` (lm-evaluation-harness `gpqa`, `zeroshot` or "
                 "`n_shot`)",
                 "`choice`",
                 shots=True,
             ),
-            "chat": Style(write_options_chat, _CHAT_LETTER, "`letter`"),
+            "chat": Style(letters.write_options_chat, _CHAT_LETTER, "`letter`"),
         },
-        _form("Question", *GPQA_ANSWERS),
+        _form("Question", *letters.GPQA_ANSWERS),
     ),
     "arc": Benchmark(
         "ARC",
         "AI2's `.jsonl` files, allenai/ai2_arc",
-        read_arc,
+        likelihood.read_arc,
         {
             "plain": Style(
-                write_answer,
+                likelihood.write_answer,
                 "`Question: ...\\nAnswer:`, the options after it (lm-evaluation-harness `arc_easy.yaml`)",
                 "`choice`",
                 shots=True,
             ),
-            "chat": Style(write_options_chat, _CHAT_LETTER, "`letter`"),
+            "chat": Style(letters.write_options_chat, _CHAT_LETTER, "`letter`"),
         },
         _form("question", "AnswerKey"),
     ),
     "hellaswag": Benchmark(
         "HellaSwag",
         "rowanz/hellaswag, Rowan/hellaswag",
-        read_hellaswag,
+        likelihood.read_hellaswag,
         {
             "plain": Style(
-                write_continuation,
+                likelihood.write_continuation,
                 "the endings after the context, cleaned as lm-evaluation-harness does (`hellaswag.yaml`, `utils.py`)",
                 "`choice`",
                 shots=True,
@@ -153,10 +113,10 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "piqa": Benchmark(
         "PIQA",
         "`valid.jsonl` with `valid-labels.lst` beside it (ybisk/piqa), baber/piqa",
-        read_piqa,
+        likelihood.read_piqa,
         {
             "plain": Style(
-                write_answer,
+                likelihood.write_answer,
                 "`Question: ...\\nAnswer:`, the two solutions after it (lm-evaluation-harness `piqa.yaml`)",
                 "`choice`",
                 shots=True,
@@ -167,10 +127,10 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "sciq": Benchmark(
         "SciQ",
         "AI2's `test.json`, allenai/sciq",
-        read_sciq,
+        likelihood.read_sciq,
         {
             "plain": Style(
-                write_sciq,
+                likelihood.write_sciq,
                 "the passage (`support`), `Question: ...\\nAnswer:`, the answers after it (lm-evaluation-harness "
                 "`sciq.yaml`)",
                 "`choice`",
@@ -181,10 +141,10 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "openbookqa": Benchmark(
         "OpenBookQA",
         "AI2's `test.jsonl`, allenai/openbookqa",
-        read_openbookqa,
+        likelihood.read_openbookqa,
         {
             "plain": Style(
-                write_continuation,
+                likelihood.write_continuation,
                 "the options after the beginning of the sentence (lm-evaluation-harness `openbookqa.yaml`)",
                 "`choice`",
                 shots=True,
@@ -194,10 +154,10 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "boolq": Benchmark(
         "BoolQ",
         "Google's `dev.jsonl` (google/boolq), SuperGLUE's `val.jsonl` (aps/super_glue)",
-        read_boolq,
+        likelihood.read_boolq,
         {
             "plain": Style(
-                write_boolq,
+                likelihood.write_boolq,
                 "the passage, `Question: ...?\\nAnswer:`, ` no` and ` yes` after it (lm-evaluation-harness "
                 "`super_glue/boolq`)",
                 "`choice`",
@@ -208,10 +168,10 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "copa": Benchmark(
         "COPA",
         "SuperGLUE's `val.jsonl` (aps/super_glue)",
-        read_copa,
+        likelihood.read_copa,
         {
             "plain": Style(
-                write_continuation,
+                likelihood.write_continuation,
                 "the premise with `because` or `therefore`, the two sentences after it (lm-evaluation-harness "
                 "`super_glue/copa`)",
                 "`choice`",
@@ -222,10 +182,10 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "winogrande": Benchmark(
         "WinoGrande",
         "AI2's `dev.jsonl`, allenai/winogrande",
-        read_winogrande,
+        likelihood.read_winogrande,
         {
             "plain": Style(
-                write_blank,
+                likelihood.write_blank,
                 "the text after the blank, once for each filling of the blank (lm-evaluation-harness `winogrande`)",
                 "`choice`",
                 shots=True,
@@ -235,16 +195,20 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "xwinograd": Benchmark(
         "XWinograd",
         "Muennighoff/xwinograd, a file for each language",
-        read_xwinograd,
-        {"plain": Style(write_blank, "as for winogrande (lm-evaluation-harness `xwinograd`)", "`choice`", shots=True)},
+        likelihood.read_xwinograd,
+        {
+            "plain": Style(
+                likelihood.write_blank, "as for winogrande (lm-evaluation-harness `xwinograd`)", "`choice`", shots=True
+            )
+        },
     ),
     "blimp": Benchmark(
         "BLiMP",
         "alexwarstadt/blimp (`data/UID.jsonl`), nyu-mll/blimp",
-        read_blimp,
+        likelihood.read_blimp,
         {
             "plain": Style(
-                write_continuation,
+                likelihood.write_continuation,
                 "nothing: the two sentences are compared, each after token 0 and a space (lm-evaluation-harness "
                 "`blimp`)",
                 "`choice`",
@@ -254,10 +218,10 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "gsm8k": Benchmark(
         "GSM8K",
         "openai/grade-school-math, openai/gsm8k",
-        read_gsm8k,
+        open_answers.read_gsm8k,
         {
             "chat": Style(
-                write_gsm8k,
+                open_answers.write_gsm8k,
                 "the question; worked examples before it as in lm-evaluation-harness `gsm8k.yaml`",
                 "`number`",
                 shots=True,
@@ -269,23 +233,23 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "MATH",
         "MATH-500 (openai/prm800k `math_splits/test.jsonl`, HuggingFaceH4/MATH-500); hendrycks/math (a `.json` file "
         "for each problem), EleutherAI/hendrycks_math",
-        read_math,
-        {"chat": Style(write_boxed(2048), _BOXED, "`math`")},
+        open_answers.read_math,
+        {"chat": Style(open_answers.write_boxed(2048), _BOXED, "`math`")},
     ),
     "aime": Benchmark(
         "AIME",
         "Maxwell-Jia/AIME_2024, HuggingFaceH4/aime_2024, math-ai/aime25, gneubig/aime-1983-2024 (CSV)",
-        read_aime,
-        {"chat": Style(write_boxed(32_768), "as for math", "`math`")},
+        open_answers.read_aime,
+        {"chat": Style(open_answers.write_boxed(32_768), "as for math", "`math`")},
         _form("Question", "Answer"),
     ),
     "triviaqa": Benchmark(
         "TriviaQA",
         "the original `*-dev.json`, mandarjoshi/trivia_qa (`rc.nocontext`, `unfiltered.nocontext`)",
-        read_triviaqa,
+        open_answers.read_triviaqa,
         {
             "chat": Style(
-                write_triviaqa,
+                open_answers.write_triviaqa,
                 "`Question: ...?\\nAnswer:`, until a line end, full stop or comma (lm-evaluation-harness `triviaqa`); "
                 "compared with all aliases as mandarjoshi90/triviaqa `triviaqa_evaluation.py` does",
                 "`one_of`",
@@ -297,10 +261,10 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "simpleqa": Benchmark(
         "SimpleQA",
         "openai/simple-evals `simple_qa_test_set.csv`",
-        read_simpleqa,
+        open_answers.read_simpleqa,
         {
             "chat": Style(
-                write_simpleqa,
+                open_answers.write_simpleqa,
                 "the question; a [judge](judges.md) compares the reply with the answer, by a rubric after that of "
                 "`simpleqa_eval.py`, with two grades instead of three",
                 "`judge`",
@@ -311,16 +275,20 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "ifeval": Benchmark(
         "IFEval",
         "google-research `input_data.jsonl`, google/IFEval",
-        read_ifeval,
-        {"chat": Style(write_ifeval, "the prompt (google-research `instruction_following_eval`)", "`ifeval`")},
+        open_answers.read_ifeval,
+        {
+            "chat": Style(
+                open_answers.write_ifeval, "the prompt (google-research `instruction_following_eval`)", "`ifeval`"
+            )
+        },
     ),
     "mt-bench": Benchmark(
         "MT-Bench",
         "FastChat `question.jsonl`",
-        read_mt_bench,
+        open_answers.read_mt_bench,
         {
             "chat": Style(
-                write_mt_bench,
+                open_answers.write_mt_bench,
                 "the turns, at the temperature of the category (FastChat `common.py`)",
                 "references, if any",
             )
