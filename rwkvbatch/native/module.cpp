@@ -1,4 +1,4 @@
-// Python bindings of the CPU backend; only ops/cpu.py uses them.
+// Python bindings of the CPU backend; only ops/cpu.py and network/traced.py use them.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
