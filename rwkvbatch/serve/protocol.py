@@ -12,12 +12,12 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, SamplingParams
+from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, SamplingParams, ThinkMode
 from rwkvbatch.config.names import full_name
 from rwkvbatch.config.setting import allowed_values, as_requirement
 from rwkvbatch.errors import RwkvBatchError, UsageError, shown_value
@@ -57,8 +57,20 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "suffix": ("",),
     "repetition_penalty": (1, 1.0),
+    # Fields of vLLM's server, which its clients send with the values that mean the same as none.
+    "length_penalty": (1, 1.0),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "use_beam_search": (False,),
+    "skip_special_tokens": (True,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "chat_template_kwargs": ({},),
 }
 """By field, the values that change nothing. Other values are refused."""
+
+_THINKING = ("chat_template_kwargs", "enable_thinking", "reasoning", "reasoning_effort", "thinking")
+"""Fields of other servers that set how a model thinks."""
 
 
 class RequestError(UsageError):
@@ -243,7 +255,8 @@ def parse_request(
         del values[name]
     for name in [name for name in values if name in NEUTRAL and name not in kind.model_fields]:
         if (value := values.pop(name)) not in NEUTRAL[name]:
-            raise RequestError(f"{name}: this server does not support it, got {shown_value(value)}", param=name)
+            problem = f"{name}: this server does not support it, got {shown_value(value)}"
+            raise RequestError(problem, param=name, hint=_hint_for(name))
     own = {name: values.pop(name) for name in OWN_FIELDS if name in values and _is_setting(name, kind)}
     fields = _fields(values, kind, limits)
     stops = _stops(fields.stop)
@@ -327,7 +340,17 @@ def _check_sizes(values: Mapping[str, Any]) -> None:
 
 def unknown_field(name: str) -> RequestError:
     """The error about a field that this server does not know."""
-    return RequestError(f"{name[:SHOWN_NAME]}: unknown field", param=name[:SHOWN_NAME], code="unknown_parameter")
+    shown = name[:SHOWN_NAME]
+    return RequestError(f"{shown}: unknown field", param=shown, code="unknown_parameter", hint=_hint_for(name))
+
+
+def _hint_for(name: str) -> str:
+    """What to send instead of a field of another server; empty if there is nothing."""
+    return (
+        f"the field think of chats sets the thinking mode: {', '.join(get_args(ThinkMode))}"
+        if name in _THINKING
+        else ""
+    )
 
 
 def _stops(stop: str | list[str]) -> list[str]:

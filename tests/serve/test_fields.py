@@ -45,6 +45,10 @@ from tests.serve.running import CHAT, MODEL, Server, problem, still_serves
         ({"logit_bias": {"1": 5}}, "logit_bias: this server does not support it", "logit_bias"),
         ({"response_format": {"type": "json_object"}}, "response_format: this server does not support it", None),
         ({"temprature": 1}, "temprature: unknown field", "temprature"),
+        ({"reasoning_effort": "low"}, "unknown field; the field think of chats sets the thinking mode: off, on", None),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, "; the field think of chats", "chat_template_kwargs"),
+        ({"min_tokens": 3}, "min_tokens: this server does not support it, got 3", "min_tokens"),
+        ({"ignore_eos": True}, "ignore_eos: this server does not support it, got True", "ignore_eos"),
         ({"x" * 10**6: 1}, "x" * 80 + ": unknown field", "x" * 80),
         ({"\x9b31m\u202e": 1}, "\\x9b31m\\u202e: unknown field", "\\x9b31m\\u202e"),
         ({"no_penalty": ["a"] * 9}, "no_penalty: must be at most 8 texts", "no_penalty"),
@@ -135,6 +139,19 @@ def test_bodies_that_are_no_requests_are_refused(server: Server, body: bytes) ->
 def test_a_body_that_cannot_be_read_is_named_by_its_problem(server: Server, body: bytes, message: str) -> None:
     for path in ("/v1/chat/completions", "/tokenize"):
         assert problem(server.send(path, body, method="POST"))[1].startswith(message)
+
+
+def test_fields_of_other_servers_are_accepted_where_they_change_nothing(server: Server) -> None:
+    neutral = {
+        "parallel_tool_calls": False, "repetition_penalty": 1, "length_penalty": 1.0, "min_tokens": 0,
+        "ignore_eos": False, "use_beam_search": False, "skip_special_tokens": True, "chat_template_kwargs": {},
+        "add_generation_prompt": True, "continue_final_message": False, "tools": [], "logit_bias": None,
+    }  # fmt: skip
+    plain, given = ({**CHAT, "max_tokens": 4, "seed": 1, **more} for more in ({}, neutral))
+    first, second = (server.send("/v1/chat/completions", body) for body in (plain, given))
+    assert (first[0], second[0]) == (200, 200)
+    texts = [answer[1]["choices"][0]["message"] for answer in (first, second)]
+    assert texts[0] == texts[1]
 
 
 def test_the_error_of_a_chat_does_not_mention_echo(server: Server) -> None:
