@@ -15,6 +15,7 @@ from rwkvbatch.comparison.statistics.differences import Comparison, Family
 from rwkvbatch.comparison.statistics.means import VariantMean
 from rwkvbatch.comparison.statistics.ranking import Candidate, Ranking
 from rwkvbatch.comparison.statistics.trend import Trend
+from rwkvbatch.stats.family import can_be_significant
 
 ARROWS: Final = {"higher": "↑", "lower": "↓", "none": ""}
 RANKING_NOTE: Final = (
@@ -121,6 +122,9 @@ def correction(family: Family, lines: Sequence[Comparison]) -> str:
     """Sentences on the number of a family's tests and on their correction."""
     if not family.metric.tested:
         return "Not tested."
+    too_few = sum(not line.identical and not can_be_significant(line.num_conversations, family.level) for line in lines)
+    if not family.size and too_few:
+        return "Too few conversations for a test."
     if not family.size:
         are_judged = any(line.num_without_preference for line in lines)
         return f"All pairs {'with a verdict ' if are_judged else ''}are equal."
@@ -138,6 +142,8 @@ def correction(family: Family, lines: Sequence[Comparison]) -> str:
     if untested := sum(line.identical and line.num_values > 0 for line in lines):
         needs = "needs" if untested == 1 else "need"
         text += f" {_count(untested, 'comparison')} of equal pairs {needs} no test."
+    if too_few:
+        text += f" {_count(too_few, 'comparison')} of too few conversations {'has' if too_few == 1 else 'have'} none."
     return text.replace("%", " %")
 
 

@@ -127,7 +127,8 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
         level: of the family.
         widest: the largest difference that the metric allows (1 for scores in [0, 1]); no interval exceeds it.
 
-    Variants whose pairs are all equal are reported, but do not count in the correction.
+    Variants whose pairs are all equal are reported, but do not count in the correction. Nor do those of too few
+    clusters for any outcome to be significant (`can_be_significant`): their intervals have no ends.
 
     Raises:
         ValueError: the shapes differ, a count is negative, or a sum is not finite.
@@ -135,12 +136,12 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
     paired_sums, num_pairs = _used_clusters(sums, counts)
     scale = np.abs(paired_sums).sum(axis=0)
     tested = np.flatnonzero(scale > 0)
-    variants = _Variants.of(paired_sums[:, tested], num_pairs[:, tested], widest)
+    variants = _Variants.of(paired_sums[:, tested], num_pairs[:, tested], widest, level)
     tests = variants.test(sign_flips(paired_sums.shape[0]), level)
     differences = dict(zip(tested.tolist(), variants.differences(tests), strict=True))
-    with_pairs = max(1, int((num_pairs > 0).any(axis=0).sum()))
+    counted = max(1, sum(can_be_significant(clusters, level) for clusters in (num_pairs > 0).sum(axis=0).tolist()))
     for column in np.flatnonzero(scale == 0).tolist():
-        differences[column] = _equal_pairs(num_pairs[:, column], tests, widest, level / with_pairs)
+        differences[column] = _equal_pairs(num_pairs[:, column], tests, widest, level / counted)
     return Family(
         level,
         tests.level_each,
@@ -171,7 +172,7 @@ def _equal_pairs(num_pairs: NDArray[np.float64], tests: _Tests, widest: float, l
     differ as far as the metric allows.
     """
     clusters, level = int((num_pairs > 0).sum()), tests.level
-    decidable = clusters > 0 and _smallest_p(clusters) <= level
+    decidable = can_be_significant(clusters, level)
 
     def end(at: float) -> float:
         if not clusters:
@@ -185,6 +186,11 @@ def _equal_pairs(num_pairs: NDArray[np.float64], tests: _Tests, widest: float, l
         decidable=decidable, identical=clusters > 0, level_each=tests.level_each, level_rank=tests.level_each,
         level_interval=level_interval,
     )  # fmt: skip
+
+
+def can_be_significant(clusters: int, level: float) -> bool:
+    """Whether any outcome of so many clusters is significant at `level`."""
+    return clusters > 0 and _smallest_p(clusters) <= level
 
 
 def _smallest_p(clusters: int) -> float:
@@ -224,8 +230,9 @@ class _Variants:
         counts: `[clusters, variants]` pairs of each cluster.
         scale: `[variants]` the sum of the absolute differences.
         ranks: `[clusters, variants]` signed ranks of the clusters' means.
-        spreads: of each variant, with the skewness that samples may lack by that of all variants.
+        spreads: of each variant, with the skewness that samples may lack by that of all that are `counted`.
         alone: the same without the other variants.
+        counted: `[variants]` whether the variant has enough clusters to be significant. Others do not count.
     """
 
     scaled: NDArray[np.float64]
@@ -234,17 +241,20 @@ class _Variants:
     ranks: NDArray[np.float64]
     spreads: tuple[Spread, ...]
     alone: tuple[Spread, ...]
+    counted: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, sums: NDArray[np.float64], counts: NDArray[np.float64], widest: float) -> _Variants:
+    def of(cls, sums: NDArray[np.float64], num_pairs: NDArray[np.float64], widest: float, level: float) -> _Variants:
         scale = np.abs(sums).sum(axis=0)
         scaled = sums / scale
         spreads: list[Spread] = []
         for column in range(scale.size):
-            has_pairs = counts[:, column] > 0
-            spreads.append(Spread.of(scaled[has_pairs, column] * scale[column], counts[has_pairs, column], widest))
-        together = with_lacked_skewness(spreads)
-        return cls(scaled, counts, scale, _signed_ranks(scaled, counts), together, tuple(spreads))
+            has_pairs = num_pairs[:, column] > 0
+            spreads.append(Spread.of(scaled[has_pairs, column] * scale[column], num_pairs[has_pairs, column], widest))
+        counted = np.array([can_be_significant(spread.clusters, level) for spread in spreads], dtype=bool)
+        family = iter(with_lacked_skewness([spread for spread, counts in zip(spreads, counted, strict=True) if counts]))
+        together = tuple(next(family) if counts else spread for spread, counts in zip(spreads, counted, strict=True))
+        return cls(scaled, num_pairs, scale, _signed_ranks(scaled, num_pairs), together, tuple(spreads), counted)
 
     @property
     def blocks(self) -> list[NDArray[np.intp]]:
@@ -277,8 +287,9 @@ class _Variants:
         # `smallest` is of the drawn patterns. Adjusting the larger one of both p-values keeps the level for either.
         found = np.searchsorted(smallest, np.maximum(p_flips, p_of_patterns), side="right")
         # p-values of skewed means take any value, so that the few values of those of flips do not correct them.
-        largest = LargestSums.of(self.deviations())
-        p_skewed_adjusted = largest.adjusted(p_skewed)
+        largest = LargestSums.of(self.deviations()[:, self.counted])
+        p_skewed_adjusted = p_skewed.copy()
+        p_skewed_adjusted[self.counted] = largest.adjusted(p_skewed[self.counted])
         # `p` can be larger than the others where the family is less skewed than one sample alone may be. Both are at
         # most 5 % in the same cases, so that this changes no verdict.
         p_adjusted = np.maximum.reduce([p, found / flips.count, p_skewed_adjusted])

@@ -312,6 +312,22 @@ def test_another_variant_makes_no_corrected_p_value_smaller(clusters: int) -> No
         assert beside.significant == (beside.low > 0 or beside.high < 0)
 
 
+@pytest.mark.parametrize("few", [1, 3, 5])
+def test_variants_of_too_few_conversations_do_not_count_in_the_correction(few: int) -> None:
+    """Five conversations are never significant, so that their intervals have no ends and hold every difference."""
+    rng = np.random.default_rng(few)
+    own = rng.normal(0.8, 1.0, (14, 2))
+    sums, counts = rng.normal(size=(14, 22)), np.zeros((14, 22))
+    sums[:, :2], counts[:, :2], counts[:few] = own, 1.0, 1.0
+    sums[:, 21] = 0.0
+    beside, alone = compare_family(sums * counts, counts), compare_family(own, np.ones_like(own))
+    assert beside.differences[:2] == alone.differences
+    assert (beside.level_each, beside.level_interval) == (alone.level_each, alone.level_interval)
+    for found in beside.differences[2:21]:
+        assert (found.low, found.high, found.decidable) == (-math.inf, math.inf, False)
+        assert found.p_adjusted >= found.p > 0.05
+
+
 def test_one_sided_p_of_the_largest_mean_is_exact_for_one_column() -> None:
     values = np.array([0.3, -0.1, 0.7, 0.2, 0.45, -0.25, 0.6])[:, None]
     signs = np.array(list(itertools.product((1, -1), repeat=7)))
@@ -417,7 +433,7 @@ def test_simultaneous_intervals_of_strongly_skewed_numbers_hold_all_true_differe
 def test_a_skewed_variant_is_significant_where_the_level_of_intervals_says_so() -> None:
     """Of 8 conversations flips have few p-values, which correct those of other tests too little."""
     values = np.random.default_rng(3).exponential(1.0, (8, 5))
-    variants = _Variants.of(values, np.ones_like(values), math.inf)
+    variants = _Variants.of(values, np.ones_like(values), math.inf, 0.05)
     p = np.array([spread.skewed.p_value for spread in variants.spreads])
     family = compare_family(values, np.ones_like(values))
     assert family.level_interval < 0.0125 < family.level_each

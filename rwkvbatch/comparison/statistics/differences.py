@@ -17,7 +17,7 @@ from rwkvbatch.comparison.pairing.preference import missing_in
 from rwkvbatch.comparison.values.groups import Breakdown, groups_of
 from rwkvbatch.comparison.values.metric_values import PairedValues, paired_values
 from rwkvbatch.stats.clustered import clustered_mean
-from rwkvbatch.stats.family import Difference, compare_family
+from rwkvbatch.stats.family import Difference, can_be_significant, compare_family
 
 if TYPE_CHECKING:
     from rwkvbatch.comparison.values.columns import Columns
@@ -37,7 +37,8 @@ class Family:
     Attributes:
         name: the metric's name, followed by ` by tag`, ` by turn` or ` by distance` for groups.
         exploratory: False only for the primary metric over all rows; an exploratory result is a lead, not a finding.
-        size: number of tests that the correction counts: those whose pairs are not all equal.
+        size: number of tests that the correction counts: those of enough conversations for any outcome to be
+            significant, whose pairs are not all equal.
         level: family-wise error rate.
         level_each: level of each single test by sign flips that keeps it.
         level_interval: level of each interval at which all hold together with probability `1 - level`, and of Hall's
@@ -173,7 +174,7 @@ def compare_metric(
         family = Family(name, metric, by, exploratory, 0, level, level, level, exact=False)
         return [_untested(sample, family, margin) for sample in samples], family
     tests = compare_family(*_sums_and_counts(samples), level=level, widest=metric.widest)
-    size = sum(bool(test.pairs) and not test.identical for test in tests.differences)
+    size = sum(can_be_significant(test.clusters, level) and not test.identical for test in tests.differences)
     family = Family(name, metric, by, exploratory, size, level, tests.level_each, tests.level_interval, tests.exact)
     comparisons = [
         _comparison(sample, family, test, margin) for sample, test in zip(samples, tests.differences, strict=True)

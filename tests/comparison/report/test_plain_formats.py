@@ -183,7 +183,7 @@ def test_markdown_has_the_numbers_of_turns_and_conversations(analysis: Analysis)
     ("cells", "conversations", "said"),
     [
         (("t=1", "t=2", "t=3"), 12, r"One test, level 95 %\. 1 comparison of equal pairs needs no test\."),
-        (("t=1", "t=2", "t=3"), 1, r"One test, level 95 %\. 1 comparison of equal pairs needs no test\."),
+        (("t=1", "t=2", "t=3"), 1, r"Too few conversations for a test\."),
         (("t=1", "t=2", "t=3", "t=4"), 12, r"Family of 2 tests, .*%\. 1 comparison of equal pairs needs no test\."),
     ],
 )
@@ -268,3 +268,18 @@ def test_the_means_of_a_single_run_are_those_of_the_requested_metrics(tmp_path: 
     assert [item["metric"] for item in json.loads(as_json(analysis))["means"]] == ["nll"]
     assert "score" not in as_csv(analysis)
     assert "logprob" not in as_markdown(analysis)
+
+
+def test_groups_of_too_few_conversations_are_not_counted_as_tests(tmp_path: Path) -> None:
+    """Tags of 5, 6 and 9 of 20 conversations; no outcome of 5 conversations is significant."""
+
+    def tag(row: dict[str, Any], _: object) -> None:
+        number = int(row["conversation"].removeprefix("talk-"))
+        row["tags"] = ["five"] if number < 5 else ["six"] if number < 11 else ["nine"]
+
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=20, change=tag)
+    analysis = compare([str(path)], by="tag")
+    assert [family.size for family in analysis.families] == [1, 2]
+    text = as_markdown(analysis)
+    assert "Exploratory family of 2 tests" in text
+    assert text.count("1 comparison of too few conversations has none.") == 1
