@@ -171,7 +171,7 @@ def _merged(
     for name, entry in replacements.items():
         entries[name] = _replaced(name, entry, plain, source.path)
     for target, group in groups.items():
-        name = f"{target}.weight"
+        name = target if target in plain else f"{target}.weight"  # the low-rank matrices have no `.weight`
         if name not in plain:
             raise CheckpointError(
                 f"this adapter is for another model: {str(base.path)!r} has no tensor {name[:80]!r}", path=source.path

@@ -129,7 +129,7 @@ _NAMINGS = (
         FLA,
         re.compile(
             r"layers\.\d+\.(?:attn\.(?:r_k|[wa]_lora\.lora\.0\.weight)"
-            r"|(?:attn\.[rkvo]_proj|ffn\.(?:key|value))\.lora_[AB](?:\.default)?\.weight)"
+            r"|(?:attn\.(?:[rkvo]_proj|[wavg]_lora\.lora\.[02])|ffn\.(?:key|value))\.lora_[AB](?:\.default)?\.weight)"
         ),
         {
             "pre_norm": "ln0",
@@ -182,6 +182,9 @@ _MODEL_NAMES = {
 _IN_LAYER = re.compile(r"(?:layers|blocks)\.(\d{1,6})\.(.+)")
 _LORA = re.compile(r"att\.([wavg])_lora\.lora\.(0\.weight|2\.weight|2\.bias)")
 _LORA_NUMBER = {"2.bias": "0", "0.weight": "1", "2.weight": "2"}
+# PEFT's `target_modules="all-linear"` adapts the low-rank matrices too. Transposing B A exchanges its two factors.
+_LORA_PART = re.compile(r"att\.([wavg])_lora\.lora\.([02])\.lora_([AB])(?:\.default)?\.weight")
+_EXCHANGED = {"A": "B", "B": "A"}
 _AS_LINEAR_LAYER = re.compile(r"att\.([wavg])([12])\.weight")
 _FUSED_ORDER = "rwkvag"
 
@@ -205,6 +208,10 @@ def _renamed(tensors: NamedTensors) -> NamedTensors | None:
         if (lora := _LORA.fullmatch(inner)) and (number := _LORA_NUMBER[lora[2]]):
             transpose = number != "0" and is_matrix
             entries[f"{block}.att.{lora[1]}{number}"] = entry.transposed() if transpose else entry
+        elif part := _LORA_PART.fullmatch(inner):
+            transpose = is_matrix
+            target = f"{block}.att.{part[1]}{_LORA_NUMBER[part[2] + '.weight']}"
+            entries[f"{target}.lora_{_EXCHANGED[part[3]]}"] = entry.transposed() if transpose else entry
         elif linear := _AS_LINEAR_LAYER.fullmatch(inner):
             transpose = is_matrix
             entries[f"{block}.att.{linear[1]}{linear[2]}"] = entry.transposed() if transpose else entry

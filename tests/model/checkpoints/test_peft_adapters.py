@@ -56,6 +56,25 @@ def test_a_directory_of_peft_with_the_names_of_other_programs(
     assert_merged(tiny_file, str(folder), expected, tmp_path)
 
 
+def test_an_adapter_of_all_linear_layers_of_flash_linear_attention_is_merged(
+    tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path
+) -> None:
+    """There the low-rank matrices are linear layers, whose weights are the transposed official ones."""
+    folder = peft_directory(tmp_path / "peft", tiny_tensors)
+    chains = {f"w_lora.lora.{n}": f"w{m}" for n, m in ((0, 1), (2, 2))} | {"v_lora.lora.2": "v2", "g_lora.lora.0": "g1"}
+    parts: Tensors = {}
+    expected = dict(tiny_tensors)
+    for number, (theirs, ours) in enumerate(chains.items()):
+        matrix = tiny_tensors[f"blocks.1.att.{ours}"]
+        rows, columns = matrix.T.shape
+        a, b = normal(RANK, columns, seed=number), normal(rows, RANK, seed=number + 10)
+        parts[f"base_model.model.model.layers.1.attn.{theirs}.lora_A.weight"] = a
+        parts[f"base_model.model.model.layers.1.attn.{theirs}.lora_B.weight"] = b
+        expected[f"blocks.1.att.{ours}"] = (matrix.float() + 4.0 * (b.float() @ a.float()).T).to(matrix.dtype)
+    save_file(parts, folder / "adapter_model.safetensors")
+    assert_merged(tiny_file, str(folder), expected, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
