@@ -35,7 +35,8 @@ from rwkvbatch.errors import RwkvBatchError
 from rwkvbatch.model.base import Model, RaggedBatch
 from rwkvbatch.model.checkpoints.calibration import fitted, pieces
 from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
-from rwkvbatch.model.load import load_model, resolve_model_path
+from rwkvbatch.model.load import load_model
+from rwkvbatch.model.model_files import resolve_model_path
 from rwkvbatch.model.network.rwkv7 import Network
 from rwkvbatch.model.network.traced import CpuModel
 from rwkvbatch.model.ops import Activation, MatrixKind, Product, Rounding, matrix_rounding

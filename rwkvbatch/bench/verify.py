@@ -20,7 +20,8 @@ import torch
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch, is_rwkv7
 from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
-from rwkvbatch.model.load import check_strategy, load_model, model_file
+from rwkvbatch.model.load import check_strategy, load_model
+from rwkvbatch.model.model_files import model_file
 from rwkvbatch.model.strategy import DTYPES
 
 PIECES = (1, 15, 16, 40, 1, 16, 5, 22)

@@ -34,7 +34,8 @@ from rwkvbatch.endpoint.served import (
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import UsageError
 from rwkvbatch.files import user_path
-from rwkvbatch.model.load import load_model, resolve_model_path
+from rwkvbatch.model.load import load_model
+from rwkvbatch.model.model_files import resolve_model_path
 from rwkvbatch.prompt.templates import load_prelude
 from rwkvbatch.prompt.vocabulary import tokenizer_of
 

@@ -97,7 +97,7 @@ def info_command(
     from rwkvbatch.model.checkpoints.adapters import parse_adapter
     from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
     from rwkvbatch.model.checkpoints.description import describe
-    from rwkvbatch.model.load import model_file
+    from rwkvbatch.model.model_files import model_file
 
     with open_checkpoint(model_file(model), parse_adapter(adapter)) as checkpoint:
         description = describe(checkpoint, read_values=verify)
@@ -146,7 +146,7 @@ def convert_command(
     """
     from rwkvbatch.model.checkpoints.adapters import parse_adapter
     from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
-    from rwkvbatch.model.load import model_file
+    from rwkvbatch.model.model_files import model_file
     from rwkvbatch.model.strategy import DTYPES
     from rwkvbatch.model.weights.quantised import rounding_of
     from rwkvbatch.model.weights.safetensors import check_tensor_target, save_entries

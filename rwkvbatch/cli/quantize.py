@@ -57,7 +57,7 @@ def quantize_command(
     from rwkvbatch.model.base import is_rwkv7
     from rwkvbatch.model.checkpoints.adapters import parse_adapter
     from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
-    from rwkvbatch.model.load import model_file
+    from rwkvbatch.model.model_files import model_file
     from rwkvbatch.model.weights.quantised import fit_of, quantised, rounding_of
     from rwkvbatch.model.weights.safetensors import check_tensor_target, save_entries
     from rwkvbatch.prompt.vocabulary import METADATA_KEY

@@ -46,7 +46,8 @@ class JudgeSource:
         if self.is_local:
             from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
             from rwkvbatch.model.checkpoints.description import describe
-            from rwkvbatch.model.load import check_strategy, resolve_model_path
+            from rwkvbatch.model.load import check_strategy
+            from rwkvbatch.model.model_files import resolve_model_path
             from rwkvbatch.prompt.vocabulary import tokenizer_of
 
             path = resolve_model_path(self._path()).path
@@ -71,7 +72,7 @@ class JudgeSource:
             return LocalJudge(model, tokenizer_of(model.spec, settings.judge_vocab), settings.batch_size)
 
     def _path(self) -> str:
-        from rwkvbatch.model.load import BUNDLED_MODEL
+        from rwkvbatch.model.model_files import BUNDLED_MODEL
 
         name = self._settings.judge
         assert name is not None

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import warnings
-from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -16,28 +12,23 @@ import torch
 from rwkvbatch.arguments import NAME, TEXT, checks, optional, whole_number
 from rwkvbatch.config import NO_ADAPTER
 from rwkvbatch.errors import CheckpointError, MissingDeviceError, UsageError
-from rwkvbatch.files import user_path
-from rwkvbatch.model import MODEL_VARIABLE, READ_SUFFIXES
 from rwkvbatch.model.base import Model, ModelSpec, dimensions_of, is_rwkv7
 from rwkvbatch.model.checkpoints.adapters import parse_adapter
 from rwkvbatch.model.checkpoints.checkpoint import Checkpoint, initial_wkv, open_checkpoint
 from rwkvbatch.model.checkpoints.memory import refuse_too_large
+from rwkvbatch.model.model_files import model_file, naming_origin
 from rwkvbatch.model.network.rwkv7 import Network, WeightReader, state_bytes
 from rwkvbatch.model.network.rwkv7_model import Rwkv7Model, Stepper
 from rwkvbatch.model.ops import Activation, Array, Operations
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.strategy import DTYPES, Strategy, parse_strategy, parse_upstream_strategy
 from rwkvbatch.model.upstream import load_upstream
-from rwkvbatch.model.weights.containers import is_model_directory
 from rwkvbatch.model.weights.quantised import rounding_of
 
 if TYPE_CHECKING:
     from rwkvbatch.model.ops.cpu import CpuOps
 
 Backend = Literal["auto", "cpu", "reference", "cuda", "upstream"]
-
-BUNDLED_MODEL = Path(__file__).parent.parent / "demo" / "rwkv7-demo.safetensors"
-
 MIN_CAPABILITY = (8, 0)
 """The lowest compute capability that Triton supports."""
 
@@ -50,113 +41,8 @@ class SeveralNetworksWarning(UserWarning):
     """A file holds dicts of tensors beside the one that is read, such as moving averages of the weights."""
 
 
-class SeveralFilesWarning(UserWarning):
-    """A model's name without its ending is that of several files, of which one is read."""
-
-
 class SlowBackendWarning(UserWarning):
     """The kernels for the device are not available; the reference operations, which are much slower, are used."""
-
-
-@dataclass(frozen=True)
-class ResolvedModel:
-    """A weights file.
-
-    Attributes:
-        bundled: whether it is the bundled model.
-        others: files that have the given name with another ending.
-    """
-
-    path: Path
-    bundled: bool
-    others: tuple[Path, ...] = ()
-
-    @property
-    def ambiguity(self) -> str | None:
-        """Says which of several files of the given name is read; None if there is one file only."""
-        if not self.others:
-            return None
-        names = " and ".join(other.name for other in self.others)
-        return f"{self.path} is read, and not {names}; give the name with its ending"
-
-
-def is_bundled(path: str | os.PathLike[str] | None) -> bool:
-    """Whether `path` means the bundled model: it is None, and the environment names no model. Looks at no file."""
-    return path is None and not os.environ.get(MODEL_VARIABLE)
-
-
-def resolve_model_path(path: str | os.PathLike[str] | None = None) -> ResolvedModel:
-    """The weights file that `path` names, with or without its suffix (`READ_SUFFIXES`).
-
-    None means the environment variable `RWKVBATCH_MODEL`, and without that the bundled model.
-
-    Raises:
-        CheckpointError: there is no such file.
-    """
-    with _naming_origin(path):
-        return _resolve(path)
-
-
-def model_file(path: str | os.PathLike[str] | None = None) -> Path:
-    """The weights file that `resolve_model_path` finds. Warns of other files that have the same name without ending.
-
-    A command that reads a file several times calls this once, and then names the file by the path that it returns.
-    """
-    resolved = resolve_model_path(path)
-    if resolved.ambiguity is not None:
-        warnings.warn(resolved.ambiguity, SeveralFilesWarning, stacklevel=4)
-    return resolved.path
-
-
-def _resolve(path: str | os.PathLike[str] | None) -> ResolvedModel:
-    if is_bundled(path):
-        if not BUNDLED_MODEL.is_file():
-            raise CheckpointError(
-                "the bundled model is missing from the package", path=BUNDLED_MODEL, hint="give one with --model FILE"
-            )
-        return ResolvedModel(BUNDLED_MODEL, bundled=True)
-    name = os.environ[MODEL_VARIABLE] if path is None else os.fspath(path)
-    if not name:
-        raise CheckpointError("the name of the model is empty")
-    file = user_path(name)
-    candidates = [file, *(Path(f"{file}{suffix}") for suffix in READ_SUFFIXES)]
-    try:
-        if file.is_file() or is_model_directory(file):
-            return ResolvedModel(file, bundled=False)
-        if files := [candidate for candidate in candidates[1:] if candidate.is_file()]:
-            return ResolvedModel(files[0], bundled=False, others=tuple(files[1:]))
-        if os.path.lexists(file):
-            # A directory, a pipe or a dangling link: opening it raises the right error.
-            return ResolvedModel(file, bundled=False)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"not a usable file name: {error}", path=name[:200]) from error
-    hint = f"no {', '.join(repr(candidate.name) for candidate in candidates)} in {str(file.parent)!r}"
-    similar = _similar_names(file)
-    raise CheckpointError("there is no such file", path=file, hint=f"{hint}; is it {similar}?" if similar else hint)
-
-
-@contextmanager
-def _naming_origin(path: str | os.PathLike[str] | None) -> Generator[None]:
-    """Name the environment variable in errors about the model's file, if the file name comes from it."""
-    try:
-        yield
-    except CheckpointError as error:
-        if path is None and os.environ.get(MODEL_VARIABLE) and MODEL_VARIABLE not in error.message:
-            error.add_origin(f"from {MODEL_VARIABLE}")
-        raise
-
-
-def _similar_names(file: Path) -> str:
-    """Up to two checkpoints beside the missing `file` with similar names, or names that begin with its name."""
-    try:
-        names = [entry.name for entry in os.scandir(file.parent) if entry.name.endswith(READ_SUFFIXES)]
-    except OSError:
-        return ""
-    # Releases have a date and a context length after the name: rwkv7-g1k-1.5b-20260930-ctx25600.pth.
-    stem = file.name.removesuffix(file.suffix) if file.suffix in READ_SUFFIXES else file.name
-    longer = sorted((name for name in names if name.startswith(stem)), reverse=True)
-    similar = longer or difflib.get_close_matches(file.name, names, n=2)
-    return " or ".join(repr(name) for name in similar[:2])
 
 
 LOADING = {"strategy": TEXT, "backend": TEXT, "threads": optional(whole_number(1, 1024)), "adapter": TEXT}
@@ -194,7 +80,7 @@ def load_model(
     """
     parsed_adapter = parse_adapter(adapter)
     file_path = model_file(path)
-    with _naming_origin(path), open_checkpoint(file_path, parsed_adapter) as checkpoint:
+    with naming_origin(path), open_checkpoint(file_path, parsed_adapter) as checkpoint:
         for file in checkpoint.file.files:
             if file.choice:
                 text = f"{file.path}: {file.choice}; to use another dict of tensors, save it alone"

@@ -268,7 +268,7 @@ def run(
 
 
 def _uses_bundled(plan: Plan) -> bool:
-    from rwkvbatch.model.load import is_bundled
+    from rwkvbatch.model.model_files import is_bundled
 
     # Not `resolve_model_path`: with `--ray`, the files may be on other machines only.
     return any(setup.endpoint is None and is_bundled(setup.model) for setup in setups_of(plan))

@@ -30,7 +30,8 @@ from rwkvbatch.config import CellSettings, RunSettings
 from rwkvbatch.engine.engine import DEFAULT_STATE_MEMORY, Engine
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import Model, State
-from rwkvbatch.model.load import load_model, resolve_model_path
+from rwkvbatch.model.load import load_model
+from rwkvbatch.model.model_files import resolve_model_path
 from rwkvbatch.model.ops import rounding_rules
 from rwkvbatch.model.states import load_state
 from rwkvbatch.prompt.templates import load_prelude, load_template, with_turn_end

@@ -16,7 +16,8 @@ from rwkvbatch.bench.damage import CHUNK, ScoredPart, ScoredText, damage, texts_
 from rwkvbatch.cli.app import app
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
-from rwkvbatch.model.load import BUNDLED_MODEL, load_model
+from rwkvbatch.model.load import load_model
+from rwkvbatch.model.model_files import BUNDLED_MODEL
 from rwkvbatch.script.documents import read_documents
 
 VOCAB = 256

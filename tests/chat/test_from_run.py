@@ -18,7 +18,8 @@ from rwkvbatch.cli.app import invoke
 from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import RunDirectoryError, UsageError
-from rwkvbatch.model.load import BUNDLED_MODEL, load_model
+from rwkvbatch.model.load import load_model
+from rwkvbatch.model.model_files import BUNDLED_MODEL
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
 from tests.chat.sessions import new_session

@@ -23,7 +23,7 @@ from rwkvbatch.cli.app import invoke
 from rwkvbatch.config import RunSettings, preset
 from rwkvbatch.config.sources import resolve_settings
 from rwkvbatch.errors import UsageError
-from rwkvbatch.model.load import BUNDLED_MODEL
+from rwkvbatch.model.model_files import BUNDLED_MODEL
 from rwkvbatch.prompt.templates import PRELUDES
 from tests.chat.sessions import exchange
 from tests.chat.terminal import Terminal

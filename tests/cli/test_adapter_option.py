@@ -10,7 +10,7 @@ import torch
 
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
-from rwkvbatch.model.load import BUNDLED_MODEL
+from rwkvbatch.model.model_files import BUNDLED_MODEL
 
 
 @pytest.fixture

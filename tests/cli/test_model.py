@@ -17,7 +17,7 @@ from rich.console import Console
 from rwkvbatch.cli import views
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
-from rwkvbatch.model.load import BUNDLED_MODEL
+from rwkvbatch.model.model_files import BUNDLED_MODEL
 from rwkvbatch.model.weights.named_tensors import Entry
 from rwkvbatch.model.weights.safetensors import save_entries
 

@@ -57,7 +57,7 @@ def test_commands_are_unwound_and_end_with_a_word(
         finally:
             tidied.append("up")
 
-    monkeypatch.setattr("rwkvbatch.model.load.resolve_model_path", command)
+    monkeypatch.setattr("rwkvbatch.model.model_files.resolve_model_path", command)
     monkeypatch.setattr("rwkvbatch.signals._is_importing", lambda _: False)  # pytest's own imports do not count
     with leaving_at_once():
         unwind()

@@ -18,7 +18,8 @@ from rwkvbatch.endpoint.client import Client
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import Reply
 from rwkvbatch.errors import UnreachableError, UsageError
-from rwkvbatch.model.load import load_model, resolve_model_path
+from rwkvbatch.model.load import load_model
+from rwkvbatch.model.model_files import resolve_model_path
 from tests.endpoint.server import FakeServer, serving
 
 OPTIONS = CertifyOptions(max_tokens=16, concurrency=4)

@@ -24,7 +24,7 @@ import rwkvbatch
 from benchmarks.gguf_file import write_gguf
 from rwkvbatch.bench.certify import Certificate, CertifyOptions, certify
 from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
-from rwkvbatch.model.load import resolve_model_path
+from rwkvbatch.model.model_files import resolve_model_path
 
 BUILD = os.environ.get("LLAMA_CPP")
 TRANSPOSED = "blocks.1.att.output.weight"

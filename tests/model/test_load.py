@@ -15,10 +15,11 @@ import torch
 
 from rwkvbatch.config import RunSettings
 from rwkvbatch.errors import CheckpointError, UsageError
-from rwkvbatch.model import load
+from rwkvbatch.model import load, model_files
 from rwkvbatch.model.base import Model
 from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
-from rwkvbatch.model.load import SeveralFilesWarning, SlowBackendWarning, is_bundled, load_model, resolve_model_path
+from rwkvbatch.model.load import SlowBackendWarning, load_model
+from rwkvbatch.model.model_files import SeveralFilesWarning, is_bundled, resolve_model_path
 from rwkvbatch.model.network.rwkv7_model import Rwkv7Model
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.weights.safetensors import save_tensors
@@ -89,7 +90,7 @@ def test_a_path_overrides_the_environment_variable(tmp_path: Path, monkeypatch: 
 
 
 def test_without_a_name_the_bundled_model_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "BUNDLED_MODEL", tmp_path / "demo.safetensors")
+    monkeypatch.setattr(model_files, "BUNDLED_MODEL", tmp_path / "demo.safetensors")
     with pytest.raises(CheckpointError, match="bundled model is missing"):
         resolve_model_path()
     (tmp_path / "demo.safetensors").touch()

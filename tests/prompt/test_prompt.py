@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rwkvbatch.config import Prompting, ReplyPrompt, ThinkMode, TurnEnd
 from rwkvbatch.errors import UsageError
 from rwkvbatch.hashes import sha256_of_file
-from rwkvbatch.model.load import BUNDLED_MODEL
+from rwkvbatch.model.model_files import BUNDLED_MODEL
 from rwkvbatch.prompt.segments import clean
 from rwkvbatch.prompt.templates import (
     BUNDLED_SHA256,

@@ -22,7 +22,7 @@ from rwkvbatch.engine.request import LONG_TEXT_TOKENS
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.model.base import Model
 from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
-from rwkvbatch.model.load import BUNDLED_MODEL
+from rwkvbatch.model.model_files import BUNDLED_MODEL
 from rwkvbatch.replay.planning.grid import make_cells
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.replay.worker.models import ModelLoader

@@ -57,7 +57,8 @@ class ModelLoader:
             return self._given_model
         key = (setup.model, setup.strategy, setup.backend, setup.adapter)
         if self._loaded is None or self._loaded[0] != key:
-            from rwkvbatch.model.load import load_model, resolve_model_path
+            from rwkvbatch.model.load import load_model
+            from rwkvbatch.model.model_files import resolve_model_path
             from rwkvbatch.model.strategy import check_device
 
             self._loaded = None
@@ -151,7 +152,7 @@ def check_headers(plan: Plan) -> tuple[Tokenizer, list[str]]:
     """
     from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
     from rwkvbatch.model.checkpoints.description import describe
-    from rwkvbatch.model.load import resolve_model_path
+    from rwkvbatch.model.model_files import resolve_model_path
 
     tokenizers: list[Tokenizer] = []
     warnings: list[str] = []

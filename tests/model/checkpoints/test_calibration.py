@@ -17,7 +17,8 @@ from rwkvbatch.model.checkpoints import calibration
 from rwkvbatch.model.checkpoints.calibration import fitted, pieces, rounded_with_feedback
 from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
 from rwkvbatch.model.checkpoints.random_checkpoint import random_tensors
-from rwkvbatch.model.load import BUNDLED_MODEL, load_model
+from rwkvbatch.model.load import load_model
+from rwkvbatch.model.model_files import BUNDLED_MODEL
 from rwkvbatch.model.network.rwkv7 import Network
 from rwkvbatch.model.ops.reference import ROUNDINGS, ReferenceOps, layer_norm
 from rwkvbatch.model.weights.safetensors import save_tensors

@@ -113,7 +113,7 @@ def extended(root: Path) -> Job:
 
 def quantized_grid(root: Path) -> Job:
     """int4 made at loading and a file of 8 bits, in one grid of models."""
-    from rwkvbatch.model.load import BUNDLED_MODEL
+    from rwkvbatch.model.model_files import BUNDLED_MODEL
 
     quantized = root / "w8a8.safetensors"
     check_exit(run_program(["model", "quantize", str(BUNDLED_MODEL), str(quantized), "--to", "w8a8", "--quiet"]))
@@ -134,7 +134,7 @@ def write_adapter(path: Path) -> None:
     import torch
 
     from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
-    from rwkvbatch.model.load import BUNDLED_MODEL
+    from rwkvbatch.model.model_files import BUNDLED_MODEL
 
     with open_checkpoint(BUNDLED_MODEL) as checkpoint:
         out, width = checkpoint["blocks.0.att.output.weight"].shape
@@ -152,7 +152,7 @@ def gguf(root: Path) -> Job:
 def write_gguf_file(path: Path) -> None:
     from benchmarks.gguf_file import write_gguf
     from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
-    from rwkvbatch.model.load import BUNDLED_MODEL
+    from rwkvbatch.model.model_files import BUNDLED_MODEL
 
     with open_checkpoint(BUNDLED_MODEL) as checkpoint:
         write_gguf(path, checkpoint)
@@ -166,7 +166,7 @@ def hf_directory(root: Path) -> Job:
 
 def write_hf_directory(path: Path) -> None:
     from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
-    from rwkvbatch.model.load import BUNDLED_MODEL
+    from rwkvbatch.model.model_files import BUNDLED_MODEL
     from tests.model.made_forms import to_fla, write_directory
 
     with open_checkpoint(BUNDLED_MODEL) as checkpoint:
@@ -274,7 +274,7 @@ def convert(root: Path) -> Job:
 
 def quantize(root: Path) -> Job:
     """`model quantize`, in the place of an older file."""
-    from rwkvbatch.model.load import BUNDLED_MODEL
+    from rwkvbatch.model.model_files import BUNDLED_MODEL
 
     def arguments(path: Path) -> list[str]:
         return ["model", "quantize", str(BUNDLED_MODEL), str(path / "out.safetensors"), "--force", "--quiet"]
