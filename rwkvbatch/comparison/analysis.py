@@ -181,7 +181,12 @@ class Analysis:
         return [
             dict.fromkeys(COLUMNS)
             | {"variant": variant.label, "group": mean.group, "metric": mean.metric.name, "unit": mean.metric.unit}
-            | {"better": mean.metric.better, "variant_mean": mean.mean, "num_values": mean.num_values}
+            | {
+                "better": mean.metric.better,
+                "variant_mean": mean.mean,
+                "num_values": mean.num_values,
+                "num_conversations": mean.num_conversations,
+            }
             | {"low": mean.low, "high": mean.high, "low_alone": mean.low, "high_alone": mean.high}
             for variant in self.variants
             for mean in self.means(variant)

@@ -67,7 +67,10 @@ def as_json(analysis: Analysis) -> str:
         "best": [_best(ranking) for ranking in analysis.rankings],
         "means": [
             {"variant": variant.label, "metric": mean.metric.name}
-            | {name: getattr(mean, name) for name in ("group", "mean", "low", "high", "num_values")}
+            | {
+                name: getattr(mean, name)
+                for name in ("group", "mean", "low", "high", "num_values", "num_conversations")
+            }
             for variant in analysis.variants
             for mean in analysis.means(variant)
         ],
@@ -239,10 +242,16 @@ def _row(cells: Iterable[str]) -> str:
 
 def _means(analysis: Analysis, variant: Variant) -> str:
     rows = [
-        _row((mean.metric.name, mean.group or "all", shown_mean(mean.metric, mean.mean), interval(mean)))
+        _row(
+            (
+                *(mean.metric.name, mean.group or "all", shown_mean(mean.metric, mean.mean), interval(mean)),
+                *(f"{count:,}" for count in (mean.num_values, mean.num_conversations)),
+            )
+        )
         for mean in analysis.means(variant)
     ]
-    return "\n".join(["| metric | of | mean | 95 % interval |", "|---|---|---:|---|", *rows])
+    names = "| metric | of | mean | 95 % interval | values | conversations |"
+    return "\n".join([names, "|---|---|---:|---|---:|---:|", *rows])
 
 
 def _table(lines: Sequence[Comparison]) -> str:

@@ -151,6 +151,7 @@ def as_html(analysis: Analysis) -> str:
         asked=asked,
         headings=list(by_heading(others)),
         means=means,
+        by=analysis.by,
         settings=_settings(analysis),
         runs=analysis.runs,
         left_out=data.left_out,

@@ -326,8 +326,7 @@ def _means(analysis: Analysis) -> Iterator[Table]:
         title = metric_title(mean.metric)
         if title not in by_metric:
             by_metric[title] = _table_of_means(f"{label}, {title}", "of")
-            by_metric[title].add_column("values", justify="right")
-        by_metric[title].add_row(safe(mean.group or "all"), *_cells_of_mean(mean), f"{mean.num_values:,}")
+        by_metric[title].add_row(safe(mean.group or "all"), *_cells_of_mean(mean))
     yield from by_metric.values()
 
 
@@ -336,11 +335,14 @@ def _table_of_means(title: str, first_column: str) -> Table:
     table.add_column(first_column, overflow="fold")
     table.add_column("mean", justify="right")
     table.add_column("95 % interval")
+    table.add_column("values", justify="right")
+    table.add_column("conversations", justify="right")
     return table
 
 
-def _cells_of_mean(mean: VariantMean) -> tuple[str, str]:
-    return shown_mean(mean.metric, mean.mean), interval(mean)
+def _cells_of_mean(mean: VariantMean) -> tuple[str, ...]:
+    counts = (f"{count:,}" for count in (mean.num_values, mean.num_conversations))
+    return shown_mean(mean.metric, mean.mean), interval(mean), *counts
 
 
 def _print_changes(matched: MatchedRows, console: Console, num_changes: int) -> None:

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 class VariantMean:
     """A metric's mean over a variant's rows (of one `group`), with its 95 % interval within the metric's range.
 
-    The interval is NaN if the spread between conversations is unknown.
+    The interval is NaN if the spread between conversations is unknown. `num_values` values of `num_conversations`
+    conversations are known.
     """
 
     metric: Metric
@@ -44,6 +45,7 @@ class VariantMean:
     low: float
     high: float
     num_values: int
+    num_conversations: int
     group: str | None = None
 
 
@@ -83,9 +85,9 @@ def mean_of(
     known = ~np.isnan(values)
     values, conversations = values[known], conversations[known]
     weights = None if weights is None else weights[known]
-    mean = clustered_mean(values, conversations, weights).mean
-    low, high = ends_of_mean(metric, values, conversations, weights)
-    return VariantMean(metric, metric.shown(mean), metric.shown(low), metric.shown(high), values.size, group)
+    estimate = clustered_mean(values, conversations, weights)
+    mean, low, high = map(metric.shown, (estimate.mean, *ends_of_mean(metric, values, conversations, weights)))
+    return VariantMean(metric, mean, low, high, values.size, estimate.num_clusters, group)
 
 
 def ends_of_mean(

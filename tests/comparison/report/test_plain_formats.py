@@ -283,3 +283,26 @@ def test_groups_of_too_few_conversations_are_not_counted_as_tests(tmp_path: Path
     text = as_markdown(analysis)
     assert "Exploratory family of 2 tests" in text
     assert text.count("1 comparison of too few conversations has none.") == 1
+
+
+def test_means_of_a_single_run_have_the_counts_of_values_and_conversations(tmp_path: Path) -> None:
+    """5 conversations of 2 repetitions of 2 turns; one conversation has no reference replies."""
+
+    def change(row: dict[str, Any], _: object) -> None:
+        if row["conversation"] == "talk-1":
+            row["reference"] = None
+
+    path = str(make_run(tmp_path / "a", conversations=5, change=change))
+    analysis, by_turn = compare([path]), compare([path], by="turn")
+    assert {
+        (mean.metric.name, mean.num_values, mean.num_conversations) for mean in analysis.means(analysis.variants[0])
+    } >= {("score", 20, 5), ("nll", 16, 4), ("pass_at_2", 5, 5)}
+    nll = next(line for line in as_markdown(analysis).splitlines() if line.startswith("| nll |"))
+    assert nll.endswith("| 16 | 4 |")
+    turns = [line for line in as_markdown(by_turn).splitlines() if line.startswith("| nll | turn")]
+    assert [line.endswith("| 8 | 4 |") for line in turns] == [True, True]
+    (record,) = [record for record in csv.DictReader(io.StringIO(as_csv(analysis))) if record["metric"] == "nll"]
+    assert (record["num_values"], record["num_conversations"]) == ("16", "4")
+    page = as_html(by_turn)
+    assert [page.count(f"<td>{group}</td>") > 2 for group in ("all", "turn 0", "turn 1")] == [True] * 3
+    assert "<td>all</td>" not in as_html(analysis)

@@ -304,5 +304,5 @@ def test_a_mean_near_a_limit_is_not_shown_as_the_limit(metric: str, value: float
 
 def test_ends_of_the_interval_of_a_mean_reach_its_limits_but_do_not_leave_them_out() -> None:
     score = metric_named("score")
-    assert interval(VariantMean(score, 0.9997, 0.9996, 0.9999, 40)) == "[0.9996, 1.000]"
-    assert interval(VariantMean(score, 0.0003, 0.0001, 0.0004, 40)) == "[0.000, 0.0004]"
+    assert interval(VariantMean(score, 0.9997, 0.9996, 0.9999, 40, 20)) == "[0.9996, 1.000]"
+    assert interval(VariantMean(score, 0.0003, 0.0001, 0.0004, 40, 20)) == "[0.000, 0.0004]"
