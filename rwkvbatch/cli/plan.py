@@ -106,7 +106,7 @@ def plan_command(
     _print(
         f"To find a difference of {detect:g}{unit} in {name} with a probability of {power * 100:.6g} % "
         f"(level 5 %, {against} against a baseline):",
-        suggested,
+        _with_fewer_conversations(suggested),
         num_conversations=len(used),
     )
     if not quiet:
@@ -114,6 +114,12 @@ def plan_command(
             message(f"{len(used):,} of {len(conversations):,} conversations of the script have {name}")
         for line in _remarks(spread, suggested, planned_metric):
             message(line)
+
+
+def _with_fewer_conversations(suggested: list[Design]) -> list[Design]:
+    """The designs whose repetitions save conversations, compared with the designs of fewer repetitions."""
+    least = [min(design.conversations for design in suggested[: number + 1]) for number in range(len(suggested))]
+    return [d for number, d in enumerate(suggested) if number == 0 or d.conversations < least[number - 1]]
 
 
 def _print(title: str, suggested: list[Design], *, num_conversations: int) -> None:
@@ -152,6 +158,11 @@ def _remarks(spread: Spread, suggested: list[Design], metric: Metric) -> list[st
         lines.append(
             f"note: the script lacks {others:,} of the pilot's {counted(spread.replayed, 'conversation')}, or has them "
             "with other messages; it is assumed to vary as much as the pilot"
+        )
+    if len(suggested) > 1 and len(_with_fewer_conversations(suggested)) == 1:
+        lines.append(
+            "more repetitions save no conversation"
+            + (": in the pilot they hardly differ" if spread.num_conversations and spread.repetitions > 1 else "")
         )
     enough = next((design for design in suggested if design.enough), None)
     if enough is None:

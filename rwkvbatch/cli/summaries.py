@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rwkvbatch.cli.views import console, fitted_table
-from rwkvbatch.errors import counted
+from rwkvbatch.errors import counted, listed
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.results.row import SCORED
 from rwkvbatch.results.summary import FORMER_VERDICTS, OVERFLOW, CellSummary, Summary, worst
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 FIXED_COLUMNS = 66
 """Width of the table without the names of the cells."""
-RACE_CELLS_SHOWN = 4
-"""Largest number of cells that are listed besides the leader of a race."""
+CELLS_SHOWN = 4
+"""Largest number of cells that a line lists, besides the leader of a race."""
 
 
 def show_summary(result: RunResult) -> None:
@@ -154,8 +154,9 @@ def _summary_lines(result: RunResult) -> list[str]:
         lines.append(f"no verdict of {counted(summary.unjudged, 'check')}: the scores are missing")
     for kind, shares in (("tags", summary.failed_tags), ("checks", summary.failed_checks)):
         if worst_shares := worst(shares):
-            listed = ", ".join(f"{name} {share.failed:,} of {share.of:,}" for name, share in worst_shares)
-            lines.append(f"{kind} that failed most: {listed}")
+            shown = ", ".join(f"{name} {share.failed:,} of {share.of:,}" for name, share in worst_shares)
+            lines.append(f"{kind} that failed most: {shown}")
+    lines += _equal_reply_lines(result)
     lines += _precision_lines(result)
     if result.race is not None:
         lines += race_lines(result.race.as_dict())
@@ -172,8 +173,38 @@ def _summary_lines(result: RunResult) -> list[str]:
     elif only_scored:
         lines.append(f"next: rwkvbatch show {directory}, or score with another --model and compare")
     else:
-        lines.append(f"next: rwkvbatch show {directory}, or run again with --temp 0.3,1.0 and compare")
+        lines.append(f"next: rwkvbatch show {directory}, or run again with --temp 0.3,1.0 --top-p 1 and compare")
     return lines
+
+
+def _equal_reply_lines(result: RunResult) -> list[str]:
+    """The cells whose repetitions, or whose replies and those of the first cell, are nearly all the same."""
+    plan, cells = result.plan, result.summary.cells
+    greedy = {cell.name for cell in plan.greedy_cells()}  # a warning before the run names them
+    repeats = {cell.name: cell.equal_replies.repeats for cell in cells if cell.name not in greedy}
+    with_first = {cell.name: cell.equal_replies.first_cell for cell in cells[1:]}
+    lines, named = list[str](), set[str]()
+    for what, counts in (
+        ("the same reply in all repetitions", repeats),
+        (f"the same replies as {cells[0].name}", with_first),
+    ):
+        nearly_all = {name: count for name, count in counts.items() if count.nearly_all}
+        if nearly_all:
+            named |= nearly_all.keys()
+            cell_names = [f"{name} in {n.equal:,} of {n.compared:,} turns" for name, n in nearly_all.items()]
+            lines.append(f"{what}: {listed(cell_names, CELLS_SHOWN)}")
+    sampled = [
+        settings.sampling
+        for cell, settings in zip(plan.cells, plan.cell_settings, strict=True)
+        if cell.name in named - greedy
+    ]
+    if sampled and all(sampling.top_p <= FEW_TOKENS_TOP_P for sampling in sampled):
+        lines.append("  a top-p this small leaves few tokens to sample from; --top-p 1 keeps all")
+    return lines
+
+
+FEW_TOKENS_TOP_P = 0.5
+"""Where replies are nearly all the same, a top-p of at most this is named as a reason."""
 
 
 def _primary_option(cells: Sequence[CellSummary]) -> str:
@@ -248,9 +279,9 @@ def race_lines(record: Mapping[str, Any]) -> list[str]:
     ]
     others = [name for name in ranked if name != record["leader"]]
     if others:
-        listed = "; ".join(f"{name} {cells[name]['score']:.3f}" for name in others[:RACE_CELLS_SHOWN])
-        more = f"; and {len(others) - RACE_CELLS_SHOWN} more" if len(others) > RACE_CELLS_SHOWN else ""
-        lines.append(f"  not shown to be worse: {listed}{more}")
+        shown = "; ".join(f"{name} {cells[name]['score']:.3f}" for name in others[:CELLS_SHOWN])
+        more = f"; and {len(others) - CELLS_SHOWN} more" if len(others) > CELLS_SHOWN else ""
+        lines.append(f"  not shown to be worse: {shown}{more}")
     dropped = sorted(
         (cell for cell in record["cells"] if cell["dropped_after"] is not None), key=lambda cell: -cell["dropped_after"]
     )

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from rwkvbatch.files import read_file
 from rwkvbatch.prompt.escaping import printable_json
+from rwkvbatch.results.equal_replies import CellEqualReplies, EqualRepliesCounter
 from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.row import SCORED, Row
 
@@ -81,6 +82,7 @@ class CellSummary:
         logprob_mean: mean log-probability of a reply token, in nats.
         reference_nll: mean negative log-likelihood of a token of the reference replies, in nats.
         plain_text: None without plain texts.
+        equal_replies: numbers of equal replies in repetitions, and in the first cell.
     """
 
     name: str
@@ -100,6 +102,7 @@ class CellSummary:
     plain_text: TextSummary | None = None
     unjudged: int = 0
     scored_prompt_tokens: int = 0
+    equal_replies: CellEqualReplies = field(default_factory=CellEqualReplies)
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ class _Tally:
             self.reference_sum += row.reference.nll * row.reference.tokens
             self.reference_tokens += row.reference.tokens
 
-    def result(self, name: str) -> CellSummary:
+    def result(self, name: str, equal_replies: CellEqualReplies) -> CellSummary:
         waits, reply_tokens = sorted(self.first_token_s), self.counts["reply_tokens"]
         return CellSummary(
             name=name,
@@ -201,6 +204,7 @@ class _Tally:
             logprob_mean=self.logprob_sum / reply_tokens if reply_tokens else None,
             reference_nll=self.reference_sum / self.reference_tokens if self.reference_tokens else None,
             plain_text=self._plain_text() if self.text_logprobs else None,
+            equal_replies=equal_replies,
         )
 
     def _plain_text(self) -> TextSummary:
@@ -232,11 +236,13 @@ class Tallies:
 
     def __init__(self, cells: Iterable[str]) -> None:
         self._cells = {name: _Tally() for name in cells}
+        self._equal_replies = EqualRepliesCounter(self._cells)
         self._tags: Counter[tuple[str, bool]] = Counter()
         self._kinds: Counter[tuple[str, bool]] = Counter()
 
     def add(self, row: Row) -> None:
         self._cells[row.cell].add(row)
+        self._equal_replies.add(row)
         is_error = row.finish_reason == "error"
         failed = is_error or row.failed_checks > 0
         if failed or (row.checks and not row.unjudged_checks):
@@ -245,7 +251,8 @@ class Tallies:
 
     def summary(self, planned: int) -> Summary:
         """The figures of the rows so far, in a run of `planned` rows."""
-        cells = tuple(tally.result(name) for name, tally in self._cells.items())
+        equal_replies = self._equal_replies.result()
+        cells = tuple(tally.result(name, equal_replies[name]) for name, tally in self._cells.items())
         totals = {name: sum(getattr(cell, name) for cell in cells) for name in _TOTALS}
         return Summary(
             planned=planned, **totals, cells=cells, failed_tags=_shares(self._tags), failed_checks=_shares(self._kinds)

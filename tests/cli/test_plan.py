@@ -441,3 +441,12 @@ def test_a_pilot_with_long_texts_is_recognised(tmp_path: Path, capsys: pytest.Ca
     assert invoke(["run", str(path), "--out", run, "--strategy", "cpu bf16,cpu int8", "--quiet"]) == ExitCode.DONE
     assert invoke(["plan", str(path), "--detect", "0.2", "--pilot", run]) == ExitCode.DONE
     assert "note: the script lacks" not in capsys.readouterr().err
+
+
+def test_repetitions_that_save_no_conversation_are_not_listed(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["plan", script, "--detect", "0.2"]) == ExitCode.DONE
+    out, err = capsys.readouterr()
+    assert [line.split()[:2] for line in out.splitlines() if line[:1] == " " and line.split()[0].isdigit()] == [
+        ["1", "101"]
+    ]
+    assert "more repetitions save no conversation\n" in err

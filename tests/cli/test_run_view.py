@@ -265,3 +265,33 @@ def test_a_race_of_few_draws_says_that_they_cannot_show_a_worse_cell(draws: int,
 def test_cells_that_were_dropped_at_one_look_have_one_number_of_draws() -> None:
     cells = [cell("a", 0.9), cell("b", 0.1, 8), cell("c", 0.2, 8)]
     assert any("2 of 3 cells, after 8 draws;" in line for line in race_lines(race(["a"], cells)))
+
+
+@pytest.mark.parametrize(
+    ("options", "lines", "names_top_p"),
+    [
+        (("--temp", "0,0.7"), ["the same replies as temp=0: temp=0.7 in 12 of 12 turns"], True),
+        (("--temp", "1", "--repeats", "2"), ["the same reply in all repetitions: base in 12 of 12 turns"], True),
+        (("--temp", "0", "--repeats", "2"), [], False),  # a warning before the run says so
+        (("--temp", "0", "--presence", "0,0.001"), ["the same replies as presence=0: presence=0.001 in 12 of"], False),
+        (("--temp", "0,5", "--top-p", "1"), [], False),
+    ],
+)
+def test_replies_that_hardly_differ_are_named(
+    options: tuple[str, ...], lines: list[str], names_top_p: bool, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "160")
+    path = tmp_path / "s.jsonl"
+    names = ("Ada", "Bob", "Eve", "Tom", "Mia", "Eli")
+    dialogues = [[f"My name is {name}.", "What is my name?"] for name in names]
+    messages = [[{"role": "user", "content": text} for text in texts] for texts in dialogues]
+    path.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in messages))
+    short = ["--max-tokens", "8"]
+    assert invoke(["run", str(path), "--out", str(tmp_path / "run"), *short, *options]) == 0
+    shown_lines = capsys.readouterr().err.splitlines()
+    assert [line for line in shown_lines if line.startswith("the same repl")] == [
+        line for line in shown_lines if any(line.startswith(start) for start in lines)
+    ]
+    assert sum(line.startswith("the same repl") for line in shown_lines) == len(lines)
+    assert any("--top-p 1 keeps all" in line for line in shown_lines) is names_top_p

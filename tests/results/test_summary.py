@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from rwkvbatch.results.row import CheckResult, Logprob, Row, RowTiming, TokenCounts
+from rwkvbatch.results.equal_replies import EqualReplies
+from rwkvbatch.results.row import SCORED, CheckResult, Logprob, Row, RowTiming, TokenCounts
 from rwkvbatch.results.summary import FailureShare, summarize, worst
 
 
@@ -39,3 +42,33 @@ def test_worst_returns_the_largest_shares(number: int) -> None:
     shares = {"a": FailureShare(1, 10), "b": FailureShare(1, 2), "c": FailureShare(0, 9), "d": FailureShare(5, 10)}
     shares |= {"e": FailureShare(1, 20)}
     assert [name for name, _ in worst(shares, number)] == ["d", "b", "a"][:number]
+
+
+def reply(cell: str, conversation: str, turn: int, repeat: int, text: str, finish_reason: str = "stop") -> Row:
+    return replace(
+        row(()), cell=cell, conversation=conversation, turn=turn, repeat=repeat, reply=text, finish_reason=finish_reason
+    )
+
+
+def test_equal_replies_are_counted_among_repetitions_and_with_the_first_cell() -> None:
+    rows = [
+        *(reply("a", "x", 0, repeat, "yes") for repeat in range(3)),
+        *(reply("a", "x", 1, repeat, text) for repeat, text in enumerate(["1", "1", "2"])),
+        reply("a", "y", 0, 0, "alone"),
+        *(reply("b", "x", 0, repeat, text) for repeat, text in enumerate(["yes", "no", "yes"])),
+        reply("b", "x", 1, 0, "2"),
+        reply("b", "y", 0, 0, "an error", "error"),
+        reply("b", "y", 1, 0, "not in the first cell"),
+        reply("b", "z", 0, 0, "a choice", SCORED),
+        reply("b", "z", 0, 1, "a choice", SCORED),
+    ]
+    first, second = (cell.equal_replies for cell in summarize(rows[::-1], ["a", "b"], len(rows)).cells)
+    assert (first.repeats, first.first_cell) == (EqualReplies(1, 2), EqualReplies(0, 0))
+    assert (second.repeats, second.first_cell) == (EqualReplies(0, 1), EqualReplies(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("equal", "compared", "nearly_all"), [(9, 10, True), (8, 10, False), (9, 9, False), (18, 20, True), (17, 20, False)]
+)
+def test_nine_in_ten_of_at_least_ten_are_nearly_all(equal: int, compared: int, nearly_all: bool) -> None:
+    assert EqualReplies(equal, compared).nearly_all is nearly_all
