@@ -100,7 +100,7 @@ ANY: Any = rwkvbatch
         (lambda llm: ANY.load_model(threads="4"), "threads must be a whole number, 1 to 1,024, or None; got '4'"),
         (lambda llm: ANY.load_state("x", None), "spec must be a ModelSpec; got None"),
         (lambda llm: ANY.save_state("x", "y", llm.spec), "state must be a State; got 'y'"),
-        (lambda llm: ANY.run(5), "scripts must be a path or a list of paths; got 5"),
+        (lambda llm: ANY.run(5), "scripts must be a path or a mapping (a conversation) or a list of these; got 5"),
         (lambda llm: ANY.run("x", model=5), "model must be a path"),
         (lambda llm: ANY.run("x", verify_rows=-1), "verify_rows must be a whole number, at least 0; got -1"),
         (lambda llm: ANY.compare("x", by="turns"), "by must be one of turn, tag, distance, or None; got 'turns'"),

@@ -6,19 +6,22 @@ The command line calls both.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 from rwkvbatch.arguments import (
     FUNCTION,
+    ITERABLE,
     NAME,
     PATH,
     SWITCH,
     TEXT,
     Kind,
+    check_argument,
     checks,
     either,
     instance_of,
@@ -69,6 +72,11 @@ if TYPE_CHECKING:
     from rwkvbatch.model.base import Model
 
 PathLike = str | os.PathLike[str]
+Scripts = PathLike | Mapping[str, Any] | Iterable[PathLike | Mapping[str, Any]]
+"""Paths of scripts, and conversations in any form that a script's line may have."""
+
+FROM_PYTHON = "<python>"
+"""In the manifest, the name of the conversations that a program gave."""
 
 
 class RunKeywords(TypedDict, total=False):
@@ -144,13 +152,17 @@ class RunKeywords(TypedDict, total=False):
 _PATHS = list_of(PATH, "a list of paths")
 
 
+_SOURCE = either(NAME, instance_of(Mapping, "a mapping (a conversation)"))
+"""An item of `scripts`; `read_scripts` refuses empty names."""
+
+
 def _is_model(value: object) -> bool:
     """Whether it has what runs use of a model; an `LLM` has it in its attribute `model`."""
     return hasattr(getattr(value, "model", value), "spec")
 
 
 @checks(
-    scripts=either(NAME, list_of(NAME, "a list of paths")),  # `read_scripts` refuses empty names
+    scripts=either(_SOURCE, Kind("a list of these", ITERABLE.accepts)),
     out=optional(PATH),
     model=optional(either(PATH, _PATHS, Kind("a loaded Model or LLM", _is_model))),
     grid=optional(PATH),
@@ -170,7 +182,7 @@ def _is_model(value: object) -> bool:
     command=TEXT,
 )
 def run(
-    scripts: PathLike | Sequence[PathLike],
+    scripts: Scripts,
     *,
     out: PathLike | None = None,
     model: LLM | Model | PathLike | Sequence[PathLike] | None = None,
@@ -194,7 +206,8 @@ def run(
     """Replay the conversations of `scripts`, many at once.
 
     Args:
-        scripts: a file or several; `-` is standard input.
+        scripts: a file or several; `-` is standard input. Also conversations, each a mapping in any form that a line of
+            a script may have, with values as `json.loads` returns them.
         out: the run directory, new or one to continue; None keeps the rows in memory.
         model: a loaded model or an `LLM`, a checkpoint's file or several (a dimension of the grid), or None for the
             bundled one.
@@ -245,7 +258,7 @@ def run(
         pool = pool_for(plan.settings, model_given=loaded is not None)
         options = RunOptions(
             out=None if out is None else Path(out),
-            scripts=_script_names(scripts),
+            scripts=prepared.names,
             command=command,
             retry_errors=retry_errors,
             repair=repair,
@@ -303,14 +316,19 @@ def _judge(plan: Plan, loader: ModelLoader, notify: Callable[[str], None]) -> Ju
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan and its script."""
+    """A plan and its script.
+
+    Attributes:
+        names: the scripts' names for the manifest.
+    """
 
     plan: Plan
     script: Script
+    names: tuple[str, ...]
 
 
 def prepare(
-    scripts: PathLike | Sequence[PathLike],
+    scripts: Scripts,
     *,
     model: PathLike | Sequence[PathLike] | None = None,
     grid: PathLike | None = None,
@@ -339,16 +357,36 @@ def prepare(
         part = None if shard is None else Shard.parse(shard)
         refuse_contradictions(resolved, cells, part)
         resolved = with_endpoint(resolved, cells)
-        read = read_documents if documents else read_scripts
-        script = read(_script_names(scripts), limits=resolved.settings.script_limits, skip_bad=skip_bad)
+        limits = resolved.settings.script_limits
+        sources = _listed(scripts, limits.max_conversations)
+        paths = [source for source in sources if isinstance(source, str)]
+        if not documents:
+            script = read_scripts(sources, limits=limits, skip_bad=skip_bad)
+        elif len(paths) < len(sources):
+            hint = 'leave it out: conversations such as {"text": "..."} are scored without it'
+            raise UsageError("documents=True is for files, and a conversation is given", hint=hint)
+        else:
+            script = read_documents(paths, limits=limits, skip_bad=skip_bad)
         log_left_out(script)
         plan = Plan(select(script.conversations, resolved.settings), cells, resolved, part)
         check_plan(plan)
-        return Prepared(plan, script)
+        names = (source if isinstance(source, str) else FROM_PYTHON for source in sources)
+        return Prepared(plan, script, tuple(dict.fromkeys(names)))
 
 
-def _script_names(scripts: PathLike | Sequence[PathLike]) -> tuple[str, ...]:
-    return tuple(os.fspath(path) for path in ([scripts] if isinstance(scripts, (str, os.PathLike)) else scripts))
+def _listed(scripts: Scripts, max_conversations: int) -> list[str | Mapping[str, Any]]:
+    """The paths and conversations of the argument `scripts`; of an iterator, only as many as the reader refuses.
+
+    Raises:
+        ArgumentError: an item is neither.
+    """
+    is_one = isinstance(scripts, (str, os.PathLike, Mapping))
+    items = cast("Iterable[PathLike | Mapping[str, Any]]", [scripts] if is_one else scripts)
+    sources: list[str | Mapping[str, Any]] = []
+    for index, item in enumerate(islice(items, max_conversations + 2)):  # one may be a line of defaults
+        check_argument(f"scripts[{index}]", item, _SOURCE)
+        sources.append(os.fspath(item) if isinstance(item, (str, os.PathLike)) else item)
+    return sources
 
 
 def split_lists(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:

@@ -29,13 +29,17 @@ class SourceLine:
         path: the file as the user named it; `-` is standard input.
         line: 1-based line number.
         item: 1-based number in the array of a `.json` file; None in other files.
+        index: 0-based index of a conversation that a program gave in its argument `path`; None in files.
     """
 
     path: str
     line: int
     item: int | None = None
+    index: int | None = None
 
     def __str__(self) -> str:
+        if self.index is not None:
+            return f"{self.path}[{self.index}]"
         item = "" if self.item is None else f" (item {self.item})"
         return f"{shown_path(self.path)}:{self.line}{item}"
 
@@ -46,12 +50,14 @@ def shown_path(path: str) -> str:
 
 
 MAX_DEPTH = 64
-_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels", "no form of a conversation needs that; remove the line"
+TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels", "no form of a conversation needs that; remove the line"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def refuse(source: SourceLine, message: str, hint: str | None = None, column: int | None = None) -> NoReturn:
     """Raise a `ScriptError` with the file and line of `source`."""
+    if source.index is not None:
+        raise ScriptError(message, path=str(source), hint=hint)
     message = message if source.item is None else f"item {source.item}: {message}"
     raise ScriptError(message, path=shown_path(source.path), line=source.line, column=column, hint=hint)
 
@@ -108,7 +114,7 @@ def _object_of_line(text: str, source: SourceLine, load: Callable[[str], Any]) -
     except NotStrictError as error:
         refuse(source, str(error), error.hint)
     except RecursionError:
-        refuse(source, *_TOO_DEEP)
+        refuse(source, *TOO_DEEP)
     hint = "write one conversation a line (`jq -c '.[]' FILE` does that to an array)" if is_array(value) else None
     refuse(source, f"must be a JSON object, got {type_name(value)}", hint)
 
@@ -271,4 +277,4 @@ def check_value(value: Any) -> None:
         if not next_level:
             return
         level = next_level
-    raise NotStrictError(*_TOO_DEEP)
+    raise NotStrictError(*TOO_DEEP)

@@ -40,11 +40,16 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 @dataclass(frozen=True)
 class RawLine:
-    """A line without its line end; `data` is only its beginning if it is not `whole`."""
+    """A line without its line end; `data` is only its beginning if it is not `whole`.
+
+    Attributes:
+        error: why a conversation that a program gave is no line; `data` is then its `repr`.
+    """
 
     source: SourceLine
     data: bytes
     whole: bool
+    error: ScriptError | None = None
 
 
 @contextmanager

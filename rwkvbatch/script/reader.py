@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +12,7 @@ from rwkvbatch.config import MAX_COUNT, ScriptLimits
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.script.forms import ignored_keys, read_conversation
 from rwkvbatch.script.lines import STDIN, SourceLine, parse_line, refuse, shown_path
+from rwkvbatch.script.mappings import ARGUMENT, mapping_lines
 from rwkvbatch.script.native import Additions, is_plain_text, read_defaults, read_plain_text, text_conversation
 from rwkvbatch.script.raw_lines import (
     NAME_ONE_FILE,
@@ -65,12 +66,16 @@ class Script:
     ignored: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
-def read_scripts(paths: Sequence[str], *, limits: ScriptLimits | None = None, skip_bad: bool = False) -> Script:
-    """Read all files; `-` is standard input.
+def read_scripts(
+    sources: Sequence[str | Mapping[str, Any]], *, limits: ScriptLimits | None = None, skip_bad: bool = False
+) -> Script:
+    """Read all files and conversations.
 
     A line without an id gets `line-N`, or `FILE:N` when there are several files.
 
     Args:
+        sources: paths of files, of which `-` is standard input; and conversations in any form that a line may have, of
+            which adjacent ones are read as the lines of one file.
         skip_bad: set bad lines aside instead of raising.
 
     Raises:
@@ -78,13 +83,31 @@ def read_scripts(paths: Sequence[str], *, limits: ScriptLimits | None = None, sk
         UsageError: no path, an empty path, or a path or standard input twice.
         MissingExtraError: a check needs an optional dependency that is not installed.
     """
-    if not paths or "" in paths:
-        raise UsageError("the name of a script is empty" if paths else "no script is given", hint=NAME_ONE_FILE)
+    paths = [source for source in sources if isinstance(source, str)]
+    if not sources or "" in paths:
+        raise UsageError("the name of a script is empty" if sources else "no script is given", hint=NAME_ONE_FILE)
     refuse_repeated(paths)
-    reader = ScriptReader(limits or ScriptLimits(), skip_bad, has_several_files=len(paths) > 1)
-    for path in paths:
-        reader.read_file(path)
+    parts = _parts(sources)
+    reader = ScriptReader(limits or ScriptLimits(), skip_bad, has_several_files=len(parts) > 1)
+    for part in parts:
+        if isinstance(part, str):
+            reader.read_file(part)
+        else:
+            reader.read_mappings(part)
     return reader.script()
+
+
+def _parts(sources: Sequence[str | Mapping[str, Any]]) -> list[str | list[tuple[int, Mapping[str, Any]]]]:
+    """The paths, and the adjacent conversations as lists, with the index of each."""
+    parts: list[str | list[tuple[int, Mapping[str, Any]]]] = []
+    for index, source in enumerate(sources):
+        if isinstance(source, str):
+            parts.append(source)
+        elif parts and isinstance(parts[-1], list):
+            parts[-1].append((index, source))
+        else:
+            parts.append([(index, source)])
+    return parts
 
 
 def refuse_repeated(paths: Sequence[str]) -> None:
@@ -138,22 +161,37 @@ class ScriptReader:
 
     def read_file(self, path: str) -> None:
         """Add the conversations of a file; raises as `read_scripts`."""
-        num_before, skipped_before = len(self.conversations), len(self.skipped)
-        defaults, is_first = Additions(), True
         with opened(path) as file:
             lines = read_lines_or_items(file, path, self.limits.max_line_bytes)
-            for line in lines:
-                if not line.data.strip():
-                    continue
-                try:
-                    defaults = self.read_line(line, defaults, is_first=is_first)
-                except ScriptError as error:
-                    if not self.skip_bad:
-                        further_lines = lines if line.whole and has_end(file) else None
-                        self._add_hint(error, further_lines, defaults, num_before)
-                        raise
-                    self._set_aside(line, error)
-                is_first = False
+            self._read_lines(lines, path, lambda line: line.whole and has_end(file))
+
+    def read_mappings(self, mappings: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+        """Add conversations of a program, as the lines of one file; raises as `read_scripts`.
+
+        Args:
+            mappings: with the index of each in the argument.
+        """
+        self._read_lines(mapping_lines(mappings, self.limits.max_line_bytes), ARGUMENT, lambda _: True)
+
+    def _read_lines(self, lines: Iterator[RawLine], path: str, can_count: Callable[[RawLine], bool]) -> None:
+        """Add the conversations of a file's lines.
+
+        Args:
+            can_count: whether the lines after a bad one can be read without waiting.
+        """
+        num_before, skipped_before = len(self.conversations), len(self.skipped)
+        defaults, is_first = Additions(), True
+        for line in lines:
+            if not line.data.strip():
+                continue
+            try:
+                defaults = self.read_line(line, defaults, is_first=is_first)
+            except ScriptError as error:
+                if not self.skip_bad:
+                    self._add_hint(error, lines if can_count(line) else None, defaults, num_before)
+                    raise
+                self._set_aside(line, error)
+            is_first = False
         if len(self.conversations) == num_before:
             message = "holds no conversation"
             if len(self.skipped) > skipped_before:
@@ -197,10 +235,12 @@ class ScriptReader:
         hints = [error.hint] if error.hint else []
         if num_bad:
             count = f"{num_bad:,}" if is_complete else f"at least {num_bad:,}"
-            more_lines = f"{count} more line{'s are' if num_bad > 1 else ' is'} bad in this file"
+            line, place = ("line", "file") if error.line is not None else ("conversation", "list")
+            more_lines = f"{count} more {line}{'s are' if num_bad > 1 else ' is'} bad in this {place}"
             hints.append(more_lines + (f", {num_good:,} can be used" if is_complete else ""))
         if num_good or not is_complete:
-            hints.append("--skip-bad of `run` and `score` sets bad lines aside and takes the others")
+            switch = "--skip-bad of `run` and `score`" if error.line is not None else "skip_bad=True"
+            hints.append(f"{switch} sets bad lines aside and takes the others")
         error.hint = "\n  ".join(hints) or None
 
     def _count_bad(self, lines: Iterator[RawLine], defaults: Additions) -> tuple[int, bool]:
@@ -225,6 +265,8 @@ class ScriptReader:
 
     def _text(self, line: RawLine) -> str:
         """The decoded line; refuses a line that is too long, not UTF-8, or has NUL bytes."""
+        if line.error is not None:
+            raise line.error
         if not line.whole:
             hint = f"split it, or {_raise_limit('max_line_bytes')}"
             refuse(line.source, f"the line is longer than {self.limits.max_line_bytes:,} bytes", hint)
@@ -284,7 +326,8 @@ class ScriptReader:
         if not self.has_several_files:
             return f"line-{source.line}" if source.item is None else f"item-{source.item}"
         number = source.line if source.item is None else source.item
-        name = f"{'stdin' if source.path == STDIN else Path(source.path).name}:{number}"
+        file = "python" if source.index is not None else "stdin" if source.path == STDIN else Path(source.path).name
+        name = f"{file}:{number}"
         return name if name.isprintable() and len(name) <= MAX_ID_LENGTH else f"line-{source.line}"
 
 
