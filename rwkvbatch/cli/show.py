@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,11 @@ from rwkvbatch.cli.options import JsonOption, QuietOption, option
 from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.prompt.escaping import printable_json
 
+DEFAULT_LIMIT = 10
+"""The most dialogues on a terminal if no limit is given."""
+MAX_CELLS_NAMED = 4
+"""The most cells on a terminal that are named for each group of equal dialogues."""
+
 app = command_app()
 
 
@@ -24,7 +30,8 @@ app = command_app()
     epilog=examples(
         "rwkvbatch show runs/demo",
         'rwkvbatch show runs/sweep names-1 --cell "temp=1.0*" --repeat 0',
-        "rwkvbatch show runs/demo --failed | less -R",
+        "rwkvbatch show runs/demo --failed",
+        "rwkvbatch show runs/demo --full | less -R",
     ),
 )
 def show_command(
@@ -36,24 +43,36 @@ def show_command(
     cell: Annotated[list[str] | None, option("--cell", "Only this cell, or pattern; may be repeated.", "NAME")] = None,
     repeat: Annotated[int | None, option("--repeat", "Only this repeat, from 0.", "N", min=0)] = None,
     turn: Annotated[int | None, option("--turn", "Only this turn, from 0.", "N", min=0)] = None,
-    failed: Annotated[bool, option("--failed", "Only conversations with an error or a failed check.")] = False,
-    limit: Annotated[int | None, option("--limit", "At most N conversations.", "N", min=1)] = None,
+    failed: Annotated[
+        bool, option("--failed", "Only dialogues with an error or a failed check, and of these the failing turns.")
+    ] = False,
+    full: Annotated[
+        bool, option("--full", "Every dialogue on its own with all turns, also equal ones and passing turns.")
+    ] = False,
+    limit: Annotated[
+        int | None,
+        option(
+            "--limit",
+            f"At most N dialogues; equal ones count once. [dim]Default: {DEFAULT_LIMIT} on a terminal, else all[/]",
+            "N",
+            min=1,
+        ),
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Print the conversations of a run."""
-    from rwkvbatch.comparison.dialogues.selection import dialogues
-    from rwkvbatch.comparison.report.terminal import print_dialogues
+    from rwkvbatch.comparison.dialogues.grouping import grouped
+    from rwkvbatch.comparison.dialogues.selection import dialogues, has_failed
+    from rwkvbatch.comparison.report.terminal_dialogues import print_dialogues
     from rwkvbatch.comparison.runs.loading import load_runs
     from rwkvbatch.results.summary import read_part
 
     data = load_runs([run], choices=True)[0]
-    selected = dialogues(
-        data, conversations=conversations or (), cells=cell or (), repeat=repeat, turn=turn, failed_only=failed
-    )
-    if not selected and not failed:
+    found = dialogues(data, conversations=conversations or (), cells=cell or (), repeat=repeat, turn=turn)
+    if not found:
         raise UsageError("the run has no rows of that yet")
-    shown = selected if limit is None else selected[:limit]
+    selected = [dialogue for dialogue in found if dialogue.failed] if failed else found
     if as_json:
         import jsonlines
 
@@ -62,22 +81,32 @@ def show_command(
 
         # attrs takes `dumps` for the field `_dumps`, which pyright does not know.
         with jsonlines.Writer(sys.stdout.buffer, dumps=dumps) as writer:  # pyright: ignore[reportCallIssue]
-            writer.write_all(dialogue.as_record() for dialogue in shown)
+            writer.write_all(dialogue.as_record() for dialogue in selected[:limit])
         return
     from rwkvbatch.cli.summaries import race_lines
     from rwkvbatch.cli.views import console
 
+    groups = grouped(selected, Counter(dialogue.conversation for dialogue in found), separately=full)
+    is_terminal = sys.stdout.isatty()
+    is_default = limit is None and not full and is_terminal
+    shown = groups[: DEFAULT_LIMIT if is_default else limit]
     print_dialogues(
         shown,
         console(),
         many_cells=len(data.cells) > 1,
         many_repeats=len({dialogue.repeat for dialogue in selected}) > 1,
+        only_failures=failed and not full,
+        max_cells=MAX_CELLS_NAMED if is_terminal else None,
     )
     race = read_part(Path(run) if Path(run).is_dir() else Path(run).parent, "race")
     notes = race_lines(race) if race else []
     notes += [f"note: {note}" for note in data.notes]
-    if more := len(selected) - len(shown):
-        notes.append(f"{counted(more, 'more dialogue')}")
+    if more := len(selected) - sum(len(group.members) for group in shown):
+        others = f" ({len(groups) - len(shown):,} different)" if more > len(groups) - len(shown) else ""
+        ways = f"; all: --limit {len(groups)}, or | less" if is_default else ""
+        notes.append(f"{counted(more, 'more dialogue')}{others}{ways}")
+    if failed and not full and not all(has_failed(turn) for group in shown for turn in group.first.turns):
+        notes.append("--full shows all turns in full")
     if not selected:
         notes.append("no dialogue has an error or a failed check")
     for note in notes:

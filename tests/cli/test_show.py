@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.exits import ExitCode
@@ -176,3 +177,85 @@ def test_results_of_a_table_are_shown_without_an_expectation(
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith(" ")]
     ended = "turn 0, ended by scored"
     assert lines == ["✓ score", f"{ended}, score 1.00", "? score", ended, "✗ score 0.25", f"{ended}, score 0.25"]
+
+
+@pytest.fixture
+def failures(tmp_path: Path) -> str:
+    """A run of equal replies in 2 cells and 2 repeats; turn 2 of 4 fails in `talk-0`, except in one dialogue."""
+
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        del rng
+        passed = row["conversation"] != "talk-0" or row["turn"] != 2 or (row["cell"], row["repeat"]) == ("t=2", 1)
+        row["reply"] = f"Reply\n{row['turn']}" if passed else "Wrong."
+        row["checks"][0].update(passed=passed, score=float(passed))
+        row.update(tokens={"prompt": 9, "reply": 3}, logprob={"mean": -0.5, "sum": -1.5}, reference=None)
+
+    return str(make_run(tmp_path / "run", cells=("t=1", "t=2"), conversations=15, repeats=2, turns=4, change=change))
+
+
+def test_of_failed_dialogues_the_failing_turns_are_shown_and_one_line_of_each_turn_before(
+    failures: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["show", failures, "--failed"]) == ExitCode.DONE
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0].startswith("talk-0 ──")
+    assert lines[1:5] == [
+        "3 of 4 dialogues are equal: t=1 (repeats 0-1); t=2 (repeat 0)",
+        "turn 0  Question 0 of talk-0? → Reply 0",
+        "turn 1  Question 1 of talk-0? → Reply 1",
+        "User       Question 2 of talk-0?",
+    ]
+    assert lines[-2:] == ["1 more turn", ""]
+    assert out.count("Wrong.") == 1
+    assert "--full" in err
+
+
+def test_full_shows_each_dialogue_with_all_turns(failures: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["show", failures, "--failed", "--full"]) == ExitCode.DONE
+    out, err = capsys.readouterr()
+    assert out.count("Assistant  Wrong.") == 3
+    assert out.count("User       Question 3 of talk-0?") == 3
+    assert [line.split(" ─")[0] for line in out.splitlines() if "──" in line] == [
+        "talk-0  t=1  repeat 0",
+        "talk-0  t=1  repeat 1",
+        "talk-0  t=2  repeat 0",
+    ]
+    assert err == ""
+
+
+def test_a_long_turn_before_a_failure_is_cut_to_the_width(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    failed = [{"kind": "contains", "expected": "z", "passed": False, "score": 0.0, "weight": 1.0, "detail": None}]
+    rows = [make_row("x", reply="長い返事 " * 40, checks=[]), make_row("x", turn=1, checks=failed)]
+    write_run(tmp_path / "a", rows, manifest={})
+    assert invoke(["show", str(tmp_path / "a"), "--failed"]) == ExitCode.DONE
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.startswith("turn 0  Question 0 of x? → 長い返事 長い")
+    assert line.endswith("…")
+    assert 78 <= cell_len(line) <= 80
+
+
+def test_a_terminal_gets_a_few_dialogues_and_a_pipe_gets_all(
+    failures: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shown(*arguments: str) -> tuple[int, str]:
+        assert invoke(["show", failures, *arguments]) == ExitCode.DONE
+        out, err = capsys.readouterr()
+        return out.count("Question 0 of"), err
+
+    assert shown() == (16, "")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert shown() == (10, "24 more dialogues (6 different); all: --limit 16, or | less\n")
+    assert shown("--limit", "12") == (12, "16 more dialogues (4 different)\n")
+    assert shown("--limit", "16") == (16, "")
+    assert shown("--full") == (60, "")
+    assert shown("talk-0") == (2, "")
+
+
+def test_json_has_equal_dialogues_one_by_one_on_a_terminal_too(
+    failures: str, capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert len(records(failures, capsys=capsysbinary)) == 60
+    failed = records(failures, "--failed", capsys=capsysbinary)
+    assert [len(record["turns"]) for record in failed] == [4, 4, 4]

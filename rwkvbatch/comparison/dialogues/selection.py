@@ -41,6 +41,11 @@ class Dialogue:
     turns: tuple[dict[str, Any], ...]
     system: str | None = None
 
+    @property
+    def failed(self) -> bool:
+        """Whether a turn has an error or a failed check."""
+        return any(map(has_failed, self.turns))
+
     def as_record(self) -> dict[str, Any]:
         return {**vars(self), "tags": list(self.tags), "turns": list(self.turns)}
 
@@ -52,14 +57,12 @@ def dialogues(
     cells: Sequence[str] = (),
     repeat: int | None = None,
     turn: int | None = None,
-    failed_only: bool = False,
 ) -> list[Dialogue]:
     """The selected dialogues of `run`, in the order of the cells, then of the rows.
 
     Args:
         conversations: ids or tags, or patterns of them with `*` and `?`; empty for all.
         cells: the same for cells.
-        failed_only: select only dialogues with an error or a failed check.
 
     Raises:
         UsageError: the run has no such conversation, tag, cell, repeat or turn.
@@ -88,7 +91,6 @@ def dialogues(
             system=system_of(settings.get(cell, {}), systems.get(name)),
         )
         for (name, cell, number), turns in groups.items()
-        if not failed_only or any(map(_failed, turns))
     ]
     order = {name: position for position, name in enumerate(selected_names)}
     return sorted(
@@ -125,7 +127,8 @@ def turn_record(row: Mapping[Any, Any], side: str = "") -> dict[str, Any]:
     }
 
 
-def _failed(row: dict[Any, Any]) -> bool:
+def has_failed(row: Mapping[Any, Any]) -> bool:
+    """Whether a turn, a row or a record of one, has an error or a failed check."""
     return row["finish_reason"] == "error" or any(check["passed"] is False for check in row["checks"])
 
 

@@ -1,16 +1,15 @@
-"""Output of comparisons and dialogues in a terminal: verdicts, word diffs, and replies side by side."""
+"""Output of comparisons in a terminal: verdicts, word diffs, and replies side by side."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from textwrap import wrap
-from typing import Any, Final, Literal
+from typing import Final
 
 from rich.console import Console, Group
 from rich.padding import Padding
-from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
@@ -24,10 +23,9 @@ from rwkvbatch.comparison.dialogues.changes import (
     most_changed_turn,
     turn_changes,
 )
-from rwkvbatch.comparison.dialogues.selection import SHOWN_METRICS, Dialogue
-from rwkvbatch.comparison.metrics.declarations import metric_named
-from rwkvbatch.comparison.numbers import check_name, interval, shown_mean, signed, turn_value
+from rwkvbatch.comparison.numbers import interval, shown_mean, signed
 from rwkvbatch.comparison.pairing.matching import MatchedRows
+from rwkvbatch.comparison.report.terminal_dialogues import headline, metric_values, safe
 from rwkvbatch.comparison.report.terminal_table import comparison_table
 from rwkvbatch.comparison.statistics.means import VariantMean
 from rwkvbatch.comparison.statistics.trend import sparkline
@@ -49,26 +47,11 @@ from rwkvbatch.comparison.wording import (
 )
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.escaping import CONTEXT, printable
-from rwkvbatch.results.row import SCORED
-from rwkvbatch.script.choices import probability_among
 
 _PIECE_STYLES: Final = {"same": "", "gone": "red strike", "new": "green bold"}
 _MARKS: Final = {"gone": ("[-", "-]"), "new": ("{+", "+}")}
 _MAX_LINES = 2
 _MAX_DIFF_CHARACTERS = 600
-_MAX_CHOICES = 10
-_MIN_TEXT_WIDTH = 5
-_WIDEST_CHARACTER = 2
-"""The most columns that a character takes; one that is wider than a line would become a blank."""
-_RULE_ENDS = 4
-"""The width of a rule's line and space on both sides of its title."""
-
-_CHECK_MARKS: Final[Mapping[bool | None, tuple[str, str]]] = {
-    True: ("✓", "green"),
-    False: ("✗", "bold red"),
-    None: ("?", "yellow"),
-}
-"""The mark and the style of a check's verdict; None is a missing verdict of a judge."""
 
 
 def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0) -> None:
@@ -177,7 +160,7 @@ def print_conversation(analysis: Analysis, conversation: str, console: Console) 
         if turns:
             is_found = True
             title = f"{conversation}: {matched.pair.baseline.label} | {matched.pair.variant.label}"
-            console.print(_headline(title, console.width, "center"))
+            console.print(headline(title, console.width, "center"))
         for turn in turns:
             console.print(_side_by_side(turn, matched, colour=_in_colour(console)))
             console.print()
@@ -185,23 +168,6 @@ def print_conversation(analysis: Analysis, conversation: str, console: Console) 
         raise UsageError(
             f"--show: no matched conversation is called {conversation!r}", hint=_similar_names(analysis, conversation)
         )
-
-
-def print_dialogues(dialogues: Sequence[Dialogue], console: Console, *, many_cells: bool, many_repeats: bool) -> None:
-    """Print each dialogue under its name: system message, prompts, replies, references, checks and metrics."""
-    for dialogue in dialogues:
-        title = dialogue.conversation
-        if many_cells:
-            title += f"  {dialogue.cell}"
-        if many_repeats:
-            title += f"  repeat {dialogue.repeat}"
-        console.print(_headline(title, console.width, "left"))
-        if dialogue.system is not None:
-            console.print(_labelled([(Text("system", "dim"), Text(printable(dialogue.system)))], console), no_wrap=True)
-            console.print()
-        for record in dialogue.turns:
-            console.print(_turn(record, console), no_wrap=True)
-            console.print()
 
 
 def diff_text(pieces: Sequence[Piece], *, colour: bool, limit: int = _MAX_DIFF_CHARACTERS) -> Text:
@@ -217,90 +183,10 @@ def diff_text(pieces: Sequence[Piece], *, colour: bool, limit: int = _MAX_DIFF_C
     return text
 
 
-def safe(text: str, style: str = "") -> Text:
-    """Untrusted text on one line, without control characters and markup."""
-    return Text(printable(text, keep_newlines=False), style=style)
-
-
 def _marked(piece: Piece, text: str, *, colour: bool) -> str:
     """The text of a piece, in brackets for a change without colour."""
     opening, closing = ("", "") if colour or piece.kind == "same" else _MARKS[piece.kind]
     return opening + text + closing
-
-
-def _headline(title: str, width: int, align: Literal["left", "center"]) -> Rule | Text:
-    """A rule with a title; only the title if the rule does not fit."""
-    text = Text(printable(title, keep_newlines=False), style="bold", overflow="fold")
-    return Rule(text, align=align, style="dim") if text.cell_len + _RULE_ENDS <= width else text
-
-
-def _turn(record: Mapping[str, Any], console: Console) -> Text:
-    is_probe = record["probe_after"] is not None
-    is_scored = record["finish_reason"] == SCORED  # a plain text, or a result of another program, may lack both
-    rows: list[tuple[Text, Text]] = []
-    if record["prompt"] or not is_scored:
-        rows.append((Text("Probe" if is_probe else "User", "cyan"), Text(printable(record["prompt"]))))
-    if record["error"]:
-        rows.append((Text("Error", "bold red"), Text(printable(record["error"]), "red")))
-    elif record["reply"] or not is_scored:
-        rows.append((Text("Assistant", "green"), Text(printable(record["reply"]))))
-    if record["reference"]:
-        rows.append((Text("Reference", "dim"), Text(printable(record["reference"]), "dim")))
-    if record["choices"]:
-        rows.append((Text("Choices", "dim"), _choices(record)))
-    for check in record["checks"]:
-        mark, style = _CHECK_MARKS[check["passed"]]
-        text = f"{mark} {check_name(check)}"
-        if not check["passed"] and check.get("detail"):
-            text += f": {check['detail']}"
-        rows.append((Text(), safe(text, style)))
-    position = f"turn {record['turn']}" + (f", asked after turn {record['probe_after']}" if is_probe else "")
-    details = [position, f"ended by {record['finish_reason']}", *_metric_values(record, SHOWN_METRICS)]
-    rows.append((Text(), safe(", ".join(details), "dim")))
-    return _labelled(rows, console)
-
-
-def _labelled(rows: Sequence[tuple[Text, Text]], console: Console) -> Text:
-    """Labels and, beside them, texts folded to the rest of the width; a grid of rich would take five times as long.
-
-    Where the rest is too narrow, labels have lines of their own, and texts the whole width.
-    """
-    indent = max(label.cell_len for label, _ in rows) + 2
-    is_narrow = console.width < indent + _MIN_TEXT_WIDTH
-    lines: list[Text] = []
-    for label, text in rows:
-        if is_narrow:
-            lines += label.wrap(console, console.width, overflow="fold") if label else ()
-            label, indent = Text(), 0
-        label.pad_right(indent - label.cell_len)
-        for line in text.wrap(console, max(_WIDEST_CHARACTER, console.width - indent), overflow="fold"):
-            lines.append(Text.assemble(label, line))
-            label = Text(" " * indent)
-    return Text("\n").join(lines)
-
-
-def _choices(record: Mapping[str, Any]) -> Text:
-    """A line for each choice: its text, its probability if the reply is one of them, and its sum of log-probabilities.
-
-    Of many choices, the likeliest are shown, in the script's order.
-    """
-    scores: Sequence[Mapping[str, Any]] = record["choices"]
-    logprobs = [score["logprob"] for score in scores]
-    likeliest = sorted(range(len(scores)), key=lambda index: -logprobs[index])[:_MAX_CHOICES]
-    lines = [
-        f"{printable(scores[index]['name'], keep_newlines=False)}: "
-        f"{probability_among(logprobs, index):.1%}, logprob {logprobs[index]:.2f}"
-        for index in sorted(likeliest)
-    ]
-    if more := len(scores) - len(likeliest):
-        lines.append(f"{more} less likely")
-    return Text("\n".join(lines), "dim")
-
-
-def _metric_values(record: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
-    for name in names:
-        if name in record["metrics"]:
-            yield f"{name} {turn_value(metric_named(name), record['metrics'][name])}"
 
 
 def _similar_names(analysis: Analysis, name: str) -> str:
@@ -385,6 +271,6 @@ def _side_by_side(turn: TurnChange, matched: MatchedRows, *, colour: bool) -> Gr
         replies.append(reply)
     table.add_row(*replies)
     records = (turn.baseline, turn.variant)
-    table.add_row(*(Text("  ".join(_metric_values(record, ("score", "nll"))), "dim") for record in records))
+    table.add_row(*(Text("  ".join(metric_values(record, ("score", "nll"))), "dim") for record in records))
     position = f"turn {turn.baseline['turn']}, repeat {turn.repeat}  "
     return Group(Text.assemble((position, "dim"), (printable(turn.baseline["prompt"]), "bold")), table)
