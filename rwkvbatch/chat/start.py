@@ -19,6 +19,7 @@ from rwkvbatch.chat.runs import RunPoint, read_point, refuse_other_files, replay
 from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session
 from rwkvbatch.chat.storage import Transcript, default_path, load_session, state_directory
 from rwkvbatch.config import NO_ADAPTER, CellSettings, preset
+from rwkvbatch.config.names import option_name
 from rwkvbatch.config.sources import ResolvedSettings, naming_origins, resolve_settings
 from rwkvbatch.endpoint.client import Client, ClientOptions, check_url
 from rwkvbatch.endpoint.engine import EndpointEngine
@@ -296,7 +297,21 @@ def _show_model(chat: Chat, *, bundled: bool) -> None:
         is_default = sampling.greedy and not has_penalty and not opening.prelude
         sampling_text = "greedy, without penalties and initial exchange; " if is_default else ""
         chat.view.note(f"{sampling_text}use another model with --model FILE")
+    elif differing := _unlike_run(chat.session):
+        chat.view.note(f"unlike `run`: {differing}; --preset default --prelude none takes run's defaults")
     _show_keys(chat)
+
+
+def _unlike_run(session: Session) -> str:
+    """The sampling settings that are not the defaults of `run`, as options, and the initial exchange; may be empty."""
+    values: dict[str, Any] = dict(session.settings.sampling)
+    options: list[str] = []
+    for name, default in preset("default"):
+        if (value := values[name]) != default:
+            text = ",".join(map(str, value)) if isinstance(default, tuple) else str(value)
+            options.append(f"{option_name(name)} {text}")
+    exchange = ["an initial exchange before the first message"] if session.tree.opening.prelude else []
+    return ", ".join(options + exchange)
 
 
 def _show_keys(chat: Chat) -> None:

@@ -39,7 +39,7 @@ def _group() -> None:
         "rwkvbatch script import arc ARC-Challenge-Test.jsonl --style chat --out arc.jsonl",
         "rwkvbatch script import hellaswag hellaswag_val.jsonl --normalize byte --out hellaswag.jsonl",
         "rwkvbatch script import winogrande dev.jsonl --out winogrande.jsonl",
-        "rwkvbatch run mmlu.jsonl --out runs/mmlu && rwkvbatch compare runs/mmlu",
+        "rwkvbatch run mmlu.jsonl --out runs/mmlu; rwkvbatch compare runs/mmlu",
     ),
 )
 def import_command(

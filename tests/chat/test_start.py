@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -379,3 +380,21 @@ def test_the_greeting_names_greedy_sampling_only_where_it_applies(
     result = chat("", *options, "--no-transcript")
     assert ("greedy, without penalties and initial exchange" in result.stderr) == greedy
     assert "use another model with --model FILE" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        ((), "unlike `run`: --presence 0.5, --frequency 0.5, --ban 0, an initial exchange before the first message; "),
+        (("--prelude", "none"), "unlike `run`: --presence 0.5, --frequency 0.5, --ban 0; "),
+        (("--preset", "default", "--prelude", "none"), ""),
+        (("--preset", "default", "--prelude", "none", "--temp", "0.5"), "unlike `run`: --temp 0.5; "),
+    ],
+)
+def test_the_greeting_of_another_model_names_what_run_does_otherwise(
+    chat: Run, options: tuple[str, ...], note: str, tmp_path: Path
+) -> None:
+    path = shutil.copy(BUNDLED_MODEL, tmp_path / "own.safetensors")
+    errors = chat("", *options, "--no-transcript", "--model", str(path)).stderr
+    assert ("unlike `run`" in errors) == bool(note)
+    assert note in " ".join(errors.split())
