@@ -148,15 +148,35 @@ def correction(family: Family, lines: Sequence[Comparison]) -> str:
 
 
 def power(lines: Iterable[Comparison]) -> str:
-    """The range of detectable differences of the lines without a significant one; empty if there are none."""
+    """What the lines could show; may be empty.
+
+    It is the range of detectable differences of those without a significant one, and the number of conversations that a
+    margin takes where all pairs are equal.
+    """
+    lines = list(lines)
+    texts: list[str] = []
     undecided = [
         line for line in lines if line.verdict in ("no difference found", "unclear") and not math.isnan(line.detectable)
     ]
-    if not undecided:
-        return ""
-    digits = undecided[0].metric.digits
-    low, high = (detectable(extreme(line.detectable for line in undecided), digits) for extreme in (min, max))
-    return f"detectable: {low}" + (f" to {high}" if high != low else "")
+    if undecided:
+        digits = undecided[0].metric.digits
+        low, high = (detectable(extreme(line.detectable for line in undecided), digits) for extreme in (min, max))
+        texts.append(f"detectable: {low}" + (f" to {high}" if high != low else ""))
+    if needed := max((_conversations_for_margin(line) for line in lines), default=0):
+        texts.append(f"equal pairs show equivalence within {lines[0].margin:g} from {needed:,} conversations on")
+    return "; ".join(texts)
+
+
+def _conversations_for_margin(line: Comparison) -> int:
+    """How many conversations with equal pairs have an interval within the margin; 0 if this line has it already.
+
+    The interval of n of them ends where a share `high / widest` of the population is unseen: (1 - share)^n is half of
+    its level (`stats.bounded.unseen_share`).
+    """
+    widest, margin = line.metric.widest, line.margin
+    if not line.identical or margin is None or not 0 < margin < line.high < widest < math.inf:
+        return 0
+    return math.ceil(line.num_conversations * math.log1p(-line.high / widest) / math.log1p(-margin / widest))
 
 
 def rank_disagreement(lines: Iterable[Comparison]) -> str:

@@ -20,7 +20,8 @@ from rwkvbatch.comparison.statistics.differences import Comparison, compare_metr
 from rwkvbatch.comparison.statistics.means import VariantMean
 from rwkvbatch.comparison.statistics.ranking import Ranking, rank_values
 from rwkvbatch.comparison.values.all_variants import VariantValues
-from rwkvbatch.comparison.wording import correction, directions, extent, left_out, verdict
+from rwkvbatch.comparison.wording import correction, directions, extent, left_out, power, verdict
+from rwkvbatch.stats.family import compare_family
 
 
 @dataclass(frozen=True)
@@ -306,3 +307,20 @@ def test_ends_of_the_interval_of_a_mean_reach_its_limits_but_do_not_leave_them_o
     score = metric_named("score")
     assert interval(VariantMean(score, 0.9997, 0.9996, 0.9999, 40, 20)) == "[0.9996, 1.000]"
     assert interval(VariantMean(score, 0.0003, 0.0001, 0.0004, 40, 20)) == "[0.000, 0.0004]"
+
+
+def test_equal_pairs_say_from_which_number_of_conversations_a_margin_holds() -> None:
+    def equal(conversations: int) -> float:
+        """The upper end of the interval of so many equal pairs."""
+        return compare_family(np.zeros((conversations, 1)), np.ones((conversations, 1)), widest=1.0).differences[0].high
+
+    def text(margin: float | None, **changes: object) -> str:
+        high = equal(40)
+        values = {"identical": True, "num_conversations": 40, "low": -high, "high": high, "margin": margin}
+        return power([line(**(values | changes))])
+
+    assert equal(183) <= 0.02 < equal(182)
+    assert text(0.02) == "equal pairs show equivalence within 0.02 from 183 conversations on"
+    assert equal(40) < 0.09
+    assert text(0.09) == text(None) == text(0.02, metric=metric_named("nll")) == ""
+    assert text(0.02, identical=False) == "detectable: 0.100"
