@@ -14,6 +14,7 @@ from rwkvbatch.cli.options import (
     JUDGE_HELP,
     JUDGE_PANEL,
     JUDGE_SETTINGS,
+    CheckModuleOption,
     JsonOption,
     QuietOption,
     option,
@@ -40,6 +41,7 @@ def check_command(
     script: Annotated[
         list[str] | None, option("--script", "Judge by the checks and tags of this script; may be repeated.", "FILE")
     ] = None,
+    check_module: CheckModuleOption = None,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
     **settings: Any,
@@ -68,6 +70,7 @@ def check_command(
             asking=bars("asking the judge") if judge is not None else lambda done, total: None,
             progress=bars("judging"),
             limits=resolved.settings.script_limits,
+            checks=check_module,
         )
     if json_output:
         print_json(result.as_dict())

@@ -69,6 +69,8 @@ AdapterOption = Annotated[
     str,
     option("--adapter", "Adapter to merge: 'FILE alpha=NUMBER' (LoRA), 'FILE init=FILE' (PiSSA), FILE, none.", "TEXT"),
 ]
+CHECK_MODULE_HELP = "Python file, which is run; the script's checks may name its functions."
+CheckModuleOption = Annotated[Path | None, option("--check-module", CHECK_MODULE_HELP, "FILE")]
 RandomOption = Annotated[
     str | None, option("--random", "Take random weights of this shape, such as 12x768.", "LAYERSxWIDTH")
 ]

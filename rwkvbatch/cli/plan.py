@@ -10,7 +10,7 @@ import typer
 
 from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import message, print_json
-from rwkvbatch.cli.options import JsonOption, QuietOption, option, script_limits
+from rwkvbatch.cli.options import CheckModuleOption, JsonOption, QuietOption, option, script_limits
 from rwkvbatch.errors import UsageError, counted
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def plan_command(
     variants: Annotated[
         int, option("--variants", "How many variants are compared with the baseline.", "N", min=1, max=MAX_VARIANTS)
     ] = 1,
+    check_module: CheckModuleOption = None,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -70,9 +71,12 @@ def plan_command(
         repetitions_of,
         without_pilot,
     )
+    from rwkvbatch.script.checks import kinds_of_functions
+    from rwkvbatch.script.checks.functions import using_functions
     from rwkvbatch.script.reader import read_scripts
 
-    conversations = read_scripts(scripts, limits=script_limits()).conversations
+    with using_functions(kinds_of_functions(check_module)):
+        conversations = read_scripts(scripts, limits=script_limits()).conversations
     planned_metric = metric_of(conversations, metric)
     if detect > planned_metric.widest:
         limit = f"{planned_metric.widest:g}, the range of {planned_metric.name}"

@@ -13,6 +13,7 @@ from rwkvbatch.cli.checkpoints import read_ahead
 from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import ExitCode, debugging, message, print_json, report
 from rwkvbatch.cli.options import (
+    CHECK_MODULE_HELP,
     OUTPUT_PANEL,
     ConfigOption,
     JsonOption,
@@ -58,6 +59,7 @@ def run_command(
     shard: Annotated[
         str | None, option("--shard", "Run only part I of N, for rwkvbatch merge.", "I/N", RUN_PANEL)
     ] = None,
+    check_module: Annotated[Path | None, option("--check-module", CHECK_MODULE_HELP, "FILE", SCRIPT_PANEL)] = None,
     grid: Annotated[Path | None, option("--grid", "TOML file with a grid of settings.", "FILE", RUN_PANEL)] = None,
     retry_errors: Annotated[bool, option("--retry-errors", "Run failed rows again.", panel=RUN_PANEL)] = False,
     repair: RepairOption = False,
@@ -93,6 +95,7 @@ def run_command(
     from rwkvbatch.replay.logs import logging_to
 
     settings |= {"grid": grid, "config": config, "environment": os.environ, "skip_bad": skip_bad, "shard": shard}
+    settings |= {"checks": check_module}
     with leaving_at_once(), logging_to(log_file, verbose=verbose, quiet=quiet):
         if dry_run:
             from rwkvbatch.cli.views import show_plan

@@ -64,6 +64,8 @@ from rwkvbatch.replay.progress import Observer
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.replay.worker.models import USING_BUNDLED, ModelLoader
 from rwkvbatch.results.directory import SKIPPED_NAME
+from rwkvbatch.script.checks import kinds_of_functions
+from rwkvbatch.script.checks.functions import Functions, using_functions
 from rwkvbatch.script.documents import read_documents
 from rwkvbatch.script.reader import Script, read_scripts
 
@@ -168,6 +170,7 @@ def _is_model(value: object) -> bool:
     grid=optional(PATH),
     config=optional(PATH),
     environment=optional(instance_of(Mapping, "a mapping of names to texts, such as os.environ")),
+    checks=optional(either(PATH, instance_of(Mapping, "a mapping of names to functions"))),
     documents=SWITCH,
     skip_bad=SWITCH,
     shard=optional(TEXT),
@@ -189,6 +192,7 @@ def run(
     grid: PathLike | None = None,
     config: PathLike | None = None,
     environment: Mapping[str, str] | None = None,
+    checks: Functions | None = None,
     documents: bool = False,
     skip_bad: bool = False,
     shard: str | None = None,
@@ -214,6 +218,8 @@ def run(
         grid: a TOML file with a grid of settings.
         config: a TOML file with settings.
         environment: variables from which `RWKVBATCH_*` settings are read, such as `os.environ`; None reads none.
+        checks: functions that `expect` in the scripts may name as kinds of checks, by name, or a Python file that
+            defines them.
         documents: score text files, JSON lines with `text` and folders of them, as `rwkvbatch score` does.
         skip_bad: set bad lines of a script aside instead of raising.
         shard: run only this part of the conversations, such as `2/8`.
@@ -239,6 +245,7 @@ def run(
     if model is not None and not isinstance(model, (str, os.PathLike, Sequence)):
         loaded, model = cast("Model", getattr(model, "model", model)), None
     sources: dict[str, Any] = {"grid": grid, "config": config, "environment": environment, "documents": documents}
+    sources["checks"] = checks
     with loading():  # a script may be a pipe that never ends
         prepared = prepare(scripts, model=model, skip_bad=skip_bad, shard=shard, **sources, **settings)
     plan, skipped = prepared.plan, prepared.script.skipped
@@ -256,6 +263,9 @@ def run(
             observers.append(metrics)
         stack.enter_context(naming_origins(plan.origins))
         pool = pool_for(plan.settings, model_given=loaded is not None)
+        if pool is not None and isinstance(checks, Mapping) and checks:
+            hint = 'write them into a file and give its name: checks="checks.py"; or leave workers, devices and ray out'
+            raise UsageError("checks that are functions of this process cannot judge in other processes", hint=hint)
         options = RunOptions(
             out=None if out is None else Path(out),
             scripts=prepared.names,
@@ -334,6 +344,7 @@ def prepare(
     grid: PathLike | None = None,
     config: PathLike | None = None,
     environment: Mapping[str, str] | None = None,
+    checks: Functions | None = None,
     documents: bool = False,
     skip_bad: bool = False,
     shard: str | None = None,
@@ -361,7 +372,8 @@ def prepare(
         sources = _listed(scripts, limits.max_conversations)
         paths = [source for source in sources if isinstance(source, str)]
         if not documents:
-            script = read_scripts(sources, limits=limits, skip_bad=skip_bad)
+            with using_functions(kinds_of_functions(checks)):
+                script = read_scripts(sources, limits=limits, skip_bad=skip_bad)
         elif len(paths) < len(sources):
             hint = 'leave it out: conversations such as {"text": "..."} are scored without it'
             raise UsageError("documents=True is for files, and a conversation is given", hint=hint)

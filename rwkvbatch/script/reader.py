@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from rwkvbatch.config import MAX_COUNT, ScriptLimits
 from rwkvbatch.errors import ScriptError, UsageError
+from rwkvbatch.script.checks.functions import using_functions
 from rwkvbatch.script.forms import ignored_keys, read_conversation
 from rwkvbatch.script.lines import STDIN, SourceLine, parse_line, refuse, shown_path
 from rwkvbatch.script.mappings import ARGUMENT, mapping_lines
@@ -125,13 +126,16 @@ def refuse_repeated(paths: Sequence[str]) -> None:
 def read_copy(file: BinaryIO, path: str) -> tuple[Conversation, ...]:
     """The conversations of a script's copy, which this program wrote in the native form; their size is not limited.
 
+    Checks that are functions have an `AbsentRule`, since the functions are not in the copy.
+
     Raises:
         ScriptError: the copy is damaged.
         MissingExtraError: a check needs an optional dependency that is not installed.
     """
     reader = ScriptReader(_WIDEST_LIMITS, skip_bad=False, has_several_files=False)
-    for line in read_lines(file, path, _WIDEST_LIMITS.max_line_bytes):
-        reader.read_line(line, Additions(), is_first=False)
+    with using_functions(None):
+        for line in read_lines(file, path, _WIDEST_LIMITS.max_line_bytes):
+            reader.read_line(line, Additions(), is_first=False)
     return tuple(reader.conversations)
 
 

@@ -16,6 +16,7 @@ import pytest
 
 import rwkvbatch
 from rwkvbatch.cli.app import invoke
+from rwkvbatch.cli.exits import ExitCode
 from rwkvbatch.replay.runner import read_rows
 from rwkvbatch.results.directory import RunDirectory
 
@@ -507,3 +508,21 @@ def test_a_race_over_workers_has_the_same_rows_and_result(tmp_path: Path, capsys
         rows = [(row.key, row.reply, row.logprob) for row in read_rows(tmp_path / name)]
         found.append((rows, json.loads(capsys.readouterr().out)["race"]))
     assert found[0] == found[1]
+
+
+def test_the_functions_of_a_check_module_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script, module, out = tmp_path / "script.jsonl", tmp_path / "checks.py", tmp_path / "out"
+    script.write_text(conversation("hello", "Hi.", expect=[{"at_least": 1}]))
+    module.write_text("def at_least(facts, length):\n    return len(facts.text) >= length\n")
+    given = ["--check-module", str(module)]
+    assert invoke(["run", str(script), "--out", str(out), "--max-tokens", "4", *given]) == ExitCode.DONE
+    assert invoke(["run", str(script), *given, "--dry-run"]) == ExitCode.DONE
+    assert invoke(["plan", str(script), *given, "--detect", "0.2"]) == ExitCode.DONE
+    assert invoke(["show", str(out)]) == ExitCode.DONE
+    module.write_text("def at_least(facts, length):\n    return len(facts.text) < length\n")
+    assert invoke(["check", str(out), *given]) == ExitCode.FAILED
+    capsys.readouterr()
+    assert invoke(["check", str(out)]) == ExitCode.BAD_INPUT
+    assert "the check 'at_least' is or has a function, which is not given\n  give it: --check-module" in (
+        capsys.readouterr().err
+    )

@@ -38,6 +38,10 @@ from rwkvbatch.results.row_codec import (
 from rwkvbatch.results.script_copy import read_script, script_sha256, write_script
 from rwkvbatch.results.status import planned_rows
 from rwkvbatch.results.summary import FORMER_VERDICTS, Summary, Tallies, read_part, write_summary
+from rwkvbatch.script.checks import kinds_of_functions
+from rwkvbatch.script.checks.functions import CODE, Functions, using_functions
+from rwkvbatch.script.forms import read_conversation
+from rwkvbatch.script.native import native_record
 from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Conversation
 from rwkvbatch.targets import RESULTS_NAME
@@ -89,6 +93,7 @@ def recheck(
     asking: Callable[[int, int], None] = lambda done, total: None,
     limits: ScriptLimits | None = None,
     files: Files = OS_FILES,
+    checks: Functions | None = None,
 ) -> Rechecked:
     """Judge the replies of the run at `path` again.
 
@@ -100,6 +105,7 @@ def recheck(
         progress: is called with the number of bytes done and of all bytes.
         asking: is called with the number of the judge's answers and of all questions.
         limits: the limits of `scripts`.
+        checks: functions that the scripts name, as in `rwkvbatch.run`.
 
     Raises:
         RunDirectoryError: there is no run, it is locked, or another command was interrupted while it changed it.
@@ -121,7 +127,9 @@ def recheck(
             error.hint = "make it writable, or judge a copy of it"
         raise
     with closing(directory):
-        return _Recheck(directory, scripts, limits, progress).run(judge, asking)
+        with using_functions(kinds_of_functions(checks)):
+            rechecking = _Recheck(directory, scripts, limits, progress)
+        return rechecking.run(judge, asking)
 
 
 class _Recheck:
@@ -151,11 +159,13 @@ class _Recheck:
                 path=directory.path,
                 hint="run its command again, with the script as it was: this keeps all rows and adds the copy",
             )
-        self._conversations, self._num_left_out = script_copy, 0
+        self._conversations, self._num_left_out = (), 0
         if scripts:
             given = {c.id: c for c in read_scripts(scripts, limits=limits).conversations}
             self._conversations = tuple(self._same_conversation(c, given.get(c.id)) for c in script_copy)
             self._num_left_out = len(given) - len(script_copy)
+        else:
+            self._conversations = tuple(map(_with_functions, script_copy))
         self._by_id = {c.id: c for c in self._conversations}
         self._digests: dict[tuple[str, int], str] = {}
         self._has_new_score = False
@@ -310,6 +320,14 @@ class _Recheck:
         if key not in self._digests:
             self._digests[key] = judging_digest(conversation, turn)
         return self._digests[key]
+
+
+def _with_functions(conversation: Conversation) -> Conversation:
+    """A conversation of the script's copy, with the functions that are given now; raises `ScriptError` without one."""
+    if not any(CODE in check.options for turn in conversation.turns for check in turn.checks):
+        return conversation
+    line = json.loads(json.dumps(native_record(conversation)))
+    return read_conversation(line, conversation.source, conversation.id)
 
 
 def _compared_values(old: Conversation, new: Conversation) -> Iterator[tuple[str, Any, Any]]:

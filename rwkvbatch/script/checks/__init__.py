@@ -15,7 +15,8 @@ from typing import Any
 from rwkvbatch import signals
 from rwkvbatch.deadline import deadline
 from rwkvbatch.errors import MissingExtraError, RowError, RwkvBatchError, UsageError, in_words
-from rwkvbatch.script.checks import answers, instructions, json_schema, judged, numbers, text, tool_calls
+from rwkvbatch.hashes import json_sha256
+from rwkvbatch.script.checks import answers, functions, instructions, json_schema, judged, numbers, text, tool_calls
 from rwkvbatch.script.lines import (
     SourceLine,
     is_array,
@@ -64,8 +65,14 @@ _BUILT_IN: Mapping[str, text.RuleKind] = {
 
 
 def check_kinds() -> tuple[str, ...]:
-    """The names of all kinds of checks: built-in ones, combinations, and those of installed plug-ins."""
-    return (*_BUILT_IN, *_COMBINERS, *sorted(_plugins()))
+    """The names of all kinds of checks: built-in ones, combinations, those of plug-ins, and given functions."""
+    return (*_BUILT_IN, *_COMBINERS, *sorted(_plugins()), *sorted(functions.given_kinds()))
+
+
+def kinds_of_functions(given: functions.Functions | None) -> Mapping[str, functions.FunctionKind]:
+    """The kinds that functions, or a file of functions, make for `using_functions`; raises as `read_functions`."""
+    options = frozenset[str]().union(*(kind.options for kind in _BUILT_IN.values()))
+    return functions.read_functions(given, {*_BUILT_IN, *_COMBINERS, *_plugins(), *options, "weight"})
 
 
 def parse_checks(raw: Any, source: SourceLine, where: str = "expect") -> tuple[Check, ...]:
@@ -78,7 +85,7 @@ def parse_checks(raw: Any, source: SourceLine, where: str = "expect") -> tuple[C
         ScriptError: a kind or option is unknown, or a value is wrong.
         MissingExtraError: a kind needs an optional dependency that is not installed.
     """
-    return _parse(raw, source, where, 0)
+    return _parse(raw, source, where, 0, may_lack=False)
 
 
 def judge_all(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
@@ -146,11 +153,12 @@ class Combination:
 
 @dataclass(frozen=True)
 class _Guarded:
-    """A plug-in's rule with a time limit, after which the check has failed. Its exceptions become `RowError`."""
+    """A rule of foreign code with a time limit, after which the check has failed. Its exceptions become `RowError`."""
 
     kind: str
     rule: Rule
     deadline_s: float = PLUGIN_DEADLINE_S
+    hint: str = "the check is a plug-in: report this to its author"
 
     def judge(self, facts: ReplyFacts) -> Verdict:
         try:
@@ -163,45 +171,68 @@ class _Guarded:
         except TimeoutError as error:
             return Verdict(False, 0.0, f"gave up: {error}", undecided=True)
         except BaseException as error:  # also `SystemExit`: a plug-in must not end the run
-            hint = "the check is a plug-in: report this to its author"
-            raise RowError(f"the check {self.kind!r} failed with {in_words(error)}", hint=hint) from error
+            raise RowError(f"the check {self.kind!r} failed with {in_words(error)}", hint=self.hint) from error
         if not 0 <= score <= 1:
             raise RowError(f"the check {self.kind!r} gave a score outside [0, 1]: {score}")
         undecided = bool(getattr(verdict, "undecided", False))
         return Verdict(passed and not undecided, score, detail, undecided)
 
 
-def _parse(raw: Any, source: SourceLine, where: str, depth: int) -> tuple[Check, ...]:
+def _parse(raw: Any, source: SourceLine, where: str, depth: int, *, may_lack: bool) -> tuple[Check, ...]:
+    """The checks of an `expect`.
+
+    Args:
+        may_lack: whether its entries may be functions that are not given.
+    """
     if depth > MAX_NESTING:
         refuse(source, f"{where}: checks are nested deeper than {MAX_NESTING} levels")
     if is_array(raw):
-        entries = [_parse_entry(entry, source, f"{where}[{index}]", depth) for index, entry in enumerate(raw)]
+        entries = [
+            _parse_entry(entry, source, f"{where}[{index}]", depth, may_lack=may_lack)
+            for index, entry in enumerate(raw)
+        ]
         return tuple(chain.from_iterable(entries))
-    return tuple(_parse_entry(raw, source, where, depth))
+    return tuple(_parse_entry(raw, source, where, depth, may_lack=may_lack))
 
 
-def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int) -> list[Check]:
+def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int, *, may_lack: bool) -> list[Check]:
     if not is_object(raw):
         hint = 'write an object such as {"contains": "Ada"}'
         refuse(source, f"{where}: a check must be an object, got {type_name(raw)}", hint)
-    kinds = [key for key in raw if key in _BUILT_IN or key in _COMBINERS or key in _plugins()]
-    rule_kinds = {kind: _BUILT_IN.get(kind) or _load_plugin(kind) for kind in kinds if kind not in _COMBINERS}
-    option_names = frozenset[str]().union(*(rule_kind.options for rule_kind in rule_kinds.values()))
-    known = option_names | set(kinds) | {"weight"}
-    refuse_unknown_keys(raw, known if kinds else {*check_kinds(), "weight"}, source, where)
-    if not kinds:
-        refuse(source, f"{where}: names no kind of check", f"allowed: {', '.join(check_kinds())}")
     weight = raw.get("weight", 1.0)
     if not is_number(weight) or not 0 < weight <= MAX_WEIGHT:
         refuse(source, f"{where}.weight: must be a number above 0 and at most {MAX_WEIGHT:g}, got {shown(weight)}")
+    given = functions.given_kinds()
+    kinds = [key for key in raw if key in _BUILT_IN or key in _COMBINERS or key in _plugins() or key in given]
+    may_lack |= functions.CODE in raw and functions.reads_copy()
+    other_keys = [key for key in raw if key not in ("weight", functions.CODE)]
+    if may_lack and not kinds and other_keys:
+        name = other_keys[0]
+        options = {key: raw[key] for key in raw if key == functions.CODE}
+        return [Check(name, raw[name], functions.AbsentRule(name), float(weight), options)]
+    if functions.CODE in raw and not may_lack and other_keys and not (kinds and given):
+        problem = f"{where}: the check {shown(other_keys[0])} is or has a function, which is not given"
+        refuse(source, problem, functions.HOW_TO_GIVE)
+    rule_kinds = {
+        kind: _BUILT_IN.get(kind) or given.get(kind) or _load_plugin(kind) for kind in kinds if kind not in _COMBINERS
+    }
+    option_names = frozenset[str]().union(*(rule_kind.options for rule_kind in rule_kinds.values()))
+    known = option_names | set(kinds) | {"weight"} | ({functions.CODE} if given or may_lack else set[str]())
+    refuse_unknown_keys(raw, known if kinds else {*check_kinds(), "weight"}, source, where)
+    if not kinds:
+        refuse(source, f"{where}: names no kind of check", f"allowed: {', '.join(check_kinds())}")
     parsed: list[Check] = []
     for kind in kinds:
         options: dict[str, Any] = {}
         if kind in _COMBINERS:
-            checks = _parse(raw[kind], source, f"{where}.{kind}", depth + 1)
+            checks = _parse(raw[kind], source, f"{where}.{kind}", depth + 1, may_lack=may_lack)
             if not checks:
                 refuse(source, f"{where}.{kind}: must contain at least one check")
             rule, needs_reference = Combination(kind, checks), any(check.needs_reference for check in checks)
+            if may_lack:
+                options = {key: raw[key] for key in raw if key == functions.CODE}
+            elif codes := [check.options[functions.CODE] for check in checks if functions.CODE in check.options]:
+                options = {functions.CODE: json_sha256(codes)}
             choices = tuple(choice for check in checks for choice in check.choices)
             rubrics = tuple(rubric for check in checks for rubric in check.rubrics)
         else:
@@ -210,7 +241,10 @@ def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int) -> list[C
             needs_reference = bool(getattr(rule, "needs_reference", False))
             choices = (rule.choice,) if isinstance(rule, answers.Chosen) else ()
             rubrics = (rule,) if isinstance(rule, judged.Rubric) else ()
-            if kind not in _BUILT_IN:
+            if kind in given:
+                options = {functions.CODE: given[kind].code}
+                rule = _Guarded(kind, rule, hint="mend the function that is given as this check")
+            elif kind not in _BUILT_IN:
                 rule = _Guarded(kind, rule, float(getattr(rule_kinds[kind], "deadline_s", PLUGIN_DEADLINE_S)))
         parsed.append(Check(kind, raw[kind], rule, float(weight), options, needs_reference, choices, rubrics))
     return parsed
