@@ -34,6 +34,7 @@ EPILOG = examples(
     "rwkvbatch compare runs/step-* --over step --out trend.html",
     "rwkvbatch compare runs/probes --by distance",
     'rwkvbatch compare runs/main runs/branch --fail-if "score < baseline - 0.02"',
+    'rwkvbatch compare runs/main runs/branch --fail-if "score[memory] < baseline - 0.02"',
     'rwkvbatch compare runs/main runs/branch --fail-unless "score >= baseline - 0.02 significantly"',
     "rwkvbatch compare runs/before runs/after --judge rwkv7-g1i-2.9b",
 )
@@ -80,6 +81,14 @@ def compare_command(
             "Test the trend over checkpoints of the primary metric and of each --metric: the word before the number in "
             "their names (step), or a list of numbers.",
             "NAME|N,...",
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        option(
+            "--only",
+            "Compare only conversations with this id or tag, or a pattern of them (memory-*); may be repeated.",
+            "ID|TAG",
         ),
     ] = None,
     by: Annotated[
@@ -169,6 +178,7 @@ def compare_command(
             all_metrics=all_metrics,
             margin=margin,
             over=over,
+            only=only or (),
             by=by,
             ks=_ks(k),
             fail_if=fail_if or (),
@@ -183,6 +193,8 @@ def compare_command(
     for note in analysis.notes:
         message(f"note: {note}", quiet=quiet)
     if show is not None:
+        if analysis.restriction is not None:
+            message(analysis.restriction.sentence, quiet=quiet)
         _show(analysis, show)
         for gate in analysis.gates:
             message(gate.line, quiet=quiet)

@@ -17,6 +17,7 @@ from rwkvbatch.comparison.pairing.matching import Dropped, MatchedRows
 from rwkvbatch.comparison.pairing.pairs import Pair
 from rwkvbatch.comparison.pairing.preference import Preferences
 from rwkvbatch.comparison.runs.data import RunData, Variant
+from rwkvbatch.comparison.runs.restriction import Restriction
 from rwkvbatch.comparison.statistics.differences import Comparison, Family, compare_metric
 from rwkvbatch.comparison.statistics.means import VariantMean, variant_means
 from rwkvbatch.comparison.statistics.metric_selection import available_metrics
@@ -76,6 +77,7 @@ class Analysis:
         by, ks, margin: as given to `compare`.
         trends: with `over`, the trend of the primary metric over checkpoints, then the exploratory trends of `metrics`.
         blame: with `blame`, the turns at which dialogues went wrong; else empty.
+        restriction: with `only`, the conversations that are compared; None for all.
         preferences: with `judge`, the counts of its verdicts on each pair's replies; else empty.
     """
 
@@ -97,6 +99,7 @@ class Analysis:
     trends: tuple[Trend, ...] = ()
     blame: tuple[Blame, ...] = ()
     preferences: tuple[Preferences, ...] = ()
+    restriction: Restriction | None = None
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -211,7 +214,13 @@ class Analysis:
         ]
         if len(lines) > _MAX_REPR_LINES:
             lines[_MAX_REPR_LINES:] = [f"... {counted(len(lines) - _MAX_REPR_LINES, 'more line')}, see to_pandas()"]
-        lines = [conclusion(self.comparisons), *lines, *(standing(ranking, max_named=5) for ranking in self.rankings)]
+        restriction = [] if self.restriction is None else [self.restriction.sentence]
+        lines = [
+            *restriction,
+            conclusion(self.comparisons),
+            *lines,
+            *(standing(ranking, max_named=5) for ranking in self.rankings),
+        ]
         lines += [gate.line for gate in self.gates]
         variants = f"{len(self.variants)} variant{'' if len(self.variants) == 1 else 's'}"
         return f"<Analysis: {variants}, {counted(len(self.table), 'row')}>\n" + "\n".join(

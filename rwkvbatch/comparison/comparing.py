@@ -40,6 +40,7 @@ from rwkvbatch.comparison.pairing.pairs import Pair, pair_up
 from rwkvbatch.comparison.pairing.preference import PREFERENCE, JudgesPairs, Preferences, with_preference
 from rwkvbatch.comparison.runs.data import RunData, Variant, variants_of
 from rwkvbatch.comparison.runs.loading import SOURCE, Source, load_runs
+from rwkvbatch.comparison.runs.restriction import Restriction, restricted
 from rwkvbatch.comparison.statistics.differences import Comparison, Family, compare_counts, compare_metric
 from rwkvbatch.comparison.statistics.metric_selection import MetricSelection
 from rwkvbatch.comparison.statistics.ranking import Ranking, rank
@@ -65,6 +66,7 @@ _TEXTS = list_of(TEXT, "a list of texts", "one text needs brackets too: ['nll']"
     all_metrics=SWITCH,
     margin=optional(NUMBER),
     over=optional(TEXT),
+    only=_TEXTS,
     by=optional(one_of(get_args(Breakdown))),
     ks=optional(list_of(whole_number(1), "a list of whole numbers, each at least 1")),
     fail_if=_TEXTS,
@@ -85,6 +87,7 @@ def compare(
     all_metrics: bool = False,
     margin: float | None = None,
     over: str | None = None,
+    only: Sequence[str] = (),
     by: Breakdown | None = None,
     ks: Sequence[int] | None = None,
     fail_if: Sequence[str] = (),
@@ -110,6 +113,8 @@ def compare(
         over: test the trend of the primary metric and of `metrics` over checkpoints, which are compared with the
             earliest one. It is the word before the number in their names, such as `step`, or one number for each in
             their order, such as `100,200`.
+        only: compare only conversations with these ids or tags, or patterns of them (`memory-*`), as `run --only` does.
+            Gates are judged on these, too.
         by: also show each turn, each tag, or each distance of probes from the message that they ask about
             (exploratory).
         ks: the k of pass@k, all-k and majority@k.
@@ -125,7 +130,7 @@ def compare(
             metric.
 
     Raises:
-        UsageError: an unknown baseline or metric, no primary metric, or an invalid gate.
+        UsageError: an unknown baseline, metric, id or tag, no primary metric, or an invalid gate.
         InputError: a run cannot be read, or runs have no turn in common.
     """
     gates = [parse_gate(text, "--fail-if", significantly=gate_significant) for text in fail_if]
@@ -137,7 +142,7 @@ def compare(
         raise UsageError(f"--margin must be a positive number, in the unit of the primary metric; got {margin}")
     if judge is None:
         refuse_without_judge([primary, *(metrics or ())], gates)
-    matching = _Matching.of(runs, baseline, over, force=force)
+    matching = _Matching.of(runs, baseline, over, only, force=force)
     table = matching.table
     if by == "distance" and not bool(table["probe_turns"].notna().any()):
         raise UsageError("--by distance: no run has probes", hint="see docs/scripts.md for `probes`")
@@ -168,7 +173,9 @@ def compare(
         primary=primary_metric,
         comparisons=tuple(tests.comparisons),
         families=tuple(tests.families),
-        gates=tuple(judge_gates(gates, scopes, allow_missing=allow_missing, partial=partial)),
+        gates=tuple(
+            judge_gates(gates, scopes, allow_missing=allow_missing, partial=partial, only=matching.restriction)
+        ),
         notes=tuple(dict.fromkeys(notes)),
         table=table,
         metrics=requested,
@@ -180,6 +187,7 @@ def compare(
         trends=tuple(trends),
         blame=find_blame(variants, matching.runs, table) if blame else (),
         preferences=tuple(matching.preferences),
+        restriction=matching.restriction,
     )
 
 
@@ -191,6 +199,7 @@ class _Matching:
         positions: of the variants, by `over`; empty without it.
         all_pairs: the matched rows of each pair, which may be none.
         notes: for the reader, in the order of their causes.
+        restriction: the conversations that are compared; None for all.
         preferences: what a judge said of each pair.
     """
 
@@ -202,19 +211,26 @@ class _Matching:
     all_pairs: list[MatchedRows]
     dropped: tuple[Dropped, ...]
     notes: list[str]
+    restriction: Restriction | None = None
     preferences: list[Preferences] = field(default_factory=list[Preferences])
 
     @classmethod
     def of(
-        cls, sources: Source | Iterable[Source], baseline: str | None, over: str | None, *, force: bool
+        cls,
+        sources: Source | Iterable[Source],
+        baseline: str | None,
+        over: str | None,
+        only: Sequence[str],
+        *,
+        force: bool,
     ) -> _Matching:
         """Load the runs and match their rows.
 
         Raises:
-            UsageError: an unknown baseline.
+            UsageError: an unknown baseline, or an unknown id or tag in `only`.
             InputError: a run cannot be read, or runs have no turn in common.
         """
-        runs = load_runs(sources)
+        runs, restriction = restricted(load_runs(sources), only)
         notes = check_runs(runs, force=force)
         variants = variants_of(runs)
         positions = {} if over is None else positions_over(over, variants, runs)
@@ -227,7 +243,7 @@ class _Matching:
         all_pairs = [match(pair, table) for pair in pairs]
         notes += unpaired_notes + check_pairs(pairs, runs) + matching_notes(all_pairs)
         dropped = count_dropped(variants, all_pairs, table, runs)
-        matching = cls(runs, variants, positions, pairs, table, all_pairs, dropped, notes)
+        matching = cls(runs, variants, positions, pairs, table, all_pairs, dropped, notes, restriction)
         if not matching.with_common_turns and len(variants) > 1:
             raise no_common_turn(all_pairs, runs)
         return matching

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, Protocol, cast
 
-from rwkvbatch.errors import RwkvBatchError, error_text
+from rwkvbatch.errors import RwkvBatchError, UsageError, error_text
 from rwkvbatch.hashes import json_sha256
 from rwkvbatch.script.choices import Choice, ChoiceScores
 from rwkvbatch.script.lines import SourceLine
@@ -268,3 +270,25 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_as_json(item) for item in cast("Iterable[Any]", value)]
     return value
+
+
+def selected_ids(patterns: Iterable[str], tags_of: Mapping[str, Iterable[str]]) -> set[str]:
+    """The ids of the conversations that `--only` selects: those with an id or tag that a pattern names or matches.
+
+    Args:
+        patterns: ids or tags, or patterns with `*` and `?`; one that is an id or a tag is no pattern.
+        tags_of: the tags of each id.
+
+    Raises:
+        UsageError: no conversation has an id or tag that a pattern matches.
+    """
+    names = {name for conversation, tags in tags_of.items() for name in (conversation, *tags)}
+    selected: set[str] = set()
+    for pattern in patterns:
+        matches = {pattern} & names or {name for name in names if fnmatchcase(name, pattern)}
+        if not matches:
+            close = difflib.get_close_matches(pattern, names, n=3)
+            hint = f"close ones: {', '.join(close)}" if close else None
+            raise UsageError(f"--only {pattern}: no conversation has this id or tag", hint=hint)
+        selected |= matches
+    return {conversation for conversation, tags in tags_of.items() if selected & {conversation, *tags}}

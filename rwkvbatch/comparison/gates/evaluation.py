@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Final
 
 import numpy as np
@@ -27,7 +28,8 @@ from rwkvbatch.comparison.gates.intervals import Interval, form_values, gate_int
 from rwkvbatch.comparison.gates.scopes import GateScope
 from rwkvbatch.comparison.metrics.declarations import metric_named
 from rwkvbatch.comparison.pairing.preference import PREFERENCE
-from rwkvbatch.errors import UsageError, counted
+from rwkvbatch.comparison.runs.restriction import Restriction
+from rwkvbatch.errors import UsageError, counted, listed, shown_value
 from rwkvbatch.stats.sample_size import conversations_needed
 from rwkvbatch.stats.variances import discreteness, variances, weighted_deviations
 
@@ -51,6 +53,7 @@ class GateResult:
         conversations_needed: number of conversations that would show the condition, if a significant `--fail-unless`
             fails because it has too few; else None.
         note: what `conversations_needed` assumes.
+        only: the name of the restriction of the comparison (`--only`); empty without one.
     """
 
     gate: Gate
@@ -66,6 +69,7 @@ class GateResult:
     reason: str = ""
     conversations_needed: int | None = None
     note: str = ""
+    only: str = ""
 
     @property
     def holds(self) -> bool:
@@ -90,8 +94,8 @@ class GateResult:
 
     @property
     def condition(self) -> str:
-        """The condition after its option, which tells whether it is one to fail or to pass."""
-        return f"{self.gate.option.removeprefix('--')} {self.gate.text}"
+        """The condition after its option, which tells whether it is one to fail or to pass, and the restriction."""
+        return f"{self.gate.option.removeprefix('--')} {self.gate.text}{self.only and f' ({self.only})'}"
 
     @property
     def line(self) -> str:
@@ -100,7 +104,12 @@ class GateResult:
 
 
 def judge(
-    gates: Sequence[Gate], scopes: Sequence[GateScope], *, allow_missing: bool = False, partial: bool = False
+    gates: Sequence[Gate],
+    scopes: Sequence[GateScope],
+    *,
+    allow_missing: bool = False,
+    partial: bool = False,
+    only: Restriction | None = None,
 ) -> list[GateResult]:
     """Judge every gate on every scope.
 
@@ -110,12 +119,13 @@ def judge(
     Args:
         allow_missing: judge the rows that exist even if others are missing or ended in an error.
         partial: judge unfinished runs.
+        only: the restriction of the comparison, which results name.
 
     Raises:
         UsageError: a gate needs a baseline, and the only variant has none.
     """
     return [
-        result
+        replace(result, only="" if only is None else only.name)
         for gate in gates
         for result in _judge_everywhere(gate, scopes, allow_missing=allow_missing, partial=partial)
     ]
@@ -222,23 +232,31 @@ def _statistic(value: Value, scope: GateScope) -> float:
         raise _CannotJudgeError(f"{metric.name} is of a variant and its baseline, and there is no baseline")
     if scope.unpaired:
         raise _CannotJudgeError(scope.unpaired)
-    column = scope.column(metric.name, value.of_baseline)
+    if value.tag is not None and value.tag not in (tags := scope.tags()):
+        known = f"known: {listed(_similar_first(value.tag, tags))}" if tags else "no turn has any"
+        raise _CannotJudgeError(f"no turn has the tag {shown_value(value.tag)}; {known}")
+    column = scope.column(metric.name, value.of_baseline, value.tag)
     values = column.values
     known = ~np.isnan(values)
     if scope.baseline_label is not None:
-        known &= ~np.isnan(scope.column(metric.name, not value.of_baseline).values)
+        known &= ~np.isnan(scope.column(metric.name, not value.of_baseline, value.tag).values)
     if not known.any():
         whose = scope.label if scope.baseline_label is None else f"no pair of {scope.label} and {scope.baseline_label}"
         needs = ""
         if metric.level == "conversation":
             needs = f", which needs {counted(int(metric.name.rpartition('_')[2]), 'repetition')} (--repeats)"
-        raise _CannotJudgeError(f"{whose} has {'no ' if scope.baseline_label is None else ''}{metric.name}{needs}")
+        raise _CannotJudgeError(f"{whose} has {'no ' if scope.baseline_label is None else ''}{value.name}{needs}")
     percentile = PERCENTILE.fullmatch(value.statistic)
     if percentile:
         return metric.shown(float(np.percentile(values[known], int(percentile[1]))))
     if value.statistic == "mean" and column.weights is not None:
         return metric.shown(float(np.average(values[known], weights=column.weights[known])))
     return metric.shown(float(STATISTICS[value.statistic](values[known])))
+
+
+def _similar_first(name: str, names: Sequence[str]) -> list[str]:
+    """The names in order, but those similar to `name` first."""
+    return list(dict.fromkeys([*get_close_matches(name, names), *sorted(names)]))
 
 
 def _with_sample_size(result: GateResult, scope: GateScope, interval: Interval) -> GateResult:

@@ -4,16 +4,19 @@
     sum       = product {("+" | "-") product}
     product   = unary {("*" | "/") unary}
     unary     = ["-"] (number | "(" sum ")" | value)
-    value     = metric | statistic "(" metric ")" | "baseline" | "baseline." metric
-              | statistic "(" "baseline." metric ")"
+    value     = of | statistic "(" of ")" | "baseline" [tag]
+    of        = ["baseline."] metric [tag]
     statistic = "mean" | "median" | "min" | "max" | "p" number     (p95: the 95th percentile)
+    tag       = "[" (text without brackets | a string of JSON) "]"
 
-A metric without a statistic means its mean. `baseline` without a metric means the same statistic of the only metric in
-the gate. `evaluation` judges gates on the pairs of a comparison.
+A metric without a statistic means its mean, and one with a tag that of the turns with the tag. `baseline` without a
+metric means the same statistic of the only metric in the gate, with the same tag unless it has its own. `evaluation`
+judges gates on the pairs of a comparison.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 import re
@@ -45,18 +48,25 @@ STATISTICS: Final[Mapping[str, Callable[[Floats], Any]]] = {
 }  # fmt: skip
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?)"
-    r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<symbol><=|>=|[-+*/()<>.]))"
+    r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<symbol><=|>=|[-+*/()<>.])"
+    r"|\[\s*(?P<tag>\"(?:[^\"\\]|\\.)*\"|[^\s\[\]\"](?:[^\[\]]*[^\s\[\]])?)\s*\])"
 )
 PERCENTILE = re.compile(r"p(\d{1,2})")
 
 
 @dataclass(frozen=True)
 class Value:
-    """A statistic of a metric, of the variant or of its baseline."""
+    """A statistic of a metric, of the variant or of its baseline; of the turns with a tag, or of all for None."""
 
     metric: str
     statistic: str
     of_baseline: bool
+    tag: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The metric, and the tag in brackets."""
+        return self.metric if self.tag is None else f"{self.metric}[{self.tag}]"
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ _BARE_BASELINE = Value("", "", of_baseline=True)
 
 @dataclass(frozen=True)
 class LinearForm:
-    """`constant` plus a weighted sum of means, which are all of turns or all of conversations."""
+    """`constant` plus a weighted sum of means, which are all of turns or all of conversations, and of the same tag."""
 
     constant: float
     weights: Mapping[Value, float]
@@ -83,7 +93,7 @@ class LinearForm:
         if len(self.weights) == 2:
             items = sorted(self.weights.items(), key=lambda item: item[0].of_baseline)
             (variant, weight), (baseline, baseline_weight) = items
-            is_pair = variant.metric == baseline.metric and not variant.of_baseline and baseline.of_baseline
+            is_pair = variant.name == baseline.name and not variant.of_baseline and baseline.of_baseline
             if is_pair and weight == -baseline_weight:
                 return metric_named(variant.metric), weight
         return None
@@ -130,12 +140,12 @@ class Gate:
 
     @cached_property
     def form(self) -> LinearForm | None:
-        """`left - right`; None if it has no test, because of percentiles, products, timings or counts."""
+        """`left - right`; None if it has no test, because of percentiles, products, timings, counts or several tags."""
         form = _linear(Binary("-", self.left, self.right))
         if form is None or not form.weights:
             return None
         metrics = [metric_named(value.metric) for value in form.weights]
-        same_level = len({metric.level for metric in metrics}) == 1
+        same_level = len({(metric.level, value.tag) for metric, value in zip(metrics, form.weights, strict=True)}) == 1
         return form if same_level and all(metric.tested for metric in metrics) else None
 
 
@@ -160,7 +170,7 @@ def parse_gate(text: str, option: GateOption = "--fail-if", *, significantly: bo
     if gate.significantly and gate.form is None:
         raise UsageError(
             f"{option} {gate.text!r}: significance is defined only for sums and multiples of means that are tested",
-            hint="remove `significantly` from gates on percentiles, timings, perplexity, counts or products",
+            hint="remove `significantly` from gates on percentiles, timings, perplexity, counts, products or two tags",
         )
     return gate
 
@@ -233,6 +243,7 @@ class _Parser:
         values: the statistics parsed so far.
         nesting: depth of signs and parentheses.
         bare_baseline: the last token `baseline` without a metric; None if there is none.
+        bare_tags: the tags of all of these, None for each without one.
     """
 
     def __init__(self, text: str, option: GateOption, bare_value: Value = _BARE_BASELINE) -> None:
@@ -243,6 +254,7 @@ class _Parser:
         self.next = 0
         self.values: list[Value] = []
         self.bare_baseline: _Token | None = None
+        self.bare_tags: list[str | None] = []
         self.nesting = 0
 
     def gate(self) -> Gate:
@@ -263,8 +275,10 @@ class _Parser:
     def value_of_bare(self, token: _Token) -> Value:
         """The baseline's statistic of the only metric in the gate; `token` is the `baseline` without a metric."""
         variant_values = list(dict.fromkeys(value for value in self.values if not value.of_baseline))
+        if None not in self.bare_tags:
+            variant_values = list(dict.fromkeys(replace(value, tag=None) for value in variant_values))
         if len(variant_values) != 1:
-            names = " and ".join(value.metric for value in variant_values) or "no metric"
+            names = " and ".join(value.name for value in variant_values) or "no metric"
             raise self._error(
                 f"`baseline` alone needs exactly one metric in the gate, found {names}; write baseline.METRIC", token
             )
@@ -321,14 +335,32 @@ class _Parser:
                 token = self._take()
             elif allow_bare:
                 self.bare_baseline = token
-                return self.bare_value
+                tag = self._tag()
+                self.bare_tags.append(tag)
+                return self.bare_value if tag is None else replace(self.bare_value, tag=tag)
             else:
                 raise self._error(f"write {statistic}(baseline.METRIC)", token)
         try:
             metric = metric_named(token.text)
         except UsageError:
             raise self._error(f"no metric is called {token.text!r}; known: {KNOWN_NAMES}", token) from None
-        return Value(metric.name, statistic, of_baseline)
+        tag_token = self._peek()
+        tag = self._tag()
+        if tag is not None and metric.level == "variant":
+            raise self._error(f"{metric.name} is counted over all turns and has no tag", tag_token)
+        return Value(metric.name, statistic, of_baseline, tag)
+
+    def _tag(self) -> str | None:
+        """The tag in brackets, if it comes next."""
+        if self._peek().kind != "tag":
+            return None
+        token = self._take()
+        if not token.text.startswith('"'):
+            return token.text
+        try:
+            return json.loads(token.text)
+        except ValueError:
+            raise self._error("the tag is no string of JSON", token) from None
 
     def _expect(self, text: str) -> None:
         token = self._take()
@@ -352,7 +384,7 @@ class _Parser:
                 start = end - len(self.text[position:end].lstrip())
                 raise self._error(f"unexpected character {self.text[start]!r}", _Token("?", self.text[start], start))
             kind = match.lastgroup or ""
-            yield _Token(kind, match[kind], match.start(kind))
+            yield _Token(kind, match[kind], self.text.index("[", position) if kind == "tag" else match.start(kind))
             position = match.end()
         yield _Token("end", "", end)
 

@@ -81,13 +81,13 @@ def _has_no_values(form: LinearForm, scope: GateScope) -> bool:
 def form_values(form: LinearForm, scope: GateScope) -> FormValues:
     """The form's values on the pairs that have all of its metrics on both sides, which are the table's pairs."""
     first = next(iter(form.weights))
-    column = scope.column(first.metric, first.of_baseline)
+    column = scope.column(first.metric, first.of_baseline, first.tag)
     total = np.zeros(column.values.size)
     for value, weight in form.weights.items():
-        total = total + weight * scope.column(value.metric, value.of_baseline).values
+        total = total + weight * scope.column(value.metric, value.of_baseline, value.tag).values
         if scope.baseline_label is not None:
             # Adding 0 times the other side makes the total NaN where that side has no value.
-            total = total + 0.0 * scope.column(value.metric, not value.of_baseline).values
+            total = total + 0.0 * scope.column(value.metric, not value.of_baseline, value.tag).values
     known = ~np.isnan(total)
     weights = column.weights
     if weights is not None:

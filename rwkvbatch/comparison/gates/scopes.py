@@ -17,6 +17,7 @@ from rwkvbatch.comparison.pairing.preference import missing_in
 from rwkvbatch.comparison.runs.data import RunData, Variant
 from rwkvbatch.comparison.values.columns import JoinedColumns, rows_of
 from rwkvbatch.comparison.values.conversations import conversation_values
+from rwkvbatch.comparison.values.groups import tags_of, with_tag
 from rwkvbatch.comparison.values.metric_values import weights_of
 from rwkvbatch.errors import counted
 
@@ -50,8 +51,9 @@ class GateScope:
 
     Attributes:
         baseline_label: None for a variant without a baseline.
-        column: maps a metric's name and `of_baseline` to the values of that side; both sides have the same pairs in the
-            same order.
+        column: maps a metric's name, `of_baseline` and a tag (None for all turns) to the values of that side; both
+            sides have the same pairs in the same order.
+        tags: the tags of its turns, in order of appearance.
         dropped: the rows that the variant, and then the baseline, lacks; `missing` counts rows that only the other
             side of the pair has.
         unfinished: a sentence on each run that is unfinished or only a part.
@@ -61,7 +63,8 @@ class GateScope:
 
     label: str
     baseline_label: str | None
-    column: Callable[[str, bool], Column]
+    column: Callable[[str, bool, str | None], Column]
+    tags: Callable[[], Sequence[str]] = tuple
     dropped: tuple[Dropped, ...] = ()
     unfinished: tuple[str, ...] = ()
     unpaired: str = ""
@@ -94,6 +97,7 @@ def scopes_of(
                 variant.label,
                 baseline.label,
                 partial(_column, rows, ("_b", "_a")),
+                partial(tags_of, rows, "_a"),
                 dropped=(
                     replace(
                         dropped_of[variant.label], missing=pair_rows.only_baseline, different=pair_rows.num_different
@@ -108,9 +112,10 @@ def scopes_of(
     paired = {side for pair_rows in matched for side in (pair_rows.pair.baseline, pair_rows.pair.variant)}
     for variant in variants:
         if variant not in paired:
-            column = partial(_column, rows_of(table, variant), ("", ""))
+            rows = rows_of(table, variant)
+            column, tags = partial(_column, rows, ("", "")), partial(tags_of, rows)
             dropped_rows = (dropped_of[variant.label],)
-            scopes.append(GateScope(variant.label, None, column, dropped_rows, unfinished(variant)))
+            scopes.append(GateScope(variant.label, None, column, tags, dropped_rows, unfinished(variant)))
     return scopes
 
 
@@ -126,9 +131,13 @@ def _unfinished_sentence(run: RunData) -> str | None:
     return f"{run.source} is not finished: {at_least}{counted(missing, 'planned turn')} {verb} not there"
 
 
-def _column(rows: pd.DataFrame | JoinedColumns, sides: tuple[str, str], name: str, of_baseline: bool) -> Column:
+def _column(
+    rows: pd.DataFrame | JoinedColumns, sides: tuple[str, str], name: str, of_baseline: bool, tag: str | None
+) -> Column:
     """The values of a metric, by row or by conversation; `sides` are the column suffixes of variant and baseline."""
     metric, side = metric_named(name), sides[of_baseline]
+    if tag is not None:
+        rows = with_tag(rows.table() if isinstance(rows, JoinedColumns) else rows, tag, sides[1])
     if metric.level == "conversation":
         code_of = dict(zip(rows["conversation"], rows["conversation_code"], strict=True))
         series = conversation_values(rows, metric, side).reindex(list(code_of))

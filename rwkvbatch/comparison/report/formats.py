@@ -51,12 +51,13 @@ _FORMULA_SIGNS = frozenset("=+-@＝＋－＠")
 def as_json(analysis: Analysis) -> str:
     """The whole comparison as one JSON object.
 
-    Its keys are `runs`, `primary`, `families`, `trend` (null without `--over`), `trends` (the same one, then those of
-    `--metric`), `blame` (empty without `--blame`), `preferences` (empty without `--judge`), `comparisons`, `best`,
-    `means`, `dropped`, `pairs`, `gates`, `changes` and `notes`.
+    Its keys are `runs`, `only` (null without `--only`), `primary`, `families`, `trend` (null without `--over`),
+    `trends` (the same one, then those of `--metric`), `blame` (empty without `--blame`), `preferences` (empty without
+    `--judge`), `comparisons`, `best`, `means`, `dropped`, `pairs`, `gates`, `changes` and `notes`.
     """
     content = {
         "runs": [{"name": run.name, "path": run.source, "manifest": run.manifest} for run in analysis.runs],
+        "only": None if analysis.restriction is None else analysis.restriction.as_dict(),
         "primary": None if analysis.primary is None else analysis.primary.name,
         "families": [vars(family) | {"metric": family.metric.name} for family in analysis.families],
         "trend": None if analysis.trend is None else analysis.trend.as_dict(),
@@ -118,12 +119,13 @@ def as_json(analysis: Analysis) -> str:
 
 
 def as_csv(analysis: Analysis) -> str:
-    """`Analysis.records` as CSV, one record per line."""
+    """`Analysis.records` as CSV, one record per line; a restricted comparison has the column `only`, too."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(FIELDS)
+    only = {} if analysis.restriction is None else {"only": ", ".join(analysis.restriction.patterns)}
+    writer.writerow([*FIELDS, *only])
     for record in analysis.records():
-        writer.writerow([harmless(_plain(value)) for value in record.values()])
+        writer.writerow([harmless(_plain(value)) for value in (record | only).values()])
     return text.getvalue()
 
 
@@ -176,10 +178,12 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
 def as_markdown(analysis: Analysis) -> str:
     """The comparison as Markdown, with all names escaped.
 
-    It has the conclusion, rankings, dropped rows, gates, a table per family (of means for a single variant) and notes.
+    It has the restriction, the conclusion, rankings, dropped rows, gates, a table per family (of means for a single
+    variant) and notes.
     """
     means = [] if analysis.comparisons else analysis.means(analysis.variants[0])
-    parts = [f"**{escaped(conclusion(analysis.comparisons, means))}**"]
+    parts = [] if analysis.restriction is None else [f"**{escaped(analysis.restriction.sentence)}**"]
+    parts.append(f"**{escaped(conclusion(analysis.comparisons, means))}**")
     findings = significant(line for line in analysis.comparisons if not line.exploratory)
     if findings:
         parts.append("\n".join(f"- {escaped(finding(line))}" for line in findings))

@@ -106,7 +106,7 @@ def as_html(analysis: Analysis) -> str:
     failing = most_different(analysis, MAX_FAILURE_COLUMNS)
     means = [] if analysis.comparisons else analysis.means(analysis.variants[0])
     return _template().render(
-        title=_title(analysis),
+        title=_title(analysis) + ("" if analysis.restriction is None else f", {analysis.restriction.sentence}"),
         facts=_headline_facts(analysis),
         conclusion=_typeset(conclusion)(analysis.comparisons, means),
         trends=[

@@ -67,7 +67,8 @@ def as_junit(analysis: Analysis, *, conversations: bool = False) -> str:
         for variant in analysis.variants:
             if variant not in baselines:
                 suites[f"conversations of {variant.label}"] = _conversation_cases(analysis, variant)
-    root = ET.Element("testsuites", name="rwkvbatch compare")
+    restriction = "" if analysis.restriction is None else f", {analysis.restriction.sentence}"
+    root = ET.Element("testsuites", name=_on_one_line(f"rwkvbatch compare{restriction}"))
     totals = [_add_suite(root, name, cases) for name, cases in suites.items()]
     for index, name in enumerate(("tests", "failures", "errors")):
         root.set(name, str(sum(counts[index] for counts in totals)))

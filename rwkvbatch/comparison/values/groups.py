@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import pandas as pd
 
+    from rwkvbatch.comparison.values.columns import JoinedColumns
+
 # pandas has no type stubs.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
@@ -90,5 +92,15 @@ def groups_of(rows: pd.DataFrame, by: Breakdown | None, side: str = "") -> Itera
         for group in distance_groups(rows, side):
             yield group.label, rows.loc[group.rows]
     else:
-        for tag in sorted({tag for tags in rows[f"tags{side}"] for tag in tags}):
-            yield tag, rows.loc[[tag in tags for tags in rows[f"tags{side}"]]]
+        for tag in sorted(tags_of(rows, side)):
+            yield tag, with_tag(rows, tag, side)
+
+
+def tags_of(rows: pd.DataFrame | JoinedColumns, side: str = "") -> list[str]:
+    """The tags of `rows`, in order of appearance."""
+    return list(dict.fromkeys(tag for tags in rows[f"tags{side}"] for tag in tags))
+
+
+def with_tag(rows: pd.DataFrame, tag: str, side: str = "") -> pd.DataFrame:
+    """The rows with a tag. In matched rows, `side` is the suffix of the side whose tags count."""
+    return rows.loc[[tag in tags for tags in rows[f"tags{side}"]]]

@@ -6,12 +6,10 @@ prefixes are still cached when the next one needs them.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -22,7 +20,7 @@ from rwkvbatch.replay.planning.grid import Cell
 from rwkvbatch.replay.planning.race import FIRST_LOOK, Draws
 from rwkvbatch.replay.planning.row_index import Member, RowIndex, Shard
 from rwkvbatch.results.row import RowKey
-from rwkvbatch.script.records import Conversation
+from rwkvbatch.script.records import Conversation, selected_ids
 from rwkvbatch.script.tools import CALL_PREFIX, with_tools
 
 
@@ -250,16 +248,8 @@ def select(conversations: Sequence[Conversation], settings: RunSettings) -> tupl
     """
     chosen = list(conversations)
     if settings.only:
-        names = {name for c in conversations for name in (c.id, *c.tags)}
-        selected: set[str] = set()
-        for pattern in settings.only:
-            matches = {pattern} & names or {name for name in names if fnmatchcase(name, pattern)}
-            if not matches:
-                close = difflib.get_close_matches(pattern, names, n=3)
-                hint = f"close ones: {', '.join(close)}" if close else None
-                raise UsageError(f"--only {pattern}: no conversation has this id or tag", hint=hint)
-            selected |= matches
-        chosen = [c for c in chosen if selected & {c.id, *c.tags}]
+        selected = selected_ids(settings.only, {c.id: c.tags for c in conversations})
+        chosen = [c for c in chosen if c.id in selected]
     if settings.shuffle_seed is not None:
         # Sorted by hash: the order of two conversations depends neither on the others nor on Python's version.
         prefix = f"{settings.shuffle_seed}\x1f"

@@ -262,6 +262,70 @@ def test_gates_agree_with_intervals_and_verdicts_of_the_table(tmp_path: Path) ->
     assert {result.label for result in analysis.gates if result.failed} == {"worse"}
 
 
+def tagged(row: dict[str, Any], rng: np.random.Generator) -> None:
+    """Scores by chance, and tags: `third` for every third conversation, `all` for every one."""
+    third = int(row["conversation"].removeprefix("talk-")) % 3 == 0
+    score = float(rng.random() < (0.9 if third else 0.3))
+    row["checks"][0] |= {"passed": score == 1, "score": score}
+    row["tags"] = ["all", "third"] if third else ["all"]
+
+
+def test_a_gate_on_a_tag_is_judged_on_the_turns_with_the_tag_alone(tmp_path: Path) -> None:
+    paths = runs(tmp_path, tagged, tagged, conversations=30, repeats=2)
+    change = {"fail_if": ["score[third] < baseline + 0.02 significantly", "p95(tokens[third]) > 10"]}
+    analysis = compare(paths, **change)
+    table = analysis.table[[("third" in tags) for tags in analysis.table["tags"]]]
+    means = table.groupby("run")["score"].mean()
+    percentile = np.percentile(table.loc[table["run"] == "b", "tokens"], 95)
+    significant, plain = analysis.gates
+    assert (significant.left, significant.right) == (pytest.approx(means["b"]), pytest.approx(means["a"] + 0.02))
+    assert plain.left == pytest.approx(percentile)
+
+    def keep(row: dict[str, Any], rng: np.random.Generator) -> None:
+        tagged(row, rng)
+        row["checks"] = row["checks"] if "third" in row["tags"] else []
+
+    alone = compare(
+        runs(tmp_path / "alone", keep, keep, conversations=30, repeats=2),
+        fail_if=["score < baseline + 0.02 significantly"],
+    )
+    expected = only_gate(alone)
+    assert (significant.low, significant.high) == (expected.low, expected.high)
+    everywhere, of_tag = compare(
+        paths, fail_if=["score < baseline significantly", "score[all] < baseline[all] significantly"]
+    ).gates
+    assert (of_tag.low, of_tag.high, of_tag.p_adjusted) == (everywhere.low, everywhere.high, everywhere.p_adjusted)
+    assert of_tag.low != significant.low - 0.02
+
+
+def test_a_gate_on_pass_at_k_of_a_tag(tmp_path: Path) -> None:
+    path = str(make_run(tmp_path / "a", conversations=12, repeats=2, turns=1, change=tagged))
+    analysis = compare(path, fail_if=["pass_at_2[third] < 0.5"], ks=[2])
+    passed = analysis.table[[("third" in tags) for tags in analysis.table["tags"]]].groupby("conversation")["passed"]
+    assert only_gate(analysis).left == pytest.approx(float(passed.max().mean()))
+
+
+@pytest.mark.parametrize("gate", ["score[thrid] < 0.1", "score[thrid] < baseline significantly"])
+def test_a_tag_that_no_turn_has_fails_the_gate_with_the_known_tags(tmp_path: Path, gate: str) -> None:
+    for option in ("fail_if", "fail_unless"):
+        folder = tmp_path / option
+        result = only_gate(compare(runs(folder, tagged, tagged), **{option: [gate]}))
+        assert result.failed
+        assert result.reason == "cannot be judged: no turn has the tag 'thrid'; known: third, all"
+    untagged = runs(tmp_path / "none", lambda row, _: row["tags"].clear(), lambda row, _: row["tags"].clear())
+    assert only_gate(compare(untagged, fail_if=[gate])).reason.endswith("no turn has the tag 'thrid'; no turn has any")
+
+
+def test_a_tag_without_values_of_the_metric_fails_the_gate(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        tagged(row, rng)
+        row["checks"] = [] if "third" in row["tags"] else row["checks"]
+
+    result = only_gate(compare(runs(tmp_path, change, change), fail_if=["score[third] < 0.1"]))
+    assert result.failed
+    assert result.reason == "cannot be judged: no pair of b and a has score[third]"
+
+
 def test_non_inferiority_is_decided_by_the_lower_end_of_the_interval(tmp_path: Path) -> None:
     paths = runs(tmp_path, passing(0.5), passing(0.6), conversations=200)
     gate = "score >= baseline - 0.02 significantly"
@@ -331,12 +395,13 @@ def test_a_single_run_has_no_baseline(tmp_path: Path) -> None:
 
 
 def scope_of(variant: np.ndarray, baseline: np.ndarray) -> GateScope:
-    def column(_: str, of_baseline: bool) -> Column:
+    def column(_: str, of_baseline: bool, tag: str | None) -> Column:
+        del tag
         values = (baseline if of_baseline else variant).ravel()
         each = variant.shape[1]
         return Column(values, np.repeat(np.arange(variant.shape[0]), each), np.tile(np.arange(each), variant.shape[0]))
 
-    return GateScope("b", "a", column, (Dropped("b"), Dropped("a")))
+    return GateScope("b", "a", column, dropped=(Dropped("b"), Dropped("a")))
 
 
 @pytest.mark.parametrize("conversations", [8, 12])

@@ -22,12 +22,13 @@ NAN = float("nan")
 def scope(variant: Mapping[str, list[float]], baseline: Mapping[str, list[float]] | None = None) -> GateScope:
     """A scope in which each number is of its own conversation."""
 
-    def column(metric: str, of_baseline: bool) -> Column:
+    def column(metric: str, of_baseline: bool, tag: str | None) -> Column:
+        del tag
         side = (baseline or {}) if of_baseline else variant
         values = np.array(side.get(metric, [NAN] * len(next(iter(variant.values())))))
         return Column(values, np.arange(values.size), np.zeros(values.size, dtype=np.int64))
 
-    return GateScope("new", None if baseline is None else "old", column, (Dropped("new"), Dropped("old")))
+    return GateScope("new", None if baseline is None else "old", column, dropped=(Dropped("new"), Dropped("old")))
 
 
 def outcome(
@@ -131,6 +132,15 @@ def test_significant_gates_are_corrected_for_the_number_of_variants() -> None:
         ("score < 1 2", "expected the end", 10),
         ("__import__('os') < 1", "unexpected character", 11),
         ("", "expected a number", 0),
+        ("score[memory < 1", "unexpected character '['", 5),
+        ("score[] < 1", "unexpected character '['", 5),
+        ('score["\\q"] < 1', "no string of JSON", 5),
+        ("[memory] < 1", "expected a number", 0),
+        ("score[a][b] < 1", "expected one of < <= > >=", 8),
+        ("mean(score)[a] < 1", "expected one of < <= > >=", 11),
+        ("errors[memory] > 3", "errors is counted over all turns and has no tag", 6),
+        ("score[a] + score[b] < baseline", "needs exactly one metric in the gate, found score[a] and score[b]", 22),
+        ("baseline[a] < 1", "found no metric", 0),
     ],
 )
 def test_an_invalid_expression_is_refused_with_a_caret_at_the_problem(text: str, problem: str, column: int) -> None:
@@ -140,6 +150,34 @@ def test_an_invalid_expression_is_refused_with_a_caret_at_the_problem(text: str,
     assert problem in message
     assert shown.strip() == text.strip()
     assert caret.index("^") - 4 == column
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("score[a b] < 0.9", [("score", "mean", False, "a b")]),
+        ('score[ "x ] \\" y" ] < 0.9', [("score", "mean", False, 'x ] " y')]),
+        ("score[gap-2] < baseline - 0.02", [("score", "mean", False, "gap-2"), ("score", "mean", True, "gap-2")]),
+        ("score < baseline[a]", [("score", "mean", False, None), ("score", "mean", True, "a")]),
+        ("score[a] < baseline[b]", [("score", "mean", False, "a"), ("score", "mean", True, "b")]),
+        ("p95(tokens[a]) < baseline", [("tokens", "p95", False, "a"), ("tokens", "p95", True, "a")]),
+        ("nll[a] > max(baseline.nll[a])", [("nll", "mean", False, "a"), ("nll", "max", True, "a")]),
+        (
+            "score[a] - baseline[a] < score[b] - baseline[b]",
+            [("score", "mean", of_baseline, tag) for tag in "ab" for of_baseline in (False, True)],
+        ),
+    ],
+)
+def test_a_metric_and_the_baseline_can_have_a_tag(text: str, values: list[tuple[str, str, bool, str | None]]) -> None:
+    assert [(v.metric, v.statistic, v.of_baseline, v.tag) for v in parse_gate(text).values] == values
+
+
+@pytest.mark.parametrize("text", ["score[a] < baseline[b]", "score[a] < score", "score < baseline[a]"])
+def test_significance_is_defined_for_one_tag(text: str) -> None:
+    with pytest.raises(UsageError, match="significance is defined only"):
+        parse_gate(f"{text} significantly")
+    assert parse_gate(text).form is None
+    assert parse_gate("score[a] < baseline - 0.1 significantly").form is not None
 
 
 def test_a_very_long_expression_is_refused() -> None:
