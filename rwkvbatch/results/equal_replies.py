@@ -6,10 +6,14 @@ leaves so few tokens that the temperature has no effect.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rwkvbatch.results.row import SCORED, Row
+
+MAX_REPLIES = 50_000
+"""The most replies that are compared; of larger runs, those of some conversations are."""
 
 _Replies = dict[tuple[str, int, int], int]
 """The hash of each reply by conversation, turn and repetition."""
@@ -35,7 +39,7 @@ class EqualReplies:
 
 @dataclass(frozen=True)
 class CellEqualReplies:
-    """Equal replies of one cell.
+    """Equal replies of one cell, in large runs of some of the conversations (`MAX_REPLIES`).
 
     Attributes:
         repeats: of the turns with several repetitions, those whose repetitions all have the same reply.
@@ -48,7 +52,10 @@ class CellEqualReplies:
 
 
 class EqualRepliesCounter:
-    """Counts equal replies in rows of any order. It keeps a hash of each reply.
+    """Counts equal replies in rows of any order.
+
+    It keeps hashes of at most `MAX_REPLIES` replies: where there are more, those of the conversations whose ids have a
+    hash that ends with as many zero bits as it takes. The counts therefore do not depend on the order of the rows.
 
     Args:
         cells: the names of the cells in order.
@@ -56,11 +63,23 @@ class EqualRepliesCounter:
 
     def __init__(self, cells: Iterable[str]) -> None:
         self._replies: dict[str, _Replies] = {name: {} for name in cells}
+        self._num_replies = 0
+        self._left_out = 0  # bits of the hash of an id that have to be 0
 
     def add(self, row: Row) -> None:
         """Count a row; those without a generated reply are left out."""
-        if row.finish_reason not in (SCORED, "error"):
-            self._replies[row.cell][row.conversation, row.turn, row.repeat] = hash(row.reply)
+        if row.finish_reason in (SCORED, "error") or not self._is_counted(row.conversation):
+            return
+        self._replies[row.cell][row.conversation, row.turn, row.repeat] = hash(row.reply)
+        self._num_replies += 1
+        while self._num_replies > MAX_REPLIES:
+            self._left_out = 2 * self._left_out + 1
+            for cell, replies in self._replies.items():
+                self._replies[cell] = {key: reply for key, reply in replies.items() if self._is_counted(key[0])}
+            self._num_replies = sum(map(len, self._replies.values()))
+
+    def _is_counted(self, conversation: str) -> bool:
+        return not zlib.crc32(conversation.encode(errors="surrogatepass")) & self._left_out
 
     def result(self) -> dict[str, CellEqualReplies]:
         """The counts by cell."""

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from rwkvbatch.results.equal_replies import EqualReplies
+from rwkvbatch.results import equal_replies
+from rwkvbatch.results.equal_replies import EqualReplies, EqualRepliesCounter
 from rwkvbatch.results.row import SCORED, CheckResult, Logprob, Row, RowTiming, TokenCounts
 from rwkvbatch.results.summary import FailureShare, summarize, worst
 
@@ -65,6 +66,24 @@ def test_equal_replies_are_counted_among_repetitions_and_with_the_first_cell() -
     first, second = (cell.equal_replies for cell in summarize(rows[::-1], ["a", "b"], len(rows)).cells)
     assert (first.repeats, first.first_cell) == (EqualReplies(1, 2), EqualReplies(0, 0))
     assert (second.repeats, second.first_cell) == (EqualReplies(0, 1), EqualReplies(2, 4))
+
+
+def test_of_many_replies_those_of_some_conversations_are_compared_whatever_their_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(equal_replies, "MAX_REPLIES", 100)
+    rows = [reply(cell, f"c{n}", 0, repeat, str(n)) for n in range(400) for cell in "ab" for repeat in range(2)]
+    counts = []
+    for ordered in (rows, rows[::-1], rows[1::2] + rows[::2]):
+        counter = EqualRepliesCounter("ab")
+        for each in ordered:
+            counter.add(each)
+        counts.append(counter.result())
+    assert counts[0] == counts[1] == counts[2]
+    repeats, first_cell = counts[0]["b"].repeats, counts[0]["b"].first_cell
+    assert repeats.equal == repeats.compared
+    assert first_cell.equal == first_cell.compared == 2 * repeats.compared
+    assert 10 <= repeats.compared <= 25  # four replies each
 
 
 @pytest.mark.parametrize(
