@@ -64,12 +64,7 @@ def _columns(summary: Summary) -> dict[str, list[str]]:
     cells = summary.cells
     columns = {
         "rows": [f"{cell.rows:,}" for cell in cells],
-        "checks\npassed": [
-            f"{cell.checks_passed}/{judged} {cell.checks_passed / judged:.0%}"
-            if (judged := cell.checks - cell.unjudged)
-            else "-"
-            for cell in cells
-        ],
+        "checks\npassed": [_passed(cell) for cell in cells],
         "reply\ntokens": [f"{cell.reply_tokens:,}" for cell in cells],
         "ended by": [_ends(cell) for cell in cells],
         "first token\np50 / p95": [_waits(cell.first_token_p50_s, cell.first_token_p95_s) for cell in cells],
@@ -97,6 +92,17 @@ def _columns(summary: Summary) -> dict[str, list[str]]:
     if any(cell.reference_nll is not None for cell in cells):
         columns["ref.\nnll"] = ["-" if cell.reference_nll is None else f"{cell.reference_nll:.3f}" for cell in cells]
     return columns
+
+
+def _passed(cell: CellSummary) -> str:
+    """The checks that passed. Those of rows that failed count as failed, which is told apart from wrong replies."""
+    judged = cell.checks - cell.unjudged
+    if not judged:
+        return "-"
+    if cell.errors == cell.rows:
+        return f"0/{judged} error"
+    errors = f"\n{counted(cell.errors, 'error')}" if cell.errors else ""
+    return f"{cell.checks_passed}/{judged} {cell.checks_passed / judged:.0%}{errors}"
 
 
 def _perplexity(has_texts: bool, value: float | None) -> str:

@@ -10,7 +10,8 @@ OpenAI's API reference defines both interfaces. Servers differ in these points:
   end of text. `rwkvbatch serve` gives null also where its template's end of a turn ended the reply. Others do not give
   it.
 - `top_k` and `min_p` are fields of vLLM, SGLang and llama.cpp; `penalty_decay`, `order` and `no_penalty` are fields of
-  `rwkvbatch serve` only. They are sent if they differ from their defaults.
+  `rwkvbatch serve` only. They are sent if they differ from their defaults; `rwkvbatch serve`, which its list of models
+  tells apart, gets all fields.
 """
 
 from __future__ import annotations
@@ -36,8 +37,15 @@ END_OF_TEXT_NAMES = frozenset({"<|endoftext|>", "<|rwkv_tokenizer_end_of_text|>"
 _NAMED_BYTES = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")
 
 
-def sampling_fields(sampling: Sampling) -> dict[str, Any]:
-    """The fields of a body about sampling. Greedy decoding is temperature 0."""
+def sampling_fields(sampling: Sampling, *, all_known: bool = False) -> dict[str, Any]:
+    """The fields of a body about sampling. Greedy decoding is temperature 0.
+
+    Args:
+        all_known: whether the server has all of these settings, as `rwkvbatch serve`. It then gets all of them, so that
+            none is that of its command line.
+    """
+    if all_known:
+        return sampling.model_dump(mode="json")
     values: dict[str, Any] = {"temperature": 0.0}
     if not sampling.greedy:
         values = {"temperature": sampling.temperature, "top_p": sampling.top_p}
@@ -64,17 +72,26 @@ def seed_of(noise: NoiseKey) -> int:
 
 
 def reply_body(
-    request: Request, prompt: str | Sequence[int], *, model: str, api: EndpointApi, logprobs: bool
+    request: Request,
+    prompt: str | Sequence[int],
+    *,
+    model: str,
+    api: EndpointApi,
+    logprobs: bool,
+    all_known: bool = False,
 ) -> dict[str, Any]:
-    """The body of a request for one streamed reply."""
-    body: dict[str, Any] = {"model": model, "max_tokens": request.max_tokens, **sampling_fields(request.sampling)}
+    """The body of a request for one streamed reply; `all_known` as for `sampling_fields`."""
+    sampling = sampling_fields(request.sampling, all_known=all_known)
+    body: dict[str, Any] = {"model": model, "max_tokens": request.max_tokens, **sampling}
     if api == "chat":
         body["messages"] = [dict(message) for message in request.messages]
         body |= {"logprobs": True, "top_logprobs": 1} if logprobs else {}
     else:
         body["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
         body |= {"logprobs": 1} if logprobs else {}
-    if request.stop:
+    if all_known and api != "chat":
+        body["bos"] = "off"  # token 0 is among the ids, or not wanted
+    if request.stop or all_known:
         body["stop"] = list(request.stop)
     if not request.sampling.greedy:
         body["seed"] = seed_of(request.noise)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rwkvbatch.config import NO_ADAPTER, CellSettings, EndpointApi
 from rwkvbatch.config.names import option_name
 from rwkvbatch.endpoint.client import Client, check_url
 from rwkvbatch.errors import EndpointError, UnreachableError, UsageError, WorkerError, parsing_problem
 from rwkvbatch.prompt.escaping import printable
-from rwkvbatch.prompt.tokenizer import MIN_VOCAB_SIZE
+from rwkvbatch.prompt.tokenizer import MIN_VOCAB_SIZE, Tokenizer
 from rwkvbatch.script.lines import NotStrictError
 from rwkvbatch.script.tools import interoperable_json
 
@@ -55,6 +58,57 @@ class Endpoint:
         return extra_fields(self.body)
 
 
+class RequestLimits(BaseModel):
+    """The limits of requests that `rwkvbatch serve` lists, in its fields' units."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    max_tokens: int
+    prompt_tokens: int
+    stop: int
+    stop_characters: int
+    no_penalty: int
+
+    def check(self, settings: CellSettings, template_stops: Sequence[str], where: str = "") -> None:
+        """Check settings of replies, before a server refuses each of them.
+
+        Args:
+            template_stops: the stop texts of the prompt template, which are sent with those of the settings.
+            where: where the settings are, such as `params of turn 0: `; empty for options.
+
+        Raises:
+            UsageError: a setting is beyond a limit.
+        """
+        stops = (*template_stops, *settings.stop)
+        for name, what, value, limit in (
+            ("max_tokens", "", settings.max_tokens, self.max_tokens),
+            ("stop", "texts, with those of the template", len(stops), self.stop),
+            ("stop", "characters in a text", max(map(len, stops), default=0), self.stop_characters),
+            ("no_penalty", "texts", len(settings.no_penalty), self.no_penalty),
+        ):
+            if value > limit:
+                problem = " ".join(filter(None, ("the server allows at most", f"{limit:,}", what)))
+                hint = "rwkvbatch serve has --max-reply-tokens" if name == "max_tokens" else None
+                raise UsageError(
+                    f"{where or ''}{name if where else option_name(name)}: {problem}; got {value:,}", hint=hint
+                )
+
+
+class OwnServer(BaseModel):
+    """What `rwkvbatch serve` lists of a model, so that its clients know what it takes.
+
+    Attributes:
+        tokenizer_sha256: hash of the vocabulary, as `Tokenizer.sha256`.
+        weights_sha256: hash of the weights, as that of `ModelSpec`.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    tokenizer_sha256: str
+    weights_sha256: str
+    request_limits: RequestLimits
+
+
 @dataclass(frozen=True)
 class ServedSpec:
     """The description of a served model, with the attributes of `ModelSpec`.
@@ -64,6 +118,7 @@ class ServedSpec:
         weights_sha256: hash of the URL and the name, because the weights are not accessible.
         vocab_size: size of the vocabulary that counts tokens, from the server's list of models if it has it (as
             llama.cpp's `meta.n_vocab` and `rwkvbatch serve`'s `vocab_size`), otherwise that of World.
+        own: what `rwkvbatch serve` lists besides; None for other servers.
     """
 
     url: str
@@ -79,6 +134,7 @@ class ServedSpec:
     vocabulary_file: str | None = None
     adapter: str | None = None
     state_bytes: int = 0
+    own: OwnServer | None = None
 
     @property
     def path(self) -> str:
@@ -87,6 +143,15 @@ class ServedSpec:
     @property
     def in_words(self) -> str:
         return f"{self.name} at {self.url}"
+
+    def takes_ids(self, tokenizer: Tokenizer) -> bool:
+        """Whether prompts are sent as ids of `tokenizer`.
+
+        With `completions`, a server that is known to have the same vocabulary gets the ids too, since they are exactly
+        what a model in this process reads: segments that are encoded one by one, and token 0.
+        """
+        is_known = self.own is not None and self.own.tokenizer_sha256 == tokenizer.sha256
+        return self.api == "completions-ids" or (self.api == "completions" and is_known)
 
 
 @dataclass(frozen=True)
@@ -121,7 +186,21 @@ def served_spec(endpoint: Endpoint, client: Client) -> ServedSpec:
         name = names[0]
     sha256 = hashlib.sha256(f"endpoint\0{endpoint.url}\0{name}".encode("utf-8", "replace")).hexdigest()
     shown_name = printable(name, keep_newlines=False)
-    return ServedSpec(endpoint.url, shown_name, endpoint.api, sha256, sizes.get(name) or WORLD_SIZE)
+    size = sizes.get(name) or WORLD_SIZE
+    return ServedSpec(endpoint.url, shown_name, endpoint.api, sha256, size, own=_own_server(listing, name))
+
+
+def _own_server(listing: Mapping[str, Any] | None, name: str) -> OwnServer | None:
+    """What the list of models says if it is that of `rwkvbatch serve`."""
+    match listing:
+        case {"data": [*entries]}:
+            objects = [cast("dict[str, Any]", entry) for entry in entries if isinstance(entry, dict)]
+            own = (entry for entry in objects if (entry.get("id"), entry.get("owned_by")) == (name, "rwkvbatch"))
+            with suppress(ValidationError):
+                return next((OwnServer.model_validate(entry) for entry in own), None)
+        case _:
+            pass
+    return None
 
 
 def _vocab_sizes(listing: Mapping[str, Any] | None) -> dict[str, int | None]:

@@ -51,6 +51,7 @@ class NoiseKey:
 
 _REQUEST_KINDS = {
     "sampling": instance_of(Sampling, "Sampling"),
+    "logit_bias": instance_of(Mapping, "a mapping of token ids to numbers"),
     "noise": instance_of(NoiseKey, "a NoiseKey"),
     "max_tokens": whole_number(1),
     "max_seconds": optional(NUMBER),
@@ -70,6 +71,7 @@ class Request:
     Attributes:
         tokens: all tokens between `root` and the reply: history and prompt. The engine uses the longest cached prefix.
         sampling: how tokens are chosen.
+        logit_bias: by token id, a number that is added to its logit before each choice.
         noise: the key of the random numbers.
         max_tokens: the most tokens of the reply.
         max_seconds: the reply ends at the first step that begins this many seconds after its first step.
@@ -95,6 +97,7 @@ class Request:
     root: int = 0
     messages: tuple[Mapping[str, str], ...] = field(default=(), compare=False)
     num_top: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict[int, float], hash=False)
     on_text: Callable[[str], None] | None = field(default=None, compare=False)
     on_details: Callable[[TokenDetails], None] | None = field(default=None, compare=False)
 
@@ -112,7 +115,17 @@ class Request:
 
 
 _DEFAULT_REQUEST = Request(())
-_SHOWN_IF_CHANGED = ("sampling", "noise", "max_tokens", "max_seconds", "stop", "closing", "root", "num_top")
+_SHOWN_IF_CHANGED = (
+    "sampling",
+    "noise",
+    "max_tokens",
+    "max_seconds",
+    "stop",
+    "closing",
+    "root",
+    "num_top",
+    "logit_bias",
+)
 
 
 def _shown_ids(ids: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ token's count grows by 1. Tokens of `no_penalty` keep the count 0, as those of '
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -50,17 +50,23 @@ _NO_PENALTIES = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
 
 
 class Penalties:
-    """Penalties of one reply: the banned tokens and the decayed counts of its tokens.
+    """Penalties of one reply: the banned tokens, the biases, and the decayed counts of its tokens.
 
     Args:
         exempt: tokens that are never counted: only the presence penalty is subtracted from their logits.
+        bias: by token id, a number that is added to its logit. Banned tokens stay banned.
     """
 
-    def __init__(self, sampling: Sampling, exempt: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self, sampling: Sampling, exempt: frozenset[int] = frozenset(), bias: Mapping[int, float] | None = None
+    ) -> None:
         self._sampling = sampling
         self._exempt = exempt
         self._has_penalties = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
         self._banned = np.array(sorted(set(sampling.banned_token_ids)), dtype=np.int64)
+        biased = {token: value for token, value in (bias or {}).items() if token not in sampling.banned_token_ids}
+        self._biased = np.array(sorted(biased), dtype=np.int64)
+        self._bias = np.array([biased[token] for token in sorted(biased)], dtype=np.float64)
         self._index: dict[int, int] = {}
         self._ids = np.empty(16, dtype=np.int64)
         self._counts = np.zeros(16, dtype=np.float64)
@@ -82,16 +88,28 @@ class Penalties:
             self._counts[index] += 1.0
 
     def subtracted(self, vocab_size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Token ids and the values to subtract from their logits; infinity for banned tokens."""
+        """Token ids, each at most once, and the values to subtract from their logits; infinity for banned tokens."""
         banned = self._banned[self._banned < vocab_size] if len(self._banned) else self._banned
         num_seen = len(self._index)
-        if not num_seen and not len(banned):
+        if not num_seen and not len(banned) and not len(self._biased):
             return _NO_PENALTIES
-        ids = np.concatenate([self._ids[:num_seen], banned])
-        values = np.full(len(ids), np.inf, dtype=np.float32)
+        seen = self._ids[:num_seen]
         presence, frequency = self._sampling.presence_penalty, self._sampling.frequency_penalty
-        values[:num_seen] = presence + self._counts[:num_seen] * frequency
-        return ids, values
+        seen_values = presence + self._counts[:num_seen] * frequency
+        if not len(self._biased):
+            ids = np.concatenate([seen, banned])
+            values = np.full(len(ids), np.inf, dtype=np.float32)
+            values[:num_seen] = seen_values
+            return ids, values
+        at = np.searchsorted(self._biased, seen).clip(max=len(self._biased) - 1)
+        is_biased = self._biased[at] == seen
+        seen_values[is_biased] -= self._bias[at[is_biased]]
+        is_new = np.ones(len(self._biased), dtype=np.bool_)
+        is_new[at[is_biased]] = False
+        is_new &= self._biased < vocab_size
+        ids = np.concatenate([seen, self._biased[is_new], banned])
+        banned_values = np.full(len(banned), np.inf)
+        return ids, np.concatenate([seen_values, -self._bias[is_new], banned_values]).astype(np.float32)
 
 
 _SETTINGS = np.dtype(

@@ -46,7 +46,8 @@ class Generation:
         self.fallback: tuple[int, int] | None = None
         self._tokenizer = tokenizer
         self._stream = TextStream(tokenizer.token_bytes, request.stop)
-        self._penalties = Penalties(request.sampling, exempt_tokens(tokenizer, request.sampling.no_penalty))
+        exempt = exempt_tokens(tokenizer, request.sampling.no_penalty)
+        self._penalties = Penalties(request.sampling, exempt, request.logit_bias)
         self.sample_row = SampleRow(request.sampling, self._penalties, request.noise.philox_key, request.noise.turn)
         self._submitted_s = now_s
         self._started_s: float | None = None

@@ -13,6 +13,7 @@ from rwkvbatch.config.sources import ResolvedSettings
 from rwkvbatch.endpoint.served import CLIENT_SETTINGS, check_settings, refuse_without
 from rwkvbatch.errors import InputError, MissingDeviceError, UsageError
 from rwkvbatch.judges.source import JudgeSource, judge_source
+from rwkvbatch.replay.endpoint_checks import check_interface
 from rwkvbatch.replay.judging.rubrics import turns_with_rubrics
 from rwkvbatch.replay.planning.grid import Cell
 from rwkvbatch.replay.planning.plan import Plan
@@ -107,10 +108,11 @@ def check_plan(plan: Plan) -> None:
     """Check the settings of a plan's workers and judge, and the plan against its script; log needless repeats.
 
     Raises:
-        UsageError: settings contradict each other, a race or `--until-ci` needs checks that the script does not have,
-            or `--race-rows` is too small.
+        UsageError: settings contradict each other, an interface cannot score the script, a race or `--until-ci` needs
+            checks that the script does not have, or `--race-rows` is too small.
     """
     check_pool(plan.settings)
+    check_interface(plan)
     judge_source(plan.settings, given=plan.explicit)
     if plan.settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
         raise UsageError("--until-ci compares the scores of checks, and the script has none")

@@ -31,8 +31,8 @@ from rwkvbatch.serve.batcher import (
     QueueFullError,
     ShuttingDownError,
 )
+from rwkvbatch.serve.fields import SHOWN_NAME, ChatFields, CompletionFields, RequestError, decoded, unknown_field
 from rwkvbatch.serve.metrics import ServerFigures
-from rwkvbatch.serve.protocol import SHOWN_NAME, ChatFields, CompletionFields, RequestError, decoded, unknown_field
 from rwkvbatch.serve.replies import Job, Served, prepare
 from rwkvbatch.serve.streams import ReplyStream, event
 
@@ -158,6 +158,8 @@ class Service:
             "owned_by": "rwkvbatch",
             "max_model_len": served.limits.max_model_len,
             "initial_states": list(served.roots),
+            "tokenizer_sha256": served.tokenizer.sha256,
+            "request_limits": served.limits.as_dict(),
             **{name: getattr(served.spec, name) for name in names},
         }
 

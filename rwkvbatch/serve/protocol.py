@@ -1,135 +1,40 @@
-"""Parses the requests of clients: the fields of OpenAI's two interfaces, this program's settings, and their limits.
+"""Parses the requests of clients: checks their fields, merges their settings with the server's, and applies limits.
 
-Field names and meanings: OpenAI's API reference, "Create chat completion" and "Create completion". Settings of this
-program (`top_k`, `min_p`, `think`, ...) are further fields of the same object, as in vLLM's server.
+Settings of this program (`top_k`, `min_p`, `think`, ...) are fields of the same object as OpenAI's, as in vLLM's
+server.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from typing import Any, cast, get_args
+from typing import Any, cast
 
-import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, SamplingParams, ThinkMode
+from rwkvbatch.config import CellSettings, SamplingParams
 from rwkvbatch.config.names import full_name
 from rwkvbatch.config.setting import allowed_values, as_requirement
 from rwkvbatch.errors import RwkvBatchError, UsageError, shown_value
-from rwkvbatch.prompt.escaping import printable
-from rwkvbatch.script.lines import NotStrictError, finite_float, load_strictly
-
-MAX_STOPS = 32
-MAX_STOP_CHARACTERS = 256
-MAX_EXEMPT = 8
-MAX_PREFIX_CHARACTERS = 10_000
-MAX_REPLIES = 128
-"""Largest number of replies to one HTTP request (prompts times `n`)."""
-MAX_TOP = 20
-MAX_MESSAGES = 10_000
-ROOT_FIELD = "initial_state"
-SHOWN_NAME = 80
-"""Largest number of characters of a client's text that an error quotes."""
-
-OWN_FIELDS = (*Sampling.model_fields, "max_seconds", *DialoguePrompt.model_fields)
-"""Settings of this program that a request may give as fields."""
-CHAT_ONLY = ("think", "turn_end", "reply_prefix")
-"""Those of `OWN_FIELDS` that only chat requests may give."""
-
-IGNORED = frozenset(
-    {"user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier"}
+from rwkvbatch.serve.fields import (
+    CHAT_ONLY,
+    IGNORED,
+    MAX_EXEMPT,
+    MAX_PREFIX_CHARACTERS,
+    MAX_STOP_CHARACTERS,
+    MAX_STOPS,
+    NEUTRAL,
+    OWN_FIELDS,
+    SHOWN_NAME,
+    ChatFields,
+    CompletionFields,
+    RequestError,
+    hint_for,
+    unknown_field,
 )
-"""Fields that do not affect a reply."""
-
-NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
-    "modalities": (["text"],),
-    "suffix": ("",),
-    "repetition_penalty": (1, 1.0),
-    # Fields of vLLM's server, which its clients send with the values that mean the same as none.
-    "length_penalty": (1, 1.0),
-    "min_tokens": (0,),
-    "ignore_eos": (False,),
-    "use_beam_search": (False,),
-    "skip_special_tokens": (True,),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
-    "chat_template_kwargs": ({},),
-}
-"""By field, the values that change nothing. Other values are refused."""
-
-_THINKING = ("chat_template_kwargs", "enable_thinking", "reasoning", "reasoning_effort", "thinking")
-"""Fields of other servers that set how a model thinks."""
-
-
-class RequestError(UsageError):
-    """A request that cannot be served.
-
-    Attributes:
-        param: the field that is wrong, if it is known.
-        status: the HTTP status.
-        code: OpenAI's error code, if there is one.
-    """
-
-    def __init__(
-        self, message: str, *, param: str | None = None, status: int = 400, code: str | None = None, hint: str = ""
-    ) -> None:
-        # Both may quote the client, and may be written to logs.
-        super().__init__(printable(message, keep_newlines=False), hint=hint or None)
-        self.param = None if param is None else printable(param, keep_newlines=False)
-        self.status = status
-        self.code = code
-
-
-class _StreamOptions(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    include_usage: bool = False
-    include_obfuscation: bool = False
-
-
-class _Fields(BaseModel):
-    """The fields that both interfaces have, without settings. A null is treated as a missing field."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    model: str = Field(min_length=1)
-    n: int = Field(1, ge=1, le=MAX_REPLIES)
-    seed: int | None = Field(None, ge=0, lt=2**63)
-    stream: bool = False
-    stream_options: _StreamOptions = Field(default_factory=_StreamOptions)
-    stop: str | list[str] = []
-    max_tokens: int | None = None
-    initial_state: str | None = None
-
-
-class ChatFields(_Fields):
-    """The body of `/v1/chat/completions`, without settings."""
-
-    messages: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_completion_tokens: int | None = None
-    logprobs: bool = False
-    top_logprobs: int = Field(0, ge=0, le=MAX_TOP)
-
-
-class CompletionFields(_Fields):
-    """The body of `/v1/completions`, without settings."""
-
-    prompt: str | list[str] | list[int] | list[list[int]]
-    echo: bool = False
-    logprobs: int | None = Field(None, ge=0, le=MAX_TOP)
-    best_of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +48,16 @@ class Limits:
     def max_model_len(self) -> int:
         """The tokens of a prompt and its reply, by the name that vLLM's server has for their limit."""
         return self.max_prompt_tokens + self.max_reply_tokens
+
+    def as_dict(self) -> dict[str, int]:
+        """The limits that `endpoint.served.RequestLimits` reads."""
+        return {
+            "max_tokens": self.max_reply_tokens,
+            "prompt_tokens": self.max_prompt_tokens,
+            "stop": MAX_STOPS,
+            "stop_characters": MAX_STOP_CHARACTERS,
+            "no_penalty": MAX_EXEMPT,
+        }
 
     def allowed_length(self, lowest: int) -> str:
         """What a request's `max_tokens` must be."""
@@ -159,6 +74,7 @@ class ParsedRequest:
         params: sampling and stopping of the replies.
         max_tokens: largest number of tokens of a reply; 0 only scores the prompt (completions).
         num_top: number of the likeliest tokens to report; None for no log-probabilities.
+        logit_bias: by token id, what is added to its logit. Banned tokens are in `params`.
     """
 
     fields: ChatFields | CompletionFields
@@ -166,6 +82,7 @@ class ParsedRequest:
     params: SamplingParams
     max_tokens: int
     num_top: int | None
+    logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
 
 
 _CacheKey = tuple[str, str, Any]
@@ -205,37 +122,6 @@ class ServerSettings:
         return settings, params
 
 
-def decoded(body: bytes) -> object:
-    """The JSON value of a request's body.
-
-    Raises:
-        RequestError: it is not JSON, or it has content on which JSON readers disagree: a key twice in one object, a
-            number beyond the range of floats, half of a surrogate pair.
-    """
-    try:
-        value: object = orjson.loads(body)
-        load_strictly(body.decode(), int)
-    except orjson.JSONDecodeError as error:  # one error for what is not JSON and for what orjson does not hold
-        raise RequestError(f"the body {_reading_problem(body, error)}") from None
-    except NotStrictError as problem:
-        raise RequestError(f"the body cannot be read: {problem}; {problem.hint}") from None
-    except RecursionError:
-        raise RequestError("the body cannot be read: it is nested too deeply") from None
-    return value
-
-
-def _reading_problem(body: bytes, error: orjson.JSONDecodeError) -> str:
-    """Why orjson refused the body."""
-    try:
-        json.loads(body, parse_int=str)
-        load_strictly(body.decode(), finite_float)
-    except NotStrictError as problem:
-        return f"cannot be read: {problem}; {problem.hint}"
-    except (ValueError, RecursionError):
-        return f"is not JSON: {error}"
-    return f"cannot be read: {error}"
-
-
 def parse_request(
     body: object, kind: type[ChatFields | CompletionFields], server: ServerSettings, seed: int | None, limits: Limits
 ) -> ParsedRequest:
@@ -256,7 +142,7 @@ def parse_request(
     for name in [name for name in values if name in NEUTRAL and name not in kind.model_fields]:
         if (value := values.pop(name)) not in NEUTRAL[name]:
             problem = f"{name}: this server does not support it, got {shown_value(value)}"
-            raise RequestError(problem, param=name, hint=_hint_for(name))
+            raise RequestError(problem, param=name, hint=hint_for(name))
     own = {name: values.pop(name) for name in OWN_FIELDS if name in values and _is_setting(name, kind)}
     fields = _fields(values, kind, limits)
     stops = _stops(fields.stop)
@@ -270,12 +156,18 @@ def parse_request(
         settings, params = server.with_values(sent, max(max_tokens, 1))
     except UsageError as error:
         raise as_request_error(error, sent) from None
+    bias = _logit_bias(fields.logit_bias)
+    if banned := [token for token, value in bias.items() if value == BAN]:
+        # Made anew, because a copy would keep the cached `sampling`.
+        values: dict[str, Any] = {**params.model_dump(), "banned_token_ids": (*params.banned_token_ids, *banned)}
+        params = SamplingParams(**values)
     if fields.seed is not None:
         seed = fields.seed
     elif seed is None:
         seed = secrets.randbelow(2**32)
     params = params.model_copy(update={"seed": seed})
-    return ParsedRequest(fields, settings, params, max_tokens, _num_top(fields))
+    added = {token: value for token, value in bias.items() if value not in (0, BAN)}
+    return ParsedRequest(fields, settings, params, max_tokens, _num_top(fields), added)
 
 
 def as_request_error(error: RwkvBatchError, fields: Iterable[str]) -> RequestError:
@@ -328,6 +220,24 @@ def _allowed(name: str) -> str:
     return allowed_values(CellSettings, name, "")
 
 
+BAN = -100.0
+"""The bias that bans a token, as in OpenAI's API. The largest one, 100, is added like all others."""
+
+
+def _logit_bias(raw: Mapping[str, Any]) -> dict[int, float]:
+    """By token id, the bias; raises `RequestError` unless each is a number in [-100, 100]."""
+    biases: dict[int, float] = {}
+    for name, value in raw.items():
+        if re.fullmatch(r"0|[1-9][0-9]{0,9}", name) is None:
+            problem = f"logit_bias: its keys must be token ids, got {shown_value(name)}"
+            raise RequestError(problem, param="logit_bias")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not BAN <= value <= -BAN:
+            problem = f"logit_bias: the bias of token {name} must be a number in [-100, 100], got {shown_value(value)}"
+            raise RequestError(problem, param="logit_bias")
+        biases[int(name)] = float(value)
+    return biases
+
+
 def _check_sizes(values: Mapping[str, Any]) -> None:
     """Refuse values that would delay all other clients: searching exempt tokens takes time for each text."""
     exempt, prefix = values.get("no_penalty", ()), values.get("reply_prefix", "")
@@ -336,21 +246,6 @@ def _check_sizes(values: Mapping[str, Any]) -> None:
     if isinstance(prefix, str) and len(prefix) > MAX_PREFIX_CHARACTERS:
         problem = f"must be at most {MAX_PREFIX_CHARACTERS} characters, got {len(prefix)}"
         raise RequestError(f"reply_prefix: {problem}", param="reply_prefix")
-
-
-def unknown_field(name: str) -> RequestError:
-    """The error about a field that this server does not know."""
-    shown = name[:SHOWN_NAME]
-    return RequestError(f"{shown}: unknown field", param=shown, code="unknown_parameter", hint=_hint_for(name))
-
-
-def _hint_for(name: str) -> str:
-    """What to send instead of a field of another server; empty if there is nothing."""
-    return (
-        f"the field think of chats sets the thinking mode: {', '.join(get_args(ThinkMode))}"
-        if name in _THINKING
-        else ""
-    )
 
 
 def _stops(stop: str | list[str]) -> list[str]:
@@ -388,53 +283,3 @@ def _num_top(fields: ChatFields | CompletionFields) -> int | None:
     if fields.top_logprobs and not fields.logprobs:
         raise RequestError("top_logprobs: needs logprobs to be true", param="top_logprobs")
     return fields.top_logprobs if fields.logprobs else None
-
-
-def prompts_of(fields: CompletionFields) -> list[str | Sequence[int]]:
-    """The prompts of a completion request, one or several; raises `RequestError`."""
-    prompt = fields.prompt
-    if isinstance(prompt, str):
-        prompts: list[str | Sequence[int]] = [prompt]
-    elif prompt and isinstance(prompt[0], int):
-        prompts = [cast("list[int]", prompt)]
-    else:
-        prompts = list(cast("list[str] | list[list[int]]", prompt))
-    if not 1 <= len(prompts) * fields.n <= MAX_REPLIES:
-        problem = f"prompts times n must be 1 to {MAX_REPLIES}"
-        raise RequestError(f"prompt: {problem}, got {len(prompts)} times {fields.n}", param="prompt")
-    return prompts
-
-
-def messages_of(fields: ChatFields) -> list[dict[str, str]]:
-    """The roles and texts of the messages. The role `developer` becomes `system`; text parts are joined.
-
-    Raises:
-        RequestError: a message has other content than a role and a text.
-    """
-    return [_message(number, message) for number, message in enumerate(fields.messages)]
-
-
-def _message(number: int, message: Mapping[str, Any]) -> dict[str, str]:
-    where = f"messages.{number}"
-    for name, value in message.items():
-        if name not in ("role", "content") and value not in (None, []):
-            raise RequestError(f"{where}.{name[:SHOWN_NAME]}: this server does not support it", param="messages")
-    role, content = message.get("role"), message.get("content")
-    if role not in ("system", "developer", "user", "assistant"):
-        problem = "must be system, developer, user or assistant"
-        raise RequestError(f"{where}.role: {problem}, got {shown_value(role)}", param="messages")
-    if isinstance(content, list) and content:
-        content = "".join(_part(where, part) for part in cast("list[object]", content))
-    if not isinstance(content, str):
-        found = "null" if content is None else shown_value(content)  # pyright: ignore[reportUnknownArgumentType]
-        found = found if "content" in message else "none"
-        raise RequestError(f"{where}.content: must be text, or a list of text parts; got {found}", param="messages")
-    return {"role": "system" if role == "developer" else role, "content": content}
-
-
-def _part(where: str, part: object) -> str:
-    match part:
-        case {"type": "text", "text": str(text)}:
-            return text
-        case _:
-            raise RequestError(f"{where}.content: only text parts, got {shown_value(part)}", param="messages")

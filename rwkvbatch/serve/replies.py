@@ -9,13 +9,24 @@ from typing import Any
 
 from rwkvbatch.engine.request import END_OF_TEXT, Reply, Score, TokenDetails
 from rwkvbatch.engine.sampling import exempt_tokens
-from rwkvbatch.errors import NonFiniteLogitsError, RwkvBatchError
+from rwkvbatch.errors import NonFiniteLogitsError, RwkvBatchError, listed
 from rwkvbatch.model.base import ModelSpec
 from rwkvbatch.prepared import PreparedPrompt, PromptBuilder
 from rwkvbatch.prompt.tokenizer import Tokenizer
 from rwkvbatch.serve import protocol
 from rwkvbatch.serve.answers import Head, TextOffsets, TokenNames, finish_reason, usage
 from rwkvbatch.serve.batcher import ScoreRequest, Work
+from rwkvbatch.serve.fields import (
+    OWN_FIELDS,
+    ROOT_FIELD,
+    SHOWN_NAME,
+    ChatFields,
+    CompletionFields,
+    RequestError,
+    decoded,
+    prompts_of,
+)
+from rwkvbatch.serve.messages import messages_of
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,7 @@ class Job:
 
     @property
     def is_chat(self) -> bool:
-        return isinstance(self.parsed.fields, protocol.ChatFields)
+        return isinstance(self.parsed.fields, ChatFields)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -122,7 +133,7 @@ class Job:
         """Add the engine requests and the choices of a prompt; raises `RequestError` if it is too long."""
         limit = self.served.limits.max_prompt_tokens
         if len(prompt.tokens) > limit:
-            raise protocol.RequestError(
+            raise RequestError(
                 f"{prompt.name} has {len(prompt.tokens):,} tokens; this server reads at most {limit:,}",
                 param="messages" if self.is_chat else "prompt",
                 code="context_length_exceeded",
@@ -132,7 +143,8 @@ class Job:
         if self.echoes and parsed.num_top is not None and len(prompt.tokens) > 1:
             score_at = len(self.works)
             self.works.append(ScoreRequest(prompt.tokens[:1], prompt.tokens[1:], root, parsed.num_top))
-        request = replace(prompt.request(parsed.params, root), num_top=parsed.num_top)
+        request = prompt.request(parsed.params, root)
+        request = replace(request, num_top=parsed.num_top, logit_bias=parsed.logit_bias)
         for repeat in range(parsed.fields.n):
             reply_at = None
             if parsed.max_tokens:
@@ -160,7 +172,7 @@ class Job:
 
     @property
     def echoes(self) -> bool:
-        return isinstance(self.parsed.fields, protocol.CompletionFields) and self.parsed.fields.echo
+        return isinstance(self.parsed.fields, CompletionFields) and self.parsed.fields.echo
 
     def echo(self, choice: Choice) -> str:
         """The prompt's text if the request asks for it, otherwise an empty text. Token 0 has no text."""
@@ -205,42 +217,42 @@ class Job:
 
 
 def prepare(
-    body: bytes,
-    kind: type[protocol.ChatFields | protocol.CompletionFields],
-    served: Served,
-    builder: PromptBuilder,
-    names: TokenNames,
+    body: bytes, kind: type[ChatFields | CompletionFields], served: Served, builder: PromptBuilder, names: TokenNames
 ) -> Job:
     """The job of a request's body.
 
     Raises:
         RequestError: the request cannot be served.
     """
-    parsed = protocol.parse_request(protocol.decoded(body), kind, served.settings, served.seed, served.limits)
+    parsed = protocol.parse_request(decoded(body), kind, served.settings, served.seed, served.limits)
     fields, settings = parsed.fields, parsed.settings
     if fields.model != served.name:
-        problem = f"model: {fields.model[: protocol.SHOWN_NAME]!r} is not served here, {served.name!r} is"
-        raise protocol.RequestError(problem, param="model", status=404, code="model_not_found")
+        problem = f"model: {fields.model[:SHOWN_NAME]!r} is not served here, {served.name!r} is"
+        raise RequestError(problem, param="model", status=404, code="model_not_found")
     job = Job(served, names, parsed)
     # Fills a cache here, so that the engine's thread does not search the vocabulary.
     exempt_tokens(served.tokenizer, parsed.params.no_penalty)
     try:
-        parsed.params.sampling.check_vocabulary(served.spec.vocab_size)
+        vocab_size = served.spec.vocab_size
+        if unknown := sorted({int(token) for token in fields.logit_bias if int(token) >= vocab_size}):
+            problem = f"the model's vocabulary has {vocab_size:,} token ids, 0 to {vocab_size - 1}"
+            raise RequestError(f"logit_bias: {problem}; got {listed(unknown, 5)}", param="logit_bias")
+        parsed.params.sampling.check_vocabulary(vocab_size)
         root = _root(fields.initial_state, served)
         # Clients with a template of their own send text, so token 0 is put before it only if the settings say so.
         bos = settings.begins_with_bos()
-        if isinstance(fields, protocol.ChatFields):
+        if isinstance(fields, ChatFields):
             template = builder.template(settings.think, settings.turn_end, settings.reply_prefix, settings.template)
-            job.add(builder.conversation(protocol.messages_of(fields), template, served.prelude, "messages", bos), root)
+            job.add(builder.conversation(messages_of(fields), template, served.prelude, "messages", bos), root)
         else:
-            for number, prompt in enumerate(protocol.prompts_of(fields)):
+            for number, prompt in enumerate(prompts_of(fields)):
                 # lm-evaluation-harness sends whole texts with a token 0 of their own, which is not doubled.
                 has_bos = not isinstance(prompt, str) and list(prompt[:1]) == [END_OF_TEXT]
                 job.add(builder.prompt(prompt, f"prompt {number}", bos and not has_bos), root)
-    except protocol.RequestError:
+    except RequestError:
         raise
     except RwkvBatchError as error:
-        raise protocol.as_request_error(error, (*fields.model_fields_set, *protocol.OWN_FIELDS)) from None
+        raise protocol.as_request_error(error, (*fields.model_fields_set, *OWN_FIELDS)) from None
     return job
 
 
@@ -249,8 +261,5 @@ def _root(name: str | None, served: Served) -> int:
         return served.root
     if name not in served.roots:
         known = ", ".join(served.roots)
-        raise protocol.RequestError(
-            f"{protocol.ROOT_FIELD}: must be one of {known}; got {name[: protocol.SHOWN_NAME]!r}",
-            param=protocol.ROOT_FIELD,
-        )
+        raise RequestError(f"{ROOT_FIELD}: must be one of {known}; got {name[:SHOWN_NAME]!r}", param=ROOT_FIELD)
     return served.roots[name]

@@ -326,3 +326,80 @@ def test_a_run_without_an_endpoint_depends_on_none_of_its_settings(script: Path,
     cell = json.loads((tmp_path / "run" / "manifest.json").read_text())["identity"]["cells"]["base"]
     of_endpoint = {name: value for name, value in cell.items() if name.startswith("endpoint")}
     assert of_endpoint == dict.fromkeys(["endpoint", "endpoint_model", "endpoint_api", "endpoint_body"])
+
+
+BENCHMARK: list[dict[str, Any]] = [
+    {"id": "choice", "prompt": "Ada thanked ", "choices": ["Ada", "Bob"], "expect": {"choice": "Bob"}},
+    {"id": "text", "text": "The sky is blue."},
+    {"id": "talk", "messages": [{"role": "user", "content": "hi"}]},
+]
+
+
+def write(path: Path, lines: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_plain_texts_that_begin_with_token_0_are_refused_before_the_first_request(
+    tmp_path: Path, server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "script.jsonl", BENCHMARK)
+    for out in (None, tmp_path / "run"):
+        with pytest.raises(UsageError, match=r"2 of 3 conversations \(choice, text\) begin with token 0") as caught:
+            rwkvbatch.run(path, out=out, endpoint=server.url, **GREEDY)
+        assert "--endpoint-api completions-ids" in (caught.value.hint or "")
+        assert "--bos off" in (caught.value.hint or "")
+    assert server.bodies == []
+    assert invoke(["run", str(path), "--endpoint", server.url, "--dry-run"]) == 0
+    printed = capsys.readouterr()
+    assert "2 of 3 conversations (choice, text) begin with token 0" in " ".join((printed.out + printed.err).split())
+    assert server.bodies == []
+
+
+@pytest.mark.parametrize("params", [{"bos": "on"}, {}])
+def test_dialogues_that_begin_with_token_0_are_refused_too(
+    tmp_path: Path, server: FakeServer, params: dict[str, str]
+) -> None:
+    talk = {"id": "talk", "messages": [{"role": "user", "content": "hi"}], "params": params}
+    path = write(tmp_path / "script.jsonl", [talk, BENCHMARK[2] | {"id": "other"}])
+    if params:
+        with pytest.raises(UsageError, match=r"1 of 2 conversations \(talk\) begin with token 0"):
+            rwkvbatch.run(path, endpoint=server.url, **GREEDY)
+    else:
+        with pytest.raises(UsageError, match=r"2 of 2 conversations"):
+            rwkvbatch.run(path, endpoint=server.url, bos="on", **GREEDY)
+        assert rwkvbatch.run(path, endpoint=server.url, **GREEDY).summary.errors == 0
+
+
+@pytest.mark.parametrize(
+    "settings", [{"bos": "off", "only": ["text", "talk"]}, {"endpoint_api": "completions-ids"}, {"only": ["talk"]}]
+)
+def test_the_ways_out_of_the_refusal_work(tmp_path: Path, server: FakeServer, settings: dict[str, Any]) -> None:
+    path = write(tmp_path / "script.jsonl", BENCHMARK)
+    assert rwkvbatch.run(path, endpoint=server.url, **GREEDY, **settings).summary.errors == 0
+
+
+@pytest.mark.parametrize("line", [*CHOICES, BENCHMARK[1]])
+def test_texts_to_score_are_refused_with_the_chat_interface(
+    tmp_path: Path, server: FakeServer, line: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "script.jsonl", [{**line, "id": "scored"}, BENCHMARK[2]])
+    command = ["run", str(path), "--endpoint", server.url, "--endpoint-api", "chat", "--out", str(tmp_path / "run")]
+    for further in ([], ["--dry-run"]):
+        assert invoke([*command, *further]) == 2
+        assert "1 of 2 conversations have some (scored)" in " ".join(capsys.readouterr().err.split())
+    assert server.bodies == []
+    assert not (tmp_path / "run").exists()
+    assert invoke([*command, "--only", "talk"]) == 0
+
+
+def test_rows_that_could_not_be_scored_are_no_share_of_passed_checks(
+    tmp_path: Path, demo_engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "script.jsonl", BENCHMARK[:1])
+    with serving(FakeServer(demo_engine, echo=False)) as server:
+        options = ["--endpoint", server.url, "--endpoint-api", "completions-ids", "--out", str(tmp_path / "run")]
+        assert invoke(["run", str(path), *options]) == 1
+    shown = capsys.readouterr().err
+    assert "0/1 error" in shown
+    assert "0%" not in shown

@@ -146,6 +146,33 @@ def test_a_reply_may_have_any_number_of_different_tokens() -> None:
     assert penalty_of == {token: 1.0 if index < 50 else 0.75 for index, token in enumerate(tokens)}
 
 
+@given(
+    st.lists(st.integers(0, 9), max_size=12),
+    st.dictionaries(st.integers(0, 30), st.floats(-100, 100), max_size=8),
+    st.sets(st.integers(0, 30), max_size=3),
+    st.booleans(),
+)
+def test_a_bias_is_added_once_whether_its_token_is_in_the_reply_or_not(
+    tokens: list[int], bias: dict[int, float], banned: set[int], has_penalties: bool
+) -> None:
+    presence, frequency = (0.5, 0.25) if has_penalties else (0.0, 0.0)
+    sampling = Sampling(
+        presence_penalty=presence, frequency_penalty=frequency, penalty_decay=1.0, banned_token_ids=tuple(banned)
+    )
+    tokens = [token for token in tokens if token not in banned]
+    penalties = Penalties(sampling, bias=bias)
+    for token in tokens:
+        penalties.count(token)
+    expected = {token: -value for token, value in bias.items() if token < 20}
+    for token in set(tokens) if has_penalties else ():
+        expected[token] = expected.get(token, 0.0) + presence + tokens.count(token) * frequency
+    expected |= {token: np.inf for token in banned if token < 20}
+    ids, values = penalties.subtracted(20)
+    assert len(set(ids.tolist())) == len(ids)
+    assert values.dtype == np.float32
+    assert dict(zip(ids.tolist(), values.tolist(), strict=True)) == pytest.approx(expected, rel=1e-6)
+
+
 def test_the_arrays_have_the_types_that_every_implementation_expects() -> None:
     sampling = Sampling(presence_penalty=1.0, banned_token_ids=(3,))
     penalties = Penalties(sampling)

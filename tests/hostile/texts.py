@@ -236,7 +236,7 @@ def served() -> Any:
 
 def read_request(path: Path) -> None:
     from rwkvbatch.serve import replies
-    from rwkvbatch.serve.protocol import ChatFields, CompletionFields, RequestError
+    from rwkvbatch.serve.fields import ChatFields, CompletionFields, RequestError
 
     body = path.read_bytes()
     refused: list[RequestError] = []

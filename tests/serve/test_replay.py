@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import rwkvbatch
 from rwkvbatch.cli.app import invoke
+from rwkvbatch.errors import UsageError
 from tests.serve.running import MODEL, running
 
 CONVERSATIONS = [
@@ -33,3 +35,24 @@ def test_a_run_through_the_server_has_the_replies_of_a_run_on_the_model(tmp_path
         served = replies("served", *options)
     assert served == replies("local")
     assert len(served) == 4
+
+
+def test_a_benchmark_through_the_server_has_the_scores_of_a_run_on_the_model(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [
+        {"id": "choice", "prompt": "Ada thanked ", "choices": ["Ada", "Bob"], "expect": {"choice": "Bob"}},
+        {"id": "text", "text": "The café is blue 空."},
+        {"id": "pair", "prompt": "The", "continuation": " sky"},
+    ]
+    script = tmp_path / "script.jsonl"
+    script.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    with running() as server:
+        served = rwkvbatch.run(script, endpoint=f"{server.url}/v1")
+        with pytest.raises(UsageError, match="chat gives no log-probabilities"):
+            rwkvbatch.run(script, endpoint=f"{server.url}/v1", endpoint_api="chat")
+    for own, row in zip(rwkvbatch.run(script).rows(), served.rows(), strict=True):
+        assert row.error is None
+        assert row.choices == own.choices
+        assert row.reference == own.reference
+    assert not [record for record in caplog.records if record.levelname == "WARNING" and "endpoint" in record.name]

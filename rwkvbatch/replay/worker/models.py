@@ -16,6 +16,7 @@ from rwkvbatch.files import user_path
 from rwkvbatch.prompt.templates import load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
 from rwkvbatch.prompt.vocabulary import shown_ids, textless_ids, tokenizer_of
+from rwkvbatch.replay.endpoint_checks import TOKEN_0_HINT, check_server, token_0_problem
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.planning.setups import Setup, Spec, setups_of
 from rwkvbatch.replay.worker.prompts import PromptEncoder
@@ -105,7 +106,10 @@ class ModelLoader:
         """The prompt encoder of a setup. Its state files have the root numbers 1, 2, ... in the order of the cells."""
         spec = self.spec(setup)
         limit, roots = self._settings.max_prompt_tokens, self.state_files(setup, plan)
-        return PromptEncoder(self.tokenizer(spec), roots, limit, spec.weights_sha256)
+        own = spec.own if isinstance(spec, ServedSpec) else None
+        # What ends a turn by default is a property of the weights.
+        weights_sha256 = spec.weights_sha256 if own is None else own.weights_sha256
+        return PromptEncoder(self.tokenizer(spec), roots, limit, weights_sha256)
 
     def engine(self, setup: Setup, plan: Plan, batch: int) -> Engine | EndpointEngine:
         """An engine that generates `batch` replies at once, with the initial states of the setup's cells."""
@@ -159,6 +163,8 @@ def check_headers(plan: Plan) -> tuple[Tokenizer, list[str]]:
     for setup in setups_of(plan):
         if setup.endpoint is not None:
             tokenizers.append(tokenizer_of(ServedSpec(setup.endpoint.url, "", "completions", ""), plan.settings.vocab))
+            if (problem := token_0_problem(plan, setup)) is not None:
+                warnings.append(f"refused unless the server is `rwkvbatch serve`: {problem}; {TOKEN_0_HINT}")
             continue
         try:
             resolved = resolve_model_path(setup.model)
@@ -220,13 +226,15 @@ def refuse_unusable(plan: Plan, specs: Mapping[Setup, Any]) -> None:
     """Check token ids against the vocabularies, and read every template and initial state once, before a run begins.
 
     Raises:
-        UsageError: a token id of the settings is not in a model's vocabulary.
-        ScriptError: a token id of a conversation's params is not.
+        UsageError: a token id of the settings is not in a model's vocabulary, or a server does not take the settings.
+        ScriptError: the same for a conversation's params.
         TemplateError: a template cannot be used.
         CheckpointError: an initial state cannot be used.
     """
     for setup, spec in specs.items():
         _check_token_ids(plan, setup, spec.vocab_size)
+        if isinstance(spec, ServedSpec):
+            check_server(plan, setup, spec, tokenizer_of(spec, plan.settings.vocab))
     for prompting in {settings.prompting for settings in plan.cell_settings}:
         load_template(prompting)
     for setup, spec in specs.items():
