@@ -180,16 +180,37 @@ def _accuracy(row: RawRow) -> float | None:
     return float(text["matched"] == 1) if text is not None and row["prompt"] else None
 
 
-def _probability(row: RawRow) -> float | None:
-    """The probability of the right choice among the choices; the row's check `choice` names the right one."""
+def _right_choice(row: RawRow) -> int | None:
+    """The index of the right choice, which the row's first check `choice` names; None without choices or a check."""
     scores, checks = row.get("choices"), [check for check in row["checks"] if check["kind"] == "choice"]
     if scores is None or not checks:
         return None
-    names, logprobs = ([score[key] for score in scores["scores"]] for key in ("name", "logprob"))
     try:
-        return probability_among(logprobs, find_choice(names, checks[0]["expected"]))
+        return find_choice([score["name"] for score in scores["scores"]], checks[0]["expected"])
     except KeyError:  # the check was judged again, against other choices
         return None
+
+
+def _probability(row: RawRow) -> float | None:
+    """The probability of the right choice among the choices."""
+    right = _right_choice(row)
+    return None if right is None else probability_among([score["logprob"] for score in row["choices"]["scores"]], right)
+
+
+def _choice_accuracy(divisor: str | None) -> Callable[[RawRow], float | None]:
+    """Whether the right choice has the highest log-probability, divided by a count of its text if `divisor` is given.
+
+    Of equal choices the first one counts, as in lm-evaluation-harness.
+    """
+
+    def is_right(row: RawRow) -> float | None:
+        right = _right_choice(row)
+        if right is None:
+            return None
+        values = [score["logprob"] / (score[divisor] if divisor else 1) for score in row["choices"]["scores"]]
+        return float(values.index(max(values)) == right)
+
+    return is_right
 
 
 def _perplexity(row: RawRow) -> float | None:
@@ -235,6 +256,14 @@ TURN_METRICS: Final[tuple[Metric, ...]] = (
     ),
     Metric(
         "probability", "probability of the right choice", "higher", value=_probability, highest=1.0, part="choices"
+    ),
+    *(
+        Metric(name, title, "higher", value=_choice_accuracy(divisor), highest=1.0, part="choices")
+        for name, title, divisor in (
+            ("acc", "right choice is the likeliest", None),
+            ("acc_norm", "right choice is the likeliest per character", "characters"),
+            ("acc_bytes", "right choice is the likeliest per byte", "bytes"),
+        )
     ),
     Metric("accuracy", "continuation is greedy", "higher", value=_accuracy, highest=1.0, part="text"),
     Metric(

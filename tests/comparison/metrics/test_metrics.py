@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -85,3 +86,31 @@ def test_ngrams_of_many_replies_at_once_equal_those_of_each(replies: list[list[i
 def test_reference_metrics_are_missing_without_a_reference() -> None:
     assert value("nll", reference=None) is None
     assert value("matched", reference=None) is None
+
+
+def accuracies(logprobs: Sequence[float], counts: Sequence[tuple[int, int]], right: object) -> list[float | None]:
+    """The accuracies of choices `a`, `b`, ... with these sums of log-probabilities and (bytes, characters)."""
+    scores = [
+        {"name": name, "logprob": logprob, "tokens": 1, "bytes": num_bytes, "characters": characters}
+        for name, logprob, (num_bytes, characters) in zip("abcd", logprobs, counts, strict=False)
+    ]
+    checks = [] if right is None else [check(1.0) | {"kind": "choice", "expected": right}]
+    return [value(name, choices={"scores": scores}, checks=checks) for name in ("acc", "acc_norm", "acc_bytes")]
+
+
+@pytest.mark.parametrize(
+    ("right", "expected"), [("a", [1, 0, 0]), ("b", [0, 1, 0]), (2, [0, 0, 1]), (3, [0, 0, 0]), (None, [None] * 3)]
+)
+def test_accuracies_of_choices_are_those_of_lm_evaluation_harness(right: object, expected: list[float | None]) -> None:
+    # By sum, a is the likeliest; per character (-3, -1, -1.5, -9) it is b; per byte (-3, -1, -0.5, -9) it is c.
+    assert accuracies([-3.0, -4.0, -6.0, -9.0], [(1, 1), (4, 4), (12, 4), (1, 1)], right) == expected
+
+
+@pytest.mark.parametrize(("right", "expected"), [("a", 1.0), ("b", 0.0)])
+def test_the_first_of_equal_choices_counts(right: str, expected: float) -> None:
+    assert accuracies([-2.0, -2.0], [(2, 2), (2, 2)], right) == [expected] * 3
+
+
+def test_accuracies_are_unknown_without_choices_and_against_a_choice_that_the_row_lacks() -> None:
+    assert value("acc", choices=None, checks=[check(1.0) | {"kind": "choice", "expected": "a"}]) is None
+    assert accuracies([-1.0, -2.0], [(1, 1), (1, 1)], "z") == [None] * 3
