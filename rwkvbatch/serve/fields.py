@@ -35,7 +35,10 @@ CHAT_ONLY = ("think", "turn_end", "reply_prefix")
 """Those of `OWN_FIELDS` that only chat requests may give."""
 
 IGNORED = frozenset(
-    {"user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier"}
+    {
+        *("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+        *("service_tier", "request_id", "priority", "cache_salt", "cache_prompt", "id_slot", "timings_per_token"),
+    }
 )
 """Fields that do not affect a reply."""
 
@@ -58,8 +61,38 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
     "chat_template_kwargs": ({},),
+    "include_stop_str_in_output": (False,),
+    "spaces_between_special_tokens": (True,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "stop_token_ids": ([],),
+    "bad_words": ([],),
+    "documents": ([],),
+    "echo": (False,),
+    "best_of": (1,),
+    # Fields of llama.cpp's server.
+    "repeat_penalty": (1,),
+    "typical_p": (1,),
+    "mirostat": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+    "dynatemp_range": (0,),
+    "top_n_sigma": (-1,),
+    "n_probs": (0,),
+    "grammar": ("",),
+    "return_progress": (False,),
 }
 """By field, the values that change nothing. Other values are refused."""
+
+THINK_OF_EFFORT: Mapping[str, ThinkMode] = {
+    "none": "off",
+    "minimal": "short",
+    "low": "short",
+    "medium": "on",
+    "high": "long",
+    "xhigh": "long",
+}
+"""The thinking mode of a chat by `reasoning_effort`, OpenAI's field."""
 
 _THINKING = ("chat_template_kwargs", "enable_thinking", "reasoning", "reasoning_effort", "thinking")
 """Fields of other servers that set how a model thinks."""

@@ -12,10 +12,18 @@ from rwkvbatch.serve.fields import SHOWN_NAME, ChatFields, RequestError
 def messages_of(fields: ChatFields) -> list[dict[str, str]]:
     """The roles and texts of the messages. The role `developer` becomes `system`; text parts are joined.
 
+    User messages in a row are one message, on lines of their own: there is no reply between them.
+
     Raises:
         RequestError: a message has other content than a role and a text.
     """
-    return [_message(number, message) for number, message in enumerate(fields.messages)]
+    joined: list[dict[str, str]] = []
+    for message in (_message(number, message) for number, message in enumerate(fields.messages)):
+        if joined and message["role"] == joined[-1]["role"] == "user":
+            joined[-1]["content"] += "\n" + message["content"]
+        else:
+            joined.append(message)
+    return joined
 
 
 def _message(number: int, message: Mapping[str, Any]) -> dict[str, str]:

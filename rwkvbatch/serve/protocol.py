@@ -15,8 +15,9 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from rwkvbatch.config import CellSettings, SamplingParams
+from rwkvbatch.config import CellSettings, SamplingParams, ThinkMode
 from rwkvbatch.config.names import full_name
+from rwkvbatch.config.prompting import OPEN_THINKING
 from rwkvbatch.config.setting import allowed_values, as_requirement
 from rwkvbatch.errors import RwkvBatchError, UsageError, shown_value
 from rwkvbatch.serve.fields import (
@@ -29,6 +30,7 @@ from rwkvbatch.serve.fields import (
     NEUTRAL,
     OWN_FIELDS,
     SHOWN_NAME,
+    THINK_OF_EFFORT,
     ChatFields,
     CompletionFields,
     RequestError,
@@ -139,6 +141,8 @@ def parse_request(
     values = {name: value for name, value in cast("dict[str, Any]", body).items() if value is not None}
     for name in [name for name in values if name in IGNORED]:
         del values[name]
+    if kind is ChatFields:
+        _set_think(values, server.defaults)
     for name in [name for name in values if name in NEUTRAL and name not in kind.model_fields]:
         if (value := values.pop(name)) not in NEUTRAL[name]:
             problem = f"{name}: this server does not support it, got {shown_value(value)}"
@@ -179,6 +183,30 @@ def as_request_error(error: RwkvBatchError, fields: Iterable[str]) -> RequestErr
     message = re.sub(r"--([a-z][a-z-]*)", lambda match: full_name(match[1]), error.message)
     words = re.findall(r"[a-z_]+", message)
     return RequestError(message, param=next((word for word in words if word in set(fields)), None))
+
+
+def _set_think(values: dict[str, Any], defaults: CellSettings) -> None:
+    """Replace `reasoning_effort`, and `enable_thinking` of `chat_template_kwargs`, by `think`.
+
+    Without thinking, the server's mode is kept if it is one without thinking, such as `fake`.
+    """
+    modes: dict[str, ThinkMode] = {}
+    if (effort := values.pop("reasoning_effort", None)) is not None:
+        if not isinstance(effort, str) or effort not in THINK_OF_EFFORT:
+            problem = f"reasoning_effort: must be one of {', '.join(THINK_OF_EFFORT)}; got {shown_value(effort)}"
+            raise RequestError(problem, param="reasoning_effort")
+        modes["reasoning_effort"] = THINK_OF_EFFORT[effort]
+    match values.get("chat_template_kwargs"):
+        case {"enable_thinking": bool(is_on), **others} if not others:
+            del values["chat_template_kwargs"]
+            is_kept = is_on and defaults.think in OPEN_THINKING
+            modes["chat_template_kwargs"] = defaults.think if is_kept else "on" if is_on else "off"
+        case _:
+            pass
+    for name, mode in modes.items():
+        if len(modes) > 1 or "think" in values:
+            raise RequestError(f"{name}: give one of {', '.join((*modes, 'think'))}", param=name)
+        values["think"] = defaults.think if mode == "off" and defaults.think not in OPEN_THINKING else mode
 
 
 def _is_setting(name: str, kind: type[ChatFields | CompletionFields]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.serve.running import CHAT, MODEL, Server, problem, still_serves
+from tests.serve.running import CHAT, MODEL, SETTINGS, Server, problem, running, still_serves
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,13 @@ from tests.serve.running import CHAT, MODEL, Server, problem, still_serves
         ({"logit_bias": [[1, 5]]}, "logit_bias: ", "logit_bias"),
         ({"response_format": {"type": "json_object"}}, "response_format: this server does not support it", None),
         ({"temprature": 1}, "temprature: unknown field", "temprature"),
-        ({"reasoning_effort": "low"}, "unknown field; the field think of chats sets the thinking mode: off, on", None),
-        ({"chat_template_kwargs": {"enable_thinking": True}}, "; the field think of chats", "chat_template_kwargs"),
+        ({"reasoning_effort": "huge"}, "must be one of none, minimal, low, medium, high, xhigh; got 'huge'", None),
+        ({"reasoning_effort": ["low"]}, "reasoning_effort: must be one of none", "reasoning_effort"),
+        ({"reasoning_effort": "low", "think": "on"}, "give one of reasoning_effort, think", "reasoning_effort"),
+        ({"chat_template_kwargs": {"enable_thinking": 1}}, "; the field think of chats", "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"enable_thinking": True, "x": 1}}, "; the field think of chats", None),
+        ({"repeat_penalty": 1.1}, "repeat_penalty: this server does not support it, got 1.1", "repeat_penalty"),
+        ({"stop_token_ids": [5]}, "stop_token_ids: this server does not support it", "stop_token_ids"),
         ({"min_tokens": 3}, "min_tokens: this server does not support it, got 3", "min_tokens"),
         ({"ignore_eos": True}, "ignore_eos: this server does not support it, got True", "ignore_eos"),
         ({"x" * 10**6: 1}, "x" * 80 + ": unknown field", "x" * 80),
@@ -76,7 +81,7 @@ from tests.serve.running import CHAT, MODEL, Server, problem, still_serves
         ({"messages": [{"role": "user", "content": None}]}, "list of text parts; got null", "messages"),
         ({"messages": [{"role": "user", "content": []}]}, "list of text parts; got []", "messages"),
         ({"messages": []}, "messages: must have at least 1 item, got []", "messages"),
-        ({"messages": [{"role": "user", "content": "a"}] * 2}, "assistant messages must take turns", "messages"),
+        ({"messages": [{"role": "assistant", "content": "a"}] * 2}, "assistant messages must take turns", "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role: must be system, developer", "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "only text parts", "messages"),
         ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages.0.name: this server", "messages"),
@@ -155,12 +160,55 @@ def test_fields_of_other_servers_are_accepted_where_they_change_nothing(server: 
         "parallel_tool_calls": False, "repetition_penalty": 1, "length_penalty": 1.0, "min_tokens": 0,
         "ignore_eos": False, "use_beam_search": False, "skip_special_tokens": True, "chat_template_kwargs": {},
         "add_generation_prompt": True, "continue_final_message": False, "tools": [], "logit_bias": None,
+        "stop_token_ids": [], "echo": False, "best_of": 1, "cache_prompt": True, "repeat_penalty": 1.0, "mirostat": 0,
+        "top_n_sigma": -1, "typical_p": 1.0, "grammar": "", "priority": 3, "response_format": {"type": "text"},
+        "suffix": None, "reasoning_effort": "none",
     }  # fmt: skip
     plain, given = ({**CHAT, "max_tokens": 4, "seed": 1, **more} for more in ({}, neutral))
     first, second = (server.send("/v1/chat/completions", body) for body in (plain, given))
     assert (first[0], second[0]) == (200, 200)
     texts = [answer[1]["choices"][0]["message"] for answer in (first, second)]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "think"),
+    [
+        ({"reasoning_effort": "none"}, "off"),
+        ({"reasoning_effort": "low"}, "short"),
+        ({"reasoning_effort": "medium"}, "on"),
+        ({"reasoning_effort": "high"}, "long"),
+        ({"reasoning_effort": None}, "off"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, "on"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "off"),
+    ],
+)
+def test_the_fields_of_other_servers_about_thinking_set_the_mode(
+    server: Server, fields: dict[str, Any], think: str
+) -> None:
+    given, own = (server.chat("hi", temperature=0, max_tokens=8, **each)[1] for each in (fields, {"think": think}))
+    assert given["choices"][0]["message"] == own["choices"][0]["message"]
+    assert given["usage"]["prompt_tokens"] == own["usage"]["prompt_tokens"]
+
+
+def test_a_mode_without_thinking_of_the_server_is_kept() -> None:
+    with running(settings=SETTINGS.replace(think="fake")) as server:
+        for fields in ({"reasoning_effort": "none"}, {"chat_template_kwargs": {"enable_thinking": False}}):
+            given, own = (server.chat("hi", temperature=0, max_tokens=8, **each)[1] for each in (fields, {}))
+            assert given["choices"][0]["message"] == own["choices"][0]["message"]
+
+
+def test_user_messages_in_a_row_are_one_message(server: Server) -> None:
+    def reply(*messages: tuple[str, str]) -> Any:
+        sent = [{"role": role, "content": content} for role, content in messages]
+        status, body, _ = server.send("/v1/chat/completions", {**CHAT, "messages": sent, "temperature": 0})
+        assert status == 200
+        return body["choices"][0]["message"], body["usage"]["prompt_tokens"]
+
+    before = [("user", "hi"), ("assistant", "Hello.")]
+    assert reply(*before, ("user", "My name is Ada."), ("user", "Who am I?")) == reply(
+        *before, ("user", "My name is Ada.\nWho am I?")
+    )
 
 
 def test_the_error_of_a_chat_does_not_mention_echo(server: Server) -> None:
