@@ -22,6 +22,8 @@ RANKING_NOTE: Final = (
     "The truly best variant is named best or not distinguishable from it in at least 95 % of sweeps. The best mean was "
     "selected on these data and is likely to be less good in a new run."
 )
+_MIN_COLLAPSED = 2
+"""The fewest groups of too few conversations that are named in one sentence instead of lines of the table."""
 _MAX_LABELS = 2
 """The most variants that a sentence on dropped rows names."""
 
@@ -98,6 +100,23 @@ def question(lines: Sequence[Comparison]) -> str:
         means = {shown_mean(metric, line.baseline_mean) for line in lines}
         text += f" against {baselines[0]}" + (f" ({means.pop()})" if len(means) == 1 else "")
     return text + (", exploratory" if lines[0].exploratory else "")
+
+
+def without_undecidable(lines: Sequence[Comparison]) -> tuple[list[Comparison], str]:
+    """The lines of a family without groups of too few conversations for a test, and a sentence that names these.
+
+    A single such group stays in the table, and the sentence is then empty. A group of which no variant can be tested is
+    named without its variants.
+    """
+    is_undecidable = [line.group is not None and line.verdict == "too little data" for line in lines]
+    undecidable = [line for line, is_left_out in zip(lines, is_undecidable, strict=True) if is_left_out]
+    if len({line.group for line in undecidable}) < _MIN_COLLAPSED:
+        return list(lines), ""
+    rest = [line for line, is_left_out in zip(lines, is_undecidable, strict=True) if not is_left_out]
+    tested = {line.group for line in rest}
+    names = dict.fromkeys(str(line.group) if line.group not in tested else variant_label(line) for line in undecidable)
+    conversations = _span([line.num_conversations for line in undecidable], "conversation")
+    return rest, f"{_count(len(names), 'group')} of too little data ({conversations} each): {', '.join(names)}"
 
 
 def extent(lines: Sequence[Comparison], repetitions: tuple[int, int]) -> str:

@@ -42,6 +42,7 @@ from rwkvbatch.comparison.wording import (
     trend_sentence,
     trend_title,
     variant_label,
+    without_undecidable,
 )
 from rwkvbatch.prompt.escaping import printable, printable_json
 
@@ -201,7 +202,10 @@ def as_markdown(analysis: Analysis) -> str:
         details = "; ".join(filter(None, (extent(lines, analysis.repetitions), power(lines), rank_disagreement(lines))))
         correction_sentence = correction(families[name], lines) if name in families else ""
         sentences = " ".join(filter(None, (details and f"{details}.", correction_sentence)))
-        parts.append("\n\n".join(filter(None, (f"### {escaped(question(lines))}", escaped(sentences), _table(lines)))))
+        decidable, undecidable = without_undecidable(lines)
+        table = _table(decidable) if decidable else ""
+        texts = (f"### {escaped(question(lines))}", escaped(sentences), table, escaped(undecidable))
+        parts.append("\n\n".join(filter(None, texts)))
     if not analysis.comparisons:
         parts.extend(f"### {escaped(variant.label)}\n\n{_means(analysis, variant)}" for variant in analysis.variants)
     parts += [_blame(cell_blame) for cell_blame in analysis.blame]

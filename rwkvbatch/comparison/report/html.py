@@ -39,6 +39,7 @@ from rwkvbatch.comparison.wording import (
     rank_disagreement,
     trend_sentence,
     verdict,
+    without_undecidable,
 )
 from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
@@ -101,6 +102,8 @@ def as_html(analysis: Analysis) -> str:
     others = [line for line in analysis.comparisons if line not in decisive]
     asked = bool(others)
     others += analysis.secondary if analysis.metrics is None else ()
+    by_decidability = [without_undecidable(lines) for lines in by_family(others).values()]
+    others = [line for lines, _ in by_decidability for line in lines]
     ranges = _ranges((*decisive, *others))
     trends = [(trend, trend is not analysis.trend) for trend in analysis.trends]
     failing = most_different(analysis, MAX_FAILURE_COLUMNS)
@@ -149,6 +152,7 @@ def as_html(analysis: Analysis) -> str:
         turns=[vars(figure) | {"svg": Markup(figure.svg)} for figure in turn_figures(analysis)],
         others=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in others],
         asked=asked,
+        undecidable=[sentence for _, sentence in by_decidability if sentence],
         headings=list(by_heading(others)),
         means=means,
         by=analysis.by,

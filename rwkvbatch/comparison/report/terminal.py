@@ -44,6 +44,7 @@ from rwkvbatch.comparison.wording import (
     standing,
     trend_sentence,
     trend_title,
+    without_undecidable,
 )
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.escaping import CONTEXT, printable
@@ -78,7 +79,11 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0
         _print_wrapped(question(lines), console, "bold")
         if details := "; ".join(filter(None, (extent(lines, analysis.repetitions), power(lines)))):
             _print_wrapped(details, console, "dim")
-        console.print(comparison_table(lines, console.width))
+        decidable, undecidable = without_undecidable(lines)
+        if decidable:
+            console.print(comparison_table(decidable, console.width))
+        if undecidable:
+            _print_wrapped(undecidable, console, "dim")
         if sentence := rank_disagreement(lines):
             _print_wrapped(sentence, console)
         if family in rankings:

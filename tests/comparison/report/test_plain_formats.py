@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from rwkvbatch.comparison import compare
 from rwkvbatch.comparison.analysis import COLUMNS, Analysis
@@ -22,6 +24,7 @@ from rwkvbatch.comparison.report.formats import as_csv, as_json, as_markdown, es
 from rwkvbatch.comparison.report.html import as_html
 from rwkvbatch.comparison.report.junit import as_junit
 from rwkvbatch.comparison.report.junit import safe as xml_safe
+from rwkvbatch.comparison.report.terminal import print_analysis
 from rwkvbatch.comparison.wording import standing
 from rwkvbatch.prompt.escaping import printable
 from tests.comparison.hostile import hostile_run
@@ -306,3 +309,38 @@ def test_means_of_a_single_run_have_the_counts_of_values_and_conversations(tmp_p
     page = as_html(by_turn)
     assert [page.count(f"<td>{group}</td>") > 2 for group in ("all", "turn 0", "turn 1")] == [True] * 3
     assert "<td>all</td>" not in as_html(analysis)
+
+
+def test_groups_of_too_few_conversations_are_named_in_one_line(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        number = int(row["conversation"].removeprefix("talk-"))
+        row["tags"] = ["many", "few" if number < 3 else "rare" if number < 5 else "other"]
+        score = float(rng.random() < 0.5)
+        row["checks"][0].update(passed=score == 1, score=score)
+
+    paths = [str(make_run(tmp_path / name, seed=seed, change=change)) for seed, name in enumerate("ab")]
+    analysis = compare(paths, by="tag")
+    sentence = "2 groups of too little data (2 to 3 conversations each): few, rare"
+    terminal = io.StringIO()
+    print_analysis(analysis, Console(file=terminal, width=100))
+    assert sentence in terminal.getvalue().splitlines()
+    assert "b, many" in terminal.getvalue()
+    assert "b, few" not in terminal.getvalue()
+    markdown = as_markdown(analysis).replace("\\", "")
+    assert sentence in markdown
+    assert "| b, few |" not in markdown
+    assert f"<p>{sentence}</p>" in as_html(analysis)
+    groups = {record["group"] for record in json.loads(as_json(analysis))["comparisons"]}
+    assert groups == {None, "few", "rare", "many", "other"}
+    assert ",few," in as_csv(analysis)
+
+
+def test_one_group_of_too_few_conversations_stays_in_the_table(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        del rng
+        row["tags"] = ["few" if int(row["conversation"].removeprefix("talk-")) < 3 else "many"]
+
+    paths = [str(make_run(tmp_path / name, seed=seed, change=change)) for seed, name in enumerate("ab")]
+    markdown = as_markdown(compare(paths, by="tag"))
+    assert "| b, few |" in markdown
+    assert "too little data (" not in markdown
