@@ -40,8 +40,11 @@ FILLS_IN_SYSTEM = "system_only_where_script_has_none"
 FORMER = "former"
 """Key of the manifest while rows are adapted: `identity` and `about` of the previous command."""
 
-EXTENDABLE = frozenset({"script", "repeats", "max_repeats", "until_ci", "race", GIVEN_FOR_ALL, "cells"})
-"""Keys of the identity that determine which rows a run has, not their content: a row depends only on its own cell."""
+EXTENDABLE = frozenset(
+    {"script", "repeats", "max_repeats", "until_ci", "race", GIVEN_FOR_ALL, "cells", "judging_rules"}
+)
+"""Keys of the identity that determine which rows a run has and how they are judged, not their replies: a row depends
+only on its own cell."""
 
 CHECKSUM = "sha256"
 """Key of the manifest: the hash of all other keys except `about`, as sorted JSON without spaces."""

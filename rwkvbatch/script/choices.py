@@ -53,6 +53,27 @@ class ChoiceScore:
         text = scored.removeprefix(b" ")
         return cls(name, logprob, tokens, max(1, len(text)), max(1, len(text.decode(errors="replace"))))
 
+    def recounted(self, texts: Sequence[str]) -> Self:
+        """This score with `bytes` and `characters` as `of` counts them, if they were counted as in judging rules 2.
+
+        `bytes` then included a space before the text, and `characters` no white space around it. A score that agrees
+        with the end of one of the texts is returned as it is.
+
+        Args:
+            texts: what may have been scored, the likeliest first; only the end of one if its first token was not.
+        """
+        for text in texts:
+            data = text.encode()
+            if len(data) < self.bytes:
+                continue
+            scored = data[len(data) - self.bytes :]
+            decoded = scored.decode(errors="replace")
+            if len(decoded) == self.characters:
+                return self
+            if max(1, len(decoded.strip())) == self.characters:
+                return self.of(self.name, self.logprob, self.tokens, scored)
+        return self
+
     def value(self, normalize: Normalize) -> float:
         """The number that choices are compared by; higher is better."""
         divisors = {"none": 1, "token": self.tokens, "byte": self.bytes, "character": self.characters}

@@ -14,6 +14,7 @@ from rwkvbatch.cli.app import invoke
 from rwkvbatch.comparison.runs.loading import load
 from rwkvbatch.errors import ScriptError
 from rwkvbatch.model.base import Model
+from rwkvbatch.replay.continuing.identity import make_identity
 from rwkvbatch.replay.planning.grid import make_cells
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.row_codec import decode_row, encode_row
@@ -21,7 +22,7 @@ from rwkvbatch.script.choices import NORMALIZE, ChoiceScore, ChoiceScores, Norma
 from rwkvbatch.script.native import native_record
 from rwkvbatch.script.reader import read_scripts
 from tests.replay.fakes import make_plan
-from tests.replay.runs import check_invariance, run
+from tests.replay.runs import check_invariance, results, run
 from tests.script.writing import conversation, read, user, write
 
 QUESTION = "What is my name?"
@@ -349,3 +350,72 @@ def test_a_dry_run_does_not_count_a_text_that_cannot_be_scored(
     assert invoke(["run", path, "--dry-run", "--json", "--bos", "off"]) == 0
     counts = json.loads(capsysbinary.readouterr().out)
     assert (counts["first_scored_tokens"], counts["first_prompt_tokens"]) == (0, 0)
+
+
+def _of_rules_2(name: str, logprob: float, tokens: int, scored: bytes) -> ChoiceScore:
+    """A score as it was counted when `JUDGING_RULES` was 2."""
+    return ChoiceScore(name, logprob, tokens, len(scored), max(1, len(scored.decode(errors="replace").strip())))
+
+
+@pytest.mark.parametrize(
+    ("scored", "texts", "counts"),
+    [
+        (" Ada", [" Ada"], (3, 3)),
+        ("Ada", ["Ada"], (3, 3)),
+        ("  pulls it up.", ["  pulls it up."], (13, 13)),
+        (" Zoë. ", [" Zoë. "], (6, 5)),
+        (" Zoë", [" Zoë", "Zoë"], (4, 3)),  # as a reply, before which the template writes a space
+        (" Ada", [" Ada", "  Ada "], (3, 3)),
+        ("\nA", ["\nA"], (2, 2)),
+        (" cat", ["the cat"], (3, 3)),  # nothing precedes the first token, which is not scored
+        ("bc", ["xy", "ä"], (2, 2)),  # the text is not known
+    ],
+)
+def test_former_counts_are_counted_again_and_present_ones_kept(
+    scored: str, texts: list[str], counts: tuple[int, int]
+) -> None:
+    new = _of_rules_2("a", -6.0, 2, scored.encode()).recounted(texts)
+    assert (new.name, new.logprob, new.tokens, (new.bytes, new.characters)) == ("a", -6.0, 2, counts)
+    assert new.recounted(texts) == new
+    assert ChoiceScore.of("a", -6.0, 2, scored.encode()) == new
+
+
+CHAT_TURNS = [
+    user(QUESTION, choices=["Ada", "Zoë Ünal"], expect={"choice": 1, "normalize": "byte"}), user("And then?")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("has_rules", [True, False])
+def test_rows_of_former_rules_become_those_of_a_new_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_rules: bool
+) -> None:
+    plain = {"prompt": "It", "choices": [" is", "  pulls it up.", " Zoë. "]}
+    lines = [
+        *(plain | {"id": normalize, "expect": {"choice": 1, "normalize": normalize}} for normalize in NORMALIZE),
+        plain | {"id": "unchecked"},
+        {"id": "partial", "prompt": "I saw", "choices": [" her", " them"], "continuation": " there. "},
+        conversation(user(QUESTION, choices=NAMES), user("And then?"), id="chat"),
+        conversation(*CHAT_TURNS, id="by-length"),
+        conversation(user("Say it."), {"role": "assistant", "content": "<think>long thoughts</think>It."}, id="ref"),
+    ]
+    lines[-1]["messages"][0]["expect"] = {"similarity": 0.1}
+    plan = make_plan(conversations=read(tmp_path, *lines).conversations)
+    with monkeypatch.context() as former:
+        former.setattr(ChoiceScore, "of", _of_rules_2)
+        former.setattr("rwkvbatch.script.checks.text.answer_of", str.strip)
+        former.setattr("rwkvbatch.replay.judging.checks.JUDGING_RULES", 2)
+        former.setattr("rwkvbatch.replay.continuing.row_digests._continues_by_length", lambda *_: False)
+        identity = "rwkvbatch.replay.runner.make_identity"
+        changes = {"judging_rules": 2} if has_rules else {}
+        without = lambda *given: {k: v for k, v in make_identity(*given).items() if k != "judging_rules"} | changes  # noqa: E731
+        former.setattr(identity, without)
+        run(tmp_path / "run", plan)
+    run(tmp_path / "fresh", plan)
+    assert results(tmp_path / "run") != results(tmp_path / "fresh")
+    reuse = run(tmp_path / "run", plan).reuse
+    assert results(tmp_path / "run") == results(tmp_path / "fresh")
+    assert reuse is not None
+    assert (reuse.to_generate, reuse.judged_again) == (4, 18)  # by-length, whose second turn may have another history
+    again = run(tmp_path / "run", plan).reuse
+    assert again is not None
+    assert (again.to_generate, again.judged_again) == (0, 0)

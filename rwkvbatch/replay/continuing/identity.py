@@ -19,6 +19,7 @@ from rwkvbatch.endpoint.served import ServedSpec
 from rwkvbatch.errors import WorkerError
 from rwkvbatch.hashes import sha256_of_file
 from rwkvbatch.prompt.templates import load_prelude, template_path, with_turn_end
+from rwkvbatch.replay.judging.checks import JUDGING_RULES
 from rwkvbatch.results.manifest import FILLS_IN_SYSTEM, GIVEN_FOR_ALL, PARAMS
 from rwkvbatch.results.script_copy import script_sha256
 
@@ -41,6 +42,7 @@ def make_identity(plan: Plan, specs: Mapping[Setup, Spec], tokenizer_of: Callabl
     settings = plan.settings
     return {
         "generation_rules": GENERATION_RULES,
+        "judging_rules": JUDGING_RULES,
         "script": {
             "sha256": script_sha256(plan.conversations),
             "conversations": len(plan.conversations),

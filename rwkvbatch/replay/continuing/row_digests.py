@@ -13,6 +13,7 @@ from rwkvbatch.replay.continuing.identity import GENERATION_RULES, NOT_BY_VALUE
 from rwkvbatch.replay.judging.checks import judging_digest
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.results.row_codec import RowDigest
+from rwkvbatch.script.records import Turn
 
 
 class RowDigests:
@@ -65,7 +66,9 @@ class RowDigests:
             # The random numbers of a reply depend on the turn's index, which a probe's position in the chain does not
             # determine.
             index = [] if probe is None else [turn]
-            digests[turn] = json_sha256([previous, script.row_contents[turn], turn_values, of_turn.seed, *index])[:32]
+            content = script.row_contents[turn]
+            counting = [_CHOICE_COUNTS] if _continues_by_length(script.turns[turn], content) else []
+            digests[turn] = json_sha256([previous, content, turn_values, of_turn.seed, *index, *counting])[:32]
             if probe is None:  # later turns do not depend on a probe
                 previous = digests[turn]
         return tuple(digests)
@@ -82,6 +85,15 @@ class RowDigests:
     def _judging(self, conversation: int) -> tuple[str, ...]:
         script = self._plan.conversations[conversation]
         return tuple(judging_digest(script, turn) for turn in range(len(script.turns)))
+
+
+_CHOICE_COUNTS = "counts 2"
+"""Version of the bytes and characters of choices, for turns whose choice in the history depends on them."""
+
+
+def _continues_by_length(turn: Turn, content: Mapping[str, Any]) -> bool:
+    """Whether a dialogue continues with the choice that is best per byte or character; a plain prompt is one turn."""
+    return not turn.plain and content.get("normalize") in ("byte", "character")
 
 
 _REPLY_SETTINGS = frozenset(CellSettings.model_fields) - NOT_BY_VALUE

@@ -8,11 +8,14 @@ from typing import Any
 
 from rwkvbatch.errors import RowError, RwkvBatchError, in_words
 from rwkvbatch.hashes import json_sha256
+from rwkvbatch.prompt.segments import clean_reply
 from rwkvbatch.results.row import CheckResult, Logprob, Row
-from rwkvbatch.script.records import Check, Conversation, JudgeVerdict, ReplyFacts
+from rwkvbatch.script.checks.answers import Chosen
+from rwkvbatch.script.choices import Choice, ChoiceScores
+from rwkvbatch.script.records import Check, Conversation, JudgeVerdict, ReplyFacts, Turn
 from rwkvbatch.signals import ENDS_PROCESS
 
-JUDGING_RULES = 2
+JUDGING_RULES = 3
 """Version of the checks: incremented when a check judges the same reply otherwise than before; rows are then judged
 again."""
 
@@ -48,6 +51,8 @@ def judged_again(row: Row, conversation: Conversation, judge_verdicts: Mapping[A
     row = replace(row, tags=conversation.tags)
     if row.finish_reason == "error":
         return replace(row, checks=not_judged(turn.checks))
+    if row.choices is not None:
+        row = _recounted(row, turn, row.choices)
     facts = ReplyFacts(
         row.reply, row.finish_reason, len(row.reply_ids), turn.reference, row.choices, judge_verdicts or {}
     )
@@ -65,6 +70,33 @@ def judged_again(row: Row, conversation: Conversation, judge_verdicts: Mapping[A
             checks=not_judged(turn.checks),
             error=explain(error),
         )
+
+
+def _recounted(row: Row, turn: Turn, scores: ChoiceScores) -> Row:
+    """`row` with the bytes and characters of its choices as they are counted now, and the reply that is best by them.
+
+    The reply to a message stays as it is, because later turns may have it in their history.
+    """
+    texts = {choice.name: _scored_texts(turn, choice) for choice in turn.choices}
+    choices = ChoiceScores(tuple(score.recounted(texts.get(score.name, ())) for score in scores.scores))
+    reply = likeliest_choice(turn, choices).text.strip() if turn.plain and choices != scores else row.reply
+    return replace(row, choices=choices, reply=reply)
+
+
+def _scored_texts(turn: Turn, choice: Choice) -> Sequence[str]:
+    """What may have been scored for a choice: its text as a reply, or verbatim after a prompt or a `reply_prefix`."""
+    if turn.plain:
+        return (choice.text if turn.continuation is None else turn.continuation,)
+    return f" {clean_reply(choice.text)}", choice.text
+
+
+def likeliest_choice(turn: Turn, scores: ChoiceScores | None) -> Choice:
+    """The choice with the highest score, by the normalization of the turn's first check of choices."""
+    if scores is None:
+        raise RowError("the row of this turn has no choices")
+    rules = [check.rule for check in turn.checks if isinstance(check.rule, Chosen)]
+    best = scores.best(rules[0].normalize if rules else "none").name
+    return next(choice for choice in turn.choices if choice.name == best)
 
 
 def explain(error: BaseException) -> str:

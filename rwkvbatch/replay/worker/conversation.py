@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, cast
 from rwkvbatch.engine.request import FinishReason, NoiseKey, Reply, Request, Score, closed_history
 from rwkvbatch.errors import PromptTooLongError, RowError
 from rwkvbatch.prompt.segments import PromptTemplate
-from rwkvbatch.replay.judging.checks import explain
+from rwkvbatch.replay.judging.checks import explain, likeliest_choice
 from rwkvbatch.replay.planning.plan import Task
 from rwkvbatch.replay.worker.prompts import PromptEncoder, ScoredText, TurnPrompt
-from rwkvbatch.replay.worker.rows import TurnResults, error_row, likeliest_choice, turn_row
+from rwkvbatch.replay.worker.rows import TurnResults, error_row, turn_row
 from rwkvbatch.results.row import Row
 from rwkvbatch.script.records import Turn
 from rwkvbatch.signals import ENDS_PROCESS

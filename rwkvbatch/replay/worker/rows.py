@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from rwkvbatch.engine.request import Reply, Score
 from rwkvbatch.errors import NonFiniteLogitsError, RowError
-from rwkvbatch.replay.judging.checks import judge, not_judged
+from rwkvbatch.replay.judging.checks import judge, likeliest_choice, not_judged
 from rwkvbatch.replay.planning.plan import Task
 from rwkvbatch.replay.worker.prompts import ScoredText, TurnPrompt
 from rwkvbatch.results.row import (
@@ -23,7 +23,6 @@ from rwkvbatch.results.row import (
     short_text,
     stored_prompt,
 )
-from rwkvbatch.script.checks.answers import Chosen
 from rwkvbatch.script.choices import Choice, ChoiceScore, ChoiceScores
 from rwkvbatch.script.records import ReplyFacts, Turn
 
@@ -146,15 +145,6 @@ def _choice_score(prompt: TurnPrompt, choice: Choice, tokens: Sequence[int], log
 def _num_bytes(prompt: TurnPrompt, tokens: Sequence[int]) -> int:
     token_bytes = prompt.encoder.tokenizer.token_bytes
     return sum(len(token_bytes(token)) for token in tokens)
-
-
-def likeliest_choice(turn: Turn, scores: ChoiceScores | None) -> Choice:
-    """The choice with the highest score, by the normalization of the turn's first check of choices."""
-    if scores is None:
-        raise RowError("the row of this turn has no choices")
-    rules = [check.rule for check in turn.checks if isinstance(check.rule, Chosen)]
-    best = scores.best(rules[0].normalize if rules else "none").name
-    return next(choice for choice in turn.choices if choice.name == best)
 
 
 def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, text: str = "") -> Row:
