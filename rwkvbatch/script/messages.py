@@ -62,7 +62,7 @@ def to_turns(
     system: str | None = None
     turns: list[Turn] = []
     unread_probes: list[tuple[int, Any, str]] = []
-    for index, message in enumerate(_tools_as_text(messages, source)):
+    for index, message in enumerate(tools_as_text(messages, source)):
         where = message.where
         if message.role != "user":
             for key in sorted(REPLY_KEYS):
@@ -94,7 +94,7 @@ def to_turns(
     return system, (*turns, *_read_probes(unread_probes, len(turns), system is not None, source))
 
 
-def _tools_as_text(messages: Sequence[Message], source: SourceLine) -> list[Message]:
+def tools_as_text(messages: Sequence[Message], source: SourceLine) -> list[Message]:
     """The messages, with tool calls as text of the reply and consecutive results as one user message."""
     texts: list[Message] = []
     call_ids: tuple[str | None, ...] = ()

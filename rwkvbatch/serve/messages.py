@@ -1,47 +1,124 @@
-"""Converts the messages of a chat request to roles and texts."""
+"""Converts the messages and tools of a chat request to roles and texts, and replies to tool calls.
+
+Tools, calls and results have the texts that scripts give them, see `script.tools`.
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
-from rwkvbatch.errors import shown_value
+from rwkvbatch.errors import ScriptError, shown_value
+from rwkvbatch.script.lines import SourceLine
+from rwkvbatch.script.messages import Message, tools_as_text
+from rwkvbatch.script.tools import Call, calls_in, compact, read_choice, read_tools, with_tools
 from rwkvbatch.serve.fields import SHOWN_NAME, ChatFields, RequestError
 
+_SOURCE = SourceLine("request", 1)
+_ids = random.Random()
+"""Generator of the ids of calls, which are not secret."""
 
-def messages_of(fields: ChatFields) -> list[dict[str, str]]:
-    """The roles and texts of the messages. The role `developer` becomes `system`; text parts are joined.
 
-    User messages in a row are one message, on lines of their own: there is no reply between them.
+@dataclass(frozen=True)
+class ToolUse:
+    """The tools that a reply may call.
+
+    Attributes:
+        names: names of the functions; none if the reply may call none.
+        reply_prefix: beginning of a reply that must be a call; None if the model decides.
+    """
+
+    names: frozenset[str] = frozenset()
+    reply_prefix: str | None = None
+    is_parallel: bool = True
+
+    def calls(self, text: str) -> list[dict[str, Any]]:
+        """The `tool_calls` of a complete reply; empty if it makes none, or one of no tool."""
+        calls = calls_in(text) if self.names else ()
+        if isinstance(calls, str) or not self.names.issuperset(call.name for call in calls):
+            return []
+        return [_call_object(call) for call in (calls if self.is_parallel else calls[:1])]
+
+
+def _call_object(call: Call) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": compact(call.arguments)}
+    return {"id": f"call_{_ids.getrandbits(96):024x}", "type": "function", "function": function}
+
+
+def call_start(text: str) -> int:
+    """The index in a stripped reply, or in its beginning, from which it may be tool calls."""
+    if text.startswith(("{", "[")):
+        return 0
+    start = text.find("```")
+    return start if start >= 0 else len(text.rstrip("`"))
+
+
+def conversation_of(fields: ChatFields) -> tuple[list[dict[str, str]], ToolUse]:
+    """The roles and texts of the messages, and the tools of the reply.
+
+    The role `developer` becomes `system`; text parts are joined. User messages in a row are one message, on lines of
+    their own: there is no reply between them.
 
     Raises:
-        RequestError: a message has other content than a role and a text.
+        RequestError: a message has other content than a role, a text and tool calls, or a tool is not a function.
     """
+    messages = [_message(number, message) for number, message in enumerate(fields.messages)]
+    try:
+        tools = read_tools(fields.tools, _SOURCE, "tools")
+        prefix = read_choice(fields.tool_choice, tools, _SOURCE, "tool_choice")
+        messages = tools_as_text(messages, _SOURCE)
+    except ScriptError as error:
+        # Without the place in a script that the message begins with.
+        problem = error.message.removeprefix(f"{_SOURCE.path}:{_SOURCE.line}: ")
+        param = next((name for name in ("tool_choice", "tools") if problem.startswith(name)), "messages")
+        raise RequestError(problem, param=param, hint=error.hint or "") from None
     joined: list[dict[str, str]] = []
-    for message in (_message(number, message) for number, message in enumerate(fields.messages)):
-        if joined and message["role"] == joined[-1]["role"] == "user":
-            joined[-1]["content"] += "\n" + message["content"]
+    for message in messages:
+        if joined and message.role == joined[-1]["role"] == "user":
+            joined[-1]["content"] += "\n" + message.content
         else:
-            joined.append(message)
-    return joined
+            joined.append({"role": message.role, "content": message.content})
+    if prefix is None:
+        return joined, ToolUse()
+    has_system = joined[0]["role"] == "system"
+    system = with_tools(joined[0]["content"] if has_system else None, tools) or ""
+    use = ToolUse(
+        frozenset(tool["name"] for tool in tools),
+        None if fields.tool_choice == "auto" else prefix,
+        fields.parallel_tool_calls,
+    )
+    return [{"role": "system", "content": system}, *joined[has_system:]], use
 
 
-def _message(number: int, message: Mapping[str, Any]) -> dict[str, str]:
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def _message(number: int, message: Mapping[str, Any]) -> Message:
     where = f"messages.{number}"
+    role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls") or None
+    known = {"role", "content", *(("tool_calls",) if role == "assistant" else ())}
+    known |= {"tool_call_id", "name"} if role == "tool" else set()
     for name, value in message.items():
-        if name not in ("role", "content") and value not in (None, []):
+        if name not in known and value not in (None, []):
             raise RequestError(f"{where}.{name[:SHOWN_NAME]}: this server does not support it", param="messages")
-    role, content = message.get("role"), message.get("content")
-    if role not in ("system", "developer", "user", "assistant"):
-        problem = "must be system, developer, user or assistant"
+    if role not in _ROLES:
+        problem = "must be system, developer, user, assistant or tool"
         raise RequestError(f"{where}.role: {problem}, got {shown_value(role)}", param="messages")
     if isinstance(content, list) and content:
         content = "".join(_part(where, part) for part in cast("list[object]", content))
+    if content is None and calls is not None:
+        content = ""
     if not isinstance(content, str):
         found = "null" if content is None else shown_value(content)  # pyright: ignore[reportUnknownArgumentType]
         found = found if "content" in message else "none"
         raise RequestError(f"{where}.content: must be text, or a list of text parts; got {found}", param="messages")
-    return {"role": "system" if role == "developer" else role, "content": content}
+    call_id = message.get("tool_call_id")
+    if not isinstance(call_id, str | None):
+        raise RequestError(f"{where}.tool_call_id: must be text, got {shown_value(call_id)}", param="messages")
+    known_role = "system" if role == "developer" else role
+    return Message(known_role, content, where, tool_calls=calls, tool_call_id=call_id)
 
 
 def _part(where: str, part: object) -> str:

@@ -26,7 +26,7 @@ from rwkvbatch.serve.fields import (
     decoded,
     prompts_of,
 )
-from rwkvbatch.serve.messages import messages_of
+from rwkvbatch.serve.messages import ToolUse, call_start, conversation_of
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ class Job:
     Attributes:
         works: the engine requests.
         num_prompt: number of tokens of all prompts.
+        tools: the tools that replies may call.
     """
 
     served: Served
@@ -110,6 +111,7 @@ class Job:
     works: list[Work] = field(default_factory=list[Work])
     choices: list[Choice] = field(default_factory=list[Choice])
     num_prompt: int = 0
+    tools: ToolUse = field(default_factory=ToolUse)
 
     def __post_init__(self) -> None:
         kind = "text_completion" if not self.is_chat else "chat.completion"
@@ -163,11 +165,14 @@ class Job:
             reply = choice.reply(results)
             text = "" if reply is None else choice.prompt.shown(reply.text)
             content = self.echo(choice) + text
-            message = {"role": "assistant", "content": content, "refusal": None}
+            message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+            if calls := self.calls(choice, results):
+                message |= {"content": content[: call_start(content)].rstrip() or None, "tool_calls": calls}
             part = {"message": message} if self.is_chat else {"text": content}
             details = [*self.prompt_details(choice, choice.score(results)), *(() if reply is None else reply.details)]
             logprobs = self.logprobs(TextOffsets(self.names), details)
-            choices.append({"index": choice.index, **part, "logprobs": logprobs, **self.end(choice, results)})
+            end = self.end(choice, results, has_calls="tool_calls" in message)
+            choices.append({"index": choice.index, **part, "logprobs": logprobs, **end})
         return self.head.object(choices, usage=self.usage(results), seed=self.parsed.params.seed)
 
     @property
@@ -195,7 +200,14 @@ class Job:
             return self.names.chat_logprobs([token for token in details if isinstance(token, TokenDetails)])
         return self.names.completion_logprobs(details, offsets)
 
-    def end(self, choice: Choice, results: Sequence[Reply | Score | None]) -> dict[str, Any]:
+    def calls(self, choice: Choice, results: Sequence[Reply | Score | None]) -> list[dict[str, Any]]:
+        """The `tool_calls` of a choice that is over, each call with a new id."""
+        reply = choice.reply(results)
+        return [] if reply is None else self.tools.calls(choice.prompt.shown(reply.text))
+
+    def end(
+        self, choice: Choice, results: Sequence[Reply | Score | None], *, has_calls: bool = False
+    ) -> dict[str, Any]:
         """The fields of a choice about its end; raises `NonFiniteLogitsError`."""
         reply = choice.reply(results)
         choice.score(results)
@@ -203,7 +215,7 @@ class Job:
             return {"finish_reason": "length", "stop_reason": None}
         # Only a stop text of the client is reported, not the template's end of a turn.
         stopped_by = reply.stopped_by if reply.stopped_by in self.parsed.params.stop else None
-        return {"finish_reason": finish_reason(reply), "stop_reason": stopped_by}
+        return {"finish_reason": "tool_calls" if has_calls else finish_reason(reply), "stop_reason": stopped_by}
 
     def prompt_details(self, choice: Choice, score: Score | None) -> list[TokenDetails | int]:
         """The details of the tokens of an echoed prompt, without a token 0 that the server put before it."""
@@ -242,8 +254,10 @@ def prepare(
         # Clients with a template of their own send text, so token 0 is put before it only if the settings say so.
         bos = settings.begins_with_bos()
         if isinstance(fields, ChatFields):
-            template = builder.template(settings.think, settings.turn_end, settings.reply_prefix, settings.template)
-            job.add(builder.conversation(messages_of(fields), template, served.prelude, "messages", bos), root)
+            messages, job.tools = conversation_of(fields)
+            reply_prefix = job.tools.reply_prefix or settings.reply_prefix
+            template = builder.template(settings.think, settings.turn_end, reply_prefix, settings.template)
+            job.add(builder.conversation(messages, template, served.prelude, "messages", bos), root)
         else:
             for number, prompt in enumerate(prompts_of(fields)):
                 # lm-evaluation-harness sends whole texts with a token 0 of their own, which is not doubled.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -11,6 +11,7 @@ from rwkvbatch.engine.request import TokenDetails
 from rwkvbatch.prepared import TextStripper
 from rwkvbatch.serve.answers import TextOffsets
 from rwkvbatch.serve.batcher import Flight
+from rwkvbatch.serve.messages import call_start
 from rwkvbatch.serve.replies import Choice, Job
 
 END = b"data: [DONE]\n\n"
@@ -64,6 +65,7 @@ class _ChoiceStream:
         self._offsets = TextOffsets(job.names)
         self._details: list[TokenDetails | int] = []
         self._has_begun = False
+        self._seen, self._sent, self._held = "", 0, ""
         # Chunks without log-probabilities differ only in their text.
         self._before, _, self._after = event(self._chunk(_PLACEHOLDER)).partition(orjson.dumps(_PLACEHOLDER))
 
@@ -78,7 +80,13 @@ class _ChoiceStream:
             events += self._text(flight.take_text(choice.reply_at))
         if choice.is_over(results):
             self.is_over = True
-            events.append(event(self._chunk("", self._logprobs(), self._job.end(choice, results))))
+            calls = self._job.calls(choice, results)
+            if calls:
+                events.append(event(self._calls_chunk(calls)))
+            elif self._held:
+                events.append(event(self._chunk(self._held, self._logprobs())))
+            end = self._job.end(choice, results, has_calls=bool(calls))
+            events.append(event(self._chunk("", self._logprobs(), end)))
         return events
 
     def _begin(self, flight: Flight) -> list[bytes]:
@@ -94,6 +102,12 @@ class _ChoiceStream:
         """The event of a piece of text; none while the text may still be stripped."""
         if self._stripper is not None:
             text = self._stripper.push(text)
+        if self._job.tools.names:
+            # Text that may be a call is held until the reply is complete.
+            self._seen += text
+            shown = self._seen[: call_start(self._seen)].rstrip()
+            text, self._sent = shown[self._sent :], max(self._sent, len(shown))
+            self._held = self._seen[self._sent :]
         if not text:
             return []
         if self._job.parsed.num_top is None:
@@ -103,6 +117,11 @@ class _ChoiceStream:
     def _logprobs(self) -> dict[str, Any] | None:
         details, self._details = self._details, []
         return self._job.logprobs(self._offsets, details)
+
+    def _calls_chunk(self, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        chunk = self._chunk("", self._logprobs())
+        chunk["choices"][0]["delta"] = {"tool_calls": [{"index": n, **call} for n, call in enumerate(calls)]}
+        return chunk
 
     def _chunk(
         self,
