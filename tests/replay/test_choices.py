@@ -12,9 +12,10 @@ import pytest
 import rwkvbatch
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.comparison.runs.loading import load
-from rwkvbatch.errors import ScriptError
+from rwkvbatch.errors import RunMismatchError, ScriptError
 from rwkvbatch.model.base import Model
 from rwkvbatch.replay.continuing.identity import make_identity
+from rwkvbatch.replay.judging.recheck import recheck
 from rwkvbatch.replay.planning.grid import make_cells
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.row_codec import decode_row, encode_row
@@ -113,6 +114,19 @@ def test_values_for_json_are_a_copy() -> None:
     scores.as_dict()["scores"][0]["logprob"] = -9.0
     assert scores.scores[0].logprob == -4.0
     assert ChoiceScores.from_dict(scores.as_dict()) == scores
+
+
+def test_a_check_by_another_normalize_is_refused_with_the_metrics_that_need_none(tmp_path: Path, model: Model) -> None:
+    scripts: list[str] = []
+    for normalize in ("none", "byte"):
+        message = user(QUESTION, choices=NAMES, expect={"choice": "Ada", "normalize": normalize})
+        scripts.append(write_conversation(tmp_path / f"{normalize}.jsonl", message))
+    rows_of(scripts[0], model=model, out=tmp_path / "run")
+    before = (tmp_path / "run" / "results.jsonl").read_bytes()
+    with pytest.raises(RunMismatchError, match='normalize: replayed: "none"; the script: "byte"') as caught:
+        recheck(tmp_path / "run", [scripts[1]])
+    assert (caught.value.hint or "").startswith("`rwkvbatch compare` has the metrics acc (sums), acc_norm")
+    assert (tmp_path / "run" / "results.jsonl").read_bytes() == before
 
 
 def test_choice_checks_judge_the_best_choice_and_metrics_have_its_probability(tmp_path: Path, model: Model) -> None:

@@ -258,6 +258,10 @@ class _Recheck:
             if old_value != new_value:
                 shown = f"replayed: {shown_json(old_value)}; the script: {shown_json(new_value)}"
                 problem = f"conversation {old.id}: {name}: {shown}"
+                if name.endswith(", normalize"):
+                    # The reply of such a row is the choice that `normalize` selected.
+                    measures = "the metrics acc (sums), acc_norm (per character) and acc_bytes (per byte)"
+                    hint = f"`rwkvbatch compare` has {measures} of the rows that are there; {hint}"
                 raise RunMismatchError(problem, path=self._directory.path, hint=hint)
         return new
 
