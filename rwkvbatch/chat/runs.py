@@ -121,6 +121,9 @@ def replay(session: Session, point: RunPoint) -> None:
     Raises:
         UsageError: the session has another model, vocabulary, prelude or template than the run.
     """
+    if point.conversation.greeting is not None:
+        problem = f"{point.directory}: the conversation begins with an assistant message, which a chat cannot continue"
+        raise UsageError(problem, hint="give it as a --prelude instead, in the run and here")
     _refuse_other_model(session, point)
     # The rows were made with the run's settings. Other settings that the chat was given are for its own replies.
     run_settings = session.settings.replace(**_cell_settings(point))

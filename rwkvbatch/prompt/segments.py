@@ -27,6 +27,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from rwkvbatch.config import ReplyPrompt, ThinkMode
+from rwkvbatch.errors import UsageError
 
 # A line end includes carriage returns before it. Matching only from the start of such a run keeps this linear.
 LINE_END = r"(?<!\r)\r*\n"
@@ -74,6 +75,12 @@ def prelude_text(prelude: str | None, closing: str) -> str:
 
 BLANK_LINE = "\n\n"
 
+NO_GREETING = (
+    "a conversation begins with an assistant message, which a template file cannot write: its macro `user` makes the "
+    "user's message and the beginning of the reply together"
+)
+NO_GREETING_HINT = "remove the message, or leave --template out"
+
 
 class PromptTemplate(ABC):
     """A template of segments. The prompt is their concatenation, with nothing added in between.
@@ -110,10 +117,21 @@ class PromptTemplate(ABC):
             return f"{opening}>\n{prefix.lstrip()}"
         return opening + (f" {prefix}" if prefix and not prefix[0].isspace() else prefix)
 
-    def opening(self, system: str | None, prelude: str | None) -> str:
-        """The text before the first turn; may be empty."""
+    def opening(self, system: str | None, prelude: str | None, greeting: str | None = None) -> str:
+        """The text before the first turn; may be empty.
+
+        Args:
+            greeting: an assistant message without a user message before it.
+
+        Raises:
+            UsageError: the template cannot write a greeting.
+        """
         cleaned = clean(system or "")
-        return (self._system(cleaned) if cleaned else "") + prelude_text(prelude, self.closing)
+        text = (self._system(cleaned) if cleaned else "") + prelude_text(prelude, self.closing)
+        return text if greeting is None else text + self._greeting(greeting)
+
+    def _greeting(self, text: str) -> str:
+        raise UsageError(NO_GREETING, hint=NO_GREETING_HINT)
 
     @abstractmethod
     def _system(self, text: str) -> str: ...

@@ -61,6 +61,9 @@ class OfficialTemplate(PromptTemplate):
     def _system(self, text: str) -> str:
         return f"System: {text}\n\n"
 
+    def _greeting(self, text: str) -> str:
+        return f"Assistant:{self.reply(text)}"
+
     def turn(self, user: str) -> str:
         return f"User: {clean(user)}{THINK_REQUESTS.get(self.think, '')}\n\nAssistant:{self.begun}"
 

@@ -13,6 +13,7 @@ from rwkvbatch.config.sources import ResolvedSettings
 from rwkvbatch.endpoint.served import CLIENT_SETTINGS, check_settings, refuse_without
 from rwkvbatch.errors import InputError, MissingDeviceError, UsageError
 from rwkvbatch.judges.source import JudgeSource, judge_source
+from rwkvbatch.prompt.segments import NO_GREETING, NO_GREETING_HINT
 from rwkvbatch.replay.endpoint_checks import check_interface
 from rwkvbatch.replay.judging.rubrics import turns_with_rubrics
 from rwkvbatch.replay.planning.grid import Cell
@@ -113,6 +114,7 @@ def check_plan(plan: Plan) -> None:
     """
     check_pool(plan.settings)
     check_interface(plan)
+    _check_greetings(plan)
     judge_source(plan.settings, given=plan.explicit)
     if plan.settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
         raise UsageError("--until-ci compares the scores of checks, and the script has none")
@@ -120,6 +122,16 @@ def check_plan(plan: Plan) -> None:
         _check_race(plan)
     else:
         _warn_of_needless_repeats(plan)
+
+
+def _check_greetings(plan: Plan) -> None:
+    """Refuse an assistant message before the first user message where the template cannot write one."""
+    greeting = next((c for c in plan.conversations if c.greeting is not None), None)
+    if greeting is not None and any(
+        cell.template is not None and (cell.endpoint is None or cell.endpoint_api != "chat")
+        for cell in plan.cell_settings
+    ):
+        raise UsageError(f"{greeting.source}: {NO_GREETING}", hint=NO_GREETING_HINT)
 
 
 def judge_remark(plan: Plan, source: JudgeSource | None) -> str | None:

@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field
 from rwkvbatch.config import DialoguePrompt
 from rwkvbatch.errors import counted
 from rwkvbatch.script.lines import SourceLine, is_array, is_object, refuse, shown, type_name
-from rwkvbatch.script.messages import REPLY_KEYS, Message, Role, to_turns
+from rwkvbatch.script.messages import REPLY_KEYS, Message, Role, to_dialogue
 from rwkvbatch.script.native import is_plain_text, read_native, read_plain_text, read_tooling
 from rwkvbatch.script.other_data import refuse_form
 from rwkvbatch.script.records import Conversation, Turn
@@ -63,13 +63,6 @@ _REFUSED_REQUEST_KEYS = ("logit_bias", "response_format", "repetition_penalty")
 
 _NEUTRAL: tuple[Any, ...] = (None, [], {}, "none", "auto", {"type": "text"}, 1)
 """Values of `_REFUSED_REQUEST_KEYS` that change nothing."""
-
-
-WITHOUT_FIRST_REPLY = (
-    'jq -c \'.conversations |= map(select(.from == "system")) + '
-    'until(length == 0 or (.[0].from | IN("human", "user")); .[1:])\''
-)
-"""A `jq` filter that removes the messages before the first question, except the system message."""
 
 
 class _Lenient(Shape):
@@ -162,15 +155,8 @@ def _read_sharegpt(line: Mapping[str, Any], source: SourceLine, default_id: str)
             known = ", ".join(name for name, role in _ROLES.items() if role != "tool")
             hint = _NO_TOOLS_HINT if role == "tool" or message.role in _SHAREGPT_TOOL_ROLES else None
             refuse(source, f"{where}.from: must be one of {known}, got {shown(message.role)}", hint)
-        if role == "assistant" and all(earlier.role == "system" for earlier in messages):
-            # This occurs in conversations that were cut out of longer ones.
-            refuse(
-                source,
-                f"{where}: {shown(message.role)} comes before any question, so there is nothing that it replies to",
-                f"remove it; this does that in all lines: {WITHOUT_FIRST_REPLY} FILE > NEW",
-            )
         messages.append(Message(role, message.value, where))
-    return Conversation(read_id(raw.id, default_id, source), *to_turns(messages, source), (), {}, source)
+    return to_dialogue(messages, source).conversation(read_id(raw.id, default_id, source), source)
 
 
 def _read_lmsys(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
@@ -180,7 +166,7 @@ def _read_lmsys(line: Mapping[str, Any], source: SourceLine, default_id: str) ->
     messages = [_openai_message(item, source, f"conversation[{n}]") for n, item in enumerate(raw.conversation)]
     ids = {"id": raw.id, "conversation_id": raw.conversation_id, "conversation_hash": raw.conversation_hash}
     key = next((key for key, value in ids.items() if value is not None), "id")
-    return Conversation(read_id(ids[key], default_id, source, key), *to_turns(messages, source), (), {}, source)
+    return to_dialogue(messages, source).conversation(read_id(ids[key], default_id, source, key), source)
 
 
 def _read_mt_bench(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
@@ -226,8 +212,7 @@ def _read_openai_chat(request: Mapping[str, Any], source: SourceLine, default_id
     # The id of a batch request is its `custom_id`, which is `default_id` here.
     name = default_id if where else read_id(raw.id, default_id, source)
     tools, reply_prefix = _openai_tools(request, source, prefix)
-    system, turns = to_turns(messages, source, reply_prefix=reply_prefix)
-    return Conversation(name, system, turns, (), params, source, tools)
+    return to_dialogue(messages, source, reply_prefix=reply_prefix).conversation(name, source, params, tools)
 
 
 def _openai_tools(

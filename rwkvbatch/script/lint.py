@@ -89,7 +89,11 @@ def _lint_one(
     conversation: Conversation, history: HistoryMode, turn_end: TurnEnd, reply_prefix: str
 ) -> Iterator[LintWarning]:
     source, name = conversation.source, conversation.id
-    contents = [("system", "system", conversation.system)]
+    contents = [("system", "system", conversation.system), ("reference", "first message", conversation.greeting)]
+    if conversation.greeting is not None:
+        message = "an assistant message comes before the first user message"
+        hint = "it is read and not scored; models are rarely trained on that: begin with a user message"
+        yield LintWarning("begins-with-reply", source, name, "first message", message, hint)
     rules = _RULES if turn_end == "blank-line" else _RULES_WITH_PARAGRAPHS
     for number, turn in enumerate(conversation.turns):
         if turn.plain:  # it is not formatted by a template

@@ -10,7 +10,7 @@ from rwkvbatch.errors import listed
 from rwkvbatch.script.checks import parse_checks
 from rwkvbatch.script.choices import MAX_CHOICES, MIN_CHOICES, Choice, find_choice
 from rwkvbatch.script.lines import SourceLine, is_array, is_object, refuse, shown, type_name
-from rwkvbatch.script.records import Probe, Turn
+from rwkvbatch.script.records import Conversation, Probe, Turn
 from rwkvbatch.script.shape import Shape, parse_params
 from rwkvbatch.script.tools import RESULT_PREFIX, calls_text, read_calls
 
@@ -46,13 +46,29 @@ REPLY_KEYS = frozenset({"expect", "params", "reply_prefix", "choices", "generate
 """Keys of a user or tool message that are about the reply to it."""
 
 
-def to_turns(
+@dataclass(frozen=True)
+class Dialogue:
+    """The messages of a conversation: fields of `Conversation`."""
+
+    system: str | None
+    greeting: str | None
+    turns: tuple[Turn, ...]
+
+    def conversation(
+        self, name: str, source: SourceLine, params: Mapping[str, Any] | None = None, tools: Any = ()
+    ) -> Conversation:
+        """The conversation with this id, without tags."""
+        return Conversation(name, self.system, self.turns, (), params or {}, source, tools, self.greeting)
+
+
+def to_dialogue(
     messages: Sequence[Message], source: SourceLine, probes: Any = None, reply_prefix: str | None = None
-) -> tuple[str | None, tuple[Turn, ...]]:
+) -> Dialogue:
     """The system message, if any, and the turns: those of the dialogue, then the probes.
 
-    Every user message begins a turn; an assistant message right after it is the turn's reference. A user message that
-    is followed by another one is a turn without a reference. Consecutive tool messages are one turn.
+    An assistant message before the first user message is given, and nothing replies to it. Every user message begins a
+    turn; an assistant message right after it is the turn's reference. A user message that is followed by another one is
+    a turn without a reference. Consecutive tool messages are one turn.
 
     Args:
         probes: the conversation's own probes, which are asked after every turn.
@@ -60,6 +76,7 @@ def to_turns(
             its reference begins otherwise.
     """
     system: str | None = None
+    greeting: str | None = None
     turns: list[Turn] = []
     unread_probes: list[tuple[int, Any, str]] = []
     for index, message in enumerate(tools_as_text(messages, source)):
@@ -76,10 +93,11 @@ def to_turns(
             if message.probes is not None:
                 unread_probes.append((len(turns), message.probes, f"{where}.probes"))
             turns.append(_turn(message, source))
-        elif not turns:
-            hint = "begin with a user message, or give an initial exchange with `--prelude`"
-            refuse(source, f"{where}: an assistant message needs a user message before it", hint)
-        elif turns[-1].reference is not None:
+        elif not turns and greeting is None:
+            if not message.content.strip():
+                refuse(source, f"{where}: is empty, and nothing precedes it but a system message", "remove it")
+            greeting = message.content
+        elif not turns or turns[-1].reference is not None:
             refuse(source, f"{where}: two assistant messages in a row", "join them, or put a user message between")
         else:
             turns[-1] = replace(turns[-1], reference=message.content)
@@ -91,7 +109,8 @@ def to_turns(
         check_needs(turn, source, f"turn {number}")
     if probes is not None:
         unread_probes += [(number, probes, "probes") for number in range(len(turns))]
-    return system, (*turns, *_read_probes(unread_probes, len(turns), system is not None, source))
+    turns += _read_probes(unread_probes, len(turns), system is not None, source)
+    return Dialogue(system, greeting, tuple(turns))
 
 
 def tools_as_text(messages: Sequence[Message], source: SourceLine) -> list[Message]:
@@ -117,6 +136,9 @@ def tools_as_text(messages: Sequence[Message], source: SourceLine) -> list[Messa
         if message.role != "tool":
             end_results()
             if message.tool_calls is not None:
+                if not any(earlier.role == "user" for earlier in texts):
+                    problem = f"{where}: an assistant message that calls tools needs a user message before it"
+                    refuse(source, problem, "begin with a user message")
                 calls, call_ids = read_calls(message.tool_calls, source, f"{where}.tool_calls")
                 text = "\n".join(filter(None, (message.content.strip(), calls_text(calls))))
                 message = replace(message, content=text, tool_calls=None)

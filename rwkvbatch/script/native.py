@@ -13,7 +13,7 @@ from pydantic import Field
 
 from rwkvbatch.script.checks import parse_checks
 from rwkvbatch.script.lines import SourceLine, is_object, refuse, type_name
-from rwkvbatch.script.messages import Message, Role, check_needs, parse_choices, to_turns
+from rwkvbatch.script.messages import Message, Role, check_needs, parse_choices, to_dialogue
 from rwkvbatch.script.records import Check, Conversation, Probe, Turn
 from rwkvbatch.script.shape import Shape, parse_params, read_id, read_tags
 from rwkvbatch.script.tools import read_choice, read_tools
@@ -133,8 +133,8 @@ def read_native(line: Mapping[str, Any], source: SourceLine, default_id: str) ->
         of_reply = (read.expect, read.params, read.reply_prefix, read.choices, read.generate, read.probes)
         messages.append(Message(read.role, read.content or "", where, *of_reply, read.tool_calls, read.tool_call_id))
     tools, reply_prefix = read_tooling(raw.tools, raw.tool_choice, source)
-    system, turns = to_turns(messages, source, raw.probes, None if "reply_prefix" in raw.params else reply_prefix)
-    bare = Conversation(read_id(raw.id, default_id, source), system, turns, (), {}, source, tools)
+    dialogue = to_dialogue(messages, source, raw.probes, None if "reply_prefix" in raw.params else reply_prefix)
+    bare = dialogue.conversation(read_id(raw.id, default_id, source), source, tools=tools)
     return raw.parsed(source).apply(bare)
 
 
@@ -240,6 +240,8 @@ def native_record(conversation: Conversation) -> dict[str, Any]:
         messages: list[dict[str, Any]] = []
         if conversation.system is not None:
             messages.append({"role": "system", "content": conversation.system})
+        if conversation.greeting is not None:
+            messages.append({"role": "assistant", "content": conversation.greeting})
         probes: dict[int, list[dict[str, Any]]] = {}
         for turn in conversation.turns:
             if turn.probe is not None:

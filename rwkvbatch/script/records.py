@@ -187,6 +187,7 @@ class Conversation:
         source: file and line.
         tools: functions that replies may call, each with `name` and, if given, `description` and `parameters` (a JSON
             Schema); the system message lists them (`tools.with_tools`).
+        greeting: an assistant message before the first user message, which the model reads as given.
     """
 
     id: str
@@ -196,6 +197,7 @@ class Conversation:
     params: Mapping[str, Any]
     source: SourceLine = field(compare=False)
     tools: tuple[Mapping[str, Any], ...] = ()
+    greeting: str | None = None
 
     @cached_property
     def order(self) -> tuple[int, ...]:

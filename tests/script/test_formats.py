@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rwkvbatch.errors import ScriptError
-from rwkvbatch.script.forms import WITHOUT_FIRST_REPLY
 from rwkvbatch.script.records import Turn
 from tests.script.writing import assistant, conversation, read, user
 
@@ -161,7 +156,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"conversations": [{"from": "tool", "value": "x"}]}, r"conversations\[0\]\.from: must be one of"),
     ({"conversations": [{"from": "human"}]}, r"conversations\[0\]\.value: is missing"),
     ({"conversations": [{"fron": "human", "value": "x"}]}, r"conversations\[0\].*from"),
-    ({"conversations": [{"from": "gpt", "value": "x"}]}, r"conversations\[0\]: 'gpt' comes before any question"),
+    ({"conversations": [{"from": "gpt", "value": "x"}]}, "has no user message"),
     ({"conversations": {}}, "conversations: must be an array"),
     ({"custom_id": "a", "body": {**conversation(), "tags": []}}, "body.tags: belongs to the native form"),
     ({"question_id": 1}, "turns: is missing"),
@@ -169,7 +164,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"turns": []}, "turns: is empty"),
     ({"turns": [3]}, r"turns\[0\]: must be a string"),
     ({"turns": ["a"], "reference": ["a", "b"]}, "reference: has 2 texts for 1 turn"),
-    ({"id": "x", "messages": [assistant()]}, r"messages\[0\]: an assistant message needs a user message before it"),
+    ({"id": "x", "messages": [assistant(), assistant(), user()]}, r"messages\[1\]: two assistant messages in a row"),
+    ({"id": "x", "messages": [{"role": "assistant", "content": " "}, user()]}, r"messages\[0\]: is empty"),
     ({"id": "x", "messages": [user(), assistant(), assistant()]}, r"messages\[2\]: two assistant messages in a row"),
     (
         {"id": "x", "messages": [user(), {"role": "system", "content": "s"}]},
@@ -221,23 +217,8 @@ SHAREGPT_STARTING_WITH_A_REPLY: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_the_hint_for_a_sharegpt_conversation_that_begins_with_a_reply_removes_it(first: int, tmp_path: Path) -> None:
-    line = {
-        **SHAREGPT_STARTING_WITH_A_REPLY,
-        "conversations": SHAREGPT_STARTING_WITH_A_REPLY["conversations"][1 - first :],
-    }
-    with pytest.raises(ScriptError, match=rf"conversations\[{first}\]: 'gpt' comes before any question") as caught:
-        read(tmp_path, line)
-    assert WITHOUT_FIRST_REPLY in str(caught.value.hint)
-
-
-@pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed")
-def test_the_command_of_the_hint_removes_first_replies_and_keeps_other_lines(tmp_path: Path) -> None:
-    good = {"id": "b", "conversations": SHAREGPT_STARTING_WITH_A_REPLY["conversations"][2:]}
-    lines = "".join(json.dumps(line) + "\n" for line in (SHAREGPT_STARTING_WITH_A_REPLY, good))
-    command = shlex.split(WITHOUT_FIRST_REPLY)
-    output = subprocess.run(command, input=lines.encode(), capture_output=True, check=True).stdout
-    cut, unchanged = read(tmp_path, *output.splitlines()).conversations
-    assert (cut.system, unchanged.system) == ("Be brief.", None)
-    assert cut.turns == unchanged.turns == (Turn("Who are you?", "Nobody."),)
-    assert json.loads(output.splitlines()[1]) == good
+def test_a_sharegpt_conversation_that_begins_with_a_reply_has_it_as_given(first: int, tmp_path: Path) -> None:
+    messages = SHAREGPT_STARTING_WITH_A_REPLY["conversations"][1 - first :]
+    (read_one,) = read(tmp_path, {**SHAREGPT_STARTING_WITH_A_REPLY, "conversations": messages}).conversations
+    assert (read_one.system, read_one.greeting) == ("Be brief." if first else None, "As I said,")
+    assert read_one.turns == (Turn("Who are you?", "Nobody."),)

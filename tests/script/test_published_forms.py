@@ -74,7 +74,9 @@ def test_lines_of_lmsys_and_wildchat_are_read(tmp_path: Path) -> None:
 
 
 ROLES: list[tuple[list[dict[str, Any]], str]] = [
-    ([assistant(), user()], "needs a user message before it"),
+    ([assistant(), assistant(), user()], "two assistant messages in a row"),
+    ([assistant(), {"role": "system", "content": "x"}, user()], "a system message may only be the first"),
+    ([{**assistant(), "tool_calls": [{"name": "f"}]}, user()], "that calls tools needs a user message before it"),
     ([user(), assistant(), assistant()], "two assistant messages in a row"),
     ([user(), {"role": "system", "content": "x"}], "a system message may only be the first"),
     ([user(), {"role": "critic", "content": "x"}], "role: must be one of"),

@@ -148,7 +148,9 @@ def _in_memory(name: str, result: ResultInMemory, *, choices: bool) -> RunData:
 
 
 def _systems_of(conversations: Iterable[Any]) -> dict[str, str]:
-    return {conversation.id: conversation.system for conversation in conversations if conversation.system}
+    """By conversation, what precedes its first user message."""
+    before = {c.id: [c.system or "", f"Assistant: {c.greeting}" if c.greeting else ""] for c in conversations}
+    return {name: "\n\n".join(filter(None, texts)) for name, texts in before.items() if any(texts)}
 
 
 def system_messages(run: RunData) -> Mapping[str, str] | None:

@@ -46,7 +46,8 @@ class ConversationReplay:
         self._encoder = encoder
         self._history = encoder.opening(task)
         # The dialogue so far as messages, for a server that applies a template of its own.
-        self._messages = [{"role": "system", "content": task.system}] if task.system else []
+        before = {"system": task.system, "assistant": task.conversation.greeting}
+        self._messages = [{"role": role, "content": text} for role, text in before.items() if text]
 
     @property
     def over(self) -> bool:

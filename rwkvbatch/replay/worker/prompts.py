@@ -54,11 +54,11 @@ class PromptEncoder:
         return load_template(with_turn_end(prompting, self._weights_sha256))
 
     def opening(self, task: Task) -> tuple[int, ...]:
-        """The tokens before the first turn: token 0 with `bos`, the system message and the prelude; may be empty."""
+        """The tokens before the first turn: token 0 with `bos`, the system message, the prelude and a greeting."""
         settings = task.settings
         prelude = None if settings.prelude is None else self._load_prelude(settings.prelude)
         bos = (END_OF_TEXT,) if settings.begins_with_bos() else ()
-        return (*bos, *self.encode(self.template(settings).opening(task.system, prelude)))
+        return (*bos, *self.encode(self.template(settings).opening(task.system, prelude, task.conversation.greeting)))
 
     def root(self, settings: CellSettings) -> int:
         """The engine's root number of the settings' initial state."""
