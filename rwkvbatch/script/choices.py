@@ -37,7 +37,8 @@ class ChoiceScore:
         logprob: sum of the log-probabilities of its tokens, in nats.
         tokens: number of tokens of the scored text, including a space before it.
         bytes: number of bytes of the scored text without one space before it, at least 1. Other white space at its ends
-            counts, as in lm-evaluation-harness, whose tasks add that space to the choice.
+            counts, as in lm-evaluation-harness, whose tasks add that space to the choice. After a `choice_prefix`, the
+            bytes of the choice alone.
         characters: number of characters (code points) of the same text, at least 1.
     """
 
@@ -48,9 +49,13 @@ class ChoiceScore:
     characters: int
 
     @classmethod
-    def of(cls, name: str, logprob: float, tokens: int, scored: bytes) -> Self:
-        """The score of the text whose UTF-8 bytes are `scored`; these may begin within a character."""
-        text = scored.removeprefix(b" ")
+    def of(cls, name: str, logprob: float, tokens: int, scored: bytes, prefix: str = " ") -> Self:
+        """The score of the text whose UTF-8 bytes are `scored`; these may begin within a character.
+
+        Args:
+            prefix: what is not counted if the text begins with it.
+        """
+        text = scored.removeprefix(prefix.encode())
         return cls(name, logprob, tokens, max(1, len(text)), max(1, len(text.decode(errors="replace"))))
 
     def recounted(self, texts: Sequence[str]) -> Self:

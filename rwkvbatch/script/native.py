@@ -98,6 +98,7 @@ class _Continuation(_Plain):
 class _PlainChoices(_Plain):
     prompt: str
     choices: Any
+    choice_prefix: str | None = None
     continuation: str | None = None
     expect: Any = None
 
@@ -196,9 +197,15 @@ def _read_plain_choices(line: Mapping[str, Any], source: SourceLine, default_id:
     raw = _PlainChoices.read(line, source)
     if raw.continuation is not None and not raw.continuation:
         refuse(source, "continuation: is empty, so there is nothing to score", "leave it out to score the choices")
+    if raw.continuation is not None and raw.choice_prefix is not None:
+        refuse(source, "choice_prefix: belongs to choices that are scored", "write it at the end of the prompt")
+    if raw.choice_prefix and not raw.prompt:
+        refuse(source, "choice_prefix: must follow a prompt, which is empty", "write it at the start of the choices")
     checks = () if raw.expect is None else parse_checks(raw.expect, source)
-    choices = parse_choices(raw.choices, source)
-    turn = Turn(raw.prompt, None, checks, choices=choices, generate=False, plain=True, continuation=raw.continuation)
+    turn = Turn(
+        raw.prompt, None, checks, choices=parse_choices(raw.choices, source), generate=False, plain=True,
+        continuation=raw.continuation, choice_prefix=raw.choice_prefix,
+    )  # fmt: skip
     check_needs(turn, source, "the prompt")
     tags = read_tags(raw.tags, source)
     conversation = Conversation(read_id(raw.id, default_id, source), None, (turn,), tags, {}, source)
@@ -232,8 +239,8 @@ def native_record(conversation: Conversation) -> dict[str, Any]:
     if first.plain and first.choices:
         message = _user_record(first)
         record |= {"prompt": message.pop("content"), **message}
-        if first.continuation is not None:
-            record["continuation"] = first.continuation
+        parts = {"choice_prefix": first.choice_prefix, "continuation": first.continuation}
+        record |= {key: text for key, text in parts.items() if text is not None}
     elif first.plain:
         record |= {"prompt": first.user, "continuation": first.reference} if first.user else {"text": first.reference}
     else:

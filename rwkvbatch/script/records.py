@@ -155,6 +155,8 @@ class Turn:
         probe: the position of a probe; None for a turn of the dialogue.
         continuation: the text that is scored after the prompt and each choice of a plain turn; None if the
             choices themselves are scored.
+        choice_prefix: the text between a plain prompt and each choice, which is scored with the choice and not counted
+            in its bytes and characters; None for no text, and one space before a choice that is not counted.
     """
 
     user: str
@@ -166,6 +168,7 @@ class Turn:
     plain: bool = False
     probe: Probe | None = None
     continuation: str | None = None
+    choice_prefix: str | None = None
 
     @property
     def shown_prompt(self) -> str:

@@ -15,6 +15,7 @@ from rwkvbatch.comparison.runs.loading import load
 from rwkvbatch.errors import RunMismatchError, ScriptError
 from rwkvbatch.model.base import Model
 from rwkvbatch.replay.continuing.identity import make_identity
+from rwkvbatch.replay.judging.checks import judged_again
 from rwkvbatch.replay.judging.recheck import recheck
 from rwkvbatch.replay.planning.grid import make_cells
 from rwkvbatch.results.row import Row
@@ -245,6 +246,9 @@ def test_the_script_copy_of_a_plain_prompt_with_choices_reads_back_equal(tmp_pat
         ({"generate": True}, "unknown key 'generate'"),
         ({"continuation": ""}, "continuation: is empty, so there is nothing to score"),
         ({"continuation": 3}, "continuation: must be a string"),
+        ({"choice_prefix": 3}, "choice_prefix: must be a string"),
+        ({"choice_prefix": " ", "continuation": " c"}, "choice_prefix: belongs to choices that are scored"),
+        ({"choice_prefix": " ", "prompt": ""}, "choice_prefix: must follow a prompt"),
         ({"prompt": None}, "prompt: must be a string"),
         ({"params": []}, "params: must be an object"),
         ({"params": {"temp": -1}}, "temperature"),
@@ -284,6 +288,24 @@ def test_a_choice_of_one_token_without_a_prefix_cannot_be_scored(tmp_path: Path,
     path = write(tmp_path / "s.jsonl", {"prompt": "", "choices": ["a", "b c"]})
     (row,) = rows_of(path, model=model, bos="off")
     assert "nothing is read before it: use --bos on" in str(row.error)
+
+
+@pytest.mark.parametrize(("prefix", "counts"), [("  ", (7, 14)), (" \t ", (7, 14)), ("", (7, 14)), (" so ", (7, 14))])
+def test_a_choice_prefix_is_scored_with_each_choice_and_not_counted(
+    prefix: str, counts: tuple[int, int], tmp_path: Path, model: Model
+) -> None:
+    choices = ["one two", " longer three "]
+    line = {"id": "p", "prompt": "Ada has", "choices": choices, "choice_prefix": prefix, "expect": {"choice": 0}}
+    (original,) = read(tmp_path, line).conversations
+    (copied,) = read(tmp_path, native_record(original)).conversations
+    assert (copied, copied.sha256, copied.row_contents) == (original, original.sha256, original.row_contents)
+    (row,) = rows_of(write(tmp_path / "s.jsonl", line), model=model)
+    llm = rwkvbatch.LLM(model)
+    assert row.choices is not None
+    for score, text, count in zip(row.choices.scores, choices, counts, strict=True):
+        expected = llm.score([0, *llm.tokenizer.encode("Ada has")], prefix + text)
+        assert score == ChoiceScore(text.strip(), expected.logprob, len(expected.token_ids), count, count)
+    assert judged_again(row, original) == row
 
 
 PARTIAL = {
@@ -366,7 +388,7 @@ def test_a_dry_run_does_not_count_a_text_that_cannot_be_scored(
     assert (counts["first_scored_tokens"], counts["first_prompt_tokens"]) == (0, 0)
 
 
-def _of_rules_2(name: str, logprob: float, tokens: int, scored: bytes) -> ChoiceScore:
+def _of_rules_2(name: str, logprob: float, tokens: int, scored: bytes, _prefix: str = " ") -> ChoiceScore:
     """A score as it was counted when `JUDGING_RULES` was 2."""
     return ChoiceScore(name, logprob, tokens, len(scored), max(1, len(scored.decode(errors="replace").strip())))
 

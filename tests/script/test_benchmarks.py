@@ -171,10 +171,11 @@ def test_white_space_at_the_end_of_a_prompt_belongs_to_the_text_after_it(tmp_pat
     (found,) = imported("hellaswag", tmp_path, HELLASWAG | {"ctx_b": "she [step]"}, dev=[HELLASWAG], shots=1)
     (turn,) = found.turns
     assert turn.user.endswith(" He stands. pulls it up.\n\nRoof removal: A man is sitting on a roof. She")
-    assert turn.choices[0].text == "  is singing."
+    assert (turn.choice_prefix, turn.choices[0].text) == ("  ", "is singing.")
     (found,) = imported("openbookqa", tmp_path, OPENBOOKQA | {"question_stem": "Ice is\t "})
     assert found.turns[0].user == "Ice is"
-    assert {choice.text[:3] for choice in found.turns[0].choices} == {"\t  "}
+    assert found.turns[0].choice_prefix == "\t  "
+    assert [choice.text for choice in found.turns[0].choices] == OPENBOOKQA["choices"]["text"]
     (found,) = imported("lambada", tmp_path, LAMBADA | {"text": "One two  three"})
     assert (found.turns[0].user, found.turns[0].reference) == ("One two", "  three")
     (found,) = imported("blimp", tmp_path, BLIMP)

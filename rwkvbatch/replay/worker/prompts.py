@@ -139,11 +139,13 @@ class TurnPrompt:
         if not turn.plain:
             return self._split_before_choice(self.choice_text(choice))
         if turn.continuation is None:
-            return self._plain_tokens(turn.user, self.encoder.encode(choice.text))
+            return self._plain_tokens(turn.user, self.encoder.encode(self.choice_text(choice)))
         return self._plain_tokens(turn.user + choice.text, self.encoder.encode(turn.continuation))
 
     def choice_text(self, choice: Choice) -> str:
-        """A choice as the template writes a reply; verbatim after a `reply_prefix` or a plain prompt."""
+        """A choice as the template writes a reply; verbatim after a `reply_prefix`, a prompt or a `choice_prefix`."""
+        if self.turn.choice_prefix is not None:
+            return self.turn.choice_prefix + choice.text
         if self.template.reply_prefix or self.turn.plain:
             return choice.text
         return self.template.reply(choice.text).removesuffix(self.template.closing)

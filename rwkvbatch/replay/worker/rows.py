@@ -139,7 +139,9 @@ def _choice_score(prompt: TurnPrompt, choice: Choice, tokens: Sequence[int], log
     continuation = prompt.turn.continuation
     text = prompt.choice_text(choice) if continuation is None else continuation
     not_scored = prompt.encoder.encode(text)[: -len(tokens)]
-    return ChoiceScore.of(choice.name, logprob, len(tokens), text.encode()[_num_bytes(prompt, not_scored) :])
+    scored = text.encode()[_num_bytes(prompt, not_scored) :]
+    prefix = prompt.turn.choice_prefix
+    return ChoiceScore.of(choice.name, logprob, len(tokens), scored, " " if prefix is None else prefix)
 
 
 def _num_bytes(prompt: TurnPrompt, tokens: Sequence[int]) -> int:

@@ -16,14 +16,20 @@ NO_TEST_LABELS = "those of the test file are not published, so take the validati
 def text_choices(prompt_of: Callable[[Question], str]) -> Write:
     """Writes lines whose choices are the texts of the options after a space, as in lm-evaluation-harness.
 
-    Examples are whole texts before the prompt, each with its right answer and a blank line.
+    White space at the end of the prompt is scored with the choices, and their lengths do not have it. Examples are
+    whole texts before the prompt, each with its right answer and a blank line.
     """
 
     def write(question: Question, examples: Sequence[Question]) -> dict[str, Any]:
         shots = "".join(f"{prompt_of(example)} {example.options[example.answer]}\n\n" for example in examples)
         prompt, space = _without_outer_space(shots + prompt_of(question))
-        choices = {name: f"{space} {text}" for name, text in question.options.items()}
-        return line_of(question, prompt=prompt, choices=choices, expect={"choice": question.answer})
+        expect = {"choice": question.answer}
+        if space:
+            return line_of(
+                question, prompt=prompt, choices=dict(question.options), choice_prefix=f"{space} ", expect=expect
+            )
+        choices = {name: f" {text}" for name, text in question.options.items()}
+        return line_of(question, prompt=prompt, choices=choices, expect=expect)
 
     return write
 
