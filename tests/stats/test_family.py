@@ -267,7 +267,7 @@ def test_a_family_larger_than_a_block_is_what_it_is_in_one() -> None:
     whole = compare_family(sums, np.ones_like(sums))
     turned = compare_family(sums[:, ::-1], np.ones_like(sums))
     assert whole.level_each == turned.level_each
-    assert whole.differences == turned.differences[::-1]
+    assert repr(whole.differences) == repr(turned.differences[::-1])  # NaN is not equal to NaN
 
 
 @pytest.mark.parametrize("equal", ["none", "some", "nearly", "constant"])
@@ -286,7 +286,7 @@ def test_the_order_of_skewed_variants_does_not_matter(equal: str) -> None:
     for _ in range(4):
         order = rng.permutation(41)
         turned = compare_family(sums[:, order], counts[:, order])
-        assert list(turned.differences) == whole[order].tolist()
+        assert repr(list(turned.differences)) == repr(whole[order].tolist())  # NaN is not equal to NaN
 
 
 @pytest.mark.parametrize("clusters", [8, 10, 20])
