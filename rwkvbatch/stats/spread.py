@@ -249,13 +249,18 @@ class Spread:
 def _are_averages_of_few(shares: NDArray[np.float64], counts: NDArray[np.float64]) -> bool:
     """Whether each cluster is the average of at most `FEW_VALUES` outcomes between -1 and 1 that are whole.
 
-    Each of the `counts` values can itself be the average of the same number of outcomes.
+    Each of the `counts` values can itself be the average of the same number of outcomes. A cluster other
+    than 0 has at least one outcome other than 0: a value that is too small for that is no such average.
 
     Args:
         shares: `[n]` sums of the values of each cluster, in units of the largest possible value.
     """
     most = int(FEW_VALUES / float(counts.max()))
-    return is_whole(counts) and any(is_whole(shares * outcomes) for outcomes in range(1, most + 1))
+    sizes = np.abs(shares)
+    smallest = float(sizes[np.round(sizes / sizes.max(), 11) != 0].min())
+    return is_whole(counts) and any(
+        round(smallest * outcomes) > 0 and is_whole(shares * outcomes) for outcomes in range(1, most + 1)
+    )
 
 
 def with_lacked_skewness(family: Sequence[Spread]) -> tuple[Spread, ...]:

@@ -151,6 +151,31 @@ def test_means_that_repeat_or_are_few_are_discrete(values: list[float], discrete
     assert not spread(np.array(values)).discrete
 
 
+@pytest.mark.parametrize("scale", [1e-2, 1e-5, 1e-8, 1e-12])
+def test_tiny_differences_are_no_averages_of_outcomes(scale: float) -> None:
+    """The interval is in proportion to the differences, however small they are beside the limits of the metric."""
+    draws = np.random.default_rng(0).exponential(size=30)
+    found, expected = one(draws * scale, widest=1.0), one(draws)
+    assert (found.low, found.high) == pytest.approx((expected.low * scale, expected.high * scale), rel=1e-6)
+    assert 0.3 < expected.low < draws.mean() < expected.high < 2.5
+
+
+@pytest.mark.parametrize(
+    ("least", "discrete"),
+    [
+        (0.05, True),  # one of 20 outcomes
+        (0.0, True),
+        (0.1 + 0.2 - 0.3, True),  # 0 but for rounding
+        (1e-9, False),
+        (0.02, False),
+    ],
+)
+def test_an_average_is_0_or_has_at_least_one_outcome(least: float, discrete: bool) -> None:
+    values = np.array([0.1, -0.2, 0.3, 0.4, -0.5, 0.6, least])
+    assert spread(values, widest=1.0).discrete == discrete
+    assert Spread.of(values * 2, np.full(7, 2.0), 1.0).discrete == discrete
+
+
 @pytest.mark.parametrize("of", ["normal", "exponential"])
 def test_intervals_of_small_differences_of_a_metric_with_limits_hold_the_mean_and_are_short(of: str) -> None:
     """As discrete means they would be 0.3 wide, and hold 0.955 of normal means and 0.902 of exponential ones."""
