@@ -66,14 +66,24 @@ def interval(line: Comparison | VariantMean) -> str:
     If the difference is significant, an end that would round to 0 keeps one significant digit.
     """
     low, high = line.low, line.high
-    if math.isnan(low) or (math.isinf(low) and math.isinf(high)):
-        return MISSING
     if isinstance(line, VariantMean):
-        sides = ((low, -1), (high, 1))
-        ends = (f"{end}" if math.isinf(end) else shown_mean(line.metric, end, side) for end, side in sides)
-    else:
-        ends = (f"{end:+}" if math.isinf(end) else _signed_end(line, end) for end in (low, high))
+        return mean_interval(line.metric, low, high)
+    if _is_unknown(low, high):
+        return MISSING
+    ends = (f"{end:+}" if math.isinf(end) else _signed_end(line, end) for end in (low, high))
     return f"[{', '.join(ends)}]"
+
+
+def mean_interval(metric: Metric, low: float, high: float) -> str:
+    """The interval of a mean; a dash if it is unknown or unlimited. Its ends may be shown as limits of the metric."""
+    if _is_unknown(low, high):
+        return MISSING
+    ends = (f"{end}" if math.isinf(end) else shown_mean(metric, end, side) for end, side in ((low, -1), (high, 1)))
+    return f"[{', '.join(ends)}]"
+
+
+def _is_unknown(low: float, high: float) -> bool:
+    return math.isnan(low) or (math.isinf(low) and math.isinf(high))
 
 
 def difference(line: Comparison) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.metrics.declarations import TURN_METRICS, Metric, metric_named
-from rwkvbatch.comparison.numbers import interval, shown_mean, with_minus
+from rwkvbatch.comparison.numbers import interval, mean_interval, shown_mean, with_minus
 from rwkvbatch.comparison.report.svg import (
     ACCENT,
     BAD,
@@ -265,10 +265,9 @@ def trend_figure(trend: Trend, *, exploratory: bool = False) -> Figure:
         y = [point.mean for point in trend.points]
         plot.plot(x, y, color=ACCENT, linewidth=1.8)
         for point in trend.points:
-            mean, low, high = (
-                with_minus(shown_mean(trend.metric, value)) for value in (point.mean, point.low, point.high)
-            )
-            tips.append(printable(f"{point.variant.label}: {mean} [{low}, {high}]"))
+            mean = shown_mean(trend.metric, point.mean)
+            numbers = with_minus(f"{mean} {mean_interval(trend.metric, point.low, point.high)}")
+            tips.append(printable(f"{point.variant.label}: {numbers}"))
         if min(x) > 0 and max(x) / min(x) > _LOG_AXIS:
             plot.set_xscale("log")
         plot.set_xlabel(label_of(trend.over))

@@ -15,7 +15,7 @@ from rwkvbatch.comparison.analysis import COLUMNS as FIELDS
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.dialogues.blame import Blame
 from rwkvbatch.comparison.dialogues.changes import most_changed
-from rwkvbatch.comparison.numbers import interval, shown_mean
+from rwkvbatch.comparison.numbers import interval, mean_interval, shown_mean
 from rwkvbatch.comparison.runs.data import Variant
 from rwkvbatch.comparison.statistics.differences import Comparison
 from rwkvbatch.comparison.statistics.ranking import Ranking
@@ -229,7 +229,7 @@ def _trend(trend: Trend, *, exploratory: bool) -> str:
                 f"{point.x:,g}",
                 point.variant.label,
                 shown_mean(trend.metric, point.mean),
-                f"[{shown_mean(trend.metric, point.low, -1)}, {shown_mean(trend.metric, point.high, 1)}]",
+                mean_interval(trend.metric, point.low, point.high),
             )
         )
         for point in trend.points

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from rwkvbatch.comparison import compare
-from rwkvbatch.comparison.report.formats import as_json, as_markdown
+from rwkvbatch.comparison.report.formats import as_json, as_markdown, escaped
 from rwkvbatch.comparison.report.html import as_html
 from rwkvbatch.comparison.report.terminal import print_analysis
 from rwkvbatch.comparison.statistics.trend import Trend, sparkline
@@ -189,6 +190,27 @@ def test_every_format_has_the_trend(tmp_path: Path) -> None:
     page = as_html(analysis)
     assert page.index('class="trend-figure"') < page.index('id="verdicts"')
     assert json.loads(as_json(compare(paths)))["trend"] is None
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_band_near_a_limit_is_the_same_in_markdown_and_html(tmp_path: Path) -> None:
+    """Ends of a band may be shown as the limits, unlike means."""
+    analysis = compare([str(make_run(tmp_path / f"step-{n}", seed=n)) for n in range(3)], over="step")
+    assert analysis.trend is not None
+    ends = ((0.9999, 0.9996, 0.99996), (0.0001, 0.00004, 0.0004), (0.5, math.nan, math.nan))
+    points = tuple(
+        replace(point, mean=mean, low=low, high=high)
+        for point, (mean, low, high) in zip(analysis.trend.points, ends, strict=True)
+    )
+    analysis = replace(analysis, trends=(replace(analysis.trend, points=points),))
+    page, markdown = as_html(analysis), as_markdown(analysis)
+    for name, mean, band in (
+        ("step-0", "0.9999", "[0.9996, 1.000]"),
+        ("step-1", "0.0001", "[0.000, 0.0004]"),
+        ("step-2", "0.500", "—"),
+    ):
+        assert f"| {name} | {mean} | {escaped(band)} |" in markdown
+        assert f"{name}: {mean} {band}<" in page
 
 
 @pytest.mark.slow
