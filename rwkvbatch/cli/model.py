@@ -30,6 +30,7 @@ from rwkvbatch.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from rwkvbatch.bench.verify import Verification
+    from rwkvbatch.model.checkpoints.checkpoint import Checkpoint
     from rwkvbatch.model.checkpoints.description import Description
 
 VERIFY_EPILOG = examples(
@@ -101,11 +102,23 @@ def info_command(
 
     with open_checkpoint(model_file(model), parse_adapter(adapter)) as checkpoint:
         description = describe(checkpoint, read_values=verify)
+        chat_template = _chat_template(checkpoint)
     tokenizer = _tokenizer(description, settings.get("vocab"))
     if json_output:
-        print_json({**asdict(description), "tokenizer": tokenizer}, indent=None)
+        print_json({**asdict(description), **chat_template, "tokenizer": tokenizer}, indent=None)
     else:
-        _show(description, tokenizer)
+        _show(description, tokenizer, chat_template)
+
+
+def _chat_template(checkpoint: Checkpoint) -> dict[str, str | None]:
+    """The file of a chat template that is not used, or the reason why it cannot be read, as JSON values."""
+    from rwkvbatch.errors import CheckpointError
+    from rwkvbatch.model.checkpoints.description import chat_template_of
+
+    try:
+        return {"chat_template": chat_template_of(checkpoint)}
+    except CheckpointError as error:  # nothing else needs the file
+        return {"chat_template": None, "chat_template_unknown": str(error)}
 
 
 def _tokenizer(description: Description, vocab: str | None) -> dict[str, Any]:
@@ -257,11 +270,13 @@ def _quantised_text(description: Description) -> str:
     return f"{description.quantised}, the large matrices" + (f", fitted to {tokens:,} tokens" if tokens else "")
 
 
-def _chat_template_text(path: str) -> str:
+def _chat_template_text(path: str | None, problem: str | None = None) -> str:
+    if path is None:
+        return f"unknown, and not used: {problem}"
     return f"not used: {Path(path).name}; prompts have RWKV's own form, or that of --template"
 
 
-def _show(description: Description, tokenizer: dict[str, Any]) -> None:
+def _show(description: Description, tokenizer: dict[str, Any], chat_template: dict[str, str | None]) -> None:
     from rwkvbatch.cli.views import console, facts_table, fitted_table, size_text
 
     files = "" if description.num_files == 1 else f", {description.num_files} files"
@@ -275,7 +290,7 @@ def _show(description: Description, tokenizer: dict[str, Any]) -> None:
         "heads": f"{description.num_heads} x {description.head_size}" if description.num_heads else "none",
         "vocabulary": f"{description.vocab_size:,}",
         "tokenizer": _tokenizer_text(tokenizer),
-        **({"chat template": _chat_template_text(description.chat_template)} if description.chat_template else {}),
+        **({"chat template": _chat_template_text(*chat_template.values())} if any(chat_template.values()) else {}),
         "parameters": f"{description.num_parameters:,}",
         "precision": description.dtype,
         **({"quantised": _quantised_text(description)} if description.quantised else {}),

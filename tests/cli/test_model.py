@@ -17,6 +17,7 @@ from rich.console import Console
 from rwkvbatch.cli import views
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
+from rwkvbatch.model.checkpoints.description import describe
 from rwkvbatch.model.model_files import BUNDLED_MODEL
 from rwkvbatch.model.weights.named_tensors import Entry
 from rwkvbatch.model.weights.safetensors import save_entries
@@ -114,6 +115,33 @@ def test_info_names_the_chat_template_that_is_not_used(
     assert json.loads(capsys.readouterr().out)["chat_template"] == (str(folder / name) if is_named else None)
     assert invoke(["model", "info", str(folder)]) == 0
     assert (f"not used: {name}" in re.sub(r"\s+", " ", capsys.readouterr().out)) == is_named
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"{not json", "not JSON"),
+        (b"[]", "expected a JSON object, found list"),
+        (b'{"a": "' + b"x" * (16 << 20) + b'"}', "it has 16,777,225 bytes, at most 16,777,216 are read"),
+    ],
+)
+def test_a_tokenizer_config_that_cannot_be_read_matters_only_to_the_display_of_the_chat_template(
+    content: bytes, problem: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = checkpoint.with_name("folder")
+    folder.mkdir()
+    checkpoint.rename(folder / "pytorch_model.bin")
+    (folder / "config.json").write_text('{"model_type": "rwkv7"}')
+    (folder / "tokenizer_config.json").write_bytes(content)
+    assert invoke(["model", "info", str(folder), "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["chat_template"] is None
+    assert problem in described["chat_template_unknown"]
+    assert invoke(["model", "info", str(folder)]) == 0
+    assert "unknown, and not used:" in re.sub(r"\s+", " ", capsys.readouterr().out)
+    with open_checkpoint(folder) as opened:  # as quantize, local judges and --dry-run do
+        assert describe(opened).vocab_size == described["vocab_size"]
+    assert invoke(["model", "quantize", str(folder), str(folder.with_name("q.safetensors")), "--quiet"]) == 0
 
 
 def test_info_of_a_verified_checkpoint_has_its_hash(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,6 @@ class Description(Dimensions):
         state_bytes: size of one sequence's state; None for generations that only the `rwkv` package runs.
         sha256: hash of the file, or of the hashes of the files; None if the values were not read.
         vocabulary, vocabulary_file: as in `ModelSpec`.
-        chat_template: the file of a Hugging Face directory with a chat template, which is not used; None without one.
         quantised: the rounding of the large matrices (`quantised.FileRounding`); None if they are not quantised.
         fitted_tokens: number of tokens that this rounding was fitted to; None if it was not fitted.
     """
@@ -58,7 +57,6 @@ class Description(Dimensions):
     tensors: tuple[TensorGroup, ...]
     vocabulary: str | None = None
     vocabulary_file: str | None = None
-    chat_template: str | None = None
     quantised: str | None = None
     fitted_tokens: int | None = None
 
@@ -80,8 +78,6 @@ def describe(checkpoint: Checkpoint, *, read_values: bool = False) -> Descriptio
         for name in checkpoint:
             checkpoint.check(name)
     rounding, rounded = rounding_of(file.metadata), rounded_names(file.metadata)
-    folder = file.path if file.path.is_dir() else file.path.parent if file.config else None
-    chat_template = None if folder is None else chat_template_file(folder)
     groups: dict[tuple[str, tuple[int, ...], str], list[int]] = {}
     sizes: Counter[str] = Counter()
     for name, entry in file.entries.items():
@@ -104,5 +100,16 @@ def describe(checkpoint: Checkpoint, *, read_values: bool = False) -> Descriptio
         quantised=rounding,
         fitted_tokens=None if (fit := fit_of(file.metadata)) is None else fit.tokens,
         vocabulary_file=None if file.vocabulary_file is None else str(file.vocabulary_file),
-        chat_template=None if chat_template is None else str(chat_template),
     )
+
+
+def chat_template_of(checkpoint: Checkpoint) -> str | None:
+    """The file of a checkpoint's Hugging Face directory with a chat template, which is not used; None without one.
+
+    Raises:
+        CheckpointError: `tokenizer_config.json`, which may have one, cannot be read.
+    """
+    file = checkpoint.file
+    folder = file.path if file.path.is_dir() else file.path.parent if file.config else None
+    template = None if folder is None else chat_template_file(folder)
+    return None if template is None else str(template)

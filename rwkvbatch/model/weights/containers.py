@@ -244,7 +244,7 @@ def chat_template_file(folder: Path) -> Path | None:
     """The file of a Hugging Face directory that has a chat template, which prompts are not made with; None without one.
 
     Raises:
-        CheckpointError: `tokenizer_config.json` is not a JSON object.
+        CheckpointError: `tokenizer_config.json` cannot be read, or is not a JSON object.
     """
     for name in CHAT_TEMPLATES:
         if _is_true((folder / name).is_file):
