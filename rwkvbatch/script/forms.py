@@ -58,11 +58,31 @@ _REQUEST_PARAMS = (*_OPENAI_PARAMS, "order", "max_seconds", *DialoguePrompt.mode
 _REFUSED_MESSAGE_KEYS = ("audio", "refusal")
 """Content of a message that this program cannot replay; a line that has it is refused."""
 
-_REFUSED_REQUEST_KEYS = ("logit_bias", "response_format", "repetition_penalty")
-"""Settings of a request that change the reply and that this program does not have; a line that has one is refused."""
+_REFUSED_REQUEST_KEYS: Mapping[str, tuple[Any, ...]] = {
+    "logit_bias": ({}, []),
+    "response_format": ({}, {"type": "text"}),
+    "repetition_penalty": (1,),
+    # Fields of vLLM's server, which its clients send with the values that mean the same as none.
+    "length_penalty": (1,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "use_beam_search": (False,),
+    "stop_token_ids": ([],),
+    "bad_words": ([],),
+}
+"""Settings of a request that change the reply and that this program does not have, with the values that change nothing;
+a line that has another value is refused."""
 
-_NEUTRAL: tuple[Any, ...] = (None, [], {}, "none", "auto", {"type": "text"}, 1)
-"""Values of `_REFUSED_REQUEST_KEYS` that change nothing."""
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "chat_template_kwargs": ({},),
+    "modalities": (["text"],),
+}
+"""By field of a request that is ignored, the values that change nothing; others are named as ignored."""
 
 
 class _Lenient(Shape):
@@ -136,7 +156,7 @@ _NO_TOOLS_HINT = "tool calls of this form have no common notation; write them as
 def _refuse_tools(line: Mapping[str, Any], source: SourceLine) -> None:
     """Refuse a line with `tools`, a list or its JSON text; the prompt would lack them."""
     tools = line.get("tools")
-    if tools and not (isinstance(tools, str) and tools.strip() in ("", "[]")):
+    if tools and not (isinstance(tools, str) and tools.strip() in ("", "[]", "null")):
         refuse(source, f"tools: cannot be read in this form, got {shown(tools)}", _NO_TOOLS_HINT)
 
 
@@ -194,8 +214,8 @@ def _read_openai_chat(request: Mapping[str, Any], source: SourceLine, default_id
             f"{prefix}{name}: belongs to the native form, and this line has another one",
             "remove one of the two",
         )
-    for name in _REFUSED_REQUEST_KEYS:
-        if request.get(name) not in _NEUTRAL:
+    for name, neutral in _REFUSED_REQUEST_KEYS.items():
+        if not _is_neutral(request.get(name), neutral):
             refuse(source, f"{prefix}{name}: has no counterpart here", "remove it from the line")
     if request.get("n") not in (None, 1):
         refuse(source, f"{prefix}n: must be 1, got {shown(request['n'])}", "use `--repeats` for several replies")
@@ -208,11 +228,19 @@ def _read_openai_chat(request: Mapping[str, Any], source: SourceLine, default_id
         raw_params["max_tokens"] = raw_params.pop("max_completion_tokens")
     if isinstance(raw_params.get("stop"), str):
         raw_params["stop"] = [raw_params["stop"]]
+    if type(top_k := raw_params.get("top_k")) is int and top_k == -1:
+        raw_params["top_k"] = 0  # vLLM's number for all tokens
     params = parse_params(raw_params, source, where or "line")
     # The id of a batch request is its `custom_id`, which is `default_id` here.
     name = default_id if where else read_id(raw.id, default_id, source)
     tools, reply_prefix = _openai_tools(request, source, prefix)
     return to_dialogue(messages, source, reply_prefix=reply_prefix).conversation(name, source, params, tools)
+
+
+def _is_neutral(value: Any, neutral: tuple[Any, ...]) -> bool:
+    """Whether a value of a request changes nothing: null, or one of the `neutral` ones, of which `true` is not 1."""
+    is_truth = isinstance(value, bool)
+    return value is None or any(value == other and is_truth == isinstance(other, bool) for other in neutral)
 
 
 def _openai_tools(
@@ -331,6 +359,8 @@ def ignored_keys(line: Mapping[str, Any]) -> set[str]:
         return set()
     known, messages_key = _KNOWN_KEYS[read]
     ignored |= line.keys() - known - extra
+    if read is _read_openai_chat:
+        ignored -= {name for name, neutral in _NEUTRAL.items() if name in line and _is_neutral(line[name], neutral)}
     for item in line[messages_key]:
         if is_object(item):
             # A name in a tool message identifies the tool. In other messages it names a person and is not read.

@@ -83,6 +83,60 @@ def test_sampling_fields_of_other_servers_become_params(tmp_path: Path) -> None:
     assert script.ignored == {"think": 1}
 
 
+@pytest.mark.parametrize(("top_k", "expected"), [(-1, 0), (0, 0), (1, 1), (None, None)])
+def test_top_k_of_vllm_without_a_cut_is_0(top_k: int | None, expected: int | None, tmp_path: Path) -> None:
+    body = {"messages": [user()], "top_k": top_k, "min_p": 0}
+    for found in read(tmp_path, {"custom_id": "x", "body": body}, body).conversations:
+        assert found.params.get("top_k") == expected
+
+
+NEUTRAL_FIELDS = {
+    "logit_bias": {}, "response_format": {"type": "text"}, "repetition_penalty": 1.0, "length_penalty": 1,
+    "min_tokens": 0, "ignore_eos": False, "use_beam_search": False, "stop_token_ids": [], "bad_words": None,
+    "skip_special_tokens": True, "spaces_between_special_tokens": True, "include_stop_str_in_output": False,
+    "add_generation_prompt": True, "continue_final_message": False, "chat_template_kwargs": {},
+    "modalities": ["text"],
+}  # fmt: skip
+
+
+def test_fields_of_requests_that_change_nothing_are_accepted_without_a_word(tmp_path: Path) -> None:
+    body = {"messages": [user()], "temperature": 0.5, **NEUTRAL_FIELDS}
+    script = read(tmp_path, {"custom_id": "x", "body": body}, body)
+    assert [found.params for found in script.conversations] == [{"temperature": 0.5}] * 2
+    assert script.ignored == {}
+    changed = {"skip_special_tokens": False, "add_generation_prompt": 1, "modalities": ["audio"]}
+    assert read(tmp_path, {"custom_id": "x", "body": body | changed}).ignored == dict.fromkeys(changed, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("logit_bias", value) for value in (True, 1, "none", {"type": "text"}, {"1": 2})),
+        *(("response_format", value) for value in (1, True, "auto", [], {"type": "json_object"})),
+        *(("repetition_penalty", value) for value in (True, 0, {}, "none", 1.1)),
+        *(("min_tokens", value) for value in (1, False, [])),
+        *(("ignore_eos", value) for value in (True, 0, 1)),
+        ("stop_token_ids", [1]),
+    ],
+)
+def test_values_that_are_neutral_only_in_another_field_are_refused(name: str, value: Any, tmp_path: Path) -> None:
+    body = {"messages": [user()], "temperature": 0.5, name: value}
+    for line, where in ((body, name), ({"custom_id": "x", "body": body}, f"body.{name}")):
+        with pytest.raises(ScriptError, match=f"{where}: has no counterpart here"):
+            read(tmp_path, line)
+
+
+@pytest.mark.parametrize("tools", [None, [], "", "[]", "null", " null\n"])
+def test_a_line_without_tools_may_say_so(tools: Any, tmp_path: Path) -> None:
+    lines = [{"conversations": [{"from": "human", "value": "x"}]}, {"conversation": [user()]}]
+    script = read(tmp_path, *(line | {"tools": tools} for line in lines))
+    assert [found.tools for found in script.conversations] == [(), ()]
+    assert script.ignored == {}
+    for named in ("nulls", '["null"]', ["null"]):
+        with pytest.raises(ScriptError, match="tools: cannot be read"):
+            read(tmp_path, lines[0] | {"tools": named})
+
+
 def test_keys_of_another_form_are_ignored_keys(tmp_path: Path) -> None:
     """They are named as such, since nothing reads them in this form: settings, checks and tools would be missing."""
     sharegpt = [{"from": "human", "value": "a", "expect": {"equals": "b"}, "content": "c"}]
