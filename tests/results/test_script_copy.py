@@ -58,6 +58,7 @@ def test_a_script_of_every_form_is_read_back_equal(tmp_path: Path) -> None:
         },
         {"text": "A plain text.", "tags": ["plain"]},
         {"id": "x", "prompt": "A prompt", "continuation": " and more"},
+        {"id": "y", "prompt": "A prompt", "choices": ["a", "b"], "choice_prefix": "  "},
     ]
     path = tmp_path / "s.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -72,7 +73,7 @@ def test_a_script_of_every_form_is_read_back_equal(tmp_path: Path) -> None:
 def test_every_field_of_a_conversation_is_written() -> None:
     """A field added later must be in `native_record`, or the copy would lack it."""
     assert {item.name for item in fields(Turn)} == {
-        "user", "reference", "checks", "params", "choices", "continuation", "generate", "plain", "probe"
+        "user", "reference", "checks", "params", "choices", "choice_prefix", "continuation", "generate", "plain", "probe",
     }  # fmt: skip
     assert {item.name for item in fields(Conversation)} == {
         "id", "system", "turns", "tags", "params", "source", "tools"
