@@ -56,6 +56,7 @@ def test_a_script_of_every_form_is_read_back_equal(tmp_path: Path) -> None:
             ],
             "probes": [{"content": "standing", "expect": {"contains": "z"}}],
         },
+        {"messages": [{"role": "assistant", "content": "Welcome. "}, {"role": "user", "content": "hi"}]},
         {"text": "A plain text.", "tags": ["plain"]},
         {"id": "x", "prompt": "A prompt", "continuation": " and more"},
         {"id": "y", "prompt": "A prompt", "choices": ["a", "b"], "choice_prefix": "  "},
@@ -73,10 +74,11 @@ def test_a_script_of_every_form_is_read_back_equal(tmp_path: Path) -> None:
 def test_every_field_of_a_conversation_is_written() -> None:
     """A field added later must be in `native_record`, or the copy would lack it."""
     assert {item.name for item in fields(Turn)} == {
-        "user", "reference", "checks", "params", "choices", "choice_prefix", "continuation", "generate", "plain", "probe",
+        "user", "reference", "checks", "params", "choices", "choice_prefix", "continuation", "generate", "plain",
+        "probe",
     }  # fmt: skip
     assert {item.name for item in fields(Conversation)} == {
-        "id", "system", "turns", "tags", "params", "source", "tools"
+        "id", "system", "turns", "tags", "params", "source", "tools", "greeting"
     }  # fmt: skip
     turn = Turn("u", "r", (), {"top_k": 3})
     whole = Conversation("i", "s", (turn,), ("t",), {"seed": 1}, SourceLine("", 1), ({"name": "f"},))
