@@ -33,10 +33,10 @@ def scope(variant: Numbers, baseline: Numbers) -> GateScope:
     """A pair in which every conversation has all repetitions."""
     conversations, repeats = (axis.ravel() for axis in np.indices(variant.shape))
 
-    def column(_: str, of_baseline: bool) -> Column:
+    def column(_: str, of_baseline: bool, __: str | None) -> Column:
         return Column((baseline if of_baseline else variant).ravel(), conversations, repeats)
 
-    return GateScope("variant", "baseline", column, (Dropped("variant"), Dropped("baseline")))
+    return GateScope("variant", "baseline", column, dropped=(Dropped("variant"), Dropped("baseline")))
 
 
 def yes_no(num_variants: int, worse: float = 0.0) -> Draw:

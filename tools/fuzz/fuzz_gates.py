@@ -27,12 +27,13 @@ _SEEDS = (
     "median(baseline.score) <= max(score) * 3.",
     "pass_at_3 < all_10",
     "min(nll) > --1",
+    'score[memory] < baseline["a b"] - 0.1',
 )
 _VALUES = {True: np.array([0.0, 1.0, np.nan, -2.5]), False: np.array([1.0, np.nan, np.nan, 0.25])}
 
 
-def _column(metric: str, of_baseline: bool) -> Column:
-    del metric
+def _column(metric: str, of_baseline: bool, tag: str | None) -> Column:
+    del metric, tag
     return Column(_VALUES[of_baseline], np.array([0, 0, 1, 2]), np.array([0, 1, 0, 0]))
 
 
@@ -43,7 +44,7 @@ def judge_one(data: bytes) -> None:
         gate = parse_gate(text)
         for baseline in ("base", None):
             dropped = (Dropped("variant"), Dropped("base"))
-            for result in judge([gate], [GateScope("variant", baseline, _column, dropped)]):
+            for result in judge([gate], [GateScope("variant", baseline, _column, lambda: ("memory", "a b"), dropped)]):
                 if text.strip() not in result.line:
                     raise AssertionError("the line does not name the gate")
     except UsageError as error:
