@@ -253,10 +253,10 @@ BAN = -100.0
 
 
 def _logit_bias(raw: Mapping[str, Any]) -> dict[int, float]:
-    """By token id, the bias; raises `RequestError` unless each is a number in [-100, 100]."""
+    """By token id below 2^31, the bias; raises `RequestError` unless each is a number in [-100, 100]."""
     biases: dict[int, float] = {}
     for name, value in raw.items():
-        if re.fullmatch(r"0|[1-9][0-9]{0,9}", name) is None:
+        if re.fullmatch(r"0|[1-9][0-9]{0,9}", name) is None or int(name) >= 2**31:
             problem = f"logit_bias: its keys must be token ids, got {shown_value(name)}"
             raise RequestError(problem, param="logit_bias")
         if isinstance(value, bool) or not isinstance(value, int | float) or not BAN <= value <= -BAN:

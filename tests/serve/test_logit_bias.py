@@ -69,3 +69,12 @@ def test_completions_take_it_too(server: Server) -> None:
     (token,) = ids(server, "z")
     status, body, _ = server.complete("User: hi", logit_bias={str(token): 100}, max_tokens=3)
     assert (status, body["choices"][0]["text"]) == (200, "zzz")
+
+
+@pytest.mark.parametrize("token", [10**6, 2**31 - 1, 2**31, 2**32, 9_999_999_999])
+@pytest.mark.parametrize("bias", [-100, -1])
+def test_an_id_outside_the_vocabulary_is_refused(server: Server, token: int, bias: float) -> None:
+    for send in (server.chat, server.complete):
+        status, body, _ = send("hi", logit_bias={str(token): bias}, max_tokens=1)
+        assert (status, body["error"]["param"]) == (400, "logit_bias")
+        assert str(token) in body["error"]["message"].replace(",", "")
