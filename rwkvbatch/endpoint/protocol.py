@@ -98,10 +98,11 @@ def reply_body(
     return {**body, "stream": True, "stream_options": {"include_usage": True}}
 
 
-def score_body(prompt: str | Sequence[int], *, model: str) -> dict[str, Any]:
-    """The body of a request for the log-probabilities of the prompt's tokens."""
+def score_body(prompt: str | Sequence[int], *, model: str, all_known: bool = False) -> dict[str, Any]:
+    """The body of a request for the log-probabilities of the prompt's tokens; `all_known` as for `sampling_fields`."""
     text = prompt if isinstance(prompt, str) else list(prompt)
-    return {"model": model, "prompt": text, "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1}
+    body = {"model": model, "prompt": text, "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1}
+    return {**body, "bos": "off"} if all_known else body
 
 
 @dataclass(frozen=True)

@@ -232,10 +232,11 @@ class Requests:
             return self._not_scored(NOT_SCORED)
         try:
             prompt = self._prompt((*prefix, *continuation))
+            body = score_body(prompt, model=self._spec.name, all_known=self._spec.own is not None)
             answer = self._client.call(
                 "POST",
                 "completions",
-                {**score_body(prompt, model=self._spec.name), **self._extra},
+                {**body, **self._extra},
                 read_answer,
                 max_bytes=REPLY_BYTES + BYTES_PER_TOKEN * (len(prefix) + len(continuation)),
                 cancelled=job.ended,

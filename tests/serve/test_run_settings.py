@@ -119,6 +119,24 @@ def test_a_run_has_the_replies_of_the_model_in_this_process(
     assert served == here
 
 
+@pytest.mark.parametrize("bos", ["off", "on"])
+def test_scores_are_those_of_the_model_in_this_process(changed: Server, tmp_path: Path, bos: str) -> None:
+    path = tmp_path / "script.jsonl"
+    choice = {"role": "user", "content": "What is the sky?", "choices": ["blue", "a green one"]}
+    plain = {"prompt": "Ada thanked ", "choices": ["Ada", "Bob"], "continuation": ", who helped."}
+    path.write_text("".join(json.dumps(each) + "\n" for each in ({"messages": [choice]}, plain, CONVERSATIONS[1])))
+
+    def scores(**settings: Any) -> list[float]:
+        rows = list(rwkvbatch.run(path, bos=bos, max_tokens=4, **settings).rows())
+        assert [row.error for row in rows] == [None] * 4
+        choices = [score.logprob for row in rows if row.choices for score in row.choices.scores]
+        return choices + [row.reference.nll for row in rows if row.reference]
+
+    here = scores()
+    assert len(here) > 4
+    assert scores(endpoint=f"{changed.url}/v1") == pytest.approx(here, abs=1e-4)
+
+
 def test_the_table_changes_replies(script: Path) -> None:
     hot = {"temperature": 2.0, "top_p": 1.0, "frequency_penalty": 3.0}
     plain = replies(script, **hot)
