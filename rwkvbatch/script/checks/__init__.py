@@ -206,10 +206,6 @@ def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int, *, may_la
     kinds = [key for key in raw if key in _BUILT_IN or key in _COMBINERS or key in _plugins() or key in given]
     may_lack |= functions.CODE in raw and functions.reads_copy()
     other_keys = [key for key in raw if key not in ("weight", functions.CODE)]
-    if may_lack and not kinds and other_keys:
-        name = other_keys[0]
-        options = {key: raw[key] for key in raw if key == functions.CODE}
-        return [Check(name, raw[name], functions.AbsentRule(name), float(weight), options)]
     if functions.CODE in raw and not may_lack and other_keys and not (kinds and given):
         problem = f"{where}: the check {shown(other_keys[0])} is or has a function, which is not given"
         refuse(source, problem, functions.HOW_TO_GIVE)
@@ -218,6 +214,9 @@ def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int, *, may_la
     }
     option_names = frozenset[str]().union(*(rule_kind.options for rule_kind in rule_kinds.values()))
     known = option_names | set(kinds) | {"weight"} | ({functions.CODE} if given or may_lack else set[str]())
+    if may_lack:
+        kinds = [key for key in other_keys if key in kinds or key not in known]  # others are functions
+        known |= set(kinds)
     refuse_unknown_keys(raw, known if kinds else {*check_kinds(), "weight"}, source, where)
     if not kinds:
         refuse(source, f"{where}: names no kind of check", f"allowed: {', '.join(check_kinds())}")
@@ -235,6 +234,9 @@ def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int, *, may_la
                 options = {functions.CODE: json_sha256(codes)}
             choices = tuple(choice for check in checks for choice in check.choices)
             rubrics = tuple(rubric for check in checks for rubric in check.rubrics)
+        elif kind not in rule_kinds:
+            options = {key: raw[key] for key in raw if key == functions.CODE}
+            rule, needs_reference, choices, rubrics = functions.AbsentRule(kind), False, (), ()
         else:
             options = {key: raw[key] for key in raw if key in rule_kinds[kind].options}
             rule = _rule(kind, rule_kinds[kind], raw[kind], options, source, where)

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 import rwkvbatch
+from rwkvbatch.cli.app import invoke
+from rwkvbatch.cli.exits import ExitCode
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.replay.judging.recheck import recheck
 from rwkvbatch.replay.merge import merge
@@ -79,6 +81,31 @@ def test_other_commands_read_the_directory_without_the_functions(tmp_path: Path)
     (line,) = rwkvbatch.compare([tmp_path / "merged", tmp_path / "hot"], metrics=["tokens"]).comparisons
     assert line.difference == 0
     assert run(tmp_path / "merged", {"long": long}).reuse.kept == 2
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"any": [{"contains": "x", "ignore_case": True, "long": 1}, {"long": 2, "brief": 9, "weight": 2}]},
+        {"all": [{"long": 1, "min_tokens": 1}, {"not": {"brief": 1, "contains": "~~~", "long": 1000}}]},
+        {"not": {"long": 1000, "contains": "~~~"}},
+    ],
+)
+def test_a_nested_entry_may_name_functions_besides_other_kinds(entry: Any, tmp_path: Path) -> None:
+    script, module, out = tmp_path / "script.jsonl", tmp_path / "checks.py", tmp_path / "merged"
+    user = {"role": "user", "content": "Hi", "expect": entry, "probes": [{"content": "Sure?", "expect": entry}]}
+    script.write_text(json.dumps({"messages": [user]}) + "\n" + json.dumps({"messages": [user, user]}) + "\n")
+    module.write_text(FILE + "def brief(facts, size): return len(facts.text) <= 1000 * size\n")
+    parts = [str(tmp_path / "1"), str(tmp_path / "2")]
+    given = ["--check-module", str(module)]
+    for number, part in enumerate(parts, 1):
+        shard = ["--shard", f"{number}/2", "--max-tokens", "3"]
+        assert invoke(["run", str(script), "--out", part, *shard, *given]) == ExitCode.DONE
+    assert invoke(["merge", *parts, "--out", str(out)]) == ExitCode.DONE
+    assert passed(out) == [[True]] * 6
+    assert invoke(["show", str(out)]) == ExitCode.DONE
+    assert invoke(["check", str(out)]) == ExitCode.BAD_INPUT
+    assert invoke(["check", str(out), *given]) == ExitCode.DONE
 
 
 def test_a_script_copy_is_a_script_with_the_same_functions(tmp_path: Path) -> None:
