@@ -95,17 +95,31 @@ def _tasks(plan: Plan, setup: Setup, wanted: Callable[[Plan, Setup, Conversation
 
 def _has_limited(plan: Plan, setup: Setup, conversation: Conversation) -> bool:
     del plan, setup
-    return any(_LIMITED & params.keys() for params in (conversation.params, *(t.params for t in conversation.turns)))
+    return any(turn.generate and _limits_itself(conversation, turn) for turn in conversation.turns)
+
+
+def _limits_itself(conversation: Conversation, turn: Turn) -> bool:
+    """Whether params of the conversation or the turn give a setting that the server limits."""
+    return bool(_LIMITED & (conversation.params.keys() | turn.params.keys()))
 
 
 def _check_limits(plan: Plan, setup: Setup, limits: RequestLimits) -> None:
-    for cell in setup.cells:
-        limits.check(plan.cell_settings[cell], _template_stops(plan.cell_settings[cell]))
+    """Check the settings of the turns that generate, and no others: those of cells by the names of their options."""
+    chosen = map(plan.conversations.__getitem__, plan.chosen)
+    if any(
+        turn.generate and not _limits_itself(conversation, turn)
+        for conversation in chosen
+        for turn in conversation.turns
+    ):
+        for cell in setup.cells:
+            limits.check(plan.cell_settings[cell], _template_stops(plan.cell_settings[cell]))
     for task in _tasks(plan, setup, _has_limited):
-        for turn in range(len(task.conversation.turns)):
-            settings = task.of_turn(turn).settings
+        for number, turn in enumerate(task.conversation.turns):
+            if not turn.generate or not _limits_itself(task.conversation, turn):
+                continue
+            settings = task.of_turn(number).settings
             try:
-                limits.check(settings, _template_stops(settings), f"params of turn {turn}: ")
+                limits.check(settings, _template_stops(settings), f"params of turn {number}: ")
             except UsageError as error:
                 refuse(task.conversation.source, error.message, error.hint)
 

@@ -191,3 +191,48 @@ def test_params_that_the_server_does_not_take_are_refused_with_their_line(server
     )
     with pytest.raises(InputError, match=r"jsonl:2: params of turn 0: max_tokens: the server allows at most 4,096"):
         rwkvbatch.run(path, endpoint=f"{server.url}/v1")
+
+
+@pytest.fixture(scope="module")
+def short() -> Iterator[Server]:
+    with running(max_reply_tokens=200) as started:
+        yield started
+
+
+USER = {"role": "user", "content": "Why?"}
+CHOICE = {**USER, "choices": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"messages": [CHOICE]},
+        {"messages": [CHOICE], "params": {"max_tokens": 300}},
+        {"messages": [USER], "params": {"max_tokens": 50}},
+        {"messages": [CHOICE, {**USER, "params": {"max_tokens": 50}}]},
+        {"prompt": "One, two, ", "continuation": "three"},
+    ],
+)
+def test_only_settings_that_replies_use_are_checked(short: Server, tmp_path: Path, line: dict[str, Any]) -> None:
+    path = tmp_path / "script.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    rows = list(rwkvbatch.run(path, endpoint=f"{short.url}/v1").rows())
+    assert rows
+    assert [row.error for row in rows] == [None] * len(rows)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"messages": [USER]}, "--max-tokens: the server allows at most 200; got 256"),
+        ({"messages": [{**USER, "params": {"max_tokens": 50}}, USER]}, "--max-tokens: the server allows at most 200"),
+        ({"messages": [{**CHOICE, "generate": True}]}, "--max-tokens: the server allows at most 200"),
+        ({"messages": [USER], "params": {"max_tokens": 201}}, "params of turn 0: max_tokens: the server allows"),
+    ],
+)
+def test_settings_of_every_reply_are_checked(short: Server, tmp_path: Path, line: dict[str, Any], message: str) -> None:
+    path = tmp_path / "script.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    with pytest.raises((UsageError, InputError)) as caught:
+        rwkvbatch.run(path, endpoint=f"{short.url}/v1")
+    assert message in caught.value.message
