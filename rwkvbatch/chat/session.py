@@ -17,7 +17,7 @@ from rwkvbatch.chat.pinned_prefixes import PinnedPrefixes
 from rwkvbatch.chat.tree import ConversationTree, Cut, Exchange, Opening, Position
 from rwkvbatch.config import CellSettings
 from rwkvbatch.endpoint.engine import EndpointEngine
-from rwkvbatch.endpoint.served import ServedSpec
+from rwkvbatch.endpoint.served import ServedSpec, weights_of
 from rwkvbatch.engine.engine import Engine, NextToken
 from rwkvbatch.engine.request import END_OF_TEXT, NoiseKey, Reply, Request
 from rwkvbatch.errors import InputError, NonFiniteLogitsError, UsageError
@@ -108,7 +108,7 @@ class Session:
 
     def template_of(self, settings: CellSettings) -> PromptTemplate:
         """The template of a reply with `settings`."""
-        return self._load_template(with_turn_end(settings.prompting, self.engine.model.spec.weights_sha256))
+        return self._load_template(with_turn_end(settings.prompting, weights_of(self.engine.model.spec)))
 
     def turn_settings(self) -> dict[str, Any]:
         """The `TURN_SETTINGS` of the next reply as JSON values."""

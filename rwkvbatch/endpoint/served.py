@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,6 +18,9 @@ from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.prompt.tokenizer import MIN_VOCAB_SIZE, Tokenizer
 from rwkvbatch.script.lines import NotStrictError
 from rwkvbatch.script.tools import interoperable_json
+
+if TYPE_CHECKING:
+    from rwkvbatch.model.base import ModelSpec
 
 WORLD_SIZE = 65_536
 MAX_NAMES = 20
@@ -152,6 +155,12 @@ class ServedSpec:
         """
         is_known = self.own is not None and self.own.tokenizer_sha256 == tokenizer.sha256
         return self.api == "completions-ids" or (self.api == "completions" and is_known)
+
+
+def weights_of(spec: ModelSpec | ServedSpec) -> str:
+    """The hash of a model's weights, also of those that `rwkvbatch serve` names; of another server that of its URL."""
+    own = spec.own if isinstance(spec, ServedSpec) else None
+    return spec.weights_sha256 if own is None else own.weights_sha256
 
 
 @dataclass(frozen=True)

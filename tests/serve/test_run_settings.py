@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,9 @@ from typing import Any
 import pytest
 
 import rwkvbatch
+from rwkvbatch.cli.app import invoke
 from rwkvbatch.config import PRESETS, CellSettings
+from rwkvbatch.endpoint.engine import EndpointEngine
 from rwkvbatch.endpoint.protocol import seed_of
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import NoiseKey, Request
@@ -117,6 +121,30 @@ def test_a_run_has_the_replies_of_the_model_in_this_process(
     with seeds_of_the_server(monkeypatch):
         here = replies(script, **CASES[name])
     assert served == here
+
+
+@pytest.mark.parametrize("options", [(), ("--think", "fake"), ("--turn-end", "end-of-text")])
+def test_a_chat_has_the_replies_of_the_model_in_this_process(
+    changed: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    said: list[list[str]] = []
+    stops: list[list[Sequence[str]]] = []
+    for kind, where in ((Engine, ()), (EndpointEngine, ("--endpoint", f"{changed.url}/v1"))):
+        submit, sent = kind.submit, list[Sequence[str]]()
+
+        def watched(engine: Any, request: Request, submit: Any = submit, sent: Any = sent) -> int:
+            sent.append(request.stop)
+            return submit(engine, request)
+
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"My name is Ada.\nWhat is my name?\n"), "utf-8"))
+        chat = ["chat", "--quiet", "--no-transcript", "--json", "--temp", "0", "--max-tokens", "60"]
+        with monkeypatch.context() as patched:
+            patched.setattr(kind, "submit", watched)
+            assert invoke([*chat, *options, *where]) == 0
+        said.append([json.loads(line)["reply"] for line in capsys.readouterr().out.splitlines()])
+        stops.append(sent)
+    assert len(said[0]) == len(stops[0]) == 2
+    assert (said[0], stops[0]) == (said[1], stops[1])
 
 
 @pytest.mark.parametrize("bos", ["off", "on"])

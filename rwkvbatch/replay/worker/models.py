@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rwkvbatch.config import RunSettings
 from rwkvbatch.endpoint.client import Budget, Client, ClientOptions, check_url
 from rwkvbatch.endpoint.engine import EndpointEngine
-from rwkvbatch.endpoint.served import Endpoint, ServedSpec, served_spec
+from rwkvbatch.endpoint.served import Endpoint, ServedSpec, served_spec, weights_of
 from rwkvbatch.errors import InputError, MissingDeviceError, UsageError
 from rwkvbatch.files import user_path
 from rwkvbatch.prompt.templates import load_template
@@ -106,10 +106,8 @@ class ModelLoader:
         """The prompt encoder of a setup. Its state files have the root numbers 1, 2, ... in the order of the cells."""
         spec = self.spec(setup)
         limit, roots = self._settings.max_prompt_tokens, self.state_files(setup, plan)
-        own = spec.own if isinstance(spec, ServedSpec) else None
         # What ends a turn by default is a property of the weights.
-        weights_sha256 = spec.weights_sha256 if own is None else own.weights_sha256
-        return PromptEncoder(self.tokenizer(spec), roots, limit, weights_sha256)
+        return PromptEncoder(self.tokenizer(spec), roots, limit, weights_of(spec))
 
     def engine(self, setup: Setup, plan: Plan, batch: int) -> Engine | EndpointEngine:
         """An engine that generates `batch` replies at once, with the initial states of the setup's cells."""
