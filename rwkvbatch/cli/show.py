@@ -53,7 +53,8 @@ def show_command(
         int | None,
         option(
             "--limit",
-            f"At most N dialogues; equal ones count once. [dim]Default: {DEFAULT_LIMIT} on a terminal, else all[/]",
+            "At most N dialogues; equal ones count once (with --json each counts). "
+            f"[dim]Default: {DEFAULT_LIMIT} on a terminal, else all[/]",
             "N",
             min=1,
         ),

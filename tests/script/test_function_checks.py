@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import re
 import sys
@@ -181,6 +182,40 @@ class TestCode:
         exec("def a(facts):\n    return b(facts)\ndef b(facts):\n    return a(facts)\n", names)  # noqa: S102
         assert code_of(names["a"]) != code_of(names["b"])
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "class A:\n    @staticmethod\n    def a(): return {0}\ndef f(facts): return A.a()\n",
+            "class A:\n    @classmethod\n    def a(cls): return {0}\ndef f(facts): return A.a()\n",
+            "class A:\n    @property\n    def a(self): return {0}\ndef f(facts): return A().a\n",
+            "class A:\n    @functools.cached_property\n    def a(self): return {0}\ndef f(facts): return A().a\n",
+            "class A:\n    limit = {0}\ndef f(facts): return A.limit\n",
+            "class B:\n    def a(self): return {0}\nclass A(B): pass\ndef f(facts): return A().a()\n",
+            "@functools.lru_cache\ndef a(): return {0}\ndef f(facts): return a()\n",
+            "def a(n, m=0): return n\nb = functools.partial(a, {0})\ndef f(facts): return b()\n",
+            "def a(n, m=0): return n\nb = functools.partial(a, 0, m={0})\ndef f(facts): return b()\n",
+            "def a(n=0): return {0}\nb = functools.partial(a, 1)\ndef f(facts): return b()\n",
+        ],
+    )
+    def test_it_depends_on_what_classes_and_wrappers_contain(self, text: str) -> None:
+        def code(number: int) -> str:
+            names: dict[str, Any] = {"__name__": "wrapping", "functools": functools}
+            exec(text.replace("{0}", str(number)), names)  # noqa: S102
+            return code_of(names["f"])
+
+        assert code(1001) == code(1001) != code(1002)
+
+    def test_values_that_contain_themselves_and_shared_ones_are_taken_once(self) -> None:
+        def code(last: int) -> str:
+            own: list[Any] = []
+            own.extend([own] * 3)
+            shared: Any = [last]
+            for _ in range(40):
+                shared = (shared, shared, {"a": shared})
+            return code_of(lambda facts: (own, shared))
+
+        assert code(1) == code(1) != code(2)
+
     def test_that_of_a_file_is_the_hash_of_the_file(self, tmp_path: Path) -> None:
         path, codes = tmp_path / "checks.py", set[str]()
         for text in ("def mine(facts): return True\n", "def mine(facts): return True\n", "def mine(facts): return 1\n"):
@@ -202,6 +237,11 @@ class TestFile:
         assert [*kinds_of_functions(path)] == ["at_most", "brief"]
         checks = parsed({"at_most": 2, "brief": True}, str(path))
         assert [check.judge(FACTS).passed for check in checks] == [True, False]
+
+    def test_it_may_begin_with_a_byte_order_mark(self, tmp_path: Path) -> None:
+        path = tmp_path / "checks.py"
+        path.write_text("def brief(facts): return True\n", encoding="utf-8-sig")
+        assert [*kinds_of_functions(path)] == ["brief"]
 
     def test_another_process_needs_no_file(self, tmp_path: Path) -> None:
         path = tmp_path / "checks.py"

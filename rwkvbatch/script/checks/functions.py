@@ -16,10 +16,10 @@ from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from traceback import extract_tb
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
 
 from rwkvbatch import signals
@@ -35,7 +35,13 @@ CODE = "code_sha256"
 
 OPTION = "--check-module"
 _HOW = "def check(facts), or def check(facts, expected), which returns True or False, a score in [0, 1] or a Verdict"
-_MAX_DEPTH = 16
+_MAX_DEPTH = 64
+_SET_DEPTH = 8
+_NO_MEMBERS = {"__dict__", "__weakref__", "__doc__", "__module__", "__firstlineno__", "__static_attributes__"} | {
+    "__annotations_cache__"
+}
+_Seen = dict[int, tuple[int, object]]
+"""By `id`, when a value was taken first, and the value, which keeps the `id` its own."""
 
 Function = Callable[..., Any]
 Functions = Mapping[str, Function] | str | os.PathLike[str]
@@ -184,7 +190,7 @@ class _FunctionOfFile:
 
 def _of_file(path: Path, reserved: AbstractSet[str]) -> Mapping[str, FunctionKind]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{path}: cannot be read: {reason}", hint=f"{OPTION} names a Python file") from None
@@ -230,23 +236,24 @@ def _loaded(path: str, text: str) -> ModuleType:
     return module
 
 
-def _fingerprint(function: FunctionType, seen: set[int] | None = None) -> list[Any]:
+def _fingerprint(function: FunctionType, seen: _Seen | None = None) -> list[Any]:
     """All that a function's results depend on, as JSON values, apart from functions of other modules.
 
     These are its bytecode, which is there for functions of a notebook too, its defaults, the values of its closure, and
     those of the names of its module that it uses.
 
     Args:
-        seen: `id` of the functions and classes whose values were taken already.
+        seen: the values that were taken already.
     """
-    seen = set() if seen is None else seen
+    seen = {} if seen is None else seen
     if id(function) in seen:
-        return [function.__qualname__]
-    seen.add(id(function))
+        return ["seen", seen[id(function)][0]]
+    seen[id(function)] = (len(seen), function)
     code = function.__code__
     names = sorted(_names(code) & function.__globals__.keys())
     cells = [cell.cell_contents for cell in function.__closure__ or () if not _is_empty(cell)]
     values = [function.__defaults__, function.__kwdefaults__, cells, [function.__globals__[name] for name in names]]
+    values.append(function.__dict__.get("__wrapped__"))
     return [_code(code), names, _value(values, function.__module__, 0, seen)]
 
 
@@ -279,21 +286,12 @@ def _constant(value: object) -> Any:
     return [type(value).__name__, repr(value)]
 
 
-def _value(value: object, module: str, depth: int, seen: set[int]) -> Any:
+def _value(value: object, module: str, depth: int, seen: _Seen) -> Any:
     """A value as JSON values; of objects of other types, such as models and clients, their type."""
     if depth > _MAX_DEPTH:
         return "deeper"
     if value is None or type(value) in (bool, int, float, str, bytes):
         return [type(value).__name__, repr(value)]
-    if type(value) in (list, tuple, set, frozenset):
-        items = [_value(item, module, depth + 1, seen) for item in cast("list[object]", value)]
-        return [type(value).__name__, items if isinstance(value, list | tuple) else sorted(items, key=repr)]
-    if type(value) is dict:
-        pairs = cast("dict[object, object]", value).items()
-        return [
-            "dict",
-            [[_value(key, module, depth + 1, seen), _value(item, module, depth + 1, seen)] for key, item in pairs],
-        ]
     if isinstance(value, re.Pattern):
         pattern = cast("re.Pattern[Any]", value)
         return ["re", repr(pattern.pattern), pattern.flags]
@@ -301,11 +299,37 @@ def _value(value: object, module: str, depth: int, seen: set[int]) -> Any:
         return ["module", value.__name__]
     if isinstance(value, FunctionType) and value.__module__ == module:
         return _fingerprint(value, seen)
-    if isinstance(value, type) and value.__module__ == module:
-        if id(value) in seen:
-            return ["class", value.__qualname__]
-        seen.add(id(value))
-        members = {name: member for name, member in vars(value).items() if isinstance(member, FunctionType)}
-        return ["class", value.__qualname__, _value(members, module, depth + 1, seen)]
-    named = value if isinstance(value, type | FunctionType) or inspect.isbuiltin(value) else type(value)
-    return [type(value).__name__, named.__module__, named.__qualname__]
+    if type(value) in (set, frozenset):  # in any order, so that no item may depend on what was seen in another
+        each = [_value(item, module, depth + _SET_DEPTH, {**seen}) for item in cast("set[object]", value)]
+        return [type(value).__name__, sorted(each, key=repr)]
+    parts = _parts(value, module)
+    if parts is None:
+        named = value if isinstance(value, type | FunctionType) or inspect.isbuiltin(value) else type(value)
+        return [type(value).__name__, named.__module__, named.__qualname__]
+    if id(value) in seen:
+        return ["seen", seen[id(value)][0]]
+    seen[id(value)] = (len(seen), value)
+    return [type(value).__name__, [_value(part, module, depth + 1, seen) for part in parts]]
+
+
+def _parts(value: Any, module: str) -> list[Any] | None:
+    """The values that a container, a class of the module or a wrapper of a function consists of; None for others."""
+    if type(value) in (list, tuple):
+        return [*value]
+    if type(value) is dict:
+        return [part for pair in cast("dict[Any, Any]", value).items() for part in pair]
+    if isinstance(value, type):
+        if value.__module__ != module:
+            return None
+        members = [part for name, member in vars(value).items() if name not in _NO_MEMBERS for part in (name, member)]
+        return [value.__qualname__, *value.__bases__, *members]
+    if isinstance(value, staticmethod | classmethod | MethodType):
+        return [cast("Any", value).__func__]
+    if isinstance(value, property):
+        return [value.fget, value.fset, value.fdel]
+    if isinstance(value, cached_property):
+        return [value.func]
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
+    wrapped = inspect.getattr_static(value, "__wrapped__", None)  # such as of `lru_cache`
+    return None if wrapped is None else [wrapped]
