@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rwkvbatch.config import CellSettings
+from rwkvbatch.config.prompting import OPEN_THINKING
 from rwkvbatch.engine.request import END_OF_TEXT, Reply, Score, TokenDetails
 from rwkvbatch.engine.sampling import exempt_tokens
 from rwkvbatch.errors import NonFiniteLogitsError, RwkvBatchError, listed
@@ -255,6 +257,8 @@ def prepare(
         bos = settings.begins_with_bos()
         if isinstance(fields, ChatFields):
             messages, job.tools = conversation_of(fields)
+            if job.tools.reply_prefix is not None:
+                _check_call_begins(settings, served.settings.defaults)
             reply_prefix = job.tools.reply_prefix or settings.reply_prefix
             template = builder.template(settings.think, settings.turn_end, reply_prefix, settings.template)
             job.add(builder.conversation(messages, template, served.prelude, "messages", bos), root)
@@ -268,6 +272,16 @@ def prepare(
     except RwkvBatchError as error:
         raise protocol.as_request_error(error, (*fields.model_fields_set, *OWN_FIELDS)) from None
     return job
+
+
+def _check_call_begins(settings: CellSettings, defaults: CellSettings) -> None:
+    """Refuse other beginnings of a reply that must begin with a call; a prefix of the server's default gives way."""
+    if settings.think in OPEN_THINKING:
+        problem = f"tool_choice: the reply must begin with a call, and with think {settings.think} begins with thinking"
+        raise RequestError(problem, param="tool_choice", hint="use reasoning_effort: none")
+    if settings.reply_prefix not in ("", defaults.reply_prefix):
+        problem = "tool_choice and reply_prefix: both begin the reply, give one of them"
+        raise RequestError(problem, param="reply_prefix")
 
 
 def _root(name: str | None, served: Served) -> int:

@@ -105,3 +105,23 @@ def test_replies_with_calls_have_them_in_openais_form(
     has_call = text != content
     assert (found, reason) == (content, "tool_calls" if has_call else "stop")
     assert [call["function"] for call in calls] == [{"name": "slots", "arguments": '{"date":"x"}'}] * has_call
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": TOOL["function"]["name"]}}])
+@pytest.mark.parametrize(
+    ("other", "param", "words"),
+    [
+        ({"reply_prefix": "Well,"}, "reply_prefix", ("tool_choice", "reply_prefix")),
+        ({"reasoning_effort": "high"}, "tool_choice", ("tool_choice", "reasoning_effort: none")),
+        ({"think": "short"}, "tool_choice", ("tool_choice", "reasoning_effort: none")),
+    ],
+)
+def test_a_reply_that_must_be_a_call_has_no_other_beginning(
+    server: Server, choice: Any, other: dict[str, Any], param: str, words: tuple[str, ...]
+) -> None:
+    body = {"model": MODEL, "messages": ASKED, "tools": [TOOL], "max_tokens": 4}
+    status, answer, _ = server.send("/v1/chat/completions", {**body, "tool_choice": choice, **other})
+    assert (status, answer["error"]["param"]) == (400, param)
+    assert all(word in answer["error"]["message"] for word in words)
+    assert server.send("/v1/chat/completions", {**body, "tool_choice": choice, "reasoning_effort": "none"})[0] == 200
+    assert server.send("/v1/chat/completions", {**body, "tool_choice": "auto", **other})[0] == 200
