@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import rwkvbatch
+from rwkvbatch.cli.app import invoke
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.templates import OfficialTemplate
 from rwkvbatch.replay.api import prepare
@@ -86,3 +88,15 @@ def test_a_run_continues_and_without_it_generates_anew(tmp_path: Path) -> None:
     assert again.reuse is not None
     assert without.reuse is not None
     assert (again.reuse.kept, without.reuse.kept, without.reuse.to_generate) == (1, 0, 1)
+
+
+def test_show_tells_it_from_the_system_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scripts = [{"messages": [SYSTEM, ASSISTANT, USER]}, {"messages": [ASSISTANT, USER]}, {"messages": [USER]}]
+    rwkvbatch.run(scripts, max_tokens=2, out=tmp_path / "run")
+    capsys.readouterr()
+    assert invoke(["show", str(tmp_path / "run"), "--json"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    system, greeting = SYSTEM["content"], read(ASSISTANT, USER).greeting
+    assert [(one["system"], one["greeting"]) for one in records] == [(system, greeting), (None, greeting), (None, None)]
+    assert invoke(["show", str(tmp_path / "run")]) == 0
+    assert len(re.findall("^Assistant +Who", capsys.readouterr().out, re.MULTILINE)) == 2

@@ -9,8 +9,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from rwkvbatch.comparison.metrics.declarations import TURN_METRICS
-from rwkvbatch.comparison.runs.data import RunData
-from rwkvbatch.comparison.runs.loading import system_messages
+from rwkvbatch.comparison.runs.data import Opening, RunData
+from rwkvbatch.comparison.runs.loading import openings
 from rwkvbatch.errors import UsageError, listed
 from rwkvbatch.results.manifest import system_of
 
@@ -31,7 +31,8 @@ _TURN_CONTENT = ("prompt", "reply", "finish_reason", "error", "reference", "choi
 class Dialogue:
     """One conversation in one cell and repeat, with its turns as records (see `turn_record`).
 
-    `system` is None if there is no system message, or if the run does not contain it.
+    `system` is None if there is no system message, or if the run does not contain it; `greeting` likewise: the
+    assistant message with which the conversation begins.
     """
 
     conversation: str
@@ -40,6 +41,7 @@ class Dialogue:
     tags: tuple[str, ...]
     turns: tuple[dict[str, Any], ...]
     system: str | None = None
+    greeting: str | None = None
 
     @property
     def failed(self) -> bool:
@@ -80,7 +82,7 @@ def dialogues(
     groups: dict[tuple[str, str, int], list[dict[Any, Any]]] = {}
     for row in rows.sort_values("turn", kind="stable").to_dict("records"):
         groups.setdefault((row["conversation"], row["cell"], row["repeat"]), []).append(row)
-    systems, settings = system_messages(run) or {}, run.facts.cells
+    before, settings = openings(run) or {}, run.facts.cells
     selected = [
         Dialogue(
             name,
@@ -88,7 +90,8 @@ def dialogues(
             number,
             tags=tuple(turns[0]["tags"]),
             turns=tuple(map(turn_record, turns)),
-            system=system_of(settings.get(cell, {}), systems.get(name)),
+            system=system_of(settings.get(cell, {}), before.get(name, Opening()).system),
+            greeting=before.get(name, Opening()).greeting,
         )
         for (name, cell, number), turns in groups.items()
     ]

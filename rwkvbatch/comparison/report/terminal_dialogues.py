@@ -67,6 +67,12 @@ def print_dialogues(
         elif dialogue.system is not None:
             console.print(_labelled([(Text("system", "dim"), Text(printable(dialogue.system)))], console), no_wrap=True)
             console.print()
+        if dialogue.greeting is not None and only_failures:
+            _print_line("Assistant  ", dialogue.greeting, console)
+        elif dialogue.greeting is not None:
+            greeting = [(Text("Assistant", "green"), Text(printable(dialogue.greeting)))]
+            console.print(_labelled(greeting, console), no_wrap=True)
+            console.print()
         failures = [index for index, record in enumerate(dialogue.turns) if has_failed(record)]
         last = failures[-1] if only_failures and failures else len(dialogue.turns) - 1
         for index, record in enumerate(dialogue.turns[: last + 1]):

@@ -107,6 +107,14 @@ def as_integer(value: object) -> int | None:
 
 
 @dataclass(frozen=True)
+class Opening:
+    """The system message of a conversation and the assistant message with which it begins; None for none."""
+
+    system: str | None = None
+    greeting: str | None = None
+
+
+@dataclass(frozen=True)
 class RunData:
     """One run as a table.
 
@@ -123,7 +131,7 @@ class RunData:
         unfinished: number of planned rows that do not exist (yet), by cell; empty if the run is finished, or if the
             number of planned rows is unknown. If the cells have different numbers of rows, only the total is known,
             and each cell has it.
-        systems: system messages by conversation; None if they must be read from elsewhere (see `system_messages`).
+        openings: what precedes the first user messages; None if it must be read from elsewhere (see `openings`).
         unfinished_at_least: whether more rows than those of `unfinished` may be missing.
         is_foreign: whether another program wrote the results.
         prompt_hashes: by conversation, another program's hash of its prompt; empty if there is none.
@@ -136,7 +144,7 @@ class RunData:
     rows: pd.DataFrame
     notes: tuple[str, ...] = ()
     unfinished: Mapping[str, int] = field(default_factory=dict[str, int])
-    systems: Mapping[str, str] | None = None
+    openings: Mapping[str, Opening] | None = None
     unfinished_at_least: bool = False
     is_foreign: bool = False
     prompt_hashes: Mapping[str, str] = field(default_factory=dict[str, str])

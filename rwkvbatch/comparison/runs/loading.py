@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from rwkvbatch.arguments import ITERABLE, PATH, check_argument, checks, either, instance_of
-from rwkvbatch.comparison.runs.data import RunData, RunFacts, as_integer, as_record
+from rwkvbatch.comparison.runs.data import Opening, RunData, RunFacts, as_integer, as_record
 from rwkvbatch.comparison.runs.foreign import read_foreign
 from rwkvbatch.comparison.runs.table import NO_RESULTS, read_results, tabulate
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
@@ -143,27 +143,34 @@ def _in_memory(name: str, result: ResultInMemory, *, choices: bool) -> RunData:
     if getattr(result, "race", None) is not None:
         notes += (_race_note(name, "`result.race`"),)
     facts = RunFacts.of_plan(result.plan)
-    systems = _systems_of(result.plan.conversations)
-    return RunData(name, name, facts, {}, table, notes, _unfinished(table, planned, list(facts.cells)), systems)
+    before = _openings_of(result.plan.conversations)
+    return RunData(name, name, facts, {}, table, notes, _unfinished(table, planned, list(facts.cells)), before)
 
 
-def _systems_of(conversations: Iterable[Any]) -> dict[str, str]:
-    """By conversation, what precedes its first user message."""
-    before = {c.id: [c.system or "", f"Assistant: {c.greeting}" if c.greeting else ""] for c in conversations}
-    return {name: "\n\n".join(filter(None, texts)) for name, texts in before.items() if any(texts)}
+def _openings_of(conversations: Iterable[Any]) -> dict[str, Opening]:
+    """What precedes the first user message, by conversation, of those that have such messages."""
+    return {c.id: Opening(c.system, c.greeting) for c in conversations if c.system or c.greeting}
 
 
-def system_messages(run: RunData) -> Mapping[str, str] | None:
-    """The system messages by conversation, which are in the copy of the script; None if it is missing or damaged."""
-    if run.systems is not None or not run.manifest:
-        return run.systems
+def openings(run: RunData) -> Mapping[str, Opening] | None:
+    """What precedes the first user messages, from the copy of the script; None if it is missing or damaged."""
+    if run.openings is not None or not run.manifest:
+        return run.openings
     from rwkvbatch.results.script_copy import read_script
 
     source = Path(run.source)
     with suppress(RwkvBatchError):  # damaged, or a check's extra is not installed here
         copy = read_script(source if source.is_dir() else source.parent, run.manifest)
-        return None if copy is None else _systems_of(copy)
+        return None if copy is None else _openings_of(copy)
     return None
+
+
+def system_messages(run: RunData) -> Mapping[str, str] | None:
+    """By conversation, what precedes its first user message as one text, for reports; None as for `openings`."""
+    if (found := openings(run)) is None:
+        return None
+    texts = {name: [one.system, f"Assistant: {one.greeting}" if one.greeting else None] for name, one in found.items()}
+    return {name: "\n\n".join(filter(None, parts)) for name, parts in texts.items()}
 
 
 def _unfinished(rows: pd.DataFrame, planned: int | None, cells: Sequence[str]) -> dict[str, int]:
