@@ -35,7 +35,7 @@ def in_memory(rows: Sequence[dict[str, Any]], *, seed: int = 1, script: str = "a
 
     cells = list(dict.fromkeys(row["cell"] for row in rows))
     plan = SimpleNamespace(
-        conversations=[SimpleNamespace(id="c0", system=None, sha256=script)],
+        conversations=[SimpleNamespace(id="c0", system=None, greeting=None, sha256=script)],
         settings=SimpleNamespace(seed=seed),
         cells=[SimpleNamespace(name=cell) for cell in cells],
         cell_settings=[Settings(temperature=number) for number, _ in enumerate(cells)],

@@ -60,7 +60,7 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0
     if analysis.restriction is not None:
         _print_wrapped(analysis.restriction.sentence, console, "bold")
     if not analysis.comparisons:
-        for table in _means(analysis):
+        for table in _means(analysis, with_counts=console.width >= WIDTH_WITH_COUNTS):
             console.print(table)
         console.print(Text(conclusion(analysis.comparisons), style="bold"))
     for trend in analysis.trends:
@@ -205,36 +205,40 @@ def _similar_names(analysis: Analysis, name: str) -> str:
     return f"there are {len(names)}, such as {', '.join(similar)}; `--json` and the HTML report list them"
 
 
-def _means(analysis: Analysis) -> Iterator[Table]:
+WIDTH_WITH_COUNTS = 70
+"""Columns of a terminal from which tables of means have the numbers of values and conversations."""
+
+
+def _means(analysis: Analysis, *, with_counts: bool) -> Iterator[Table]:
     """The means of a single variant: a table of all metrics or, with `by`, a table of the groups for each metric."""
     label, means = analysis.variants[0].label, analysis.means(analysis.variants[0])
     if analysis.by is None:
-        table = _table_of_means(label, "metric")
+        table = _table_of_means(label, "metric", with_counts=with_counts)
         for mean in means:
-            table.add_row(metric_title(mean.metric), *_cells_of_mean(mean))
+            table.add_row(metric_title(mean.metric), *_cells_of_mean(mean, with_counts=with_counts))
         yield table
         return
     by_metric: dict[str, Table] = {}
     for mean in means:
         title = metric_title(mean.metric)
         if title not in by_metric:
-            by_metric[title] = _table_of_means(f"{label}, {title}", "of")
-        by_metric[title].add_row(safe(mean.group or "all"), *_cells_of_mean(mean))
+            by_metric[title] = _table_of_means(f"{label}, {title}", "of", with_counts=with_counts)
+        by_metric[title].add_row(safe(mean.group or "all"), *_cells_of_mean(mean, with_counts=with_counts))
     yield from by_metric.values()
 
 
-def _table_of_means(title: str, first_column: str) -> Table:
+def _table_of_means(title: str, first_column: str, *, with_counts: bool) -> Table:
     table = Table(title=safe(title, "bold"), title_justify="left", box=None, pad_edge=False)
     table.add_column(first_column, overflow="fold")
     table.add_column("mean", justify="right")
     table.add_column("95 % interval")
-    table.add_column("values", justify="right")
-    table.add_column("conversations", justify="right")
+    for count in ("values", "conversations") if with_counts else ():
+        table.add_column(count, justify="right")
     return table
 
 
-def _cells_of_mean(mean: VariantMean) -> tuple[str, ...]:
-    counts = (f"{count:,}" for count in (mean.num_values, mean.num_conversations))
+def _cells_of_mean(mean: VariantMean, *, with_counts: bool) -> tuple[str, ...]:
+    counts = [f"{count:,}" for count in (mean.num_values, mean.num_conversations)] if with_counts else []
     return shown_mean(mean.metric, mean.mean), interval(mean), *counts
 
 
