@@ -36,7 +36,7 @@ class ToolUse:
 
     def calls(self, text: str) -> list[dict[str, Any]]:
         """The `tool_calls` of a complete reply; empty if it makes none, or one of no tool."""
-        calls = calls_in(text) if self.names else ()
+        calls = calls_in(text[call_start(text) :]) if self.names else ()
         if isinstance(calls, str) or not self.names.issuperset(call.name for call in calls):
             return []
         return [_call_object(call) for call in (calls if self.is_parallel else calls[:1])]
@@ -47,12 +47,34 @@ def _call_object(call: Call) -> dict[str, Any]:
     return {"id": f"call_{_ids.getrandbits(96):024x}", "type": "function", "function": function}
 
 
+_THINKING, _END_OF_THINKING, _FENCE = "<think", "</think>", "```"
+
+
 def call_start(text: str) -> int:
-    """The index in a stripped reply, or in its beginning, from which it may be tool calls."""
-    if text.startswith(("{", "[")):
-        return 0
-    start = text.find("```")
+    """The index in a stripped reply, or in its beginning, from which it may be tool calls.
+
+    The thinking part of a reply makes no calls, whatever it quotes.
+    """
+    answer = 0
+    if text.startswith(_THINKING):
+        end = text.find(_END_OF_THINKING)
+        if end < 0:
+            return len(text)
+        answer = end + len(_END_OF_THINKING)
+        answer += len(text) - answer - len(text[answer:].lstrip())
+    if text.startswith(("{", "["), answer):
+        return answer
+    start = text.find(_FENCE, answer)
     return start if start >= 0 else len(text.rstrip("`"))
+
+
+def text_around_calls(text: str) -> tuple[str, str]:
+    """The text before and after the calls of a stripped reply that makes some."""
+    start = call_start(text)
+    before, after = text[:start].rstrip(), ""
+    if text.startswith(_FENCE, start):
+        after = text[start:].partition(f"\n{_FENCE}")[2].strip()
+    return before, f"\n{after}" if before and after else after
 
 
 def conversation_of(fields: ChatFields) -> tuple[list[dict[str, str]], ToolUse]:

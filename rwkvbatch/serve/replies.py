@@ -28,7 +28,7 @@ from rwkvbatch.serve.fields import (
     decoded,
     prompts_of,
 )
-from rwkvbatch.serve.messages import ToolUse, call_start, conversation_of
+from rwkvbatch.serve.messages import ToolUse, conversation_of, text_around_calls
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Job:
             content = self.echo(choice) + text
             message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
             if calls := self.calls(choice, results):
-                message |= {"content": content[: call_start(content)].rstrip() or None, "tool_calls": calls}
+                message |= {"content": "".join(text_around_calls(content)) or None, "tool_calls": calls}
             part = {"message": message} if self.is_chat else {"text": content}
             details = [*self.prompt_details(choice, choice.score(results)), *(() if reply is None else reply.details)]
             logprobs = self.logprobs(TextOffsets(self.names), details)

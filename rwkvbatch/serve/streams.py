@@ -11,7 +11,7 @@ from rwkvbatch.engine.request import TokenDetails
 from rwkvbatch.prepared import TextStripper
 from rwkvbatch.serve.answers import TextOffsets
 from rwkvbatch.serve.batcher import Flight
-from rwkvbatch.serve.messages import call_start
+from rwkvbatch.serve.messages import call_start, text_around_calls
 from rwkvbatch.serve.replies import Choice, Job
 
 END = b"data: [DONE]\n\n"
@@ -82,6 +82,8 @@ class _ChoiceStream:
             self.is_over = True
             calls = self._job.calls(choice, results)
             if calls:
+                if after := text_around_calls(self._seen)[1]:
+                    events.append(event(self._chunk(after, self._logprobs())))
                 events.append(event(self._calls_chunk(calls)))
             elif self._held:
                 events.append(event(self._chunk(self._held, self._logprobs())))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rwkvbatch.serve.fields import ChatFields
-from rwkvbatch.serve.messages import ToolUse, call_start, conversation_of
+from rwkvbatch.serve.messages import ToolUse, call_start, conversation_of, text_around_calls
 from tests.serve.running import MODEL, Server
 
 TOOL = {"type": "function", "function": {"name": "slots", "parameters": {"properties": {"date": {"type": "string"}}}}}
@@ -61,6 +61,11 @@ def test_tool_choice_sets_the_beginning_of_the_reply(choice: Any, names: set[str
         ('{"name":"other","arguments":{}}', []),
         ('```json\n{"name":"slots","argum', []),
         ("No call.", []),
+        ('```json\n{"name":"slots"}\n```\nDone.', ["slots"]),
+        ('<think>As ```json\n{"name":"slots"}\n```</think>\nNo.', []),
+        ('<think>As ```x```</think>\n{"name":"slots"}', ["slots"]),
+        ('<think>As ```x\n```</think>\nSo:\n```json\n{"name":"slots"}\n```', ["slots"]),
+        ('<think>Unclosed\n```json\n{"name":"slots"}\n```', []),
     ],
 )
 def test_calls_are_read_from_the_reply(text: str, names: list[str]) -> None:
@@ -74,13 +79,36 @@ def test_calls_are_read_from_the_reply(text: str, names: list[str]) -> None:
 
 def test_text_before_a_call_is_told_apart() -> None:
     assert [call_start(text) for text in ("ab", "ab``", "ab\n```json", '{"', "", "`a")] == [2, 2, 3, 0, 0, 2]
+    assert [call_start(text) for text in ("<think>``", "<think>a</think>\n\n{", "<think>`a`</think>b```")] == [
+        9,
+        18,
+        19,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "around"),
+    [
+        ('{"name":"slots"}', ("", "")),
+        ('Well,\n```json\n{"name":"slots"}\n```', ("Well,", "")),
+        ('```json\n{"name":"slots"}\n```\n\nDone.\n', ("", "Done.")),
+        ('Well,\n```json\n{"name":"slots"}\n```\nDone.', ("Well,", "\nDone.")),
+        ('<think>`a`</think>\n{"name":"slots"}', ("<think>`a`</think>", "")),
+        ('```json\n{"name":"slots"}', ("", "")),
+    ],
+)
+def test_text_around_calls_is_kept(text: str, around: tuple[str, str]) -> None:
+    assert text_around_calls(text) == around
 
 
 REPLY = 'Well,\n```json\n{"name":"slots","arguments":{"date":"x"}}\n```'
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(("text", "content"), [(REPLY, "Well,"), (REPLY[6:], None), ("Well, ```x", "Well, ```x")])
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [(REPLY, "Well,"), (REPLY[6:], None), (f"{REPLY}\nSo.", "Well,\nSo."), ("Well, ```x", "Well, ```x")],
+)
 def test_replies_with_calls_have_them_in_openais_form(
     server: Server, stream: bool, text: str, content: str | None
 ) -> None:
