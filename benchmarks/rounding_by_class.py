@@ -43,7 +43,7 @@ from rwkvbatch.model.ops import Activation, MatrixKind, Product, Rounding, matri
 from rwkvbatch.model.ops.cpu import CpuOps
 from rwkvbatch.model.ops.reference import ROUNDINGS, ReferenceOps, TorchLinear
 from rwkvbatch.prompt.vocabulary import tokenizer_of
-from rwkvbatch.replay.api import prepare
+from rwkvbatch.replay.prepare import prepare
 from rwkvbatch.script.documents import read_documents
 
 DATASETS = Path(__file__).resolve().parents[1] / "datasets"

@@ -137,7 +137,7 @@ def _of_dialogues(
 ) -> list[ScoredText]:
     from rwkvbatch.bench.damage_dialogues import texts_of_dialogues
     from rwkvbatch.engine.engine import Engine
-    from rwkvbatch.replay.api import prepare
+    from rwkvbatch.replay.prepare import prepare
 
     reference, other = models
     run_settings: Any = {**script_limits().model_dump(), **settings, "preset": "greedy", "history": "gold"}

@@ -99,7 +99,7 @@ def run_command(
     with leaving_at_once(), logging_to(log_file, verbose=verbose, quiet=quiet):
         if dry_run:
             from rwkvbatch.cli.views import show_plan
-            from rwkvbatch.replay.api import prepare
+            from rwkvbatch.replay.prepare import prepare
 
             show_plan(prepare(scripts, **settings), as_json=json_output)
             return

@@ -95,7 +95,7 @@ def _columns(summary: Summary) -> dict[str, list[str]]:
 
 
 def _passed(cell: CellSummary) -> str:
-    """The checks that passed. Those of rows that failed count as failed, which is told apart from wrong replies."""
+    """The checks that passed, and the number of rows with an error, whose checks count as failed."""
     judged = cell.checks - cell.unjudged
     if not judged:
         return "-"

@@ -18,7 +18,7 @@ from rwkvbatch.errors import counted, listed
 from rwkvbatch.prompt.escaping import printable
 
 if TYPE_CHECKING:
-    from rwkvbatch.replay.api import Prepared
+    from rwkvbatch.replay.prepare import Prepared
 
 
 class TrimmedConsole(Console):

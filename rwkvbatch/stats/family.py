@@ -189,7 +189,7 @@ def _equal_pairs(num_pairs: NDArray[np.float64], tests: _Tests, widest: float, l
 
 
 def can_be_significant(clusters: int, level: float) -> bool:
-    """Whether any outcome of so many clusters is significant at `level`."""
+    """Whether this number of clusters has an outcome that is significant at `level`."""
     return clusters > 0 and _smallest_p(clusters) <= level
 
 

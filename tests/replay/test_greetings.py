@@ -13,8 +13,8 @@ import rwkvbatch
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.templates import OfficialTemplate
-from rwkvbatch.replay.api import prepare
 from rwkvbatch.replay.planning.grid import Cell
+from rwkvbatch.replay.prepare import prepare
 from rwkvbatch.results.row import Row
 from rwkvbatch.script.lint import lint
 from rwkvbatch.script.native import native_record

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rwkvbatch.replay.api import prepare
+from rwkvbatch.replay.prepare import prepare
 
 
 def warnings_for(

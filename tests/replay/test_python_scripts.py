@@ -11,9 +11,9 @@ import pytest
 
 import rwkvbatch
 from rwkvbatch.errors import ArgumentError, UsageError
-from rwkvbatch.replay.api import prepare
 from rwkvbatch.replay.judging.recheck import recheck
 from rwkvbatch.replay.merge import merge
+from rwkvbatch.replay.prepare import prepare
 
 CONVERSATIONS: list[dict[str, Any]] = [
     {"messages": [{"role": "user", "content": "Hi", "expect": {"min_tokens": 1}}], "tags": ["short"]},

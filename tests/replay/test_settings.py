@@ -11,7 +11,7 @@ from rwkvbatch.config.names import ALIASES, full_name, option_name
 from rwkvbatch.config.sources import resolve_settings
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.prompt.templates import load_prelude
-from rwkvbatch.replay.api import RunKeywords, prepare, split_lists
+from rwkvbatch.replay.prepare import RunKeywords, prepare, split_lists
 
 
 def config_file(tmp_path: Path, text: str) -> Path:

@@ -12,7 +12,7 @@ import rwkvbatch
 from rwkvbatch.comparison.dialogues.selection import dialogues
 from rwkvbatch.comparison.runs.loading import load_runs
 from rwkvbatch.errors import RunMismatchError, UsageError
-from rwkvbatch.replay.api import prepare
+from rwkvbatch.replay.prepare import prepare
 from rwkvbatch.replay.worker.conversation import ConversationReplay
 from rwkvbatch.replay.worker.prompts import PromptEncoder
 from rwkvbatch.results.manifest import FILLS_IN_SYSTEM, read_manifest

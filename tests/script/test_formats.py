@@ -117,6 +117,9 @@ def test_fields_of_requests_that_change_nothing_are_accepted_without_a_word(tmp_
         *(("min_tokens", value) for value in (1, False, [])),
         *(("ignore_eos", value) for value in (True, 0, 1)),
         ("stop_token_ids", [1]),
+        ("length_penalty", 2),
+        ("use_beam_search", True),
+        ("bad_words", ["no"]),
     ],
 )
 def test_values_that_are_neutral_only_in_another_field_are_refused(name: str, value: Any, tmp_path: Path) -> None:

@@ -76,13 +76,7 @@ def grouped(
 
 def _content(dialogue: Dialogue) -> str:
     """All that is shown of a dialogue but its cell, repeat and metrics. Likelihoods of choices are rounded as shown."""
-    return repr(
-        (
-            dialogue.system,
-            dialogue.greeting,
-            [(*(turn[name] for name in _CONTENT), _choices(turn)) for turn in dialogue.turns],
-        )
-    )
+    return repr((dialogue.system, [(*(turn[name] for name in _CONTENT), _choices(turn)) for turn in dialogue.turns]))
 
 
 def _choices(turn: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -253,7 +253,6 @@ def _fingerprint(function: FunctionType, seen: _Seen | None = None) -> list[Any]
     names = sorted(_names(code) & function.__globals__.keys())
     cells = [cell.cell_contents for cell in function.__closure__ or () if not _is_empty(cell)]
     values = [function.__defaults__, function.__kwdefaults__, cells, [function.__globals__[name] for name in names]]
-    values.append(function.__dict__.get("__wrapped__"))
     return [_code(code), names, _value(values, function.__module__, 0, seen)]
 
 

@@ -311,7 +311,7 @@ def test_ends_of_the_interval_of_a_mean_reach_its_limits_but_do_not_leave_them_o
 
 def test_equal_pairs_say_from_which_number_of_conversations_a_margin_holds() -> None:
     def equal(conversations: int) -> float:
-        """The upper end of the interval of so many equal pairs."""
+        """The upper end of the interval of this number of equal pairs."""
         return compare_family(np.zeros((conversations, 1)), np.ones((conversations, 1)), widest=1.0).differences[0].high
 
     def text(margin: float | None, **changes: object) -> str:

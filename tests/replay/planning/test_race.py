@@ -15,11 +15,11 @@ import pytest
 from benchmarks.race_simulation import simulate
 from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.errors import RowError, UsageError
-from rwkvbatch.replay.api import prepare
 from rwkvbatch.replay.planning.grid import make_cells
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.planning.race import Draws, Race, can_drop
 from rwkvbatch.replay.planning.rounds import DrawSelection
+from rwkvbatch.replay.prepare import prepare
 from rwkvbatch.replay.preview import preview
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute

@@ -11,10 +11,10 @@ from unittest.mock import patch
 import pytest
 
 from rwkvbatch.errors import UsageError
-from rwkvbatch.replay.api import prepare
 from rwkvbatch.replay.planning.grid import Cell
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.planning.rounds import RepeatSelection, first_round, reached_precision, rounds
+from rwkvbatch.replay.prepare import prepare
 from rwkvbatch.results.row import CheckResult
 from rwkvbatch.results.rows import MemoryRows
 from rwkvbatch.script.records import Check

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError, UsageError
-from rwkvbatch.replay.api import prepare
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.planning.rounds import first_round
 from rwkvbatch.replay.planning.row_index import Member, Shard, read_members, write_members
+from rwkvbatch.replay.prepare import prepare
 from rwkvbatch.replay.preview import preview
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.replay.worker.prompts import PromptEncoder
