@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,8 @@ from rwkvbatch.model.strategy import DTYPES
 if TYPE_CHECKING:
     from rwkvbatch.model.ops.cpu import CpuOps
 
-_READ_FLOATS = 64 << 20
-"""256 MiB, which is larger than any cache."""
+_LEAST_READ_BYTES = 256 << 20
+_CACHE_SIZE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 _COPIED_BYTES = 512 << 20
 _MATRIX_SIZE = 8192
 _ROUNDS_PER_PEAK = 60_000
@@ -76,9 +77,24 @@ class DeviceWork:
 
 def native_work(ops: CpuOps) -> DeviceWork:
     """Memory reads and multiply-adds with the threads and instruction set of native operations."""
-    memory = np.ones(_READ_FLOATS, dtype=np.float32)
+    memory = np.ones(bytes_beyond_caches(_CACHE_SIZE) // 4, dtype=np.float32)
     read, multiply = partial(ops.native.read_all, memory), partial(ops.native.multiply_add, _ROUNDS_PER_PEAK)
     return DeviceWork(ops.isa, "fma", read, memory.nbytes, multiply, ops.native.operations(_ROUNDS_PER_PEAK))
+
+
+def bytes_beyond_caches(size_file: Path) -> int:
+    """A number of bytes of which the processor's last-level cache holds at most half; 256 MiB or more.
+
+    Args:
+        size_file: the size of the cache as Linux describes it, such as `32768K`; see
+            Documentation/ABI/stable/sysfs-devices-system-cpu. Without the file, caches are taken to be smaller than
+            128 MiB.
+    """
+    try:
+        kibibytes = int(size_file.read_text().strip().removesuffix("K"))
+    except (OSError, ValueError):
+        return _LEAST_READ_BYTES
+    return max(_LEAST_READ_BYTES, 2 * kibibytes << 10)
 
 
 def torch_work(device: str, dtype: str) -> DeviceWork:

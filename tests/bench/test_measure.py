@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rwkvbatch.bench import measure, workloads
-from rwkvbatch.bench.limits import Rates
+from rwkvbatch.bench.limits import Rates, bytes_beyond_caches
 from rwkvbatch.bench.measure import Figure, Plan, figure_of, run_benchmark, write_random
 from rwkvbatch.bench.package import rwkv_package
 from rwkvbatch.bench.workloads import Workload
@@ -47,6 +47,16 @@ def test_a_round_is_held_against_what_the_machine_could_do_just_then() -> None:
     rates = [RATES, Rates(read=40e9, fma=100e9), Rates(read=20e9, fma=100e9)]
     figure = figure_of(workload("decode", 1, operations=1.0, memory_bytes=1e9), [0.125, 0.05, 0.1], [], rates)
     assert figure.share == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [("32768K\n", 256 << 20), ("307200K\n", 600 << 20), ("unknown", 256 << 20), (None, 256 << 20)]
+)
+def test_memory_is_read_in_an_array_that_no_cache_holds(size: str | None, expected: int, tmp_path: Path) -> None:
+    path = tmp_path / "size"
+    if size is not None:
+        path.write_text(size)
+    assert bytes_beyond_caches(path) == expected
 
 
 def test_many_rows_are_bound_by_arithmetic() -> None:
