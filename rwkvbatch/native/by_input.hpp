@@ -38,9 +38,9 @@ struct ListedLines {
     RWKV_INLINE void advance() { offsets += QUAD; }
 };
 
-// The weight lines of all inputs.
-template <size_t ROWS> struct LinesInOrder {
-    static constexpr size_t AHEAD = memory_bound(ROWS) ? 12 : 48;
+// The weight lines of all inputs, prefetched `DISTANCE` lines ahead.
+template <size_t DISTANCE> struct LinesInOrder {
+    static constexpr size_t AHEAD = DISTANCE;
     const uint8_t* line;
 
     RWKV_INLINE const uint8_t* operator[](size_t i) const { return line + i * INPUT_LINE; }
@@ -286,7 +286,8 @@ template <size_t ROWS> void linear_by_input(const LinearJob& job, size_t first_p
             BandSums<ROWS> group;
             group.start(rows);
             if (offsets == nullptr) {
-                group.add(LinesInOrder<ROWS>{lines}, quads, stride, end - quad);
+                if (job.prefetch) group.add(LinesInOrder<AHEAD / INPUT_LINE>{lines}, quads, stride, end - quad);
+                else group.add(LinesInOrder<memory_bound(ROWS) ? 12 : 48>{lines}, quads, stride, end - quad);
             } else {
                 for (size_t line = 0; line < BAND_SCALES; line += LINE)
                     __builtin_prefetch(scales + ListedLines::SCALES_AHEAD * (SCALED_INPUTS * INPUT_LINE + BAND_SCALES) + line, 0, 2);

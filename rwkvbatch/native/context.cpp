@@ -55,6 +55,19 @@ InstructionSet instruction_set(const std::string& isa) {
     throw std::invalid_argument("instruction set '" + isa + "' is not available here; 'auto' and 'portable' always are");
 }
 
+}  // namespace
+
+bool is_intel() {
+#if defined(RWKV_X86)
+    __builtin_cpu_init();
+    return __builtin_cpu_is("intel");
+#else
+    return false;
+#endif
+}
+
+namespace {
+
 void check(bool holds, const char* what) {
     if (!holds) throw std::invalid_argument(what);
 }
@@ -369,6 +382,7 @@ void Context::run_linears(std::vector<LinearJob>& jobs) {
     if (jobs.size() == 1 && jobs[0].weight.by_input && jobs[0].num_rows <= MAX_SPARSE_ROWS) rounded.push_back(gather_inputs(jobs[0]));
     size_t num_tasks = 0, products = 0;
     for (LinearJob& job : jobs) {
+        job.prefetch = prefetch_;
         job.panels_per_task = panels_per_task(job, threads_->size());
         num_tasks += job.num_tasks();
         products += job.num_rows * job.weight.out * job.weight.in;

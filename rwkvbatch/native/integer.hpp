@@ -86,8 +86,8 @@ inline void quantize(const QuantizeJob& job, size_t begin, size_t end) {
                job.groups + row, job.num_rows);
 }
 
-// The sums of a single row, kept in registers.
-template <Dtype D, size_t PANELS>
+// The sums of a single row, kept in registers. `PREFETCH` as in `sum_one_row`.
+template <Dtype D, size_t PANELS, bool PREFETCH>
 RWKV_INLINE void sum_one_integer_row(const LinearJob& job, size_t first_panel, F16 (&total)[PANELS]) {
     constexpr size_t GROUP = scaled_inputs(D);
     const PackedMatrix& weight = job.weight;
@@ -103,6 +103,7 @@ RWKV_INLINE void sum_one_integer_row(const LinearJob& job, size_t first_panel, F
         for (size_t p = 0; p < PANELS; ++p) sum[p] = set1(static_cast<uint32_t>(group.start));
         const uint8_t* scales = weights + integer_scales_after(D, end - begin, input_bytes, first_panel % BAND);
         for (size_t k = begin; k < end; k += unit_inputs(D), weights += input_bytes) {
+            if constexpr (PREFETCH) prefetch_lines(weights + AHEAD, PANELS * unit_bytes(D));
             const UnitInputs<D> row(quads);
             quads += UNIT_INPUT_BYTES<D>;
             for (size_t p = 0; p < PANELS; ++p)
@@ -114,13 +115,15 @@ RWKV_INLINE void sum_one_integer_row(const LinearJob& job, size_t first_panel, F
                 total[p] = fma(part[p], set1(group.scale), total[p]);
                 part[p] = zero();
             }
+        if constexpr (PREFETCH) prefetch_lines(weights + AHEAD, band_scales);
         weights += band_scales;
     }
 }
 
 template <Dtype D, size_t PANELS> void finish_one_integer_row(const LinearJob& job, size_t first_panel) {
     F16 sum[PANELS];
-    sum_one_integer_row<D>(job, first_panel, sum);
+    job.prefetch ? sum_one_integer_row<D, PANELS, true>(job, first_panel, sum)
+                 : sum_one_integer_row<D, PANELS, false>(job, first_panel, sum);
     for (size_t p = 0; p < PANELS; ++p) store_finished(job, sum[p], 0, first_panel + p);
 }
 
@@ -172,7 +175,7 @@ inline void integer_linear(const LinearJob& job, size_t task, float* sums, const
                 const size_t tile_units = ceil_div(end - begin, unit_inputs(weight.dtype));
                 const size_t ahead_step = ceil_div(ahead_bytes, num_tiles * tile_units * LINE) * LINE;
                 // A single tile of whole bands reads the weights in the order of memory, which the processor prefetches better.
-                const uint8_t* const ahead_end = num_tiles == 1 && panels == BAND ? ahead : ahead + ahead_bytes;
+                const uint8_t* const ahead_end = num_tiles == 1 && panels == BAND && !job.prefetch ? ahead : ahead + ahead_bytes;
                 float* tile_sums = sums + (panel - first_panel) * num_rows * PANEL;
                 for (size_t t = 0, row = first_row; t < num_tiles; ++t) {
                     const size_t row_units = units / num_tiles + (t < units % num_tiles ? 1 : 0);

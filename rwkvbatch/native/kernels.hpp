@@ -58,6 +58,7 @@ struct LinearJob {
     Rows out;
     size_t panels_per_task;
     SparseInputs sparse;  // `offsets` is null if all inputs are to be read
+    bool prefetch = false;  // whether weights for up to three rows are prefetched by instructions, see `Context::set_prefetch`
     const InputGroup* groups = nullptr;  // with integer weights; `x` are then rounded rows, see `QuantizeJob`
 
     size_t num_tasks() const { return ceil_div(weight.num_panels(), panels_per_task); }

@@ -24,10 +24,11 @@ constexpr size_t INPUT_BLOCK = 192;
 #endif
 static_assert(2 * INPUT_BLOCK % SCALED_INPUTS == 0);
 
-// Prefetch distance in bytes; it covers the latency of memory. Up to three rows consume weights as fast as they arrive: there the
-// processor's own prefetching is enough, and more would slow it down. int8 weights are widened, which takes longer.
-constexpr size_t AHEAD = 8192;
-constexpr bool prefetches(size_t rows, Dtype dtype) { return rows > 3 || (rows > 1 && dtype == Dtype::INT8); }
+// Up to three rows consume weights as fast as they arrive: there most processors' own prefetching is enough, and more would slow it
+// down. int8 weights are widened, which takes longer.
+inline bool prefetches(const LinearJob& job, size_t rows) {
+    return job.prefetch || rows > 3 || (rows > 1 && job.weight.dtype == Dtype::INT8);
+}
 
 // Not inlined: copies of exp and tanh of 16 lanes at each end of a layer took most of the compile time. Inlined on ARM, since GCC
 // 12 at -O3 otherwise compiled wrong sums in the portable kernels there (tests/native/test_processors.py detects it); -O2 is right,
@@ -134,7 +135,7 @@ inline void advance_block(const LinearJob& job, const Tiling& tiling, Tile tile,
 // the band, the `next` weights.
 inline void advance_alone(const LinearJob& job, size_t rows, Tile tile, size_t panel, size_t panels, const uint8_t* next) {
     const TileFunction advance = tile_function(job.weight.dtype, rows, panels);
-    tile.ahead_step = prefetches(rows, job.weight.dtype) ? tile.input_bytes : 0;
+    tile.ahead_step = prefetches(job, rows) ? tile.input_bytes : 0;
     const size_t inputs = tile.end, ahead_inputs = std::min(AHEAD / tile.input_bytes, inputs);
     const size_t split = job.weight.block_of(inputs - ahead_inputs), width = job.weight.band_width(panel);
     const size_t bytes_to_split = job.weight.bytes_before(split, width);
@@ -151,7 +152,8 @@ inline void advance_alone(const LinearJob& job, size_t rows, Tile tile, size_t p
 // Compute some panels for a single row.
 template <Dtype D, size_t PANELS> void finish_one_row(const LinearJob& job, size_t first_panel) {
     F16 sum[PANELS];
-    sum_one_row<D>(job.x.data, job.weight, first_panel, sum);
+    job.prefetch ? sum_one_row<D, PANELS, true>(job.x.data, job.weight, first_panel, sum)
+                 : sum_one_row<D, PANELS, false>(job.x.data, job.weight, first_panel, sum);
     for (size_t p = 0; p < PANELS; ++p) store_finished(job, sum[p], 0, first_panel + p);
 }
 

@@ -270,6 +270,7 @@ NB_MODULE(_native, m) {
         .def_prop_ro("weight_bytes", &Context::weight_bytes)
         .def_prop_ro("skipped_bytes", &Context::skipped_bytes)
         .def("set_sparse", &Context::set_sparse)
+        .def("set_prefetch", &Context::set_prefetch)
         .def("set_guard", [](Context& c, bool guard) { c.arena().set_guard(guard); })
         .def("take_damage", [](Context& c) { return c.arena().take_damage(); })
         .def("array", &array_of)

@@ -30,6 +30,13 @@ constexpr size_t tile_panels([[maybe_unused]] size_t rows) {
 
 constexpr size_t LINE = 64;
 
+// Distance in bytes at which weights are prefetched; it covers the latency of memory.
+constexpr size_t AHEAD = 8192;
+
+RWKV_INLINE void prefetch_lines(const uint8_t* from, size_t num_bytes) {
+    for (size_t byte = 0; byte < num_bytes; byte += LINE) __builtin_prefetch(from + byte, 0, 2);
+}
+
 template <Dtype D> RWKV_INLINE F16 weights_at(const uint8_t* from) {
     if constexpr (D == Dtype::FP32) return load(reinterpret_cast<const float*>(from));
     if constexpr (D == Dtype::INT8) return widen_int8(reinterpret_cast<const int8_t*>(from));
@@ -165,14 +172,16 @@ inline TileFunction tile_function(Dtype dtype, size_t rows, size_t panels) {
     }
 }
 
-// The sums of a single row, kept in registers: during any other work between two bands no weights are read.
-template <Dtype D, size_t PANELS>
+// The sums of a single row, kept in registers: during any other work between two bands no weights are read. `PREFETCH`: see
+// `LinearJob::prefetch`; at the end of a band, the next band in memory is prefetched, which the thread reads next in most cases.
+template <Dtype D, size_t PANELS, bool PREFETCH>
 RWKV_INLINE void sum_one_row(const float* x, const PackedMatrix& weight, size_t first_panel, F16 (&total)[PANELS]) {
     constexpr size_t PANEL_BYTES = PANEL * size_of(D);
     const size_t inputs = weight.in, input_bytes = weight.input_bytes(weight.band_width(first_panel));
     const uint8_t* weights = weight.at(first_panel, 0);
     const auto add = [&](size_t begin, size_t end, F16 (&sum)[PANELS]) __attribute__((always_inline)) {
         for (size_t k = begin; k < end; ++k, weights += input_bytes) {
+            if constexpr (PREFETCH) prefetch_lines(weights + AHEAD, PANELS * PANEL_BYTES);
             const F16 input = set1(x[k]);
 #pragma GCC unroll 4
             for (size_t p = 0; p < PANELS; ++p) sum[p] = fma(input, weights_at<D>(weights + p * PANEL_BYTES), sum[p]);
@@ -189,6 +198,7 @@ RWKV_INLINE void sum_one_row(const float* x, const PackedMatrix& weight, size_t 
         const Scales scales{weights + scales_after(end - begin, input_bytes, first_panel % BAND)};
         add(begin, end, sum);
         for (size_t p = 0; p < PANELS; ++p) whole[p] = fma(sum[p], scales[p], whole[p]);
+        if constexpr (PREFETCH) prefetch_lines(weights + AHEAD, sizeof(float) * input_bytes);
         weights += sizeof(float) * input_bytes;
     }
     // Unrolled, or the compiler keeps the sums in memory.
