@@ -23,13 +23,19 @@ inline float read(const float* data, size_t count) {
     return sum_lanes(sum);
 }
 
-// Run twelve vectors of independent chains in registers, whose values converge.
+// Run independent chains in registers, whose values converge: as many as the registers hold, because a processor that begins two
+// operations at once and takes four cycles for each needs eight.
 inline float multiply_add(size_t rounds) {
+#if defined(RWKV_ISA_AVX512)
+    constexpr size_t CHAINS = MULTIPLY_ADDS / LANES;
+#else
     constexpr size_t CHAINS = MULTIPLY_ADDS / LANES / 2;
+#endif
+    constexpr size_t LOOPS = MULTIPLY_ADDS / LANES / CHAINS;
     F16 sums[CHAINS];
     for (size_t c = 0; c < CHAINS; ++c) sums[c] = set1(static_cast<float>(c));
     const F16 factor = set1(0.5f), term = set1(0.25f);
-    for (size_t i = 0; i < 2 * rounds; ++i) {
+    for (size_t i = 0; i < LOOPS * rounds; ++i) {
         for (size_t c = 0; c < CHAINS; ++c) sums[c] = fma(sums[c], factor, term);
     }
     F16 sum = zero();

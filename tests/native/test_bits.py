@@ -280,6 +280,15 @@ def test_a_fault_is_detected_by(check: Check, fault: Fault, name: str) -> None:
         check(shape, lambda count, isa: DisturbedOps(fault, count, isa, rounding=shape.rounding))
 
 
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_bits_do_not_depend_on_prefetching(shape: Shape) -> None:
+    for isa in ("portable", *vector_sets()):
+        without, with_prefetching = (CpuOps(1, isa, rounding=shape.rounding) for _ in range(2))
+        without.native.set_prefetch(False)
+        with_prefetching.native.set_prefetch(True)
+        check_same_results(shape, without, with_prefetching)
+
+
 @pytest.mark.parametrize("rows", [1, 400])
 def test_denormals_are_kept_although_torch_flushes_them(rows: int) -> None:
     ops = CpuOps(2)

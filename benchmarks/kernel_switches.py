@@ -1,11 +1,13 @@
-"""Steps that skip the weights whose inputs are zero, compared with steps that read all weights.
+"""Decode steps with and without one technique of the kernels.
 
-Both run alternately in one process on the same random checkpoint, in which `--sparsity` is the share of the inputs of
-`ffn.value` that are zero. First their logits are compared bit for bit. Prints for each number of rows the bytes not
-read, the median times, and the median, smallest and largest ratio of the rounds.
+`zeros` skips the weights whose inputs are zero, `prefetch` prefetches the weights of up to three rows by instructions.
+Both kinds of steps run alternately in one process on the same random checkpoint, in which `--sparsity` is the share of
+the inputs of `ffn.value` that are zero. First their logits are compared bit for bit. Prints for each number of rows the
+bytes not read, the median times, and the median, smallest and largest ratio of the rounds.
 
-    python benchmarks/zeros_skipped.py [--shape 24x2048] [--sparsity 0.75] [--strategy "cpu bf16"] [--rows 1 2 3]
-        [--threads 2] [--rounds 15] [--cpu-time]
+    python benchmarks/kernel_switches.py zeros [--shape 24x2048] [--sparsity 0.75] [--strategy "cpu bf16"]
+        [--rows 1 2 3] [--threads 2] [--rounds 15] [--cpu-time]
+    python benchmarks/kernel_switches.py prefetch --sparsity 0 --shape 12x768
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from rwkvbatch.model.load import load_model
 from rwkvbatch.model.ops.cpu import CpuOps
 
 Clock = Callable[[], float]
+Switch = Callable[[bool], None]
 
 STEPS = 4
 """Timed steps of one measurement, of which the fastest counts; one step before them is not timed."""
@@ -61,35 +64,35 @@ class Steps:
         return np.concatenate(logits)
 
 
-def fastest_step_s(ops: CpuOps, steps: Steps, clock: Clock, skip: bool) -> float:
-    """Seconds of a step that skips zeros, or reads all weights."""
-    ops.native.set_sparse(skip)
+def fastest_step_s(switch: Switch, steps: Steps, clock: Clock, on: bool) -> float:
+    """Seconds of a step with or without the technique."""
+    switch(on)
     steps.seconds(clock)
     return min(steps.seconds(clock) for _ in range(STEPS))
 
 
-def measure(model: Model, ops: CpuOps, rows: int, rounds: int, clock: Clock) -> str:
+def measure(model: Model, ops: CpuOps, switch: Switch, rows: int, rounds: int, clock: Clock) -> str:
     """One line of the table.
 
     Raises:
         AssertionError: logits differ.
     """
     steps = Steps(model, rows)
-    ops.native.set_sparse(False)
+    switch(False)
     expected = steps.logits()
-    ops.native.set_sparse(True)
+    switch(True)
     assert np.array_equal(steps.logits().view(np.int32), expected.view(np.int32)), "logits differ"
     before = ops.native.skipped_bytes
     steps.seconds(clock)
     skipped = ops.native.skipped_bytes - before
-    read_s, skip_s, ratios = [], [], []
+    without_s, with_s, ratios = [], [], []
     for _ in range(rounds):
-        read_s.append(fastest_step_s(ops, steps, clock, skip=False))
-        skip_s.append(fastest_step_s(ops, steps, clock, skip=True))
-        ratios.append(read_s[-1] / skip_s[-1])
+        without_s.append(fastest_step_s(switch, steps, clock, on=False))
+        with_s.append(fastest_step_s(switch, steps, clock, on=True))
+        ratios.append(without_s[-1] / with_s[-1])
     return (
         f"{rows} row{'s' if rows > 1 else ' '}  skipped {skipped / 1e6:,.0f} of {ops.step_bytes / 1e6:,.0f} MB  "
-        f"all read {median(read_s) * 1e3:.2f} ms, skipped {median(skip_s) * 1e3:.2f} ms, "
+        f"without {median(without_s) * 1e3:.2f} ms, with {median(with_s) * 1e3:.2f} ms, "
         f"{median(ratios):.3f} times ({min(ratios):.3f} to {max(ratios):.3f})"
     )
 
@@ -97,6 +100,7 @@ def measure(model: Model, ops: CpuOps, rows: int, rounds: int, clock: Clock) -> 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("technique", choices=("zeros", "prefetch"))
     parser.add_argument("--shape", default="24x2048")
     parser.add_argument("--sparsity", type=float, default=0.75)
     parser.add_argument("--strategy", default="cpu bf16")
@@ -110,11 +114,13 @@ def main() -> None:
         load = partial(load_model, strategy=arguments.strategy, threads=1 if arguments.cpu_time else arguments.threads)
         model = load(write_random(arguments.shape, Path(folder), arguments.sparsity))
     ops = native_ops(model)
-    assert ops is not None, "only the native operations skip zeros"
+    assert ops is not None, "only the native operations have these techniques"
+    switch = ops.native.set_sparse if arguments.technique == "zeros" else ops.native.set_prefetch
     threads = f"{ops.threads} thread{'s' if ops.threads > 1 else ''}"
-    print(f"{arguments.shape}, {arguments.sparsity:.0%} zeros, {arguments.strategy}, {ops.isa}, {threads}")
+    about = f"{arguments.shape}, {arguments.sparsity:.0%} zeros, {arguments.strategy}, {ops.isa}, {threads}"
+    print(f"{arguments.technique}, {about}")
     for rows in arguments.rows:
-        print(measure(model, ops, rows, arguments.rounds, clock), flush=True)
+        print(measure(model, ops, switch, rows, arguments.rounds, clock), flush=True)
 
 
 if __name__ == "__main__":
