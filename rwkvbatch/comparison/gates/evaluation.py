@@ -24,7 +24,14 @@ from rwkvbatch.comparison.gates.expressions import (
     Value,
     evaluated,
 )
-from rwkvbatch.comparison.gates.intervals import Interval, form_values, gate_intervals, wanted_sign
+from rwkvbatch.comparison.gates.intervals import (
+    Interval,
+    different_turns,
+    form_values,
+    gate_intervals,
+    known_values,
+    wanted_sign,
+)
 from rwkvbatch.comparison.gates.scopes import GateScope
 from rwkvbatch.comparison.metrics.declarations import metric_named
 from rwkvbatch.comparison.pairing.preference import PREFERENCE
@@ -190,6 +197,8 @@ def _judge(gate: Gate, scope: GateScope, interval: Interval | None) -> GateResul
     unless = gate.option == "--fail-unless"
     if interval is None:
         return replace(result, shown=result.holds, failed=result.holds != unless)
+    if gate.form is not None and (reason := different_turns(gate.form, scope)):
+        return replace(result, reason=f"cannot be judged: {reason}")
     if interval.reason:
         result = replace(result, reason=f"cannot be judged: {interval.reason}")
         return _with_sample_size(result, scope, interval) if unless else result
@@ -236,10 +245,7 @@ def _statistic(value: Value, scope: GateScope) -> float:
         known = f"known: {listed(_similar_first(value.tag, tags))}" if tags else "no turn has any"
         raise _CannotJudgeError(f"no turn has the tag {shown_value(value.tag)}; {known}")
     column = scope.column(metric.name, value.of_baseline, value.tag)
-    values = column.values
-    known = ~np.isnan(values)
-    if scope.baseline_label is not None:
-        known &= ~np.isnan(scope.column(metric.name, not value.of_baseline, value.tag).values)
+    values, known = column.values, known_values(value, scope)
     if not known.any():
         whose = scope.label if scope.baseline_label is None else f"no pair of {scope.label} and {scope.baseline_label}"
         needs = ""

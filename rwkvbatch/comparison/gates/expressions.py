@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvbatch.comparison.metrics.declarations import KNOWN_NAMES, Metric, metric_named
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import UsageError, listed
 
 MAX_LENGTH: Final = 500
 MAX_NESTING: Final = 50
@@ -104,6 +104,11 @@ class LinearForm:
         return len({value.of_baseline for value in self.weights}) == 1
 
     @property
+    def has_different_weights(self) -> bool:
+        """Whether two of its means weigh turns differently, as `nll` (by tokens) and `bits_per_byte` (by bytes)."""
+        return len({metric_named(value.metric).weight_column for value in self.weights}) > 1
+
+    @property
     def limits(self) -> tuple[float, float]:
         """The lowest and the highest value of the form that the metrics' ranges allow."""
         low = high = self.constant
@@ -157,7 +162,7 @@ def parse_gate(text: str, option: GateOption = "--fail-if", *, significantly: bo
 
     Raises:
         UsageError: a syntax error, an unknown name (the message marks its position), or `significantly` in a gate that
-            has no test.
+            has no test or whose metrics have different weights.
     """
     if len(text) > MAX_LENGTH:
         raise UsageError(f"{option}: an expression has at most {MAX_LENGTH} characters, got {len(text)}")
@@ -171,6 +176,12 @@ def parse_gate(text: str, option: GateOption = "--fail-if", *, significantly: bo
         raise UsageError(
             f"{option} {gate.text!r}: significance is defined only for sums and multiples of means that are tested",
             hint="remove `significantly` from gates on percentiles, timings, perplexity, counts, products or two tags",
+        )
+    if gate.significantly and gate.form is not None and gate.form.has_different_weights:
+        names = listed(list(dict.fromkeys(value.metric for value in gate.form.weights)))
+        raise UsageError(
+            f"{option} {gate.text!r}: {names} average turns with different weights, so their sum has no single test",
+            hint="remove `significantly`, or write a gate for each of them",
         )
     return gate
 

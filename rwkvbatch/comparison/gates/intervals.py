@@ -10,8 +10,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.comparison.gates.expressions import COMPARATORS, Floats, Gate, LinearForm
+from rwkvbatch.comparison.gates.expressions import COMPARATORS, Floats, Gate, LinearForm, Value
 from rwkvbatch.comparison.gates.scopes import GateScope
+from rwkvbatch.comparison.metrics.declarations import metric_named
 from rwkvbatch.comparison.statistics.differences import LEVEL
 from rwkvbatch.errors import counted
 from rwkvbatch.stats.bounded import bounded_interval, unseen_share
@@ -66,7 +67,10 @@ def gate_intervals(gate: Gate, scopes: Sequence[GateScope]) -> list[Interval]:
     """The simultaneous interval of `left - right` on each scope."""
     form = gate.form
     assert form is not None, "a significant gate has a linear form"
-    samples = [None if _has_no_values(form, scope) else form_values(form, scope) for scope in scopes]
+    samples = [
+        None if _has_no_values(form, scope) or different_turns(form, scope) else form_values(form, scope)
+        for scope in scopes
+    ]
     if form.one_sided:
         num_judged = sum(sample is not None and sample.values.size > 0 for sample in samples)
         return [_unpaired_interval(gate, form, sample, LEVEL / max(1, num_judged)) for sample in samples]
@@ -78,17 +82,42 @@ def _has_no_values(form: LinearForm, scope: GateScope) -> bool:
     return bool(scope.unpaired) or (scope.baseline_label is None and any(value.of_baseline for value in form.weights))
 
 
+def known_values(value: Value, scope: GateScope) -> NDArray[np.bool_]:
+    """`[n]` which values of a metric are known: on both sides if there is a baseline, as for the table's pairs."""
+    known = ~np.isnan(scope.column(value.metric, value.of_baseline, value.tag).values)
+    if scope.baseline_label is not None:
+        known &= ~np.isnan(scope.column(value.metric, not value.of_baseline, value.tag).values)
+    return known
+
+
+def different_turns(form: LinearForm, scope: GateScope) -> str:
+    """Why the form has no interval if its means are over different turns; empty if all are over the same."""
+    first, *others = form.weights
+    known = known_values(first, scope)
+    for other in others:
+        if not np.array_equal(known, other_known := known_values(other, scope)):
+            what = metric_named(first.metric).level
+            noun = f"{what}s" if scope.baseline_label is None or what == "conversation" else "pairs of turns"
+            return (
+                f"{first.name} is a mean over {int(known.sum()):,} {noun} and {other.name} over "
+                f"{int(other_known.sum()):,}, {int((known & other_known).sum()):,} of which have both; "
+                "`significantly` needs the same for all metrics"
+            )
+    return ""
+
+
 def form_values(form: LinearForm, scope: GateScope) -> FormValues:
-    """The form's values on the pairs that have all of its metrics on both sides, which are the table's pairs."""
+    """The form's values on the pairs that have its metrics on both sides, which are the table's pairs.
+
+    All of its metrics have the same weights and, where gates are judged, the same pairs.
+    """
     first = next(iter(form.weights))
     column = scope.column(first.metric, first.of_baseline, first.tag)
     total = np.zeros(column.values.size)
+    known = np.ones(column.values.size, dtype=np.bool_)
     for value, weight in form.weights.items():
         total = total + weight * scope.column(value.metric, value.of_baseline, value.tag).values
-        if scope.baseline_label is not None:
-            # Adding 0 times the other side makes the total NaN where that side has no value.
-            total = total + 0.0 * scope.column(value.metric, not value.of_baseline, value.tag).values
-    known = ~np.isnan(total)
+        known &= known_values(value, scope)
     weights = column.weights
     if weights is not None:
         weights = weights[known] / weights[known].mean() if known.any() else weights[known]

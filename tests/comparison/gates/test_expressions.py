@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -277,6 +278,75 @@ def test_any_linear_form_can_be_significant(text: str, failed: bool) -> None:
     baseline = {"score": [0.5] * MANY, "matched": [0.5] * MANY}
     result = outcome(text, variant, baseline)
     assert (result.failed, result.reason) == (failed, "")
+
+
+@pytest.mark.parametrize(
+    "text", ["bits_per_byte - 0.5 * nll < 0", "-(0.5 * nll) + bits_per_byte < 0", "score < 0.1 * nll", "text_nll > nll"]
+)
+def test_significance_of_means_with_different_weights_is_refused(text: str) -> None:
+    assert not parse_gate(text).significantly
+    with pytest.raises(UsageError, match="average turns with different weights") as info:
+        parse_gate(f"{text} significantly")
+    assert info.value.hint == "remove `significantly`, or write a gate for each of them"
+
+
+@pytest.mark.parametrize(
+    ("text", "with_baseline"),
+    [
+        ("score - acc < 0.3", False),
+        ("score - acc < 0.3", True),
+        ("acc - score > -0.3", True),
+        ("score - baseline.acc < 0.3", True),
+    ],
+)
+def test_a_significant_gate_on_means_over_different_turns_cannot_be_judged(text: str, with_baseline: bool) -> None:
+    """On the turns with both metrics alone, the difference is significantly on one side; the printed one is not."""
+    num_both = 24
+    score = [0.2] * num_both + [1.0] * 40
+    acc = [0.5] * num_both + [NAN] * 40
+    numbers = {"score": score, "acc": acc}
+    result = outcome(f"{text} significantly", numbers, numbers if with_baseline else None)
+    assert result.failed
+    assert math.isnan(result.low)
+    assert result.reason.startswith("cannot be judged: ")
+    assert all(f"over {count}" in result.reason for count in (64, 24))
+    both = {name: side[:num_both] for name, side in numbers.items()}
+    assert not outcome(f"{text} significantly", both, both if with_baseline else None).reason
+
+
+VALUES = st.sampled_from([0.0, 0.5, 1.0, *[0.25] * 9, None]) | st.floats(0, 1)
+
+
+@given(
+    st.lists(st.tuples(*[VALUES] * 4), min_size=2, max_size=20),
+    st.sampled_from(["score", "baseline.score", "score - baseline.score", "score - acc", "score + baseline.acc",
+                     "score - 0.5 * baseline.score", "score - acc - baseline.score", "nll - baseline.nll",
+                     "nll - 2 * baseline.nll", "2 * nll"]),
+    st.sampled_from(["<", "<=", ">", ">="]),
+    st.floats(-2, 2),
+    st.booleans(),
+    st.lists(st.integers(1, 5), min_size=20, max_size=20),
+)  # fmt: skip
+def test_a_significant_gate_judges_the_number_that_it_prints(
+    rows: list[tuple[float | None, ...]], left: str, comparator: str, right: float, several: bool, weights: list[int]
+) -> None:
+    numbers = np.array([[NAN if value is None else value for value in row] for row in rows])
+    columns = {("score", False): 0, ("acc", False): 1, ("nll", False): 0}
+    columns |= {("score", True): 2, ("acc", True): 3, ("nll", True): 2}
+
+    def column(metric: str, of_baseline: bool, tag: str | None) -> Column:
+        del tag
+        conversations = np.arange(len(rows)) // (2 if several else 1)
+        weight = np.array(weights[: len(rows)], dtype=float) if metric == "nll" else None
+        return Column(numbers[:, columns[metric, of_baseline]], conversations, np.zeros_like(conversations), weight)
+
+    pair = GateScope("new", "old", column, dropped=(Dropped("new"), Dropped("old")))
+    gate = parse_gate(f"{left} {comparator} {right!r} significantly", "--fail-unless")
+    (result,) = judge([gate], [pair])
+    if not math.isnan(result.low):
+        assert result.low - 1e-9 <= result.left - result.right <= result.high + 1e-9
+    assert result.holds or not result.shown
+    assert result.holds or result.failed
 
 
 @pytest.mark.parametrize("conversations", [6, 12, MANY])
