@@ -15,7 +15,7 @@ from rwkvbatch.engine.request import END_OF_TEXT, NoiseKey, Request
 from rwkvbatch.errors import ArgumentError, InputError, UsageError, shown_value
 from rwkvbatch.model.base import ModelSpec, check_tokens
 from rwkvbatch.prompt.segments import PromptTemplate
-from rwkvbatch.prompt.templates import load_template, with_turn_end
+from rwkvbatch.prompt.templates import load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -62,16 +62,7 @@ class PreparedPrompt:
     def request(self, params: SamplingParams, root: int) -> Request:
         """The engine request of the first reply. Randomness is keyed by the seed and the tokens."""
         content = hashlib.blake2b(" ".join(map(str, self.tokens)).encode(), digest_size=16).hexdigest()
-        return Request(
-            tokens=self.tokens,
-            sampling=params.sampling,
-            noise=NoiseKey(params.seed, content),
-            max_tokens=params.max_tokens,
-            max_seconds=params.max_seconds,
-            stop=params.stop if self.template is None else (*self.template.stops, *params.stop),
-            closing="" if self.template is None else self.template.closing,
-            root=root,
-        )
+        return Request.reply(self.tokens, params, NoiseKey(params.seed, content), self.template, root=root)
 
     def shown(self, text: str) -> str:
         """A reply's text for display: in a conversation stripped, after the part of the reply in the prompt."""
@@ -115,7 +106,7 @@ class PromptBuilder:
         self, think: ThinkMode, turn_end: TurnEnd, reply_prefix: str, template: str | None
     ) -> PromptTemplate:
         values = {"think": think, "turn_end": turn_end, "reply_prefix": reply_prefix, "template": template}
-        return load_template(with_turn_end(Prompting.parse(values), self._spec.weights_sha256))
+        return load_template(Prompting.parse(values), self._spec.weights_sha256)
 
     def prompt(self, prompt: Prompt, name: str, bos: bool = False) -> PreparedPrompt:
         """Encode a text, or check token ids; `bos` puts token 0 before them.

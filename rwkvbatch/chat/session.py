@@ -26,7 +26,7 @@ from rwkvbatch.hashes import sha256_of_file
 from rwkvbatch.model.base import State
 from rwkvbatch.model.states import load_state
 from rwkvbatch.prompt.segments import PromptTemplate
-from rwkvbatch.prompt.templates import load_template, with_turn_end
+from rwkvbatch.prompt.templates import load_template
 
 CONVERSATION = "chat"
 SEED_LIMIT = 2**63
@@ -108,7 +108,7 @@ class Session:
 
     def template_of(self, settings: CellSettings) -> PromptTemplate:
         """The template of a reply with `settings`."""
-        return self._load_template(with_turn_end(settings.prompting, weights_of(self.engine.model.spec)))
+        return self._load_template(settings.prompting, weights_of(self.engine.model.spec))
 
     def turn_settings(self) -> dict[str, Any]:
         """The `TURN_SETTINGS` of the next reply as JSON values."""
@@ -279,14 +279,11 @@ class Session:
         seed, conversation, repeat = self.identity.seed, self.identity.conversation, self.identity.repeat
         messages = self._messages(position, user) if self.settings.uses_chat_api else ()
         requests = [
-            Request(
-                tokens=prompt,
-                sampling=self.settings.sampling,
-                noise=NoiseKey((seed + attempt) % SEED_LIMIT, conversation, repeat, turn),
-                max_tokens=self.settings.max_tokens,
-                max_seconds=self.settings.max_seconds,
-                stop=self.settings.stop if self.settings.uses_chat_api else (*self.template.stops, *self.settings.stop),
-                closing=self.template.closing,
+            Request.reply(
+                prompt,
+                self.settings,
+                NoiseKey((seed + attempt) % SEED_LIMIT, conversation, repeat, turn),
+                self.template,
                 root=root,
                 messages=messages,
             )

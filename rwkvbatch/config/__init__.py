@@ -32,6 +32,7 @@ from rwkvbatch.config.sampling import MAX_COUNT as MAX_COUNT
 from rwkvbatch.config.sampling import ORDERS as ORDERS
 from rwkvbatch.config.sampling import PRESETS as PRESETS
 from rwkvbatch.config.sampling import Order as Order
+from rwkvbatch.config.sampling import ReplySettings as ReplySettings
 from rwkvbatch.config.sampling import Sampling as Sampling
 from rwkvbatch.config.sampling import SamplingParams as SamplingParams
 from rwkvbatch.config.sampling import Stopping as Stopping

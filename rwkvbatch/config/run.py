@@ -11,7 +11,7 @@ from typing import Annotated, Literal, get_origin
 from pydantic import BeforeValidator, Field
 
 from rwkvbatch.config.prompting import DialoguePrompt, Prompting
-from rwkvbatch.config.sampling import MAX_COUNT, PRESETS, Sampling, Stopping
+from rwkvbatch.config.sampling import MAX_COUNT, PRESETS, ReplySettings
 from rwkvbatch.config.setting import Setting, Settings, setting
 
 HistoryMode = Literal["own", "gold"]
@@ -47,7 +47,7 @@ NO_ADAPTER = "none"
 """The value of `adapter` for no adapter."""
 
 
-class CellSettings(Sampling, Stopping, DialoguePrompt, Prompting):
+class CellSettings(ReplySettings, DialoguePrompt, Prompting):
     """The settings that determine a reply. They may differ between the cells of a grid."""
 
     history: HistoryMode = setting(
@@ -107,10 +107,6 @@ class CellSettings(Sampling, Stopping, DialoguePrompt, Prompting):
     def uses_chat_api(self) -> bool:
         """Whether a server applies its own template."""
         return self.endpoint is not None and self.endpoint_api == "chat"
-
-    @cached_property
-    def sampling(self) -> Sampling:
-        return self.part(Sampling)
 
     @cached_property
     def prompting(self) -> Prompting:

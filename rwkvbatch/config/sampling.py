@@ -210,7 +210,16 @@ class Stopping(Settings):
     )
 
 
-class SamplingParams(Sampling, Stopping):
+class ReplySettings(Sampling, Stopping):
+    """How one reply is sampled and when it ends."""
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        """The fields of `Sampling` alone."""
+        return self.part(Sampling)
+
+
+class SamplingParams(ReplySettings):
     """How one reply of `LLM` is sampled and when it ends: the fields of `Sampling` and `Stopping`, and a seed.
 
     Attributes:
@@ -239,8 +248,3 @@ class SamplingParams(Sampling, Stopping):
             UsageError: there is no such preset, or as the constructor.
         """
         return cls(**{**preset(name).model_dump(), **changes})
-
-    @cached_property
-    def sampling(self) -> Sampling:
-        """The fields of `Sampling` alone."""
-        return self.part(Sampling)

@@ -18,10 +18,11 @@ from rwkvbatch.arguments import (
     optional,
     whole_number,
 )
-from rwkvbatch.config import Sampling
+from rwkvbatch.config import ReplySettings, Sampling
 from rwkvbatch.errors import counted, listed, shortened
 
 if TYPE_CHECKING:
+    from rwkvbatch.prompt.segments import PromptTemplate
     from rwkvbatch.prompt.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "eos", "length", "time", "cancelled", "error"]
@@ -100,6 +101,35 @@ class Request:
     logit_bias: Mapping[int, float] = field(default_factory=dict[int, float], hash=False)
     on_text: Callable[[str], None] | None = field(default=None, compare=False)
     on_details: Callable[[TokenDetails], None] | None = field(default=None, compare=False)
+
+    @classmethod
+    def reply(
+        cls,
+        tokens: tuple[int, ...],
+        settings: ReplySettings,
+        noise: NoiseKey,
+        template: PromptTemplate | None,
+        *,
+        root: int = 0,
+        messages: tuple[Mapping[str, str], ...] = (),
+    ) -> Request:
+        """A reply with `settings`, ended by their stop texts and the template's.
+
+        Args:
+            template: the template of the prompt; None for a prompt without one.
+            messages: the dialogue, for a server that applies its own template, which then also ends the reply.
+        """
+        return cls(
+            tokens=tokens,
+            sampling=settings.sampling,
+            noise=noise,
+            max_tokens=settings.max_tokens,
+            max_seconds=settings.max_seconds,
+            stop=settings.stop if messages or template is None else (*template.stops, *settings.stop),
+            closing="" if template is None else template.closing,
+            root=root,
+            messages=messages,
+        )
 
     def __post_init__(self) -> None:
         for name, kind in _REQUEST_KINDS.items():

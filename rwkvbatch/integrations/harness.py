@@ -24,7 +24,7 @@ from rwkvbatch.engine.request import END_OF_TEXT
 from rwkvbatch.errors import UsageError
 from rwkvbatch.llm import LLM
 from rwkvbatch.model.states import load_state
-from rwkvbatch.prompt.templates import load_template, with_turn_end
+from rwkvbatch.prompt.templates import load_template
 
 # `lm_eval` is an optional dependency, which may be missing when types are checked.
 # pyright: reportMissingImports=false, reportMissingModuleSource=false
@@ -102,8 +102,8 @@ class RwkvBatchLM(TemplateLM):
         self._state = None if state is None else load_state(state, self.llm.spec)
         self._bos, self._seed, self._max_gen_toks = switches[bos], seed, max_gen_toks
         settings = {"think": think, "template": template, "reply_prefix": reply_prefix, "turn_end": turn_end}
-        prompting = with_turn_end(Prompting.parse(settings, where="--model_args"), self.llm.spec.weights_sha256)
-        self._template = load_template(prompting)
+        prompting = Prompting.parse(settings, where="--model_args")
+        self._template = load_template(prompting, self.llm.spec.weights_sha256)
         self._settings_text = ", ".join(f"{key}={value}" for key, value in settings.items() if value)
         self._in_chat = False
 

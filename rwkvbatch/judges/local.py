@@ -18,7 +18,7 @@ from rwkvbatch.engine.request import Score
 from rwkvbatch.errors import RwkvBatchError, is_out_of_memory
 from rwkvbatch.judges.answers import JudgeAnswer
 from rwkvbatch.judges.questions import VoteRequest
-from rwkvbatch.prompt.templates import load_template, with_turn_end
+from rwkvbatch.prompt.templates import load_template
 from rwkvbatch.script.choices import probability_among
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class LocalJudge:
         self._model = model
         self._tokenizer = tokenizer
         self._batch = batch
-        self._template = load_template(with_turn_end(Prompting(), spec.weights_sha256))
+        self._template = load_template(Prompting(), spec.weights_sha256)
 
     def answers(self, requests: Iterator[VoteRequest]) -> Iterator[tuple[VoteRequest, JudgeAnswer] | None]:
         """See `answers.Judge.answers`."""

@@ -83,13 +83,17 @@ def template_path(name_or_path: str) -> str:
     return TEMPLATES.get(name_or_path, name_or_path)
 
 
-def load_template(prompting: Prompting) -> PromptTemplate:
+def load_template(prompting: Prompting, weights_sha256: str = "") -> PromptTemplate:
     """The template that `prompting` names.
+
+    Args:
+        weights_sha256: the model's hash, by which `with_turn_end` resolves `turn_end` `auto`.
 
     Raises:
         TemplateError: the template file cannot be read, or is not a prompt template (file and line).
         UsageError: a reply prefix together with a thinking mode in which the reply begins with thinking.
     """
+    prompting = with_turn_end(prompting, weights_sha256)
     if prompting.template is None:
         return OfficialTemplate(prompting)
     from rwkvbatch.prompt.jinja import read_template

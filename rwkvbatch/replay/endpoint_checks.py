@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 
 from rwkvbatch.config import CellSettings
-from rwkvbatch.endpoint.served import RequestLimits, ServedSpec
+from rwkvbatch.endpoint.served import RequestLimits, ServedSpec, weights_of
 from rwkvbatch.errors import UsageError, listed
 from rwkvbatch.prompt.templates import load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer
@@ -54,7 +54,7 @@ def check_server(plan: Plan, setup: Setup, spec: ServedSpec, tokenizer: Tokenize
     elif (problem := token_0_problem(plan, setup)) is not None:
         raise UsageError(problem, hint=TOKEN_0_HINT)
     if spec.own is not None:
-        _check_limits(plan, setup, spec.own.request_limits)
+        _check_limits(plan, setup, spec, spec.own.request_limits)
 
 
 TOKEN_0_HINT = (
@@ -103,8 +103,12 @@ def _limits_itself(conversation: Conversation, turn: Turn) -> bool:
     return bool(_LIMITED & (conversation.params.keys() | turn.params.keys()))
 
 
-def _check_limits(plan: Plan, setup: Setup, limits: RequestLimits) -> None:
+def _check_limits(plan: Plan, setup: Setup, spec: ServedSpec, limits: RequestLimits) -> None:
     """Check the settings of the turns that generate, and no others: those of cells by the names of their options."""
+
+    def template_stops(settings: CellSettings) -> Sequence[str]:
+        return () if settings.uses_chat_api else load_template(settings.prompting, weights_of(spec)).stops
+
     chosen = map(plan.conversations.__getitem__, plan.chosen)
     if any(
         turn.generate and not _limits_itself(conversation, turn)
@@ -112,17 +116,13 @@ def _check_limits(plan: Plan, setup: Setup, limits: RequestLimits) -> None:
         for turn in conversation.turns
     ):
         for cell in setup.cells:
-            limits.check(plan.cell_settings[cell], _template_stops(plan.cell_settings[cell]))
+            limits.check(plan.cell_settings[cell], template_stops(plan.cell_settings[cell]))
     for task in _tasks(plan, setup, _has_limited):
         for number, turn in enumerate(task.conversation.turns):
             if not turn.generate or not _limits_itself(task.conversation, turn):
                 continue
             settings = task.of_turn(number).settings
             try:
-                limits.check(settings, _template_stops(settings), f"params of turn {number}: ")
+                limits.check(settings, template_stops(settings), f"params of turn {number}: ")
             except UsageError as error:
                 refuse(task.conversation.source, error.message, error.hint)
-
-
-def _template_stops(settings: CellSettings) -> Sequence[str]:
-    return () if settings.uses_chat_api else load_template(settings.prompting).stops

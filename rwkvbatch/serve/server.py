@@ -34,7 +34,7 @@ from rwkvbatch.model.load import load_model
 from rwkvbatch.model.model_files import resolve_model_path
 from rwkvbatch.model.ops import rounding_rules
 from rwkvbatch.model.states import load_state
-from rwkvbatch.prompt.templates import load_prelude, load_template, with_turn_end
+from rwkvbatch.prompt.templates import load_prelude, load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer
 from rwkvbatch.prompt.vocabulary import tokenizer_of
 from rwkvbatch.serve.app import Access, Service
@@ -123,7 +123,7 @@ class LoadedServer:
         )
         tokenizer = tokenizer_of(model.spec, settings.vocab)
         defaults.check_vocabulary(model.spec.vocab_size, "--ban")
-        load_template(with_turn_end(defaults.prompting, model.spec.weights_sha256))
+        load_template(defaults.prompting)
         paths = {**({} if settings.state is None else {DEFAULT_STATE: settings.state}), **arguments.named_states}
         states = {name: load_state(path, model.spec) for name, path in paths.items()}
         self.model = model

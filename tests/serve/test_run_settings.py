@@ -206,8 +206,14 @@ def test_what_the_server_does_not_take_is_refused_by_name_before_the_first_reque
     assert server.batcher.stats.num_generated == submitted
 
 
-def test_the_largest_allowed_values_are_taken(server: Server, script: Path) -> None:
-    settings = {"stop": ["x" * MAX_STOP_CHARACTERS] * (MAX_STOPS - 1), "no_penalty": ["x"] * MAX_EXEMPT}
+@pytest.mark.parametrize("template", [None, "markdown"])
+def test_the_largest_allowed_values_are_taken(server: Server, script: Path, template: str | None) -> None:
+    # With the bundled model, a blank line replaces the stop texts of every template.
+    settings = {
+        "template": template,
+        "stop": ["x" * MAX_STOP_CHARACTERS] * (MAX_STOPS - 1),
+        "no_penalty": ["x"] * MAX_EXEMPT,
+    }
     assert len(replies(script, endpoint=f"{server.url}/v1", temperature=0.0, frequency_penalty=0.1, **settings)) == 4
 
 

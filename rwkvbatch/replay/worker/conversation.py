@@ -83,20 +83,9 @@ class ConversationReplay:
         self._check_length(len(tokens))
         turn = self.task.of_turn(self.turn)
         settings = turn.settings
-        # With the chat API, the server's template makes the prompt and also decides what ends a reply.
-        is_chat = settings.uses_chat_api
-        messages = (*self._messages, {"role": "user", "content": self._next.user}) if is_chat else ()
-        return Request(
-            tokens=tokens,
-            sampling=settings.sampling,
-            noise=self._noise(turn.seed),
-            max_tokens=settings.max_tokens,
-            max_seconds=settings.max_seconds,
-            stop=settings.stop if is_chat else (*self._template.stops, *settings.stop),
-            closing=self._template.closing,
-            root=self._encoder.root(settings),
-            messages=messages,
-        )
+        messages = (*self._messages, {"role": "user", "content": self._next.user}) if settings.uses_chat_api else ()
+        root = self._encoder.root(settings)
+        return Request.reply(tokens, settings, self._noise(turn.seed), self._template, root=root, messages=messages)
 
     def _check_length(self, num_tokens: int) -> None:
         limit = self._encoder.max_prompt_tokens

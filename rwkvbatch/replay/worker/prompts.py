@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 
-from rwkvbatch.config import CellSettings, Prompting
+from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.request import END_OF_TEXT
 from rwkvbatch.errors import RowError
 from rwkvbatch.prompt.segments import PromptTemplate
-from rwkvbatch.prompt.templates import load_prelude, load_template, with_turn_end
+from rwkvbatch.prompt.templates import load_prelude, load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer, encode_long
 from rwkvbatch.replay.planning.plan import Task
 from rwkvbatch.script.choices import Choice
@@ -43,15 +43,12 @@ class PromptEncoder:
         self._roots = dict(roots or {})
         # Every cell and repetition encodes the same texts of a conversation.
         self.encode = lru_cache(maxsize=8192)(self._encode)
-        self._load_template = lru_cache(maxsize=256)(self._make_template)
+        self._load_template = lru_cache(maxsize=256)(load_template)
         self._load_prelude = lru_cache(maxsize=256)(load_prelude)
 
     def template(self, settings: CellSettings) -> PromptTemplate:
         """The prompt template for replies with these settings."""
-        return self._load_template(settings.prompting)
-
-    def _make_template(self, prompting: Prompting) -> PromptTemplate:
-        return load_template(with_turn_end(prompting, self._weights_sha256))
+        return self._load_template(settings.prompting, self._weights_sha256)
 
     def opening(self, task: Task) -> tuple[int, ...]:
         """The tokens before the first turn: token 0 with `bos`, the system message, the prelude and a greeting."""
