@@ -10,15 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rwkvbatch.cli.command import examples
 from rwkvbatch.cli.exits import message, print_json
-from rwkvbatch.cli.options import (
-    JsonOption,
-    ModelArgument,
-    QuietOption,
-    option,
-    script_limits,
-    thread_count,
-    with_settings,
-)
+from rwkvbatch.cli.options import JsonOption, ModelArgument, QuietOption, option, script_limits, with_settings
 from rwkvbatch.errors import InputError, UsageError, counted
 
 if TYPE_CHECKING:
@@ -90,21 +82,20 @@ def damage_command(
 
 def _models(model: str | None, against: str, settings: dict[str, Any]) -> tuple[Model, Model]:
     """The model that `--against` gives, and the measured model."""
-    from rwkvbatch.config import CellSettings
+    from rwkvbatch.config import RunSettings
     from rwkvbatch.config.sources import checked_values
     from rwkvbatch.model.load import load_model
     from rwkvbatch.model.strategy import looks_like_strategy, parse_strategy
 
-    threads = thread_count(settings.pop("threads", None))
-    cell_settings = CellSettings(**checked_values(settings))
-    load = partial(load_model, backend=cell_settings.backend, threads=threads)
+    checked = RunSettings(**checked_values(settings))
+    load = partial(load_model, backend=checked.backend, threads=checked.threads)
     if looks_like_strategy(against):
         parse_strategy(against)
         reference = load(model, against)
         model = reference.spec.path  # the same file, without the warning that several files have its name
     else:
         reference = load(against, "auto")
-    return reference, load(model, cell_settings.strategy)
+    return reference, load(model, checked.strategy)
 
 
 def _tokenizer(reference: Model, other: Model, vocab: str | None) -> Tokenizer:

@@ -22,7 +22,6 @@ from rwkvbatch.cli.options import (
     QuietOption,
     RandomOption,
     option,
-    thread_count,
     with_settings,
 )
 from rwkvbatch.cli.quantize import QUANTIZE_EPILOG, quantize_command, written_bar
@@ -196,17 +195,16 @@ def verify_command(
     **settings: Any,
 ) -> None:
     """Compare a backend's logits with those of the reference operations (fp32 on the CPU), on this machine."""
-    from rwkvbatch.config import CellSettings
+    from rwkvbatch.config import RunSettings
     from rwkvbatch.config.sources import checked_values
 
-    threads = thread_count(settings.pop("threads", None))
-    cell_settings = CellSettings(**checked_values(settings))
+    checked = RunSettings(**checked_values(settings))
     from rwkvbatch.bench.verify import verify_model
 
     with model_path(model, random, named="MODEL", quiet=quiet) as path:
         notify = partial(message, quiet=quiet)
         verification = verify_model(
-            path, strategy=cell_settings.strategy, backend=cell_settings.backend, threads=threads, notify=notify
+            path, strategy=checked.strategy, backend=checked.backend, threads=checked.threads, notify=notify
         )
     if json_output:
         print_json(asdict(verification), indent=None)

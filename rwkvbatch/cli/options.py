@@ -5,14 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from rwkvbatch.errors import UsageError, shown_value
 
 if TYPE_CHECKING:
     from rwkvbatch.config import ScriptLimits
@@ -90,22 +87,6 @@ def only_variables(*names: str) -> dict[str, str]:
 
     variables = {f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in names}
     return {name: value for name, value in os.environ.items() if name in variables}
-
-
-def thread_count(value: str | int | None) -> int | None:
-    """The number of threads that --threads gives.
-
-    Raises:
-        UsageError: the value is not a number.
-    """
-    if value is None:
-        return None
-    from rwkvbatch.config import MAX_THREADS
-
-    text = str(value).strip()
-    if not re.fullmatch(r"0*[1-9]\d{0,3}", text, re.ASCII) or int(text) > MAX_THREADS:
-        raise UsageError(f"--threads must be a whole number in [1, {MAX_THREADS}], got {shown_value(value)}")
-    return int(text)
 
 
 def with_settings(

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from typer.core import TyperOption
 
-from rwkvbatch.cli.app import COMMANDS, load_command
+from rwkvbatch.cli.app import COMMANDS, invoke, load_command
 from rwkvbatch.cli.checkpoints import read_ahead
 from rwkvbatch.cli.command import Command
-from rwkvbatch.cli.options import thread_count
+from rwkvbatch.cli.exits import ExitCode
 from rwkvbatch.config import LISTS, SETTINGS, TEXTS, CellSettings, RunSettings
 from rwkvbatch.config.names import option_name
 from rwkvbatch.config.setting import Setting
@@ -160,9 +160,11 @@ class TestReadAhead:
         assert read_ahead(settings) is None
 
 
+@pytest.mark.parametrize(
+    "command", [["bench"], ["model", "verify"], ["model", "damage", "--against", "cpu int8", "--texts", "x"]]
+)
 @pytest.mark.parametrize("given", ["two", "-1", "1.5", "", "0", "1025", str(2**64)])
-def test_threads_must_be_a_number(given: str) -> None:
-    assert thread_count("3") == thread_count(3) == 3
-    assert thread_count(None) is None
-    with pytest.raises(UsageError, match=rf"--threads must be a whole number in \[1, 1024\], got '{given}'"):
-        thread_count(given)
+def test_threads_must_be_a_number(command: list[str], given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke([*command, "--threads", given]) == ExitCode.USAGE
+    shown = given or "''"
+    assert f"--threads must be a whole number in [1, 1024], got {shown}" in " ".join(capsys.readouterr().err.split())
