@@ -23,10 +23,10 @@ def pair_judge(
     """The judge that the options name, with progress on standard error; None without one."""
     from rwkvbatch.cli.views import progress_bars
     from rwkvbatch.config.sources import resolve_settings
-    from rwkvbatch.judges.answers import JudgeAnswers, MemoryRecord, digest_of
     from rwkvbatch.judges.pairs import PairJudge
     from rwkvbatch.judges.questions import DEFAULT_CRITERION, check_criterion
     from rwkvbatch.judges.source import judge_source
+    from rwkvbatch.replay.judging.verdicts import opened_answers
 
     # A judge that only the environment names answers checks of runs; pairs are judged only if an option asks for it.
     is_given = settings.keys() & {"judge", "judge_url"}
@@ -42,18 +42,13 @@ def pair_judge(
     checked_criterion = DEFAULT_CRITERION if criterion is None else check_criterion(criterion)
     source.check()
     with ExitStack() as stack:
-        store = _store_of(sources, quiet=quiet)
-        if store is not None:
-            stack.enter_context(store)
-        judge = source.open()
+        known = stack.enter_context(opened_answers(source, _store_of(sources, quiet=quiet)))
         bars = stack.enter_context(progress_bars(quiet=quiet))
-        digest = digest_of(judge.identity)
-        if store is not None:
-            store.use(judge)
-        answers = JudgeAnswers(judge, digest, MemoryRecord() if store is None else store)
-        yield PairJudge(answers, f"{judge.name}#{digest}", checked_criterion, bars("asking the judge"))
-        if store is not None:
-            store.drop_unused(answers.used)
+        assert known.answers is not None
+        assert known.judge is not None
+        yield PairJudge(known.answers, known.judge, checked_criterion, bars("asking the judge"))
+        if known.drop_unused is not None:
+            known.drop_unused()
 
 
 def _store_of(sources: Sequence[str], *, quiet: bool) -> AnswerStore | None:

@@ -20,7 +20,7 @@ from rwkvbatch.replay.continuing.reuse import adopt, check_rows_of_plan, missing
 from rwkvbatch.replay.continuing.row_digests import RowDigests
 from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
 from rwkvbatch.replay.judging.checks import explain
-from rwkvbatch.replay.judging.verdicts import OpensJudge, RunVerdicts
+from rwkvbatch.replay.judging.verdicts import RunVerdicts
 from rwkvbatch.replay.planning import rounds
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.planning.race import RaceResult
@@ -44,6 +44,8 @@ from rwkvbatch.targets import RESULTS_NAME
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+    from rwkvbatch.judges.source import JudgeSource
 
 VERIFY_NAME = "verify.json"
 
@@ -75,7 +77,7 @@ class RunOptions:
     notify: Callable[[str], None] = lambda _: None
     loading: Callable[[], AbstractContextManager[None]] = nullcontext
     pool: MakePool | None = None
-    judge: OpensJudge | None = None
+    judge: JudgeSource | None = None
     files: Files = OS_FILES
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from rwkvbatch.config import ScriptLimits
 from rwkvbatch.errors import RowError, RunDamagedError, RunDirectoryError, RunLockedError, RunMismatchError, shown_json
@@ -21,7 +21,8 @@ from rwkvbatch.files import OS_FILES, Files, read_spans
 from rwkvbatch.judges.questions import VoteRequest
 from rwkvbatch.replay.judging.checks import judging_digest
 from rwkvbatch.replay.judging.rubrics import RubricJudge, rubrics_of, turns_with_rubrics, vote_requests_of
-from rwkvbatch.replay.judging.verdicts import OpensJudge, opened_answers
+from rwkvbatch.replay.judging.verdicts import opened_answers
+from rwkvbatch.results.answers import AnswerStore
 from rwkvbatch.results.directory import RunDirectory
 from rwkvbatch.results.manifest import FORMER, read_manifest
 from rwkvbatch.results.recovery import read_lines
@@ -45,6 +46,9 @@ from rwkvbatch.script.native import native_record
 from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Conversation
 from rwkvbatch.targets import RESULTS_NAME
+
+if TYPE_CHECKING:
+    from rwkvbatch.judges.source import JudgeSource
 
 BY_CHECK = "check"
 """Value of `by` in a manifest's `former` while this module changes verdicts."""
@@ -87,7 +91,7 @@ def recheck(
     path: Path,
     scripts: Sequence[str] = (),
     *,
-    judge: OpensJudge | None = None,
+    judge: JudgeSource | None = None,
     command: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
     asking: Callable[[int, int], None] = lambda done, total: None,
@@ -172,11 +176,11 @@ class _Recheck:
         self._turns = turns_with_rubrics(self._conversations)
         self._rubric_judge = RubricJudge(None, None, lambda row, turn: None, self._is_gold)
 
-    def run(self, judge: OpensJudge | None, asking: Callable[[int, int], None]) -> Rechecked:
+    def run(self, judge: JudgeSource | None, asking: Callable[[int, int], None]) -> Rechecked:
         if not self._turns:
             return self._run()
         with ExitStack() as stack:
-            known = stack.enter_context(opened_answers(judge, self._directory))
+            known = stack.enter_context(opened_answers(judge, AnswerStore(self._directory.folder)))
             rows = stack.enter_context(self._directory.reading(RESULTS_NAME))
             self._rubric_judge = RubricJudge(known.answers, known.judge, self._row_finder(rows), self._is_gold)
             if known.answers is not None:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from rwkvbatch.judges.answers import Judge, JudgeAnswers, MemoryRecord, digest_of
+from rwkvbatch.judges.answers import JudgeAnswers, MemoryRecord, digest_of
 from rwkvbatch.replay.judging.rubrics import RubricJudge, turns_with_rubrics, vote_requests_of
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.results.answers import AnswerStore
@@ -21,16 +21,11 @@ from rwkvbatch.results.directory import RunDirectory
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.rows import Rows
 
+if TYPE_CHECKING:
+    from rwkvbatch.judges.source import JudgeSource
+
 ShowProgress = Callable[[int, int], None]
 """Is called with the numbers of answered questions and of all questions."""
-
-
-class OpensJudge(Protocol):
-    """The judge that a command names, see `judges.source.JudgeSource`."""
-
-    is_local: bool
-
-    def open(self) -> Judge: ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +35,7 @@ class KnownAnswers:
     Attributes:
         answers: existing answers, and new ones from the judge if one is open.
         judge: the judge's name and digest.
-        drop_unused: removes answers from the directory that no question used.
+        drop_unused: removes answers from the store that no question used.
     """
 
     answers: JudgeAnswers | None = None
@@ -49,8 +44,11 @@ class KnownAnswers:
 
 
 @contextmanager
-def opened_answers(source: OpensJudge | None, directory: RunDirectory | None) -> Generator[KnownAnswers]:
-    """The answers of the judge that a command names, or those of the directory's last judge if it names none.
+def opened_answers(source: JudgeSource | None, store: AnswerStore | None) -> Generator[KnownAnswers]:
+    """The answers of the judge that a command names, or those of the store's last judge if it names none.
+
+    Args:
+        store: recorded answers, which are closed at the end; None to keep the answers in memory.
 
     Raises:
         RunDirectoryError: the file of verdicts cannot be used.
@@ -58,9 +56,8 @@ def opened_answers(source: OpensJudge | None, directory: RunDirectory | None) ->
         UsageError, CheckpointError, WorkerError, EndpointError: the judge cannot be opened.
     """
     with ExitStack() as stack:
-        store = None
-        if directory is not None:
-            store = stack.enter_context(AnswerStore(directory.folder))
+        if store is not None:
+            stack.enter_context(store)
         judge = None if source is None else source.open()
         if store is None:
             digest = None if judge is None else digest_of(judge.identity)
@@ -88,7 +85,7 @@ class RunVerdicts:
         directory: the run directory; None for a run in memory.
     """
 
-    def __init__(self, plan: Plan, source: OpensJudge | None, directory: RunDirectory | None) -> None:
+    def __init__(self, plan: Plan, source: JudgeSource | None, directory: RunDirectory | None) -> None:
         self._plan = plan
         self._source = source
         self._directory = directory
@@ -124,7 +121,8 @@ class RunVerdicts:
         if not numbers:
             return True
         if self._known is None:
-            self._known = self._stack.enter_context(opened_answers(self._source, self._directory))
+            store = None if self._directory is None else AnswerStore(self._directory.folder)
+            self._known = self._stack.enter_context(opened_answers(self._source, store))
         answers = self._known.answers
 
         def row_of(row: Row, turn: int) -> Row | None:
