@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rwkvbatch.comparison.metrics.declarations import exponential
 from rwkvbatch.engine.request import END_OF_TEXT
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model.base import Model, RaggedBatch
@@ -156,18 +157,10 @@ def damage(reference: Model, other: Model, texts: Sequence[ScoredText], notify: 
         divergence_tail=float(np.quantile(divergences, TAIL)),
         worst=WorstToken(float(divergences[worst]), texts[clusters[worst]].id, worst - int(starts[clusters[worst]])),
         same_token=Estimate.of(clustered_mean(same, clusters), highest=1.0),
-        perplexity_ratio=Estimate.of(clustered_mean(other_nll - reference_nll, clusters), _exponential),
-        reference_perplexity=_exponential(reference_nll.mean()),
-        other_perplexity=_exponential(other_nll.mean()),
+        perplexity_ratio=Estimate.of(clustered_mean(other_nll - reference_nll, clusters), exponential),
+        reference_perplexity=exponential(reference_nll.mean()),
+        other_perplexity=exponential(other_nll.mean()),
     )
-
-
-def _exponential(value: float) -> float:
-    """exp(value); infinity if that overflows."""
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
 
 
 def _text_figures(models: tuple[Model, Model], text: ScoredText) -> FloatArray:

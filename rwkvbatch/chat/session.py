@@ -15,7 +15,7 @@ from typing import Any
 
 from rwkvbatch.chat.pinned_prefixes import PinnedPrefixes
 from rwkvbatch.chat.tree import ConversationTree, Cut, Exchange, Opening, Position
-from rwkvbatch.config import CellSettings
+from rwkvbatch.config import CellSettings, ReplyPrompt, Sampling, Stopping
 from rwkvbatch.endpoint.engine import EndpointEngine
 from rwkvbatch.endpoint.served import ServedSpec, weights_of
 from rwkvbatch.engine.engine import Engine, NextToken
@@ -30,10 +30,7 @@ from rwkvbatch.prompt.templates import load_template
 
 CONVERSATION = "chat"
 SEED_LIMIT = 2**63
-TURN_SETTINGS = (
-    *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "penalty_decay", "order"),
-    *("no_penalty", "banned_token_ids", "max_tokens", "max_seconds", "stop", "think", "turn_end", "reply_prefix"),
-)
+TURN_SETTINGS = (*Sampling.model_fields, *Stopping.model_fields, *ReplyPrompt.model_fields)
 """Settings that may differ between turns."""
 
 

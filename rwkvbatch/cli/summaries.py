@@ -276,11 +276,11 @@ def race_lines(record: Mapping[str, Any]) -> list[str]:
         "budget": "the budget is used up",
         "interrupted": "interrupted",
     }
-    looks = f"{record['looks']:,} look{'' if record['looks'] == 1 else 's'}"
     share = f"{record['rows'] / record['rows_of_grid']:.0%}" if record["rows_of_grid"] else "-"
     lines = [
         f"race: {endings[record['ending']]}, after {record['draws']:,} of {record['draws_planned']:,} draws, "
-        f"{looks} and {record['rows']:,} rows, {share} of the full grid's {record['rows_of_grid']:,}",
+        f"{counted(record['looks'], 'look')} and "
+        f"{record['rows']:,} rows, {share} of the full grid's {record['rows_of_grid']:,}",
         f"  leader: {record['leader']}, score {cells[record['leader']]['score']:.3f}",
     ]
     others = [name for name in ranked if name != record["leader"]]

@@ -143,21 +143,13 @@ class Analysis:
     @cached_property
     def secondary(self) -> tuple[Comparison, ...]:
         """The comparisons by all other metrics over all rows, one family per metric; computed on first use."""
-        return tuple(line for lines, _ in self._secondary for line in lines)
-
-    @cached_property
-    def secondary_families(self) -> tuple[Family, ...]:
-        """The families of `secondary`, in its order."""
-        return tuple(family for _, family in self._secondary)
-
-    @cached_property
-    def _secondary(self) -> list[tuple[list[Comparison], Family]]:
         shown = {line.metric.name for line in self.comparisons}
-        return [
-            compare_metric(metric, self.matched, margin=None, exploratory=True)
+        return tuple(
+            line
             for metric in self.available
             if metric.name not in shown
-        ]
+            for line in compare_metric(metric, self.matched, margin=None, exploratory=True)[0]
+        )
 
     def means(self, variant: Variant, *, turns_only: bool = False) -> list[VariantMean]:
         """The means of one variant in the requested metrics, or in all metrics if none were requested.
@@ -222,7 +214,6 @@ class Analysis:
             *(standing(ranking, max_named=5) for ranking in self.rankings),
         ]
         lines += [gate.line for gate in self.gates]
-        variants = f"{len(self.variants)} variant{'' if len(self.variants) == 1 else 's'}"
-        return f"<Analysis: {variants}, {counted(len(self.table), 'row')}>\n" + "\n".join(
+        return f"<Analysis: {counted(len(self.variants), 'variant')}, {counted(len(self.table), 'row')}>\n" + "\n".join(
             f"  {printable(line, keep_newlines=False)[:160]}" for line in lines
         )

@@ -15,6 +15,7 @@ from rwkvbatch.comparison.statistics.differences import Comparison, Family
 from rwkvbatch.comparison.statistics.means import VariantMean
 from rwkvbatch.comparison.statistics.ranking import Candidate, Ranking
 from rwkvbatch.comparison.statistics.trend import Trend
+from rwkvbatch.errors import counted
 from rwkvbatch.stats.family import can_be_significant
 
 ARROWS: Final = {"higher": "↑", "lower": "↓", "none": ""}
@@ -116,7 +117,7 @@ def without_undecidable(lines: Sequence[Comparison]) -> tuple[list[Comparison], 
     tested = {line.group for line in rest}
     names = dict.fromkeys(str(line.group) if line.group not in tested else variant_label(line) for line in undecidable)
     conversations = _span([line.num_conversations for line in undecidable], "conversation")
-    return rest, f"{_count(len(names), 'group')} of too little data ({conversations} each): {', '.join(names)}"
+    return rest, f"{counted(len(names), 'group')} of too little data ({conversations} each): {', '.join(names)}"
 
 
 def extent(lines: Sequence[Comparison], repetitions: tuple[int, int]) -> str:
@@ -134,7 +135,7 @@ def extent(lines: Sequence[Comparison], repetitions: tuple[int, int]) -> str:
 
 def _span(numbers: Sequence[int], noun: str) -> str:
     low, high = min(numbers), max(numbers)
-    return _count(high, noun) if low == high else f"{low:,} to {_count(high, noun)}"
+    return counted(high, noun) if low == high else f"{low:,} to {counted(high, noun)}"
 
 
 def correction(family: Family, lines: Sequence[Comparison]) -> str:
@@ -155,14 +156,14 @@ def correction(family: Family, lines: Sequence[Comparison]) -> str:
             at = f"{1 - family.level_interval:.2%}"
             each += f" by sign flips, each interval and Hall's test of differences that are not discrete at {at}"
         text = (
-            f"{'Exploratory family' if family.exploratory else 'Family'} of {_count(family.size, 'test')}, "
+            f"{'Exploratory family' if family.exploratory else 'Family'} of {counted(family.size, 'test')}, "
             f"simultaneous level {1 - family.level:.0%}, {each}."
         )
     if untested := sum(line.identical and line.num_values > 0 for line in lines):
         needs = "needs" if untested == 1 else "need"
-        text += f" {_count(untested, 'comparison')} of equal pairs {needs} no test."
+        text += f" {counted(untested, 'comparison')} of equal pairs {needs} no test."
     if too_few:
-        text += f" {_count(too_few, 'comparison')} of too few conversations {'has' if too_few == 1 else 'have'} none."
+        text += f" {counted(too_few, 'comparison')} of too few conversations {'has' if too_few == 1 else 'have'} none."
     return text.replace("%", " %")
 
 
@@ -226,19 +227,20 @@ def left_out(dropped: Iterable[Dropped], metric: Metric | None = None, *, named:
     parts: list[str] = []
     errors_fail = metric is None or metric.level == "conversation" or metric.name in (*PASS_COLUMNS, "failed")
     error_outcome = "failed" if errors_fail else "left out"
-    for name, noun, outcome in (
-        ("errors", "turn with an error", error_outcome),
-        ("unreached", "turn not reached", error_outcome),
-        ("missing", "turn without a counterpart", "left out"),
-        ("different", "turn not asked the same", "left out"),
-        ("unfinished", "turn not run yet", ""),
-        ("unjudged", "turn without a verdict", "left out"),
-        ("without_preference", "pair without the judge's verdict", "left out"),
+    for name, noun, problem, outcome in (
+        ("errors", "turn", "with an error", error_outcome),
+        ("unreached", "turn", "not reached", error_outcome),
+        ("missing", "turn", "without a counterpart", "left out"),
+        ("different", "turn", "not asked the same", "left out"),
+        ("unfinished", "turn", "not run yet", ""),
+        ("unjudged", "turn", "without a verdict", "left out"),
+        ("without_preference", "pair", "without the judge's verdict", "left out"),
     ):
         counts = {variant.label: getattr(variant, name) for variant in variants if getattr(variant, name)}
         if counts:
-            labels = " and ".join(counts) if named and len(counts) <= _MAX_LABELS else _count(len(counts), "variant")
-            parts.append(f"{_count(sum(counts.values()), noun)} in {labels}{f' ({outcome})' if outcome else ''}")
+            labels = " and ".join(counts) if named and len(counts) <= _MAX_LABELS else counted(len(counts), "variant")
+            count = counted(sum(counts.values()), noun)
+            parts.append(f"{count} {problem} in {labels}{f' ({outcome})' if outcome else ''}")
     return f"Not as planned: {'; '.join(parts)}." if parts else ""
 
 
@@ -295,7 +297,7 @@ def standing(ranking: Ranking, *, max_named: int | None = None) -> str:
         parts.append(f"not distinguishable: {', '.join(named + ([f'{num_unnamed} more'] if num_unnamed else []))}")
     if worse:
         all_worse = not indistinguishable and len(worse) > 1
-        count = f"all {len(worse)} others" if all_worse else _count(len(worse), "other")
+        count = f"all {len(worse)} others" if all_worse else counted(len(worse), "other")
         parts.append(f"worse than another: {count}")
     return "; ".join(parts)
 
@@ -303,25 +305,25 @@ def standing(ranking: Ranking, *, max_named: int | None = None) -> str:
 def common_rows(ranking: Ranking) -> str:
     """The numbers of turns and conversations that all variants of a ranking have, and that only some have."""
     by_turn = ranking.metric.level == "turn"
-    rows = f"{_count(ranking.num_values, 'turn')} of " if by_turn else ""
-    common = f"{rows}{_count(ranking.num_conversations, 'conversation')}"
+    rows = f"{counted(ranking.num_values, 'turn')} of " if by_turn else ""
+    common = f"{rows}{counted(ranking.num_conversations, 'conversation')}"
     if not ranking.num_left_out:
         return f"over {common}"
-    in_some = _count(ranking.num_left_out, ranking.metric.level)
+    in_some = counted(ranking.num_left_out, ranking.metric.level)
     means = "means relative to the baseline's, over what each shares with it"
     return f"{common} in all variants, {in_some} in some only; {means}"
 
 
 def trend_title(trend: Trend, *, exploratory: bool = False) -> str:
     """The title of a trend: the metric, the axis, and the numbers of checkpoints and conversations."""
-    rows = f", {_count(trend.num_values, 'turn')} each" if trend.metric.level == "turn" else ""
+    rows = f", {counted(trend.num_values, 'turn')} each" if trend.metric.level == "turn" else ""
     left = (
-        f"; {_count(trend.num_left_out, trend.metric.level)} not in all of them left out" if trend.num_left_out else ""
+        f"; {counted(trend.num_left_out, trend.metric.level)} not in all of them left out" if trend.num_left_out else ""
     )
     mark = " (exploratory)" if exploratory else ""
     return (
-        f"{metric_title(trend.metric)}{mark} over {trend.over}: {_count(len(trend.points), 'checkpoint')}, "
-        f"{_count(trend.num_conversations, 'conversation')}{rows}{left}"
+        f"{metric_title(trend.metric)}{mark} over {trend.over}: {counted(len(trend.points), 'checkpoint')}, "
+        f"{counted(trend.num_conversations, 'conversation')}{rows}{left}"
     )
 
 
@@ -345,12 +347,6 @@ TREND_NOTE: Final = (
 
 def _with_mean(candidate: Candidate, ranking: Ranking) -> str:
     return f"{candidate.variant.label} ({shown_mean(ranking.metric, candidate.mean)})"
-
-
-def _count(number: int, noun: str) -> str:
-    """A count with its noun phrase, whose first word takes the plural: `2 turns with an error`."""
-    first_word, separator, other_words = noun.partition(" ")
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {first_word}s{separator}{other_words}"
 
 
 BLAME_TITLE: Final = "The first turn that fails after the model's own history and passes after the script's replies"

@@ -237,15 +237,20 @@ def blocks(columns: NDArray[np.intp], patterns: int = DRAWN_PATTERNS) -> list[ND
 
 
 def better_column(sums: ArrayLike, level: float) -> int | None:
-    """The column with the largest standardized sum, if its `largest_mean_p` is at most `level`; else None.
+    """The column with the largest standardized sum, if it shows that a column has a mean above 0; else None.
 
-    Two bounds of that p-value decide most cases without flipping all columns: the p-value of this column alone, and
-    Hoeffding's (1963), because flipped numbers whose squares add up to 1 have a sum of t or more with a probability of
-    at most exp(-t^2 / 2).
+    The statistic of this one-sided test at `level` is the largest of the columns' sums, each divided by the root of its
+    sum of squares (which no flip changes), under common flips (Westfall and Young 1993, max T). Two bounds of the
+    p-value decide most cases without flipping all columns: the p-value of this column alone, and Hoeffding's (1963),
+    because flipped numbers whose squares add up to 1 have a sum of t or more with a probability of at most
+    exp(-t^2 / 2).
 
     Args:
-        sums: as in `largest_mean_p`.
+        sums: `[clusters, columns]` the sum of the paired differences of each conversation; 0 without pairs.
         level: less than a half.
+
+    Raises:
+        ValueError: there is no column, or a sum is not finite.
     """
     standardized, index = _standardized(sums)
     if not index.size:
@@ -257,24 +262,6 @@ def better_column(sums: ArrayLike, level: float) -> int | None:
         if alone > level or _share_of_largest(standardized) > level:
             return None
     return int(index[place])
-
-
-def largest_mean_p(sums: ArrayLike) -> tuple[float, int]:
-    """One-sided p-value of "no column has a mean above 0", and the column with the largest standardized sum.
-
-    The statistic is the largest of the columns' sums, each divided by the root of its sum of squares (which no flip
-    changes), under common flips (Westfall and Young 1993, max T). The reference implementation of `better_column`.
-
-    Args:
-        sums: `[clusters, columns]` the sum of the paired differences of each conversation; 0 without pairs.
-
-    Raises:
-        ValueError: there is no column, or a sum is not finite.
-    """
-    standardized, index = _standardized(sums)
-    if not index.size:
-        return 1.0, 0
-    return _share_of_largest(standardized), int(index[standardized.sum(axis=0).argmax()])
 
 
 def _standardized(sums: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.intp]]:

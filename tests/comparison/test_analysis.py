@@ -167,7 +167,7 @@ def test_secondary_metrics_are_exploratory(tmp_path: Path) -> None:
     assert {line.metric.name for line in analysis.comparisons} == {"score"}
     assert {"nll", "tokens", "pass_at_2"} <= {line.metric.name for line in analysis.secondary}
     assert all(line.exploratory for line in analysis.secondary)
-    assert analysis.secondary_families[0].name == "nll"
+    assert analysis.secondary[0].metric.name == "nll"
 
 
 def test_runs_of_which_every_turn_ended_in_an_error_are_refused(tmp_path: Path) -> None:

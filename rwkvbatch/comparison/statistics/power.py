@@ -17,7 +17,7 @@ from rwkvbatch.comparison.runs.loading import Source, load_runs
 from rwkvbatch.comparison.statistics.differences import LEVEL
 from rwkvbatch.comparison.values.columns import rows_of
 from rwkvbatch.comparison.values.metric_values import has_both_values, weights_of
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.results.row import stored_prompt
 from rwkvbatch.script.records import Conversation, Turn
 from rwkvbatch.stats.sample_size import conversations_needed, smallest_detectable
@@ -233,7 +233,7 @@ def _of_one_cell(pilot: Source, metric: Metric, rows: pd.DataFrame) -> Spread:
     if conversations < 2 or repetitions < 2:
         raise UsageError(
             f"--pilot {pilot}: a pilot has at least two cells or two repetitions, and two conversations with "
-            f"{metric.name}; this one has 1 cell, {repetitions} repetition{'s' if repetitions > 1 else ''} and "
+            f"{metric.name}; this one has 1 cell, {counted(repetitions, 'repetition')} and "
             f"{conversations} of those conversations",
             hint=_NEEDS_PILOT,
         )

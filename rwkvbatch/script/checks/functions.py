@@ -54,14 +54,12 @@ class FunctionKind:
     Attributes:
         takes_value: whether the function takes the value of the entry besides the facts.
         code: hash of its code.
-        is_portable: whether other processes can load it.
     """
 
     name: str
     function: Function
     takes_value: bool
     code: str
-    is_portable: bool
     options: frozenset[str] = frozenset({CODE})
 
     def parse(self, expected: Any, options: Mapping[str, Any]) -> Rule:
@@ -147,7 +145,7 @@ def read_functions(functions: Functions | None, reserved: AbstractSet[str]) -> M
         if (problem := _problem(name, function, reserved)) is not None:
             raise ArgumentError(f"{place} {problem}", hint=f"write {_HOW}")
         code = json_sha256(_fingerprint(cast("FunctionType", function)))
-        kinds[name] = FunctionKind(name, function, _takes_value(function), code, is_portable=False)
+        kinds[name] = FunctionKind(name, function, _takes_value(function), code)
     return kinds
 
 
@@ -204,7 +202,7 @@ def _of_file(path: Path, reserved: AbstractSet[str]) -> Mapping[str, FunctionKin
             hint = f"write {_HOW}; begin the names of other functions with _"
             raise UsageError(f"{path}: the function {name!r} {problem}", hint=hint)
         of_file = _FunctionOfFile(str(path), text, name)
-        kinds[name] = FunctionKind(name, of_file, _takes_value(function), code, is_portable=True)
+        kinds[name] = FunctionKind(name, of_file, _takes_value(function), code)
     if not kinds:
         raise UsageError(f"{path}: defines no function", hint=f"write {_HOW}")
     return kinds
