@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from rwkvbatch.cli.checkpoints import read_ahead
 from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import ExitCode
 from rwkvbatch.cli.options import OUTPUT_PANEL, ConfigOption, QuietOption, option, with_settings
@@ -78,7 +77,6 @@ def chat_command(
 
     On a terminal with an input line, colours and slash commands ([bold]/help[/]); from a pipe each line is a message.
     """
-    read_ahead(settings)
     from rwkvbatch.config.sources import resolve_settings
 
     resolved = resolve_settings(settings, environment=os.environ, config=config)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rwkvbatch.cli.checkpoints import read_ahead
 from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import ExitCode, debugging, message, print_json, report
 from rwkvbatch.cli.options import (
@@ -143,7 +142,6 @@ def run_with_progress(scripts: list[str], options: dict[str, Any], out: Path | N
     Raises:
         typer.Exit: a signal stopped the run, or an error ended it after it had started; the user was told.
     """
-    read_ahead(options)
     import warnings
 
     from rich.console import Console

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any
 
-from rwkvbatch.cli.checkpoints import read_ahead
 from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import message, print_json
 from rwkvbatch.cli.options import OUTPUT_PANEL, ConfigOption, QuietOption, option, with_settings
@@ -69,7 +68,6 @@ def serve_command(
     All requests share one batch and one prefix cache; a reply depends on its request and seed alone. If
     $RWKVBATCH_API_KEY is set, clients must send it. Ctrl-C ends the server after the unfinished replies.
     """
-    read_ahead(settings)
     from rwkvbatch.config.sources import naming_origins, resolve_settings
     from rwkvbatch.errors import MissingExtraError
 

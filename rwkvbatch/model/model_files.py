@@ -12,8 +12,13 @@ from pathlib import Path
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.files import user_path
-from rwkvbatch.model import MODEL_VARIABLE, READ_SUFFIXES
 from rwkvbatch.model.weights.containers import is_model_directory
+
+READ_SUFFIXES = (".pth", ".safetensors", ".st", ".gguf")
+"""Endings that a model's name may omit, in the order in which they are tried."""
+
+MODEL_VARIABLE = "RWKVBATCH_MODEL"
+"""The environment variable with the default model file."""
 
 BUNDLED_MODEL = Path(__file__).parent.parent / "demo" / "rwkv7-demo.safetensors"
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.core import TyperOption
 
 from rwkvbatch.cli.app import COMMANDS, invoke, load_command
-from rwkvbatch.cli.checkpoints import read_ahead
 from rwkvbatch.cli.command import Command
 from rwkvbatch.cli.exits import ExitCode
 from rwkvbatch.config import LISTS, SETTINGS, TEXTS, CellSettings, RunSettings
@@ -132,32 +129,6 @@ def test_the_help_of_a_setting_is_that_of_its_option(capsys: pytest.CaptureFixtu
     shown = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
     for name in CellSettings.model_fields:
         assert re.sub(r"\[/?\w*\]", "", SETTINGS[name].help) in shown
-
-
-class TestReadAhead:
-    def test_the_whole_file_is_asked_for_by_its_name_without_the_ending(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (tmp_path / "a.safetensors").write_bytes(bytes(20 << 20))
-        asked: list[tuple[int, int]] = []
-        monkeypatch.setattr(os, "posix_fadvise", lambda _, start, size, __: asked.append((start, size)), raising=False)
-        monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", 3, raising=False)
-        thread = read_ahead({"model": str(tmp_path / "a")})
-        assert thread is not None
-        thread.join()
-        assert [start for start, _ in asked] == [0, *(start + size for start, size in asked[:-1])]
-        assert sum(asked[-1]) >= 20 << 20
-
-    @pytest.mark.parametrize(
-        "settings", [{}, {"model": "absent"}, {"model": "\0"}, {"model": "a", "endpoint": "http://x"}]
-    )
-    def test_nothing_is_read_that_this_process_will_not_load(
-        self, settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (tmp_path / "a.pth").write_bytes(b"x")
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.delenv("RWKVBATCH_MODEL", raising=False)
-        assert read_ahead(settings) is None
 
 
 @pytest.mark.parametrize(
