@@ -42,7 +42,6 @@ def _read_safetensors(descriptor: int, path: Path) -> Contents:
 
 KINDS = (
     Kind("pth", lambda head: head.startswith(pth.ZIP_MAGIC), pth.read_zip),
-    Kind("legacy pth", pth.is_legacy, pth.read_legacy),
     Kind("gguf", gguf.is_gguf, gguf.read_contents),
     Kind("safetensors", safetensors.is_safetensors, _read_safetensors),
 )

@@ -59,6 +59,12 @@ KINDS = (
     _kind("a PNG picture", rb"\x89PNG"),
     _kind("a PDF document", rb"%PDF"),
     _kind("a GGUF file of the other byte order", rb"FUGG", ORIGINAL),
+    # Protocol, from protocol 4 on a frame, then the long integer 0x1950a86a20f9469cfc6c.
+    _kind(
+        "a .pth file as PyTorch wrote it before version 1.6",
+        rb"\x80[\x02-\x05](?:\x95.{8})?\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\.",
+        "load it with PyTorch, torch.load(FILE), and save it again with torch.save",
+    ),
     _kind(
         "a pickle, but not one of torch.save", rb"\x80[\x02-\x05]", "save the tensors with safetensors or torch.save"
     ),

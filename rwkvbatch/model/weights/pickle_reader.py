@@ -134,26 +134,20 @@ _OTHER_TENSORS = {
 
 
 class PickleReader:
-    """Reads pickle programs as data: `run` returns the value of the next program in `stream`.
-
-    Attributes:
-        storages: the blocks of numbers that the programs so far refer to, by key.
-    """
+    """Reads a pickle program as data: `run` returns its value."""
 
     def __init__(self, stream: io.BytesIO, path: Path) -> None:
         self._stream = stream
         self._path = path
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
-        self.storages: dict[str, StorageRef] = {}
 
     def run(self) -> Any:
-        """The value that the next program builds; the stream is then at its end.
+        """The value that the program in the stream builds.
 
         Raises:
             CheckpointError: the program is damaged, too long, or asks for something that no checkpoint needs.
         """
-        self._stack, self._memo = [], {}
         try:
             for opcode, argument, _ in islice(pickletools.genops(self._stream), MAX_STEPS):
                 if opcode.name == "STOP":
@@ -300,9 +294,7 @@ class PickleReader:
         if not isinstance(key, str) or not _is_size(num_elements):
             raise TypeError
         dtype = STORAGE_DTYPES.get(kind.name) or _OTHER_DTYPES.get(kind.name) or shown_name(kind.name)
-        storage = StorageRef(dtype, key, num_elements)
-        self.storages[key] = storage
-        return storage
+        return StorageRef(dtype, key, num_elements)
 
     def _call(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Global) or not isinstance(arguments, tuple):

@@ -1,4 +1,4 @@
-"""`.pth` files, written by `torch.save`: zip archives or, before torch 1.6, plain streams.
+"""`.pth` files, written by `torch.save`: zip archives.
 
 Their list of tensors is a pickle program, which `PickleReader` reads as data.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import re
 import struct
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -26,8 +25,6 @@ MAX_DIRECTORY_BYTES = 4 << 20
 MAX_PICKLE_BYTES = 16 << 20
 
 ZIP_MAGIC = b"PK\x03\x04"
-# Protocol, from protocol 4 on a frame, then the long integer 0x1950a86a20f9469cfc6c.
-_LEGACY_HEAD = re.compile(rb"\x80[\x02-\x05](?:\x95.{8})?\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\.", re.DOTALL)
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 ZERO = "merge the checkpoint first: python -m deepspeed.utils.zero_to_fp32 DIRECTORY merged, then --model merged"
@@ -35,11 +32,6 @@ ZERO = "merge the checkpoint first: python -m deepspeed.utils.zero_to_fp32 DIREC
 
 # NotImplementedError: archives that are split, or need a newer version of zip.
 _ZIP_ERRORS = (zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, OSError, struct.error, NotImplementedError)
-
-
-def is_legacy(head: bytes) -> bool:
-    """Whether a file that starts with `head` was written by `torch.save` before torch 1.6."""
-    return _LEGACY_HEAD.match(head) is not None
 
 
 class _BoundedReads(io.FileIO):
@@ -116,42 +108,6 @@ def _locations(descriptor: int, members: list[zipfile.ZipInfo], path: Path) -> d
             )
         locations[member.filename] = (start, member.file_size)
     return locations
-
-
-def read_legacy(descriptor: int, path: Path) -> Contents:
-    """The contents of a `.pth` file written by torch before 1.6.
-
-    Raises:
-        CheckpointError: cut off, damaged, or not a dict of tensors.
-    """
-    stream = io.BytesIO(os.pread(descriptor, MAX_PICKLE_BYTES, 0))
-    reader = PickleReader(stream, path)
-    _magic, _protocol, system, value, keys = (reader.run() for _ in range(5))
-    position = stream.tell()
-    if not isinstance(system, dict) or not isinstance(keys, list):
-        raise CheckpointError("its preamble is damaged", path=path)
-    if system.get("little_endian") is not True:
-        raise CheckpointError("written on a big-endian machine, which is not supported", path=path)
-    tensors, undone, choice = _tensors(value, path)
-    storages = reader.storages
-    locations: dict[str, tuple[int, int]] = {}
-    for key in keys:
-        storage = storages.get(key) if isinstance(key, str) else None
-        if storage is None:
-            raise CheckpointError("its list of storages does not fit its tensors", path=path)
-        count = os.pread(descriptor, 8, position)
-        if int.from_bytes(count, "little") != storage.num_elements or len(count) != 8:
-            raise CheckpointError(f"cut off or damaged at its storage {key[:80]!r}", path=path)
-        if isinstance(storage.dtype, str):
-            raise CheckpointError(f"its storage {key[:80]!r} has the unsupported type {storage.dtype}", path=path)
-        length = storage.num_elements * storage.dtype.itemsize
-        locations[key] = (position + 8, length)
-        position += 8 + length
-    missing = storages.keys() - locations.keys()
-    if missing:
-        raise CheckpointError(f"its tensors need storages that are not there, such as {min(missing)[:80]!r}", path=path)
-    entries = {name: _stored(name, tensor, locations[tensor.storage.key], path) for name, tensor in tensors.items()}
-    return Contents(entries, undone=undone, choice=choice)
 
 
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict", "model_state", "weights")

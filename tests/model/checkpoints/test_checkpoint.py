@@ -17,11 +17,11 @@ from tests.model.hostile.case import tiny
 Tensors = dict[str, torch.Tensor]
 
 
-def write(tensors: Tensors, path: Path, *, legacy: bool = False) -> Path:
+def write(tensors: Tensors, path: Path) -> Path:
     if path.suffix == ".safetensors":
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     else:
-        torch.save(tensors, path, _use_new_zipfile_serialization=not legacy)
+        torch.save(tensors, path)
     return path
 
 
@@ -38,14 +38,13 @@ def assert_same(actual: Tensors, expected: Tensors) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("form", ["a.pth", "a.safetensors", "legacy.pth", "no-suffix"])
+@pytest.mark.parametrize("form", ["a.pth", "a.safetensors", "no-suffix"])
 def test_every_form_and_precision_is_read_exactly(form: str, dtype: torch.dtype, tmp_path: Path) -> None:
     tensors = random_tensors(2, 64, 97, head_size=32, dtype=dtype)
-    assert_same(read(write(tensors, tmp_path / form, legacy=form == "legacy.pth")), tensors)
+    assert_same(read(write(tensors, tmp_path / form)), tensors)
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_unusual_tensors_are_read_as_they_look(legacy: bool, tmp_path: Path) -> None:
+def test_unusual_tensors_are_read_as_they_look(tmp_path: Path) -> None:
     tensors = tiny()
     big = torch.arange(64 * 200, dtype=torch.float32).view(64, 200) / 12800
     tensors["blocks.0.att.key.weight"] = big[:, 3:67].t()
@@ -55,7 +54,7 @@ def test_unusual_tensors_are_read_as_they_look(legacy: bool, tmp_path: Path) -> 
     tensors["head.weight"] = tensors["emb.weight"]
     tensors["ln_out.weight"] = torch.nn.Parameter(tensors["ln_out.weight"].float())
     tensors["blocks.1.ln1.weight"] = torch.ones(1).expand(64)
-    assert_same(read(write(tensors, tmp_path / "a.pth", legacy=legacy)), tensors)
+    assert_same(read(write(tensors, tmp_path / "a.pth")), tensors)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

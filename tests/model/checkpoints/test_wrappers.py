@@ -56,17 +56,16 @@ def beside() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("keys", [("state_dict",), ("model",), ("module",), ("module", "state_dict"), ("network",)])
 def test_tensors_inside_other_dicts_give_the_same_logits(
-    keys: tuple[str, ...], protocol: int, legacy: bool, tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path
+    keys: tuple[str, ...], protocol: int, tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path
 ) -> None:
     value: Any = tiny_tensors
     for key in reversed(keys):
         value = {**beside(), key: value}
     path = tmp_path / "last.ckpt"
-    torch.save(value, path, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
+    torch.save(value, path, pickle_protocol=protocol)
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.file.undone == tuple(f"the wrapper {key!r}" for key in keys)
         assert all(torch.equal(checkpoint[name], tensor) for name, tensor in tiny_tensors.items())
@@ -92,13 +91,12 @@ def test_a_file_with_one_network_gives_no_warning(
     assert not recwarn.list
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_the_negative_bit_is_applied(legacy: bool, tiny_tensors: Tensors, tmp_path: Path) -> None:
+def test_the_negative_bit_is_applied(tiny_tensors: Tensors, tmp_path: Path) -> None:
     tensors = dict(tiny_tensors)
     name = "blocks.0.att.key.weight"
     tensors[name] = torch._neg_view(tensors[name])
     assert tensors[name].is_neg()
-    torch.save(tensors, tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
+    torch.save(tensors, tmp_path / "a.pth")
     with open_checkpoint(tmp_path / "a.pth") as checkpoint:
         assert torch.equal(checkpoint[name], -tiny_tensors[name])
 

@@ -52,11 +52,6 @@ def program(*items: bytes) -> bytes:
     )
 
 
-def legacy_head() -> bytes:
-    head = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19." + b"\x80\x02M\xe9\x03."
-    return head + b"\x80\x02}(" + unicode_item(b"little_endian") + b"\x88u."
-
-
 def archive_of(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:

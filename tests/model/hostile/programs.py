@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 
 import torch
 
 from tests.model.hostile.case import WITNESS, Case, from_bytes, tiny
-from tests.model.hostile.packing import archive_of, legacy_head, program, pth, tensor_item, unicode_item
+from tests.model.hostile.packing import archive_of, program, pth, tensor_item, unicode_item
 
 
 def programs() -> Iterator[Case]:
@@ -28,8 +27,6 @@ def programs() -> Iterator[Case]:
     }
     for label, call in calls.items():
         yield from_bytes(f"runs-{label}", program(name + call), "refused, nothing was run")
-        legacy = legacy_head() + b"\x80\x02}(" + name + call + b"u." + b"\x80\x02].."
-        yield from_bytes(f"runs-{label}-old", legacy, "refused, nothing was run")
     nested = b"\x8c\x01a\x85" + b"".join(b"q" + bytes([0]) + b"h\x00\x86" for _ in range(60))
     wrapper, tensor_type = b"ctorch._tensor\n_rebuild_from_type_v2\n", b"ctorch\nTensor\n"
     deep = b"".join(b"(" + wrapper + tensor_type for _ in range(20_000)) + b")" + b"t" * 20_000
@@ -59,18 +56,6 @@ def programs() -> Iterator[Case]:
     odd = tensor_item(b"w", (1,), (1,)).replace(b"FloatStorage", b"QuadStorage")
     yield from_bytes("unknown-storage", program(odd), "must be bf16, fp16 or fp32, it is QuadStorage")
     yield from_bytes("unequal-axes", program(tensor_item(b"w", (1, 1), (1,))), "damaged")
-    old = legacy_head()
-    yield from_bytes("old-preamble", old.replace(b"}(", b"](") + b"\x80\x02}." + b"\x80\x02].", "damaged")
-    yield from_bytes("old-big-endian", old.replace(b"\x88u.", b"\x89u.") + b"\x80\x02}." + b"\x80\x02].", "big-endian")
-    listed = b"\x80\x02}(" + tensor_item(b"w", (16,), (1,)) + b"u."
-    yield from_bytes("old-storage-unlisted", old + listed + b"\x80\x02].", "storages that are not there, such as '0'")
-    yield from_bytes(
-        "old-storage-unknown", old + listed + b"\x80\x02](" + unicode_item(b"7") + b"e.", "does not fit its tensors"
-    )
-    counted = old + listed + b"\x80\x02](" + unicode_item(b"0") + b"e."
-    yield from_bytes(
-        "old-storage-count", counted + struct.pack("<q", 1 << 40) + bytes(64), "damaged at its storage '0'"
-    )
     yield from_bytes("hash-bomb", program(nested + b"N"), "damaged")
     yield from_bytes("nested-value", program(name + nested), "is of type tuple")
     yield from_bytes("set-attributes", program(name + b"cbuiltins\nlist\n}b"), "refused, nothing was run")

@@ -16,7 +16,7 @@ from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.checkpoints.checkpoint import open_checkpoint
 from tests.model.hostile.case import WITNESS, tiny
 from tests.model.hostile.corpus import corpus
-from tests.model.hostile.packing import legacy_pth, pth
+from tests.model.hostile.packing import pth
 from tests.model.made_forms import write_gguf
 
 ROOT = Path(__file__).parents[3]
@@ -65,7 +65,7 @@ def sound_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     from safetensors.torch import save
 
     gguf = write_gguf(tmp_path_factory.mktemp("sound") / "tiny.gguf", tiny(), matrices="Q8_0").read_bytes()
-    return {"pth": pth(tiny()), "legacy": legacy_pth(tiny()), "safetensors": save(tiny()), "gguf": gguf}
+    return {"pth": pth(tiny()), "safetensors": save(tiny()), "gguf": gguf}
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
