@@ -117,27 +117,24 @@ class FakeServer:
         return None
 
 
-class JsonHandler(BaseHTTPRequestHandler):
-    """Answers with JSON, and logs nothing."""
-
-    def log_message(self, format: str, *_: Any) -> None: ...
-
-    def send_json(self, status: int, content: Any) -> None:
-        data = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+def send_json(handler: BaseHTTPRequestHandler, status: int, content: Any) -> None:
+    data = json.dumps(content).encode()
+    handler.send_response(status)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", str(len(data)))
+    handler.end_headers()
+    handler.wfile.write(data)
 
 
 def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(JsonHandler):
+    class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: Any) -> None: ...
 
         def do_GET(self) -> None:
             size = server.engine.model.spec.vocab_size
-            self.send_json(200, {"data": [{"id": name, "meta": {"n_vocab": size}} for name in server.models]})
+            send_json(self, 200, {"data": [{"id": name, "meta": {"n_vocab": size}} for name in server.models]})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -145,13 +142,15 @@ def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
             server.headers.append(dict(self.headers))
             with server.counted():
                 if server.statuses and (status := server.statuses.pop(0)):
-                    self.send_json(status, {"error": {"message": server.refusal}})
+                    send_json(self, status, {"error": {"message": server.refusal}})
                     return
                 if body.get("echo"):
                     found = server.echoed(body) if server.echo else None
                     text = "".join(found["tokens"]) if found else "!"
-                    self.send_json(
-                        200, {"choices": [{"index": 0, "text": text, "logprobs": found, "finish_reason": "length"}]}
+                    send_json(
+                        self,
+                        200,
+                        {"choices": [{"index": 0, "text": text, "logprobs": found, "finish_reason": "length"}]},
                     )
                     return
                 self._stream(body, server.reply(body))

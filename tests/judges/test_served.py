@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from rwkvbatch.judges.answers import JudgeAnswer
 from rwkvbatch.judges.questions import Question, VoteRequest, seeds_of
 from rwkvbatch.judges.served import ServedJudge, read_probability, read_word
 from rwkvbatch.judges.source import judge_source
-from tests.endpoint.server import JsonHandler, raw_server
+from tests.endpoint.server import raw_server, send_json
 
 WORDS = ("Yes", "No")
 Answers = Callable[[dict[str, Any]], tuple[int, Any]]
@@ -42,14 +42,16 @@ def serving(answers: Answers) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The URL of a server of chat completions, and the bodies of its requests."""
     bodies: list[dict[str, Any]] = []
 
-    class Handler(JsonHandler):
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None: ...
+
         def do_GET(self) -> None:
-            self.send_json(200, {"data": [{"id": "grader"}]})
+            send_json(self, 200, {"data": [{"id": "grader"}]})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             bodies.append({**body, "authorization": self.headers.get("Authorization")})
-            self.send_json(*answers(body))
+            send_json(self, *answers(body))
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         http.daemon_threads = True
