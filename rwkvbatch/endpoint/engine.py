@@ -18,7 +18,7 @@ from typing import Any
 from rwkvbatch.endpoint.client import Client, Json
 from rwkvbatch.endpoint.requests import ReplyJob, Requests, ScoreJob
 from rwkvbatch.endpoint.served import ServedModel, ServedSpec
-from rwkvbatch.engine.request import EngineStats, Reading, Reply, Request, Score
+from rwkvbatch.engine.request import EngineStats, PrefillProgress, Reply, Request, Score
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.tokenizer import Tokenizer
 
@@ -78,9 +78,9 @@ class EndpointEngine:
         return bool(self._jobs) or not self._results.empty()
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> PrefillProgress:
         """Always empty, because a server does not report the progress of a prompt."""
-        return Reading()
+        return PrefillProgress()
 
     def add_root(self, state: Any) -> int:
         """Raise `UsageError`, because a server takes no initial state."""

@@ -22,7 +22,7 @@ from rwkvbatch.engine.request import (
     LONG_TEXT_TOKENS,
     EngineStats,
     FinishReason,
-    Reading,
+    PrefillProgress,
     Reply,
     Request,
     Score,
@@ -134,11 +134,11 @@ class Engine:
         return bool(self._jobs or self._done)
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> PrefillProgress:
         """The progress of reading the long texts of active requests."""
         texts = [sequence for sequence in self._scheduler.active if len(sequence.tokens) >= LONG_TEXT_TOKENS]
         num_read = sum(text.position - text.base.depth for text in texts)
-        return Reading(len(texts), num_read, sum(len(text.tokens) for text in texts))
+        return PrefillProgress(len(texts), num_read, sum(len(text.tokens) for text in texts))
 
     @property
     def max_batch(self) -> int:

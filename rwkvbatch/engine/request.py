@@ -276,7 +276,7 @@ LONG_TEXT_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class Reading:
+class PrefillProgress:
     """The progress of reading the long prompts and texts of active requests.
 
     Attributes:
@@ -289,8 +289,8 @@ class Reading:
     num_read: int = 0
     num_tokens: int = 0
 
-    def __add__(self, other: Reading) -> Reading:
-        return Reading(
+    def __add__(self, other: PrefillProgress) -> PrefillProgress:
+        return PrefillProgress(
             self.num_texts + other.num_texts, self.num_read + other.num_read, self.num_tokens + other.num_tokens
         )
 
@@ -300,7 +300,7 @@ class Reading:
         return self.num_texts * self.num_read / self.num_tokens if self.num_tokens else 0.0
 
 
-NO_READING = Reading()
+NO_PREFILL = PrefillProgress()
 
 
 def closed_history(

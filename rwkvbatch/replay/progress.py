@@ -15,7 +15,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from rwkvbatch.engine.request import NO_READING, Reading
+from rwkvbatch.engine.request import NO_PREFILL, PrefillProgress
 from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
 
@@ -42,10 +42,16 @@ class WorkerProgress:
     rows: int = 0
     reply_tokens: int = 0
     scored_tokens: int = 0
-    reading: Reading = NO_READING
+    reading: PrefillProgress = NO_PREFILL
 
     def after(
-        self, active: int, rows: int, *, reply_tokens: int, scored_tokens: int = 0, reading: Reading = NO_READING
+        self,
+        active: int,
+        rows: int,
+        *,
+        reply_tokens: int,
+        scored_tokens: int = 0,
+        reading: PrefillProgress = NO_PREFILL,
     ) -> WorkerProgress:
         reply_tokens, scored_tokens = self.reply_tokens + reply_tokens, self.scored_tokens + scored_tokens
         return WorkerProgress(self.name, active, self.rows + rows, reply_tokens, scored_tokens, reading)
@@ -95,7 +101,7 @@ class Progress:
     cells: int | None = None
     questions_done: int = 0
     questions: int = 0
-    reading: Reading = NO_READING
+    reading: PrefillProgress = NO_PREFILL
     scored_tokens: int = 0
     rows_before: int = 0
     may_grow: bool = False
@@ -167,7 +173,7 @@ class Counts:
         rows_total = max(rows_total, rows_done)
         elapsed_s = max(0.0, self.clock() - self._started_s)
         workers = tuple(self.workers.values())
-        reading = sum((worker.reading for worker in workers), NO_READING)
+        reading = sum((worker.reading for worker in workers), NO_PREFILL)
         rows_new = rows_done - self.rows_before + reading.share_of_texts
         rows_left = max(0.0, rows_total - rows_done - reading.share_of_texts)
         can_estimate = rows_new > 0 and not self.may_grow
@@ -284,7 +290,7 @@ def figures(progress: Progress) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _reading_in_words(reading: Reading) -> str:
+def _reading_in_words(reading: PrefillProgress) -> str:
     if not reading.num_texts:
         return ""
     texts = "a long text" if reading.num_texts == 1 else f"{reading.num_texts:,} long texts"

@@ -15,7 +15,7 @@ from typing import Any
 
 from rwkvbatch.config import RunSettings
 from rwkvbatch.config.sources import ResolvedSettings
-from rwkvbatch.engine.request import FinishReason, Reading, Reply, ReplyTiming, Request, Score, closed_history
+from rwkvbatch.engine.request import FinishReason, PrefillProgress, Reply, ReplyTiming, Request, Score, closed_history
 from rwkvbatch.errors import CheckpointError, RowError
 from rwkvbatch.replay.planning.grid import Cell, make_cells
 from rwkvbatch.replay.planning.plan import Plan
@@ -97,7 +97,7 @@ class FakeEngine:
         self.max_batch = max_batch
         self.submitted: list[Request] = []
         self.most_active = 0
-        self.reading = Reading()
+        self.reading = PrefillProgress()
         self._change = change
         self._waiting: list[tuple[int, int, Reply | Score | Request]] = []
         self._count = 0

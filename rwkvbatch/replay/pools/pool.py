@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from rwkvbatch.engine.request import NO_READING, Reading
+from rwkvbatch.engine.request import NO_PREFILL, PrefillProgress
 from rwkvbatch.errors import RwkvBatchError, WorkerError
 from rwkvbatch.replay.planning.setups import Setup
 from rwkvbatch.results.row import Row
@@ -79,7 +79,7 @@ class Report:
     finished: tuple[int, ...] = ()
     active: int = 0
     logs: tuple[LogEntry, ...] = ()
-    reading: Reading = NO_READING
+    reading: PrefillProgress = NO_PREFILL
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from rwkvbatch.engine.request import NO_READING, Reading, Reply, Score
+from rwkvbatch.engine.request import NO_PREFILL, PrefillProgress, Reply, Score
 from rwkvbatch.errors import RowError, RwkvBatchError, is_out_of_memory
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.planning.setups import Setup
@@ -37,7 +37,7 @@ class Step:
     rows: dict[int, Row]
     finished: tuple[int, ...]
     active: int
-    reading: Reading = NO_READING
+    reading: PrefillProgress = NO_PREFILL
 
 
 class Worker:
