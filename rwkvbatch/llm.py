@@ -443,8 +443,12 @@ class LLM:
     ) -> Generator[str, None, RequestOutput]:
         pieces: list[str] = []
         stripper = None if prompt.template is None else TextStripper()
-        if stripper is not None and prompt.template is not None and (begun := stripper.push(prompt.template.begun)):
-            yield begun
+        if (
+            stripper is not None
+            and prompt.template is not None
+            and (reply_start := stripper.push(prompt.template.reply_start))
+        ):
+            yield reply_start
         with self._lock:
             number = shared.engine.submit(replace(request, on_text=pieces.append))
             shared.results[number] = None

@@ -43,8 +43,8 @@ class View(Protocol):
     folded: bool
     """Whether thinking parts are hidden."""
 
-    def begin_reply(self, begun: str) -> None:
-        """Begin a reply; `begun` is the part of it that is in the prompt."""
+    def begin_reply(self, reply_start: str) -> None:
+        """Begin a reply; `reply_start`: part of the reply that is in the prompt already."""
 
     def piece(self, text: str) -> None:
         """Show the next piece of the reply."""
@@ -110,7 +110,7 @@ class Chat:
             self.view.piece(text)
             self.transcript.piece(text)
 
-        self.view.begin_reply(self.session.template.begun)
+        self.view.begin_reply(self.session.template.reply_start)
         try:
             with self.stoppable() as should_stop:
                 exchange = make(on_text=on_text, should_stop=should_stop)

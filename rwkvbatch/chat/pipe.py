@@ -33,8 +33,8 @@ class PlainView:
         self._output = Console(file=out, no_color=True, width=100, highlight=False, soft_wrap=True)
         self._messages = Console(file=err, no_color=True, width=100, highlight=False, soft_wrap=True)
 
-    def begin_reply(self, begun: str) -> None:
-        self._text = begun.lstrip()
+    def begin_reply(self, reply_start: str) -> None:
+        self._text = reply_start.lstrip()
         self._num_shown = 0
 
     def piece(self, text: str) -> None:
@@ -100,7 +100,7 @@ class JsonView(PlainView):
         super().__init__(err, err, quiet=quiet)
         self._replies = out
 
-    def begin_reply(self, begun: str) -> None: ...
+    def begin_reply(self, reply_start: str) -> None: ...
     def piece(self, text: str) -> None: ...
 
     def end_reply(self, exchange: Exchange | None) -> None:

@@ -53,8 +53,8 @@ class TerminalView:
         self._active = self._gap = False
         self._last_frame_s = 0.0
 
-    def begin_reply(self, begun: str) -> None:
-        self._text = printable(begun.lstrip())
+    def begin_reply(self, reply_start: str) -> None:
+        self._text = printable(reply_start.lstrip())
         self._thinking: LiveText | None = None
         self._answer: LiveText | None = None
         self._waiting: LiveText | None = None

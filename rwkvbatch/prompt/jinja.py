@@ -128,7 +128,7 @@ class JinjaTemplate(PromptTemplate):
     def turn(self, user: str) -> str:
         text = self._render(self._current, "user", clean(user))
         needs_space = self._reply_space and not text[-1:].isspace()
-        return text + (self.begun if needs_space else self.begun.removeprefix(" "))
+        return text + (self.reply_start if needs_space else self.reply_start.removeprefix(" "))
 
     def past_turn(self, user: str) -> str:
         return self._render(self._past, "user", clean(user))

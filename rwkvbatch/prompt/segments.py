@@ -106,7 +106,7 @@ class PromptTemplate(ABC):
         self.stops = {"blank-line": (BLANK_LINE,), "end-of-text": ()}.get(settings.turn_end, stops)
 
     @property
-    def begun(self) -> str:
+    def reply_start(self) -> str:
         """The beginning of a generated reply that the prompt contains: the thinking mode's text and `reply_prefix`.
 
         A prefix follows a space, as every reply does, unless it begins with white space itself. After the empty
@@ -150,7 +150,7 @@ class PromptTemplate(ABC):
 
     def shown_reply(self, text: str) -> str:
         """A generated reply for display: with the part of it that the prompt contains, and stripped."""
-        return (self.begun + text).strip()
+        return (self.reply_start + text).strip()
 
     def given_reply(self, text: str) -> tuple[str, str]:
         """`reply(text)` in two parts: up to the end of `reply_prefix`, which the model need not predict, and the rest.

@@ -65,7 +65,7 @@ class OfficialTemplate(PromptTemplate):
         return f"Assistant:{self.reply(text)}"
 
     def turn(self, user: str) -> str:
-        return f"User: {clean(user)}{THINK_REQUESTS.get(self.think, '')}\n\nAssistant:{self.begun}"
+        return f"User: {clean(user)}{THINK_REQUESTS.get(self.think, '')}\n\nAssistant:{self.reply_start}"
 
     def past_turn(self, user: str) -> str:
         return f"User: {clean(user)}\n\nAssistant:"

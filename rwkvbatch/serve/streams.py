@@ -98,7 +98,7 @@ class _ChoiceStream:
             return self._text(self._job.echo(self._choice))
         first = event(self._chunk("", role="assistant"))
         template = self._choice.prompt.template
-        return [first] if template is None else [first, *self._text(template.begun)]
+        return [first] if template is None else [first, *self._text(template.reply_start)]
 
     def _text(self, text: str) -> list[bytes]:
         """The event of a piece of text; none while the text may still be stripped."""

@@ -108,14 +108,14 @@ def check_scores(turn: Turn, scores: Sequence[Score]) -> None:
 
 def _num_thinking(prompt: TurnPrompt, reply: Reply) -> int | None:
     """Number of tokens in the reply's thinking part: None if there is none, all tokens if it is not closed."""
-    begun = prompt.template.begun
-    text = begun + reply.text
+    reply_start = prompt.template.reply_start
+    text = reply_start + reply.text
     if not text.lstrip().startswith("<think"):
         return None
     end = text.find("</think>")
     if end < 0:
         return len(reply.ids)
-    num_bytes = len(text[len(begun) : end + len("</think>")].encode("utf-8", "surrogatepass"))
+    num_bytes = len(text[len(reply_start) : end + len("</think>")].encode("utf-8", "surrogatepass"))
     count = 0
     for token in reply.ids:
         if num_bytes <= 0:
