@@ -29,7 +29,7 @@ from rwkvbatch.replay.driver import PoolDriver, RowRecorder
 from rwkvbatch.replay.planning.grid import Cell
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.planning.setups import Setup, setups_of
-from rwkvbatch.replay.pools.pool import Assign, Drop, Event, Joined, Left, Order, Report
+from rwkvbatch.replay.pools.pool import Assign, Drop, Event, Order, Report, WorkerExited, WorkerReady
 from rwkvbatch.replay.progress import Counts
 from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.row_codec import EncodedRow
@@ -106,7 +106,7 @@ class SimulatedPool:
         for at_s in [at_s for at_s in self._joining if at_s <= now]:
             self._joining.remove(at_s)
             self._workers[self._next] = _SimulatedWorker()
-            events.append((self._next, Joined(f"simulated {self._next}", CAPACITY)))
+            events.append((self._next, WorkerReady(f"simulated {self._next}", CAPACITY)))
             self._next += 1
             self.num_joins += 1
         for number in list(self._workers):
@@ -137,7 +137,7 @@ class SimulatedPool:
         if self._workers.pop(worker, None) is not None:
             self.num_lost += 1
             self._joining.append(now + self._random.uniform(*REJOIN_S))
-            events.append((worker, Left(reason)))
+            events.append((worker, WorkerExited(reason)))
 
     def _rows(self, task: int) -> list[EncodedRow]:
         first, last = self._plan.rows_of(task)

@@ -15,7 +15,16 @@ from rwkvbatch.errors import RwkvBatchError, counted
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.planning.setups import Setup
 from rwkvbatch.replay.pools.dispatch import MAX_ATTEMPTS, MAX_HANGS, Dispatcher
-from rwkvbatch.replay.pools.pool import Assign, Drop, Joined, Judging, Leave, Left, Report, WorkerPool
+from rwkvbatch.replay.pools.pool import (
+    Assign,
+    ChecksStarted,
+    Drop,
+    Leave,
+    Report,
+    WorkerExited,
+    WorkerPool,
+    WorkerReady,
+)
 from rwkvbatch.replay.progress import Counts, WorkerProgress
 from rwkvbatch.replay.worker.models import ModelLoader
 from rwkvbatch.replay.worker.rows import error_row, not_reached, was_reached
@@ -219,12 +228,12 @@ class PoolDriver:
         for worker, event in self.pool.receive(WAIT_S):
             judged = self._judging.pop(worker, None)
             match event:
-                case Judging(task):
+                case ChecksStarted(task):
                     self._judging[worker] = _Judged(task)
-                case Joined(name, room):
+                case WorkerReady(name, capacity):
                     if not self._draining:
                         self._workers[worker] = former_progress.get(worker) or WorkerProgress(name)
-                        self._dispatcher.joined(worker, room)
+                        self._dispatcher.add_worker(worker, capacity)
                 case Report():
                     for entry in event.logs:
                         logging.getLogger(entry.logger).log(entry.level, entry.text, extra={"worker": worker})
@@ -239,7 +248,7 @@ class PoolDriver:
                             scored_tokens=sum(row.scored_tokens for row in event.rows),
                             reading=event.reading,
                         )
-                case Left(reason, error):
+                case WorkerExited(reason, error):
                     # Finished tasks are recorded first, so that they are not assigned again.
                     self._record(rows, finished)
                     rows, finished = [], []

@@ -11,7 +11,7 @@ from rwkvbatch.errors import WorkerError
 from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.planning.setups import Setup, setups_of
-from rwkvbatch.replay.pools.pool import Assign, Event, Joined, Left, LogEntry, Order, Report
+from rwkvbatch.replay.pools.pool import Assign, Event, LogEntry, Order, Report, WorkerExited, WorkerReady
 from rwkvbatch.replay.progress import Counts
 from rwkvbatch.results import row_codec
 from rwkvbatch.results.row_codec import EncodedRow
@@ -55,7 +55,7 @@ def drive(pool: FakePool, rows: MemoryRows, counts: Counts | None = None, plan: 
 
 def test_rows_reported_before_an_error_are_kept() -> None:
     rows = MemoryRows()
-    pool = FakePool([(0, Joined("a", 1))], [(0, report(0)), (0, Left("no", WorkerError("none left")))])
+    pool = FakePool([(0, WorkerReady("a", 1))], [(0, report(0)), (0, WorkerExited("no", WorkerError("none left")))])
     with pytest.raises(WorkerError):
         drive(pool, rows)
     assert rows.has(0)
@@ -63,7 +63,7 @@ def test_rows_reported_before_an_error_are_kept() -> None:
 
 def test_the_first_worker_leaves_a_share_to_workers_that_are_starting() -> None:
     plan = make_plan(conversations=[make_conversation(f"c{n}", 1) for n in range(4)])
-    pool = FakePool([(0, Joined("a", 8))], [(0, Left("enough", WorkerError("none left")))])
+    pool = FakePool([(0, WorkerReady("a", 8))], [(0, WorkerExited("enough", WorkerError("none left")))])
     pool.num_starting = 1
     with pytest.raises(WorkerError):
         drive(pool, MemoryRows(), plan=plan)
@@ -74,14 +74,16 @@ def test_the_first_worker_leaves_a_share_to_workers_that_are_starting() -> None:
 
 def test_a_row_that_two_workers_report_is_written_and_counted_once() -> None:
     rows, counts = MemoryRows(), Counts()
-    pool = FakePool([(0, Joined("a", 1))], [(0, report(0)), (0, report(0))], [(0, report(0, 1, finished=(0,)))])
+    pool = FakePool([(0, WorkerReady("a", 1))], [(0, report(0)), (0, report(0))], [(0, report(0, 1, finished=(0,)))])
     assert drive(pool, rows, counts)
     assert (rows.num_rows, counts.rows, counts.reply_tokens) == (2, 2, 6)
 
 
 def test_a_lost_worker_s_task_continues_after_its_last_row() -> None:
     pool = FakePool(
-        [(0, Joined("a", 1))], [(0, report(0)), (0, Left("died")), (1, Joined("b", 1))], [(1, report(1, finished=(0,)))]
+        [(0, WorkerReady("a", 1))],
+        [(0, report(0)), (0, WorkerExited("died")), (1, WorkerReady("b", 1))],
+        [(1, report(1, finished=(0,)))],
     )
     counts = Counts()
     assert drive(pool, MemoryRows(), counts)
@@ -94,7 +96,7 @@ def test_a_lost_worker_s_task_continues_after_its_last_row() -> None:
 def test_a_worker_that_fails_before_it_joins_has_its_log_reported(caplog: pytest.LogCaptureFixture) -> None:
     entry = LogEntry("rwkvbatch.replay.worker.worker", 40, "Traceback of the failure")
     pool = FakePool(
-        [(0, Report(logs=(entry,))), (0, Left("RuntimeError: no")), (1, Joined("b", 1))],
+        [(0, Report(logs=(entry,))), (0, WorkerExited("RuntimeError: no")), (1, WorkerReady("b", 1))],
         [(1, report(0, 1, finished=(0,)))],
     )
     assert drive(pool, MemoryRows())

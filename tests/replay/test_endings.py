@@ -72,14 +72,14 @@ class TestHangingChecks:
 
     def test_other_tasks_of_a_hanging_worker_keep_their_attempts(self) -> None:
         dispatcher = Dispatcher([0, 1, 2], lambda _: 0)
-        dispatcher.joined(0, 3)
+        dispatcher.add_worker(0, 3)
         assert [a.tasks for a in dispatcher.assignments()] == [(0, 1, 2)]
         assert dispatcher.left(0, hung_by=0) == []
-        dispatcher.joined(1, 3)
+        dispatcher.add_worker(1, 3)
         assert [a.tasks for a in dispatcher.assignments()] == [(0,)]  # alone
         assert dispatcher.left(1, hung_by=0) == [0]
         for worker in (2, 3):  # the others have all their attempts
-            dispatcher.joined(worker, 3)
+            dispatcher.add_worker(worker, 3)
             assert [sorted(a.tasks) for a in dispatcher.assignments()] == [[1, 2]]
             assert dispatcher.left(worker) == []
         assert not dispatcher.finished
@@ -87,8 +87,8 @@ class TestHangingChecks:
     def test_a_hanging_copy_of_a_straggler_counts_as_an_attempt(self) -> None:
         now = [0.0]
         dispatcher = Dispatcher([0, 1], lambda task: task, clock=lambda: now[0])
-        dispatcher.joined(0, 1)
-        dispatcher.joined(1, 1)
+        dispatcher.add_worker(0, 1)
+        dispatcher.add_worker(1, 1)
         dispatcher.assignments()
         dispatcher.finish(1, 1)
         now[0] = 100.0

@@ -46,14 +46,14 @@ class _Worker:
     """State of a worker.
 
     Attributes:
-        room: number of tasks that it may hold.
+        capacity: number of tasks that it may hold.
         active: number of tasks under way, the first ones of those held.
         held: by task, the time of its assignment.
         reserved: tasks to assign to this worker next.
         exclusive: whether it holds the last attempt of a task, and so gets no other one.
     """
 
-    room: int
+    capacity: int
     active: int = 0
     held: dict[int, float] = field(default_factory=dict[int, float])
     reserved: deque[int] = field(default_factory=deque[int])
@@ -100,9 +100,9 @@ class Dispatcher:
         """Leave an even share of the tasks to each of `num_starting` workers that will join soon."""
         self._num_starting = num_starting
 
-    def joined(self, worker: int, room: int) -> None:
-        """Add a worker that may hold `room` tasks."""
-        self._workers[worker] = _Worker(room)
+    def add_worker(self, worker: int, capacity: int) -> None:
+        """Add a worker that may hold `capacity` tasks."""
+        self._workers[worker] = _Worker(capacity)
         self._with_room[worker] = None
 
     def reported(self, worker: int, active: int) -> None:
@@ -176,7 +176,7 @@ class Dispatcher:
             if tasks := self._choose(state):
                 self._hold(worker, tasks)
                 assignments.append(Assignment(worker, tuple(tasks)))
-            if state.exclusive or len(state.held) >= state.room:
+            if state.exclusive or len(state.held) >= state.capacity:
                 del self._with_room[worker]
         if self._with_room and self._next >= len(self._tasks) and not self._retries and not self._last_attempts:
             assignments += self._rebalance()
@@ -196,7 +196,7 @@ class Dispatcher:
         tasks: list[int] = []
         # No worker holds more than an even share of the unfinished tasks.
         share = -(-self._num_left // self._num_sharing)
-        while len(state.held) + len(tasks) < min(state.room, share):
+        while len(state.held) + len(tasks) < min(state.capacity, share):
             if self._retries:
                 tasks.append(self._retries.popleft())
             elif state.reserved or self._reserve(state):
@@ -223,7 +223,7 @@ class Dispatcher:
         start = self._next
         group = self._group(self._tasks[start])
         stop = start + 1
-        limit = min(len(self._tasks), start + min(max_tasks, 2 * state.room))
+        limit = min(len(self._tasks), start + min(max_tasks, 2 * state.capacity))
         while stop < limit and self._group(self._tasks[stop]) == group:
             stop += 1
         state.reserved.extend(self._tasks[start:stop])
@@ -255,7 +255,7 @@ class Dispatcher:
             return None
         donor = max(donors, key=lambda number: len(self._workers[number].held))
         donor_state = self._workers[donor]
-        num_tasks = min((len(donor_state.held) - len(state.held)) // 2, state.room - len(state.held))
+        num_tasks = min((len(donor_state.held) - len(state.held)) // 2, state.capacity - len(state.held))
         # Active tasks stay: repeating their turns would take longer than finishing them.
         not_started = list(donor_state.held)[donor_state.active :][::-1]
         movable = [t for t in not_started if self._moves.get(t, 0) < MAX_MOVES and self._holders[t] == [donor]]

@@ -51,15 +51,15 @@ class LogEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
-    """A worker is ready to hold up to `room` tasks; `name` is for display."""
+class WorkerReady:
+    """A worker is ready to hold up to `capacity` tasks; `name` is for display."""
 
     name: str
-    room: int
+    capacity: int
 
 
 @dataclass(frozen=True, slots=True)
-class Judging:
+class ChecksStarted:
     """A worker begins to run the checks of a turn of a task; its next event means that they have ended."""
 
     task: int
@@ -83,7 +83,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class WorkerExited:
     """A worker has ended. An `error` ends the run, because every worker would have it (for example, no model found)."""
 
     reason: str
@@ -91,17 +91,17 @@ class Left:
 
     @property
     def restartable(self) -> bool:
-        return self.error is None and self.reason != LEFT_ON_REQUEST
+        return self.error is None and self.reason != EXITED_ON_REQUEST
 
 
-Event = Joined | Judging | Report | Left
+Event = WorkerReady | ChecksStarted | Report | WorkerExited
 
-LEFT_ON_REQUEST = "was asked to leave"
-"""`Left.reason` of a worker that ended because of `Leave`."""
+EXITED_ON_REQUEST = "was asked to leave"
+"""`WorkerExited.reason` of a worker that ended because of `Leave`."""
 
 
 class WorkerPool(Protocol):
-    """Workers in other processes, by number. A worker that is restarted sends `Left`, then `Joined`.
+    """Workers in other processes, by number. A worker that is restarted sends `WorkerExited`, then `WorkerReady`.
 
     It is used from one thread.
     """
@@ -112,17 +112,17 @@ class WorkerPool(Protocol):
 
     @property
     def num_starting(self) -> int:
-        """Number of workers that will send `Joined` soon, without those that may never start."""
+        """Number of workers that will send `WorkerReady` soon, without those that may never start."""
         ...
 
     def begin(self, setup: Setup) -> None:
-        """Make the workers serve `setup`. Each one sends `Joined` when it does, even if it sent one before."""
+        """Make the workers serve `setup`. Each one sends `WorkerReady` when it does, even if it sent one before."""
 
     def send(self, worker: int, order: Order) -> None:
         """Send an order to a worker; ignored when the worker has ended."""
 
     def kill(self, worker: int) -> None:
-        """Kill a worker that does not answer; `receive` returns its `Left`. Ignored when the worker has ended."""
+        """Kill a worker that does not answer; `receive` returns its `WorkerExited`. Ignored after its end."""
 
     def receive(self, timeout_s: float) -> Sequence[tuple[int, Event]]:
         """Events since the last call, in order, with the workers' numbers; waits up to `timeout_s` for the first."""
@@ -152,7 +152,7 @@ class RestartLimit:
         if isinstance(event, Report) and event.rows:
             self._count = 0
 
-    def check(self, left: Left) -> Left:
+    def check(self, left: WorkerExited) -> WorkerExited:
         """Count the end of a worker. Returns `left`, with a `WorkerError` if the limit is exceeded."""
         self._count += 1
         if left.error is not None or self._count <= self._limit:

@@ -26,7 +26,7 @@ from rwkvbatch import signals
 from rwkvbatch.errors import RwkvBatchError, WorkerError
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.planning.setups import Setup
-from rwkvbatch.replay.pools.pool import Event, Joined, Left, LogEntry, Order, RestartLimit
+from rwkvbatch.replay.pools.pool import Event, LogEntry, Order, RestartLimit, WorkerExited, WorkerReady
 from rwkvbatch.replay.pools.worker_loop import LogCollector, collecting_logs, run_worker
 from rwkvbatch.replay.worker.models import ModelLoader
 from rwkvbatch.replay.worker.worker import Worker
@@ -40,12 +40,12 @@ _START_TEMPLATE = "from rwkvbatch.replay.pools.processes import template_main; t
 
 @dataclass
 class _Process:
-    """A worker process; `joined` is its `Joined` event, None before it is received."""
+    """A worker process; `ready` is its `WorkerReady` event, None before it is received."""
 
     channel: Channel
     id: int
     device: str | None
-    joined: Joined | None = None
+    ready: WorkerReady | None = None
 
 
 class ProcessPool:
@@ -73,13 +73,13 @@ class ProcessPool:
 
     @property
     def num_starting(self) -> int:
-        return sum(worker.joined is None for worker in self._workers.values())
+        return sum(worker.ready is None for worker in self._workers.values())
 
     def begin(self, setup: Setup) -> None:
         if self._setup != setup or self._template is None:
             self._load(setup)
         if self._workers:
-            self._events += [(n, w.joined) for n, w in self._workers.items() if w.joined is not None]
+            self._events += [(n, w.ready) for n, w in self._workers.items() if w.ready is not None]
             return
         for device in self._devices:
             self._start_reloading(device)
@@ -147,17 +147,17 @@ class ProcessPool:
         try:
             while channel.poll():
                 event = channel.recv()
-                if isinstance(event, Joined):
-                    self._workers[number].joined = event
+                if isinstance(event, WorkerReady):
+                    self._workers[number].ready = event
                 self._restarts.observe(event)
-                if isinstance(event, Left):
+                if isinstance(event, WorkerExited):
                     self._reap(number, event)
                     return
                 self._events.append((number, event))
         except (EOFError, OSError):
             self._reap(number, None)
 
-    def _reap(self, number: int, left: Left | None) -> None:
+    def _reap(self, number: int, left: WorkerExited | None) -> None:
         """Remove a worker that has ended, and start another one unless the worker was asked to leave."""
         worker = self._workers.pop(number)
         worker.channel.close()
@@ -165,7 +165,7 @@ class ProcessPool:
         if self._template is not None:
             with contextlib.suppress(OSError, EOFError):
                 status = self._template.ask(_Wait(worker.id))
-        left = self._restarts.check(left or Left(f"process {worker.id} {_describe(status)}"))
+        left = self._restarts.check(left or WorkerExited(f"process {worker.id} {_describe(status)}"))
         self._events.append((number, left))
         if left.restartable:
             self._start_reloading(worker.device)
@@ -177,7 +177,7 @@ class ProcessPool:
             try:
                 self._start(device)
             except (OSError, EOFError) as error:
-                left = self._restarts.check(Left(f"the process that starts workers is gone: {error}"))
+                left = self._restarts.check(WorkerExited(f"the process that starts workers is gone: {error}"))
                 if left.error is not None:
                     raise left.error from None
                 running, self._workers = self._workers, {}  # `_load` would kill them

@@ -24,7 +24,7 @@ from rwkvbatch.errors import WorkerError
 from rwkvbatch.replay.continuing.identity import cell_identities, check_same, code_sha256
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.planning.setups import Setup
-from rwkvbatch.replay.pools.pool import Event, Left, Order
+from rwkvbatch.replay.pools.pool import Event, Order, WorkerExited
 from rwkvbatch.replay.pools.worker_loop import LogCollector, collecting_logs, run_worker
 from rwkvbatch.replay.worker.models import ModelLoader
 from rwkvbatch.replay.worker.worker import Worker
@@ -95,7 +95,7 @@ class RayWorker:
             return self._plan_and_loader[1].specs(setups)
 
     def serve(self, setup: Setup, expected: Mapping[str, Any]) -> Generator[Event]:
-        """Load the setup's model and run a worker. Yields its events; the last one is `Left`.
+        """Load the setup's model and run a worker. Yields its events; the last one is `WorkerExited`.
 
         Args:
             expected: the identities that the setup's cells must have on this node.
@@ -111,7 +111,7 @@ class RayWorker:
         channel = SimpleNamespace(recv=self._orders.get, send=events.put)
         threading.Thread(target=run_worker, args=(channel, make_worker, self._name, self._logs), daemon=True).start()
         event = None
-        while not isinstance(event, Left):
+        while not isinstance(event, WorkerExited):
             event = events.get()
             yield event
 

@@ -2,7 +2,8 @@
 
 Ray places the actors by the processors and GPUs that they reserve, restarts those whose process or node ends, and
 repeats the call of `RayWorker.place` until it is answered. The driver sends orders by `RayWorker.send` and reads events
-from the stream of `RayWorker.serve`. A broken stream is reported as `Left`, and the restarted actor as `Joined`.
+from the stream of `RayWorker.serve`. A broken stream is reported as `WorkerExited`, and the restarted actor as
+`WorkerReady`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from rwkvbatch.errors import NoClusterError, RwkvBatchError, UsageError, WorkerE
 from rwkvbatch.replay.continuing.identity import cell_identities
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.planning.setups import Setup, setups_of
-from rwkvbatch.replay.pools.pool import Event, Joined, Left, Order, RestartLimit, processors
+from rwkvbatch.replay.pools.pool import Event, Order, RestartLimit, WorkerExited, WorkerReady, processors
 from rwkvbatch.replay.pools.ray_actor import RayWorker, own_variables, versions
 from rwkvbatch.replay.worker.models import ModelLoader
 
@@ -106,7 +107,7 @@ class _Actor:
         call: the pending `place`, or the event stream of `serve`; None between the two.
         called_s: time at which `place` was called; infinite after the warning that the actor waits for room.
         name: empty until `place` is answered.
-        joined: its `Joined` event; None until it serves the current setup.
+        ready: its `WorkerReady` event; None until it serves the current setup.
     """
 
     number: int
@@ -115,7 +116,7 @@ class _Actor:
     call: Any = None
     called_s: float = 0.0
     name: str = ""
-    joined: Joined | None = None
+    ready: WorkerReady | None = None
 
     @property
     def serving(self) -> bool:
@@ -123,23 +124,23 @@ class _Actor:
 
     def start(self) -> None:
         """Call `place`, which is answered when a new process runs."""
-        self.name, self.joined = "", None
+        self.name, self.ready = "", None
         self.called_s = time.monotonic()
         self.call = self.handle.place.remote()
 
-    def failure(self, error: RayError) -> Left:
+    def failure(self, error: RayError) -> WorkerExited:
         """The reason why a call failed, in one line. It ends the run unless the actor's process or node has ended."""
         reason = re.sub(r"^[\w.]+Error: ", "", str(error).strip().rpartition("\n")[2].strip())
         if isinstance(error, ActorUnavailableError):
             reason = "its process or node ended, or cannot be reached"
         cause = cast("Any", error).cause if isinstance(error, RayTaskError) else None
         if isinstance(cause, RwkvBatchError):
-            return Left(reason, cause.add_place(self.name))
+            return WorkerExited(reason, cause.add_place(self.name))
         if cause is None and self.name:
-            return Left(reason)
+            return WorkerExited(reason)
         hint = "the driver and every node need the same rwkvbatch (one wheel), plug-ins, Python and Ray"
         name = self.name or f"worker {self.number}"
-        return Left(reason, WorkerError(f"{name} cannot start: {reason}", hint=hint))
+        return WorkerExited(reason, WorkerError(f"{name} cannot start: {reason}", hint=hint))
 
 
 class RayPool:
@@ -175,7 +176,7 @@ class RayPool:
 
     @property
     def num_starting(self) -> int:
-        return sum(actor.serving and actor.joined is None for actor in self._actors.values())
+        return sum(actor.serving and actor.ready is None for actor in self._actors.values())
 
     def begin(self, setup: Setup) -> None:
         if setup not in self._identities or not self._refs:
@@ -187,8 +188,8 @@ class RayPool:
         for actor in self._actors.values():
             if has_changed and actor.name:
                 actor.start()  # in a new process, which frees the memory of the previous model
-            elif actor.joined is not None:
-                self._events.append((actor.number, actor.joined))
+            elif actor.ready is not None:
+                self._events.append((actor.number, actor.ready))
             elif actor.name and not actor.serving:
                 self._serve(actor)
 
@@ -245,7 +246,7 @@ class RayPool:
         """The specs of the models of `setups`, from the first actor that runs."""
         while True:
             for _, event in self.receive(1.0):
-                if isinstance(event, Left) and event.error is not None:
+                if isinstance(event, WorkerExited) and event.error is not None:
                     raise event.error
             if (actor := next((actor for actor in self._actors.values() if actor.name), None)) is not None:
                 try:
@@ -276,15 +277,15 @@ class RayPool:
                 self._serve(actor)
             return
         self._restarts.observe(result)
-        if isinstance(result, Left):
+        if isinstance(result, WorkerExited):
             error = None if result.error is None else result.error.add_place(actor.name)
             self._lose(actor, replace(result, error=error))
             return
-        if isinstance(result, Joined):
-            actor.joined = result
+        if isinstance(result, WorkerReady):
+            actor.ready = result
         self._events.append((actor.number, result))
 
-    def _lose(self, actor: _Actor, left: Left) -> None:
+    def _lose(self, actor: _Actor, left: WorkerExited) -> None:
         """Report that a worker has ended, and call `place` for its restart unless it cannot be restarted."""
         left = self._restarts.check(left)
         self._events.append((actor.number, left))

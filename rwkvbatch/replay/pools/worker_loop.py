@@ -68,29 +68,29 @@ def run_worker(
 ) -> None:
     """Run a worker for the driver at the other end of `channel`, until `Leave` or until the channel breaks.
 
-    The last event sent is `Left`.
+    The last event sent is `WorkerExited`.
 
     Args:
         logs: has entries for the first report, if any.
     """
     logs = logs or LogCollector()
     with collecting_logs(logs):
-        left = pool.Left(pool.LEFT_ON_REQUEST)
+        left = pool.WorkerExited(pool.EXITED_ON_REQUEST)
         try:
             worker = make_worker()
-            worker.judging = lambda task: channel.send(pool.Judging(task))
+            worker.judging = lambda task: channel.send(pool.ChecksStarted(task))
             orders = _start_reading(channel)
-            channel.send(pool.Joined(name, worker.room))
+            channel.send(pool.WorkerReady(name, worker.capacity))
             _execute_orders(channel, worker, orders, logs)
         except (EOFError, OSError):
-            left = pool.Left("the driver is gone")
+            left = pool.WorkerExited("the driver is gone")
         except RwkvBatchError as error:
-            left = pool.Left(str(error), error)
+            left = pool.WorkerExited(str(error), error)
         except Exception as error:  # the driver decides what to do; its log gets the traceback
             _log.error("%s", traceback.format_exc())
             with suppress(OSError, ValueError):
                 channel.send(pool.Report(logs=logs.take()))
-            left = pool.Left(f"{type(error).__name__}: {error}")
+            left = pool.WorkerExited(f"{type(error).__name__}: {error}")
         with suppress(OSError, ValueError):
             channel.send(left)
 

@@ -69,7 +69,7 @@ class Worker:
         return len(self._rows_of)
 
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
         """Tasks to hold when the driver is in another process: a batch, and half a batch to start as tasks end."""
         return self._batch + max(1, self._batch // 2)
 

@@ -43,7 +43,7 @@ def finish_all(dispatcher: Dispatcher, worker: int, tasks: Sequence[int]) -> Non
 
 def test_one_worker_gets_all_tasks_in_order_and_never_more_than_its_capacity() -> None:
     dispatcher = make_dispatcher(25)
-    dispatcher.joined(0, 4)
+    dispatcher.add_worker(0, 4)
     order: list[int] = []
     while not dispatcher.finished:
         tasks = assigned(dispatcher)[0]
@@ -55,8 +55,8 @@ def test_one_worker_gets_all_tasks_in_order_and_never_more_than_its_capacity() -
 
 def test_the_tasks_of_a_conversation_go_to_one_worker_while_both_have_enough() -> None:
     dispatcher = make_dispatcher(200)
-    dispatcher.joined(0, 7)
-    dispatcher.joined(1, 7)
+    dispatcher.add_worker(0, 7)
+    dispatcher.add_worker(1, 7)
     workers_of: dict[int, set[int]] = {}
     for _ in range(7):
         for worker, tasks in assigned(dispatcher).items():
@@ -69,18 +69,18 @@ def test_the_tasks_of_a_conversation_go_to_one_worker_while_both_have_enough() -
 
 def test_no_worker_holds_more_than_an_even_share() -> None:
     dispatcher = make_dispatcher(40)
-    dispatcher.joined(0, 32)
-    dispatcher.joined(1, 32)
+    dispatcher.add_worker(0, 32)
+    dispatcher.add_worker(1, 32)
     assert {worker: len(tasks) for worker, tasks in assigned(dispatcher).items()} == {0: 20, 1: 20}
 
 
 def test_half_of_a_worker_s_tasks_move_to_a_worker_that_joins_late() -> None:
     clock = Clock()
     dispatcher = make_dispatcher(8, clock=clock)
-    dispatcher.joined(0, 20)
+    dispatcher.add_worker(0, 20)
     assert assigned(dispatcher) == {0: list(range(8))}
     clock.now = REBALANCE_EVERY_S
-    dispatcher.joined(1, 20)
+    dispatcher.add_worker(1, 20)
     assignment = dispatcher.assignments()[0]
     assert assignment.tasks == (7, 6, 5, 4)
     assert assignment.moved_from == dict.fromkeys((7, 6, 5, 4), 0)
@@ -89,11 +89,11 @@ def test_half_of_a_worker_s_tasks_move_to_a_worker_that_joins_late() -> None:
 def test_active_tasks_are_not_moved() -> None:
     clock = Clock()
     dispatcher = make_dispatcher(8, clock=clock)
-    dispatcher.joined(0, 20)
+    dispatcher.add_worker(0, 20)
     assert assigned(dispatcher) == {0: list(range(8))}
     dispatcher.reported(0, 5)
     clock.now = REBALANCE_EVERY_S
-    dispatcher.joined(1, 20)
+    dispatcher.add_worker(1, 20)
     assert assigned(dispatcher) == {1: [7, 6, 5]}
     clock.now = 2 * REBALANCE_EVERY_S
     finish_all(dispatcher, 1, [7, 6, 5])
@@ -103,10 +103,10 @@ def test_active_tasks_are_not_moved() -> None:
 def test_tasks_move_to_the_worker_with_fewer_until_both_hold_the_same() -> None:
     clock = Clock()
     dispatcher = make_dispatcher(16, clock=clock)
-    dispatcher.joined(0, 12)
+    dispatcher.add_worker(0, 12)
     assert assigned(dispatcher) == {0: list(range(12))}
     dispatcher.reported(0, 4)
-    dispatcher.joined(1, 12)
+    dispatcher.add_worker(1, 12)
     left_over, moved = dispatcher.assignments()
     assert sorted(left_over.tasks) == [12, 13, 14, 15]
     assert (moved.worker, moved.tasks) == (1, (11, 10, 9, 8))
@@ -118,10 +118,10 @@ def test_tasks_move_to_the_worker_with_fewer_until_both_hold_the_same() -> None:
 def test_no_more_tasks_move_to_a_worker_than_its_capacity() -> None:
     clock = Clock()
     dispatcher = make_dispatcher(12, clock=clock)
-    dispatcher.joined(0, 12)
+    dispatcher.add_worker(0, 12)
     assert assigned(dispatcher) == {0: list(range(12))}
     clock.now = REBALANCE_EVERY_S
-    dispatcher.joined(1, 3)
+    dispatcher.add_worker(1, 3)
     assert assigned(dispatcher) == {1: [11, 10, 9]}
     clock.now = 2 * REBALANCE_EVERY_S
     assert assigned(dispatcher) == {}
@@ -130,18 +130,18 @@ def test_no_more_tasks_move_to_a_worker_than_its_capacity() -> None:
 def test_the_first_worker_leaves_an_even_share_to_starting_workers() -> None:
     dispatcher = make_dispatcher(40, group=lambda _: 0)
     dispatcher.expect(2)
-    dispatcher.joined(0, 32)
+    dispatcher.add_worker(0, 32)
     dispatcher.expect(1)
     assert {worker: len(tasks) for worker, tasks in assigned(dispatcher).items()} == {0: 20}
     dispatcher.expect(0)
-    dispatcher.joined(1, 32)
+    dispatcher.add_worker(1, 32)
     assert {worker: len(tasks) for worker, tasks in assigned(dispatcher).items()} == {1: 20}
 
 
 def test_a_worker_gets_tasks_while_others_are_expected() -> None:
     dispatcher = make_dispatcher(3)
     dispatcher.expect(7)
-    dispatcher.joined(0, 4)
+    dispatcher.add_worker(0, 4)
     done: list[int] = []
     while not dispatcher.finished:
         tasks = assigned(dispatcher)[0]
@@ -153,8 +153,8 @@ def test_a_worker_gets_tasks_while_others_are_expected() -> None:
 def test_a_straggler_is_run_again_and_the_first_result_counts() -> None:
     clock = Clock()
     dispatcher = make_dispatcher(2, clock=clock)
-    dispatcher.joined(0, 1)
-    dispatcher.joined(1, 1)
+    dispatcher.add_worker(0, 1)
+    dispatcher.add_worker(1, 1)
     assert assigned(dispatcher) == {0: [0], 1: [1]}
     dispatcher.reported(0, 1)
     clock.now = 0.1
@@ -170,8 +170,8 @@ def test_a_straggler_is_run_again_and_the_first_result_counts() -> None:
 
 def test_the_tasks_of_a_lost_worker_are_assigned_to_others() -> None:
     dispatcher = make_dispatcher(6)
-    dispatcher.joined(0, 3)
-    dispatcher.joined(1, 3)
+    dispatcher.add_worker(0, 3)
+    dispatcher.add_worker(1, 3)
     first = assigned(dispatcher)
     assert dispatcher.left(0) == []
     finish_all(dispatcher, 1, first[1])
@@ -185,15 +185,15 @@ def test_the_tasks_of_a_lost_worker_are_assigned_to_others() -> None:
 
 def test_a_task_runs_alone_after_two_lost_workers_and_is_given_up_after_three() -> None:
     dispatcher = make_dispatcher(3, group=lambda _: 0)
-    dispatcher.joined(0, 3)
+    dispatcher.add_worker(0, 3)
     assert assigned(dispatcher) == {0: [0, 1, 2]}
     assert dispatcher.left(0) == []
-    dispatcher.joined(1, 3)
+    dispatcher.add_worker(1, 3)
     assert sorted(assigned(dispatcher)[1]) == [0, 1, 2]
     assert dispatcher.left(1) == []
     given_up: list[int] = []
     for worker in (2, 3, 4):
-        dispatcher.joined(worker, 3)
+        dispatcher.add_worker(worker, 3)
         assert len(assigned(dispatcher)[worker]) == 1
         given_up += dispatcher.left(worker)
     assert sorted(given_up) == [0, 1, 2]
@@ -203,11 +203,11 @@ def test_a_task_runs_alone_after_two_lost_workers_and_is_given_up_after_three() 
 def test_a_last_attempt_waits_for_an_idle_worker() -> None:
     dispatcher = make_dispatcher(4, group=lambda d: d)
     for worker in (0, 1):
-        dispatcher.joined(worker, 1)
+        dispatcher.add_worker(worker, 1)
         assert assigned(dispatcher) == {worker: [0]}
         if worker == 0:
             dispatcher.left(worker)
-    dispatcher.joined(2, 2)
+    dispatcher.add_worker(2, 2)
     assert assigned(dispatcher) == {2: [1, 2]}
     dispatcher.left(1)
     finish_all(dispatcher, 2, [1])
@@ -219,10 +219,10 @@ def test_a_last_attempt_waits_for_an_idle_worker() -> None:
 def test_a_worker_gets_more_tasks_after_a_last_attempt() -> None:
     dispatcher = make_dispatcher(4, group=lambda d: d)
     for worker in (0, 1):
-        dispatcher.joined(worker, 1)
+        dispatcher.add_worker(worker, 1)
         assert assigned(dispatcher) == {worker: [0]}
         dispatcher.left(worker)
-    dispatcher.joined(2, 3)
+    dispatcher.add_worker(2, 3)
     assert assigned(dispatcher) == {2: [0]}
     dispatcher.finish(2, 0)
     assert assigned(dispatcher) == {2: [1, 2, 3]}
@@ -245,7 +245,7 @@ def test_every_task_ends_and_only_fatal_ones_are_given_up(data: st.DataObject) -
             break
         clock.now += data.draw(st.sampled_from([0.01, 0.2, 3.0]), "time") if len(ended) < 10 else 0.5
         if len(held) < 2:
-            dispatcher.joined(next_worker, data.draw(st.integers(1, 5), "room"))
+            dispatcher.add_worker(next_worker, data.draw(st.integers(1, 5), "capacity"))
             held[next_worker] = []
             next_worker += 1
         for assignment in dispatcher.assignments():
@@ -273,8 +273,8 @@ def test_every_task_ends_and_only_fatal_ones_are_given_up(data: st.DataObject) -
 def test_no_task_is_a_straggler_before_any_task_has_finished() -> None:
     clock = Clock()
     dispatcher = make_dispatcher(1, clock=clock)
-    dispatcher.joined(0, 1)
-    dispatcher.joined(1, 1)
+    dispatcher.add_worker(0, 1)
+    dispatcher.add_worker(1, 1)
     assert assigned(dispatcher) == {0: [0]}
     clock.now = 100 * STRAGGLER_S
     assert assigned(dispatcher) == {}

@@ -20,7 +20,7 @@ from rwkvbatch.errors import CheckpointError, UsageError, WorkerError
 from rwkvbatch.replay.planning.grid import make_cells
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.planning.setups import Setup, setups_of
-from rwkvbatch.replay.pools.pool import Joined, Leave
+from rwkvbatch.replay.pools.pool import Leave, WorkerReady
 from rwkvbatch.replay.pools.pool_kinds import pool_for
 from rwkvbatch.replay.pools.processes import ProcessPool, _describe, _uses_gpu
 from rwkvbatch.replay.progress import Progress
@@ -287,7 +287,7 @@ def test_workers_count_as_starting_until_they_join() -> None:
         assert pool.num_starting == 2
         num_joined = 0
         while num_joined < 2:
-            num_joined += sum(isinstance(event, Joined) for _, event in pool.receive(1.0))
+            num_joined += sum(isinstance(event, WorkerReady) for _, event in pool.receive(1.0))
             assert pool.num_starting == 2 - num_joined
     finally:
         pool.close()

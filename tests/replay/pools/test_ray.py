@@ -21,7 +21,7 @@ from rwkvbatch.errors import CheckpointError, UsageError, WorkerError
 from rwkvbatch.replay.planning.grid import make_cells
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.planning.setups import setups_of
-from rwkvbatch.replay.pools.pool import Joined
+from rwkvbatch.replay.pools.pool import WorkerReady
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from tests.replay.crash_harness.processes import wait_until
@@ -293,7 +293,7 @@ def test_actors_count_as_starting_until_they_join_and_end_with_the_pool(cluster:
         assert pool.num_starting >= 1
         num_joined = 0
         while num_joined < 2:
-            num_joined += sum(isinstance(event, Joined) for _, event in pool.receive(1.0))
+            num_joined += sum(isinstance(event, WorkerReady) for _, event in pool.receive(1.0))
         assert pool.num_starting == 0
         assert not ray.available_resources().get("CPU")
     finally:
