@@ -110,9 +110,9 @@ def figures_table(report: Report, width: int = 80) -> Table:
         [figure.name for figure in figures],
         columns,
         width,
-        least_name=12 if report.against else 18,
+        min_name_width=12 if report.against else 18,
         left=["unit"],
-        less_wanted=["best", "of the limit", "rwkv"],
+        optional_columns=["best", "of the limit", "rwkv"],
     )
 
 

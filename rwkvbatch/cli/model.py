@@ -309,7 +309,9 @@ def _show(description: Description, tokenizer: dict[str, Any], chat_template: di
     out.print(facts_table(facts))
     out.print()
     names = [group.name for group in groups]
-    left, less_wanted = ["shape", "type"], ["parameters", "type"]
+    left, optional_columns = ["shape", "type"], ["parameters", "type"]
     out.print(
-        fitted_table(names, columns, out.width, least_name=17, header="tensor", left=left, less_wanted=less_wanted)
+        fitted_table(
+            names, columns, out.width, min_name_width=17, header="tensor", left=left, optional_columns=optional_columns
+        )
     )

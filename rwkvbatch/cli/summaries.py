@@ -49,9 +49,9 @@ def summary_table(summary: Summary, width: int = 100) -> Table:
         _columns(summary),
         width,
         header="cell",
-        least_name=min(24, longest),
+        min_name_width=min(24, longest),
         folded=["ended by"],
-        less_wanted=[
+        optional_columns=[
             *("first token\np50 / p95", "reply\ntokens", "ended by", "tokens\nscored", "perplexity\nof texts"),
             *("perplexity", "bits per\nbyte", "accuracy", "ref.\nnll"),
         ],

@@ -66,26 +66,26 @@ def fitted_table(
     columns: Mapping[str, Sequence[str]],
     width: int,
     *,
-    least_name: int,
+    min_name_width: int,
     header: str = "",
     left: Sequence[str] = (),
     folded: Sequence[str] = (),
-    less_wanted: Sequence[str] = (),
+    optional_columns: Sequence[str] = (),
     box: Box | None = None,
 ) -> Table:
     """A table with a column of names and as many of `columns` as fit into `width`.
 
     Args:
-        least_name: smallest width to which names are folded.
+        min_name_width: smallest width to which names are folded.
         header: header of the column of names.
         left: columns that are aligned left.
         folded: columns that are aligned left and may be folded down to their longest word.
-        less_wanted: columns that may be omitted, the first one first. If the others do not fit either, all are folded.
+        optional_columns: columns that may be omitted, first the first. If the others do not fit either, all are folded.
     """
-    kept, optional = list(columns), [name for name in less_wanted if name in columns]
+    kept, optional = list(columns), [name for name in optional_columns if name in columns]
     while True:
         table = Table(box=box, header_style="bold", pad_edge=False)
-        table.add_column(header, overflow="fold", min_width=least_name)
+        table.add_column(header, overflow="fold", min_width=min_name_width)
         for name in kept:
             justify = "left" if name in (*left, *folded) else "right"
             table.add_column(name, justify=justify, no_wrap=name not in folded)

@@ -57,7 +57,7 @@ class TestFitted:
     @staticmethod
     def table(width: int) -> Table:
         columns = {name: [f"{name} value"] for name in ("one", "two")}
-        return fitted_table(["a name of it"], columns, width, least_name=5, less_wanted=["two"])
+        return fitted_table(["a name of it"], columns, width, min_name_width=5, optional_columns=["two"])
 
     @pytest.mark.parametrize(
         ("width", "kept", "lines"), [(34, "one two", 2), (33, "one two", 3), (24, "one", 2), (18, "one", 3)]
