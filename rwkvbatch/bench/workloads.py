@@ -152,7 +152,7 @@ def sampling(model: Model, clock: Clock = WALL) -> Workload:
             noise_keys=np.arange(SAMPLE_ROWS, dtype=np.uint64),
             turns=np.zeros(SAMPLE_ROWS, np.int64),
             steps=np.full(SAMPLE_ROWS, next(steps), np.int64),
-            least_scores=np.full(SAMPLE_ROWS, -np.inf),
+            min_p_cutoffs=np.full(SAMPLE_ROWS, -np.inf),
         )
         return timed(clock, model.choose, logits, batch)
 

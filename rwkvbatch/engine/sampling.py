@@ -120,7 +120,7 @@ _SETTINGS = np.dtype(
         ("orders", np.uint8),
         ("noise_keys", np.uint64),
         ("turns", np.int64),
-        ("least_scores", np.float64),
+        ("min_p_cutoffs", np.float64),
     ]
 )
 """The arrays of a `SampleBatch` that do not change during a reply."""

@@ -230,7 +230,7 @@ class SampleBatch:
         penalty_starts: row s's penalties are penalty_starts[s]:penalty_starts[s + 1]; [S + 1].
         noise_keys: [S] uint64, the Philox key of the row's (run seed, conversation, repeat).
         turns, steps: [S] int64, the turn, and the token's position in the reply.
-        least_scores: [S] fp64, the `min_p` cut: a token is dropped if its logit minus the row's largest logit, both
+        min_p_cutoffs: [S] fp64, the `min_p` cut: a token is dropped if its logit minus the row's largest logit, both
             after the penalties, is less than this; minus infinity drops none.
         target_ids: [P - S] int64, the tokens whose log-probabilities are looked up.
     """
@@ -245,7 +245,7 @@ class SampleBatch:
     noise_keys: npt.NDArray[np.uint64]
     turns: IntArray
     steps: IntArray
-    least_scores: npt.NDArray[np.float64]
+    min_p_cutoffs: npt.NDArray[np.float64]
     target_ids: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @property

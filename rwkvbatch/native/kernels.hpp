@@ -161,7 +161,7 @@ struct SampleRow {
     float temperature, top_p;
     int64_t top_k;
     bool temperature_first, top_k_first;
-    double least_score;
+    double min_p_cutoff;
     const int64_t* penalty_ids;
     const float* penalty_values;
     size_t num_penalties;

@@ -184,14 +184,14 @@ void choose(Context& context, Input<float, 2> logits, Input<float, 1> temperatur
             Input<int64_t, 1> penalty_starts, Input<uint64_t, 1> noise_keys,
             Input<int64_t, 1> turns, Input<int64_t, 1> steps, Input<int64_t, 1> target_ids, States<1> logprobs,
             nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> tokens,
-            std::optional<Input<double, 1>> least_scores) {
+            std::optional<Input<double, 1>> min_p_cutoffs) {
     const size_t num_sampled = temperature.size(), count = num_sampled + target_ids.size(), vocab_size = logits.shape(1);
     if (logits.shape(0) != count || vocab_size == 0) throw nb::value_error("one row of logits is needed for each token");
     if (tokens.size() != count || logprobs.size() != count) throw nb::value_error("one result is needed for each token");
     for (const size_t size : {top_p.size(), top_k.size(), orders.size(), noise_keys.size(), turns.size(), steps.size(),
                               penalty_starts.size() - 1})
         if (size != num_sampled) throw nb::value_error("a sample batch must have one value of each kind for each row");
-    if (least_scores && least_scores->size() != num_sampled)
+    if (min_p_cutoffs && min_p_cutoffs->size() != num_sampled)
         throw nb::value_error("a sample batch must have one value of each kind for each row");
     if (penalty_ids.size() != penalty_values.size()) throw nb::value_error("each penalised token needs one value");
     check_tokens(penalty_ids, vocab_size);
@@ -203,7 +203,7 @@ void choose(Context& context, Input<float, 2> logits, Input<float, 1> temperatur
             throw nb::value_error("a sample batch's penalty_starts must ascend within its penalties");
         rows[i] = {logits.data() + i * vocab_size, vocab_size, temperature.data()[i], top_p.data()[i], top_k.data()[i],
                    (orders.data()[i] & 1) != 0, (orders.data()[i] & 2) != 0,
-                   least_scores ? least_scores->data()[i] : -std::numeric_limits<double>::infinity(),
+                   min_p_cutoffs ? min_p_cutoffs->data()[i] : -std::numeric_limits<double>::infinity(),
                    penalty_ids.data() + start, penalty_values.data() + start,
                    static_cast<size_t>(stop - start), noise_keys.data()[i], static_cast<uint32_t>(turns.data()[i]),
                    static_cast<uint32_t>(steps.data()[i]), -1};
@@ -337,7 +337,7 @@ NB_MODULE(_native, m) {
         .def("choose", &choose, nb::arg("logits"), nb::arg("temperature"), nb::arg("top_p"), nb::arg("top_k"),
              nb::arg("orders"), nb::arg("penalty_ids"), nb::arg("penalty_values"), nb::arg("penalty_starts"),
              nb::arg("noise_keys"), nb::arg("turns"), nb::arg("steps"), nb::arg("target_ids"), nb::arg("logprobs"),
-             nb::arg("tokens"), nb::arg("least_scores") = nb::none())
+             nb::arg("tokens"), nb::arg("min_p_cutoffs") = nb::none())
         .def("read_all", &read_all)
         .def("multiply_add", &multiply_add)
         .def("operations", [](const Context& c, size_t rounds) {

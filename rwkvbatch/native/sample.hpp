@@ -190,7 +190,7 @@ private:
 
     void draw() {
         const bool cuts_p = row_.top_p < 1.0f, cuts_k = row_.top_k > 0 && row_.top_k < static_cast<int64_t>(size_);
-        const bool cuts_scores = row_.least_score > -HUGE_VAL;
+        const bool cuts_scores = row_.min_p_cutoff > -HUGE_VAL;
         best_score_ = score(best_);
         if (!cuts_p && !cuts_k && !cuts_scores) return draw_from_all();
         size_t count;
@@ -207,7 +207,7 @@ private:
                 count = keep_probable(count, static_cast<double>(row_.top_p) * total);
             }
         } else {
-            const float near = static_cast<float>(static_cast<double>(largest_) + row_.least_score);
+            const float near = static_cast<float>(static_cast<double>(largest_) + row_.min_p_cutoff);
             count = gather(std::max(std::nextafter(near, -INFINITE), LOWEST));
         }
         draw_from(cuts_scores ? keep_scores(count) : count);
@@ -223,11 +223,11 @@ private:
         return keep(count, cut.key, static_cast<size_t>(row_.top_k) - static_cast<size_t>(cut.above));
     }
 
-    // Keep the candidates whose logit less the largest one is at least `least_score`; returns their number.
+    // Keep the candidates whose logit less the largest one is at least `min_p_cutoff`; returns their number.
     size_t keep_scores(size_t count) {
         size_t kept = 0;
         for (size_t i = 0; i < count; ++i)
-            if (static_cast<double>(candidates_[i].logit) - static_cast<double>(largest_) >= row_.least_score)
+            if (static_cast<double>(candidates_[i].logit) - static_cast<double>(largest_) >= row_.min_p_cutoff)
                 candidates_[kept++] = candidates_[i];
         return kept;
     }

@@ -191,7 +191,7 @@ def test_the_arrays_have_the_types_that_every_implementation_expects() -> None:
             "noise_keys": "uint64",
             "turns": "int64",
             "steps": "int64",
-            "least_scores": "float64",
+            "min_p_cutoffs": "float64",
             "target_ids": "int64",
         }
         assert (batch.num_sampled, batch.num_rows) == (len(rows), len(rows) + 2)

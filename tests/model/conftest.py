@@ -50,5 +50,5 @@ def greedy_batch(rows: int) -> SampleBatch:
         noise_keys=np.zeros(rows, dtype=np.uint64),
         turns=none,
         steps=none,
-        least_scores=np.full(rows, -np.inf),
+        min_p_cutoffs=np.full(rows, -np.inf),
     )

@@ -43,7 +43,7 @@ def sample(logits: Tensor, batch: SampleBatch) -> IntArray:
        last of them. Then top-k keeps at most top_k tokens, smaller ids first among equals. With `TOP_K_FIRST` top-k
        comes first, and top_p is a share of the probability that it keeps. With `TEMPERATURE_FIRST` the logits are
        divided by the temperature before both cuts.
-    3. Tokens below `least_scores` are dropped.
+    3. Tokens below `min_p_cutoffs` are dropped.
     4. The kept token with the largest logit / temperature + Gumbel noise is chosen.
 
     Temperature 0, top_p 0 or top_k 1 choose the largest logit, the smallest id among equals. A row without a possible
@@ -69,7 +69,7 @@ def _sample_row(row_logits: FloatArray, batch: SampleBatch, row: int) -> int:
     scaled = scores / temperature
     order = int(batch.orders[row])
     kept = _kept(scaled if order & TEMPERATURE_FIRST else scores, top_p, top_k, top_k_first=bool(order & TOP_K_FIRST))
-    kept = kept[scores[kept] >= batch.least_scores[row]]
+    kept = kept[scores[kept] >= batch.min_p_cutoffs[row]]
     noise = gumbel(int(batch.noise_keys[row]), int(batch.turns[row]), int(batch.steps[row]), kept)
     return int(kept[np.argmax(scaled[kept] + noise)])
 

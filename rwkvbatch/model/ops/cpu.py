@@ -306,8 +306,8 @@ class CpuOps:
 
     def choose(self, logits: Tensor, batch: SampleBatch) -> Choices:
         tokens, logprobs = np.empty(batch.num_rows, np.int64), np.empty(batch.num_rows, np.float32)
-        *settings, least_scores, target_ids = batch.arrays
-        cuts = (least_scores,) if (least_scores > -np.inf).any() else ()
+        *settings, min_p_cutoffs, target_ids = batch.arrays
+        cuts = (min_p_cutoffs,) if (min_p_cutoffs > -np.inf).any() else ()
         self.native.choose(_fp32_array(logits), *settings, target_ids, logprobs, tokens, *cuts)
         return Choices(tokens, logprobs)
 

@@ -34,7 +34,7 @@ def batch_of(rows: int, vocab_size: int, *, seed: int = 0, **fixed: object) -> S
         noise_keys=generator.integers(0, 2**64, rows, dtype=np.uint64),
         turns=generator.integers(0, 9, rows),
         steps=generator.integers(0, 999, rows),
-        least_scores=generator.choice([-np.inf, -np.inf, -6.0, -1.5, -0.25, 0.0], rows),
+        min_p_cutoffs=generator.choice([-np.inf, -np.inf, -6.0, -1.5, -0.25, 0.0], rows),
     )
     whole = {
         name: np.full(rows, value, dtype=getattr(batch, name).dtype)  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -47,7 +47,7 @@ def select(batch: SampleBatch, rows: Sequence[int], target_ids: Sequence[int] = 
     """Sampled rows of `batch`, followed by rows that look up `target_ids`."""
     ends = list(pairwise(batch.penalty_starts.tolist()))
     penalties = np.array([place for row in rows for place in range(*ends[row])], dtype=np.int64)
-    by_row = ("temperature", "top_p", "top_k", "orders", "noise_keys", "turns", "steps", "least_scores")
+    by_row = ("temperature", "top_p", "top_k", "orders", "noise_keys", "turns", "steps", "min_p_cutoffs")
     return replace(
         batch,
         **{name: getattr(batch, name)[list(rows)] for name in by_row},
@@ -67,5 +67,5 @@ def without_penalties(batch: SampleBatch) -> SampleBatch:
         penalty_ids=none,
         penalty_values=none.astype(np.float32),
         penalty_starts=np.zeros(rows + 1, np.int64),
-        least_scores=np.full(rows, -np.inf),
+        min_p_cutoffs=np.full(rows, -np.inf),
     )

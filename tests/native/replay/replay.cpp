@@ -175,7 +175,7 @@ private:
             rows[i].vocab_size = vocab_size;
             rows[i].temperature = settings[0];
             rows[i].top_p = settings[1];
-            rows[i].least_score = static_cast<double>(settings[2]);
+            rows[i].min_p_cutoff = static_cast<double>(settings[2]);
             rows[i].top_k = numbers[0];
             rows[i].temperature_first = (numbers[1] & 1) != 0;
             rows[i].top_k_first = (numbers[1] & 2) != 0;

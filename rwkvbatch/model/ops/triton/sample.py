@@ -119,7 +119,7 @@ def _draw(
     temperature,
     lowest,
     num_equal,
-    least_score,
+    min_p_cutoff,
     key,
     turn,
     step,
@@ -129,7 +129,7 @@ def _draw(
     """The kept token with the largest logit / temperature + noise.
 
     Kept are the tokens above the key `lowest` and the first `num_equal` tokens at it, except those whose logit less the
-    largest one is below `least_score`.
+    largest one is below `min_p_cutoff`.
     """
     best = tl.cast(0, tl.int32)
     best_score = tl.cast(float("-inf"), tl.float64)
@@ -142,7 +142,7 @@ def _draw(
         rank = num_seen + tl.cumsum(equal, 0)
         num_seen += tl.sum(equal, 0)
         kept = (order > lowest) | ((equal == 1) & (rank <= num_equal))
-        kept = kept & (x.to(tl.float64) - largest.to(tl.float64) >= least_score)
+        kept = kept & (x.to(tl.float64) - largest.to(tl.float64) >= min_p_cutoff)
         if tl.max(kept.to(tl.int32), 0) == 1:
             words = _noise_words(start, key, turn, step, BLOCK)
             complement = (words ^ 0xFFFFFFFF).to(tl.float32) * 2.3283064365386963e-10
