@@ -24,7 +24,7 @@ MAX_TOKENS = 16
 """The most tokens of an answer; a field of `--judge-body` overrides it, for models that think first."""
 NUM_TOP = 20
 MAX_ANSWER_BYTES = 2**22
-LEAST_MASS = 0.5
+MIN_PROBABILITY_MASS = 0.5
 """The smallest probability of both words together, among a token's alternatives, from which a share is computed."""
 TOLERANCE = 0.01
 """If the probability is this close to 0.5, the answer may be the less likely word, because servers round."""
@@ -214,7 +214,7 @@ def read_probability(tokens: Sequence[Mapping[str, Any]], words: tuple[str, str]
         tokens: each token of the answer with its `token` and `top_logprobs`, as in OpenAI's API.
 
     Returns:
-        None if there are no alternatives, or if the two words together have less than `LEAST_MASS`.
+        None if there are no alternatives, or if the two words together have less than `MIN_PROBABILITY_MASS`.
     """
     first = next((token for token in tokens if str(token.get("token", "")).strip(_IGNORED_AROUND_WORD)), None)
     if first is None:
@@ -232,7 +232,7 @@ def read_probability(tokens: Sequence[Mapping[str, Any]], words: tuple[str, str]
             case _:
                 pass
     total = sum(masses)
-    return masses[0] / total if LEAST_MASS <= total <= 1.01 else None
+    return masses[0] / total if MIN_PROBABILITY_MASS <= total <= 1.01 else None
 
 
 def _tokens_with_alternatives(event: Json) -> list[Mapping[str, Any]]:
