@@ -252,7 +252,7 @@ class _Merge:
         return Merged(
             directory=self._directory.path,
             parts=self._parts[0].shard.parts,
-            rows=self._index.num_there,
+            rows=self._index.num_rows,
             planned=self._num_planned,
             missing=missing,
             summary=summary,

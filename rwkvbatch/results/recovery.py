@@ -22,21 +22,21 @@ class LineIndex:
     """The position of each row in the file, and whether it is an error row; 13 bytes per row.
 
     Attributes:
-        num_there: number of rows added.
+        num_rows: number of rows added.
     """
 
-    def __init__(self, num_rows: int) -> None:
-        self._offsets = array("q", [-1]) * num_rows
-        self._lengths = array("i", [0]) * num_rows
-        self._failed = bytearray(num_rows)
-        self.num_there = 0
+    def __init__(self, num_planned: int) -> None:
+        self._offsets = array("q", [-1]) * num_planned
+        self._lengths = array("i", [0]) * num_planned
+        self._failed = bytearray(num_planned)
+        self.num_rows = 0
 
     def add(self, row: int, offset: int, length: int, *, failed: bool) -> None:
         """Add row number `row`, which has `length` bytes from `offset` on."""
         self._offsets[row] = offset
         self._lengths[row] = length
         self._failed[row] = failed
-        self.num_there += 1
+        self.num_rows += 1
 
     def has(self, row: int) -> bool:
         return self._offsets[row] >= 0

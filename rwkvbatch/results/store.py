@@ -104,7 +104,7 @@ class RowStore:
     @property
     def num_rows(self) -> int:
         """Number of rows written, durable or not."""
-        return self._index.num_there
+        return self._index.num_rows
 
     def has(self, number: int) -> bool:
         """Whether row `number` was written."""
