@@ -28,7 +28,7 @@ _MESSAGES = {signal.SIGINT: b"rwkvbatch: interrupted\n", signal.SIGTERM: b"rwkvb
 
 
 end_process = os._exit
-"""The original `os._exit`, for this program's own use; `staying_alive` replaces it for foreign code."""
+"""The original `os._exit`, for this program's own use; `forbid_process_exit` replaces it for foreign code."""
 
 _F_SETSIG = 10
 """`F_SETSIG` of Linux, which the module `fcntl` lacks."""
@@ -162,7 +162,7 @@ def leaving_at_once() -> Generator[None]:
         yield
 
 
-def unwind() -> None:
+def raise_on_signals() -> None:
     """Let the first SIGINT or SIGTERM raise `KeyboardInterrupt` or `Terminated`, so that open files are cleaned up.
 
     A later signal ends the process at once. So does a signal during an import, which might drop the exception.
@@ -181,7 +181,7 @@ def unwind() -> None:
 
 
 @contextmanager
-def calling(stop: Callable[[], None]) -> Generator[None]:
+def call_on_signal(stop: Callable[[], None]) -> Generator[None]:
     """Call `stop` on the first SIGINT or SIGTERM; a later one ends the process. For the main thread only."""
     arrivals = _Arrivals()
 
@@ -245,7 +245,7 @@ def stopping_on_interrupt() -> Generator[list[int]]:
 
 
 @contextmanager
-def staying_alive() -> Generator[None]:
+def forbid_process_exit() -> Generator[None]:
     """Make `os._exit` and `os.exec*` raise `ProcessEndedError` in the block, in every thread of this process.
 
     Otherwise foreign code could end a run before its last row, with any exit code, even 0. Child processes are not
@@ -295,7 +295,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def _exit(number: int, message: bytes) -> None:
     os.write(2, message)
-    end_process(128 + number)  # the original function, even in `staying_alive`
+    end_process(128 + number)  # the original function, even in `forbid_process_exit`
 
 
 def _is_importing(frame: FrameType | None) -> bool:

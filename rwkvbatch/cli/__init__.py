@@ -22,7 +22,7 @@ def _leave_on_signals() -> None:
 def main() -> None:
     """Entry point of the `rwkvbatch` program; ends the process with its exit code."""
     _leave_on_signals()
-    from rwkvbatch.signals import leave_at_once, unwind
+    from rwkvbatch.signals import leave_at_once, raise_on_signals
 
     leave_at_once()
     import atexit
@@ -51,7 +51,7 @@ def main() -> None:
 
     prepare_streams()
     signals.before_foreign_code = continue_guarded
-    unwind()
+    raise_on_signals()
     code = invoke(sys.argv[1:])
     leave_at_once()
     try:

@@ -42,7 +42,7 @@ from rwkvbatch.serve.batcher import Batcher
 from rwkvbatch.serve.connection import LimitedConnection
 from rwkvbatch.serve.protocol import Limits, ServerSettings
 from rwkvbatch.serve.replies import Served
-from rwkvbatch.signals import calling
+from rwkvbatch.signals import call_on_signal
 
 KEY_VARIABLE = "RWKVBATCH_API_KEY"
 BUNDLED_NAME = "rwkvbatch-demo"
@@ -199,7 +199,7 @@ class _Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        with calling(self.stop):
+        with call_on_signal(self.stop):
             yield
 
     def stop(self) -> None:

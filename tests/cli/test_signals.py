@@ -16,7 +16,7 @@ import pytest
 from rwkvbatch import signals
 from rwkvbatch.cli import _leave_on_signals
 from rwkvbatch.cli.app import invoke
-from rwkvbatch.signals import leaving_at_once, stop_on_signals, unwind
+from rwkvbatch.signals import leaving_at_once, raise_on_signals, stop_on_signals
 
 SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 
@@ -60,7 +60,7 @@ def test_commands_are_unwound_and_end_with_a_word(
     monkeypatch.setattr("rwkvbatch.model.model_files.resolve_model_path", command)
     monkeypatch.setattr("rwkvbatch.signals._is_importing", lambda _: False)  # pytest's own imports do not count
     with leaving_at_once():
-        unwind()
+        raise_on_signals()
         assert invoke(["model", "info", "x"]) == code
     assert (tidied, capsys.readouterr().err) == (["up"], f"rwkvbatch: {word}\n")
 
@@ -72,7 +72,7 @@ def test_a_signal_during_an_import_ends_a_command_that_would_drop_it(
     (tmp_path / "dropping.py").write_text(
         f"import contextlib, signal\nwith contextlib.suppress(BaseException): signal.raise_signal({int(number)})\n"
     )
-    program = "from rwkvbatch.signals import unwind; unwind(); import dropping"
+    program = "from rwkvbatch.signals import raise_on_signals; raise_on_signals(); import dropping"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     found = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment
@@ -85,7 +85,7 @@ def test_of_two_signals_at_the_same_time_one_is_raised_and_a_later_one_leaves(mo
     monkeypatch.setattr("rwkvbatch.signals._leave", lambda number, _: left.append(number))
     monkeypatch.setattr("rwkvbatch.signals._is_importing", lambda _: False)  # pytest's own imports do not count
     with leaving_at_once():
-        unwind()
+        raise_on_signals()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -132,7 +132,7 @@ def test_what_a_signal_calls_is_called_once_and_a_later_one_ends_the_process(
     number: signal.Signals, code: int, word: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     stops: list[str] = []
-    with signals.calling(lambda: stops.append("stop")):
+    with signals.call_on_signal(lambda: stops.append("stop")):
         for _ in range(2):
             signal.raise_signal(number)
         assert stops == ["stop"]
@@ -163,8 +163,8 @@ def test_outside_the_main_thread_handlers_stay_as_they_are() -> None:
 
 
 def test_the_process_may_end_again_after_the_last_of_several_blocks() -> None:
-    with signals.staying_alive():
-        with signals.staying_alive():
+    with signals.forbid_process_exit():
+        with signals.forbid_process_exit():
             pass
         with pytest.raises(signals.ProcessEndedError, match=r"os\._exit\(3\)"):
             os._exit(3)

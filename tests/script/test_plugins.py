@@ -224,8 +224,8 @@ def test_child_processes_of_a_plug_in_may_exit() -> None:
 
 def test_a_signal_ends_the_process_while_a_plug_in_runs() -> None:
     program = (
-        "import signal, time; from rwkvbatch.signals import leave_at_once, staying_alive; leave_at_once()\n"
-        "with staying_alive(): signal.raise_signal(signal.SIGTERM)\n"
+        "import signal, time; from rwkvbatch.signals import leave_at_once, forbid_process_exit; leave_at_once()\n"
+        "with forbid_process_exit(): signal.raise_signal(signal.SIGTERM)\n"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (found.returncode, found.stderr) == (143, "rwkvbatch: terminated\n")

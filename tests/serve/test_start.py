@@ -21,7 +21,7 @@ from rwkvbatch.config import RunSettings
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import State
 from rwkvbatch.serve.server import LoadedServer, ServeArguments, key_from_environment, named_states
-from rwkvbatch.signals import calling
+from rwkvbatch.signals import call_on_signal
 from tests.serve.running import ENDLESS, MODEL, raw_post, running
 
 PROGRAM = [sys.executable, "-m", "rwkvbatch", "serve", "--port", "0", "--json", "--quiet", "--threads", "1"]
@@ -30,7 +30,7 @@ PROGRAM = [sys.executable, "-m", "rwkvbatch", "serve", "--port", "0", "--json", 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_and_its_duplicate_stop_the_server_once(number: signal.Signals) -> None:
     before, stops = signal.getsignal(number), list[str]()
-    with calling(lambda: stops.append("stop")):
+    with call_on_signal(lambda: stops.append("stop")):
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)
     assert stops == ["stop"]

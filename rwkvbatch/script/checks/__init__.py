@@ -28,7 +28,7 @@ from rwkvbatch.script.lines import (
     type_name,
 )
 from rwkvbatch.script.records import Check, ReplyFacts, Rule, Verdict
-from rwkvbatch.signals import ENDS_PROCESS, staying_alive
+from rwkvbatch.signals import ENDS_PROCESS, forbid_process_exit
 
 __all__ = ["ENTRY_POINTS", "Check", "ReplyFacts", "Rule", "Verdict", "check_kinds", "judge_all", "parse_checks"]
 
@@ -162,7 +162,7 @@ class _Guarded:
 
     def judge(self, facts: ReplyFacts) -> Verdict:
         try:
-            with staying_alive(), deadline(self.deadline_s):
+            with forbid_process_exit(), deadline(self.deadline_s):
                 verdict = self.rule.judge(facts)
                 passed, score, detail = bool(verdict.passed), float(verdict.score), verdict.detail
                 detail = None if detail is None else str(detail)
@@ -257,7 +257,7 @@ def _rule(
 ) -> Rule:
     """The rule of an entry; errors of its parser become `ScriptError` or `MissingExtraError`."""
     try:
-        with staying_alive():
+        with forbid_process_exit():
             return rule_kind.parse(expected, options)
     except text.WrongValueError as error:
         refuse(source, f"{where}.{error.key or kind}: {error.message}, got {shown(error.got)}", error.hint)
@@ -284,7 +284,7 @@ def _load_plugin(kind: str) -> text.RuleKind:
     if signals.before_foreign_code is not None:
         signals.before_foreign_code()
     try:
-        with staying_alive():
+        with forbid_process_exit():
             rule_kind: Any = point.load()
         if not callable(rule_kind.parse) or not all(isinstance(option, str) for option in rule_kind.options):
             raise TypeError("`parse` must be callable and `options` a set of names")

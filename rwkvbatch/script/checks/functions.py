@@ -28,7 +28,7 @@ from rwkvbatch.errors import ArgumentError, RowError, UsageError, in_words, show
 from rwkvbatch.hashes import json_sha256
 from rwkvbatch.script.checks.text import wrong
 from rwkvbatch.script.records import ReplyFacts, Rule, Verdict
-from rwkvbatch.signals import ENDS_PROCESS, staying_alive
+from rwkvbatch.signals import ENDS_PROCESS, forbid_process_exit
 
 CODE = "code_sha256"
 """Key of an entry in a script's copy: the hash of the function's code."""
@@ -221,7 +221,7 @@ def _loaded(path: str, text: str) -> ModuleType:
     module.__file__ = path
     sys.modules[module.__name__] = module  # dataclasses look their module up
     try:
-        with staying_alive():
+        with forbid_process_exit():
             exec(compile(text, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 (the user named the file)
     except ENDS_PROCESS:
         raise
