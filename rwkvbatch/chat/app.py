@@ -169,7 +169,7 @@ def unechoed_input() -> Generator[None]:
         termios.tcsetattr(descriptor, termios.TCSANOW, former_attributes)
 
 
-def uncut(content: RenderableType) -> RenderableType:
+def without_truncation(content: RenderableType) -> RenderableType:
     """`content`; in a table, text that is too wide for its column is folded, not cut."""
     for column in content.columns if isinstance(content, Table) else ():
         column.overflow = "fold"

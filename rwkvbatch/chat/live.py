@@ -23,7 +23,7 @@ from rich.segment import Segment
 from rich.syntax import Syntax
 from rich.text import Text
 
-from rwkvbatch.chat.app import uncut
+from rwkvbatch.chat.app import without_truncation
 from rwkvbatch.prompt.escaping import printable
 
 # These rules would remove or change text: tags, entities, backslashes, link definitions, image addresses.
@@ -52,7 +52,7 @@ class _CodeBlock(CodeBlock):
 class _Table(TableElement):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for table in super().__rich_console__(console, options):
-            yield uncut(cast("RenderableType", table))
+            yield without_truncation(cast("RenderableType", table))
 
 
 class _ListItem(ListItem):

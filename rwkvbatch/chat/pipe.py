@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from rwkvbatch.chat.app import end_note, uncut
+from rwkvbatch.chat.app import end_note, without_truncation
 from rwkvbatch.chat.tree import Exchange
 from rwkvbatch.errors import RwkvBatchError
 from rwkvbatch.prompt.escaping import CONTEXT, printable, printable_json, without_hidden
@@ -69,7 +69,7 @@ class PlainView:
 
     def show(self, content: RenderableType) -> None:
         with self._output.capture() as capture:
-            self._output.print(uncut(content))
+            self._output.print(without_truncation(content))
         self._out.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
         self._out.flush()
 

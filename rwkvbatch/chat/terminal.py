@@ -22,7 +22,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rwkvbatch.chat.app import Chat, end_note, uncut
+from rwkvbatch.chat.app import Chat, end_note, without_truncation
 from rwkvbatch.chat.commands import COMMANDS, handle_line
 from rwkvbatch.chat.live import MARKDOWN, THINKING, ChatMarkdown, LiveText, split_thinking, thinking_text
 from rwkvbatch.chat.storage import open_private
@@ -121,7 +121,7 @@ class TerminalView:
 
     def show(self, content: RenderableType) -> None:
         self._gap = False
-        self.console.print(uncut(content))
+        self.console.print(without_truncation(content))
 
     @property
     def _is_plain(self) -> bool:
