@@ -38,7 +38,7 @@ before_foreign_code: Callable[[], None] | None = None
 
 _ENDINGS: dict[str, Callable[..., NoReturn]] = {"_exit": os._exit, "execv": os.execv, "execve": os.execve}
 _endings_lock = threading.Lock()
-_num_staying_alive = 0
+_num_forbidding = 0
 
 
 class Terminated(BaseException):
@@ -251,17 +251,17 @@ def forbid_process_exit() -> Generator[None]:
     Otherwise foreign code could end a run before its last row, with any exit code, even 0. Child processes are not
     affected. C code that ends the process is not detected.
     """
-    global _num_staying_alive
+    global _num_forbidding
     with _endings_lock:
-        _num_staying_alive += 1
-        if _num_staying_alive == 1:
+        _num_forbidding += 1
+        if _num_forbidding == 1:
             _set_endings({name: _refusing(name, real) for name, real in _ENDINGS.items()})
     try:
         yield
     finally:
         with _endings_lock:
-            _num_staying_alive -= 1
-            if not _num_staying_alive:
+            _num_forbidding -= 1
+            if not _num_forbidding:
                 _set_endings(_ENDINGS)
 
 

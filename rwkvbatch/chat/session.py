@@ -47,10 +47,6 @@ ShouldStop = Callable[[], bool]
 """Is called after every step; returning true ends the replies in progress."""
 
 
-def never() -> bool:
-    return False
-
-
 @dataclass(frozen=True)
 class Identity:
     """The part of the random numbers' key that is the same for all turns of a session."""
@@ -182,18 +178,18 @@ class Session:
         self.engine = engine
         self._prefixes = PinnedPrefixes(engine, self.tree)
 
-    def ask(self, user: str, *, on_text: OnText | None = None, should_stop: ShouldStop = never) -> Exchange:
+    def ask(self, user: str, *, on_text: OnText | None = None, should_stop: ShouldStop = lambda: False) -> Exchange:
         """Reply to `user` at the end of the current branch."""
         if not user.strip():
             raise UsageError("the message is empty")
         return self._add_reply(self.tree.head, user, 0, on_text, should_stop)
 
-    def retry(self, *, on_text: OnText | None = None, should_stop: ShouldStop = never) -> Exchange:
+    def retry(self, *, on_text: OnText | None = None, should_stop: ShouldStop = lambda: False) -> Exchange:
         """Replace the last reply by another one."""
         last = self._last("/retry")
         return self._add_reply(self.tree.before(last), last.user, self.tree.next_attempt(last), on_text, should_stop)
 
-    def edit(self, user: str, *, on_text: OnText | None = None, should_stop: ShouldStop = never) -> Exchange:
+    def edit(self, user: str, *, on_text: OnText | None = None, should_stop: ShouldStop = lambda: False) -> Exchange:
         """Reply to `user` in place of the last message."""
         if not user.strip():
             raise UsageError("the message is empty")
@@ -205,7 +201,7 @@ class Session:
         self._prefixes.pin_branch_states()
         return cut
 
-    def again(self, count: int, *, should_stop: ShouldStop = never) -> list[Exchange]:
+    def again(self, count: int, *, should_stop: ShouldStop = lambda: False) -> list[Exchange]:
         """Generate `count` more replies to the last message as one batch; `pick` chooses one."""
         last = self._last("/again")
         first_attempt = self.tree.next_attempt(last)

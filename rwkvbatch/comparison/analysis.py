@@ -24,7 +24,7 @@ from rwkvbatch.comparison.statistics.metric_selection import available_metrics
 from rwkvbatch.comparison.statistics.ranking import Ranking
 from rwkvbatch.comparison.statistics.trend import Trend
 from rwkvbatch.comparison.values.groups import Breakdown
-from rwkvbatch.comparison.wording import conclusion, heading, standing, summary
+from rwkvbatch.comparison.wording import conclusion, heading, ranking_sentence, summary
 from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
 
@@ -211,7 +211,7 @@ class Analysis:
             *restriction,
             conclusion(self.comparisons),
             *lines,
-            *(standing(ranking, max_named=5) for ranking in self.rankings),
+            *(ranking_sentence(ranking, max_named=5) for ranking in self.rankings),
         ]
         lines += [gate.line for gate in self.gates]
         return f"<Analysis: {counted(len(self.variants), 'variant')}, {counted(len(self.table), 'row')}>\n" + "\n".join(

@@ -90,7 +90,7 @@ def by_family(lines: Iterable[Comparison]) -> dict[str, list[Comparison]]:
     return families
 
 
-def question(lines: Sequence[Comparison]) -> str:
+def family_title(lines: Sequence[Comparison]) -> str:
     """The title of a family's lines: the metric, and the baseline with its mean if all lines share them."""
     metric = lines[0].metric
     baselines = list(dict.fromkeys(line.pair.baseline.label for line in lines))
@@ -120,7 +120,7 @@ def without_undecidable(lines: Sequence[Comparison]) -> tuple[list[Comparison], 
     return rest, f"{counted(len(names), 'group')} of too little data ({conversations} each): {', '.join(names)}"
 
 
-def extent(lines: Sequence[Comparison], repetitions: tuple[int, int]) -> str:
+def sample_size_text(lines: Sequence[Comparison], repetitions: tuple[int, int]) -> str:
     """The numbers of conversations, repetitions and pairs of a family's lines; empty for counts of whole variants.
 
     Args:
@@ -283,7 +283,7 @@ def conclusion(comparisons: Sequence[Comparison], means: Sequence[VariantMean] =
     return f"{name}: {', '.join(f'{count} {text}' for text, count in counts.items())}"
 
 
-def standing(ranking: Ranking, *, max_named: int | None = None) -> str:
+def ranking_sentence(ranking: Ranking, *, max_named: int | None = None) -> str:
     """The best variant by a metric, those not distinguishable from it, and the number of worse ones.
 
     Args:

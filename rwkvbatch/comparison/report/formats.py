@@ -29,16 +29,16 @@ from rwkvbatch.comparison.wording import (
     common_rows,
     conclusion,
     correction,
-    extent,
+    family_title,
     finding,
     heading,
     left_out,
     named_dialogues,
     power,
-    question,
     rank_disagreement,
+    ranking_sentence,
+    sample_size_text,
     significant,
-    standing,
     trend_sentence,
     trend_title,
     variant_label,
@@ -189,7 +189,9 @@ def as_markdown(analysis: Analysis) -> str:
     if findings:
         parts.append("\n".join(f"- {escaped(finding(line))}" for line in findings))
     if analysis.rankings:
-        rankings = [f"- {escaped(f'{standing(ranking)} ({common_rows(ranking)})')}" for ranking in analysis.rankings]
+        rankings = [
+            f"- {escaped(f'{ranking_sentence(ranking)} ({common_rows(ranking)})')}" for ranking in analysis.rankings
+        ]
         parts.append("\n".join(rankings) + f"\n\n{escaped(RANKING_NOTE)}")
     parts += [_trend(trend, exploratory=trend is not analysis.trend) for trend in analysis.trends]
     parts += [escaped(TREND_NOTE)] if analysis.trends else []
@@ -199,12 +201,14 @@ def as_markdown(analysis: Analysis) -> str:
         parts.append("\n".join(f"- {'❌' if gate.failed else '✅'} {escaped(gate.line)}" for gate in analysis.gates))
     families = {family.name: family for family in analysis.families}
     for name, lines in by_family(analysis.comparisons).items():
-        details = "; ".join(filter(None, (extent(lines, analysis.repetitions), power(lines), rank_disagreement(lines))))
+        details = "; ".join(
+            filter(None, (sample_size_text(lines, analysis.repetitions), power(lines), rank_disagreement(lines)))
+        )
         correction_sentence = correction(families[name], lines) if name in families else ""
         sentences = " ".join(filter(None, (details and f"{details}.", correction_sentence)))
         decidable, undecidable = without_undecidable(lines)
         table = _table(decidable) if decidable else ""
-        texts = (f"### {escaped(question(lines))}", escaped(sentences), table, escaped(undecidable))
+        texts = (f"### {escaped(family_title(lines))}", escaped(sentences), table, escaped(undecidable))
         parts.append("\n\n".join(filter(None, texts)))
     if not analysis.comparisons:
         parts.extend(f"### {escaped(variant.label)}\n\n{_means(analysis, variant)}" for variant in analysis.variants)

@@ -29,14 +29,14 @@ from rwkvbatch.comparison.wording import (
     conclusion,
     correction,
     directions,
-    extent,
+    family_title,
     heading,
     left_out,
     metric_title,
     named_dialogues,
     power,
-    question,
     rank_disagreement,
+    sample_size_text,
     trend_sentence,
     verdict,
     without_undecidable,
@@ -189,7 +189,7 @@ def _has_both_histories(analysis: Analysis) -> bool:
 def _about(analysis: Analysis, lines: Sequence[Comparison]) -> list[str]:
     """Sentences on the primary family: its extent, its correction, and the differences that it could detect."""
     families = {family.name: family for family in analysis.families}
-    sentences = [": ".join(filter(None, (question(lines), extent(lines, analysis.repetitions)))) + "."]
+    sentences = [": ".join(filter(None, (family_title(lines), sample_size_text(lines, analysis.repetitions)))) + "."]
     if lines[0].family in families:
         sentences.append(correction(families[lines[0].family], lines))
     sentences += [f"{text[0].upper()}{text[1:]}." for text in (power(lines), rank_disagreement(lines)) if text]

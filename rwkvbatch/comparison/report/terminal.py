@@ -34,14 +34,14 @@ from rwkvbatch.comparison.wording import (
     by_family,
     common_rows,
     conclusion,
-    extent,
+    family_title,
     left_out,
     metric_title,
     named_dialogues,
     power,
-    question,
     rank_disagreement,
-    standing,
+    ranking_sentence,
+    sample_size_text,
     trend_sentence,
     trend_title,
     without_undecidable,
@@ -76,8 +76,8 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0
     for index, (family, lines) in enumerate(by_family(analysis.comparisons).items()):
         if index:
             console.print()
-        _print_wrapped(question(lines), console, "bold")
-        if details := "; ".join(filter(None, (extent(lines, analysis.repetitions), power(lines)))):
+        _print_wrapped(family_title(lines), console, "bold")
+        if details := "; ".join(filter(None, (sample_size_text(lines, analysis.repetitions), power(lines)))):
             _print_wrapped(details, console, "dim")
         decidable, undecidable = without_undecidable(lines)
         if decidable:
@@ -91,7 +91,7 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0
             rows = f" ({common_rows(ranking)})" if ranking.num_left_out else ""
             # More names than a line has characters cannot fit on two lines.
             most_named = min(len(ranking.candidates), console.width)
-            texts = [standing(ranking, max_named=max_named) + rows for max_named in range(most_named, 0, -1)]
+            texts = [ranking_sentence(ranking, max_named=max_named) + rows for max_named in range(most_named, 0, -1)]
             _print_wrapped(_fitting(texts, console.width), console, "bold")
         if not index:
             _print_left_out(analysis, console)

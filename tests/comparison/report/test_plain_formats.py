@@ -25,7 +25,7 @@ from rwkvbatch.comparison.report.html import as_html
 from rwkvbatch.comparison.report.junit import as_junit
 from rwkvbatch.comparison.report.junit import safe as xml_safe
 from rwkvbatch.comparison.report.terminal import print_analysis
-from rwkvbatch.comparison.wording import standing
+from rwkvbatch.comparison.wording import ranking_sentence
 from rwkvbatch.prompt.escaping import printable
 from tests.comparison.hostile import hostile_run
 from tests.comparison.make_run import make_run
@@ -62,7 +62,7 @@ def test_json_and_markdown_have_the_ranking(tmp_path: Path) -> None:
     assert [(item["variant"], item["beaten_by"], item["could_be_best"]) for item in best["candidates"]] == [
         (item.variant.label, item.beaten_by, item.could_be_best) for item in ranking.candidates
     ]
-    assert f"- {escaped(standing(ranking))}" in as_markdown(result)
+    assert f"- {escaped(ranking_sentence(ranking))}" in as_markdown(result)
 
 
 def test_hostile_names_of_ranked_variants_are_escaped(tmp_path: Path) -> None:

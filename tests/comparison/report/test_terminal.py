@@ -15,7 +15,7 @@ from rwkvbatch.comparison import compare
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.report.formats import as_markdown
 from rwkvbatch.comparison.report.terminal import print_analysis, print_conversation
-from rwkvbatch.comparison.wording import by_family, question
+from rwkvbatch.comparison.wording import by_family, family_title
 from rwkvbatch.errors import UsageError
 from tests.comparison.hostile import hostile_run
 from tests.comparison.make_run import make_row, make_run, write_run
@@ -237,7 +237,7 @@ def test_what_was_left_out_stands_under_the_first_metric_and_is_about_it(tmp_pat
         text = printed(analysis, num_changes=0)
         sentence = f"Not as planned: 4 turns with an error in b ({outcome})."
         assert sentence in text
-        first, *others = [question(lines) for lines in by_family(analysis.comparisons).values()]
+        first, *others = [family_title(lines) for lines in by_family(analysis.comparisons).values()]
         assert text.index(first) < text.index(sentence)
         assert all(text.index(sentence) < text.index(other) for other in others)
         assert sentence in as_markdown(analysis).replace("\\", "")

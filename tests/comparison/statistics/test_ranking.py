@@ -17,7 +17,7 @@ from rwkvbatch.comparison.runs.data import Variant
 from rwkvbatch.comparison.statistics.differences import compare_metric
 from rwkvbatch.comparison.statistics.ranking import Candidate, Ranking, rank_values
 from rwkvbatch.comparison.values.all_variants import VariantValues
-from rwkvbatch.comparison.wording import common_rows, standing
+from rwkvbatch.comparison.wording import common_rows, ranking_sentence
 from tests.comparison.make_run import RowChange, make_row, make_run, write_run
 
 CELLS = ("t=1", "t=2", "t=3", "t=4")
@@ -161,7 +161,7 @@ def test_the_sentence_names_best_and_indistinguishable_variants_and_counts_other
     tmp_path: Path, probabilities: dict[str, float], sentence: str
 ) -> None:
     path = make_run(tmp_path / "a", cells=CELLS, conversations=30, change=passing(**probabilities))
-    assert standing(only_ranking(path), max_named=1) == sentence
+    assert ranking_sentence(only_ranking(path), max_named=1) == sentence
 
 
 @pytest.mark.parametrize("effect", [0.0, 0.4], ids=["all equal", "one best"])

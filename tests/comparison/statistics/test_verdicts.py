@@ -20,7 +20,7 @@ from rwkvbatch.comparison.statistics.differences import Comparison, compare_metr
 from rwkvbatch.comparison.statistics.means import VariantMean
 from rwkvbatch.comparison.statistics.ranking import Ranking, rank_values
 from rwkvbatch.comparison.values.all_variants import VariantValues
-from rwkvbatch.comparison.wording import correction, directions, extent, left_out, power, verdict
+from rwkvbatch.comparison.wording import correction, directions, left_out, power, sample_size_text, verdict
 from rwkvbatch.stats.family import compare_family
 
 
@@ -256,7 +256,7 @@ def test_turns_with_errors_fail_in_metrics_of_checks_and_are_left_out_of_others(
 
 def test_counts_of_variants_have_no_conversations_and_directions() -> None:
     counts = line(metric=metric_named("errors"), num_conversations=1, num_values=1)
-    assert (extent([counts], (2, 2)), directions(counts)) == ("", "—")
+    assert (sample_size_text([counts], (2, 2)), directions(counts)) == ("", "—")
 
 
 def test_a_disagreeing_signed_rank_test_counts_for_metrics_with_heavy_tails_only() -> None:
