@@ -62,7 +62,7 @@ def not_checkpoints() -> Iterator[Case]:
     yield from_bytes("packed.zst", b"\x28\xb5\x2f\xfd" + bytes(64), "this is a Zstandard archive")
     yield Case("packed.tar", _tar, "this is a tar archive")
     yield from_bytes("picture", b"\x89PNG\r\n\x1a\n" + bytes(100), "this is a PNG picture")
-    yield from_bytes("old.pth", legacy_pth(tiny()), "as PyTorch wrote it before version 1.6 (load it with PyTorch")
+    yield from_bytes("old.pth", legacy_pth(tiny()), "before version 1.6 load it with PyTorch")
     yield from_bytes("plain-program", b"\x80\x02}q\x00.", "a pickle, but not one of torch.save")
     yield from_bytes("other-zip", archive_of({"readme.txt": b"hello"}), "without data.pkl")
     yield from_bytes("other-tensors", pth({"layers.0.weight": torch.ones(2, 2)}), "not an RWKV checkpoint")
