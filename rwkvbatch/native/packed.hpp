@@ -38,7 +38,9 @@ constexpr size_t scale_bytes(Dtype dtype) { return PANEL * (dtype == Dtype::INT4
 
 // A matrix is divided into panels of 16 outputs, and these into bands of four panels (the last band may have fewer). A band is one
 // stretch of memory: for each input in turn, the weights of the band's outputs. Missing outputs are zero.
-// - BF16: the outputs of a panel are in the order 0, 8, 1, 9, ..., so that widening is a shift and a mask.
+// - BF16: the outputs of a panel are in the order 0, 8, 1, 9, ..., so that widening is a shift and a mask. With AVX-512, the outputs
+//   of two panels alternate instead (the first and second panel of a band, and the third and fourth), so that the two operations
+//   on one register give both panels; tasks and tiles never divide such a pair.
 // - INT8: the scales of the band's outputs follow after each SCALED_INPUTS inputs, and after the last input.
 // - W8A8: for each four inputs in turn, the four weights of each output as bytes, with 128 added. Scales as for INT8.
 // - INT4: for each eight inputs in turn, four bytes for each output: the weights of the first four inputs in the low halves of the

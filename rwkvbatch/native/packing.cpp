@@ -56,30 +56,47 @@ template <size_t SIZE> RWKV_INLINE void transpose(typename Elements<SIZE>::Vecto
     }
 }
 
-// The column of a panel that is stored at an index.
+// The column of a panel that `widen_bf16` expects at an index.
 constexpr size_t column_at(size_t index, Dtype dtype) { return dtype == Dtype::BF16 ? index / 2 + index % 2 * 8 : index; }
 
-// Copy the weights of one panel for the inputs `begin` to `end`, element by element. Outputs after the first `columns` are zero.
-void copy_elements(const PackedMatrix& matrix, const StoredMatrix& rows, size_t first, size_t columns, size_t begin, size_t end,
-                   uint8_t* to, size_t input_bytes) {
-    const size_t element = size_of(matrix.dtype);
-    for (size_t index = 0; index < PANEL; ++index) {
-        const size_t column = column_at(index, matrix.dtype);
-        uint8_t* target = to + index * element + begin * input_bytes;
-        for (size_t k = begin; k < end; ++k, target += input_bytes) {
-            if (column < columns) std::memcpy(target, rows.at(first + column, k), element);
+// Whether a panel's weights alternate with those of its neighbour in a band of `width` panels, see `PackedMatrix`.
+constexpr bool is_paired([[maybe_unused]] size_t panel, [[maybe_unused]] size_t width, [[maybe_unused]] Dtype dtype) {
+#if defined(RWKV_ISA_AVX512)
+    return dtype == Dtype::BF16 && (panel | 1) < width;
+#else
+    return false;
+#endif
+}
+
+// The index at which an output of a band of `width` panels is stored, among the weights for an input.
+constexpr size_t index_of(size_t output, size_t width, Dtype dtype) {
+    const size_t panel = output / PANEL, column = output % PANEL;
+    if (is_paired(panel, width, dtype)) return panel / 2 * 2 * PANEL + 2 * column + panel % 2;
+    return dtype == Dtype::BF16 ? panel * PANEL + column % 8 * 2 + column / 8 : output;
+}
+
+// Copy the weights of the band's outputs `first` to `last` for the inputs from `begin` on, element by element. Outputs that the
+// matrix lacks, from `outputs` on, are zero.
+void copy_elements(const PackedMatrix& matrix, const StoredMatrix& rows, size_t width, size_t first, size_t last, size_t outputs,
+                   size_t begin, uint8_t* to) {
+    const size_t element = size_of(matrix.dtype), input_bytes = matrix.input_bytes(width);
+    for (size_t output = first; output < last; ++output) {
+        uint8_t* target = to + index_of(output, width, matrix.dtype) * element + begin * input_bytes;
+        for (size_t k = begin; k < matrix.in; ++k, target += input_bytes) {
+            if (output < outputs) std::memcpy(target, rows.at(output, k), element);
             else std::memset(target, 0, element);
         }
     }
 }
 
-// Copy full panels of rows whose inputs are adjacent; returns the number of inputs copied.
+// Copy the first `panels`, which are full, of a band of `width`, from rows whose inputs are adjacent; returns the number of inputs
+// copied.
 template <size_t SIZE>
-size_t copy_transposed(const PackedMatrix& matrix, const StoredMatrix& rows, size_t panels, uint8_t* to, size_t input_bytes) {
+size_t copy_transposed(const PackedMatrix& matrix, const StoredMatrix& rows, size_t width, size_t panels, uint8_t* to) {
     constexpr size_t COUNT = 16 / SIZE, LINE_INPUTS = LINE / SIZE;
+    const size_t input_bytes = matrix.input_bytes(width);
     const uint8_t* from[BAND * PANEL];
-    for (size_t index = 0; index < panels * PANEL; ++index)
-        from[index] = rows.at(index / PANEL * PANEL + column_at(index % PANEL, matrix.dtype), 0);
+    for (size_t output = 0; output < panels * PANEL; ++output) from[index_of(output, width, matrix.dtype)] = rows.at(output, 0);
     size_t begin = 0;
     for (; begin + LINE_INPUTS <= matrix.in; begin += LINE_INPUTS)
         // A whole line of each row at a time: with a power of two as row size, rows evict each other's lines from the cache.
@@ -94,41 +111,47 @@ size_t copy_transposed(const PackedMatrix& matrix, const StoredMatrix& rows, siz
     return begin;
 }
 
-// Copy full panels of a matrix whose outputs are adjacent.
-void copy_columns(const PackedMatrix& matrix, const StoredMatrix& rows, size_t panels, uint8_t* to, size_t input_bytes) {
-    const size_t panel_bytes = PANEL * size_of(matrix.dtype);
+// Copy the first `panels`, which are full, of a band of `width`, from a matrix whose outputs are adjacent.
+void copy_columns(const PackedMatrix& matrix, const StoredMatrix& rows, size_t width, size_t panels, uint8_t* to) {
+    const size_t element = size_of(matrix.dtype), input_bytes = matrix.input_bytes(width);
     for (size_t k = 0; k < matrix.in; ++k, to += input_bytes) {
         const uint8_t* const from = rows.at(0, k);
         if (matrix.dtype != Dtype::BF16) {
-            std::memcpy(to, from, panels * panel_bytes);
+            std::memcpy(to, from, panels * PANEL * element);
             continue;
         }
-        for (size_t p = 0; p < panels; ++p) {
-            Halves low, high;
-            std::memcpy(&low, from + p * panel_bytes, 16);
-            std::memcpy(&high, from + p * panel_bytes + 16, 16);
-            const Halves first = zip_low(low, high), last = zip_high(low, high);
-            std::memcpy(to + p * panel_bytes, &first, 16);
-            std::memcpy(to + p * panel_bytes + 16, &last, 16);
+        // The halves of a panel, or two panels, alternate.
+        for (size_t panel = 0, step; panel < panels; panel += step) {
+            step = is_paired(panel, width, matrix.dtype) ? 2 : 1;
+            const size_t distance = step * PANEL / 2 * element;
+            const uint8_t* part = from + panel * PANEL * element;
+            for (uint8_t *target = to + panel * PANEL * element, *end = target + 2 * distance; target < end; target += 32, part += 16) {
+                Halves low, high;
+                std::memcpy(&low, part, 16);
+                std::memcpy(&high, part + distance, 16);
+                const Halves first = zip_low(low, high), last = zip_high(low, high);
+                std::memcpy(target, &first, 16);
+                std::memcpy(target + 16, &last, 16);
+            }
         }
     }
 }
 
 void copy_band(const PackedMatrix& matrix, const StoredMatrix& rows, size_t band, uint8_t* memory) {
-    const size_t element = size_of(matrix.dtype), first = band * BAND * PANEL, panels = matrix.band_width(band * BAND);
-    const size_t input_bytes = matrix.input_bytes(panels), full = std::min(panels, (matrix.out - first) / PANEL);
+    const size_t element = size_of(matrix.dtype), width = matrix.band_width(band * BAND);
+    const size_t outputs = std::min(width * PANEL, matrix.out - band * BAND * PANEL);
+    size_t full = outputs / PANEL;
+    if (full < width && is_paired(full, width, matrix.dtype)) full = full / 2 * 2;
     uint8_t* const to = memory + matrix.offset(band * BAND, 0);
     size_t done = 0;
-    if (rows.in_stride == static_cast<int64_t>(element))
-        done = element == 2 ? copy_transposed<2>(matrix, rows, full, to, input_bytes)
-                            : copy_transposed<4>(matrix, rows, full, to, input_bytes);
-    else if (rows.out_stride == static_cast<int64_t>(element)) {
-        copy_columns(matrix, rows, full, to, input_bytes);
+    if (rows.in_stride == static_cast<int64_t>(element)) {
+        done = element == 2 ? copy_transposed<2>(matrix, rows, width, full, to) : copy_transposed<4>(matrix, rows, width, full, to);
+    } else if (rows.out_stride == static_cast<int64_t>(element)) {
+        copy_columns(matrix, rows, width, full, to);
         done = matrix.in;
     }
-    for (size_t p = 0; p < panels; ++p)
-        copy_elements(matrix, rows, p * PANEL, std::min(PANEL, matrix.out - first - p * PANEL), p < full ? done : 0, matrix.in,
-                      to + p * PANEL * element, input_bytes);
+    copy_elements(matrix, rows, width, 0, full * PANEL, outputs, done, to);
+    copy_elements(matrix, rows, width, full * PANEL, width * PANEL, outputs, 0, to);
 }
 
 // Weights of a panel for some inputs, [input][output].

@@ -48,8 +48,7 @@ RWKV_INLINE void add_nonzero(const NonzeroInputs<PANELS>& inputs, size_t begin, 
         __builtin_prefetch(ahead + line * LINE, 0, 2);
         __asm__ volatile("" ::: "memory");  // or the compiler reads an input's lines together
         F16 weight[LINE_PANELS];
-        for (size_t p = 0; p < LINE_PANELS; ++p)
-            weight[p] = weights_at<D>(weights + (line * LINE_PANELS + p) * PANEL_BYTES);
+        load_panels<D>(weights + line * LINE_PANELS * PANEL_BYTES, weight);
         for (size_t i = 0; i < ROWS; ++i) {
             const F16 input = inputs.value(i, k);
             for (size_t p = 0; p < LINE_PANELS; ++p)
@@ -123,8 +122,11 @@ template <Dtype D, size_t ROWS>
 void linear_sparse(const LinearJob& job, size_t first_panel, size_t end_panel, float* sums, const uint8_t* next) {
     constexpr size_t PANELS = tile_panels(ROWS);
     for (size_t first = first_panel, panels; first < end_panel; first += panels) {
-        panels = std::min(end_panel - first, job.weight.band_width(first) - first % BAND) >= PANELS ? PANELS : 1;
-        (panels == PANELS ? sum_nonzero<D, ROWS, PANELS> : sum_nonzero<D, ROWS, 1>)(job, first, sums);
+        panels = std::min(end_panel - first, job.weight.band_width(first) - first % BAND);
+        panels = panels >= PANELS ? PANELS : panels >= 2 ? std::min<size_t>(2, PANELS) : 1;
+        (panels == PANELS ? sum_nonzero<D, ROWS, PANELS>
+         : panels == 2    ? sum_nonzero<D, ROWS, std::min<size_t>(2, PANELS)>
+                          : sum_nonzero<D, ROWS, 1>)(job, first, sums);
         bool exact = true;
         for (size_t i = 0; i < ROWS * panels; ++i) exact &= !has_negative_zero(sums + i * PANEL);
         if (!exact) {

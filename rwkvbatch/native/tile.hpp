@@ -44,6 +44,23 @@ template <Dtype D> RWKV_INLINE F16 weights_at(const uint8_t* from) {
     return D == Dtype::BF16 ? widen_bf16(halves) : widen_fp16(halves);
 }
 
+// An input's weights for some panels. With AVX-512, those of bf16 alternate in pairs of panels, see `PackedMatrix`.
+template <Dtype D, size_t PANELS> RWKV_INLINE void load_panels(const uint8_t* from, F16 (&weight)[PANELS]) {
+#if defined(RWKV_ISA_AVX512)
+    if constexpr (D == Dtype::BF16 && PANELS % 2 == 0) {
+#pragma GCC unroll 4
+        for (size_t p = 0; p < PANELS; p += 2) {
+            const I16 words = load(reinterpret_cast<const uint32_t*>(from) + p / 2 * PANEL);
+            weight[p] = from_bits(shift_left<16>(words));
+            weight[p + 1] = from_bits(words & set1(0xffff0000u));
+        }
+        return;
+    }
+#endif
+#pragma GCC unroll 4
+    for (size_t p = 0; p < PANELS; ++p) weight[p] = weights_at<D>(from + p * PANEL * size_of(D));
+}
+
 // The scales after a block of int8 weights, for some panels.
 struct Scales {
     const uint8_t* from;
@@ -72,7 +89,6 @@ template <Dtype D, size_t PANELS> struct Stream {
     const uint8_t *weights, *ahead;
     size_t input_bytes, ahead_step;
 
-    RWKV_INLINE F16 panel(size_t p) const { return weights_at<D>(weights + p * PANEL_BYTES); }
     RWKV_INLINE void next_input() { weights += input_bytes; }
     RWKV_INLINE void prefetch() {
         for (size_t byte = 0; byte < PANELS * PANEL_BYTES; byte += LINE) __builtin_prefetch(ahead + byte, 0, 2);
@@ -87,7 +103,7 @@ RWKV_INLINE void add_products(const float* x, size_t x_stride, size_t begin, siz
     for (size_t k = begin; k < end; ++k) {
         stream.prefetch();
         F16 weight[PANELS];
-        for (size_t p = 0; p < PANELS; ++p) weight[p] = stream.panel(p);
+        load_panels<D>(stream.weights, weight);
         stream.next_input();
         for (size_t i = 0; i < ROWS; ++i) {
             const F16 input = set1(x[i * x_stride + k]);
@@ -183,8 +199,10 @@ RWKV_INLINE void sum_one_row(const float* x, const PackedMatrix& weight, size_t 
         for (size_t k = begin; k < end; ++k, weights += input_bytes) {
             if constexpr (PREFETCH) prefetch_lines(weights + AHEAD, PANELS * PANEL_BYTES);
             const F16 input = set1(x[k]);
+            F16 weight[PANELS];
+            load_panels<D>(weights, weight);
 #pragma GCC unroll 4
-            for (size_t p = 0; p < PANELS; ++p) sum[p] = fma(input, weights_at<D>(weights + p * PANEL_BYTES), sum[p]);
+            for (size_t p = 0; p < PANELS; ++p) sum[p] = fma(input, weight[p], sum[p]);
         }
     };
     F16 whole[PANELS];
