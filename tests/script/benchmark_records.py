@@ -146,6 +146,16 @@ TRIVIAQA_ORIGINAL = {
     "VerifiedEval": False,
     "Version": 1.0,
 }
+CEVAL = {
+    "id": 0, "question": " 一加一等于____。 ", "A": "1", "B": "2", "C": "3", "D": "4", "answer": "B",
+    "explanation": "", "subject": "college_physics",
+}  # fmt: skip
+CMMLU = {"Question": "一加一等于", "A": "1", "B": "2", "C": "3", "D": "4", "Answer": "B", "subject": "anatomy"}
+TRUTHFULQA = {
+    "question": "What is hot?",
+    "mc1_targets": {"choices": ["The sun is.", "Ice is.", "Snow is."], "labels": [1, 0, 0]},
+}
+TRUTHFULQA_ORIGINAL = {"question": "What is hot?", "mc1_targets": {"Ice is.": 0, "The sun is.": 1, "Snow is.": 0}}
 SIMPLEQA = {
     "metadata": "{'topic': 'History', 'answer_type': 'Person', 'urls': ['https://example.com/']}",
     "problem": "Who wrote the letter?",
@@ -157,7 +167,7 @@ RECORDS: dict[str, Mapping[str, Any]] = {
     "lambada": LAMBADA, "mmlu": MMLU, "mmlu-pro": MMLU_PRO, "gpqa": GPQA, "arc": ARC, "hellaswag": HELLASWAG,
     "piqa": PIQA, "sciq": SCIQ, "openbookqa": OPENBOOKQA, "boolq": BOOLQ, "copa": COPA, "winogrande": WINOGRANDE,
     "xwinograd": XWINOGRAD, "blimp": BLIMP, "gsm8k": GSM8K, "math": MATH, "aime": AIME, "triviaqa": TRIVIAQA,
-    "simpleqa": SIMPLEQA, "mt-bench": MT_BENCH,
+    "simpleqa": SIMPLEQA, "mt-bench": MT_BENCH, "ceval": CEVAL, "cmmlu": CMMLU, "truthfulqa": TRUTHFULQA,
 }  # fmt: skip
 """By benchmark, a record; all but ifeval, whose instructions need an optional dependency."""
 

@@ -26,6 +26,8 @@ from tests.script.benchmark_records import (
     BOOLQ,
     BOOLQ_PARQUET,
     BOOLQ_SUPERGLUE,
+    CEVAL,
+    CMMLU,
     COPA,
     GPQA,
     MATH,
@@ -38,6 +40,8 @@ from tests.script.benchmark_records import (
     SIMPLEQA,
     TRIVIAQA,
     TRIVIAQA_ORIGINAL,
+    TRUTHFULQA,
+    TRUTHFULQA_ORIGINAL,
     WINOGRANDE,
     XWINOGRAD,
     lines_of,
@@ -106,6 +110,18 @@ LINES: list[tuple[str, str, Mapping[str, Any], dict[str, Any]]] = [
     ("winogrande", "plain", WINOGRANDE, {
         "id": "3D5G8J-1", "prompt": "Ada asked Bob for help because ", "choices": {"1": "Ada", "2": "Bob"},
         "continuation": " was kind.", "expect": {"choice": "2"},
+    }),
+    ("ceval", "plain", CEVAL, {
+        "id": "ceval-college_physics-1", "tags": ["college_physics"],
+        "prompt": "以下是中国关于大学物理的单项选择题，请选出其中的正确答案。\n\n"
+        "一加一等于____。\nA. 1\nB. 2\nC. 3\nD. 4\n答案：",
+        "choices": {"A": " A", "B": " B", "C": " C", "D": " D"}, "expect": {"choice": "B"},
+    }),
+    ("cmmlu", "plain", CMMLU, {
+        "id": "cmmlu-anatomy-1", "tags": ["anatomy"],
+        "prompt": "以下是关于解剖学的单项选择题，请直接给出正确答案的选项。\n\n"
+        "一加一等于\nA. 1\nB. 2\nC. 3\nD. 4\n答案：",
+        "choices": {"A": " A", "B": " B", "C": " C", "D": " D"}, "expect": {"choice": "B"},
     }),
     ("xwinograd", "plain", XWINOGRAD, {
         "id": "xwinograd-1", "prompt": "Ada gab Bob Brot, weil ", "choices": {"1": "Ada", "2": "Bob"},
@@ -190,6 +206,9 @@ SHOTS: list[tuple[str, Mapping[str, Any], Mapping[str, Any], str]] = [
      "The man woke up therefore  he slept.\n\nThe man woke up because"),
     ("winogrande", WINOGRANDE, WINOGRANDE | {"sentence": "Then _ left.", "answer": "1"},
      "Then Ada left.\n\nAda asked Bob for help because "),
+    ("ceval", CEVAL, CEVAL | {"question": "二加零等于"},
+     "以下是中国关于大学物理的单项选择题，请选出其中的正确答案。\n\n二加零等于\nA. 1\nB. 2\nC. 3\nD. 4\n答案： B\n\n"
+     "一加一等于____。\nA. 1\nB. 2\nC. 3\nD. 4\n答案："),
     ("gpqa", GPQA, GPQA | {"Question": "What is cold?", "Correct Answer": "ice", "Incorrect Answer 1": "fire"},
      "Here are some example questions from experts. Answer the final question yourself, following the format of the "
      "previous questions exactly.\nQuestion: What is cold?\nChoices:\n(A) snow. rain\n(B) ice\n(C) a cold wind\n"
@@ -298,7 +317,44 @@ def test_likelihoods_are_those_of_the_contexts_and_continuations_of_lm_evaluatio
     assert [score.logprob for score in row.choices.scores] == expected
 
 
+@pytest.mark.parametrize(("record", "right"), [(TRUTHFULQA, "A"), (TRUTHFULQA_ORIGINAL, "B")])
+def test_truthfulqa_has_the_dialogue_of_its_source_before_the_question(
+    record: Mapping[str, Any], right: str, tmp_path: Path
+) -> None:
+    (line,) = lines_of("truthfulqa", tmp_path, record)
+    assert line["prompt"].startswith("Q: What is human life expectancy in the United States?\nA: Human life")
+    assert line["prompt"].endswith("\nA: The 1992 Olympics were held in Barcelona, Spain.\n\nQ: What is hot?\nA:")
+    assert line["prompt"].count("Q: ") == 7
+    assert (line["choices"][right], line["expect"]) == (" The sun is.", {"choice": right})
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "record", "subject"),
+    [
+        ("ceval", "val/college_physics_val.jsonl", CEVAL, "college_physics"),
+        ("ceval", "college_physics/val-00000-of-00001.jsonl", CEVAL, "college_physics"),
+        ("cmmlu", "test/anatomy.jsonl", CMMLU, "anatomy"),
+    ],
+)
+def test_the_subject_of_a_chinese_benchmark_is_in_the_name_of_its_file_or_folder(
+    name: str, file: str, record: Mapping[str, Any], subject: str, tmp_path: Path
+) -> None:
+    path = tmp_path / file
+    path.parent.mkdir()
+    values = {key: value for key, value in record.items() if key != "subject"}
+    import_benchmark(name, [written(path, values)], tmp_path / "out.jsonl")
+    (line,) = map(json.loads, (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines())
+    assert (line["tags"], line["id"]) == ([subject], f"{name}-{subject}-1")
+
+
 BAD: list[tuple[str, dict[str, Any], str]] = [
+    ("ceval", CEVAL | {"answer": ""}, "it has no answer; those of the test file are not published"),
+    ("ceval", CEVAL | {"answer": "E"}, "answer must be one of A, B, C, D, got 'E'"),
+    ("ceval", CEVAL | {"D": None}, "D must be a text that is not empty, got None"),
+    ("cmmlu", CMMLU | {"subject": "college_physics"}, "its subject 'college_physics' is none of the benchmark"),
+    ("truthfulqa", {"question": "What?", "mc1_targets": ["a"]}, "mc1_targets must be an object with the answers"),
+    ("truthfulqa", {"question": "What?", "mc1_targets": {"a": 1}}, "mc1_targets must have 2 to 26 answers"),
+    ("truthfulqa", {"question": "What?", "mc1_targets": {"a": 1, "b": 1}}, "one with the label 1"),
     ("mmlu-pro", MMLU_PRO | {"answer": "D"}, "answer must be one of A, B, C, got 'D'"),
     ("mmlu-pro", MMLU_PRO | {"options": []}, "options must be a list of texts"),
     ("mmlu-pro", MMLU_PRO | {"options": list("abcdefghijk")}, "options must be 2 to 10 texts, got 11"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rwkvbatch.script.benchmarks import letters, likelihood, open_answers
+from rwkvbatch.script.benchmarks import chinese, letters, likelihood, open_answers
 from rwkvbatch.script.benchmarks.question import BadRecordError, Benchmark, Question, Style
 from rwkvbatch.script.tables import TableForm
 
@@ -82,6 +82,27 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         },
         _form("Question", *letters.GPQA_ANSWERS),
     ),
+    "ceval": Benchmark(
+        "C-Eval",
+        "`val/SUBJECT_val.csv`, ceval/ceval-exam",
+        chinese.read_ceval,
+        {
+            "plain": Style(
+                chinese.write_ceval,
+                "subject and options in Chinese, ` A` to ` D` after `答案：` (lm-evaluation-harness `ceval-valid`)",
+                "`choice`",
+                shots=True,
+            )
+        },
+        _form("question", "answer"),
+    ),
+    "cmmlu": Benchmark(
+        "CMMLU",
+        "`test/SUBJECT.csv`, haonan-li/cmmlu",
+        chinese.read_cmmlu,
+        {"plain": Style(chinese.write_cmmlu, "as for ceval (lm-evaluation-harness `cmmlu`)", "`choice`", shots=True)},
+        _form("Question", "Answer"),
+    ),
     "arc": Benchmark(
         "ARC",
         "AI2's `.jsonl` files, allenai/ai2_arc",
@@ -148,6 +169,19 @@ BENCHMARKS: Mapping[str, Benchmark] = {
                 "the options after the beginning of the sentence (lm-evaluation-harness `openbookqa.yaml`)",
                 "`choice`",
                 shots=True,
+            )
+        },
+    ),
+    "truthfulqa": Benchmark(
+        "TruthfulQA",
+        "sylinrl/TruthfulQA `mc_task.json`, truthfulqa/truthful_qa (`multiple_choice`)",
+        likelihood.read_truthfulqa,
+        {
+            "plain": Style(
+                likelihood.write_truthfulqa,
+                "six questions with answers and the question, the answers of MC1 after it (lm-evaluation-harness "
+                "`truthfulqa_mc1.yaml`)",
+                "`choice`",
             )
         },
     ),

@@ -20,12 +20,12 @@ def read_mmlu(record: Record) -> Question:
         # A CSV file has a list in the notation of Python or numpy, which cannot be parsed with certainty.
         options = list(choices) if is_array(choices) else bad("choices must be a list of texts")
         text, answer = text_of(values, "question"), values["answer"]
-        subject = values.get("subject") or _subject(record.source.path)
+        subject = values.get("subject") or subject_of(record.source.path)
     else:
         # The columns of a CSV file without a header are "0", "1", ...; other records have names.
         cells = list(values.values()) if "0" in values else bad("question is missing")
         text, *options, answer = cells if len(cells) > 1 else bad("it must have a question, options and an answer")
-        subject = _subject(record.source.path)
+        subject = subject_of(record.source.path)
     if len(options) < 2 or not all(isinstance(option, str) and option.strip() for option in options):
         bad("it must have two options or more, and all must be texts")
     by_letter = dict(zip(LETTERS, options, strict=False))
@@ -39,7 +39,7 @@ def read_mmlu(record: Record) -> Question:
     return Question(f"{subject}-{record.number}", text, by_letter, str(letter), subject, tags)
 
 
-def _subject(path: str) -> str:
+def subject_of(path: str) -> str:
     """The subject of a file that is named as in hendrycks/test: `SUBJECT_test.csv`."""
     return re.sub(r"[_-](?:test|dev|val|validation|train)(?:[-_].*)?$", "", Path(path).stem)
 
@@ -49,7 +49,7 @@ def write_mmlu_rwkv(question: Question, _: Sequence[Question]) -> dict[str, Any]
     subject = question.group.replace("_", " ")
     prompt = f"User: You are a very talented expert in {subject}. Answer this question:\n{question.text}\n{options}"
     prompt = f"{prompt}\nAssistant: The answer is".replace("\r\n", "\n").strip()
-    return _letter_choices(question, prompt)
+    return letter_choices(question, prompt)
 
 
 def write_mmlu_plain(question: Question, examples: Sequence[Question]) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def write_mmlu_plain(question: Question, examples: Sequence[Question]) -> dict[s
     prompt = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
     for example in examples:
         prompt += f"{_mmlu_question(example)} {example.answer}\n\n"
-    return _letter_choices(question, prompt + _mmlu_question(question))
+    return letter_choices(question, prompt + _mmlu_question(question))
 
 
 def _mmlu_question(question: Question) -> str:
@@ -66,7 +66,7 @@ def _mmlu_question(question: Question) -> str:
     return f"{question.text}{options}\nAnswer:"
 
 
-def _letter_choices(question: Question, prompt: str, form: str = "{}") -> dict[str, Any]:
+def letter_choices(question: Question, prompt: str, form: str = "{}") -> dict[str, Any]:
     """A line whose choices are the letters of the options, each after a space and in `form`."""
     choices = {letter: f" {form.format(letter)}" for letter in question.options}
     return line_of(question, prompt=prompt, choices=choices, expect={"choice": question.answer})
@@ -145,14 +145,14 @@ def read_gpqa(record: Record) -> Question:
 def write_gpqa_plain(question: Question, examples: Sequence[Question]) -> dict[str, Any]:
     if not examples:
         prompt = f"What is the correct answer to this question:{question.text}\n{_gpqa_options(question.options)}"
-        return _letter_choices(question, prompt, "({})")
+        return letter_choices(question, prompt, "({})")
     prompt = (
         "Here are some example questions from experts. Answer the final question yourself, following the format of the "
         "previous questions exactly.\n"
     )
     for example in examples:
         prompt += f"Question: {example.text}\n{_gpqa_options(example.options)} ({example.answer})\n\n"
-    return _letter_choices(question, f"{prompt}Question: {question.text}\n{_gpqa_options(question.options)}", "({})")
+    return letter_choices(question, f"{prompt}Question: {question.text}\n{_gpqa_options(question.options)}", "({})")
 
 
 def _gpqa_options(options: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ from rwkvbatch.script.lines import is_array, shown
 from rwkvbatch.script.tables import NO_FORM, Record, TableForm
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+NO_TEST_LABELS = "those of the test file are not published, so take the validation file"
 
 
 @dataclass(frozen=True)
