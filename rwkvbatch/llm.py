@@ -28,7 +28,7 @@ from rwkvbatch.engine.request import Reply, Request, Score
 from rwkvbatch.engine.shared import SharedEngine
 from rwkvbatch.errors import NonFiniteLogitsError, UsageError
 from rwkvbatch.model.base import Model, ModelSpec, State
-from rwkvbatch.model.load import LOADING, load_model
+from rwkvbatch.model.load import LOADING, STATE_DICT, load_model
 from rwkvbatch.outputs import RequestOutput, ScoreOutput, output_of
 from rwkvbatch.prepared import (
     CONVERSATIONS,
@@ -98,8 +98,8 @@ class LLM:
     Other calls may run between the pieces of a stream.
 
     Args:
-        model: a checkpoint file or a loaded `Model`. None takes the file in the environment variable `RWKVBATCH_MODEL`,
-            or else the bundled model.
+        model: a checkpoint file, tensors by name (`load_model`), or a loaded `Model`. None takes the file in the
+            environment variable `RWKVBATCH_MODEL`, or else the bundled model.
         strategy, backend, threads, adapter: as `load_model`; not with a loaded model.
         max_batch: most replies that are generated at a time.
         state_memory: bytes for recurrent states and cached prefixes.
@@ -112,7 +112,7 @@ class LLM:
     """
 
     @checks(
-        model=optional(either(NAME, instance_of(Model, "a loaded Model"))),
+        model=optional(either(NAME, STATE_DICT, instance_of(Model, "a loaded Model"))),
         **LOADING,
         max_batch=whole_number(1),
         state_memory=whole_number(1),
@@ -120,7 +120,7 @@ class LLM:
     )
     def __init__(
         self,
-        model: str | os.PathLike[str] | Model | None = None,
+        model: str | os.PathLike[str] | Mapping[str, Any] | Model | None = None,
         *,
         strategy: str = "auto",
         backend: str = "auto",
@@ -130,7 +130,7 @@ class LLM:
         state_memory: int = DEFAULT_STATE_MEMORY,
         vocab: str | os.PathLike[str] | None = None,
     ) -> None:
-        if model is None or isinstance(model, str | os.PathLike):
+        if model is None or isinstance(model, str | os.PathLike | Mapping):
             loaded = load_model(model, strategy, backend, threads=threads, adapter=adapter)
         elif (strategy, backend, threads, adapter) == ("auto", "auto", None, NO_ADAPTER):
             loaded = model

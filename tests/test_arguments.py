@@ -41,7 +41,7 @@ def calls(llm: LLM, directory: Path) -> dict[str, tuple[Callable[..., Any], dict
         "score": (llm.score, {"prompt": "hi", "continuations": [" a"]}),
         "score_pairs": (llm.score_pairs, {"pairs": [("hi", " a")]}),
         "state": (llm.state, {"prompt": "hi"}),
-        "load_model": (load_model, {"path": None}),
+        "load_model": (load_model, {"model": None}),
         "load_state": (load_state, {"path": directory / "none", "spec": llm.spec}),
         "save_state": (save_state, {"path": directory / "state", "state": state, "spec": llm.spec, "replace": True}),
         "run": (rwkvbatch.run, {"scripts": script, "model": llm.model, "max_tokens": 1}),
@@ -78,7 +78,10 @@ ANY: Any = rwkvbatch
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda llm: ANY.LLM(5), "model must be a path or a loaded Model, or None; got 5"),
+        (
+            lambda llm: ANY.LLM(5),
+            "model must be a path or a mapping of names to tensors or a loaded Model, or None; got 5",
+        ),
         (
             lambda llm: ANY.LLM(llm.model, state_memory="2G"),
             "state_memory must be a whole number, at least 1; got '2G'",

@@ -1,15 +1,16 @@
-"""`load_model`: a `Model` from a file name, a strategy and a backend."""
+"""`load_model`: a `Model` from a file or tensors in memory, a strategy and a backend."""
 
 from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
-from rwkvbatch.arguments import NAME, TEXT, checks, optional, whole_number
+from rwkvbatch.arguments import NAME, TEXT, checks, either, instance_of, optional, whole_number
 from rwkvbatch.config import NO_ADAPTER
 from rwkvbatch.errors import CheckpointError, MissingDeviceError, UsageError
 from rwkvbatch.model.base import Model, ModelSpec, dimensions_of, is_rwkv7
@@ -49,10 +50,15 @@ LOADING = {"strategy": TEXT, "backend": TEXT, "threads": optional(whole_number(1
 """Kinds of the arguments that say how a model is loaded."""
 
 
+STATE_DICT = instance_of(
+    Mapping, "a mapping of names to tensors", "torch.load(FILE), or module.state_dict() of a module"
+)
+
+
 # `resolve_model_path` refuses impossible names.
-@checks(path=optional(NAME), **LOADING)
+@checks(model=optional(either(NAME, STATE_DICT)), **LOADING)
 def load_model(
-    path: str | os.PathLike[str] | None = None,
+    model: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     strategy: str = "auto",
     backend: str = "auto",
     *,
@@ -62,7 +68,9 @@ def load_model(
     """Load a model.
 
     Args:
-        path: a checkpoint; see `resolve_model_path`.
+        model: a checkpoint, see `resolve_model_path`; or tensors by name, as `torch.load` of a `.pth` file or a
+            module's `state_dict()` gives them, of any device. They are copied, so that later changes of them do not
+            change the model; see docs/library.md for the hash of such a model.
         strategy: `auto`, or device and precision as in `cpu fp32`, `cpu bf16`, `cuda fp16`, `cuda:1 bf16`. Weights are
             rounded to the precision; `cpu int8`, `cpu w8a8` and `cpu int4` round only the large matrices. Arithmetic on
             the CPU is fp32, except for the integer products of the large matrices with `w8a8` and `int4`. `auto` takes
@@ -76,11 +84,11 @@ def load_model(
 
     Raises:
         UsageError: an unknown strategy or backend, or one that this machine does not support.
-        CheckpointError: the file is missing, damaged, or not an RWKV checkpoint.
+        CheckpointError: the file is missing, damaged, or the tensors are not those of an RWKV checkpoint.
     """
     parsed_adapter = parse_adapter(adapter)
-    file_path = model_file(path)
-    with naming_origin(path), open_checkpoint(file_path, parsed_adapter) as checkpoint:
+    source = model if isinstance(model, Mapping) else model_file(model)
+    with naming_origin(model), open_checkpoint(source, parsed_adapter) as checkpoint:
         for file in checkpoint.file.files:
             if file.choice:
                 text = f"{file.path}: {file.choice}; to use another dict of tensors, save it alone"

@@ -105,7 +105,7 @@ def _resolve(path: str | os.PathLike[str] | None) -> ResolvedModel:
 
 
 @contextmanager
-def naming_origin(path: str | os.PathLike[str] | None) -> Generator[None]:
+def naming_origin(path: object) -> Generator[None]:
     """Name the environment variable in errors about the model's file, if the file name comes from it."""
     try:
         yield

@@ -17,11 +17,16 @@ BUNDLED_SHA256 = "390e982f9c02ee1a2bf1b8dec070c2490e44c74f8d325faa1232e657609e6f
 """The hash of the bundled model's file. The model was trained to end a reply without thinking with a blank line."""
 
 
+BUNDLED_TENSORS_SHA256 = "dead8fb5f1e0a3c9c5ee3d98e2d248defa6dd6cf513923e3860ce6f3bc932867"
+"""The hash of the bundled model's tensors in memory, see `model/weights/state_dict.py`."""
+
+
 def with_turn_end(settings: AnyReplyPrompt, weights_sha256: str) -> AnyReplyPrompt:
     """`settings` with `turn_end` `auto` replaced: by `blank-line` if the model was trained so, else by `next-role`."""
     if settings.turn_end != "auto":
         return settings
-    is_blank_line = weights_sha256 == BUNDLED_SHA256 and settings.think == "off"
+    is_bundled = weights_sha256 in (BUNDLED_SHA256, BUNDLED_TENSORS_SHA256)
+    is_blank_line = is_bundled and settings.think == "off"
     return settings.replace(turn_end="blank-line" if is_blank_line else "next-role")
 
 

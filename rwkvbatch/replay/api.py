@@ -52,7 +52,14 @@ def _is_model(value: object) -> bool:
 @checks(
     scripts=either(SCRIPT_SOURCE, Kind("a list of these", ITERABLE.accepts)),
     out=optional(PATH),
-    model=optional(either(PATH, list_of(PATH, "a list of paths"), Kind("a loaded Model or LLM", _is_model))),
+    model=optional(
+        either(
+            PATH,
+            list_of(PATH, "a list of paths"),
+            instance_of(Mapping, "a mapping of names to tensors"),
+            Kind("a loaded Model or LLM", _is_model),
+        )
+    ),
     grid=optional(PATH),
     config=optional(PATH),
     environment=optional(instance_of(Mapping, "a mapping of names to texts, such as os.environ")),
@@ -74,7 +81,7 @@ def run(
     scripts: Scripts,
     *,
     out: PathLike | None = None,
-    model: LLM | Model | PathLike | Sequence[PathLike] | None = None,
+    model: LLM | Model | Mapping[str, Any] | PathLike | Sequence[PathLike] | None = None,
     grid: PathLike | None = None,
     config: PathLike | None = None,
     environment: Mapping[str, str] | None = None,
@@ -99,8 +106,8 @@ def run(
         scripts: a file or several; `-` is standard input. Also conversations, each a mapping in any form that a line of
             a script may have, with values as `json.loads` returns them.
         out: the run directory, new or one to continue; None keeps the rows in memory.
-        model: a loaded model or an `LLM`, a checkpoint's file or several (a dimension of the grid), or None for the
-            bundled one.
+        model: a loaded model or an `LLM`, tensors by name (`load_model`), a checkpoint's file or several (a dimension
+            of the grid), or None for the bundled one.
         grid: a TOML file with a grid of settings.
         config: a TOML file with settings.
         environment: variables from which `RWKVBATCH_*` settings are read, such as `os.environ`; None reads none.
@@ -128,18 +135,21 @@ def run(
         UsageError, ScriptError, CheckpointError, RunDirectoryError, StorageError: see `rwkvbatch.errors`.
     """
     loaded: Model | None = None
-    if model is not None and not isinstance(model, (str, os.PathLike, Sequence)):
+    weights: Mapping[str, Any] | None = None
+    if isinstance(model, Mapping):
+        weights, model = model, None
+    elif model is not None and not isinstance(model, (str, os.PathLike, Sequence)):
         loaded, model = cast("Model", getattr(model, "model", model)), None
     sources: dict[str, Any] = {"grid": grid, "config": config, "environment": environment, "documents": documents}
     sources["checks"] = checks
     with loading():  # a script may be a pipe that never ends
         prepared = prepare(scripts, model=model, skip_bad=skip_bad, shard=shard, **sources, **settings)
     plan, skipped = prepared.plan, prepared.script.skipped
-    if loaded is not None:
-        _refuse_loading_settings(plan)
+    if loaded is not None or weights is not None:
+        _refuse_loading_settings(plan, only_endpoint=loaded is None)
     log_lint(plan)
     observers = [] if observer is None else [observer]
-    loader = ModelLoader(plan.settings, loaded, notify)
+    loader = ModelLoader(plan.settings, loaded, notify, weights)
     with loading(), naming_origins(plan.origins):
         judge = _judge(plan, loader, notify)
     with ExitStack() as stack:
@@ -148,7 +158,7 @@ def run(
             notify(f"metrics for Prometheus are at {metrics.url}")
             observers.append(metrics)
         stack.enter_context(naming_origins(plan.origins))
-        pool = pool_for(plan.settings, model_given=loaded is not None)
+        pool = pool_for(plan.settings, model_given=loaded is not None or weights is not None)
         if pool is not None and isinstance(checks, Mapping) and checks:
             hint = 'write them into a file and give its name: checks="checks.py"; or leave workers, devices and ray out'
             raise UsageError("checks that are functions of this process cannot judge in other processes", hint=hint)
@@ -183,18 +193,22 @@ def _uses_bundled(plan: Plan) -> bool:
     return any(setup.endpoint is None and is_bundled(setup.model) for setup in setups_of(plan))
 
 
-def _refuse_loading_settings(plan: Plan) -> None:
-    """Refuse settings of how a model is loaded, which would change nothing about one that is loaded already."""
+def _refuse_loading_settings(plan: Plan, *, only_endpoint: bool) -> None:
+    """Refuse settings of how a model is loaded, which would change nothing about one that is loaded already.
+
+    Args:
+        only_endpoint: refuse served models only: the given model is still to be loaded, from tensors.
+    """
     for setup in setups_of(plan):
         given = {
-            "strategy": setup.strategy != "auto",
-            "backend": setup.backend != "auto",
-            "adapter": setup.adapter != NO_ADAPTER,
             "endpoint": setup.endpoint is not None,
+            "strategy": setup.strategy != "auto" and not only_endpoint,
+            "backend": setup.backend != "auto" and not only_endpoint,
+            "adapter": setup.adapter != NO_ADAPTER and not only_endpoint,
         }
         for name in (name for name, is_given in given.items() if is_given):
             raise UsageError(
-                f"{name} is given, and so is a model that is loaded already, which it cannot change",
+                f"{name} is given, and so is a model in memory, which it cannot change",
                 hint=f"give the checkpoint's file as model, or leave {name} out",
             )
 

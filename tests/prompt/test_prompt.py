@@ -9,10 +9,12 @@ from typing import get_args
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from rwkvbatch.config import Prompting, ReplyPrompt, ThinkMode, TurnEnd
 from rwkvbatch.errors import UsageError
 from rwkvbatch.hashes import sha256_of_file
+from rwkvbatch.model.load import load_model
 from rwkvbatch.model.model_files import BUNDLED_MODEL
 from rwkvbatch.prompt.segments import clean
 from rwkvbatch.prompt.templates import (
@@ -105,6 +107,8 @@ def test_turn_end_auto_is_blank_line_for_the_bundled_model_without_thinking() ->
     assert sha256_of_file(str(BUNDLED_MODEL), "") == BUNDLED_SHA256
     found = [with_turn_end(ReplyPrompt(think=think), BUNDLED_SHA256).turn_end for think in get_args(ThinkMode)]
     assert found == ["blank-line", *["next-role"] * 8]
+    tensors_sha256 = load_model(load_file(BUNDLED_MODEL)).spec.weights_sha256
+    assert with_turn_end(ReplyPrompt(), tensors_sha256).turn_end == "blank-line"
     assert with_turn_end(ReplyPrompt(), "0" * 64).turn_end == "next-role"
     assert with_turn_end(ReplyPrompt(turn_end="end-of-text"), BUNDLED_SHA256).turn_end == "end-of-text"
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +22,7 @@ from rwkvbatch.model.weights.containers import open_tensors
 from rwkvbatch.model.weights.foreign import refuse_network, refuse_quantised, refuse_variant
 from rwkvbatch.model.weights.named_tensors import Entry, NamedTensors, check_finite
 from rwkvbatch.model.weights.pth import LIST_PREFIX
+from rwkvbatch.model.weights.state_dict import hashed, named_tensors_of
 from rwkvbatch.model.weights.tensor_file import unread_type
 
 MAX_NAMES_SHOWN = 4
@@ -323,15 +325,29 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
 
 @contextmanager
-def open_checkpoint(path: Path, adapter: Adapter | None = None) -> Iterator[Checkpoint]:
+def open_checkpoint(source: Path | Mapping[str, Any], adapter: Adapter | None = None) -> Iterator[Checkpoint]:
     """Open a checkpoint and check names and shapes. Reading a tensor merges the adapter and checks the values.
+
+    Args:
+        source: a file, a directory, or tensors by name.
 
     Raises:
         CheckpointError: as `inspect`, or the adapter does not fit.
         UsageError: see `adapters.adapted`.
     """
-    with open_tensors(path) as tensors, adapted(official(tensors), adapter) as file:
+    with _opened(source) as tensors, adapted(tensors, adapter) as file:
         yield Checkpoint(file, inspect(file), adapter=None if adapter is None else str(adapter))
+
+
+@contextmanager
+def _opened(source: Path | Mapping[str, Any]) -> Iterator[NamedTensors]:
+    """The tensors of `open_checkpoint` under the official names."""
+    if isinstance(source, Path):
+        with open_tensors(source) as tensors:
+            yield official(tensors)
+    else:
+        with hashed(official(named_tensors_of(source))) as tensors:
+            yield tensors
 
 
 def initial_wkv(checkpoint: Checkpoint) -> torch.Tensor | None:

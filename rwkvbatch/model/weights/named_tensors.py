@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -62,6 +62,19 @@ class Entry(TensorType):
         return Entry(self.dtype, self.shape[1:], lambda: self.load()[index].clone())
 
 
+class TensorSource(Protocol):
+    """Tensors with a hash: a `TensorFile`, or tensors in memory (`state_dict`). See `TensorFile` for the members."""
+
+    path: Path
+    choice: str
+    num_bytes: int
+
+    def is_same_file(self, other: object) -> bool: ...
+    def check_checksums(self) -> None: ...
+    def start_hashing(self) -> threading.Thread: ...
+    def sha256(self) -> str: ...
+
+
 OnWritten = Callable[[int], None]
 """Called with the number of bytes of all tensors written so far."""
 
@@ -72,12 +85,12 @@ def ignored(num_bytes: int) -> None:
 
 @dataclass(frozen=True)
 class NamedTensors:
-    """The tensors of a checkpoint or state, of one file or of several.
+    """The tensors of a checkpoint or state, of one file, of several, or in memory.
 
     Attributes:
         path: the opened file or directory.
         kind: the kind of its files, as `model info` shows it.
-        files: the open files.
+        files: the open files, or the tensors in memory.
         entries: the tensors by name.
         metadata: the texts that the files store beside the tensors.
         config: the `config.json` of a directory; empty without one.
@@ -91,7 +104,7 @@ class NamedTensors:
 
     path: Path
     kind: str
-    files: tuple[TensorFile, ...]
+    files: tuple[TensorSource, ...]
     entries: Mapping[str, Entry]
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])

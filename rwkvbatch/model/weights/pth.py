@@ -71,7 +71,7 @@ def read_zip(descriptor: int, path: Path) -> Contents:
         )
     value = PickleReader(io.BytesIO(os.pread(descriptor, length, start)), path).run()
     entries: dict[str, StoredBytes] = {}
-    tensors, undone, choice = _tensors(value, path)
+    tensors, undone, choice = unwrapped(value, path)
     for name, tensor in tensors.items():
         key = tensor.storage.key
         location = locations.get(f"{root}data/{key}")
@@ -120,8 +120,17 @@ LIST_PREFIX = "list."
 MAX_WRAPPERS = 4
 
 
-def _tensors(value: Any, path: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...], str]:
-    """The dict of tensors in `value`, which may be wrapped in other dicts, `Contents.undone` and `Contents.choice`."""
+_TENSORS = (StoredTensor, UnreadTensor, torch.Tensor)
+
+
+def unwrapped(value: Any, path: Path) -> tuple[dict[str, Any], tuple[str, ...], str]:
+    """The dict of tensors in `value`, which may be wrapped in other dicts, `Contents.undone` and `Contents.choice`.
+
+    The tensors are those of `PickleReader`, or torch's own.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     undone: tuple[str, ...] = ()
     choice = ""
     if isinstance(value, list) and value and all(isinstance(item, StoredTensor) for item in value):
@@ -149,7 +158,7 @@ def _tensors(value: Any, path: Path) -> tuple[dict[str, StoredTensor], tuple[str
     for name, tensor in value.items():
         if isinstance(tensor, UnreadTensor):
             raise unread_type(str(name), tensor.dtype, path)
-        if not isinstance(name, str) or not isinstance(tensor, StoredTensor):
+        if not isinstance(name, str) or not isinstance(tensor, _TENSORS):
             raise CheckpointError(
                 f"expected a dict of tensors; its entry {str(name)[:80]!r} is of type {_kind(tensor)}",
                 path=path,
@@ -160,12 +169,12 @@ def _tensors(value: Any, path: Path) -> tuple[dict[str, StoredTensor], tuple[str
 
 def _is_state_dict(value: dict[Any, Any]) -> bool:
     """Whether more than half of the entries are tensors."""
-    tensors = sum(isinstance(item, StoredTensor | UnreadTensor) for item in value.values())
+    tensors = sum(isinstance(item, _TENSORS) for item in value.values())
     return 2 * tensors > len(value)
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, StoredTensor | UnreadTensor):
+    if isinstance(value, _TENSORS):
         return "tensor"
     return value.name if isinstance(value, Opaque) else type(value).__name__
 

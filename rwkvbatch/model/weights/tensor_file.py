@@ -123,7 +123,7 @@ class TensorFile:
             CheckpointError: the file cannot be read, or was truncated since it was opened.
         """
         entry = self.entries[name]
-        data = _memory(entry.span)
+        data = new_memory(entry.span)
         view = memoryview(data.numpy())  # pyright: ignore[reportArgumentType]
         num_read = 0
         # Read, not memory-mapped: reading a file that is truncated meanwhile is an error, not a SIGBUS.
@@ -147,9 +147,9 @@ class TensorFile:
             return None
         return StoredRows(self._descriptor, stored.start, stored.dtype, stored.rounding, *stored.shape)
 
-    def is_same_file(self, other: TensorFile) -> bool:
+    def is_same_file(self, other: object) -> bool:
         """Whether both are the same file, by device and inode."""
-        return os.path.samestat(self._status, other._status)
+        return isinstance(other, TensorFile) and os.path.samestat(self._status, other._status)
 
     def check_checksums(self) -> None:
         """Compare the file with the checksums in it; without any, as in a `.safetensors` file, do nothing.
@@ -222,7 +222,7 @@ def unread_type(name: str, dtype: str, path: Path) -> CheckpointError:
     )
 
 
-def _memory(num_bytes: int) -> torch.Tensor:
+def new_memory(num_bytes: int) -> torch.Tensor:
     """Uninitialised bytes. Large blocks return to the system when freed, which `malloc` does not guarantee."""
     if num_bytes < _LARGE:
         return torch.empty(num_bytes, dtype=torch.uint8)

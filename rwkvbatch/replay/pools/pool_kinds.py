@@ -20,17 +20,17 @@ def pool_for(settings: RunSettings, *, model_given: bool = False) -> MakePool | 
     """A function that makes the settings' pool: processes, or actors of a Ray cluster. None for a run in this process.
 
     Args:
-        model_given: whether the run uses a loaded model.
+        model_given: whether the run uses a model in memory.
 
     Raises:
-        UsageError: the settings contradict each other, or a loaded model is given.
+        UsageError: the settings contradict each other, or a model in memory is given.
         MissingExtraError: Ray is not installed.
     """
     if settings.ray is None and settings.workers in (None, 1) and not settings.devices:
         return None
     if model_given:
         hint = "give the checkpoint's file, or leave workers, devices and ray out"
-        raise UsageError("a model that is loaded already cannot be given to other processes", hint=hint)
+        raise UsageError("a model in the memory of this process cannot be given to other processes", hint=hint)
     check_pool(settings)
     if settings.ray is not None:
         return _make_ray_pool

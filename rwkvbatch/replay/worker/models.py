@@ -37,15 +37,21 @@ class ModelLoader:
 
     Args:
         model: a loaded model, which is used instead of those that the setups name.
+        weights: tensors by name (`load_model`), which are loaded instead of the setups' files.
         notify: is called with a message when the bundled model is loaded.
     """
 
     def __init__(
-        self, settings: RunSettings, model: Model | None = None, notify: Callable[[str], None] = lambda _: None
+        self,
+        settings: RunSettings,
+        model: Model | None = None,
+        notify: Callable[[str], None] = lambda _: None,
+        weights: Mapping[str, Any] | None = None,
     ) -> None:
         self._settings = settings
         self._notify = notify
         self._given_model = model
+        self._weights = weights
         self._loaded: tuple[tuple[str | None, str, str, str], Model] | None = None
         self._loaded_names: set[str | None] = set()
         self._served: dict[Endpoint, tuple[Client, ServedSpec]] = {}
@@ -65,14 +71,16 @@ class ModelLoader:
             self._loaded = None
             if setup.device is not None:
                 check_device(setup.device, "--devices")
-            resolved = resolve_model_path(setup.model)
-            if resolved.bundled:
-                self._notify(USING_BUNDLED)
+            source = self._weights
+            if source is None:
+                resolved = resolve_model_path(setup.model)
+                if resolved.bundled:
+                    self._notify(USING_BUNDLED)
+                # By its file's path, there is no second warning that several files have its name.
+                source = resolved.path if setup.model in self._loaded_names else setup.model
+                self._loaded_names.add(setup.model)
             began_s = time.monotonic()
-            # By its file's path, there is no second warning that several files have its name.
-            path = resolved.path if setup.model in self._loaded_names else setup.model
-            self._loaded_names.add(setup.model)
-            model = load_model(path, *key[1:3], threads=self._settings.threads, adapter=setup.adapter)
+            model = load_model(source, *key[1:3], threads=self._settings.threads, adapter=setup.adapter)
             seconds = round(time.monotonic() - began_s, 3)
             _log.info("loaded the model", extra={"path": model.spec.path, "seconds": seconds})
             self._loaded = (key, model)
