@@ -16,6 +16,7 @@ from rwkvbatch.comparison.numbers import interval, shown_mean
 from rwkvbatch.comparison.pairing.matching import Dropped, MatchedRows
 from rwkvbatch.comparison.pairing.pairs import Pair
 from rwkvbatch.comparison.pairing.preference import Preferences
+from rwkvbatch.comparison.pairing.settings import SettingDifference, settings_sentence
 from rwkvbatch.comparison.runs.data import RunData, Variant
 from rwkvbatch.comparison.runs.restriction import Restriction
 from rwkvbatch.comparison.statistics.differences import Comparison, Family, compare_metric
@@ -78,6 +79,7 @@ class Analysis:
         trends: with `over`, the trend of the primary metric over checkpoints, then the exploratory trends of `metrics`.
         blame: with `blame`, the turns at which dialogues went wrong; else empty.
         restriction: with `only`, the conversations that are compared; None for all.
+        settings_differ: the settings of runs that differ between variants and baselines, without those of a grid.
         preferences: with `judge`, the counts of its verdicts on each pair's replies; else empty.
     """
 
@@ -100,6 +102,7 @@ class Analysis:
     blame: tuple[Blame, ...] = ()
     preferences: tuple[Preferences, ...] = ()
     restriction: Restriction | None = None
+    settings_differ: tuple[SettingDifference, ...] = ()
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -210,6 +213,7 @@ class Analysis:
         lines = [
             *restriction,
             conclusion(self.comparisons),
+            *filter(None, [settings_sentence(self.settings_differ)]),
             *lines,
             *(ranking_sentence(ranking, max_named=5) for ranking in self.rankings),
         ]

@@ -38,6 +38,7 @@ from rwkvbatch.comparison.pairing.notes import (
 )
 from rwkvbatch.comparison.pairing.pairs import Pair, pair_up
 from rwkvbatch.comparison.pairing.preference import PREFERENCE, JudgesPairs, Preferences, with_preference
+from rwkvbatch.comparison.pairing.settings import differing_settings
 from rwkvbatch.comparison.runs.data import RunData, Variant, variants_of
 from rwkvbatch.comparison.runs.loading import SOURCE, Source, load_runs
 from rwkvbatch.comparison.runs.restriction import Restriction, restricted
@@ -188,6 +189,7 @@ def compare(
         blame=find_blame(variants, matching.runs, table) if blame else (),
         preferences=tuple(matching.preferences),
         restriction=matching.restriction,
+        settings_differ=tuple(differing_settings(matching.pairs, matching.runs)),
     )
 
 

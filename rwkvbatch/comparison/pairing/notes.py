@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from rwkvbatch.comparison.pairing.matching import MatchedRows
 from rwkvbatch.comparison.pairing.pairs import Pair
+from rwkvbatch.comparison.pairing.settings import UNRESOLVED
 from rwkvbatch.comparison.runs.data import RunData, RunFacts, Variant
 from rwkvbatch.comparison.values.columns import rows_of
 from rwkvbatch.comparison.values.conversations import judged_repeats
@@ -200,10 +201,6 @@ _PROMPT_SETTINGS = (
 """Settings that are compared, with what to say if they differ."""
 
 
-_UNRESOLVED = (("turn_end", "auto"), ("bos", "auto"))
-"""Settings of which the run does not say what they stood for, which may be what the other side has."""
-
-
 def check_pairs(pairs: Sequence[Pair], runs: Sequence[RunData]) -> list[str]:
     """Notes on pairs with different settings of the prompt, the turn's end or the tokens, one for each and baseline."""
     cells = {run.name: run.facts.cells for run in runs}
@@ -213,7 +210,7 @@ def check_pairs(pairs: Sequence[Pair], runs: Sequence[RunData]) -> list[str]:
         for key, warning in _PROMPT_SETTINGS:
             if key not in baseline or key not in variant or baseline[key] == variant[key]:
                 continue
-            if (key, baseline[key]) not in _UNRESOLVED and (key, variant[key]) not in _UNRESOLVED:
+            if (key, baseline[key]) not in UNRESOLVED and (key, variant[key]) not in UNRESOLVED:
                 expected = f"{pair.baseline.label}: {_shown(baseline[key])}"
                 differing.setdefault((warning, expected), []).append(f"{pair.variant.label}: {_shown(variant[key])}")
     notes = [f"{warning} ({expected}, {_first_names(variants)})" for (warning, expected), variants in differing.items()]

@@ -16,6 +16,7 @@ from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.dialogues.blame import Blame
 from rwkvbatch.comparison.dialogues.changes import most_changed
 from rwkvbatch.comparison.numbers import interval, mean_interval, shown_mean
+from rwkvbatch.comparison.pairing.settings import settings_sentence
 from rwkvbatch.comparison.runs.data import Variant
 from rwkvbatch.comparison.statistics.differences import Comparison
 from rwkvbatch.comparison.statistics.ranking import Ranking
@@ -54,7 +55,7 @@ def as_json(analysis: Analysis) -> str:
 
     Its keys are `runs`, `only` (null without `--only`), `primary`, `families`, `trend` (null without `--over`),
     `trends` (the same one, then those of `--metric`), `blame` (empty without `--blame`), `preferences` (empty without
-    `--judge`), `comparisons`, `best`, `means`, `dropped`, `pairs`, `gates`, `changes` and `notes`.
+    `--judge`), `comparisons`, `best`, `means`, `settings_differ`, `dropped`, `pairs`, `gates`, `changes` and `notes`.
     """
     content = {
         "runs": [{"name": run.name, "path": run.source, "manifest": run.manifest} for run in analysis.runs],
@@ -76,6 +77,7 @@ def as_json(analysis: Analysis) -> str:
             for variant in analysis.variants
             for mean in analysis.means(variant)
         ],
+        "settings_differ": [difference.as_dict() for difference in analysis.settings_differ],
         "dropped": [vars(variant_dropped) for variant_dropped in analysis.dropped],
         "pairs": [
             {
@@ -185,6 +187,8 @@ def as_markdown(analysis: Analysis) -> str:
     means = [] if analysis.comparisons else analysis.means(analysis.variants[0])
     parts = [] if analysis.restriction is None else [f"**{escaped(analysis.restriction.sentence)}**"]
     parts.append(f"**{escaped(conclusion(analysis.comparisons, means))}**")
+    if sentence := settings_sentence(analysis.settings_differ):
+        parts.append(escaped(sentence))
     findings = significant(line for line in analysis.comparisons if not line.exploratory)
     if findings:
         parts.append("\n".join(f"- {escaped(finding(line))}" for line in findings))

@@ -15,6 +15,7 @@ from rwkvbatch import __version__
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.dialogues.failures import FailureCount, failures_by_check, failures_by_tag
 from rwkvbatch.comparison.numbers import difference, interval, number, p_value, shown_mean, with_minus
+from rwkvbatch.comparison.pairing.settings import settings_sentence
 from rwkvbatch.comparison.report.charts import memory_figures, most_different, sweep_figures, trend_figure, turn_figures
 from rwkvbatch.comparison.report.page_data import page_data
 from rwkvbatch.comparison.runs.data import Variant, varied_settings
@@ -121,6 +122,7 @@ def as_html(analysis: Analysis) -> str:
         about=_about(analysis, decisive) if decisive else [],
         decisive=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in decisive],
         several_baselines=len({line.pair.baseline for line in decisive}) > 1,
+        settings_differ=settings_sentence(analysis.settings_differ),
         left_out_rows=left_out(analysis.dropped, analysis.first_metric, named=True),
         tone=_tone,
         verdict=verdict,

@@ -25,6 +25,7 @@ from rwkvbatch.comparison.dialogues.changes import (
 )
 from rwkvbatch.comparison.numbers import interval, shown_mean, signed
 from rwkvbatch.comparison.pairing.matching import MatchedRows
+from rwkvbatch.comparison.pairing.settings import settings_sentence
 from rwkvbatch.comparison.report.terminal_dialogues import headline, metric_values, safe
 from rwkvbatch.comparison.report.terminal_table import comparison_table
 from rwkvbatch.comparison.statistics.means import VariantMean
@@ -94,6 +95,8 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0
             texts = [ranking_sentence(ranking, max_named=max_named) + rows for max_named in range(most_named, 0, -1)]
             _print_wrapped(_fitting(texts, console.width), console, "bold")
         if not index:
+            if sentence := settings_sentence(analysis.settings_differ):
+                _print_wrapped(sentence, console, "yellow")
             _print_left_out(analysis, console)
     if not analysis.comparisons:
         _print_left_out(analysis, console)
