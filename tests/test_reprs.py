@@ -69,3 +69,12 @@ def test_the_result_of_a_run_shows_its_figures(tmp_path: Path) -> None:
     result = rwkvbatch.run(script, max_tokens=2)
     assert repr(result) == "<RunResult: 1 of 1 rows in memory; cells 1, errors 0, checks passed 0 of 1>"
     assert repr(result.plan) == "<Plan: rows 1, conversations 1, cells 1, repeats 1>"
+
+
+def test_sampling_params_show_what_decides_and_what_is_changed() -> None:
+    short = repr(rwkvbatch.SamplingParams(temperature=0.7))
+    assert short == "SamplingParams(temperature=0.7, top_p=0.3, max_tokens=256, seed=0)"
+    changed = rwkvbatch.SamplingParams(top_k=5, stop="\n")
+    assert repr(changed) == (
+        "SamplingParams(temperature=1.0, top_p=0.3, max_tokens=256, seed=0, stop=('\\n',), top_k=5)"
+    )

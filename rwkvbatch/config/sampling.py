@@ -6,7 +6,7 @@ ChatRWKV's `API_DEMO_CHAT.py`; see `docs/sampling.md`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, Self, cast, get_args
 
@@ -185,6 +185,11 @@ def preset(name: str) -> Sampling:
     return PRESETS[name]
 
 
+def _as_texts(value: object) -> object:
+    """One text as a list of it."""
+    return (value,) if isinstance(value, str) else value
+
+
 class Stopping(Settings):
     """When a reply ends. Token 0 (end of text) always ends it too, unless it is banned.
 
@@ -201,7 +206,7 @@ class Stopping(Settings):
         gt=0,
         le=10**9,
     )
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = setting(
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_texts)] = setting(
         (),
         "Text that ends a reply; may be repeated.",
         "TEXT",
@@ -219,8 +224,13 @@ class ReplySettings(Sampling, Stopping):
         return self.part(Sampling)
 
 
+_SHOWN = ("temperature", "top_p", "max_tokens", "seed")
+
+
 class SamplingParams(ReplySettings):
     """How one reply of `LLM` is sampled and when it ends: the fields of `Sampling` and `Stopping`, and a seed.
+
+    `top_p` is 0.3 unless it is given, also with another temperature.
 
     Attributes:
         seed: seed of the reply's randomness. The same seed and prompt give the same reply.
@@ -230,6 +240,13 @@ class SamplingParams(ReplySettings):
     """
 
     seed: int = setting(0, "Random seed.", "N", None, ge=0, lt=2**63)
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        """The settings that decide most, and the others that are not the defaults."""
+        for name in (*_SHOWN, *(name for name in type(self).model_fields if name not in _SHOWN)):
+            value = getattr(self, name)
+            if name in _SHOWN or value != type(self).model_fields[name].default:
+                yield name, value
 
     @model_validator(mode="wrap")
     @classmethod

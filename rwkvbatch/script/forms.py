@@ -230,6 +230,8 @@ def _read_openai_chat(request: Mapping[str, Any], source: SourceLine, default_id
         raw_params["stop"] = [raw_params["stop"]]
     if type(top_k := raw_params.get("top_k")) is int and top_k == -1:
         raw_params["top_k"] = 0  # vLLM's number for all tokens
+    if where and "temperature" in raw_params:
+        raw_params.setdefault("top_p", 1.0)  # as in OpenAI's API, and in `rwkvbatch serve`
     params = parse_params(raw_params, source, where or "line")
     # The id of a batch request is its `custom_id`, which is `default_id` here.
     name = default_id if where else read_id(raw.id, default_id, source)

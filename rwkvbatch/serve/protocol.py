@@ -92,10 +92,17 @@ _CacheKey = tuple[str, str, Any]
 
 
 class ServerSettings:
-    """Merges the settings of requests with the server's defaults."""
+    """Merges the settings of requests with the server's defaults.
 
-    def __init__(self, defaults: CellSettings) -> None:
+    Args:
+        top_p_given: whether the server was started with a `top_p`. Otherwise a request that sets `temperature` and no
+            `top_p` gets 1, as in OpenAI's API: the default, which is for RWKV's chats, keeps so few tokens that a
+            temperature would change little.
+    """
+
+    def __init__(self, defaults: CellSettings, *, top_p_given: bool = False) -> None:
         self.defaults = defaults
+        self._top_p_given = top_p_given
         # Most clients always send the same few numbers, and validating them takes longer than parsing all other fields.
         self._cached_merge = lru_cache(maxsize=256)(self._merge)
 
@@ -105,6 +112,8 @@ class ServerSettings:
         Raises:
             UsageError: a setting is out of range.
         """
+        if "temperature" in values and "top_p" not in values and not self._top_p_given:
+            values = {**values, "top_p": 1.0}
         is_small = all(
             isinstance(value, int | float) or (isinstance(value, str) and len(value) < 64) for value in values.values()
         )

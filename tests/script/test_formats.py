@@ -83,6 +83,24 @@ def test_sampling_fields_of_other_servers_become_params(tmp_path: Path) -> None:
     assert script.ignored == {"think": 1}
 
 
+@pytest.mark.parametrize(
+    ("fields", "top_p"),
+    [
+        ({"temperature": 0.5}, 1.0),
+        ({"temperature": 0.5, "top_p": None}, 1.0),
+        ({"temperature": 0.5, "top_p": 0.2}, 0.2),
+        ({}, None),
+        ({"temperature": None}, None),
+    ],
+)
+def test_a_batch_request_with_a_temperature_alone_has_top_p_1(
+    fields: dict[str, Any], top_p: float | None, tmp_path: Path
+) -> None:
+    body = {"messages": [user()], **fields}
+    batch, chat = read(tmp_path, {"custom_id": "x", "body": body}, {**body, "max_tokens": 5}).conversations
+    assert (batch.params.get("top_p"), chat.params.get("top_p")) == (top_p, fields.get("top_p"))
+
+
 @pytest.mark.parametrize(("top_k", "expected"), [(-1, 0), (0, 0), (1, 1), (None, None)])
 def test_top_k_of_vllm_without_a_cut_is_0(top_k: int | None, expected: int | None, tmp_path: Path) -> None:
     body = {"messages": [user()], "top_k": top_k, "min_p": 0}
@@ -102,7 +120,7 @@ NEUTRAL_FIELDS = {
 def test_fields_of_requests_that_change_nothing_are_accepted_without_a_word(tmp_path: Path) -> None:
     body = {"messages": [user()], "temperature": 0.5, **NEUTRAL_FIELDS}
     script = read(tmp_path, {"custom_id": "x", "body": body}, body)
-    assert [found.params for found in script.conversations] == [{"temperature": 0.5}] * 2
+    assert [found.params["temperature"] for found in script.conversations] == [0.5] * 2
     assert script.ignored == {}
     changed = {"skip_special_tokens": False, "add_generation_prompt": 1, "modalities": ["audio"]}
     assert read(tmp_path, {"custom_id": "x", "body": body | changed}).ignored == dict.fromkeys(changed, 1)
