@@ -152,6 +152,39 @@ def test_the_score_of_lm_eval_is_its_first_metric_or_the_named_one(tmp_path: Pat
         load_runs([f"{path}::f1"])
 
 
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("missing", [None, math.nan])
+def test_a_missing_value_of_lm_eval_is_a_turn_without_a_verdict(
+    tmp_path: Path, missing: float | None, listed: bool
+) -> None:
+    """Without the turns whose metric is null, the mean would be 1."""
+    path = lm_eval(tmp_path / "samples_arc_2024-01-02T03-04-05.678.jsonl", [1.0] * 20)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines[:5]:
+        line["acc"] = missing
+    if not listed:
+        lines = [{**{key: value for key, value in line.items() if key != "metrics"}, "target": 1} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run,) = load_runs([path])
+    assert run.rows["score"].isna().tolist() == [True] * 5 + [False] * 15
+    assert run.rows["cell"].unique().tolist() == ["acc"]
+    assert any("5 results without a score" in note for note in run.notes)
+    (gate,) = compare([str(path)], fail_if=["score < 0.9"]).gates
+    assert gate.failed
+    assert "5 turns without a verdict" in gate.reason
+
+
+@pytest.mark.parametrize("value", [2.0, "0.5", [0, 1], math.inf])
+def test_a_metric_of_lm_eval_with_other_values_is_left_out_of_the_task(tmp_path: Path, value: Any) -> None:
+    path = lm_eval(tmp_path / "samples_arc_2024-01-02T03-04-05.678.jsonl", [1.0] * 3)
+    first = json.loads(path.read_text().splitlines()[0]) | {"doc_id": 9, "doc_hash": "9" * 64, "acc": value}
+    path.write_text(path.read_text() + json.dumps(first) + "\n")
+    lm_eval(tmp_path / "samples_boolq_2024-01-02T03-04-05.678.jsonl", [0.5] * 2)
+    (run,) = load_runs([f"{tmp_path}::acc"])
+    assert run.rows["tags"].tolist() == [("boolq",)] * 2
+    assert any("acc is left out: 1 of its values" in note for note in run.notes)
+
+
 def test_lm_eval_s_filters_are_cells(tmp_path: Path) -> None:
     path = tmp_path / "samples_gsm8k_2024-01-02T03-04-05.678.jsonl"
     both = [lm_eval(path, [1.0], filter=name).read_text() for name in ("strict-match", "flexible-extract")]
@@ -172,6 +205,27 @@ def test_inspect_values_errors_and_epochs_are_read(tmp_path: Path) -> None:
     assert run.rows["score"].isna().tolist() == [True, *[False] * 5]
     assert run.rows["error"][0] == "out of time"
     assert any("1 result ended in an error" in note for note in run.notes)
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [{"f": {"value": 1}}, {"f": {"value": 1}, "g": {"value": None}}, {"f": {"value": 1}, "g": {"value": {"x": 1}}},
+     {"f": {"value": 1}, "g": {"value": {"x": 1, "y": math.nan}}}],
+)  # fmt: skip
+@pytest.mark.parametrize("first", [True, False])
+def test_a_sample_of_inspect_that_lacks_one_of_its_scorers_has_no_verdict(
+    tmp_path: Path, lacking: dict[str, Any], first: bool
+) -> None:
+    path = inspect(tmp_path / "log.json", [1, 1])
+    content = json.loads(path.read_text())
+    whole = {"f": {"value": 1}, "g": {"value": {"x": 0, "y": 0}}}
+    for sample, by_scorer in zip(content["samples"], [lacking, whole] if first else [whole, lacking], strict=True):
+        sample["scores"] = by_scorer
+    path.write_text(json.dumps(content))
+    (run,) = load_runs([path])
+    assert run.rows["score"].tolist() == pytest.approx([math.nan, 1 / 3] if first else [1 / 3, math.nan], nan_ok=True)
+    assert run.rows["passed"].isna().tolist() == [first, not first]
+    assert any("1 result without a score" in note for note in run.notes)
 
 
 def test_promptfoo_providers_are_cells_and_repeated_tests_are_repeats(tmp_path: Path) -> None:

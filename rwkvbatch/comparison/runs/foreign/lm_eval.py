@@ -8,9 +8,10 @@ date (`lm_eval/loggers/evaluation_tracker.py`).
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ def read_lm_eval(path: Path, files: Sequence[Path]) -> ForeignRun:
     """The run in `files`, with one cell per metric.
 
     As in lm-eval's tables, a cell is called `METRIC`, or `METRIC,FILTER` if there are several filters. If a task was
-    evaluated several times, the newest evaluation is read.
+    evaluated several times, the newest evaluation is read. A value that is null or NaN becomes a row without a verdict.
+    A metric that has another value which is no number in [0, 1] is left out of the task.
     """
     run = ForeignRun("lm-evaluation-harness", is_metric=True)
     num_left_out: Counter[str] = Counter()
@@ -79,6 +81,12 @@ def read_lm_eval(path: Path, files: Sequence[Path]) -> ForeignRun:
     for task, file in _newest(path, files, run.notes).items():
         records = list(_json_lines(file))
         filters = {str(record.get("filter", "none")) for record in records}
+        number_keys = {key for record in records for key in _number_keys(record)}
+        names = dict.fromkeys(key for record in records for key in record if key in number_keys)
+        num_refused = Counter(
+            metric for record in records for metric in _metrics(record, names) if not _is_score(record.get(metric))
+        )
+        num_left_out.update(num_refused)
         for line, record in enumerate(records, start=1):
             if "doc_id" not in record:
                 raise damaged(file, "has no key `doc_id`", line=line)
@@ -90,23 +98,20 @@ def read_lm_eval(path: Path, files: Sequence[Path]) -> ForeignRun:
                 run.prompt_hashes[name] = prompt_hash
             else:
                 has_hashes = False
-            listed = record.get("metrics")
-            metrics = [str(key) for key in listed] if isinstance(listed, list) else _number_keys(record)
-            for metric in metrics:
+            for metric in _metrics(record, names):
+                if metric in num_refused:
+                    continue
                 value = record.get(metric)
                 cell = metric if len(filters) == 1 else f"{metric},{record.get('filter', 'none')}"
-                if isinstance(value, bool | int | float) and 0 <= value <= 1:
-                    reply, target = _reply_of(record), record.get("target")
-                    prompt = "" if target is None else f"target: {shown_json(target)}"
-                    score = [(metric, float(value))]
-                    run.rows.append(make_row(name, cell, 0, score, tags=(task,), prompt=prompt, reply=reply))
-                else:
-                    num_left_out[metric] += 1
+                reply, target = _reply_of(record), record.get("target")
+                prompt = "" if target is None else f"target: {shown_json(target)}"
+                score = [(metric, None if _is_missing(value) else float(value))]
+                run.rows.append(make_row(name, cell, 0, score, tags=(task,), prompt=prompt, reply=reply))
     if not has_hashes:
         run.prompt_hashes.clear()
     for metric, count in num_left_out.items():
         run.notes.append(f"{path}: {metric} is left out: {count:,} of its values are no number in [0, 1]")
-    if not run.rows:
+    if all(check.score is None for row in run.rows for check in row.checks):
         hint = "such as acc or exact_match; run lm-eval with --log_samples"
         raise UsageError(f"{path}: no metric in it has values in [0, 1]", hint=hint)
     return checked(run, path)
@@ -126,8 +131,24 @@ def _newest(path: Path, files: Sequence[Path], notes: list[str]) -> dict[str, Pa
 
 
 def _number_keys(record: Mapping[str, Any]) -> list[str]:
-    """The metrics of a record of an earlier version, which does not list them: all keys with numbers."""
-    return [key for key, value in record.items() if key != "doc_id" and isinstance(value, bool | int | float)]
+    """The keys of a record that can be metrics, because they have numbers."""
+    known = ("doc_id", "target")
+    return [key for key, value in record.items() if key not in known and isinstance(value, bool | int | float)]
+
+
+def _metrics(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """The metrics of a record; earlier versions do not list them: the keys that have numbers in any of the records."""
+    listed = record.get("metrics")
+    return [str(key) for key in listed] if isinstance(listed, list) else [name for name in names if name in record]
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _is_score(value: object) -> bool:
+    """Whether a value is a number in [0, 1] or missing."""
+    return _is_missing(value) or (isinstance(value, bool | int | float) and 0 <= value <= 1)
 
 
 def _reply_of(record: Mapping[str, Any]) -> str:

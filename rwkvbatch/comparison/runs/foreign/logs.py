@@ -70,6 +70,7 @@ def _inspect(path: Path, content: Mapping[str, Any]) -> ForeignRun:
     run = ForeignRun("Inspect")
     cell = str(content["eval"].get("model") or BASE)
     task = str(content["eval"].get("task") or "")
+    keys_of = _inspect_keys(content["samples"])
     for number, sample in enumerate(content["samples"]):
         where = f"samples[{number}]"
         if not isinstance(sample, dict) or "id" not in sample:
@@ -77,17 +78,10 @@ def _inspect(path: Path, content: Mapping[str, Any]) -> ForeignRun:
         epoch = sample.get("epoch", 1)
         if isinstance(epoch, bool) or not isinstance(epoch, int) or not 1 <= epoch <= MAX_REPEAT:
             raise BadRecordError(f"{where}.epoch must be a number from 1 to {MAX_REPEAT:,}, got {shown_json(epoch)}")
-        scores: list[tuple[str, float]] = []
         by_scorer = sample.get("scores") or {}
         if not isinstance(by_scorer, dict):
             raise BadRecordError(f"{where}.scores must be an object, got {shown_json(by_scorer)}")
-        for scorer, score in cast("dict[str, Any]", by_scorer).items():
-            value = score.get("value") if isinstance(score, dict) else None
-            items = value.items() if isinstance(value, dict) else [("", value)]
-            for key, item in items:
-                if item is not None and not (isinstance(item, float) and math.isnan(item)):
-                    kind = f"{scorer}.{key}" if key else scorer
-                    scores.append((kind, _inspect_value(item, f"{where}.scores.{kind}")))
+        scores = _inspect_scores(cast("dict[str, Any]", by_scorer), keys_of, where)
         error = sample.get("error")
         error_text = None if error is None else str(error.get("message") if isinstance(error, dict) else error)
         output = sample.get("output")
@@ -108,6 +102,35 @@ def _inspect(path: Path, content: Mapping[str, Any]) -> ForeignRun:
     if content.get("status") not in (None, "success"):
         run.notes.append(f"{path} is not finished: its status is {content['status']!r}")
     return run
+
+
+def _inspect_keys(samples: Sequence[Any]) -> dict[str, list[str]]:
+    """The keys of the values of each scorer of a log; the only key of a value that is no object is empty."""
+    keys_of: dict[str, dict[str, None]] = {}
+    for sample in samples:
+        by_scorer = sample.get("scores") if isinstance(sample, dict) else None
+        for scorer, score in by_scorer.items() if isinstance(by_scorer, dict) else ():
+            keys = keys_of.setdefault(scorer, {})
+            value = score.get("value") if isinstance(score, dict) else None
+            if value is not None:
+                keys.update(dict.fromkeys(value if isinstance(value, dict) else [""]))
+    return {scorer: list(keys) or [""] for scorer, keys in keys_of.items()}
+
+
+def _inspect_scores(
+    by_scorer: Mapping[str, Any], keys_of: Mapping[str, Sequence[str]], where: str
+) -> list[tuple[str, float | None]]:
+    """The scores of a sample, None where a scorer of the log gave none."""
+    scores: list[tuple[str, float | None]] = []
+    for scorer, keys in keys_of.items():
+        score = by_scorer.get(scorer)
+        value = score.get("value") if isinstance(score, dict) else None
+        items = value if isinstance(value, dict) else {"": value}
+        for key in keys:
+            kind, item = f"{scorer}.{key}" if key else scorer, items.get(key)
+            missing = item is None or (isinstance(item, float) and math.isnan(item))
+            scores.append((kind, None if missing else _inspect_value(item, f"{where}.scores.{kind}")))
+    return scores
 
 
 def _inspect_value(value: object, where: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def make_row(
     name: str,
     cell: str,
     repeat: int,
-    scores: Sequence[tuple[str, float]],
+    scores: Sequence[tuple[str, float | None]],
     *,
     turn: int = 0,
     tags: tuple[str, ...] = (),
@@ -56,8 +56,11 @@ def make_row(
     error: str | None = None,
     passed: bool | None = None,
 ) -> Row:
-    """A row with the scores as checks; if `passed` is None, a check passes with a score of 1."""
-    checks = tuple(CheckResult(kind, None, value >= 1 if passed is None else passed, value) for kind, value in scores)
+    """A row with the scores as checks, those of None without a verdict; if `passed` is None, a score of 1 passes."""
+    checks = tuple(
+        CheckResult(kind, None, None if value is None else value >= 1 if passed is None else passed, value)
+        for kind, value in scores
+    )
     return Row(
         conversation=name,
         cell=cell,
@@ -105,7 +108,8 @@ def damaged(path: Path, problem: object, *, line: int | None = None) -> RunDamag
 def checked(run: ForeignRun, path: Path) -> ForeignRun:
     """`run` with notes on rows without a score.
 
-    Rows without a score get the file's checks without a verdict, so that they count as unjudged and fail gates.
+    Rows that lack a score which others of their cell have get that check without a verdict, so that they count as
+    unjudged and fail gates.
 
     Raises:
         RunDirectoryError: there are no rows.
@@ -118,19 +122,27 @@ def checked(run: ForeignRun, path: Path) -> ForeignRun:
         raise damaged(path, f"{count} results have the same place: {key.in_words()}; number them by `repeat`")
     if errors := sum(row.error is not None for row in run.rows):
         run.notes.append(f"{path}: {counted(errors, 'result')} ended in an error, without a score")
-    if unscored := sum(row.error is None and not row.checks for row in run.rows):
+    run.rows = _with_missing_scores(run.rows)
+    if unscored := sum(row.error is None and any(check.score is None for check in row.checks) for row in run.rows):
         run.notes.append(f"{path}: {counted(unscored, 'result')} without a score")
-        run.rows = _with_missing_scores(run.rows)
     return run
 
 
 def _with_missing_scores(rows: Sequence[Row]) -> list[Row]:
-    """`rows`; those without a score have the checks of their cell (of another one if it has no score) unjudged."""
-    kinds_of = {row.cell: [check.kind for check in row.checks] for row in reversed(rows) if row.checks}
-    others = next(iter(kinds_of.values()), ["score"])
+    """`rows` with all checks of their cell (of all cells if it has none), unjudged where a row lacks one."""
+    kinds_of: dict[str, dict[str, None]] = {}
+    for row in rows:
+        kinds_of.setdefault(row.cell, {}).update(dict.fromkeys(check.kind for check in row.checks))
+    others = {kind: None for kinds in kinds_of.values() for kind in kinds} or {"score": None}
     return [
-        replace(row, checks=tuple(CheckResult(kind, None, None, None) for kind in kinds_of.get(row.cell, others)))
-        if row.error is None and not row.checks
-        else row
+        row
+        if row.error is not None
+        else replace(row, checks=(*row.checks, *_missing(row, kinds_of[row.cell] or others)))
         for row in rows
     ]
+
+
+def _missing(row: Row, kinds: Iterable[str]) -> list[CheckResult]:
+    """Checks without a verdict of the `kinds` that a row lacks."""
+    present = {check.kind for check in row.checks}
+    return [CheckResult(kind, None, None, None) for kind in kinds if kind not in present]
