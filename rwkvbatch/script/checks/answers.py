@@ -21,6 +21,9 @@ from rwkvbatch.script.records import ReplyFacts, Verdict
 MAX_CHARACTERS = 100_000
 """Number of characters at the end of an answer that are searched."""
 
+MAX_CLAUSE = 200
+"""Number of characters before a statement that are searched for a negation."""
+
 _OPEN, _CLOSE = r"[*_`(\[{$\"'“‘ ]*", r"[*_`)\]}$\"'”’]*"
 _END = r"(?![A-Za-z0-9_'’])"
 _SAYS = re.compile(
@@ -31,6 +34,17 @@ _SAYS = re.compile(
     re.IGNORECASE,
 )
 """A sentence that states the answer, in the forms of lm-evaluation-harness and of OpenAI's simple-evals."""
+_DENIES = re.compile(
+    r"(?:(?:answers?|choice|option|correct one)\b[*_` ]*"
+    r"(?:(?:is|are|was|would|could|should|must|can|will)(?:n['’]t| ?not)(?: be)?|(?:can|won)['’]t be"
+    r"|(?:is|are|was) (?:[a-z]+ly |of course )?(?:not|neither|anything but))"
+    r"(?: (?:[a-z]+ly|simply|just))?[*_` ]+"
+    r"|答案(?:应该|应当|绝对)?(?:不(?:可能|应该|应当)?(?:是|为|选)|并非)[*_` ]*(?:选项)?)"
+    r"(?:the letter |letter |option |choice |answer )?"
+    rf"{_OPEN}(?P<letter>[A-Za-z]){_END}",
+    re.IGNORECASE,
+)
+"""A sentence that states what the answer is not."""
 _WHOLE = re.compile(
     rf"\s*{_OPEN}(?:(?:option|choice|answer)[ :]+)?{_OPEN}(?P<letter>[A-Za-z]){_CLOSE}[.,:)]?{_CLOSE}\s*", re.IGNORECASE
 )
@@ -52,6 +66,29 @@ _IS_NOT = re.compile(
     re.IGNORECASE,
 )
 """The beginning of a text after a letter that is denied."""
+
+
+_CLAUSE = re.compile(
+    r"[.!?;:,()。！？；：，\n—–]|\b(?:so|but|and|yet|then|therefore|thus|hence|however|instead)\b", re.IGNORECASE
+)
+_SENTENCE = re.compile(r"[.!?;。！？；\n]")
+_NEGATION = re.compile(
+    r"n['’]t\b|\b(?:not(?! only)|cannot|never|neither|nobody|nor|no (?:way|one|reason|evidence)|wrong|incorrect"
+    r"|false|untrue|mistaken(?:ly)?|mistake|impossible|unlikely|doubtful|disagree\w*|den(?:y|ies|ied)|reject(?:s|ed)?)\b"
+    r"|(?<!no )(?<!without )(?<!beyond )(?<!out )(?<!any )(?<!a )\bdoubts?\b|不|并非|错",
+    re.IGNORECASE,
+)
+_SUBORDINATE = re.compile(r"\W*(?:since|because|as|given|considering|although|though|while|when)\b", re.IGNORECASE)
+_RETRACTED = re.compile(
+    r"[*_`)\]\"'”’ ]*(?:[,.!?…。？！—–-]+|\n)?[\"'”’\s]*(?:(?:oh|wait|hmm|but|well|actually|sorry)\b[,.…! ]*)*"
+    r"(?:(?:no|nope|wrong|false|incorrect|not (?:so|really|quite|at all))(?=\s*[,.!;:…—–]|\s*$|\s*\n| wait\b)"
+    r"|i do(?:n['’]t| not) (?:think|believe) so"
+    r"|(?:(?:that|this|it)(?:['’]s| is| was) (?:wrong|incorrect|false|a mistake|not (?:right|correct|true|it))"
+    r"|(?:that|this|it) (?:is|was)n['’]t (?:right|correct|true|it))"
+    r"(?=\s*(?:[.,;!?\n]|$|because\b|since\b|as\b))|不对|不是|错了?)",
+    re.IGNORECASE,
+)
+"""The beginning of a text after a statement that takes it back."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +126,7 @@ def find_letter(text: str, letters: str) -> tuple[str | None, str]:
     The first of these that the text has decides:
 
     1. the last `\\boxed{}`;
-    2. the last sentence that states the answer;
+    2. the last sentence that states the answer, if it is not denied there or later;
     3. a letter that is the whole text, or that begins it and is followed by a mark (`B.`, `(B)`), if no other letter
        begins a line in this way;
     4. the only letter that stands alone anywhere.
@@ -99,12 +136,25 @@ def find_letter(text: str, letters: str) -> tuple[str | None, str]:
         if (match := _WHOLE.fullmatch(content)) or (match := _FIRST.match(content)):
             return _known_letter(match["letter"], letters)
         return None, f"the box holds no letter of {letters}"
-    statements = [match for match in _SAYS.finditer(text) if _states_letter(match, text)]
+    stated = [match for match in _SAYS.finditer(text) if _states_letter(match, text)]
+    denied = {match["letter"].upper(): match.start() for match in _DENIES.finditer(text)}
+    for match in stated:
+        if _is_negated(match.start(), match.end("letter"), text):
+            denied[match["letter"].upper()] = max(match.start(), denied.get(match["letter"].upper(), 0))
+    statements = [match for match in stated if denied.get(match["letter"].upper()) != match.start()]
     if statements:
         last = statements[-1]
         if last["more"]:
             return None, "names several letters"
+        if denied.get(last["letter"].upper(), -1) > last.start():
+            return None, f"says {last['letter']}, and then denies it"
         return _known_letter(last["letter"], letters)
+    letter, problem = _without_statement(text, letters)
+    return (None, f"denies {letter}, and states no other letter") if letter in denied else (letter, problem)
+
+
+def _without_statement(text: str, letters: str) -> tuple[str | None, str]:
+    """The letter by the third and fourth rule of `find_letter`."""
     if match := _WHOLE.fullmatch(text):
         return _known_letter(match["letter"], letters)
     first = _FIRST.match(text)
@@ -138,7 +188,22 @@ def _is_word(match: re.Match[str], text: str) -> bool:
 def _is_denied(match: re.Match[str], text: str) -> bool:
     """Whether the words around a letter that stands alone say that it is not the answer."""
     before = _NOT.search(text[max(0, match.start() - 40) : match.start()])
-    return before is not None or _IS_NOT.match(text, match.end()) is not None
+    return before is not None or _is_negated(match.start(), match.end(), text)
+
+
+def _is_negated(start: int, end: int, text: str) -> bool:
+    """Whether the clause before a statement negates it ("I don't think the answer is B") or the text after it does."""
+    if _IS_NOT.match(text, end) or _RETRACTED.match(text, end):
+        return True
+    before = text[max(0, start - MAX_CLAUSE) : start]
+    clause = _after_last(_CLAUSE, before)
+    if re.match(r"\s*that\b", clause):
+        clause = _after_last(_SENTENCE, before)
+    return _NEGATION.search(clause) is not None and _SUBORDINATE.match(clause) is None
+
+
+def _after_last(boundary: re.Pattern[str], text: str) -> str:
+    return text[max((match.end() for match in boundary.finditer(text)), default=0) :]
 
 
 def _is_before_word(text: str, index: int) -> bool:
