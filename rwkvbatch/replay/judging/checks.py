@@ -15,7 +15,7 @@ from rwkvbatch.script.choices import Choice, ChoiceScores
 from rwkvbatch.script.records import Check, Conversation, JudgeVerdict, ReplyFacts, Turn
 from rwkvbatch.signals import ENDS_PROCESS
 
-JUDGING_RULES = 3
+JUDGING_RULES = 4
 """Version of the checks: incremented when a check judges the same reply otherwise than before; rows are then judged
 again."""
 

@@ -49,8 +49,16 @@ _GROUPINGS: tuple[tuple[re.Pattern[str], str, str], ...] = (
     (re.compile(r"[1-9]\d{0,2}(?:\u00a0\d{3})+(?:,\d+)?"), "\u00a0", ","),
     (re.compile(r"[1-9]\d{0,2}(?:_\d{3})+"), "_", "."),
 )
-_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_SCALE = re.compile(rf"[ \u00a0-]?({'|'.join(_SCALES)})s?\b", re.IGNORECASE)
+_SCALES = {
+    "hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "quadrillion": 15, "quintillion": 18
+}  # fmt: skip
+_ANY_SCALE = "|".join(_SCALES)
+_SCALE = re.compile(rf"(?:[ \u00a0-]?(?:{_ANY_SCALE})s?\b)+", re.IGNORECASE)
+_SMALL = (
+    "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen"
+    "|twenty|thirty|fou?rty|fifty|sixty|seventy|eighty|ninety"
+)
+_PARTS = "halves|thirds|quarters|(?:four|fif|six|seven|eigh|nin|ten|[a-z]*hundred|[a-z]*thousand|[a-z]*illion)ths?"
 _UNIT = re.compile(
     r"(?:[mcdk]?m|k?g|mg|lbs?|oz|t|[mcd]?[lL]|m?s|mins?|hr?s?|[ap]\.?m|[mk]?W|kWh|m?[VA]|[kMG]?Hz|[kKMGT]B|px|pt|ft|in|yd|mi"
     r"|mph|km?h|rpm|[kMm]?N|k?J|k?cal|k?Pa|mol|deg|rad|[CF]|USD|EUR|GBP)"
@@ -59,19 +67,32 @@ _UNIT = re.compile(
 """A unit that may follow a number without a space."""
 _NO_NUMBER_BEFORE = re.compile(rf"(?:[{_LETTER}]-?|[{_LETTER})\]}}]_\{{?-?|\^\{{?\s?[-+]?|[{_LETTER}]\*\*)$")
 _NO_NUMBER_AFTER = re.compile(rf"(?:st|nd|rd|th)(?![{_LETTER}\d])")
+_FUNCTION = r"sqrt|cbrt|log|ln|lg|exp|sin|cos|tan|cot|sec|csc"
+_CALLED = r"abs|floor|ceil|round|max|min|gcd|lcm|factorial|det"
 _UNCLEAR_BEFORE = re.compile(
-    r"(?:--|[√±] ?|\\(?:sqrt|pm)(?:\[\d+\])? ?\{?|\\frac ?\{[^{}\n]*\}? ?\{?[^{}\n]*"  # roots, tolerances, fractions
-    r"|\d[:.,'_\u00a0]|/ ?|\d-\d{1,2}-"  # times, dates, versions
+    r"(?:--|[√∛∜] ?\(?|± ?|\\pm ?\{?"  # roots, tolerances
+    r"|\\(?:sqrt(?: ?\[\d+\])?|frac|[dt]?binom|overline|bar|dot) ?(?:\{[^{}\n]*\} ?)?(?:\{[^{}\n]*)?|\\choose ?"
+    rf"|\b(?:{_FUNCTION})(?:_?\{{?\d+\}}?)? ?(?:[({{\[][^(){{}}\n]*)?|\b(?:{_CALLED}) ?\([^()\n]*"
+    r"|\b(?:root|logarithm|factorial|absolute value) of (?:the )?|\bto the power (?:of )?|\braised to (?:the )?"
+    r"|(?:\b|\\[bp])mod(?:ulo)?\}? ?[({]?|\bin base |\d base |\d_\{|\^ ?(?:[({][^(){}\n]*)?"
+    r"|\)(?:\^\{?|\*\*)-?|\d \*\* "  # remainders, bases, exponents
+    r"|\d[:.,'_\u00a0]\(?|/ ?|\d-\d{1,2}-|\d ?[~～〜] ?"  # times, dates, versions, ranges
+    r"|[\d)]\("  # products
     r"|-\s?(?:\(|\\boxed ?\{|\{)\s?|\b(?:is|are|be|equals) -[ \u00a0]|(?<!\d )\bminus[ \u00a0]"  # possible signs
-    rf"|(?:{'|'.join(_SCALES)})s? (?:and )?)$",
+    rf"|(?:{_ANY_SCALE})s? (?:and )?)$",
     re.IGNORECASE,
 )
 _UNCLEAR_AFTER = re.compile(
-    rf"[{_LETTER}]|[ \u00a0]?(?:π|\\pi|√|\\sqrt|‰|[万亿億千百十만억]|(?:dozen|lakh|crore|bn|mn)s?\b)"
-    r"|!\s?[=+*/×-]|\^(?!\{?\\circ)|[:/]\d|[.,'_\u00a0]\d|\*\*\d| and (?:a|an|one) (?:half|third|quarter)",
+    rf"[{_LETTER}]|[ \u00a0]?(?:π|\\pi|√|\\sqrt|‰|[万亿億千百十万억]"
+    r"|(?:dozen|lakh|crore|bn|mn|mln|mio|[a-z]*illi(?:on|ard))s?\b)"
+    r"|!\s?[=+*/×-]|[)\]}|]*\s?\^(?!\{?\\circ)|[:/]\d|[.,'_\u00a0]\d|[)\]}|]*\s?\*\*\s?[-(\d]"
+    r"| and (?:a|an|one) (?:half|third|quarter)"
+    rf"|[ \u00a0-](?:{_PARTS}|squared|cubed|factorial|point (?:zero|{_SMALL}))\b"
+    r"|\)? (?:raised )?to the (?:[a-z0-9]+ )?power\b|\)? raised to\b",
     re.IGNORECASE,
 )
-_SPACED_GROUP = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})* $")
+_UNCLEAR_AFTER_SCALE = re.compile(rf"[ \u00a0-](?:and )?(?:(?:{_SMALL})\b|of (?:{_ANY_SCALE})s?\b)", re.IGNORECASE)
+_SPACED_GROUP = re.compile(r"(?<![\d.,])\d{1,3}(?:[ ,.']\d{3})* $")
 
 
 class UnclearNumberError(Exception):
@@ -103,8 +124,9 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
     ),
     (re.compile(r"(?<!\d)负(?=\d)"), "-"),
     (re.compile(r"\\frac\s?(\d)\s?(\d)"), r"\\frac{\1}{\2}"),
-    (re.compile(r"\{,\}"), ","),
-    (re.compile(r"(?<=\d)\\[,;](?=\d)"), "\u00a0"),
+    (re.compile(r"\{(,|\\[,;])\}"), r"\1"),
+    (re.compile(r"(?<=\d,)\\!(?=\d)"), ""),
+    (re.compile(r"(?<=\d)(?:\\[,;](?=\d)|\\[ :](?=\d{3}(?!\d)))"), "\u00a0"),
     (re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\(?=[$%€£])"), ""),
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "×"),
     (re.compile(r"\+/-"), "±"),
@@ -142,23 +164,32 @@ def last_number(text: str) -> Fraction | None:
 
 def _value(match: re.Match[str], text: str) -> Fraction:
     """The value of a number, with its sign and scale; raises `UnclearNumberError`."""
-    before, after = text[max(0, match.start() - 60) : match.start()], text[match.end() : match.end() + 40]
+    before, after = text[max(0, match.start() - 60) : match.start()], text[match.end() : match.end() + 120]
     unclear = UnclearNumberError(f"{before[-12:]}{match[0][:40]}{after[:12]}".strip())
     parts = match.groupdict()
     scale = _SCALE.match(after)
     follows_spaced_group = re.match(r"\d{3}(?!\d)", match[0]) and _SPACED_GROUP.search(before)
+    follows_spaced_group = follows_spaced_group or (re.match(r"0\d", match[0]) and re.search(r"\d $", before))
     after_scale = after[scale.end() :] if scale else after
     has_unit = _UNIT.match(after_scale) is not None
     if len(match[0]) > MAX_DIGITS or follows_spaced_group or _UNCLEAR_BEFORE.search(before):
         raise unclear
     if (_UNCLEAR_AFTER.match(after_scale) and not has_unit) or (parts["sign"] and parts["inner_sign"]):
         raise unclear
+    if scale and _UNCLEAR_AFTER_SCALE.match(after_scale):
+        raise unclear
+    if (parts["top"] or parts["over"]) and re.search(r"\d and $", before):
+        raise unclear
+    if parts["sign"] == "-" and before.endswith("|") and after.startswith("|"):
+        raise unclear
+    if match[0] == "1" and re.match(rf"[ \u00a0-](?:half|third|quarter|{_PARTS})\b", after):
+        raise unclear
     try:
         number = _magnitude(parts)
     except (ValueError, ZeroDivisionError):
         raise unclear from None
     if scale is not None:
-        number *= 10 ** _SCALES[scale[1].lower()]
+        number *= 10 ** sum(_SCALES[word.lower()] for word in re.findall(_ANY_SCALE, scale[0], re.IGNORECASE))
     return -number if "-" in (parts["sign"], parts["inner_sign"]) else number
 
 
