@@ -194,6 +194,32 @@ def test_the_last_complete_box_is_compared(reply: str, passed: bool) -> None:
     assert judged({"boxed": r"\frac{1}{2}"}, reply).passed == passed
 
 
+@pytest.mark.parametrize(
+    ("expected", "content", "passed"),
+    [
+        (r"x \rightarrow y", r"x \to y", False),
+        (r"x \rightarrow y", r"x \leftarrow y", False),
+        (r"x \rightarrow y", "x arrow y", False),
+        (r"\displaystylefoo", "foo", False),
+        (r"\left. x \right|", "x |", True),
+        (r"\displaystyle x", "x", True),
+        (r"(1,234)", "(1234)", False),
+        (r"[0, 1,234)", "[0, 1234)", False),
+        (r"\{1,234\}", r"\{1234\}", False),
+        ("(1{,}234)", "(1234)", True),
+        ("1,234", "1234", True),
+        ("f(x) + 1,234,567", "f(x)+1234567", True),
+        (r"\frac{1,234}{5}", r"\frac{1234}{5}", True),
+        ("1,2,345", "1,2345", False),
+        (r"a \\ b", r"a\\b", True),
+        ("5.", "5", True),
+    ],
+)
+def test_only_the_layout_of_a_box_is_ignored(expected: str, content: str, passed: bool) -> None:
+    assert judged({"boxed": expected}, rf"\boxed{{{content}}}").passed == passed
+    assert judged({"boxed": content}, rf"\boxed{{{expected}}}").passed == passed
+
+
 def test_a_box_may_contain_braces() -> None:
     assert answers.last_boxed(r"\boxed{\{1, 2\}} and \fbox{a_{b_{c}}}") == r"a_{b_{c}}"
     assert answers.last_boxed(r"\boxed{\{1, 2\}}") == r"\{1, 2\}"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rwkvbatch.errors import ScriptError
 from rwkvbatch.prompt.templates import OfficialTemplate
@@ -258,6 +262,31 @@ def test_arguments_of_a_call_may_be_an_object(tmp_path: Path) -> None:
         tmp_path, conversation(ASKED, {**CALLS, "tool_calls": [call]}, RESULT | {"tool_call_id": None}, tools=TOOLS)
     )
     assert prompt(found) == EXAMPLE
+
+
+def called(*arguments: Mapping[str, int]) -> list[dict[str, Any]]:
+    return [{"name": "f", "arguments": dict(each)} for each in arguments]
+
+
+def test_calls_are_assigned_to_the_expected_ones_if_that_is_possible() -> None:
+    (check,) = parse_checks({"tool_call": called({"a": 1}, {"b": 2}), "allow_extra": True}, HERE)
+    for calls in itertools.permutations(called({"a": 1, "b": 2}, {"a": 1})):
+        assert check.judge(ReplyFacts(json.dumps(calls), "stop", 5)).passed
+
+
+ARGUMENT_LISTS = st.lists(st.dictionaries(st.sampled_from("abc"), st.integers(0, 1)), max_size=4)
+
+
+@given(ARGUMENT_LISTS, ARGUMENT_LISTS)
+def test_an_assignment_of_calls_is_found_where_one_of_all_orders_is(
+    expected: list[dict[str, int]], made: list[dict[str, int]]
+) -> None:
+    (check,) = parse_checks({"tool_call": called(*expected), "allow_extra": True}, HERE)
+    possible = len(expected) == len(made) and any(
+        all(wanted.items() <= got.items() for wanted, got in zip(expected, order, strict=True))
+        for order in itertools.permutations(made)
+    )
+    assert check.judge(ReplyFacts(json.dumps(called(*made)), "stop", 5)).passed == possible
 
 
 def test_allow_extra_allows_further_arguments() -> None:

@@ -235,15 +235,13 @@ def _boxes(text: str) -> Iterator[str]:
 
 
 _SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"\\(?:left|right)\.?|\\displaystyle|\\[!,;: ]"), ""),
-    (re.compile(r"\\[dtc]frac"), r"\\frac"),
+    (re.compile(r"\\(?:left|right)(?![A-Za-z])\.?|\\displaystyle(?![A-Za-z])|(?<!\\)\\[!,;: ]"), ""),
+    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\(?:text|mathrm|textbf|mathbf|textrm)\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\\frac\s?(\d)\s?(\d)"), r"\\frac{\1}{\2}"),
+    (re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))"), ""),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"\^\{\\circ\}|\^\\circ|\\%|\\\$|\$"), ""),
-    (re.compile(r"(?<=\d),(?=\d{3}(?!\d))"), ""),
-    (re.compile(r"\s+"), ""),
-    (re.compile(r"\.$"), ""),
 )
 """Patterns and replacements that unify spellings before the contents of boxes are compared."""
 
@@ -252,7 +250,23 @@ def plain_latex(text: str) -> str:
     """`text` without what affects only its layout in LaTeX: spaces, sizes of fractions and brackets, `\\text`, `$`."""
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
-    return text
+    return re.sub(r"\s+", "", _without_thousands_commas(text)).removesuffix(".")
+
+
+_BRACKET_OR_GROUPED = re.compile(r"(?P<open>[(\[]|\\\{)|(?P<close>[)\]]|\\\})|(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,])")
+
+
+def _without_thousands_commas(text: str) -> str:
+    """`text` without commas between thousands; in brackets, commas separate the members of pairs and sets."""
+    depth = 0
+
+    def replaced(match: re.Match[str]) -> str:
+        nonlocal depth
+        if match["open"] or match["close"]:
+            depth = max(0, depth + (1 if match["open"] else -1))
+        return match[0] if match["open"] or match["close"] or depth else match[0].replace(",", "")
+
+    return _BRACKET_OR_GROUPED.sub(replaced, text)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -57,15 +57,15 @@ class ToolCall:
         calls = calls_in(text)
         if isinstance(calls, str):
             return verdict(False, f"{calls}: {excerpt(text)}")
-        unmatched = list(calls)
-        # Expected calls with the most arguments are matched first, because fewer calls match them.
-        for name, arguments in sorted(expected, key=lambda call: -1 if call[1] is None else -1 - len(call[1])):
-            match = next((call for call in unmatched if self._matches(call, name, arguments)), None)
-            if match is None:
-                got = excerpt(calls_text(calls)) if calls else f"no call: {excerpt(text)}"
-                return verdict(False, f"expected a call of {name!r}{_with(arguments)}; got {got}")
-            unmatched.remove(match)
-        return verdict(not unmatched, f"makes {len(calls)} calls, expected {len(expected)}" if unmatched else "")
+        partners = [
+            [index for index, call in enumerate(calls) if self._matches(call, name, arguments)]
+            for name, arguments in expected
+        ]
+        if (unmatched := _unmatched(partners)) is not None:
+            name, arguments = expected[unmatched]
+            got = excerpt(calls_text(calls)) if calls else f"no call: {excerpt(text)}"
+            return verdict(False, f"expected a call of {name!r}{_with(arguments)}; got {got}")
+        return verdict(len(calls) == len(expected), f"makes {len(calls)} calls, expected {len(expected)}")
 
     def _matches(self, call: Call, name: str, arguments: Mapping[str, Any] | None) -> bool:
         """Whether `call` is the expected call of `name` with `arguments`."""
@@ -75,6 +75,40 @@ class ToolCall:
             return True
         compared = {key: value for key, value in call.arguments.items() if key in arguments or not self.allow_extra}
         return hashable(compared) == hashable(arguments)
+
+
+def _unmatched(partners: Sequence[Sequence[int]]) -> int | None:
+    """The first expected call for which no call is left, however calls are assigned; None if each gets its own.
+
+    A maximum matching by augmenting paths: a call that is taken goes to the next expected call, if the one that has it
+    can take another.
+
+    Args:
+        partners: for each expected call, the indices of the calls that match it.
+    """
+    taken_by: dict[int, int] = {}
+    for start in range(len(partners)):
+        came_from: dict[int, int] = {}  # a call, and the expected call that would take it
+        queue = [start]
+        free: int | None = None
+        for item in queue:
+            for call in partners[item]:
+                if call not in came_from:
+                    came_from[call] = item
+                    if call not in taken_by:
+                        free = call
+                        break
+                    queue.append(taken_by[call])
+            if free is not None:
+                break
+        if free is None:
+            return start
+        while free is not None:
+            item = came_from[free]
+            former = next((call for call, holder in taken_by.items() if holder == item), None)
+            taken_by[free] = item
+            free = former
+    return None
 
 
 def _with(arguments: Mapping[str, Any] | None) -> str:
