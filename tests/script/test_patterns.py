@@ -10,8 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rwkvbatch.errors import ScriptError
+from rwkvbatch.script.checks import parse_checks
 from rwkvbatch.script.checks.patterns import translate
 from rwkvbatch.script.checks.text import compile_pattern
+from tests.script.writing import HERE
 
 PIECES = (
     *"ab1 {}[],:e<=-_()|*+?.^$",
@@ -73,17 +76,17 @@ TEXTS = (
 )
 
 
-def assert_same_matches(pattern: str, texts: list[str]) -> None:
+def assert_same_matches(pattern: str, texts: list[str], *, ignore_case: bool = False) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            expected = re.compile(pattern)
+            expected = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
         except (re.error, RecursionError, OverflowError):
             with pytest.raises(ValueError, match=r".+"):
-                compile_pattern(pattern)
+                compile_pattern(pattern, ignore_case=ignore_case)
             return
         try:
-            found = compile_pattern(pattern)
+            found = compile_pattern(pattern, ignore_case=ignore_case)
         except ValueError:
             assert re.search(r"\(\?[imsaux-]*[ax]", pattern)  # flags that are refused
             return
@@ -95,13 +98,33 @@ def assert_same_matches(pattern: str, texts: list[str]) -> None:
 @given(
     st.lists(st.sampled_from(PIECES), max_size=8).map("".join),
     st.text(st.sampled_from("ab1{}e \n:[]é\u0301"), max_size=8),
+    st.booleans(),
 )
 @settings(max_examples=400, deadline=None)
-@example("a{e}", "ab")
-@example("x{,}", "xx")
-@example("[[:alpha:]]", "a")
-def test_any_pattern_matches_what_it_matches_in_re(pattern: str, text: str) -> None:
-    assert_same_matches(pattern, [*TEXTS, text])
+@example("a{e}", "ab", False)
+@example("x{,}", "xx", False)
+@example("[[:alpha:]]", "a", False)
+def test_any_pattern_matches_what_it_matches_in_re(pattern: str, text: str, ignore_case: bool) -> None:
+    assert_same_matches(pattern, [*TEXTS, text], ignore_case=ignore_case)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["^{}$", "^[{}b]$", "^[^{}]$", "^[^{}b]$", "^[{}-\U0000ffff]$", "^[^{}-\U0000ffff]$", r"^[{}\W]$", "(?-i:^{}$)"],
+)
+def test_case_is_ignored_as_in_re(pattern: str) -> None:
+    letters = "aAiIİıjJsSſkK\u212aßẞµμσςΣéÉ"
+    for letter in letters:
+        assert_same_matches(pattern.format(letter), list(letters), ignore_case=True)
+        assert_same_matches(f"(?i:{pattern.format(letter)})", list(letters))
+
+
+@pytest.mark.parametrize("pattern", ["(?a)a", "(?a:a)"])
+def test_the_option_ignore_case_is_refused_where_the_flag_is(pattern: str) -> None:
+    with pytest.raises(ValueError, match="flags a and i"):
+        compile_pattern(pattern, ignore_case=True)
+    with pytest.raises(ScriptError, match="flags a and i"):
+        parse_checks({"regex": pattern, "ignore_case": True}, HERE)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +165,9 @@ def test_any_pattern_matches_what_it_matches_in_re(pattern: str, text: str) -> N
         (r"(?a:\w)", "é", False),
         (r"(?a)^(?u:\w)", "é", True),
         (r"(?a)\w", "é", False),
+        ("(?i)^[a-z]+$", "dıs", True),
+        ("(?i)^[a-z]+$", "DİS", True),
+        ("(?i)^i$", "ı", True),
     ],
 )
 def test_patterns_have_the_meaning_of_re(pattern: str, text: str, matches: bool) -> None:

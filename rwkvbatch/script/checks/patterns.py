@@ -25,15 +25,22 @@ _NON_BOUNDARY_IN_EMPTY = re.search(r"\B", "") is not None
 _SCOPED = re.IGNORECASE | re.MULTILINE | re.DOTALL | re.ASCII | re.UNICODE
 
 
-def translate(pattern: str) -> tuple[str, bool]:
+_LETTERS_I = tuple(map(ord, "iIİı"))
+"""The letters that `re` takes for each other if it ignores case, and that the `regex` library does not."""
+
+
+def translate(pattern: str, *, ignore_case: bool = False) -> tuple[str, bool]:
     """`pattern` for the `regex` library, and whether case is ignored in all of it.
+
+    Args:
+        ignore_case: translate the pattern as with `re.IGNORECASE`.
 
     Raises:
         ValueError: `pattern` is not a pattern of `re`, or has a feature that cannot be translated.
         RecursionError: `pattern` is nested too deeply.
     """
     try:
-        tree = _parser.parse(pattern)
+        tree = _parser.parse(pattern, re.IGNORECASE if ignore_case else 0)
     except re.error as error:
         raise ValueError(str(error)) from None
     flags = re.RegexFlag(tree.state.flags)
@@ -88,18 +95,24 @@ def _class(items: list[Any], flags: re.RegexFlag) -> str:
     is_negated = bool(items) and str(items[0][0]) == "NEGATE"
     members: list[str] = []
     alternatives: list[str] = []
+    has_i = False
     for name, value in items[is_negated:]:
         match str(name):
             case "LITERAL":
                 members.append(_literal(value))
+                has_i = has_i or value in _LETTERS_I
             case "RANGE":
                 members.append(f"{_literal(value[0])}-{_literal(value[1])}")
+                low, high = value
+                has_i = has_i or any(low <= code <= high for code in _LETTERS_I)
             case _:
                 contents, is_negated_category = _category(str(value), flags)
                 if is_negated_category:
                     alternatives.append(f"[^{contents}]")
                 else:
                     members.append(contents)
+    if has_i and flags & re.IGNORECASE:
+        members.extend(map(_literal, _LETTERS_I))
     if members:
         alternatives.insert(0, f"[{''.join(members)}]")
     if not is_negated:
@@ -127,9 +140,9 @@ def _anchor(name: str, flags: re.RegexFlag) -> str:
 def _item(name: str, value: Any, flags: re.RegexFlag) -> str:
     match name:
         case "LITERAL":
-            return _literal(value)
+            return _class([(name, value)], flags) if value in _LETTERS_I else _literal(value)
         case "NOT_LITERAL":
-            return f"[^{_literal(value)}]"
+            return _class([("NEGATE", None), ("LITERAL", value)], flags)
         case "ANY":
             return "(?s:.)" if flags & re.DOTALL else r"[^\n]"
         case "IN":

@@ -259,8 +259,8 @@ MAX_SEARCHED_CHARACTERS = 100_000
 DEADLINE_S = 1.0
 
 
-def compile_pattern(pattern: str, flags: int = 0) -> regex.Pattern[str]:
-    """The compiled `pattern`, which matches the same texts as in Python's `re`.
+def compile_pattern(pattern: str, *, ignore_case: bool = False) -> regex.Pattern[str]:
+    """The compiled `pattern`, which matches the same texts as in Python's `re`, with `IGNORECASE` for `ignore_case`.
 
     Raises:
         ValueError: `pattern` is not a regular expression of `re`, or is too long or too deep to compile.
@@ -272,10 +272,9 @@ def compile_pattern(pattern: str, flags: int = 0) -> regex.Pattern[str]:
             warnings.simplefilter("ignore")
             if compiled_size(pattern) > MAX_COMPILED_SIZE:
                 raise ValueError("its counted repeats, such as {1000}, are too large together")
-            re.compile(pattern)
-            translated, ignores_case = translate(pattern)
-            flags |= regex.IGNORECASE if ignores_case else 0
-            return regex.compile(translated, flags | regex.VERSION0)
+            re.compile(pattern, re.IGNORECASE if ignore_case else 0)
+            translated, ignores_case = translate(pattern, ignore_case=ignore_case)
+            return regex.compile(translated, (regex.IGNORECASE if ignores_case else 0) | regex.VERSION0)
     except (re.error, regex.error) as error:
         raise ValueError(str(error)) from None
     except (RecursionError, MemoryError, OverflowError):
@@ -301,9 +300,9 @@ class Matches:
 
     @classmethod
     def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
-        flags = regex.IGNORECASE if flag(options, "ignore_case") else 0
+        ignore_case = flag(options, "ignore_case")
         try:
-            return cls(compile_pattern(text_of(expected), flags))
+            return cls(compile_pattern(text_of(expected), ignore_case=ignore_case))
         except ValueError as error:
             wrong(f"is no regular expression ({error})", expected)
 
