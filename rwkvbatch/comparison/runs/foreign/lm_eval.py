@@ -105,7 +105,7 @@ def read_lm_eval(path: Path, files: Sequence[Path]) -> ForeignRun:
                 cell = metric if len(filters) == 1 else f"{metric},{record.get('filter', 'none')}"
                 reply, target = _reply_of(record), record.get("target")
                 prompt = "" if target is None else f"target: {shown_json(target)}"
-                score = [(metric, None if _is_missing(value) else float(value))]
+                score = [(metric, None if value is None or _is_missing(value) else float(value))]
                 run.rows.append(make_row(name, cell, 0, score, tags=(task,), prompt=prompt, reply=reply))
     if not has_hashes:
         run.prompt_hashes.clear()
