@@ -120,7 +120,7 @@ gate: $(VENV)/.installed  ## Exit with 1 when greedy decoding on the bundled mod
 train: $(VENV)/.installed-test  ## Train the bundled model from nothing (hours on two cores)
 	$(BIN)/python tools/train_demo_model.py
 
-datasets: $(VENV)/.installed-test  ## Write datasets/ anew from the generator
+datasets: $(VENV)/.installed-test  ## Rewrite datasets/ from the generator
 	$(BIN)/python tools/make_datasets.py
 
 FUZZ_SECONDS ?= 60

@@ -12,7 +12,7 @@
     │   ├── TemplateError       a prompt template
     │   └── RunDirectoryError   results, manifest or summary of a run
     │       ├── RunLockedError      another process is writing there
-    │       ├── RunMismatchError    the directory holds another run
+    │       ├── RunMismatchError    the directory contains another run
     │       └── RunDamagedError     a row in the middle of the file is damaged
     ├── RowError                one reply could not be made; the run goes on
     │   ├── PromptTooLongError
@@ -156,7 +156,7 @@ class PromptTooLongError(RowError):
 
 
 class NonFiniteLogitsError(RowError):
-    """The model's logits hold NaN or infinity, so no token can be chosen."""
+    """The model's logits contain NaN or infinity, so no token can be chosen."""
 
 
 class EndpointError(RowError):

@@ -236,8 +236,9 @@ def replacing(
     at: int | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Generator[Path]:
-    """Yield an empty temporary file beside `path` that replaces `path` when the block ends without an exception.
+    """Yield an empty temporary file, in the directory of `path`, that replaces `path` when the block ends.
 
+    After an exception, `path` is unchanged and the temporary file is removed.
     At any time, even after a crash, `path` has either the old or the new content.
 
     Args:

@@ -251,7 +251,7 @@ class LLM:
             messages: an optional system message, then alternating user and assistant messages, the last one a user's.
             params, n, bos, initial_state: as `generate`.
             think: thinking mode, see `rwkvbatch.prompt.segments`.
-            turn_end: the end of a reply, besides token 0, see `config.ReplyPrompt`.
+            turn_end: the end of a reply, in addition to token 0, see `config.ReplyPrompt`.
             reply_prefix: text at the beginning of every reply; a part of the prompt and of the reply's `text`.
             template: a Jinja2 template file instead of the official template.
             prelude: text before the first message: a file, or the name of one of `PRELUDES`.
@@ -413,7 +413,7 @@ class LLM:
             return shared, 0
         try:
             return shared, shared.root(state)
-        except UsageError:  # no room for another state beside those of earlier calls
+        except UsageError:  # no memory for another state in addition to those of earlier calls
             self._shared = shared = self._new_engine()
             return shared, shared.root(state)
 

@@ -1,7 +1,7 @@
 """The figures of README and docs/compare.md are what the program prints for `make sweep`.
 
 `fixtures/sweep_scores.csv` holds the scores of that run: for each conversation and cell the turns of each repetition,
-`0`, `1` or `5` (one half). Replies on the CPU are reproducible, so a part of the run made anew has the same scores.
+`0`, `1` or `5` (one half). Replies on the CPU are reproducible, so a part that is run again has the same scores.
 """
 
 from __future__ import annotations

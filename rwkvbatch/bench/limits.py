@@ -111,7 +111,7 @@ def torch_work(device: str, dtype: str) -> DeviceWork:
 
 @dataclass
 class Meter:
-    """Measures both limits, anew in each call of `measure`, because they change with the load of the machine.
+    """Measures both limits in each call of `measure`, because they change with the load of the machine.
 
     Args:
         work: None for a backend whose limits cannot be measured.

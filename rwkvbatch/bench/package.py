@@ -1,4 +1,4 @@
-"""The workloads run by the `rwkv` package, in a process of its own.
+"""The workloads run by the `rwkv` package, in a separate process.
 
 The package's threads, settings and memory therefore do not affect this process.
 """
@@ -30,7 +30,7 @@ def strategy_for(device: str) -> str:
 
 @contextmanager
 def rwkv_package(path: Path, threads: int, clock: Clock, strategy: str) -> Generator[Callable[[Kind, int], float]]:
-    """A context with a function that times the `rwkv` package in a process of its own.
+    """A context with a function that times the `rwkv` package in a separate process.
 
     The function returns the seconds for one token, a prompt of the given number of tokens, the sampling of one row, or
     the encoding of the text.

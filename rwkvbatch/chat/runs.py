@@ -267,7 +267,7 @@ def _conversation(manifest: dict[str, Any], conversation: str, directory: Path) 
     raise RunDirectoryError(
         f"the system message of conversation {conversation!r} is unknown: the script's copy is missing",
         path=directory,
-        hint="the command that made the run, given again, writes it anew",
+        hint="the command that made the run, given again, rewrites it",
     )
 
 

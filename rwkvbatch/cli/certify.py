@@ -30,7 +30,7 @@ app = command_app()
     *("model", "strategy", "backend", "vocab", "endpoint_model", "endpoint_api", "endpoint_timeout"),
     *("endpoint_retries", "concurrency", "max_tokens", "limit"),
     endpoint_api="completions-ids (prompts as token ids), or completions (as text). [dim]Default: completions-ids[/]",
-    concurrency="Requests at a time under load. [dim]Default: 16[/]",
+    concurrency="Concurrent requests under load. [dim]Default: 16[/]",
     max_tokens="Maximum number of tokens in a reply. [dim]Default: 48[/]",
     endpoint_model="The model's name at the server. [dim]Default: the only one that it lists.[/]",
 )

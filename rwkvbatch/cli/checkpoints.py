@@ -26,7 +26,7 @@ def model_path(
     """
     if sparsity is not None:
         if random is None:
-            raise UsageError("--sparsity is of random weights: give --random LAYERSxWIDTH too")
+            raise UsageError("--sparsity applies to random weights: give --random LAYERSxWIDTH too")
         if not 0 <= sparsity < 1:
             raise UsageError(f"--sparsity must be in [0, 1), got {sparsity:g}")
     if random is None:

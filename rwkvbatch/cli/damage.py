@@ -36,7 +36,8 @@ DIALOGUE_SETTINGS = (
 @with_settings("strategy", "backend", "threads", "vocab", *DIALOGUE_SETTINGS)
 def damage_command(
     against: Annotated[
-        str, option("--against", 'What it is compared with: a strategy, such as "cpu bf16", or a checkpoint.', "TEXT")
+        str,
+        option("--against", 'Reference of the comparison: a strategy, such as "cpu bf16", or a checkpoint.', "TEXT"),
     ],
     model: ModelArgument = None,
     texts: Annotated[

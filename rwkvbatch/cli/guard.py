@@ -74,7 +74,7 @@ def _wait_for(child: int, confirmation: int) -> NoReturn:
         os.kill(os.getpid(), -code)
     elif code not in (ExitCode.INTERRUPTED, ExitCode.TERMINATED) and not _is_confirmed(confirmation):
         message(f"rwkvbatch: error: foreign code ended the process, with exit code {code}: that of a plug-in, probably")
-        message("  what was reported as done is safe; `run` with --workers 2 ends a worker instead, and goes on")
+        message("  what was reported as done is safe; `run` with --workers 2 ends a worker instead, and continues")
         code = ExitCode.UNFINISHED
     os._exit(code)
 

@@ -48,7 +48,7 @@ SparsityOption = Annotated[
     float | None,
     option(
         "--sparsity",
-        "With --random: so large a part of the channel mix's hidden layer is zero after relu squared.",
+        "With --random: share of the channel mix's hidden activations that are zero after relu squared.",
         "SHARE",
     ),
 ]
@@ -182,7 +182,7 @@ JUDGE_PANEL = "Judge"
 JUDGE_HELP = {
     "batch_size": "Texts that a judge of this machine reads at the same time. Changes no verdict. [dim]Default: 32[/]",
     "threads": "CPU threads of the judge.",
-    "concurrency": "Requests at a time to the judge's server. [dim]Default: 8[/]",
+    "concurrency": "Concurrent requests to the judge's server. [dim]Default: 8[/]",
     "max_requests": "Send at most N requests to it, retries included; verdicts that need more are missing.",
     "endpoint_timeout": "Seconds for a whole answer of the server, at most. [dim]Default: 600[/]",
 }

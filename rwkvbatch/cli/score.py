@@ -44,7 +44,7 @@ def score_command(
         list[str], typer.Argument(metavar="FILE", help="Text files, JSON lines with text, folders; - is JSON lines.")
     ],
     skip_bad: Annotated[
-        bool, option("--skip-bad", "Set files and lines that cannot be used aside.", panel=SCRIPT_PANEL)
+        bool, option("--skip-bad", "Set aside files and lines that cannot be used.", panel=SCRIPT_PANEL)
     ] = False,
     retry_errors: Annotated[bool, option("--retry-errors", "Score failed texts again.", panel=RUN_PANEL)] = False,
     repair: RepairOption = False,

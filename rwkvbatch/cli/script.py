@@ -25,7 +25,7 @@ app = command_app(help="Make scripts from the files of published benchmarks.", n
 
 @app.callback()
 def _group() -> None:
-    """Keeps `import` a command of its own."""
+    """Keeps `import` a separate command."""
 
 
 @app.command(

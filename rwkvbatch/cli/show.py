@@ -47,7 +47,7 @@ def show_command(
         bool, option("--failed", "Only dialogues with an error or a failed check, and of these the failing turns.")
     ] = False,
     full: Annotated[
-        bool, option("--full", "Every dialogue on its own with all turns, also equal ones and passing turns.")
+        bool, option("--full", "Every dialogue separately and with all turns, also equal dialogues and passing turns.")
     ] = False,
     limit: Annotated[
         int | None,
@@ -72,7 +72,7 @@ def show_command(
     data = load_runs([run], choices=True)[0]
     found = dialogues(data, conversations=conversations or (), cells=cell or (), repeat=repeat, turn=turn)
     if not found:
-        raise UsageError("the run has no rows of that yet")
+        raise UsageError("the run has no such rows yet")
     selected = [dialogue for dialogue in found if dialogue.failed] if failed else found
     if as_json:
         import jsonlines

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FIXED_COLUMNS = 66
 """Width of the table without the names of the cells."""
 CELLS_SHOWN = 4
-"""Largest number of cells that a line lists, besides the leader of a race."""
+"""Largest number of cells that a line lists, in addition to the leader of a race."""
 
 
 def show_summary(result: RunResult) -> None:
@@ -37,7 +37,7 @@ def show_summary(result: RunResult) -> None:
 def summary_table(summary: Summary, width: int = 100) -> Table:
     """A table with one row for each cell.
 
-    If `width` is too small for the names of cells, each setting of a name is on a line of its own; if that does not fit
+    If `width` is too small for the names of cells, each setting of a name is on its own line; if that does not fit
     either, columns are omitted.
     """
     names = [printable(cell.name) for cell in summary.cells]
@@ -130,7 +130,7 @@ def _summary_lines(result: RunResult) -> list[str]:
 
     summary, progress = result.summary, result.progress
     only_scored = all(set(cell.finish_reasons) <= {SCORED, "error"} and cell.rows for cell in summary.cells)
-    speed = "no reply was generated" if progress.failures else "all rows were there already"
+    speed = "no reply was generated" if progress.failures else "all rows already existed"
     counts = {"reply": progress.reply_tokens, "scored": progress.scored_tokens}
     if any(counts.values()):
         tokens = " and ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
@@ -299,7 +299,7 @@ def race_lines(record: Mapping[str, Any]) -> list[str]:
         )
     elif len(cells) > 1 and not can_drop(len(cells), record["draws_planned"], record["level"]):
         lines.append("  so few draws cannot show that a cell is worse: --repeats gives more of them")
-    lines.append(f"  a truly best cell is dropped with a probability of at most {record['level']:g}")
+    lines.append(f"  probability of dropping a best cell: at most {record['level']:g}")
     if record.get(FORMER_VERDICTS):
-        lines.append("  by the verdicts before `rwkvbatch check`: run its command again to decide anew")
+        lines.append("  by the verdicts before `rwkvbatch check`: run its command again to recompute the race")
     return lines

@@ -107,7 +107,7 @@ def compare(
     Args:
         baseline: a run or a cell; None for the first run, or the first cell of a single run.
         primary: the metric that decides; None for `score` if the script has checks, else `nll`.
-        metrics: names of the metrics to show instead of the primary one. Each is corrected as a family of its own, and
+        metrics: names of the metrics to show instead of the primary one. Each is corrected as a separate family, and
             all but the primary one are exploratory.
         all_metrics: show the primary metric and all others.
         margin: differences of the primary metric up to this size count as equivalent.

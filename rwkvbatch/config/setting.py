@@ -60,7 +60,7 @@ PANELS: tuple[Panel, ...] = get_args(Panel)
 
 @dataclass(frozen=True)
 class Setting:
-    """The option and the help of a setting, beside its name, type, limits and default.
+    """The option and the help of a setting, in addition to its name, type, limits and default.
 
     Attributes:
         help: the help text for `--help` and the documents; Rich markup.
@@ -112,7 +112,7 @@ def _no_bytes(value: Any) -> Any:
 
 
 def _items(value: object) -> Sequence[object]:
-    """The items of a list; a value that is no list is its only item."""
+    """The items of a list; a value that is not a list is its only item."""
     return cast("Sequence[object]", value) if isinstance(value, list | tuple) else (value,)
 
 

@@ -110,7 +110,7 @@ def check_url(url: str, names: OptionNames | None = None) -> str:
         raise UsageError(f"{option}: not a URL: {error}") from None
     example = "give the URL that clients call their base URL, such as http://127.0.0.1:8080/v1"
     if parts.username is not None or parts.password is not None:
-        raise UsageError(f"{option} must not hold a user or a key", hint=f"the key belongs into ${names.key}")
+        raise UsageError(f"{option} must not contain a user name or a key", hint=f"set the key in ${names.key}")
     if parts.query or parts.fragment:
         raise UsageError(f"{option} must have no query and no fragment", hint=example)
     if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
@@ -242,7 +242,9 @@ class Client:
             encoding = response.headers.get("Content-Encoding", "").strip().lower()
             if encoding not in ("", "identity"):
                 encoding = self.words(encoding)
-                raise EndpointError(f"the server compressed its answer ({encoding}), which was not asked for")
+                raise EndpointError(
+                    f"the server compressed its answer ({encoding}), although no compression was requested"
+                )
             chunks = self._chunks(response, max_bytes, deadline_s, cancelled)
             content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             is_stream = content_type == "text/event-stream"
@@ -308,7 +310,9 @@ class Client:
             if size > max_bytes:
                 raise EndpointError(f"the answer is longer than {max_bytes:,} bytes")
             if time.monotonic() > deadline_s:
-                raise _TransientError(f"no end of the answer within {self.options.timeout_s:g} s (--endpoint-timeout)")
+                raise _TransientError(
+                    f"the answer did not end within {self.options.timeout_s:g} s (--endpoint-timeout)"
+                )
             yield chunk
 
 

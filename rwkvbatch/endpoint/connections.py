@@ -29,7 +29,7 @@ class _Reader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:
         if time.monotonic() > self._deadline_s:
-            raise TimeoutError("no end of the answer within the time limit")
+            raise TimeoutError("the answer did not end within the time limit")
         return self._source.readinto(buffer)
 
     def close(self) -> None:

@@ -94,8 +94,8 @@ class Requests:
             return tokens
         if END_OF_TEXT in tokens:
             raise EndpointError(
-                "the prompt begins with token 0 (--bos), which text cannot hold: use --endpoint-api completions-ids, "
-                "or --bos off and let the server add it"
+                "the prompt begins with token 0 (--bos), which text cannot represent: "
+                "use --endpoint-api completions-ids, or --bos off and let the server add it"
             )
         return self._tokenizer.decode(tokens)
 
@@ -174,9 +174,7 @@ class Requests:
 
     def _warn_of_extensions(self, body: Json) -> None:
         for name in sorted(set(body) & EXTENSIONS):
-            self._warn(
-                name, f"{name}: no field of OpenAI's API; a server that does not know it ignores it without a word"
-            )
+            self._warn(name, f"{name}: not a field of OpenAI's API; a server that does not know it silently ignores it")
 
     def _warn(self, key: str, text: str) -> None:
         if key not in self._warned:

@@ -121,7 +121,7 @@ class ServedSpec:
         weights_sha256: hash of the URL and the name, because the weights are not accessible.
         vocab_size: size of the vocabulary that counts tokens, from the server's list of models if it has it (as
             llama.cpp's `meta.n_vocab` and `rwkvbatch serve`'s `vocab_size`), otherwise that of World.
-        own: what `rwkvbatch serve` lists besides; None for other servers.
+        own: what `rwkvbatch serve` lists in addition; None for other servers.
     """
 
     url: str

@@ -412,7 +412,7 @@ class Engine:
 
     def _end(self, job: Generation, finish_reason: FinishReason) -> None:
         error = (
-            "the model's logits hold NaN or infinity, or every token is banned" if finish_reason == "error" else None
+            "the model's logits contain NaN or infinity, or every token is banned" if finish_reason == "error" else None
         )
         reply = job.reply(finish_reason, self._clock(), error)
         del self._jobs[job.sequence.id]

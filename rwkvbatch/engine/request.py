@@ -80,7 +80,7 @@ class Request:
         closing: the text that closes a turn (the template's blank line); added to `Reply.history` unless the reply ends
             with it.
         root: what the tokens follow: an initial state (`Engine.add_root`) or a pinned prefix (`Engine.pin_prefix`).
-        messages: the dialogue that `tokens` encode, for served models, which apply a template of their own.
+        messages: the dialogue that `tokens` encode, for served models, which apply their own template.
         num_top: number of likeliest tokens per position in `Reply.details`; None for no details.
         on_text: called with each new piece of text, as soon as it cannot belong to a stop text or an incomplete
             character.

@@ -128,7 +128,7 @@ _SETTINGS = np.dtype(
 
 @dataclass(frozen=True)
 class SampleRow:
-    """The inputs of the choices of a reply's tokens, besides the logits and the position in the reply.
+    """The inputs of the choices of a reply's tokens, other than the logits and the position in the reply.
 
     Attributes:
         noise_key: the 64-bit Philox key.

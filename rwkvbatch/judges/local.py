@@ -129,5 +129,5 @@ class LocalJudge:
 def _answer(scoring: _Scoring) -> JudgeAnswer:
     logprobs = [math.fsum(scoring.scores[word_index].logprobs) for word_index in sorted(scoring.scores)]
     if not all(map(math.isfinite, logprobs)):
-        return JudgeAnswer(problem="the judge's logits hold NaN or infinity")
+        return JudgeAnswer(problem="the judge's logits contain NaN or infinity")
     return JudgeAnswer(probability_among(logprobs, 0))

@@ -3,7 +3,7 @@
 With log-probabilities (`logprobs`, `top_logprobs`), the two words are looked up among the alternatives of the answer's
 first token. If both together have at least half of its probability, the probability of the first word is its share of
 theirs. Without log-probabilities, the answer's text must be one of the two words, ignoring case, quotation marks and a
-full stop; any other text is no answer.
+full stop; any other text is not an answer.
 """
 
 from __future__ import annotations

@@ -277,8 +277,8 @@ class Choices:
     """One token for each of P rows.
 
     Attributes:
-        tokens: [P] int64. For a sampled row the chosen token, or -1 if its logits hold NaN or +infinity or every token
-            is banned. For a row with a target token the likeliest token, the smallest id among equals.
+        tokens: [P] int64. For a sampled row the chosen token, or -1 if its logits contain NaN or +infinity or every
+            token is banned. For a row with a target token the likeliest token, the smallest id among equals.
         logprobs: [P] fp32, natural-log probability of the chosen or target token under the model's own distribution:
             softmax of the logits, before penalties and temperature.
     """

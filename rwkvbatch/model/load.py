@@ -39,7 +39,7 @@ class RoundedAgainWarning(UserWarning):
 
 
 class SeveralNetworksWarning(UserWarning):
-    """A file holds dicts of tensors beside the one that is read, such as moving averages of the weights."""
+    """A file contains other dicts of tensors than the one that is read, such as moving averages of the weights."""
 
 
 class SlowBackendWarning(UserWarning):

@@ -116,7 +116,7 @@ def naming_origin(path: object) -> Generator[None]:
 
 
 def _similar_names(file: Path) -> str:
-    """Up to two checkpoints beside the missing `file` with similar names, or names that begin with its name."""
+    """Up to two checkpoints in the missing `file`'s directory with similar names, or names that begin with its name."""
     try:
         names = [entry.name for entry in os.scandir(file.parent) if entry.name.endswith(READ_SUFFIXES)]
     except OSError:

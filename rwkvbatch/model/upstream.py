@@ -59,7 +59,7 @@ def load_package_model(checkpoint: Checkpoint, strategy: str, *, requested: str 
         requested: the strategy that the user gave, for error messages.
 
     Raises:
-        CheckpointError: a tensor holds NaN or infinity, or the package cannot load it.
+        CheckpointError: a tensor contains NaN or infinity, or the package cannot load it.
         UsageError: the package is not installed.
     """
     generation = checkpoint.architecture.generation
@@ -91,7 +91,7 @@ def _reported(checkpoint: Checkpoint, failure: str) -> Iterator[None]:
 
 
 def _private_copy(generation: str) -> types.ModuleType:
-    """Import a private copy of the package's module, with environment variables of its own."""
+    """Import a private copy of the package's module, with its own environment variables."""
     package = importlib.util.find_spec("rwkv")
     if package is None or not package.submodule_search_locations:
         raise UsageError("--backend upstream needs the `rwkv` package", hint="pip install rwkv")

@@ -89,8 +89,8 @@ class PromptTemplate(ABC):
         think: the thinking mode.
         reply_prefix: text that every generated reply begins with.
         closing: the text that closes a turn; fed to the model after a reply that did not end with it.
-        stops: texts that end a reply, besides token 0. With `turn_end` `next-role` (or `auto`), the `stops` passed to
-            the constructor.
+        stops: texts that end a reply, in addition to token 0. With `turn_end` `next-role` (or `auto`), the `stops`
+            passed to the constructor.
 
     Raises:
         UsageError: a reply prefix together with a thinking mode in which the reply begins with thinking.

@@ -93,7 +93,7 @@ def parse_entries(source: bytes, path: Path, hint: str = _REINSTALL) -> tuple[by
             if not isinstance(entry, bytes) or len(entry) != int(length) or not 0 < len(entry) < 256:
                 raise ValueError("the length is not the literal's")
             if not 0 < int(token) < 1 << 20 or int(token) in by_id:
-                raise ValueError("the id is out of range or comes twice")
+                raise ValueError("the id is out of range or repeated")
         except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
             raise InputError(
                 f"not an entry of a World vocabulary: {error}", path=path, line=number, hint=hint

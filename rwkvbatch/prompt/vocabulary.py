@@ -1,4 +1,4 @@
-"""Choice of a checkpoint's tokenizer: by `--vocab`, its metadata, a file beside it, or its number of token ids.
+"""Choice of a checkpoint's tokenizer: by `--vocab`, its metadata, a file next to it, or its number of token ids.
 
 World checkpoints have 65,536 ids, a few of them fewer (down to 65,525). RWKV-4 Pile and Raven use the GPT-NeoX 20B
 tokenizer (50,254 to 50,304 ids, with padding); its file `20B_tokenizer.json` is in the repository BlinkDL/ChatRWKV.
@@ -76,7 +76,7 @@ def tokenizer_of(model: HasVocabulary, vocab: str | None = None) -> Tokenizer:
             return read_vocabulary(file, size)
     if size in NEOX_SIZES:
         raise CheckpointError(
-            f"has {size:,} token ids, as checkpoints of the GPT-NeoX 20B tokenizer have; {NEOX_FILE} is not beside it",
+            f"has {size:,} token ids, as checkpoints of the GPT-NeoX 20B tokenizer have; {NEOX_FILE} is not next to it",
             path=checkpoint,
             hint=f"put that file of BlinkDL/ChatRWKV there, or give {_VOCAB_OPTIONS}",
         )

@@ -143,7 +143,7 @@ def judge_remark(plan: Plan, source: JudgeSource | None) -> str | None:
         return None
     return (
         "the script has checks that a judge answers, and none is given (--judge FILE, --judge-url URL): "
-        "verdicts that are not there already are missing; `rwkvbatch check RUN --judge FILE` adds them"
+        "verdicts that do not exist yet stay missing; `rwkvbatch check RUN --judge FILE` adds them"
     )
 
 

@@ -72,7 +72,7 @@ def token_0_problem(plan: Plan, setup: Setup) -> str | None:
         return None
     return (
         f"{len(ids):,} of {len(plan.chosen):,} conversations ({listed(ids, SHOWN_IDS)}) begin with token 0 "
-        "(--bos; by default before plain texts), which --endpoint-api completions, a text, cannot hold"
+        "(--bos; by default before plain texts), which --endpoint-api completions cannot send as text"
     )
 
 

@@ -80,7 +80,7 @@ def read_parts(paths: Sequence[Path]) -> list[Part]:
 def _read_part(path: Path) -> Part:
     manifest = read_manifest(path)
     if manifest is None:
-        problem = "holds no run" if path.is_dir() else "there is no such directory"
+        problem = "contains no run" if path.is_dir() else "there is no such directory"
         hint = "`rwkvbatch run SCRIPT --shard 1/2 --out DIR` makes the first of two parts"
         raise RunDirectoryError(problem, path=path, hint=hint)
     if FORMER in manifest:
@@ -91,7 +91,7 @@ def _read_part(path: Path) -> Part:
             return Part(path, Shard(part, parts), manifest)
         case None:
             hint = "parts are made by --shard I/N"
-            raise RunDirectoryError("holds a whole run, not a part of one", path=path, hint=hint)
+            raise RunDirectoryError("contains a whole run, not a part of one", path=path, hint=hint)
         case _:
             raise RunDirectoryError("its manifest does not say which part of a run it is", path=path)
 
@@ -156,7 +156,7 @@ def merge(
             an undivided run.
 
     Raises:
-        RunMismatchError: the parts are not of one run, or `out` holds another run or other rows.
+        RunMismatchError: the parts are not of one run, or `out` contains another run or other rows.
         RunDamagedError: a row of a part is damaged.
         RunDirectoryError: a part or `out` cannot be used, or a part is given twice.
         StorageError: a write failed; `results.jsonl` is unchanged.

@@ -51,7 +51,7 @@ class MetricsObserver:
         self._latest, self._is_running = progress, False
 
     def collect(self) -> Iterator[Metric]:
-        """The metric families. The client library calls this method in a thread of its own at each request."""
+        """The metric families. The client library calls this method in a separate thread at each request."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         memory_help = "Peak resident memory of this process"

@@ -211,7 +211,7 @@ def split_lists(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, li
 
 
 def _split_paths(text: str) -> list[str]:
-    """The paths of a comma list. Each path has as many parts as possible such that a file of this name exists."""
+    """The paths of a comma list. Each path joins as many parts as possible to the name of an existing file."""
     parts, paths = text.split(","), list[str]()
     while parts:
         sizes = range(len(parts), 1, -1)

@@ -168,7 +168,7 @@ class Counts:
     def progress(self, rows_done: int, rows_total: int) -> Progress:
         """The progress now; the remaining time is estimated from this session's rows and shares of long texts.
 
-        A race that is continued can have more rows than it needs up to its first look; they are no rows to do.
+        A continued race can have more rows than it needs before its first look; these do not count as remaining.
         """
         rows_total = max(rows_total, rows_done)
         elapsed_s = max(0.0, self.clock() - self._started_s)

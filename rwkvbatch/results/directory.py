@@ -121,7 +121,7 @@ class RunDirectory:
         except OSError as error:
             raise StorageError(f"{path}: cannot be set aside: {error.strerror or error}") from error
         self.damage = None
-        _log.warning("%s: is damaged; it is set aside in %s and written anew", path, kept.name)
+        _log.warning("%s: is damaged; it is set aside in %s and rewritten", path, kept.name)
 
     @property
     def holds_rows(self) -> bool:
@@ -198,14 +198,14 @@ class RunDirectory:
             return
         if RESULTS_NAME in names:
             raise RunDirectoryError(
-                f"has {RESULTS_NAME} but no manifest, so it is unknown which run it is of",
+                f"has {RESULTS_NAME} but no manifest, so it is unknown which run it belongs to",
                 path=self.path,
                 hint="give another directory with --out, or move the file away",
             )
         others = sorted(name for name in names if name != LOCK_NAME and not name.endswith(".tmp"))
         if others:
             raise RunDirectoryError(
-                f"is not empty and holds no run (it has {others[0]!r})",
+                f"is not empty and contains no run (it has {others[0]!r})",
                 path=self.path,
                 hint="give a new directory with --out",
             )

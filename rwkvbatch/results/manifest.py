@@ -52,7 +52,7 @@ CHECKSUM = "sha256"
 DAMAGED_MANIFEST_NAME = "manifest.damaged"
 
 _MAX_SHOWN = 12
-_REPAIR = "the run's command with --repair writes it anew, if the rows and the script's copy are of that command"
+_REPAIR = "the run's command with --repair rewrites it, if the rows and the script's copy are of that command"
 
 
 def write_manifest(
@@ -210,7 +210,7 @@ def refuse_other_run(
         lines = [f"    {name}: {sides[0]}: {old}; {sides[1]}: {new}" for name, old, new in named]
         if len(differences) > _MAX_SHOWN:
             lines.append(f"    and {len(differences) - _MAX_SHOWN} more")
-        raise RunMismatchError("\n".join(["holds another run:", *lines]), path=directory, hint=hint)
+        raise RunMismatchError("\n".join(["contains another run:", *lines]), path=directory, hint=hint)
 
 
 def _pop_overridden(identity: dict[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ SCRIPT_NAME = "script.jsonl"
 COMPRESSED_NAME = "script.jsonl.gz"
 COMPRESSED_FROM_BYTES = 2**20
 
-_HINT = "the command that made the run, given again, writes it anew"
+_HINT = "the command that made the run, given again, rewrites it"
 
 
 def script_sha256(conversations: Iterable[Conversation]) -> str:

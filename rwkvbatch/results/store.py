@@ -364,7 +364,7 @@ class RowStore:
     def _stop(self, problem: str) -> RunReplacedError:
         """The error for a file that no longer belongs to this run; prevents all further writes."""
         self._first_error = OSError(errno.ESTALE, problem)
-        outcome = "the file is left as it is"
+        outcome = "the file is unchanged"
         if os.fstat(self._descriptor).st_nlink == 0:  # the open file has no name, so its rows would be lost
             outcome = self._keep_aside()
         return RunReplacedError(
@@ -373,7 +373,7 @@ class RowStore:
         )
 
     def _keep_aside(self) -> str:
-        """Copy the open file to a new file in the directory, or beside the directory if that is gone.
+        """Copy the open file to a new file in the directory, or next to the directory if that was removed.
 
         Returns:
             A clause on where the rows are.

@@ -95,7 +95,7 @@ def import_benchmark(
             conversation_id = read_conversation(line, record.source, "").id
             if (earlier := source_of.setdefault(conversation_id, record.source)) is not record.source:
                 problem = f"the id {conversation_id!r} was already used at {earlier}"
-                refuse(record.source, problem, "import the files apart")
+                refuse(record.source, problem, "import the files separately")
         except ScriptError as error:
             if not skip_bad:
                 error.hint = "\n  ".join(filter(None, (error.hint, "--skip-bad leaves such records out")))
@@ -104,7 +104,7 @@ def import_benchmark(
         else:
             lines.append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
     if not lines:
-        raise ScriptError(f"holds no question that can be used; the first problem: {left_out[0]}", path=paths[0])
+        raise ScriptError(f"contains no usable question; the first problem: {left_out[0]}", path=paths[0])
     save_file(out, lines)
     return Imported(name, style, len(lines), tuple(left_out))
 
@@ -144,7 +144,9 @@ def _read(benchmark: Benchmark, record: Record, name: str) -> Question:
             case _:
                 problem = "has a value of another type"
         refuse(
-            record.source, f"is no record of {name}: {problem}", f"its columns are {keys}; docs/scripts.md has the form"
+            record.source,
+            f"is not a record of {name}: {problem}",
+            f"its columns are {keys}; docs/scripts.md has the form",
         )
 
 

@@ -53,7 +53,7 @@ class ChoiceScore:
         """The score of the text whose UTF-8 bytes are `scored`; these may begin within a character.
 
         Args:
-            prefix: what is not counted if the text begins with it.
+            prefix: text that is not counted at the beginning of the choice.
         """
         text = scored.removeprefix(prefix.encode())
         return cls(name, logprob, tokens, max(1, len(text)), max(1, len(text.decode(errors="replace"))))

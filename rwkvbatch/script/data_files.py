@@ -1,4 +1,4 @@
-"""Finds the files of a data set in folders: of one split, without the metadata that libraries store beside them."""
+"""Finds the files of a data set in folders: of one split, without the metadata that libraries store with them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _files_of_folder(folder: str) -> list[str]:
     if not files:
         compressed = [name for name in present if Path(name).suffix.lower() in COMPRESSED]
         hint = f"{compressed[0]} is compressed or an archive: unpack it first" if compressed else None
-        raise ScriptError(f"holds no file that ends in {', '.join(ENDINGS)}", path=folder, hint=hint)
+        raise ScriptError(f"contains no file that ends in {', '.join(ENDINGS)}", path=folder, hint=hint)
     by_split: dict[str, list[str]] = defaultdict(list)
     for name in files:
         if split := split_of(os.path.relpath(name, folder)):
@@ -51,7 +51,7 @@ def _files_of_folder(folder: str) -> list[str]:
         listed = ", ".join(f"{split} ({counted(len(names), 'file')})" for split, names in sorted(by_split.items()))
         wanted = next((split for split in ("test", "validation", "val", "dev") if split in by_split), min(by_split))
         hint = f"name the files of one, such as {by_split[wanted][0]}"
-        raise ScriptError(f"holds files of several splits: {listed}", path=folder, hint=hint)
+        raise ScriptError(f"contains files of several splits: {listed}", path=folder, hint=hint)
     return files
 
 

@@ -69,9 +69,8 @@ def read_documents(paths: Sequence[str], *, limits: ScriptLimits | None = None, 
         warnings.warn(text, LeftOutWarning, stacklevel=2)
     if unusable:
         count = counted(len(unusable), "name")
-        text = (
-            f"{count} in folders left out, links to folders or to nothing, or no files: {listed(unusable, FILES_SHOWN)}"
-        )
+        names = listed(unusable, FILES_SHOWN)
+        text = f"{count} in folders left out (links to folders, broken links, special files): {names}"
         warnings.warn(text, LeftOutWarning, stacklevel=2)
     return reader.script()
 

@@ -50,7 +50,7 @@ _OPENAI_PARAMS = (
     "no_penalty",
     "banned_token_ids",
 )
-"""Sampling fields: OpenAI's, and those that other servers and `rwkvbatch serve` have besides."""
+"""Sampling fields: OpenAI's, and those that other servers and `rwkvbatch serve` add."""
 
 _REQUEST_PARAMS = (*_OPENAI_PARAMS, "order", "max_seconds", *DialoguePrompt.model_fields)
 """Fields of a batch request that become params; data sets may have other things under the last of these names."""
@@ -252,7 +252,7 @@ def _openai_tools(
     keys = ("functions", "function_call") if request.get("functions") is not None else ("tools", "tool_choice")
     for former, current in (("functions", "tools"), ("function_call", "tool_choice")):
         if request.get(former) not in (None, "none", "auto") and request.get(current) is not None:
-            problem = f"{prefix}{former}: is the former name of {current}, which is there too"
+            problem = f"{prefix}{former}: is the former name of {current}, which is also given"
             refuse(source, problem, "remove one of the two")
     return read_tooling(request.get(keys[0]), request.get(keys[1]), source, prefix, keys)
 
@@ -265,7 +265,7 @@ def _openai_message(item: Any, source: SourceLine, where: str) -> Message:
     calls = item.get("tool_calls") or None
     if (function_call := item.get("function_call")) is not None:
         if calls is not None:
-            refuse(source, f"{where}.function_call: is the former name of tool_calls, which is there too", "remove it")
+            refuse(source, f"{where}.function_call: is the former name of tool_calls, which is also given", "remove it")
         calls = [function_call]
     if "content" not in item and calls is None:
         refuse(source, f"{where}.content: is missing")

@@ -190,7 +190,7 @@ def _unknown_functions(conversation: Conversation) -> Iterator[LintWarning]:
         ):
             for name in dict.fromkeys(called_names):
                 if name not in names:
-                    message = f"calls {shown(name)}, which is none of the tools"
+                    message = f"calls {shown(name)}, which is not one of the tools"
                     yield LintWarning("unknown-function", conversation.source, conversation.id, place, message, hint)
 
 

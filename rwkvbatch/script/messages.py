@@ -151,7 +151,9 @@ def tools_as_text(messages: Sequence[Message], source: SourceLine) -> list[Messa
         if message.tool_call_id is not None and any(call_ids) and message.tool_call_id not in call_ids:
             known = ", ".join(shown(name) for name in call_ids if name)
             refuse(
-                source, f"{where}.tool_call_id: {shown(message.tool_call_id)} is of no call before it", f"it is {known}"
+                source,
+                f"{where}.tool_call_id: {shown(message.tool_call_id)} does not match an earlier call",
+                f"it is {known}",
             )
         if results and any(getattr(results[-1], key) is not None for key in REPLY_KEYS):
             hint = "the reply comes after all of them: move it to the last one"
@@ -292,5 +294,9 @@ def _turn_params(message: Message, source: SourceLine) -> Mapping[str, Any]:
     if message.reply_prefix is None:
         return params
     if "reply_prefix" in params:
-        refuse(source, f"{message.where}: has reply_prefix beside its content and in its params", "keep one of the two")
+        refuse(
+            source,
+            f"{message.where}: has reply_prefix both next to its content and in its params",
+            "keep one of the two",
+        )
     return {**params, "reply_prefix": message.reply_prefix}

@@ -177,7 +177,7 @@ def read_plain_text(
             refuse(source, "prompt: is empty", "write `text` alone to score a whole text")
     elif lenient and "text" not in line:
         hint = "`rwkvbatch run` scores choices" if "choices" in line else 'write {"prompt": ..., "continuation": ...}'
-        refuse(source, "continuation: is missing, and only a prompt is there", hint)
+        refuse(source, "continuation: is missing, and only a prompt is given", hint)
     else:
         raw = (_AnyText if lenient else _Text).read(line, source)
         prompt, text, key = "", raw.text, "text"

@@ -43,7 +43,7 @@ class RawLine:
     """A line without its line end; `data` is only its beginning if it is not `whole`.
 
     Attributes:
-        error: why a conversation that a program gave is no line; `data` is then its `repr`.
+        error: why a conversation that a program gave cannot be a line; `data` is then its `repr`.
     """
 
     source: SourceLine

@@ -31,7 +31,7 @@ KEPT_BYTES = 2**16
 """Number of bytes that are kept of a line that is too long and set aside."""
 
 _WIDEST_LIMITS = ScriptLimits(max_line_bytes=2**31 - 4, max_turns=MAX_COUNT, max_conversations=MAX_COUNT)
-"""Limits of a script that a run has read already, with limits of its own."""
+"""Limits of a script that a run has read already, with its own limits."""
 
 COUNTED_BYTES = 2**24
 """Number of bytes that are read after the first bad line to count further bad lines."""
@@ -305,7 +305,7 @@ class ScriptReader:
                 hint = (
                     'a line is {"text": ...} or {"prompt": ..., "continuation": ...}; `rwkvbatch run` replays scripts'
                 )
-                refuse(source, "is no text to score", hint)
+                refuse(source, "is not a text to score", hint)
         self._add(defaults.apply(conversation))
         if not self.documents:
             self.ignored.update(ignored_keys(value))

@@ -281,7 +281,7 @@ def selected_ids(patterns: Iterable[str], tags_of: Mapping[str, Iterable[str]]) 
     """The ids of the conversations that `--only` selects: those with an id or tag that a pattern names or matches.
 
     Args:
-        patterns: ids or tags, or patterns with `*` and `?`; one that is an id or a tag is no pattern.
+        patterns: ids or tags, or patterns with `*` and `?`; one that is an id or a tag is not a pattern.
         tags_of: the tags of each id.
 
     Raises:

@@ -142,7 +142,7 @@ def _refuse_lfs_pointer(path: str) -> None:
     with open_file(Path(path), MAX_BYTES) as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
             hint = "`git lfs pull` in its folder fetches the file"
-            raise ScriptError("is a pointer of Git LFS, which stands for the file", path=path, hint=hint)
+            raise ScriptError("is a Git LFS pointer, not the file", path=path, hint=hint)
 
 
 def _labels_path(path: str) -> str:
@@ -150,7 +150,7 @@ def _labels_path(path: str) -> str:
 
 
 def _labels(path: str, column: str) -> list[str] | None:
-    """The labels of a `.jsonl` file that are in a file beside it, one a line; None without such a file."""
+    """The labels of a `.jsonl` file that are in a file next to it, one a line; None without such a file."""
     labels_path = Path(_labels_path(path))
     if not column or Path(path).suffix.lower() not in (".jsonl", ".ndjson") or not labels_path.is_file():
         return None

@@ -158,7 +158,7 @@ def read_choice(raw: Any, tools: Sequence[Mapping[str, Any]], source: SourceLine
                 refuse(source, f"{where}: names no tool: {shown(name)}", f"they are {_names(tools)}")
         case _:
             hint = 'write "auto", "required", "none" or {"type": "function", "function": {"name": "..."}}'
-            refuse(source, f"{where}: is no choice of a tool: {shown(raw)}", hint)
+            refuse(source, f"{where}: is not a choice of a tool: {shown(raw)}", hint)
     return f"{CALL_PREFIX}\n" + '{"name":' + compact(name) + ',"arguments":'
 
 
@@ -212,8 +212,8 @@ def interoperable_json(text: str) -> Any:
     """The JSON value of `text`, without content that JSON readers read differently or refuse.
 
     RFC 8259 names this content (sections 4, 6 and 8.2) and I-JSON (RFC 7493, section 2) excludes it: a key twice in one
-    object, a number beyond the range of doubles, and half of a surrogate pair. NaN and Infinity, which Python reads by
-    default, are no JSON.
+    object, a number beyond the range of doubles, and an unpaired surrogate. NaN and Infinity, which Python reads by
+    default, are not JSON.
 
     Raises:
         ValueError: the text is not JSON, or has such content.
@@ -224,7 +224,7 @@ def interoperable_json(text: str) -> Any:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise ValueError("half of a surrogate pair is no character") from None
+            raise ValueError("unpaired surrogate") from None
     return value
 
 
@@ -264,11 +264,11 @@ def calls_in(text: str) -> tuple[Call, ...] | str:
     calls: list[Call] = []
     for item in items:
         if not is_object(item) or not isinstance(item.get("name"), str):
-            return "is no call: an object with a `name` and `arguments` was expected"
+            return "is not a call: expected an object with a `name` and `arguments`"
         arguments: Any = item.get("arguments", {})
         if not is_object(arguments):
             return f"has arguments that are {type_name(arguments)}, not an object"
         if further := sorted(item.keys() - {"name", "arguments"}):
-            return f"is no call: it has the key {further[0]!r}"
+            return f"is not a call: it has the key {further[0]!r}"
         calls.append(Call(item["name"], arguments))
     return tuple(calls)

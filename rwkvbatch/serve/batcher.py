@@ -131,7 +131,7 @@ class Flight:
 
 
 class Batcher:
-    """Runs an engine in a thread of its own.
+    """Runs an engine in its own thread.
 
     Args:
         make_engine: makes the engine; called by `start`, and in the thread after a failure of the engine.
@@ -213,8 +213,8 @@ class Batcher:
             raise EngineFailedError(f"the engine failed and could not be made again: {self._failure}")
         if self.num_unfinished + len(works) > self._max_unfinished:
             raise QueueFullError(
-                f"{self.num_unfinished} replies are under way or wait, this request adds {len(works)}, and the server "
-                f"takes {self._max_unfinished}",
+                f"{self.num_unfinished} replies are in progress or waiting, this request adds {len(works)}, and the "
+                f"server takes {self._max_unfinished}",
                 hint="try again later",
             )
         flight = Flight(works, streams=streams)

@@ -80,8 +80,8 @@ def text_around_calls(text: str) -> tuple[str, str]:
 def conversation_of(fields: ChatFields) -> tuple[list[dict[str, str]], ToolUse]:
     """The roles and texts of the messages, and the tools of the reply.
 
-    The role `developer` becomes `system`; text parts are joined. User messages in a row are one message, on lines of
-    their own: there is no reply between them.
+    The role `developer` becomes `system`; text parts are joined. Consecutive user messages, without a reply between
+    them, are one message, each on its own line.
 
     Raises:
         RequestError: a message has other content than a role, a text and tool calls, or a tool is not a function.

@@ -38,7 +38,7 @@ class ServerFigures:
             "prompt_tokens_cached": ("Prompt tokens whose state was cached", stats.num_prompt_cached),
             "engine_steps": ("Forward passes", stats.num_steps),
             "engine_rows": ("Token rows of all forward passes", stats.num_rows),
-            "cancelled_requests": ("HTTP requests whose client left before the end", batcher.num_cancelled),
+            "cancelled_requests": ("HTTP requests whose client disconnected before the end", batcher.num_cancelled),
         }
         for name, (text, value) in counters.items():
             yield CounterMetricFamily(f"rwkvbatch_{name}", text, value)

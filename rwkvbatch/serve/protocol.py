@@ -76,7 +76,7 @@ class ParsedRequest:
         params: sampling and stopping of the replies.
         max_tokens: largest number of tokens of a reply; 0 only scores the prompt (completions).
         num_top: number of the likeliest tokens to report; None for no log-probabilities.
-        logit_bias: by token id, what is added to its logit. Banned tokens are in `params`.
+        logit_bias: by token id, a number that is added to its logit. Banned tokens are in `params`.
     """
 
     fields: ChatFields | CompletionFields
@@ -171,7 +171,7 @@ def parse_request(
         raise as_request_error(error, sent) from None
     bias = _logit_bias(fields.logit_bias)
     if banned := [token for token, value in bias.items() if value == BAN]:
-        # Made anew, because a copy would keep the cached `sampling`.
+        # A new one, because a copy would keep the cached `sampling`.
         values: dict[str, Any] = {**params.model_dump(), "banned_token_ids": (*params.banned_token_ids, *banned)}
         params = SamplingParams(**values)
     if fields.seed is not None:

@@ -70,7 +70,7 @@ class ServeArguments:
         settings: settings of the model, and defaults for requests.
         seed: seed of requests without one; None draws a seed for each.
         named_states: by name, the files of initial states.
-        max_queue: number of replies that may wait besides a full batch.
+        max_queue: number of replies that may wait in addition to a full batch.
         max_reply_tokens: largest number of tokens that a request may ask for.
         key: the bearer token that clients must send; None for none.
     """

@@ -69,8 +69,8 @@ class Difference:
             that decides: of one that does not reject 0, else of the one with the larger p-value. That of sign flips is
             `Family.level_each` (less where the drawn patterns have a larger p-value than all of them), and that of
             Hall's transformation is stated as the p-value, in this comparison alone, of the least mean that it rejects.
-        level_rank: the level of a signed-rank test beside it: that of the intervals where Hall's transformation does
-            not reject 0, else that of sign flips.
+        level_rank: the level of the signed-rank test, which is reported too: that of the intervals where Hall's
+            transformation does not reject 0, else that of sign flips.
         level_interval: the level of `low` and `high`: the family's, or Bonferroni's if every pair is equal.
     """
 

@@ -31,7 +31,7 @@ LACKED_ALONE: Final = 1.7
 MOST: Final = 0.985
 """How near to 1, where its inverse jumps, the transformation comes at small levels."""
 LEAST_P: Final = 1e-14
-"""Smaller p-values are 0: beside this test there is always another one."""
+"""Smaller p-values are 0: this test is always combined with another one."""
 VARYING_DEGREES: Final = 100.0
 """Where only some clusters vary, the transformed statistic has this number times the level (5 for a 95 % interval, but
 at least 1) degrees of freedom for each of them. At small levels, samples with too small a spread decide.

@@ -250,7 +250,7 @@ def _are_averages_of_few(shares: NDArray[np.float64], counts: NDArray[np.float64
     """Whether each cluster is the average of at most `FEW_VALUES` outcomes between -1 and 1 that are whole.
 
     Each of the `counts` values can itself be the average of the same number of outcomes. A cluster other
-    than 0 has at least one outcome other than 0: a value that is too small for that is no such average.
+    than 0 has at least one outcome other than 0: a value that is too small for that is not such an average.
 
     Args:
         shares: `[n]` sums of the values of each cluster, in units of the largest possible value.
@@ -264,7 +264,7 @@ def _are_averages_of_few(shares: NDArray[np.float64], counts: NDArray[np.float64
 
 
 def with_lacked_skewness(family: Sequence[Spread]) -> tuple[Spread, ...]:
-    """The spreads of a family, each with the skewness that its sample may lack by that of all of them."""
+    """The spreads of a family, each with the skewness that its sample may lack, estimated from all of them."""
     skewed = [spread for spread in family if spread.skewed.standard_error > 0]
     skewnesses = np.array([spread.skewness for spread in skewed])
     lacked = lacked_skewness(skewnesses, np.array([spread.clusters for spread in skewed]))

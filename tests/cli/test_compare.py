@@ -290,7 +290,7 @@ def test_an_unfinished_run_fails_and_partial_judges_it(tmp_path: Path, capsys: p
     (run / "status.json").write_text(json.dumps(status))
     gate = ["--fail-if", "score < 0.01"]
     assert invoke(["compare", str(run), *gate]) == ExitCode.FAILED
-    assert "is not finished: 112 planned turns are not there" in " ".join(capsys.readouterr().out.split())
+    assert "is not finished: 112 planned turns are missing" in " ".join(capsys.readouterr().out.split())
     assert invoke(["compare", str(run), *gate, "--partial"]) == ExitCode.DONE
 
 

@@ -58,7 +58,7 @@ def test_a_sharded_run_of_the_bundled_model_merges_into_the_rows_of_the_undivide
 
     assert rows(tmp_path / "out") == rows(tmp_path / "whole")
     assert invoke([*arguments, "-o", str(tmp_path / "out")]) == 0
-    assert "all rows were there already" in capsys.readouterr().err
+    assert "all rows already existed" in capsys.readouterr().err
 
 
 def test_missing_rows_are_exit_code_1_and_the_way_on(

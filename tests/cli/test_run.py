@@ -142,7 +142,7 @@ def test_the_same_command_again_has_nothing_to_do(
     before = (tmp_path / "out" / "results.jsonl").read_bytes()
     capsys.readouterr()
     assert invoke(arguments) == 0
-    assert "all rows were there already" in capsys.readouterr().err
+    assert "all rows already existed" in capsys.readouterr().err
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
 
 

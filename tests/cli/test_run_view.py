@@ -162,7 +162,7 @@ def test_a_race_is_told_in_a_few_lines() -> None:
     shown = len(lines[2].split(";")) - 1
     assert lines[2].startswith("  not shown to be worse: c18 0.680; c17 0.670; ")
     assert lines[2].endswith(f"; and {19 - shown} more")
-    assert lines[3:] == ["  a truly best cell is dropped with a probability of at most 0.05"]
+    assert lines[3:] == ["  probability of dropping a best cell: at most 0.05"]
     cells = [cell("a", 0.9), cell("b", 0.4, 12), cell("c", None, 8)]
     lines = race_lines(race(["a"], cells, ending="one cell left"))
     assert "one cell is left" in lines[0]

@@ -92,7 +92,7 @@ def test_equal_settings_in_memory_are_not_called_the_same_run() -> None:
 
 def test_an_unfinished_result_in_memory_has_a_note() -> None:
     notes = compare([in_memory(rows_of()), in_memory(rows_of(), planned=20)]).notes
-    assert notes == ("result-2 is not finished: 8 of 20 rows are there",)
+    assert notes == ("result-2 is not finished: 8 of 20 rows exist",)
 
 
 def test_no_run_a_result_without_rows_and_a_result_given_twice_are_refused() -> None:

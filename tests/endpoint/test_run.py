@@ -269,7 +269,7 @@ def test_grid_of_a_served_model_and_one_in_this_process(script: Path, server: Fa
         ({"endpoint_timeout": 3.0}, "--endpoint-timeout belongs to --endpoint or --judge-url"),
         ({"endpoint_retries": 3}, "--endpoint-retries belongs to --endpoint or --judge-url"),
         ({"endpoint": "127.0.0.1:8080"}, "must be an http or https URL"),
-        ({"endpoint": "http://me:secret@127.0.0.1/v1"}, "must not hold a user or a key"),
+        ({"endpoint": "http://me:secret@127.0.0.1/v1"}, "must not contain a user name or a key"),
         ({"endpoint": "http://127.0.0.1/v1?key=secret"}, "must have no query"),
         ({"endpoint": "http://127.0.0.1/v1", "state": "s.pth"}, "--state is of a model in this process"),
         ({"endpoint": "http://127.0.0.1/v1", "model": "m.pth"}, "--model and --endpoint"),

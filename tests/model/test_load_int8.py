@@ -62,7 +62,7 @@ def test_int8_does_not_hide_weights_that_are_no_numbers(backend: str, name: str,
     tensors = random_tensors(1, 64, 65)
     tensors[name][3, 5] = float("nan")
     torch.save(tensors, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match=rf"'{name}' holds NaN or infinity \(1 of"):
+    with pytest.raises(CheckpointError, match=rf"'{name}' contains NaN or infinity \(1 of"):
         load_model(tmp_path / "a", "cpu int8", backend)
 
 

@@ -232,7 +232,7 @@ def test_nan_is_found_before_the_package_sees_it(tmp_path: Path) -> None:
     tensors = older_tensors("4")
     tensors["blocks.1.ffn.value.weight"][3, 3] = float("nan")
     torch.save(tensors, tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match=r"'blocks.1.ffn.value.weight' holds NaN or infinity \(1 of"):
+    with pytest.raises(CheckpointError, match=r"'blocks.1.ffn.value.weight' contains NaN or infinity \(1 of"):
         load_model(tmp_path / "model")
 
 

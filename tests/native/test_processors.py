@@ -1,6 +1,6 @@
 """Bit for bit on every processor: logits, states and choices are those in `processors.json`, which x86-64 wrote.
 
-`python -m tests.native.test_processors` writes that file anew, with the portable kernels.
+`python -m tests.native.test_processors` rewrites that file, with the portable kernels.
 """
 
 from __future__ import annotations

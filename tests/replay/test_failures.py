@@ -61,12 +61,12 @@ class TestFailedRows:
     def test_nan_logits_fail_only_their_conversation(self) -> None:
         def change(request: Request, reply: Reply) -> Reply:
             if request.noise.conversation == "c2":
-                return replace(reply, finish_reason="error", error="the logits hold NaN")
+                return replace(reply, finish_reason="error", error="the logits contain NaN")
             return replace(reply, logprobs=(float("nan"),)) if request.noise.conversation == "c3" else reply
 
         rows = list(run(None, make_plan(5), FakeLoader(change=change)).rows())
         assert {row.conversation for row in rows if row.finish_reason == "error"} == {"c2", "c3"}
-        assert any(row.error == "the logits hold NaN" for row in rows)
+        assert any(row.error == "the logits contain NaN" for row in rows)
 
     def test_the_time_limit_ends_a_reply_and_not_its_conversation(self) -> None:
         loader = FakeLoader(change=lambda request, reply: replace(reply, finish_reason="time", stopped_by=None))

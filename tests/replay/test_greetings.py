@@ -80,7 +80,7 @@ def test_template_files_cannot_write_it(template: str) -> None:
     prepare([{"messages": [USER, ASSISTANT]}], template=template)
 
 
-def test_a_run_continues_and_without_it_generates_anew(tmp_path: Path) -> None:
+def test_a_run_continues_and_without_it_generates_again(tmp_path: Path) -> None:
     scripts = [{"messages": [ASSISTANT, USER]}]
     rwkvbatch.run(scripts, max_tokens=2, out=tmp_path / "run")
     again = rwkvbatch.run(scripts, max_tokens=2, out=tmp_path / "run")

@@ -278,13 +278,13 @@ class TestRefusals:
             parts.merge(1, 2, 1)
 
     def test_a_whole_run_is_refused(self, parts: Parts) -> None:
-        with pytest.raises(RunDirectoryError, match="holds a whole run, not a part of one"):
+        with pytest.raises(RunDirectoryError, match="contains a whole run, not a part of one"):
             merge([parts.paths[0], parts.whole], parts.out)
 
     @pytest.mark.parametrize("name", ["nowhere", "empty"])
     def test_a_directory_without_a_run_is_refused(self, parts: Parts, name: str) -> None:
         (parts.root / "empty").mkdir()
-        with pytest.raises(RunDirectoryError, match=r"holds no run|no such directory"):
+        with pytest.raises(RunDirectoryError, match=r"contains no run|no such directory"):
             merge([parts.root / name], parts.out)
 
     @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ class TestExistingDirectory:
     def test_a_directory_with_other_files_is_refused(self, parts: Parts) -> None:
         parts.out.mkdir()
         (parts.out / "thesis.tex").touch()
-        with pytest.raises(RunDirectoryError, match="is not empty and holds no run"):
+        with pytest.raises(RunDirectoryError, match="is not empty and contains no run"):
             parts.merge()
 
     def test_a_directory_locked_by_another_writer_is_refused(self, parts: Parts) -> None:

@@ -223,7 +223,7 @@ def test_unreadable_documents_are_refused_by_name(tmp_path: Path) -> None:
         (tmp_path / "latin.txt", "not UTF-8"),
         (tmp_path / "utf-16.txt", "utf-16.txt:1:2: a NUL byte: is it UTF-16"),
         (tmp_path / "missing.txt", "cannot be read"),
-        (chats, "is no text to score"),
+        (chats, "is not a text to score"),
         (write(tmp_path / "prompt.jsonl", {"prompt": "a"}), "continuation: is missing, and only a prompt"),
         (
             write(tmp_path / "choices.jsonl", {"prompt": "a", "choices": ["b", "c"]}),
@@ -312,9 +312,8 @@ def test_links_that_are_not_followed_and_names_that_are_no_files_are_named(tmp_p
     (folder / "gone.jsonl").symlink_to(tmp_path / "nothing")
     os.mkfifo(folder / "pipe.jsonl")
     (folder / "same.txt").symlink_to(other / "a.txt")
-    message = (
-        r"^3 names in folders left out, links to folders or to nothing, or no files: .*gone.jsonl, .*linked, .*pipe"
-    )
+    kinds = "links to folders, broken links, special files"
+    message = rf"^3 names in folders left out \({kinds}\): .*gone.jsonl, .*linked, .*pipe"
     with pytest.warns(LeftOutWarning, match=message):
         found = read_documents([str(folder)]).conversations
     assert [document.id for document in found] == [str(folder / "a.txt"), str(folder / "same.txt")]

@@ -76,7 +76,7 @@ def test_a_directory_that_cannot_be_created_leaves_no_parent(tmp_path: Path) -> 
 def test_nothing_is_written_in_a_directory_of_other_files(tmp_path: Path) -> None:
     (tmp_path / "summary.json.tmp").write_text("mine")
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(RunDirectoryError, match=r"is not empty and holds no run \(it has 'notes.txt'\)"):
+    with pytest.raises(RunDirectoryError, match=r"is not empty and contains no run \(it has 'notes.txt'\)"):
         RunDirectory(tmp_path, "run")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "summary.json.tmp"]
 

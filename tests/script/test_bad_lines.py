@@ -115,7 +115,7 @@ def test_the_hint_for_indented_json_and_arrays_says_how_to_make_lines(tmp_path: 
     [
         ({"tag": []}, "defaults: unknown key 'tag'"),
         ({"params": {"heat": 1}}, r"defaults\.params: unknown key 'heat'"),
-        ({"expect": [{"regex": "("}]}, r"defaults\.expect\[0\]\.regex: is no regular expression"),
+        ({"expect": [{"regex": "("}]}, r"defaults\.expect\[0\]\.regex: is not a regular expression"),
         ([], "defaults: must be an object"),
     ],
 )

@@ -116,7 +116,7 @@ def test_records_of_the_same_id_are_refused_or_set_aside(tmp_path: Path) -> None
 
 
 def test_a_file_without_a_question_that_can_be_used_says_the_first_problem(tmp_path: Path) -> None:
-    with pytest.raises(ScriptError, match=r"holds no question that can be used; the first problem: .*in\.jsonl:1: "):
+    with pytest.raises(ScriptError, match=r"contains no usable question; the first problem: .*in\.jsonl:1: "):
         imported("arc", tmp_path, {"id": 1}, skip_bad=True)
 
 
@@ -234,7 +234,7 @@ def test_parquet_arrow_and_json_files_give_the_same_script(name: str, tmp_path: 
     [{}, {"text": 3}, {"text": "word"}, {"question": "Q"}, {"question": "Q", "answer": "x"}, {"id": "x", "turns": []}],
 )
 def test_records_of_another_form_are_refused_with_their_line(name: str, record: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ScriptError, match=rf"in\.jsonl:1: is no record of {name}: "):
+    with pytest.raises(ScriptError, match=rf"in\.jsonl:1: is not a record of {name}: "):
         imported(name, tmp_path, record)
     assert not (tmp_path / "out.jsonl").exists()
 
@@ -248,7 +248,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("mmlu", LAMBADA, "question is missing"),
     ("mmlu", {"context": "1 + 1?", "first": "1", "second": "2", "label": "B"}, "question is missing"),
     ("arc", ARC | {"answerKey": "A"}, "answerKey must be one of 1, 2, 3"),
-    ("arc", ARC | {"choices": None}, "take the .jsonl file beside it"),
+    ("arc", ARC | {"choices": None}, "take the .jsonl file next to it"),
     ("hellaswag", HELLASWAG | {"label": ""}, "take the validation file"),
     ("hellaswag", HELLASWAG | {"label": 4}, "label must be one of"),
     ("gsm8k", GSM8K | {"answer": "5"}, "#### NUMBER"),
@@ -349,12 +349,12 @@ def test_the_command_imports_folders_and_reports(tmp_path: Path, capsysbinary: p
     assert b"--force" in capsysbinary.readouterr().err
     assert invoke(["script", "import", "mmlu", str(tmp_path / "test"), "-o", str(out), "--force", "-q"]) == 0
     assert invoke(["script", "import", "arc", str(tmp_path / "test"), "-o", str(tmp_path / "arc.jsonl")]) == 3
-    assert b"anatomy.jsonl:1: is no record of arc" in capsysbinary.readouterr().err
+    assert b"anatomy.jsonl:1: is not a record of arc" in capsysbinary.readouterr().err
     one = str(tmp_path / "test" / "anatomy.jsonl")
     assert invoke(["script", "import", "mmlu", one, "-o", str(tmp_path / "one.jsonl"), "-q"]) == 0
     (tmp_path / "empty").mkdir()
     assert invoke(["script", "import", "mmlu", str(tmp_path / "empty"), "-o", str(tmp_path / "two.jsonl")]) == 3
-    assert b"empty: holds no file that ends in .jsonl" in capsysbinary.readouterr().err
+    assert b"empty: contains no file that ends in .jsonl" in capsysbinary.readouterr().err
 
 
 def test_the_command_tells_some_of_the_records_that_are_left_out(

@@ -84,7 +84,7 @@ def test_a_folder_of_one_split_with_other_files_is_read(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_compressed_files_names_one(tmp_path: Path) -> None:
-    with pytest.raises(ScriptError, match=r"holds no file that ends in \.jsonl") as caught:
+    with pytest.raises(ScriptError, match=r"contains no file that ends in \.jsonl") as caught:
         data_files([files_in(tmp_path, "test.jsonl.gz", "readme.txt")])
     assert "test.jsonl.gz is compressed or an archive: unpack it first" in str(caught.value.hint)
 

@@ -159,8 +159,8 @@ AMBIGUOUS = [
     ("-1E+999", "the number -1E+999 is out of range"),
     ('{"a": -1' + "0" * 309 + "}", f"the number -1{'0' * 56}… is out of range"),
     ("9" * 400, f"the number {'9' * 58}… is out of range"),
-    (r'["\ud800"]', "half of a surrogate pair is no character"),
-    (r'{"\uDC00": 1}', "half of a surrogate pair is no character"),
+    (r'["\ud800"]', "unpaired surrogate"),
+    (r'{"\uDC00": 1}', "unpaired surrogate"),
 ]
 
 

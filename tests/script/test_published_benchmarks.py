@@ -360,7 +360,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("mmlu-pro", MMLU_PRO | {"options": list("abcdefghijk")}, "options must be 2 to 10 texts, got 11"),
     ("mmlu-pro", MMLU_PRO | {"category": ""}, "category must be a text that is not empty, got ''"),
     ("gpqa", GPQA | {"Incorrect Answer 2": None}, "Incorrect Answer 2 must be a text that is not empty, got None"),
-    ("piqa", {k: v for k, v in PIQA.items() if k != "label"}, "valid.jsonl with valid-labels.lst beside it"),
+    ("piqa", {k: v for k, v in PIQA.items() if k != "label"}, "valid.jsonl with valid-labels.lst next to it"),
     ("piqa", PIQA | {"label": -1}, "it has no label; those of the test file are not published"),
     ("piqa", PIQA | {"label": 2}, "label must be one of 0, 1, got 2"),
     ("sciq", SCIQ | {"support": None}, "support must be a text, which may be empty, got None"),

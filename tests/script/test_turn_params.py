@@ -55,7 +55,7 @@ def test_the_hash_of_a_conversation_depends_on_params_of_turns(tmp_path: Path) -
         ),
         (
             conversation({**user("a", params={"reply_prefix": "b"}), "reply_prefix": "b"}, id="x"),
-            r"messages\[0\]: has reply_prefix beside its content and in its params",
+            r"messages\[0\]: has reply_prefix both next to its content and in its params",
         ),
         (conversation(user("a", params={"bos": True}), id="x"), r"messages\[0\].params.bos: token 0 is read before"),
         (conversation(user("a"), id="x", params={"bos": 1}), "bos: must be 'auto', 'on' or 'off', got 1"),

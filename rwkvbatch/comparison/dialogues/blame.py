@@ -114,8 +114,8 @@ def blame(variants: Sequence[Variant], runs: Sequence[RunData], table: pd.DataFr
     if not pairs:
         raise UsageError(
             "--blame compares the same turns after the model's own history and after the script's replies, and there "
-            "are no two cells that differ in nothing but --history",
-            hint="give the run's command again with `--history own,gold`, which keeps the rows that are there; or give "
+            "are no two cells that differ only in --history",
+            hint="give the run's command again with `--history own,gold`, which keeps the existing rows; or give "
             "a run with each",
         )
     blames = tuple(_blame(own_cell, gold_cell, table) for own_cell, gold_cell in pairs)

@@ -101,7 +101,7 @@ class GateResult:
 
     @property
     def condition(self) -> str:
-        """The condition after its option, which tells whether it is one to fail or to pass, and the restriction."""
+        """The condition prefixed with `fail-if` or `fail-unless`, and the restriction."""
         return f"{self.gate.option.removeprefix('--')} {self.gate.text}{self.only and f' ({self.only})'}"
 
     @property
@@ -120,8 +120,8 @@ def judge(
 ) -> list[GateResult]:
     """Judge every gate on every scope.
 
-    Significant gates are decided by intervals that are simultaneous over all scopes, at a level of 5 %; each gate is a
-    family of its own.
+    Significant gates are decided by intervals that are simultaneous over all scopes, at a level of 5 %; each gate is
+    a separate family.
 
     Args:
         allow_missing: judge the rows that exist even if others are missing or ended in an error.
@@ -227,7 +227,7 @@ def _number(gate: Gate, scope: GateScope, side: str) -> float:
     number = float(evaluated(getattr(gate, side), of_value, combined))
     if math.isnan(number):
         # Every comparison with NaN is false: the gate could never fail.
-        raise _CannotJudgeError(f"its {side} side is no number, its values are too large")
+        raise _CannotJudgeError(f"its {side} side overflows")
     return number
 
 
@@ -287,7 +287,7 @@ def _with_sample_size(result: GateResult, scope: GateScope, interval: Interval) 
     deviations = weighted_deviations(sample.values, sample.weights)
     between, within, repeats = variances(deviations, sample.conversations, sample.repeats)
     if math.isnan(between):
-        return replace(result, note="the number of conversations that it takes cannot be told from one")
+        return replace(result, note="the number of conversations that it takes cannot be estimated from one")
     if between + within > 0:
         discrete, reach = discreteness(sample.values, sample.conversations, form.reach, sample.weights)
         # The interval of one side alone does not use the enlarged sample that `reach` describes.
@@ -308,7 +308,7 @@ def _with_sample_size(result: GateResult, scope: GateScope, interval: Interval) 
 
 
 def _room(form: LinearForm, result: GateResult, sign: int) -> float:
-    """The distance from the observed `left - right` to the metric's limit on the other side than `sign`."""
+    """The distance from the observed `left - right` to the metric's limit on the side opposite to `sign`."""
     if form.difference:
         return form.reach
     low, high = form.limits
@@ -317,7 +317,7 @@ def _room(form: LinearForm, result: GateResult, sign: int) -> float:
 
 
 def _distinct(left: float, right: float) -> tuple[str, str]:
-    """Two numbers with 4 digits, or with as many as it takes to tell them apart."""
+    """Two numbers with 4 significant digits, or with as many as make them differ."""
     texts = f"{left:.4g}", f"{right:.4g}"
     for digits in (6, 8, 12, 17):
         if texts[0] != texts[1] or left == right:

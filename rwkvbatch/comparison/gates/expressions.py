@@ -371,7 +371,7 @@ class _Parser:
         try:
             return json.loads(token.text)
         except ValueError:
-            raise self._error("the tag is no string of JSON", token) from None
+            raise self._error("the tag is not a JSON string", token) from None
 
     def _expect(self, text: str) -> None:
         token = self._take()

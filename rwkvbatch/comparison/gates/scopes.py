@@ -128,7 +128,7 @@ def _unfinished_sentence(run: RunData) -> str | None:
     at_least = "at least " if len(run.unfinished) > 1 or run.unfinished_at_least else ""
     missing = max(run.unfinished.values())
     verb = "is" if missing == 1 else "are"
-    return f"{run.source} is not finished: {at_least}{counted(missing, 'planned turn')} {verb} not there"
+    return f"{run.source} is not finished: {at_least}{counted(missing, 'planned turn')} {verb} missing"
 
 
 def _column(

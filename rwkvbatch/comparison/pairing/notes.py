@@ -291,5 +291,5 @@ def mixed_nll_notes(table: pd.DataFrame) -> list[str]:
         return []
     return [
         "nll is of plain texts, which count by their tokens, and of reference replies, which count equally; "
-        "compare them apart, in runs of their own or with --by tag"
+        "compare them in separate runs, or with --by tag"
     ]

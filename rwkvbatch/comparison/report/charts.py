@@ -53,7 +53,7 @@ _LABEL_DISTANCE = 3.5
 _LEGEND_CHARACTERS = 78
 """The number of characters that fit into a row of the legend."""
 _GROUP_COLUMNS = ("conversation_code", "turn", *PROBE_COLUMNS)
-"""The columns that `_lines` copies besides the metric's; copying all would take longer than drawing the charts."""
+"""The columns that `_lines` copies along with the metric's; copying all would take longer than drawing the charts."""
 _TURN_METRICS = ("nll", "score", "tokens", "loop")
 _COLOURS = {"better": GOOD, "worse": BAD}
 

@@ -143,9 +143,9 @@ def _turn(group: DialogueGroup, index: int, console: Console) -> Text:
 
 
 def _labelled(rows: Sequence[tuple[Text, Text]], console: Console) -> Text:
-    """Labels and, beside them, texts folded to the rest of the width; a grid of rich would take five times as long.
+    """Labels and, to their right, texts folded to the remaining width; a grid of rich would take five times as long.
 
-    Where the rest is too narrow, labels have lines of their own, and texts the whole width.
+    Where the rest is too narrow, labels are on separate lines, and texts the whole width.
     """
     indent = max(label.cell_len for label, _ in rows) + 2
     is_narrow = console.width < indent + _MIN_TEXT_WIDTH

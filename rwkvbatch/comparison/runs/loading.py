@@ -137,9 +137,9 @@ def _only(run: RunData, cells: Sequence[str]) -> RunData:
 def _in_memory(name: str, result: ResultInMemory, *, choices: bool) -> RunData:
     table = tabulate(result.rows(), choices=choices)
     if not len(table):
-        raise RunDirectoryError(f"{name} holds no finished turn")
+        raise RunDirectoryError(f"{name} has no finished turns")
     done, planned = len(table), int(result.summary.planned)
-    notes = (f"{name} is not finished: {done:,} of {planned:,} rows are there",) if done < planned else ()
+    notes = (f"{name} is not finished: {done:,} of {planned:,} rows exist",) if done < planned else ()
     if getattr(result, "race", None) is not None:
         notes += (_race_note(name, "`result.race`"),)
     facts = RunFacts.of_plan(result.plan)
@@ -265,7 +265,9 @@ def _load_run(source: str, name: str, *, choices: bool) -> RunData:
         problem = "there is no results.jsonl in it" if path.is_dir() else "there is no such run"
         inner = sorted(str(found.parent) for found in path.glob(f"*/{RESULTS_NAME}"))[:_MAX_NAMED_RUNS]
         hint = (
-            f"it holds runs, such as {', '.join(inner)}" if inner else "make one with `rwkvbatch run SCRIPT --out DIR`"
+            f"it contains runs, such as {', '.join(inner)}"
+            if inner
+            else "make one with `rwkvbatch run SCRIPT --out DIR`"
         )
         raise RunDirectoryError(problem, path=source, hint=hint)
     notes: list[str] = []
@@ -283,7 +285,7 @@ def _load_run(source: str, name: str, *, choices: bool) -> RunData:
         notes.append(f"{source} is not finished: {reason}")
     if not len(rows):
         hint = "continue the run with the same command" if manifest is not None else NO_RESULTS
-        raise RunDirectoryError("it holds no finished turn", path=results, hint=hint)
+        raise RunDirectoryError("it has no finished turns", path=results, hint=hint)
     facts = RunFacts.of(manifest or {})
     planned = (
         None if manifest is None else planned_rows(results.parent) or _rows_of_script(results.parent, manifest, facts)
@@ -295,7 +297,7 @@ def _load_run(source: str, name: str, *, choices: bool) -> RunData:
         unfinished = unfinished or _tasks_not_begun(rows, facts)
     if unfinished and not any("is not finished" in note for note in notes):
         total = f"{planned:,} planned" if is_exact else "the planned"
-        notes.append(f"{source} is not finished: {len(rows):,} of {total} rows are there")
+        notes.append(f"{source} is not finished: {len(rows):,} of {total} rows exist")
     at_least = bool(unfinished) and not is_exact
     return RunData(name, source, facts, manifest or {}, rows, tuple(notes), unfinished, unfinished_at_least=at_least)
 

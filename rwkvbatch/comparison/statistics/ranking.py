@@ -172,7 +172,7 @@ def _beaten_by_others(
     already_beaten: Collection[Variant],
     level: float,
 ) -> dict[Variant, str]:
-    """The variants that one of all others, tested together, is significantly better than, with that one's label."""
+    """By variant that one of the others, tested together, is significantly better than: the label of that other one."""
     beaten: dict[Variant, str] = {}
     index_of = {variant: index for index, variant in enumerate(variants)}
     tested_with: dict[int, set[int]] = {}  # by index of a variant, those with which a comparison tests it

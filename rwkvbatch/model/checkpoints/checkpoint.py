@@ -256,7 +256,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
         Raises:
             KeyError: there is none.
-            CheckpointError: it holds NaN or infinity, or would after rounding.
+            CheckpointError: it contains NaN or infinity, or would after rounding.
         """
         tensor = self.check(name)
         # fp32 represents every bf16 and fp16 number, so widening would only cost memory.

@@ -72,7 +72,7 @@ def _without_prefix(tensors: NamedTensors) -> NamedTensors | None:
     if len(layer_prefixes) > 1:
         shown = " and ".join(repr(prefix[:60]) for prefix in sorted(layer_prefixes)[:3])
         raise CheckpointError(
-            f"it holds more than one network: there are layers under {shown}",
+            f"it contains more than one network: there are layers under {shown}",
             path=tensors.path,
             hint="save the tensors of one of them alone",
         )
@@ -83,7 +83,7 @@ def _without_prefix(tensors: NamedTensors) -> NamedTensors | None:
     for prefix in filter(None, (common, layer_prefix.removeprefix(common))):
         changed = {name.removeprefix(prefix): entry for name, entry in entries.items()}
         if len(changed) != len(entries):
-            raise CheckpointError(f"some tensors are there with and without the prefix {prefix!r}", path=tensors.path)
+            raise CheckpointError(f"some tensors exist with and without the prefix {prefix!r}", path=tensors.path)
         count = sum(name.startswith(prefix) for name in entries)
         undone.append(f"the prefix {prefix!r} of {'all' if count == len(entries) else count} names")
         entries = changed

@@ -62,7 +62,7 @@ def _free_in_cgroups(root: Path) -> Iterator[int]:
 
 def _number(path: Path) -> int | None:
     text = _text(path).strip()
-    return int(text) if text.isdigit() else None  # "max" is no limit
+    return int(text) if text.isdigit() else None  # "max" means no limit
 
 
 def _text(path: Path) -> str:

@@ -34,7 +34,7 @@ ROUNDING_RULES = 3
 
 
 def rounding_rules(dtype: str) -> dict[str, int]:
-    """The rules on which the logits of a model depend besides its weights and `dtype`, by name; none without rounding.
+    """The rules that change the logits of a model in addition to its weights and `dtype`; none without rounding.
 
     They belong to everything that says whether two models answer the same: cells of a run, judges, served models.
     """

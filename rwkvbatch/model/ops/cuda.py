@@ -24,7 +24,7 @@ from rwkvbatch.model.ops.reference import LAYER_NORM_EPS, ReferencePool, TorchLi
 from rwkvbatch.model.ops.triton import chunks, few, sample, scan
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
-"""Row counts of decode steps, each with a graph of its own."""
+"""Row counts of decode steps, each with its own graph."""
 
 NO_SLOT = -1
 """The slot of a padding row: it starts from the zero state, and its state is not stored."""

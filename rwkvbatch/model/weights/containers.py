@@ -64,7 +64,7 @@ WEIGHTS_ENDINGS = (".safetensors", ".pth", ".bin", ".pt", ".ckpt")
 """Endings of a directory's weights files. The files with the first ending that occurs are used."""
 
 CONVENTIONAL = ("model.safetensors", "pytorch_model.bin")
-"""Names of the weights file of a Hugging Face directory without shards; other files beside it are ignored."""
+"""Names of the weights file of a Hugging Face directory without shards; other files in it are ignored."""
 
 _SHARD = re.compile(r"(.+)-(\d{1,6})-of-(\d{1,6})(\.\w+)")
 
@@ -138,7 +138,7 @@ def is_model_directory(path: Path) -> bool:
 
 
 def _open_directory(path: Path, stack: ExitStack) -> NamedTensors:
-    """A Hugging Face directory: an index and its shards, or one weights file, beside `config.json`."""
+    """A Hugging Face directory: an index and its shards, or one weights file, next to `config.json`."""
     try:
         names = sorted(entry.name for entry in os.scandir(path))
     except OSError as error:

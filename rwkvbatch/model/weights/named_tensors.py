@@ -92,12 +92,12 @@ class NamedTensors:
         kind: the kind of its files, as `model info` shows it.
         files: the open files, or the tensors in memory.
         entries: the tensors by name.
-        metadata: the texts that the files store beside the tensors.
+        metadata: the texts that the files store with the tensors.
         config: the `config.json` of a directory; empty without one.
         vocabulary_file: the World vocabulary in a directory; None without one.
         form: the naming of the tensors in the files, see `forms`.
         undone: the conversions from the files' tensors to `entries`, a phrase each.
-        recipe: the inputs of `entries` besides the files' bytes, for the hash.
+        recipe: the inputs of `entries` other than the files' bytes, for the hash.
         is_rescaled: whether `entries` has matrices that are multiples of those in the files. An adapter for the files'
             matrices cannot be merged into them.
     """
@@ -176,7 +176,7 @@ _CHECKED_CHUNK = 1 << 18
 
 
 def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
-    """Raise `CheckpointError` when `tensor` (fp32, bf16 or fp16) holds NaN or infinity."""
+    """Raise `CheckpointError` when `tensor` (fp32, bf16 or fp16) contains NaN or infinity."""
     # With numpy, in one thread: torch's threads would wait for each other on a busy machine, for chunks this small.
     bits = tensor.detach().view(_BITS[tensor.dtype]).contiguous().flatten().numpy()
     mask = bits.dtype.type(_EXPONENT_MASK[tensor.dtype])
@@ -184,5 +184,5 @@ def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
         if np.bitwise_and(bits[start : start + _CHECKED_CHUNK], mask).max() == mask:
             count = int((~torch.isfinite(tensor)).sum())
             raise CheckpointError(
-                f"the tensor {name!r} holds NaN or infinity ({count:,} of {tensor.numel():,} numbers)", path=path
+                f"the tensor {name!r} contains NaN or infinity ({count:,} of {tensor.numel():,} numbers)", path=path
             )

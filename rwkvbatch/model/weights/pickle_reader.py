@@ -110,7 +110,7 @@ _HARMLESS = re.compile(
     """,
     re.VERBOSE,
 )
-"""Classes and functions of the standard library, numpy and torch whose objects training programs save beside the
+"""Classes and functions of the standard library, numpy and torch whose objects training programs save with the
 tensors. They are not called: the object becomes an `Opaque` record."""
 
 _CLASS_NAME = re.compile(r"(?:\w+\.)*_*[A-Z]\w*")
@@ -128,7 +128,7 @@ _OTHER_TENSORS = {
     "_rebuild_meta_tensor_no_storage": "a tensor without values (of the meta device)",
     "_rebuild_device_tensor_from_numpy": "a tensor of another device",
     "_rebuild_device_tensor_from_cpu_tensor": "a tensor of another device",
-    "_rebuild_wrapper_subclass": "a tensor of a class of its own",
+    "_rebuild_wrapper_subclass": "a tensor of a custom class",
     "_rebuild_qtensor": "a quantised tensor",
 }
 
@@ -339,7 +339,7 @@ class PickleReader:
 
 
 def _dtype_name(value: Any) -> str:
-    """The name of the type of a tensor that has no storage class of its own (`_rebuild_tensor_v3`)."""
+    """The name of the type of a tensor without its own storage class (`_rebuild_tensor_v3`)."""
     if not isinstance(value, Global) or value.module != "torch":
         raise TypeError
     return value.name[:80]

@@ -149,7 +149,7 @@ def unwrapped(value: Any, path: Path) -> tuple[dict[str, Any], tuple[str, ...], 
             )
         others = ", ".join(repr(str(key)[:60]) for key in state_dicts if key != name)
         undone += (f"the wrapper {name!r}" + (f" (not read: {others})" if others else ""),)
-        choice = f"{name!r} in it is read, and {others} beside it is not" if others else choice
+        choice = f"{name!r} in it is read, and {others} in it is not" if others else choice
         value = value[name]
     if not isinstance(value, dict):
         hint = "a whole module was pickled: save its state_dict() instead" if isinstance(value, Opaque) else None
@@ -187,7 +187,7 @@ def _stored(name: str, tensor: StoredTensor, location: tuple[int, int], path: Pa
     span = 0 if 0 in tensor.shape else last + 1  # number of elements from the first to the last one
     if (tensor.offset + span) * dtype.itemsize > length:
         raise CheckpointError(
-            f"the tensor {name[:80]!r} of shape {tensor.shape} needs more bytes than its record holds", path=path
+            f"the tensor {name[:80]!r} of shape {tensor.shape} needs more bytes than its record has", path=path
         )
     return StoredBytes(
         dtype,

@@ -93,7 +93,7 @@ class TensorFile:
     Attributes:
         kind: the kind of file, as `model info` shows it.
         entries: the stored tensors by name.
-        metadata: the texts that the file stores beside its tensors.
+        metadata: the texts that the file stores with its tensors.
         undone: the conversions applied to find the tensors, a phrase each.
         choice: which of several networks in the file was chosen; empty if there is one.
         num_bytes: size of the file.
@@ -238,7 +238,7 @@ def open_weights(path: Path) -> int:
     try:
         descriptor = open_regular(path)
     except FileNotFoundError as error:
-        reason = "it is a symbolic link to a file that is not there" if path.is_symlink() else "there is no such file"
+        reason = "it is a symbolic link to a file that does not exist" if path.is_symlink() else "there is no such file"
         raise CheckpointError(reason, path=path) from error
     except OSError as error:
         raise CheckpointError(f"cannot open it: {error.strerror}", path=path) from error

@@ -147,7 +147,7 @@ class Adaptation:
             self._row_numbers.append(-1 if number is None else number)
         if any_row and not in_common:
             raise RunMismatchError(
-                f"holds another run: none of its conversations is one of this command's; the first rows in it: "
+                f"contains another run: none of its conversations is one of this command's; the first rows in it: "
                 f"{'; '.join(self._foreign_rows)}",
                 path=self._path,
                 hint="give the script that the run was started with, or another directory with --out",

@@ -121,7 +121,7 @@ def recheck(
     """
     if read_manifest(path) is None:
         hint = "`rwkvbatch run SCRIPT --out DIR` makes one"
-        raise RunDirectoryError("holds no run" if path.is_dir() else "there is no such run", path=path, hint=hint)
+        raise RunDirectoryError("contains no run" if path.is_dir() else "there is no such run", path=path, hint=hint)
     try:
         directory = RunDirectory(path, command, files)
     except RunDirectoryError as error:  # the hints of a new run name --out, which this command does not have
@@ -159,7 +159,7 @@ class _Recheck:
         script_copy = read_script(directory.path, manifest)
         if script_copy is None:
             raise RunDirectoryError(
-                "holds no copy of its script",
+                "has no copy of its script",
                 path=directory.path,
                 hint="run its command again, with the script as it was: this keeps all rows and adds the copy",
             )
@@ -242,7 +242,7 @@ class _Recheck:
         summary = tallies.summary(counts["rows"] if planned is None else max(planned, counts["rows"]))
         race = read_part(directory.path, "race")
         if self._has_new_score and (identity.get("race") is not None or identity.get("until_ci") is not None):
-            notes.append("the former verdicts decided which rows the run has; run its command again to decide anew")
+            notes.append("the former verdicts decided which rows the run has; run its command again to update the rows")
             race = {**race, FORMER_VERDICTS: True} if race else {}
         write_summary(directory.folder, summary, read_part(directory.path, "session"), race)
         directory.end_change(identity, about, shard)
@@ -265,7 +265,7 @@ class _Recheck:
                 if name.endswith(", normalize"):
                     # The reply of such a row is the choice that `normalize` selected.
                     measures = "the metrics acc (sums), acc_norm (per character) and acc_bytes (per byte)"
-                    hint = f"`rwkvbatch compare` has {measures} of the rows that are there; {hint}"
+                    hint = f"`rwkvbatch compare` has {measures} of the existing rows; {hint}"
                 raise RunMismatchError(problem, path=self._directory.path, hint=hint)
         return new
 
@@ -309,7 +309,7 @@ class _Recheck:
         if new.finish_reason == "error" and row.finish_reason != "error":
             raise RowError(
                 f"{self._directory.path}: {row.key.in_words()}: {new.error}; nothing was changed",
-                hint="mend the check, or its value in the script",
+                hint="fix the check, or its value in the script",
             )
         tallies.add(new)
         counts["rows"] += 1

@@ -139,7 +139,7 @@ def race_of(plan: Plan, rows: Rows) -> Race:
             if missing is not None:
                 raise RowError(
                     f"--race decides by verdicts, and there is none on {row.key.in_words()}: {missing.detail}",
-                    hint="the same command asks the judge again, and goes on with the race",
+                    hint="the same command asks the judge again, and continues the race",
                 )
         return sum(row.score or 0.0 for row in scored_rows) / len(scored_rows)
 

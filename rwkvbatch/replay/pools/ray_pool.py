@@ -87,7 +87,7 @@ def reservations(
 
 
 def _largest_share(amounts: Sequence[float], count: int) -> float:
-    """The largest share such that `count` shares fit on nodes with `amounts`; 0 if none fit."""
+    """The largest share of which `count` fit on nodes with `amounts`; 0 if none fit."""
     shares = {_share(amount, number) for amount in amounts for number in range(1, count + 1)} - {0.0}
     return max((s for s in shares if sum(int(amount / s) for amount in amounts) >= count), default=0.0)
 

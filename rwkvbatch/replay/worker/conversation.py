@@ -45,7 +45,7 @@ class ConversationReplay:
         self._num_tokens_through: dict[int, int] = {}
         self._encoder = encoder
         self._history = encoder.opening(task)
-        # The dialogue so far as messages, for a server that applies a template of its own.
+        # The dialogue so far as messages, for a server that applies its own template.
         before = {"system": task.system, "assistant": task.conversation.greeting}
         self._messages = [{"role": role, "content": text} for role, text in before.items() if text]
 

@@ -218,7 +218,7 @@ def _textless_warnings(setup: Setup, tokenizer: Tokenizer) -> list[str]:
 
 
 def _missing_files(setup: Setup, plan: Plan) -> list[str]:
-    """Warnings about files that a setup needs besides its model, and that do not exist."""
+    """Warnings about files that a setup needs in addition to its model, and that do not exist."""
     from rwkvbatch.model.checkpoints.adapters import parse_adapter
 
     adapter = parse_adapter(setup.adapter)

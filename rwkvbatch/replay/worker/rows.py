@@ -58,7 +58,7 @@ def turn_row(prompt: TurnPrompt, results: TurnResults, text: str, probe_tokens: 
     total = 0.0 if reply is None else math.fsum(reply.logprobs)
     sums = [math.fsum(score.logprobs) for score in scores]
     if not all(map(math.isfinite, (total, *sums))):
-        raise NonFiniteLogitsError("the model's log-probabilities hold NaN or infinity")
+        raise NonFiniteLogitsError("the model's log-probabilities contain NaN or infinity")
     reference, choices = None, None
     if turn.reference is not None:
         if not scores[0].unavailable:

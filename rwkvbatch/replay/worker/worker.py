@@ -41,7 +41,7 @@ class Step:
 
 
 class Worker:
-    """Runs tasks over an engine of its own; replaces the engine by one with half the batch when memory runs out.
+    """Runs tasks over its own engine; replaces the engine by one with half the batch when memory runs out.
 
     Attributes:
         judging: is called with the number of a task before the checks of one of its replies run.

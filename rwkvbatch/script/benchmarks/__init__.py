@@ -133,7 +133,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     ),
     "piqa": Benchmark(
         "PIQA",
-        "`valid.jsonl` with `valid-labels.lst` beside it (ybisk/piqa), baber/piqa",
+        "`valid.jsonl` with `valid-labels.lst` next to it (ybisk/piqa), baber/piqa",
         likelihood.read_piqa,
         {
             "plain": Style(

@@ -74,7 +74,7 @@ def read_arc(record: Record) -> Question:
     if is_object(text):  # AI2's own files
         text, choices = text["stem"], text["choices"]
     if not is_object(choices) and not is_array(choices):
-        bad("its CSV files have the options inside the question; take the .jsonl file beside it")
+        bad("its CSV files have the options inside the question; take the .jsonl file next to it")
     return _lettered(record, text, choices)
 
 
@@ -122,7 +122,7 @@ def _without_markup(text: str) -> str:
 def read_piqa(record: Record) -> Question:
     values = record.values
     options = {"0": text_of(values, "sol1"), "1": text_of(values, "sol2")}
-    if_missing = f"{NO_TEST_LABELS}, valid.jsonl with valid-labels.lst beside it"
+    if_missing = f"{NO_TEST_LABELS}, valid.jsonl with valid-labels.lst next to it"
     label = label_of(values, "label", {0: "0", 1: "1"}, if_missing)
     return Question(f"piqa-{record.number}", text_of(values, "goal"), options, label)
 

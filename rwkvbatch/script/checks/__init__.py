@@ -245,7 +245,7 @@ def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int, *, may_la
             rubrics = (rule,) if isinstance(rule, judged.Rubric) else ()
             if kind in given:
                 options = {functions.CODE: given[kind].code}
-                rule = _Guarded(kind, rule, hint="mend the function that is given as this check")
+                rule = _Guarded(kind, rule, hint="fix the function that is given as this check")
             elif kind not in _BUILT_IN:
                 rule = _Guarded(kind, rule, float(getattr(rule_kinds[kind], "deadline_s", PLUGIN_DEADLINE_S)))
         parsed.append(Check(kind, raw[kind], rule, float(weight), options, needs_reference, choices, rubrics))

@@ -107,9 +107,7 @@ class Letter:
         if len(set(letters)) != len(letters):
             wrong("must not have a letter twice", letters, key="letters")
         if not isinstance(expected, str) or len(expected) != 1 or expected not in letters:
-            wrong(
-                f"must be one of the letters {letters}", expected, hint='"letters": "ABCD" says what letters there are'
-            )
+            wrong(f"must be one of the letters {letters}", expected, hint='"letters": "ABCD" lists the letters')
         return cls(expected, letters)
 
     def judge(self, facts: ReplyFacts) -> Verdict:

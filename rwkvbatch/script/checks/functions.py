@@ -52,7 +52,7 @@ class FunctionKind:
     """A kind of check that a function judges; a `RuleKind`.
 
     Attributes:
-        takes_value: whether the function takes the value of the entry besides the facts.
+        takes_value: whether the function takes the value of the entry in addition to the facts.
         code: hash of its code.
     """
 
@@ -228,9 +228,7 @@ def _loaded(path: str, text: str) -> ModuleType:
     except BaseException as error:
         lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == path]
         place = f"{path}:{lines[-1]}" if lines else path
-        raise UsageError(
-            f"{place}: cannot be loaded: {in_words(error)}", hint="mend it; it is run as Python"
-        ) from error
+        raise UsageError(f"{place}: cannot be loaded: {in_words(error)}", hint="fix it; it is run as Python") from error
     return module
 
 

@@ -28,7 +28,7 @@ class Rubric:
     Attributes:
         text: the requirement.
         votes: number of votes, of which the majority decides; odd.
-        context: what the judge sees besides the reply: the user's message (`turn`), or also the earlier dialogue.
+        context: what the judge sees with the reply: the user's message (`turn`), or also the earlier dialogue.
         reference: whether the judge sees the turn's reference reply.
     """
 

@@ -113,7 +113,7 @@ _RAISED = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
 _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"\\[dtc]frac"), r"\\frac"),
     (re.compile(rf"(?:\\text)?\{{({_MINUS})\}}"), r"\1"),
-    # A sign apart from its number, where it cannot stand between two numbers.
+    # A sign separated from its number, where it cannot stand between two numbers.
     (re.compile(rf"([=≈<>≤≥(\[{{:：$][ \u00a0]?){_MINUS}[ \u00a0]{_BEGINS_NUMBER}"), r"\1-"),
     (re.compile(rf"\bnegative[ \u00a0]{_BEGINS_NUMBER}", re.IGNORECASE), "-"),
     (
@@ -223,7 +223,7 @@ def _decimal(text: str) -> Fraction:
         if pattern.fullmatch(text):
             ungrouped = text.replace(group_mark, "") if group_mark else text
             return Fraction(Decimal(ungrouped.replace(decimal_mark, ".")))
-    raise ValueError("the digits are grouped in no known way")
+    raise ValueError("the digits are grouped in an unknown way")
 
 
 @dataclass(frozen=True)

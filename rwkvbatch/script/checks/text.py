@@ -49,7 +49,7 @@ class RuleKind(Protocol):
 
     @property
     def options(self) -> frozenset[str]:
-        """Keys that an entry may have besides the kind."""
+        """Keys that an entry may have in addition to the kind."""
         ...
 
     def parse(self, expected: Any, options: Mapping[str, Any], /) -> Rule:
@@ -304,7 +304,7 @@ class Matches:
         try:
             return cls(compile_pattern(text_of(expected), ignore_case=ignore_case))
         except ValueError as error:
-            wrong(f"is no regular expression ({error})", expected)
+            wrong(f"is not a regular expression ({error})", expected)
 
     def judge(self, facts: ReplyFacts) -> Verdict:
         text = answer(facts)

@@ -128,7 +128,7 @@ def test_an_unfinished_run_fails_every_gate_unless_partial(tmp_path: Path, unfin
     gates = ["score < -1", "errors > 100", "score < baseline significantly"]
     results = compare(paths, fail_if=gates, allow_missing=True).gates
     assert all(result.failed for result in results)
-    assert all("is not finished: 152 planned turns are not there (--partial" in result.line for result in results)
+    assert all("is not finished: 152 planned turns are missing (--partial" in result.line for result in results)
     assert not any(result.failed for result in compare(paths, fail_if=gates, allow_missing=True, partial=True).gates)
 
 
@@ -166,7 +166,7 @@ def test_without_a_status_the_copy_of_the_script_says_which_rows_are_missing(tmp
     result = only_gate(compare(str(tmp_path / "a"), fail_if=["score < 0"]))
     assert result.failed
     are = "turn is" if left == 1 else "turns are"
-    assert f"is not finished: {left} planned {are} not there" in result.reason
+    assert f"is not finished: {left} planned {are} missing" in result.reason
 
 
 def test_a_run_without_a_status_is_unfinished_when_its_manifest_has_more_conversations(tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_one_conversation_gives_no_number_of_conversations_needed(tmp_path: Path
     paths = runs(tmp_path, noisy(0, 1), noisy(0, 2), conversations=1, repeats=5)
     result = only_gate(compare(paths, fail_unless=["score >= baseline - 0.02 significantly"]))
     assert result.failed
-    assert result.note == "the number of conversations that it takes cannot be told from one"
+    assert result.note == "the number of conversations that it takes cannot be estimated from one"
     assert result.conversations_needed is None
 
 

@@ -84,7 +84,7 @@ def test_an_unfinished_run_has_a_note(tmp_path: Path) -> None:
 def test_rows_that_a_finished_run_lost_are_counted_in_a_note(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", conversations=2)
     (path / "status.json").write_text('{"state": "done", "rows_total": 3000, "pid": 1, "host": "h", "updated": "now"}')
-    assert load_runs([str(path)])[0].notes == (f"{path} is not finished: 8 of 3,000 planned rows are there",)
+    assert load_runs([str(path)])[0].notes == (f"{path} is not finished: 8 of 3,000 planned rows exist",)
 
 
 def test_an_unknown_cell_is_refused_with_the_existing_ones(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_folder_of_runs_is_refused_with_their_names(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a")
     with pytest.raises(RunDirectoryError, match=r"no results\.jsonl") as caught:
         load_runs([str(tmp_path)])
-    assert caught.value.hint == f"it holds runs, such as {path}"
+    assert caught.value.hint == f"it contains runs, such as {path}"
 
 
 def test_an_error_row_has_no_metrics_of_its_reply(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_files_of_the_former_run_do_not_say_how_many_rows_an_interrupted_extensi
         save_manifest(path, content)
         (run,) = load_runs([str(path)])
         assert (run.unfinished, run.unfinished_at_least) == (unfinished, bool(unfinished))
-        assert any(note.endswith("is not finished: 8 of the planned rows are there") for note in run.notes) == bool(
+        assert any(note.endswith("is not finished: 8 of the planned rows exist") for note in run.notes) == bool(
             unfinished
         )
 

@@ -144,7 +144,7 @@ def test_finite_is_told_from_infinite_at_the_limits(dtype: torch.dtype) -> None:
     for bad in (float("nan"), float("inf"), -float("inf")):
         values = torch.zeros(3_000_001, dtype=dtype)
         values[2_000_000] = bad
-        with pytest.raises(CheckpointError, match=r"'x' holds NaN or infinity \(1 of 3,000,001 numbers\)"):
+        with pytest.raises(CheckpointError, match=r"'x' contains NaN or infinity \(1 of 3,000,001 numbers\)"):
             check_finite(values, "x", Path("a"))
 
 

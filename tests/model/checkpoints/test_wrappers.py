@@ -77,9 +77,7 @@ def test_another_network_in_the_file_is_named(tiny_tensors: Tensors, tmp_path: P
     torch.save({"ema": tiny_tensors, "model": tiny_tensors}, tmp_path / "two.pth")
     with open_checkpoint(tmp_path / "two.pth") as checkpoint:
         assert checkpoint.file.undone == ("the wrapper 'model' (not read: 'ema')",)
-    with pytest.warns(
-        SeveralNetworksWarning, match="two.pth: 'model' in it is read, and 'ema' beside it is not; to use"
-    ):
+    with pytest.warns(SeveralNetworksWarning, match="two.pth: 'model' in it is read, and 'ema' in it is not; to use"):
         load_model(tmp_path / "two.pth", "cpu", threads=1)
 
 

@@ -16,7 +16,7 @@ def wrong_tensors() -> Iterator[Case]:
         tensors = tiny()
         tensors[name][-1, -1] = value
         for kind, data in (("pth", pth(tensors)), ("safe", save(tensors))):
-            yield from_bytes(f"{label}-{kind}", data, f"{name!r} holds NaN or infinity (1 of ")
+            yield from_bytes(f"{label}-{kind}", data, f"{name!r} contains NaN or infinity (1 of ")
 
     def changed(label: str, message: str, **changes: torch.Tensor | None) -> Case:
         tensors = tiny()

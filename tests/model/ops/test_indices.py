@@ -8,7 +8,7 @@ from rwkvbatch.model.base import RaggedBatch
 from rwkvbatch.model.ops.batch import chunk_rows, indices_of
 
 
-def test_chunks_begin_anew_with_each_sequence() -> None:
+def test_chunks_restart_with_each_sequence() -> None:
     starts, stops, firsts = chunk_rows(np.array([3, 20, 36]), np.array([20, 36, 69]), 16)
     assert starts.tolist() == [3, 19, 20, 36, 52, 68]
     assert stops.tolist() == [19, 20, 36, 52, 68, 69]

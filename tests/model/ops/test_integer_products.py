@@ -109,7 +109,7 @@ def test_each_group_of_inputs_has_the_integers_and_the_scale_of_the_rule(
 
 
 def integers_and_scales(weight: torch.Tensor, rounding: Rounding) -> tuple[np.ndarray, np.ndarray]:
-    """Integers [out, in] and scales [out, groups] of a weight, found anew from the numbers it is rounded to."""
+    """Integers [out, in] and scales [out, groups] of a weight, recomputed from the numbers it is rounded to."""
     group = ROUNDINGS[rounding].group
     rounded = ROUNDINGS[rounding].rounded(weight)
     scales = []

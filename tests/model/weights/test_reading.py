@@ -187,5 +187,5 @@ def test_a_scale_that_is_no_number_is_one_clear_error(rounding: str, folder: Pat
     integers = stored.inputs if rounding == "w8a8" else stored.inputs // 2
     data[stored.start + integers : stored.start + integers + 4] = b"\xff\x7f\xff\x7f"
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"'blocks.1.ffn.key.weight' holds NaN or infinity"):
+    with pytest.raises(CheckpointError, match=r"'blocks.1.ffn.key.weight' contains NaN or infinity"):
         logits_of(path, "cpu")

@@ -105,9 +105,7 @@ class TestContinuing:
         assert not run(tmp_path / "run", make_plan(**change)).interrupted
 
     @pytest.mark.parametrize("change", [b"", b"{}\n", b"\xff", None])
-    def test_a_changed_or_removed_copy_of_the_script_is_written_anew(
-        self, change: bytes | None, tmp_path: Path
-    ) -> None:
+    def test_a_changed_or_removed_copy_of_the_script_is_rewritten(self, change: bytes | None, tmp_path: Path) -> None:
         conversations = [make_conversation(f"c{n}") for n in range(3)]
         run(tmp_path, make_plan(conversations=conversations))
         copy, rows = (tmp_path / "script.jsonl").read_bytes(), results(tmp_path)

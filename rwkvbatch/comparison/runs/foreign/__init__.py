@@ -38,6 +38,8 @@ def read_foreign(path: Path) -> ForeignRun | None:
             return read_lm_eval(path, [path]) if begins_as_lm_eval(path) else None
         case ".eval":
             hint = f"convert it: inspect log convert --to json --output-dir logs-json {path}"
-            raise RunDirectoryError("is an Inspect log of the form .eval, which is not read", path=path, hint=hint)
+            raise RunDirectoryError(
+                "is an Inspect log in the .eval format, which is not supported", path=path, hint=hint
+            )
         case _:
             return None

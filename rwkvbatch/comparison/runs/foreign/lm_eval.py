@@ -64,7 +64,7 @@ def find_samples(folder: Path) -> list[Path]:
     models = sorted({file.parent for file in files})
     if len(models) > 1:
         hint = f"compare two of them: rwkvbatch compare {models[0]} {models[1]}"
-        raise RunDirectoryError(f"holds the results of {len(models)} models of lm-eval", path=folder, hint=hint)
+        raise RunDirectoryError(f"contains the results of {len(models)} models of lm-eval", path=folder, hint=hint)
     return files
 
 
@@ -110,7 +110,7 @@ def read_lm_eval(path: Path, files: Sequence[Path]) -> ForeignRun:
     if not has_hashes:
         run.prompt_hashes.clear()
     for metric, count in num_left_out.items():
-        run.notes.append(f"{path}: {metric} is left out: {count:,} of its values are no number in [0, 1]")
+        run.notes.append(f"{path}: {metric} is left out: {count:,} of its values are not in [0, 1]")
     if all(check.score is None for row in run.rows for check in row.checks):
         hint = "such as acc or exact_match; run lm-eval with --log_samples"
         raise UsageError(f"{path}: no metric in it has values in [0, 1]", hint=hint)

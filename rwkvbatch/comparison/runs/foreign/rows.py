@@ -89,7 +89,7 @@ def read_score(value: object, where: str) -> float:
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise BadRecordError(f"{where} must be a number in [0, 1], got {shown_json(value)}")
     if not 0 <= value <= 1:
-        raise BadRecordError(f"{where} must be in [0, 1], got {value:g}; divide it by the highest score there is")
+        raise BadRecordError(f"{where} must be in [0, 1], got {value:g}; divide it by the highest possible score")
     return float(value)
 
 
@@ -102,7 +102,9 @@ def as_id(text: str) -> str:
 
 
 def damaged(path: Path, problem: object, *, line: int | None = None) -> RunDamagedError:
-    return RunDamagedError(str(problem), path=path, line=line, hint="docs/compare.md says what is read of such a file")
+    return RunDamagedError(
+        str(problem), path=path, line=line, hint="docs/compare.md describes the formats that are read"
+    )
 
 
 def checked(run: ForeignRun, path: Path) -> ForeignRun:
