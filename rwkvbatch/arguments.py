@@ -104,7 +104,7 @@ def list_of(kind: Kind, in_words: str, hint: str | None = None) -> Kind:
 
 
 def check_argument(name: str, value: object, kind: Kind) -> None:
-    """Raise `ArgumentError`, which names the argument, what it must be and what it is, if it is of another kind."""
+    """Raise `ArgumentError` if an argument is of another kind; it names the argument, its kind and the value."""
     if not kind.accepts(value):
         raise ArgumentError(f"{name} must be {kind.in_words}; got {shown_value(value)}", hint=kind.hint)
 

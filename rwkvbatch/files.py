@@ -328,7 +328,7 @@ def replace_file(
 
 
 def writing_hint(error: OSError) -> str | None:
-    """What to do about a file that could not be written; None if the error itself says all there is to say."""
+    """A hint about a file that could not be written; None if the error needs no hint."""
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
             return "make room on the disk, or choose another one"

@@ -328,7 +328,7 @@ class Session:
 def generate(
     engine: Engine | EndpointEngine, requests: Sequence[Request], on_text: OnText | None, should_stop: ShouldStop
 ) -> list[Reply]:
-    """Replies to `requests`, in their order. Afterwards, the engine has none of the requests, even after an error.
+    """Replies to `requests`, in their order. On return, and after an error, no request is left in the engine.
 
     Args:
         on_text: receives the text of all replies. If it raises an exception, the replies end and the exception is

@@ -263,7 +263,7 @@ class _Unplaced:
 
 
 def _from_transcript(path: Path, lines: list[bytes]) -> tuple[dict[str, Any], Unfinished | None, _Unplaced]:
-    """The values of the last complete session in a transcript, its unanswered message, and what is on no branch yet.
+    """The last complete session's values in a transcript, its unanswered message, and exchanges on no branch yet.
 
     A session begins with a `start` line, which may be cut off, and is complete from its first `branches` line on. Later
     incomplete ones are skipped: `Transcript.start` was writing a session again that is still in the file.

@@ -1,4 +1,4 @@
-"""What all commands share: `Command`, whose errors name option and limits, `command_app`, `examples` for the help."""
+"""Shared by all commands: `Command`, whose errors name option and limits, `command_app`, `examples` for the help."""
 
 from __future__ import annotations
 

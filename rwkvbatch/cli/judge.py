@@ -65,7 +65,7 @@ def _store_of(sources: Sequence[str], *, quiet: bool) -> AnswerStore | None:
             try:
                 return AnswerStore(Folder(path), PREFERENCES_NAME, alone=True)
             except RunDirectoryError as error:
-                message(f"note: {error}; the judge's answers are not kept", quiet=quiet)
+                message(f"note: {error}; the judge's answers are not stored", quiet=quiet)
                 return None
-    message("note: no run directory is compared, so the judge's answers are not kept", quiet=quiet)
+    message("note: no run directory is compared, so the judge's answers are not stored", quiet=quiet)
     return None

@@ -56,7 +56,7 @@ def signed(value: float, digits: int) -> str:
 
 
 def _is_zero(text: str) -> bool:
-    """Whether a number as it is shown has no digit but 0."""
+    """Whether all digits of a number, as it is shown, are 0."""
     return bool(text) and not text.strip("0.")
 
 

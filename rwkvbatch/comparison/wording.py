@@ -24,7 +24,7 @@ RANKING_NOTE: Final = (
     "selected on these data and is likely to be less good in a new run."
 )
 _MIN_COLLAPSED = 2
-"""The fewest groups of too few conversations that are named in one sentence instead of lines of the table."""
+"""Minimum number of groups of too few conversations that a sentence names instead of lines of the table."""
 _MAX_LABELS = 2
 """The most variants that a sentence on dropped rows names."""
 
@@ -188,7 +188,7 @@ def power(lines: Iterable[Comparison]) -> str:
 
 
 def _conversations_for_margin(line: Comparison) -> int:
-    """How many conversations with equal pairs have an interval within the margin; 0 if this line has it already.
+    """Number of conversations with equal pairs whose interval would be within the margin; 0 if this line's is already.
 
     The interval of n of them ends where a share `high / widest` of the population is unseen: (1 - share)^n is half of
     its level (`stats.bounded.unseen_share`).

@@ -89,7 +89,7 @@ class Requests:
         self._warned: set[str] = set()
 
     def _prompt(self, tokens: Sequence[int]) -> str | Sequence[int]:
-        """The prompt as it is sent: token ids, or text, in which token 0 cannot be written."""
+        """The prompt as it is sent: token ids, or text, which cannot represent token 0."""
         if self._spec.takes_ids(self._tokenizer):
             return tokens
         if END_OF_TEXT in tokens:

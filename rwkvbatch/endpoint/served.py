@@ -98,7 +98,7 @@ class RequestLimits(BaseModel):
 
 
 class OwnServer(BaseModel):
-    """What `rwkvbatch serve` lists of a model, so that its clients know what it takes.
+    """The description of a model by `rwkvbatch serve`, by which clients know its limits.
 
     Attributes:
         tokenizer_sha256: hash of the vocabulary, as `Tokenizer.sha256`.
@@ -200,7 +200,7 @@ def served_spec(endpoint: Endpoint, client: Client) -> ServedSpec:
 
 
 def _own_server(listing: Mapping[str, Any] | None, name: str) -> OwnServer | None:
-    """What the list of models says if it is that of `rwkvbatch serve`."""
+    """The description of the model in the list of models of `rwkvbatch serve`; None for other servers."""
     match listing:
         case {"data": [*entries]}:
             objects = [cast("dict[str, Any]", entry) for entry in entries if isinstance(entry, dict)]

@@ -18,7 +18,7 @@ from rwkvbatch.errors import ArgumentError, counted, shown_value
 
 @contextmanager
 def num_threads(count: int | None) -> Iterator[None]:
-    """Set torch's thread count inside the block; None leaves it as it is."""
+    """Set torch's thread count inside the block; None does not change it."""
     before = torch.get_num_threads()
     if count is None or count == before:
         yield

@@ -24,7 +24,7 @@ BUNDLED_MODEL = Path(__file__).parent.parent / "demo" / "rwkv7-demo.safetensors"
 
 
 class SeveralFilesWarning(UserWarning):
-    """A model's name without its ending is that of several files, of which one is read."""
+    """Several files have the given name with different endings; one of them is read."""
 
 
 @dataclass(frozen=True)

@@ -298,7 +298,7 @@ def load_upstream(checkpoint: Checkpoint, strategy: str, *, threads: int | None 
 
 
 def _refuse_too_large(checkpoint: Checkpoint, strategy: str) -> None:
-    """Raise `CheckpointError` when a strategy that keeps all weights on the CPU needs more memory than there is."""
+    """Raise `CheckpointError` when a strategy that keeps all weights on the CPU needs more memory than is available."""
     match = re.fullmatch(r"cpu (fp32|bf16|fp16)(i8)?", strategy)
     if match is not None:
         precision: Any = "int8" if match[2] else match[1]

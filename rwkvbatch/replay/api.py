@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 def _is_model(value: object) -> bool:
-    """Whether it has what runs use of a model; an `LLM` has it in its attribute `model`."""
+    """Whether runs can use an object as a model; an `LLM` has one as its attribute `model`."""
     return hasattr(getattr(value, "model", value), "spec")
 
 

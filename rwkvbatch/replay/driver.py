@@ -171,7 +171,7 @@ class LocalDriver:
 
 @dataclass
 class _Judged:
-    """A task whose reply a worker is judging, for how long, and whether the worker was killed because of it."""
+    """A task whose checks a worker is running: since when, and whether the worker was killed because of it."""
 
     task: int
     seconds: float = 0.0

@@ -64,7 +64,7 @@ TOKEN_0_HINT = (
 
 
 def token_0_problem(plan: Plan, setup: Setup) -> str | None:
-    """What is wrong with prompts of a setup that begin with token 0, if they are sent as text; None if none does."""
+    """The problem with a setup's prompts that begin with token 0 and are sent as text; None without such prompts."""
     if setup.endpoint is None or setup.endpoint.api != "completions":
         return None
     ids = list(dict.fromkeys(task.conversation.id for task in _tasks(plan, setup, _may_begin) if _begins(task)))

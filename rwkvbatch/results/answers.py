@@ -248,7 +248,7 @@ def _line(values: Mapping[str, Any]) -> bytes:
 
 
 def _parsed(data: bytes) -> Mapping[str, Any] | None:
-    """The values of a line; None if it is invalid or of none of the three kinds."""
+    """The values of a line; None if it is invalid or of an unknown kind."""
     try:
         # The content ends in a brace, so it is an object.
         values = cast("dict[str, Any]", json.loads(content_of_line(data)))

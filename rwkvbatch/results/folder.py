@@ -28,7 +28,7 @@ from rwkvbatch.results.lock import DirectoryLock
 
 @dataclass(frozen=True)
 class Folder:
-    """The files of a directory, by name. `RunDirectory` adds what makes a directory a run.
+    """The files of a directory, by name. `RunDirectory` adds the manifest and the lock of a run.
 
     With a lock, they are the files of the locked directory, even if its path now leads to another one. All methods
     raise `OSError` unless they say otherwise.

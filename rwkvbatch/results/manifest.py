@@ -123,7 +123,7 @@ def _is_identity(value: Any) -> bool:
 
 
 def _mistyped_value(manifest: Mapping[str, Any]) -> str | None:
-    """What is wrong with the type of an optional value that this program reads; None if nothing is."""
+    """The problem with the type of an optional value that this program reads; None if all types are right."""
     about, given = manifest.get("about", {}), manifest["identity"].get(GIVEN_FOR_ALL, [])
     if not isinstance(about, dict):
         return f"`about` must be an object, got {shown_json(about)}"

@@ -296,7 +296,7 @@ def write_summary(
 
 
 def read_part(directory: Path, key: str) -> dict[str, Any]:
-    """The object `race` or `session` of a run's summary; empty if it has none, and if the summary cannot be read."""
+    """The object `race` or `session` of a run's summary; empty without one, or if the summary cannot be read."""
     try:
         part = json.loads(read_file(directory / SUMMARY_NAME, MAX_SUMMARY_BYTES))[key]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -56,7 +56,7 @@ def _files_of_folder(folder: str) -> list[str]:
 
 
 def split_of(path: str) -> str | None:
-    """The split that the name of a file or of the nearest folder around it names, such as `test`; None for none."""
+    """The split in the name of a file or of its nearest parent folder, such as `test`; None without one."""
     for part in reversed(Path(path).parts):
         if matches := _SPLIT.findall(part):
             return matches[-1].lower()

@@ -154,7 +154,7 @@ _NO_TOOLS_HINT = "tool calls of this form have no common notation; write them as
 
 
 def _refuse_tools(line: Mapping[str, Any], source: SourceLine) -> None:
-    """Refuse a line with `tools`, a list or its JSON text; the prompt would lack them."""
+    """Refuse a line with `tools`, a list or its JSON text; the prompt would not contain them."""
     tools = line.get("tools")
     if tools and not (isinstance(tools, str) and tools.strip() in ("", "[]", "null")):
         refuse(source, f"tools: cannot be read in this form, got {shown(tools)}", _NO_TOOLS_HINT)

@@ -21,7 +21,7 @@ _HINTS: Mapping[type, str] = {tuple: "write a list", set: "write a list", bytes:
 
 
 def mapping_lines(mappings: Iterable[tuple[int, Mapping[str, Any]]], max_bytes: int) -> Iterator[RawLine]:
-    """Each mapping as a line; its `error` is set if it has a value that JSON lacks.
+    """Each mapping as a line; its `error` is set if a value is not a JSON value.
 
     Args:
         mappings: with the index of each in the argument.

@@ -31,7 +31,7 @@ NAME_ONE_FILE = "name a .jsonl file, or - for standard input"
 
 _GZIP = b"\x1f\x8b"
 _READ_ERRORS = (OSError, EOFError, zlib.error)
-"""What reading a plain or compressed file may raise."""
+"""Exceptions that reading a plain or compressed file may raise."""
 
 _BOM = b"\xef\xbb\xbf"
 _CHUNK_BYTES = 1 << 20

@@ -161,7 +161,7 @@ def _labels(path: str, column: str) -> list[str] | None:
 def _labelled(
     values: Mapping[str, Any], column: str, labels: Sequence[str], number: int, source: SourceLine
 ) -> Mapping[str, Any]:
-    """The values of a record with its label, unless it has one itself."""
+    """The values of a record, with its label if the record has no label of its own."""
     if column in values:
         return values
     if number > len(labels):

@@ -1,1 +1,1 @@
-"""A server with OpenAI's interface over one engine: replies do not depend on what else is served."""
+"""A server with OpenAI's interface over one engine: replies do not depend on other requests."""

@@ -12,7 +12,7 @@ MAX_PIPELINED = 64
 HEAD_SECONDS = 30.0
 """Time limit for the head of a request to arrive."""
 WRITE_SECONDS = 60.0
-"""Time within which a client must read some of the data that wait to be sent."""
+"""Time within which a client must read some of the pending data."""
 
 
 class LimitedConnection(HttpToolsProtocol):

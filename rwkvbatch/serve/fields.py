@@ -168,7 +168,7 @@ def unknown_field(name: str) -> RequestError:
 
 
 def hint_for(name: str) -> str:
-    """What to send instead of a field of another server; empty if there is nothing."""
+    """The field to send instead of another server's; empty if there is no counterpart."""
     return (
         f"the field think of chats sets the thinking mode: {', '.join(get_args(ThinkMode))}"
         if name in _THINKING
@@ -211,7 +211,7 @@ def decoded(body: bytes) -> object:
 
 
 def _reading_problem(body: bytes, error: orjson.JSONDecodeError) -> str:
-    """Why orjson refused the body."""
+    """The reason why orjson refused the body."""
     try:
         json.loads(body, parse_int=str)
         load_strictly(body.decode(), finite_float)

@@ -62,7 +62,7 @@ class Limits:
         }
 
     def allowed_length(self, lowest: int) -> str:
-        """What a request's `max_tokens` must be."""
+        """The values that a request's `max_tokens` may have."""
         return f"must be a whole number in [{lowest}, {self.max_reply_tokens}]"
 
 

@@ -166,7 +166,7 @@ def _used_clusters(sums: ArrayLike, counts: ArrayLike) -> tuple[NDArray[np.float
 
 
 def _equal_pairs(num_pairs: NDArray[np.float64], tests: _Tests, widest: float, level_interval: float) -> Difference:
-    """The difference of a variant all of whose pairs are equal, or that has none.
+    """The difference of a variant whose pairs are all equal, or that has no pairs.
 
     Equal pairs do not show how others differ: a share of the conversations that a sample may lack (`unseen_share`) can
     differ as far as the metric allows.
@@ -410,7 +410,7 @@ class _SubsetMeans:
         return low, (high if high < 0 else -spread.smallest_step)
 
     def _num_outside(self, level: float) -> int:
-        """How many means lie outside of each end of an interval at `level`; negative if there are too few patterns."""
+        """Number of means outside of each end of an interval at `level`; negative if there are too few patterns."""
         return math.floor(level * self.count / 2 + 1e-9) - self.num_empty
 
 

@@ -36,7 +36,7 @@ _KEPT_COLUMNS = 8
 _MANY_COLUMNS = 128
 """With at least this many columns, their maximum is as fast without transposing them."""
 _BLOCK = 64
-"""Variants whose subset sums are in memory at once."""
+"""Number of variants whose subset sums are in memory at once."""
 
 
 @lru_cache(maxsize=8)

@@ -59,7 +59,7 @@ class DialogueGroup:
 def grouped(
     dialogues: Sequence[Dialogue], totals: Mapping[str, int], *, separately: bool = False
 ) -> list[DialogueGroup]:
-    """Groups of equal dialogues, those of one conversation beside each other, in the order of their first dialogues.
+    """Groups of equal dialogues, those of one conversation next to each other, in the order of their first dialogues.
 
     Args:
         totals: by conversation, the number of dialogues in the selection.

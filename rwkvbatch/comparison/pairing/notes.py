@@ -198,7 +198,7 @@ _PROMPT_SETTINGS = (
         "about quality",
     ),
 )
-"""Settings that are compared, with what to say if they differ."""
+"""Settings that are compared, with the note for each if they differ."""
 
 
 def check_pairs(pairs: Sequence[Pair], runs: Sequence[RunData]) -> list[str]:

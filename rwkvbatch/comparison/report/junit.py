@@ -156,7 +156,7 @@ def _problem(turn: Mapping[str, Any]) -> str:
 
 
 def _reason_without_verdict(turn: Mapping[str, Any]) -> str:
-    """Why the turn's first check without a verdict has none, as the end of a sentence; results of others do not say."""
+    """The reason for the turn's first missing verdict, as the end of a sentence; other programs' results have none."""
     detail = next(check.get("detail") for check in turn["checks"] if check["passed"] is None)
     return f": {_short(str(detail))}" if detail else ""
 

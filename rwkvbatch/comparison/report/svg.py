@@ -138,7 +138,7 @@ def fits_axis(value: object) -> bool:
 
 
 def drawable(values: Iterable[float]) -> list[float]:
-    """`values` with infinity, which is not drawn, for those beyond what an axis can have."""
+    """`values`, where infinity, which is not drawn, replaces those beyond the range of an axis."""
     return [math.copysign(math.inf, value) if abs(value) > _LARGEST else value for value in values]
 
 

@@ -20,7 +20,7 @@ _VERDICT_STYLES: Final = {"better": "bold green", "worse": "bold red", "differs"
 _OPTIONAL_COLUMNS: Final = ("detectable", "p", "W/T/L", "baseline", "mean", "95 % interval")
 """The columns that are left out until the table fits, in this order."""
 _SHORT_LABELS_AFTER: Final = ("p", "baseline", "mean", "95 % interval")
-"""Columns after whose removal short labels are tried, before more columns are left out."""
+"""Columns that are removed before labels are shortened; more columns are removed after that."""
 _MIN_LABEL = 12
 """The fewest characters of the column of labels."""
 
@@ -83,7 +83,7 @@ def _full_labels(lines: Sequence[Comparison]) -> _Labels:
 
 
 def _short_labels(lines: Sequence[Comparison]) -> _Labels:
-    """Labels without what all of them share, which the heading names.
+    """Labels without their common part, which the heading names.
 
     Cells of one grid (`temperature=1,top_p=0.5`) are named by the values of the settings that differ, other labels
     without their common prefix.

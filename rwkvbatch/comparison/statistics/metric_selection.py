@@ -50,7 +50,7 @@ class ShownMetrics:
 
 @dataclass(frozen=True)
 class MetricSelection:
-    """The data among whose metrics is selected.
+    """The data whose metrics are selected from.
 
     Attributes:
         matched: the rows of the pairs that have any.

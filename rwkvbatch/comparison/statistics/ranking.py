@@ -140,7 +140,7 @@ def _why_apart(
     metric: Metric,
     comparisons: Iterable[Comparison],
 ) -> str:
-    """Names the first variant that shares no value with the baseline, of which one or more of `differences` is NaN."""
+    """A note on the first variant that shares no value with the baseline; one or more of `differences` is NaN."""
     apart = next(index for index, difference in enumerate(differences) if math.isnan(difference))
     if apart != baseline:
         return f"{variants[apart].label} has no {metric.level} in common with {variants[baseline].label}"

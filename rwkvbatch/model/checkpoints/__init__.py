@@ -1,1 +1,1 @@
-"""Checkpoints: tensors under the official names, checked; adapters merged; what they need and what they are."""
+"""Checkpoints: reads tensors under the official names, merges adapters, and describes files and their memory use."""

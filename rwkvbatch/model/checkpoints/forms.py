@@ -110,7 +110,7 @@ def _common_prefix(names: list[str]) -> str:
 
 @dataclass(frozen=True)
 class _Naming:
-    """How a program names the tensors of RWKV.
+    """A program's names of the tensors of RWKV.
 
     Attributes:
         name: the program.
@@ -329,7 +329,7 @@ _LAYER = re.compile(r"blocks\.(\d{1,6})\.")
 
 
 def _check_layers(tensors: NamedTensors) -> None:
-    """Refuse fewer or more layers than the configuration has: layers were lost, or are not to be computed."""
+    """Refuse fewer or more layers than the configuration has: layers were lost, or do not belong to the network."""
     configured = tensors.config.get("num_hidden_layers")
     layers = {match[1] for name in tensors.entries if (match := _LAYER.match(name))}
     if isinstance(configured, int) and layers and "emb.weight" in tensors.entries and configured != len(layers):

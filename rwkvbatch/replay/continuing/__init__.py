@@ -1,1 +1,1 @@
-"""What the rows of a run depend on, and which rows of an existing run directory are also rows of a plan."""
+"""Identifies what the rows of a run depend on, and the rows of an existing run directory that a plan reuses."""

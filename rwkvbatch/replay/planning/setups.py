@@ -35,7 +35,7 @@ class Setup:
     endpoint: Endpoint | None = None
 
     def on_device(self, device: str | None) -> Self:
-        """The setup on another device, at the same precision; None leaves it as it is.
+        """The setup on another device, at the same precision; None does not change it.
 
         >>> Setup(None, "cuda fp16", "auto", (0,)).on_device("cuda:1").strategy
         'cuda:1 fp16'

@@ -144,7 +144,7 @@ def _fraction(mark: str) -> str:
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number in `text`; None if there is none.
+    """The last number in `text`; None without a number.
 
     Ordinals, and digits after a letter (`CO2`), an exponent mark (`m^2`) or a subscript mark (`x_1`) are not numbers.
 

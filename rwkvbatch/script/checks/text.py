@@ -159,7 +159,7 @@ class OneOf(_TextRule):
         )
 
     def _folded(self, text: str) -> str:
-        """`text` without what is ignored; the text itself if nothing else is left of it (`The The`)."""
+        """`text` without what is ignored; the text itself if nothing would be left of it (`The The`)."""
         text = super()._folded(text)
         folded = text.translate(_PUNCTUATION) if self.ignore_punctuation else text
         folded = _ARTICLES.sub(" ", folded) if self.ignore_articles else folded

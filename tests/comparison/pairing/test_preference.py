@@ -282,4 +282,4 @@ def test_answers_that_cannot_be_stored_are_noted(tmp_path: Path, capsys: pytest.
     paths = runs(tmp_path, 2)
     (tmp_path / "a" / PREFERENCES_NAME).mkdir()
     assert invoke(["compare", *paths, "--judge", "bundled"]) == 0
-    assert "the judge's answers are not kept" in capsys.readouterr().err
+    assert "the judge's answers are not stored" in capsys.readouterr().err

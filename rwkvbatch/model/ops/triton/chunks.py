@@ -41,7 +41,7 @@ from rwkvbatch.model.ops.triton.scan import Sequences, finished, normalized
 
 CHUNK = 16
 BLOCK_VALUES = 16
-"""Value rows of a state that one program of `_pass_on` handles."""
+"""Number of value rows of a state that one program of `_pass_on` handles."""
 MAX_REGISTERS = 168
 """Registers per thread of `_prepare`, so that three programs fit on a multiprocessor."""
 _DOUBLINGS: tl.constexpr = tl.constexpr(3)
