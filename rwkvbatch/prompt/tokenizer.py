@@ -177,7 +177,7 @@ def refuse_surrogates(text: str) -> bytes:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(
-            f"character {error.start + 1} of a text, U+{ord(text[error.start]):04X}, is half of a surrogate pair",
+            f"character {error.start + 1} of a text, U+{ord(text[error.start]):04X}, is an unpaired surrogate",
             hint="write the whole character, or remove it",
         ) from None
 

@@ -260,7 +260,7 @@ def _bounded_int(digits: str) -> int:
 
 
 def check_value(value: Any) -> None:
-    """Raise `NotStrictError` for half of a surrogate pair, nesting deeper than `MAX_DEPTH`, or a fault in the value."""
+    """Raise `NotStrictError` for an unpaired surrogate, nesting deeper than `MAX_DEPTH`, or a fault in the value."""
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         next_level: list[Any] = []
@@ -272,7 +272,7 @@ def check_value(value: Any) -> None:
             elif isinstance(item, NotStrictError):
                 raise item
             elif isinstance(item, str) and not item.isascii() and (match := _SURROGATE.search(item)):
-                message = f"half of a surrogate pair, \\u{ord(match[0]):04x}"
+                message = f"unpaired surrogate, \\u{ord(match[0]):04x}"
                 raise NotStrictError(message, "write the whole character, or remove it")
         if not next_level:
             return

@@ -41,7 +41,7 @@ def _encoded(value: Any) -> bytes:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     try:
         return text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which the reader refuses
+    except UnicodeEncodeError:  # an unpaired surrogate, which the reader refuses
         return json.dumps(value).encode()
 
 

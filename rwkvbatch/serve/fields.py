@@ -196,7 +196,7 @@ def decoded(body: bytes) -> object:
 
     Raises:
         RequestError: it is not JSON, or it has content on which JSON readers disagree: a key twice in one object, a
-            number beyond the range of floats, half of a surrogate pair.
+            number beyond the range of floats, or an unpaired surrogate.
     """
     try:
         value: object = orjson.loads(body)

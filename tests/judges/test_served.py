@@ -225,7 +225,7 @@ def test_the_identity_is_the_address_the_model_and_the_further_fields() -> None:
         ({"judge": "bundled", "judge_url": "http://127.0.0.1:1/v1"}, "--judge and --judge-url"),
         ({"judge_model": "x"}, "--judge-model belongs to --judge-url"),
         ({"judge_strategy": "cpu fp32"}, "--judge-strategy belongs to --judge"),
-        ({"judge_url": "http://u:p@h/v1", "judge_model": "m"}, "--judge-url must not hold a user"),
+        ({"judge_url": "http://u:p@h/v1", "judge_model": "m"}, "--judge-url must not contain a user"),
         ({"judge_url": "ftp://h/v1", "judge_model": "m"}, "--judge-url must be an http"),
         ({"judge_url": "http://h/v1", "judge_model": "m", "judge_body": "[]"}, "--judge-body must be a JSON object"),
         ({"judge_url": "http://h/v1", "judge_model": "m", "judge_body": '{"model": "x"}'}, "--judge-body must not set"),

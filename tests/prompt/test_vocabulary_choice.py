@@ -98,7 +98,7 @@ class TestBytePairs:
         assert BPE.decode(ids) == "a<|endoftext|>b"
 
     def test_half_a_surrogate_pair_is_refused(self) -> None:
-        with pytest.raises(InputError, match=r"U\+D800, is half of a surrogate pair"):
+        with pytest.raises(InputError, match=r"U\+D800, is an unpaired surrogate"):
             BPE.encode("\ud800")
 
     def test_ids_that_the_file_lacks_have_no_text(self) -> None:
@@ -155,7 +155,7 @@ class TestChoice:
     @pytest.mark.parametrize("size", [50_254, 50_277, 50_304])
     def test_the_20b_tokenizer_is_taken_from_beside_the_checkpoint(self, size: int, tmp_path: Path) -> None:
         checkpoint = Checkpoint(size, str(tmp_path / "RWKV-4-Pile.pth"))
-        with pytest.raises(CheckpointError, match=r"20B_tokenizer\.json is not beside it"):
+        with pytest.raises(CheckpointError, match=r"20B_tokenizer\.json is not next to it"):
             tokenizer_of(checkpoint)
         (tmp_path / "20B_tokenizer.json").write_bytes(CONTENT)
         found = tokenizer_of(checkpoint)

@@ -128,7 +128,7 @@ def test_an_archive_of_tar_is_unpacked_by_tar(tmp_path: Path) -> None:
 def test_a_pointer_of_git_lfs_is_refused_as_such(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:35dc\nsize 446564\n")
-    with pytest.raises(ScriptError, match="is a pointer of Git LFS") as caught:
+    with pytest.raises(ScriptError, match="is a Git LFS pointer, not the file") as caught:
         import_benchmark("math", [str(path)], tmp_path / "out.jsonl")
     assert "git lfs pull" in str(caught.value.hint)
 
@@ -138,7 +138,7 @@ def test_a_pointer_of_git_lfs_is_refused_as_such(name: str, tmp_path: Path) -> N
     [
         ('[{"text": "a b", "text": "a c"}]', "the key 'text' comes twice in one object"),
         ('[{"text": NaN}]', "NaN is not a JSON number"),
-        ('[{"text": "a \\ud800"}]', "half of a surrogate pair"),
+        ('[{"text": "a \\ud800"}]', "unpaired surrogate"),
     ],
 )
 def test_what_json_readers_read_differently_is_refused_in_columns_that_are_read(

@@ -112,7 +112,7 @@ def test_keys_that_are_not_text_are_refused(key: object) -> None:
 def test_errors_and_limits_are_those_of_lines() -> None:
     assert refusal(GREETING, {"mesages": []}).startswith("scripts[1]: ")
     assert refusal({**GREETING, "tags": [], "tgas": []}) == "scripts[0]: unknown key 'tgas'"
-    assert refusal(with_content("\ud800")) == "scripts[0]: half of a surrogate pair, \\ud800"
+    assert refusal(with_content("\ud800")) == "scripts[0]: unpaired surrogate, \\ud800"
     assert refusal({**GREETING, "id": "a"}, {**GREETING, "id": "a"}).endswith("was already used at scripts[0]")
     assert refusal(with_content("é" * 50), limits=ScriptLimits(max_line_bytes=100)).endswith("longer than 100 bytes")
     assert "`defaults` may only be the first" in refusal(GREETING, {"defaults": {}})

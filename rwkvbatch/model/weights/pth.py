@@ -76,7 +76,7 @@ def read_zip(descriptor: int, path: Path) -> Contents:
         key = tensor.storage.key
         location = locations.get(f"{root}data/{key}")
         if location is None:
-            raise CheckpointError(f"its tensors need a record data/{shown_name(key)} that is not there", path=path)
+            raise CheckpointError(f"its tensors need a record data/{shown_name(key)}, which is missing", path=path)
         entries[name] = _stored(name, tensor, location, path)
     # torch.serialization.set_crc32_options(False) writes 0 in place of the checksums.
     checksums = {

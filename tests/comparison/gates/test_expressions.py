@@ -135,7 +135,7 @@ def test_significant_gates_are_corrected_for_the_number_of_variants() -> None:
         ("", "expected a number", 0),
         ("score[memory < 1", "unexpected character '['", 5),
         ("score[] < 1", "unexpected character '['", 5),
-        ('score["\\q"] < 1', "no string of JSON", 5),
+        ('score["\\q"] < 1', "not a JSON string", 5),
         ("[memory] < 1", "expected a number", 0),
         ("score[a][b] < 1", "expected one of < <= > >=", 8),
         ("mean(score)[a] < 1", "expected one of < <= > >=", 11),

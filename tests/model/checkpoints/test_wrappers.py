@@ -33,7 +33,7 @@ class TrainArgs:
 
 
 def beside() -> dict[str, Any]:
-    """What training programs save beside the tensors."""
+    """What training programs save with the tensors."""
     numbers = {"loss": np.float64(1.5), "step": np.int64(3), "flag": np.bool_(True), "seen": np.arange(5)}
     return {
         "epoch": 3,

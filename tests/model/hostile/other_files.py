@@ -21,7 +21,7 @@ from tests.model.hostile.packing import archive_of, legacy_pth, pth
 def not_files() -> Iterator[Case]:
     yield Case("directory", lambda path: path.mkdir(), "this directory has no weights")
     yield Case("fifo", os.mkfifo, "it is a FIFO, not a regular file")
-    yield Case("dangling-link", lambda path: path.symlink_to("nowhere"), "symbolic link to a file that is not there")
+    yield Case("dangling-link", lambda path: path.symlink_to("nowhere"), "symbolic link to a file that does not exist")
     yield Case("link-loop", lambda path: path.symlink_to(path.name), "cannot open it")
     yield Case("device", lambda path: path.symlink_to("/dev/zero"), "it is a device, not a regular file")
     yield Case("socket", _socket, "cannot open it")
