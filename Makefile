@@ -17,7 +17,7 @@ CHECKS_FAILED := [ $$? -eq 1 ]
 # Only a folder that is a run, or empty, makes room for a new run: other programs write manifests too.
 define remove_run
 	@set -- "$(OUT)/$@"; [ ! -e "$$1" ] || grep -qs '"rwkvbatch"' "$$1/manifest.json" || rmdir "$$1" 2>/dev/null || \
-		{ echo "$(OUT)/$@ is no run: move it, or choose another folder with OUT=FOLDER" >&2; exit 1; }
+		{ echo "$(OUT)/$@ is not a run: move it, or choose another folder with OUT=FOLDER" >&2; exit 1; }
 	rm -rf "$(OUT)/$@"
 endef
 

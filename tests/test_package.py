@@ -249,7 +249,7 @@ def test_make_removes_a_run_and_no_other_folder(
     (tmp_path / "my").mkdir()
     done = make(target, "OUT=my runs é")
     assert done.returncode == 2
-    assert f"my runs é/{target} is no run: move it, or choose another folder with OUT=FOLDER" in done.stderr
+    assert f"my runs é/{target} is not a run: move it, or choose another folder with OUT=FOLDER" in done.stderr
     assert (folder / "thesis.md").exists()
     (folder / "manifest.json").write_text(json.dumps({"about": {"rwkvbatch": "0.1.0"}}))
     done = make(target, "OUT=my runs é")

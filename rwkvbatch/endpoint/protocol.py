@@ -169,7 +169,7 @@ class Answer:
         piece = ""
         for item in _list(event, "choices"):
             if not isinstance(item, dict):
-                raise EndpointError("`choices` of the answer must hold objects")
+                raise EndpointError("`choices` of the answer must contain objects")
             choice = cast("dict[str, Any]", item)
             if choice.get("index", 0) != 0:
                 continue

@@ -274,7 +274,7 @@ def _messages(chat_messages: Sequence[ChatMessage]) -> list[Mapping[str, str]]:
     for message in chat_messages:
         parts = [] if isinstance(message.content, str) else message.content
         if unsupported := [part.type for part in parts if part.type not in ("text", "reasoning")]:
-            raise UsageError(f"a message holds {unsupported[0]}: contents must be text")
+            raise UsageError(f"a message contains {unsupported[0]}: contents must be text")
         if message.role != "system":
             messages.append({"role": message.role, "content": message.text})
     return messages

@@ -163,7 +163,7 @@ def _from_package(file: NamedTensors, spec: ModelSpec) -> State:
 
 def _values(file: NamedTensors, name: str) -> torch.Tensor:
     if file.entries[name].dtype not in PRECISIONS or file.entries[name].num_elements == 0:
-        raise CheckpointError(f"the tensor {name[:80]!r} must hold bf16, fp16 or fp32 numbers", path=file.path)
+        raise CheckpointError(f"the tensor {name[:80]!r} must contain bf16, fp16 or fp32 numbers", path=file.path)
     tensor = file.read(name)
     check_finite(tensor, name, file.path)
     return tensor.float()

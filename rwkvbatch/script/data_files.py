@@ -84,7 +84,7 @@ def _walk(folder: str) -> Iterator[str]:
                 )  # fmt: skip
         num_files += len(names)
         if num_files > MAX_FILES:
-            raise ScriptError(f"holds more than {MAX_FILES:,} files", path=folder, hint=_NAME_THEM)
+            raise ScriptError(f"contains more than {MAX_FILES:,} files", path=folder, hint=_NAME_THEM)
         paths = [str(Path(current, name)) for name in names if not name.startswith(".")]
         if depth > MAX_DEPTH and (deep := next(filter(_is_data_file, paths), None)):
             problem = f"has files in folders deeper than {MAX_DEPTH} levels, such as {deep}"

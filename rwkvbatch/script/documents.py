@@ -62,7 +62,7 @@ def read_documents(paths: Sequence[str], *, limits: ScriptLimits | None = None, 
         else:
             left_out.append(file)
     if not reader.conversations:
-        raise UsageError("holds no document: " + ", ".join(paths), hint="name text files, .jsonl files or folders")
+        raise UsageError("contains no document: " + ", ".join(paths), hint="name text files, .jsonl files or folders")
     if left_out:
         names = listed(left_out, FILES_SHOWN)
         text = f"{counted(len(left_out), 'file')} of folders left out, without text in UTF-8: {names}"

@@ -195,7 +195,7 @@ def load_strictly(text: str, parse_int: Callable[[str], float]) -> Any:
 def load_with_faults(text: str) -> Any:
     """The JSON value of `text`, with a `NotStrictError` in place of each value that `load_strictly` refuses.
 
-    A key that comes twice has one as its value. `check_value` raises those inside a value.
+    A repeated key has one as its value. `check_value` raises those inside a value.
 
     Raises:
         ValueError: the text is not JSON.
@@ -236,7 +236,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _twice(key: str) -> NotStrictError:
-    return NotStrictError(f"the key {shown(key)} comes twice in one object", "keep one of the two")
+    return NotStrictError(f"the key {shown(key)} is repeated in one object", "keep one of the two")
 
 
 def _refuse_constant(name: str) -> NoReturn:

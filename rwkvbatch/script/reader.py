@@ -80,7 +80,7 @@ def read_scripts(
         skip_bad: set bad lines aside instead of raising.
 
     Raises:
-        ScriptError: a file cannot be read or holds no conversation, or a line is bad and `skip_bad` is not set.
+        ScriptError: a file cannot be read or contains no conversation, or a line is bad and `skip_bad` is not set.
         UsageError: no path, an empty path, or a path or standard input twice.
         MissingExtraError: a check needs an optional dependency that is not installed.
     """
@@ -197,7 +197,7 @@ class ScriptReader:
                 self._set_aside(line, error)
             is_first = False
         if len(self.conversations) == num_before:
-            message = "holds no conversation"
+            message = "contains no conversation"
             if len(self.skipped) > skipped_before:
                 message += f" that can be used; its first bad line: {self.skipped[skipped_before].error}"
             raise ScriptError(message, path=shown_path(path), hint="write one JSON object a line; see docs/scripts.md")

@@ -132,7 +132,7 @@ def read_records(path: str, form: TableForm = NO_FORM) -> Iterator[Record]:
     except OSError as error:
         raise ScriptError(f"cannot be read: {error.strerror or error_text(error, None)}", path=path) from None
     if not number:
-        raise ScriptError("holds no record", path=path, hint="is it the right file?")
+        raise ScriptError("contains no record", path=path, hint="is it the right file?")
     if labels is not None and len(labels) != number:
         problem = f"has {counted(len(labels), 'line')}, and {path} has {counted(number, 'record')}"
         raise ScriptError(problem, path=_labels_path(path), hint="take the labels of the same file")

@@ -166,7 +166,7 @@ def test_verify_finds_what_the_table_of_contents_does_not_tell(
     torch.save(tensors, tmp_path / "bad.pth")
     assert invoke(["model", "info", str(tmp_path / "bad")]) == 0
     assert invoke(["model", "info", str(tmp_path / "bad"), "--verify"]) == 3
-    assert "'head.weight' holds NaN" in capsys.readouterr().err
+    assert "'head.weight' contains NaN" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["info", "--verify"], ["convert", "new.pth"], ["quantize", "new.safetensors"]])

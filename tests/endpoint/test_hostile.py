@@ -51,7 +51,7 @@ def event(**values: Any) -> bytes:
         (JSON, "the answer is empty"),
         (JSON + b"[1, 2]", "must be a JSON object, found list"),
         (JSON + b'{"choices": "x"}', "`choices` of the answer must be a list"),
-        (JSON + b'{"choices": [7]}', "must hold objects"),
+        (JSON + b'{"choices": [7]}', "must contain objects"),
         (JSON + b'{"choices": [{"text": 7, "finish_reason": "stop"}]}', "must be a string, found int"),
         (JSON + b'{"choices": [{"text": "\xff\xfe", "finish_reason": "stop"}]}', "not JSON"),
         (JSON + b'{"choices": [{"text": "\\ud800", "finish_reason": "stop"}]}', "not JSON"),

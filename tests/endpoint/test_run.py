@@ -277,7 +277,7 @@ def test_grid_of_a_served_model_and_one_in_this_process(script: Path, server: Fa
         ({"endpoint": "http://127.0.0.1/v1", "batch_size": 2}, "--batch-size"),
         ({"endpoint": "http://127.0.0.1/v1", "endpoint_body": "[1]"}, "must be a JSON object"),
         ({"endpoint": "http://127.0.0.1/v1", "endpoint_body": '{"stream": 1}'}, "must not set stream"),
-        ({"endpoint": "http://127.0.0.1/v1", "endpoint_body": '{"x": 1, "x": 2}'}, "the key 'x' comes twice"),
+        ({"endpoint": "http://127.0.0.1/v1", "endpoint_body": '{"x": 1, "x": 2}'}, "the key 'x' is repeated"),
         ({"endpoint": "http://127.0.0.1/v1", "endpoint_body": '{"x": NaN}'}, "NaN is not a JSON number"),
         ({"endpoint": "http://127.0.0.1/v1", "endpoint_body": '{"x": 1e999}'}, "1e999 is out of range"),
         ({"endpoint": "http://127.0.0.1/v1", "endpoint_api": "chat", "think": "on"}, "--think changes the prompt"),

@@ -80,7 +80,7 @@ def test_tuned_state_is_transposed_for_older_generations(generation: str, tmp_pa
         (tuned(num_layers=1), "the tensor 'blocks.1.att.time_state' is missing"),
         (tuned(heads=4), r"must be 2 x 32 x 32 \(heads, head size, head size\), it is 4 x 32 x 32"),
         (tuned() | {"emb.weight": torch.ones(97, 64)}, "'emb.weight' is surplus"),
-        ({name: tensor.long() for name, tensor in tuned().items()}, "must hold bf16, fp16 or fp32"),
+        ({name: tensor.long() for name, tensor in tuned().items()}, "must contain bf16, fp16 or fp32"),
         ({name: tensor * float("nan") for name, tensor in tuned().items()}, "contains NaN or infinity"),
         ({"something": torch.ones(2)}, "not a state file"),
         ({}, "no tensors at all"),

@@ -2,7 +2,7 @@
 
 `python -m tests.replay.slow_run DIRECTORY [SECONDS A STEP]`
 
-The file `in-a-step` beside the directory appears when the first step starts.
+The file `in-a-step` next to the directory appears when the first step starts.
 """
 
 from __future__ import annotations

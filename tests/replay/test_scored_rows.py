@@ -233,7 +233,7 @@ def test_unreadable_documents_are_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(ScriptError) as caught:
             read_documents([str(path)])
         assert re.search(message, f"{caught.value}\n{caught.value.hint}")
-    with pytest.raises(UsageError, match="holds no document"):
+    with pytest.raises(UsageError, match="contains no document"):
         read_documents([str(tmp_path / "none")])
     found = read_documents([str(tmp_path / "empty.txt"), script(tmp_path / "s.jsonl")], skip_bad=True)
     assert (len(found.conversations), len(found.skipped)) == (6, 1)

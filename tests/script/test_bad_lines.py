@@ -41,7 +41,7 @@ BAD_LINES: list[tuple[bytes, str]] = [
     (b'{"params": {"temperature": -Infinity}}', r"2: -Infinity is not a JSON number"),
     (b'{"params": {"temperature": 1e999}}', r"2: the number 1e999 is out of range"),
     (b'{"params": {"seed": ' + b"9" * 5000 + b"}}", r"2: a number with 5000 digits is out of range"),
-    (b'{"id": "a", "id": "b", "messages": []}', r"2: the key 'id' comes twice"),
+    (b'{"id": "a", "id": "b", "messages": []}', r"2: the key 'id' is repeated"),
     (b'[{"messages": []}]', r"2: must be a JSON object, got an array"),
     (b"3", r"2: must be a JSON object, got a number"),
     (b'"text"', r"2: must be a JSON object, got a string"),
@@ -88,7 +88,7 @@ def test_a_bad_line_can_be_set_aside(line: bytes, message: str, tmp_path: Path) 
 
 
 def test_a_script_whose_lines_are_all_set_aside_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ScriptError, match="holds no conversation that can be used"):
+    with pytest.raises(ScriptError, match="contains no conversation that can be used"):
         read(tmp_path, b"{", skip_bad=True)
 
 
@@ -128,7 +128,7 @@ def test_the_error_for_only_bad_lines_has_the_first_one(tmp_path: Path) -> None:
     with pytest.raises(ScriptError) as caught:
         read(tmp_path, b"{", skip_bad=True)
     message = str(caught.value)
-    assert "holds no conversation that can be used; its first bad line: " in message
+    assert "contains no conversation that can be used; its first bad line: " in message
     assert "demo.jsonl:1:2: not JSON" in message
 
 

@@ -94,7 +94,7 @@ def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     files_in(tmp_path, "a.json", "b.json", "c/d.json")
     assert len(found(tmp_path)) == 3
     files_in(tmp_path, "c/e.txt")
-    with pytest.raises(ScriptError, match="holds more than 3 files"):
+    with pytest.raises(ScriptError, match="contains more than 3 files"):
         data_files([str(tmp_path)])
 
 
@@ -136,7 +136,7 @@ def test_a_pointer_of_git_lfs_is_refused_as_such(name: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ('[{"text": "a b", "text": "a c"}]', "the key 'text' comes twice in one object"),
+        ('[{"text": "a b", "text": "a c"}]', "the key 'text' is repeated in one object"),
         ('[{"text": NaN}]', "NaN is not a JSON number"),
         ('[{"text": "a \\ud800"}]', "unpaired surrogate"),
     ],
@@ -181,7 +181,7 @@ def test_a_record_without_a_label_may_have_anything_in_other_columns(tmp_path: P
 
 def test_the_array_inside_an_object_comes_once(tmp_path: Path) -> None:
     (tmp_path / "dev.json").write_text('{"Data": [{"QuestionId": "a"}], "Data": []}')
-    with pytest.raises(ScriptError, match=r"dev\.json:1: the key 'Data' comes twice in one object"):
+    with pytest.raises(ScriptError, match=r"dev\.json:1: the key 'Data' is repeated in one object"):
         import_benchmark("triviaqa", [str(tmp_path / "dev.json")], tmp_path / "out.jsonl")
 
 

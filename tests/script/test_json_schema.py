@@ -150,8 +150,8 @@ def test_a_check_without_a_reference_or_choices_fails(entry: dict[str, Any], det
 
 
 AMBIGUOUS = [
-    ('{"a": 1, "b": 2, "a": 3}', "the key 'a' comes twice in one object"),
-    ('[{"x": {"a": 1, "\\u0061": 1}}]', "the key 'a' comes twice in one object"),
+    ('{"a": 1, "b": 2, "a": 3}', "the key 'a' is repeated in one object"),
+    ('[{"x": {"a": 1, "\\u0061": 1}}]', "the key 'a' is repeated in one object"),
     ("NaN", "NaN is not a JSON number"),
     ("[Infinity]", "Infinity is not a JSON number"),
     ('{"a": -Infinity}', "-Infinity is not a JSON number"),

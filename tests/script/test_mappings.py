@@ -116,7 +116,7 @@ def test_errors_and_limits_are_those_of_lines() -> None:
     assert refusal({**GREETING, "id": "a"}, {**GREETING, "id": "a"}).endswith("was already used at scripts[0]")
     assert refusal(with_content("é" * 50), limits=ScriptLimits(max_line_bytes=100)).endswith("longer than 100 bytes")
     assert "`defaults` may only be the first" in refusal(GREETING, {"defaults": {}})
-    assert refusal({"defaults": {}}) == "scripts: holds no conversation"
+    assert refusal({"defaults": {}}) == "scripts: contains no conversation"
     with pytest.raises(UsageError, match="more than 2 conversations"):
         read_scripts([GREETING] * 3, limits=ScriptLimits(max_conversations=2))
 

@@ -163,13 +163,13 @@ def test_a_json_file_may_be_one_object_or_lines(tmp_path: Path) -> None:
         ('[{"messages": [{"role": "user", "content": "a"}]},\n 3]', r"data\.json:2: item 2: must be a JSON object"),
         (json.dumps(ITEMS[:1])[:-1] + ",\n{]", r"data\.json:2:2: not JSON"),
         ("[", r"data\.json:1:2: not JSON"),
-        ("[]", "holds no conversation"),
+        ("[]", "contains no conversation"),
         ('[{"a": 1} {"b": 1}]', "item 1: is of no known form"),
         (json.dumps(ITEMS) + "x", "not JSON: expected"),
         (json.dumps(ITEMS)[:-1], "the array has no end"),
         (json.dumps(ITEMS)[:-1] + ",]", "not JSON"),
         ("[" * 100_000, "data.json"),
-        ('[{"messages": [{"role": "user", "content": "a", "content": "b"}]}]', "item 1: the key 'content' comes twice"),
+        ('[{"messages": [{"role": "user", "content": "a", "content": "b"}]}]', "item 1: the key 'content' is repeated"),
     ],
 )
 def test_a_bad_array_is_refused_with_its_line_and_item(text: str, message: str, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_a_byte_order_mark_and_carriage_returns_at_line_ends_are_accepted(tmp_pa
 def test_a_file_without_a_conversation_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "demo.jsonl"
     path.write_bytes(content)
-    with pytest.raises(ScriptError, match=r"demo\.jsonl: holds no conversation"):
+    with pytest.raises(ScriptError, match=r"demo\.jsonl: contains no conversation"):
         read_scripts([str(path)])
 
 

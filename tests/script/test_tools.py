@@ -252,7 +252,7 @@ def test_tool_call_true_expects_the_calls_of_the_reference(reply: str, passes: b
     assert check.judge(ReplyFacts(reply, "stop", 5)).undecided
     wrong = check.judge(ReplyFacts(reply, "stop", 5, "[1]"))
     assert wrong.undecided
-    assert str(wrong.detail).startswith("the reference is no call")
+    assert str(wrong.detail).startswith("the reference is not a call")
 
 
 def test_arguments_of_a_call_may_be_an_object(tmp_path: Path) -> None:

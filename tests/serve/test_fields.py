@@ -239,5 +239,5 @@ def test_a_key_that_comes_twice_is_refused(server: Server, body: bytes, key: str
     for path in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"):
         status, message, _ = problem(server.send(path, body, method="POST"))
         assert (status, message) == (
-            400, f"the body cannot be read: the key '{key}' comes twice in one object; keep one of the two",
+            400, f"the body cannot be read: the key '{key}' is repeated in one object; keep one of the two",
         )  # fmt: skip

@@ -274,7 +274,7 @@ def trend_figure(trend: Trend, *, exploratory: bool = False) -> Figure:
         plot.margins(x=0.03, y=0.12)
         tips = _scatter(plot, x, y, tips, "dots", [ACCENT] * len(x), size=6)
         svg = inline_svg(figure, label=title, tips={"dots": tips}, prefix=f"trend-{trend.metric.name}")
-    caption = f"Mean of each checkpoint; the band holds all true means together at 95 %. {TREND_NOTE}"
+    caption = f"Mean of each checkpoint; the band contains all true means together at 95 %. {TREND_NOTE}"
     return Figure(trend.metric.name, title, caption, svg, exploratory=exploratory)
 
 

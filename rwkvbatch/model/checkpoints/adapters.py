@@ -155,7 +155,7 @@ def _merged(
     replacements: dict[str, Entry] = {}
     for name, entry in parts.items():
         if entry.dtype not in PRECISIONS:
-            raise CheckpointError(f"the tensor {name[:80]!r} must hold bf16, fp16 or fp32 numbers", path=source.path)
+            raise CheckpointError(f"the tensor {name[:80]!r} must contain bf16, fp16 or fp32 numbers", path=source.path)
         entry = _checked(name, entry, source.path)
         if match := _PART.fullmatch(name):
             groups.setdefault(match[1], {})[match[2] or match[3] or f"lora.{match[4]}"] = entry

@@ -38,7 +38,7 @@ def token_lists(tokens: Sequence[Sequence[int]], state: State | None, vocab_size
         raise ArgumentError(f"tokens must be a list of lists of token ids; got {shown_value(tokens)}")
     lists = [_token_array(ids, index, vocab_size) for index, ids in enumerate(tokens)]
     if not lists:
-        raise ArgumentError("tokens must hold at least one list of token ids; got none")
+        raise ArgumentError("tokens must contain at least one list of token ids; got none")
     given: object = state
     if given is not None and not isinstance(given, State):
         raise ArgumentError(f"state must be a State, or None; got {shown_value(given)}")

@@ -318,7 +318,7 @@ class PickleReader:
                     return self._call(inner, inner_arguments)
         if function.module == "torch._utils" and function.name in _OTHER_TENSORS:
             kind = _OTHER_TENSORS[function.name]
-            raise self._error(f"it holds {kind}, which is not supported", hint="save plain tensors")
+            raise self._error(f"it contains {kind}, which is not supported", hint="save plain tensors")
         return self._opaque(function)
 
     def _tensor(

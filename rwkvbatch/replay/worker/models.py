@@ -213,7 +213,7 @@ def _textless_warnings(setup: Setup, tokenizer: Tokenizer) -> list[str]:
     name = "the bundled model" if setup.model is None else setup.model
     return [
         f"{name}: {len(textless):,} of {tokenizer.vocab_size:,} token ids decode to nothing with the "
-        f"vocabulary {tokenizer.name} ({shown_ids(textless)}); a reply that holds one is reported"
+        f"vocabulary {tokenizer.name} ({shown_ids(textless)}); a reply that contains one is reported"
     ]
 
 

@@ -133,7 +133,7 @@ def find_letter(text: str, letters: str) -> tuple[str | None, str]:
         content = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*", "", boxed)
         if (match := _WHOLE.fullmatch(content)) or (match := _FIRST.match(content)):
             return _known_letter(match["letter"], letters)
-        return None, f"the box holds no letter of {letters}"
+        return None, f"the box contains no letter of {letters}"
     stated = [match for match in _SAYS.finditer(text) if _states_letter(match, text)]
     denied = {match["letter"].upper(): match.start() for match in _DENIES.finditer(text)}
     for match in stated:
@@ -283,7 +283,7 @@ class Boxed:
         content = last_boxed(text[-MAX_CHARACTERS:])
         if content is None:
             return Verdict(False, 0.0, f"has no whole \\boxed{{}}; got {excerpt(text)}")
-        return verdict(plain_latex(content) == plain_latex(self.text), f"the box holds {excerpt(content)}")
+        return verdict(plain_latex(content) == plain_latex(self.text), f"the box contains {excerpt(content)}")
 
 
 @dataclass(frozen=True)
@@ -320,7 +320,7 @@ class Mathematics:
             case Equality.DIFFERENT:
                 return verdict(False, f"got {excerpt(compared)}")
             case Equality.UNREADABLE:
-                return Verdict(False, 0.0, f"holds no expression that can be read; got {excerpt(text)}")
+                return Verdict(False, 0.0, f"contains no expression that can be read; got {excerpt(text)}")
             case _:
                 return Verdict(False, 0.0, "gave up: comparing took too long or too much memory", undecided=True)
 

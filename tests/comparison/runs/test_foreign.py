@@ -283,7 +283,7 @@ def test_logs_of_inspect_are_compared_by_sample(capsys: pytest.CaptureFixture[st
 def test_an_inspect_log_of_another_form_names_the_command_that_converts_it(tmp_path: Path) -> None:
     path = tmp_path / "log.eval"
     path.write_bytes(b"PK\3\4")
-    with pytest.raises(RunDirectoryError, match=r"log\.eval.* is not read") as caught:
+    with pytest.raises(RunDirectoryError, match=r"log\.eval.* is not supported") as caught:
         load(path)
     assert "inspect log convert --to json" in str(caught.value.hint)
 

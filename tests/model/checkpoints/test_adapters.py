@@ -113,7 +113,7 @@ def test_options_that_do_not_apply_are_refused(tiny_tensors: Tensors, tiny_file:
         ({"blocks.0.att.receptance.bone": normal(8, 8, 8, seed=1)}, "is incomplete"),
         ({"something.else": normal(3, seed=1)}, "belongs neither to an adapter nor to the model"),
         ({"blocks.0.ln1.weight": normal(65, seed=1)}, "'blocks.0.ln1.weight' is"),
-        ({"blocks.0.att.receptance.lora_A": torch.ones(RANK, 64, dtype=torch.int64)}, "must hold bf16"),
+        ({"blocks.0.att.receptance.lora_A": torch.ones(RANK, 64, dtype=torch.int64)}, "must contain bf16"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused(
@@ -220,7 +220,7 @@ def test_an_adapter_with_numbers_that_are_not_finite_is_refused(
     parts = lora(tiny_tensors)
     parts["blocks.0.att.receptance.lora_B"][0, 0] = number
     path = saved(tmp_path / "lora.pth", parts)
-    with pytest.raises(CheckpointError, match=r"lora\.pth: the tensor 'blocks.0.att.receptance.lora_B' holds NaN"):
+    with pytest.raises(CheckpointError, match=r"lora\.pth: the tensor 'blocks.0.att.receptance.lora_B' contains NaN"):
         logits(tiny_file, f"{path} alpha=16")
 
 

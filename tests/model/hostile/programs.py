@@ -101,7 +101,9 @@ def programs() -> Iterator[Case]:
     yield from_bytes("many-axes", program(tensor_item(b"w", (1,) * 1000, (1,) * 1000)), "damaged")
     yield from_bytes("one-too-many", program(tensor_item(b"w", (17,), (1,))), "more bytes than its record")
     yield from_bytes("no-record", program(tensor_item(b"w", (1,), (1,), key=b"1")), "data/1, which is missing")
-    yield from_bytes("record-outside", program(tensor_item(b"w", (1,), (1,), key=b"../../etc/passwd")), "not there")
+    yield from_bytes(
+        "record-outside", program(tensor_item(b"w", (1,), (1,), key=b"../../etc/passwd")), "which is missing"
+    )
     yield from_bytes(
         "many-views", program(*(tensor_item(b"w%d" % number, (100, 100), (0, 0)) for number in range(9))), "more than 4"
     )

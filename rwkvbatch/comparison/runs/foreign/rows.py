@@ -118,7 +118,7 @@ def checked(run: ForeignRun, path: Path) -> ForeignRun:
         RunDamagedError: two rows have the same key.
     """
     if not run.rows:
-        raise RunDirectoryError("it holds no result", path=path)
+        raise RunDirectoryError("it contains no result", path=path)
     [(key, count)] = Counter(row.key for row in run.rows).most_common(1)
     if count > 1:
         raise damaged(path, f"{count} results have the same place: {key.in_words()}; number them by `repeat`")
