@@ -152,7 +152,7 @@ public:
     Vector vector(const float* data, size_t rows, size_t width);
     Table table(const uint8_t* data, Dtype dtype, size_t vocab_size, size_t width);
     // The same from a file. Each thread reads one part at a time, so that only the result is in memory as a whole. Returns nullopt
-    // if the file cannot be read, is truncated, or holds NaN or infinity.
+    // if the file cannot be read, is truncated, or contains NaN or infinity.
     std::optional<LinearLayer> read_layer(const StoredRows& stored, size_t out, size_t in, Activation activation, Dtype dtype,
                                           bool sparse_inputs);
     std::optional<Table> read_table(const StoredRows& stored, size_t vocab_size, size_t width);

@@ -140,7 +140,7 @@ def test_an_adapter_is_merged_into_tensors_in_memory(tiny_tensors: Tensors, tiny
         ({"emb.weight": torch.zeros(97, 64, device="meta")}, "'emb.weight' must be a whole, dense tensor.*'meta'"),
         ({"emb.weight": torch.zeros(97, 64).to_sparse()}, "'emb.weight' must be a whole, dense tensor.*sparse"),
         ({"emb.weight": torch.zeros(97, 64, dtype=torch.float64)}, "'emb.weight' must be bf16, fp16 or fp32"),
-        ({"ln_out.bias": torch.full((64,), torch.nan)}, "'ln_out.bias' holds NaN"),
+        ({"ln_out.bias": torch.full((64,), torch.nan)}, "'ln_out.bias' contains NaN"),
         ({"blocks.5.att.x_r": torch.zeros(64)}, "layer 2 is missing"),
     ],
 )
