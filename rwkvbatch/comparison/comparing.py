@@ -155,6 +155,9 @@ def compare(
     notes += repeat_notes(ks, matched, variants, table)
     selection = MetricSelection(matched, variants, table, requested, ks)
     primary_metric = selection.primary(primary)
+    if margin is not None and primary_metric is not None and margin >= primary_metric.widest:
+        limit = f"{primary_metric.widest:g}, the range of {primary_metric.name}"
+        raise UsageError(f"--margin must be below {limit}: no difference is larger; got {margin:g}")
     shown = selection.shown(primary_metric, all_metrics=all_metrics)
     requested = shown.requested
     notes += shown.notes

@@ -225,7 +225,7 @@ def left_out(dropped: Iterable[Dropped], metric: Metric | None = None, *, named:
     """
     variants = list(dropped)
     parts: list[str] = []
-    errors_fail = metric is None or metric.level == "conversation" or metric.name in (*PASS_COLUMNS, "failed")
+    errors_fail = metric is None or metric.level == "conversation" or metric.name in (*PASS_COLUMNS, "error_rate")
     error_outcome = "failed" if errors_fail else "left out"
     for name, noun, problem, outcome in (
         ("errors", "turn", "with an error", error_outcome),

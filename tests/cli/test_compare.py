@@ -59,11 +59,11 @@ def test_a_format_can_be_asked_for(sweep: str, capsysbinary: pytest.CaptureFixtu
 
 
 def test_a_failed_gate_ends_with_exit_code_1_and_a_line(sweep: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code = invoke(["compare", sweep, "--fail-if", "score < 2", "--fail-if", "score < -1"])
+    code = invoke(["compare", sweep, "--fail-if", "tokens < 9999", "--fail-if", "score < 1e-9"])
     assert code == ExitCode.FAILED
     out = capsys.readouterr().out
-    assert "FAILED: fail-if score < 2" in out
-    assert "passed: fail-if score < -1" in out
+    assert "FAILED: fail-if tokens < 9999" in out
+    assert "passed: fail-if score < 1e-9" in out
 
 
 @pytest.mark.parametrize("variables", [{"COLUMNS": "40"}, {"COLUMNS": "40", "FORCE_COLOR": "1"}, {"TERM": "dumb"}])
@@ -84,7 +84,7 @@ def test_the_line_of_a_gate_is_not_wrapped_in_a_pipe(
 
 
 def test_a_passed_gate_ends_with_exit_code_0(sweep: str) -> None:
-    assert invoke(["compare", sweep, "--fail-if", "score < baseline - 1.5"]) == ExitCode.DONE
+    assert invoke(["compare", sweep, "--fail-if", "score < baseline - 0.95"]) == ExitCode.DONE
 
 
 def test_gates_can_be_made_to_demand_significance(tmp_path: Path) -> None:
@@ -100,10 +100,10 @@ def test_the_step_summary_of_continuous_integration_is_appended_to(
     summary = tmp_path / "summary.md"
     summary.write_text("before\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
-    invoke(["compare", sweep, "--fail-if", "score < 2"])
+    invoke(["compare", sweep, "--fail-if", "tokens < 9999"])
     text = summary.read_text(encoding="utf-8")
     assert text.startswith("before\n## rwkvbatch compare")
-    assert "❌ FAILED: fail-if score \\< 2" in text
+    assert "❌ FAILED: fail-if tokens \\< 9999" in text
 
 
 def test_a_device_is_written_to_and_not_replaced(sweep: str, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_nobody_else_may_write_a_report_whatever_the_umask(sweep: str, tmp_path:
         (["--show", "talk-2", "--json"], ExitCode.USAGE, "in place of the report that --json is for"),
         (["--json", "--format", "csv"], ExitCode.USAGE, "--json and --format csv ask for different formats"),
         (["--json", "--out", "r.html"], ExitCode.USAGE, "--json and --out r.html ask for different formats"),
-        (["--show", "talk-2", "--fail-if", "score < 2"], ExitCode.FAILED, "FAILED: fail-if score < 2"),
+        (["--show", "talk-2", "--fail-if", "tokens < 9999"], ExitCode.FAILED, "FAILED: fail-if tokens < 9999"),
         (
             ["--out", "/dev/null/r.html"],
             ExitCode.INTERNAL,

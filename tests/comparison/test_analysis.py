@@ -18,7 +18,7 @@ from tests.comparison.make_run import RowChange, make_row, make_run, write_run
 
 def test_gates_on_a_single_run_are_judged_on_all_its_rows(tmp_path: Path) -> None:
     path = str(make_run(tmp_path / "a", conversations=6, repeats=2))
-    result = compare([path], fail_if=["score < 2", "pass_at_2 > 1", "all_2 <= 1"])
+    result = compare([path], fail_if=["score < 0.99", "pass_at_2 >= 1", "all_2 < 1"])
     assert [gate.failed for gate in result.gates] == [True, False, True]
     assert result.gates[0].left == pytest.approx(result.table["score"].mean())
     assert result.failed
@@ -30,7 +30,7 @@ def test_gates_on_pass_at_k_are_judged_by_conversation(tmp_path: Path) -> None:
     assert [gate.failed for gate in result.gates] == [False, True]
 
 
-@pytest.mark.parametrize("gate", ["score * nll > 1 significantly", "p95(score) > 1 significantly"])
+@pytest.mark.parametrize("gate", ["score * nll > 1 significantly", "p95(score) > 0.9 significantly"])
 def test_significance_of_a_gate_without_a_test_is_refused(tmp_path: Path, gate: str) -> None:
     path = str(make_run(tmp_path / "a", cells=("t=1", "t=2")))
     with pytest.raises(UsageError, match="sums and multiples of means"):
@@ -152,6 +152,8 @@ def test_with_a_margin_equivalent_is_a_verdict(tmp_path: Path) -> None:
     assert "equivalent" not in verdicts[:2]
     with pytest.raises(UsageError, match="--margin"):
         compare([path], margin=0.0)
+    with pytest.raises(UsageError, match="--margin must be below 1, the range of score"):
+        compare([path], primary="score", margin=5.0)
 
 
 def test_means_of_a_single_run_have_pass_at_k_and_groups(tmp_path: Path) -> None:

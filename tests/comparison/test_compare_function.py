@@ -137,11 +137,11 @@ def test_the_table_of_a_single_variant_has_its_means() -> None:
 
 def test_the_repr_has_the_conclusion_and_the_differences(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"))
-    text = repr(compare(path, metrics=["score"], fail_if=["score < -1"]))
+    text = repr(compare(path, metrics=["score"], fail_if=["score < 1e-9"]))
     assert text.startswith("<Analysis: 3 variants, 144 rows>\n  ")
     assert text.count("against t=1: score") == 2
     assert "score: best" in text
-    assert "passed: fail-if score < -1" in text
+    assert "passed: fail-if score < 1e-9" in text
     assert "score 0." in repr(compare(in_memory(rows_of())))
 
 

@@ -158,14 +158,11 @@ def _judge_everywhere(
 
 
 def _incomplete(gate: Gate, scope: GateScope, *, allow_missing: bool, partial: bool) -> list[str]:
-    """What is missing and was not allowed, except counts that the gate names and therefore judges itself."""
+    """What is missing and was not allowed, except counts on which the gate fails by itself (`Gate.judges`)."""
     problems = [] if partial else [f"{text} (--partial judges it as it is)" for text in scope.unfinished]
     if allow_missing:
         return problems
-    named = {value.metric for value in gate.values}
-    if "failed" in named:
-        named |= {"errors", "unreached"}
-    if PREFERENCE in named and scope.unpreferred:
+    if any(value.metric == PREFERENCE for value in gate.values) and scope.unpreferred:
         problems.append(
             f"{counted(scope.unpreferred, 'pair')} without a verdict of the judge (--allow-missing judges the rest)"
         )
@@ -179,7 +176,7 @@ def _incomplete(gate: Gate, scope: GateScope, *, allow_missing: bool, partial: b
             "different": f"{counted(dropped.different, 'turn')} asked differently",
             "unjudged": f"{counted(dropped.unjudged, 'turn')} without a verdict",
         }
-        texts = [text for name, text in sentences.items() if getattr(dropped, name) and name not in named]
+        texts = [text for name, text in sentences.items() if getattr(dropped, name) and not gate.judges(name)]
         if texts:
             sides.append(f"{label}: {', '.join(texts)}")
     if sides:

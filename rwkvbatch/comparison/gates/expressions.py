@@ -28,7 +28,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.comparison.metrics.declarations import KNOWN_NAMES, Metric, metric_named
+from rwkvbatch.comparison.metrics.declarations import KNOWN_NAMES, VARIANT_METRICS, Metric, metric_named
 from rwkvbatch.errors import UsageError, listed
 
 MAX_LENGTH: Final = 500
@@ -153,6 +153,29 @@ class Gate:
         same_level = len({(metric.level, value.tag) for metric, value in zip(metrics, form.weights, strict=True)}) == 1
         return form if same_level and all(metric.tested for metric in metrics) else None
 
+    def judges(self, count: str) -> bool:
+        """Whether the gate fails by itself if enough rows are counted by `count`, a field of `Dropped`.
+
+        It has sums and multiples of such counts alone (`error_rate` is one of errors), and fails as this one grows.
+        """
+        form = _linear(Binary("-", self.left, self.right))
+        if form is None or any(value.tag is not None or value.metric not in _COUNTED_BY for value in form.weights):
+            return False
+        weights = [
+            weight
+            for value, weight in form.weights.items()
+            if not value.of_baseline and count in _COUNTED_BY[value.metric]
+        ]
+        fails_above = (self.comparator in (">", ">=")) == (self.option == "--fail-if")
+        return bool(weights) and all((weight > 0) == fails_above for weight in weights)
+
+
+_COUNTED_BY: Final[Mapping[str, tuple[str, ...]]] = {
+    **{metric.name: (metric.name,) for metric in VARIANT_METRICS},
+    "error_rate": ("errors", "unreached"),
+}
+"""The counts of incomplete rows that grow with a metric."""
+
 
 def parse_gate(text: str, option: GateOption = "--fail-if", *, significantly: bool = False) -> Gate:
     """Parse one expression.
@@ -161,8 +184,8 @@ def parse_gate(text: str, option: GateOption = "--fail-if", *, significantly: bo
         significantly: add `significantly` if the text does not have it.
 
     Raises:
-        UsageError: a syntax error, an unknown name (the message marks its position), or `significantly` in a gate that
-            has no test or whose metrics have different weights.
+        UsageError: a syntax error, an unknown name (the message marks its position), a condition that the ranges of the
+            metrics decide, or `significantly` in a gate that has no test or whose metrics have different weights.
     """
     if len(text) > MAX_LENGTH:
         raise UsageError(f"{option}: an expression has at most {MAX_LENGTH} characters, got {len(text)}")
@@ -183,7 +206,52 @@ def parse_gate(text: str, option: GateOption = "--fail-if", *, significantly: bo
             f"{option} {gate.text!r}: {names} average turns with different weights, so their sum has no single test",
             hint="remove `significantly`, or write a gate for each of them",
         )
+    _refuse_decided(gate)
     return gate
+
+
+def _refuse_decided(gate: Gate) -> None:
+    """Raise `UsageError` if the condition holds for all values in the metrics' ranges, or for none."""
+    low, high = _range(Binary("-", gate.left, gate.right))
+    compared = COMPARATORS[gate.comparator]
+    outcomes = {compared(end, 0.0) for end in (low, high)}
+    if len(outcomes) > 1:
+        return
+    outcome = "always" if outcomes.pop() else "never"
+    ranges = listed(list(dict.fromkeys(_range_text(value) for value in gate.values)))
+    raise UsageError(
+        f"{gate.option} {gate.text!r}: the condition {outcome} holds: {ranges}",
+        hint="compare with a number in the range, such as 0.9 for 90 %",
+    )
+
+
+def _range_text(value: Value) -> str:
+    low, high = _range(replace(value, of_baseline=False))
+    return f"{value.metric} is in [{low:g}, {high:g}]" if math.isfinite(high) else f"{value.metric} is at least {low:g}"
+
+
+_Range = tuple[float, float]
+_UNKNOWN_RANGE: Final[_Range] = (-math.inf, math.inf)
+
+
+def _range(node: Expression) -> _Range:
+    """The lowest and the highest value that the metrics' ranges allow, at most too wide."""
+
+    def of_value(value: Value) -> _Range:
+        metric = metric_named(value.metric)
+        low, high = (metric.shown(end) for end in (metric.lowest, metric.highest))
+        return low, high
+
+    def combined(sign: str, a: _Range | float, b: _Range | float) -> _Range:
+        left, right = (side if isinstance(side, tuple) else (side, side) for side in (a, b))
+        if sign == "/" and right[0] <= 0 <= right[1]:
+            return _UNKNOWN_RANGE
+        # 0 * infinity is 0 here: the infinite end is never a value.
+        ends = [0.0 if sign == "*" and 0 in (x, y) else float(OPERATORS[sign](x, y)) for x in left for y in right]
+        return _UNKNOWN_RANGE if any(map(math.isnan, ends)) else (min(ends), max(ends))
+
+    found = evaluated(node, of_value, combined)
+    return found if isinstance(found, tuple) else (found, found)
 
 
 def evaluated(node: Expression, of_value: Callable[[Value], Any], combined: Callable[[str, Any, Any], Any]) -> Any:

@@ -296,7 +296,8 @@ TURN_METRICS: Final[tuple[Metric, ...]] = (
         value=_of_reply(_answer_tokens), part="thinking",
     ),
     Metric(
-        "failed", "ended in an error", "lower", highest=1.0, value=lambda row: float(row["finish_reason"] == "error")
+        "error_rate", "ended in an error", "lower", highest=1.0,
+        value=lambda row: float(row["finish_reason"] == "error"),
     ),
     Metric(
         "tokens", "reply length", "none", unit="tokens", digits=1,
@@ -351,8 +352,11 @@ KNOWN_NAMES: Final = ", ".join(
     )
 )
 _BY_NAME: Final = {metric.name: metric for metric in (*TURN_METRICS, *PAIR_METRICS, *VARIANT_METRICS)}
-ALIASES: Final = {metric.title: metric.name for metric in (*TURN_METRICS, *PAIR_METRICS) if metric.title != metric.name}
-"""Accepted titles of metrics, with their names."""
+ALIASES: Final = {
+    **{metric.title: metric.name for metric in (*TURN_METRICS, *PAIR_METRICS) if metric.title != metric.name},
+    "failed": "error_rate",
+}
+"""Accepted titles and other names of metrics, with their names."""
 _REPEAT_METRIC: Final = re.compile(
     r"(?:(pass_at_|pass@|majority_at_|majority@)|all_|all )([1-9][0-9]{0,5})(?(1)|(?: pass)?)"
 )

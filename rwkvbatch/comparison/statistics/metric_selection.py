@@ -192,7 +192,7 @@ def metrics_of(
 
 def _redundant(metric: Metric, columns_of: Callable[[Metric], Sequence[NDArray[np.float64]]]) -> bool:
     """Whether `metric` adds nothing: `passed` equal to `score` in all rows, `failed` or `truncated` 0 in all rows."""
-    if metric.name in ("failed", "truncated"):
+    if metric.name in ("error_rate", "truncated"):
         return not any(np.nan_to_num(column).any() for column in columns_of(metric))
     if metric.name == "passed":
         pairs = zip(columns_of(metric), columns_of(metric_named("score")), strict=True)

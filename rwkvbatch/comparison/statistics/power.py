@@ -214,7 +214,7 @@ def _errors_in(rows: pd.DataFrame, metric: Metric) -> str:
     errors = sum(np.count_nonzero(rows[f"finish_reason{side}"] == "error") for side in ("_a", "_b"))
     if not errors:
         return ""
-    count_as_failed = metric.level == "conversation" or metric.name in ("score", "passed", "failed")
+    count_as_failed = metric.level == "conversation" or metric.name in ("score", "passed", "error_rate")
     return f"; {errors:,} of its turns ended in an error and {'count as failed' if count_as_failed else 'are left out'}"
 
 

@@ -116,8 +116,30 @@ def test_gates_on_counts_of_errors_and_missing_turns(tmp_path: Path) -> None:
 def test_a_gate_on_errors_does_not_fail_by_the_presence_of_errors(tmp_path: Path) -> None:
     paths = runs(tmp_path, passing(0.5), passing(0.5, errors=2))
     assert not only_gate(compare(paths, fail_if=["errors > 2"])).failed
-    assert not only_gate(compare(paths, fail_if=["failed > 0.1"])).failed
+    for name in ("failed", "error_rate"):
+        assert not only_gate(compare(paths, fail_if=[f"{name} > 0.1"])).failed
+        assert not only_gate(compare(paths, fail_unless=[f"{name} <= 0.1"])).failed
     assert only_gate(compare(paths, fail_if=["missing > 2"])).failed
+
+
+@pytest.mark.parametrize(
+    ("fail_if", "fail_unless"),
+    [
+        ("error_rate < 0.01", "error_rate > 0.01"),  # passes the more errors there are
+        ("score < 0.1 - error_rate", ""),
+        ("score < 0.1 - 0 * errors", ""),
+        ("median(error_rate) > 0.5", ""),
+        ("error_rate[memory] > 0.5", ""),
+        ("2 * baseline.errors > 99", ""),
+        ("errors - 2 * error_rate > 2", ""),
+    ],
+)
+def test_a_gate_that_would_pass_with_more_errors_does_not_judge_them(
+    tmp_path: Path, fail_if: str, fail_unless: str
+) -> None:
+    paths = runs(tmp_path, passing(0.5), passing(0.5, errors=2))
+    gates = compare(paths, fail_if=[fail_if], fail_unless=[fail_unless] if fail_unless else []).gates
+    assert all(gate.failed and "2 turns ended in an error" in gate.reason for gate in gates)
 
 
 @pytest.mark.parametrize("unfinished", [0, 1])
@@ -125,7 +147,7 @@ def test_an_unfinished_run_fails_every_gate_unless_partial(tmp_path: Path, unfin
     paths = runs(tmp_path, passing(0.5), passing(0.5))
     truncate(paths[unfinished], 8)
     write_status(paths[unfinished], 160)
-    gates = ["score < -1", "errors > 100", "score < baseline significantly"]
+    gates = ["score < 1e-9", "errors > 100", "score < baseline significantly"]
     results = compare(paths, fail_if=gates, allow_missing=True).gates
     assert all(result.failed for result in results)
     assert all("is not finished: 152 planned turns are missing (--partial" in result.line for result in results)
@@ -135,10 +157,10 @@ def test_an_unfinished_run_fails_every_gate_unless_partial(tmp_path: Path, unfin
 def test_a_part_of_a_run_fails_every_gate_unless_partial(tmp_path: Path) -> None:
     path = runs(tmp_path, passing(0.5), passing(0.5))[0]
     save_manifest(Path(path), manifest_of(Path(path)) | {"shard": {"part": 2, "parts": 8}})
-    failed = only_gate(compare([path], fail_if=["score < -1"]))
+    failed = only_gate(compare([path], fail_if=["score < 1e-9"]))
     assert failed.failed
     assert "is part 2/8 of a run; `rwkvbatch merge` combines the parts (--partial" in failed.line
-    assert not only_gate(compare([path], fail_if=["score < -1"], partial=True)).failed
+    assert not only_gate(compare([path], fail_if=["score < 1e-9"], partial=True)).failed
 
 
 def test_the_line_of_a_gate_has_enough_digits_to_distinguish_its_sides(tmp_path: Path) -> None:
@@ -160,10 +182,10 @@ def test_without_a_status_the_copy_of_the_script_says_which_rows_are_missing(tmp
     rwkvbatch.run(str(script), repeats=3, max_tokens=4, out=str(tmp_path / "a"))
     for name in ("status.json", "summary.json"):
         (tmp_path / "a" / name).unlink()
-    whole = only_gate(compare(str(tmp_path / "a"), fail_if=["score < 0"]))
+    whole = only_gate(compare(str(tmp_path / "a"), fail_if=["tokens > 99"]))
     assert not whole.failed
     truncate(str(tmp_path / "a"), 24 - left)
-    result = only_gate(compare(str(tmp_path / "a"), fail_if=["score < 0"]))
+    result = only_gate(compare(str(tmp_path / "a"), fail_if=["tokens > 99"]))
     assert result.failed
     are = "turn is" if left == 1 else "turns are"
     assert f"is not finished: {left} planned {are} missing" in result.reason
@@ -171,9 +193,9 @@ def test_without_a_status_the_copy_of_the_script_says_which_rows_are_missing(tmp
 
 def test_a_run_without_a_status_is_unfinished_when_its_manifest_has_more_conversations(tmp_path: Path) -> None:
     path = str(make_run(tmp_path / "a", conversations=10, repeats=2, turns=2))
-    assert not only_gate(compare(path, fail_if=["score < -1"])).failed
+    assert not only_gate(compare(path, fail_if=["score < 1e-9"])).failed
     truncate(path, 30)
-    result = only_gate(compare(path, fail_if=["score < -1"]))
+    result = only_gate(compare(path, fail_if=["score < 1e-9"]))
     assert result.failed
     assert "is not finished: at least 5 planned turns" in result.reason
 
@@ -182,7 +204,7 @@ def test_a_cell_without_rows_fails_the_gates_of_its_run(tmp_path: Path) -> None:
     path = str(make_run(tmp_path / "a", cells=("x", "y", "z"), conversations=10))
     truncate(path, 80)
     write_status(path, 120)
-    result = only_gate(compare([path], fail_if=["score < -1"]))
+    result = only_gate(compare([path], fail_if=["score < 1e-9"]))
     assert result.label == "y"
     assert "is not finished: 40 planned turns" in result.reason
 
@@ -230,7 +252,7 @@ def test_a_gate_on_a_pair_without_common_turns_fails(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("x", "y"), conversations=3)
     with (path / "results.jsonl").open("ab") as file:
         file.write(encode(make_row("other", cell="z")))
-    results = compare(str(path), fail_if=["score < -1"], allow_missing=True).gates
+    results = compare(str(path), fail_if=["score < 1e-9"], allow_missing=True).gates
     assert {result.label: result.reason for result in results} == {
         "y": "",
         "z": "cannot be judged: z and x have no turn in common",

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from rwkvbatch.comparison.gates.evaluation import GateResult, judge
@@ -53,7 +53,7 @@ def outcome(
         ("score + 1 * 2 > 2.5", True),
         ("p50(score) < median(baseline.score)", True),
         ("mean(score) < baseline", True),
-        ("max(score) <= 1e0", True),
+        ("max(score) <= 99e-2", True),
         ("min(score) > min(baseline.score)", False),
     ],
 )
@@ -80,7 +80,7 @@ def test_a_significant_gate_does_not_fail_by_noise() -> None:
     rng = np.random.default_rng(1)
     baseline = list(rng.normal(0.5, 0.2, 12))
     noisy = [value - 0.01 + rng.normal(0, 0.3) for value in baseline]
-    plain = outcome("score < baseline + 1", {"score": noisy}, {"score": baseline})
+    plain = outcome("score < baseline + 0.9", {"score": noisy}, {"score": baseline})
     assert plain.failed
     worse = [value - 0.3 + rng.normal(0, 0.02) for value in baseline]
     assert not outcome("score < baseline - 0.29 significantly", {"score": worse}, {"score": baseline}).failed
@@ -245,9 +245,38 @@ def test_nesting_has_a_limit(text: str) -> None:
 
 
 def test_nesting_up_to_the_limit_and_long_sums_are_judged() -> None:
-    nested = "score < " + "(" * 50 + "1" + ")" * 50 + " + (" + "-" * 49 + "1)"
-    assert outcome(nested, {"score": [-0.5]}).failed
-    assert outcome("score < baseline" + "+1" * 240, {"score": [-0.5]}, {"score": [0.0]}).right == 240
+    nested = "score < " + "(" * 50 + "1" + ")" * 50 + " + (" + "-" * 49 + "0)"
+    assert outcome(nested, {"score": [0.5]}).failed
+    assert outcome("nll < baseline" + "+1" * 240, {"nll": [0.5]}, {"nll": [0.0]}).right == 240
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("score > 90", "never holds: score is in [0, 1]"),
+        ("score < 90", "always holds: score is in [0, 1]"),
+        ("score < baseline - 2", "never holds: score is in [0, 1]"),
+        ("2 * score[memory] + 1 > 3 significantly", "never holds: score is in [0, 1]"),
+        ("pass_at_2 < 0", "never holds: pass_at_2 is in [0, 1]"),
+        ("error_rate > 2", "never holds: error_rate is in [0, 1]"),
+        ("errors < 0", "never holds: errors is at least 0"),
+        ("perplexity < 0.5", "never holds: perplexity is at least 1"),
+        ("score + tokens < 0", "never holds: score is in [0, 1], tokens is at least 0"),
+        ("logprob > 1", "never holds: logprob is in [-inf, 0]"),
+    ],
+)
+def test_a_condition_that_the_ranges_of_metrics_decide_is_refused(text: str, message: str) -> None:
+    for option in ("--fail-if", "--fail-unless"):
+        with pytest.raises(UsageError) as raised:
+            parse_gate(text, option)
+        assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["score > 0", "score < 1", "score < baseline - 0.999", "nll > 1e9", "score / tokens > 9"]
+)
+def test_a_condition_that_some_values_meet_is_accepted(text: str) -> None:
+    assert parse_gate(text).values
 
 
 @pytest.mark.parametrize("number", ["1e999", "9" * 400, "٣", "1_000"])
@@ -341,7 +370,10 @@ def test_a_significant_gate_judges_the_number_that_it_prints(
         return Column(numbers[:, columns[metric, of_baseline]], conversations, np.zeros_like(conversations), weight)
 
     pair = GateScope("new", "old", column, dropped=(Dropped("new"), Dropped("old")))
-    gate = parse_gate(f"{left} {comparator} {right!r} significantly", "--fail-unless")
+    try:
+        gate = parse_gate(f"{left} {comparator} {right!r} significantly", "--fail-unless")
+    except UsageError:
+        reject()  # the ranges of the metrics decide it
     (result,) = judge([gate], [pair])
     if not math.isnan(result.low):
         assert result.low - 1e-9 <= result.left - result.right <= result.high + 1e-9

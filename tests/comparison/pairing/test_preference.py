@@ -112,7 +112,7 @@ def test_a_missing_verdict_is_left_out_and_fails_gates_on_the_preference(tmp_pat
     assert "2 pairs without a verdict of the judge" in gate.reason
     assert not compare(runs(tmp_path / "again"), allow_missing=True, **gates).gates[0].failed
     # Gates on other metrics do not need the verdicts.
-    assert not compare(runs(tmp_path / "more"), fail_if=["score < 0"], judge=judge).gates[0].failed
+    assert not compare(runs(tmp_path / "more"), fail_if=["score < 1e-9"], judge=judge).gates[0].failed
 
 
 def test_equal_pairs_are_not_identical_while_others_lack_a_verdict(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def change(row: dict[str, Any], _: np.random.Generator) -> None:
 @pytest.fixture(scope="module")
 def analysis(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
     path = make_run(tmp_path_factory.mktemp("runs") / "a", cells=("t=1", "t=2"), change=change, conversations=4)
-    return compare([str(path)], fail_if=["score < 2", "score < -1"], allow_missing=True)
+    return compare([str(path)], fail_if=["tokens < 9999", "score < 1e-9"], allow_missing=True)
 
 
 def test_without_cases_of_conversations_only_gates_fail(analysis: Analysis) -> None:
@@ -94,7 +94,7 @@ def test_without_cases_of_conversations_only_gates_fail(analysis: Analysis) -> N
     gates, *pairs = root.findall("testsuite")
     assert (gates.get("tests"), gates.get("failures")) == ("2", "1")
     assert root.get("failures") == "1"
-    assert [case.get("name") for case in gates] == ["fail-if score < 2", "fail-if score < -1"]
+    assert [case.get("name") for case in gates] == ["fail-if tokens < 9999", "fail-if score < 1e-9"]
     assert sum(len(pair) for pair in pairs) == len(analysis.comparisons)
 
 
@@ -126,7 +126,7 @@ def test_a_case_of_a_metric_counts_pairs_and_rows_that_are_not_as_planned(tmp_pa
 def test_the_message_of_a_failed_gate_is_in_its_text(analysis: Analysis) -> None:
     (failure,) = parse_valid(as_junit(analysis)).findall(".//failure")
     assert failure.get("message") == failure.text
-    assert (failure.text or "").startswith("FAILED: fail-if score < 2 [t=2: ")
+    assert (failure.text or "").startswith("FAILED: fail-if tokens < 9999 [t=2: ")
 
 
 def test_with_junit_cases_each_conversation_of_a_variant_is_a_case(analysis: Analysis) -> None:
@@ -178,7 +178,7 @@ def test_the_text_of_many_failures_is_shortened(tmp_path: Path) -> None:
 
 
 def test_hostile_text_is_valid_by_the_schema(tmp_path: Path) -> None:
-    text = as_junit(compare([str(hostile_run(tmp_path / "a"))], fail_if=["score < 2"]), conversations=True)
+    text = as_junit(compare([str(hostile_run(tmp_path / "a"))], fail_if=["tokens < 9999"]), conversations=True)
     parse_valid(text)
     assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", text)
 

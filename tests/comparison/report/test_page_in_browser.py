@@ -69,7 +69,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     path = make_run(folder / "a", cells=("t=1", "t=2", "t=3"), change=change, conversations=14)
     page = folder / "report.html"
-    page.write_text(as_html(compare([str(path)], fail_if=["score < 2"])), encoding="utf-8")
+    page.write_text(as_html(compare([str(path)], fail_if=["tokens < 9999"])), encoding="utf-8")
     return page
 
 
@@ -342,7 +342,7 @@ def test_the_printed_page_has_the_settings_and_the_gates_option(page: webdriver.
     assert len(page.print_page()) > 1000
     assert page.execute_script("return window.printed") == [True, False]
     gate = page.find_element(By.CSS_SELECTOR, ".gates code")
-    assert gate.text == "fail-if score < 2"
+    assert gate.text == "fail-if tokens < 9999"
 
 
 def test_the_style_of_print_leaves_closed_sections_out(page: webdriver.Chrome) -> None:

@@ -171,7 +171,7 @@ def test_an_error_row_has_no_metrics_of_its_reply(tmp_path: Path) -> None:
     failed = make_row("x", finish_reason="error", error="too long", checks=[], reference=None, reply="", reply_ids=[])
     write_run(tmp_path / "a", [failed], manifest={})
     row = load(tmp_path / "a").iloc[0]
-    assert row["failed"] == 1.0
+    assert row["error_rate"] == 1.0
     for name in ("tokens", "logprob", "score", "nll", "first_token_s", "distinct1", "loop", "stopped"):
         assert np.isnan(row[name]), name
 

@@ -97,17 +97,17 @@ def test_a_run_without_any_of_the_conversations_is_refused(tmp_path: Path, runs:
 def test_every_format_says_in_its_first_lines_what_is_compared(
     runs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert invoke(["compare", *runs, "--only", "memory", "--fail-if", "score < 2"]) == ExitCode.FAILED
+    assert invoke(["compare", *runs, "--only", "memory", "--fail-if", "tokens < 9999"]) == ExitCode.FAILED
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == SENTENCE
-    assert any(line.startswith("FAILED: fail-if score < 2 (only memory) [b: ") for line in lines)
-    analysis = compare(runs, only=["memory"], fail_if=["score < 2"])
+    assert any(line.startswith("FAILED: fail-if tokens < 9999 (only memory) [b: ") for line in lines)
+    analysis = compare(runs, only=["memory"], fail_if=["tokens < 9999"])
     assert repr(analysis).splitlines()[1].strip() == SENTENCE
     assert as_markdown(analysis).startswith(f"**{SENTENCE}**\n\n**score: ")
     assert f"<h1>b against a, {SENTENCE}</h1>" in as_html(analysis)
     suites = ElementTree.fromstring(as_junit(analysis))
     assert suites.get("name") == f"rwkvbatch compare, {SENTENCE}"
-    assert suites[0][0].get("name") == "fail-if score < 2 (only memory)"
+    assert suites[0][0].get("name") == "fail-if tokens < 9999 (only memory)"
     records = list(csv.DictReader(io.StringIO(as_csv(analysis))))
     assert {record["only"] for record in records} == {"memory"}
     assert json.loads(as_json(analysis))["only"] == {
