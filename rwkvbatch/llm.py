@@ -38,7 +38,6 @@ from rwkvbatch.prepared import (
     PreparedPrompt,
     Prompt,
     PromptBuilder,
-    TextStripper,
     as_list,
     checked_pair,
 )
@@ -245,10 +244,13 @@ class LLM:
     ) -> RequestOutput | list[RequestOutput]:
         """Reply to the last user message of a conversation, or of each conversation in a list.
 
+        An assistant message at the end is the beginning of the reply: the reply's `text` continues it.
+
         The template's stop texts end a reply, in addition to those of `params`.
 
         Args:
-            messages: an optional system message, then alternating user and assistant messages, the last one a user's.
+            messages: system, user and assistant messages. Messages of one role in a row are one message, on lines of
+                their own; a system message between a user message and the reply is read before the user message.
             params, n, bos, initial_state: as `generate`.
             think: thinking mode, see `rwkvbatch.prompt.segments`.
             turn_end: the end of a reply, in addition to token 0, see `config.ReplyPrompt`.
@@ -257,7 +259,8 @@ class LLM:
             prelude: text before the first message: a file, or the name of one of `PRELUDES`.
 
         Raises:
-            UsageError: messages whose roles do not alternate, or as `generate`.
+            UsageError: no user message to reply to, a last assistant message together with `reply_prefix` or a
+                thinking mode that begins the reply with thinking, or as `generate`.
             TemplateError: the template file cannot be used.
             CheckpointError, NonFiniteLogitsError: as `generate`.
         """
@@ -442,12 +445,8 @@ class LLM:
         self, shared: SharedEngine, request: Request, prompt: PreparedPrompt
     ) -> Generator[str, None, RequestOutput]:
         pieces: list[str] = []
-        stripper = None if prompt.template is None else TextStripper()
-        if (
-            stripper is not None
-            and prompt.template is not None
-            and (reply_start := stripper.push(prompt.template.reply_start))
-        ):
+        stripper = prompt.stripper()
+        if stripper is not None and (reply_start := stripper.push(prompt.reply_start)):
             yield reply_start
         with self._lock:
             number = shared.engine.submit(replace(request, on_text=pieces.append))

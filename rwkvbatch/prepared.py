@@ -42,6 +42,42 @@ _PAIR = Kind(
 _MESSAGES = Kind("a list of messages", lambda value: ITERABLE.accepts(value) and hasattr(value, "__len__"))
 
 
+@dataclass
+class _Turn:
+    """A user message with the system message before it and the reply after it, as far as there are such messages."""
+
+    system: str | None = None
+    user: str | None = None
+    assistant: str | None = None
+
+
+def _turns_of(messages: Sequence[Any], name: str) -> tuple[list[_Turn], str | None]:
+    """The turns of a conversation, of which the last one has no reply, and the beginning of that reply, if it is given.
+
+    Raises:
+        UsageError: a message is no message, or there is no user message to reply to.
+    """
+    turns = [_Turn()]
+    for number, message in enumerate(messages):
+        match message:
+            case {"role": "system" | "user" | "assistant" as role, "content": str(content)} if len(message) == 2:
+                if turns[-1].assistant is not None and role != "assistant":
+                    turns.append(_Turn())
+                earlier: str | None = getattr(turns[-1], role)
+                setattr(turns[-1], role, content if earlier is None else f"{earlier}\n{content}")
+            case _:
+                problem = "must be a role (system, user, assistant) and a content, two texts"
+                raise UsageError(f"{name}, message {number}: {problem}; got {message!r:.80}")
+    prefix, turns[-1].assistant = turns[-1].assistant, None
+    if turns[-1].user is None:
+        found = ", ".join(message["role"] for message in messages)[:80] or "none"
+        raise UsageError(
+            f"{name}: must have a user message to reply to, or whose reply the last message begins; got {found}",
+            hint="prelude= gives text before the first message",
+        )
+    return turns, prefix if prefix and prefix.strip() else None
+
+
 @dataclass(frozen=True)
 class PreparedPrompt:
     """A prompt or a conversation as tokens.
@@ -51,6 +87,7 @@ class PreparedPrompt:
         text: the text; None for a prompt of token ids.
         template: the template of a conversation; None for a prompt.
         bos: whether token 0 was added at the beginning of `tokens`.
+        is_continued: whether the reply continues the last message, which is then not a part of the reply's text.
     """
 
     name: str
@@ -58,6 +95,12 @@ class PreparedPrompt:
     tokens: tuple[int, ...]
     template: PromptTemplate | None = None
     bos: bool = False
+    is_continued: bool = False
+
+    @property
+    def reply_start(self) -> str:
+        """The beginning of the reply's text that is in the prompt."""
+        return "" if self.template is None or self.is_continued else self.template.reply_start
 
     def request(self, params: SamplingParams, root: int) -> Request:
         """The engine request of the first reply. Randomness is keyed by the seed and the tokens."""
@@ -65,8 +108,17 @@ class PreparedPrompt:
         return Request.reply(self.tokens, params, NoiseKey(params.seed, content), self.template, root=root)
 
     def shown(self, text: str) -> str:
-        """A reply's text for display: in a conversation stripped, after the part of the reply in the prompt."""
+        """A reply's text for display: in a conversation stripped, after the part of the reply in the prompt.
+
+        A text that continues a message keeps the white space at its beginning.
+        """
+        if self.is_continued:
+            return text.rstrip()
         return text if self.template is None else self.template.shown_reply(text)
+
+    def stripper(self) -> TextStripper | None:
+        """Makes the text that `shown` returns of pieces, after `reply_start`; None if it is the text as it is."""
+        return None if self.template is None else TextStripper(has_begun=self.is_continued)
 
 
 def as_list(value: Iterable[Any]) -> tuple[list[Any], bool]:
@@ -138,33 +190,33 @@ class PromptBuilder:
     ) -> PreparedPrompt:
         """Encode a conversation with `template`, up to the reply to its last user message.
 
+        Messages of one role in a row are one message, on lines of their own. A system message that is not the first
+        message is read before the user message that it belongs to or precedes. An assistant message at the end is the
+        beginning of the reply.
+
         Raises:
-            UsageError: messages whose roles do not alternate.
+            UsageError: no user message, or messages that the template cannot write.
             InputError: as `prompt`.
         """
         check_argument(name, messages, _MESSAGES)
-        remaining: list[Any] = list(messages)
-        for number, message in enumerate(remaining):
-            match message:
-                case {"role": str(), "content": str()} if len(message) == 2:
-                    continue
-                case _:
-                    problem = f"must be a role and a content, two texts; got {message!r:.80}"
-                    raise UsageError(f"{name}, message {number}: {problem}")
-        system = remaining.pop(0)["content"] if remaining and remaining[0]["role"] == "system" else None
-        roles = [message["role"] for message in remaining]
-        if not roles or roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
-            raise UsageError(
-                f"{name}: after an optional system message, user and assistant messages must take turns, the last one "
-                f"a user's; got {', '.join(roles)[:80] or 'none'}",
-                hint="prelude= gives text before the first message",
-            )
-        segments = [template.opening(system, prelude)]
-        for user, assistant in zip(remaining[:-1:2], remaining[1::2], strict=True):
-            segments += [template.past_turn(user["content"]), template.reply(assistant["content"])]
-        segments.append(template.turn(remaining[-1]["content"]))
+        turns, prefix = _turns_of(messages, name)
+        first, *others = turns
+        greeting = None if first.user is not None else first.assistant
+        segments = [template.opening(first.system, prelude, greeting)]
+        if prefix is not None:
+            template = template.continuing(prefix)
+        for turn in turns if greeting is None else others:
+            if turn.system is not None and turn is not first:
+                segments.append(template.system(turn.system))
+            if turn.user is None:
+                segments.append(template.greeting(turn.assistant or ""))
+            elif turn.assistant is None:
+                segments.append(template.turn(turn.user))
+            else:
+                segments += [template.past_turn(turn.user), template.reply(turn.assistant)]
         begin = (END_OF_TEXT,) if bos else ()
-        return PreparedPrompt(name, "".join(segments), (*begin, *self._encode(segments, name)), template, bos)
+        tokens = (*begin, *self._encode(segments, name))
+        return PreparedPrompt(name, "".join(segments), tokens, template, bos, is_continued=prefix is not None)
 
     def _encode(self, segments: Iterable[str], name: str) -> tuple[int, ...]:
         # Each segment is encoded separately, as in runs, so that a history need not be encoded again.
@@ -176,10 +228,10 @@ class PromptBuilder:
 
 
 class TextStripper:
-    """Strips white space at both ends of a text that arrives in pieces."""
+    """Strips white space at both ends of a text that arrives in pieces; `has_begun`: at its end only."""
 
-    def __init__(self) -> None:
-        self._has_begun = False
+    def __init__(self, *, has_begun: bool = False) -> None:
+        self._has_begun = has_begun
         self._held = ""
 
     def push(self, piece: str) -> str:

@@ -25,8 +25,11 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from copy import copy
+from typing import Self
 
 from rwkvbatch.config import ReplyPrompt, ThinkMode
+from rwkvbatch.config.prompting import OPEN_THINKING
 from rwkvbatch.errors import UsageError
 
 # A line end includes carriage returns before it. Matching only from the start of such a run keeps this linear.
@@ -126,11 +129,39 @@ class PromptTemplate(ABC):
         Raises:
             UsageError: the template cannot write a greeting.
         """
-        cleaned = clean(system or "")
-        text = (self._system(cleaned) if cleaned else "") + prelude_text(prelude, self.closing)
-        return text if greeting is None else text + self._greeting(greeting)
+        text = self.system(system or "") + prelude_text(prelude, self.closing)
+        return text if greeting is None else text + self.greeting(greeting)
 
-    def _greeting(self, text: str) -> str:
+    def system(self, text: str) -> str:
+        """A system message; empty if it has no text."""
+        cleaned = clean(text)
+        return self._system(cleaned) if cleaned else ""
+
+    def continuing(self, prefix: str) -> Self:
+        """This template for a reply that `prefix`, the last message of a conversation, begins.
+
+        Raises:
+            UsageError: there is a `reply_prefix` too, or the thinking mode begins the reply with thinking.
+        """
+        if self.reply_prefix:
+            raise UsageError(
+                "reply_prefix and an assistant message at the end both begin the reply", hint="give one of them"
+            )
+        if self.think in OPEN_THINKING:
+            problem = "an assistant message at the end begins the reply"
+            raise UsageError(
+                f"{problem}, and with think {self.think} the reply begins with thinking", hint="leave think out"
+            )
+        continuing = copy(self)
+        continuing.reply_prefix = prefix.replace("\r\n", "\n")
+        return continuing
+
+    def greeting(self, text: str) -> str:
+        """An assistant message without a user message before it.
+
+        Raises:
+            UsageError: the template cannot write one.
+        """
         raise UsageError(NO_GREETING, hint=NO_GREETING_HINT)
 
     @abstractmethod

@@ -66,7 +66,7 @@ class OfficialTemplate(PromptTemplate):
     def _system(self, text: str) -> str:
         return f"System: {text}\n\n"
 
-    def _greeting(self, text: str) -> str:
+    def greeting(self, text: str) -> str:
         return f"Assistant:{self.reply(text)}"
 
     def turn(self, user: str) -> str:

@@ -148,6 +148,8 @@ class ChatFields(_Fields):
     tools: list[Any] = []
     tool_choice: Any = "auto"
     parallel_tool_calls: bool = True
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MAX_TOP)
 

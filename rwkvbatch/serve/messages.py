@@ -80,12 +80,13 @@ def text_around_calls(text: str) -> tuple[str, str]:
 def conversation_of(fields: ChatFields) -> tuple[list[dict[str, str]], ToolUse]:
     """The roles and texts of the messages, and the tools of the reply.
 
-    The role `developer` becomes `system`; text parts are joined. Consecutive user messages, without a reply between
-    them, are one message, each on its own line.
+    The role `developer` becomes `system`; text parts are joined.
 
     Raises:
-        RequestError: a message has other content than a role, a text and tool calls, or a tool is not a function.
+        RequestError: a message has other content than a role, a text and tool calls, a tool is not a function, or the
+            last message is an assistant message and cannot begin the reply.
     """
+    _check_end(fields)
     messages = [_message(number, message) for number, message in enumerate(fields.messages)]
     try:
         tools = read_tools(fields.tools, _SOURCE, "tools")
@@ -96,22 +97,46 @@ def conversation_of(fields: ChatFields) -> tuple[list[dict[str, str]], ToolUse]:
         problem = error.message.removeprefix(f"{_SOURCE.path}:{_SOURCE.line}: ")
         param = next((name for name in ("tool_choice", "tools") if problem.startswith(name)), "messages")
         raise RequestError(problem, param=param, hint=error.hint or "") from None
-    joined: list[dict[str, str]] = []
-    for message in messages:
-        if joined and message.role == joined[-1]["role"] == "user":
-            joined[-1]["content"] += "\n" + message.content
-        else:
-            joined.append({"role": message.role, "content": message.content})
+    plain: list[dict[str, str]] = [{"role": message.role, "content": message.content} for message in messages]
     if prefix is None:
-        return joined, ToolUse()
-    has_system = joined[0]["role"] == "system"
-    system = with_tools(joined[0]["content"] if has_system else None, tools) or ""
+        return plain, ToolUse()
+    has_system = plain[0]["role"] == "system"
+    system = with_tools(plain[0]["content"] if has_system else None, tools) or ""
     use = ToolUse(
         frozenset(tool["name"] for tool in tools),
         None if fields.tool_choice == "auto" else prefix,
         fields.parallel_tool_calls,
     )
-    return [{"role": "system", "content": system}, *joined[has_system:]], use
+    return [{"role": "system", "content": system}, *plain[has_system:]], use
+
+
+def _check_end(fields: ChatFields) -> None:
+    """Check the fields of vLLM's server that say whether the reply continues the last message.
+
+    Without them it continues an assistant message, as in llama.cpp's server.
+
+    Raises:
+        RequestError: the fields contradict each other, or the last message.
+    """
+    last, is_new, is_continued = fields.messages[-1], fields.add_generation_prompt, fields.continue_final_message
+    if is_new and is_continued:
+        problem = "add_generation_prompt and continue_final_message: give one of them"
+        raise RequestError(problem, param="continue_final_message")
+    if last.get("role") != "assistant":
+        if is_continued:
+            problem = "continue_final_message: the last message must be an assistant message"
+            raise RequestError(problem, param="continue_final_message")
+        if is_new is False:
+            problem = "add_generation_prompt: must be true unless the last message is an assistant message"
+            raise RequestError(problem, param="add_generation_prompt")
+        return
+    if is_new or is_continued is False:
+        name = "add_generation_prompt" if is_new else "continue_final_message"
+        problem = "the last message is an assistant message, which the reply continues; a second reply is not supported"
+        raise RequestError(f"{name}: {problem}", param=name)
+    if last.get("tool_calls"):
+        where = f"messages.{len(fields.messages) - 1}.tool_calls"
+        raise RequestError(f"{where}: calls at the end need their results after them", param="messages")
 
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")

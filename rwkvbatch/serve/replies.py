@@ -260,6 +260,8 @@ def prepare(
             if job.tools.reply_prefix is not None:
                 _check_call_begins(settings, served.settings.defaults)
             reply_prefix = job.tools.reply_prefix or settings.reply_prefix
+            if messages[-1]["role"] == "assistant" and reply_prefix == served.settings.defaults.reply_prefix:
+                reply_prefix = ""  # the default gives way to the message that begins the reply
             template = builder.template(settings.think, settings.turn_end, reply_prefix, settings.template)
             job.add(builder.conversation(messages, template, served.prelude, "messages", bos), root)
         else:

@@ -8,7 +8,6 @@ from typing import Any
 import orjson
 
 from rwkvbatch.engine.request import TokenDetails
-from rwkvbatch.prepared import TextStripper
 from rwkvbatch.serve.answers import TextOffsets
 from rwkvbatch.serve.batcher import Flight
 from rwkvbatch.serve.messages import call_start, text_around_calls
@@ -61,7 +60,7 @@ class _ChoiceStream:
         self._job = job
         self._choice = choice
         # The text of a chat reply is stripped as it arrives.
-        self._stripper = TextStripper() if job.is_chat else None
+        self._stripper = choice.prompt.stripper()
         self._offsets = TextOffsets(job.names)
         self._details: list[TokenDetails | int] = []
         self._has_begun = False
@@ -97,8 +96,7 @@ class _ChoiceStream:
         if self._stripper is None:
             return self._text(self._job.echo(self._choice))
         first = event(self._chunk("", role="assistant"))
-        template = self._choice.prompt.template
-        return [first] if template is None else [first, *self._text(template.reply_start)]
+        return [first, *self._text(self._choice.prompt.reply_start)]
 
     def _text(self, text: str) -> list[bytes]:
         """The event of a piece of text; none while the text may still be stripped."""

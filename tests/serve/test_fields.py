@@ -9,6 +9,8 @@ import pytest
 
 from tests.serve.running import CHAT, MODEL, SETTINGS, Server, problem, running, still_serves
 
+PREFILLED = [{"role": "user", "content": "My name is Ada."}, {"role": "assistant", "content": "Nice to"}]
+
 
 @pytest.mark.parametrize(
     ("fields", "message", "param"),
@@ -81,7 +83,36 @@ from tests.serve.running import CHAT, MODEL, SETTINGS, Server, problem, running,
         ({"messages": [{"role": "user", "content": None}]}, "list of text parts; got null", "messages"),
         ({"messages": [{"role": "user", "content": []}]}, "list of text parts; got []", "messages"),
         ({"messages": []}, "messages: must have at least 1 item, got []", "messages"),
-        ({"messages": [{"role": "assistant", "content": "a"}] * 2}, "assistant messages must take turns", "messages"),
+        ({"messages": [{"role": "assistant", "content": "a"}] * 2}, "must have a user message to reply to", "messages"),
+        ({"continue_final_message": True}, "the last message must be an assistant message", "continue_final_message"),
+        ({"add_generation_prompt": False}, "must be true unless the last message", "add_generation_prompt"),
+        (
+            {"add_generation_prompt": True, "continue_final_message": True},
+            "add_generation_prompt and continue_final_message: give one of them",
+            "continue_final_message",
+        ),
+        (
+            {"messages": PREFILLED, "continue_final_message": False},
+            "continue_final_message: the last message is an assistant message, which the reply continues",
+            "continue_final_message",
+        ),
+        ({"messages": PREFILLED, "add_generation_prompt": True}, "a second reply is not", "add_generation_prompt"),
+        ({"messages": PREFILLED, "reply_prefix": "x"}, "both begin the reply", "reply_prefix"),
+        ({"messages": PREFILLED, "think": "on"}, "with think on the reply begins with thinking", "think"),
+        (
+            {
+                "messages": [
+                    *PREFILLED[:1],
+                    {
+                        "role": "assistant",
+                        "content": None,
+                        "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+                    },
+                ]
+            },
+            "messages.1.tool_calls: calls at the end need their results after them",
+            "messages",
+        ),
         ({"messages": [{"role": "function", "content": "x"}]}, "messages.0.role: must be system, developer", None),
         ({"messages": [{"role": "tool", "content": "x"}]}, "a tool message is the result of a call", "messages"),
         ({"tool_choice": "required"}, "tool_choice: needs `tools`, and there are none", "tool_choice"),
