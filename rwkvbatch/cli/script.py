@@ -1,4 +1,4 @@
-"""`rwkvbatch script`: scripts from the files of published benchmarks."""
+"""`rwkvbatch script`: scripts from the files of published benchmarks, and scripts that test recall."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import message, print_json
 from rwkvbatch.cli.options import JsonOption, QuietOption, option
-from rwkvbatch.errors import counted
+from rwkvbatch.errors import UsageError, counted, shown_value
 from rwkvbatch.script.benchmarks import BENCHMARKS
 
 if TYPE_CHECKING:
@@ -20,12 +20,10 @@ MAX_SHOWN = 5
 
 _NAMES = list(BENCHMARKS)
 
-app = command_app(help="Make scripts from the files of published benchmarks.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `import` a separate command."""
+app = command_app(
+    help="Make scripts from the files of published benchmarks, and scripts that test recall in long contexts.",
+    no_args_is_help=True,
+)
 
 
 @app.command(
@@ -96,3 +94,58 @@ def import_command(
     )
     if json_output:
         print_json(vars(result) | {"out": str(out)})
+
+
+@app.command(
+    "recall",
+    cls=Command,
+    epilog=examples(
+        "rwkvbatch script recall --out recall.jsonl",
+        "rwkvbatch script recall essays/ --lengths 4000,16000,64000 --facts 4 --out recall.jsonl",
+        "rwkvbatch run recall.jsonl --out runs/recall; rwkvbatch compare runs/recall --by tag",
+    ),
+)
+def recall_command(
+    out: Annotated[Path, option("--out", "Script to write.", "FILE", flag="-o", show_default=False)],
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FILE...",
+            help="Texts, JSON lines with `text`, or folders of them, in which the facts are hidden. "
+            "[dim]Default: plain sentences in random order[/]",
+            show_default=False,
+        ),
+    ] = None,
+    lengths: Annotated[str, option("--lengths", "Tokens of a message.", "N,N,...")] = "1000,2000,4000,8000",
+    depths: Annotated[
+        str, option("--depths", "Places of the fact that is asked, in per cent of the text before it.", "N,N,...")
+    ] = "0,25,50,75,100",
+    count: Annotated[int, option("--count", "Conversations for each length and depth.", "N")] = 5,
+    facts: Annotated[int, option("--facts", "Facts in a text, of which one is asked.", "N")] = 1,
+    seed: Annotated[int, option("--seed", "Seed of the facts, places and texts.", "N")] = 0,
+    force: Annotated[bool, option("--force", "Replace the script if it exists.")] = False,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a script that asks for a fact hidden in a long text, at several lengths and depths.
+
+    A reply must contain the code that the text gives, and the sentence with it is a reference, whose likelihood is
+    scored. Tags are length-N and depth-N. Tokens are those of the World vocabulary.
+    """
+    from rwkvbatch.prompt.tokenizer import world_tokenizer
+    from rwkvbatch.script.recall import RecallPlan, write_recall
+
+    plan = RecallPlan(_numbers("--lengths", lengths), _numbers("--depths", depths), count, facts, seed)
+    tokenizer = world_tokenizer()
+    written = write_recall(plan, files or (), out, lambda text: len(tokenizer.encode(text)), replace=force)
+    message(f"wrote {out}: {counted(written, 'conversation')}", quiet=quiet)
+    if json_output:
+        print_json({"conversations": written, "out": str(out)})
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    """The numbers of a comma list."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{name} must be whole numbers, such as 1000,4000; got {shown_value(text)}") from None
