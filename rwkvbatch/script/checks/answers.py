@@ -80,15 +80,16 @@ _NEGATION = re.compile(
 )
 _SUBORDINATE = re.compile(r"\W*(?:since|because|as|given|considering|although|though|while|when)\b", re.IGNORECASE)
 _RETRACTED = re.compile(
-    r"[*_`)\]\"'”’ ]*(?:[,.!?…。？！—–-]+|\n)?[\"'”’\s]*(?:(?:oh|wait|hmm|but|well|actually|sorry)\b[,.…! ]*)*"
-    r"(?:(?:no|nope|wrong|false|incorrect|not (?:so|really|quite|at all))(?=\s*[,.!;:…—–]|\s*$|\s*\n| wait\b)"
+    r"[*_`)\]\"'”’ ]*(?:\?[\"'”’\s]*(?:no|nope|not|never|wrong|false|incorrect)\b"
+    r"|(?:[,.!?…。！？—–-]+|\n)?[\"'”’\s]*(?:(?:oh|wait|hmm|but|well|actually|sorry)\b[,.…! ]*)*"
+    r"(?:(?:no|nope)\b[,.… ]+(?:wait|sorry|actually|hold on|scratch|it['’]s|it is|(?-i:[B-HJ-Z])(?![A-Za-z0-9_'’]))"
     r"|i do(?:n['’]t| not) (?:think|believe) so"
-    r"|(?:(?:that|this|it)(?:['’]s| is| was) (?:wrong|incorrect|false|a mistake|not (?:right|correct|true|it))"
-    r"|(?:that|this|it) (?:is|was)n['’]t (?:right|correct|true|it))"
-    r"(?=\s*(?:[.,;!?\n]|$|because\b|since\b|as\b))|不对|不是|错了?)",
+    r"|(?:(?:that|this)(?:['’]s| is| was) (?:wrong|incorrect|false|a mistake|not (?:right|correct|true|it))"
+    r"|(?:that|this) (?:is|was)n['’]t (?:right|correct|true|it))"
+    r"(?=\s*(?:[.,;!?\n]|$|because\b|since\b|as\b))|不对|不是|错了))",
     re.IGNORECASE,
 )
-"""The beginning of a text after a statement that takes it back."""
+"""The beginning of a text after a statement that takes it back; `B. No` or `B) False` names the option's text."""
 
 
 @dataclass(frozen=True)
