@@ -66,6 +66,11 @@ _IS_NOT = re.compile(
     re.IGNORECASE,
 )
 """The beginning of a text after a letter that is denied."""
+_BRACKET_IS_NOT = re.compile(
+    r"[*_`]*[)\]][*_` ]*is(?:(?:n['’]t| not) (?:correct|right|true|it\b|the )| (?:wrong|incorrect|false)\b)",
+    re.IGNORECASE,
+)
+"""The same after a stated letter with a bracket; `D) Cannot be determined` names the option's text."""
 
 
 _CLAUSE = re.compile(
@@ -138,7 +143,8 @@ def find_letter(text: str, letters: str) -> tuple[str | None, str]:
     stated = [match for match in _SAYS.finditer(text) if _states_letter(match, text)]
     denied = {match["letter"].upper(): match.start() for match in _DENIES.finditer(text)}
     for match in stated:
-        if _is_negated(match.start(), match.end("letter"), text):
+        has_bracket = re.match(r"[*_`]*[)\]]", text[match.end("letter") : match.end("letter") + 8]) is not None
+        if _is_negated(match.start(), match.end("letter"), text, _BRACKET_IS_NOT if has_bracket else _IS_NOT):
             denied[match["letter"].upper()] = max(match.start(), denied.get(match["letter"].upper(), 0))
     statements = [match for match in stated if denied.get(match["letter"].upper()) != match.start()]
     if statements:
@@ -190,9 +196,9 @@ def _is_denied(match: re.Match[str], text: str) -> bool:
     return before is not None or _is_negated(match.start(), match.end(), text)
 
 
-def _is_negated(start: int, end: int, text: str) -> bool:
+def _is_negated(start: int, end: int, text: str, is_not: re.Pattern[str] = _IS_NOT) -> bool:
     """Whether the clause before a statement negates it ("I don't think the answer is B") or the text after it does."""
-    if _IS_NOT.match(text, end) or _RETRACTED.match(text, end):
+    if is_not.match(text, end) or _RETRACTED.match(text, end):
         return True
     before = text[max(0, start - MAX_CLAUSE) : start]
     clause = _after_last(_CLAUSE, before)
