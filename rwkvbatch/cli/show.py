@@ -47,7 +47,11 @@ def show_command(
         bool, option("--failed", "Only dialogues with an error or a failed check, and of these the failing turns.")
     ] = False,
     full: Annotated[
-        bool, option("--full", "Every dialogue separately and with all turns, also equal dialogues and passing turns.")
+        bool,
+        option(
+            "--full",
+            "Every dialogue separately and with all turns, also equal ones and passing turns; long messages whole.",
+        ),
     ] = False,
     limit: Annotated[
         int | None,
@@ -97,6 +101,7 @@ def show_command(
         many_cells=len(data.cells) > 1,
         many_repeats=len({dialogue.repeat for dialogue in selected}) > 1,
         only_failures=failed and not full,
+        full=full,
         max_cells=MAX_CELLS_NAMED if is_terminal else None,
     )
     race = read_part(Path(run) if Path(run).is_dir() else Path(run).parent, "race")

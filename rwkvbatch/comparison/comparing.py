@@ -30,10 +30,12 @@ from rwkvbatch.comparison.pairing.matching import Dropped, MatchedRows, comparab
 from rwkvbatch.comparison.pairing.notes import (
     check_pairs,
     check_runs,
+    few_conversations_note,
     judge_notes,
     matching_notes,
     mixed_nll_notes,
     no_common_turn,
+    order_note,
     repeat_notes,
 )
 from rwkvbatch.comparison.pairing.pairs import Pair, pair_up
@@ -152,6 +154,9 @@ def compare(
         primary = PREFERENCE if primary is None else primary
     matched, variants, notes = matching.with_common_turns, matching.variants, matching.notes
     notes += judge_notes(matching.pairs, table)
+    if ks is None and not only and (note := few_conversations_note(matching.runs)) is not None:
+        ks = ()
+        notes.append(note)
     notes += repeat_notes(ks, matched, variants, table)
     selection = MetricSelection(matched, variants, table, requested, ks)
     primary_metric = selection.primary(primary)
@@ -237,6 +242,8 @@ class _Matching:
         """
         runs, restriction = restricted(load_runs(sources), only)
         notes = check_runs(runs, force=force)
+        if baseline is None and over is None and (note := order_note(runs)) is not None:
+            notes.append(note)
         variants = variants_of(runs)
         positions = {} if over is None else positions_over(over, variants, runs)
         if positions:

@@ -259,3 +259,32 @@ def test_json_has_equal_dialogues_one_by_one_on_a_terminal_too(
     assert len(records(failures, capsys=capsysbinary)) == 60
     failed = records(failures, "--failed", capsys=capsysbinary)
     assert [len(record["turns"]) for record in failed] == [4, 4, 4]
+
+
+def test_long_prompts_are_cut_in_the_middle_and_replies_are_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"line {number} of the prompt" for number in range(400)]
+    reply = "\n".join(f"reply {number}" for number in range(60))
+
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        del rng
+        row.update(prompt="\n".join(lines), reply=reply)
+        row["checks"][0].update(passed=False, score=0.0, detail="too short")
+
+    run = str(make_run(tmp_path / "run", conversations=1, repeats=1, turns=1, change=change))
+    for failed in ((), ("--failed",)):
+        assert invoke(["show", run, *failed]) == ExitCode.DONE
+        out = capsys.readouterr().out
+        shown = [line for line in lines if any(text.endswith(f" {line}") for text in out.splitlines())]
+        assert [shown[0], shown[-1]] == [lines[0], lines[-1]]
+        num_left_out = len(lines) - len(shown)
+        assert 370 < num_left_out < 390
+        assert f"[{num_left_out + 1} lines, " in out
+        assert "characters left out; --full prints all]" in out
+        assert all(f"reply {number}" in out for number in range(60))
+        assert "too short" in out
+        assert invoke(["show", run, "--full", *failed]) == ExitCode.DONE
+        assert "line 200 of the prompt" in capsys.readouterr().out
+    assert invoke(["show", run, "--json"]) == ExitCode.DONE
+    assert "line 200 of the prompt" in capsys.readouterr().out

@@ -250,7 +250,7 @@ def _range(node: Expression) -> _Range:
         ends = [0.0 if sign == "*" and 0 in (x, y) else float(OPERATORS[sign](x, y)) for x in left for y in right]
         return _UNKNOWN_RANGE if any(map(math.isnan, ends)) else (min(ends), max(ends))
 
-    found = evaluated(node, of_value, combined)
+    found: _Range | float = evaluated(node, of_value, combined)
     return found if isinstance(found, tuple) else (found, found)
 
 

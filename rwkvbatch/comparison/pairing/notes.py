@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from rwkvbatch.comparison.pairing.matching import MatchedRows
 from rwkvbatch.comparison.pairing.pairs import Pair
 from rwkvbatch.comparison.pairing.settings import UNRESOLVED
-from rwkvbatch.comparison.runs.data import RunData, RunFacts, Variant
+from rwkvbatch.comparison.runs.data import RunData, RunFacts, Variant, as_integer, as_record
 from rwkvbatch.comparison.values.columns import rows_of
 from rwkvbatch.comparison.values.conversations import judged_repeats
 from rwkvbatch.errors import RunMismatchError, UsageError, counted
@@ -55,6 +56,42 @@ def repeat_notes(
                 f"{num_conversations:,} conversations: the others have fewer than {counted(k, 'repetition')}"
             )
     return notes
+
+
+def few_conversations_note(runs: Sequence[RunData]) -> str | None:
+    """A note on an unfinished run that has rows of at most half of its conversations; None if there is none.
+
+    Its repetitions say nothing about those of the others, so that pass@k has no meaning yet.
+    """
+    for run in runs:
+        script = as_record(run.facts.identity.get("script"))
+        planned, there = as_integer(script.get("conversations")), len(run.conversations)
+        if run.unfinished and run.facts.part is None and planned is not None and 2 * there <= planned:
+            return (
+                f"pass@k, all-k and majority@k are left out: {run.source} has rows of {there:,} of "
+                f"{counted(planned, 'conversation')} so far; --k asks for them"
+            )
+    return None
+
+
+def order_note(runs: Sequence[RunData]) -> str | None:
+    """A note for runs whose names differ only in numbers, of which the first, the baseline, is not the smallest."""
+    if len(runs) < 2:
+        return None
+    parts = [re.split(r"(\d+)", run.name) for run in runs]
+    if len({tuple(of_run[::2]) for of_run in parts}) > 1:
+        return None
+    numbers = [tuple(map(int, of_run[1::2])) for of_run in parts]
+    smallest = runs[numbers.index(min(numbers))].name
+    if numbers[0] == min(numbers):
+        return None
+    varied = next(index for index, values in enumerate(zip(*numbers, strict=True)) if len(set(values)) > 1)
+    word = re.search(r"[A-Za-z]+(?=[-_=.]?$)", parts[0][2 * varied])
+    trend = f", and --over {word[0]} tests a trend" if word and len(runs) > 2 else ""
+    return (
+        f"the baseline is {runs[0].name}, the first run given, and {smallest} has a smaller number (a shell sorts "
+        f"names as text): --baseline {smallest} compares with that one{trend}"
+    )
 
 
 def no_common_turn(all_pairs: Sequence[MatchedRows], runs: Sequence[RunData]) -> RunMismatchError:

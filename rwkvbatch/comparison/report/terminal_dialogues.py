@@ -40,6 +40,7 @@ def print_dialogues(
     many_cells: bool,
     many_repeats: bool,
     only_failures: bool = False,
+    full: bool = False,
     max_cells: int | None = None,
 ) -> None:
     """Print one dialogue of each group under its name: system message, prompts, replies, references, checks, metrics.
@@ -50,6 +51,7 @@ def print_dialogues(
         many_cells, many_repeats: name the cell and the repeat of each dialogue.
         only_failures: a turn without an error or a failed check is one line, and those after the last failure are
             counted.
+        full: print long prompts, system messages and references whole instead of their beginnings and ends.
         max_cells: the most cells that are named for a group; None for all.
     """
     for group in groups:
@@ -65,12 +67,15 @@ def print_dialogues(
         if dialogue.system is not None and only_failures:
             _print_line("system  ", dialogue.system, console)
         elif dialogue.system is not None:
-            console.print(_labelled([(Text("system", "dim"), Text(printable(dialogue.system)))], console), no_wrap=True)
+            console.print(
+                _labelled([(Text("system", "dim"), Text(printable(_cut(dialogue.system, full=full))))], console),
+                no_wrap=True,
+            )
             console.print()
         if dialogue.greeting is not None and only_failures:
             _print_line("Assistant  ", dialogue.greeting, console)
         elif dialogue.greeting is not None:
-            greeting = [(Text("Assistant", "green"), Text(printable(dialogue.greeting)))]
+            greeting = [(Text("Assistant", "green"), Text(printable(_cut(dialogue.greeting, full=full))))]
             console.print(_labelled(greeting, console), no_wrap=True)
             console.print()
         failures = [index for index, record in enumerate(dialogue.turns) if has_failed(record)]
@@ -79,7 +84,7 @@ def print_dialogues(
             if only_failures and failures and index not in failures:
                 _print_line(f"turn {record['turn']}  ", _in_one_line(record), console)
                 continue
-            console.print(_turn(group, index, console), no_wrap=True)
+            console.print(_turn(group, index, console, full=full), no_wrap=True)
             if index < last:
                 console.print()
         if more := len(dialogue.turns) - 1 - last:
@@ -105,6 +110,25 @@ def _print_line(label: str, text: str, console: Console) -> None:
     console.print(line, no_wrap=True, overflow="ellipsis")
 
 
+_MAX_LINES: Final = 24
+_MAX_CHARACTERS: Final = 2_000
+_HEAD: Final = (14, 1_200)
+_TAIL: Final = (6, 500)
+"""The most lines and characters that are printed of both ends of a longer text."""
+
+
+def _cut(text: str, *, full: bool) -> str:
+    """A text, or if it is long the two ends of it and between them how much is left out."""
+    if full or (len(text) <= _MAX_CHARACTERS and text.count("\n") < _MAX_LINES):
+        return text
+    head = "\n".join(text.split("\n", _HEAD[0])[: _HEAD[0]])[: _HEAD[1]]
+    tail = "\n".join(text.rsplit("\n", _TAIL[0])[-_TAIL[0] :])[-_TAIL[1] :]
+    middle = text[len(head) : len(text) - len(tail)]
+    num_lines = middle.count("\n")
+    lines = f"{counted(num_lines, 'line')}, " if num_lines else ""
+    return f"{head}\n[{lines}{counted(len(middle), 'character')} left out; --full prints all]\n{tail}"
+
+
 _MAX_PROMPT = 40
 
 
@@ -114,20 +138,20 @@ def _in_one_line(record: Mapping[str, Any]) -> str:
     return " → ".join(filter(None, (shortened(prompt, _MAX_PROMPT), reply)))
 
 
-def _turn(group: DialogueGroup, index: int, console: Console) -> Text:
+def _turn(group: DialogueGroup, index: int, console: Console, *, full: bool) -> Text:
     """The turn at an index: who said what, the checks, and the metrics."""
     record = group.first.turns[index]
     is_probe = record["probe_after"] is not None
     is_scored = record["finish_reason"] == SCORED  # a plain text, or a result of another program, may lack both
     rows: list[tuple[Text, Text]] = []
     if record["prompt"] or not is_scored:
-        rows.append((Text("Probe" if is_probe else "User", "cyan"), Text(printable(record["prompt"]))))
+        rows.append((Text("Probe" if is_probe else "User", "cyan"), Text(printable(_cut(record["prompt"], full=full)))))
     if record["error"]:
         rows.append((Text("Error", "bold red"), Text(printable(record["error"]), "red")))
     elif record["reply"] or not is_scored:
         rows.append((Text("Assistant", "green"), Text(printable(record["reply"]))))
     if record["reference"]:
-        rows.append((Text("Reference", "dim"), Text(printable(record["reference"]), "dim")))
+        rows.append((Text("Reference", "dim"), Text(printable(_cut(record["reference"], full=full)), "dim")))
     if record["choices"]:
         rows.append((Text("Choices", "dim"), _choices(record)))
     for check in record["checks"]:

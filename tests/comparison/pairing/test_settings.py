@@ -101,3 +101,37 @@ def test_hostile_values_are_short_and_on_one_line(tmp_path: Path) -> None:
     assert len(text) < 80
     analysis: Analysis = compare([a, b])
     assert "settings differ: system" in printed(analysis)
+
+
+@pytest.mark.parametrize(
+    ("names", "baseline"),
+    [
+        (("step-1000", "step-200", "step-3000"), "step-200"),
+        (("step-200", "step-1000", "step-3000"), None),
+        (("a-10", "b-2"), None),
+        (("a", "b"), None),
+        (("m2-step10", "m2-step9"), "m2-step9"),
+    ],
+)
+def test_a_baseline_that_is_not_the_smallest_number_is_noted(
+    tmp_path: Path, names: tuple[str, ...], baseline: str | None
+) -> None:
+    runs = [run_with(tmp_path / name) for name in names]
+    notes = [note for note in compare(runs).notes if "has a smaller number" in note]
+    assert len(notes) == (baseline is not None)
+    assert all(f"--baseline {baseline}" in note and ("--over step" in note) == (len(names) > 2) for note in notes)
+    assert not any("has a smaller number" in note for note in compare(runs, baseline=names[0]).notes)
+
+
+@pytest.mark.parametrize(("planned", "left_out"), [(8, True), (7, False)])
+def test_pass_at_k_of_an_unfinished_run_needs_most_of_its_conversations(
+    tmp_path: Path, planned: int, left_out: bool
+) -> None:
+    script = {"sha256": "cd" * 32, "conversations": planned}
+    path = make_run(tmp_path / "a", conversations=4, repeats=3, turns=1, identity_changes={"script": script})
+    analysis = compare(str(path))
+    names = {mean.metric.name for mean in analysis.means(analysis.variants[0])}
+    assert ("pass_at_3" in names) != left_out
+    assert any("4 of 8 conversations so far" in note for note in analysis.notes) == left_out
+    asked = compare(str(path), ks=[3])
+    assert "pass_at_3" in {mean.metric.name for mean in asked.means(asked.variants[0])}
