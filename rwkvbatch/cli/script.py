@@ -52,7 +52,9 @@ def import_command(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, option("--out", "Script to write.", "FILE", flag="-o", show_default=False)],
+    out: Annotated[
+        Path | None, option("--out", "Script to write. [bold]Required[/]", "FILE", flag="-o", show_default=False)
+    ] = None,
     style: Annotated[
         str | None,
         option("--style", "Prompt style: rwkv, plain, chat. [dim]Default: rwkv or plain, else chat[/]", "NAME"),
@@ -79,8 +81,11 @@ def import_command(
     Nothing is downloaded. [bold]docs/scripts.md[/] says what the files are and where the prompts come from. Examples
     are the first ones of the dev files, for mmlu and mmlu-pro those of the same subject.
     """
-    from rwkvbatch.script.benchmark_import import import_benchmark
+    from rwkvbatch.script.benchmark_import import benchmark_named, import_benchmark
 
+    benchmark_named(benchmark)
+    if out is None:
+        raise UsageError("Missing option '--out'", hint=f"give the script to write: --out {benchmark}.jsonl")
     result = import_benchmark(
         benchmark, files, out, style=style, shots=shots, dev=dev or (), normalize=cast("Normalize", normalize),
         skip_bad=skip_bad, replace=force,

@@ -176,7 +176,8 @@ def served_spec(endpoint: Endpoint, client: Client) -> ServedSpec:
     A named model that is not in the list is accepted, because servers may list aliases, or nothing.
 
     Raises:
-        UsageError: the server does not list exactly one model and none is named, or it refuses the key.
+        UsageError: the server does not list exactly one model and none is named, it refuses the key, or its interface
+            is at `/v1` under the endpoint's URL.
         UnreachableError: the server cannot be reached, or does not answer.
     """
     try:
@@ -186,6 +187,8 @@ def served_spec(endpoint: Endpoint, client: Client) -> ServedSpec:
         raise UnreachableError(f"{client.options.names.url} {problem}", hint=error.hint) from None
     sizes = _vocab_sizes(listing)
     names = list(sizes)
+    if not names:
+        _refuse_missing_v1(client)
     name = endpoint.model
     if not name:
         if len(names) != 1:
@@ -197,6 +200,18 @@ def served_spec(endpoint: Endpoint, client: Client) -> ServedSpec:
     shown_name = printable(name, keep_newlines=False)
     size = sizes.get(name) or WORLD_SIZE
     return ServedSpec(endpoint.url, shown_name, endpoint.api, sha256, size, own=_own_server(listing, name))
+
+
+def _refuse_missing_v1(client: Client) -> None:
+    """Raise `UsageError` if the server lists models at `/v1` under a URL without it, where it lists none."""
+    if client.url.endswith("/v1"):
+        return
+    with suppress(EndpointError, WorkerError):
+        if _vocab_sizes(client.get("v1/models")):
+            option = client.options.names.url
+            raise UsageError(
+                f"{client.url} lists no models, and {client.url}/v1 does", hint=f"give {option} {client.url}/v1"
+            )
 
 
 def _own_server(listing: Mapping[str, Any] | None, name: str) -> OwnServer | None:

@@ -74,7 +74,7 @@ def import_benchmark(
         ScriptError: a file cannot be read, or a record is not of the benchmark's form.
         MissingExtraError: a file or a check needs an optional dependency that is not installed.
     """
-    benchmark = _benchmark(name)
+    benchmark = benchmark_named(name)
     style = next(iter(benchmark.styles)) if style is None else style
     if style not in benchmark.styles:
         raise UsageError(f"{name} has no style {style!r}", hint=f"its styles: {', '.join(benchmark.styles)}")
@@ -116,7 +116,7 @@ def _normalize_choices(line: dict[str, Any], normalize: Normalize, benchmark: st
     line["expect"]["normalize"] = normalize
 
 
-def _benchmark(name: str) -> Benchmark:
+def benchmark_named(name: str) -> Benchmark:
     """The benchmark with a name; raises `UsageError`."""
     if name in BENCHMARKS:
         return BENCHMARKS[name]

@@ -378,3 +378,11 @@ def test_an_imported_script_runs_on_the_bundled_model(name: str, tmp_path: Path)
         rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
         assert [row["error"] for row in rows] == [None] * len(rows)
         assert {row["finish_reason"] for row in rows} <= {"scored"} if style != "chat" else {"stop", "eos", "length"}
+
+
+@pytest.mark.parametrize(("name", "message"), [("wikitext", "unknown benchmark 'wikitext'"), ("arc", "Missing option")])
+def test_an_unknown_benchmark_is_named_before_a_missing_out(
+    name: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["script", "import", name, "x"]) == 2
+    assert message in capsys.readouterr().err

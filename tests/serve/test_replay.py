@@ -56,3 +56,11 @@ def test_a_benchmark_through_the_server_has_the_scores_of_a_run_on_the_model(
         assert row.choices == own.choices
         assert row.reference == own.reference
     assert not [record for record in caplog.records if record.levelname == "WARNING" and "endpoint" in record.name]
+
+
+@pytest.mark.parametrize("named", [{}, {"endpoint_model": "rwkvbatch-demo"}])
+def test_an_address_without_v1_is_refused_before_anything_is_written(tmp_path: Path, named: dict[str, str]) -> None:
+    script = {"messages": [{"role": "user", "content": "hi"}]}
+    with running() as server, pytest.raises(UsageError, match=f"lists no models, and {server.url}/v1 does"):
+        rwkvbatch.run(script, endpoint=server.url, endpoint_model=named.get("endpoint_model"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
