@@ -41,6 +41,16 @@ class ToolUse:
             return []
         return [_call_object(call) for call in (calls if self.is_parallel else calls[:1])]
 
+    def without_call(self, text: str) -> str:
+        """The content of a stripped reply without calls: what follows the beginning that the reply had to have.
+
+        A bare fence, or the first half of a call that the model did not write, would look like its own text.
+        """
+        if self.reply_prefix is None:
+            return text
+        start = call_start(text)
+        return (text[:start] + text[start:].removeprefix(self.reply_prefix).lstrip()).strip()
+
 
 def _call_object(call: Call) -> dict[str, Any]:
     function = {"name": call.name, "arguments": compact(call.arguments)}

@@ -170,6 +170,8 @@ class Job:
             message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
             if calls := self.calls(choice, results):
                 message |= {"content": "".join(text_around_calls(content)) or None, "tool_calls": calls}
+            elif self.tools.reply_prefix is not None:
+                message["content"] = self.tools.without_call(content)
             part = {"message": message} if self.is_chat else {"text": content}
             details = [*self.prompt_details(choice, choice.score(results)), *(() if reply is None else reply.details)]
             logprobs = self.logprobs(TextOffsets(self.names), details)

@@ -84,8 +84,8 @@ class _ChoiceStream:
                 if after := text_around_calls(self._seen)[1]:
                     events.append(event(self._chunk(after, self._logprobs())))
                 events.append(event(self._calls_chunk(calls)))
-            elif self._held:
-                events.append(event(self._chunk(self._held, self._logprobs())))
+            elif self._held and (text := self._job.tools.without_call(self._seen)[self._sent :]):
+                events.append(event(self._chunk(text, self._logprobs())))
             end = self._job.end(choice, results, has_calls=bool(calls))
             events.append(event(self._chunk("", self._logprobs(), end)))
         return events

@@ -153,3 +153,32 @@ def test_a_reply_that_must_be_a_call_has_no_other_beginning(
     assert all(word in answer["error"]["message"] for word in words)
     assert server.send("/v1/chat/completions", {**body, "tool_choice": choice, "reasoning_effort": "none"})[0] == 200
     assert server.send("/v1/chat/completions", {**body, "tool_choice": "auto", **other})[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("```json", ""),
+        ("```json\nI cannot.", "I cannot."),
+        ("<think>\n</think>\n```json\nNo.", "<think>\n</think>\nNo."),
+        ("<think>\n</think>\n```json", "<think>\n</think>"),
+    ],
+)
+def test_a_reply_that_had_to_be_a_call_and_is_none_lacks_its_given_beginning(text: str, content: str) -> None:
+    assert ToolUse(frozenset({"slots"}), "```json").without_call(text) == content
+    assert ToolUse(frozenset({"slots"})).without_call(text) == text
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "slots"}}])
+@pytest.mark.parametrize("ends_at_once", [False, True])
+def test_the_content_of_a_missing_call_is_what_the_model_wrote(server: Server, choice: Any, ends_at_once: bool) -> None:
+    body = {"model": MODEL, "messages": ASKED, "tools": [TOOL], "tool_choice": choice, "temperature": 0}
+    body |= {"max_tokens": 6, "logit_bias": {"0" if ends_at_once else str(1 + ord("a")): 100}}
+    status, answer, _ = server.send("/v1/chat/completions", body)
+    assert status == 200
+    message = answer["choices"][0]["message"]
+    assert "tool_calls" not in message
+    assert message["content"] == ("" if ends_at_once else "aaaaaa")
+    _, events, _ = server.send("/v1/chat/completions", {**body, "stream": True})
+    chunks = [json.loads(line[6:]) for line in events.split("\n") if line.startswith("data: {")]
+    assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == message["content"]
