@@ -11,8 +11,9 @@ import rwkvbatch
 from rwkvbatch.config import Sampling
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import Reply, ReplyTiming, Request, Score
-from rwkvbatch.errors import counted
+from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.model.base import Model, State
+from rwkvbatch.prompt.escaping import html_table
 
 LONGEST = 250
 
@@ -77,4 +78,32 @@ def test_sampling_params_show_what_decides_and_what_is_changed() -> None:
     changed = rwkvbatch.SamplingParams(top_k=5, stop="\n")
     assert repr(changed) == (
         "SamplingParams(temperature=1.0, top_p=0.3, max_tokens=256, seed=0, stop=('\\n',), top_k=5)"
+    )
+
+
+def test_results_are_tables_and_reports_in_html(tmp_path: Path) -> None:
+    script = {"id": "<b>", "messages": [{"role": "user", "content": "Hi", "expect": {"contains": "i"}}]}
+    result = rwkvbatch.run(script, temperature=[0.5, 1.5], top_p=1.0, max_tokens=4)
+    table = result._repr_html_()
+    assert "<td>temp=0.5</td><td>1</td>" in table
+    assert "in memory; cells 2" in table
+    analysis = rwkvbatch.compare(result)
+    shown = analysis._repr_html_()
+    assert "<th>difference</th><th>95 % interval</th>" in shown
+    assert shown.count("<tr>") == 1 + len(analysis.comparisons)
+    report = tmp_path / "report.html"
+    for _ in range(2):  # a report may be replaced
+        analysis.to_html(report)
+    assert report.read_text(encoding="utf-8").startswith("<!doctype html>")
+    other = tmp_path / "notes.html"
+    other.write_text("my notes")
+    with pytest.raises(UsageError, match="is not an HTML report"):
+        analysis.to_html(other)
+    assert other.read_text() == "my notes"
+
+
+def test_names_in_tables_of_html_are_escaped() -> None:
+    assert html_table("<i>", ["a"], [["<script>"]]) == (
+        "<table><caption>&lt;i&gt;</caption><thead><tr><th>a</th></tr></thead>"
+        "<tbody><tr><td>&lt;script&gt;</td></tr></tbody></table>"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,9 +26,12 @@ from rwkvbatch.comparison.statistics.metric_selection import available_metrics
 from rwkvbatch.comparison.statistics.ranking import Ranking
 from rwkvbatch.comparison.statistics.trend import Trend
 from rwkvbatch.comparison.values.groups import Breakdown
+from rwkvbatch.comparison.wording import COLUMNS as TABLE_COLUMNS
 from rwkvbatch.comparison.wording import conclusion, heading, ranking_sentence, summary
-from rwkvbatch.errors import counted
-from rwkvbatch.prompt.escaping import printable
+from rwkvbatch.errors import StorageError, counted
+from rwkvbatch.files import save_file, user_path, writing_hint
+from rwkvbatch.prompt.escaping import html_table, printable
+from rwkvbatch.targets import FileKind, check_target, file_head
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,6 +59,8 @@ COLUMNS: Final[Mapping[str, Callable[[Comparison], Any]]] = {
 """The columns of `Analysis.to_pandas`, of CSV and of JSON, with the value of each."""
 
 _MAX_REPR_LINES = 12
+
+_HTML_REPORT = FileKind("an HTML report", lambda path: file_head(path).lstrip().lower().startswith("<!doctype html>"))
 
 
 @dataclass(frozen=True, repr=False)
@@ -200,6 +206,38 @@ class Analysis:
     def failed(self) -> bool:
         """Whether any gate failed."""
         return any(result.failed for result in self.gates)
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as one HTML file, as `rwkvbatch compare --out report.html` does. It replaces a report.
+
+        Raises:
+            UsageError: there is a file of another kind at `path`, or a directory.
+            StorageError: the file cannot be written.
+        """
+        from rwkvbatch.comparison.report.html import as_html
+
+        target = user_path(path)
+        check_target(target, _HTML_REPORT, replace=True)
+        try:
+            save_file(target, [as_html(self).encode("utf-8", "backslashreplace")])
+        except OSError as error:
+            raise StorageError(f"{target}: cannot be written: {error.strerror}", hint=writing_hint(error)) from None
+
+    def _repr_html_(self) -> str:
+        """The table of `rwkvbatch compare`, for notebooks."""
+        if not self.comparisons:
+            rows = [
+                (variant.label, mean.metric.name, shown_mean(mean.metric, mean.mean), interval(mean))
+                for variant in self.variants
+                for mean in self.means(variant)
+            ]
+            return html_table(conclusion(()), ("variant", "metric", "mean", "95 % interval"), rows)
+        header = ("variant", "metric", *(column.name for column in TABLE_COLUMNS))
+        lines = [
+            (heading(line), line.metric.name, *(column.text(line) for column in TABLE_COLUMNS))
+            for line in self.comparisons
+        ]
+        return html_table(conclusion(self.comparisons), header, lines)
 
     def __repr__(self) -> str:
         lines = [f"{heading(line)}: {line.metric.name} {summary(line)}" for line in self.comparisons] or [

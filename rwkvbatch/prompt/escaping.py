@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import unicodedata
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Sequence
 
 _BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -178,3 +178,16 @@ def _shown(character: str, keep_newlines: bool) -> str:
         code = ord(character)
         return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
     return character
+
+
+def html_table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in HTML for notebooks, of texts that may have any characters."""
+
+    from html import escape
+
+    def row(tag: str, texts: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(printable(text))}</{tag}>" for text in texts) + "</tr>"
+
+    body = "".join(row("td", texts) for texts in rows)
+    head = f"<thead>{row('th', header)}</thead>"
+    return f"<table><caption>{escape(printable(caption))}</caption>{head}<tbody>{body}</tbody></table>"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rwkvbatch.errors import StorageError, counted
 from rwkvbatch.files import OS_FILES, Files
+from rwkvbatch.prompt.escaping import html_table
 from rwkvbatch.replay.continuing.adaptation import Reuse
 from rwkvbatch.replay.continuing.identity import make_about, make_identity
 from rwkvbatch.replay.continuing.reuse import adopt, check_rows_of_plan, missing_rows
@@ -113,6 +114,23 @@ class RunResult:
         from rwkvbatch.comparison import load
 
         return load(self)
+
+    def _repr_html_(self) -> str:
+        """The figures of each cell, for notebooks."""
+        rows = [
+            (
+                cell.name,
+                f"{cell.rows:,}",
+                f"{cell.errors:,}",
+                f"{cell.checks_passed:,} of {cell.checks:,}",
+                "-" if cell.score is None else f"{cell.score:.3f}",
+                f"{cell.reply_tokens:,}",
+                "-" if cell.reference_nll is None else f"{cell.reference_nll:.3f}",
+            )
+            for cell in self.summary.cells
+        ]
+        header = ("cell", "rows", "errors", "checks passed", "score", "reply tokens", "ref. nll")
+        return html_table(repr(self).strip("<>"), header, rows)
 
     def __repr__(self) -> str:
         summary, state = self.summary, ", interrupted" if self.interrupted else ""
