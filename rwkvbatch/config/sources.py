@@ -157,7 +157,9 @@ def checked_values(values: Mapping[str, Any], name: Callable[[str], str] = optio
         if key == "preset":
             from_preset.update(preset_settings(str(value)))
         elif key not in SETTINGS:
-            raise UsageError(f"{name(raw_key)}: unknown setting{_did_you_mean(key)}")
+            # No option is unknown here: the command line refuses it before, and Python gives keywords.
+            shown = raw_key if name is option_name else name(raw_key)
+            raise UsageError(f"{shown}: unknown setting{_did_you_mean(key)}")
         elif stands_for(key) in checked:
             both_names = f" with {name('system')} and {name(SYSTEM_FILE)}" if stands_for(key) == "system" else ""
             raise UsageError(f"{name(raw_key)}: given twice{both_names}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.prepare import prepare
 
 
@@ -76,3 +77,9 @@ class TestRepeatsOfGreedyReplies:
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         assert "nothing: " in warnings_for(tmp_path, caplog, {"temperature": 0}, {"top_p": 0}, repeats=2)
+
+
+def test_an_unknown_keyword_is_named_as_it_was_given() -> None:
+    settings: dict[str, Any] = {"temprature": 1}
+    with pytest.raises(UsageError, match=r"^temprature: unknown setting; did you mean temperature"):
+        prepare({"text": "a"}, **settings)
