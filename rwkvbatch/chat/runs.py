@@ -124,6 +124,8 @@ def replay(session: Session, point: RunPoint) -> None:
     if point.conversation.greeting is not None:
         problem = f"{point.directory}: the conversation begins with an assistant message, which a chat cannot continue"
         raise UsageError(problem, hint="give it as a --prelude instead, in the run and here")
+    if point.conversation.turns[0].plain:
+        raise UsageError(f"{point.directory}: the conversation is plain text without a template, and a chat has one")
     _refuse_other_model(session, point)
     # The rows were made with the run's settings. Other settings that the chat was given are for its own replies.
     run_settings = session.settings.replace(**_cell_settings(point))

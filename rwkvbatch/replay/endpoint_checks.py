@@ -21,23 +21,24 @@ _LIMITED = frozenset({"max_tokens", "stop", "no_penalty", "turn_end"})
 
 
 def check_interface(plan: Plan) -> None:
-    """Refuse texts to score where a server applies its own template; needs no server.
+    """Refuse plain texts and texts to score where a server applies its own template; needs no server.
 
     Raises:
         UsageError: a cell has `--endpoint-api chat`, and a conversation has choices or a plain text.
     """
     if not any(settings.uses_chat_api for settings in plan.cell_settings):
         return
-    ids = [c.id for c in map(plan.conversations.__getitem__, plan.chosen) if any(map(_is_scored, c.turns))]
+    ids = [c.id for c in map(plan.conversations.__getitem__, plan.chosen) if any(map(_is_text, c.turns))]
     if ids:
         raise UsageError(
-            "--endpoint-api chat gives no log-probabilities of given texts, which choices and plain texts need: "
+            "--endpoint-api chat applies a template and gives no log-probabilities of given texts, so that it has "
+            "neither plain texts nor choices: "
             f"{len(ids):,} of {len(plan.chosen):,} conversations have some ({listed(ids, SHOWN_IDS)})",
             hint="use --endpoint-api completions or completions-ids, or choose other conversations with --only",
         )
 
 
-def _is_scored(turn: Turn) -> bool:
+def _is_text(turn: Turn) -> bool:
     return turn.plain or bool(turn.choices)
 
 
@@ -106,23 +107,24 @@ def _limits_itself(conversation: Conversation, turn: Turn) -> bool:
 def _check_limits(plan: Plan, setup: Setup, spec: ServedSpec, limits: RequestLimits) -> None:
     """Check the settings of the turns that generate, and no others: those of cells by the names of their options."""
 
-    def template_stops(settings: CellSettings) -> Sequence[str]:
-        return () if settings.uses_chat_api else load_template(settings.prompting, weights_of(spec)).stops
+    def template_stops(settings: CellSettings, plain: bool) -> Sequence[str]:
+        return () if plain or settings.uses_chat_api else load_template(settings.prompting, weights_of(spec)).stops
 
     chosen = map(plan.conversations.__getitem__, plan.chosen)
-    if any(
-        turn.generate and not _limits_itself(conversation, turn)
+    for plain in {
+        turn.plain
         for conversation in chosen
         for turn in conversation.turns
-    ):
+        if turn.generate and not _limits_itself(conversation, turn)
+    }:
         for cell in setup.cells:
-            limits.check(plan.cell_settings[cell], template_stops(plan.cell_settings[cell]))
+            limits.check(plan.cell_settings[cell], template_stops(plan.cell_settings[cell], plain))
     for task in _tasks(plan, setup, _has_limited):
         for number, turn in enumerate(task.conversation.turns):
             if not turn.generate or not _limits_itself(task.conversation, turn):
                 continue
             settings = task.of_turn(number).settings
             try:
-                limits.check(settings, template_stops(settings), f"params of turn {number}: ")
+                limits.check(settings, template_stops(settings, turn.plain), f"params of turn {number}: ")
             except UsageError as error:
                 refuse(task.conversation.source, error.message, error.hint)

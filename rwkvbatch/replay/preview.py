@@ -84,9 +84,9 @@ def _first_turn(replay: ConversationReplay, generate: bool) -> tuple[tuple[int, 
     """
     try:
         texts = replay.scored_texts()
+        prompt = replay.prompt() if generate else tuple(max((prefix for prefix, _ in texts), key=len))
     except RowError:  # the run reports it as the error of the row
-        texts = []
-    prompt = replay.prompt() if generate else tuple(max((prefix for prefix, _ in texts), key=len, default=()))
+        return (), 0
     return prompt, sum(len(tokens) for _, tokens in texts)
 
 

@@ -110,7 +110,7 @@ def short_text(text: str) -> str:
 
 def stored_prompt(turn: Turn) -> str:
     """The user message or the prompt of a turn as stored in its row."""
-    return short_text(turn.shown_prompt) if turn.plain else turn.user
+    return short_text(turn.shown_prompt) if turn.plain and not turn.generate else turn.user
 
 
 @dataclass(frozen=True)

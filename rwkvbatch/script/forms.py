@@ -7,7 +7,7 @@
 | LMSYS        | `conversation`                         | the same                                 |
 | MT-Bench     | `turns` or `question_id`               | the same                                 |
 | OpenAI chat  | `messages`, and keys or contents that the native form lacks | the same            |
-| plain text   | `text`, `continuation`, or `prompt` and `choices` | an error                       |
+| plain text   | `text`, `continuation`, or `prompt`, with `choices` or alone | an error            |
 | native       | `messages`                             | an error                                 |
 """
 
@@ -23,7 +23,7 @@ from rwkvbatch.config import DialoguePrompt
 from rwkvbatch.errors import counted
 from rwkvbatch.script.lines import SourceLine, is_array, is_object, refuse, shown, type_name
 from rwkvbatch.script.messages import REPLY_KEYS, Message, Role, to_dialogue
-from rwkvbatch.script.native import is_plain_text, read_native, read_plain_text, read_tooling
+from rwkvbatch.script.native import is_plain_text, is_prompt, read_native, read_plain_text, read_tooling
 from rwkvbatch.script.other_data import refuse_form
 from rwkvbatch.script.records import Conversation, Turn
 from rwkvbatch.script.shape import Shape, parse_params, read_id, read_tags
@@ -69,6 +69,10 @@ _REFUSED_REQUEST_KEYS: Mapping[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
     "stop_token_ids": ([],),
     "bad_words": ([],),
+    # Fields of completions.
+    "echo": (False,),
+    "suffix": ("",),
+    "best_of": (1,),
 }
 """Settings of a request that change the reply and that this program does not have, with the values that change nothing;
 a line that has another value is refused."""
@@ -108,6 +112,11 @@ class _OpenAi(_Lenient):
     id: _LooseId = None
 
 
+class _OpenAiCompletion(_Lenient):
+    also_known: ClassVar[frozenset[str]] = _NATIVE_KEYS | {*_OPENAI_PARAMS}
+    prompt: Any
+
+
 class _OpenAiBatch(_Lenient):
     custom_id: str | None = None
     url: str | None = None
@@ -143,10 +152,32 @@ class _MtBench(_Lenient):
 
 def _read_openai_batch(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
     raw = _OpenAiBatch.read(line, source)
-    if raw.url is not None and not raw.url.endswith("/chat/completions"):
-        hint = "only chat requests can be replayed"
-        refuse(source, f"url: must be of chat completions, got {shown(raw.url)}", hint)
-    return _read_openai_chat(raw.body, source, read_id(raw.custom_id, default_id, source, "custom_id"), "body")
+    if raw.url is not None and not raw.url.endswith("/completions"):
+        hint = "only requests for chats and completions can be replayed"
+        refuse(source, f"url: must be of chat completions or completions, got {shown(raw.url)}", hint)
+    name = read_id(raw.custom_id, default_id, source, "custom_id")
+    read = _read_openai_completion if _is_completion(line) else _read_openai_chat
+    return read(raw.body, source, name, "body")
+
+
+def _is_completion(line: Mapping[str, Any]) -> bool:
+    """Whether a batch request continues a text; without a `url`, the content of the body decides."""
+    url, body = line.get("url"), line.get("body")
+    if isinstance(url, str):
+        return not url.endswith("/chat/completions")
+    return is_object(body) and "prompt" in body and "messages" not in body
+
+
+def _read_openai_completion(request: Mapping[str, Any], source: SourceLine, name: str, where: str) -> Conversation:
+    """The body of a request of OpenAI's completions: a prompt without a template."""
+    prompt = _OpenAiCompletion.read(request, source, where).prompt
+    if is_array(prompt) and len(prompt) == 1:
+        prompt = prompt[0]
+    if not isinstance(prompt, str):
+        hint = "token ids cannot be replayed, and several prompts are several lines"
+        refuse(source, f"{where}.prompt: must be one text, got {type_name(prompt)}", hint)
+    params = _request_params(request, source, where)
+    return Conversation(name, None, (Turn(prompt, plain=True),), (), params, source)
 
 
 _SHAREGPT_TOOL_ROLES = ("function_call", "function_response", "observation", "tool_call", "tool_response")
@@ -208,6 +239,22 @@ def _read_mt_bench(line: Mapping[str, Any], source: SourceLine, default_id: str)
 def _read_openai_chat(request: Mapping[str, Any], source: SourceLine, default_id: str, where: str = "") -> Conversation:
     prefix = f"{where}." if where else ""
     raw = _OpenAi.read(request, source, where)
+    params = _request_params(request, source, where)
+    messages: list[Message] = []
+    for index, item in enumerate(raw.messages):
+        messages.append(_openai_message(item, source, f"{prefix}messages[{index}]"))
+    # The id of a batch request is its `custom_id`, which is `default_id` here.
+    name = default_id if where else read_id(raw.id, default_id, source)
+    tools, reply_prefix = _openai_tools(request, source, prefix)
+    return to_dialogue(messages, source, reply_prefix=reply_prefix).conversation(name, source, params, tools)
+
+
+def _request_params(request: Mapping[str, Any], source: SourceLine, where: str) -> Mapping[str, Any]:
+    """The params of a request, in the body of a batch request or beside messages.
+
+    Refuses fields that change the reply and have no counterpart here.
+    """
+    prefix = f"{where}." if where else ""
     for name in sorted(_NATIVE_KEYS & request.keys()):
         refuse(
             source,
@@ -219,9 +266,6 @@ def _read_openai_chat(request: Mapping[str, Any], source: SourceLine, default_id
             refuse(source, f"{prefix}{name}: has no counterpart here", "remove it from the line")
     if request.get("n") not in (None, 1):
         refuse(source, f"{prefix}n: must be 1, got {shown(request['n'])}", "use `--repeats` for several replies")
-    messages: list[Message] = []
-    for index, item in enumerate(raw.messages):
-        messages.append(_openai_message(item, source, f"{prefix}messages[{index}]"))
     names = _REQUEST_PARAMS if where else _OPENAI_PARAMS
     raw_params = {name: request[name] for name in names if request.get(name) is not None}
     if "max_completion_tokens" in raw_params:
@@ -232,11 +276,7 @@ def _read_openai_chat(request: Mapping[str, Any], source: SourceLine, default_id
         raw_params["top_k"] = 0  # vLLM's number for all tokens
     if where and "temperature" in raw_params:
         raw_params.setdefault("top_p", 1.0)  # as in OpenAI's API, and in `rwkvbatch serve`
-    params = parse_params(raw_params, source, where or "line")
-    # The id of a batch request is its `custom_id`, which is `default_id` here.
-    name = default_id if where else read_id(raw.id, default_id, source)
-    tools, reply_prefix = _openai_tools(request, source, prefix)
-    return to_dialogue(messages, source, reply_prefix=reply_prefix).conversation(name, source, params, tools)
+    return parse_params(raw_params, source, where or "line")
 
 
 def _is_neutral(value: Any, neutral: tuple[Any, ...]) -> bool:
@@ -356,14 +396,14 @@ def ignored_keys(line: Mapping[str, Any]) -> set[str]:
     read, ignored, extra = _reader(line), set[str](), frozenset[str]()
     if read is _read_openai_batch:
         ignored, extra = line.keys() - _OpenAiBatch.known_keys() - {"method"}, frozenset(_REQUEST_PARAMS)
-        read, line = _read_openai_chat, line["body"]
+        read, line = _read_openai_completion if _is_completion(line) else _read_openai_chat, line["body"]
     if read not in _KNOWN_KEYS:
         return set()
     known, messages_key = _KNOWN_KEYS[read]
     ignored |= line.keys() - known - extra
-    if read is _read_openai_chat:
+    if read in (_read_openai_chat, _read_openai_completion):
         ignored -= {name for name, neutral in _NEUTRAL.items() if name in line and _is_neutral(line[name], neutral)}
-    for item in line[messages_key]:
+    for item in line[messages_key] if messages_key else ():
         if is_object(item):
             # A name in a tool message identifies the tool. In other messages it names a person and is not read.
             name = frozenset[str]() if item.get("role") in _ROLE_NAMES["tool"] else {"name"}
@@ -379,7 +419,9 @@ _FORMS: Sequence[tuple[Callable[[Mapping[str, Any]], bool], Callable[..., Conver
     (lambda line: "turns" in line or "question_id" in line, _read_mt_bench),
     (_is_openai, _read_openai_chat),
     (
-        lambda line: is_plain_text(line) and not line.keys().isdisjoint(("text", "continuation", "choices")),
+        lambda line: (
+            is_plain_text(line) and (is_prompt(line) or not line.keys().isdisjoint(("text", "continuation", "choices")))
+        ),
         read_plain_text,
     ),
     (lambda line: "messages" not in line and not line.keys() <= _NATIVE_KEYS | {"id"}, refuse_form),
@@ -389,12 +431,13 @@ _FORMS: Sequence[tuple[Callable[[Mapping[str, Any]], bool], Callable[..., Conver
 
 _KNOWN_KEYS: Mapping[Callable[..., Conversation], tuple[frozenset[str], str]] = {
     _read_openai_chat: (_OpenAi.known_keys() | {*_REFUSED_REQUEST_KEYS} | _WITHOUT_EFFECT, "messages"),
+    _read_openai_completion: (_OpenAiCompletion.known_keys() | {*_REFUSED_REQUEST_KEYS} | _WITHOUT_EFFECT, ""),
     _read_sharegpt: (_ShareGpt.known_keys() | {"tools"} | _WITHOUT_EFFECT, "conversations"),
     _read_lmsys: (_Lmsys.known_keys() | {"tools"} | _WITHOUT_EFFECT, "conversation"),
     _read_mt_bench: (_MtBench.known_keys() | _WITHOUT_EFFECT, "turns"),
 }
 """By reader of a form in which other keys are ignored, the keys that it reads or whose values change nothing, and the
-key of the messages."""
+key of the messages, if it has any."""
 
 _KNOWN_IN_MESSAGES = (_OpenAiMessage.known_keys() | {*_REFUSED_MESSAGE_KEYS}) - REPLY_KEYS
 _KNOWN_IN_SHAREGPT = _ShareGptMessage.known_keys() | {"role"}

@@ -113,7 +113,7 @@ def _lint_one(
             message = f"the {what} ends with a space, so that the text after it begins without one"
             hint = "tokens of words contain the space before them: move it to the text, or leave it to the model"
             yield LintWarning("space-before-text", source, name, f"turn {number}", message, hint)
-        if turn.reference is not None and not turn.reference.strip().startswith(prefix):
+        if turn.reference is not None and not turn.plain and not turn.reference.strip().startswith(prefix):
             message = f"does not begin with the reply prefix {shown(prefix)}"
             hint = "it is scored without a prefix, as it stands; begin it with the prefix to score the rest of it"
             yield LintWarning("reference-without-prefix", source, name, f"turn {number} reference", message, hint)

@@ -15,7 +15,7 @@ from rwkvbatch.script.checks import parse_checks
 from rwkvbatch.script.lines import SourceLine, is_object, refuse, type_name
 from rwkvbatch.script.messages import Message, Role, check_needs, parse_choices, to_dialogue
 from rwkvbatch.script.records import Check, Conversation, Probe, Turn
-from rwkvbatch.script.shape import Shape, parse_params, read_id, read_tags
+from rwkvbatch.script.shape import PARAM_NAMES, Shape, parse_params, read_id, read_tags
 from rwkvbatch.script.tools import read_choice, read_tools
 
 
@@ -31,11 +31,11 @@ class Additions:
         """The conversation with these additions.
 
         Tags are added before its own and checks after its own; its own params take precedence. Checks that need a
-        reference are added only to turns that have one. Plain texts and probes get no checks.
+        reference are added only to turns that have one. Scored plain texts and probes get no checks.
         """
         turns: list[Turn] = []
         for turn in conversation.turns:
-            if turn.plain or turn.probe is not None:
+            if (turn.plain and not turn.generate) or turn.probe is not None:
                 turns.append(turn)
                 continue
             added = [check for check in self.checks if turn.reference is not None or not check.needs_reference]
@@ -93,6 +93,12 @@ class _Text(_Plain):
 class _Continuation(_Plain):
     prompt: str
     continuation: str
+
+
+class _Prompt(_Plain):
+    prompt: str
+    reference: str | None = None
+    expect: Any = None
 
 
 class _PlainChoices(_Plain):
@@ -153,15 +159,25 @@ def read_tooling(
     return (() if reply_prefix is None else read), reply_prefix
 
 
+PROMPT_KEYS = _Prompt.known_keys()
+"""Keys of a prompt of plain text after which a reply is generated."""
+
+
+def is_prompt(line: Mapping[str, Any]) -> bool:
+    """Whether a line holds a prompt of plain text after which a reply is generated, perhaps with misplaced params."""
+    return isinstance(line.get("prompt"), str) and line.keys() <= PROMPT_KEYS | PARAM_NAMES
+
+
 def is_plain_text(line: Mapping[str, Any]) -> bool:
-    """Whether a line holds plain text: `text`, or `prompt` and `continuation`."""
+    """Whether a line holds plain text: `text`, `prompt`, or `prompt` and `continuation`."""
     return "messages" not in line and not {"text", "prompt", "continuation"}.isdisjoint(line)
 
 
 def read_plain_text(
     line: Mapping[str, Any], source: SourceLine, default_id: str, *, lenient: bool = False
 ) -> Conversation:
-    """A line of plain text that is scored: `text`, or `prompt` and `continuation`, `choices` or both.
+    """A line of plain text that is scored: `text`, or `prompt` and `continuation`, `choices` or both. A reply is
+    generated after a `prompt` alone.
 
     See `docs/scripts.md`.
 
@@ -170,7 +186,11 @@ def read_plain_text(
     """
     if "choices" in line and not lenient:
         return _read_plain_choices(line, source, default_id)
-    if "continuation" in line or (not lenient and "prompt" in line):
+    if not lenient:
+        _refuse_ambiguous(line, source)
+        if "continuation" not in line and "text" not in line:
+            return _read_prompt(line, source, default_id)
+    if "continuation" in line:
         raw = (_AnyContinuation if lenient else _Continuation).read(line, source)
         prompt, text, key = raw.prompt, raw.continuation, "continuation"
         if not prompt:
@@ -187,6 +207,30 @@ def read_plain_text(
         read_id(raw.id, default_id, source), text, source, prompt=prompt, tags=read_tags(raw.tags, source)
     )
     return conversation if lenient else _with_params(conversation, raw.params, source)
+
+
+def _refuse_ambiguous(line: Mapping[str, Any], source: SourceLine) -> None:
+    """Refuse a line that asks both for a score of a text and for a reply."""
+    scored = "continuation" if "continuation" in line else "text"
+    for key in ("expect", "reference", *(("prompt",) if scored == "text" else ())):
+        if scored in line and key in line:
+            hint = (
+                "a reply is generated after `prompt` alone, which may have `expect` and `reference`; "
+                "leave one of the two out"
+            )
+            refuse(source, f"{key}: belongs to a prompt after which a reply is generated; `{scored}` is scored", hint)
+
+
+def _read_prompt(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
+    """A prompt, which may be empty, after which a reply is generated without a template."""
+    raw = _Prompt.read(line, source)
+    if raw.reference is not None and not raw.reference:
+        refuse(source, "reference: is empty, so there is nothing to score", "leave it out")
+    checks = () if raw.expect is None else parse_checks(raw.expect, source)
+    turn = Turn(raw.prompt, raw.reference, checks, plain=True)
+    check_needs(turn, source, "the prompt")
+    name, tags = read_id(raw.id, default_id, source), read_tags(raw.tags, source)
+    return _with_params(Conversation(name, None, (turn,), tags, {}, source), raw.params, source)
 
 
 def _read_plain_choices(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
@@ -241,6 +285,10 @@ def native_record(conversation: Conversation) -> dict[str, Any]:
         record |= {"prompt": message.pop("content"), **message}
         parts = {"choice_prefix": first.choice_prefix, "continuation": first.continuation}
         record |= {key: text for key, text in parts.items() if text is not None}
+    elif first.plain and first.generate:
+        message = _user_record(first)
+        record |= {"prompt": message.pop("content"), **message}
+        record |= {} if first.reference is None else {"reference": first.reference}
     elif first.plain:
         record |= {"prompt": first.user, "continuation": first.reference} if first.user else {"text": first.reference}
     else:

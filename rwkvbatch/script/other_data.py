@@ -8,13 +8,14 @@ from typing import Any, NoReturn
 
 from rwkvbatch.errors import listed
 from rwkvbatch.script.lines import SourceLine, is_array, refuse, shown
+from rwkvbatch.script.native import PROMPT_KEYS
 
 _MESSAGES = ("messages", "conversations", "conversation", "turns")
 
 _KNOWN_FORMS = (
     "known forms have `messages` (native, OpenAI), `conversations` (ShareGPT), `conversation` (LMSYS), `turns` "
-    "(MT-Bench), `text` or `prompt` with `continuation` or `choices` (plain text) or `custom_id` and `body` (OpenAI "
-    "batch); see docs/scripts.md"
+    "(MT-Bench), `text`, or `prompt` alone or with `continuation` or `choices` (plain text), or `custom_id` and `body` "
+    "(OpenAI batch); see docs/scripts.md"
 )
 
 
@@ -48,8 +49,9 @@ The first match counts."""
 def refuse_form(line: Mapping[str, Any], source: SourceLine, _default_id: str) -> NoReturn:
     """Refuse a line of no known form; raises `ScriptError`, with a `jq` filter for lines of other data sets."""
     keys = listed([shown(key) for key in line])
-    for key in line:
-        if matches := get_close_matches(key, _MESSAGES, n=1, cutoff=0.8):
+    known = (*_MESSAGES, *(PROMPT_KEYS if isinstance(line.get("prompt"), str) else ()))
+    for key in line.keys() - set(known):
+        if matches := get_close_matches(key, known, n=1, cutoff=0.8):
             refuse(source, f"unknown key {shown(key)}", f"did you mean {matches[0]!r}?")
     hint = _KNOWN_FORMS
     jq_filter = next((jq_filter for matches, jq_filter in _JQ_FILTERS if matches(line)), None)

@@ -150,8 +150,8 @@ class Turn:
         params: settings of this reply, which replace the conversation's.
         choices: texts whose likelihoods as the reply are compared.
         generate: whether the model generates a reply; otherwise only the choices or the text are scored.
-        plain: whether `user` and `reference` are a prompt, which may be empty, and its continuation, which is scored
-            without a chat template.
+        plain: whether `user` and `reference` are a prompt, which may be empty, and its continuation, which is scored;
+            both, and the reply if one is generated, are read without a chat template.
         probe: the position of a probe; None for a turn of the dialogue.
         continuation: the text that is scored after the prompt and each choice of a plain turn; None if the
             choices themselves are scored.

@@ -54,7 +54,7 @@ def judged_again(row: Row, conversation: Conversation, judge_verdicts: Mapping[A
     if row.choices is not None:
         row = _recounted(row, turn, row.choices)
     facts = ReplyFacts(
-        row.reply, row.finish_reason, len(row.reply_ids), turn.reference, row.choices, judge_verdicts or {}
+        row.reply.strip(), row.finish_reason, len(row.reply_ids), turn.reference, row.choices, judge_verdicts or {}
     )
     try:
         return replace(row, checks=judge(turn.checks, facts))

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, cast
 
 from rwkvbatch.engine.request import FinishReason, NoiseKey, Reply, Request, Score, closed_history
 from rwkvbatch.errors import PromptTooLongError, RowError
-from rwkvbatch.prompt.segments import PromptTemplate
 from rwkvbatch.replay.judging.checks import explain, likeliest_choice
 from rwkvbatch.replay.planning.plan import Task
 from rwkvbatch.replay.worker.prompts import PromptEncoder, ScoredText, TurnPrompt
@@ -70,7 +69,7 @@ class ConversationReplay:
         return not self.over and self._next.probe is not None
 
     def prompt(self) -> tuple[int, ...]:
-        """All tokens before the next reply."""
+        """All tokens before the next reply; raises as `TurnPrompt.tokens`."""
         return self._prompt.tokens()
 
     def scored_texts(self) -> list[ScoredText]:
@@ -78,14 +77,15 @@ class ConversationReplay:
         return self._prompt.scored_texts()
 
     def request(self) -> Request:
-        """The engine request for the next turn's reply; raises `PromptTooLongError`."""
+        """The engine request for the next turn's reply; raises `PromptTooLongError`, or as `prompt`."""
         tokens = self.prompt()
         self._check_length(len(tokens))
         turn = self.task.of_turn(self.turn)
         settings = turn.settings
         messages = (*self._messages, {"role": "user", "content": self._next.user}) if settings.uses_chat_api else ()
         root = self._encoder.root(settings)
-        return Request.reply(tokens, settings, self._noise(turn.seed), self._template, root=root, messages=messages)
+        template = self._prompt.reply_template
+        return Request.reply(tokens, settings, self._noise(turn.seed), template, root=root, messages=messages)
 
     def _check_length(self, num_tokens: int) -> None:
         limit = self._encoder.max_prompt_tokens
@@ -154,7 +154,9 @@ class ConversationReplay:
         if results is None:
             return None
         reply = results.reply
-        text = "" if reply is None else self._template.shown_reply(reply.text)
+        template = self._prompt.reply_template
+        # What a model writes after a plain text is kept as it is: code is indented.
+        text = "" if reply is None else reply.text if template is None else template.shown_reply(reply.text)
         try:
             row = turn_row(self._prompt, results, text, self._probe_tokens())
         except ENDS_PROCESS:
@@ -191,14 +193,14 @@ class ConversationReplay:
     def skip_turn(self, row: Row) -> None:
         """Move past a turn whose row exists: add its tokens to the history and generate nothing."""
         history: tuple[int, ...] = ()
-        if self._next.generate and self._next.probe is None:
+        if self._next.generate and self._next.probe is None and not self._next.plain:
             history = closed_history(
                 self._encoder.tokenizer,
                 self.prompt(),
                 row.reply_ids,
                 cast("FinishReason", row.finish_reason),
                 row.stopped_by,
-                self._template.closing,
+                self._prompt.template.closing,
             )
         self._advance(history, row)
 
@@ -236,10 +238,6 @@ class ConversationReplay:
     @property
     def _next(self) -> Turn:
         return self.task.conversation.turns[self.turn]
-
-    @property
-    def _template(self) -> PromptTemplate:
-        return self._encoder.template(self.task.of_turn(self.turn).settings)
 
     def _advance(self, history: tuple[int, ...], row: Row) -> None:
         """Move to the next turn; `history` has all tokens up to the end of this one if its reply was generated.

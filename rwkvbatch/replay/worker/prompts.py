@@ -91,9 +91,18 @@ class TurnPrompt:
     def template(self) -> PromptTemplate:
         return self.encoder.template(self.settings)
 
+    @property
+    def reply_template(self) -> PromptTemplate | None:
+        """The template of the reply; None after a plain text."""
+        return None if self.turn.plain else self.template
+
     def tokens(self) -> tuple[int, ...]:
-        """All tokens before the reply."""
-        return (*self.history, *self.encoder.encode(self.template.turn(self.turn.user)))
+        """All tokens before the reply; raises `RowError` if a plain prompt has none."""
+        if not self.turn.plain:
+            return (*self.history, *self.encoder.encode(self.template.turn(self.turn.user)))
+        if not (tokens := self._plain_prompt(self.turn.user)):
+            raise RowError("the prompt is empty, and nothing is read before it: use --bos on")
+        return tokens
 
     def scored_texts(self) -> list[ScoredText]:
         """The texts of the turn that are scored: its reference, its choices.
@@ -113,16 +122,18 @@ class TurnPrompt:
             return self._split_before_last(*self.template.given_reply(reference))
         return self._plain_tokens(self.turn.user, encode_long(self.encoder.tokenizer, reference))
 
+    def _plain_prompt(self, prompt: str) -> tuple[int, ...]:
+        """Token 0 (unless `bos` is off) and a prompt, read without a template."""
+        bos = (END_OF_TEXT,) if self.settings.begins_with_bos(plain_text=True) else ()
+        # Without the cache of encoded texts, which would keep whole documents in memory.
+        return (*bos, *self.encoder.tokenizer.encode(prompt))
+
     def _plain_tokens(self, prompt: str, text: Sequence[int]) -> ScoredText:
         """The tokens before the scored part of a plain text, and the scored tokens.
 
-        Before the text are token 0 (unless `bos` is off) and its prompt, read without a template. Without either, the
-        first token of the text is not scored, because no token precedes it.
+        Without any before it, the first token of the text is not scored.
         """
-        settings = self.settings
-        bos = (END_OF_TEXT,) if settings.begins_with_bos(plain_text=True) else ()
-        # Without the cache of encoded texts, which would keep whole documents in memory.
-        prefix = (*bos, *self.encoder.tokenizer.encode(prompt))
+        prefix = self._plain_prompt(prompt)
         if not prefix and len(text) < 2:
             raise RowError("the text has one token, and nothing is read before it: use --bos on")
         return (prefix, text) if prefix else (text[:1], text[1:])

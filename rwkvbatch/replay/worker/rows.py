@@ -82,7 +82,7 @@ def turn_row(prompt: TurnPrompt, results: TurnResults, text: str, probe_tokens: 
         num_ids, num_logprobs = len(reply.ids), len(reply.logprobs)
         finish_reason, stopped_by = reply.finish_reason, reply.stopped_by
         tokens = replace(row.tokens, thinking=_num_thinking(prompt, reply))
-    facts = ReplyFacts(text, finish_reason, num_ids, turn.reference, choices)
+    facts = ReplyFacts(text.strip(), finish_reason, num_ids, turn.reference, choices)
     return replace(
         row,
         finish_reason=finish_reason,
@@ -108,7 +108,7 @@ def check_scores(turn: Turn, scores: Sequence[Score]) -> None:
 
 def _num_thinking(prompt: TurnPrompt, reply: Reply) -> int | None:
     """Number of tokens in the reply's thinking part: None if there is none, all tokens if it is not closed."""
-    reply_start = prompt.template.reply_start
+    reply_start = "" if prompt.reply_template is None else prompt.template.reply_start
     text = reply_start + reply.text
     if not text.lstrip().startswith("<think"):
         return None
@@ -129,7 +129,7 @@ def _reference(prompt: TurnPrompt, score: Score, logprob: float, tokens: Sequenc
     turn, num_tokens = prompt.turn, len(tokens)
     assert turn.reference is not None
     matched = score.num_matched / num_tokens
-    if not turn.plain:
+    if not turn.plain or turn.generate:
         return Reference(turn.reference, score.nll, matched, num_tokens)
     num_bytes = _num_bytes(prompt, tokens)
     return Reference(short_text(turn.reference), -logprob / num_tokens + 0.0, matched, num_tokens, logprob, num_bytes)
