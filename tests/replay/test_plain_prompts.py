@@ -43,7 +43,13 @@ def test_replies_are_those_of_generate_for_the_same_prompts_and_seeds(tmp_path: 
     params = {**WARM, "stop": ["."]}
     path = write(tmp_path / "s.jsonl", {"defaults": {"params": params}}, *lines)
     # None of the settings of a template has an effect.
-    settings = {"system": "Be brief.", "think": "on", "turn_end": "blank-line", "history": "gold", "prelude": "api-demo-chat"}
+    settings = {
+        "system": "Be brief.",
+        "think": "on",
+        "turn_end": "blank-line",
+        "history": "gold",
+        "prelude": "api-demo-chat",
+    }
     run = rwkvbatch.run(path, model=model, repeats=2, bos="auto" if bos else "off", batch_size=3, **settings)
     replies = {(row.conversation, row.repeat): row for row in run.rows()}
     llm = rwkvbatch.LLM(model)

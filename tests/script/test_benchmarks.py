@@ -377,7 +377,8 @@ def test_an_imported_script_runs_on_the_bundled_model(name: str, tmp_path: Path)
         assert invoke(arguments) in (0, 1)  # 1: a check did not pass
         rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
         assert [row["error"] for row in rows] == [None] * len(rows)
-        assert {row["finish_reason"] for row in rows} <= {"scored"} if style != "chat" else {"stop", "eos", "length"}
+        is_scored = not {"choices", "continuation"}.isdisjoint(json.loads(Path(script).read_text().splitlines()[0]))
+        assert {row["finish_reason"] for row in rows} <= ({"scored"} if is_scored else {"stop", "eos", "length"})
 
 
 @pytest.mark.parametrize(("name", "message"), [("wikitext", "unknown benchmark 'wikitext'"), ("arc", "Missing option")])

@@ -30,6 +30,7 @@ from tests.script.benchmark_records import (
     CMMLU,
     COPA,
     GPQA,
+    GSM8K,
     MATH,
     MATH_HENDRYCKS,
     MMLU_PRO,
@@ -173,6 +174,39 @@ LINES: list[tuple[str, str, Mapping[str, Any], dict[str, Any]]] = [
         }],
         "params": {"temperature": 0, "max_tokens": 256, "stop": ["\n", ".", ","]},
     }),
+    ("gsm8k", "plain", GSM8K, {
+        "id": "gsm8k-1", "prompt": f"Question: {GSM8K['question']}\nAnswer:", "expect": {"number": 1200},
+        "params": {"temperature": 0, "max_tokens": 256, "stop": ["Question:", "</s>", "<|im_end|>"]},
+    }),
+    ("math", "plain", MATH, {
+        "id": "test/algebra/1.json", "tags": ["Algebra", "level-2"],
+        "prompt": f"Problem: {MATH['problem']}\nAnswer:", "expect": {"math": MATH["answer"]},
+        "params": {"temperature": 0, "max_tokens": 256, "stop": ["Problem:"]},
+    }),
+    ("aime", "plain", AIME, {
+        "id": "aime-2024-I-1", "prompt": f"Question: {AIME['Problem']}\nAnswer:", "expect": {"math": "33"},
+        "params": {
+            "temperature": 0, "max_tokens": 32768, "stop": ["Question:", "</s>", "<|im_end|>", "<|eot_id|>"],
+        },
+    }),
+    ("triviaqa", "plain", TRIVIAQA, {
+        "id": "triviaqa-tc_1", "prompt": "Question: Who wrote the letter??\nAnswer:",
+        "expect": {
+            "one_of": ["ada lovelace", "countess of lovelace"], "ignore_case": True, "ignore_punctuation": True,
+            "ignore_articles": True,
+        },
+        "params": {"temperature": 0, "max_tokens": 256, "stop": ["\n", ".", ","]},
+    }),
+    ("mmlu-pro", "plain", MMLU_PRO, {
+        "id": "mmlu-pro-70", "tags": ["computer science"],
+        "prompt": (
+            "The following are multiple choice questions (with answers) about computer science. Think step by step and "
+            'then finish your answer with "the answer is (X)" where X is the correct letter choice.\n'
+            "Question:\nWhat is 1 + 1?\nOptions:\nA. 1\nB. 2\nC. 3\nAnswer: Let's think step by step."
+        ),
+        "expect": {"letter": "B", "letters": "ABC"},
+        "params": {"temperature": 0, "max_tokens": 2048, "stop": ["Question:"]},
+    }),
 ]  # fmt: skip
 
 
@@ -238,6 +272,13 @@ def test_examples_of_triviaqa_have_the_first_alias(tmp_path: Path) -> None:
     (line,) = lines_of("triviaqa", tmp_path, TRIVIAQA, dev=[TRIVIAQA | {"question": "Who?"}], shots=1)
     expected = "Question: Who??\nAnswer: Ada Lovelace\n\nQuestion: Who wrote the letter??\nAnswer:"
     assert line["messages"][0]["content"] == expected
+
+
+def test_examples_of_plain_gsm8k_keep_their_blank_lines(tmp_path: Path) -> None:
+    dev = GSM8K | {"question": "How many?", "answer": "Two.\n#### 2"}
+    (line,) = lines_of("gsm8k", tmp_path, GSM8K, style="plain", dev=[dev], shots=1)
+    expected = f"Question: How many?\nAnswer: Two.\n#### 2\n\nQuestion: {GSM8K['question']}\nAnswer:"
+    assert line["prompt"] == expected
 
 
 def imported_line(name: str, path: Path) -> dict[str, Any]:

@@ -63,7 +63,10 @@ BENCHMARKS: Mapping[str, Benchmark] = {
                 "(lm-evaluation-harness `mmlu_pro`)",
                 "`letter`",
                 shots=True,
-            )
+            ),
+            "plain": Style(
+                letters.write_mmlu_pro_plain, "the same as plain text, until `Question:`", "`letter`", shots=True
+            ),
         },
     ),
     "gpqa": Benchmark(
@@ -259,7 +262,13 @@ BENCHMARKS: Mapping[str, Benchmark] = {
                 "the question; worked examples before it as in lm-evaluation-harness `gsm8k.yaml`",
                 "`number`",
                 shots=True,
-            )
+            ),
+            "plain": Style(
+                open_answers.write_gsm8k_plain,
+                "`Question: ...\\nAnswer:`, until `Question:` (lm-evaluation-harness `gsm8k.yaml`)",
+                "`number`",
+                shots=True,
+            ),
         },
         _form("question", "answer"),
     ),
@@ -268,13 +277,28 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "MATH-500 (openai/prm800k `math_splits/test.jsonl`, HuggingFaceH4/MATH-500); hendrycks/math (a `.json` file "
         "for each problem), EleutherAI/hendrycks_math",
         open_answers.read_math,
-        {"chat": Style(open_answers.write_boxed(2048), _BOXED, "`math`")},
+        {
+            "chat": Style(open_answers.write_boxed(2048), _BOXED, "`math`"),
+            "plain": Style(
+                open_answers.write_math_plain,
+                "`Problem: ...\\nAnswer:`, until `Problem:` (lm-evaluation-harness `hendrycks_math`)",
+                "`math`",
+                shots=True,
+            ),
+        },
     ),
     "aime": Benchmark(
         "AIME",
         "Maxwell-Jia/AIME_2024, HuggingFaceH4/aime_2024, math-ai/aime25, gneubig/aime-1983-2024 (CSV)",
         open_answers.read_aime,
-        {"chat": Style(open_answers.write_boxed(32_768), "as for math", "`math`")},
+        {
+            "chat": Style(open_answers.write_boxed(32_768), "as for math", "`math`"),
+            "plain": Style(
+                open_answers.write_aime_plain,
+                "`Question: ...\\nAnswer:`, until `Question:` (lm-evaluation-harness `aime.yaml`)",
+                "`math`",
+            ),
+        },
         _form("Question", "Answer"),
     ),
     "triviaqa": Benchmark(
@@ -288,7 +312,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
                 "compared with all aliases as mandarjoshi90/triviaqa `triviaqa_evaluation.py` does",
                 "`one_of`",
                 shots=True,
-            )
+            ),
+            "plain": Style(open_answers.write_triviaqa_plain, "the same as plain text", "`one_of`", shots=True),
         },
         _form(inside="Data"),
     ),
@@ -313,7 +338,10 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         {
             "chat": Style(
                 open_answers.write_ifeval, "the prompt (google-research `instruction_following_eval`)", "`ifeval`"
-            )
+            ),
+            "plain": Style(
+                open_answers.write_ifeval_plain, "the prompt (lm-evaluation-harness `ifeval.yaml`)", "`ifeval`"
+            ),
         },
     ),
     "mt-bench": Benchmark(

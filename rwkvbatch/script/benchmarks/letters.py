@@ -8,7 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rwkvbatch.script.benchmarks.question import LETTERS, Question, bad, chat_line, line_of, text_of, texts_of
+from rwkvbatch.script.benchmarks.question import (
+    LETTERS,
+    Question,
+    bad,
+    chat_line,
+    line_of,
+    prompt_line,
+    text_of,
+    texts_of,
+)
 from rwkvbatch.script.lines import is_array, shown
 from rwkvbatch.script.tables import Record
 
@@ -106,6 +115,19 @@ def read_mmlu_pro(record: Record) -> Question:
 
 
 def write_mmlu_pro(question: Question, examples: Sequence[Question]) -> dict[str, Any]:
+    return chat_line(question, _mmlu_pro_prompt(question, examples), _mmlu_pro_check(question), 2048)
+
+
+def write_mmlu_pro_plain(question: Question, examples: Sequence[Question]) -> dict[str, Any]:
+    prompt = _mmlu_pro_prompt(question, examples)
+    return prompt_line(question, prompt, _mmlu_pro_check(question), stop=("Question:",), max_tokens=2048)
+
+
+def _mmlu_pro_check(question: Question) -> dict[str, Any]:
+    return {"letter": question.answer, "letters": "".join(question.options)}
+
+
+def _mmlu_pro_prompt(question: Question, examples: Sequence[Question]) -> str:
     content = (
         f"The following are multiple choice questions (with answers) about {question.group}. Think step by step and "
         'then finish your answer with "the answer is (X)" where X is the correct letter choice.\n'
@@ -113,8 +135,7 @@ def write_mmlu_pro(question: Question, examples: Sequence[Question]) -> dict[str
     for example in examples:
         reasoning = text_of(example.record, "cot_content").replace("A: Let's think step by step. ", "")
         content += f"{_mmlu_pro_question(example)} {reasoning}\n\n"
-    content += _mmlu_pro_question(question)
-    return chat_line(question, content, {"letter": question.answer, "letters": "".join(question.options)}, 2048)
+    return content + _mmlu_pro_question(question)
 
 
 def _mmlu_pro_question(question: Question) -> str:

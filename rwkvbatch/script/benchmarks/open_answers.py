@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rwkvbatch.script.benchmarks.question import Question, Write, bad, chat_line, line_of, text_of, texts_of
+from rwkvbatch.script.benchmarks.question import (
+    Question,
+    Write,
+    bad,
+    chat_line,
+    line_of,
+    prompt_line,
+    text_of,
+    texts_of,
+)
 from rwkvbatch.script.checks.answers import last_boxed
 from rwkvbatch.script.lines import is_array, is_object, shown
 from rwkvbatch.script.tables import Record
@@ -23,12 +32,25 @@ def read_gsm8k(record: Record) -> Question:
 
 
 def write_gsm8k(question: Question, examples: Sequence[Question]) -> dict[str, Any]:
-    content = question.text
-    if examples:
-        shots = "".join(f"Question: {e.text}\nAnswer: {e.record['answer']}\n\n" for e in examples)
-        content = f"{shots}Question: {question.text}\nAnswer:"
-    number = float(question.answer) if "." in question.answer else int(question.answer)
-    return chat_line(question, content, {"number": number}, 1024)
+    content = _gsm8k_prompt(question, examples) if examples else question.text
+    return chat_line(question, content, _gsm8k_check(question), 1024)
+
+
+_ENDS = ("Question:", "</s>", "<|im_end|>")
+"""Stop texts of several tasks of lm-evaluation-harness."""
+
+
+def write_gsm8k_plain(question: Question, examples: Sequence[Question]) -> dict[str, Any]:
+    return prompt_line(question, _gsm8k_prompt(question, examples), _gsm8k_check(question), stop=_ENDS)
+
+
+def _gsm8k_prompt(question: Question, examples: Sequence[Question]) -> str:
+    shots = "".join(f"Question: {e.text}\nAnswer: {e.record['answer']}\n\n" for e in examples)
+    return f"{shots}Question: {question.text}\nAnswer:"
+
+
+def _gsm8k_check(question: Question) -> dict[str, Any]:
+    return {"number": float(question.answer) if "." in question.answer else int(question.answer)}
 
 
 def read_math(record: Record) -> Question:
@@ -55,6 +77,17 @@ def write_boxed(max_tokens: int) -> Write:
         return chat_line(question, content, {"math": question.answer}, max_tokens)
 
     return write
+
+
+def write_math_plain(question: Question, examples: Sequence[Question]) -> dict[str, Any]:
+    shots = "".join(f"Problem: {e.text}\nAnswer: {e.answer}\n\n" for e in examples)
+    prompt = f"{shots}Problem: {question.text}\nAnswer:"
+    return prompt_line(question, prompt, {"math": question.answer}, stop=("Problem:",))
+
+
+def write_aime_plain(question: Question, _: Sequence[Question]) -> dict[str, Any]:
+    prompt = f"Question: {question.text}\nAnswer:"
+    return prompt_line(question, prompt, {"math": question.answer}, stop=(*_ENDS, "<|eot_id|>"), max_tokens=32_768)
 
 
 def read_aime(record: Record) -> Question:
@@ -95,12 +128,21 @@ def read_triviaqa(record: Record) -> Question:
 
 
 def write_triviaqa(question: Question, examples: Sequence[Question]) -> dict[str, Any]:
+    return chat_line(question, *_triviaqa(question, examples), 256, stop=TRIVIAQA_STOP)
+
+
+def write_triviaqa_plain(question: Question, examples: Sequence[Question]) -> dict[str, Any]:
+    return prompt_line(question, *_triviaqa(question, examples), stop=TRIVIAQA_STOP)
+
+
+def _triviaqa(question: Question, examples: Sequence[Question]) -> tuple[str, dict[str, Any]]:
+    """The prompt and the check of a question."""
     # As in the source, a question mark is added even if the question has one.
     shots = "".join(f"Question: {e.text}?\nAnswer: {e.answer}\n\n" for e in examples)
     expect = {
         "one_of": question.record["accepted"], "ignore_case": True, "ignore_punctuation": True, "ignore_articles": True,
     }  # fmt: skip
-    return chat_line(question, f"{shots}Question: {question.text}?\nAnswer:", expect, 256, stop=TRIVIAQA_STOP)
+    return f"{shots}Question: {question.text}?\nAnswer:", expect
 
 
 SIMPLEQA_RUBRIC = (
@@ -130,21 +172,26 @@ def read_ifeval(record: Record) -> Question:
     names, arguments = values["instruction_id_list"], values["kwargs"]
     if not is_array(names) or not is_array(arguments) or len(names) != len(arguments) or not names:
         bad("instruction_id_list and kwargs must be lists of the same length")
-    return Question(f"ifeval-{values['key']}", text_of(values, "prompt"), record=values)
+    tags = tuple(dict.fromkeys(name.partition(":")[0] for name in names))
+    return Question(f"ifeval-{values['key']}", text_of(values, "prompt"), tags=tags, record=values)
 
 
 def write_ifeval(question: Question, _: Sequence[Question]) -> dict[str, Any]:
+    return chat_line(question, question.text, _ifeval_check(question), 1280)
+
+
+def write_ifeval_plain(question: Question, _: Sequence[Question]) -> dict[str, Any]:
+    return prompt_line(question, question.text, _ifeval_check(question), max_tokens=1280)
+
+
+def _ifeval_check(question: Question) -> dict[str, Any]:
     record = question.record
     entries = [
         # In a Parquet file, each entry has the arguments of all instructions, and most are null.
         {"id": name, **{key: value for key, value in arguments.items() if value is not None}}
         for name, arguments in zip(record["instruction_id_list"], record["kwargs"], strict=True)
     ]
-    message = {"role": "user", "content": question.text, "expect": {"ifeval": entries}}
-    tags = list(dict.fromkeys(name.partition(":")[0] for name in record["instruction_id_list"]))
-    return {
-        "id": question.name, "tags": tags, "messages": [message], "params": {"temperature": 0, "max_tokens": 1280},
-    }  # fmt: skip
+    return {"ifeval": entries}
 
 
 _TEMPERATURES: Mapping[str, float] = {

@@ -130,5 +130,19 @@ def chat_line(
     messages = [{"role": "user", "content": content, "expect": expect}]
     if reference:
         messages.append({"role": "assistant", "content": reference})
-    params = {"temperature": 0, "max_tokens": max_tokens, **({"stop": list(stop)} if stop else {})}
-    return line_of(question, messages=messages, params=params)
+    return line_of(question, messages=messages, params=_greedy(max_tokens, stop))
+
+
+def prompt_line(
+    question: Question, prompt: str, expect: Any, *, stop: Sequence[str] = (), max_tokens: int = 256
+) -> dict[str, Any]:
+    """A line with a prompt of plain text, whose reply is decoded greedily and judged by the check `expect`.
+
+    Args:
+        max_tokens: as many as lm-evaluation-harness generates unless its task says otherwise.
+    """
+    return line_of(question, prompt=prompt, expect=expect, params=_greedy(max_tokens, stop))
+
+
+def _greedy(max_tokens: int, stop: Sequence[str]) -> dict[str, Any]:
+    return {"temperature": 0, "max_tokens": max_tokens, **({"stop": list(stop)} if stop else {})}
