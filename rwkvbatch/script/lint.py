@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -126,6 +126,14 @@ def _lint_one(
                 message = f"the check `{check.kind}` has a text that {_NOT_NFC}"
                 hint = "it is compared with the reply character by character, and models usually write NFC"
                 yield LintWarning("not-nfc", source, name, f"turn {number}", message, hint)
+        for check in _flat(turn.checks):
+            if check.kind == "min_tokens" and check.expected == 0:
+                message, hint = "the check `min_tokens` is 0, which every reply has", "write 1, or remove it"
+                yield LintWarning("always-passes", source, name, f"turn {number}", message, hint)
+            for text in filter(_SPACE_IN_CHECK.get(check.kind, lambda _: None), _texts(check.expected)):
+                message = f"the check `{check.kind}` has the text {shown(text)} with white space at an end"
+                hint = "answers are stripped: it is not found at the beginning or end of one; remove the white space"
+                yield LintWarning("space-in-check", source, name, f"turn {number}", message, hint)
     yield from _unknown_functions(conversation)
     dialogue = [turn for turn in conversation.turns if turn.probe is None]
     for number, turn in enumerate(dialogue[:-1]):
@@ -150,13 +158,26 @@ def lint_system(texts: Iterable[str], option: str = "--system") -> tuple[LintWar
 _TEXT_CHECKS = {"equals", "contains", "not_contains", "starts_with", "one_of", "regex", "boxed"}
 
 
-def _checks_of_texts(checks: Iterable[Check]) -> Iterator[Check]:
-    """The checks that compare the reply with texts, those inside `all`, `any` and `not` included."""
+def _flat(checks: Iterable[Check]) -> Iterator[Check]:
+    """The checks that are no combinations, those inside `all`, `any` and `not` included."""
     for check in checks:
         if isinstance(check.rule, Combination):
-            yield from _checks_of_texts(check.rule.checks)
-        elif check.kind in _TEXT_CHECKS:
+            yield from _flat(check.rule.checks)
+        else:
             yield check
+
+
+def _checks_of_texts(checks: Iterable[Check]) -> Iterator[Check]:
+    """The checks that compare the reply with texts."""
+    return (check for check in _flat(checks) if check.kind in _TEXT_CHECKS)
+
+
+_SPACE_IN_CHECK: Mapping[str, Callable[[str], Any]] = {
+    "starts_with": re.compile(r"\s").match,
+    "contains": re.compile(r"^\s|\s\Z").search,
+    "not_contains": re.compile(r"^\s|\s\Z").search,
+}
+"""By kind of check, what finds white space with which a text cannot be at the beginning or end of a stripped answer."""
 
 
 def _texts(value: Any) -> Iterator[str]:

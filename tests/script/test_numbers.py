@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkvbatch.script.checks import judge_all, parse_checks
-from rwkvbatch.script.checks.numbers import UnclearNumberError, last_number
+from rwkvbatch.script.checks.numbers import UnclearNumberError, answer_number, last_number
 from rwkvbatch.script.lines import SourceLine
 from rwkvbatch.script.records import ReplyFacts
 
@@ -136,3 +136,29 @@ def test_numbers_joined_by_a_mark_are_not_read_as_the_second_alone(first: int, s
         exact = {"/": Fraction(first, second), ".": Fraction(f"{first}.{second}"), "^": None, "e": None}
         joined = Fraction(f"{first}{second}")
         assert found in (exact.get(mark, joined), joined) or (mark in "^e" and found is not None and found >= first)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("48 + 24 = 72\n#### 72 (48 in April and 24 in May)", 72),
+        ("#### $1,200.50 in 3 days", 1200.5),
+        ("#### 5\n\nThe next one has 7.", 5),
+        ("#### 5 million people in 3 towns", 5_000_000),
+        ("#### 1 3/4 of 8", 1.75),
+        ("#### 72.", 72),
+        (r"\boxed{72} dollars for 2 weeks", 72),
+        (r"\boxed{x = 5}, not 7" "\n#### 8", 5),
+        ("#### 3. Add them\nThe sum of 4 and 5 is 9.", 9),
+        ("#### Step 3: add\nIt is 12.", 12),
+        (r"\boxed{} is empty, it is 4", 4),
+    ],
+)
+def test_the_number_of_a_box_or_of_the_mark_of_gsm8k_comes_before_the_last_one(text: str, number: float) -> None:
+    assert answer_number(text) == Fraction(str(number))
+
+
+@pytest.mark.parametrize("text", [r"-\boxed{5}", r"it is - \boxed{5} for 3"])
+def test_a_sign_before_a_box_is_not_clear(text: str) -> None:
+    with pytest.raises(UnclearNumberError):
+        answer_number(text)

@@ -14,6 +14,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, ClassVar, Self
 
+from rwkvbatch.script.checks.answers import MAX_CHARACTERS, last_boxed
 from rwkvbatch.script.checks.text import answer, excerpt, verdict, wrong
 from rwkvbatch.script.lines import is_number
 from rwkvbatch.script.records import ReplyFacts, Verdict
@@ -143,8 +144,8 @@ def _fraction(mark: str) -> str:
     return f"\\frac{{{top}}}{{{bottom}}}"
 
 
-def last_number(text: str) -> Fraction | None:
-    """The last number in `text`; None without a number.
+def last_number(text: str, *, first: bool = False) -> Fraction | None:
+    """The last number in `text`, or the `first` one; None if there is none.
 
     Ordinals, and digits after a letter (`CO2`), an exponent mark (`m^2`) or a subscript mark (`x_1`) are not numbers.
 
@@ -159,7 +160,31 @@ def last_number(text: str) -> Fraction | None:
         follows_letter = _NO_NUMBER_BEFORE.search(text, max(0, match.start() - 5), match.start())
         if not follows_letter and not _NO_NUMBER_AFTER.match(text, match.end()):
             last = match
+            if first:
+                break
     return None if last is None else _value(last, text)
+
+
+_MARKED = re.compile(rf"^#### ?(?={_MINUS}?{_BEGINS_NUMBER})(?![\d.,]+[.):][ \u00a0]*\S)(.*)", re.MULTILINE)
+"""A line that states an answer as those of GSM8K do; not a heading that is numbered, such as `#### 3. Add them`."""
+
+
+def answer_number(text: str) -> Fraction | None:
+    """The number that `text` states as its answer; None if there is none.
+
+    It is the last in the last `\\boxed{}`; without a box, the first one after the last `####`, with which answers of
+    GSM8K end; without either, the last one in `text`.
+
+    Raises:
+        UnclearNumberError: as `last_number`.
+    """
+    if boxed := (last_boxed(text[-MAX_CHARACTERS:]) or "").strip():
+        if re.search(rf"{_MINUS}\s?\\(?:boxed|fbox)\s*\{{\s*{re.escape(boxed)}", text):
+            raise UnclearNumberError(f"-\\boxed{{{boxed[:40]}}}")
+        return last_number(boxed)
+    if marked := _MARKED.findall(text):
+        return last_number(marked[-1], first=True)
+    return last_number(text)
 
 
 def _value(match: re.Match[str], text: str) -> Fraction:
@@ -228,7 +253,7 @@ def _decimal(text: str) -> Fraction:
 
 @dataclass(frozen=True)
 class Number:
-    """The last number in the answer is within `tolerance` of the value, in exact arithmetic."""
+    """The number that the answer states is within `tolerance` of the value, in exact arithmetic."""
 
     options: ClassVar[frozenset[str]] = frozenset({"tolerance"})
     value: Fraction
@@ -246,7 +271,7 @@ class Number:
     def judge(self, facts: ReplyFacts) -> Verdict:
         text = answer(facts)
         try:
-            number = last_number(text)
+            number = answer_number(text)
         except UnclearNumberError as error:
             return Verdict(False, 0.0, f"cannot tell which number is meant: {excerpt(str(error))}", undecided=True)
         if number is None:
