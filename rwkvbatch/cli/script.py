@@ -34,6 +34,7 @@ app = command_app(
         "rwkvbatch script import mmlu data/test/*.csv --out mmlu.jsonl",
         "rwkvbatch script import mmlu data/test/*.csv --style plain --shots 5 --dev data/dev --out mmlu-5.jsonl",
         "rwkvbatch script import gsm8k test.jsonl --out gsm8k.jsonl",
+        "rwkvbatch script import gsm8k test.jsonl --style plain --shots 5 --dev train.jsonl --out gsm8k-5.jsonl",
         "rwkvbatch script import arc ARC-Challenge-Test.jsonl --style chat --out arc.jsonl",
         "rwkvbatch script import hellaswag hellaswag_val.jsonl --normalize byte --out hellaswag.jsonl",
         "rwkvbatch script import winogrande dev.jsonl --out winogrande.jsonl",
@@ -56,8 +57,7 @@ def import_command(
         Path | None, option("--out", "Script to write. [bold]Required[/]", "FILE", flag="-o", show_default=False)
     ] = None,
     style: Annotated[
-        str | None,
-        option("--style", "Prompt style: rwkv, plain, chat. [dim]Default: rwkv or plain, else chat[/]", "NAME"),
+        str | None, option("--style", "Prompt style: rwkv, plain, chat. [dim]Default: see docs/scripts.md[/]", "NAME")
     ] = None,
     shots: Annotated[int, option("--shots", "Examples before each question.", "N")] = 0,
     dev: Annotated[

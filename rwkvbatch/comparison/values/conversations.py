@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rwkvbatch.comparison.metrics.declarations import Metric, is_majority, pass_value
 from rwkvbatch.comparison.values.columns import array_of
 from rwkvbatch.script.checks.answers import MAX_CHARACTERS, find_letter, last_boxed, plain_latex
-from rwkvbatch.script.checks.numbers import UnclearNumberError, last_number
+from rwkvbatch.script.checks.numbers import UnclearNumberError, answer_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,7 +164,7 @@ def vote_of(reply: str, checks: Sequence[Mapping[str, Any]]) -> str:
 
 def _number(text: str) -> str | None:
     try:
-        number = last_number(text)
+        number = answer_number(text)
     except UnclearNumberError:
         return None
     return None if number is None else str(number)
