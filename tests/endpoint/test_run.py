@@ -86,6 +86,22 @@ def test_characters_of_several_tokens_are_scored_by_the_server(
         assert (served.reference.tokens, served.reference.matched) == (own.tokens, own.matched)
 
 
+@pytest.mark.parametrize("api", ["completions", "completions-ids"])
+def test_prompts_of_plain_text_are_sent_as_they_are(tmp_path: Path, demo_engine: Engine, api: str) -> None:
+    path = tmp_path / "script.jsonl"
+    prompts = ["User: hi\n\nAssistant:", "Q: 1 + 1?\n\nA:"]
+    path.write_text("".join(json.dumps({"prompt": text, "params": {"stop": ["."]}}) + "\n" for text in prompts))
+    settings = {**GREEDY, "bos": "off"}
+    here = rwkvbatch.run(path, **settings)
+    with serving(FakeServer(demo_engine)) as server:
+        there = rwkvbatch.run(path, endpoint=server.url, endpoint_api=api, **settings)
+    assert list(map(plain, there.rows())) == list(map(plain, here.rows()))
+    encode = demo_engine.tokenizer.encode
+    sent = prompts if api == "completions" else [encode(text) for text in prompts]
+    assert sorted(body["prompt"] for body in server.bodies) == sorted(sent)
+    assert all(body["stop"] == ["."] for body in server.bodies)
+
+
 CHOICES: list[dict[str, Any]] = [
     {
         "messages": [

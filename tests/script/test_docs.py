@@ -24,7 +24,7 @@ def test_the_scripts_in_the_documentation_are_read(tmp_path: Path) -> None:
     defaults = [line for line in EXAMPLES if "defaults" in line]
     conversations = [line for line in EXAMPLES if SCRIPT_KEYS & line.keys()]
     script = read(tmp_path, *defaults, *conversations)
-    assert len(script.conversations) == 14
+    assert len(script.conversations) == 16
     assert all(found.tags[0] == "smoke" for found in script.conversations)
 
 
