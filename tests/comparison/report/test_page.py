@@ -461,3 +461,16 @@ def test_a_long_setting_ends_with_an_ellipsis(tmp_path: Path) -> None:
         path = make_run(tmp_path / str(number), conversations=2, settings={"base": {"system": text}})
         page = as_html(compare([str(path)]))
         assert (f">{'x' * 399}…<" in re.sub(r"\s+", "", page)) == (number > 400)
+
+
+def test_tags_beyond_the_first_thirty_are_in_a_part_that_opens(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        del rng
+        row["tags"] = [f"{row['conversation']}-tag"]
+        row["checks"][0].update(passed=False, score=0.0)
+
+    page = as_html(compare(str(make_run(tmp_path / "a", conversations=35, repeats=1, turns=1, change=change))))
+    shown, opened = page.split("<summary>5 more with a smaller share</summary>")
+    opened = opened.split("</details>")[0]
+    assert opened.count("-tag</td>") == 5
+    assert shown.count("-tag</td>") == 30
