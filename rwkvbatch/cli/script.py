@@ -79,7 +79,8 @@ def import_command(
     """Write a script from a benchmark's own files, with the prompts of its source and the checks that it needs.
 
     Nothing is downloaded. [bold]docs/scripts.md[/] says what the files are and where the prompts come from. Examples
-    are the first ones of the dev files, for mmlu and mmlu-pro those of the same subject.
+    are the first ones of the dev files, for mmlu, mmlu-pro, ceval and cmmlu those of the same
+    subject.
     """
     from rwkvbatch.script.benchmark_import import benchmark_named, import_benchmark
 

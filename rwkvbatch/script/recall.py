@@ -11,10 +11,11 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import UsageError, counted
 from rwkvbatch.files import save_file
 from rwkvbatch.script.benchmark_import import SCRIPT
 from rwkvbatch.script.documents import read_documents
@@ -68,7 +69,8 @@ _FILLER = (
     "They walk along the river and talk about the weather.",
 )
 _BETWEEN_SENTENCES = re.compile(r"(?<=[.!?])(?=\s)|(?<=[。！？])|(?=\n)")
-_LONGEST = 400
+# A piece of a long sentence: up to a space, or of a language without spaces.
+_PIECE = re.compile(r"\s*\S.{0,120}(?=\s|$)|\s*\S.{0,30}", re.DOTALL)
 _SPARE_TOKENS = 4
 """Tokens at the joints of the parts of a message, which are counted one by one."""
 
@@ -123,7 +125,8 @@ def write_recall(
 
     Raises:
         ScriptError: a file cannot be read.
-        UsageError: a folder has no document, a length has no room for the facts, or `out` is another file.
+        UsageError: a folder has no document, a length has no room for the facts and a sentence, or `out` is another
+            file.
     """
     check_target(out, SCRIPT, option="--out", replace=replace, how="--force replaces it")
     if files:
@@ -145,8 +148,7 @@ def write_recall(
 
 def _sentences(text: str) -> list[str]:
     """The sentences of a text, each with the white space before it, and long ones in pieces."""
-    found = [sentence for sentence in _BETWEEN_SENTENCES.split(text) if sentence.strip()]
-    return [part[i : i + _LONGEST] for part in found for i in range(0, len(part), _LONGEST)]
+    return [piece for sentence in _BETWEEN_SENTENCES.split(text) for piece in _PIECE.findall(sentence)]
 
 
 @dataclass(frozen=True)
@@ -157,15 +159,20 @@ class _Text:
     sizes: Sequence[int]
     is_prose: bool
 
-    def taken(self, tokens: int, generator: random.Random) -> list[str]:
-        """Sentences with about `tokens` tokens: at most as many, and less by one sentence at most."""
-        taken: list[str] = []
+    def taken(self, tokens: int, generator: random.Random) -> list[int]:
+        """The indices of sentences with about `tokens` tokens: at most as many, and less by one sentence at most."""
+        taken: list[int] = []
         for index in self._indices(generator):
             if self.sizes[index] > tokens:
                 break
             tokens -= self.sizes[index]
-            taken.append(self.sentences[index])
+            taken.append(index)
         return taken
+
+    def place(self, taken: Sequence[int], depth: int) -> int:
+        """How many of the sentences `taken` come before a fact at `depth` per cent of their tokens."""
+        ends = [0, *accumulate(self.sizes[index] for index in taken)]
+        return min(range(len(ends)), key=lambda place: abs(100 * ends[place] - depth * ends[-1]))
 
     def _indices(self, generator: random.Random) -> Iterator[int]:
         index = generator.randrange(len(self.sentences))
@@ -183,18 +190,21 @@ def _line(
     facts = [_FACT.format(name, generator.randrange(1_000_000, 10_000_000)) for name in names]
     asked = _AFTER.format(names[0])
     room = length - _SPARE_TOKENS - count_tokens(_BEFORE + asked) - sum(count_tokens(f" {fact}") for fact in facts)
-    if room < 0:
+    taken = text.taken(room, generator) if room > 0 else []
+    if not taken:
         raise UsageError(
-            f"a text of {length:,} tokens has no room for {plan.facts} facts and the question",
+            f"a message of {length:,} tokens has no room for {counted(plan.facts, 'fact')}, a sentence "
+            "and the question",
             hint="give fewer --facts, or longer --lengths",
         )
-    sentences = text.taken(room, generator)
-    others = [generator.randint(1, max(1, len(sentences) - 1)) for _ in facts[1:]]
-    places = [round(len(sentences) * depth / 100), *others]
-    for place, fact in sorted(zip(places, facts, strict=True), reverse=True):
-        sentences.insert(place, f" {fact}")
+    # At the same place, the fact that is asked is the first or the last one, towards its end of the text.
+    placed = [(text.place(taken, depth), 0 if depth < 50 else 2, facts[0])]
+    placed += [(generator.randint(0, len(taken)), 1, fact) for fact in facts[1:]]
+    parts = [text.sentences[index] for index in taken]
+    for place, _, fact in sorted(placed, reverse=True):
+        parts.insert(place, f" {fact}")
     code = facts[0].rsplit(maxsplit=1)[1].rstrip(".")
-    content = _BEFORE + "".join(sentences).strip() + asked
+    content = _BEFORE + "".join(parts).strip() + asked
     return {
         "id": f"recall-{length}-{depth}-{number}",
         "tags": [f"length-{length}", f"depth-{depth}"],

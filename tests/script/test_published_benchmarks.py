@@ -533,3 +533,10 @@ def test_every_style_says_what_it_asks_and_its_source(benchmark: Benchmark) -> N
     for style in benchmark.styles.values():
         assert style.asks
         assert style.measured
+
+
+def test_the_test_file_of_ceval_has_no_answers_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "logic_test.csv"
+    path.write_text("id,question,A,B,C,D\n0,一加一等于,1,2,3,4\n", encoding="utf-8")
+    with pytest.raises(ScriptError, match="it has no answer; those of the test file are not published"):
+        import_benchmark("ceval", [str(path)], tmp_path / "out.jsonl")

@@ -63,7 +63,7 @@ def test_messages_have_nearly_the_length_and_the_fact_at_the_depth(
 
 
 def test_one_of_several_facts_is_asked(tmp_path: Path) -> None:
-    for line in written(tmp_path, RecallPlan([600], [0, 100], count=3, facts=5)):
+    for line in written(tmp_path, RecallPlan([150, 600], [0, 100], count=3, facts=5)):
         content = line["messages"][0]["content"]
         facts = FACT.findall(content)
         assert len(dict(facts)) == 5
@@ -103,8 +103,27 @@ def test_wrong_plans_are_refused(options: dict[str, Any], problem: str) -> None:
 
 
 def test_a_length_without_room_for_the_facts_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="a text of 100 tokens has no room for 20 facts and the question"):
+    with pytest.raises(UsageError, match="a message of 100 tokens has no room for 20 facts, a sentence and the"):
         written(tmp_path, RecallPlan([100], facts=20))
+
+
+def test_depth_is_a_part_of_the_text_and_not_of_its_sentences(tmp_path: Path) -> None:
+    path = tmp_path / "uneven.txt"
+    path.write_text("No.\n" * 60 + "This sentence is much longer than all of those that come before it here.\n" * 60)
+    for line in written(tmp_path, RecallPlan([1500], [25, 50, 75], count=3), path):
+        content = line["messages"][0]["content"]
+        body = content[content.index("\n") : content.rindex("\n")]
+        before = count_tokens(body[: body.index("The code of")]) / count_tokens(body)
+        assert before == pytest.approx(int(line["id"].split("-")[2]) / 100, abs=0.05)
+
+
+@pytest.mark.parametrize("text", ["山" * 5000, "word " * 5000])
+def test_texts_without_sentences_fill_the_message(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "endless.txt"
+    path.write_text(text)
+    for line in written(tmp_path, RecallPlan([200, 600], [0, 50], count=1), path):
+        length = int(line["id"].split("-")[1])
+        assert length - 60 <= count_tokens(line["messages"][0]["content"]) <= length
 
 
 def test_the_command_says_what_it_wrote_and_replaces_no_file(

@@ -97,14 +97,14 @@ BENCHMARKS: Mapping[str, Benchmark] = {
                 shots=True,
             )
         },
-        _form("question", "answer"),
+        _form("question", "A", "D"),
     ),
     "cmmlu": Benchmark(
         "CMMLU",
         "`test/SUBJECT.csv`, haonan-li/cmmlu",
         chinese.read_cmmlu,
         {"plain": Style(chinese.write_cmmlu, "as for ceval (lm-evaluation-harness `cmmlu`)", "`choice`", shots=True)},
-        _form("Question", "Answer"),
+        _form("Question", "A", "D"),
     ),
     "arc": Benchmark(
         "ARC",
