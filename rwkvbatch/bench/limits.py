@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from rwkvbatch.model.ops.cpu import CpuOps
 
 _LEAST_READ_BYTES = 256 << 20
-_CACHE_SIZE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+_PROCESSORS = Path("/sys/devices/system/cpu")
 _COPIED_BYTES = 512 << 20
 _MATRIX_SIZE = 8192
 _ROUNDS_PER_PEAK = 60_000
@@ -77,24 +78,25 @@ class DeviceWork:
 
 def native_work(ops: CpuOps) -> DeviceWork:
     """Memory reads and multiply-adds with the threads and instruction set of native operations."""
-    memory = np.ones(bytes_beyond_caches(_CACHE_SIZE) // 4, dtype=np.float32)
+    memory = np.ones(bytes_beyond_caches(_PROCESSORS) // 4, dtype=np.float32)
     read, multiply = partial(ops.native.read_all, memory), partial(ops.native.multiply_add, _ROUNDS_PER_PEAK)
     return DeviceWork(ops.isa, "fma", read, memory.nbytes, multiply, ops.native.operations(_ROUNDS_PER_PEAK))
 
 
-def bytes_beyond_caches(size_file: Path) -> int:
-    """A number of bytes of which the processor's last-level cache holds at most half; 256 MiB or more.
+def bytes_beyond_caches(processors: Path) -> int:
+    """A number of bytes of which the last-level caches of the processors hold at most half; 256 MiB or more.
 
     Args:
-        size_file: the size of the cache as Linux describes it, such as `32768K`; see
-            Documentation/ABI/stable/sysfs-devices-system-cpu. Without the file, caches are taken to be smaller than
-            128 MiB.
+        processors: the folder in which Linux describes processors and their caches, see
+            Documentation/ABI/stable/sysfs-devices-system-cpu. Without it, caches are taken to be smaller than 128 MiB
+            together.
     """
-    try:
-        kibibytes = int(size_file.read_text().strip().removesuffix("K"))
-    except (OSError, ValueError):
-        return _LEAST_READ_BYTES
-    return max(_LEAST_READ_BYTES, 2 * kibibytes << 10)
+    sizes: dict[str, int] = {}
+    for cache in processors.glob("cpu[0-9]*/cache/index3"):
+        with suppress(OSError, ValueError):
+            shared_by = (cache / "shared_cpu_list").read_text()
+            sizes[shared_by] = int((cache / "size").read_text().strip().removesuffix("K")) << 10
+    return max(_LEAST_READ_BYTES, 2 * sum(sizes.values()))
 
 
 def torch_work(device: str, dtype: str) -> DeviceWork:

@@ -19,7 +19,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -162,6 +162,11 @@ class Client:
         self._http = DeadlinePoolManager(
             num_pools=1, maxsize=self.options.concurrency, retries=False, timeout=timeout, block=False
         )
+
+    def trying_once(self, timeout_s: float) -> Client:
+        """A client of the same server that sends each request once, with at most `timeout_s`, and without a budget."""
+        options = replace(self.options, retries=0, timeout_s=min(timeout_s, self.options.timeout_s))
+        return Client(self.url, options, key=self._key)
 
     def get(self, path: str) -> Json | None:
         """The JSON object at `path`; None for status 404. Raises as `call`."""

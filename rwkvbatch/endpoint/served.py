@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 WORLD_SIZE = 65_536
 MAX_NAMES = 20
+_PROBE_S = 5.0
 RESERVED = frozenset({"model", "prompt", "messages", "stream", "stream_options", "n", "echo"})
 """Fields of a request's body that this program sets."""
 
@@ -206,8 +207,9 @@ def _refuse_missing_v1(client: Client) -> None:
     """Raise `UsageError` if the server lists models at `/v1` under a URL without it, where it lists none."""
     if client.url.endswith("/v1"):
         return
+    # Once, and not among the requests that `--max-requests` counts: the answer is only for the message.
     with suppress(EndpointError, WorkerError):
-        if _vocab_sizes(client.get("v1/models")):
+        if _vocab_sizes(client.trying_once(_PROBE_S).get("v1/models")):
             option = client.options.names.url
             raise UsageError(
                 f"{client.url} lists no models, and {client.url}/v1 does", hint=f"give {option} {client.url}/v1"

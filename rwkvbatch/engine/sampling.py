@@ -145,11 +145,11 @@ class SampleRow:
         sampling = self.sampling
         return (
             *(sampling.temperature, sampling.top_p, sampling.top_k, _ORDER_BITS[sampling.order]),
-            *(self.noise_key, self.turn, _least_score(sampling)),
+            *(self.noise_key, self.turn, _min_p_cutoff(sampling)),
         )
 
 
-def _least_score(sampling: Sampling) -> float:
+def _min_p_cutoff(sampling: Sampling) -> float:
     """ln(min_p) in units of the logits. Tokens whose logit, less the largest one, is below it are dropped."""
     if sampling.min_p == 0:
         return -math.inf

@@ -261,8 +261,9 @@ size_t panels_per_task(const LinearJob& job, size_t num_threads) {
     const size_t per_task = panels / (num_threads * 4);
     if (per_task >= LINEAR_MAX_PANELS_PER_TASK) return LINEAR_MAX_PANELS_PER_TASK;
     // Bands stored by input are not divided.
-    // Neither are pairs of panels (`PackedMatrix`).
-    return job.weight.by_input ? BAND : std::min<size_t>(ceil_div(ceil_div(panels, num_threads), 2) * 2, BAND);
+    // Neither are pairs of panels (`PackedMatrix`), which only bf16 weights have.
+    const size_t unit = job.weight.dtype == Dtype::BF16 ? 2 : 1;
+    return job.weight.by_input ? BAND : std::min<size_t>(ceil_div(ceil_div(panels, num_threads), unit) * unit, BAND);
 }
 
 // A task of a group of layers.

@@ -79,8 +79,8 @@ def prelude_text(prelude: str | None, closing: str) -> str:
 BLANK_LINE = "\n\n"
 
 NO_GREETING = (
-    "a conversation begins with an assistant message, which a template file cannot write: its macro `user` makes the "
-    "user's message and the beginning of the reply together"
+    "an assistant message has no user message before it, which a template file cannot write: its macro `user` makes "
+    "the user's message and the beginning of the reply together"
 )
 NO_GREETING_HINT = "remove the message, or leave --template out"
 

@@ -71,6 +71,8 @@ def tokenizer_of(model: HasVocabulary, vocab: str | None = None) -> Tokenizer:
     checkpoint = Path(model.path)
     is_folder = checkpoint.is_dir()
     names = ((NEOX_FILE,) if size in NEOX_SIZES else ()) + ((HF_FILE,) if is_folder else ())
+    if model.path.startswith("<"):  # the name of tensors in memory, which is no path
+        names = ()
     for file in ((checkpoint if is_folder else checkpoint.parent) / name for name in names):
         if file.is_file():
             return read_vocabulary(file, size)

@@ -105,10 +105,10 @@ def _lint_one(
             for rule, message in _violations(rules, kind, content):
                 yield LintWarning(rule.code, source, name, place, message, rule.hint)
     for number, turn in enumerate(conversation.turns):
-        begun = str(turn.params.get("reply_prefix", conversation.params.get("reply_prefix", reply_prefix)))
-        prefix = begun.strip()
+        reply_start = str(turn.params.get("reply_prefix", conversation.params.get("reply_prefix", reply_prefix)))
+        prefix = reply_start.strip()
         # With a `continuation`, each choice is read together with the prompt before it.
-        before, what = (turn.user, "prompt") if turn.plain else (begun, "reply prefix")
+        before, what = (turn.user, "prompt") if turn.plain else (reply_start, "reply prefix")
         if before[-1:] in (" ", "\t") and turn.continuation is None:
             message = f"the {what} ends with a space, so that the text after it begins without one"
             hint = "tokens of words contain the space before them: move it to the text, or leave it to the model"

@@ -259,10 +259,11 @@ def prepare(
         bos = settings.begins_with_bos()
         if isinstance(fields, ChatFields):
             messages, job.tools = conversation_of(fields)
+            begins_reply = messages[-1]["role"] == "assistant" and messages[-1]["content"].strip() != ""
             if job.tools.reply_prefix is not None:
-                _check_call_begins(settings, served.settings.defaults)
+                _check_call_begins(settings, served.settings.defaults, has_message=begins_reply)
             reply_prefix = job.tools.reply_prefix or settings.reply_prefix
-            if messages[-1]["role"] == "assistant" and reply_prefix == served.settings.defaults.reply_prefix:
+            if begins_reply and reply_prefix == served.settings.defaults.reply_prefix:
                 reply_prefix = ""  # the default gives way to the message that begins the reply
             template = builder.template(settings.think, settings.turn_end, reply_prefix, settings.template)
             job.add(builder.conversation(messages, template, served.prelude, "messages", bos), root)
@@ -278,8 +279,15 @@ def prepare(
     return job
 
 
-def _check_call_begins(settings: CellSettings, defaults: CellSettings) -> None:
-    """Refuse other beginnings of a reply that must begin with a call; a prefix of the server's default gives way."""
+def _check_call_begins(settings: CellSettings, defaults: CellSettings, *, has_message: bool) -> None:
+    """Refuse other beginnings of a reply that must begin with a call; a prefix of the server's default gives way.
+
+    Args:
+        has_message: whether an assistant message at the end begins the reply.
+    """
+    if has_message:
+        problem = "tool_choice: the assistant message at the end begins the reply already"
+        raise RequestError(problem, param="tool_choice", hint="remove the message, or use tool_choice auto")
     if settings.think in OPEN_THINKING:
         problem = f"tool_choice: the reply must begin with a call, and with think {settings.think} begins with thinking"
         raise RequestError(problem, param="tool_choice", hint="use reasoning_effort: none")

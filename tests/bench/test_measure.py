@@ -50,13 +50,24 @@ def test_a_round_is_held_against_what_the_machine_could_do_just_then() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [("32768K\n", 256 << 20), ("307200K\n", 600 << 20), ("unknown", 256 << 20), (None, 256 << 20)]
+    ("caches", "expected"),
+    [
+        ([("0-7", "32768K\n")], 256 << 20),
+        ([("0-1", "307200K\n"), ("0-1", "307200K\n")], 600 << 20),
+        ([("0-7", "131072K\n"), ("8-15", "131072K\n")], 512 << 20),
+        ([("0", "unknown")], 256 << 20),
+        ([], 256 << 20),
+    ],
 )
-def test_memory_is_read_in_an_array_that_no_cache_holds(size: str | None, expected: int, tmp_path: Path) -> None:
-    path = tmp_path / "size"
-    if size is not None:
-        path.write_text(size)
-    assert bytes_beyond_caches(path) == expected
+def test_memory_is_read_in_an_array_that_no_cache_holds(
+    caches: list[tuple[str, str]], expected: int, tmp_path: Path
+) -> None:
+    for number, (shared_by, size) in enumerate(caches):
+        folder = tmp_path / f"cpu{number}" / "cache" / "index3"
+        folder.mkdir(parents=True)
+        (folder / "shared_cpu_list").write_text(shared_by)
+        (folder / "size").write_text(size)
+    assert bytes_beyond_caches(tmp_path) == expected
 
 
 def test_many_rows_are_bound_by_arithmetic() -> None:

@@ -323,3 +323,12 @@ def test_a_dry_run_warns_about_ids_without_text_and_unknown_vocabularies(
     unknown = plan("-m", "small.pth")
     assert ["the size of no known vocabulary" in warning for warning in unknown["warnings"]] == [True]
     assert plan()["warnings"] == []
+
+
+def test_tensors_in_memory_take_no_tokenizer_of_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "20B_tokenizer.json").write_bytes(bpe_json())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="as checkpoints of the GPT-NeoX 20B tokenizer have"):
+        tokenizer_of(Checkpoint(50_277, path="<state_dict>"))

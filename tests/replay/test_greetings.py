@@ -74,7 +74,7 @@ def test_lint_names_it() -> None:
 def test_template_files_cannot_write_it(template: str) -> None:
     scripts = [{"messages": [ASSISTANT, USER]}]
     with pytest.raises(
-        UsageError, match=r"scripts\[0\]: a conversation begins with an assistant message, which a template"
+        UsageError, match=r"scripts\[0\]: an assistant message has no user message before it, which a template"
     ):
         prepare(scripts, template=template)
     prepare([{"messages": [USER, ASSISTANT]}], template=template)

@@ -98,6 +98,15 @@ PREFILLED = [{"role": "user", "content": "My name is Ada."}, {"role": "assistant
         ),
         ({"messages": PREFILLED, "add_generation_prompt": True}, "a second reply is not", "add_generation_prompt"),
         ({"messages": PREFILLED, "reply_prefix": "x"}, "both begin the reply", "reply_prefix"),
+        (
+            {
+                "messages": PREFILLED,
+                "tool_choice": "required",
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+            },
+            "tool_choice: the assistant message at the end begins the reply already",
+            "tool_choice",
+        ),
         ({"messages": PREFILLED, "think": "on"}, "with think on the reply begins with thinking", "think"),
         (
             {

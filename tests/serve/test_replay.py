@@ -49,7 +49,7 @@ def test_a_benchmark_through_the_server_has_the_scores_of_a_run_on_the_model(
     script.write_text("".join(json.dumps(each) + "\n" for each in lines))
     with running() as server:
         served = rwkvbatch.run(script, endpoint=f"{server.url}/v1")
-        with pytest.raises(UsageError, match="chat gives no log-probabilities"):
+        with pytest.raises(UsageError, match="gives no log-probabilities of given texts"):
             rwkvbatch.run(script, endpoint=f"{server.url}/v1", endpoint_api="chat")
     for own, row in zip(rwkvbatch.run(script).rows(), served.rows(), strict=True):
         assert row.error is None
@@ -64,3 +64,11 @@ def test_an_address_without_v1_is_refused_before_anything_is_written(tmp_path: P
     with running() as server, pytest.raises(UsageError, match=f"lists no models, and {server.url}/v1 does"):
         rwkvbatch.run(script, endpoint=server.url, endpoint_model=named.get("endpoint_model"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_looking_for_v1_counts_no_request_of_the_run(tmp_path: Path) -> None:
+    script = {"messages": [{"role": "user", "content": "hi"}]}
+    with running() as server, pytest.raises(UsageError, match=f"lists no models, and {server.url}/v1 does"):
+        rwkvbatch.run(
+            script, endpoint=server.url, endpoint_model="rwkvbatch-demo", max_requests=1, out=tmp_path / "run"
+        )

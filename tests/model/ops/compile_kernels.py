@@ -69,7 +69,7 @@ def kind_of(argument: str) -> str:
         return "*i64"
     if argument == "orders_ptr":
         return "*u8"
-    if argument == "least_scores_ptr":
+    if argument == "min_p_cutoffs_ptr":
         return "*fp64"
     return "*fp16" if argument in HALVES else "*fp32"
 
