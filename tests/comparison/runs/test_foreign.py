@@ -210,7 +210,7 @@ def test_inspect_values_errors_and_epochs_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "lacking",
     [{"f": {"value": 1}}, {"f": {"value": 1}, "g": {"value": None}}, {"f": {"value": 1}, "g": {"value": {"x": 1}}},
-     {"f": {"value": 1}, "g": {"value": {"x": 1, "y": math.nan}}}],
+     {"f": {"value": 1}, "g": {"value": {"x": 1, "y": math.nan}}}, {"f": {"value": 1}, "g": {"value": math.nan}}],
 )  # fmt: skip
 @pytest.mark.parametrize("first", [True, False])
 def test_a_sample_of_inspect_that_lacks_one_of_its_scorers_has_no_verdict(
