@@ -124,7 +124,7 @@ def _cut(text: str, *, full: bool) -> str:
     head = "\n".join(text.split("\n", _HEAD[0])[: _HEAD[0]])[: _HEAD[1]]
     tail = "\n".join(text.rsplit("\n", _TAIL[0])[-_TAIL[0] :])[-_TAIL[1] :]
     middle = text[len(head) : len(text) - len(tail)]
-    num_lines = middle.count("\n")
+    num_lines = max(0, middle.count("\n") - 1)  # whole lines, each between two newlines
     lines = f"{counted(num_lines, 'line')}, " if num_lines else ""
     return f"{head}\n[{lines}{counted(len(middle), 'character')} left out; --full prints all]\n{tail}"
 

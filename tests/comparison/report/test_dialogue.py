@@ -111,6 +111,19 @@ def test_an_unknown_name_is_refused_with_the_existing_ones(run: RunData) -> None
     assert "names-2" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize(
+    ("prompt", "left_out"),
+    [
+        ("\n".join(f"line {number}" for number in range(25)), "5 lines, 41 characters"),
+        ("\n".join(["a" * 1_190, "b" * 500, "c", "d" * 499, "e"]), "1 line, 495 characters"),
+        ("a" * 2_001, "301 characters"),
+    ],
+)
+def test_whole_lines_that_are_left_out_of_a_long_prompt_are_counted(tmp_path: Path, prompt: str, left_out: str) -> None:
+    write_run(tmp_path / "b", [make_row("a", prompt=prompt)], manifest={})
+    assert f"[{left_out} left out; --full" in printed(load_runs([str(tmp_path / "b")])[0])
+
+
 def equal_rows(conversation: str, cells: Sequence[str], repeats: Sequence[int], **changes: Any) -> list[dict[str, Any]]:
     """Rows of a turn with the same reply in all cells and repeats, whose log-probabilities and timings differ."""
     rows = [make_row(conversation, cell=cell, repeat=repeat, **changes) for cell in cells for repeat in repeats]
