@@ -168,7 +168,7 @@ def _incomplete(gate: Gate, scope: GateScope, *, allow_missing: bool, partial: b
         )
     labels = (scope.label, scope.baseline_label)
     sides: list[str] = []
-    for label, dropped in zip(labels, scope.dropped, strict=False):
+    for of_baseline, (label, dropped) in enumerate(zip(labels, scope.dropped, strict=False)):
         sentences = {
             "errors": f"{counted(dropped.errors, 'turn')} ended in an error",
             "unreached": f"{counted(dropped.unreached, 'turn')} not reached after an error",
@@ -176,7 +176,11 @@ def _incomplete(gate: Gate, scope: GateScope, *, allow_missing: bool, partial: b
             "different": f"{counted(dropped.different, 'turn')} asked differently",
             "unjudged": f"{counted(dropped.unjudged, 'turn')} without a verdict",
         }
-        texts = [text for name, text in sentences.items() if getattr(dropped, name) and not gate.judges(name)]
+        texts = [
+            text
+            for name, text in sentences.items()
+            if getattr(dropped, name) and not gate.judges(name, of_baseline=bool(of_baseline))
+        ]
         if texts:
             sides.append(f"{label}: {', '.join(texts)}")
     if sides:

@@ -153,8 +153,8 @@ class Gate:
         same_level = len({(metric.level, value.tag) for metric, value in zip(metrics, form.weights, strict=True)}) == 1
         return form if same_level and all(metric.tested for metric in metrics) else None
 
-    def judges(self, count: str) -> bool:
-        """Whether the gate fails by itself if enough rows are counted by `count`, a field of `Dropped`.
+    def judges(self, count: str, *, of_baseline: bool) -> bool:
+        """Whether the gate fails by itself if enough rows of one side are counted by `count`, a field of `Dropped`.
 
         It has sums and multiples of such counts alone (`error_rate` is one of errors), and fails as this one grows.
         """
@@ -164,7 +164,7 @@ class Gate:
         weights = [
             weight
             for value, weight in form.weights.items()
-            if not value.of_baseline and count in _COUNTED_BY[value.metric]
+            if value.of_baseline == of_baseline and count in _COUNTED_BY[value.metric]
         ]
         fails_above = (self.comparator in (">", ">=")) == (self.option == "--fail-if")
         return bool(weights) and all((weight > 0) == fails_above for weight in weights)

@@ -142,6 +142,23 @@ def test_a_gate_that_would_pass_with_more_errors_does_not_judge_them(
     assert all(gate.failed and "2 turns ended in an error" in gate.reason for gate in gates)
 
 
+@pytest.mark.parametrize("gate", ["errors > baseline", "error_rate > baseline + 0.01"])
+@pytest.mark.parametrize("of_variant", [0, 6])
+def test_a_gate_does_not_judge_errors_of_the_baseline_with_which_it_passes(
+    tmp_path: Path, gate: str, of_variant: int
+) -> None:
+    paths = runs(tmp_path, passing(0.5, errors=6), passing(0.5, errors=of_variant))
+    result = only_gate(compare(paths, fail_if=[gate]))
+    assert result.failed
+    assert result.reason == "a: 6 turns ended in an error (--allow-missing judges the rest)"
+    assert not only_gate(compare(paths, fail_if=[gate], allow_missing=True)).failed
+
+
+@pytest.mark.parametrize("gate", ["baseline.errors > 6", "errors + baseline.errors > 6"])
+def test_a_gate_judges_errors_of_the_baseline_with_which_it_fails(tmp_path: Path, gate: str) -> None:
+    assert not only_gate(compare(runs(tmp_path, passing(0.5, errors=6), passing(0.5)), fail_if=[gate])).failed
+
+
 @pytest.mark.parametrize("unfinished", [0, 1])
 def test_an_unfinished_run_fails_every_gate_unless_partial(tmp_path: Path, unfinished: int) -> None:
     paths = runs(tmp_path, passing(0.5), passing(0.5))
