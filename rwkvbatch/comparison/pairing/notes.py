@@ -164,9 +164,15 @@ def check_runs(runs: Sequence[RunData], *, force: bool) -> list[str]:
     ]
     if scripts and not force:
         hashes = f"hash {str(scripts[0].facts.script_sha256)[:12]}, expected {str(expected.script_sha256)[:12]}"
+        problems = [f"{scripts[0].source} and {first.source} replayed different scripts ({hashes})"]
+        if scripts[0].facts.selection != expected.selection:
+            problems += [
+                f"{run.source} has only a part of its script ({run.facts.selection})"
+                for run in (scripts[0], first)
+                if run.facts.selection
+            ]
         raise RunMismatchError(
-            f"{scripts[0].source} and {first.source} replayed different scripts ({hashes})",
-            hint="--force compares the turns that have the same conversation id and ask the same",
+            "; ".join(problems), hint="--force compares the turns that have the same conversation id and ask the same"
         )
     if scripts:
         notes.append(f"{_first_names([run.source for run in scripts])} replayed another script than {first.source}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -32,6 +33,7 @@ class RunFacts:
         models: one record per checkpoint.
         identity: everything that the replies depend on.
         part: which part of a run this is (`--shard`), such as `2/8`.
+        selection: the options that select conversations of the scripts, such as `--only memory --limit 20`.
     """
 
     script_sha256: str | None = None
@@ -43,6 +45,7 @@ class RunFacts:
     models: tuple[Mapping[str, Any], ...] = ()
     identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
     part: str | None = None
+    selection: str = ""
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> RunFacts:
@@ -59,6 +62,7 @@ class RunFacts:
             models=tuple(as_record(model) for model in _as_list(about.get("models"))),
             identity=identity,
             part=shard_text(manifest.get("shard")),
+            selection=_selection(_as_list(about.get("only")), as_integer(about.get("limit"))),
         )
 
     @classmethod
@@ -95,6 +99,11 @@ def as_record(value: object) -> dict[str, Any]:
 
 def _as_list(value: object) -> list[Any]:
     return cast("list[Any]", value) if isinstance(value, list) else []
+
+
+def _selection(only: Sequence[Any], limit: int | None) -> str:
+    options = [f"--only {shlex.quote(str(pattern))}" for pattern in only]
+    return " ".join(options if limit is None else [*options, f"--limit {limit}"])
 
 
 def _as_text(value: object) -> str | None:

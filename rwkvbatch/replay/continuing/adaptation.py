@@ -52,7 +52,9 @@ class Reuse:
         if self.taken_back:
             text += f" ({self.taken_back:,} of them taken back from {KEPT_NAME})"
         if self.set_aside:
-            text += f"; {self.set_aside:,} not in this command, moved to {KEPT_NAME}"
+            text += (
+                f"; {self.set_aside:,} not in this command, moved to {KEPT_NAME} (the earlier command takes them back)"
+            )
         return text
 
 

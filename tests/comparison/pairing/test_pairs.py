@@ -90,6 +90,33 @@ def test_runs_of_other_versions_and_parts_of_runs_are_noted(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("of_a", "of_b", "ends"),
+    [
+        (
+            {},
+            {"only": ["memory", "n*"], "limit": 5},
+            "; {b} has only a part of its script (--only memory --only 'n*' --limit 5)",
+        ),
+        (
+            {"only": [], "limit": 3},
+            {"only": ["memory"]},
+            "; {b} has only a part of its script (--only memory); {a} has only a part of its script (--limit 3)",
+        ),
+        ({"only": ["memory"]}, {"only": ["memory"]}, ""),
+    ],
+)
+def test_the_refusal_of_different_scripts_names_the_runs_of_a_part_of_their_script(
+    tmp_path: Path, of_a: dict[str, Any], of_b: dict[str, Any], ends: str
+) -> None:
+    a = change_manifest(make_run(tmp_path / "a"), about=of_a)
+    b = change_manifest(make_run(tmp_path / "b", identity_changes={"script": {"sha256": "99" * 32}}), about=of_b)
+    with pytest.raises(RunMismatchError) as caught:
+        compare([str(a), str(b)])
+    message = f"{b} and {a} replayed different scripts (hash {'99' * 6}, expected {'cd' * 6})"
+    assert str(caught.value) == message + ends.format(a=a, b=b)
+
+
+@pytest.mark.parametrize(
     ("seed", "message"),
     [(1, "is part 2/2 of the same run: parts have no"), (2, "is part 2/2 of another: they have no conversation")],
 )

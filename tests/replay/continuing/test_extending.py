@@ -199,6 +199,17 @@ class TestRowsSetAside:
             (0, 0, whole.num_rows),
         )
 
+    def test_the_message_says_how_the_rows_come_back(self, tmp_path: Path) -> None:
+        messages: list[str] = []
+        whole, less = plan_of(), plan_of(repeats=1)
+        run(tmp_path / "run", whole)
+        run(tmp_path / "run", less, notify=messages.append)
+        num_moved = whole.num_rows - less.num_rows
+        assert messages == [
+            f"{tmp_path / 'run'}: 0 rows to generate, 0 judged again, {less.num_rows} kept; {num_moved} not in this "
+            "command, moved to kept.jsonl (the earlier command takes them back)"
+        ]
+
     def test_rows_taken_back_are_judged_by_the_current_checks(self, tmp_path: Path) -> None:
         old = script()
         new = [replace(c, turns=tuple(replace(t, checks=(length_check(20),)) for t in c.turns)) for c in old]
