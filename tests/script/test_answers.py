@@ -158,14 +158,70 @@ UNCLEAR = [
 ]
 
 
-@pytest.mark.parametrize(("reply", "letter"), CLEAR.items())
+DENIES_SOMETHING_ELSE = {
+    "A": [
+        "No other option works, so the answer is A.", "I have no doubt that the answer is A.",
+        "Answer: A. This is not true because birds fly.", "这道题不难，答案是A。", "答案是A。不过B也很接近。",
+        "并非所有鸟都会飞，所以答案是A。", "答案：A、不是",
+    ],
+    "B": [
+        "有人认为答案是A。综上，正确答案是B,不是A。", "有同学认为答案是A。正确答案是B。不是所有鸟都会飞。",
+        "乍一看答案是A。仔细分析后，不难看出答案是B。", "答案是A吗？再想想。正确答案是B。错了的选项有A、C、D。",
+        "At first the answer is A, but x is odd. It is not difficult to see the answer is B.",
+        "A student says the answer is A. We see that it is not even and that the answer is B.",
+        "正确答案是B。不对称加密使用两个密钥。", "答案：B. 不是", "说法错误的答案是B",
+        "Not surprisingly the answer is B.", "We don't need to compute further since the answer is B.",
+        "There's no reason to doubt that the answer is B.", "I can't deny that the answer is B.",
+        "Answer: B. This is false because the mean is 3", "不正确的是B。", "错误的是B", "错误的选项是B。",
+        "不属于的选项是B", "The false statement is B.", "The option that does not belong is B.",
+        "The statement that is not correct is B.", "Based on this, the exception that is not covered is **B**.",
+        "It is no surprise that the answer is B.", "I don't think A works because the answer is B.",
+        "I don't see why anyone would pick A. The answer is B.",
+        "It is impossible to get an even sum; the correct answer is B.", "Not only that, the answer is B",
+        "The statement is not true for n = 1, and the answer is B.", "The answer is B. Not all birds fly.",
+        "本题答案为B。不难理解。", "错误的说法是B。", "毫无疑问，答案是B。", "不得不认为答案是B。",
+        "答案是B。错误选项的原因如下：时间有误。", "选B。不是因为价格。", "叙述有误的是B",
+    ],
+    "C": [
+        "The statement that is false is (C).", "The one that is not a mammal is C.", "C is the odd one out.",
+        "Without any further information the answer is C.", "Never mind; the answer is C.",
+        "Nobody can deny that the answer is C.", "It's hard to deny that the answer is C.",
+        "If x is not zero, the answer is C.", "The correct answer is C. This is because D is not possible.",
+        "It does not matter which we use, the answer is C.", "说法不正确的是C。", "故不选A，答案是C。",
+        "不属于哺乳动物的是C", "答案：C。不同的物质密度不同。", "不用计算也知道答案是C。",
+        "我不同意上面的看法，答案是C。",
+    ],
+    "D": [
+        "The incorrect option is D.", "Since none of the others fit, the answer is D.",
+        "You cannot go wrong: the answer is D.", "The premise is wrong, hence the answer is D.",
+        "When it does not rain the answer is D", "Answer: D Cannot be determined", "下列不符合题意的是D",
+        "因为A、B、C都不对，所以答案是D。", "不正确的一项是D。", "答案是D，错在时间。", "不可否认，答案是D。",
+        "正确答案是D，不是C。",
+    ],
+}  # fmt: skip
+"""Answers with words of negation that do not deny the letter, by their letter."""
+TAKEN_BACK = [
+    "I'm not sure that the answer is B.", "It is doubtful that the answer is C.",
+    "It is false that the answer is B.", "I can't say that the answer is B.",
+    "Nobody believes that the answer is B.", "I disagree that the answer is B.", "I doubt that it's B.",
+    "I don't agree that B", "The answer is A. I don't think the answer is B.", "答案是A。但我不认为答案是B。",
+    "The answer is A. Or the answer is B? No.", "答案是B。不对，应该是C。", "答案是A吗？不是。", "答案是B？不对。",
+    "答案是B是错误的。", "我不相信正确答案是C", "我不觉得是B", "并非说答案是B", "答案是A。答案是B吗？不，再想想。",
+    "答案是B不对。", "The answer is C. That's wrong because birds fly.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [*CLEAR.items(), *((text, letter) for letter in "ABCD" for text in DENIES_SOMETHING_ELSE[letter])],
+)
 def test_the_letter_that_a_reply_names_is_found(reply: str, letter: str) -> None:
     assert judged({"letter": letter, "letters": "ABCD"}, reply) == Verdict(True, 1.0)
     wrong = "A" if letter != "A" else "B"
     assert not judged({"letter": wrong, "letters": "ABCD"}, reply).passed
 
 
-@pytest.mark.parametrize("reply", UNCLEAR)
+@pytest.mark.parametrize("reply", [*UNCLEAR, *TAKEN_BACK])
 def test_an_unclear_letter_is_undecided_for_every_check(reply: str) -> None:
     for letter in "ABCD":
         entry = {"letter": letter, "letters": "ABCD"}

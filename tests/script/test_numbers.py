@@ -143,7 +143,8 @@ def test_numbers_joined_by_a_mark_are_not_read_as_the_second_alone(first: int, s
     [
         ("48 + 24 = 72\n#### 72 (48 in April and 24 in May)", 72),
         ("#### $1,200.50 in 3 days", 1200.5),
-        ("#### 5\n\nThe next one has 7.", 5),
+        ("#### 5\n\n", 5),
+        ("#### 5\n\nThe next one has 7.", 7),
         ("#### 5 million people in 3 towns", 5_000_000),
         ("#### 1 3/4 of 8", 1.75),
         ("#### 72.", 72),
@@ -160,5 +161,55 @@ def test_the_number_of_a_box_or_of_the_mark_of_gsm8k_comes_before_the_last_one(t
 
 @pytest.mark.parametrize("text", [r"-\boxed{5}", r"it is - \boxed{5} for 3"])
 def test_a_sign_before_a_box_is_not_clear(text: str) -> None:
+    with pytest.raises(UnclearNumberError):
+        answer_number(text)
+
+
+ANSWERS = [
+    ("The answer is **5** (five).", 5), ("**Final answer: 12**\n- explanation", 12), ("**18** - because", 18),
+    ("**5**\n-----", 5), ("**$15** (total)", 15), ("**15**(个)", 15), ("#### 12 - 5 = 7", 7),
+    ("#### 3 apples + 4 apples = 7 apples", 7), ("#### 5 + 3 = **8**", 8),
+    ("#### 1 Calculate the cost\n3*5=15\n\nThe total is 15.", 15), ("#### 2 - Solve\nThe answer is 42", 42),
+    ("#### 10% discount\nThe price is 90", 90), ("#### 72 (48 in April and 24 in May)", 72),
+    ("There are 25 fifth graders.", 25), ("30 sixth graders", 30), ("8 eighth notes", 8),
+    ("She saved 20 quarters.", 20), ("The price was raised to $15", 15), ("raised to 5%", 5),
+    ("It took 5 min (300 seconds)", 300), ("2nd floor (12)", 12), ("in round (3)", 3), ("log 20 miles", 20),
+    ("tan 5", 5), ("20 billiard balls", 20), ("\\boxed{90}^\\circ", 90), ("$\\boxed{90}^{\\circ}$", 90),
+    ("\\boxed{5}% of all", 5), ("The answer is $\\boxed{18}$.", 18), ("**Answer:** 42", 42),
+    ("**Total: $1,200**", 1200), ("The total is **12** apples - all red.", 12), ("- **7**", 7),
+    ("* **7** (seven)", 7), ("1. **9**", 9), ("**3** + **4** = **7**", 7), ("***12***", 12), ("**12 cm**", 12),
+    ("**12** cm", 12), ("The result is **-3**.", -3), ("**0.5** (one half)", 0.5), ("**A:** 3\n**B:** 4", 4),
+    ("She has 3 quarters.", 3), ("He paid 1 quarter.", 1), ("There is 1 fifth grader.", 1),
+    ("The 1 third grader", 1), ("The wage was raised to 20 dollars", 20), ("The flag was raised to 30 feet", 30),
+    ("It rose to 5%.", 5), ("The fee raised to €12.", 12), ("In the max (10 of them)", 10),
+    ("It took 30 sec (a tan 40)", 40), ("a log 12 feet long", 12), ("in min 45", 45), ("#### 18", 18), ("#### 3 × 10^5", 300000), ("#### 3*10^5", 300000), ("#### 7/2", 3.5),
+    ("Work: 9 * 2\n#### 18\n", 18), ("#### $18", 18), ("#### 1,234", 1234), ("#### -5", -5), ("#### 50%", 50),
+    ("#### 3 apples (2 red and 1 green)", 3), ("#### 18 dollars", 18), ("The 7 players", 7),
+    ("He ran 3.5 miles.", 3.5), ("It costs $1.50.", 1.5), ("So 5 × 3 = 15", 15), ("There are 12 halfway houses", 12),
+    ("45 minute lessons: 8", 8), ("Score: 3 out of 10", 10), ("答案是**15**个。", 15), ("**15**（个）", 15),
+    ("答案：**15**-正确", 15), ("共有**3**人", 3), ("一共20个季度", 20), ("涨到15元", 15), ("提高到5%", 5),
+    ("总共需要300秒（5分钟）", 5), ("答案是72（四月48）", 48), ("价格为￥15", 15), ("一共有25名五年级学生", 25),
+    ("**答案：18**\n- 解释", 18), ("结果是-3。", -3), ("等于12.5米", 12.5), ("3+4=7个", 7),
+    ("#### 72（四月48个，五月24个）", 72), ("#### 12元", 12), ("第3题的答案是8", 8), ("大约是30公里", 30),
+    ("还剩7个苹果。", 7), ("所以是1/2", 0.5), ("选2", 2), ("答案为**3/4**。", 0.75), ("答案是\\boxed{6}个。", 6),
+    ("\\boxed{3}千克", 3), ("\\boxed{90}度", 90), ("**总计：120元**", 120), ("每人5个，共**15**个", 15),
+    ("答案：42", 42), ("小明有8支铅笔", 8), ("距离是100米（约）", 100), ("剩下1，200元？不，是150元", 150),
+    ("平均分是85分", 85), ("总数=36", 36), ("因此x=4", 4), ("最后得到9", 9), ("需要6天", 6), ("大约2.5小时", 2.5),
+    ("面积是24平方厘米", 24), ("共2023年", 2023),
+]  # fmt: skip
+UNCLEAR_ANSWERS = [
+    "\\boxed{3}/4", "\\boxed{5}^2", "\\boxed{5} \\times 10^3", "\\boxed{5} million", "$\\boxed{2}\\pi$",
+    "\\boxed{5}万", "#### 12 - 5", "#### 8 = 5 + 3", "2**n", "**2**10**", "x raised to 5", "2 raised to the 3",
+    "2 quarters of it", " 1 third", "5 ** 2", "\\log 20", "log_2 8", "sin^2(30)", "#### 3+4", "#### 5 - 1", "(2.5)**2", "5 sextillion",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "number"), ANSWERS)
+def test_the_number_that_an_ordinary_answer_states_is_read(text: str, number: float) -> None:
+    assert answer_number(text) == Fraction(str(number))
+
+
+@pytest.mark.parametrize("text", UNCLEAR_ANSWERS)
+def test_an_answer_that_calculates_further_is_not_clear(text: str) -> None:
     with pytest.raises(UnclearNumberError):
         answer_number(text)

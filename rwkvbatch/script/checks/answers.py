@@ -22,7 +22,7 @@ MAX_CHARACTERS = 100_000
 """Number of characters at the end of an answer that are searched."""
 
 MAX_CLAUSE = 200
-"""Number of characters before a statement that are searched for a negation."""
+"""Number of characters before a statement that are searched for words that deny it."""
 
 _OPEN, _CLOSE = r"[*_`(\[{$\"'“‘ ]*", r"[*_`)\]}$\"'”’]*"
 _END = r"(?![A-Za-z0-9_'’])"
@@ -66,35 +66,68 @@ _IS_NOT = re.compile(
     re.IGNORECASE,
 )
 """The beginning of a text after a letter that is denied."""
-_BRACKET_IS_NOT = re.compile(
-    r"[*_`]*[)\]][*_` ]*is(?:(?:n['’]t| not) (?:correct|right|true|it\b|the )| (?:wrong|incorrect|false)\b)",
+_STATED_IS_NOT = re.compile(
+    r"[*_`)\]\"'”’ ]*(?:\b(?:(?:is|was)(?:n['’]t| not) (?:correct|right|true|it\b|the )"
+    r"|(?:can(?:not|['’]t| not)|could(?:n['’]t| not)) be (?:correct|right|true|it\b)"
+    r"|(?:is|was|must be|seems|looks) (?:wrong|incorrect|false)\b)"
+    r"|(?:的?(?:这个)?说法)?(?:不对|不是|错了|是?(?:错的|错误的|不对的|不正确的))(?=\s*(?:[，。！,.!;；]|$)))",
     re.IGNORECASE,
 )
-"""The same after a stated letter with a bracket; `D) Cannot be determined` names the option's text."""
-
+"""The same after a stated letter; `Answer: D Cannot be determined` names the option's text."""
 
 _CLAUSE = re.compile(
     r"[.!?;:,()。！？；：，\n—–]|\b(?:so|but|and|yet|then|therefore|thus|hence|however|instead)\b", re.IGNORECASE
 )
-_SENTENCE = re.compile(r"[.!?;。！？；\n]")
-_NEGATION = re.compile(
-    r"n['’]t\b|\b(?:not(?! only)|cannot|never|neither|nobody|nor|no (?:way|one|reason|evidence)|wrong|incorrect"
-    r"|false|untrue|mistaken(?:ly)?|mistake|impossible|unlikely|doubtful|disagree\w*|den(?:y|ies|ied)|reject(?:s|ed)?)\b"
-    r"|(?<!no )(?<!without )(?<!beyond )(?<!out )(?<!any )(?<!a )\bdoubts?\b|不|并非|错",
+_DISBELIEVES = (
+    r"(?:(?:\b(?:do|does|did|would|could)(?:n['’]t| not)|\bcan(?:not|['’]t| not)"
+    r"|\b(?:nor|neither) (?:do|would|can) (?:i|we)|\b(?:never|nobody|no one))(?: [a-z]+ly| for a moment)?"
+    r" (?:think|thinks|thought|believe[sd]?|agrees?|says?|said|claim|conclude|suppose|accept)"
+    r"|(?:\bnot|n['’]t)(?: [a-z]+ly)? (?:sure|certain|convinced|(?:true|clear|the case|correct|right)(?= that|,))"
+    r"|\bcan(?:not|['’]t| not) be(?= that)|\bno way)"
+)
+_DOUBTS = (
+    r"\b(?:doubt(?:s|ful)?|disagrees?|den(?:y|ies)|rejects?"
+    r"|(?:wrong|incorrect|false|untrue|impossible|unlikely|a mistake|mistaken)"
+    r"(?= that|, | to (?:say|think|believe|claim|conclude|assume))(?: to [a-z]+)?)"
+)
+_THAT = (
+    r"(?:,(?! but| so| and| then)[^,.!?;\n]{1,60},(?= that))?"
+    r"(?: it(?:['’]s| is) (?:true|correct|right|clear|the case))?(?: that)?"
+)
+_THE_ANSWER = r"(?: (?:the|your|his|her|their|this|my|our|its)(?: [a-z'-]+){0,3})?[*_`\"“'‘: ]*$"
+_THE_LETTER = (
+    r"(?: it(?:['’]s| is| would be| could be| must be| should be))?"
+    r"(?: (?:the )?(?:letter|option|choice|answer|statement))?[*_`(\[\"“'‘: ]*$"
+)
+_DISBELIEVES_CHINESE = (
+    r"|(?:(?<!不得)(?<!无)(?<!没人)(?<!没有人)不(?:太|怎么|再|能)?(?:认为|觉得|同意|相信)|并非)(?:说|是)?(?:[这本此该]道?题)?的?"
+    r"(?:正确|最终|最佳|标准)?的?(?:选项|答案)?(?:是|选|应该是)?[*_`(（ ]*$"
+)
+_UNBELIEVED_ANSWER = re.compile(f"{_DISBELIEVES}{_THAT}{_THE_ANSWER}{_DISBELIEVES_CHINESE}", re.IGNORECASE)
+_UNBELIEVED_LETTER = re.compile(f"{_DISBELIEVES}{_THAT}{_THE_LETTER}{_DISBELIEVES_CHINESE}", re.IGNORECASE)
+_DOUBTED_ANSWER = re.compile(rf"{_DOUBTS}{_THAT}{_THE_ANSWER}", re.IGNORECASE)
+_DOUBTED_LETTER = re.compile(f"{_DOUBTS}{_THAT}{_THE_LETTER}", re.IGNORECASE)
+"""The ends of texts before a statement or a letter whose writer says that it is not so."""
+_NOT_DOUBTED = re.compile(
+    r"n['’]t\b|\b(?:no|not|cannot|never|nobody|none|nor|without|beyond|any|few|little|hardly|hard|difficult"
+    r"|impossible to)\b",
     re.IGNORECASE,
 )
-_SUBORDINATE = re.compile(r"\W*(?:since|because|as|given|considering|although|though|while|when)\b", re.IGNORECASE)
 _RETRACTED = re.compile(
-    r"[*_`)\]\"'”’ ]*(?:\?[\"'”’\s]*(?:no|nope|not|never|wrong|false|incorrect)\b"
+    r"[*_`)\]\"'”’ ]*(?:[?？][\"'”’\s]*(?:no(?! doubt)|nope|not|never|wrong|false|incorrect)\b"
     r"|(?:[,.!?…。！？—–-]+|\n)?[\"'”’\s]*(?:(?:oh|wait|hmm|but|well|actually|sorry)\b[,.…! ]*)*"
     r"(?:(?:no|nope)\b[,.… ]+(?:wait|sorry|actually|hold on|scratch|it['’]s|it is|(?-i:[B-HJ-Z])(?![A-Za-z0-9_'’]))"
     r"|i do(?:n['’]t| not) (?:think|believe) so"
     r"|(?:(?:that|this)(?:['’]s| is| was) (?:wrong|incorrect|false|a mistake|not (?:right|correct|true|it))"
     r"|(?:that|this) (?:is|was)n['’]t (?:right|correct|true|it))"
-    r"(?=\s*(?:[.,;!?\n]|$|because\b|since\b|as\b))|不对|不是|错了))",
+    r"(?=\s*(?:[.,;!?\n]|$)|(?<!this is false)(?<!this is incorrect)(?<!this is not true)(?<!this is not correct)"
+    r"\s*(?:because|since|as)\b))"
+    r"|吗?[?？]\s*(?:不|不对|不是|错|错了)(?=\s*(?:[，。！,.!;；]|$))"
+    r"|(?:[，,。！!]|\n)?\s*(?:这|那)?(?:个答案)?(?:不对|不是|错了)(?=\s*(?:[，。！,.!;；]|$))"
+    r"|\.\s*(?:不对|错了)(?=[，,！!](?!\s*因为)))",
     re.IGNORECASE,
 )
-"""The beginning of a text after a statement that takes it back; `B. No` or `B) False` names the option's text."""
+"""The beginning of a text after a statement that takes it back; `B. No` or `B. 不是` names the option's text."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +163,7 @@ def find_letter(text: str, letters: str) -> tuple[str | None, str]:
     The first of these that the text has decides:
 
     1. the last `\\boxed{}`;
-    2. the last sentence that states the answer, if it is not denied there or later;
+    2. the last sentence that states the answer, if it is not denied there or later; an earlier sentence never decides;
     3. a letter that is the whole text, or that begins it and is followed by a mark (`B.`, `(B)`), if no other letter
        begins a line in this way;
     4. the only letter that stands alone anywhere.
@@ -142,13 +175,16 @@ def find_letter(text: str, letters: str) -> tuple[str | None, str]:
         return None, f"the box contains no letter of {letters}"
     stated = [match for match in _SAYS.finditer(text) if _states_letter(match, text)]
     denied = {match["letter"].upper(): match.start() for match in _DENIES.finditer(text)}
+    statements: list[re.Match[str]] = []
     for match in stated:
-        has_bracket = re.match(r"[*_`]*[)\]]", text[match.end("letter") : match.end("letter") + 8]) is not None
-        if _is_negated(match.start(), match.end("letter"), text, _BRACKET_IS_NOT if has_bracket else _IS_NOT):
+        if _is_taken_back(match, text):
             denied[match["letter"].upper()] = max(match.start(), denied.get(match["letter"].upper(), 0))
-    statements = [match for match in stated if denied.get(match["letter"].upper()) != match.start()]
+        else:
+            statements.append(match)
     if statements:
-        last = statements[-1]
+        last = stated[-1]
+        if last is not statements[-1]:
+            return None, f"says {statements[-1]['letter']}, and seems to deny {last['letter']} later"
         if last["more"]:
             return None, "names several letters"
         if denied.get(last["letter"].upper(), -1) > last.start():
@@ -192,19 +228,36 @@ def _is_word(match: re.Match[str], text: str) -> bool:
 
 def _is_denied(match: re.Match[str], text: str) -> bool:
     """Whether the words around a letter that stands alone say that it is not the answer."""
-    before = _NOT.search(text[max(0, match.start() - 40) : match.start()])
-    return before is not None or _is_negated(match.start(), match.end(), text)
+    before = text[max(0, match.start() - MAX_CLAUSE) : match.start()]
+    return (
+        _NOT.search(before[-40:]) is not None
+        or _IS_NOT.match(text, match.end()) is not None
+        or _RETRACTED.match(text, match.end()) is not None
+        or _is_doubted(before, _UNBELIEVED_LETTER, _DOUBTED_LETTER)
+    )
 
 
-def _is_negated(start: int, end: int, text: str, is_not: re.Pattern[str] = _IS_NOT) -> bool:
-    """Whether the clause before a statement negates it ("I don't think the answer is B") or the text after it does."""
-    if is_not.match(text, end) or _RETRACTED.match(text, end):
+def _is_taken_back(match: re.Match[str], text: str) -> bool:
+    """Whether the words before a statement deny it ("I don't think the answer is B"), or those after it."""
+    end = match.end("letter")
+    before = text[max(0, match.start() - MAX_CLAUSE) : match.start()]
+    return (
+        _STATED_IS_NOT.match(text, end) is not None
+        or _RETRACTED.match(text, end) is not None
+        or (
+            match[0][:6].lower() == "answer"
+            and re.search(r"\b(?:wrong|incorrect) $", before, re.IGNORECASE) is not None
+        )
+        or _is_doubted(before, _UNBELIEVED_ANSWER, _DOUBTED_ANSWER)
+    )
+
+
+def _is_doubted(before: str, unbelieved: re.Pattern[str], doubted: re.Pattern[str]) -> bool:
+    """Whether a text ends with words that deny what follows; "no reason to doubt that" does not."""
+    if unbelieved.search(before):
         return True
-    before = text[max(0, start - MAX_CLAUSE) : start]
-    clause = _after_last(_CLAUSE, before)
-    if re.match(r"\s*that\b", clause):
-        clause = _after_last(_SENTENCE, before)
-    return _NEGATION.search(clause) is not None and _SUBORDINATE.match(clause) is None
+    found = doubted.search(before)
+    return found is not None and not _NOT_DOUBTED.search(_after_last(_CLAUSE, before[: found.start()]))
 
 
 def _after_last(boundary: re.Pattern[str], text: str) -> str:
@@ -219,14 +272,20 @@ def _is_before_word(text: str, index: int) -> bool:
 
 def last_boxed(text: str) -> str | None:
     """The content of the last closed `\\boxed{...}` or `\\fbox{...}`, including inner braces; None if there is none."""
-    return next((content for content in _boxes(text)), None)
+    return None if (box := last_box(text)) is None else text[box]
 
 
-def _boxes(text: str) -> Iterator[str]:
-    """The contents of the closed boxes, beginning with the last one."""
+def last_box(text: str) -> slice | None:
+    """Where in `text` the content is that `last_boxed` returns."""
+    return next(_boxes(text), None)
+
+
+def _boxes(text: str) -> Iterator[slice]:
+    """Where the contents of the closed boxes are, beginning with the last one."""
     for match in reversed(list(re.finditer(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=\S)", text))):
         if not match[0].endswith("{"):
-            yield text[match.end() :].split(None, 1)[0].rstrip("$.,")
+            content = text[match.end() :].split(None, 1)[0].rstrip("$.,")
+            yield slice(match.end(), match.end() + len(content))
             continue
         depth, index = 1, match.end()
         while index < len(text) and depth:
@@ -236,7 +295,7 @@ def _boxes(text: str) -> Iterator[str]:
             depth += {"{": 1, "}": -1}.get(text[index], 0)
             index += 1
         if not depth:
-            yield text[match.end() : index - 1]
+            yield slice(match.end(), index - 1)
 
 
 _SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = (

@@ -14,7 +14,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, ClassVar, Self
 
-from rwkvbatch.script.checks.answers import MAX_CHARACTERS, last_boxed
+from rwkvbatch.script.checks.answers import MAX_CHARACTERS, last_box
 from rwkvbatch.script.checks.text import answer, excerpt, verdict, wrong
 from rwkvbatch.script.lines import is_number
 from rwkvbatch.script.records import ReplyFacts, Verdict
@@ -22,6 +22,8 @@ from rwkvbatch.script.records import ReplyFacts, Verdict
 MAX_DIGITS = 400
 MAX_TEN_EXPONENT = 999
 MAX_EXPONENT = 64
+MAX_LINE = 4000
+"""Number of characters after `####`."""
 
 # Letters of writing systems that put spaces between words: `CO2` has no number, but `答案是42` has one.
 _LETTER = "A-Za-z\u00c0-\u02af\u0370-\u052f"
@@ -59,7 +61,14 @@ _SMALL = (
     "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen"
     "|twenty|thirty|fou?rty|fifty|sixty|seventy|eighty|ninety"
 )
-_PARTS = "halves|thirds|quarters|(?:four|fif|six|seven|eigh|nin|ten|[a-z]*hundred|[a-z]*thousand|[a-z]*illion)ths?"
+_PARTS = (
+    "halves|thirds|quarters(?= of)|(?:four|fif|six|seven|eigh|nin|ten|[a-z]*hundred|[a-z]*thousand|[a-z]*illion)ths"
+)
+_PART = re.compile(
+    r"[ \u00a0-](?:half\b|quarter of\b|(?:third|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|[a-z]*illion)th)"
+    r"(?= of\b|[^\w\s-]|\s*$))"
+)
+_RAISED_TO = re.compile(r"(?:[\d)]|\b(?i:[b-hj-z])) raised to (?:the )?$")
 _UNIT = re.compile(
     r"(?:[mcdk]?m|k?g|mg|lbs?|oz|t|[mcd]?[lL]|m?s|mins?|hr?s?|[ap]\.?m|[mk]?W|kWh|m?[VA]|[kMG]?Hz|[kKMGT]B|px|pt|ft|in|yd|mi"
     r"|mph|km?h|rpm|[kMm]?N|k?J|k?cal|k?Pa|mol|deg|rad|[CF]|USD|EUR|GBP)"
@@ -68,15 +77,17 @@ _UNIT = re.compile(
 """A unit that may follow a number without a space."""
 _NO_NUMBER_BEFORE = re.compile(rf"(?:[{_LETTER}]-?|[{_LETTER})\]}}]_\{{?-?|\^\{{?\s?[-+]?|[{_LETTER}]\*\*)$")
 _NO_NUMBER_AFTER = re.compile(rf"(?:st|nd|rd|th)(?![{_LETTER}\d])")
-_FUNCTION = r"sqrt|cbrt|log|ln|lg|exp|sin|cos|tan|cot|sec|csc"
-_CALLED = r"abs|floor|ceil|round|max|min|gcd|lcm|factorial|det"
+_FUNCTION = r"sqrt|cbrt|log|ln|lg|exp|sin|cos|tan|cot|sec|csc|abs|floor|ceil|round|max|min|gcd|lcm|factorial|det"
+_INDEX = r"(?:_?\{?\d+\}?)?(?:\^\{?-?\d\}?)?"
 _UNCLEAR_BEFORE = re.compile(
     r"(?:--|[√∛∜] ?\(?|± ?|\\pm ?\{?"  # roots, tolerances
     r"|\\(?:sqrt(?: ?\[\d+\])?|frac|[dt]?binom|overline|bar|dot) ?(?:\{[^{}\n]*\} ?)?(?:\{[^{}\n]*)?|\\choose ?"
-    rf"|\b(?:{_FUNCTION})(?:_?\{{?\d+\}}?)? ?(?:[({{\[][^(){{}}\n]*)?|\b(?:{_CALLED}) ?\([^()\n]*"
-    r"|\b(?:root|logarithm|factorial|absolute value) of (?:the )?|\bto the power (?:of )?|\braised to (?:the )?"
+    # Without a backslash, a bracket or an index, names of functions are also words: `tan 5`, `5 min (300 seconds)`.
+    rf"|\\(?:{_FUNCTION}){_INDEX} ?(?:[({{\[][^(){{}}\n]*)?|\b(?:{_FUNCTION}){_INDEX}[({{\[][^(){{}}\n]*"
+    r"|\blog_\{?\w+\}? ?|\b(?:sqrt|cbrt|sin|cos|ln) ?"
+    r"|\b(?:root|logarithm|factorial|absolute value) of (?:the )?|\bto the power (?:of )?"
     r"|(?:\b|\\[bp])mod(?:ulo)?\}? ?[({]?|\bin base |\d base |\d_\{|\^ ?(?:[({][^(){}\n]*)?"
-    r"|\)(?:\^\{?|\*\*)-?|\d \*\* "  # remainders, bases, exponents
+    r"|\)\^\{?-?|\d\*\*|[\d)] \*\* "  # remainders, bases, exponents
     r"|\d[:.,'_\u00a0]\(?|/ ?|\d-\d{1,2}-|\d ?[~～〜] ?"  # times, dates, versions, ranges
     r"|[\d)]\("  # products
     r"|-\s?(?:\(|\\boxed ?\{|\{)\s?|\b(?:is|are|be|equals) -[ \u00a0]|(?<!\d )\bminus[ \u00a0]"  # possible signs
@@ -85,8 +96,8 @@ _UNCLEAR_BEFORE = re.compile(
 )
 _UNCLEAR_AFTER = re.compile(
     rf"[{_LETTER}]|[ \u00a0]?(?:π|\\pi|√|\\sqrt|‰|[万亿億千百十万억]"
-    r"|(?:dozen|lakh|crore|bn|mn|mln|mio|[a-z]*illi(?:on|ard))s?\b)"
-    r"|!\s?[=+*/×-]|[)\]}|]*\s?\^(?!\{?\\circ)|[:/]\d|[.,'_\u00a0]\d|[)\]}|]*\s?\*\*\s?[-(\d]"
+    r"|(?:dozen|lakh|crore|bn|mn|mln|mio|milliard|(?:sext|sept|oct|non|dec|gaz|baj|baz|z)illion)s?\b)"
+    r"|!\s?[=+*/×-]|[)\]}|]*\s?\^(?!\{?\\circ)|[:/]\d|[.,'_\u00a0]\d|[)\]}|]* \*\* [-+]?[\d(]"
     r"| and (?:a|an|one) (?:half|third|quarter)"
     rf"|[ \u00a0-](?:{_PARTS}|squared|cubed|factorial|point (?:zero|{_SMALL}))\b"
     r"|\)? (?:raised )?to the (?:[a-z0-9]+ )?power\b|\)? raised to\b",
@@ -131,11 +142,28 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
     (re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\(?=[$%€£])"), ""),
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "×"),
     (re.compile(r"\+/-"), "±"),
-    (re.compile(r"(?<=\d)\*\*(?=[-+]?\d+(?!\d|\*\*))"), "^"),
+    (re.compile(r"^.*\*\*.*$", re.MULTILINE), lambda match: _with_powers(match[0])),
     (re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+"), lambda match: "^{" + match[0].translate(_RAISED) + "}"),
     (re.compile("[¼-¾⅐-⅞↉]"), lambda match: _fraction(match[0])),
 )
 """Patterns and replacements that unify spellings before numbers are searched."""
+
+
+_POWER_MARK = re.compile(r"(?<=[\d)\]}|A-Za-z])\*\*(?=[-+]?\d+(?!\d|\*\*)|-?\(|[a-z](?![a-z]))")
+
+
+def _with_powers(line: str) -> str:
+    """A line with `^` for `**` between a number and its exponent; not for the marks of bold text."""
+    bold = False
+
+    def replaced(match: re.Match[str]) -> str:
+        nonlocal bold
+        if not bold and _POWER_MARK.match(line, match.start()):
+            return "^"
+        bold = not bold
+        return match[0]
+
+    return re.sub(r"\*\*", replaced, line)
 
 
 def _fraction(mark: str) -> str:
@@ -165,26 +193,57 @@ def last_number(text: str, *, first: bool = False) -> Fraction | None:
     return None if last is None else _value(last, text)
 
 
-_MARKED = re.compile(rf"^#### ?(?={_MINUS}?{_BEGINS_NUMBER})(?![\d.,]+[.):][ \u00a0]*\S)(.*)", re.MULTILINE)
+_MARKED = re.compile(rf"^#### ?(?={_MINUS}?{_BEGINS_NUMBER})(?![\d.,]+[.):][ \u00a0]*\S)(.*)")
 """A line that states an answer as those of GSM8K do; not a heading that is numbered, such as `#### 3. Add them`."""
+_REMARK = re.compile(r"(?<=\S)(?:[ \u00a0]\([^()]*(?:\)|$)|（[^（）]*(?:）|$))")
+_OPERATION = re.compile(
+    rf"(?:\s(?:[-+*/×÷]|{_MINUS}|\\(?:times|cdot|div))|(?<=[\d)%])(?:[+*×÷]|{_MINUS}))"
+    rf"\s*{_BEGINS_NUMBER}(?!10 ?(?:\^|\*\*|[⁺⁻⁰¹²³⁴-⁹]))"
+)
+_AFTER_BOX = re.compile(
+    rf"[ \u00a0$]*(?:/ ?[\d\\({{]|\^(?!\{{?\\circ)|\*\*[-+]?[\d(]"
+    rf"|(?:\\(?:times|cdot|div)(?![A-Za-z])|[×÷*·⋅]) ?[-+\d\\({{]"
+    rf"|!\s?[=+*/×-]|(?:\\text ?\{{)? ?-?(?:{_ANY_SCALE}|dozen|lakh|crore|bn|mln)s?\b|[万亿億]|[千百十](?![克米瓦卡分])"
+    r"|π|√|\\(?:pi|sqrt|[dt]?frac)(?![A-Za-z]))",
+    re.IGNORECASE,
+)
+"""What changes the value of a box before it."""
 
 
 def answer_number(text: str) -> Fraction | None:
     """The number that `text` states as its answer; None if there is none.
 
-    It is the last in the last `\\boxed{}`; without a box, the first one after the last `####`, with which answers of
+    It is the last in the last `\\boxed{}`; without a box, the one after `####` on the last line, with which answers of
     GSM8K end; without either, the last one in `text`.
 
     Raises:
-        UnclearNumberError: as `last_number`.
+        UnclearNumberError: as `last_number`; or a sign, an exponent or a factor stands outside the box.
     """
-    if boxed := (last_boxed(text[-MAX_CHARACTERS:]) or "").strip():
-        if re.search(rf"{_MINUS}\s?\\(?:boxed|fbox)\s*\{{\s*{re.escape(boxed)}", text):
-            raise UnclearNumberError(f"-\\boxed{{{boxed[:40]}}}")
+    end = text[-MAX_CHARACTERS:]
+    if (box := last_box(end)) and (boxed := end[box].strip()):
+        after = end[box.stop :].removeprefix("}")
+        if re.search(rf"{_MINUS}\s?\\(?:boxed|fbox)\s*\{{\s*$", end[: box.start]) or _AFTER_BOX.match(after):
+            raise UnclearNumberError(f"{end[box.start - 10 : box.stop + 10]}")
         return last_number(boxed)
-    if marked := _MARKED.findall(text):
-        return last_number(marked[-1], first=True)
+    if marked := _MARKED.match(text.rstrip().rpartition("\n")[2]):
+        return _marked_number(marked[1])
     return last_number(text)
+
+
+def _marked_number(line: str) -> Fraction | None:
+    """The number after `####`: the first one, or that on the right of an equation; brackets after it are a remark."""
+    if len(line) > MAX_LINE:
+        raise UnclearNumberError(line[:40])
+    while (shorter := _REMARK.sub("", line)) != line:
+        line = shorter
+    _, equals, right = line.replace("≈", "=").rpartition("=")
+    if equals and (value := last_number(f"= {right}")) is not None:
+        if value != last_number(f"= {right}", first=True):
+            raise UnclearNumberError(line[:40])
+        return value
+    if _OPERATION.search(line):
+        raise UnclearNumberError(line[:40])
+    return last_number(line, first=True)
 
 
 def _value(match: re.Match[str], text: str) -> Fraction:
@@ -207,7 +266,9 @@ def _value(match: re.Match[str], text: str) -> Fraction:
         raise unclear
     if parts["sign"] == "-" and before.endswith("|") and after.startswith("|"):
         raise unclear
-    if match[0] == "1" and re.match(rf"[ \u00a0-](?:half|third|quarter|{_PARTS})\b", after):
+    if match[0] == "1" and _PART.match(after):
+        raise unclear
+    if match[0][0].isdigit() and not re.match(r"\s?%", after) and _RAISED_TO.search(before):
         raise unclear
     try:
         number = _magnitude(parts)
