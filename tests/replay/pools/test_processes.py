@@ -188,7 +188,7 @@ def test_a_device_replaces_that_of_the_strategy(strategy: str, device: str | Non
 
 
 def test_a_loaded_model_with_workers_is_refused() -> None:
-    with pytest.raises(UsageError, match="loaded already"):
+    with pytest.raises(UsageError, match="in the memory of this process"):
         pool_for(make_plan(1, workers=2).settings, model_given=True)
 
 
