@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvbatch.comparison.gates.evaluation import judge
-from rwkvbatch.comparison.gates.expressions import Gate, parse_gate
+from rwkvbatch.comparison.gates.expressions import Gate
+from rwkvbatch.comparison.gates.parsing import parse_gate
 from rwkvbatch.comparison.gates.scopes import Column, GateScope
 from rwkvbatch.comparison.pairing.matching import Dropped
 from rwkvbatch.stats.sample_size import conversations_needed

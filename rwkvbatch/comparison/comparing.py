@@ -23,7 +23,8 @@ from rwkvbatch.arguments import (
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.dialogues.blame import blame as find_blame
 from rwkvbatch.comparison.gates.evaluation import judge as judge_gates
-from rwkvbatch.comparison.gates.expressions import Gate, parse_gate
+from rwkvbatch.comparison.gates.expressions import Gate
+from rwkvbatch.comparison.gates.parsing import parse_gate
 from rwkvbatch.comparison.gates.scopes import scopes_of
 from rwkvbatch.comparison.metrics.declarations import Metric, metric_named
 from rwkvbatch.comparison.pairing.matching import Dropped, MatchedRows, comparable_rows, count_dropped, match
@@ -121,7 +122,7 @@ def compare(
         by: also show each turn, each tag, or each distance of probes from the message that they ask about
             (exploratory).
         ks: the k of pass@k, all-k and majority@k.
-        fail_if: gates (`rwkvbatch.comparison.gates.expressions`) that fail if their condition holds.
+        fail_if: gates (`rwkvbatch.comparison.gates.parsing`) that fail if their condition holds.
         fail_unless: gates that fail if it does not.
         gate_significant: add `significantly` to all gates.
         allow_missing: judge gates even if rows are missing or ended in an error.

@@ -14,7 +14,7 @@ with instrumented("rwkvbatch"):
     import numpy as np
 
     from rwkvbatch.comparison.gates.evaluation import judge
-    from rwkvbatch.comparison.gates.expressions import parse_gate
+    from rwkvbatch.comparison.gates.parsing import parse_gate
     from rwkvbatch.comparison.gates.scopes import Column, GateScope
     from rwkvbatch.comparison.metrics.declarations import TURN_METRICS, VARIANT_METRICS
     from rwkvbatch.comparison.pairing.matching import Dropped

@@ -15,7 +15,7 @@ import rwkvbatch
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.comparing import compare
 from rwkvbatch.comparison.gates.evaluation import GateResult, judge
-from rwkvbatch.comparison.gates.expressions import parse_gate
+from rwkvbatch.comparison.gates.parsing import parse_gate
 from rwkvbatch.comparison.gates.scopes import Column, GateScope
 from rwkvbatch.comparison.pairing.matching import Dropped
 from rwkvbatch.errors import UsageError

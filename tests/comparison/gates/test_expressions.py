@@ -12,7 +12,7 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from rwkvbatch.comparison.gates.evaluation import GateResult, judge
-from rwkvbatch.comparison.gates.expressions import parse_gate
+from rwkvbatch.comparison.gates.parsing import parse_gate
 from rwkvbatch.comparison.gates.scopes import Column, GateScope
 from rwkvbatch.comparison.pairing.matching import Dropped
 from rwkvbatch.errors import UsageError
