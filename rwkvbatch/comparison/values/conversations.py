@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from rwkvbatch.comparison.metrics.declarations import Metric, is_majority, pass_value
 from rwkvbatch.comparison.values.columns import array_of
-from rwkvbatch.script.checks.answers import MAX_CHARACTERS, find_letter, last_boxed, plain_latex
+from rwkvbatch.script.checks.answers import MAX_CHARACTERS, last_boxed, plain_latex
+from rwkvbatch.script.checks.letters import find_letter
 from rwkvbatch.script.checks.numbers import UnclearNumberError, answer_number
 
 if TYPE_CHECKING:

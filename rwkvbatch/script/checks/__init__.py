@@ -16,7 +16,17 @@ from rwkvbatch import signals
 from rwkvbatch.deadline import deadline
 from rwkvbatch.errors import MissingExtraError, RowError, RwkvBatchError, UsageError, in_words
 from rwkvbatch.hashes import json_sha256
-from rwkvbatch.script.checks import answers, functions, instructions, json_schema, judged, numbers, text, tool_calls
+from rwkvbatch.script.checks import (
+    answers,
+    functions,
+    instructions,
+    json_schema,
+    judged,
+    letters,
+    numbers,
+    text,
+    tool_calls,
+)
 from rwkvbatch.script.lines import (
     SourceLine,
     is_array,
@@ -55,7 +65,7 @@ _BUILT_IN: Mapping[str, text.RuleKind] = {
     "finish_reason": text.Finished,
     "similarity": text.Similarity,
     "choice": answers.Chosen,
-    "letter": answers.Letter,
+    "letter": letters.Letter,
     "boxed": answers.Boxed,
     "math": answers.Mathematics,
     "ifeval": instructions.Instructions,
