@@ -15,6 +15,7 @@ from rwkvbatch.config.prompting import TurnEnd as TurnEnd
 from rwkvbatch.config.run import ENDPOINT_KEY_VARIABLE as ENDPOINT_KEY_VARIABLE
 from rwkvbatch.config.run import FLAGS as FLAGS
 from rwkvbatch.config.run import GRID_SETTINGS as GRID_SETTINGS
+from rwkvbatch.config.run import IN_MEMORY as IN_MEMORY
 from rwkvbatch.config.run import JUDGE_KEY_VARIABLE as JUDGE_KEY_VARIABLE
 from rwkvbatch.config.run import LISTS as LISTS
 from rwkvbatch.config.run import MAX_THREADS as MAX_THREADS

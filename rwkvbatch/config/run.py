@@ -46,6 +46,9 @@ class ScriptLimits(Settings):
 NO_ADAPTER = "none"
 """The value of `adapter` for no adapter."""
 
+IN_MEMORY = "<state_dict>"
+"""The name of a model whose weights were given as tensors, in place of a file."""
+
 
 class CellSettings(ReplySettings, DialoguePrompt, Prompting):
     """The settings that determine a reply. They may differ between the cells of a grid."""

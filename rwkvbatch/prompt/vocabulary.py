@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
+from rwkvbatch.config import IN_MEMORY
 from rwkvbatch.errors import CheckpointError, InputError
 from rwkvbatch.files import read_file, user_path
 from rwkvbatch.prompt.bpe import BpeTokenizer
@@ -70,9 +71,8 @@ def tokenizer_of(model: HasVocabulary, vocab: str | None = None) -> Tokenizer:
         return world_tokenizer(size)
     checkpoint = Path(model.path)
     is_folder = checkpoint.is_dir()
-    names = ((NEOX_FILE,) if size in NEOX_SIZES else ()) + ((HF_FILE,) if is_folder else ())
-    if model.path.startswith("<"):  # the name of tensors in memory, which is no path
-        names = ()
+    has_neox_file = size in NEOX_SIZES and model.path != IN_MEMORY
+    names = ((NEOX_FILE,) if has_neox_file else ()) + ((HF_FILE,) if is_folder else ())
     for file in ((checkpoint if is_folder else checkpoint.parent) / name for name in names):
         if file.is_file():
             return read_vocabulary(file, size)

@@ -13,13 +13,11 @@ from typing import Any
 
 import torch
 
+from rwkvbatch.config import IN_MEMORY
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.weights.named_tensors import Entry, NamedTensors
 from rwkvbatch.model.weights.pth import unwrapped
 from rwkvbatch.model.weights.tensor_file import new_memory
-
-STATE_DICT_NAME = "<state_dict>"
-"""The name of such a checkpoint in messages and manifests, in place of a path."""
 
 
 def named_tensors_of(tensors: Mapping[str, Any]) -> NamedTensors:
@@ -30,7 +28,7 @@ def named_tensors_of(tensors: Mapping[str, Any]) -> NamedTensors:
     Raises:
         CheckpointError: it is not such a mapping, or a tensor has no numbers here (`meta`, sparse, sharded).
     """
-    path = Path(STATE_DICT_NAME)
+    path = Path(IN_MEMORY)
     found, undone, choice = unwrapped(dict(tensors), path)
     entries: dict[str, Entry] = {}
     for name, tensor in found.items():
