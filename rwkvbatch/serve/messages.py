@@ -70,8 +70,7 @@ def call_start(text: str) -> int:
         end = text.find(_END_OF_THINKING)
         if end < 0:
             return len(text)
-        answer = end + len(_END_OF_THINKING)
-        answer += len(text) - answer - len(text[answer:].lstrip())
+        answer = len(text) - len(text[end + len(_END_OF_THINKING) :].lstrip())
     if text.startswith(("{", "["), answer):
         return answer
     start = text.find(_FENCE, answer)
