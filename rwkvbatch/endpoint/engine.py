@@ -78,7 +78,7 @@ class EndpointEngine:
         return bool(self._jobs) or not self._results.empty()
 
     @property
-    def reading(self) -> PrefillProgress:
+    def prefill(self) -> PrefillProgress:
         """Always empty, because a server does not report the progress of a prompt."""
         return PrefillProgress()
 

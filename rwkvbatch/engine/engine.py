@@ -134,7 +134,7 @@ class Engine:
         return bool(self._jobs or self._done)
 
     @property
-    def reading(self) -> PrefillProgress:
+    def prefill(self) -> PrefillProgress:
         """The progress of reading the long texts of active requests."""
         texts = [sequence for sequence in self._scheduler.active if len(sequence.tokens) >= LONG_TEXT_TOKENS]
         num_read = sum(text.position - text.base.depth for text in texts)

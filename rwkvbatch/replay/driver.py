@@ -158,7 +158,7 @@ class LocalDriver:
                 len(step.rows),
                 reply_tokens=sum(row.tokens.reply for row in step.rows.values()),
                 scored_tokens=sum(row.scored_tokens for row in step.rows.values()),
-                reading=step.reading,
+                prefill=step.prefill,
             )
             recorder.add(step.rows)
             recorder.rows.tick()
@@ -246,7 +246,7 @@ class PoolDriver:
                             len(event.rows),
                             reply_tokens=sum(row.reply_tokens for row in event.rows),
                             scored_tokens=sum(row.scored_tokens for row in event.rows),
-                            reading=event.reading,
+                            prefill=event.prefill,
                         )
                 case WorkerExited(reason, error):
                     # Finished tasks are recorded first, so that they are not assigned again.

@@ -34,7 +34,7 @@ class WorkerProgress:
         name: name for display.
         active: conversations under way.
         rows: finished rows, including those that another worker finished first.
-        reading: progress through the long texts under way.
+        prefill: progress through the long texts under way.
     """
 
     name: str
@@ -42,7 +42,7 @@ class WorkerProgress:
     rows: int = 0
     reply_tokens: int = 0
     scored_tokens: int = 0
-    reading: PrefillProgress = NO_PREFILL
+    prefill: PrefillProgress = NO_PREFILL
 
     def after(
         self,
@@ -51,14 +51,14 @@ class WorkerProgress:
         *,
         reply_tokens: int,
         scored_tokens: int = 0,
-        reading: PrefillProgress = NO_PREFILL,
+        prefill: PrefillProgress = NO_PREFILL,
     ) -> WorkerProgress:
         reply_tokens, scored_tokens = self.reply_tokens + reply_tokens, self.scored_tokens + scored_tokens
-        return WorkerProgress(self.name, active, self.rows + rows, reply_tokens, scored_tokens, reading)
+        return WorkerProgress(self.name, active, self.rows + rows, reply_tokens, scored_tokens, prefill)
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as `status.json` has them."""
-        return {key: value for key, value in vars(self).items() if key != "reading"}
+        return {key: value for key, value in vars(self).items() if key != "prefill"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Progress:
         cells: cells at the start of the race; None for other runs.
         questions_done: questions that the judge has answered.
         questions: questions for the judge; 0 before it is asked.
-        reading: progress through the long texts under way.
+        prefill: progress through the long texts under way.
         scored_tokens: tokens of texts and choices that were scored in turns without generation.
         rows_before: durable rows of earlier sessions.
         may_grow: whether further rounds may add rows (`--race`, `--until-ci`).
@@ -101,7 +101,7 @@ class Progress:
     cells: int | None = None
     questions_done: int = 0
     questions: int = 0
-    reading: PrefillProgress = NO_PREFILL
+    prefill: PrefillProgress = NO_PREFILL
     scored_tokens: int = 0
     rows_before: int = 0
     may_grow: bool = False
@@ -123,15 +123,15 @@ class Progress:
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as `status.json` has them."""
-        reading = self.reading
+        prefill = self.prefill
         return {
-            **{key: value for key, value in vars(self).items() if key != "reading"},
+            **{key: value for key, value in vars(self).items() if key != "prefill"},
             "elapsed_s": round(self.elapsed_s, 3),
             "tokens_per_s": round(self.tokens_per_s, 3),
             "workers": [worker.as_dict() for worker in self.workers],
             "seconds_left": None if self.seconds_left is None else round(self.seconds_left, 1),
             **({} if self.cells_left is None else {"cells_left": self.cells_left, "cells": self.cells}),
-            **({"reading": vars(reading)} if reading.num_texts else {}),
+            **({"prefill": vars(prefill)} if prefill.num_texts else {}),
         }
 
 
@@ -173,9 +173,9 @@ class Counts:
         rows_total = max(rows_total, rows_done)
         elapsed_s = max(0.0, self.clock() - self._started_s)
         workers = tuple(self.workers.values())
-        reading = sum((worker.reading for worker in workers), NO_PREFILL)
-        rows_new = rows_done - self.rows_before + reading.share_of_texts
-        rows_left = max(0.0, rows_total - rows_done - reading.share_of_texts)
+        prefill = sum((worker.prefill for worker in workers), NO_PREFILL)
+        rows_new = rows_done - self.rows_before + prefill.share_of_texts
+        rows_left = max(0.0, rows_total - rows_done - prefill.share_of_texts)
         can_estimate = rows_new > 0 and not self.may_grow
         return Progress(
             rows_done,
@@ -192,7 +192,7 @@ class Counts:
             cells=self.cells,
             questions_done=self.questions_done,
             questions=self.questions,
-            reading=reading,
+            prefill=prefill,
             scored_tokens=self.scored_tokens,
             rows_before=self.rows_before,
             may_grow=self.may_grow,
@@ -277,10 +277,10 @@ def figures(progress: Progress) -> str:
         f"{counted(checks, 'check')} not passed" if checks else "",
     )
     failed = ", ".join(filter(None, failures))
-    only_reading = progress.reading.num_texts > 0 and not progress.reply_tokens + progress.scored_tokens
+    only_prefill = progress.prefill.num_texts > 0 and not progress.reply_tokens + progress.scored_tokens
     parts = (
-        "" if only_reading else f"{progress.tokens_per_s:,.0f} tokens/s",
-        _reading_in_words(progress.reading),
+        "" if only_prefill else f"{progress.tokens_per_s:,.0f} tokens/s",
+        _prefill_in_words(progress.prefill),
         f"{progress.cells_left} of {progress.cells} cells left" if progress.cells_left is not None else "",
         f"judge: {progress.questions_done:,} of {progress.questions:,} questions" if progress.questions else "",
         f"{duration(left_s)} left" if left_s is not None else "",
@@ -290,11 +290,11 @@ def figures(progress: Progress) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _reading_in_words(reading: PrefillProgress) -> str:
-    if not reading.num_texts:
+def _prefill_in_words(prefill: PrefillProgress) -> str:
+    if not prefill.num_texts:
         return ""
-    texts = "a long text" if reading.num_texts == 1 else f"{reading.num_texts:,} long texts"
-    return f"{reading.num_read:,} of {reading.num_tokens:,} tokens of {texts} read"
+    texts = "a long text" if prefill.num_texts == 1 else f"{prefill.num_texts:,} long texts"
+    return f"{prefill.num_read:,} of {prefill.num_tokens:,} tokens of {texts} read"
 
 
 def duration(seconds: float) -> str:
@@ -328,7 +328,7 @@ class BarObserver(Bar):
         self._latest = progress
         done, total = progress.rows_done, progress.rows_total
         rows = f"{done:,}/{total:,}"
-        completed = done + progress.reading.share_of_texts
+        completed = done + progress.prefill.share_of_texts
         self.update(self._task, completed=completed, total=total, rows=rows, figures=figures(progress))
 
     def ended(self, progress: Progress) -> None:

@@ -97,7 +97,7 @@ class FakeEngine:
         self.max_batch = max_batch
         self.submitted: list[Request] = []
         self.most_active = 0
-        self.reading = PrefillProgress()
+        self.prefill = PrefillProgress()
         self._change = change
         self._waiting: list[tuple[int, int, Reply | Score | Request]] = []
         self._count = 0

@@ -56,11 +56,11 @@ class TestCounts:
         clock = Clock()
         counts = Counts(clock=clock)
         counts.workers = {
-            n: WorkerProgress("w").after(1, 0, reply_tokens=0, reading=PrefillProgress(1, 25, 100)) for n in range(2)
+            n: WorkerProgress("w").after(1, 0, reply_tokens=0, prefill=PrefillProgress(1, 25, 100)) for n in range(2)
         }
         clock.now += 10
         progress = counts.progress(rows_done=0, rows_total=2)
-        assert progress.reading == PrefillProgress(2, 50, 200)
+        assert progress.prefill == PrefillProgress(2, 50, 200)
         assert progress.seconds_left == pytest.approx(30.0)
 
     def test_a_continued_race_counts_no_negative_rows_to_do(self) -> None:
@@ -118,13 +118,13 @@ class TestLines:
 
     def test_long_texts_in_progress_are_in_the_line_the_bar_and_the_status(self) -> None:
         reading = replace(
-            PROGRESS, rows_done=0, rows_total=1, reply_tokens=0, reading=PrefillProgress(1, 12_400, 45_300_000)
+            PROGRESS, rows_done=0, rows_total=1, reply_tokens=0, prefill=PrefillProgress(1, 12_400, 45_300_000)
         )
         assert progress_line(reading) == "0/1 rows, 12,400 of 45,300,000 tokens of a long text read, 23 s left"
-        assert reading.as_dict()["reading"] == {"num_texts": 1, "num_read": 12_400, "num_tokens": 45_300_000}
-        assert "reading" not in PROGRESS.as_dict()
+        assert reading.as_dict()["prefill"] == {"num_texts": 1, "num_read": 12_400, "num_tokens": 45_300_000}
+        assert "prefill" not in PROGRESS.as_dict()
         observer = BarObserver(Console(file=io.StringIO(), width=100))
-        observer.moved(replace(reading, reading=PrefillProgress(1, 50, 100)))
+        observer.moved(replace(reading, prefill=PrefillProgress(1, 50, 100)))
         assert observer.tasks[0].completed == 0.5
 
     def test_a_line_is_written_every_minute(self) -> None:

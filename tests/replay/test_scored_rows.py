@@ -86,10 +86,10 @@ def test_progress_is_reported_within_a_long_text(tmp_path: Path) -> None:
     path = write(tmp_path / "s.jsonl", {"text": "a b " * LONG_TEXT_TOKENS})
     plan = make_plan(conversations=read_documents([path]).conversations, cells=make_cells({}), threads=1)
     execute(plan, ModelLoader(plan.settings), RunOptions(observers=[recorder]))
-    read = [progress.reading.num_read for progress in recorder.seen if progress.reading.num_texts]
+    read = [progress.prefill.num_read for progress in recorder.seen if progress.prefill.num_texts]
     assert len(set(read)) > 5
     assert read == sorted(read)
-    (num_tokens,) = {progress.reading.num_tokens for progress in recorder.seen if progress.reading.num_texts}
+    (num_tokens,) = {progress.prefill.num_tokens for progress in recorder.seen if progress.prefill.num_texts}
     assert num_tokens / 2 < max(read) < num_tokens
 
 

@@ -72,14 +72,14 @@ class Report:
     Attributes:
         finished: tasks that now have all their rows.
         active: number of tasks under way, which are the first ones that the worker holds.
-        reading: progress through their long texts.
+        prefill: progress through their long texts.
     """
 
     rows: tuple[EncodedRow, ...] = ()
     finished: tuple[int, ...] = ()
     active: int = 0
     logs: tuple[LogEntry, ...] = ()
-    reading: PrefillProgress = NO_PREFILL
+    prefill: PrefillProgress = NO_PREFILL
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ def _execute_orders(channel: Channel, worker: Worker, orders: _Orders, logs: Log
         step, entries, now = worker.step(), logs.take(), time.monotonic()
         if step.rows or step.finished or entries or not worker.num_held or now - sent_s >= HEARTBEAT_S:
             rows = tuple(EncodedRow.of(number, row) for number, row in step.rows.items())
-            channel.send(pool.Report(rows, step.finished, step.active, entries, step.reading))
+            channel.send(pool.Report(rows, step.finished, step.active, entries, step.prefill))
             sent_s = now
 
 

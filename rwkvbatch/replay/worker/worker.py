@@ -31,13 +31,13 @@ class Step:
         rows: new rows, by row number.
         finished: tasks that now have all their rows.
         active: number of tasks under way.
-        reading: progress through their long prompts and scored texts.
+        prefill: progress through their long prompts and scored texts.
     """
 
     rows: dict[int, Row]
     finished: tuple[int, ...]
     active: int
-    reading: PrefillProgress = NO_PREFILL
+    prefill: PrefillProgress = NO_PREFILL
 
 
 class Worker:
@@ -108,7 +108,7 @@ class Worker:
             else:
                 for request_id, result in results:
                     self._take_result(request_id, result)
-        step = Step(self._new_rows, tuple(self._finished), self._num_active, self._engine.reading)
+        step = Step(self._new_rows, tuple(self._finished), self._num_active, self._engine.prefill)
         self._new_rows, self._finished = {}, []
         return step
 
