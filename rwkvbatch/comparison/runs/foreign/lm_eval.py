@@ -8,14 +8,13 @@ date (`lm_eval/loggers/evaluation_tracker.py`).
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rwkvbatch.comparison.runs.foreign.rows import MAX_BYTES, ForeignRun, checked, damaged, make_row
+from rwkvbatch.comparison.runs.foreign.rows import MAX_BYTES, ForeignRun, checked, damaged, is_missing, make_row
 from rwkvbatch.errors import RunDirectoryError, UsageError, parsing_problem, shown_json
 from rwkvbatch.files import open_file
 
@@ -105,7 +104,7 @@ def read_lm_eval(path: Path, files: Sequence[Path]) -> ForeignRun:
                 cell = metric if len(filters) == 1 else f"{metric},{record.get('filter', 'none')}"
                 reply, target = _reply_of(record), record.get("target")
                 prompt = "" if target is None else f"target: {shown_json(target)}"
-                score = [(metric, None if value is None or _is_missing(value) else float(value))]
+                score = [(metric, None if is_missing(value) else float(value))]
                 run.rows.append(make_row(name, cell, 0, score, tags=(task,), prompt=prompt, reply=reply))
     if not has_hashes:
         run.prompt_hashes.clear()
@@ -142,13 +141,9 @@ def _metrics(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     return [str(key) for key in listed] if isinstance(listed, list) else [name for name in names if name in record]
 
 
-def _is_missing(value: object) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
 def _is_score(value: object) -> bool:
     """Whether a value is a number in [0, 1] or missing."""
-    return _is_missing(value) or (isinstance(value, bool | int | float) and 0 <= value <= 1)
+    return is_missing(value) or (isinstance(value, bool | int | float) and 0 <= value <= 1)
 
 
 def _reply_of(record: Mapping[str, Any]) -> str:

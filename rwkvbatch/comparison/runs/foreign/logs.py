@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from rwkvbatch.comparison.runs.foreign.rows import (
     as_id,
     checked,
     damaged,
+    is_missing,
     make_row,
     read_score,
 )
@@ -112,7 +112,7 @@ def _inspect_keys(samples: Sequence[Any]) -> dict[str, list[str]]:
         for scorer, score in by_scorer.items() if isinstance(by_scorer, dict) else ():
             keys = keys_of.setdefault(scorer, {})
             value = score.get("value") if isinstance(score, dict) else None
-            if not _is_missing(value):
+            if not is_missing(value):
                 keys.update(dict.fromkeys(value if isinstance(value, dict) else [""]))
     return {scorer: list(keys) or [""] for scorer, keys in keys_of.items()}
 
@@ -128,13 +128,8 @@ def _inspect_scores(
         items = value if isinstance(value, dict) else {"": value}
         for key in keys:
             kind, item = f"{scorer}.{key}" if key else scorer, items.get(key)
-            scores.append((kind, None if _is_missing(item) else _inspect_value(item, f"{where}.scores.{kind}")))
+            scores.append((kind, None if is_missing(item) else _inspect_value(item, f"{where}.scores.{kind}")))
     return scores
-
-
-def _is_missing(value: object) -> bool:
-    """Whether a score of Inspect stands for none."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _inspect_value(value: object, where: str) -> float:

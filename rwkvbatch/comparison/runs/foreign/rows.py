@@ -43,6 +43,11 @@ class BadRecordError(Exception):
     """A record that does not follow its format; the text says what is wrong."""
 
 
+def is_missing(value: object) -> bool:
+    """Whether a value stands for a score that was not given: null or NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def make_row(
     name: str,
     cell: str,
