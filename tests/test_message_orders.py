@@ -112,7 +112,11 @@ def test_the_server_continues_an_assistant_message_in_streams_too(
     assert streamed == answer["choices"][0]["message"]["content"] == " meet you, Ada."
 
 
-def test_a_prefix_of_the_servers_settings_gives_way_to_the_message() -> None:
+def test_a_prefix_of_the_servers_settings_gives_way_to_a_message_that_begins_the_reply(llm: LLM) -> None:
+    replies: list[str] = []
     with running(settings=SETTINGS.replace(reply_prefix="Well")) as prefixed:
-        status, answer, _ = prefixed.send("/v1/chat/completions", {**CHAT, "messages": PREFILLED, "temperature": 0})
-    assert (status, answer["choices"][0]["message"]["content"]) == (200, " meet you, Ada.")
+        for messages in (PREFILLED, [*ADA, {"role": "assistant", "content": ""}]):
+            status, answer, _ = prefixed.send("/v1/chat/completions", {**CHAT, "messages": messages, "temperature": 0})
+            assert status == 200
+            replies.append(answer["choices"][0]["message"]["content"])
+    assert replies == [" meet you, Ada.", llm.chat(ADA, GREEDY, reply_prefix="Well").text]

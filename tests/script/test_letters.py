@@ -200,6 +200,7 @@ TAKEN_BACK = [
     "The answer is A. Or the answer is B? No.", "答案是B。不对，应该是C。", "答案是A吗？不是。", "答案是B？不对。",
     "答案是B是错误的。", "我不相信正确答案是C", "我不觉得是B", "并非说答案是B", "答案是A。答案是B吗？不，再想想。",
     "答案是B不对。", "The answer is C. That's wrong because birds fly.",
+    "I have no idea, but it is wrong that the answer is B.",
 ]  # fmt: skip
 
 

@@ -142,6 +142,7 @@ def test_numbers_joined_by_a_mark_are_not_read_as_the_second_alone(first: int, s
     ("text", "number"),
     [
         ("48 + 24 = 72\n#### 72 (48 in April and 24 in May)", 72),
+        ("#### 72 (48 + 24) (the sum)", 72),
         ("#### $1,200.50 in 3 days", 1200.5),
         ("#### 5\n\n", 5),
         ("#### 5\n\nThe next one has 7.", 7),

@@ -62,6 +62,15 @@ def test_messages_have_nearly_the_length_and_the_fact_at_the_depth(
         assert first
 
 
+def test_prose_keeps_its_order(prose: Path, tmp_path: Path) -> None:
+    sentences = [f"Sentence {number} of the text." for number in range(300)]
+    prose.write_text("\n".join(sentences))
+    (line,) = written(tmp_path, RecallPlan([400], [0], count=1), prose)
+    numbers = [int(number) for number in re.findall(r"Sentence (\d+)", line["messages"][0]["content"])]
+    assert len(numbers) > 20
+    assert numbers == [(numbers[0] + index) % 300 for index in range(len(numbers))]
+
+
 def test_one_of_several_facts_is_asked(tmp_path: Path) -> None:
     for line in written(tmp_path, RecallPlan([150, 600], [0, 100], count=3, facts=5)):
         content = line["messages"][0]["content"]

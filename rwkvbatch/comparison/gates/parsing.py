@@ -117,8 +117,7 @@ def _range(node: Expression) -> _Range:
         left, right = (side if isinstance(side, tuple) else (side, side) for side in (a, b))
         if sign == "/" and right[0] <= 0 <= right[1]:
             return _UNKNOWN_RANGE
-        # 0 * infinity is 0 here: the infinite end is never a value.
-        ends = [0.0 if sign == "*" and 0 in (x, y) else float(OPERATORS[sign](x, y)) for x in left for y in right]
+        ends = [float(OPERATORS[sign](x, y)) for x in left for y in right]
         return _UNKNOWN_RANGE if any(map(math.isnan, ends)) else (min(ends), max(ends))
 
     found: _Range | float = evaluated(node, of_value, combined)

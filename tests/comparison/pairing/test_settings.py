@@ -60,6 +60,8 @@ def sweep(path: Path, max_tokens: int) -> str:
 
 def test_the_dimension_of_a_grid_is_left_out_and_what_else_differs_is_named_once(tmp_path: Path) -> None:
     assert sentence(sweep(tmp_path / "a", 300), sweep(tmp_path / "b", 3)) == "settings differ: max_tokens 300/3"
+    plain = run_with(tmp_path / "c", temperature=0.5, max_tokens=300)
+    assert sentence(plain, sweep(tmp_path / "d", 3)) == "settings differ: max_tokens 300/3"
 
 
 def test_values_of_some_variants_are_followed_by_their_names(tmp_path: Path) -> None:

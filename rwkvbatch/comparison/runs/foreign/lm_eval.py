@@ -100,7 +100,7 @@ def read_lm_eval(path: Path, files: Sequence[Path]) -> ForeignRun:
             for metric in _metrics(record, names):
                 if metric in num_refused:
                     continue
-                value = record.get(metric)
+                value: Any = record.get(metric)
                 cell = metric if len(filters) == 1 else f"{metric},{record.get('filter', 'none')}"
                 reply, target = _reply_of(record), record.get("target")
                 prompt = "" if target is None else f"target: {shown_json(target)}"
