@@ -75,9 +75,9 @@ def test_the_result_of_a_run_shows_its_figures(tmp_path: Path) -> None:
 def test_sampling_params_show_what_decides_and_what_is_changed() -> None:
     short = repr(rwkvbatch.SamplingParams(temperature=0.7))
     assert short == "SamplingParams(temperature=0.7, top_p=0.3, max_tokens=256, seed=0)"
-    changed = rwkvbatch.SamplingParams(top_k=5, stop="\n")
+    changed = rwkvbatch.SamplingParams(top_k=5, stop="\n\n")
     assert repr(changed) == (
-        "SamplingParams(temperature=1.0, top_p=0.3, max_tokens=256, seed=0, stop=('\\n',), top_k=5)"
+        "SamplingParams(temperature=1.0, top_p=0.3, max_tokens=256, seed=0, stop=('\\n\\n',), top_k=5)"
     )
 
 
