@@ -49,6 +49,8 @@ from rwkvbatch.prompt.vocabulary import tokenizer_of
 _Params = SamplingParams | Sequence[SamplingParams] | None
 _MAX_REPLIES = 1_000_000
 """Most replies to one prompt, as most repetitions of a run."""
+_MAX_TOP = 1000
+"""Most alternatives of a token."""
 
 _PARAMS = instance_of(SamplingParams, "SamplingParams", "SamplingParams(max_tokens=64, ...)")
 _SCORING = {
@@ -57,9 +59,10 @@ _SCORING = {
         instance_of(State, "a State", "load_state(FILE, llm.spec) reads one from a file, llm.state(PROMPT) makes one")
     ),
 }
-_STREAMING = {**_SCORING, "params": optional(_PARAMS)}
+_REPLYING = {**_SCORING, "top_logprobs": whole_number(0, _MAX_TOP)}
+_STREAMING = {**_REPLYING, "params": optional(_PARAMS)}
 _GENERATING = {
-    **_SCORING,
+    **_REPLYING,
     "params": optional(either(_PARAMS, list_of(_PARAMS, "a list with one for each prompt"))),
     "n": whole_number(1, _MAX_REPLIES),
 }
@@ -74,6 +77,7 @@ _PROMPTING = {
 
 class _Options(TypedDict, total=False):
     n: int
+    top_logprobs: int
     bos: bool
     initial_state: State | None
 
@@ -191,7 +195,14 @@ class LLM:
     ) -> list[RequestOutput]: ...
     @checks(prompts=PROMPTS, **_GENERATING)
     def generate(
-        self, prompts: Any, params: _Params = None, *, n: int = 1, bos: bool = False, initial_state: State | None = None
+        self,
+        prompts: Any,
+        params: _Params = None,
+        *,
+        n: int = 1,
+        top_logprobs: int = 0,
+        bos: bool = False,
+        initial_state: State | None = None,
     ) -> RequestOutput | list[RequestOutput]:
         """Continue prompts without a template. Besides the limits of `params`, only `params.stop` and token 0 end a
         reply.
@@ -201,6 +212,7 @@ class LLM:
             params: parameters for all prompts, or a list with one for each prompt; None for the defaults.
             n: number of replies per prompt. Their random keys differ by the repetition index, so that reply i is the
                 same for every n. Greedy replies are all equal.
+            top_logprobs: number of the likeliest tokens at each position whose log-probabilities a reply has.
             bos: read token 0 (end of text) before each prompt, as the authors' evaluations do with plain text.
             initial_state: the state before the prompts; None for the zero state.
 
@@ -216,7 +228,7 @@ class LLM:
         """
         items, is_single = as_list(prompts)
         prepared = [self._builder.prompt(prompt, f"prompt {number}", bos) for number, prompt in enumerate(items)]
-        outputs = self._outputs(prepared, params, n, initial_state)
+        outputs = self._outputs(prepared, params, n, top_logprobs, initial_state)
         return outputs[0] if is_single else outputs
 
     @overload
@@ -234,6 +246,7 @@ class LLM:
         params: _Params = None,
         *,
         n: int = 1,
+        top_logprobs: int = 0,
         think: ThinkMode = "off",
         turn_end: TurnEnd = "auto",
         reply_prefix: str = "",
@@ -251,7 +264,7 @@ class LLM:
         Args:
             messages: system, user and assistant messages. Messages of one role in a row are one message, on lines of
                 their own; a system message between a user message and the reply is read before the user message.
-            params, n, bos, initial_state: as `generate`.
+            params, n, top_logprobs, bos, initial_state: as `generate`.
             think: thinking mode, see `rwkvbatch.prompt.segments`.
             turn_end: the end of a reply, in addition to token 0, see `config.ReplyPrompt`.
             reply_prefix: text at the beginning of every reply; a part of the prompt and of the reply's `text`.
@@ -270,7 +283,7 @@ class LLM:
             self._builder.conversation(item, prompt_template, prelude_text, f"conversation {number}", bos)
             for number, item in enumerate(items)
         ]
-        outputs = self._outputs(prepared, params, n, initial_state)
+        outputs = self._outputs(prepared, params, n, top_logprobs, initial_state)
         return outputs[0] if is_single else outputs
 
     @checks(messages=PROMPT_OR_MESSAGES, **_STREAMING, **_PROMPTING)
@@ -279,6 +292,7 @@ class LLM:
         messages: str | Sequence[int] | Sequence[Message],
         params: SamplingParams | None = None,
         *,
+        top_logprobs: int = 0,
         think: ThinkMode = "off",
         turn_end: TurnEnd = "auto",
         reply_prefix: str = "",
@@ -308,7 +322,7 @@ class LLM:
             prepared = self._builder.prompt(cast("Prompt", messages), "the prompt", bos)
         with self._lock:
             shared, root = self._with_root(initial_state)
-        request = prepared.request(params or SamplingParams(), root)
+        request = prepared.request(params or SamplingParams(), root, top_logprobs)
         request.sampling.check_vocabulary(self.spec.vocab_size)
         return self._stream(shared, request, prepared)
 
@@ -421,7 +435,7 @@ class LLM:
             return shared, shared.root(state)
 
     def _outputs(
-        self, prompts: Sequence[PreparedPrompt], params: _Params, n: int, initial_state: State | None
+        self, prompts: Sequence[PreparedPrompt], params: _Params, n: int, top_logprobs: int, initial_state: State | None
     ) -> list[RequestOutput]:
         if isinstance(params, SamplingParams | None):
             params_list: Sequence[SamplingParams] = [params or SamplingParams()] * len(prompts)
@@ -432,7 +446,8 @@ class LLM:
         with self._lock:
             shared, root = self._with_root(initial_state)
             requests = [
-                prompt.request(prompt_params, root) for prompt, prompt_params in zip(prompts, params_list, strict=True)
+                prompt.request(prompt_params, root, top_logprobs)
+                for prompt, prompt_params in zip(prompts, params_list, strict=True)
             ]
             replies: list[Reply] = shared.run(
                 shared.engine.submit(replace(request, noise=replace(request.noise, repeat=index)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rwkvbatch.engine.request import FinishReason, Reply, ReplyTiming, Score
@@ -23,6 +23,8 @@ class CompletionOutput:
         finish_reason: `stop` (a stop text), `eos` (token 0), `length` (max_tokens) or `time` (max_seconds).
         stopped_by: the stop text, if `finish_reason` is `stop`.
         logprobs: natural-log probability of each of `token_ids` under the model's own distribution.
+        top_logprobs: for each of `token_ids`, the likeliest tokens at its position with their log-probabilities,
+            likeliest first; empty unless they were asked for. A sampled token may be none of them.
         num_cached_tokens: number of prompt tokens whose state came from the cache.
         timing: durations in seconds.
     """
@@ -33,6 +35,7 @@ class CompletionOutput:
     finish_reason: FinishReason
     stopped_by: str | None
     logprobs: tuple[float, ...]
+    top_logprobs: tuple[Mapping[int, float], ...]
     num_cached_tokens: int
     timing: ReplyTiming
 
@@ -117,6 +120,8 @@ def completion_of(prompt: PreparedPrompt, index: int, reply: Reply) -> Completio
         finish_reason=reply.finish_reason,
         stopped_by=reply.stopped_by,
         logprobs=reply.logprobs,
+        # Without the position of end of text.
+        top_logprobs=tuple(dict(position.top) for position in reply.details[: len(reply.ids)]),
         num_cached_tokens=reply.num_cached,
         timing=reply.timing,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, cast
 
@@ -102,10 +102,15 @@ class PreparedPrompt:
         """The beginning of the reply's text that is in the prompt."""
         return "" if self.template is None or self.is_continued else self.template.reply_start
 
-    def request(self, params: SamplingParams, root: int) -> Request:
-        """The engine request of the first reply. Randomness is keyed by the seed and the tokens."""
+    def request(self, params: SamplingParams, root: int, num_top: int = 0) -> Request:
+        """The engine request of the first reply. Randomness is keyed by the seed and the tokens.
+
+        Args:
+            num_top: number of the likeliest tokens at each position in the details of the reply; 0 for no details.
+        """
         content = hashlib.blake2b(" ".join(map(str, self.tokens)).encode(), digest_size=16).hexdigest()
-        return Request.reply(self.tokens, params, NoiseKey(params.seed, content), self.template, root=root)
+        request = Request.reply(self.tokens, params, NoiseKey(params.seed, content), self.template, root=root)
+        return replace(request, num_top=num_top) if num_top else request
 
     def shown(self, text: str) -> str:
         """A reply's text for display: in a conversation stripped, after the part of the reply in the prompt.

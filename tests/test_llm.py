@@ -104,6 +104,28 @@ def test_token_ids_and_text_are_the_same_prompt(llm: LLM) -> None:
     assert contents(llm.generate(np.array(ids), WARM)) == contents(by_text)
 
 
+def test_top_logprobs_are_those_of_the_models_own_distribution(llm: LLM) -> None:
+    output = llm.generate(PROMPTS[1], WARM, top_logprobs=3)
+    (reply,) = output.outputs
+    assert contents(output) == contents(llm.generate(PROMPTS[1], WARM))
+    assert len(reply.top_logprobs) == len(reply.token_ids) > 2
+    logits, state = llm.model.forward([list(output.prompt_token_ids)])
+    for token, logprob, top in zip(reply.token_ids, reply.logprobs, reply.top_logprobs, strict=True):
+        expected = torch.log_softmax(logits[0].double(), dim=-1)
+        assert list(top) == expected.topk(3).indices.tolist()
+        assert list(top.values()) == pytest.approx(expected.topk(3).values.tolist(), abs=1e-5)
+        assert top.get(token, logprob) == logprob
+        logits, state = llm.model.forward([[token]], state)
+
+
+def test_top_logprobs_have_no_position_for_end_of_text(llm: LLM) -> None:
+    ended = SamplingParams(temperature=0, stop=(), max_tokens=64)
+    (reply,) = llm.chat(ADA, ended, top_logprobs=2).outputs
+    assert reply.finish_reason in ("eos", "stop")
+    assert [next(iter(top)) for top in reply.top_logprobs] == list(reply.token_ids)
+    assert llm.chat(ADA, ended).outputs[0].top_logprobs == ()
+
+
 def test_each_prompt_may_have_parameters_of_its_own(hashing: LLM) -> None:
     each = [WARM.replace(max_tokens=number) for number in (1, 2, 3)]
     assert [len(output.outputs[0].token_ids) for output in hashing.generate(PROMPTS, each)] == [1, 2, 3]
@@ -158,10 +180,12 @@ def test_a_stream_returns_the_output(llm: LLM) -> None:
     outputs = []
 
     def consume() -> Iterator[str]:
-        outputs.append((yield from llm.stream(ADA, WARM)))
+        outputs.append((yield from llm.stream(ADA, WARM, top_logprobs=2)))
 
     assert "".join(consume()) == outputs[0].text
-    assert contents(outputs[0]) == contents(llm.chat(ADA, WARM))
+    expected = llm.chat(ADA, WARM, top_logprobs=2)
+    assert contents(outputs[0]) == contents(expected)
+    assert outputs[0].outputs[0].top_logprobs == expected.outputs[0].top_logprobs != ()
 
 
 def test_closing_a_stream_cancels_its_reply() -> None:
@@ -317,6 +341,7 @@ def test_run_refuses_to_load_a_loaded_model_differently(llm: LLM, name: str, val
         (lambda llm: llm.generate([[1, True]]), ["prompt 0: must be text or token ids: got [1, True]"]),
         (lambda llm: llm.generate([[1, 70000]]), ["prompt 0: must be text or token ids: token ids must be in [0, "]),
         (lambda llm: llm.generate("a", n=0), ["n must", "1 to 1,000,000", "got 0"]),
+        (lambda llm: llm.generate("a", top_logprobs=-1), ["top_logprobs must", "0 to 1,000", "got -1"]),
         (lambda llm: llm.generate(["a", "b"], [WARM]), ["params", "2", "1"]),
         (lambda llm: llm.generate("a", WARM.replace(banned_token_ids=(300,))), ["300"]),
         (lambda llm: llm.generate("a", n=1.5), ["n ", "1.5"]),
