@@ -288,3 +288,18 @@ def test_long_prompts_are_cut_in_the_middle_and_replies_are_not(
         assert "line 200 of the prompt" in capsys.readouterr().out
     assert invoke(["show", run, "--json"]) == ExitCode.DONE
     assert "line 200 of the prompt" in capsys.readouterr().out
+
+
+def test_a_plain_prompt_is_called_a_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "script.jsonl"
+    lines = [
+        {"id": "plain", "prompt": "Two and two is", "params": {"max_tokens": 2}},
+        {"id": "chat", "messages": [{"role": "user", "content": "Two and two is"}], "params": {"max_tokens": 2}},
+    ]
+    script.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert invoke(["run", str(script), "--out", str(tmp_path / "run")]) == ExitCode.DONE
+    capsys.readouterr()
+    for name, labels in (("plain", ("Prompt ", "Reply ")), ("chat", ("User ", "Assistant "))):
+        assert invoke(["show", str(tmp_path / "run"), name]) == ExitCode.DONE
+        out = capsys.readouterr().out
+        assert [label for label in ("Prompt ", "Reply ", "User ", "Assistant ") if f"\n{label}" in out] == list(labels)

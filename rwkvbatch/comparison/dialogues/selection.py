@@ -32,7 +32,7 @@ class Dialogue:
     """One conversation in one cell and repeat, with its turns as records (see `turn_record`).
 
     `system` is None if there is no system message, or if the run does not contain it; `greeting` likewise: the
-    assistant message with which the conversation begins.
+    assistant message with which the conversation begins. `is_plain` says whether its turns are plain prompts.
     """
 
     conversation: str
@@ -42,6 +42,7 @@ class Dialogue:
     turns: tuple[dict[str, Any], ...]
     system: str | None = None
     greeting: str | None = None
+    is_plain: bool = False
 
     @property
     def failed(self) -> bool:
@@ -92,6 +93,7 @@ def dialogues(
             turns=tuple(map(turn_record, turns)),
             system=system_of(settings.get(cell, {}), before.get(name, Opening()).system),
             greeting=before.get(name, Opening()).greeting,
+            is_plain=before.get(name, Opening()).is_plain,
         )
         for (name, cell, number), turns in groups.items()
     ]

@@ -143,13 +143,14 @@ def _turn(group: DialogueGroup, index: int, console: Console, *, full: bool) -> 
     record = group.first.turns[index]
     is_probe = record["probe_after"] is not None
     is_scored = record["finish_reason"] == SCORED  # a plain text, or a result of another program, may lack both
+    asks, answers = ("Prompt", "Reply") if group.first.is_plain else ("User", "Assistant")
     rows: list[tuple[Text, Text]] = []
     if record["prompt"] or not is_scored:
-        rows.append((Text("Probe" if is_probe else "User", "cyan"), Text(printable(_cut(record["prompt"], full=full)))))
+        rows.append((Text("Probe" if is_probe else asks, "cyan"), Text(printable(_cut(record["prompt"], full=full)))))
     if record["error"]:
         rows.append((Text("Error", "bold red"), Text(printable(record["error"]), "red")))
     elif record["reply"] or not is_scored:
-        rows.append((Text("Assistant", "green"), Text(printable(record["reply"]))))
+        rows.append((Text(answers, "green"), Text(printable(record["reply"]))))
     if record["reference"]:
         rows.append((Text("Reference", "dim"), Text(printable(_cut(record["reference"], full=full)), "dim")))
     if record["choices"]:

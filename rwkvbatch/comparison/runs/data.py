@@ -117,10 +117,17 @@ def as_integer(value: object) -> int | None:
 
 @dataclass(frozen=True)
 class Opening:
-    """The system message of a conversation and the assistant message with which it begins; None for none."""
+    """What a conversation has before the first user message.
+
+    Attributes:
+        system: the system message, if any.
+        greeting: the assistant message with which it begins, if any.
+        is_plain: whether its turns are plain prompts, which are read without a chat template.
+    """
 
     system: str | None = None
     greeting: str | None = None
+    is_plain: bool = False
 
 
 @dataclass(frozen=True)

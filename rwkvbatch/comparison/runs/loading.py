@@ -148,8 +148,9 @@ def _in_memory(name: str, result: ResultInMemory, *, choices: bool) -> RunData:
 
 
 def _openings_of(conversations: Iterable[Any]) -> dict[str, Opening]:
-    """What precedes the first user message, by conversation, of those that have such messages."""
-    return {c.id: Opening(c.system, c.greeting) for c in conversations if c.system or c.greeting}
+    """What precedes the first user message, by conversation; conversations without such messages are left out."""
+    found = {c.id: Opening(c.system, c.greeting, c.turns[0].plain) for c in conversations}
+    return {name: opening for name, opening in found.items() if opening != Opening()}
 
 
 def openings(run: RunData) -> Mapping[str, Opening] | None:
@@ -169,8 +170,8 @@ def system_messages(run: RunData) -> Mapping[str, str] | None:
     """By conversation, what precedes its first user message as one text, for reports; None as for `openings`."""
     if (found := openings(run)) is None:
         return None
-    texts = {name: [one.system, f"Assistant: {one.greeting}" if one.greeting else None] for name, one in found.items()}
-    return {name: "\n\n".join(filter(None, parts)) for name, parts in texts.items()}
+    parts = {name: [one.system, f"Assistant: {one.greeting}" if one.greeting else None] for name, one in found.items()}
+    return {name: "\n\n".join(filter(None, texts)) for name, texts in parts.items() if any(texts)}
 
 
 def _unfinished(rows: pd.DataFrame, planned: int | None, cells: Sequence[str]) -> dict[str, int]:
