@@ -20,7 +20,7 @@ def detectable_errors(clusters: int, *, level: float = 0.05, power: float = 0.8,
         power: the probability.
         discrete: whether the cluster means are discrete (`stats.spread.Spread.discrete`). For others the correction for
             skewness costs power, as if the mean were divided by 1 + (21 + 9 log(5 % / level)) / n^2, with log(1) for
-            levels above 5 % (by simulation, docs/statistics.md).
+            levels above 5 % (by simulation, docs/design/statistics-measurements.md).
     """
     errors = t_quantile(1 - level / 2, clusters - 1) + t_quantile(power, clusters - 1)
     return errors if discrete else errors * (1 + (21 + 9 * max(0.0, math.log(ORDINARY / level))) / clusters**2)

@@ -36,7 +36,7 @@ VARYING_DEGREES: Final = 100.0
 """Where only some clusters vary, the transformed statistic has this number times the level (5 for a 95 % interval, but
 at least 1) degrees of freedom for each of them. At small levels, samples with too small a spread decide.
 
-These numbers were chosen by simulation (docs/statistics.md)."""
+These numbers were chosen by simulation (docs/design/statistics-measurements.md)."""
 
 
 def sample_skewness(deviations: NDArray[np.float64]) -> float:

@@ -22,10 +22,10 @@ NEWCOMBE_SHARE = 0.5
 """Where the end of Newcombe's interval is farther out, how much of the way to it an end of `tie_interval` moves.
 
 The farther of the two ends holds too many true means, the nearer one too few. Chosen by simulation
-(docs/statistics.md)."""
+(docs/design/statistics-measurements.md)."""
 ABSENT = 4.0
 """`tie_interval` allows for clusters at the ends of the range that a sample lacks with a probability of `level` / 2
-times this number. Chosen by simulation (docs/statistics.md)."""
+times this number. Chosen by simulation (docs/design/statistics-measurements.md)."""
 
 
 def unlimited_interval(
