@@ -16,6 +16,7 @@ from pydantic.functional_validators import ModelWrapValidatorHandler
 from rwkvbatch.config.prompting import TurnEnd
 from rwkvbatch.config.setting import Settings, explain, setting
 from rwkvbatch.errors import UsageError, listed
+from rwkvbatch.fields import MAX_COUNT
 
 
 class CutOrder(NamedTuple):
@@ -38,9 +39,6 @@ ORDERS: Mapping[str, CutOrder] = {
 """Orders of the sampling steps. `top-p-first` is that of the `rwkv` package. `temperature-top-k` is that of the
 evaluation engines for RWKV-7, which apply the temperature, keep `top_k` tokens, renormalise, and then cut at
 `top_p`."""
-
-MAX_COUNT = 2**31 - 1
-"""The largest value of a setting that is a count, so that it fits every file and array."""
 
 
 def _texts(value: object) -> object:

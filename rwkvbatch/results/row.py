@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from rwkvbatch.results.row_values import SCORED
+from pydantic import AfterValidator, Strict
+
+from rwkvbatch.errors import shown_json
+from rwkvbatch.fields import MAX_COUNT, Count, Flag, Items, Number, Seed, Share, Size, Weight, read_record
 from rwkvbatch.script.choices import ChoiceScores
 from rwkvbatch.script.records import Turn
+
+SCORED = "scored"
+"""The `finish_reason` of a row in which texts were scored and no reply was generated."""
+FINISH_REASONS = frozenset({"stop", "eos", "length", "time", "error", SCORED})
 
 NOT_REACHED = "not reached:"
 """The beginning of the error of a turn that was not run because an earlier turn of its conversation failed."""
@@ -38,9 +45,9 @@ class TokenCounts:
         thinking: generated tokens of the thinking part, its end included; None in replies without one.
     """
 
-    prompt: int
-    reply: int
-    thinking: int | None = None
+    prompt: Count
+    reply: Count
+    thinking: Count | None = None
 
     def as_dict(self) -> dict[str, int]:
         """JSON values; `thinking` is left out if it is None."""
@@ -51,8 +58,8 @@ class TokenCounts:
 class Logprob:
     """The reply's log-probability under the model's distribution, in nats; `mean` is per token."""
 
-    mean: float | None
-    sum: float
+    mean: Number | None
+    sum: Number
 
 
 @dataclass(frozen=True)
@@ -67,11 +74,11 @@ class Reference:
     """
 
     text: str
-    nll: float
-    matched: float
-    tokens: int
-    logprob: float | None = None
-    bytes: int | None = None
+    nll: Number
+    matched: Number
+    tokens: Count
+    logprob: Number | None = None
+    bytes: Size | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values; without `logprob` and `bytes` for a reply."""
@@ -90,10 +97,10 @@ class ProbePlace:
             row.
     """
 
-    after: int
-    number: int
-    turns: int
-    tokens: int | None
+    after: Count
+    number: Count
+    turns: Count
+    tokens: Count | None
 
 
 SHORT_TEXT = 2_000
@@ -125,9 +132,9 @@ class CheckResult:
 
     kind: str
     expected: Any
-    passed: bool | None
-    score: float | None
-    weight: float = 1.0
+    passed: Flag | None
+    score: Share | None
+    weight: Weight = 1.0
     detail: str | None = None
     judge: str | None = None
 
@@ -145,12 +152,32 @@ class RowTiming:
     Only values in `timing` may depend on these.
     """
 
-    queued_s: float
-    prefill_s: float
-    first_token_s: float
-    total_s: float
-    tokens_per_s: float
-    cached_tokens: int
+    queued_s: Number
+    prefill_s: Number
+    first_token_s: Number
+    total_s: Number
+    tokens_per_s: Number
+    cached_tokens: Count
+
+
+def _token_ids(ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Thousands of ids: limits of each would take twice as long."""
+    if ids and not 0 <= min(ids) <= max(ids) <= MAX_COUNT:
+        wrong = next(value for value in ids if not 0 <= value <= MAX_COUNT)
+        raise ValueError(f"must contain token ids, got {wrong}")
+    return ids
+
+
+def _known_reason(reason: str) -> str:
+    if reason not in FINISH_REASONS:
+        raise ValueError(f"must be one of {', '.join(sorted(FINISH_REASONS))}, got {shown_json(reason)}")
+    return reason
+
+
+def _whole_verdict(check: CheckResult) -> CheckResult:
+    if (check.passed is None) != (check.score is None):
+        raise ValueError("must have both `passed` and `score`, or null for both")
+    return check
 
 
 @dataclass(frozen=True)
@@ -171,19 +198,19 @@ class Row:
 
     conversation: str
     cell: str
-    repeat: int
-    turn: int
-    seed: int
-    tags: tuple[str, ...]
+    repeat: Count
+    turn: Count
+    seed: Seed
+    tags: Items[str]
     prompt: str
     reply: str
-    reply_ids: tuple[int, ...]
-    finish_reason: str
+    reply_ids: Annotated[Items[Annotated[int, Strict()]], AfterValidator(_token_ids)]
+    finish_reason: Annotated[str, AfterValidator(_known_reason)]
     stopped_by: str | None
     tokens: TokenCounts
     logprob: Logprob
     reference: Reference | None
-    checks: tuple[CheckResult, ...]
+    checks: Items[Annotated[CheckResult, AfterValidator(_whole_verdict)]]
     error: str | None
     timing: RowTiming
     choices: ChoiceScores | None = None
@@ -231,30 +258,12 @@ class Row:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `as_dict`; unknown keys are ignored.
-
-        Raises:
-            KeyError, TypeError, ValueError: `values` are not those of a row.
-        """
-        arguments: dict[str, Any] = {name: values[name] for name in _ROW_FIELDS}
-        reference = values["reference"]
-        arguments["tags"] = tuple(values["tags"])
-        arguments["reply_ids"] = tuple(values["reply_ids"])
-        arguments["tokens"] = TokenCounts(**values["tokens"])
-        arguments["logprob"] = Logprob(**values["logprob"])
-        arguments["reference"] = None if reference is None else Reference(**reference)
-        arguments["checks"] = tuple(CheckResult(**check) for check in values["checks"])
-        arguments["timing"] = RowTiming(**values["timing"])
-        if (choices := values.get("choices")) is not None:
-            arguments["choices"] = ChoiceScores.from_dict(choices)
-        if (probe := values.get("probe")) is not None:
-            arguments["probe"] = ProbePlace(**probe)
-        return cls(**arguments)
+        """The inverse of `as_dict`; unknown keys are ignored. Raises as `read_record`."""
+        return read_record(cls, values)
 
 
 _OPTIONAL = frozenset({"choices", "probe"})
 """Fields that only some rows have; the first version wrote none of them."""
-_ROW_FIELDS = tuple(field.name for field in fields(Row) if field.name not in _OPTIONAL)
 
 
 def weighted_score(checks: Sequence[tuple[float | None, float]]) -> float | None:

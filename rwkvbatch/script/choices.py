@@ -10,9 +10,13 @@ a choice).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import Field
+
+from rwkvbatch.fields import Items, Number, Size
 
 Normalize = Literal["none", "token", "byte", "character"]
 """Divisor of the sums of log-probabilities that are compared: 1, or the number of tokens, bytes or characters."""
@@ -43,10 +47,10 @@ class ChoiceScore:
     """
 
     name: str
-    logprob: float
-    tokens: int
-    bytes: int
-    characters: int
+    logprob: Number
+    tokens: Size
+    bytes: Size
+    characters: Size
 
     @classmethod
     def of(cls, name: str, logprob: float, tokens: int, scored: bytes, prefix: str = " ") -> Self:
@@ -89,7 +93,7 @@ class ChoiceScore:
 class ChoiceScores:
     """All choices of a turn, in the script's order."""
 
-    scores: tuple[ChoiceScore, ...]
+    scores: Annotated[Items[ChoiceScore], Field(min_length=1)]
 
     def best(self, normalize: Normalize = "none") -> ChoiceScore:
         """The choice with the highest `value`; the first one of equal choices."""
@@ -104,18 +108,9 @@ class ChoiceScores:
         return self.scores[find_choice([score.name for score in self.scores], choice)]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values. `best` is for readers of the file; `from_dict` ignores it."""
+        """JSON values. `best` is for readers of the file; `read_record` ignores it."""
         best = {normalize: self.best(normalize).name for normalize in NORMALIZE}
         return {"best": best, "scores": [dict(vars(score)) for score in self.scores]}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The opposite of `as_dict`.
-
-        Raises:
-            KeyError, TypeError: `values` is not one of its results.
-        """
-        return cls(tuple(ChoiceScore(**score) for score in values["scores"]))
 
 
 def find_choice(names: Sequence[str], choice: str | int) -> int:

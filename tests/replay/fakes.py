@@ -77,7 +77,7 @@ def pure_reply(request: Request) -> Reply:
     logprobs = tuple(-((digest[index % 64] + 1) / 256) for index in range(len(ids)))
     history = closed_history(tokenizer, request.tokens, ids, finish_reason, stopped_by, request.closing)
     return Reply(
-        text, ids, history, finish_reason, stopped_by, logprobs, len(request.tokens), 0, ReplyTiming(0, 0, 0, 0)
+        text, ids, history, finish_reason, stopped_by, logprobs, len(request.tokens), 0, ReplyTiming(0.0, 0.0, 0.0, 0.0)
     )
 
 

@@ -13,6 +13,7 @@ import rwkvbatch
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.comparison.runs.loading import load
 from rwkvbatch.errors import RunMismatchError, ScriptError
+from rwkvbatch.fields import read_record
 from rwkvbatch.model.base import Model
 from rwkvbatch.replay.continuing.identity import make_identity
 from rwkvbatch.replay.judging.checks import judged_again
@@ -114,7 +115,7 @@ def test_values_for_json_are_a_copy() -> None:
     scores = ChoiceScores((ChoiceScore("a", -4.0, 1, 1, 1), ChoiceScore("b", -5.0, 1, 1, 1)))
     scores.as_dict()["scores"][0]["logprob"] = -9.0
     assert scores.scores[0].logprob == -4.0
-    assert ChoiceScores.from_dict(scores.as_dict()) == scores
+    assert read_record(ChoiceScores, scores.as_dict()) == scores
 
 
 def test_a_check_by_another_normalize_is_refused_with_the_metrics_that_need_none(tmp_path: Path, model: Model) -> None:

@@ -171,7 +171,7 @@ class TestMessages:
         for line, problem in (
             (whole[:-1], "it does not end in a checksum"),
             (whole.replace(b"hello", b"hallo"), "its checksum does not match"),
-            (with_checksum(b'{"turn":0}'), "it is not a row of this version (KeyError: 'conversation')"),
+            (with_checksum(b'{"turn":0}'), "it is not a row of this version (conversation is missing)"),
         ):
             with pytest.raises(BadLineError) as caught:
                 decode_row(line)

@@ -18,13 +18,11 @@ from rwkvbatch.comparison.metrics.ngrams import count_ngrams
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError
 from rwkvbatch.files import open_file
 from rwkvbatch.results.recovery import read_lines
+from rwkvbatch.results.row import Row
 from rwkvbatch.results.row_codec import decode_values
-from rwkvbatch.results.row_values import check_values
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from rwkvbatch.results.row import Row
 
 # pandas has no type stubs.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -174,7 +172,7 @@ def read_results(path: Path, notes: list[str], *, needs_checksum: bool = True, c
                 try:
                     values = decode_values(line, needs_checksum=needs_checksum)
                     if needs_checksum:
-                        check_values(values)
+                        Row.from_dict(values)  # checks the values
                     columns.add(values)
                 except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
                     raise RunDamagedError(
