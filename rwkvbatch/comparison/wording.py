@@ -153,8 +153,7 @@ def correction(family: Family, lines: Sequence[Comparison]) -> str:
     else:
         each = f"each test at {1 - family.level_each:.2%}"
         if family.level_interval < family.level_each:
-            at = f"{1 - family.level_interval:.2%}"
-            each += f" by sign flips, each interval and Hall's test of differences that are not discrete at {at}"
+            each += f", each interval at {1 - family.level_interval:.2%}"
         text = (
             f"{'Exploratory family' if family.exploratory else 'Family'} of {counted(family.size, 'test')}, "
             f"simultaneous level {1 - family.level:.0%}, {each}."

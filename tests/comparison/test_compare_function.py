@@ -15,6 +15,7 @@ import rwkvbatch
 from rwkvbatch.comparison import compare
 from rwkvbatch.errors import RunDirectoryError, RunMismatchError, UsageError
 from rwkvbatch.results.row import Row
+from rwkvbatch.script.records import Turn
 from tests.comparison.hostile import hostile_run
 from tests.comparison.make_run import make_row, make_run
 
@@ -35,7 +36,7 @@ def in_memory(rows: Sequence[dict[str, Any]], *, seed: int = 1, script: str = "a
 
     cells = list(dict.fromkeys(row["cell"] for row in rows))
     plan = SimpleNamespace(
-        conversations=[SimpleNamespace(id="c0", system=None, greeting=None, sha256=script)],
+        conversations=[SimpleNamespace(id="c0", system=None, greeting=None, turns=[Turn("")], sha256=script)],
         settings=SimpleNamespace(seed=seed),
         cells=[SimpleNamespace(name=cell) for cell in cells],
         cell_settings=[Settings(temperature=number) for number, _ in enumerate(cells)],

@@ -120,6 +120,7 @@ def as_html(analysis: Analysis) -> str:
         ],
         trend_sentence=_typeset(trend_sentence),
         about=_about(analysis, decisive) if decisive else [],
+        correction=_correction(analysis, decisive) if decisive else "",
         decisive=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in decisive],
         several_baselines=len({line.pair.baseline for line in decisive}) > 1,
         settings_differ=settings_sentence(analysis.settings_differ),
@@ -189,13 +190,16 @@ def _has_both_histories(analysis: Analysis) -> bool:
 
 
 def _about(analysis: Analysis, lines: Sequence[Comparison]) -> list[str]:
-    """Sentences on the primary family: its extent, its correction, and the differences that it could detect."""
-    families = {family.name: family for family in analysis.families}
+    """Sentences on the primary family: its extent, and the differences that it could detect."""
     sentences = [": ".join(filter(None, (family_title(lines), sample_size_text(lines, analysis.repetitions)))) + "."]
-    if lines[0].family in families:
-        sentences.append(correction(families[lines[0].family], lines))
     sentences += [f"{text[0].upper()}{text[1:]}." for text in (power(lines), rank_disagreement(lines)) if text]
     return sentences
+
+
+def _correction(analysis: Analysis, lines: Sequence[Comparison]) -> str:
+    """Sentences on the correction of the primary family; empty if it has none."""
+    families = [family for family in analysis.families if family.name == lines[0].family]
+    return correction(families[0], lines) if families else ""
 
 
 @dataclass(frozen=True)

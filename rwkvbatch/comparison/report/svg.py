@@ -68,6 +68,7 @@ STYLE: Final[Mapping[str, object]] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 10.5,
+    "axes.facecolor": "none",
     "axes.edgecolor": GRID,
     "axes.labelcolor": FAINT,
     "axes.spines.top": False,
