@@ -9,6 +9,7 @@ from typing import Any
 
 from rwkvbatch.engine.request import END_OF_TEXT
 from rwkvbatch.errors import UsageError
+from rwkvbatch.fields import Count, Items, Number, Seed
 
 MAIN = "main"
 REFERENCE = "reference"
@@ -26,10 +27,10 @@ class Opening:
         state_sha256: hash of that file.
     """
 
-    number: int
+    number: Count
     system: str | None
     prelude: str | None
-    tokens: tuple[int, ...]
+    tokens: Items[Count]
     state: str | None = None
     state_sha256: str | None = None
 
@@ -63,26 +64,26 @@ class Exchange:
         weights_sha256: identifies the model that replied; empty if unknown.
     """
 
-    number: int
-    parent: int | None
-    opening: int
-    turn: int
-    attempt: int
-    seed: int
+    number: Count
+    parent: Count | None
+    opening: Count
+    turn: Count
+    attempt: Count
+    seed: Seed
     user: str
-    prompt: tuple[int, ...]
-    ids: tuple[int, ...]
-    rest: tuple[int, ...]
+    prompt: Items[Count]
+    ids: Items[Count]
+    rest: Items[Count]
     reply: str
     raw: str
     finish_reason: str
     stopped_by: str | None
     settings: Mapping[str, Any]
-    logprobs: tuple[float, ...] = ()
-    first_token_s: float = 0.0
-    total_s: float = 0.0
-    num_read: int = 0
-    num_cached: int = 0
+    logprobs: Items[Number] = ()
+    first_token_s: Number = 0.0
+    total_s: Number = 0.0
+    num_read: Count = 0
+    num_cached: Count = 0
     weights_sha256: str = ""
 
     @property
@@ -101,8 +102,8 @@ class Exchange:
 class Position:
     """A node of the tree: after an exchange, or after an opening if `exchange` is None."""
 
-    opening: int
-    exchange: int | None = None
+    opening: Count
+    exchange: Count | None = None
 
 
 @dataclass(frozen=True)
