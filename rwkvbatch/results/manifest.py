@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError, parsing_problem, shown_json
+from rwkvbatch.fields import Items, read_record
 from rwkvbatch.files import read_file
 from rwkvbatch.hashes import json_sha256
 from rwkvbatch.results.folder import Folder
@@ -104,8 +106,10 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         )
     if not is_intact:
         raise RunDamagedError("was changed: its checksum does not match", path=path, hint=_REPAIR)
-    if (problem := _mistyped_value(manifest)) is not None:
-        raise RunDamagedError(f"is not the manifest of a run: {problem}", path=path, hint=_REPAIR)
+    try:
+        read_record(_OptionalValues, manifest)
+    except ValueError as error:
+        raise RunDamagedError(f"is not the manifest of a run: {error}", path=path, hint=_REPAIR) from None
     match manifest.get(FORMER):
         case {"identity": identity} if _is_identity(identity):
             pass
@@ -122,40 +126,23 @@ def _is_identity(value: Any) -> bool:
             return False
 
 
-def _mistyped_value(manifest: Mapping[str, Any]) -> str | None:
-    """The problem with the type of an optional value that this program reads; None if all types are right."""
-    about, given = manifest.get("about", {}), manifest["identity"].get(GIVEN_FOR_ALL, [])
-    if not isinstance(about, dict):
-        return f"`about` must be an object, got {shown_json(about)}"
-    values = cast("dict[str, Any]", about)
-    for name, value, is_right, expected in (
-        ("about.vocab", values.get("vocab"), _is_name, "a string or null"),
-        ("about.files", values.get("files", {}), _is_files_by_cell, "an object with an object of file names by cell"),
-        (f"identity.{GIVEN_FOR_ALL}", given, _is_list_of_strings, "a list of strings"),
-    ):
-        if not is_right(value):
-            return f"`{name}` must be {expected}, got {shown_json(value)}"
-    return None
+@dataclass(frozen=True)
+class _About:
+    vocab: str | None = None
+    files: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict[str, Mapping[str, str | None]])
 
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str | None)
+@dataclass(frozen=True)
+class _Identity:
+    given_for_all: Items[str] = ()
 
 
-def _is_files_by_cell(value: Any) -> bool:
-    match value:
-        case {**cells}:
-            return all(map(_is_files, cells.values()))
-        case _:
-            return False
+@dataclass(frozen=True)
+class _OptionalValues:
+    """The optional values of a manifest that this program reads, by their keys in the file."""
 
-
-def _is_files(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_name, cast("dict[str, Any]", value).values()))
-
-
-def _is_list_of_strings(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in cast("list[Any]", value))
+    identity: _Identity
+    about: _About = field(default_factory=_About)
 
 
 def checksum_of(values: JsonObject) -> str:

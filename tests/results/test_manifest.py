@@ -65,23 +65,26 @@ def test_a_manifest_without_its_checksum_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "problem"),
     [
-        ("about", 5),
-        ("about.files", [1]),
-        ("about.files", {"base": 5}),
-        ("about.files", {"base": {"model": 5}}),
-        ("about.vocab", 5),
-        ("identity.given_for_all", 5),
-        ("identity.given_for_all", [["seed"]]),
+        ("about", 5, "about must be an object, got 5"),
+        ("about.files", None, "about.files must be an object, got null"),
+        ("about.files", [1], "about.files must be an object, got [1]"),
+        ("about.files", {"base": 5}, "about.files.base must be an object, got 5"),
+        ("about.files", {"base": {"model": 5}}, "about.files.base.model must be a string, got 5"),
+        ("about.vocab", 5, "about.vocab must be a string, got 5"),
+        ("identity.given_for_all", 5, "identity.given_for_all must be an array, got 5"),
+        ("identity.given_for_all", [["seed"]], 'identity.given_for_all.0 must be a string, got ["seed"]'),
     ],
 )
-def test_a_manifest_with_a_value_of_a_wrong_type_is_refused(key: str, value: object, tmp_path: Path) -> None:
+def test_a_manifest_with_a_value_of_a_wrong_type_is_refused(
+    key: str, value: object, problem: str, tmp_path: Path
+) -> None:
     changed = copy.deepcopy(VALUES)
     holder, _, name = key.rpartition(".")
     (changed[holder] if holder else changed)[name] = value
     save_manifest(tmp_path, changed)
-    with pytest.raises(RunDamagedError, match=f"`{key}` must be .*, got {re.escape(json.dumps(value))}"):
+    with pytest.raises(RunDamagedError, match=re.escape(problem)):
         read_manifest(tmp_path)
 
 
