@@ -23,6 +23,7 @@ from rwkvbatch.comparison.gates.expressions import (
     LinearForm,
     Value,
     evaluated,
+    has_value,
 )
 from rwkvbatch.comparison.gates.intervals import (
     Interval,
@@ -89,7 +90,7 @@ class GateResult:
         parts: list[str] = []
         if not math.isnan(self.left):
             negation = "" if self.holds else "not "
-            left, right = _distinct(self.left, self.right)
+            left, right = self._sides
             parts.append(f"{negation}{left} {self.gate.comparator} {right}")
         if not math.isnan(self.low):
             if self.holds and not self.shown:
@@ -98,6 +99,22 @@ class GateResult:
         if not math.isnan(self.p_adjusted):
             parts.append(f"p = {self.p_adjusted:.2g}")
         return "; ".join(filter(None, (", ".join(parts), self.reason, self.note)))
+
+    @property
+    def _sides(self) -> tuple[str, str]:
+        """The two sides as text, whose order is that of the numbers.
+
+        A side without a metric has the number that the gate gives; others have 4 significant digits, or more.
+        """
+        sides = [(self.left, self.gate.left), (self.right, self.gate.right)]
+
+        def texts(digits: int) -> tuple[str, str]:
+            left, right = (f"{number:.{digits if has_value(node) else 15}g}" for number, node in sides)
+            return left, right
+
+        order = _order(self.left, self.right)
+        digits = next((n for n in (4, 6, 8, 12) if _order(*map(float, texts(n))) == order), 17)
+        return texts(digits)
 
     @property
     def condition(self) -> str:
@@ -317,11 +334,5 @@ def _room(form: LinearForm, result: GateResult, sign: int) -> float:
     return observed - low if sign > 0 else high - observed
 
 
-def _distinct(left: float, right: float) -> tuple[str, str]:
-    """Two numbers with 4 significant digits, or with as many as make them differ."""
-    texts = f"{left:.4g}", f"{right:.4g}"
-    for digits in (6, 8, 12, 17):
-        if texts[0] != texts[1] or left == right:
-            break
-        texts = f"{left:.{digits}g}", f"{right:.{digits}g}"
-    return texts
+def _order(left: float, right: float) -> int:
+    return (left > right) - (left < right)

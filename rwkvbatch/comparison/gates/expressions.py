@@ -164,6 +164,11 @@ def evaluated(node: Expression, of_value: Callable[[Value], Any], combined: Call
             return number
 
 
+def has_value(node: Expression) -> bool:
+    """Whether the expression has a statistic, and is not a number alone."""
+    return evaluated(node, lambda value: True, lambda sign, a, b: a is True or b is True) is True
+
+
 def _linear(node: Expression) -> LinearForm | None:
     """The expression as a linear form; None if it is not linear in means."""
 

@@ -544,3 +544,19 @@ def test_the_number_of_conversations_does_not_assume_what_the_table_rules_out(tm
     assert result.conversations_needed > 60
     unclear = only_gate(compare(paths, fail_unless=["score >= baseline significantly"]))
     assert unclear.conversations_needed is None
+
+
+@pytest.mark.parametrize(
+    ("text", "left", "right", "found"),
+    [
+        ("median(perplexity) > 1.0001", 1.00211, 1.0001, "1.002 > 1.0001"),
+        ("median(perplexity) > 1.0001", 1.000123, 1.0001, "1.00012 > 1.0001"),
+        ("1.00005 < perplexity", 1.00005, 1.0004, "1.00005 < 1.0004"),
+        ("first_token_s > 12345.5", 12346.25, 12345.5, "1.235e+04 > 12345.5"),
+        ("score < 0.1 + 0.2", 0.25, 0.1 + 0.2, "0.25 < 0.3"),
+        ("score < baseline - 0.02", 0.251234, 0.58888, "0.2512 < 0.5889"),
+    ],
+)
+def test_a_gate_shows_its_numbers_as_they_are_given(text: str, left: float, right: float, found: str) -> None:
+    result = GateResult(parse_gate(text, "--fail-if"), "b", "a", failed=True, left=left, right=right)
+    assert result.found == found
