@@ -7,14 +7,13 @@ import enum
 import errno
 import io
 import json
-import math
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from rwkvbatch.errors import InputError, RwkvBatchError, UsageError, error_text, is_out_of_memory
-from rwkvbatch.prompt.escaping import printable, printable_json
+from rwkvbatch.prompt.escaping import finite, printable, printable_json
 from rwkvbatch.signals import Terminated
 
 if TYPE_CHECKING:
@@ -96,19 +95,7 @@ def message(text: str, *, quiet: bool = False) -> None:
 
 def print_json(content: Any, *, indent: int | None = 2) -> None:
     """Print a JSON document on standard output; numbers that are not finite, which JSON does not have, are null."""
-    print(printable_json(json.dumps(_without_infinities(content), indent=indent)))  # noqa: T201
-
-
-def _without_infinities(value: Any) -> Any:
-    match value:
-        case float():
-            return value if math.isfinite(value) else None
-        case dict():
-            return {key: _without_infinities(item) for key, item in cast("dict[Any, Any]", value).items()}
-        case list() | tuple():
-            return [_without_infinities(item) for item in cast("list[Any]", value)]
-        case _:
-            return value
+    print(printable_json(json.dumps(finite(content), indent=indent)))  # noqa: T201
 
 
 class _UnbufferedOutput(io.FileIO):

@@ -8,10 +8,12 @@ Actions and Azure Pipelines execute commands in a job's log (`::add-mask::x`, `#
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import unicodedata
 from collections.abc import Generator, Iterable, Sequence
+from typing import Any, cast
 
 _BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -49,6 +51,19 @@ def printable(text: str, *, keep_newlines: bool = True, before: str = "", log: b
     if text.isascii() and text.isprintable():
         return text
     return "".join(_shown(character, keep_newlines) for character in text)
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with null in place of the numbers that are not finite, which JSON does not have."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: finite(item) for key, item in cast("dict[Any, Any]", value).items()}
+        case list() | tuple():
+            return [finite(item) for item in cast("list[Any]", value)]
+        case _:
+            return value
 
 
 def printable_json(text: str, *, log: bool | None = None) -> str:

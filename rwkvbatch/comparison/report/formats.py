@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from rwkvbatch.comparison.analysis import COLUMNS as FIELDS
 from rwkvbatch.comparison.analysis import Analysis
@@ -45,7 +44,7 @@ from rwkvbatch.comparison.wording import (
     variant_label,
     without_undecidable,
 )
-from rwkvbatch.prompt.escaping import printable, printable_json
+from rwkvbatch.prompt.escaping import finite, printable, printable_json
 
 _FORMULA_SIGNS = frozenset("=+-@＝＋－＠")
 
@@ -118,7 +117,7 @@ def as_json(analysis: Analysis) -> str:
         ],
         "notes": list(analysis.notes),
     }
-    return printable_json(json.dumps(_plain(content), ensure_ascii=False, indent=1), log=True) + "\n"
+    return printable_json(json.dumps(finite(content), ensure_ascii=False, indent=1), log=True) + "\n"
 
 
 def as_csv(analysis: Analysis) -> str:
@@ -128,7 +127,7 @@ def as_csv(analysis: Analysis) -> str:
     only = {} if analysis.restriction is None else {"only": ", ".join(analysis.restriction.patterns)}
     writer.writerow([*FIELDS, *only])
     for record in analysis.records():
-        writer.writerow([harmless(_plain(value)) for value in (record | only).values()])
+        writer.writerow([harmless(finite(value)) for value in (record | only).values()])
     return text.getvalue()
 
 
@@ -147,15 +146,6 @@ def _begins_formula(text: str) -> bool:
     # Categories Cc, Cf, Cs, ... are control and format characters; Zs, Zl, Zp are spaces.
     first = next((character for character in text if unicodedata.category(character)[0] not in "CZ"), "")
     return first in _FORMULA_SIGNS
-
-
-def _plain(value: Any) -> Any:
-    """`value` with None for NaN and infinity at any depth, because JSON and CSV lack them."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in cast("dict[str, Any]", value).items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in cast("list[Any]", value)]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _best(ranking: Ranking) -> dict[str, Any]:
