@@ -75,7 +75,7 @@ class RowRecorder:
         if rows:
             self.rows.append(rows)
         for number, row in rows.items():
-            self._count(number, row.error, row.failed_checks, row.tokens.reply, row.scored_tokens)
+            self._count(number, row)
 
     def add_encoded(self, rows: Sequence[EncodedRow]) -> None:
         """Write rows, as `add` does, except those that exist: two workers may send the same row."""
@@ -86,7 +86,7 @@ class RowRecorder:
         if new:
             self.rows.append_encoded(list(new.values()))
         for row in new.values():
-            self._count(row.number, row.error, row.failed_checks, row.reply_tokens, row.scored_tokens)
+            self._count(row.number, row)
 
     def add_lost(self, task: int, message: str) -> None:
         """Write error rows for all missing rows of a task whose workers crashed; the first one has `message`."""
@@ -99,25 +99,25 @@ class RowRecorder:
                 message = not_reached(min(error_rows) - first_row)
         self.add(error_rows)
 
-    def _count(self, number: int, error: str | None, failed_checks: int, reply_tokens: int, scored_tokens: int) -> None:
+    def _count(self, number: int, row: Row | EncodedRow) -> None:
         self.counts.rows += 1
-        self.counts.failed_checks += failed_checks
-        self.counts.reply_tokens += reply_tokens
-        self.counts.scored_tokens += scored_tokens
-        if error is None:
+        self.counts.failed_checks += row.failed_checks
+        self.counts.reply_tokens += row.reply_tokens
+        self.counts.scored_tokens += row.scored_tokens
+        if row.error is None:
             return
-        reached = was_reached(error)
+        reached = was_reached(row.error)
         self.counts.failed_rows += 1
         self.counts.failed_turns += reached
         failed, allowed, key = self.counts.failed_turns, self._max_failures, self._plan.key(number)
         level = logging.WARNING if reached and failed <= FAILURES_SHOWN else logging.INFO
-        _log.log(level, "%s: failed: %s", key.in_words(), error, extra={"row": vars(key)})
+        _log.log(level, "%s: failed: %s", key.in_words(), row.error, extra={"row": vars(key)})
         if reached and failed == FAILURES_SHOWN + 1:
             _log.warning("more turns fail; the log file and `rwkvbatch show DIR --failed` list them")
         if reached and allowed is not None and failed > allowed:
             raise TooManyFailuresError(
                 f"{counted(failed, 'turn')} failed, --max-failures allows {allowed}; "
-                f"the last one, {key.in_words()}: {error}",
+                f"the last one, {key.in_words()}: {row.error}",
                 hint="all rows so far are kept; --retry-errors runs the failed ones again",
             )
 
@@ -153,13 +153,7 @@ class LocalDriver:
                 worker.add(task, recorder.rows_of(task))
                 task = next(incomplete, None)
             step = worker.step()
-            counts.workers[0] = progress = progress.after(
-                step.active,
-                len(step.rows),
-                reply_tokens=sum(row.tokens.reply for row in step.rows.values()),
-                scored_tokens=sum(row.scored_tokens for row in step.rows.values()),
-                prefill=step.prefill,
-            )
+            counts.workers[0] = progress = progress.after(step.active, step.rows.values(), step.prefill)
             recorder.add(step.rows)
             recorder.rows.tick()
             self.after_step()
@@ -241,13 +235,7 @@ class PoolDriver:
                     finished += [(worker, task) for task in event.finished]
                     self._dispatcher.reported(worker, event.active)
                     if (progress := self._workers.get(worker)) is not None:  # else it failed before it joined
-                        self._workers[worker] = progress.after(
-                            event.active,
-                            len(event.rows),
-                            reply_tokens=sum(row.reply_tokens for row in event.rows),
-                            scored_tokens=sum(row.scored_tokens for row in event.rows),
-                            prefill=event.prefill,
-                        )
+                        self._workers[worker] = progress.after(event.active, event.rows, event.prefill)
                 case WorkerExited(reason, error):
                     # Finished tasks are recorded first, so that they are not assigned again.
                     self._record(rows, finished)

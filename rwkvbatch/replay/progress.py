@@ -6,7 +6,7 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +18,8 @@ from rich.table import Table
 from rwkvbatch.engine.request import NO_PREFILL, PrefillProgress
 from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
+from rwkvbatch.results.row import Row
+from rwkvbatch.results.row_codec import EncodedRow
 
 _log = logging.getLogger(__name__)
 
@@ -45,16 +47,17 @@ class WorkerProgress:
     prefill: PrefillProgress = NO_PREFILL
 
     def after(
-        self,
-        active: int,
-        rows: int,
-        *,
-        reply_tokens: int,
-        scored_tokens: int = 0,
-        prefill: PrefillProgress = NO_PREFILL,
+        self, active: int, rows: Collection[Row | EncodedRow], prefill: PrefillProgress = NO_PREFILL
     ) -> WorkerProgress:
-        reply_tokens, scored_tokens = self.reply_tokens + reply_tokens, self.scored_tokens + scored_tokens
-        return WorkerProgress(self.name, active, self.rows + rows, reply_tokens, scored_tokens, prefill)
+        """The progress after a step or a report with these rows."""
+        return WorkerProgress(
+            self.name,
+            active,
+            self.rows + len(rows),
+            self.reply_tokens + sum(row.reply_tokens for row in rows),
+            self.scored_tokens + sum(row.scored_tokens for row in rows),
+            prefill,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as `status.json` has them."""
@@ -351,15 +354,15 @@ def workers_table(progress: Progress) -> Table:
         table.add_column(justify=justify, no_wrap=True, style="dim")
     workers = list(progress.workers[:MAX_WORKERS_SHOWN])
     if further := progress.workers[MAX_WORKERS_SHOWN:]:
-        total = WorkerProgress(f"{len(further)} more")
-        for worker in further:
-            total = total.after(
-                total.active + worker.active,
-                worker.rows,
-                reply_tokens=worker.reply_tokens,
-                scored_tokens=worker.scored_tokens,
+        workers.append(
+            WorkerProgress(
+                f"{len(further)} more",
+                active=sum(worker.active for worker in further),
+                rows=sum(worker.rows for worker in further),
+                reply_tokens=sum(worker.reply_tokens for worker in further),
+                scored_tokens=sum(worker.scored_tokens for worker in further),
             )
-        workers.append(total)
+        )
     for worker in workers:
         tokens = worker.reply_tokens + worker.scored_tokens
         rate = tokens / progress.elapsed_s if progress.elapsed_s > 0 else 0.0

@@ -235,6 +235,10 @@ class Row:
         return sum(check.passed is None for check in self.checks)
 
     @property
+    def reply_tokens(self) -> int:
+        return self.tokens.reply
+
+    @property
     def scored_tokens(self) -> int:
         """Tokens of the texts and choices of a turn in which nothing was generated; 0 in other rows."""
         if self.finish_reason != SCORED:

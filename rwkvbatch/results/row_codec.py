@@ -57,7 +57,7 @@ class EncodedRow:
 
     @classmethod
     def of(cls, number: int, row: Row) -> Self:
-        return cls(number, encode_row(row), row.error, row.failed_checks, row.tokens.reply, row.scored_tokens)
+        return cls(number, encode_row(row), row.error, row.failed_checks, row.reply_tokens, row.scored_tokens)
 
 
 def encode_row(row: Row) -> bytes:

@@ -55,9 +55,7 @@ class TestCounts:
     def test_a_long_text_in_progress_counts_by_the_share_that_was_read(self) -> None:
         clock = Clock()
         counts = Counts(clock=clock)
-        counts.workers = {
-            n: WorkerProgress("w").after(1, 0, reply_tokens=0, prefill=PrefillProgress(1, 25, 100)) for n in range(2)
-        }
+        counts.workers = {n: WorkerProgress("w").after(1, (), PrefillProgress(1, 25, 100)) for n in range(2)}
         clock.now += 10
         progress = counts.progress(rows_done=0, rows_total=2)
         assert progress.prefill == PrefillProgress(2, 50, 200)
