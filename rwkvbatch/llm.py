@@ -414,7 +414,7 @@ class LLM:
     ) -> tuple[PromptTemplate, str | None]:
         """The template of a conversation, and the text of its prelude."""
         file = None if template is None else os.fspath(template)
-        opening = None if prelude is None else load_prelude(os.fspath(prelude))
+        opening = load_prelude(None if prelude is None else os.fspath(prelude))
         return self._builder.template(think, turn_end, reply_prefix, file), opening
 
     def _open(self) -> SharedEngine:

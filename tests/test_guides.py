@@ -55,12 +55,16 @@ def test_every_command_of_a_guide_runs(
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((" ".join(words[1:bar]) + "\n").encode())))
             words = words[bar + 1 :]
         assert words[0] == "rwkvbatch", command
+        target = Path(words[-1]) if words[-2] == ">" else None
+        words = words[:-2] if target else words
         monkeypatch.setattr(sys, "argv", words)
         code = invoke(words[1:])
         said = capsys.readouterr()
         # A run, a comparison or a plan that finds failed checks or too little data ends with 1.
         assert code in (0, 1), f"{command}: {said.err}"
         assert said.out or said.err, command
+        if target is not None:
+            target.write_text(said.out, encoding="utf-8")
 
 
 def test_the_chinese_guide_has_the_commands_of_the_english_one() -> None:

@@ -225,8 +225,8 @@ def refuse_other_files(point: RunPoint, settings: CellSettings) -> None:
     for name in _FILES:
         expected, value = point.cell.get(f"{name}_sha256"), getattr(settings, name)
         option, sha256 = f"--{name}", None
-        if name == "prelude" and value not in (None, "none"):
-            sha256 = hashlib.sha256(load_prelude(value).encode("utf-8", "surrogatepass")).hexdigest()
+        if name == "prelude" and (prelude := load_prelude(value)) is not None:
+            sha256 = hashlib.sha256(prelude.encode("utf-8", "surrogatepass")).hexdigest()
         elif name != "prelude" and value is not None:
             sha256 = sha256_of_file(template_path(value) if name == "template" else value, option)
         if sha256 == expected:

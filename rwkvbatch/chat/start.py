@@ -37,10 +37,9 @@ from rwkvbatch.errors import UsageError
 from rwkvbatch.files import user_path
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.model_files import resolve_model_path
-from rwkvbatch.prompt.templates import load_prelude
+from rwkvbatch.prompt.templates import NO_PRELUDE, load_prelude
 from rwkvbatch.prompt.vocabulary import tokenizer_of
 
-NO_PRELUDE = "none"
 DEFAULT_PRELUDE = "api-demo-chat"
 STATE_MEMORY = 2**28
 MAX_AT_ONCE = 8
@@ -247,8 +246,7 @@ def _start_served(arguments: ChatArguments, resolved: ResolvedSettings) -> _Star
         raise UsageError(f"/model {path}: the model of this session is served", hint="leave, and use --model FILE")
 
     session = Session(engine, settings, Identity(run_settings.seed), vocab=run_settings.vocab)
-    prelude = settings.prelude
-    session.begin(system=settings.system, prelude=None if prelude in (None, NO_PRELUDE) else load_prelude(prelude))
+    session.begin(system=settings.system, prelude=load_prelude(settings.prelude))
     return _Started(session, refuse_model)
 
 
@@ -277,8 +275,7 @@ def chat_settings(resolved: ResolvedSettings, *, bundled: bool, point: RunPoint 
 def choose_prelude(settings: CellSettings, *, bundled: bool) -> str | None:
     """The text of the initial exchange; by default none for the bundled model or with an initial state."""
     default = NO_PRELUDE if bundled or settings.state is not None else DEFAULT_PRELUDE
-    name = default if settings.prelude is None else settings.prelude
-    return None if name == NO_PRELUDE else load_prelude(name)
+    return load_prelude(default if settings.prelude is None else settings.prelude)
 
 
 def _show_model(chat: Chat, *, bundled: bool) -> None:

@@ -5,21 +5,28 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import message
 from rwkvbatch.cli.options import JsonOption, QuietOption, option
-from rwkvbatch.errors import UsageError, counted
+from rwkvbatch.errors import UsageError, counted, listed
 from rwkvbatch.prompt.escaping import printable_json
+
+if TYPE_CHECKING:
+    from rwkvbatch.comparison.runs.data import RunData
 
 DEFAULT_LIMIT = 10
 """The most dialogues on a terminal if no limit is given."""
 MAX_CELLS_NAMED = 4
 """The most cells on a terminal that are named for each group of equal dialogues."""
+
+_NAMED_FILES = ("template", "state", "prelude")
+"""Settings that are files. A manifest has their hashes, and their names beside the identity."""
 
 app = command_app()
 
@@ -32,6 +39,7 @@ app = command_app()
         'rwkvbatch show runs/sweep names-1 --cell "temp=1.0*" --repeat 0',
         "rwkvbatch show runs/demo --failed",
         "rwkvbatch show runs/demo --full | less -R",
+        'rwkvbatch show runs/sweep --cell "temp=0.7*" --settings > chosen.toml',
     ),
 )
 def show_command(
@@ -53,6 +61,13 @@ def show_command(
             "Every dialogue separately and with all turns, also equal ones and passing turns; long messages whole.",
         ),
     ] = False,
+    settings: Annotated[
+        bool,
+        option(
+            "--settings",
+            "Instead of conversations, the cell's settings of replies, as a file for --config of run, chat and serve.",
+        ),
+    ] = False,
     limit: Annotated[
         int | None,
         option(
@@ -66,13 +81,19 @@ def show_command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Print the conversations of a run."""
+    """Print the conversations of a run, or the settings of one of its cells."""
     from rwkvbatch.comparison.dialogues.grouping import grouped
     from rwkvbatch.comparison.dialogues.selection import dialogues, has_failed
     from rwkvbatch.comparison.report.terminal_dialogues import print_dialogues
     from rwkvbatch.comparison.runs.loading import load_runs
     from rwkvbatch.results.summary import read_part
 
+    if settings:
+        only = (conversations, repeat, turn, failed or None, full or None, limit, as_json or None)
+        if any(value is not None for value in only):
+            raise UsageError("--settings prints the settings of a cell; leave out what selects conversations")
+        sys.stdout.write(_settings_of(load_runs([run])[0], cell or ()))
+        return
     data = load_runs([run], choices=True)[0]
     found = dialogues(data, conversations=conversations or (), cells=cell or (), repeat=repeat, turn=turn)
     if not found:
@@ -117,3 +138,25 @@ def show_command(
         notes.append("no dialogue has an error or a failed check")
     for note in notes:
         message(note, quiet=quiet)
+
+
+def _settings_of(data: RunData, cells: Sequence[str]) -> str:
+    """The settings of replies of the only cell of `data` that matches `cells`, as TOML."""
+    from rwkvbatch.comparison.dialogues.selection import names_matching
+    from rwkvbatch.comparison.runs.data import as_record
+    from rwkvbatch.config import DialoguePrompt, ReplySettings
+    from rwkvbatch.config.sources import as_toml
+    from rwkvbatch.prompt.templates import NO_PRELUDE
+
+    if not data.facts.cells:
+        raise UsageError(f"{data.source} has no settings", hint="name a run directory")
+    names = names_matching("--cell", cells, list(data.facts.cells))
+    if len(names) > 1:
+        raise UsageError(f"--settings needs one cell, got {listed(names, 4)}", hint="name one with --cell")
+    cell = data.facts.cells[names[0]]
+    files = as_record(as_record(as_record(data.manifest.get("about")).get("files")).get(names[0]))
+    names_of_reply = (*DialoguePrompt.model_fields, *ReplySettings.model_fields, "history", "system")
+    values = {name: cell[name] for name in names_of_reply if name in cell}
+    values["prelude"] = NO_PRELUDE
+    values |= {name: files[name] for name in _NAMED_FILES if files.get(name) is not None}
+    return f"# {names[0]} of {data.name}\n{as_toml(values)}"

@@ -83,7 +83,10 @@ class CellSettings(ReplySettings, DialoguePrompt, Prompting):
         None, "System message, in place of the script's; an empty text removes it.", "TEXT", "Prompt", text=True
     )
     prelude: str | None = setting(
-        None, "Text read before the first turn (an initial exchange), or the name api-demo-chat.", "FILE", "Prompt"
+        None,
+        "Text read before the first turn (an initial exchange), or the name api-demo-chat; none for no text.",
+        "FILE",
+        "Prompt",
     )
     endpoint: str | None = setting(
         None,

@@ -8,6 +8,7 @@ of `RunSettings` or their short names (`config.names.ALIASES`); `-` is read as `
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -227,6 +228,21 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             # Other parts of the program have variables of their own, so only names similar to a setting are refused.
             raise UsageError(f"{variable}: unknown setting{_did_you_mean(key)}")
     return values
+
+
+def as_toml(values: Mapping[str, Any]) -> str:
+    """Settings as the text of a file for `--config`, one per line.
+
+    Args:
+        values: numbers, truth values, texts and lists of these. `None`, which TOML does not have, is left out.
+    """
+    lines = (f"{key} = {_toml_value(value)}\n" for key, value in values.items() if value is not None)
+    return "".join(lines)
+
+
+def _toml_value(value: Any) -> str:
+    # Lists, numbers and truth values are written as in JSON, and so are texts but for one character.
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def read_toml(path: Path, option: str) -> dict[str, Any]:

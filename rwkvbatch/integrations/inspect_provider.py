@@ -114,7 +114,7 @@ class RwkvBatchAPI(ModelAPI):
         self._template = self._builder.template(
             cast("ThinkMode", think), cast("TurnEnd", turn_end), reply_prefix, template
         )
-        self._prelude = None if prelude is None else load_prelude(prelude)
+        self._prelude = load_prelude(prelude)
         self._bos, self._preset, self._seed, self._max_batch = bos, preset, seed, max_batch
         SamplingParams.from_preset(preset)
         initial = None if state is None else load_state(state, model.spec)

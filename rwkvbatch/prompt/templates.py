@@ -42,18 +42,24 @@ PRELUDES: Mapping[str, str] = {
 MAX_PRELUDE_BYTES = 1_000_000
 
 
-def load_prelude(name_or_path: str) -> str:
-    """The text of a prelude: one of `PRELUDES`, or the content of a file.
+NO_PRELUDE = "none"
+"""The name of the absence of an initial exchange, also where there is one by default."""
+
+
+def load_prelude(name_or_path: str | None) -> str | None:
+    """The text of a prelude: one of `PRELUDES`, or the content of a file; None for None and `NO_PRELUDE`.
 
     Raises:
         UsageError: the file cannot be read as UTF-8 text, or is larger than `MAX_PRELUDE_BYTES`.
     """
+    if name_or_path is None or name_or_path == NO_PRELUDE:
+        return None
     if name_or_path in PRELUDES:
         return PRELUDES[name_or_path]
     try:
         return read_text(name_or_path, MAX_PRELUDE_BYTES)
     except ValueError as error:
-        hint = f"name a text file, or one of {', '.join(PRELUDES)}"
+        hint = f"name a text file, or one of {', '.join((*PRELUDES, NO_PRELUDE))}"
         raise UsageError(f"--prelude {name_or_path}: {error}", hint=hint) from None
 
 

@@ -133,7 +133,7 @@ class LoadedServer:
             name=arguments.served_name or (BUNDLED_NAME if resolved.bundled else Path(model.spec.path).stem),
             created=int(time.time()),
             settings=ServerSettings(defaults, top_p_given="top_p" in settings.model_fields_set),
-            prelude=None if settings.prelude is None else load_prelude(settings.prelude),
+            prelude=load_prelude(settings.prelude),
             roots={NO_STATE: 0, **{name: number for number, name in enumerate(states, start=1)}},
             root=0 if settings.state is None else 1,
             seed=arguments.seed,

@@ -303,3 +303,33 @@ def test_a_plain_prompt_is_called_a_prompt(tmp_path: Path, capsys: pytest.Captur
         assert invoke(["show", str(tmp_path / "run"), name]) == ExitCode.DONE
         out = capsys.readouterr().out
         assert [label for label in ("Prompt ", "Reply ", "User ", "Assistant ") if f"\n{label}" in out] == list(labels)
+
+
+def test_the_settings_of_a_cell_are_a_file_for_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script, prelude, config = (tmp_path / name for name in ("s.jsonl", "prelude.txt", "chosen.toml"))
+    script.write_text(json.dumps({"id": "a", "messages": [{"role": "user", "content": "hi"}]}) + "\n")
+    prelude.write_text("User: hi\n\nAssistant: Hi.\n\n")
+    given = ["--top-p", "0.9", "--system", 'Be "kind"\x7f\n\t😀', "--stop", "\n", "--ban", "5", "--no-penalty", "，"]
+    given += ["--max-tokens", "4", "--max-seconds", "9.5", "--prelude", str(prelude), "--think", "fake"]
+    run = str(tmp_path / "run")
+    assert invoke(["run", str(script), "--out", run, "--temp", "0.3,1e-05", *given]) == ExitCode.DONE
+    capsys.readouterr()
+    assert invoke(["show", run, "--settings"]) == ExitCode.USAGE
+    assert "needs one cell, got temp=0.3, temp=1e-05" in capsys.readouterr().err
+    assert invoke(["show", run, "--settings", "--cell", "*1e-05"]) == ExitCode.DONE
+    config.write_text(capsys.readouterr().out)
+    again = str(tmp_path / "again")
+    assert invoke(["run", str(script), "--out", again, "--config", str(config)]) == ExitCode.DONE
+    cells = [json.loads((Path(path) / "manifest.json").read_text())["identity"]["cells"] for path in (run, again)]
+    # A system message of a settings file does not replace the script's.
+    assert cells[1]["base"] == cells[0]["temp=1e-05"] | {"system_only_where_script_has_none": True}
+    assert cells[1]["base"]["prelude_sha256"] is not None
+    capsys.readouterr()
+    assert invoke(["show", run, "--settings", "--cell", "*1e-05", "--failed"]) == ExitCode.USAGE
+
+
+def test_the_settings_of_a_cell_replace_the_initial_exchange_of_chats(
+    run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["show", run, "--settings", "--cell", "t=1"]) == ExitCode.DONE
+    assert 'prelude = "none"' in capsys.readouterr().out.splitlines()

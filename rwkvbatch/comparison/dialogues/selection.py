@@ -74,8 +74,8 @@ def dialogues(
     for name, tags in zip(run.rows["conversation"], run.rows["tags"], strict=True) if conversations else ():
         for tag in tags:
             names_by_tag.setdefault(tag, []).append(name)
-    selected_names = _selected("conversation", conversations, run.conversations, names_by_tag)
-    selected_cells = _selected("--cell", cells, [*run.facts.cells, *run.cells])
+    selected_names = names_matching("conversation", conversations, run.conversations, names_by_tag)
+    selected_cells = names_matching("--cell", cells, [*run.facts.cells, *run.cells])
     rows = run.rows.loc[run.rows["conversation"].isin(selected_names) & run.rows["cell"].isin(selected_cells)]
     for column, place in (("repeat", repeat), ("turn", turn)):
         if place is not None:
@@ -137,7 +137,7 @@ def has_failed(row: Mapping[Any, Any]) -> bool:
     return row["finish_reason"] == "error" or any(check["passed"] is False for check in row["checks"])
 
 
-def _selected(
+def names_matching(
     option: str, patterns: Sequence[str], known: Sequence[str], names_by_tag: Mapping[str, Sequence[str]] | None = None
 ) -> list[str]:
     """The known names that match a pattern, all of them without patterns.

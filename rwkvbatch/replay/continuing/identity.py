@@ -114,7 +114,7 @@ def _cell_identity(settings: CellSettings, spec: Spec, tokenizer: Tokenizer) -> 
     served = {name: settings.endpoint and getattr(settings, name) for name in _ENDPOINT_SETTINGS}
     if isinstance(spec, ServedSpec):
         served["endpoint_model"] = spec.name
-    prelude = None if settings.prelude is None else load_prelude(settings.prelude)
+    prelude = load_prelude(settings.prelude)
     return {
         **values,
         **served,

@@ -53,7 +53,7 @@ class PromptEncoder:
     def opening(self, task: Task) -> tuple[int, ...]:
         """The tokens before the first turn: token 0 with `bos`, the system message, the prelude and a greeting."""
         settings = task.settings
-        prelude = None if settings.prelude is None else self._load_prelude(settings.prelude)
+        prelude = self._load_prelude(settings.prelude)
         bos = (END_OF_TEXT,) if settings.begins_with_bos() else ()
         return (*bos, *self.encode(self.template(settings).opening(task.system, prelude, task.conversation.greeting)))
 
