@@ -21,25 +21,16 @@ most 96 % of samples, and none of the others but those of the last row in less t
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from interval_coverage import CASES, OTHERS, UNLIMITED, Draw
-from numpy.typing import NDArray
-from scipy import optimize  # pyright: ignore[reportMissingTypeStubs]
+from interval_rules import LEAST, MOST, Floats, arguments, flip_ends, moments, solve
 
 from rwkvbatch.stats.spread import Spread
 
-Floats = NDArray[np.float64]
-
-linprog: Any = optimize.linprog
-"""Without a type: pyright takes 10 s to infer it from the source."""
-
-LEAST, MOST = 0.94, 0.96
 SKEWNESS = np.array([-np.inf, -1.5, -0.8, -0.4, -0.15, 0.15, 0.4, 0.8, 1.2, 1.6, 2.2, 3.0, 4.0, np.inf])
 """Limits of the classes of a sample's skewness, towards the end in question."""
 ENDS = np.array([0.0, *np.arange(1.0, 8.0, 0.1), 8.0, 10.0, 15.0, 25.0, np.inf])
@@ -49,8 +40,6 @@ JUMP = 1.0
 WIDER = 1.05
 """How much wider a sane rule's intervals may be on average than those of `compare`."""
 SKEWED, LAST = "lognormal, sigma 1", "normal, a tenth moved by 5"
-_ENUMERATED = 13
-_BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -66,36 +55,11 @@ class Outcomes:
     width: float
 
 
-def flip_ends(samples: Floats, rng: np.random.Generator, level: float = 0.05, patterns: int = 1998) -> Floats:
-    """`[samples, 2]`: the ends of the sign-flip intervals at `level` of `samples` `[samples, conversations]`.
-
-    With more than `_ENUMERATED` conversations this number of patterns is drawn.
-    """
-    n = samples.shape[1]
-    if n <= _ENUMERATED:
-        chosen = (np.arange(1, 2**n)[:, None] >> np.arange(n)) & 1
-    else:
-        half = rng.integers(0, 2, (patterns // 2, n))
-        chosen = np.concatenate([half, 1 - half, np.ones((1, n), np.int64)])
-    skipped = math.floor(level / 2 * (len(chosen) + 1) + 1e-9) - 1
-    weights = (chosen / chosen.sum(axis=1, keepdims=True)).T
-    found: list[Floats] = []
-    for start in range(0, len(samples), _BATCH):
-        means = samples[start : start + _BATCH] @ weights
-        means.partition((skipped, means.shape[1] - 1 - skipped), axis=1)
-        found.append(means[:, [skipped, means.shape[1] - 1 - skipped]])
-    return np.concatenate(found)
-
-
 def outcomes(draw: Draw, truth: float, conversations: int, num_samples: int, seed: int = 0) -> Outcomes:
     """Both ends of each sample count: the lower end is the upper one of the mirrored sample."""
     rng = np.random.default_rng([conversations, seed])
     samples = np.stack([draw(rng, conversations) for _ in range(num_samples)])
-    mean = samples.mean(axis=1)
-    error = samples.std(axis=1, ddof=1) / math.sqrt(conversations)
-    deviations = samples - mean[:, None]
-    skewness = (deviations**3).mean(axis=1) / (deviations**2).mean(axis=1) ** 1.5
-    skewness *= math.sqrt(conversations * (conversations - 1)) / (conversations - 2)
+    mean, error, skewness = moments(samples)
     low, high = flip_ends(samples, rng).T
     missed = np.zeros((len(SKEWNESS) - 1, len(ENDS)))
     reach = np.zeros_like(missed)
@@ -139,24 +103,17 @@ class Rule:
         return 1 - float((of.missed * self.shares).sum())
 
 
-def solve(
+def cheapest(
     cost: Floats, most: list[tuple[Floats, float]], found: Mapping[str, Outcomes], *, only_sane: bool
 ) -> Rule | None:
-    """The rule of the least `cost` `[1 + classes * ends]`; each of `most` is (row, what it is at most).
-
-    The first variable is not of the rule, and not negative. None where no rule does what it must.
-    """
+    """The rule of the least `cost` of `solve`; each of `most` is (row, what it is at most)."""
     shape = next(iter(found.values())).missed.shape
-    longest: float | None = None
-    if only_sane:
-        longest = 0.0  # no end at all is infinitely wide
+    if only_sane:  # no end at all is infinitely wide
         most = most + [(np.append(0.0, np.nan_to_num(of.reach, posinf=0.0)), WIDER * of.width) for of in found.values()]
         most = most + [(np.append(0.0, row), 0.0) for row in sane(*shape)]
-    bounds = [(0.0, None), *((0.0, None if math.isfinite(end) else longest) for _ in range(shape[0]) for end in ENDS)]
-    each = np.append(np.zeros((shape[0], 1)), np.kron(np.eye(shape[0]), np.ones(shape[1])), axis=1)
     rows, limits = np.array([row for row, _ in most]), [limit for _, limit in most]
-    solved = linprog(cost, A_ub=rows, b_ub=limits, A_eq=each, b_eq=np.ones(shape[0]), bounds=bounds)
-    return None if solved.x is None else Rule(solved.x[1:].reshape(shape), float(solved.fun))
+    solved = solve(cost, [rows], limits, shape[0], ENDS, only_finite=only_sane)
+    return None if solved is None else Rule(solved[1][1:].reshape(shape), solved[0])
 
 
 def least_outside(found: Mapping[str, Outcomes], *, only_sane: bool = False) -> Rule | None:
@@ -166,21 +123,18 @@ def least_outside(found: Mapping[str, Outcomes], *, only_sane: bool = False) -> 
         most.append((np.append(-1.0, of.missed), 1 - LEAST))
         most.append((np.append(-1.0, -of.missed), MOST - 1))
     size = next(iter(found.values())).missed.size
-    return solve(np.append(1.0, np.zeros(size)), most, found, only_sane=only_sane)
+    return cheapest(np.append(1.0, np.zeros(size)), most, found, only_sane=only_sane)
 
 
 def most_skewed(found: Mapping[str, Outcomes], *, only_sane: bool = False) -> Rule | None:
     """The rule with the largest coverage of `SKEWED` that holds normal and exponential differences in at most MOST."""
     most = [(np.append(0.0, -found[name].missed), MOST - 1) for name in ("normal", "exponential")]
     most += [(np.append(0.0, of.missed), 1 - LEAST) for name, of in found.items() if name not in (SKEWED, LAST)]
-    return solve(np.append(0.0, found[SKEWED].missed), most, found, only_sane=only_sane)
+    return cheapest(np.append(0.0, found[SKEWED].missed), most, found, only_sane=only_sane)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=20_000)
-    parser.add_argument("--conversations", type=int, nargs="+", default=[8, 12, 20, 40])
-    given = parser.parse_args()
+    given = arguments(__doc__, 20_000, [8, 12, 20, 40]).parse_args()
     for n in given.conversations:
         cases = {name: CASES[name] for name in UNLIMITED} | OTHERS
         everything, fresh = (

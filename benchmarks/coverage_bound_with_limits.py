@@ -21,28 +21,19 @@ The same for a grid of differences: 3 to 20 % total losses, and gains of which e
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from interval_coverage import Draw, losses, repetitions
-from numpy.typing import NDArray
-from scipy import optimize  # pyright: ignore[reportMissingTypeStubs]
-from scipy.sparse import csr_array, hstack, kron, vstack  # pyright: ignore[reportMissingTypeStubs]
+from interval_rules import LEAST, LEVEL, MOST, Floats, arguments, no_nearer, solve
+from scipy.sparse import csr_array  # pyright: ignore[reportMissingTypeStubs]
 
 from rwkvbatch.stats import spread
 from rwkvbatch.stats.clustered import t_quantile
 from rwkvbatch.stats.spread import Spread
 
-Floats = NDArray[np.float64]
-
-linprog: Any = optimize.linprog
-"""Without a type: pyright takes 10 s to infer it from the source."""
-
-LEVEL, LEAST, MOST = 0.05, 0.94, 0.96
 SPREADS = np.array([-np.inf, 0.1, 0.13, 0.15, 0.17, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, np.inf])
 """Limits of the classes of a sample's standard deviation."""
 FARTHEST = np.array([-np.inf, 0.01, 0.3, 0.55, 0.8, np.inf])
@@ -146,14 +137,13 @@ def by_absence(
 
 
 def sane() -> csr_array:
-    """`[rows, classes * ends]`: what is at most 0 for rules whose ends are nowhere nearer with more spread.
+    """What is at most 0 for rules whose ends are nowhere nearer with a larger standard deviation.
 
-    A rule is the share of each end in each class. Of a mixture of sane rules, the share of ends at a distance or
-    farther grows with the class of the standard deviation, for the same class of the farthest conversation.
+    It is for the same class of the farthest conversation.
     """
-    farther = np.triu(np.ones((len(ENDS), len(ENDS))))[1:]
-    rise = np.eye(len(SPREADS) - 2, len(SPREADS) - 1) - np.eye(len(SPREADS) - 2, len(SPREADS) - 1, k=1)
-    return csr_array(kron(kron(rise, np.eye(len(FARTHEST) - 1)), farther))
+    farthest = len(FARTHEST) - 1
+    classes = (len(SPREADS) - 1) * farthest
+    return no_nearer([(place, place + farthest) for place in range(classes - farthest)], classes, len(ENDS))
 
 
 def best_rule(
@@ -174,17 +164,16 @@ def best_rule(
             rows.append(np.append(slack, -of.ravel()))
             limits.append(MOST - 1)
     cost = np.append(1.0, np.zeros(classes * ends)) if row is None else np.append(0.0, -found[row].ravel())
-    each = hstack([csr_array((classes, 1)), kron(np.eye(classes), np.ones((1, ends)))])
-    conditions = csr_array(np.array(rows))
+    conditions = [np.array(rows)]
     if only_sane:
-        num_conditions = (len(SPREADS) - 2) * (len(FARTHEST) - 1) * (len(ENDS) - 1)
-        conditions = vstack([conditions, hstack([csr_array((num_conditions, 1)), sane()])])
-        limits += [0.0] * num_conditions
-    solved = linprog(cost, A_ub=conditions, b_ub=limits, A_eq=each, b_eq=np.ones(classes))
-    if solved.x is None:
+        slopes = sane().toarray()
+        conditions.append(np.pad(slopes, ((0, 0), (1, 0))))
+        limits += [0.0] * len(slopes)
+    solved = solve(cost, conditions, limits, classes, ENDS)
+    if solved is None:
         return None
-    shares = {name: 1 - float(of.ravel() @ solved.x[1:]) for name, of in found.items()}
-    return shares | {"outside": float(solved.x[0])}
+    shares = {name: 1 - float(of.ravel() @ solved[1][1:]) for name, of in found.items()}
+    return shares | {"outside": float(solved[1][0])}
 
 
 def print_rules(found: Mapping[str, Floats], kinds: Mapping[str, tuple[str | None, bool]]) -> None:
@@ -198,10 +187,7 @@ def print_rules(found: Mapping[str, Floats], kinds: Mapping[str, tuple[str | Non
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=10_000)
-    parser.add_argument("--conversations", type=int, nargs="+", default=[8, 12, 20, 40])
-    given = parser.parse_args()
+    given = arguments(__doc__, 10_000, [8, 12, 20, 40]).parse_args()
     kinds: dict[str, tuple[str | None, bool]] = {"any rule": (None, False), "sane rule": (None, True)}
     for n in given.conversations:
         for name, (draw, truth) in ROWS.items():

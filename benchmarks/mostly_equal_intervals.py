@@ -20,21 +20,18 @@ of 5 % divided by 8; equal pairs have an unlimited interval. Behind it stands th
 
 from __future__ import annotations
 
-import argparse
 import math
 from typing import Any
 
 import numpy as np
 from coverage_bound_mostly_equal import MostlyEqual
-from numpy.typing import NDArray
+from interval_rules import LEVEL, Floats, arguments, flip_ends, moments
 from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
 from rwkvbatch.stats.skewness import MOST, NOISE, SMALL_SAMPLE, lacked_skewness
 
-Floats = NDArray[np.float64]
 Ends = tuple[Floats, Floats]
-LEVEL, VARIANTS = 0.05, 8
-_ENUMERATED, _BATCH = 13, 1000
+VARIANTS = 8
 
 
 def quantile(level: float, degrees: Floats | float) -> Floats:
@@ -51,32 +48,10 @@ def around(center: Floats, half: Floats) -> Ends:
     return center - half, center + half
 
 
-def flips(samples: Floats, level: float) -> Ends:
-    """The ends of the sign-flip interval; of the smallest and the largest mean where no flip reaches the level."""
-    n = samples.shape[1]
-    if n <= _ENUMERATED:
-        chosen = (np.arange(1, 2**n)[:, None] >> np.arange(n)) & 1
-    else:
-        half = np.random.default_rng(1).integers(0, 2, (999, n))
-        chosen = np.concatenate([half, 1 - half, np.ones((1, n), np.int64)])
-    skipped = max(0, math.floor(level / 2 * (len(chosen) + 1) + 1e-9) - 1)
-    weights = (chosen / chosen.sum(axis=1, keepdims=True)).T
-    ends: list[Floats] = []
-    for start in range(0, len(samples), _BATCH):
-        means = samples[start : start + _BATCH] @ weights
-        means.partition((skipped, means.shape[1] - 1 - skipped), axis=1)
-        ends.append(means[:, [skipped, means.shape[1] - 1 - skipped]])
-    low, high = np.concatenate(ends).T
-    return low, high
-
-
 def hall(samples: Floats, level: float, degrees: Floats | float) -> Ends:
     """The interval by Hall's transformation on the sides of long tails (`rwkvbatch.stats.skewness`)."""
     n = samples.shape[1]
-    mean, error = samples.mean(axis=1), samples.std(axis=1, ddof=1) / math.sqrt(n)
-    deviations = samples - mean[:, None]
-    skewness = (deviations**3).mean(axis=1) / (deviations**2).mean(axis=1) ** 1.5
-    skewness *= math.sqrt(n * (n - 1)) / (n - 2)
+    mean, error, skewness = moments(samples)
     varying = np.minimum((samples != 0).sum(axis=1), n - 1)
     small = (level / LEVEL) ** (varying / (n - 1))
     limit = (MOST - (MOST - min(0.96, 0.9 + 0.75 / n)) * small) / quantile(level, degrees if level < LEVEL else n - 1)
@@ -116,7 +91,8 @@ def rules(samples: Floats, level: float) -> dict[str, Ends]:
     usual, center = np.sqrt((samples**2).sum(axis=1) / k), samples.sum(axis=1) / (n + 2)
     squares = ((samples - center[:, None]) ** 2).sum(axis=1) + usual**2 + 2 * center**2
     ties = around(center, quantile(level, n + 1) * np.sqrt(squares * (n + 2) / (n + 1)) / (n + 2))
-    base = wider(flips(samples, level), around(mean, 0.0 * error))
+    low, high = flip_ends(samples, np.random.default_rng(1), level).T
+    base = wider((low, high), around(mean, 0.0 * error))
     if level * 2**n < 2:
         base = wider(base, around(mean, quantile(level, n - 1) * error))
     with_ties = wider(base, ties)
@@ -138,10 +114,7 @@ def rules(samples: Floats, level: float) -> dict[str, Ends]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=20_000)
-    parser.add_argument("--conversations", type=int, nargs="+", default=[8, 12, 20, 40])
-    given = parser.parse_args()
+    given = arguments(__doc__, 20_000, [8, 12, 20, 40]).parse_args()
     for variants in (1, VARIANTS):
         for n in given.conversations:
             for row in (MostlyEqual(share, of) for share in (0.1, 0.3) for of in ("normal around 1", "exponential")):
