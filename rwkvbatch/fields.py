@@ -24,7 +24,7 @@ Count = Annotated[int, Strict(), Field(ge=0, le=MAX_COUNT)]
 Size = Annotated[int, Strict(), Field(ge=1, le=MAX_COUNT)]
 Seed = Annotated[int, Strict(), Field(ge=0, le=2**64 - 1)]
 Flag = Annotated[bool, Strict()]
-Number = Annotated[float, Strict(), Field(ge=-_MOST, le=_MOST)]
+Number = Annotated[float, Strict(), Field(ge=-_MOST, le=_MOST, allow_inf_nan=False)]
 Share = Annotated[float, Strict(), Field(ge=0, le=1)]
 Weight = Annotated[float, Strict(), Field(ge=0, le=_MOST)]
 Items = Annotated[tuple[_Item, ...], FailFast()]
@@ -41,6 +41,7 @@ _EXPECTED: Mapping[str, str] = {
     "bool_type": "true or false",
     "int_type": "an integer",
     "float_type": "a number",
+    "finite_number": "a finite number",
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
 }
