@@ -74,7 +74,7 @@ class Verdict:
 
 
 class Rule(Protocol):
-    """Judges replies by one kind of check."""
+    """Judges replies by one kind of check. It may also have `needs_reference`, `choices` and `rubrics`, see `Check`."""
 
     def judge(self, facts: ReplyFacts) -> Verdict: ...
 
@@ -89,9 +89,6 @@ class Check:
         rule: judges the reply.
         weight: weight in the row's score.
         options: further keys of the entry, such as `ignore_case`.
-        needs_reference: whether the check compares with the turn's reference reply.
-        choices: names or indexes of choices that the turn must have; includes those of combined checks.
-        rubrics: rubrics about which a judge is asked (`checks.judged.Rubric`); includes those of combined checks.
     """
 
     kind: str
@@ -99,9 +96,21 @@ class Check:
     rule: Rule = field(repr=False, compare=False)
     weight: float = 1.0
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    needs_reference: bool = False
-    choices: tuple[str | int, ...] = ()
-    rubrics: tuple[Any, ...] = field(default=(), repr=False)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the check compares with the turn's reference reply."""
+        return getattr(self.rule, "needs_reference", False)
+
+    @property
+    def choices(self) -> tuple[str | int, ...]:
+        """Names or indexes of choices that the turn must have."""
+        return getattr(self.rule, "choices", ())
+
+    @property
+    def rubrics(self) -> tuple[Any, ...]:
+        """Rubrics about which a judge is asked (`checks.judged.Rubric`)."""
+        return getattr(self.rule, "rubrics", ())
 
     def judge(self, facts: ReplyFacts) -> Verdict:
         """The verdict on a reply.

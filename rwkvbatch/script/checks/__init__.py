@@ -157,6 +157,18 @@ class Combination:
     kind: str
     checks: tuple[Check, ...]
 
+    @property
+    def needs_reference(self) -> bool:
+        return any(check.needs_reference for check in self.checks)
+
+    @property
+    def choices(self) -> tuple[str | int, ...]:
+        return tuple(choice for check in self.checks for choice in check.choices)
+
+    @property
+    def rubrics(self) -> tuple[Any, ...]:
+        return tuple(rubric for check in self.checks for rubric in check.rubrics)
+
     def judge(self, facts: ReplyFacts) -> Verdict:
         return _COMBINERS[self.kind](self.checks, facts)
 
@@ -167,6 +179,7 @@ class _Guarded:
 
     kind: str
     rule: Rule
+    needs_reference: bool = False
     deadline_s: float = PLUGIN_DEADLINE_S
     hint: str = "the check is a plug-in: report this to its author"
 
@@ -212,9 +225,34 @@ def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int, *, may_la
     weight = raw.get("weight", 1.0)
     if not is_number(weight) or not 0 < weight <= MAX_WEIGHT:
         refuse(source, f"{where}.weight: must be a number above 0 and at most {MAX_WEIGHT:g}, got {shown(weight)}")
+    may_lack |= functions.CODE in raw and functions.reads_copy()
+    code = {key: raw[key] for key in raw if key == functions.CODE}
+    parsed: list[Check] = []
+    for kind, rule_kind in _kinds_of(raw, source, where, may_lack=may_lack).items():
+        if rule_kind is not None:
+            rule, options = _rule(kind, rule_kind, raw, source, where)
+        elif kind in _COMBINERS:
+            checks = _parse(raw[kind], source, f"{where}.{kind}", depth + 1, may_lack=may_lack)
+            if not checks:
+                refuse(source, f"{where}.{kind}: must contain at least one check")
+            codes = [check.options[functions.CODE] for check in checks if functions.CODE in check.options]
+            own_code = {functions.CODE: json_sha256(codes)} if codes else {}
+            rule, options = Combination(kind, checks), code if may_lack else own_code
+        else:
+            rule, options = functions.AbsentRule(kind), code
+        parsed.append(Check(kind, raw[kind], rule, float(weight), options))
+    return parsed
+
+
+def _kinds_of(
+    raw: Mapping[str, Any], source: SourceLine, where: str, *, may_lack: bool
+) -> dict[str, text.RuleKind | None]:
+    """The kinds of an entry by name; None for combinations, and for functions that are not given.
+
+    Refuses unknown keys, and an entry without a kind.
+    """
     given = functions.given_kinds()
     kinds = [key for key in raw if key in _BUILT_IN or key in _COMBINERS or key in _plugins() or key in given]
-    may_lack |= functions.CODE in raw and functions.reads_copy()
     other_keys = [key for key in raw if key not in ("weight", functions.CODE)]
     if functions.CODE in raw and not may_lack and other_keys and not (kinds and given):
         problem = f"{where}: the check {shown(other_keys[0])} is or has a function, which is not given"
@@ -230,39 +268,26 @@ def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int, *, may_la
     refuse_unknown_keys(raw, known if kinds else {*check_kinds(), "weight"}, source, where)
     if not kinds:
         refuse(source, f"{where}: names no kind of check", f"allowed: {', '.join(check_kinds())}")
-    parsed: list[Check] = []
-    for kind in kinds:
-        options: dict[str, Any] = {}
-        if kind in _COMBINERS:
-            checks = _parse(raw[kind], source, f"{where}.{kind}", depth + 1, may_lack=may_lack)
-            if not checks:
-                refuse(source, f"{where}.{kind}: must contain at least one check")
-            rule, needs_reference = Combination(kind, checks), any(check.needs_reference for check in checks)
-            if may_lack:
-                options = {key: raw[key] for key in raw if key == functions.CODE}
-            elif codes := [check.options[functions.CODE] for check in checks if functions.CODE in check.options]:
-                options = {functions.CODE: json_sha256(codes)}
-            choices = tuple(choice for check in checks for choice in check.choices)
-            rubrics = tuple(rubric for check in checks for rubric in check.rubrics)
-        elif kind not in rule_kinds:
-            options = {key: raw[key] for key in raw if key == functions.CODE}
-            rule, needs_reference, choices, rubrics = functions.AbsentRule(kind), False, (), ()
-        else:
-            options = {key: raw[key] for key in raw if key in rule_kinds[kind].options}
-            rule = _rule(kind, rule_kinds[kind], raw[kind], options, source, where)
-            needs_reference = bool(getattr(rule, "needs_reference", False))
-            choices = (rule.choice,) if isinstance(rule, answers.Chosen) else ()
-            rubrics = (rule,) if isinstance(rule, judged.Rubric) else ()
-            if kind in given:
-                options = {functions.CODE: given[kind].code}
-                rule = _Guarded(kind, rule, hint="fix the function that is given as this check")
-            elif kind not in _BUILT_IN:
-                rule = _Guarded(kind, rule, float(getattr(rule_kinds[kind], "deadline_s", PLUGIN_DEADLINE_S)))
-        parsed.append(Check(kind, raw[kind], rule, float(weight), options, needs_reference, choices, rubrics))
-    return parsed
+    return {kind: rule_kinds.get(kind) for kind in kinds}
 
 
 def _rule(
+    kind: str, rule_kind: text.RuleKind, raw: Mapping[str, Any], source: SourceLine, where: str
+) -> tuple[Rule, dict[str, Any]]:
+    """The rule of an entry and the options that it has; raises as `_parse_rule`."""
+    options = {key: raw[key] for key in raw if key in rule_kind.options}
+    rule = _parse_rule(kind, rule_kind, raw[kind], options, source, where)
+    if kind in _BUILT_IN:
+        return rule, options
+    needs_reference = bool(getattr(rule, "needs_reference", False))
+    if isinstance(rule_kind, functions.FunctionKind):
+        hint = "fix the function that is given as this check"
+        return _Guarded(kind, rule, needs_reference, hint=hint), {functions.CODE: rule_kind.code}
+    deadline_s = float(getattr(rule_kind, "deadline_s", PLUGIN_DEADLINE_S))
+    return _Guarded(kind, rule, needs_reference, deadline_s), options
+
+
+def _parse_rule(
     kind: str, rule_kind: text.RuleKind, expected: Any, options: Mapping[str, Any], source: SourceLine, where: str
 ) -> Rule:
     """The rule of an entry; errors of its parser become `ScriptError` or `MissingExtraError`."""

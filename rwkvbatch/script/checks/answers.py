@@ -168,6 +168,10 @@ class Chosen:
             wrong(f"must be one of {', '.join(NORMALIZE)}", normalize, key="normalize")
         return cls(expected, normalize)
 
+    @property
+    def choices(self) -> tuple[str | int]:
+        return (self.choice,)
+
     def judge(self, facts: ReplyFacts) -> Verdict:
         if facts.choices is None:
             return Verdict(False, 0.0, "the turn has no choices")

@@ -56,6 +56,10 @@ class Rubric:
     def needs_reference(self) -> bool:
         return self.reference
 
+    @property
+    def rubrics(self) -> tuple[Self]:
+        return (self,)
+
     def judge(self, facts: ReplyFacts) -> Verdict:
         judge_verdict = facts.judge_verdicts.get(self)
         if judge_verdict is None:
