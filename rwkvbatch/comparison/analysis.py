@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from rwkvbatch.comparison.dialogues.blame import Blame
-from rwkvbatch.comparison.gates.evaluation import GateResult
+from rwkvbatch.comparison.gates.results import GateResult
 from rwkvbatch.comparison.metrics.declarations import Metric
 from rwkvbatch.comparison.numbers import interval, shown_mean
 from rwkvbatch.comparison.pairing.matching import Dropped, MatchedRows

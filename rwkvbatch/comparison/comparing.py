@@ -24,6 +24,7 @@ from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.dialogues.blame import blame as find_blame
 from rwkvbatch.comparison.gates.evaluation import judge as judge_gates
 from rwkvbatch.comparison.gates.expressions import Gate
+from rwkvbatch.comparison.gates.margins import margin_notes
 from rwkvbatch.comparison.gates.parsing import parse_gate
 from rwkvbatch.comparison.gates.scopes import scopes_of
 from rwkvbatch.comparison.metrics.declarations import Metric, metric_named
@@ -176,6 +177,7 @@ def compare(
     for metric in shown.metrics if matched else ():
         tests.add(metric, is_primary=metric == primary_metric, is_ranked=requested is not None)
     scopes = scopes_of(matching.all_pairs, variants, table, matching.dropped, matching.runs)
+    notes += margin_notes(gates, scopes)
     return Analysis(
         runs=tuple(matching.runs),
         variants=tuple(variants),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Final
 
@@ -23,7 +23,6 @@ from rwkvbatch.comparison.gates.expressions import (
     LinearForm,
     Value,
     evaluated,
-    has_value,
 )
 from rwkvbatch.comparison.gates.intervals import (
     Interval,
@@ -33,6 +32,7 @@ from rwkvbatch.comparison.gates.intervals import (
     known_values,
     wanted_sign,
 )
+from rwkvbatch.comparison.gates.results import CANNOT_JUDGE, GateResult
 from rwkvbatch.comparison.gates.scopes import GateScope
 from rwkvbatch.comparison.metrics.declarations import metric_named
 from rwkvbatch.comparison.pairing.preference import PREFERENCE
@@ -44,87 +44,6 @@ from rwkvbatch.stats.variances import discreteness, variances, weighted_deviatio
 POWER: Final = 0.8
 """The probability with which a sample of the printed size shows that the condition holds."""
 _SMALLEST_DISTANCE: Final = 1e-6
-
-
-@dataclass(frozen=True)
-class GateResult:
-    """One gate on one variant.
-
-    Attributes:
-        failed: whether the condition holds (`--fail-if`) or does not hold (`--fail-unless`), or there is a `reason`.
-        left, right: values of the two sides of the condition; NaN if they could not be computed.
-        shown: for significant gates, whether the interval shows that the condition holds; else whether it holds.
-        low, high: for significant gates the interval of `left - right`, simultaneous over all variants; else NaN.
-        p_adjusted: p-value of "variant and baseline are equal", corrected over all variants; NaN if the gate tests
-            another hypothesis.
-        reason: why the gate fails regardless of its condition; empty otherwise.
-        conversations_needed: number of conversations that would show the condition, if a significant `--fail-unless`
-            fails because it has too few; else None.
-        note: what `conversations_needed` assumes.
-        only: the name of the restriction of the comparison (`--only`); empty without one.
-    """
-
-    gate: Gate
-    label: str
-    baseline_label: str | None
-    failed: bool
-    left: float = math.nan
-    right: float = math.nan
-    shown: bool = False
-    low: float = math.nan
-    high: float = math.nan
-    p_adjusted: float = math.nan
-    reason: str = ""
-    conversations_needed: int | None = None
-    note: str = ""
-    only: str = ""
-
-    @property
-    def holds(self) -> bool:
-        """Whether the condition holds, significantly or not."""
-        return COMPARATORS[self.gate.comparator](self.left, self.right)
-
-    @property
-    def found(self) -> str:
-        """The numbers that were compared, and the reason for a failure."""
-        parts: list[str] = []
-        if not math.isnan(self.left):
-            negation = "" if self.holds else "not "
-            left, right = self._sides
-            parts.append(f"{negation}{left} {self.gate.comparator} {right}")
-        if not math.isnan(self.low):
-            if self.holds and not self.shown:
-                parts.append("not significant")
-            parts.append(f"left - right = {self.left - self.right:+.4g} [{self.low:+.4g}, {self.high:+.4g}]")
-        if not math.isnan(self.p_adjusted):
-            parts.append(f"p = {self.p_adjusted:.2g}")
-        return "; ".join(filter(None, (", ".join(parts), self.reason, self.note)))
-
-    @property
-    def _sides(self) -> tuple[str, str]:
-        """The two sides as text, whose order is that of the numbers.
-
-        A side without a metric has the number that the gate gives; others have 4 significant digits, or more.
-        """
-        sides = [(self.left, self.gate.left), (self.right, self.gate.right)]
-
-        def texts(digits: int) -> tuple[str, str]:
-            left, right = (f"{number:.{digits if has_value(node) else 15}g}" for number, node in sides)
-            return left, right
-
-        order = _order(self.left, self.right)
-        digits = next((n for n in (4, 6, 8, 12) if _order(*map(float, texts(n))) == order), 17)
-        return texts(digits)
-
-    @property
-    def condition(self) -> str:
-        """The condition prefixed with `fail-if` or `fail-unless`, and the restriction."""
-        return f"{self.gate.option.removeprefix('--')} {self.gate.text}{self.only and f' ({self.only})'}"
-
-    @property
-    def line(self) -> str:
-        """The outcome as one line of a log."""
-        return f"{'FAILED' if self.failed else 'passed'}: {self.condition} [{self.label}: {self.found}]"
 
 
 def judge(
@@ -199,7 +118,7 @@ def _incomplete(gate: Gate, scope: GateScope, *, allow_missing: bool, partial: b
             if getattr(dropped, name) and not gate.judges(name, of_baseline=bool(of_baseline))
         ]
         if texts:
-            sides.append(f"{label}: {', '.join(texts)}")
+            sides.append(f"in {label}, {', '.join(texts)}")
     if sides:
         problems.append(f"{'; '.join(sides)} (--allow-missing judges the rest)")
     return problems
@@ -210,15 +129,15 @@ def _judge(gate: Gate, scope: GateScope, interval: Interval | None) -> GateResul
     try:
         left, right = (_number(gate, scope, side) for side in ("left", "right"))
     except _CannotJudgeError as error:
-        return replace(result, reason=f"cannot be judged: {error}")
+        return replace(result, reason=f"{CANNOT_JUDGE}{error}")
     result = replace(result, left=left, right=right)
     unless = gate.option == "--fail-unless"
     if interval is None:
         return replace(result, shown=result.holds, failed=result.holds != unless)
     if gate.form is not None and (reason := different_turns(gate.form, scope)):
-        return replace(result, reason=f"cannot be judged: {reason}")
+        return replace(result, reason=f"{CANNOT_JUDGE}{reason}")
     if interval.reason:
-        result = replace(result, reason=f"cannot be judged: {interval.reason}")
+        result = replace(result, reason=f"{CANNOT_JUDGE}{interval.reason}")
         return _with_sample_size(result, scope, interval) if unless else result
     end = interval.high if gate.comparator in ("<", "<=") else interval.low
     # An interval that was widened to contain 0 can end at 0; such an end shows nothing.
@@ -332,7 +251,3 @@ def _room(form: LinearForm, result: GateResult, sign: int) -> float:
     low, high = form.limits
     observed = result.left - result.right
     return observed - low if sign > 0 else high - observed
-
-
-def _order(left: float, right: float) -> int:
-    return (left > right) - (left < right)

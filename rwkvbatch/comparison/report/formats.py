@@ -14,6 +14,7 @@ from rwkvbatch.comparison.analysis import COLUMNS as FIELDS
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.dialogues.blame import Blame
 from rwkvbatch.comparison.dialogues.changes import most_changed
+from rwkvbatch.comparison.gates.results import gates_outcome
 from rwkvbatch.comparison.numbers import interval, mean_interval, shown_mean
 from rwkvbatch.comparison.pairing.settings import settings_sentence
 from rwkvbatch.comparison.runs.data import Variant
@@ -171,11 +172,18 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
 def as_markdown(analysis: Analysis) -> str:
     """The comparison as Markdown, with all names escaped.
 
-    It has the restriction, the conclusion, rankings, dropped rows, gates, a table per family (of means for a single
-    variant) and notes.
+    It has the outcome of gates, the restriction, the conclusion, rankings, dropped rows, a table per family (of means
+    for a single variant) and notes.
     """
     means = [] if analysis.comparisons else analysis.means(analysis.variants[0])
-    parts = [] if analysis.restriction is None else [f"**{escaped(analysis.restriction.sentence)}**"]
+    restriction = "" if analysis.restriction is None else analysis.restriction.sentence
+    headline = "; ".join(filter(None, (gates_outcome(analysis.gates), restriction)))
+    parts: list[str] = []
+    if analysis.gates:
+        parts.append(f"**{'❌' if analysis.failed else '✅'} {escaped(headline)}**")
+        parts.append("\n".join(f"- {'❌' if gate.failed else '✅'} {escaped(gate.line)}" for gate in analysis.gates))
+    elif restriction:
+        parts.append(f"**{escaped(restriction)}**")
     parts.append(f"**{escaped(conclusion(analysis.comparisons, means))}**")
     if sentence := settings_sentence(analysis.settings_differ):
         parts.append(escaped(sentence))
@@ -191,8 +199,6 @@ def as_markdown(analysis: Analysis) -> str:
     parts += [escaped(TREND_NOTE)] if analysis.trends else []
     if sentence := left_out(analysis.dropped, analysis.first_metric):
         parts.append(escaped(sentence))
-    if analysis.gates:
-        parts.append("\n".join(f"- {'❌' if gate.failed else '✅'} {escaped(gate.line)}" for gate in analysis.gates))
     families = {family.name: family for family in analysis.families}
     for name, lines in by_family(analysis.comparisons).items():
         details = "; ".join(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from rwkvbatch import __version__
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.dialogues.failures import FailureCount, failures_by_check, failures_by_tag
+from rwkvbatch.comparison.gates.results import gates_outcome
 from rwkvbatch.comparison.numbers import difference, interval, number, p_value, shown_mean, with_minus
 from rwkvbatch.comparison.pairing.settings import settings_sentence
 from rwkvbatch.comparison.report.charts import memory_figures, most_different, sweep_figures, trend_figure, turn_figures
@@ -144,6 +145,8 @@ def as_html(analysis: Analysis) -> str:
         interval=_typeset(interval),
         metric_title=metric_title,
         gates=analysis.gates,
+        gates_outcome=gates_outcome(analysis.gates),
+        gates_failed=analysis.failed,
         notes=analysis.notes,
         # The SVG is generated here, with all texts escaped by the XML writer.
         sweep=[vars(figure) | {"svg": Markup(figure.svg)} for figure in sweep_figures(analysis)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import pytest
 import rwkvbatch
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.comparing import compare
-from rwkvbatch.comparison.gates.evaluation import GateResult, judge
+from rwkvbatch.comparison.gates.evaluation import judge
 from rwkvbatch.comparison.gates.parsing import parse_gate
+from rwkvbatch.comparison.gates.results import GateResult, gates_outcome
 from rwkvbatch.comparison.gates.scopes import Column, GateScope
 from rwkvbatch.comparison.pairing.matching import Dropped
 from rwkvbatch.errors import UsageError
@@ -67,7 +69,7 @@ def test_a_gate_fails_on_errors_which_count_as_failed(tmp_path: Path) -> None:
     gate = "score < baseline - 0.02"
     result = only_gate(compare(paths, fail_if=[gate]))
     assert result.failed
-    assert result.reason == "b: 20 turns ended in an error (--allow-missing judges the rest)"
+    assert result.reason == "in b, 20 turns ended in an error (--allow-missing judges the rest)"
     allowed = only_gate(compare(paths, fail_if=[gate], allow_missing=True))
     assert allowed.failed
     assert not allowed.reason
@@ -79,7 +81,7 @@ def test_an_error_of_the_baseline_fails_a_gate(tmp_path: Path, gate: str) -> Non
     paths = runs(tmp_path, passing(0.5, errors=3), passing(0.5))
     result = only_gate(compare(paths, fail_if=[gate]))
     assert result.failed
-    assert "a: 3 turns ended in an error" in result.reason
+    assert "in a, 3 turns ended in an error" in result.reason
     assert not only_gate(compare(paths, fail_if=[gate], allow_missing=True)).failed
 
 
@@ -89,7 +91,7 @@ def test_missing_turns_fail_a_gate_unless_they_are_allowed(tmp_path: Path) -> No
     write_status(paths[1], 30, "done")
     result = only_gate(compare(paths, fail_if=["score < 0.1"]))
     assert result.failed
-    assert "b: 10 turns missing" in result.reason
+    assert "in b, 10 turns missing" in result.reason
     assert not only_gate(compare(paths, fail_if=["score < 0.1"], allow_missing=True)).failed
 
 
@@ -150,7 +152,7 @@ def test_a_gate_does_not_judge_errors_of_the_baseline_with_which_it_passes(
     paths = runs(tmp_path, passing(0.5, errors=6), passing(0.5, errors=of_variant))
     result = only_gate(compare(paths, fail_if=[gate]))
     assert result.failed
-    assert result.reason == "a: 6 turns ended in an error (--allow-missing judges the rest)"
+    assert result.reason == "in a, 6 turns ended in an error (--allow-missing judges the rest)"
     assert not only_gate(compare(paths, fail_if=[gate], allow_missing=True)).failed
 
 
@@ -185,7 +187,7 @@ def test_the_line_of_a_gate_has_enough_digits_to_distinguish_its_sides(tmp_path:
         row["checks"][0]["score"] = 0.9999999
 
     path = str(make_run(tmp_path / "run", change=change))
-    assert "0.9999999 < 1" in only_gate(compare([path], fail_if=["score < 1"])).line
+    assert "run has 0.9999999" in only_gate(compare([path], fail_if=["score < 1"])).line
 
 
 @pytest.mark.parametrize("left", [1, 20])
@@ -372,7 +374,9 @@ def test_non_inferiority_is_decided_by_the_lower_end_of_the_interval(tmp_path: P
     result = only_gate(analysis)
     assert not result.failed
     assert result.low == pytest.approx(analysis.comparisons[0].low + 0.02)
-    assert result.line.startswith(f"passed: fail-unless {gate} [b: 0.6 >= 0.48, left - right = +0.12 [")
+    assert result.line.startswith(
+        f"passed: fail-unless {gate}: b has 0.6, the limit is 0.48, difference from it +0.12 ["
+    )
 
 
 def noisy(shift: float, seed: int) -> Change:
@@ -549,14 +553,71 @@ def test_the_number_of_conversations_does_not_assume_what_the_table_rules_out(tm
 @pytest.mark.parametrize(
     ("text", "left", "right", "found"),
     [
-        ("median(perplexity) > 1.0001", 1.00211, 1.0001, "1.002 > 1.0001"),
-        ("median(perplexity) > 1.0001", 1.000123, 1.0001, "1.00012 > 1.0001"),
-        ("1.00005 < perplexity", 1.00005, 1.0004, "1.00005 < 1.0004"),
-        ("first_token_s > 12345.5", 12346.25, 12345.5, "1.235e+04 > 12345.5"),
-        ("score < 0.1 + 0.2", 0.25, 0.1 + 0.2, "0.25 < 0.3"),
-        ("score < baseline - 0.02", 0.251234, 0.58888, "0.2512 < 0.5889"),
+        ("median(perplexity) > 1.0001", 1.00211, 1.0001, "b has 1.002"),
+        ("median(perplexity) > 1.0001", 1.000123, 1.0001, "b has 1.00012"),
+        ("1.00005 < perplexity", 1.00005, 1.0004, "b has 1.0004"),
+        ("first_token_s > 12345.5", 12346.25, 12345.5, "b has 1.235e+04"),
+        ("score < 0.1 + 0.2", 0.25, 0.1 + 0.2, "b has 0.25, the limit is 0.3"),
+        ("baseline.score < 0.9", 0.25, 0.9, "a has 0.25"),
+        ("baseline > score + 0.02", 0.5, 0.31, "b has 0.31, the limit is 0.5"),
+        ("score < baseline - 0.02", 0.251234, 0.58888, "b has 0.2512, the limit is 0.5889"),
     ],
 )
 def test_a_gate_shows_its_numbers_as_they_are_given(text: str, left: float, right: float, found: str) -> None:
     result = GateResult(parse_gate(text, "--fail-if"), "b", "a", failed=True, left=left, right=right)
     assert result.found == found
+
+
+def test_the_line_of_a_gate_gives_the_cause_before_the_numbers_and_has_no_double_negative(tmp_path: Path) -> None:
+    paths = runs(tmp_path, passing(0.5), passing(0.5))
+    write_status(paths[1], 52)
+    truncated = only_gate(compare(paths, fail_if=["score < baseline - 0.05"]))
+    assert truncated.line == (
+        f"FAILED: fail-if score < baseline - 0.05: b could not be judged: {paths[1]} is not finished: 12 planned turns "
+        "are missing (--partial judges it as it is); as it is, it has 0.5, the limit is 0.45, and would pass"
+    )
+    worse = runs(tmp_path / "worse", passing(0.5, errors=2), passing(0.4))
+    assert only_gate(compare(worse, fail_if=["score < baseline - 0.05"])).line.endswith("limit is 0.45, and fails, too")
+    passed = only_gate(compare(paths[:1], fail_if=["score < 0.4"]))
+    assert passed.line == "passed: fail-if score < 0.4: a has 0.5"
+    unless = only_gate(compare(paths[:1], fail_unless=["score > 0.6"]))
+    assert unless.line == "FAILED: fail-unless score > 0.6: a has 0.5"
+
+
+def test_a_headline_counts_the_gates_that_failed_on_any_variant(tmp_path: Path) -> None:
+    paths = [*runs(tmp_path, passing(0.5), passing(0.3)), str(make_run(tmp_path / "c", change=passing(0.5)))]
+    assert gates_outcome(()) == ""
+    for gates, expected in (
+        (["score < 0.1"], "the gate passed"),
+        (["score < 0.1", "tokens > 1000"], "all 2 gates passed"),
+        (["score < 0.4"], "the gate failed"),
+        (["score < 0.1", "score < 0.4"], "1 of 2 gates failed"),
+    ):
+        assert gates_outcome(compare(paths[:2], fail_if=gates).gates) == expected
+    three = compare(paths, fail_if=["score < 0.1", "score < 0.4"], allow_missing=True)
+    assert gates_outcome(three.gates) == "1 of 2 gates failed, on 1 of 2 variants"
+
+
+def test_a_gate_whose_margin_chance_exceeds_is_noted_once_with_what_to_write(tmp_path: Path) -> None:
+    def notes(*gates: str, unless: str = "") -> list[str]:
+        found = compare(paths, fail_if=gates, fail_unless=[unless] if unless else [])
+        return [note for note in found.notes if "chance" in note]
+
+    paths = runs(tmp_path, noisy(0, 1), noisy(0, 2))
+    (note,) = notes("score < baseline - 0.02")
+    found = re.fullmatch(
+        r"fail-if score < baseline - 0\.02: its margin of 0\.02 is below ([\d.]+), the smallest difference that this "
+        r"comparison detects, so chance fails it in about (\d+) of 100 comparisons of equally good models; write "
+        r"--fail-if 'score < baseline - 0\.02 significantly', or a margin of at least \1",
+        note,
+    )
+    assert found is not None
+    # 40 conversations of two independent yes/no outcomes: the error is sqrt(0.5 / 40) = 0.11, and Phi(-0.18) is 43 %.
+    assert 0.28 < float(found[1]) < 0.45
+    assert 38 <= int(found[2]) <= 46
+    assert notes(f"score < baseline - {found[1]}") == []
+    assert len(notes("score < baseline", unless="score >= 0.98 * baseline")) == 2
+    assert notes("score < baseline - 0.02 significantly", "score < 0.1", "errors > baseline") == []
+    assert notes(unless="score > baseline + 0.1") == []  # equal models fail it
+    paths = runs(tmp_path / "equal", passing(0.5), passing(0.5))
+    assert notes("score < baseline - 0.02") == []

@@ -126,7 +126,7 @@ def test_a_case_of_a_metric_counts_pairs_and_rows_that_are_not_as_planned(tmp_pa
 def test_the_message_of_a_failed_gate_is_in_its_text(analysis: Analysis) -> None:
     (failure,) = parse_valid(as_junit(analysis)).findall(".//failure")
     assert failure.get("message") == failure.text
-    assert (failure.text or "").startswith("FAILED: fail-if tokens < 9999 [t=2: ")
+    assert (failure.text or "").startswith("FAILED: fail-if tokens < 9999: t=2 has ")
 
 
 def test_with_junit_cases_each_conversation_of_a_variant_is_a_case(analysis: Analysis) -> None:

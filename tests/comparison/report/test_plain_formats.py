@@ -344,3 +344,13 @@ def test_one_group_of_too_few_conversations_stays_in_the_table(tmp_path: Path) -
     markdown = as_markdown(compare(paths, by="tag"))
     assert "| b, few |" in markdown
     assert "too little data (" not in markdown
+
+
+def test_reports_for_readers_begin_with_the_outcome_of_the_gates(analysis: Analysis, tmp_path: Path) -> None:
+    markdown, page = as_markdown(analysis), as_html(analysis)
+    assert markdown.startswith("**❌ 1 of 2 gates failed**\n\n- ❌ FAILED: fail-if tokens \\< 9999: t=2 has ")
+    assert "\n\n**score: " in markdown
+    verdict = page.partition('id="verdict">')[2]
+    assert verdict.lstrip().startswith('<p class="gates-outcome worse">1 of 2 gates failed</p>')
+    passed = compare([str(make_run(tmp_path / "a", cells=("t=1", "t=2")))], fail_if=["score < 1e-9"])
+    assert as_markdown(passed).startswith("**✅ the gate passed**\n\n- ✅ passed: fail-if score \\< 1e-9: t=2 has ")

@@ -98,10 +98,11 @@ def test_every_format_says_in_its_first_lines_what_is_compared(
     assert invoke(["compare", *runs, "--only", "memory", "--fail-if", "tokens < 9999"]) == ExitCode.FAILED
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == SENTENCE
-    assert any(line.startswith("FAILED: fail-if tokens < 9999 (only memory) [b: ") for line in lines)
+    assert any(line.startswith("FAILED: fail-if tokens < 9999 (only memory): b has ") for line in lines)
     analysis = compare(runs, only=["memory"], fail_if=["tokens < 9999"])
     assert repr(analysis).splitlines()[1].strip() == SENTENCE
-    assert as_markdown(analysis).startswith(f"**{SENTENCE}**\n\n**score: ")
+    assert as_markdown(analysis).startswith(f"**❌ the gate failed; {SENTENCE}**\n\n- ❌ FAILED: fail-if tokens")
+    assert as_markdown(compare(runs, only=["memory"])).startswith(f"**{SENTENCE}**\n\n**score: ")
     assert f"<h1>b against a, {SENTENCE}</h1>" in as_html(analysis)
     suites = ElementTree.fromstring(as_junit(analysis))
     assert suites.get("name") == f"rwkvbatch compare, {SENTENCE}"
