@@ -140,10 +140,19 @@ def run(
         weights, model = model, None
     elif model is not None and not isinstance(model, (str, os.PathLike, Sequence)):
         loaded, model = cast("Model", getattr(model, "model", model)), None
-    sources: dict[str, Any] = {"grid": grid, "config": config, "environment": environment, "documents": documents}
-    sources["checks"] = checks
     with loading():  # a script may be a pipe that never ends
-        prepared = prepare(scripts, model=model, skip_bad=skip_bad, shard=shard, **sources, **settings)
+        prepared = prepare(
+            scripts,
+            model=model,
+            grid=grid,
+            config=config,
+            environment=environment,
+            checks=checks,
+            documents=documents,
+            skip_bad=skip_bad,
+            shard=shard,
+            **settings,
+        )
     plan, skipped = prepared.plan, prepared.script.skipped
     if loaded is not None or weights is not None:
         _refuse_loading_settings(plan, only_endpoint=loaded is None)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rwkvbatch.engine.request import Reply, Score
 from rwkvbatch.errors import counted
+from rwkvbatch.prompt.escaping import finite
 from rwkvbatch.replay.planning.plan import Plan
 from rwkvbatch.replay.planning.setups import Setup
 from rwkvbatch.replay.worker.conversation import ConversationReplay
@@ -84,9 +85,9 @@ def verdict(num_rows: int, differences: Sequence[Difference]) -> dict[str, Any]:
             f"not for {len({d.row for d in tokens_differ})} of {num_rows} rows; first: row {first.row} {first.where}, "
             f"token {first.first_token}, log-probabilities differ by {first.gap:.3g}"
         )
-    # JSON has no infinity.
-    as_json = [{**vars(d), "gap": d.gap if math.isfinite(d.gap) else None} for d in differences]
-    return {"rows": num_rows, "held": held, "bitwise": not differences, "differences": as_json}
+    return finite(
+        {"rows": num_rows, "held": held, "bitwise": not differences, "differences": list(map(vars, differences))}
+    )
 
 
 def _at_turn(plan: Plan, rows: Rows, number: int, encoder: PromptEncoder) -> ConversationReplay:
