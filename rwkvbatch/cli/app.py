@@ -22,7 +22,7 @@ from rwkvbatch.prompt.escaping import output_as_log
 COMMANDS: Mapping[str, str] = {
     "run": "Replay scripted conversations, turn by turn, many at once.",
     "score": "Measure perplexity, bits per byte and accuracy on texts.",
-    "script": "Make scripts from the files of published benchmarks, and scripts that test recall in long contexts.",
+    "script": "Make scripts from benchmarks and other programs, and scripts that test recall in long contexts.",
     "lm-eval": "Run lm-evaluation-harness on a model, batched.",
     "plan": "Say how many conversations and repetitions it takes to find a difference.",
     "merge": "Merge the parts of a run.",

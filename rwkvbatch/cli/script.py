@@ -1,4 +1,4 @@
-"""`rwkvbatch script`: scripts from the files of published benchmarks, and scripts that test recall."""
+"""`rwkvbatch script`: scripts from published benchmarks and other programs, and scripts that test recall."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_SHOWN = 5
 _NAMES = list(BENCHMARKS)
 
 app = command_app(
-    help="Make scripts from the files of published benchmarks, and scripts that test recall in long contexts.",
+    help="Make scripts from benchmarks and other programs, and scripts that test recall in long contexts.",
     no_args_is_help=True,
 )
 
@@ -100,6 +100,56 @@ def import_command(
     )
     if json_output:
         print_json(vars(result) | {"out": str(out)})
+
+
+@app.command(
+    "convert",
+    cls=Command,
+    epilog=examples(
+        "rwkvbatch script convert transcripts.jsonl --out script.jsonl",
+        "rwkvbatch script convert sharegpt.jsonl.gz --skip-bad --out script.jsonl; rwkvbatch run script.jsonl",
+    ),
+)
+def convert_command(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...",
+            help="Files that `run` reads: messages and batch requests of OpenAI, ShareGPT, MT-Bench, scripts.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, option("--out", "Script to write.", "FILE", flag="-o", show_default=False)],
+    skip_bad: Annotated[bool, option("--skip-bad", "Leave out lines that cannot be replayed.")] = False,
+    force: Annotated[bool, option("--force", "Replace the script if it exists.")] = False,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write conversations of other programs in this program's own form, to which checks can be added.
+
+    [bold]run[/] reads the files as they are. A line of the script has only what a run uses: the messages, with the
+    replies as references, tools, settings of replies and tags.
+    """
+    from rwkvbatch.files import save_file
+    from rwkvbatch.script.benchmark_import import SCRIPT
+    from rwkvbatch.script.native import native_line
+    from rwkvbatch.script.reader import read_scripts
+    from rwkvbatch.targets import check_target
+
+    check_target(out, SCRIPT, option="--out", replace=force, how="--force replaces it")
+    script = read_scripts(files, skip_bad=skip_bad)
+    for problem in script.skipped[:MAX_SHOWN]:
+        message(f"left out: {problem.error}", quiet=quiet)
+    if len(script.skipped) > MAX_SHOWN:
+        message(f"left out: {len(script.skipped) - MAX_SHOWN:,} more", quiet=quiet)
+    save_file(out, map(native_line, script.conversations))
+    num_conversations = len(script.conversations)
+    has_checks = any(turn.checks for conversation in script.conversations for turn in conversation.turns)
+    message(f"wrote {out}: {counted(num_conversations, 'conversation')}", quiet=quiet)
+    if not has_checks:
+        message('no reply is checked yet: add "expect" to user messages, such as {"contains": "Ada"}', quiet=quiet)
+    if json_output:
+        print_json({"conversations": num_conversations, "left_out": len(script.skipped), "out": str(out)})
 
 
 @app.command(

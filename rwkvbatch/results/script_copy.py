@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from rwkvbatch.errors import RunDamagedError, RunDirectoryError, ScriptError
 from rwkvbatch.files import in_blocks, open_file
 from rwkvbatch.results.folder import Folder
 from rwkvbatch.results.manifest import FORMER
-from rwkvbatch.script.native import native_record
+from rwkvbatch.script.native import native_line
 from rwkvbatch.script.reader import read_copy
 from rwkvbatch.script.records import Conversation
 
@@ -36,7 +35,7 @@ def script_sha256(conversations: Iterable[Conversation]) -> str:
 
 def write_script(folder: Folder, conversations: Sequence[Conversation]) -> None:
     """Replace the copy; raises as `Folder.save`."""
-    lines = map(_line, conversations)
+    lines = map(native_line, conversations)
     buffered: list[bytes] = []
     num_bytes = 0
     for line in lines:
@@ -100,14 +99,6 @@ def has_intact_script(directory: Path, manifest: Mapping[str, Any]) -> bool:
 def _hash_in(manifest: Mapping[str, Any]) -> str | None:
     script = manifest["identity"].get("script")
     return cast("dict[str, Any]", script).get("sha256") if isinstance(script, dict) else None
-
-
-def _line(conversation: Conversation) -> bytes:
-    record = native_record(conversation)
-    try:
-        return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-    except UnicodeEncodeError:
-        return json.dumps(record, separators=(",", ":")).encode() + b"\n"
 
 
 def _chained(buffered: list[bytes], lines: Iterator[bytes]) -> Iterator[bytes]:

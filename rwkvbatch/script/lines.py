@@ -63,13 +63,20 @@ def refuse(source: SourceLine, message: str, hint: str | None = None, column: in
 
 
 def refuse_unknown_keys(
-    keys: Iterable[str], known: AbstractSet[str], source: SourceLine, where: str = "", *, close_only: bool = False
+    keys: Iterable[str],
+    known: AbstractSet[str],
+    source: SourceLine,
+    where: str = "",
+    *,
+    close_only: bool = False,
+    hint: str = "",
 ) -> None:
     """Refuse the first unknown key, with similar known ones in the hint.
 
     Args:
         where: the object that has the keys, such as `messages[2]`.
         close_only: accept an unknown key unless it resembles a known one; for forms that other programs define.
+        hint: the end of the hint if there are no similar keys.
     """
     for key in keys:
         if key in known:
@@ -78,8 +85,9 @@ def refuse_unknown_keys(
         if close_only and not (matches and len(key) > 2):
             continue
         prefix = f"{where}: " if where else ""
-        hint = f"did you mean {' or '.join(map(repr, matches))}?" if matches else f"allowed: {', '.join(sorted(known))}"
-        refuse(source, f"{prefix}unknown key {shown(key)}", hint)
+        allowed = "; ".join(filter(None, (f"allowed: {', '.join(sorted(known))}", hint)))
+        similar = f"did you mean {' or '.join(map(repr, matches))}?" if matches else allowed
+        refuse(source, f"{prefix}unknown key {shown(key)}", similar)
 
 
 def parse_line(text: str, source: SourceLine) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ All readers raise `ScriptError`, which names file, line and key, for an unknown 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -73,6 +74,7 @@ class _Additions(Shape):
 
 
 class _Conversation(_Additions):
+    hint: ClassVar[str] = "`rwkvbatch script convert` writes lines of other programs with these keys alone"
     messages: list[Any]
     id: str | None = None
     probes: Any = None
@@ -318,6 +320,15 @@ def native_record(conversation: Conversation) -> dict[str, Any]:
     if conversation.params:
         record["params"] = dict(conversation.params)
     return record
+
+
+def native_line(conversation: Conversation) -> bytes:
+    """`native_record` as a line of JSON; lone surrogates are escaped."""
+    record = native_record(conversation)
+    try:
+        return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(record, separators=(",", ":")).encode() + b"\n"
 
 
 def _user_record(turn: Turn) -> dict[str, Any]:

@@ -243,7 +243,7 @@ class ScriptReader:
             more_lines = f"{count} more {line}{'s are' if num_bad > 1 else ' is'} bad in this {place}"
             hints.append(more_lines + (f", {num_good:,} can be used" if is_complete else ""))
         if num_good or not is_complete:
-            switch = "--skip-bad of `run` and `score`" if error.line is not None else "skip_bad=True"
+            switch = "--skip-bad of `run`, `score` and `script convert`" if error.line is not None else "skip_bad=True"
             hints.append(f"{switch} sets bad lines aside and takes the others")
         error.hint = "\n  ".join(hints) or None
 

@@ -24,11 +24,13 @@ class Shape(BaseModel):
     Attributes:
         lenient: whether unknown keys are ignored unless they resemble a known one; for forms that others define.
         also_known: known keys that are not fields.
+        hint: what to do about an unknown key that resembles no known one, after a list of these.
     """
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
     lenient: ClassVar[bool] = False
     also_known: ClassVar[frozenset[str]] = frozenset()
+    hint: ClassVar[str] = ""
 
     @classmethod
     @cache
@@ -40,7 +42,7 @@ class Shape(BaseModel):
         """`value` as this shape; raises `ScriptError`, in which `where` names the object."""
         if not is_object(value):
             refuse(source, f"{where}: must be an object, got {type_name(value)}")
-        refuse_unknown_keys(value, cls.known_keys(), source, where, close_only=cls.lenient)
+        refuse_unknown_keys(value, cls.known_keys(), source, where, close_only=cls.lenient, hint=cls.hint)
         try:
             return cls.model_validate(value)
         except ValidationError as error:

@@ -98,7 +98,10 @@ def test_the_hint_for_an_unknown_key_is_a_close_match_or_the_allowed_keys(tmp_pa
     assert caught.value.hint == "did you mean 'messages'?"
     with pytest.raises(ScriptError) as caught:
         read(tmp_path, conversation(zzz=1, id="x", tags=[]))
-    assert caught.value.hint == "allowed: expect, id, messages, params, probes, tags, tool_choice, tools"
+    assert caught.value.hint == (
+        "allowed: expect, id, messages, params, probes, tags, tool_choice, tools; "
+        "`rwkvbatch script convert` writes lines of other programs with these keys alone"
+    )
 
 
 def test_the_hint_for_indented_json_and_arrays_says_how_to_make_lines(tmp_path: Path) -> None:
@@ -166,14 +169,14 @@ class TestHintAboutOtherLines:
         assert self.hint(tmp_path, *lines) == (
             "did you mean 'messages'?\n"
             "  2 more lines are bad in this file, 5 can be used\n"
-            "  --skip-bad of `run` and `score` sets bad lines aside and takes the others"
+            "  --skip-bad of `run`, `score` and `script convert` sets bad lines aside and takes the others"
         )
 
     def test_one_bad_line_suggests_skip_bad(self, tmp_path: Path) -> None:
         hint = self.hint(tmp_path, {"mesages": []}, conversation())
         assert (
-            hint
-            == "did you mean 'messages'?\n  --skip-bad of `run` and `score` sets bad lines aside and takes the others"
+            hint == "did you mean 'messages'?\n"
+            "  --skip-bad of `run`, `score` and `script convert` sets bad lines aside and takes the others"
         )
 
     def test_only_bad_lines_are_counted_without_suggesting_skip_bad(self, tmp_path: Path) -> None:
