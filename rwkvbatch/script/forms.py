@@ -58,7 +58,7 @@ _REQUEST_PARAMS = (*_OPENAI_PARAMS, "order", "max_seconds", *DialoguePrompt.mode
 _REFUSED_MESSAGE_KEYS = ("audio", "refusal")
 """Content of a message that this program cannot replay; a line that has it is refused."""
 
-_REFUSED_REQUEST_KEYS: Mapping[str, tuple[Any, ...]] = {
+REFUSED_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "logit_bias": ({}, []),
     "response_format": ({}, {"type": "text"}),
     "repetition_penalty": (1,),
@@ -77,7 +77,7 @@ _REFUSED_REQUEST_KEYS: Mapping[str, tuple[Any, ...]] = {
 """Settings of a request that change the reply and that this program does not have, with the values that change nothing;
 a line that has another value is refused."""
 
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+NEUTRAL_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "include_stop_str_in_output": (False,),
@@ -261,7 +261,7 @@ def _request_params(request: Mapping[str, Any], source: SourceLine, where: str) 
             f"{prefix}{name}: belongs to the native form, and this line has another one",
             "remove one of the two",
         )
-    for name, neutral in _REFUSED_REQUEST_KEYS.items():
+    for name, neutral in REFUSED_FIELDS.items():
         if not _is_neutral(request.get(name), neutral):
             refuse(source, f"{prefix}{name}: has no counterpart here", "remove it from the line")
     if request.get("n") not in (None, 1):
@@ -402,7 +402,9 @@ def ignored_keys(line: Mapping[str, Any]) -> set[str]:
     known, messages_key = _KNOWN_KEYS[read]
     ignored |= line.keys() - known - extra
     if read in (_read_openai_chat, _read_openai_completion):
-        ignored -= {name for name, neutral in _NEUTRAL.items() if name in line and _is_neutral(line[name], neutral)}
+        ignored -= {
+            name for name, neutral in NEUTRAL_FIELDS.items() if name in line and _is_neutral(line[name], neutral)
+        }
     for item in line[messages_key] if messages_key else ():
         if is_object(item):
             # A name in a tool message identifies the tool. In other messages it names a person and is not read.
@@ -430,8 +432,8 @@ _FORMS: Sequence[tuple[Callable[[Mapping[str, Any]], bool], Callable[..., Conver
 """For each form, a function that recognises a line and one that reads it. The first match counts."""
 
 _KNOWN_KEYS: Mapping[Callable[..., Conversation], tuple[frozenset[str], str]] = {
-    _read_openai_chat: (_OpenAi.known_keys() | {*_REFUSED_REQUEST_KEYS} | _WITHOUT_EFFECT, "messages"),
-    _read_openai_completion: (_OpenAiCompletion.known_keys() | {*_REFUSED_REQUEST_KEYS} | _WITHOUT_EFFECT, ""),
+    _read_openai_chat: (_OpenAi.known_keys() | {*REFUSED_FIELDS} | _WITHOUT_EFFECT, "messages"),
+    _read_openai_completion: (_OpenAiCompletion.known_keys() | {*REFUSED_FIELDS} | _WITHOUT_EFFECT, ""),
     _read_sharegpt: (_ShareGpt.known_keys() | {"tools"} | _WITHOUT_EFFECT, "conversations"),
     _read_lmsys: (_Lmsys.known_keys() | {"tools"} | _WITHOUT_EFFECT, "conversation"),
     _read_mt_bench: (_MtBench.known_keys() | _WITHOUT_EFFECT, "turns"),

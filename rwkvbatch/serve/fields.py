@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rwkvbatch.config import DialoguePrompt, Sampling, ThinkMode
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.escaping import printable
+from rwkvbatch.script.forms import NEUTRAL_FIELDS, REFUSED_FIELDS
 from rwkvbatch.script.lines import NotStrictError, finite_float, load_strictly
 
 MAX_STOPS = 32
@@ -43,33 +44,16 @@ IGNORED = frozenset(
 """Fields that do not affect a reply."""
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
+    **REFUSED_FIELDS,
+    **NEUTRAL_FIELDS,
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "parallel_tool_calls": (True, False),
-    "modalities": (["text"],),
-    "suffix": ("",),
-    "repetition_penalty": (1, 1.0),
-    # Fields of vLLM's server, which its clients send with the values that mean the same as none.
-    "length_penalty": (1, 1.0),
-    "min_tokens": (0,),
-    "ignore_eos": (False,),
-    "use_beam_search": (False,),
-    "skip_special_tokens": (True,),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
-    "chat_template_kwargs": ({},),
-    "include_stop_str_in_output": (False,),
-    "spaces_between_special_tokens": (True,),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
-    "stop_token_ids": ([],),
-    "bad_words": ([],),
     "documents": ([],),
-    "echo": (False,),
-    "best_of": (1,),
     # Fields of llama.cpp's server.
     "repeat_penalty": (1,),
     "typical_p": (1,),
@@ -82,7 +66,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "grammar": ("",),
     "return_progress": (False,),
 }
-"""By field, the values that change nothing. Other values are refused."""
+"""By field, the values that change nothing, also in batch files. Other values are refused."""
 
 THINK_OF_EFFORT: Mapping[str, ThinkMode] = {
     "none": "off",
