@@ -194,24 +194,27 @@ class TestRowsOfAnotherProgram:
         [
             ({"reply": 3}, "reply must be a string, got 3"),
             ({"repeat": True}, "repeat must be an integer"),
-            ({"turn": -1}, "turn must be an integer in 0 to"),
-            ({"seed": 2**64}, "seed must be an integer"),
+            ({"turn": -1}, "turn must be at least 0, got -1"),
+            ({"seed": 2**64}, "seed must be a"),
             ({"finish_reason": "tired"}, "finish_reason must be one of eos, error, length, scored, stop"),
             ({"finish_reason": []}, "finish_reason must be a string"),
             ({"reply_ids": [1, 2**31]}, "reply_ids must contain token ids, got 2147483648"),
-            ({"reply_ids": [1, True]}, "reply_ids must contain token ids, got true"),
+            ({"reply_ids": [1, True]}, "reply_ids.1 must be an integer, got true"),
             ({"reply_ids": "abc"}, "reply_ids must be an array"),
-            ({"tags": [1]}, "tags must contain strings"),
+            ({"tags": [1]}, "tags.0 must be a string, got 1"),
             ({"tokens__reply": 1.5}, "tokens.reply must be an integer"),
             ({"tokens": []}, "tokens must be an object"),
             ({"logprob__sum": float("nan")}, "logprob.sum must be a finite number"),
-            ({"timing__total_s": "1"}, "timing.total_s must be a finite number"),
+            ({"timing__total_s": "1"}, 'timing.total_s must be a number, got "1"'),
             (
                 {"checks": [{"kind": "x", "expected": 1, "passed": 1, "score": 1.0}]},
-                "checks.passed must be true, false or",
+                "checks.0.passed must be true or false, got 1",
             ),
-            ({"checks": [{"kind": "x", "expected": 1, "passed": True, "score": 2.0}]}, "checks.score must be a number"),
-            ({"reference": {"text": "x"}}, "KeyError: 'nll'"),
+            (
+                {"checks": [{"kind": "x", "expected": 1, "passed": True, "score": 2.0}]},
+                "checks.0.score must be at most 1.0, got 2.0",
+            ),
+            ({"reference": {"text": "x"}}, "reference.nll is missing"),
         ],
     )
     def test_it_is_damage_in_every_command_and_not_a_torn_tail(
@@ -224,7 +227,7 @@ class TestRowsOfAnotherProgram:
         for arguments in (["show"], ["compare"], ["run", script, "--max-tokens", "2", "--out"]):
             assert invoke([*arguments, str(run)]) == 3
             error = capsys.readouterr().err
-            assert said.removeprefix("KeyError: ") in error
+            assert said in error
             assert "results.jsonl:1" in error
 
     def test_the_row_as_it_was_is_none(self) -> None:
