@@ -86,7 +86,7 @@ class TableForm:
     """The form of a data set's files beyond their format.
 
     Attributes:
-        header: the first line of a CSV file is a header if it has all these columns.
+        header: of files that may lack a header, the columns by which it is recognised; empty for those that have one.
         inside: the key of a JSON object whose array has the records.
         label: the column whose values are in `NAME-labels.lst`, one a line, if the records of `NAME.jsonl` lack it.
     """
@@ -259,7 +259,7 @@ def _csv(path: str, form: TableForm) -> _SourcedValues:
     try:
         for line, row in csv_rows(path):
             if names is None:
-                is_header = bool(form.header) and form.header <= set(row)
+                is_header = form.header <= set(row)
                 names = row if is_header else [str(column) for column in range(len(row))]
                 if is_header:
                     continue

@@ -90,6 +90,25 @@ def test_mmlu_is_read_from_csv_files_without_a_header(tmp_path: Path) -> None:
     assert second.turns[0].checks[0].expected == "A"
 
 
+def test_a_line_of_mmlu_without_one_of_its_columns_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "anatomy_test.csv"
+    path.write_text("What is a bone?,1,2,3,C\n")
+    with pytest.raises(ScriptError, match=r"anatomy_test\.csv:1: .* must have a question, four options and an answer"):
+        import_benchmark("mmlu", [str(path)], tmp_path / "out.jsonl")
+
+
+def test_the_first_line_of_a_csv_file_of_other_benchmarks_is_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "lambada.csv"
+    path.write_text("text,domain\nShe said hello,book\n")
+    import_benchmark("lambada", [str(path)], tmp_path / "out.jsonl")
+    (found,) = read_scripts([str(tmp_path / "out.jsonl")]).conversations
+    assert (found.turns[0].user, found.turns[0].reference) == ("She said", " hello")
+    path.write_text("txt,domain\nShe said hello,book\n")
+    with pytest.raises(ScriptError, match=r"lambada\.csv:2: .* text is missing") as caught:
+        import_benchmark("lambada", [str(path)], tmp_path / "two.jsonl")
+    assert "its columns are txt, domain" in str(caught.value.hint)
+
+
 def test_a_table_with_a_header_is_read_by_its_names_and_without_empty_lines(tmp_path: Path) -> None:
     path = tmp_path / "gsm8k.csv"
     path.write_text('answer,question,more\n\n"2 + 3 = <<2+3=5>>5\n#### 5",How many are 2 and 3?,x\n')

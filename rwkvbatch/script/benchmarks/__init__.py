@@ -15,10 +15,6 @@ from rwkvbatch.script.tables import TableForm
 __all__ = ["BENCHMARKS", "NOT_IMPORTED", "BadRecordError", "Benchmark", "Question", "Style"]
 
 
-def _form(*header: str, inside: str = "", label: str = "") -> TableForm:
-    return TableForm(frozenset(header), inside, label)
-
-
 _CHAT_LETTER = "a message that asks for a last line `Answer: LETTER` (openai/simple-evals `common.py`)"
 _BOXED = "the problem and a request for a `\\boxed{}` (QwenLM/Qwen2.5-Math `evaluation/utils.py`, `deepseek-math`)"
 
@@ -50,7 +46,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             ),
             "chat": Style(letters.write_options_chat, _CHAT_LETTER, "`letter`"),
         },
-        _form("question", "answer"),
+        TableForm(header=frozenset({"question", "answer"})),
     ),
     "mmlu-pro": Benchmark(
         "MMLU-Pro",
@@ -83,7 +79,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             ),
             "chat": Style(letters.write_options_chat, _CHAT_LETTER, "`letter`"),
         },
-        _form("Question", *letters.GPQA_ANSWERS),
     ),
     "ceval": Benchmark(
         "C-Eval",
@@ -97,14 +92,12 @@ BENCHMARKS: Mapping[str, Benchmark] = {
                 shots=True,
             )
         },
-        _form("question", "A", "D"),
     ),
     "cmmlu": Benchmark(
         "CMMLU",
         "`test/SUBJECT.csv`, haonan-li/cmmlu",
         chinese.read_cmmlu,
         {"plain": Style(chinese.write_cmmlu, "as for ceval (lm-evaluation-harness `cmmlu`)", "`choice`", shots=True)},
-        _form("Question", "A", "D"),
     ),
     "arc": Benchmark(
         "ARC",
@@ -119,7 +112,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             ),
             "chat": Style(letters.write_options_chat, _CHAT_LETTER, "`letter`"),
         },
-        _form("question", "AnswerKey"),
     ),
     "hellaswag": Benchmark(
         "HellaSwag",
@@ -146,7 +138,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
                 shots=True,
             )
         },
-        _form(label="label"),
+        TableForm(label="label"),
     ),
     "sciq": Benchmark(
         "SciQ",
@@ -270,7 +262,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
                 shots=True,
             ),
         },
-        _form("question", "answer"),
     ),
     "math": Benchmark(
         "MATH",
@@ -299,7 +290,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
                 "`math`",
             ),
         },
-        _form("Question", "Answer"),
     ),
     "triviaqa": Benchmark(
         "TriviaQA",
@@ -315,7 +305,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             ),
             "plain": Style(open_answers.write_triviaqa_plain, "the same as plain text", "`one_of`", shots=True),
         },
-        _form(inside="Data"),
+        TableForm(inside="Data"),
     ),
     "simpleqa": Benchmark(
         "SimpleQA",
@@ -329,7 +319,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
                 "`judge`",
             )
         },
-        _form("problem", "answer"),
     ),
     "ifeval": Benchmark(
         "IFEval",

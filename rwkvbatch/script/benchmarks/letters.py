@@ -33,7 +33,9 @@ def read_mmlu(record: Record) -> Question:
     else:
         # The columns of a CSV file without a header are "0", "1", ...; other records have names.
         cells = list(values.values()) if "0" in values else bad("question is missing")
-        text, *options, answer = cells if len(cells) > 1 else bad("it must have a question, options and an answer")
+        text, *options, answer = (
+            cells if len(cells) == 6 else bad("it must have a question, four options and an answer")
+        )
         subject = subject_of(record.source.path)
     if len(options) < 2 or not all(isinstance(option, str) and option.strip() for option in options):
         bad("it must have two options or more, and all must be texts")
