@@ -69,6 +69,11 @@ class RequestOutput:
         return self.outputs[0].text
 
     @property
+    def finish_reason(self) -> FinishReason:
+        """Why the first reply ended."""
+        return self.outputs[0].finish_reason
+
+    @property
     def num_prompt_tokens(self) -> int:
         return len(self.prompt_token_ids)
 

@@ -122,6 +122,7 @@ def test_top_logprobs_have_no_position_for_end_of_text(llm: LLM) -> None:
     ended = SamplingParams(temperature=0, stop=(), max_tokens=64)
     (reply,) = llm.chat(ADA, ended, top_logprobs=2).outputs
     assert reply.finish_reason in ("eos", "stop")
+    assert llm.chat(ADA, ended).finish_reason == reply.finish_reason
     assert [next(iter(top)) for top in reply.top_logprobs] == list(reply.token_ids)
     assert llm.chat(ADA, ended).outputs[0].top_logprobs == ()
 
@@ -366,6 +367,7 @@ def test_run_refuses_to_load_a_loaded_model_differently(llm: LLM, name: str, val
         (lambda llm: llm.score("a", ["b", ""]), ["continuation 1", "none"]),
         (lambda llm: LLM(llm.model, strategy="cpu fp32"), ["strategy", "loaded model"]),
         (lambda llm: SamplingParams(temprature=1.0), ["SamplingParams", "temprature"]),
+        (lambda llm: SamplingParams(temp=1.0), ["unknown setting 'temp', write temperature"]),
         (lambda llm: SamplingParams(top_p=1.3), ["top_p", "[0, 1]", "1.3"]),
         (lambda llm: SamplingParams(seed=True), ["seed", "[0, 9223372036854775808), got True"]),
         (lambda llm: SamplingParams(seed=10**5000), ["seed", "[0, 9223372036854775808)", "more than 4,300 digits"]),

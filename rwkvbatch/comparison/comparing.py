@@ -7,19 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, get_args
 
-from rwkvbatch.arguments import (
-    ITERABLE,
-    NUMBER,
-    SWITCH,
-    TEXT,
-    checks,
-    either,
-    instance_of,
-    list_of,
-    one_of,
-    optional,
-    whole_number,
-)
+from rwkvbatch.arguments import NUMBER, SWITCH, TEXT, checks, instance_of, list_of, one_of, optional, whole_number
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.dialogues.blame import blame as find_blame
 from rwkvbatch.comparison.gates.evaluation import judge as judge_gates
@@ -44,7 +32,7 @@ from rwkvbatch.comparison.pairing.pairs import Pair, pair_up
 from rwkvbatch.comparison.pairing.preference import PREFERENCE, JudgesPairs, Preferences, with_preference
 from rwkvbatch.comparison.pairing.settings import differing_settings
 from rwkvbatch.comparison.runs.data import RunData, Variant, variants_of
-from rwkvbatch.comparison.runs.loading import SOURCE, Source, load_runs
+from rwkvbatch.comparison.runs.loading import SOURCES, Sources, load_runs
 from rwkvbatch.comparison.runs.restriction import Restriction, restricted
 from rwkvbatch.comparison.statistics.differences import Comparison, Family, compare_counts, compare_metric
 from rwkvbatch.comparison.statistics.metric_selection import MetricSelection
@@ -64,7 +52,7 @@ _TEXTS = list_of(TEXT, "a list of texts", "one text needs brackets too: ['nll']"
 
 
 @checks(
-    runs=either(SOURCE, ITERABLE),
+    runs=SOURCES,
     baseline=optional(TEXT),
     primary=optional(TEXT),
     metrics=optional(_TEXTS),
@@ -84,7 +72,7 @@ _TEXTS = list_of(TEXT, "a list of texts", "one text needs brackets too: ['nll']"
     judge=optional(instance_of(JudgesPairs, "a judge of pairs of replies")),
 )
 def compare(
-    runs: Source | Iterable[Source],
+    runs: Sources,
     *,
     baseline: str | None = None,
     primary: str | None = None,
@@ -106,7 +94,8 @@ def compare(
 ) -> Analysis:
     """Compare runs: directories, results files, cells (`PATH::CELL`) or results of `rwkvbatch.run` in memory.
 
-    Results in memory are named `result-1`, `result-2`, ... by their positions.
+    A mapping names the runs: `compare({"before": a, "after": b})`. In a list, results in memory are named `result-1`,
+    `result-2`, ... by their positions.
 
     Args:
         baseline: a run or a cell; None for the first run, or the first cell of a single run.
@@ -229,13 +218,7 @@ class _Matching:
 
     @classmethod
     def of(
-        cls,
-        sources: Source | Iterable[Source],
-        baseline: str | None,
-        over: str | None,
-        only: Sequence[str],
-        *,
-        force: bool,
+        cls, sources: Sources, baseline: str | None, over: str | None, only: Sequence[str], *, force: bool
     ) -> _Matching:
         """Load the runs and match their rows.
 

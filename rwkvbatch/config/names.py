@@ -11,7 +11,7 @@ ALIASES: Mapping[str, str] = {
     "decay": "penalty_decay",
     "ban": "banned_token_ids",
 }
-"""Settings by their short names, which are accepted everywhere."""
+"""Settings by their short names, which options, files, the environment and `run` accept."""
 
 SHORT_NAMES: Mapping[str, str] = {name: alias for alias, name in ALIASES.items()}
 """Short names by setting, used in options and cell names."""

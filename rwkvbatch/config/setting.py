@@ -12,6 +12,7 @@ from typing import Any, Literal, Self, TypeVar, cast, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from rwkvbatch.config.names import ALIASES
 from rwkvbatch.errors import UsageError, shown_value
 
 _T = TypeVar("_T")
@@ -169,7 +170,7 @@ def explain(error: ValidationError, where: str, record: type[BaseModel]) -> str:
     problems: list[str] = []
     for item in error.errors():
         name = ".".join(map(str, item["loc"])) or "value"
-        problem = f"unknown setting {name!r}"
+        problem = f"unknown setting {name!r}" + (f", write {ALIASES[name]}" if name in ALIASES else "")
         if item["type"] != "extra_forbidden":
             requirement = allowed_values(record, str(item["loc"][0]), item["msg"]) if item["loc"] else item["msg"]
             problem = f"{name}: {requirement}, got {shown_value(item['input'])}"

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 import rwkvbatch
-from rwkvbatch.comparison import compare
+from rwkvbatch.comparison import compare, load
 from rwkvbatch.errors import RunDirectoryError, RunMismatchError, UsageError
 from rwkvbatch.results.row import Row
 from rwkvbatch.script.records import Turn
@@ -62,6 +62,20 @@ def test_results_in_memory_give_the_table_of_their_directory(tmp_path: Path) -> 
         assert "nll" in set(table["metric"])
     untimed = [table[~table["metric"].isin(COLUMNS_OF_TIMINGS)].reset_index(drop=True) for table in tables]
     assert untimed[0].equals(untimed[1])
+
+
+def test_a_mapping_names_the_runs(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=("base",), seed=1)
+    runs: dict[str, Any] = {"before": in_memory(rows_of()), "after": in_memory(rows_of(seed=1)), "old": path}
+    analysis = compare(runs, baseline="after", force=True)
+    assert {variant.run for variant in analysis.variants} == set(runs)
+    assert all(line.pair.baseline.run == "after" for line in analysis.comparisons)
+    assert set(load(runs)["run"]) == set(runs)
+    for wrong in ({"": path}, {"a::b": path}, {"a": f"{path}::base"}, {"a": path, "b": str(path)}, {}):
+        with pytest.raises(UsageError):
+            compare(wrong)
+    with pytest.raises(UsageError, match="result in memory"):
+        compare({str(path): in_memory(rows_of()), "b": path})
 
 
 def test_a_result_with_a_directory_is_read_from_it(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from rwkvbatch.arguments import ITERABLE, PATH, check_argument, checks, either, instance_of
 from rwkvbatch.comparison.runs.data import Opening, RunData, RunFacts, as_integer, as_record
@@ -47,11 +47,15 @@ Source = str | os.PathLike[str] | ResultInMemory
 """A run directory or results file, `PATH::CELL` for one cell of it, or the result of `rwkvbatch.run`."""
 
 
+Sources = Source | Iterable[Source] | Mapping[str, Source]
+"""One run, several, or several by the names that a comparison gives them."""
+
 SOURCE = either(PATH, instance_of(ResultInMemory, "a result of rwkvbatch.run"))
+SOURCES = either(SOURCE, ITERABLE, instance_of(Mapping, "a mapping of names to runs"))
 
 
-@checks(runs=either(SOURCE, ITERABLE))
-def load(runs: Source | Iterable[Source]) -> pd.DataFrame:
+@checks(runs=SOURCES)
+def load(runs: Sources) -> pd.DataFrame:
     """All turns of `runs` as one table with the columns of `RunData.rows` and `run`, the name of the run.
 
     Raises:
@@ -69,8 +73,8 @@ def joined(runs: Sequence[RunData]) -> pd.DataFrame:
     return pd.concat([run.rows.assign(run=run.name) for run in runs], ignore_index=True)
 
 
-def load_runs(sources: Source | Iterable[Source], *, choices: bool = False) -> list[RunData]:
-    """The runs of `sources`, in order. Several `PATH::CELL` of the same path are one run.
+def load_runs(sources: Sources, *, choices: bool = False) -> list[RunData]:
+    """The runs of `sources`, in order. Several `PATH::CELL` of the same path are one run, without names of their own.
 
     Args:
         choices: fill the column `choices`.
@@ -78,7 +82,13 @@ def load_runs(sources: Source | Iterable[Source], *, choices: bool = False) -> l
     Raises:
         UsageError, RunDirectoryError, RunDamagedError: as `load`.
     """
-    source_list = [sources] if isinstance(sources, str | os.PathLike | ResultInMemory) else list(sources)
+    given_names: list[str] = []
+    if isinstance(sources, Mapping):
+        named = cast("Mapping[str, Source]", sources)
+        _check_names(named)
+        given_names, source_list = list(named), list(named.values())
+    else:
+        source_list = [sources] if isinstance(sources, str | os.PathLike | ResultInMemory) else list(sources)
     if not source_list:
         raise UsageError("no run is given", hint="name a run directory, or give the result of `rwkvbatch.run`")
     cells_by_path: dict[str, list[str]] = {}
@@ -89,7 +99,7 @@ def load_runs(sources: Source | Iterable[Source], *, choices: bool = False) -> l
     for number, source in enumerate(source_list, start=1):
         check_argument(f"runs[{number - 1}]", source, SOURCE)
         if isinstance(source, ResultInMemory) and source.directory is None:
-            path, separator, key = f"result-{number}", "", id(source)
+            path, separator, key = given_names[number - 1] if given_names else f"result-{number}", "", id(source)
             in_memory[path] = source
         else:
             location = source.directory if isinstance(source, ResultInMemory) else source
@@ -106,7 +116,8 @@ def load_runs(sources: Source | Iterable[Source], *, choices: bool = False) -> l
             whole_runs.add(path)
     for name in in_memory.keys() & on_disk:
         raise UsageError(f"{name} is the name of a result in memory", hint=f"write the path as ./{name}")
-    names = _short_names(list(cells_by_path))
+    paths = list(cells_by_path)
+    names = dict(zip(paths, given_names, strict=True)) if given_names else _short_names(paths)
     runs: list[RunData] = []
     for path, cells in cells_by_path.items():
         if path in in_memory:
@@ -118,6 +129,14 @@ def load_runs(sources: Source | Iterable[Source], *, choices: bool = False) -> l
             run = _only(run, cells)
         runs.append(run)
     return runs
+
+
+def _check_names(sources: Mapping[str, Source]) -> None:
+    for name, source in sources.items():
+        if not name or "::" in name:
+            raise UsageError(f"the name of a run must not be empty or contain `::`, got {name!r}")
+        if isinstance(source, str) and "::" in source:
+            raise UsageError(f"{name}: {source} is one cell of a run, which keeps its own name", hint="give a list")
 
 
 def _only(run: RunData, cells: Sequence[str]) -> RunData:
