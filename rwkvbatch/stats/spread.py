@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rwkvbatch.stats.bounded import unseen_share
 from rwkvbatch.stats.clustered import cluster_codes, clustered_mean, t_quantile
-from rwkvbatch.stats.sample_size import detectable_errors
+from rwkvbatch.stats.sample_size import detectable_by_flips, detectable_errors
 from rwkvbatch.stats.signflip import FEW_VALUES, is_whole
 from rwkvbatch.stats.skewness import LACKED_ALONE, SkewedMean, lacked_skewness, sample_skewness
 
@@ -110,6 +110,8 @@ class Spread:
         gains, losses: the means of the positive and of the negative parts of discrete cluster means, as shares of
             `largest`; else None.
         largest: the largest absolute cluster mean.
+        step: between two means that a cluster of discrete values can have: `widest` if all means are at the ends of the
+            range or 0, else divided by the average number of values of a cluster.
         smallest_step: the smallest absolute mean that the sample would have if only one cluster were not 0.
     """
 
@@ -128,6 +130,7 @@ class Spread:
     losses: Share | None = None
     largest: float = math.inf
     smallest_step: float = 0.0
+    step: float = 0.0
     lacked: tuple[float, float] = (LACKED_ALONE, LACKED_ALONE)
 
     @classmethod
@@ -175,6 +178,7 @@ class Spread:
             gains=Share.of(np.maximum(sums, 0.0) / largest, counts) if discrete else None,
             losses=Share.of(np.maximum(-sums, 0.0) / largest, counts) if discrete else None,
             largest=largest,
+            step=widest if np.allclose(sizes * largest, widest) else widest / max(1.0, average_size),
             smallest_step=min(abs(mean), float(np.abs(sums[differing]).min()) / size),
         )
 
@@ -239,11 +243,17 @@ class Spread:
         )
 
     def detectable(self, level: float) -> float:
-        """The smallest true mean that a test at `level` finds 4 times in 5; NaN where unknown (Bloom 1995)."""
+        """The smallest true mean that a test at `level` finds 4 times in 5; NaN where unknown.
+
+        Bloom (1995), and for discrete means `detectable_by_flips`.
+        """
         if self.clusters < 2 or not self.standard_error > 0 or not level > 0:
             return math.nan
+        if self.discrete:
+            variance = self.clusters * self.standard_error**2
+            return detectable_by_flips(self.clusters, variance, self.widest, self.step, level=level)
         error = max(self.standard_error, self.planning_error) if self.ties else self.standard_error
-        return detectable_errors(self.clusters, level=level, discrete=self.discrete) * error
+        return detectable_errors(self.clusters, level=level, discrete=False) * error
 
 
 def _are_averages_of_few(shares: NDArray[np.float64], counts: NDArray[np.float64]) -> bool:

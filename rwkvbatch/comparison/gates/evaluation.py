@@ -229,9 +229,12 @@ def _with_sample_size(result: GateResult, scope: GateScope, interval: Interval) 
         discrete, reach = discreteness(sample.values, sample.conversations, form.reach, sample.weights)
         # The interval of one side alone does not use the enlarged sample that `reach` describes.
         reach = 0.0 if form.one_sided else reach
+        # Sign flips test a difference of 0; the interval decides on any other.
+        margin = form.difference is None or form.constant != 0
         needed = conversations_needed(
-            distance, between, within, repeats, power=POWER, level=interval.level_each, discrete=discrete, reach=reach
-        )
+            distance, between, within, repeats, power=POWER, level=interval.level_each, discrete=discrete, reach=reach,
+            margin=margin,
+        )  # fmt: skip
         probability = f" with a probability of {POWER * 100:.0f} %"
     elif distance < (room := _room(form, result, sign)) < math.inf:
         needed = math.ceil(math.log(interval.level_each / 2) / math.log1p(-distance / room))
