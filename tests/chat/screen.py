@@ -17,6 +17,7 @@ class ScreenFile(io.StringIO):
         self.screen.set_mode(pyte.modes.LNM)
         self.stream = pyte.Stream(self.screen)
         self.written: list[str] = []
+        self.ended_full: frozenset[str] = frozenset()
 
     def write(self, text: str) -> int:
         self.written += [text] if text else []
@@ -25,7 +26,10 @@ class ScreenFile(io.StringIO):
 
     def reflow(self, columns: int, rows: int) -> None:
         """Resize as most terminals do: text that no longer fits into a row continues in the next one."""
-        text = "\r\n".join(line.rstrip() for line in self.lines())
+        lines = [line.rstrip() for line in self.lines()]
+        # pyte does not know whether a full row was wrapped or ended there.
+        self.ended_full = frozenset(line[-columns:] for line in lines if line and len(line) % columns == 0)
+        text = "\r\n".join(lines)
         self.screen = pyte.HistoryScreen(columns, rows, history=100_000, ratio=0.5)
         self.screen.set_mode(pyte.modes.LNM)
         self.stream = pyte.Stream(self.screen)
@@ -41,7 +45,7 @@ class ScreenFile(io.StringIO):
         lines, is_full = list[str](), False
         for row in (row.rstrip() for row in (*past, *self.screen.display)):
             lines[-1:] = [lines[-1] + row] if is_full else [*lines[-1:], row]
-            is_full = len(row) == columns
+            is_full = len(row) == columns and row not in self.ended_full
         return "\n".join(lines).rstrip("\n").split("\n")
 
     def console(self) -> Console:

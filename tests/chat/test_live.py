@@ -151,6 +151,12 @@ def draw_resized(words: list[str], sizes: list[tuple[int, int]], *, start: tuple
     )
 )
 @example([(" ", (50, 16))] * 6 + [(" ", (22, 12))])
+@example(
+    [
+        *[(" ", (50, 16))] * 5, ("\n```\n", (50, 16)), *[(" ", (50, 16))] * 4, ("\n```\n", (50, 16)),
+        (" ", (50, 16)), (" ", (22, 12)),
+    ]
+)  # fmt: skip
 def test_a_resize_loses_and_breaks_no_word(steps: list[tuple[str, tuple[int, int]]]) -> None:
     pieces = [f"w{number}w{separator}" for number, (separator, _) in enumerate(steps)]
     shown = " ".join(draw_resized(pieces, [size for _, size in steps]).lines())
