@@ -155,7 +155,8 @@ def compare_command(
 ) -> None:
     """Compare runs or cells: one verdict per variant, with the uncertainty of its difference."""
     if show is not None:
-        given = {"--out": out, "--format": output_format, "--json": as_json or None}
+        given: dict[str, Any] = {"--out": out, "--format": output_format, "--json": as_json or None}
+        given["--changes"] = changes or None
         for name in (name for name, value in given.items() if value is not None):
             raise UsageError(
                 f"--show prints one conversation in place of the report that {name} is for",
@@ -196,11 +197,11 @@ def compare_command(
         if analysis.restriction is not None:
             message(analysis.restriction.sentence, quiet=quiet)
         _show(analysis, show)
-        for gate in analysis.gates:
-            message(gate.line, quiet=quiet)
+        for line in analysis.gate_lines():
+            message(line, quiet=quiet)
     else:
         output.write(analysis, quiet=quiet)
-    append_step_summary(analysis)
+    append_step_summary(analysis, num_changes=changes)
     if analysis.failed:
         raise typer.Exit(ExitCode.FAILED)
 

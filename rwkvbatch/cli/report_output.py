@@ -27,6 +27,11 @@ _FORMAT_OF_SUFFIX = {
     ".xml": "junit",
     ".txt": "table",
 }
+_WITHOUT_CHANGES = {
+    "csv": "it has a line for each metric; --format md has changed conversations",
+    "html": "it has all conversations, the most changed ones first",
+}
+"""By format that has no place for `--changes`, what has it."""
 SUMMARY_BYTES = 2**20 - 1
 """Size limit of `$GITHUB_STEP_SUMMARY`, including what other commands of the step wrote; a larger file is not shown."""
 _SUMMARY_CUT = b"\n**The report is cut here:** summaries must be below 1 MiB. `--out report.md` writes it whole.\n"
@@ -41,7 +46,7 @@ class ReportOutput:
         out: the file; None for standard output.
         replace: whether an earlier report in the same format may be replaced.
         junit_cases: whether JUnit gets a test case for every conversation.
-        num_changes: number of the most changed conversations that a table shows.
+        num_changes: number of the most changed conversations that the report shows.
     """
 
     format: str
@@ -70,6 +75,8 @@ class ReportOutput:
         if junit_cases and output.format != "junit":
             problem = f"--junit-cases needs the format junit; this command writes {output.format}"
             raise UsageError(problem, hint="--format junit")
+        if num_changes and output.format in _WITHOUT_CHANGES:
+            raise UsageError(f"--changes is not for the format {output.format}", hint=_WITHOUT_CHANGES[output.format])
         return output
 
     def check_file(self) -> None:
@@ -97,7 +104,7 @@ class ReportOutput:
             text = self._text(analysis)
             self.check_file()
             _write(self.out, text)
-            for line in (f"wrote {self.out}", *(gate.line for gate in analysis.gates)):
+            for line in (f"wrote {self.out}", *analysis.gate_lines()):
                 message(line, quiet=quiet)
         elif self.format == "table":
             from rwkvbatch.cli.views import console
@@ -107,21 +114,23 @@ class ReportOutput:
         else:
             # Lone surrogates, which JSON rows can have, become escapes.
             sys.stdout.buffer.write(self._text(analysis).encode("utf-8", "backslashreplace"))
+            for line in analysis.gate_lines(only_failed=True):
+                message(line, quiet=quiet)
 
     def _text(self, analysis: Analysis) -> str:
         from rwkvbatch.comparison.report import formats
 
         match self.format:
             case "md":
-                return formats.as_markdown(analysis)
+                return formats.as_markdown(analysis, num_changes=self.num_changes)
             case "csv":
                 return formats.as_csv(analysis)
             case "json":
-                return formats.as_json(analysis)
+                return formats.as_json(analysis, num_changes=self.num_changes)
             case "junit":
                 from rwkvbatch.comparison.report.junit import as_junit
 
-                return as_junit(analysis, conversations=self.junit_cases)
+                return as_junit(analysis, conversations=self.junit_cases, num_changes=self.num_changes)
             case "html":
                 from rwkvbatch.comparison.report.html import as_html
 
@@ -187,7 +196,7 @@ def _not_written(path: Path, error: OSError) -> StorageError:
     return StorageError(f"--out {path}: cannot be written: {error.strerror}", hint=writing_hint(error))
 
 
-def append_step_summary(analysis: Analysis) -> None:
+def append_step_summary(analysis: Analysis, *, num_changes: int = 0) -> None:
     """Add the report to the summary page of a GitHub Actions run, if there is one.
 
     GitHub shows nothing of a summary file of 1 MiB or more, so the report is cut if necessary.
@@ -198,7 +207,9 @@ def append_step_summary(analysis: Analysis) -> None:
     from rwkvbatch.comparison.report.formats import as_markdown
 
     path = Path(name)
-    data = f"## rwkvbatch compare\n\n{as_markdown(analysis)}\n".encode("utf-8", "backslashreplace")
+    data = f"## rwkvbatch compare\n\n{as_markdown(analysis, num_changes=num_changes)}\n".encode(
+        "utf-8", "backslashreplace"
+    )
     try:
         if path.exists() and not path.is_file():
             message(f"note: $GITHUB_STEP_SUMMARY was not written: {name} is not a regular file")

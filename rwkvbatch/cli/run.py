@@ -89,7 +89,8 @@ def run_command(
 
     A comma list makes a grid: [bold]--temp 0.3,0.7 --top-p 0.3,0.8[/] is four cells.
 
-    The same command with its [bold]--out[/] continues a run that was interrupted.
+    The same command with its [bold]--out[/] continues a run that was interrupted. The exit code is 1 when a check or a
+    row failed.
     """
     from rwkvbatch.replay.logs import logging_to
 

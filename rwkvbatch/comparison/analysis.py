@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from rwkvbatch.comparison.dialogues.blame import Blame
+from rwkvbatch.comparison.dialogues.offenders import Offenders, find_offenders
 from rwkvbatch.comparison.gates.results import GateResult
 from rwkvbatch.comparison.metrics.declarations import Metric
 from rwkvbatch.comparison.numbers import interval, shown_mean
@@ -59,6 +60,7 @@ COLUMNS: Final[Mapping[str, Callable[[Comparison], Any]]] = {
 """The columns of `Analysis.to_pandas`, of CSV and of JSON, with the value of each."""
 
 _MAX_REPR_LINES = 12
+_MAX_FAILURES_EXPLAINED = 3
 
 _HTML_REPORT = FileKind("an HTML report", lambda path: file_head(path).lstrip().lower().startswith("<!doctype html>"))
 
@@ -206,6 +208,28 @@ class Analysis:
     def failed(self) -> bool:
         """Whether any gate failed."""
         return any(result.failed for result in self.gates)
+
+    @cached_property
+    def offenders(self) -> tuple[Offenders, ...]:
+        """The conversations that made gates fail, for the first few failed gates of which there are any."""
+        found: list[Offenders] = []
+        for result in self.gates:
+            offenders = find_offenders(result, self.all_pairs, self.variants, self.runs, self.table)
+            if offenders is not None:
+                found.append(offenders)
+            if len(found) == _MAX_FAILURES_EXPLAINED:
+                break
+        return tuple(found)
+
+    def gate_lines(self, *, only_failed: bool = False) -> list[str]:
+        """A line for each gate; below a failed one, the conversations that made it fail."""
+        lines_of = {id(offenders.result): offenders.lines for offenders in self.offenders}
+        return [
+            line
+            for result in self.gates
+            if result.failed or not only_failed
+            for line in (result.line, *lines_of.get(id(result), ()))
+        ]
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write the report as one HTML file, as `rwkvbatch compare --out report.html` does. It replaces a report.

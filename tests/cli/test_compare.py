@@ -14,7 +14,7 @@ import pytest
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.exits import ExitCode
 from tests.comparison.hostile import hostile_run
-from tests.comparison.make_run import make_run
+from tests.comparison.make_run import make_row, make_run, write_run
 
 
 @pytest.fixture
@@ -154,6 +154,13 @@ def test_nobody_else_may_write_a_report_whatever_the_umask(sweep: str, tmp_path:
         (["--show", "talk-2", "--out", "r.html"], ExitCode.USAGE, "in place of the report that --out is for"),
         (["--show", "talk-2", "--format", "md"], ExitCode.USAGE, "in place of the report that --format is for"),
         (["--show", "talk-2", "--json"], ExitCode.USAGE, "in place of the report that --json is for"),
+        (["--changes", "2", "--format", "csv"], ExitCode.USAGE, "--changes is not for the format csv"),
+        (
+            ["--changes", "2", "--out", "r.html"],
+            ExitCode.USAGE,
+            "it has all conversations, the most changed ones first",
+        ),
+        (["--changes", "2", "--show", "talk-2"], ExitCode.USAGE, "in place of the report that --changes is for"),
         (["--json", "--format", "csv"], ExitCode.USAGE, "--json and --format csv ask for different formats"),
         (["--json", "--out", "r.html"], ExitCode.USAGE, "--json and --out r.html ask for different formats"),
         (["--show", "talk-2", "--fail-if", "tokens < 9999"], ExitCode.FAILED, "FAILED: fail-if tokens < 9999"),
@@ -259,7 +266,7 @@ def test_a_step_summary_stays_below_1_mib_and_says_that_it_was_cut(
 ) -> None:
     from rwkvbatch.comparison.report import formats
 
-    monkeypatch.setattr(formats, "as_markdown", lambda _: "| é | one line of a table |\n" * 60_000)
+    monkeypatch.setattr(formats, "as_markdown", lambda *_, **__: "| é | one line of a table |\n" * 60_000)
     summary = tmp_path / "summary.md"
     summary.write_bytes(b"x" * before)
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
@@ -308,3 +315,92 @@ def test_a_step_summary_that_is_no_file_is_noted_and_the_comparison_goes_on(
     run = make_run(tmp_path / "run")
     assert invoke(["compare", str(run)]) == ExitCode.DONE
     assert f"$GITHUB_STEP_SUMMARY was not written: {tmp_path} is not a regular file" in capsys.readouterr().err
+
+
+def gated(tmp_path: Path) -> list[str]:
+    """Runs of eight conversations of which `branch` fails two, and `main` the first of these."""
+
+    def rows(failing: tuple[int, ...]) -> list[dict[str, object]]:
+        checks = [
+            {"kind": "contains", "expected": "Ada", "passed": ok, "score": float(ok), "weight": 1.0, "detail": None}
+            for ok in (number not in failing for number in range(8))
+        ]
+        return [
+            make_row(f"talk-{number}", checks=[check], reply="Ada\n| `x`" if check["passed"] else f"No {failing}.")
+            for number, check in enumerate(checks)
+        ]
+
+    write_run(tmp_path / "main", rows((1,)), manifest={})
+    write_run(tmp_path / "branch", rows((1, 5)), manifest={})
+    return [str(tmp_path / "main"), str(tmp_path / "branch")]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--out", "gates.xml"], ["--format", "junit"], ["--json"]])
+def test_a_failed_gate_names_its_conversations_with_both_replies_in_every_format(
+    tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = gated(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    gates = ["--fail-if", "score < baseline - 0.1", "--fail-if", "score < 0.1"]
+    assert invoke(["compare", *runs, *gates, *arguments]) == ExitCode.FAILED
+    out, err = capsys.readouterr()
+    log = err if arguments else out
+    assert (
+        "FAILED: fail-if score < baseline - 0.1: branch has 0.75, the limit is 0.775\n"
+        "  fails because of 1 conversation:\n"
+        "    talk-5, turn 0: contains 'Ada' failed; main passed\n"
+        "      prompt: Question 0 of talk-5?\n"
+        "      main: Ada | `x`\n"
+        "      branch: No (1, 5).\n"
+        f"  all of them: rwkvbatch compare {runs[0]} {runs[1]} --changes 1\n"
+    ) in log
+    summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert summary.startswith("## rwkvbatch compare\n\n**❌ 1 of 2 gates failed**\n")
+    assert "| talk-5 | 0 | contains 'Ada' failed; main passed | Question 0 of talk-5? | Ada \\| \\`x\\` | No" in summary
+    assert f"All of them: <code>rwkvbatch compare {runs[0]} {runs[1]} --changes 1</code>" in summary.replace("\\_", "_")
+
+
+def test_the_conversations_of_a_gate_on_a_number_are_those_beyond_it_and_the_rest_is_a_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(make_run(tmp_path / "run", conversations=40, repeats=1))
+    assert invoke(["compare", run, "--fail-if", "score < 0.9"]) == ExitCode.FAILED
+    out = capsys.readouterr().out
+    found = re.search(r"fails because of (\d+) conversations, the worst 5:", out)
+    assert found is not None
+    assert 5 < int(found[1]) < 40
+    assert out.count("contains 'boat' failed\n") == 5
+    assert f"  all of them: rwkvbatch show {run} --failed\n" in out
+    assert invoke(["compare", run, "--fail-if", "score < 0.1"]) == ExitCode.DONE
+    assert "because of" not in capsys.readouterr().out
+
+
+def test_a_gate_that_errors_or_missing_turns_fail_names_these(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main, branch = gated(tmp_path)
+    lines = Path(branch, "results.jsonl").read_text(encoding="utf-8").splitlines()
+    failed = make_row("talk-3", finish_reason="error", error="out of memory", checks=[])
+    rows = [failed if number == 3 else json.loads(line) for number, line in enumerate(lines) if number != 6]
+    write_run(tmp_path / "less", rows, manifest={})
+    assert invoke(["compare", main, str(tmp_path / "less"), "--fail-if", "score < 0.1"]) == ExitCode.FAILED
+    out = capsys.readouterr().out
+    assert "less could not be judged: in less, 1 turn ended in an error, 1 turn missing (--allow-missing" in out
+    assert "fails because of 2 conversations, worst first:\n    talk-3, turn 0: error in less: out of memory\n" in out
+    assert "    talk-6, turn 0: missing in less\n" in out
+
+
+def test_changes_are_in_every_format_that_takes_them(
+    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    runs = gated(tmp_path)
+    for output in ("table", "md", "json", "junit"):
+        assert invoke(["compare", *runs, "--format", output]) == ExitCode.DONE
+        without = capsysbinary.readouterr().out.decode()
+        assert invoke(["compare", *runs, "--format", output, "--changes", "2"]) == ExitCode.DONE
+        text = capsysbinary.readouterr().out.decode()
+        assert "Question 0 of talk-5?" not in without, output
+        assert "Question 0 of talk-5?" in text, output
+        assert "Question 0 of talk-1?" in text, output
+        assert "Question 0 of talk-2?" not in text, output

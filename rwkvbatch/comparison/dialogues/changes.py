@@ -155,5 +155,12 @@ def most_changed_turn(turns: Sequence[TurnChange]) -> TurnChange | None:
     return max(differing, key=lambda turn: turn.score, default=None)
 
 
+def changed_turns(matched: MatchedRows, number: int) -> list[tuple[ConversationChange, TurnChange]]:
+    """The `number` most changed conversations of a pair whose replies differ, each with its most changed turn."""
+    changed = [change for change in most_changed(matched) if change.replies_changed > 0][:number]
+    turns = ((change, most_changed_turn(turn_changes(matched, change.conversation))) for change in changed)
+    return [(change, turn) for change, turn in turns if turn is not None]
+
+
 def _size(value: float) -> float:
     return 0.0 if math.isnan(value) else abs(value)

@@ -13,9 +13,11 @@ from typing import Any
 from rwkvbatch.comparison.analysis import COLUMNS as FIELDS
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.dialogues.blame import Blame
-from rwkvbatch.comparison.dialogues.changes import most_changed
+from rwkvbatch.comparison.dialogues.changes import changed_turns, most_changed
+from rwkvbatch.comparison.dialogues.offenders import Offenders
 from rwkvbatch.comparison.gates.results import gates_outcome
-from rwkvbatch.comparison.numbers import interval, mean_interval, shown_mean
+from rwkvbatch.comparison.numbers import interval, mean_interval, shown_mean, signed
+from rwkvbatch.comparison.pairing.matching import MatchedRows
 from rwkvbatch.comparison.pairing.settings import settings_sentence
 from rwkvbatch.comparison.runs.data import Variant
 from rwkvbatch.comparison.statistics.differences import Comparison
@@ -45,17 +47,20 @@ from rwkvbatch.comparison.wording import (
     variant_label,
     without_undecidable,
 )
+from rwkvbatch.errors import shortened
 from rwkvbatch.prompt.escaping import finite, printable, printable_json
 
+_MAX_CELL = 120
 _FORMULA_SIGNS = frozenset("=+-@＝＋－＠")
 
 
-def as_json(analysis: Analysis) -> str:
+def as_json(analysis: Analysis, *, num_changes: int = 0) -> str:
     """The whole comparison as one JSON object.
 
     Its keys are `runs`, `only` (null without `--only`), `primary`, `families`, `trend` (null without `--over`),
     `trends` (the same one, then those of `--metric`), `blame` (empty without `--blame`), `preferences` (empty without
     `--judge`), `comparisons`, `best`, `means`, `settings_differ`, `dropped`, `pairs`, `gates`, `changes` and `notes`.
+    An entry of `changes` has `turns`: the most changed turn of each of the `num_changes` most changed conversations.
     """
     content = {
         "runs": [{"name": run.name, "path": run.source, "manifest": run.manifest} for run in analysis.runs],
@@ -106,6 +111,14 @@ def as_json(analysis: Analysis) -> str:
                     "note",
                 )
             }
+            | {
+                "conversations": [
+                    vars(offender)
+                    for offenders in analysis.offenders
+                    if offenders.result is gate
+                    for offender in offenders.worst
+                ]
+            }
             for gate in analysis.gates
         ],
         "changes": [
@@ -113,6 +126,12 @@ def as_json(analysis: Analysis) -> str:
                 "baseline": matched.pair.baseline.label,
                 "variant": matched.pair.variant.label,
                 "conversations": [vars(change) for change in most_changed(matched)],
+                "turns": [
+                    {"conversation": change.conversation, "repeat": turn.repeat, "turn": turn.variant["turn"]}
+                    | {"prompt": turn.variant["prompt"], "baseline": turn.baseline["reply"]}
+                    | {"variant": turn.variant["reply"]}
+                    for change, turn in (changed_turns(matched, num_changes) if num_changes else ())
+                ],
             }
             for matched in analysis.matched
         ],
@@ -169,11 +188,12 @@ def _best(ranking: Ranking) -> dict[str, Any]:
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
 
 
-def as_markdown(analysis: Analysis) -> str:
+def as_markdown(analysis: Analysis, *, num_changes: int = 0) -> str:
     """The comparison as Markdown, with all names escaped.
 
-    It has the outcome of gates, the restriction, the conclusion, rankings, dropped rows, a table per family (of means
-    for a single variant) and notes.
+    It has the outcome of gates and the conversations that made them fail, the restriction, the conclusion, rankings,
+    dropped rows, a table per family (of means for a single variant), the `num_changes` most changed conversations of
+    each pair, and notes.
     """
     means = [] if analysis.comparisons else analysis.means(analysis.variants[0])
     restriction = "" if analysis.restriction is None else analysis.restriction.sentence
@@ -182,6 +202,7 @@ def as_markdown(analysis: Analysis) -> str:
     if analysis.gates:
         parts.append(f"**{'❌' if analysis.failed else '✅'} {escaped(headline)}**")
         parts.append("\n".join(f"- {'❌' if gate.failed else '✅'} {escaped(gate.line)}" for gate in analysis.gates))
+        parts += map(_offenders, analysis.offenders)
     elif restriction:
         parts.append(f"**{escaped(restriction)}**")
     parts.append(f"**{escaped(conclusion(analysis.comparisons, means))}**")
@@ -213,9 +234,57 @@ def as_markdown(analysis: Analysis) -> str:
     if not analysis.comparisons:
         parts.extend(f"### {escaped(variant.label)}\n\n{_means(analysis, variant)}" for variant in analysis.variants)
     parts += [_blame(cell_blame) for cell_blame in analysis.blame]
+    parts += [_changes(matched, num_changes) for matched in analysis.matched] if num_changes else []
     if analysis.notes:
         parts.append("\n".join(f"> {escaped(note)}" for note in analysis.notes))
     return "\n\n".join(parts) + "\n"
+
+
+def _offenders(offenders: Offenders) -> str:
+    """The conversations that made a gate fail, as a table, and the command that shows all of them."""
+    sides = list(dict.fromkeys(label for offender in offenders.worst for label in offender.replies))
+    rows = [
+        _row(
+            (
+                offender.conversation,
+                f"{offender.turn}" + (f", repeat {offender.repeat}" if offender.repeat else ""),
+                offender.problem,
+                *(_cell_text(text) for text in (offender.prompt, *(offender.replies.get(side, "") for side in sides))),
+            )
+        )
+        for offender in offenders.worst
+    ]
+    head = _row(("conversation", "turn", "what failed", "prompt", *sides))
+    table = "\n".join([head, "|---" * (4 + len(sides)) + "|", *rows])
+    command = f"\n\nAll of them: <code>{escaped(offenders.command)}</code>" if offenders.command else ""
+    result = offenders.result
+    return f"{escaped(f'{result.condition}: {result.label} {offenders.title}')}\n\n{table}{command}"
+
+
+def _changes(matched: MatchedRows, number: int) -> str:
+    """The most changed conversations of a pair, each with its most changed turn."""
+    labels = matched.pair.variant.label, matched.pair.baseline.label
+    rows = [
+        _row(
+            (
+                change.conversation,
+                *(signed(value, 2) for value in (change.score, change.nll)),
+                str(turn.variant["turn"]),
+                *(_cell_text(text) for text in (turn.variant["prompt"], turn.baseline["reply"], turn.variant["reply"])),
+            )
+        )
+        for change, turn in changed_turns(matched, number)
+    ]
+    title = f"### {escaped(f'Most changed, {labels[0]} against {labels[1]}')}"
+    if not rows:
+        return f"{title}\n\nAll replies are equal."
+    head = _row(("conversation", "score", "nll", "turn", "prompt", labels[1], labels[0]))
+    return "\n".join([f"{title}\n", head, "|---|---:|---:|---:|---|---|---|", *rows])
+
+
+def _cell_text(text: str) -> str:
+    """A text cut to the size of a table's cell."""
+    return shortened(" ".join(text.split()), _MAX_CELL)
 
 
 def _blame(blame: Blame) -> str:

@@ -8,11 +8,13 @@ only its `message`, so both say what failed.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from rwkvbatch.comparison.analysis import Analysis
+from rwkvbatch.comparison.dialogues.changes import changed_turns
+from rwkvbatch.comparison.gates.results import GateResult
 from rwkvbatch.comparison.numbers import check_name
 from rwkvbatch.comparison.runs.data import Variant
 from rwkvbatch.comparison.statistics.differences import Comparison
@@ -32,6 +34,9 @@ _COLUMNS: Final[tuple[str, ...]] = (
 )  # fmt: skip
 
 
+_Against = Literal["regression", "fails in baseline", ""]
+
+
 @dataclass(frozen=True)
 class _Case:
     """A test case.
@@ -39,6 +44,7 @@ class _Case:
     Attributes:
         kind: None if the case passed.
         text: body of the failure, or output of a passed case.
+        against: how a failure stands to the baseline; empty if the case passed or that is unknown.
     """
 
     classname: str
@@ -47,9 +53,10 @@ class _Case:
     type: str = ""
     message: str = ""
     text: str = ""
+    against: _Against = ""
 
 
-def as_junit(analysis: Analysis, *, conversations: bool = False) -> str:
+def as_junit(analysis: Analysis, *, conversations: bool = False, num_changes: int = 0) -> str:
     """An element `testsuites` with a suite `gates`, and a suite per pair with a case per metric, which always passes.
 
     The output of such a case has the number of pairs and the rows that are not as planned.
@@ -57,9 +64,12 @@ def as_junit(analysis: Analysis, *, conversations: bool = False) -> str:
     Args:
         conversations: add a suite per variant that is not a baseline, with a case per conversation. The case is an
             error if a turn ended in an error, a failure if a check failed, and skipped if turns that the baseline has
-            are missing or a turn has no verdict.
+            are missing or a turn has no verdict. Failures and errors say whether the baseline passes there: regressions
+            come first, then what fails in the baseline, too. Properties of the suite count both.
+        num_changes: add so many of the most changed conversations to the output of each pair's suite.
     """
-    suites = {"gates": [_gate_case(gate.condition, gate.label, gate.line, gate.failed) for gate in analysis.gates]}
+    details = {id(offenders.result): offenders.lines for offenders in analysis.offenders}
+    suites = {"gates": [_gate_case(gate, details.get(id(gate), ())) for gate in analysis.gates]}
     for title, lines in by_heading(analysis.comparisons).items():
         suites[title] = [_Case(title, line.metric.name, text=_with_counts(analysis, line)) for line in lines]
     if conversations:
@@ -69,7 +79,8 @@ def as_junit(analysis: Analysis, *, conversations: bool = False) -> str:
                 suites[f"conversations of {variant.label}"] = _conversation_cases(analysis, variant)
     restriction = "" if analysis.restriction is None else f", {analysis.restriction.sentence}"
     root = ET.Element("testsuites", name=_on_one_line(f"rwkvbatch compare{restriction}"))
-    totals = [_add_suite(root, name, cases) for name, cases in suites.items()]
+    changes = _changes(analysis, num_changes) if num_changes else {}
+    totals = [_add_suite(root, name, cases, changes.get(name, "")) for name, cases in suites.items()]
     for index, name in enumerate(("tests", "failures", "errors")):
         root.set(name, str(sum(counts[index] for counts in totals)))
     ET.indent(root)
@@ -86,25 +97,58 @@ def _with_counts(analysis: Analysis, line: Comparison) -> str:
     return "\n".join(filter(None, parts))
 
 
-def _gate_case(text: str, label: str, line: str, failed: bool) -> _Case:
-    if not failed:
-        return _Case(label, text, text=line)
-    return _Case(label, text, "failure", "gate", line, line)
+def _gate_case(gate: GateResult, details: Sequence[str]) -> _Case:
+    if not gate.failed:
+        return _Case(gate.label, gate.condition, text=gate.line)
+    return _Case(gate.label, gate.condition, "failure", "gate", gate.line, "\n".join((gate.line, *details)))
+
+
+def _changes(analysis: Analysis, number: int) -> dict[str, str]:
+    """By the title of its suite, the most changed conversations of a pair."""
+    texts: dict[str, str] = {}
+    for matched in analysis.matched:
+        baseline, variant = matched.pair.baseline.label, matched.pair.variant.label
+        texts[f"{variant} against {baseline}"] = "\n".join(
+            f"{change.conversation}, turn {turn.variant['turn']}, repeat {turn.repeat}: "
+            f"{_short(turn.variant['prompt'])}\n"
+            f"  {baseline}: {_short(turn.baseline['reply'])}\n  {variant}: {_short(turn.variant['reply'])}"
+            for change, turn in changed_turns(matched, number)
+        )
+    return texts
 
 
 def _conversation_cases(analysis: Analysis, variant: Variant) -> list[_Case]:
     turns = _turns_by_conversation(analysis, variant)
-    expected: dict[str, set[tuple[int, int]]] = {}
-    for pair in analysis.pairs:
-        if pair.variant == variant:
-            for conversation, of_baseline in _turns_by_conversation(analysis, pair.baseline).items():
-                expected.setdefault(conversation, set()).update(map(_place, of_baseline))
-    cases: list[_Case] = []
-    for conversation in {**turns, **expected}:
-        own = turns.get(conversation, [])
-        missing = expected.get(conversation, set()) - set(map(_place, own))
-        cases.append(_conversation_case(variant.label, conversation, own, len(missing)))
-    return cases
+    baseline = next((pair.baseline for pair in analysis.pairs if pair.variant == variant), None)
+    of_baseline = {} if baseline is None else _turns_by_conversation(analysis, baseline)
+    cases = [
+        _conversation_case(
+            variant.label,
+            conversation,
+            turns.get(conversation, []),
+            _Baseline(
+                "" if baseline is None else baseline.label,
+                {_place(turn): turn for turn in of_baseline.get(conversation, ())},
+            ),
+        )
+        for conversation in {**turns, **of_baseline}
+    ]
+    return sorted(cases, key=lambda case: ("regression", "fails in baseline", "").index(case.against))
+
+
+@dataclass(frozen=True)
+class _Baseline:
+    """The turns of a conversation in the baseline, by turn and repeat; without a baseline there are none."""
+
+    label: str
+    turns: Mapping[tuple[int, int], Mapping[str, Any]]
+
+    def outcome(self, turn: Mapping[str, Any]) -> str:
+        """How the baseline did in a turn that failed: `passed`, `fails, too`, or empty if that is unknown."""
+        there = self.turns.get(_place(turn))
+        if there is None or (not _problem(there) and any(check["passed"] is None for check in there["checks"])):
+            return ""
+        return "fails, too" if _problem(there) else "passed"
 
 
 def _turns_by_conversation(analysis: Analysis, variant: Variant) -> dict[str, list[Mapping[str, Any]]]:
@@ -120,7 +164,8 @@ def _place(turn: Mapping[str, Any]) -> tuple[int, int]:
     return turn["turn"], turn["repeat"]
 
 
-def _conversation_case(label: str, conversation: str, turns: Sequence[Mapping[str, Any]], missing: int) -> _Case:
+def _conversation_case(label: str, conversation: str, turns: Sequence[Mapping[str, Any]], baseline: _Baseline) -> _Case:
+    missing = len(baseline.turns.keys() - set(map(_place, turns)))
     failed = [(turn, problem) for turn in turns if (problem := _problem(turn))]
     unjudged = [turn for turn in turns if any(check["passed"] is None for check in turn["checks"])]
     if not failed and missing:
@@ -131,17 +176,27 @@ def _conversation_case(label: str, conversation: str, turns: Sequence[Mapping[st
         return _Case(label, conversation, "skipped", "judge", message, message)
     if not failed:
         return _Case(label, conversation)
+    outcomes = [baseline.outcome(turn) for turn, _ in failed]
+    # The turns that passed in the baseline first.
+    failed = [item for _, item in sorted(zip(outcomes, failed, strict=True), key=lambda pair: pair[0] != "passed")]
     message = f"{len(failed)} of {len(turns)} turns failed: {failed[0][1]}"
+    against: _Against = ""
+    if regressed := outcomes.count("passed"):
+        some = "" if regressed == len(failed) else f"{regressed} of {len(failed)} failed turns "
+        against, message = "regression", f"regression: {some}passed in {baseline.label}; {message}"
+    elif outcomes.count("fails, too") == len(failed):
+        against, message = "fails in baseline", f"also fails in {baseline.label}; {message}"
     lines = [
-        f"turn {turn['turn']}, repeat {turn['repeat']}: {problem}\n"
-        f"  user: {_short(turn['prompt'])}\n  reply: {_short(turn['reply'])}"
+        f"turn {turn['turn']}, repeat {turn['repeat']}: {problem}"
+        + (f" ({baseline.label} {outcome})" if (outcome := baseline.outcome(turn)) else "")
+        + f"\n  user: {_short(turn['prompt'])}\n  reply: {_short(turn['reply'])}"
         for turn, problem in failed[:_MAX_TURNS]
     ]
     if len(failed) > _MAX_TURNS:
         lines.append(f"... and {counted(len(failed) - _MAX_TURNS, 'more turn')}")
     if any(turn["finish_reason"] == "error" for turn, _ in failed):
-        return _Case(label, conversation, "error", "turn", message, "\n".join(lines))
-    return _Case(label, conversation, "failure", "check", message, "\n".join(lines))
+        return _Case(label, conversation, "error", "turn", message, "\n".join((message, *lines)), against)
+    return _Case(label, conversation, "failure", "check", message, "\n".join((message, *lines)), against)
 
 
 def _problem(turn: Mapping[str, Any]) -> str:
@@ -165,9 +220,14 @@ def _short(text: str) -> str:
     return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}… ({len(text):,} characters)"
 
 
-def _add_suite(root: ET.Element, name: str, cases: Iterable[_Case]) -> tuple[int, int, int]:
+def _add_suite(root: ET.Element, name: str, cases: Sequence[_Case], output: str) -> tuple[int, int, int]:
     """Add a suite, and return its numbers of tests, failures and errors."""
     suite = ET.SubElement(root, "testsuite", name=_on_one_line(name))
+    if any(case.against for case in cases):
+        properties = ET.SubElement(suite, "properties")
+        for key, against in (("regressions", "regression"), ("failing_in_baseline_too", "fails in baseline")):
+            number = sum(case.against == against for case in cases)
+            ET.SubElement(properties, "property", name=key, value=str(number))
     counts = {None: 0, "failure": 0, "error": 0, "skipped": 0}
     for case in cases:
         counts[case.kind] += 1
@@ -177,6 +237,8 @@ def _add_suite(root: ET.Element, name: str, cases: Iterable[_Case]) -> tuple[int
             problem.text = safe(case.text)
         elif case.text:
             ET.SubElement(element, "system-out").text = safe(case.text)
+    if output:
+        ET.SubElement(suite, "system-out").text = safe(output)
     totals = (sum(counts.values()), counts["failure"], counts["error"])
     for attribute, count in zip(("tests", "failures", "errors"), totals, strict=True):
         suite.set(attribute, str(count))

@@ -19,8 +19,8 @@ from rwkvbatch.comparison.dialogues.changes import (
     ConversationChange,
     Piece,
     TurnChange,
+    changed_turns,
     most_changed,
-    most_changed_turn,
     turn_changes,
 )
 from rwkvbatch.comparison.numbers import interval, shown_mean, signed
@@ -100,10 +100,10 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0
             _print_left_out(analysis, console)
     if not analysis.comparisons:
         _print_left_out(analysis, console)
-    for gate in analysis.gates:
+    for line in analysis.gate_lines():
         # In a pipe or file, also one with colours (FORCE_COLOR), programs search for whole lines.
-        style = "bold red" if gate.failed else "green"
-        console.print(safe(gate.line, style), soft_wrap=not console.file.isatty())
+        style = "" if line.startswith(" ") else "bold red" if line.startswith("FAILED") else "green"
+        console.print(safe(line, style), soft_wrap=not console.file.isatty())
     if analysis.comparisons and (hidden := _hidden(analysis)):
         _print_wrapped(hidden, console, "dim")
     for cell_blame in analysis.blame:
@@ -246,18 +246,16 @@ def _cells_of_mean(mean: VariantMean, *, with_counts: bool) -> tuple[str, ...]:
 
 
 def _print_changes(matched: MatchedRows, console: Console, num_changes: int) -> None:
-    changed = [change for change in most_changed(matched) if change.replies_changed > 0][:num_changes]
+    changed = changed_turns(matched, num_changes)
     if not changed:
         return
     console.print()
     console.print(safe(f"Most changed, {matched.pair.variant.label} against {matched.pair.baseline.label}", "bold"))
-    for change in changed:
+    for change, turn in changed:
         console.print(_change_title(change))
-        turn = most_changed_turn(turn_changes(matched, change.conversation))
-        if turn is not None:
-            question = safe(f"turn {turn.baseline['turn']}, repeat {turn.repeat}: {turn.baseline['prompt']}", "dim")
-            diff = diff_text(turn.pieces, colour=_in_colour(console))
-            console.print(Padding(Group(question, diff), (0, 0, 0, 2)))
+        question = safe(f"turn {turn.baseline['turn']}, repeat {turn.repeat}: {turn.baseline['prompt']}", "dim")
+        diff = diff_text(turn.pieces, colour=_in_colour(console))
+        console.print(Padding(Group(question, diff), (0, 0, 0, 2)))
 
 
 def _in_colour(console: Console) -> bool:

@@ -49,6 +49,8 @@ SCHEMA = {
     "error": Rule(optional=names("type message"), text=True),
     "skipped": Rule(optional=names("type message"), text=True),
     "system-out": Rule(text=True),
+    "properties": Rule(children=names("property")),
+    "property": Rule(names("name value")),
 }
 
 
@@ -125,19 +127,22 @@ def test_a_case_of_a_metric_counts_pairs_and_rows_that_are_not_as_planned(tmp_pa
 
 def test_the_message_of_a_failed_gate_is_in_its_text(analysis: Analysis) -> None:
     (failure,) = parse_valid(as_junit(analysis)).findall(".//failure")
-    assert failure.get("message") == failure.text
+    assert failure.get("message") == (failure.text or "").partition("\n")[0]
     assert (failure.text or "").startswith("FAILED: fail-if tokens < 9999: t=2 has ")
 
 
 def test_with_junit_cases_each_conversation_of_a_variant_is_a_case(analysis: Analysis) -> None:
     root = parse_valid(as_junit(analysis, conversations=True))
     (suite,) = [suite for suite in root if suite.get("name") == "conversations of t=2"]
-    assert [case.get("name") for case in suite] == ["talk-0", "talk-1", "talk-2", "talk-3"]
-    assert [[child.tag for child in case] for case in suite] == [[], ["failure"], ["error"], []]
+    cases = {str(case.get("name")): [child.tag for child in case] for case in suite.findall("testcase")}
+    assert list(cases.items()) == [("talk-1", ["failure"]), ("talk-2", ["error"]), ("talk-0", []), ("talk-3", [])]
     failure = suite.findall(".//failure")[0]
-    assert failure.get("message") == "2 of 4 turns failed: contains 'boat' failed (found no boat)"
+    assert failure.get("message") == "also fails in t=1; 2 of 4 turns failed: contains 'boat' failed (found no boat)"
     text = failure.text or ""
-    assert "turn 1, repeat 0: contains 'boat' failed (found no boat)\n  user: Question 1 of talk-1?\n" in text
+    assert (
+        "turn 1, repeat 0: contains 'boat' failed (found no boat) (t=1 fails, too)\n  user: Question 1 of talk-1?\n"
+        in text
+    )
     assert "  reply: line one\nline two xxx" in text
     assert "(2,018 characters)" in text
     assert len(text) < 2000
@@ -150,7 +155,7 @@ def test_conversations_that_a_variant_lacks_or_that_have_no_verdict_are_skipped_
         (tmp_path / f"{name}.csv").write_text("id,score\n" + rows)
     analysis = compare([str(tmp_path / f"{name}.csv") for name in tables])
     suite = parse_valid(as_junit(analysis, conversations=True))[-1]
-    cases = {str(case.get("name")): [(child.tag, child.text) for child in case] for case in suite}
+    cases = {str(case.get("name")): [(child.tag, child.text) for child in case] for case in suite.findall("testcase")}
     assert cases["c0"] == cases["c4"] == []
     assert cases["c1"] == [("skipped", "1 turn of the baseline is missing here")]
     assert cases["c2"] == [("skipped", "1 of 1 turns have no verdict")]
@@ -198,3 +203,40 @@ def test_a_failed_check_of_another_program_has_no_expectation(tmp_path: Path) ->
     text = as_junit(compare([tmp_path / "a.csv", tmp_path / "b.csv"]), conversations=True)
     assert "score 0.25 failed" in text
     assert "None" not in text
+
+
+def test_cases_say_which_failures_are_regressions_and_have_them_first(tmp_path: Path) -> None:
+    def failing(*places: tuple[int, int]) -> Any:
+        def change(row: dict[str, Any], _: np.random.Generator) -> None:
+            failed = (int(row["conversation"].removeprefix("talk-")), row["turn"]) in places
+            row["checks"][0] |= {"passed": not failed, "score": float(not failed)}
+
+        return change
+
+    shape: dict[str, Any] = {"conversations": 4, "repeats": 1, "turns": 2}
+    runs = [
+        make_run(tmp_path / "main", change=failing((0, 0), (3, 0)), **shape),
+        make_run(tmp_path / "branch", change=failing((0, 0), (1, 1), (3, 0), (3, 1)), **shape),
+    ]
+    suite = parse_valid(as_junit(compare(runs), conversations=True))[-1]
+    messages = {str(case.get("name")): [child.get("message") for child in case] for case in suite.findall("testcase")}
+    assert list(messages) == ["talk-1", "talk-3", "talk-0", "talk-2"]
+    assert messages["talk-1"] == ["regression: passed in main; 1 of 2 turns failed: contains 'boat' failed"]
+    assert messages["talk-3"] == [
+        "regression: 1 of 2 failed turns passed in main; 2 of 2 turns failed: contains 'boat' failed"
+    ]
+    assert messages["talk-0"] == ["also fails in main; 1 of 2 turns failed: contains 'boat' failed"]
+    assert messages["talk-2"] == []
+    counts = {item.get("name"): item.get("value") for item in suite.findall("properties/property")}
+    assert counts == {"regressions": "2", "failing_in_baseline_too": "1"}
+    text = suite.findall("testcase")[1][0].text or ""
+    assert text.index("turn 1, repeat 0: contains 'boat' failed (main passed)") < text.index("(main fails, too)")
+    alone = parse_valid(as_junit(compare(runs[1:]), conversations=True))[-1]
+    assert "baseline" not in ET.tostring(alone, encoding="unicode")
+
+
+def test_changes_are_in_the_output_of_the_suite_of_each_pair(analysis: Analysis) -> None:
+    assert parse_valid(as_junit(analysis)).findall("testsuite/system-out") == []
+    path_of = {suite.get("name"): suite for suite in parse_valid(as_junit(analysis, num_changes=2))}
+    (output,) = path_of["t=2 against t=1"].findall("system-out") or [None]
+    assert output is None, "all replies of this run are equal"
