@@ -166,7 +166,7 @@ def compare(
     for metric in shown.metrics if matched else ():
         tests.add(metric, is_primary=metric == primary_metric, is_ranked=requested is not None)
     scopes = scopes_of(matching.all_pairs, variants, table, matching.dropped, matching.runs)
-    notes += margin_notes(gates, scopes)
+    notes += margin_notes(gates, scopes, tests.comparisons)
     return Analysis(
         runs=tuple(matching.runs),
         variants=tuple(variants),

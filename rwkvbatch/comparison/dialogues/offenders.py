@@ -171,7 +171,7 @@ def _by_metric(result: GateResult, value: Value, rows: pd.DataFrame, baseline: V
         excess = sign * (values - rows[f"{column}{other}"].to_numpy(dtype=np.float64))
     else:
         limit = result.right if gate.left == value else result.left if gate.right == value else math.nan
-        is_limit = metric.level == "turn" and not metric.log_of and math.isfinite(limit)
+        is_limit = not metric.log_of and math.isfinite(limit)
         excess = sign * (values - (limit if is_limit else float(np.nanmean(values)) if values.size else 0.0))
     by_conversation: dict[str, tuple[list[float], int]] = {}
     for index, (name, number) in enumerate(zip(rows["conversation"].tolist(), excess.tolist(), strict=True)):

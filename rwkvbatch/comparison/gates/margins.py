@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import NormalDist
 from typing import Final
 
@@ -13,24 +13,32 @@ from rwkvbatch.comparison.gates.expressions import Gate, Value
 from rwkvbatch.comparison.gates.intervals import different_turns, form_values, known_values
 from rwkvbatch.comparison.gates.scopes import GateScope
 from rwkvbatch.comparison.metrics.declarations import metric_named
-from rwkvbatch.comparison.statistics.differences import LEVEL
+from rwkvbatch.comparison.statistics.differences import LEVEL, Comparison
 from rwkvbatch.stats.sample_size import smallest_detectable
 from rwkvbatch.stats.variances import discreteness, variances, weighted_deviations
 
 _POWER: Final = 0.8
 
 
-def margin_notes(gates: Sequence[Gate], scopes: Sequence[GateScope]) -> list[str]:
+def margin_notes(
+    gates: Sequence[Gate], scopes: Sequence[GateScope], comparisons: Sequence[Comparison] = ()
+) -> list[str]:
     """A sentence on each gate whose margin is below the difference that the comparison detects on some variant.
 
     Gates with `significantly`, on a number or on timings, and those that equal models fail, have none.
+
+    Args:
+        comparisons: the lines of the table, whose detectable differences the notes take where they have one.
     """
+    in_table = {
+        (line.pair.variant.label, line.metric.name): line.detectable for line in comparisons if line.group is None
+    }
     notes: list[str] = []
     for gate in gates:
         found = [
             (detectable, margin, share)
             for scope in scopes
-            for margin, detectable, share in _margins(gate, scope)
+            for margin, detectable, share in _margins(gate, scope, in_table)
             if margin < detectable
         ]
         if not found:
@@ -49,7 +57,9 @@ def margin_notes(gates: Sequence[Gate], scopes: Sequence[GateScope]) -> list[str
     return notes
 
 
-def _margins(gate: Gate, scope: GateScope) -> Iterator[tuple[float, float, float]]:
+def _margins(
+    gate: Gate, scope: GateScope, in_table: Mapping[tuple[str, str], float]
+) -> Iterator[tuple[float, float, float]]:
     """The margin of a gate on a scope, the detectable difference, and the share of equal models that fail the gate.
 
     There is none where all pairs are equal, or if the gate is not on one metric of both sides.
@@ -82,6 +92,8 @@ def _margins(gate: Gate, scope: GateScope) -> Iterator[tuple[float, float, float
     detectable = smallest_detectable(
         sample.num_conversations, between, within, repeats, power=_POWER, level=LEVEL, discrete=discrete, reach=reach
     )
+    if form.difference and own[0].tag is None:
+        detectable = in_table.get((scope.label, own[0].metric), detectable)
     if math.isnan(detectable):
         return
     error = math.sqrt((between + within / repeats) / sample.num_conversations)

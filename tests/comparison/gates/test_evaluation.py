@@ -614,6 +614,8 @@ def test_a_gate_whose_margin_chance_exceeds_is_noted_once_with_what_to_write(tmp
     assert found is not None
     # 40 conversations of two independent yes/no outcomes: the error is sqrt(0.5 / 40) = 0.11, and Phi(-0.18) is 43 %.
     assert 0.28 < float(found[1]) < 0.45
+    detectable = compare(paths).comparisons[0].detectable
+    assert detectable <= float(found[1]) < detectable + 0.01, "that of the table, rounded up"
     assert 38 <= int(found[2]) <= 46
     assert notes(f"score < baseline - {found[1]}") == []
     assert len(notes("score < baseline", unless="score >= 0.98 * baseline")) == 2
