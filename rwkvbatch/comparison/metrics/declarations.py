@@ -23,14 +23,17 @@ RawRow = Mapping[str, Any]
 
 Better = Literal["higher", "lower", "none"]
 Level = Literal["turn", "pair", "conversation", "variant"]
-Part = Literal["any", "text", "choices", "thinking"]
-"""Parts of a row: a plain text that was scored, likelihoods of choices, or a thinking part. All rows have `any`."""
+Part = Literal["any", "finished", "text", "choices", "thinking"]
+"""Parts of a row: a plain text that was scored, likelihoods of choices, or a thinking part. All rows have `any`, and
+all but those that ended in an error have `finished`; an error row has no other part."""
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
 
 
 def parts_of(row: RawRow) -> list[Part]:
     """The parts that a row has."""
-    parts: list[Part] = ["any"]
+    if row["finish_reason"] == "error":
+        return ["any"]
+    parts: list[Part] = ["any", "finished"]
     if (reference := row["reference"]) is not None and reference.get("bytes") is not None:
         parts.append("text")
     if row.get("choices") is not None:
@@ -53,7 +56,8 @@ class Metric:
         value: computes the value of one row, None if the row has none. Metrics of pairs, conversations and variants
             have no `value`.
         ngram_values: a batched equivalent of `value` for many replies, with NaN for None.
-        part: the part that a row needs for a value; `value` is not called for rows without it.
+        part: the part that a row needs for a value; `value` is not called for rows without it. Rows that ended in an
+            error have values only of the metrics in which an error counts.
         tested: whether differences get an interval and a p-value. False for timings, whose noise (the machine's load)
             is not independent between conversations, for restatements of another metric, and for counts of a whole
             variant.
@@ -78,7 +82,7 @@ class Metric:
     lowest: float = 0.0
     highest: float = math.inf
     weight: Callable[[RawRow], float | None] | None = None
-    part: Part = "any"
+    part: Part = "finished"
 
     @property
     def weight_column(self) -> str | None:
@@ -142,8 +146,8 @@ def _passed(row: RawRow) -> float | None:
 
 
 def _of_reply(value: Callable[[RawRow], float | None]) -> Callable[[RawRow], float | None]:
-    """`value`, but None for rows without a reply: those that ended in an error, or in which texts were only scored."""
-    return lambda row: None if row["finish_reason"] in ("error", SCORED) else value(row)
+    """`value`, but None for rows in which texts were only scored."""
+    return lambda row: None if row["finish_reason"] == SCORED else value(row)
 
 
 def _of_reference(name: str) -> Callable[[RawRow], float | None]:
@@ -240,8 +244,8 @@ def _share(count: Callable[[Sequence[int]], int], n: int = 1) -> Callable[[RawRo
 
 
 TURN_METRICS: Final[tuple[Metric, ...]] = (
-    Metric("score", "score", "higher", value=_score, highest=1.0),
-    Metric("passed", "all checks passed", "higher", value=_passed, highest=1.0),
+    Metric("score", "score", "higher", value=_score, highest=1.0, part="any"),
+    Metric("passed", "all checks passed", "higher", value=_passed, highest=1.0, part="any"),
     Metric(
         "nll", "reference nll", "lower", unit="nats/token", value=_of_reference("nll"), heavy_tailed=True,
         weight=_nll_weight,
@@ -296,7 +300,7 @@ TURN_METRICS: Final[tuple[Metric, ...]] = (
         value=_of_reply(_answer_tokens), part="thinking",
     ),
     Metric(
-        "error_rate", "ended in an error", "lower", highest=1.0,
+        "error_rate", "ended in an error", "lower", highest=1.0, part="any",
         value=lambda row: float(row["finish_reason"] == "error"),
     ),
     Metric(

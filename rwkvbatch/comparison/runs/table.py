@@ -103,8 +103,9 @@ class _Columns:
     def add(self, row: dict[str, Any]) -> None:
         """Add a row; raises ValueError, KeyError, TypeError, AttributeError or OverflowError if `row` is not a row."""
         content = _content(row, self._shared, with_choices=self._with_choices)
-        reply = array("q", row["reply_ids"])
-        for part in parts_of(row):
+        parts = parts_of(row)
+        reply = array("q", row["reply_ids"] if "finished" in parts else ())
+        for part in parts:
             self._parts[part].add(len(self.contents), row)
         self.contents.append(content)
         self._replies.append(reply)

@@ -79,7 +79,7 @@ def test_ngrams_of_many_replies_at_once_equal_those_of_each(replies: list[list[i
     for metric in TURN_METRICS:
         if metric.ngram_values is not None:
             assert metric.value is not None
-            alone = [metric.value({"reply_ids": ids}) for ids in replies]
+            alone = [metric.value({"reply_ids": ids, "finish_reason": "stop"}) for ids in replies]
             np.testing.assert_array_equal(metric.ngram_values(counts), np.array(alone, dtype=np.float64))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rwkvbatch.comparison import load
-from rwkvbatch.comparison.metrics.declarations import TURN_METRICS
+from rwkvbatch.comparison.metrics.declarations import TURN_METRICS, Metric
 from rwkvbatch.comparison.runs import table as results
 from rwkvbatch.comparison.runs.loading import _unfinished, load_runs
 from rwkvbatch.errors import InputError, RunDamagedError, RunDirectoryError, UsageError
@@ -174,6 +174,24 @@ def test_an_error_row_has_no_metrics_of_its_reply(tmp_path: Path) -> None:
     assert row["error_rate"] == 1.0
     for name in ("tokens", "logprob", "score", "nll", "first_token_s", "distinct1", "loop", "stopped"):
         assert np.isnan(row[name]), name
+
+
+@pytest.mark.parametrize("metric", TURN_METRICS, ids=lambda metric: metric.name)
+def test_an_error_counts_in_the_metrics_of_failures_and_in_no_other(tmp_path: Path, metric: Metric) -> None:
+    # As of a check that raises an exception after the reply, and of another program that reports all values.
+    text = {"text": "x", "nll": 1.0, "matched": 1.0, "tokens": 3, "logprob": -3.0, "bytes": 9}
+    failed = {"kind": "choice", "expected": "a", "passed": False, "score": 0.0, "weight": 1.0, "detail": None}
+    scores = [{"name": name, "logprob": -1.0, "tokens": 2, "bytes": 5, "characters": 5} for name in "ab"]
+    row = make_row(
+        "x", finish_reason="error", error="a check raised", checks=[failed], reference=text, choices={"scores": scores},
+        reply="<think>hm</think> 4", tokens={"prompt": 5, "reply": 9, "thinking": 6},
+    )  # fmt: skip
+    write_run(tmp_path / "a", [row, make_row("y")], manifest={})
+    table = load(tmp_path / "a")
+    expected = {"score": 0.0, "passed": 0.0, "error_rate": 1.0}.get(metric.name, np.nan)
+    np.testing.assert_equal(table[metric.name].iloc[0], expected)
+    if metric.weight_column is not None and not metric.log_of:
+        assert np.isnan(table[metric.weight_column].iloc[0])
 
 
 @pytest.mark.parametrize(("replies", "tokens"), [(3, 10**6), (10**6, 40), (1, 1)])
