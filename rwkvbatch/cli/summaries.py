@@ -52,7 +52,7 @@ def summary_table(summary: Summary, width: int = 100) -> Table:
         min_name_width=min(24, longest),
         folded=["ended by"],
         optional_columns=[
-            *("first token\np50 / p95", "reply\ntokens", "ended by", "tokens\nscored", "perplexity\nof texts"),
+            *("first token\np50 / p95", "score", "reply\ntokens", "ended by", "tokens\nscored", "perplexity\nof texts"),
             *("perplexity", "bits per\nbyte", "accuracy", "ref.\nnll"),
         ],
         box=SIMPLE_HEAD,
@@ -62,9 +62,11 @@ def summary_table(summary: Summary, width: int = 100) -> Table:
 def _columns(summary: Summary) -> dict[str, list[str]]:
     """By header, the columns of the table without that of the names."""
     cells = summary.cells
+    scored = any(cell.score is not None for cell in cells)
     columns = {
         "rows": [f"{cell.rows:,}" for cell in cells],
         "checks\npassed": [_passed(cell) for cell in cells],
+        **({"score": ["-" if cell.score is None else f"{cell.score:.3f}" for cell in cells]} if scored else {}),
         "reply\ntokens": [f"{cell.reply_tokens:,}" for cell in cells],
         "ended by": [_ends(cell) for cell in cells],
         "first token\np50 / p95": [_waits(cell.first_token_p50_s, cell.first_token_p95_s) for cell in cells],
@@ -154,8 +156,7 @@ def _summary_lines(result: RunResult) -> list[str]:
             f"{whole}{prompt_tokens:,} prompt tokens{of_replies}: {computed:,} read, {summary.cached_tokens:,} reused"
         )
     if summary.errors:
-        rows, pronoun = ("1 row", "it") if summary.errors == 1 else (f"{summary.errors:,} rows", "them")
-        lines.append(f"{rows} failed; --retry-errors runs {pronoun} again")
+        lines.append(_errors_line(summary))
     if summary.unjudged:
         lines.append(f"no verdict of {counted(summary.unjudged, 'check')}: the scores are missing")
     for kind, shares in (("tags", summary.failed_tags), ("checks", summary.failed_checks)):
@@ -172,6 +173,15 @@ def _summary_lines(result: RunResult) -> list[str]:
     lines.append(f"rows are in {directory}")
     if (shard := result.plan.shard) is not None:
         lines.append(f"next, when all {shard.parts} parts are done: rwkvbatch merge PART... --out DIR")
+    elif any(cell.errors == cell.rows for cell in summary.cells if cell.rows):
+        lines.append(f"next: rwkvbatch show {directory} --failed")
+    elif result.race is not None:
+        lines += _after_race(result.race.as_dict(), directory)
+    elif not _can_decide(summary.cells):
+        lines += [
+            "nothing decides a comparison: the script has neither checks nor references",
+            f"next: rwkvbatch show {directory}, or rwkvbatch compare {directory} --primary tokens, or add `expect`",
+        ]
     elif len(summary.cells) > 1:
         lines.append(f"next: rwkvbatch compare {directory}{_primary_option(summary.cells)}")
     elif summary.errors or any(cell.checks_passed < cell.checks for cell in summary.cells):
@@ -181,6 +191,37 @@ def _summary_lines(result: RunResult) -> list[str]:
     else:
         lines.append(f"next: rwkvbatch show {directory}, or run again with --temp 0.3,1.0 --top-p 1 and compare")
     return lines
+
+
+def _errors_line(summary: Summary) -> str:
+    """How many rows failed, and whether running them again can help."""
+    failed = f"{counted(summary.errors, 'row')} failed"
+    if not summary.prompt_errors:
+        return f"{failed}; --retry-errors runs {'it' if summary.errors == 1 else 'them'} again"
+    prompts = counted(summary.prompt_errors, "prompt")
+    if summary.prompt_errors + summary.not_reached == summary.errors:
+        is_are = "is" if summary.prompt_errors == 1 else "are"
+        return f"{failed}: {prompts} {is_are} too long or too short, which --retry-errors does not change"
+    return f"{failed}; --retry-errors runs them again, in vain where a prompt is too long or too short ({prompts})"
+
+
+def _can_decide(cells: Sequence[CellSummary]) -> bool:
+    """Whether there is a value of a default primary metric of `compare`: of score or nll."""
+    return any(cell.score is not None or cell.reference_nll is not None or cell.plain_text for cell in cells)
+
+
+def _after_race(race: Mapping[str, Any], directory: str) -> list[str]:
+    """The next step after a race. Its own rows cannot test a difference: how many there are depends on the scores."""
+    import shlex
+
+    if race["leader"] is None:
+        return [f"next: rwkvbatch show {directory}"]
+    cell = f" --cell {shlex.quote(race['leader'])}"
+    return [
+        "a race finds good cells and does not measure how much better they are: for that, run the",
+        "leader and a baseline again with another --seed, and compare these",
+        f"next: rwkvbatch show {directory}{cell}",
+    ]
 
 
 def _equal_reply_lines(result: RunResult) -> list[str]:

@@ -19,6 +19,7 @@ from rwkvbatch.prompt.escaping import printable
 
 if TYPE_CHECKING:
     from rwkvbatch.replay.prepare import Prepared
+    from rwkvbatch.replay.preview import Preview
 
 
 class TrimmedConsole(Console):
@@ -142,6 +143,19 @@ def _lines(column: Column) -> list[str]:
 MAX_WARNINGS = 50
 
 
+def _judged_by(counts: Preview) -> str:
+    """What a script has that decides a comparison."""
+    if not counts.checks and not counts.references:
+        return (
+            "neither checks nor references, so that nothing decides a comparison: add `expect`, or compare with "
+            "--primary tokens or --judge"
+        )
+    found = [counted(counts.checks, "check"), counted(counts.references, "reference")]
+    if choices := counts.turns_with_choices:
+        found.append(f"{counted(choices, 'turn')} with choices")
+    return ", ".join(found)
+
+
 def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     """Print the plan of a run, with warnings. Reads the headers of checkpoints, the judge's too; loads no model."""
     from rwkvbatch.cli.exits import print_json
@@ -175,6 +189,7 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
         "conversations": f"{counts.conversations:,}",
         "cells": f"{len(counts.cells):,}: {listed(counts.cells, separator='; ')}",
         "repeats": f"{counts.repeats:,}",
+        "judged by": _judged_by(counts),
         "tokens of first prompts": f"{counts.first_prompt_tokens:,}, of which {shared:,} are shared prefixes",
         "tokens scored in first turns": f"{counts.first_scored_tokens:,}",
         "tokens of later turns": f"{counts.later_turn_tokens:,}, and the replies before them",

@@ -28,7 +28,7 @@ from rwkvbatch.comparison.statistics.ranking import Ranking
 from rwkvbatch.comparison.statistics.trend import Trend
 from rwkvbatch.comparison.values.groups import Breakdown
 from rwkvbatch.comparison.wording import COLUMNS as TABLE_COLUMNS
-from rwkvbatch.comparison.wording import conclusion, heading, ranking_sentence, summary
+from rwkvbatch.comparison.wording import conclusion, heading, race_sentence, ranking_sentence, summary
 from rwkvbatch.errors import StorageError, counted
 from rwkvbatch.files import save_file, user_path, writing_hint
 from rwkvbatch.prompt.escaping import html_table, printable
@@ -126,6 +126,11 @@ class Analysis:
     def trend(self) -> Trend | None:
         """The trend of the primary metric; None without `over`."""
         return next(iter(self.trends), None)
+
+    @property
+    def races(self) -> tuple[str, ...]:
+        """The result of each run that is a race, as a sentence."""
+        return tuple(filter(None, map(race_sentence, self.runs)))
 
     @property
     def first_metric(self) -> Metric | None:
@@ -255,13 +260,15 @@ class Analysis:
                 for variant in self.variants
                 for mean in self.means(variant)
             ]
-            return html_table(conclusion(()), ("variant", "metric", "mean", "95 % interval"), rows)
+            return html_table(
+                " ".join((*self.races, conclusion(()))), ("variant", "metric", "mean", "95 % interval"), rows
+            )
         header = ("variant", "metric", *(column.name for column in TABLE_COLUMNS))
         lines = [
             (heading(line), line.metric.name, *(column.text(line) for column in TABLE_COLUMNS))
             for line in self.comparisons
         ]
-        return html_table(conclusion(self.comparisons), header, lines)
+        return html_table(" ".join((*self.races, conclusion(self.comparisons))), header, lines)
 
     def __repr__(self) -> str:
         lines = [f"{heading(line)}: {line.metric.name} {summary(line)}" for line in self.comparisons] or [
@@ -273,6 +280,7 @@ class Analysis:
             lines[_MAX_REPR_LINES:] = [f"... {counted(len(lines) - _MAX_REPR_LINES, 'more line')}, see to_pandas()"]
         restriction = [] if self.restriction is None else [self.restriction.sentence]
         lines = [
+            *self.races,
             *restriction,
             conclusion(self.comparisons),
             *filter(None, [settings_sentence(self.settings_differ)]),

@@ -231,6 +231,11 @@ class _Matching:
         if baseline is None and over is None and (note := order_note(runs)) is not None:
             notes.append(note)
         variants = variants_of(runs)
+        if over is not None and (races := [variant.label for variant in variants if variant.race]):
+            raise UsageError(
+                f"--over tests a trend, and {races[0]} is of a race: how many rows it has depends on the scores",
+                hint="run the checkpoints without --race",
+            )
         positions = {} if over is None else positions_over(over, variants, runs)
         if positions:
             variants = sorted(variants, key=positions.__getitem__)
@@ -299,7 +304,7 @@ class _Tests:
             self.comparisons += compare_counts(metric, pairs, matching.dropped)
             return
         lines = self._family(metric, None, self.margin if is_primary else None, exploratory=not is_primary)
-        if is_primary or is_ranked:
+        if (is_primary or is_ranked) and not any(variant.race for variant in matching.paired_variants):
             ranking, note = rank(matching.paired_variants, metric, matching.table, lines)
             self.rankings += [] if ranking is None else [ranking]
             matching.notes += [] if note is None else [note]

@@ -11,6 +11,7 @@ from rwkvbatch.comparison.dialogues.blame import Blame
 from rwkvbatch.comparison.metrics.declarations import Metric
 from rwkvbatch.comparison.numbers import MISSING, detectable, difference, interval, p_value, shown_mean, signed
 from rwkvbatch.comparison.pairing.matching import PASS_COLUMNS, Dropped
+from rwkvbatch.comparison.runs.data import RunData
 from rwkvbatch.comparison.statistics.differences import Comparison, Family
 from rwkvbatch.comparison.statistics.means import VariantMean
 from rwkvbatch.comparison.statistics.ranking import Candidate, Ranking
@@ -57,7 +58,12 @@ def directions(line: Comparison) -> str:
 
 
 def verdict(line: Comparison) -> str:
-    """The verdict, with the margin if the whole interval is within it; empty for untested metrics."""
+    """The verdict, with the margin if the whole interval is within it; empty for untested metrics.
+
+    For a cell of a race, its place in the race.
+    """
+    if line.pair.variant.race:
+        return "" if line.exploratory or line.group else line.pair.variant.race
     if line.margin is not None and line.within_margin and line.verdict in ("equivalent", "better", "worse", "differs"):
         return f"{line.verdict}{',' if line.significant else ''} within {line.margin:g}"
     return "" if line.verdict == "untested" else line.verdict
@@ -142,6 +148,9 @@ def correction(family: Family, lines: Sequence[Comparison]) -> str:
     """Sentences on the number of a family's tests and on their correction."""
     if not family.metric.tested:
         return "Not tested."
+    lines = [line for line in lines if not line.pair.of_race]
+    if not lines:
+        return "Not tested: the rows are of a race."
     too_few = sum(not line.identical and not can_be_significant(line.num_conversations, family.level) for line in lines)
     if not family.size and too_few:
         return "Too few conversations for a test."
@@ -261,6 +270,32 @@ def finding(line: Comparison) -> str:
         f"{heading(line)}: {line.metric.name} {difference(line)} {interval(line)}, "
         f"{verdict(line)} (p = {p_value(line.p_adjusted)})".replace("p = <", "p < ")
     )
+
+
+_MOST_LEFT: Final = 4
+"""The most cells that a sentence on a race names besides the leader."""
+RACE_NOTE: Final = (
+    "how many rows a cell of a race has depends on the scores, so that intervals and p-values of these rows do not "
+    "hold; differences have none here"
+)
+
+
+def race_sentence(run: RunData) -> str:
+    """The result of a race, its guarantee, and that tests of its rows do not hold; empty for other runs."""
+    if run.race is None:
+        return ""
+    if (leader := run.race.get("leader")) is None:
+        return f"{run.name} is a race without a result yet; {RACE_NOTE}"
+    scores = {cell["cell"]: cell["score"] for cell in run.race["cells"]}
+    others = sorted((name for name in run.race["left"] if name != leader), key=lambda name: -(scores[name] or 0.0))
+    parts = [f"leader {leader} (score {scores[leader]:.3f})"]
+    if others:
+        more = f" and {len(others) - _MOST_LEFT:,} more" if len(others) > _MOST_LEFT else ""
+        parts.append(f"not shown to be worse: {', '.join(others[:_MOST_LEFT])}{more}")
+    num_dropped = len(scores) - 1 - len(others)
+    parts.append(f"dropped as worse than another: {num_dropped:,} of {counted(len(scores), 'cell')}")
+    parts.append(f"a best cell was dropped with a probability of at most {run.race['level']:g}")
+    return f"{run.name} is a race: {'; '.join(parts)}. Note that {RACE_NOTE}"
 
 
 def conclusion(comparisons: Sequence[Comparison], means: Sequence[VariantMean] = ()) -> str:

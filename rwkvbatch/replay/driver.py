@@ -29,7 +29,7 @@ from rwkvbatch.replay.progress import Counts, WorkerProgress
 from rwkvbatch.replay.worker.models import ModelLoader
 from rwkvbatch.replay.worker.rows import error_row, not_reached, was_reached
 from rwkvbatch.replay.worker.worker import Worker
-from rwkvbatch.results.row import Row
+from rwkvbatch.results.row import Row, is_prompt_error
 from rwkvbatch.results.row_codec import EncodedRow
 from rwkvbatch.results.rows import Rows
 
@@ -115,10 +115,13 @@ class RowRecorder:
         if reached and failed == FAILURES_SHOWN + 1:
             _log.warning("more turns fail; the log file and `rwkvbatch show DIR --failed` list them")
         if reached and allowed is not None and failed > allowed:
+            again = "--retry-errors runs the failed ones again"
+            if is_prompt_error(row.error):
+                again = "the same command has this error again"
             raise TooManyFailuresError(
                 f"{counted(failed, 'turn')} failed, --max-failures allows {allowed}; "
                 f"the last one, {key.in_words()}: {row.error}",
-                hint="all rows so far are kept; --retry-errors runs the failed ones again",
+                hint=f"all rows so far are kept; {again}",
             )
 
 

@@ -23,6 +23,8 @@ class Preview:
         later_turn_tokens: tokens of the later turns' user messages, without the replies.
         max_reply_tokens: upper bound on the tokens of all replies.
         first_scored_tokens: tokens of the references, choices and plain texts of the first turns, which are scored.
+        checks, references, turns_with_choices: numbers in the script, of its conversations that are run. References
+            include plain texts.
     """
 
     rows: int
@@ -35,6 +37,9 @@ class Preview:
     later_turn_tokens: int
     max_reply_tokens: int
     first_scored_tokens: int
+    checks: int
+    references: int
+    turns_with_choices: int
 
     as_dict = asdict
 
@@ -63,6 +68,7 @@ def preview(plan: Plan, encoder: PromptEncoder) -> Preview:
             later_turn_tokens += num_replays * len(encoder.encode(text))
         max_tokens = sum(task.of_turn(n).settings.max_tokens for n, turn in enumerate(turns) if turn.generate)
         max_reply_tokens += num_replays * max_tokens
+    script_turns = [turn for number in replays_of for turn in plan.conversations[number].turns]
     return Preview(
         rows=rows if plan.settings.race_rows is None else min(rows, plan.settings.race_rows),
         dialogues=dialogues,
@@ -74,6 +80,9 @@ def preview(plan: Plan, encoder: PromptEncoder) -> Preview:
         later_turn_tokens=later_turn_tokens,
         max_reply_tokens=max_reply_tokens,
         first_scored_tokens=first_scored_tokens,
+        checks=sum(len(turn.checks) for turn in script_turns),
+        references=sum(turn.reference is not None for turn in script_turns),
+        turns_with_choices=sum(bool(turn.choices) for turn in script_turns),
     )
 
 

@@ -20,6 +20,14 @@ FINISH_REASONS = frozenset({"stop", "eos", "length", "time", "error", SCORED})
 
 NOT_REACHED = "not reached:"
 """The beginning of the error of a turn that was not run because an earlier turn of its conversation failed."""
+TOO_LONG_PROMPT = "the prompt has"
+EMPTY_PROMPT = "the prompt is empty"
+ONE_TOKEN_TEXT = "the text has one token"
+
+
+def is_prompt_error(error: str) -> bool:
+    """Whether an error is one of a prompt that is too long or too short, which the same command has again."""
+    return error.startswith((TOO_LONG_PROMPT, EMPTY_PROMPT, ONE_TOKEN_TEXT))
 
 
 @dataclass(frozen=True, order=True)

@@ -15,7 +15,7 @@ from rwkvbatch.files import read_file
 from rwkvbatch.prompt.escaping import printable_json
 from rwkvbatch.results.equal_replies import CellEqualReplies, EqualRepliesCounter
 from rwkvbatch.results.folder import Folder
-from rwkvbatch.results.row import SCORED, Row
+from rwkvbatch.results.row import NOT_REACHED, SCORED, Row, is_prompt_error
 
 SUMMARY_NAME = "summary.json"
 MAX_SUMMARY_BYTES = 256 * 2**20
@@ -71,8 +71,10 @@ class CellSummary:
         rows: number of turns, including errors.
         errors: number of turns that ended in an error.
         checks, checks_passed: numbers over all rows.
+        prompt_errors: the part of `errors` whose prompts are too long or too short: the same command has these again.
+        not_reached: the part of `errors` of turns after a failed one.
         unjudged: number of checks without a verdict of a judge.
-        score: mean of the rows' scores.
+        score: mean of the rows' scores, as `rwkvbatch compare` shows it for the run alone.
         finish_reasons: number of rows by finish reason.
         first_token_p50_s, first_token_p95_s: percentiles of the time from a request's submission to its first token.
         prompt_tokens: tokens of the prompts with their whole histories.
@@ -102,6 +104,8 @@ class CellSummary:
     plain_text: TextSummary | None = None
     unjudged: int = 0
     scored_prompt_tokens: int = 0
+    prompt_errors: int = 0
+    not_reached: int = 0
     equal_replies: CellEqualReplies = field(default_factory=CellEqualReplies)
 
 
@@ -115,6 +119,7 @@ class Summary:
             without checks count only if they end in an error, and turns without a verdict only if they fail.
         failed_checks: failed checks by kind, over all cells, without those that have no verdict.
         unjudged: number of checks without a verdict of a judge.
+        prompt_errors, not_reached: see `CellSummary`.
     """
 
     planned: int
@@ -130,6 +135,8 @@ class Summary:
     failed_checks: Mapping[str, FailureShare] = field(default_factory=dict[str, FailureShare])
     unjudged: int = 0
     scored_prompt_tokens: int = 0
+    prompt_errors: int = 0
+    not_reached: int = 0
 
     @property
     def complete(self) -> bool:
@@ -146,7 +153,7 @@ class Summary:
 
 _TOTALS = (
     *("rows", "errors", "checks", "checks_passed", "unjudged"),
-    *("reply_tokens", "prompt_tokens", "cached_tokens", "scored_prompt_tokens"),
+    *("reply_tokens", "prompt_tokens", "cached_tokens", "scored_prompt_tokens", "prompt_errors", "not_reached"),
 )
 
 
@@ -178,6 +185,8 @@ class _Tally:
             self.scores.append(score)
         if row.finish_reason == "error":
             counts["errors"] += 1
+            counts["prompt_errors"] += is_prompt_error(row.error or "")
+            counts["not_reached"] += (row.error or "").startswith(NOT_REACHED)
             return
         if row.finish_reason != SCORED:
             self.first_token_s.append(row.timing.first_token_s)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,9 @@ def test_too_many_failed_rows_leave_it_unfinished_with_exit_code_5(
     assert "--max-failures allows 0" in said
     assert "rows are safe. To continue: rwkvbatch" in said
     assert invoke(arguments) == 1
-    assert "rows failed; --retry-errors runs them again" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert "3 rows failed: 2 prompts are too long or too short, which --retry-errors does not change" in said
+    assert f"next: rwkvbatch show {tmp_path / 'out'} --failed" in said
 
 
 def test_the_last_row_may_be_the_one_too_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,7 +123,57 @@ def test_the_last_row_may_be_the_one_too_many(tmp_path: Path, capsys: pytest.Cap
     arguments = ["run", str(script), "-o", str(tmp_path / "out"), "--max-prompt-tokens", "3"]
     assert invoke([*arguments, "--max-failures", "0"]) == 5
     said = capsys.readouterr().err
-    assert said.endswith("--retry-errors runs the failed ones again\nno row is missing\n")
+    assert said.endswith("all rows so far are kept; the same command has this error again\nno row is missing\n")
+
+
+@pytest.mark.parametrize("options", [(), ("--temp", "0,1")])
+def test_a_script_that_decides_nothing_is_not_sent_to_a_comparison_that_fails(
+    options: Sequence[str], script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", str(script), *options]
+    assert invoke([*arguments, "--out", str(tmp_path / "out"), "--max-tokens", "4"]) == 0
+    said = capsys.readouterr().err
+    assert "nothing decides a comparison: the script has neither checks nor references" in said
+    command = f"rwkvbatch compare {tmp_path / 'out'} --primary tokens"
+    assert said.splitlines()[-1].startswith("next: ")
+    assert command in said.splitlines()[-1]
+    assert invoke(command.split()[1:]) == 0
+    capsys.readouterr()
+    assert invoke([*arguments, "--dry-run"]) == 0
+    assert "neither checks nor references, so that nothing decides" in " ".join(capsys.readouterr().out.split())
+    assert invoke([*arguments, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["checks"], plan["references"], plan["turns_with_choices"]) == (0, 0, 0)
+
+
+def test_a_dry_run_says_what_decides_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": "Sky?", "choices": ["a", "b"], "expect": {"choice": "a"}}]},
+        {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hi!"}]},
+        {"text": "Once upon a time."},
+    ]
+    path = tmp_path / "s.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert invoke(["run", str(path), "--dry-run", "--repeats", "3"]) == 0
+    captured = capsys.readouterr()
+    assert "1 check, 2 references, 1 turn with choices" in " ".join(captured.out.split())
+    assert "decides" not in captured.out
+
+
+def test_the_summary_has_the_score_that_compare_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s.jsonl"
+    # Turns of one and of three checks: the score is a mean of turns, and the share of passed checks is not.
+    lines = [
+        conversation("one", "Hi.", expect=[{"max_tokens": 90}]),
+        conversation("three", "Hi.", expect=[{"contains": "~1"}, {"contains": "~2"}, {"max_tokens": 90}]),
+    ]
+    path.write_text("".join(line + "\n" for line in lines))
+    assert invoke(["run", str(path), "--out", str(tmp_path / "out"), "--max-tokens", "4"]) == 1
+    said = capsys.readouterr().err
+    assert "2/4 50%" in said
+    assert "0.667" in said
+    assert invoke(["compare", str(tmp_path / "out"), "--metric", "score"]) == 0
+    assert "0.667" in capsys.readouterr().out
 
 
 def test_standard_input_is_a_script(
@@ -492,9 +545,16 @@ def test_a_race_says_which_cells_it_dropped_and_compare_that_it_was_one(
     assert "dropped: 1 of 3 cells" in shown
     invoke(["compare", str(tmp_path / "out")])
     captured = capsys.readouterr()
-    assert "is a race: how many rows a cell has depends on the scores" in " ".join(
-        (captured.out + captured.err).split()
-    )
+    assert captured.err == ""
+    assert captured.out.startswith(f"out is a race: leader {race['leader']} (score ")
+    said = " ".join(captured.out.split())
+    assert "dropped as worse than another: 1 of 3 cells" in said
+    assert "intervals and p-values of these rows do not hold" in said
+    invoke([argument for argument in arguments if argument != "--quiet"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"next: rwkvbatch show {tmp_path / 'out'} --cell {race['leader']}"
+    assert invoke(last.split()[2:]) == 0
+    capsys.readouterr()
     invoke([*arguments, "--dry-run"])
     assert json.loads(capsys.readouterr().out)["rows"] == 360
 

@@ -52,12 +52,13 @@ def test_a_narrow_terminal_shows_a_long_name_setting_by_setting() -> None:
     ]
 
 
-@pytest.mark.parametrize("width", [30, 40, 60, 80])
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 100])
 def test_a_narrow_terminal_has_fewer_columns_and_none_cut_off(width: int) -> None:
     text = shown(width=width, reference=Reference("r", 1.25, 0.5, 4))
     assert max(len(line) for line in text.splitlines()) <= width
     assert "…" not in text
     assert ("200 / 200 ms" in text) == (width >= 80)
+    assert ("score" in text) == (width >= 80)
     assert ("stop" in text) == (width >= 60)
     if width >= 40:
         assert "3/3 100%" in text

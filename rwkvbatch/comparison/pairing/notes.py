@@ -119,12 +119,12 @@ _MOST_NOTES: Final = 3
 
 
 def matching_notes(all_pairs: Iterable[MatchedRows]) -> list[str]:
-    """What is left out of each pair; of many pairs, the first ones."""
+    """What is left out of each pair; of many pairs, the first ones. Cells that a race dropped lack turns as planned."""
     unmatched: list[str] = []
     different: list[str] = []
     for matched in all_pairs:
         baseline, variant = matched.pair.baseline.label, matched.pair.variant.label
-        if matched.only_baseline or matched.only_variant:
+        if (matched.only_baseline or matched.only_variant) and not matched.pair.of_race:
             unmatched.append(
                 f"{variant} against {baseline}: {counted(len(matched), 'turn')} matched; left out: "
                 f"{matched.only_baseline} only in {baseline}, {matched.only_variant} only in {variant}"

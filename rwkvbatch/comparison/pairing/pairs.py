@@ -16,6 +16,11 @@ class Pair:
     baseline: Variant
     variant: Variant
 
+    @property
+    def of_race(self) -> bool:
+        """Whether the rows of a side are of a race: how many there are depends on the scores, so no test holds."""
+        return bool(self.baseline.race or self.variant.race)
+
 
 def pair_up(runs: Sequence[RunData], variants: Sequence[Variant], baseline: str | None) -> tuple[list[Pair], list[str]]:
     """Pairs of each variant with its baseline, and notes on variants without one.

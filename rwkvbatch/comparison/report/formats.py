@@ -38,6 +38,7 @@ from rwkvbatch.comparison.wording import (
     left_out,
     named_dialogues,
     power,
+    race_sentence,
     rank_disagreement,
     ranking_sentence,
     sample_size_text,
@@ -57,13 +58,19 @@ _FORMULA_SIGNS = frozenset("=+-@＝＋－＠")
 def as_json(analysis: Analysis, *, num_changes: int = 0) -> str:
     """The whole comparison as one JSON object.
 
-    Its keys are `runs`, `only` (null without `--only`), `primary`, `families`, `trend` (null without `--over`),
-    `trends` (the same one, then those of `--metric`), `blame` (empty without `--blame`), `preferences` (empty without
-    `--judge`), `comparisons`, `best`, `means`, `settings_differ`, `dropped`, `pairs`, `gates`, `changes` and `notes`.
-    An entry of `changes` has `turns`: the most changed turn of each of the `num_changes` most changed conversations.
+    Its keys are `runs`, `races` (the results of runs that are races), `only` (null without `--only`), `primary`,
+    `families`, `trend` (null without `--over`), `trends` (the same one, then those of `--metric`), `blame` (empty
+    without `--blame`), `preferences` (empty without `--judge`), `comparisons`, `best`, `means`, `settings_differ`,
+    `dropped`, `pairs`, `gates`, `changes` and `notes`. An entry of `changes` has `turns`: the most changed turn of each
+    of the `num_changes` most changed conversations.
     """
     content = {
         "runs": [{"name": run.name, "path": run.source, "manifest": run.manifest} for run in analysis.runs],
+        "races": [
+            {"run": run.name, "result": run.race or None, "sentence": race_sentence(run)}
+            for run in analysis.runs
+            if run.race is not None
+        ],
         "only": None if analysis.restriction is None else analysis.restriction.as_dict(),
         "primary": None if analysis.primary is None else analysis.primary.name,
         "families": [vars(family) | {"metric": family.metric.name} for family in analysis.families],
@@ -198,7 +205,7 @@ def as_markdown(analysis: Analysis, *, num_changes: int = 0) -> str:
     means = [] if analysis.comparisons else analysis.means(analysis.variants[0])
     restriction = "" if analysis.restriction is None else analysis.restriction.sentence
     headline = "; ".join(filter(None, (gates_outcome(analysis.gates), restriction)))
-    parts: list[str] = []
+    parts = [f"**{escaped(sentence)}**" for sentence in analysis.races]
     if analysis.gates:
         parts.append(f"**{'❌' if analysis.failed else '✅'} {escaped(headline)}**")
         parts.append("\n".join(f"- {'❌' if gate.failed else '✅'} {escaped(gate.line)}" for gate in analysis.gates))

@@ -124,6 +124,7 @@ def as_html(analysis: Analysis) -> str:
         correction=_correction(analysis, decisive) if decisive else "",
         decisive=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in decisive],
         several_baselines=len({line.pair.baseline for line in decisive}) > 1,
+        races=analysis.races,
         settings_differ=settings_sentence(analysis.settings_differ),
         left_out_rows=left_out(analysis.dropped, analysis.first_metric, named=True),
         tone=_tone,

@@ -58,6 +58,8 @@ _MAX_DIFF_CHARACTERS = 600
 
 def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0) -> None:
     """Print the verdicts, family by family, and the `num_changes` most changed conversations of each pair."""
+    for sentence in analysis.races:
+        _print_wrapped(sentence, console, "bold")
     if analysis.restriction is not None:
         _print_wrapped(analysis.restriction.sentence, console, "bold")
     if not analysis.comparisons:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rwkvbatch import __version__
 from rwkvbatch.results.manifest import shard_text
@@ -151,6 +151,7 @@ class RunData:
         unfinished_at_least: whether more rows than those of `unfinished` may be missing.
         is_foreign: whether another program wrote the results.
         prompt_hashes: by conversation, another program's hash of its prompt; empty if there is none.
+        race: the result of a race (`replay.planning.race.RaceResult`), empty if it has none yet; None for other runs.
     """
 
     name: str
@@ -164,6 +165,7 @@ class RunData:
     unfinished_at_least: bool = False
     is_foreign: bool = False
     prompt_hashes: Mapping[str, str] = field(default_factory=dict[str, str])
+    race: Mapping[str, Any] | None = None
 
     @property
     def conversations(self) -> list[str]:
@@ -176,13 +178,30 @@ class RunData:
         return [str(cell) for cell in dict.fromkeys(self.rows["cell"])]
 
 
+RacePlace = Literal["", "leader", "left", "dropped", "unknown"]
+
+
+def _place_in(race: Mapping[str, Any] | None, cell: str) -> RacePlace:
+    if race is None:
+        return ""
+    if not race or race.get("leader") is None:
+        return "unknown"
+    return "leader" if cell == race["leader"] else "left" if cell in race["left"] else "dropped"
+
+
 @dataclass(frozen=True)
 class Variant:
-    """One cell of one run; `label` names it uniquely within the comparison."""
+    """One cell of one run.
+
+    Attributes:
+        label: names it uniquely within the comparison.
+        race: its place in the race of its run, which no test of the run's rows replaces; empty in other runs.
+    """
 
     run: str
     cell: str
     label: str
+    race: RacePlace = ""
 
 
 def variants_of(runs: Sequence[RunData]) -> list[Variant]:
@@ -197,5 +216,6 @@ def variants_of(runs: Sequence[RunData]) -> list[Variant]:
         with_rows = run.cells
         for cell in dict.fromkeys((*(name for name in run.facts.cells if name in with_rows), *with_rows)):
             cell_label = cell if len(runs) == 1 else f"{run.name}::{cell}"
-            variants.append(Variant(run.name, cell, label=run.name if one_cell_each else cell_label))
+            label = run.name if one_cell_each else cell_label
+            variants.append(Variant(run.name, cell, label, _place_in(run.race, cell)))
     return variants

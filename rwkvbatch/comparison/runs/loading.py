@@ -17,6 +17,7 @@ from rwkvbatch.comparison.runs.table import NO_RESULTS, read_results, tabulate
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
 from rwkvbatch.results.manifest import FORMER, read_manifest
 from rwkvbatch.results.status import planned_rows, why_unfinished
+from rwkvbatch.results.summary import read_part
 from rwkvbatch.targets import RESULTS_NAME
 
 if TYPE_CHECKING:
@@ -159,11 +160,12 @@ def _in_memory(name: str, result: ResultInMemory, *, choices: bool) -> RunData:
         raise RunDirectoryError(f"{name} has no finished turns")
     done, planned = len(table), int(result.summary.planned)
     notes = (f"{name} is not finished: {done:,} of {planned:,} rows exist",) if done < planned else ()
-    if getattr(result, "race", None) is not None:
-        notes += (_race_note(name, "`result.race`"),)
+    race = getattr(result, "race", None)
     facts = RunFacts.of_plan(result.plan)
     before = _openings_of(result.plan.conversations)
-    return RunData(name, name, facts, {}, table, notes, _unfinished(table, planned, list(facts.cells)), before)
+    unfinished = _unfinished(table, planned, list(facts.cells))
+    race_record = None if race is None else race.as_dict()
+    return RunData(name, name, facts, {}, table, notes, unfinished, before, race=race_record)
 
 
 def _openings_of(conversations: Iterable[Any]) -> dict[str, Opening]:
@@ -244,13 +246,6 @@ def _tasks_not_begun(rows: pd.DataFrame, facts: RunFacts) -> dict[str, int]:
     return {name: count for name, count in not_begun.items() if count > 0}
 
 
-def _race_note(name: str, source_of_result: str) -> str:
-    return (
-        f"{name} is a race: how many rows a cell has depends on the scores; "
-        f"intervals and p-values here do not allow for that, {source_of_result} has the race's own result"
-    )
-
-
 def _load_foreign(source: str, name: str, cells: Sequence[str]) -> RunData | None:
     """The results of another program; None if `source` is a run of this one.
 
@@ -296,8 +291,6 @@ def _load_run(source: str, name: str, *, choices: bool) -> RunData:
         notes.append(f"{source} has no manifest.json: that it replayed the same script cannot be checked")
     elif "shard" in manifest:
         notes.append(f"{source} is one part of a run; `rwkvbatch merge` combines the parts")
-    if manifest is not None and manifest["identity"].get("race") is not None:
-        notes.append(_race_note(source, f"`rwkvbatch show {source}`"))
     if manifest is not None and FORMER in manifest:
         notes.append(f"{source}: a command was interrupted while it adapted the rows; run it again to finish")
     rows = read_results(results, notes, needs_checksum=manifest is not None, choices=choices)
@@ -319,7 +312,21 @@ def _load_run(source: str, name: str, *, choices: bool) -> RunData:
         total = f"{planned:,} planned" if is_exact else "the planned"
         notes.append(f"{source} is not finished: {len(rows):,} of {total} rows exist")
     at_least = bool(unfinished) and not is_exact
-    return RunData(name, source, facts, manifest or {}, rows, tuple(notes), unfinished, unfinished_at_least=at_least)
+    race = None if facts.identity.get("race") is None else _race_of(results.parent)
+    return RunData(
+        name, source, facts, manifest or {}, rows, tuple(notes), unfinished, unfinished_at_least=at_least, race=race
+    )
+
+
+def _race_of(directory: Path) -> dict[str, Any]:
+    """The result of a race in `summary.json`; empty if there is none yet, or if it is damaged."""
+    match race := read_part(directory, "race"):
+        case {"leader": str(leader), "left": [*left], "level": float(), "cells": [*cells]}:
+            scores = {str(as_record(cell).get("cell")): as_record(cell).get("score") for cell in cells}
+            is_whole = all(isinstance(scores.get(str(name)), float) for name in (leader, *left)) and leader in left
+            return race if is_whole else {}
+        case _:
+            return {}
 
 
 def _check_cells(run: RunData, cells: Sequence[str]) -> None:

@@ -119,7 +119,7 @@ class Comparison:
     @property
     def verdict(self) -> Verdict:
         """The conclusion, from the intervals alone."""
-        if not self.metric.tested:
+        if not self.metric.tested or self.pair.of_race:
             return "untested"
         if not self.decidable:
             return "too little data"
@@ -162,7 +162,10 @@ def compare_metric(
     margin: float | None = None,
     exploratory: bool = False,
 ) -> tuple[list[Comparison], Family]:
-    """Compare one metric in all pairs (in all groups of all pairs with `by`), corrected together as one family."""
+    """Compare one metric in all pairs (in all groups of all pairs with `by`), corrected together as one family.
+
+    Pairs with a race (`Pair.of_race`) are not tested and do not count in the correction.
+    """
     name = f"{metric.name} by {by}" if by else metric.name
     samples = [
         sample
@@ -173,11 +176,17 @@ def compare_metric(
     if not metric.tested:
         family = Family(name, metric, by, exploratory, 0, level, level, level, exact=False)
         return [_untested(sample, family, margin) for sample in samples], family
-    tests = compare_family(*_sums_and_counts(samples), level=level, widest=metric.widest)
+    in_test = [sample for sample in samples if not sample.pair.of_race]
+    if samples and not in_test:
+        family = Family(name, metric, by, exploratory, 0, level, level, level, exact=False)
+        return [_untested(sample, family, margin) for sample in samples], family
+    tests = compare_family(*_sums_and_counts(in_test), level=level, widest=metric.widest)
     size = sum(can_be_significant(test.clusters, level) and not test.identical for test in tests.differences)
     family = Family(name, metric, by, exploratory, size, level, tests.level_each, tests.level_interval, tests.exact)
+    results = iter(tests.differences)
     comparisons = [
-        _comparison(sample, family, test, margin) for sample, test in zip(samples, tests.differences, strict=True)
+        _untested(sample, family, margin) if sample.pair.of_race else _comparison(sample, family, next(results), margin)
+        for sample in samples
     ]
     return comparisons, family
 

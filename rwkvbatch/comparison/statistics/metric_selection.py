@@ -15,6 +15,7 @@ from rwkvbatch.comparison.runs.data import Variant
 from rwkvbatch.comparison.values.columns import array_of, rows_of
 from rwkvbatch.comparison.values.conversations import conversation_values, judged_repeats
 from rwkvbatch.errors import UsageError
+from rwkvbatch.results.row import NOT_REACHED, is_prompt_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +95,11 @@ class MetricSelection:
             if (rows_of(self.table, variant, ["finish_reason"]) == "error").to_numpy().all()
         ]
         if failed:
-            hint = "the same `rwkvbatch run` with --retry-errors runs them again; `rwkvbatch show RUN` has the errors"
+            errors = set(self.table.loc[self.table["finish_reason"] == "error", "error"])
+            reached = {error for error in map(str, errors) if not error.startswith(NOT_REACHED)}
+            hint = "`rwkvbatch show RUN` has the errors"
+            if not all(map(is_prompt_error, reached)):
+                hint = f"the same `rwkvbatch run` with --retry-errors runs them again; {hint}"
             raise UsageError(f"no primary metric: every turn of {', '.join(failed)} ended in an error", hint=hint)
         if self._has_values(metric_named("bits_per_byte")):
             raise UsageError(

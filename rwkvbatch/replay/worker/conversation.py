@@ -17,7 +17,7 @@ from rwkvbatch.replay.judging.checks import explain, likeliest_choice
 from rwkvbatch.replay.planning.plan import Task
 from rwkvbatch.replay.worker.prompts import PromptEncoder, ScoredText, TurnPrompt
 from rwkvbatch.replay.worker.rows import TurnResults, error_row, turn_row
-from rwkvbatch.results.row import Row
+from rwkvbatch.results.row import TOO_LONG_PROMPT, Row
 from rwkvbatch.script.records import Turn
 from rwkvbatch.signals import ENDS_PROCESS
 
@@ -90,7 +90,7 @@ class ConversationReplay:
     def _check_length(self, num_tokens: int) -> None:
         limit = self._encoder.max_prompt_tokens
         if limit is not None and num_tokens > limit:
-            raise PromptTooLongError(f"the prompt has {num_tokens} tokens; --max-prompt-tokens allows {limit}")
+            raise PromptTooLongError(f"{TOO_LONG_PROMPT} {num_tokens} tokens; --max-prompt-tokens allows {limit}")
 
     def _noise(self, seed: int) -> NoiseKey:
         """The key of the turn's random numbers. A probe's key does not depend on how many turns the dialogue has."""

@@ -14,6 +14,7 @@ from rwkvbatch.prompt.segments import PromptTemplate
 from rwkvbatch.prompt.templates import load_prelude, load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer, encode_long
 from rwkvbatch.replay.planning.plan import Task
+from rwkvbatch.results.row import EMPTY_PROMPT, ONE_TOKEN_TEXT
 from rwkvbatch.script.choices import Choice
 from rwkvbatch.script.records import Turn
 
@@ -101,7 +102,7 @@ class TurnPrompt:
         if not self.turn.plain:
             return (*self.history, *self.encoder.encode(self.template.turn(self.turn.user)))
         if not (tokens := self._plain_prompt(self.turn.user)):
-            raise RowError("the prompt is empty, and nothing is read before it: use --bos on")
+            raise RowError(f"{EMPTY_PROMPT}, and nothing is read before it: use --bos on")
         return tokens
 
     def scored_texts(self) -> list[ScoredText]:
@@ -135,7 +136,7 @@ class TurnPrompt:
         """
         prefix = self._plain_prompt(prompt)
         if not prefix and len(text) < 2:
-            raise RowError("the text has one token, and nothing is read before it: use --bos on")
+            raise RowError(f"{ONE_TOKEN_TEXT}, and nothing is read before it: use --bos on")
         return (prefix, text) if prefix else (text[:1], text[1:])
 
     def _choice_tokens(self, choice: Choice) -> ScoredText:
