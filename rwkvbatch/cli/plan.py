@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,7 @@ from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import message, print_json
 from rwkvbatch.cli.options import CheckModuleOption, JsonOption, QuietOption, option, script_limits
 from rwkvbatch.errors import UsageError, counted
+from rwkvbatch.targets import RESULTS_NAME
 
 if TYPE_CHECKING:
     from rwkvbatch.comparison.metrics.declarations import Metric
@@ -22,9 +24,9 @@ SMALLEST_DIFFERENCE = 1e-6
 
 EPILOG = examples(
     "rwkvbatch plan datasets/demo.jsonl --detect 0.05",
-    """rwkvbatch run datasets/demo.jsonl --temp 0.7,1.0 --repeats 3 --out runs/pilot
+    """rwkvbatch run datasets/demo.jsonl --temp 0.7,1.0 --limit 40 --shuffle-seed 1 --out runs/pilot
   rwkvbatch plan datasets/demo.jsonl --detect 0.02 --power 0.9 --pilot runs/pilot""",
-    "rwkvbatch plan questions.jsonl --metric nll --detect 0.01 --pilot runs/pilot --variants 5",
+    "rwkvbatch plan questions.jsonl --metric nll --detect 0.01 --pilot runs/before --pilot runs/after",
 )
 
 
@@ -41,10 +43,12 @@ def plan_command(
     ],
     power: Annotated[float, option("--power", "The probability of finding it.", "P")] = 0.8,
     pilot: Annotated[
-        str | None, option("--pilot", "A run with two cells or two repetitions, to take variances from.", "RUN")
+        list[str] | None,
+        option("--pilot", "A run with two cells, or one of two runs, to take variances from; may be repeated.", "RUN"),
     ] = None,
     baseline: Annotated[
-        str | None, option("--baseline", "The pilot's baseline cell. [dim]Default: its first[/]", "NAME", flag="-b")
+        str | None,
+        option("--baseline", "The pilot's baseline. [dim]Default: its first cell or run[/]", "NAME", flag="-b"),
     ] = None,
     metric: Annotated[
         str | None, option("--metric", "[dim]Default: score where the script has checks, else nll[/]", "NAME")
@@ -61,9 +65,15 @@ def plan_command(
         raise UsageError(f"--power must be between 0 and 1; got {power:g}")
     if not (math.isfinite(detect) and detect >= SMALLEST_DIFFERENCE):
         raise UsageError(f"--detect must be at least {SMALLEST_DIFFERENCE:g}; got {detect:g}")
-    if baseline is not None and pilot is None:
+    if baseline is not None and not pilot:
         raise UsageError("--baseline names a cell of the pilot: it needs --pilot RUN")
+    for script in scripts:
+        if (Path(script) / RESULTS_NAME).is_file():
+            raise UsageError(
+                f"{script} is a run and no script", hint=f"each run of the pilot has --pilot: --pilot {script}"
+            )
     from rwkvbatch.comparison.statistics.power import (
+        ONE_CELL_WARNING,
         designs,
         judged,
         metric_of,
@@ -82,9 +92,7 @@ def plan_command(
         limit = f"{planned_metric.widest:g}, the range of {planned_metric.name}"
         raise UsageError(f"--detect must be at most {limit}; got {detect:g}")
     used = judged(conversations, planned_metric)
-    spread = (
-        without_pilot(planned_metric) if pilot is None else of_pilot(pilot, planned_metric, baseline, conversations)
-    )
+    spread = of_pilot(pilot, planned_metric, baseline, conversations) if pilot else without_pilot(planned_metric)
     repetitions = repetitions_of(planned_metric, spread)
     suggested = designs(used, spread, detect, power=power, num_variants=variants, repetitions=repetitions)
     if json_output:
@@ -116,6 +124,8 @@ def plan_command(
     if not quiet:
         if len(used) < len(conversations):
             message(f"{len(used):,} of {len(conversations):,} conversations of the script have {name}")
+        if spread.of_one_cell:
+            message(f"warning: {ONE_CELL_WARNING}")
         for line in _remarks(spread, suggested, planned_metric):
             message(line)
 

@@ -448,3 +448,68 @@ def test_repetitions_that_save_no_conversation_are_not_listed(script: str, capsy
         ["1", "112"]
     ]
     assert "more repetitions save no conversation\n" in err
+
+
+def checkpoints(folder: Path, conversations: int) -> list[str]:
+    """Runs of two checkpoints that agree on most conversations."""
+    runs: list[str] = []
+    for name, share in (("before", 0.0), ("after", 0.1)):
+
+        def change(row: dict[str, Any], _: np.random.Generator, share: float = share) -> None:
+            number = int(row["conversation"].removeprefix("talk-"))
+            own = np.random.default_rng(number)
+            passed = bool(own.random() < 0.5) != bool(own.random() < share)
+            row["checks"][0] |= {"passed": passed, "score": float(passed)}
+
+        run = make_run(folder / name, conversations=conversations, repeats=1, turns=1, change=change)
+        runs.append(str(run))
+    return runs
+
+
+def large_script(folder: Path, conversations: int) -> str:
+    path = folder / "large.jsonl"
+    messages = [{"role": "user", "content": "Say boat.", "expect": [{"contains": "boat"}]}]
+    path.write_text("".join(json.dumps({"id": f"c{n}", "messages": messages}) + "\n" for n in range(conversations)))
+    return str(path)
+
+
+@pytest.mark.parametrize(("pilot_size", "tolerance"), [(400, 0.03), (80, 0.35)])
+def test_a_pilot_of_two_runs_promises_what_compare_finds_detectable(
+    pilot_size: int, tolerance: float, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    (line,) = compare(checkpoints(tmp_path / "whole", 400)).comparisons
+    before, after = checkpoints(tmp_path / "pilot", pilot_size)
+    script = large_script(tmp_path, 400)
+    found = planned(capsysbinary, script, "--detect", "0.05", "--pilot", before, "--pilot", after)
+    assert found["designs"][0]["detectable"] == pytest.approx(line.detectable, rel=tolerance)
+    assert not found["variances"]["of_one_cell"]
+
+
+def test_a_pilot_of_one_cell_is_called_an_upper_estimate_with_the_way_out(
+    script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = pilot(tmp_path / "one", ("a",), repeats=2, conversations=100)
+    assert invoke(["plan", script, "--detect", "0.05", "--pilot", run]) == ExitCode.DONE
+    warning = capsys.readouterr().err.splitlines()[1]
+    assert warning.startswith("warning: these numbers are upper estimates, and may be many times too large")
+    assert "--model before,after --limit 20 --shuffle-seed 1" in warning
+    both = pilot(tmp_path / "both", ("a", "b"), repeats=1)
+    assert invoke(["plan", script, "--detect", "0.05", "--pilot", both]) == ExitCode.DONE
+    assert "upper estimate" not in capsys.readouterr().err
+
+
+def test_a_run_in_the_place_of_a_script_is_sent_to_pilot(
+    script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = checkpoints(tmp_path, 20)
+    assert invoke(["plan", script, "--detect", "0.05", "--pilot", before, after]) == ExitCode.USAGE
+    assert f"--pilot {after}" in capsys.readouterr().err
+
+
+def test_pilots_of_different_scripts_are_refused(
+    script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, _ = checkpoints(tmp_path, 20)
+    other = make_run(tmp_path / "other", identity_changes={"script": {"sha256": "ab" * 32, "conversations": 12}})
+    assert invoke(["plan", script, "--detect", "0.05", "--pilot", before, "--pilot", str(other)]) == ExitCode.BAD_INPUT
+    assert "replayed different scripts" in capsys.readouterr().err

@@ -11,9 +11,10 @@ import numpy as np
 
 from rwkvbatch.comparison.metrics.declarations import Metric, metric_named
 from rwkvbatch.comparison.pairing.matching import comparable_rows, match
+from rwkvbatch.comparison.pairing.notes import check_runs
 from rwkvbatch.comparison.pairing.pairs import Pair, pair_up
 from rwkvbatch.comparison.runs.data import RunData, variants_of
-from rwkvbatch.comparison.runs.loading import Source, load_runs
+from rwkvbatch.comparison.runs.loading import load_runs
 from rwkvbatch.comparison.statistics.differences import LEVEL
 from rwkvbatch.comparison.values.columns import rows_of
 from rwkvbatch.comparison.values.metric_values import has_both_values, weights_of
@@ -31,7 +32,14 @@ if TYPE_CHECKING:
 # pyright: reportMissingTypeStubs=false
 
 REPETITIONS: Final = (1, 2, 3, 5, 10)
-_NEEDS_PILOT: Final = "make one with `rwkvbatch run SCRIPT --repeats 2 --limit 20` and give it as --pilot"
+_NEEDS_PILOT: Final = (
+    "make one in which what will be compared varies, such as `rwkvbatch run SCRIPT --model before,after --limit 20 "
+    "--shuffle-seed 1` or --temp 0.7,1.0, and give it as --pilot"
+)
+ONE_CELL_WARNING: Final = (
+    "these numbers are upper estimates, and may be many times too large: one cell does not show how alike baseline and "
+    f"variant are. {_NEEDS_PILOT[0].upper()}{_NEEDS_PILOT[1:]}"
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ class Spread:
         reach: how far conversations that the pilot lacks may differ (`stats.spread.Spread.reach`).
         replayed: number of all conversations of the pilot; 0 without one.
         in_script: number of them that the planned script has, with the same messages where the pilot has them.
+        of_one_cell: whether the pilot has one cell, so that the numbers are upper estimates (`ONE_CELL_WARNING`).
     """
 
     between: float
@@ -58,6 +67,7 @@ class Spread:
     reach: float = 1.0
     replayed: int = 0
     in_script: int = 0
+    of_one_cell: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,17 +158,21 @@ def without_pilot(metric: Metric) -> Spread:
     )
 
 
-def of_pilot(pilot: Source, metric: Metric, baseline: str | None = None, script: Iterable[Conversation] = ()) -> Spread:
-    """The variances of the pilot's pair of cells that varies most, or of the repetitions of its only cell.
+def of_pilot(
+    pilots: Sequence[str], metric: Metric, baseline: str | None = None, script: Iterable[Conversation] = ()
+) -> Spread:
+    """The variances of the pair of the pilots' cells that varies most, or of the repetitions of an only cell.
 
     Args:
         script: the conversations that are planned, for `Spread.in_script`.
 
     Raises:
         UsageError: the pilot has a single cell with one repetition, or fewer than two conversations with the metric.
-        InputError: it cannot be read.
+        InputError: it cannot be read, or the pilots replayed different scripts.
     """
-    runs = load_runs(pilot)
+    pilot = " ".join(pilots)
+    runs = load_runs(pilots)
+    check_runs(runs, force=False)
     table = comparable_rows(runs)
     variants = variants_of(runs)
     pairs, _ = pair_up(runs, variants, baseline)
@@ -218,7 +232,7 @@ def _errors_in(rows: pd.DataFrame, metric: Metric) -> str:
     return f"; {errors:,} of its turns ended in an error and {'count as failed' if count_as_failed else 'are left out'}"
 
 
-def _of_one_cell(pilot: Source, metric: Metric, rows: pd.DataFrame) -> Spread:
+def _of_one_cell(pilot: str, metric: Metric, rows: pd.DataFrame) -> Spread:
     """The variances of the differences of two variants that each vary as the repetitions of one cell do."""
     if metric.level != "turn":
         raise UsageError(f"--pilot {pilot}: {metric.name} needs a pilot with two cells")
@@ -251,6 +265,7 @@ def _of_one_cell(pilot: Source, metric: Metric, rows: pd.DataFrame) -> Spread:
         repetitions,
         steps=discrete,
         reach=reach,
+        of_one_cell=True,
     )
 
 
