@@ -329,6 +329,27 @@ def test_several_models_need_a_name(script: Path, server: FakeServer) -> None:
     assert server.bodies[-1]["model"] == "b"
 
 
+def test_the_end_of_a_turn_that_a_server_decides_is_unknown_and_no_difference(
+    script: Path, demo_engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = {name: str(tmp_path / name) for name in ("here", "there", "given")}
+    run = ["run", str(script), "--preset", "greedy", "--max-tokens", "12", "--quiet", "--out"]
+    with serving(FakeServer(demo_engine)) as server:
+        for name, more in (
+            ("here", []),
+            ("there", ["--endpoint", server.url]),
+            ("given", ["--endpoint", server.url, "--turn-end", "end-of-text"]),
+        ):
+            assert invoke([*run, out[name], *more]) in (0, 1)
+    capsys.readouterr()
+    for name, is_named in (("there", False), ("given", True)):
+        assert invoke(["compare", out["here"], out[name]]) == 0
+        said = " ".join("".join(capsys.readouterr()).split())
+        assert ("different ends of a turn" in said) == is_named
+        assert ("turn_end blank-line/end-of-text" in said) == is_named
+        assert "endpoint_body" not in said
+
+
 def test_manifest_names_the_endpoint(script: Path, server: FakeServer, tmp_path: Path) -> None:
     out = tmp_path / "run"
     rwkvbatch.run(script, endpoint=server.url, out=out, endpoint_body='{"x": 1}', **GREEDY)

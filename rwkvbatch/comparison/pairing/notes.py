@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from rwkvbatch.comparison.pairing.matching import MatchedRows
 from rwkvbatch.comparison.pairing.pairs import Pair
-from rwkvbatch.comparison.pairing.settings import UNRESOLVED
+from rwkvbatch.comparison.pairing.settings import OF_REPLIES, UNRESOLVED
 from rwkvbatch.comparison.runs.data import RunData, RunFacts, Variant, as_integer, as_record
 from rwkvbatch.comparison.values.columns import rows_of
 from rwkvbatch.comparison.values.conversations import judged_repeats
@@ -247,11 +247,14 @@ _PROMPT_SETTINGS = (
 def check_pairs(pairs: Sequence[Pair], runs: Sequence[RunData]) -> list[str]:
     """Notes on pairs with different settings of the prompt, the turn's end or the tokens, one for each and baseline."""
     cells = {run.name: run.facts.cells for run in runs}
+    with_replies = {run.name for run in runs if run.has_replies}
     differing: dict[tuple[str, str], list[str]] = {}
     for pair in pairs:
         baseline, variant = (cells[side.run].get(side.cell, {}) for side in (pair.baseline, pair.variant))
         for key, warning in _PROMPT_SETTINGS:
             if key not in baseline or key not in variant or baseline[key] == variant[key]:
+                continue
+            if key in OF_REPLIES and not with_replies & {pair.baseline.run, pair.variant.run}:
                 continue
             if (key, baseline[key]) not in UNRESOLVED and (key, variant[key]) not in UNRESOLVED:
                 expected = f"{pair.baseline.label}: {_shown(baseline[key])}"

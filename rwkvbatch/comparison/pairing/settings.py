@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from rwkvbatch.comparison.pairing.pairs import Pair
 from rwkvbatch.comparison.runs.data import RunData, as_record, varied_settings
+from rwkvbatch.config import Sampling, Stopping
 from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.results.manifest import FILLS_IN_SYSTEM, GIVEN_FOR_ALL, PARAMS
@@ -22,6 +23,9 @@ _FILES: Final = {"state_sha256": "state", "template_sha256": "template", "prelud
 """Hashes of files that a cell's settings name, with the setting."""
 _RULES: Final = ("generation_rules", "judging_rules", "max_prompt_tokens")
 """Values of a whole run on which its rows depend."""
+OF_REPLIES: Final = frozenset({*Sampling.model_fields, *Stopping.model_fields, "turn_end"})
+"""Settings on which only generated replies depend."""
+_EMPTY_IS_NONE: Final = {"endpoint_body"}
 _OF_SCRIPT: Final = "params of the script"
 _MAX_NAMED: Final = 3
 _MAX_VALUE: Final = 24
@@ -54,7 +58,8 @@ def differing_settings(pairs: Sequence[Pair], runs: Sequence[RunData]) -> list[S
     """The differing settings of pairs whose sides are of different runs, in the manifests' order.
 
     Settings that are a dimension of the variant's own grid are left out: the cell's name says them. So are values that
-    one of the sides does not have, as a rounding rule of a precision that is named itself.
+    one of the sides does not have, as a rounding rule of a precision that is named itself, values that a server
+    decides, and settings of replies where both sides have none.
     """
     by_name = {run.name: run for run in runs}
     varied = {run.name: varied_settings(run.facts.cells) for run in runs}
@@ -63,11 +68,14 @@ def differing_settings(pairs: Sequence[Pair], runs: Sequence[RunData]) -> list[S
         if pair.baseline.run == pair.variant.run:
             continue
         baseline, variant = (dict(_values(by_name[side.run], side.cell)) for side in (pair.baseline, pair.variant))
+        replies = any(by_name[side.run].has_replies for side in (pair.baseline, pair.variant))
         for key, expected in baseline.items():
             value = variant.get(key, expected)
             if value == expected or key in _NOT_COMPARED or key in varied[pair.variant.run]:
                 continue
             if any((key, side) in UNRESOLVED for side in (expected, value)):
+                continue
+            if (key in OF_REPLIES and not replies) or (key in _EMPTY_IS_NONE and not expected and not value):
                 continue
             before = _shown(key, expected, by_name[pair.baseline.run], pair.baseline.cell)
             after = _shown(key, value, by_name[pair.variant.run], pair.variant.cell)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rwkvbatch import __version__
 from rwkvbatch.results.manifest import shard_text
+from rwkvbatch.results.row import SCORED
 from rwkvbatch.results.script_copy import script_sha256
 
 if TYPE_CHECKING:
@@ -171,6 +173,11 @@ class RunData:
     def conversations(self) -> list[str]:
         """Conversation ids, in the order of their first rows."""
         return [str(name) for name in dict.fromkeys(self.rows["conversation"])]
+
+    @cached_property
+    def has_replies(self) -> bool:
+        """Whether any row has a generated reply; texts and choices alone are scored."""
+        return not set(self.rows["finish_reason"].unique()) <= {SCORED, "error"}
 
     @property
     def cells(self) -> list[str]:

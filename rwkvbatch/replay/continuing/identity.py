@@ -114,6 +114,7 @@ def _cell_identity(settings: CellSettings, spec: Spec, tokenizer: Tokenizer) -> 
     served = {name: settings.endpoint and getattr(settings, name) for name in _ENDPOINT_SETTINGS}
     if isinstance(spec, ServedSpec):
         served["endpoint_model"] = spec.name
+        served["turn_end"] = settings.turn_end  # `auto` is what the server makes of it
     prelude = load_prelude(settings.prelude)
     return {
         **values,

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rwkvbatch.comparison import compare
@@ -94,6 +95,27 @@ def test_other_weights_are_no_setting(tmp_path: Path, key: str) -> None:
 def test_an_unresolved_end_of_a_turn_and_a_value_that_one_side_lacks_are_left_out(tmp_path: Path) -> None:
     a = run_with(tmp_path / "a", turn_end="auto", min_p=0.0)
     assert sentence(a, run_with(tmp_path / "b", turn_end="next-role")) == ""
+
+
+def test_no_request_body_is_an_empty_one(tmp_path: Path) -> None:
+    a, b = run_with(tmp_path / "a", endpoint_body=None), run_with(tmp_path / "b", endpoint_body="")
+    assert sentence(a, b) == ""
+    c = run_with(tmp_path / "c", endpoint_body='{"x": 1}')
+    assert sentence(a, c) == 'settings differ: endpoint_body none/{"x": 1}'
+
+
+@pytest.mark.parametrize(("finish_reason", "named"), [("scored", False), ("stop", True)])
+def test_settings_of_replies_are_named_where_there_are_replies(finish_reason: str, named: bool, tmp_path: Path) -> None:
+    def change(row: dict[str, Any], _: np.random.Generator) -> None:
+        row["finish_reason"] = finish_reason
+
+    ends = ("blank-line", "next-role")
+    runs = [
+        str(make_run(tmp_path / end, settings={"base": {"turn_end": end, "temperature": number}}, change=change))
+        for number, end in enumerate(ends)
+    ]
+    assert sentence(*runs) == ("settings differ: temperature 0/1, turn_end blank-line/next-role" if named else "")
+    assert any("different ends of a turn" in note for note in compare(runs).notes) == named
 
 
 def test_hostile_values_are_short_and_on_one_line(tmp_path: Path) -> None:
