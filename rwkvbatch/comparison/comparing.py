@@ -21,6 +21,7 @@ from rwkvbatch.comparison.pairing.notes import (
     check_pairs,
     check_runs,
     few_conversations_note,
+    few_tokens_notes,
     judge_notes,
     matching_notes,
     mixed_nll_notes,
@@ -165,6 +166,8 @@ def compare(
     tests = _Tests(matching, by, margin)
     for metric in shown.metrics if matched else ():
         tests.add(metric, is_primary=metric == primary_metric, is_ranked=requested is not None)
+    identical = [line.pair for line in tests.comparisons if line.group is None and line.verdict == "identical"]
+    notes += few_tokens_notes(dict.fromkeys(identical), matching.runs)
     scopes = scopes_of(matching.all_pairs, variants, table, matching.dropped, matching.runs)
     notes += margin_notes(gates, scopes, tests.comparisons)
     return Analysis(

@@ -64,7 +64,11 @@ def verdict(line: Comparison) -> str:
     """
     if line.pair.variant.race:
         return "" if line.exploratory or line.group else line.pair.variant.race
-    if line.margin is not None and line.within_margin and line.verdict in ("equivalent", "better", "worse", "differs"):
+    if (
+        line.margin is not None
+        and line.within_margin
+        and line.verdict in ("equivalent", "equal values", "better", "worse", "differs")
+    ):
         return f"{line.verdict}{',' if line.significant else ''} within {line.margin:g}"
     return "" if line.verdict == "untested" else line.verdict
 
@@ -178,8 +182,8 @@ def correction(family: Family, lines: Sequence[Comparison]) -> str:
 def power(lines: Iterable[Comparison]) -> str:
     """What the lines could show; may be empty.
 
-    It is the range of detectable differences of those without a significant one, and the number of conversations that a
-    margin takes where all pairs are equal.
+    It is the range of detectable differences of those without a significant one, whether replies differ where all pairs
+    are equal, and the number of conversations that a margin takes there.
     """
     lines = list(lines)
     texts: list[str] = []
@@ -190,9 +194,28 @@ def power(lines: Iterable[Comparison]) -> str:
         digits = undecided[0].metric.digits
         low, high = (detectable(extreme(line.detectable for line in undecided), digits) for extreme in (min, max))
         texts.append(f"detectable: {low}" + (f" to {high}" if high != low else ""))
+    texts += _equal_values(lines)
     if needed := max((_conversations_for_margin(line) for line in lines), default=0):
         texts.append(f"equal pairs show equivalence within {lines[0].margin:g} from {needed:,} conversations on")
     return "; ".join(texts)
+
+
+def _equal_values(lines: Sequence[Comparison]) -> list[str]:
+    """In how many turns replies differ whose values are equal: no difference is shown, and no equivalence either."""
+    differing = [line for line in lines if line.verdict == "equal values"]
+    texts: list[str] = []
+    if len(differing) == 1:
+        line = differing[0]
+        texts.append(
+            f"equal values, but other replies in {line.num_replies_differ:,} of {counted(line.num_values, 'turn')} of "
+            f"{variant_label(line)}"
+        )
+    elif differing:
+        least, most = (extreme(line.num_replies_differ for line in differing) for extreme in (min, max))
+        texts.append(
+            f"equal values, but other replies in {least:,} to {counted(most, 'turn')} of {len(differing)} lines"
+        )
+    return texts
 
 
 def _conversations_for_margin(line: Comparison) -> int:

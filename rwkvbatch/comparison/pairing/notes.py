@@ -196,6 +196,28 @@ def check_runs(runs: Sequence[RunData], *, force: bool) -> list[str]:
     return notes
 
 
+FEW_TOKENS_TOP_P: Final = 0.5
+"""Where replies are all the same, a top-p of at most this is named as a reason."""
+
+
+def few_tokens_notes(identical: Iterable[Pair], runs: Sequence[RunData]) -> list[str]:
+    """A note on pairs with the same replies whose top-p leaves few tokens to sample from."""
+    cells = {run.name: run.facts.cells for run in runs}
+    labels: list[str] = []
+    for pair in identical:
+        settings = [cells[side.run].get(side.cell, {}) for side in (pair.baseline, pair.variant)]
+        top_p = [values.get("top_p") for values in settings]
+        is_varied = settings[0].get("temperature") != settings[1].get("temperature")
+        if is_varied and all(isinstance(value, int | float) and value <= FEW_TOKENS_TOP_P for value in top_p):
+            labels.append(pair.variant.label)
+    if not labels:
+        return []
+    return [
+        f"the replies of {_first_names(labels)} are those of the baseline: a top-p this small leaves few tokens to "
+        "sample from, whatever the temperature; --top-p 1 keeps all"
+    ]
+
+
 _MOST_NAMED = 3
 
 

@@ -14,6 +14,7 @@ from rwkvbatch.comparison.metrics.declarations import Metric
 from rwkvbatch.comparison.pairing.matching import Dropped, MatchedRows
 from rwkvbatch.comparison.pairing.pairs import Pair
 from rwkvbatch.comparison.pairing.preference import missing_in
+from rwkvbatch.comparison.values.columns import array_of
 from rwkvbatch.comparison.values.groups import Breakdown, groups_of
 from rwkvbatch.comparison.values.metric_values import PairedValues, paired_values
 from rwkvbatch.stats.clustered import clustered_mean
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 Verdict = Literal[
     "better", "worse", "differs", "equivalent", "no difference found", "unclear", "too little data", "identical",
-    "untested",
+    "equal values", "untested",
 ]  # fmt: skip
 LEVEL: Final = 0.05
 """The family-wise error rate: the probability of at least one false alarm in a family of tests."""
@@ -76,6 +77,7 @@ class Comparison:
         num_conversations: number of conversations with pairs.
         decidable: whether this number of conversations can give a significant result in the family at all.
         identical: all pairs with values are equal.
+        num_replies_differ: where `identical` holds, number of matched pairs whose replies differ all the same.
         num_without_preference: number of matched pairs that are left out because a judge gave no verdict on them.
         level: the family's level.
         level_each: this test's level within the family: `p` is at most `level_each` exactly where the difference is
@@ -115,6 +117,7 @@ class Comparison:
     margin: float | None = None
     exploratory: bool = False
     num_without_preference: int = 0
+    num_replies_differ: int = 0
 
     @property
     def verdict(self) -> Verdict:
@@ -124,7 +127,7 @@ class Comparison:
         if not self.decidable:
             return "too little data"
         if self.identical and not self.num_without_preference:
-            return "identical"
+            return "equal values" if self.num_replies_differ else "identical"
         if self.significant:
             if self.metric.better == "none":
                 return "differs"
@@ -199,6 +202,13 @@ class _Sample:
     group: str | None
     values: PairedValues
     num_without_preference: int = 0
+    rows: Columns | None = None
+
+    @property
+    def num_replies_differ(self) -> int:
+        if self.rows is None or "reply_a" not in self.rows:
+            return 0
+        return int(np.count_nonzero(array_of(self.rows, "reply_a") != array_of(self.rows, "reply_b")))
 
     @property
     def size(self) -> int:
@@ -212,7 +222,7 @@ class _Sample:
 
 def _sample(pair: Pair, group: str | None, rows: Columns, metric: Metric) -> _Sample:
     without_preference = missing_in(rows) if metric.level == "pair" else 0
-    return _Sample(pair, group, paired_values(rows, metric), without_preference)
+    return _Sample(pair, group, paired_values(rows, metric), without_preference, rows)
 
 
 def _sums_and_counts(samples: Sequence[_Sample]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -258,6 +268,7 @@ def _comparison(sample: _Sample, family: Family, test: Difference, margin: float
         level=family.level, level_each=test.level_each, level_rank=test.level_rank, margin=margin,
         exploratory=family.exploratory,
         num_without_preference=sample.num_without_preference,
+        num_replies_differ=sample.num_replies_differ if test.identical and metric.tested else 0,
     )  # fmt: skip
 
 

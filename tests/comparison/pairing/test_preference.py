@@ -79,7 +79,7 @@ def test_orders_that_disagree_are_ties_and_counted_as_position_bias(tmp_path: Pa
     judge, _ = pair_judge(lambda _: JudgeAnswer(0.8))
     analysis = compare(runs(tmp_path), judge=judge)
     (line,), (found,) = analysis.comparisons, analysis.preferences
-    assert (line.difference, line.verdict) == (0.0, "identical")
+    assert (line.difference, line.verdict) == (0.0, "equal values")
     assert (found.ties, found.judged, found.disagreements, found.first) == (48, 24, 24, 24)
     assert "the two orders disagree on 24 of 24 (100%), 24 times for the reply shown first" in found.sentence
     assert found.sentence in analysis.notes

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
+from rwkvbatch.comparison import compare
 from rwkvbatch.comparison.metrics.declarations import Metric, metric_named
 from rwkvbatch.comparison.numbers import difference, interval, number, shown_mean
 from rwkvbatch.comparison.pairing.matching import Dropped, MatchedRows
@@ -22,6 +25,7 @@ from rwkvbatch.comparison.statistics.ranking import Ranking, rank_values
 from rwkvbatch.comparison.values.all_variants import VariantValues
 from rwkvbatch.comparison.wording import correction, directions, left_out, power, sample_size_text, verdict
 from rwkvbatch.stats.family import compare_family
+from tests.comparison.make_run import make_run
 
 
 @dataclass(frozen=True)
@@ -324,3 +328,20 @@ def test_equal_pairs_say_from_which_number_of_conversations_a_margin_holds() -> 
     assert equal(40) < 0.09
     assert text(0.09) == text(None) == text(0.02, metric=metric_named("nll")) == ""
     assert text(0.02, identical=False) == "detectable: 0.100"
+
+
+@pytest.mark.parametrize(("top_p", "is_hinted"), [(0.3, True), (1.0, False)])
+def test_equal_scores_are_identical_only_with_equal_replies(tmp_path: Path, top_p: float, is_hinted: bool) -> None:
+    settings = {name: {"temperature": number, "top_p": top_p} for number, name in enumerate(("cold", "hot", "wild"))}
+
+    def change(row: dict[str, Any], _: np.random.Generator) -> None:
+        row["checks"][0].update(passed=True, score=1.0)
+        row["reply"] = "No." if row["cell"] == "wild" and row["conversation"] in ("talk-1", "talk-2") else "Yes."
+
+    path = make_run(tmp_path / "a", cells=list(settings), settings=settings, turns=1, repeats=1, change=change)
+    analysis = compare(str(path))
+    assert [line.verdict for line in analysis.comparisons] == ["identical", "equal values"]
+    assert power(analysis.comparisons) == "equal values, but other replies in 2 of 12 turns of wild"
+    assert {record["verdict"] for record in analysis.records()} == {"identical", "equal values"}
+    hints = [note for note in analysis.notes if "--top-p 1 keeps all" in note]
+    assert [hint.split(" are those")[0] for hint in hints] == (["the replies of hot"] if is_hinted else [])
