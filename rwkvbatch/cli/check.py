@@ -85,8 +85,8 @@ def check_command(
     if result.now_judged:
         changes.append(f"{result.now_judged:,} lacked a verdict and have it now")
     message(
-        f"{run}: {result.judged:,} of {result.rows:,} rows judged again, {result.changed:,} changed: "
-        + ", ".join(changes),
+        f"{run}: {result.judged:,} of {result.rows:,} rows judged again: {', '.join(changes)}; "
+        f"{counted(result.changed, 'row')} with another verdict, check or tag",
         quiet=quiet,
     )
     if not json_output and not quiet:

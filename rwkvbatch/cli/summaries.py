@@ -14,7 +14,7 @@ from rwkvbatch.cli.views import console, fitted_table
 from rwkvbatch.errors import counted, listed
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.results.row import SCORED
-from rwkvbatch.results.summary import FORMER_VERDICTS, OVERFLOW, CellSummary, Summary, worst
+from rwkvbatch.results.summary import FORMER_VERDICTS, OVERFLOW, CellSummary, Summary, percentage, worst
 
 if TYPE_CHECKING:
     from rwkvbatch.replay.runner import RunResult
@@ -104,7 +104,7 @@ def _passed(cell: CellSummary) -> str:
     if cell.errors == cell.rows:
         return f"0/{judged} error"
     errors = f"\n{counted(cell.errors, 'error')}" if cell.errors else ""
-    return f"{cell.checks_passed}/{judged} {cell.checks_passed / judged:.0%}{errors}"
+    return f"{cell.checks_passed}/{judged} {percentage(cell.checks_passed, judged)}{errors}"
 
 
 def _perplexity(has_texts: bool, value: float | None) -> str:
@@ -282,8 +282,8 @@ def _precision_lines(result: RunResult) -> list[str]:
     assert until_ci is not None
     baseline = result.reached[0].cell
     lines = [
-        f"--until-ci {until_ci:g}: width of the score's interval against {baseline}, of each cell by itself; "
-        "those of `compare` are wider"
+        f"--until-ci {until_ci:g}: width of the score's interval against {baseline}, of each cell by itself: by "
+        "conversation, or as if all turns were independent where that is wider; intervals of `compare` differ"
     ]
     for cell in result.reached:
         if cell is result.reached[0]:
@@ -317,7 +317,7 @@ def race_lines(record: Mapping[str, Any]) -> list[str]:
         "budget": "the budget is used up",
         "interrupted": "interrupted",
     }
-    share = f"{record['rows'] / record['rows_of_grid']:.0%}" if record["rows_of_grid"] else "-"
+    share = percentage(record["rows"], record["rows_of_grid"]) if record["rows_of_grid"] else "-"
     lines = [
         f"race: {endings[record['ending']]}, after {record['draws']:,} of {record['draws_planned']:,} draws, "
         f"{counted(record['looks'], 'look')} and "

@@ -34,6 +34,14 @@ class FailureShare:
     of: int
 
 
+def percentage(part: float, whole: float = 1) -> str:
+    """`part` of `whole` in percent: a whole number, with as many decimals as tell it from 0 % and 100 %."""
+    digits, share = 0, 100 * part / whole
+    while 0 < part < whole and float(f"{share:.{digits}f}") in (0, 100):
+        digits += 1
+    return f"{share:.{digits}f}%"
+
+
 def worst(shares: Mapping[str, FailureShare], number: int = 3) -> list[tuple[str, FailureShare]]:
     """The `number` names with the largest shares of failures; equal shares are sorted by the number of failures."""
     failing = [(name, share) for name, share in shares.items() if share.failed]
@@ -81,7 +89,7 @@ class CellSummary:
         cached_tokens: those whose state came from the prefix cache.
         scored_prompt_tokens: the part of `prompt_tokens` in turns in which texts were scored and nothing was generated;
             rows do not record how many of these came from the cache.
-        logprob_mean: mean log-probability of a reply token, in nats.
+        logprob_mean: mean log-probability of a reply token, in nats, without turns that ended in an error.
         reference_nll: mean negative log-likelihood of a token of the reference replies, in nats.
         plain_text: None without plain texts.
         equal_replies: numbers of equal replies in repetitions, and in the first cell.
@@ -165,6 +173,7 @@ class _Tally:
         self.finish_reasons = Counter[str]()
         self.scores, self.first_token_s = array("d"), array("d")
         self.logprob_sum = self.reference_sum = 0.0
+        self.logprob_tokens = 0
         self.reference_tokens = 0
         self.text_tokens, self.text_bytes, self.continuations, self.greedy = 0, 0, 0, 0
         self.text_logprobs = array("d")
@@ -191,6 +200,7 @@ class _Tally:
         if row.finish_reason != SCORED:
             self.first_token_s.append(row.timing.first_token_s)
         self.logprob_sum += row.logprob.sum
+        self.logprob_tokens += row.tokens.reply
         if row.reference is not None and row.reference.logprob is not None:
             self.text_tokens += row.reference.tokens
             self.text_bytes += row.reference.bytes or 0
@@ -202,7 +212,7 @@ class _Tally:
             self.reference_tokens += row.reference.tokens
 
     def result(self, name: str, equal_replies: CellEqualReplies) -> CellSummary:
-        waits, reply_tokens = sorted(self.first_token_s), self.counts["reply_tokens"]
+        waits = sorted(self.first_token_s)
         return CellSummary(
             name=name,
             **self.counts,
@@ -210,7 +220,7 @@ class _Tally:
             finish_reasons=dict(sorted(self.finish_reasons.items())),
             first_token_p50_s=percentile(waits, 0.50),
             first_token_p95_s=percentile(waits, 0.95),
-            logprob_mean=self.logprob_sum / reply_tokens if reply_tokens else None,
+            logprob_mean=self.logprob_sum / self.logprob_tokens if self.logprob_tokens else None,
             reference_nll=self.reference_sum / self.reference_tokens if self.reference_tokens else None,
             plain_text=self._plain_text() if self.text_logprobs else None,
             equal_replies=equal_replies,

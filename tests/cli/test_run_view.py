@@ -135,7 +135,10 @@ def test_the_summary_of_until_ci_has_a_line_for_each_cell(capsys: pytest.Capture
     show_summary(result)
     shown = capsys.readouterr().err
     unwrapped = " ".join(shown.split())
-    assert "--until-ci 0.5: width of the score's interval against a, of each cell by itself; those of" in unwrapped
+    assert (
+        "--until-ci 0.5: width of the score's interval against a, of each cell by itself: by conversation, or as if"
+        in unwrapped
+    )
     assert "  a: 3 repeats, the first cell\n" in shown
     assert "  b: 3 repeats, width 0.25\n" in shown
     assert "  c: 3 repeats, width 0.75, wider than asked\n" in shown

@@ -9,7 +9,7 @@ import pytest
 from rwkvbatch.results import equal_replies
 from rwkvbatch.results.equal_replies import EqualReplies, EqualRepliesCounter
 from rwkvbatch.results.row import SCORED, CheckResult, Logprob, Row, RowTiming, TokenCounts
-from rwkvbatch.results.summary import FailureShare, summarize, worst
+from rwkvbatch.results.summary import FailureShare, percentage, summarize, worst
 
 
 def row(tags: tuple[str, ...], *outcomes: tuple[str, bool], error: str | None = None) -> Row:
@@ -91,3 +91,20 @@ def test_of_many_replies_those_of_some_conversations_are_compared_whatever_their
 )
 def test_nine_in_ten_of_at_least_ten_are_nearly_all(equal: int, compared: int, nearly_all: bool) -> None:
     assert EqualReplies(equal, compared).nearly_all is nearly_all
+
+
+def test_the_mean_log_probability_is_of_the_tokens_of_the_same_rows() -> None:
+    good = replace(row(()), tokens=TokenCounts(1, 10), logprob=Logprob(mean=-0.5, sum=-5.0))
+    failed = replace(row((), error="out of memory"), tokens=TokenCounts(1, 30), logprob=Logprob(mean=-2.0, sum=-60.0))
+    (found,) = summarize([good, failed], ["cell"], 2).cells
+    assert (found.logprob_mean, found.reply_tokens) == (-0.5, 40)
+    (found,) = summarize([failed], ["cell"], 1).cells
+    assert found.logprob_mean is None
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "text"),
+    [(0, 9, "0%"), (9, 9, "100%"), (1, 2, "50%"), (249, 250, "99.6%"), (1, 250, "0.4%"), (99_999, 10**5, "99.999%")],
+)
+def test_a_percentage_is_0_or_100_only_where_the_share_is(part: int, whole: int, text: str) -> None:
+    assert percentage(part, whole) == text

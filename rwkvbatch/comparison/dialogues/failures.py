@@ -36,15 +36,17 @@ class FailureCount:
 
 
 def failures_by_tag(table: pd.DataFrame, variants: Sequence[Variant]) -> list[FailureCount]:
-    """Turns with a failed check by tag, sorted by the worst share, without tags that never fail.
+    """Turns with a failed check or an error by tag, sorted by the worst share, without tags that never fail.
 
     Args:
-        table: see `comparable_rows`; turns that ended in an error count as failed there.
+        table: see `comparable_rows`. Turns that ended in an error or were not reached count as failed even without
+            checks, as in `results.summary.Summary.failed_tags`.
     """
     totals: list[_Totals] = []
     for variant in variants:
-        rows = rows_of(table, variant, ["tags", "passed"])
-        passed = rows["passed"].to_numpy(dtype=np.float64)
+        rows = rows_of(table, variant, ["tags", "passed", "finish_reason"])
+        errors = (rows["finish_reason"] == "error").to_numpy(dtype=bool)
+        passed = np.where(errors, 0.0, rows["passed"].to_numpy(dtype=np.float64))
         judged = ~np.isnan(passed)
         outcomes = zip(rows["tags"].to_numpy()[judged], (passed[judged] < 1.0).tolist(), strict=True)
         totals.append(_totals(Counter((tag, failed) for tags, failed in outcomes for tag in tags)))

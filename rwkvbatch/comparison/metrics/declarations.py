@@ -109,9 +109,6 @@ class Metric:
         return exponential(mean) if self.log_of else mean
 
 
-_MAX_NLL: Final = 200.0
-
-
 def exponential(value: float) -> float:
     """exp(value); infinite on overflow."""
     try:
@@ -160,7 +157,7 @@ def _plain_text(row: RawRow) -> Mapping[str, Any] | None:
     return None if reference is None or reference.get("bytes") is None else reference
 
 
-def _of_plain_text(value: Callable[[Mapping[str, Any]], float]) -> Callable[[RawRow], float | None]:
+def _of_plain_text(value: Callable[[Mapping[str, Any]], float | None]) -> Callable[[RawRow], float | None]:
     """`value` of a row's plain text; None in other rows."""
 
     def row_value(row: RawRow) -> float | None:
@@ -217,10 +214,14 @@ def _choice_accuracy(divisor: str | None) -> Callable[[RawRow], float | None]:
     return is_right
 
 
+def _finite_exponential(value: float | None) -> float | None:
+    """exp(value); None without a value and on overflow."""
+    result = math.inf if value is None else exponential(value)
+    return result if result < math.inf else None
+
+
 def _perplexity(row: RawRow) -> float | None:
-    """exp(nll); None without an nll, and above 200 nats per token, where means of perplexities would overflow."""
-    nll = None if row["reference"] is None else row["reference"]["nll"]
-    return None if nll is None or nll > _MAX_NLL else exponential(nll)
+    return _finite_exponential(None if row["reference"] is None else row["reference"]["nll"])
 
 
 def _thinking_tokens(row: RawRow) -> float | None:
@@ -276,7 +277,7 @@ TURN_METRICS: Final[tuple[Metric, ...]] = (
     ),
     Metric(
         "text_perplexity", "perplexity of whole texts", "lower", tested=False, log_of="text_nll",
-        value=_of_plain_text(lambda text: exponential(min(-text["logprob"], _MAX_NLL))), part="text",
+        value=_of_plain_text(lambda text: _finite_exponential(-text["logprob"])), part="text",
     ),
     Metric("matched", "reference tokens matched", "higher", value=_of_reference("matched"), highest=1.0),
     Metric(
@@ -300,7 +301,7 @@ TURN_METRICS: Final[tuple[Metric, ...]] = (
         value=_of_reply(_answer_tokens), part="thinking",
     ),
     Metric(
-        "error_rate", "ended in an error", "lower", highest=1.0, part="any",
+        "error_rate", "ended in an error or not reached", "lower", highest=1.0, part="any",
         value=lambda row: float(row["finish_reason"] == "error"),
     ),
     Metric(

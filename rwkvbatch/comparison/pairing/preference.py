@@ -23,6 +23,7 @@ from rwkvbatch.errors import counted
 from rwkvbatch.judges.pairs import PairOutcome, SidesOf
 from rwkvbatch.judges.questions import Exchange, Side
 from rwkvbatch.results.row import SCORED
+from rwkvbatch.results.summary import percentage
 from rwkvbatch.script.checks.text import answer_of
 
 if TYPE_CHECKING:
@@ -89,9 +90,9 @@ class Preferences:
             f"({self.equal:,} equal replies), {self.losses:,} losses of {counted(self.pairs, 'pair')}"
         )
         if self.judged:
-            share, second = self.disagreements / self.judged, self.disagreements - self.first
+            share, second = percentage(self.disagreements, self.judged), self.disagreements - self.first
             text += (
-                f"; position bias: the two orders disagree on {self.disagreements:,} of {self.judged:,} ({share:.0%}), "
+                f"; position bias: the two orders disagree on {self.disagreements:,} of {self.judged:,} ({share}), "
                 f"{self.first:,} times for the reply shown first, {second:,} for the second"
             )
         if self.missing:

@@ -45,6 +45,7 @@ from rwkvbatch.comparison.wording import (
 )
 from rwkvbatch.errors import counted
 from rwkvbatch.prompt.escaping import printable
+from rwkvbatch.results.summary import percentage
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -137,6 +138,7 @@ def as_html(analysis: Analysis) -> str:
         ranking_note=RANKING_NOTE,
         common_rows=common_rows,
         shown_mean=_typeset(shown_mean),
+        percentage=percentage,
         number=_typeset(number),
         difference=_typeset(difference),
         directions=directions,

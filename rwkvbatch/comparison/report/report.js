@@ -152,6 +152,12 @@
     const text = number(value, 2);
     return value > 0 && value < 1 && ["0.00", "1.00"].includes(text) ? String(value) : text;
   };
+  // Whole percent, with as many decimals as tell a share from 0 and 100.
+  const percentage = (share) => {
+    let digits = 0;
+    while (share > 0 && share < 1 && [0, 100].includes(Number((100 * share).toFixed(digits)))) digits += 1;
+    return (100 * share).toFixed(digits);
+  };
   const signed = (value, digits) => {
     const text = number(value, digits);
     return value > 0 && Number(text) !== 0 ? `+${text}` : text;
@@ -214,7 +220,7 @@
         name,
         make("td", `num${paired ? good : ""}`, paired ? signed(item.score, 2) : share(item.score)),
         make("td", "num", paired ? signed(item.nll, 2) : number(item.nll, 2)),
-        make("td", "num", item.changed === null ? "–" : `${Math.round(item.changed * 100)} %`),
+        make("td", "num", item.changed === null ? "–" : `${percentage(item.changed)} %`),
       );
       row.addEventListener("click", () => select(item.name));
       return row;

@@ -49,6 +49,7 @@ from rwkvbatch.comparison.wording import (
 )
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.escaping import CONTEXT, printable
+from rwkvbatch.results.summary import percentage
 
 _PIECE_STYLES: Final = {"same": "", "gone": "red strike", "new": "green bold"}
 _MARKS: Final = {"gone": ("[-", "-]"), "new": ("{+", "+}")}
@@ -269,7 +270,7 @@ def _change_title(change: ConversationChange) -> Text:
     for name, value in (("score", change.score), ("nll", change.nll)):
         if not math.isnan(value):
             title.append(f"  {name} {signed(value, 2)}", style="")
-    return title.append(f"  {change.replies_changed:.0%} of replies differ", style="")
+    return title.append(f"  {percentage(change.replies_changed)} of replies differ", style="")
 
 
 def _side_by_side(turn: TurnChange, matched: MatchedRows, *, colour: bool) -> Group:

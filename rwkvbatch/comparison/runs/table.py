@@ -7,6 +7,7 @@ import math
 from array import array
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -66,6 +67,7 @@ class _PartColumns:
         ]
         self._names = [str(name) for name, _ in (*values, *weights)]
         self._value_functions = [value_of for _, value_of in values]
+        self._has_limit = [metric.log_of is None for metric in metrics if metric.value and not metric.ngram_values]
         self._weight_functions = [weight_of for _, weight_of in weights]
         self._row_indices = array("q")
         self._values: list[list[float | None]] = []
@@ -73,8 +75,9 @@ class _PartColumns:
     def add(self, index: int, row: dict[str, Any]) -> None:
         """Add row `index` of the table; raises as `_Columns.add`."""
         values = [value_of(row) for value_of in self._value_functions]
-        # The sum raises an error if a value is not a number. Sums of squares of larger numbers would overflow.
-        if not abs(math.fsum(filter(None, values))) < _MAX_VALUE:
+        # The sum raises an error if a value is not a number. Sums of squares of larger numbers would overflow; of
+        # exponentials there are none, because their means are those of the logarithms.
+        if not abs(math.fsum(filter(None, compress(values, self._has_limit)))) < _MAX_VALUE:
             raise ValueError(f"it has a number beyond {_MAX_VALUE:g}")
         self._row_indices.append(index)
         self._values.append(values + [weight_of(row) for weight_of in self._weight_functions])

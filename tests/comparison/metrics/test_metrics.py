@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Sequence
 
@@ -114,3 +115,10 @@ def test_the_first_of_equal_choices_counts(right: str, expected: float) -> None:
 def test_accuracies_are_unknown_without_choices_and_against_a_choice_that_the_row_lacks() -> None:
     assert value("acc", choices=None, checks=[check(1.0) | {"kind": "choice", "expected": "a"}]) is None
     assert accuracies([-1.0, -2.0], [(1, 1), (1, 1)], "z") == [None] * 3
+
+
+@pytest.mark.parametrize(("nll", "finite"), [(3.0, True), (250.0, True), (700.0, True), (710.0, False)])
+def test_a_perplexity_is_the_exponential_where_it_is_finite(nll: float, finite: bool) -> None:
+    text = {"nll": nll, "tokens": 1, "bytes": 4, "logprob": -nll, "matched": 0}
+    for name in ("perplexity", "text_perplexity"):
+        assert value(name, reference=text) == (pytest.approx(math.exp(nll)) if finite else None)

@@ -274,6 +274,9 @@ def test_failures_are_counted_by_tag_and_by_kind_of_check(tmp_path: Path) -> Non
     kinds = {each.name: each.counts for each in failures_by_check(analysis.table, analysis.variants)}
     assert kinds == {"regex": ((0, 8), (4, 8)), "contains": ((0, 8), (2, 8))}
     page = as_html(analysis)
+    table = analysis.table.copy()
+    table["passed"] = float("nan")  # turns without checks: those that ended in an error count alone
+    assert {each.name: each.counts for each in failures_by_tag(table, analysis.variants)} == {"short": ((0, 0), (2, 2))}
     assert '25 % <span class="unit">2/8</span>' in page[page.index('id="failures"') :]
 
 

@@ -173,7 +173,8 @@ def test_the_command_imports_no_torch_and_reports_its_counts(run_directory: Path
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.FAILED, done.stderr
     assert json.loads(done.stdout)["rows"] == 24
-    assert "24 of 24 rows judged again" in done.stderr
+    assert "24 of 24 rows judged again: " in done.stderr
+    assert "; 24 rows with another verdict, check or tag" in " ".join(done.stderr.split())
 
 
 def test_the_command_exits_with_0_when_all_checks_pass(run_directory: Path, tmp_path: Path) -> None:
