@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rwkvbatch.cli.views import console, fitted_table
+from rwkvbatch.config.names import short_names
 from rwkvbatch.errors import counted, listed
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.results.row import SCORED
@@ -19,8 +20,10 @@ from rwkvbatch.results.summary import FORMER_VERDICTS, OVERFLOW, CellSummary, Su
 if TYPE_CHECKING:
     from rwkvbatch.replay.runner import RunResult
 
-FIXED_COLUMNS = 66
+FIXED_COLUMNS = 74
 """Width of the table without the names of the cells."""
+MAX_SHORT_NAME = 16
+"""Width of a shortened name for which columns are omitted rather than the name written on several lines."""
 CELLS_SHOWN = 4
 """Largest number of cells that a line lists, in addition to the leader of a race."""
 
@@ -37,18 +40,27 @@ def show_summary(result: RunResult) -> None:
 def summary_table(summary: Summary, width: int = 100) -> Table:
     """A table with one row for each cell.
 
-    If `width` is too small for the names of cells, each setting of a name is on its own line; if that does not fit
-    either, columns are omitted.
+    If `width` is too small for the names of cells, they are shortened to what differs; if that does not fit either,
+    each setting of a name is on its own line, and columns are omitted.
     """
-    names = [printable(cell.name) for cell in summary.cells]
-    if max(map(len, names), default=0) > width - FIXED_COLUMNS:
-        names = [name.replace(",", ",\n") for name in names]
-    longest = max((len(line) for name in names for line in name.split("\n")), default=0)
+    header, names = "cell", [printable(cell.name) for cell in summary.cells]
+    room = width - FIXED_COLUMNS
+    if max(map(len, names), default=0) > room:
+        heading, short = short_names(names)
+        if heading and max(map(len, short)) <= max(room, MAX_SHORT_NAME):
+            header, names = heading.replace(", ", ",\n"), short
+        else:
+            names = [name.replace(",", ",\n") for name in names]
+    longest = max((len(line) for name in (*names, header) for line in name.split("\n")), default=0)
+    columns = _columns(summary)
+    ends = [ending.replace("\n", ", ") for ending in columns["ended by"]]
+    if max(map(len, ends), default=0) - len("length 1,234") <= room - longest:
+        columns["ended by"] = ends
     return fitted_table(
         names,
-        _columns(summary),
+        columns,
         width,
-        header="cell",
+        header=header,
         min_name_width=min(24, longest),
         folded=["ended by"],
         optional_columns=[

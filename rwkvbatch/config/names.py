@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 
 ALIASES: Mapping[str, str] = {
     "temp": "temperature",
@@ -34,3 +35,22 @@ def option_name(key: str) -> str:
 def environment_name(key: str) -> str:
     """The environment variable of a setting."""
     return ENVIRONMENT_PREFIX + key.upper()
+
+
+def short_names(names: Sequence[str]) -> tuple[str, list[str]]:
+    """Names of cells or runs without what they have in common, and before them a heading that says what they name.
+
+    Cells of one grid (`temp=1,top_p=0.5`) are named by the values of the settings that differ, other names without
+    their common prefix. Equal names stay as they are.
+    """
+    if len(set(names)) < 2:
+        return "", list(names)
+    settings = [[part.partition("=") for part in name.split(",")] for name in names]
+    is_grid = len({tuple(key for key, _, _ in parts) for parts in settings}) == 1 and settings[0][0][1]
+    if is_grid:
+        varied = [index for index in range(len(settings[0])) if len({parts[index][2] for parts in settings}) > 1]
+        heading = ", ".join(settings[0][index][0] for index in varied)
+        return heading, [",".join(parts[index][2] for index in varied) for parts in settings]
+    num_common = sum(1 for _ in takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False)))
+    start = 1 + max(names[0][:num_common].rfind(separator) for separator in "-_./=,:")
+    return f"{names[0][:start]}*" if start else "", [name[start:] for name in names]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Final
 
 from rich.cells import cell_len
@@ -14,6 +13,7 @@ from rich.text import Text
 from rwkvbatch.comparison.numbers import MISSING
 from rwkvbatch.comparison.statistics.differences import Comparison
 from rwkvbatch.comparison.wording import COLUMNS, TableColumn
+from rwkvbatch.config.names import short_names
 from rwkvbatch.prompt.escaping import printable
 
 _VERDICT_STYLES: Final = {"better": "bold green", "worse": "bold red", "differs": "bold yellow"}
@@ -83,23 +83,9 @@ def _full_labels(lines: Sequence[Comparison]) -> _Labels:
 
 
 def _short_labels(lines: Sequence[Comparison]) -> _Labels:
-    """Labels without their common part, which the heading names.
-
-    Cells of one grid (`temperature=1,top_p=0.5`) are named by the values of the settings that differ, other labels
-    without their common prefix.
-    """
-    names = [line.pair.variant.label for line in lines]
-    if len(set(names)) == 1:
-        return _with_groups("", names, lines)
-    settings = [[part.partition("=") for part in name.split(",")] for name in names]
-    is_grid = len({tuple(key for key, _, _ in parts) for parts in settings}) == 1 and settings[0][0][1]
-    if is_grid:
-        varied = [index for index in range(len(settings[0])) if len({parts[index][2] for parts in settings}) > 1]
-        heading = ", ".join(settings[0][index][0] for index in varied)
-        return _with_groups(heading, [",".join(parts[index][2] for index in varied) for parts in settings], lines)
-    num_common = sum(1 for _ in takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False)))
-    start = 1 + max(names[0][:num_common].rfind(separator) for separator in "-_./=,:")
-    return _with_groups(f"{names[0][:start]}*" if start else "", [name[start:] for name in names], lines)
+    """Labels without their common part, which the heading names."""
+    heading, names = short_names([line.pair.variant.label for line in lines])
+    return _with_groups(heading, names, lines)
 
 
 def _with_groups(heading: str, names: Sequence[str], lines: Sequence[Comparison]) -> _Labels:
