@@ -30,7 +30,7 @@ COMMANDS: Mapping[str, str] = {
     "serve": "Serve a model over HTTP with OpenAI's interface.",
     "check": "Judge the replies of a run again, without generating any.",
     "compare": "Compare runs or cells: one verdict per variant, with the uncertainty of its difference.",
-    "show": "Print the conversations of a run.",
+    "show": "Print the conversations of a run, or the settings of one of its cells.",
     "bench": "Measure decoding, prefill, sampling, tokenizing, loading, and the machine's own limits.",
     "certify": "Say whether a served model is the network in a file: the same, rounded (how much), or damaged.",
     "model": "Make, describe and convert checkpoints, and verify that they run right on this machine.",
