@@ -230,8 +230,7 @@ def _after_race(race: Mapping[str, Any], directory: str) -> list[str]:
         return [f"next: rwkvbatch show {directory}"]
     cell = f" --cell {shlex.quote(race['leader'])}"
     return [
-        "a race finds good cells and does not measure how much better they are: for that, run the",
-        "leader and a baseline again with another --seed, and compare these",
+        "to measure how much better the leader is, run it and a baseline again with another --seed",
         f"next: rwkvbatch show {directory}{cell}",
     ]
 

@@ -28,7 +28,7 @@ from rwkvbatch.comparison.statistics.ranking import Ranking
 from rwkvbatch.comparison.statistics.trend import Trend
 from rwkvbatch.comparison.values.groups import Breakdown
 from rwkvbatch.comparison.wording import COLUMNS as TABLE_COLUMNS
-from rwkvbatch.comparison.wording import conclusion, heading, race_sentence, ranking_sentence, summary
+from rwkvbatch.comparison.wording import RACE_NOTE, conclusion, heading, race_sentence, ranking_sentence, summary
 from rwkvbatch.errors import StorageError, counted
 from rwkvbatch.files import save_file, user_path, writing_hint
 from rwkvbatch.prompt.escaping import html_table, printable
@@ -131,6 +131,11 @@ class Analysis:
     def races(self) -> tuple[str, ...]:
         """The result of each run that is a race, as a sentence."""
         return tuple(filter(None, map(race_sentence, self.runs)))
+
+    @property
+    def race_notes(self) -> tuple[str, ...]:
+        """The results of races, and what they mean for differences; empty without races."""
+        return (*(f"{sentence}." for sentence in self.races), RACE_NOTE) if self.races else ()
 
     @property
     def first_metric(self) -> Metric | None:
@@ -261,14 +266,14 @@ class Analysis:
                 for mean in self.means(variant)
             ]
             return html_table(
-                " ".join((*self.races, conclusion(()))), ("variant", "metric", "mean", "95 % interval"), rows
+                " ".join((*self.race_notes, conclusion(()))), ("variant", "metric", "mean", "95 % interval"), rows
             )
         header = ("variant", "metric", *(column.name for column in TABLE_COLUMNS))
         lines = [
             (heading(line), line.metric.name, *(column.text(line) for column in TABLE_COLUMNS))
             for line in self.comparisons
         ]
-        return html_table(" ".join((*self.races, conclusion(self.comparisons))), header, lines)
+        return html_table(" ".join((*self.race_notes, conclusion(self.comparisons))), header, lines)
 
     def __repr__(self) -> str:
         lines = [f"{heading(line)}: {line.metric.name} {summary(line)}" for line in self.comparisons] or [
@@ -280,7 +285,7 @@ class Analysis:
             lines[_MAX_REPR_LINES:] = [f"... {counted(len(lines) - _MAX_REPR_LINES, 'more line')}, see to_pandas()"]
         restriction = [] if self.restriction is None else [self.restriction.sentence]
         lines = [
-            *self.races,
+            *self.race_notes,
             *restriction,
             conclusion(self.comparisons),
             *filter(None, [settings_sentence(self.settings_differ)]),

@@ -298,17 +298,17 @@ def finding(line: Comparison) -> str:
 _MOST_LEFT: Final = 4
 """The most cells that a sentence on a race names besides the leader."""
 RACE_NOTE: Final = (
-    "how many rows a cell of a race has depends on the scores, so that intervals and p-values of these rows do not "
-    "hold; differences have none here"
+    "How many rows a cell of a race has depends on its scores, so that intervals and p-values of these rows do not "
+    "hold; differences have none here."
 )
 
 
 def race_sentence(run: RunData) -> str:
-    """The result of a race, its guarantee, and that tests of its rows do not hold; empty for other runs."""
+    """The result of a race and its guarantee; empty for other runs."""
     if run.race is None:
         return ""
     if (leader := run.race.get("leader")) is None:
-        return f"{run.name} is a race without a result yet; {RACE_NOTE}"
+        return f"{run.name} is a race without a result yet"
     scores = {cell["cell"]: cell["score"] for cell in run.race["cells"]}
     others = sorted((name for name in run.race["left"] if name != leader), key=lambda name: -(scores[name] or 0.0))
     parts = [f"leader {leader} (score {scores[leader]:.3f})"]
@@ -318,7 +318,7 @@ def race_sentence(run: RunData) -> str:
     num_dropped = len(scores) - 1 - len(others)
     parts.append(f"dropped as worse than another: {num_dropped:,} of {counted(len(scores), 'cell')}")
     parts.append(f"a best cell was dropped with a probability of at most {run.race['level']:g}")
-    return f"{run.name} is a race: {'; '.join(parts)}. Note that {RACE_NOTE}"
+    return f"{run.name} is a race: {'; '.join(parts)}"
 
 
 def conclusion(comparisons: Sequence[Comparison], means: Sequence[VariantMean] = ()) -> str:

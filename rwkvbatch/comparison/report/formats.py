@@ -26,6 +26,7 @@ from rwkvbatch.comparison.statistics.trend import Trend
 from rwkvbatch.comparison.wording import (
     BLAME_TITLE,
     COLUMNS,
+    RACE_NOTE,
     RANKING_NOTE,
     TREND_NOTE,
     by_family,
@@ -206,6 +207,7 @@ def as_markdown(analysis: Analysis, *, num_changes: int = 0) -> str:
     restriction = "" if analysis.restriction is None else analysis.restriction.sentence
     headline = "; ".join(filter(None, (gates_outcome(analysis.gates), restriction)))
     parts = [f"**{escaped(sentence)}**" for sentence in analysis.races]
+    parts += [escaped(RACE_NOTE)] if analysis.races else []
     if analysis.gates:
         parts.append(f"**{'❌' if analysis.failed else '✅'} {escaped(headline)}**")
         parts.append("\n".join(f"- {'❌' if gate.failed else '✅'} {escaped(gate.line)}" for gate in analysis.gates))

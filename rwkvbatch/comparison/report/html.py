@@ -24,6 +24,7 @@ from rwkvbatch.comparison.runs.table import without_collection
 from rwkvbatch.comparison.statistics.differences import Comparison
 from rwkvbatch.comparison.wording import (
     BLAME_TITLE,
+    RACE_NOTE,
     RANKING_NOTE,
     by_family,
     by_heading,
@@ -126,6 +127,7 @@ def as_html(analysis: Analysis) -> str:
         decisive=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in decisive],
         several_baselines=len({line.pair.baseline for line in decisive}) > 1,
         races=analysis.races,
+        race_note=RACE_NOTE,
         settings_differ=settings_sentence(analysis.settings_differ),
         left_out_rows=left_out(analysis.dropped, analysis.first_metric, named=True),
         tone=_tone,

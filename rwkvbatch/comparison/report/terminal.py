@@ -32,6 +32,7 @@ from rwkvbatch.comparison.statistics.means import VariantMean
 from rwkvbatch.comparison.statistics.trend import sparkline
 from rwkvbatch.comparison.wording import (
     BLAME_TITLE,
+    RACE_NOTE,
     by_family,
     common_rows,
     conclusion,
@@ -61,6 +62,8 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0
     """Print the verdicts, family by family, and the `num_changes` most changed conversations of each pair."""
     for sentence in analysis.races:
         _print_wrapped(sentence, console, "bold")
+    if analysis.races:
+        _print_wrapped(RACE_NOTE, console)
     if analysis.restriction is not None:
         _print_wrapped(analysis.restriction.sentence, console, "bold")
     if not analysis.comparisons:
