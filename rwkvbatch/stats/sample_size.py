@@ -55,7 +55,7 @@ def components(means: ArrayLike, within: ArrayLike, repeats: ArrayLike) -> tuple
 
 def conversations_needed(
     difference: float, between: float, within: float, repeats: int, *, power: float = 0.8, level: float = 0.05,
-    discrete: bool = True, reach: float = 0.0, margin: bool = False,
+    discrete: bool = True, reach: float = 0.0, step: float = 0.0, margin: bool = False,
 ) -> int:  # fmt: skip
     """The number of conversations that finds a true mean difference with probability `power`.
 
@@ -69,6 +69,7 @@ def conversations_needed(
         repeats: repetitions per conversation.
         discrete: see `detectable_errors`.
         reach: see `planned_error`.
+        step: between two possible differences of a conversation without repetitions; 0 for `reach`.
         margin: whether an interval shall exclude a margin that is `difference` away from the true mean. Sign flips test
             a difference of 0 alone; at another one the t interval of discrete differences decides.
 
@@ -81,8 +82,8 @@ def conversations_needed(
 
     def finds(conversations: int) -> bool:
         if discrete and reach and not margin:
-            step = reach / repeats if within else reach
-            return flips_find(difference, conversations, variance, reach, step, level=level, power=power)
+            size = _step(reach, step, within, repeats)
+            return flips_find(difference, conversations, variance, reach, size, level=level, power=power)
         errors = detectable_errors(conversations, level=level, power=power, discrete=discrete)
         return errors * planned_error(conversations, variance, reach) <= difference
 
@@ -98,7 +99,7 @@ def conversations_needed(
 
 def smallest_detectable(
     conversations: int, between: float, within: float, repeats: int, *, power: float = 0.8, level: float = 0.05,
-    discrete: bool = True, reach: float = 0.0,
+    discrete: bool = True, reach: float = 0.0, step: float = 0.0,
 ) -> float:  # fmt: skip
     """The smallest true mean difference that `conversations` find with probability `power`.
 
@@ -108,10 +109,15 @@ def smallest_detectable(
         return math.nan
     variance = between + within / repeats
     if discrete and reach:
-        step = reach / repeats if within else reach
-        return detectable_by_flips(conversations, variance, reach, step, level=level, power=power)
+        size = _step(reach, step, within, repeats)
+        return detectable_by_flips(conversations, variance, reach, size, level=level, power=power)
     errors = detectable_errors(conversations, level=level, power=power, discrete=discrete)
     return errors * planned_error(conversations, variance, reach)
+
+
+def _step(reach: float, step: float, within: float, repeats: int) -> float:
+    """Between two possible differences of a conversation with `repeats` repetitions."""
+    return reach / repeats if within else step or reach
 
 
 def detectable_by_flips(
@@ -140,25 +146,26 @@ def flips_find(
     under flips, and by `n V` in samples (Miettinen 1968, The matched pairs design in the case of all-or-none responses;
     Connor 1987, Sample size for testing differences in proportions for the paired-sample design). The exact test
     attains a smaller level: on average by half of the `step` between the sums. Differences of one outcome each (`step`
-    equal to `reach`) are gains and losses of one size, whose power is enumerated (`sign_test_power`).
+    equal to `reach`) are gains and losses of the size `reach`, whose power is enumerated (`sign_test_power`).
 
     Args:
         difference: the true mean, above 0 and at most `reach`.
         conversations: how many.
         variance: of a conversation's difference. With gains and losses up to `reach`, a mean of d leaves at most
-            `reach^2 - d^2` of it. It is at least that of `planned_error`, as far as gains alone can have it, because a
-            few conversations that agree do not show that others do.
+            `reach^2 - d^2` of it. It is at least that of `planned_error`, as far as gains of the size `reach` alone can
+            have it, because a few conversations that agree do not show that others do. Differences of one outcome each
+            have at least that of gains alone, d (`reach` - d), whatever the sample has.
         reach: the largest difference of a conversation.
         step: between two possible differences of a conversation.
     """
     d, n = difference, conversations
-    adjusted = n * planned_error(n, variance, reach) ** 2
-    variance = min(max(variance, min(adjusted, d * (reach - d))), reach**2 - d**2)
+    of_gains = d * (reach - d)
+    least = of_gains if step >= reach else min(n * planned_error(n, variance, reach) ** 2, of_gains)
+    variance = min(max(variance, least), reach**2 - d**2)
     square = variance + d**2
     if step >= reach and n <= _ENUMERATED:
-        size = max(math.sqrt(square), min(reach, square / d))
-        gains = min(1.0, (square / size**2 + d / size) / 2)
-        losses = max(0.0, (square / size**2 - d / size) / 2)
+        gains = min(1.0, (square / reach**2 + d / reach) / 2)
+        losses = max(0.0, (square / reach**2 - d / reach) / 2)
         return sign_test_power(n, gains, min(losses, 1 - gains), level) >= power
     from scipy.special import ndtri  # pyright: ignore[reportMissingTypeStubs]
 

@@ -111,7 +111,8 @@ class Spread:
             `largest`; else None.
         largest: the largest absolute cluster mean.
         step: between two means that a cluster of discrete values can have: `widest` if all means are at the ends of the
-            range or 0, else divided by the average number of values of a cluster.
+            range or 0, else that divided by the average number of values of a cluster, or the smallest mean other than
+            0 if that is less.
         smallest_step: the smallest absolute mean that the sample would have if only one cluster were not 0.
     """
 
@@ -178,7 +179,9 @@ class Spread:
             gains=Share.of(np.maximum(sums, 0.0) / largest, counts) if discrete else None,
             losses=Share.of(np.maximum(-sums, 0.0) / largest, counts) if discrete else None,
             largest=largest,
-            step=widest if np.allclose(sizes * largest, widest) else widest / max(1.0, average_size),
+            step=widest
+            if np.allclose(sizes * largest, widest)
+            else min(widest / max(1.0, average_size), largest * float(sizes.min())),
             smallest_step=min(abs(mean), float(np.abs(sums[differing]).min()) / size),
         )
 

@@ -57,10 +57,11 @@ def weighted_deviations(values: Floats, weights: Floats | None) -> Floats:
 
 
 class Discreteness(NamedTuple):
-    """How `stats.spread` treats the conversations' means: `Spread.discrete` and `Spread.reach`."""
+    """How `stats.spread` treats the conversations' means: `Spread.discrete`, `Spread.reach` and `Spread.step`."""
 
     discrete: bool
     reach: float
+    step: float
 
 
 def discreteness(
@@ -74,6 +75,7 @@ def discreteness(
     sums = np.bincount(codes, values if weights is None else weights * values).astype(np.float64)
     counts = np.bincount(codes, weights).astype(np.float64)
     if not sums.any():
-        return Discreteness(math.isfinite(widest), widest if math.isfinite(widest) else 0.0)
+        limit = widest if math.isfinite(widest) else 0.0
+        return Discreteness(math.isfinite(widest), limit, limit)
     spread = Spread.of(sums, counts, widest)
-    return Discreteness(spread.discrete, spread.reach)
+    return Discreteness(spread.discrete, spread.reach, spread.step)

@@ -283,12 +283,12 @@ def test_a_pilot_with_few_differences_does_not_promise_that_a_handful_is_enough(
     run = str(make_run(tmp_path / "pilot", change=few, **shape))
     found = planned(capsysbinary, script, "--detect", "0.05", "--pilot", run)
     size = found["designs"][0]["conversations"]
-    assert size == conversations_needed(0.05, found["variances"]["between"], 0.0, 1, reach=1.0)
+    assert size == conversations_needed(0.05, found["variances"]["between"], 0.0, 1, reach=1.0, step=0.2)
     assert 5 * conversations_needed(0.05, found["variances"]["between"], 0.0, 1) < size < 80
     # What the table of this pilot calls detectable is what the plan says that its number of conversations finds.
     (line,) = compare([run]).comparisons
     assert line.detectable == pytest.approx(
-        smallest_detectable(20, line.standard_error**2 * 20, 0.0, 1, reach=1.0), 0.1
+        smallest_detectable(20, line.standard_error**2 * 20, 0.0, 1, reach=1.0, step=0.2), 0.1
     )
 
 
@@ -297,7 +297,7 @@ def test_the_planned_number_of_conversations_shows_that_a_score_is_no_lower(
     share: float, size: float, margin: float
 ) -> None:
     """Of equal variants whose conversations differ seldom: the interval is below -`margin` in at most one in four."""
-    number = conversations_needed(margin, share * size**2, 0.0, 1, reach=1.0)
+    number = conversations_needed(margin, share * size**2, 0.0, 1, reach=1.0, step=size)
     rng = np.random.default_rng(0)
     samples = size * rng.choice([-1.0, 0.0, 1.0], p=[share / 2, 1 - share, share / 2], size=(60, number, 1))
     samples = samples[samples.any(axis=(1, 2))]
@@ -329,8 +329,8 @@ def test_scores_without_steps_take_as_many_conversations_as_numbers_without_limi
 @pytest.mark.parametrize("values", [[0.0, 0.0, 0.0, 0.0], [0.5, -0.5, 0.25, -0.25]])
 def test_differences_that_cancel_are_steps(values: list[float]) -> None:
     with np.errstate(all="raise"):
-        assert discreteness(np.array(values), np.array([0, 0, 1, 1]), 1.0) == (True, 1.0)
-        assert discreteness(np.array(values), np.array([0, 0, 1, 1]), math.inf) == (False, 0.0)
+        assert discreteness(np.array(values), np.array([0, 0, 1, 1]), 1.0)[:2] == (True, 1.0)
+        assert discreteness(np.array(values), np.array([0, 0, 1, 1]), math.inf)[:2] == (False, 0.0)
 
 
 def test_a_planned_number_of_conversations_finds_a_difference_in_nll_4_times_in_5() -> None:

@@ -16,6 +16,7 @@ from rwkvbatch.stats.sample_size import (
     smallest_detectable,
 )
 from rwkvbatch.stats.signflip import exact_p
+from rwkvbatch.stats.spread import Spread
 
 
 def test_variance_components_are_those_of_the_simulation() -> None:
@@ -77,6 +78,21 @@ def test_the_planned_number_of_yes_no_outcomes_finds_4_of_5(gains: float, losses
     for level in (0.05, 0.025, 0.01, 0.005):
         number = conversations_needed(difference, variance, 0.0, 1, level=level, reach=1.0)
         assert 0.79 <= sign_test_power(number, gains, losses, level) <= 0.85
+
+
+@pytest.mark.parametrize(("num_conversations", "num_gains"), [(40, 2), (100, 3), (200, 1)])
+@pytest.mark.parametrize("difference", [0.05, 0.1, 0.2])
+def test_a_sample_that_varies_less_than_the_difference_can_promises_no_more(
+    num_conversations: int, num_gains: int, difference: float
+) -> None:
+    """One outcome each: with gains alone, the least variance of a mean d is d (1 - d)."""
+    sums = np.zeros(num_conversations)
+    sums[:num_gains] = 1.0
+    spread = Spread.of(sums, np.ones(num_conversations), 1.0)
+    variance = num_conversations * spread.standard_error**2
+    number = conversations_needed(difference, variance, 0.0, 1, reach=1.0, step=spread.step)
+    assert sign_test_power(number, difference, 0.0, 0.05) >= 0.79
+    assert sign_test_power(num_conversations, spread.detectable(0.05), 0.0, 0.05) >= 0.78
 
 
 @pytest.mark.parametrize(("repetitions", "difference"), [(2, 0.2), (3, 0.1)])

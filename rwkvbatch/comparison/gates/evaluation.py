@@ -226,14 +226,14 @@ def _with_sample_size(result: GateResult, scope: GateScope, interval: Interval) 
     if math.isnan(between):
         return replace(result, note="the number of conversations that it takes cannot be estimated from one")
     if between + within > 0:
-        discrete, reach = discreteness(sample.values, sample.conversations, form.reach, sample.weights)
+        discrete, reach, step = discreteness(sample.values, sample.conversations, form.reach, sample.weights)
         # The interval of one side alone does not use the enlarged sample that `reach` describes.
         reach = 0.0 if form.one_sided else reach
         # Sign flips test a difference of 0; the interval decides on any other.
         margin = form.difference is None or form.constant != 0
         needed = conversations_needed(
             distance, between, within, repeats, power=POWER, level=interval.level_each, discrete=discrete, reach=reach,
-            margin=margin,
+            step=step, margin=margin,
         )  # fmt: skip
         probability = f" with a probability of {POWER * 100:.0f} %"
     elif distance < (room := _room(form, result, sign)) < math.inf:

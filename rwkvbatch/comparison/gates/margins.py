@@ -86,12 +86,13 @@ def _margins(
     between, within, repeats = variances(deviations, sample.conversations, sample.repeats)
     if math.isnan(between) or not between + within > 0:
         return
-    discrete, reach = discreteness(
+    discrete, reach, step = discreteness(
         sample.values / scale, sample.conversations, metric_named(own[0].metric).widest, sample.weights
     )
     detectable = smallest_detectable(
-        sample.num_conversations, between, within, repeats, power=_POWER, level=LEVEL, discrete=discrete, reach=reach
-    )
+        sample.num_conversations, between, within, repeats, power=_POWER, level=LEVEL, discrete=discrete, reach=reach,
+        step=step,
+    )  # fmt: skip
     if form.difference and own[0].tag is None:
         detectable = in_table.get((scope.label, own[0].metric), detectable)
     if math.isnan(detectable):

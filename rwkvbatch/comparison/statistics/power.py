@@ -53,6 +53,7 @@ class Spread:
         num_conversations, repetitions: size of the pilot; 0 without one.
         steps: whether the differences are discrete, which gives the test more power (`stats.spread.Spread.discrete`).
         reach: how far conversations that the pilot lacks may differ (`stats.spread.Spread.reach`).
+        step: between two possible differences of a conversation without repetitions (`stats.spread.Spread.step`).
         replayed: number of all conversations of the pilot; 0 without one.
         in_script: number of them that the planned script has, with the same messages where the pilot has them.
         of_one_cell: whether the pilot has one cell, so that the numbers are upper estimates (`ONE_CELL_WARNING`).
@@ -65,6 +66,7 @@ class Spread:
     repetitions: int = 0
     steps: bool = True
     reach: float = 1.0
+    step: float = 0.0
     replayed: int = 0
     in_script: int = 0
     of_one_cell: bool = False
@@ -219,8 +221,8 @@ def _of_pair(pair: Pair, metric: Metric, table: pd.DataFrame) -> Spread | None:
         between, within, _ = variances(deviations, values.conversations, np.zeros(deviations.size, np.int64))
         repetitions, note = 1 + int(rows["repeat"].to_numpy().max()), ""
     source = f"pilot: {pair.variant.label} against {pair.baseline.label}{note}{_errors_in(rows, metric)}"
-    discrete, reach = discreteness(values.differences, values.conversations, metric.widest, values.weights)
-    return Spread(between, within, source, num_conversations, repetitions, steps=discrete, reach=reach)
+    discrete, reach, step = discreteness(values.differences, values.conversations, metric.widest, values.weights)
+    return Spread(between, within, source, num_conversations, repetitions, steps=discrete, reach=reach, step=step)
 
 
 def _errors_in(rows: pd.DataFrame, metric: Metric) -> str:
@@ -255,7 +257,7 @@ def _of_one_cell(pilot: str, metric: Metric, rows: pd.DataFrame) -> Spread:
     # component between conversations stays as it is, and the component within them doubles.
     # Two repetitions stand for two variants: the differences of repetition 1 minus repetition 0.
     signed, is_first_two = np.where(repeats == 0, -values, values), repeats < 2
-    discrete, reach = discreteness(signed[is_first_two], codes[is_first_two], metric.widest)
+    discrete, reach, step = discreteness(signed[is_first_two], codes[is_first_two], metric.widest)
     return Spread(
         between,
         2 * within,
@@ -265,6 +267,7 @@ def _of_one_cell(pilot: str, metric: Metric, rows: pd.DataFrame) -> Spread:
         repetitions,
         steps=discrete,
         reach=reach,
+        step=step,
         of_one_cell=True,
     )
 
@@ -309,11 +312,12 @@ def designs(
     for number in repetitions:
         components = (spread.between, spread.within, number)
         needed = conversations_needed(
-            detect, *components, power=power, level=level, discrete=spread.steps, reach=spread.reach
+            detect, *components, power=power, level=level, discrete=spread.steps, reach=spread.reach, step=spread.step
         )
         detectable = smallest_detectable(
-            len(conversations), *components, power=power, level=level, discrete=spread.steps, reach=spread.reach
-        )
+            len(conversations), *components, power=power, level=level, discrete=spread.steps, reach=spread.reach,
+            step=spread.step,
+        )  # fmt: skip
         turns = round(needed * number * mean_turns)
         sizes.append(Design(number, needed, turns, detectable, enough=len(conversations) >= needed))
     return sizes
