@@ -36,6 +36,7 @@ _EXPECTED: Mapping[str, str] = {
     "dict_type": "an object",
     "mapping_type": "an object",
     "tuple_type": "an array",
+    "list_type": "an array",
     "too_short": "an array of at least {min_length}",
     "string_type": "a string",
     "bool_type": "true or false",
@@ -62,11 +63,15 @@ def read_record(record: type[_Record], values: object) -> _Record:
     match first["type"]:
         case "missing":
             raise ValueError(f"{name} is missing")
+        case "string_unicode":  # of a key; texts may have them
+            raise ValueError(f"{name} has a key with a lone surrogate")
         case "value_error":  # of a validator of this program
             raise ValueError(f"{name} {first['msg'].removeprefix('Value error, ')}")
         case kind:
             context: Mapping[str, Any] = first.get("ctx", {})
-            raise ValueError(f"{name} must be {_EXPECTED[kind].format(**context)}, got {shown_json(first['input'])}")
+            expected = _EXPECTED.get(kind)
+            must_be = first["msg"] if expected is None else f"must be {expected.format(**context)}"
+            raise ValueError(f"{name} {must_be}, got {shown_json(first['input'])}")
 
 
 @cache

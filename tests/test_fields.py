@@ -24,6 +24,7 @@ class Outer:
     share: Share = 0.0
     flag: Flag = False
     inner: Items[Inner] = field(default=())
+    names: list[str] = field(default_factory=list[str])
 
 
 def test_values_of_the_declared_types_are_read_and_unknown_keys_are_ignored() -> None:
@@ -46,6 +47,7 @@ def test_values_of_the_declared_types_are_read_and_unknown_keys_are_ignored() ->
         ({"share": 1.5}, "share must be at most 1.0, got 1.5"),
         ({"flag": 1}, "flag must be true or false, got 1"),
         ({"inner": {}}, "inner must be an array, got {}"),
+        ({"names": 5}, "names must be an array, got 5"),
         ({"inner": [{"size": 1}, 5]}, "inner.1 must be an object, got 5"),
         ({"inner": [{}]}, "inner.0.size is missing"),
         ({"inner": [{"size": 0}]}, "inner.0.size must be at least 1, got 0"),
@@ -67,3 +69,9 @@ def test_reading_ends_at_the_first_wrong_item() -> None:
     with pytest.raises(ValidationError) as caught:
         TypeAdapter(Items[Inner]).validate_python(values)
     assert caught.value.error_count() == 1
+
+
+def test_texts_may_have_lone_surrogates_and_keys_may_not() -> None:
+    assert read_record(Outer, {"count": 1, "names": ["\ud800"]}).names == ["\ud800"]
+    with pytest.raises(ValueError, match="^it has a key with a lone surrogate$"):
+        read_record(Outer, {"count": 1, "\ud800": 1})

@@ -137,6 +137,8 @@ def convert_command(
     from rwkvbatch.targets import check_target
 
     check_target(out, SCRIPT, option="--out", replace=force, how="--force replaces it")
+    if any(Path(file).resolve() == out.resolve() for file in files):
+        raise UsageError(f"--out {out}: is one of the files to convert", hint="choose another name")
     script = read_scripts(files, skip_bad=skip_bad)
     for problem in script.skipped[:MAX_SHOWN]:
         message(f"left out: {problem.error}", quiet=quiet)
@@ -144,9 +146,9 @@ def convert_command(
         message(f"left out: {len(script.skipped) - MAX_SHOWN:,} more", quiet=quiet)
     save_file(out, map(native_line, script.conversations))
     num_conversations = len(script.conversations)
-    has_checks = any(turn.checks for conversation in script.conversations for turn in conversation.turns)
+    turns = [turn for conversation in script.conversations for turn in conversation.turns]
     message(f"wrote {out}: {counted(num_conversations, 'conversation')}", quiet=quiet)
-    if not has_checks:
+    if any(not turn.plain for turn in turns) and not any(turn.checks for turn in turns):
         message('no reply is checked yet: add "expect" to user messages, such as {"contains": "Ada"}', quiet=quiet)
     if json_output:
         print_json({"conversations": num_conversations, "left_out": len(script.skipped), "out": str(out)})

@@ -15,7 +15,7 @@ from rwkvbatch.cli.command import Command, command_app, examples
 from rwkvbatch.cli.exits import message
 from rwkvbatch.cli.options import JsonOption, QuietOption, option
 from rwkvbatch.errors import UsageError, counted, listed
-from rwkvbatch.prompt.escaping import printable_json
+from rwkvbatch.prompt.escaping import printable, printable_json
 
 if TYPE_CHECKING:
     from rwkvbatch.comparison.runs.data import RunData
@@ -159,4 +159,5 @@ def _settings_of(data: RunData, cells: Sequence[str]) -> str:
     values = {name: cell[name] for name in names_of_reply if name in cell}
     values["prelude"] = NO_PRELUDE
     values |= {name: files[name] for name in _NAMED_FILES if files.get(name) is not None}
-    return f"# {names[0]} of {data.name}\n{as_toml(values)}"
+    comment = printable(f"{names[0]} of {data.name}", keep_newlines=False)
+    return f"# {comment}\n{as_toml(values)}"

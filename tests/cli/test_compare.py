@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -389,6 +390,17 @@ def test_a_gate_that_errors_or_missing_turns_fail_names_these(
     assert "less could not be judged: in less, 1 turn ended in an error, 1 turn missing (--allow-missing" in out
     assert "fails because of 2 conversations, worst first:\n    talk-3, turn 0: error in less: out of memory\n" in out
     assert "    talk-6, turn 0: missing in less\n" in out
+
+
+@pytest.mark.parametrize("gate", ["baseline.score > 0.1", "bits_per_byte > 1"])
+def test_a_gate_whose_metric_no_turn_of_the_variant_has_names_no_conversation(
+    gate: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = gated(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert invoke(["compare", *runs, "--fail-if", gate]) == ExitCode.FAILED
+    assert "because of" not in capsys.readouterr().out
 
 
 def test_changes_are_in_every_format_that_takes_them(

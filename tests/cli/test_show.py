@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -331,5 +332,8 @@ def test_the_settings_of_a_cell_are_a_file_for_config(tmp_path: Path, capsys: py
 def test_the_settings_of_a_cell_replace_the_initial_exchange_of_chats(
     run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert invoke(["show", run, "--settings", "--cell", "t=1"]) == ExitCode.DONE
-    assert 'prelude = "none"' in capsys.readouterr().out.splitlines()
+    renamed = Path(run).rename(Path(run).with_name("new\nline = 1\x0b"))
+    assert invoke(["show", str(renamed), "--settings", "--cell", "t=1"]) == ExitCode.DONE
+    values = tomllib.loads(capsys.readouterr().out)
+    assert values["prelude"] == "none"
+    assert "line" not in values

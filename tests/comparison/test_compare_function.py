@@ -71,7 +71,8 @@ def test_a_mapping_names_the_runs(tmp_path: Path) -> None:
     assert {variant.run for variant in analysis.variants} == set(runs)
     assert all(line.pair.baseline.run == "after" for line in analysis.comparisons)
     assert set(load(runs)["run"]) == set(runs)
-    for wrong in ({"": path}, {"a::b": path}, {"a": f"{path}::base"}, {"a": path, "b": str(path)}, {}):
+    for wrong in ({"": path}, {"a::b": path}, {"a": f"{path}::base"}, {"a": path, "b": str(path)}, {1: path},
+                  {"a": Path(f"{path}::base"), "b": Path(f"{path}::other")}, {}):  # fmt: skip
         with pytest.raises(UsageError):
             compare(wrong)
     with pytest.raises(UsageError, match="result in memory"):

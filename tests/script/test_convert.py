@@ -46,6 +46,19 @@ def test_lines_of_other_forms_become_lines_to_which_checks_can_be_added(
     assert "expect" not in out.read_text()
 
 
+def test_a_file_does_not_replace_itself_and_plain_texts_have_no_advice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(tmp_path / "in.jsonl", {"text": "abc"}, {"messages": []})
+    before = source.read_bytes()
+    command = ["script", "convert", str(source), "--force", "--skip-bad", "--out"]
+    assert invoke([*command, str(tmp_path / "." / "in.jsonl")]) == ExitCode.USAGE
+    assert "is one of the files to convert" in capsys.readouterr().err
+    assert source.read_bytes() == before
+    assert invoke([*command, str(tmp_path / "out.jsonl")]) == ExitCode.DONE
+    assert "expect" not in capsys.readouterr().err
+
+
 def test_bad_lines_are_refused_or_left_out_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = write(tmp_path / "in.jsonl", OPENAI, {"messages": []}), tmp_path / "out.jsonl"
     assert invoke(["script", "convert", str(source), "--out", str(out)]) != ExitCode.DONE

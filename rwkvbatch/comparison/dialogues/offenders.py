@@ -151,9 +151,9 @@ def _incomplete(
 
 
 def _judged_value(gate: Gate) -> Value | None:
-    """The gate's first statistic of a metric with values of turns, of the variant if there is one."""
+    """The gate's first statistic of a metric with values of the variant's turns; None if it has none."""
     values = [value for value in gate.values if metric_named(value.metric).level in ("turn", "conversation")]
-    return min(values, key=lambda value: value.of_baseline, default=None)
+    return next((value for value in values if not value.of_baseline), None)
 
 
 def _by_metric(result: GateResult, value: Value, rows: pd.DataFrame, baseline: Variant | None) -> list[Offender]:
@@ -166,13 +166,15 @@ def _by_metric(result: GateResult, value: Value, rows: pd.DataFrame, baseline: V
     sign = 1 if (gate.comparator in (">", ">=")) == (gate.option == "--fail-if") else -1
     sign *= _direction(gate, value)
     values = rows[f"{column}{own}"].to_numpy(dtype=np.float64)
+    if not np.isfinite(values).any():
+        return []
     is_paired = baseline is not None and any(item.of_baseline for item in gate.values)
     if is_paired:
         excess = sign * (values - rows[f"{column}{other}"].to_numpy(dtype=np.float64))
     else:
         limit = result.right if gate.left == value else result.left if gate.right == value else math.nan
         is_limit = not metric.log_of and math.isfinite(limit)
-        excess = sign * (values - (limit if is_limit else float(np.nanmean(values)) if values.size else 0.0))
+        excess = sign * (values - (limit if is_limit else float(np.nanmean(values))))
     by_conversation: dict[str, tuple[list[float], int]] = {}
     for index, (name, number) in enumerate(zip(rows["conversation"].tolist(), excess.tolist(), strict=True)):
         if not math.isnan(number):

@@ -14,7 +14,7 @@ from rwkvbatch.arguments import ITERABLE, PATH, check_argument, checks, either, 
 from rwkvbatch.comparison.runs.data import Opening, RunData, RunFacts, as_integer, as_record
 from rwkvbatch.comparison.runs.foreign import read_foreign
 from rwkvbatch.comparison.runs.table import NO_RESULTS, read_results, tabulate
-from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
+from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError, shown_value
 from rwkvbatch.results.manifest import FORMER, read_manifest
 from rwkvbatch.results.status import planned_rows, why_unfinished
 from rwkvbatch.results.summary import read_part
@@ -134,9 +134,10 @@ def load_runs(sources: Sources, *, choices: bool = False) -> list[RunData]:
 
 def _check_names(sources: Mapping[str, Source]) -> None:
     for name, source in sources.items():
-        if not name or "::" in name:
-            raise UsageError(f"the name of a run must not be empty or contain `::`, got {name!r}")
-        if isinstance(source, str) and "::" in source:
+        if not isinstance(name, str) or not name or "::" in name:  # pyright: ignore[reportUnnecessaryIsInstance]
+            problem = f"the name of a run must be a text that is not empty and has no `::`, got {shown_value(name)}"
+            raise UsageError(problem, hint='such as {"step-100": RUN}')
+        if isinstance(source, str | os.PathLike) and "::" in os.fspath(source):
             raise UsageError(f"{name}: {source} is one cell of a run, which keeps its own name", hint="give a list")
 
 
