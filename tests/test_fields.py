@@ -73,5 +73,5 @@ def test_reading_ends_at_the_first_wrong_item() -> None:
 
 def test_texts_may_have_lone_surrogates_and_keys_may_not() -> None:
     assert read_record(Outer, {"count": 1, "names": ["\ud800"]}).names == ["\ud800"]
-    with pytest.raises(ValueError, match="^it has a key with a lone surrogate$"):
+    with pytest.raises(ValueError, match=r"^it has a key with a lone surrogate$"):
         read_record(Outer, {"count": 1, "\ud800": 1})
