@@ -125,7 +125,8 @@ def detectable_by_flips(
 ) -> float:
     """The smallest true mean of discrete differences that sign flips find with probability `power`.
 
-    The arguments are those of `flips_find`. `reach` if even a mean of this size is not found so often.
+    It is `reach` if not even a mean of this size is found with that probability. The arguments are those of
+    `flips_find`.
     """
     low, high = 0.0, reach
     while high - low > 1e-4 * high:

@@ -66,7 +66,7 @@ def as_junit(analysis: Analysis, *, conversations: bool = False, num_changes: in
             error if a turn ended in an error, a failure if a check failed, and skipped if turns that the baseline has
             are missing or a turn has no verdict. Failures and errors say whether the baseline passes there: regressions
             come first, then what fails in the baseline, too. Properties of the suite count both.
-        num_changes: add so many of the most changed conversations to the output of each pair's suite.
+        num_changes: number of the most changed conversations in the output of each pair's suite.
     """
     details = {id(offenders.result): offenders.lines for offenders in analysis.offenders}
     suites = {"gates": [_gate_case(gate, details.get(id(gate), ())) for gate in analysis.gates]}
