@@ -127,6 +127,13 @@ def test_top_logprobs_have_no_position_for_end_of_text(llm: LLM) -> None:
     assert llm.chat(ADA, ended).outputs[0].top_logprobs == ()
 
 
+def test_top_logprobs_leave_out_the_end_of_text_that_ends_a_reply(hashing: LLM) -> None:
+    params = SamplingParams(temperature=2.0, top_p=1.0, max_tokens=2000, stop=())
+    ended = [r for r in hashing.generate("a", params, n=8, top_logprobs=1).outputs if r.finish_reason == "eos"]
+    assert ended
+    assert all(len(reply.top_logprobs) == len(reply.token_ids) for reply in ended)
+
+
 def test_each_prompt_may_have_parameters_of_its_own(hashing: LLM) -> None:
     each = [WARM.replace(max_tokens=number) for number in (1, 2, 3)]
     assert [len(output.outputs[0].token_ids) for output in hashing.generate(PROMPTS, each)] == [1, 2, 3]

@@ -392,7 +392,7 @@ def test_a_gate_that_errors_or_missing_turns_fail_names_these(
     assert "    talk-6, turn 0: missing in less\n" in out
 
 
-@pytest.mark.parametrize("gate", ["baseline.score > 0.1", "bits_per_byte > 1"])
+@pytest.mark.parametrize("gate", ["baseline.score < 0.99", "bits_per_byte > 1"])
 def test_a_gate_whose_metric_no_turn_of_the_variant_has_names_no_conversation(
     gate: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

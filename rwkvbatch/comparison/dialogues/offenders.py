@@ -14,7 +14,6 @@ import numpy as np
 from rwkvbatch.comparison.gates.expressions import Gate, Value
 from rwkvbatch.comparison.gates.results import GateResult
 from rwkvbatch.comparison.metrics.declarations import metric_named
-from rwkvbatch.comparison.numbers import check_name
 from rwkvbatch.comparison.pairing.matching import MatchedRows
 from rwkvbatch.comparison.runs.data import RunData, Variant
 from rwkvbatch.comparison.values.columns import rows_of
@@ -210,7 +209,11 @@ def _direction(gate: Gate, value: Value) -> int:
 
 def _failed_checks(checks: Sequence[Mapping[str, Any]]) -> str:
     failed = [check for check in checks if check["passed"] is False]
-    return shortened("; ".join(f"{check_name(check)} failed" for check in failed), _MAX_PROBLEM)
+    return shortened("; ".join(f"{_check(check)} failed" for check in failed), _MAX_PROBLEM)
+
+
+def _check(check: Mapping[str, Any]) -> str:
+    return str(check["kind"]) + ("" if check["expected"] in (None, "") else f" {check['expected']!r}")
 
 
 def _offender(row: Mapping[Any, Any], problem: str, replies: Mapping[str, str], side: str = "") -> Offender:
